@@ -470,7 +470,7 @@ class Api:
             **record.summary(),
             **record.private.masked(words),
             "state": record.state,
-            "destinations": [one.name for one in call.transfer_plan.destinations],
+            "destinations": [one.name for one in call.plan.tools.transfer.destinations],
             "place": place,
             "spoken": first,
         }

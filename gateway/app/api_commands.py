@@ -314,13 +314,15 @@ class OperatorCommands:
         call = controller.record.call_id
         if not controller.talking:
             raise RefusedError(f"{call} is not in conversation with the model")
-        if not controller.transfer_plan.destinations:
+        if not controller.plan.tools.transfer.destinations:
             raise RefusedError(f"route {controller.record.route!r} has no [[route.transfer]]")
-        destination = request.get("destination") or controller.transfer_plan.destinations[0].name
+        destination = (
+            request.get("destination") or controller.plan.tools.transfer.destinations[0].name
+        )
         briefing = str(request.get("briefing") or "")
         wanted = json.dumps({"destination": destination, "briefing": briefing})
         try:
-            target = transfer_target(wanted, controller.transfer_plan)
+            target = transfer_target(wanted, controller.plan.tools.transfer)
         except ToolCallError as error:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
@@ -344,7 +346,7 @@ class OperatorCommands:
         record, action = controller.record, str(request.get("action"))
         if action not in RECORDING_ACTIONS:
             raise RefusedError(f"action must be one of {', '.join(RECORDING_ACTIONS)}")
-        refused = refusal_of(record.recording, controller.recording_plan, action)
+        refused = refusal_of(record.recording, controller.plan.recording, action)
         if refused or record.times.confirmed is None:
             raise RefusedError(f"{record.call_id}: {refused or 'the call is not up'}")
         log.info("operator.recording", call=record.call_id, action=action)

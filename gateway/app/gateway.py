@@ -49,6 +49,7 @@ from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter
+from gateway.records.black_boxes import BlackBoxes
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Recordings
@@ -207,6 +208,7 @@ class Gateway:
             else None
         )
         event_logs = EventLogs(config.records.folder, writer, secrets)
+        black_boxes = BlackBoxes(config.records.folder, writer, secrets)
         self._costs = costs = Costs(config)
         uploads = uploads_of(config)
         self.recordings = recordings = Recordings(
@@ -225,7 +227,7 @@ class Gateway:
             lambda key, trunk: self.config.place(key, trunk),
         )
         self.calls = calls = CallRegistry(
-            config, dialplan, records, event_logs, costs, recordings, tracing.trace_id
+            config, dialplan, records, event_logs, black_boxes, costs, recordings, tracing.trace_id
         )
         self.agent = agent = UserAgent(
             sip,

@@ -17,6 +17,7 @@ from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.ending import EndReason
 from gateway.records.background import BackgroundWriter
+from gateway.records.black_boxes import BlackBoxes
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Options, Recordings
@@ -41,6 +42,7 @@ class CallRegistry:
         dialplan: Dialplan,
         records: RecordStore,
         event_logs: EventLogs,
+        black_boxes: BlackBoxes,
         costs: Costs,
         recordings: Recordings | None = None,
         trace_id: Callable[[str], str] = lambda _call_id: "",
@@ -56,6 +58,7 @@ class CallRegistry:
         self._routes = {route.name: route for route in dialplan.routes}
         self._records = records
         self._event_logs = event_logs
+        self._black_boxes = black_boxes
         self._costs = costs
         self._trace_id = trace_id
         self._recordings = recordings
@@ -187,7 +190,10 @@ class CallRegistry:
             events = self._event_logs.open(
                 record.call_id, record.started_at, record.private, route=record.route
             )
-        call.watch(account, events)
+        kept = own.black_box or self._settings.black_box
+        call.watch(
+            account, events, self._black_boxes.open(record, kept, call.plan.tools.collect_digits)
+        )
         if self._recordings is not None:
             call.record_with(self._recordings)
         config, dialplan = self._config, self._dialplan

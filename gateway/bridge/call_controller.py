@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from gateway.billing.costs import Account
+from gateway.bridge.black_box import RecordedMachine
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
 from gateway.bridge.listening import Listeners
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
@@ -27,6 +28,7 @@ from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.realtime.endpoint import Endpoint
+from gateway.records.black_boxes import BlackBox
 from gateway.records.event_logs import EventLog
 from gateway.records.recordings import Recordings
 from gateway.sip.leg import Leg
@@ -70,7 +72,8 @@ class CallController:
         loop = asyncio.get_running_loop()
         began = loop.time() if began is None else began
         self.record = record
-        self.transfer_plan = plan.tools.transfer
+        self.plan = plan
+        """As it was when the call began."""
         self.out_of_band = OutOfBandWaiters()
         self._on_finished = on_finished
         self.explain: Callable[[], None] = lambda: None
@@ -81,6 +84,8 @@ class CallController:
         audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         machine = CallMachine(plan, record, began, audio.playout)
         self._audio = audio
+        self._began = began
+        self._black_box: BlackBox | None = None
         self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec)
         """Those who listen in."""
         self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put)
@@ -98,7 +103,6 @@ class CallController:
         self._sessions = Sessions(host, session_plan, sideband, lambda: audio.playout.queued_ms)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer, permit_dial)
         self._recorder = CallRecorder(host, plan, audio)
-        self.recording_plan = plan.recording
         self._media = CallMedia(
             host,
             plan,
@@ -113,7 +117,7 @@ class CallController:
             host,
             tools,
             plan.content.guardrails,
-            lambda: machine.variables,
+            lambda: driver.machine.variables,
             plan.tools.collect_digits,
         )
         driver.executors = {
@@ -156,9 +160,16 @@ class CallController:
         """Before the start: have recordings of the call written by these."""
         self._recorder.recordings = recordings
 
-    def watch(self, account: Account, events: EventLog | None) -> None:
-        """Before the start: count what the call uses, and let ``events`` see its session."""
+    def watch(
+        self, account: Account, events: EventLog | None, black_box: BlackBox | None = None
+    ) -> None:
+        """Before the start: count what the call uses, let ``events`` see its session and
+        ``black_box`` the steps of its machine."""
         self._sessions.watch(account, events)
+        if black_box is not None:
+            self._black_box = black_box
+            made = (self.plan, self.record, self._began, self._audio.playout)
+            self._driver.machine = RecordedMachine(*made, black_box.write, masked=black_box.masks)
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
@@ -247,11 +258,16 @@ class CallController:
             self._legs.finish,
             self._sessions.finish,
             lambda: self.explain(),
+            self._end_black_box,
             self._summarize,
             *(() if self._sideband is None else (self._sideband.end,)),
             lambda: self._on_finished(self),
         ):
             self._attempt(step)
+
+    def _end_black_box(self) -> None:
+        if self._black_box is not None:
+            self.record.session.black_box = self._black_box.end(self.record)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

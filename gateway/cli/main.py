@@ -72,6 +72,8 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
     "Past calls": {
         "report": _Entry("past", "Report on calls by route, trunk, day or ending.", "report"),
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
+        "blackbox": _Entry("past", "Print where the black box of a call is.", "black_box"),
+        "replay": _Entry("past", "Replay a black box, and show what differs.", "replay"),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },
     "Develop": {

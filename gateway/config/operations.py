@@ -71,6 +71,7 @@ class RecordSettings(Section):
     events: Flag = False
     redact: tuple[Redacted, ...] = ()
     redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] = ()
+    black_box: Literal["off", "on_trouble", "always"] = "off"
     retention_days: Days = 0.0
     details_retention_days: Days = 0.0
 

@@ -216,6 +216,7 @@ class RouteRecords(Section):
     events: Flag | None = None
     redact: tuple[Redacted, ...] | None = None
     redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] | None = None
+    black_box: Literal["off", "on_trouble", "always"] | None = None
 
 
 BACKCHANNEL = (

@@ -29,6 +29,7 @@ ROUTES = """
 [[route]]
 name = "paying"
 to = "^paying$"
+records.black_box = "always"
 [route.greeting]
 say = "Hello."
 [route.dtmf]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
+from gateway.bridge.black_box import RecordedMachine
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord, LegRecord
 from gateway.call.machine import CallMachine, State
@@ -112,6 +113,10 @@ def error(
     return inputs.ServerErrorReceived(ServerError(code, message), command)
 
 
+scenes: list[Scene] = []
+"""Those of the test that runs: see the fixture that replays them."""
+
+
 class Scene:
     """A call and its surroundings. ``seen`` has everything that was done, in a few words each."""
 
@@ -129,7 +134,12 @@ class Scene:
         self._playing = False
         self._paused = False
         self._inbox: deque[inputs.Input] = deque()
-        self.machine = CallMachine(self.plan, self.record, self.now, self)
+        self.black_box: list[str] = []
+        """Lines of every step, for a replay."""
+        self.machine: CallMachine = RecordedMachine(
+            self.plan, self.record, self.now, self, self.black_box.append
+        )
+        scenes.append(self)
         self._execute(self.machine.start(self.now))
 
     def at(self, seconds: float, *happenings: inputs.Input) -> list[str]:

@@ -18,8 +18,8 @@ from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.sent_commands import REQUEST_KEY
+from gateway.records import black_boxes, event_logs
 from gateway.records.database import Database, Filter
-from gateway.records.event_logs import SUFFIX
 from gateway.records.rows import CLOSED, CUT
 from gateway.records.spool import LOCK_NAME, NAME
 from tests.support.gateway_process import WITHIN_S, Gateway
@@ -88,6 +88,9 @@ fallback = []
 say = "Hello."
 """
 """``plain``: the caller speaks first. ``greeted``: the model does, whatever its script says."""
+
+LOGS = (black_boxes.SUFFIX, event_logs.SUFFIX)
+"""Ends of the names of files beside the records."""
 
 _RTP_PORTS = range(12000, 32000, 400)
 """Below what the kernel gives out by itself (32768 and above): a telephone's ports are those."""
@@ -211,7 +214,7 @@ class GatewayStack:
             if file.name in (NAME, LOCK_NAME) or file.name.startswith(DATABASE_NAME):
                 continue
             text = file.read_text()
-            if file.name == LEDGER_NAME or file.name.endswith(SUFFIX):
+            if file.name == LEDGER_NAME or file.name.endswith(LOGS):
                 continue
             assert file.suffix == ".json", file
             record = json.loads(text)

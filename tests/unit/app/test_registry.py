@@ -11,6 +11,9 @@ from typing import Any, cast
 from gateway.app.registry import CallRegistry
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
+from gateway.call.plan import CollectPlan
+from gateway.records.background import BackgroundWriter
+from gateway.records.black_boxes import BlackBoxes
 from tests.support.call_fakes import settle
 
 
@@ -22,6 +25,8 @@ class FakeCall:
         self.session_plan = SimpleNamespace(
             endpoint=SimpleNamespace(model="m", url="ws://x"), settings={}
         )
+        collect = CollectPlan()
+        self.plan = SimpleNamespace(tools=SimpleNamespace(collect_digits=collect))
         self.watched: list[Any] = []
         self.left = asyncio.Event()
 
@@ -29,9 +34,10 @@ class FakeCall:
         """As a call does."""
         prepare()
 
-    def watch(self, *given: Any) -> None:
+    def watch(self, account: Any, events: Any, black_box: Any) -> None:
         """Account and event log."""
-        self.watched.append(given)
+        assert black_box is None
+        self.watched.append((account, events))
 
     def shut_down(self) -> None:
         """As a call does."""
@@ -53,14 +59,16 @@ class Kept:
         self.written: list[CallRecord] = []
         self.accounts: list[tuple[str, dict[str, Any]]] = []
         self.logs: list[str] = []
-        settings = SimpleNamespace(redact=("numbers",), redact_patterns=(), events=True)
-        own = SimpleNamespace(redact=None, redact_patterns=None, events=None)
+        masks = {"redact": ("numbers",), "redact_patterns": ()}
+        settings = SimpleNamespace(**masks, events=True, black_box="off")
+        own = SimpleNamespace(redact=None, redact_patterns=None, events=None, black_box=None)
         self.route = SimpleNamespace(name="r", records=own)
         self.calls = CallRegistry(
             cast(Any, SimpleNamespace(records=settings)),
             cast(Any, SimpleNamespace(routes=[self.route])),
             cast(Any, SimpleNamespace(write=self.written.append, opened=lambda _record: None)),
             cast(Any, SimpleNamespace(open=lambda call_id, *_given, **_more: call_id)),
+            BlackBoxes(None, BackgroundWriter()),
             cast(Any, SimpleNamespace(open=self._open, exhausted=lambda _route, _number: None)),
         )
         self.calls.max_calls = 2

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Black box of one call: the inputs and outputs of its state machine as lines of JSON, and a replay
+that feeds the inputs to the state machine of today and shows where its outputs differ.
+
+The first line (``plan``, ``record``, ``at``) says how the machine was made. Each further line is a
+step: ``at`` (s, the clock of the process), ``in`` (the input, null for the start), ``asked`` (what
+the machine was answered within the step: frames taken back from the playout queue, results of
+functions in the plan), ``out`` (its outputs) and ``due`` (its next deadline). Of audio only the
+length is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from importlib import import_module
+from typing import Any, TypeVar, cast
+
+from gateway import __version__
+from gateway.call.call_record import CallRecord
+from gateway.call.inputs import Input, Prepared
+from gateway.call.machine import CallMachine
+from gateway.call.outputs import Output, Send
+from gateway.call.plan import CallPlan
+from gateway.call.playout.playback import Playout
+from gateway.realtime.events import AudioDelta, ClientCommand
+
+FORMAT = 1
+"""Version of the lines."""
+
+KEPT_COMMANDS = 2000
+"""Commands that an input may refer back to: it answers one of those sent last."""
+
+_KIND = "$"
+"""Key of what JSON has no form for: the name of a class, or one of those below."""
+_BYTES, _TUPLE, _SET, _MAP, _PATTERN, _FUNCTION, _SENT = (
+    "bytes", "tuple", "set", "map", "pattern", "function", "sent"
+)  # fmt: skip
+_PACKAGES = ("gateway.call.", "gateway.realtime.", "gateway.audio.", "gateway.ending")
+"""Where the classes of plans, inputs and outputs are: no other is made from a file."""
+_NOT_KEPT = frozenset({"transcript", "_marks", "_mark_count", "_held"})
+"""Fields of a record that the gateway makes anew. Fields that ``repr`` leaves out are secrets, and
+kept of nothing."""
+
+T = TypeVar("T")
+
+
+class BlackBoxError(ValueError):
+    """A file is no black box, or one of a version whose calls are not understood."""
+
+
+class _Commands:
+    """Numbers the commands that the machine sends: what answers one has to be the same object."""
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[int, ClientCommand]] = deque(maxlen=KEPT_COMMANDS)
+        self._count = 0
+
+    def note(self, todo: Iterable[Output]) -> None:
+        """Number those that these outputs send."""
+        for output in todo:
+            if type(output) is Send:
+                self._sent.append((self._count, output.command))
+                self._count += 1
+
+    def number(self, command: object) -> int | None:
+        """Return the number of a command; None of one that was not sent."""
+        return next((at for at, one in reversed(self._sent) if one is command), None)
+
+    def numbered(self, number: int) -> ClientCommand | None:
+        """Return the command of a number; None where there was none, or too long ago."""
+        return next((one for at, one in reversed(self._sent) if at == number), None)
+
+
+def _plain(value: Any, commands: _Commands | None = None) -> Any:
+    """Return a value as JSON has it."""
+    if value is None or (
+        isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)
+    ):
+        return value
+    if isinstance(value, (bytes, bytearray)):
+        return {_KIND: _BYTES, "length": len(value)}
+    if isinstance(value, Enum):
+        return {_KIND: _name(type(value)), "value": value.value}
+    if is_dataclass(value):
+        number = None if commands is None else commands.number(value)
+        if number is not None:
+            return {_KIND: _SENT, "number": number}
+        kept = {
+            one.name: _plain(getattr(value, one.name), commands)
+            for one in fields(value)
+            if one.repr and not (type(value) is CallRecord and one.name in _NOT_KEPT)
+        }
+        return {_KIND: _name(type(value)), **kept}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value) and _KIND not in value:
+            return {key: _plain(inner, commands) for key, inner in value.items()}
+        pairs = [[_plain(key), _plain(inner, commands)] for key, inner in value.items()]
+        return {_KIND: _MAP, "pairs": pairs}
+    if isinstance(value, (list, deque)):
+        return [_plain(inner, commands) for inner in value]
+    if isinstance(value, tuple):
+        return {_KIND: _TUPLE, "of": [_plain(inner, commands) for inner in value]}
+    if isinstance(value, (set, frozenset)):
+        return {_KIND: _SET, "of": sorted((_plain(inner) for inner in value), key=repr)}
+    if isinstance(value, re.Pattern):
+        return {_KIND: _PATTERN, "pattern": value.pattern, "flags": value.flags}
+    if callable(value):
+        return {_KIND: _FUNCTION}
+    raise TypeError(f"a black box cannot hold a {type(value).__name__}")
+
+
+def _masked(plain: Any) -> Any:
+    """Return a step without keys that were pressed and words that come in parts. The keys # and *
+    stay: they end an entry."""
+    if isinstance(plain, list):
+        return [_masked(inner) for inner in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        key: re.sub(r"\d", "0", inner)
+        if key == "digit"
+        else ""
+        if key == "delta"
+        else _masked(inner)
+        for key, inner in plain.items()
+    }
+
+
+def _alike(plain: Any) -> Any:
+    """Return outputs with all figures alike: those of a masked black box are not the call's."""
+    if isinstance(plain, list):
+        return [_alike(inner) for inner in plain]
+    if isinstance(plain, dict):
+        return {key: _alike(inner) for key, inner in plain.items()}
+    return re.sub(r"[\d*]+", "0", plain) if isinstance(plain, str) else plain
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _made(plain: Any, answers: Answers, commands: _Commands) -> Any:
+    """Return the value that :func:`_plain` was given; functions are answered from ``answers``."""
+    if isinstance(plain, list):
+        return [_made(inner, answers, commands) for inner in plain]
+    if not isinstance(plain, dict):
+        return plain
+    kind = plain.get(_KIND)
+    if kind is None:
+        return {key: _made(inner, answers, commands) for key, inner in plain.items()}
+    if kind == _BYTES:
+        return bytes(plain["length"])
+    if kind in (_TUPLE, _SET):
+        of = [_made(inner, answers, commands) for inner in plain["of"]]
+        return tuple(of) if kind == _TUPLE else frozenset(of)
+    if kind == _MAP:
+        return {
+            _made(key, answers, commands): _made(inner, answers, commands)
+            for key, inner in plain["pairs"]
+        }
+    if kind == _PATTERN:
+        return re.compile(plain["pattern"], plain["flags"])
+    if kind == _FUNCTION:
+        return answers.next
+    if kind == _SENT:
+        return commands.numbered(plain["number"])
+    found = _class(kind)
+    if issubclass(found, Enum):
+        return found(plain["value"])
+    known = {one.name: one for one in fields(found)}
+    values = {
+        key: _made(inner, answers, commands)
+        for key, inner in plain.items()
+        if key != _KIND and key in known
+    }
+    made = found(**{key: value for key, value in values.items() if known[key].init})
+    for key, value in values.items():
+        if not known[key].init:
+            object.__setattr__(made, key, value)
+    return made
+
+
+def _class(name: str) -> Any:
+    module, _, kind = name.rpartition(".")
+    if not f"{module}.".startswith(_PACKAGES):
+        raise BlackBoxError(f"{name!r} is no class of a call")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError):
+        raise BlackBoxError(f"this version has no {name}") from None
+    if not (isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))):
+        raise BlackBoxError(f"{name!r} is no class of a call")
+    return found
+
+
+class Answers:
+    """What the machine is answered within a step, kept; in a replay, answered again in order."""
+
+    def __init__(self, playout: Playout | None = None) -> None:
+        self._playout = playout
+        self.given: list[Any] = []
+
+    def flush(self) -> int:
+        """As :class:`gateway.call.playout.playback.Playout`."""
+        if self._playout is None:
+            return int(self.next() or 0)
+        self.given.append(self._playout.flush())
+        return cast(int, self.given[-1])
+
+    def next(self, *_arguments: Any) -> Any:
+        """Return the next of those given; None where the machine asks more than it did."""
+        return self.given.pop(0) if self.given else None
+
+    def take(self) -> list[Any]:
+        """Return those given since the last time."""
+        given, self.given = self.given, []
+        return given
+
+    def noted(self, value: T) -> T:
+        """Return a plan whose functions have their results kept."""
+        return cast(T, self._noted(value))
+
+    def _noted(self, value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            kept = {
+                one.name: self._noted(getattr(value, one.name)) for one in fields(value) if one.init
+            }
+            changed = {
+                name: inner for name, inner in kept.items() if inner is not getattr(value, name)
+            }
+            return replace(value, **changed) if changed else value
+        if isinstance(value, tuple):
+            several = tuple(self._noted(inner) for inner in value)
+            same = all(one is other for one, other in zip(several, value, strict=True))
+            return value if same else several
+        if isinstance(value, Mapping):
+            named = {key: self._noted(inner) for key, inner in value.items()}
+            return value if all(named[key] is value[key] for key in value) else named
+        if callable(value) and not isinstance(value, (type, Enum)):
+            return self._noting(value)
+        return value
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            result = function(*arguments)
+            self.given.append(result)
+            return result
+
+        return run
+
+
+class RecordedMachine(CallMachine):
+    """A state machine whose steps are written down.
+
+    Args:
+        write: takes each line.
+        masked: leave out which keys are pressed.
+    """
+
+    def __init__(
+        self,
+        plan: CallPlan,
+        record: CallRecord,
+        now: float,
+        playout: Playout,
+        write: Callable[[str], None],
+        *,
+        masked: bool = False,
+    ) -> None:
+        self._write = write
+        self._masks = masked
+        self._answers = Answers(playout)
+        self._commands = _Commands()
+        made = {"at": now, "plan": _plain(plan), "record": _plain(record)}
+        write(_line(black_box=FORMAT, version=__version__, masked=masked, **made))
+        super().__init__(self._answers.noted(plan), record, now, self._answers)
+
+    def start(self, now: float) -> list[Output]:
+        """As :meth:`CallMachine.start`."""
+        return self._step(None, now, lambda: CallMachine.start(self, now))
+
+    def handle(self, input: Input, now: float) -> list[Output]:
+        """As :meth:`CallMachine.handle`."""
+        if type(input) is Prepared:
+            input = replace(input, plan=self._answers.noted(input.plan))
+        return self._step(input, now, lambda: CallMachine.handle(self, input, now))
+
+    def more_audio(self, delta: AudioDelta) -> None:
+        """Take no audio but as an input, which is a step."""
+
+    def _step(
+        self, input: Input | None, now: float, work: Callable[[], list[Output]]
+    ) -> list[Output]:
+        step = {"at": now, "in": _plain(input, self._commands)}
+        try:
+            todo = work()
+        except Exception as error:
+            self._end(step, raised=repr(error))
+            raise
+        self._commands.note(todo)
+        self._end(step, out=_plain(todo), due=self.deadline)
+        return todo
+
+    def _end(self, step: dict[str, Any], **done: Any) -> None:
+        step |= {"asked": _plain(self._answers.take()), **done}
+        self._write(_line(**(_masked(step) if self._masks else step)))
+
+
+def _line(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A step at which the machine of today did something else."""
+
+    line: int
+    at: float
+    """Seconds since the machine was made."""
+    input: str
+    recorded: Sequence[Any]
+    today: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay showed."""
+
+    call_id: str
+    steps: int
+    differences: Sequence[Difference]
+
+
+def replay(lines: Iterable[str], most: int = 20) -> Replay:
+    """Feed a black box to the state machine of today; stops after ``most`` differences.
+
+    Raises BlackBoxError for what is no black box.
+    """
+    steps = _read(lines)
+    head = next(steps, None)
+    if head is None or head.get("black_box") != FORMAT:
+        raise BlackBoxError(f"line 1: no black box of format {FORMAT}")
+    answers, commands = Answers(), _Commands()
+    try:
+        record = _made(head["record"], answers, commands)
+        began = head["at"]
+        machine = CallMachine(_made(head["plan"], answers, commands), record, began, answers)
+        answers.take()
+        count, differences = 0, list[Difference]()
+        for number, step in enumerate(steps, 2):
+            count += 1
+            answers.given = _made(step["asked"], answers, commands)
+            today = _again(machine, step, answers, commands)
+            recorded = (
+                [step["raised"]] if "raised" in step else [*step["out"], {"due": step["due"]}]
+            )
+            if head.get("masked"):
+                recorded, today = _alike(recorded), _alike(today)
+            if today != recorded:
+                name = "start" if step["in"] is None else step["in"][_KIND].rpartition(".")[2]
+                differences.append(Difference(number, step["at"] - began, name, recorded, today))
+                if len(differences) >= most:
+                    break
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BlackBoxError(f"not understood: {error!r}") from error
+    return Replay(record.call_id, count, differences)
+
+
+def _again(
+    machine: CallMachine, step: Mapping[str, Any], answers: Answers, commands: _Commands
+) -> list[Any]:
+    """Return what the machine does in a step, as the line has it."""
+    try:
+        if step["in"] is None:
+            todo = machine.start(step["at"])
+        else:
+            todo = machine.handle(_made(step["in"], answers, commands), step["at"])
+    except Exception as error:
+        return [repr(error)]
+    commands.note(todo)
+    # Through JSON, as what it is compared with.
+    return cast("list[Any]", json.loads(json.dumps([*_plain(todo), {"due": machine.deadline}])))
+
+
+def _read(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            read = json.loads(line)
+        except ValueError as error:
+            raise BlackBoxError(f"line {number}: no JSON: {error}") from error
+        if not isinstance(read, dict):
+            raise BlackBoxError(f"line {number}: no object")
+        yield read

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files of black boxes: for each call one with every step of its state machine, beside its record.
+
+A file is written as the call goes on, so that a call whose process dies has its own; where a route
+wants only those of calls that went wrong, it is deleted at the end of a call that did not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from gateway.call.call_record import CallRecord
+from gateway.call.plan import CollectPlan
+from gateway.ending import EndReason
+from gateway.log import Redactor
+from gateway.records.background import BackgroundWriter, Channel
+from gateway.records.files import file_stem, private
+from gateway.text import PrivateDigits
+
+SUFFIX = ".blackbox.jsonl"
+Kept = Literal["off", "on_trouble", "always"]
+MAX_WAITING = 20_000
+"""Parcels of lines that wait for the disk, of all calls."""
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+PARCEL_BYTES = 16 * 1024
+"""Of one call's lines, gathered until they are handed to the writer."""
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Of one call; a line that is longer than what is left ends its black box."""
+SLOW_MS = 3000.0
+"""A caller who waits so long for an answer, once, has a slow call."""
+
+UNTROUBLED = frozenset(
+    {
+        EndReason.REMOTE_HANGUP,
+        EndReason.CANCELLED,
+        EndReason.AGENT_HANGUP,
+        EndReason.TRANSFERRED,
+        EndReason.BRIDGE_ENDED,
+        EndReason.BUSY,
+        EndReason.DECLINED,
+        EndReason.NO_ANSWER,
+        EndReason.IDLE,
+        EndReason.MACHINE_DETECTED,
+        EndReason.APPLICATION,
+        EndReason.OPERATOR,
+    }
+)
+"""Endings that are nobody's fault."""
+
+log = structlog.get_logger("records")
+
+
+def went_wrong(record: CallRecord) -> bool:
+    """Whether a call ended badly, lost its session meanwhile, or was slow."""
+    ending = record.ending
+    return (
+        ending is None
+        or ending.why not in UNTROUBLED
+        or bool(record.session.failovers)
+        or record.media.underruns > 0
+        or any(one.ms > SLOW_MS for one in record.response_times)
+    )
+
+
+class BlackBox:
+    """That of one call. Lives on the event loop; takes lines, and a thread writes them."""
+
+    def __init__(
+        self,
+        path: Path,
+        put: Callable[[_Parcel, int], bool],
+        private: PrivateDigits,
+        kept: Kept,
+        masks: bool,
+    ) -> None:
+        self.path = path
+        self.private = private
+        self.masks = masks
+        """Whether keys that are pressed are left out."""
+        self.written = 0
+        """Bytes; the writer's thread counts."""
+        self.broken = False
+        """A line is missing: no more are written, as none after it could be replayed."""
+        self.keep = kept == "always"
+        """Whether the file stays when the call went well: an operator may ask for it."""
+        self._put = put
+        self._lines: list[str] = []
+        self._bytes = 0
+
+    def write(self, line: str) -> None:
+        """Add a line, soon."""
+        self._lines.append(line)
+        self._bytes += len(line)
+        if self._bytes >= PARCEL_BYTES:
+            self._hand_on(None)
+
+    def end(self, record: CallRecord) -> str:
+        """The call is over; returns the name of the file that stays, "" where none does."""
+        stays = self.keep or went_wrong(record)
+        self._hand_on(stays)
+        return self.path.name if stays else ""
+
+    def _hand_on(self, stays: bool | None) -> None:
+        lines, size, self._lines, self._bytes = self._lines, self._bytes, [], 0
+        if not self._put((self, lines, stays), size):
+            self.broken = True
+
+
+_Parcel = tuple[BlackBox, list[str], bool | None]
+
+
+class BlackBoxes:
+    """Opens them, and writes them all.
+
+    Args:
+        folder: that of the records; None writes nothing.
+        writer: whose thread writes the lines.
+        secrets: texts that no line may hold.
+    """
+
+    def __init__(
+        self, folder: Path | None, writer: BackgroundWriter, secrets: Sequence[str] = ()
+    ) -> None:
+        self._folder = folder
+        self._redact = Redactor(secrets)
+        self._failing = False
+        self._channel: Channel[_Parcel] = writer.channel(
+            "black boxes", self._write, MAX_WAITING, MAX_WAITING_BYTES
+        )
+
+    def open(self, record: CallRecord, kept: Kept, collect: CollectPlan) -> BlackBox | None:
+        """The black box of a call that begins now; None where none is written.
+
+        Args:
+            collect: keys that it asks for as private or sensitive are in no black box.
+        """
+        if self._folder is None or kept == "off":
+            return None
+        path = self._folder / f"{file_stem(record.started_at, record.call_id)}{SUFFIX}"
+        masks = collect.private or collect.sensitive or bool(record.private)
+        return BlackBox(path, self._channel.put, record.private, kept, masks)
+
+    def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
+        """On the writer's thread. What cannot be written ends its black box."""
+        for box, lines, stays in parcels:
+            try:
+                self._append(box, lines)
+                if stays is False:
+                    box.path.unlink(missing_ok=True)
+            except OSError as error:
+                box.broken = True
+                if not self._failing:
+                    log.error("black_box.write_failed", file=str(box.path), error=str(error))
+                self._failing = True
+            else:
+                self._failing = False
+        return ()
+
+    def _append(self, box: BlackBox, lines: list[str]) -> None:
+        if box.broken or not lines:
+            return
+        text = "".join(f"{self._redact(None, '', _masked(line, box.private))}\n" for line in lines)
+        if box.written + len(text) > MAX_FILE_BYTES:
+            box.broken = True
+            return
+        with open(
+            box.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
+        ) as file:
+            box.written += file.write(text)
+
+
+def _masked(line: str, private: PrivateDigits) -> str:
+    return json.dumps(private.masked(json.loads(line)), ensure_ascii=False) if private else line

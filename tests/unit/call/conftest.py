@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each call of these tests is replayed from its black box, and goes as it went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.bridge.black_box import replay
+from tests.support.call_scene import scenes
+
+MOST_SCENES = 3
+"""Of one test: some make hundreds."""
+
+
+@pytest.fixture(autouse=True)
+def _replayed(request: pytest.FixtureRequest) -> Iterator[None]:
+    scenes.clear()
+    yield
+    if request.node.get_closest_marker("reaches_in") is None:
+        for scene in scenes[:MOST_SCENES]:
+            assert list(replay(scene.black_box).differences) == []
+    scenes.clear()
