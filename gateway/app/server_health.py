@@ -20,7 +20,6 @@ from gateway.measures import SESSION_OPEN, Distribution
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, class_of
 from gateway.realtime.session import SessionClosed
-from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
 from gateway.tasks import TaskSet
 
@@ -193,7 +192,7 @@ class HealthChecker(ServerWatch):
         try:
             session = await open_session(
                 endpoint,
-                session_object({}, "PCMU", ()),
+                endpoint.least_session(),
                 timeout=self._timeout,
                 on_event=lambda _event: None,
                 on_closed=lambda _closed: None,

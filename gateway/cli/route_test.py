@@ -285,7 +285,7 @@ def _with_route(
         cleaned=match.cleaned,
         server=plan.endpoint.shown,
         model=plan.endpoint.model,
-        session=hide(plan.settings),
+        session=hide(plan.settings_for(plan.endpoint)),
         greeting=hide(call_plan(config, match, codec, 0).greeting),
         metadata=hide(metadata_of(match.route, match.values)),
         data=told,

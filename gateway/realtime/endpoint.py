@@ -35,6 +35,7 @@ except ImportError:  # where it was built without a compiler
 
 from gateway.realtime.dialects import GA, Dialect
 from gateway.realtime.dialects.dialect import AZURE_HOSTS, Audio
+from gateway.realtime.session_object import live_object, session_object
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")
@@ -126,6 +127,10 @@ class Endpoint:
         """The URL for logs and errors: without its query, which may hold a key."""
         parts = urlsplit(self.url)
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), "", ""))
+
+    def least_session(self) -> dict[str, Any]:
+        """A session object that asks for nothing, to try the server with."""
+        return live_object({}, "PCMU") if self.live else session_object({}, "PCMU", ())
 
     def request_headers(self) -> dict[str, str]:
         """Headers of the upgrade request, with the key: never to be logged."""

@@ -72,6 +72,7 @@ WORLD = {
     + "[route.hold]\nrelease_after = 1\n"
     + LIVE.format(name="live-greeted")
     + GREETING
+    + LIVE.format(name="live-pcm").replace('"gpt-live-1.1"', '"gpt-live-1.1"\naudio = "pcm24"')
     + LIVE.format(name="live-clip")
     + CLIP
     + MIXED
@@ -140,6 +141,8 @@ async def test_a_second_of_audio_goes_up_each_second(world: GatewayStack) -> Non
     call, session = await up(world)
     started = session.sent("session.started")[0].at
     call.rtp.say(noise(5, 0.5))
+    await call.rtp.quiet()
+    call.rtp.sending = False  # the network loses all of it
     await session.wait_until(lambda one: one.received_total > 3 * 8000, WITHIN_S)
     await world.summary_at_end(call)
     await closed(session)
@@ -276,3 +279,14 @@ async def test_the_kinds_are_fallbacks_of_each_other(world: GatewayStack) -> Non
     call.rtp.say(noise(8, 0.6))
     await other.wait_until(lambda one: bool(one.sent("response.done")), WITHIN_S)
     await world.summary_at_end(call)
+
+
+async def test_a_server_of_linear_pcm(world: GatewayStack) -> None:
+    world.behave(answers=[{"kind": "tones", "seconds": 1, "frequencies_hz": [440.0]}])
+    call, session = await up(world, "live-pcm")
+    start = session.client_events[0].body["session"]
+    assert start["audio"]["format"] == {"type": "audio/pcm", "rate": 24000}
+    call.rtp.say(noise(6, 0.6))
+    await eventually(lambda: len(speech(call.rtp.packets)) >= 7000, "the tone is heard")
+    await world.summary_at_end(call)
+    await closed(session)

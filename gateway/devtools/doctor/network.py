@@ -24,7 +24,6 @@ from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
 
 CONNECT_SECONDS = 5.0
@@ -128,18 +127,19 @@ async def _session(settings: _Server, shown: str) -> Finding | None:
     """Open a session as a call would; None when that works."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     try:
+        endpoint = Endpoint(
+            url=settings.url,
+            model=settings.model,
+            api_key=settings.api_key or "",
+            api_key_header=settings.api_key_header,
+            headers={name: text.get_secret_value() for name, text in settings.headers.items()},
+            dialect=DIALECTS[settings.dialect],
+            audio=settings.audio,
+            ca="" if settings.ca is None else str(settings.ca),
+        )
         session = await open_session(
-            Endpoint(
-                url=settings.url,
-                model=settings.model,
-                api_key=settings.api_key or "",
-                api_key_header=settings.api_key_header,
-                headers={name: text.get_secret_value() for name, text in settings.headers.items()},
-                dialect=DIALECTS[settings.dialect],
-                audio=settings.audio,
-                ca="" if settings.ca is None else str(settings.ca),
-            ),
-            session_object({}, "PCMU", ()),
+            endpoint,
+            endpoint.least_session(),
             timeout=SESSION_SECONDS,
             on_event=lambda _event: None,
             on_closed=lambda _closed: None,
