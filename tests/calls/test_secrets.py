@@ -6,12 +6,13 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from tests.calls.test_api import API, TOKENS
 from tests.support.harness import API_KEY, TRUSTED, GatewayStack, eventually
-from tests.support.http_service import http_service
+from tests.support.http_service import Answer, http_service
 
 CANARIES = {
     "header": "canary-realtime-header-1",
@@ -187,3 +188,53 @@ async def test_words_by_rule_are_in_nothing_that_is_kept_or_told(own_folder: Pat
     assert "It is ****, and ****" in spoken
     assert "My number is ****." in spoken
     assert (record["disposition"], "****" in places["pages"]) == ("of ****", True)
+
+
+BROKERED = """
+[[route]]
+name = "desk"
+to = "^desk$"
+[route.session]
+instructions = "You are the desk."
+[route.realtime]
+url = "ws://{provider}/v1/realtime"
+api_key = "canary-provider-key-8"
+"""
+
+
+async def test_a_browser_s_key_by_http_and_the_gateway_s_nowhere(own_folder: Path) -> None:
+    with http_service() as provider:
+        made = {"value": "ek_of_a_browser", "expires_at": 5, "session": {"type": "realtime"}}
+        provider.answers = [Answer(200, json.dumps(made)), Answer(401, "canary-provider-key-8")]
+        routes = BROKERED.format(provider=provider.url.removeprefix("http://"))
+        world = GatewayStack(own_folder, routes=routes, more=API)
+        await world.start()
+        address = world.gateway.all("api.listening")[-1]["address"]
+        url = f"http://{address}/v1/realtime/client_secrets"
+        pages = []
+        async with httpx.AsyncClient(trust_env=False) as http:
+
+            async def post(role: str, **body: Any) -> int:
+                token = {"Authorization": f"Bearer {TOKENS[role]}"} if role else {}
+                pages.append(await http.post(url, json=body, headers=token))
+                return pages[-1].status_code
+
+            assert await post("", route="desk") == 401
+            assert await post("readonly", route="desk") == 403
+            assert await post("operator", route="nobody") == 404
+            assert await post("operator", route="desk", expires_after={"seconds": 1}) == 422
+            assert not provider.asked
+            assert await post("operator", route="desk", expires_after={"seconds": 60}) == 200
+            assert pages[-1].json() == made
+            assert await post("operator", route="desk") == 409, "the provider refuses it"
+        (asked, _) = provider.asked
+        assert asked.headers["authorization"] == "Bearer canary-provider-key-8"
+        assert asked.json["session"]["instructions"] == "You are the desk."
+        assert asked.json["expires_after"] == {"anchor": "created_at", "seconds": 60}
+        audited = world.gateway.all("api.audit", action="client_secret")
+        results = [(line["route"], line["result"]) for line in audited]
+        assert results == [("nobody", "404"), ("desk", "ok"), ("desk", "409")]
+        await world.stop()
+    told = json.dumps(world.gateway.lines) + " ".join(page.text for page in pages)
+    assert "canary-provider" not in told
+    assert "ek_of_a_browser" not in json.dumps(world.gateway.lines)
