@@ -73,7 +73,14 @@ async def talked(world: GatewayStack, user: str) -> PhoneCall:
 async def test_a_call_is_replayed_as_it_went(
     world: GatewayStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = await kept(world, await talked(world, "boxed"))
+    call = await talked(world, "boxed")
+    path = await kept(world, call)
+    where = ["blackbox", call.call_id, "-c", str(world.gateway.config)]
+    copy = tmp_path / "copy.jsonl"
+    await eventually(
+        lambda: CliRunner().invoke(main, [*where, "-o", str(copy)]).output == f"{copy}\n", "a copy"
+    )
+    assert copy.read_bytes() == path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600
     lines = path.read_text().splitlines()
     assert '"digit":"4"' in path.read_text()
@@ -97,6 +104,10 @@ async def test_only_what_went_wrong_is_kept(world: GatewayStack) -> None:
     await call.hang_up()
     record = await world.record(call)
     assert record["black_box"] == ""
+    where = ["blackbox", call.call_id, "-c", str(world.gateway.config)]
+    await eventually(
+        lambda: "no black box" in CliRunner().invoke(main, where).output, "the row of the call"
+    )
     name = f"*{record['call_id']}{SUFFIX}"
     await eventually(lambda: not list(world.records_folder.glob(name)), "gone")
     world.behave(end={"at": "response.output_audio.delta", "nth": 1, "drop": True})
