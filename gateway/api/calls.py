@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,8 +25,6 @@ QUERY_SECONDS = 15.0
 """For one query of the database."""
 EXPORTED_AT_ONCE = 200
 """Rows of an export that are fetched together."""
-PIECE_BYTES = 64 * 1024
-"""Of a recording in progress, read together."""
 
 _WORDS = ("transcript", "timeline", "out_of_band", "digits")
 """Parts of a record that have what people said or pressed."""
@@ -218,7 +214,6 @@ class _Wanted:
 def add_calls(paths: Paths, backend: Backend) -> None:
     """Add the paths."""
     _add_queries(paths, backend)
-    _add_recording(paths, backend)
     _add_commands(paths, backend)
 
 
@@ -315,43 +310,6 @@ def _add_queries(paths: Paths, backend: Backend) -> None:
     async def get_outcome(call_id: CallId) -> Any:
         """Whether a call that was placed by the API is over, and its summary."""
         return await run(backend, "call", {"call": call_id})
-
-
-def _add_recording(paths: Paths, backend: Backend) -> None:
-    path = "/calls/{call_id}/recording"
-
-    @paths.add(
-        "GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"], response_class=FileResponse
-    )
-    async def get_recording(call_id: CallId, request: Request) -> Any:
-        """The recording of a call; an encrypted one as it is in the folder."""
-        folder = backend.recordings
-        found: list[FilePath] = []
-        if folder is not None and re.fullmatch(r"[A-Za-z0-9-]{1,80}", call_id):
-            # On a thread: there may be very many files.
-            found = await asyncio.to_thread(lambda: sorted(folder.glob(f"*_{call_id}.*")))
-        if not found:
-            raise no_call(call_id, f"there is no recording of {call_id!r} here")
-        audit(request, "recording.read", {"call": call_id}, "ok")
-        path, kinds = found[0], {".wav": "audio/wav", ".ogg": "audio/ogg"}
-        kind = kinds.get(path.suffix, "application/octet-stream")
-        if any(row["id"] == call_id for row in backend.live()):
-            # Its file grows: what it has now, not more than is announced.
-            length = path.stat().st_size
-            headers = {
-                "Content-Length": str(length),
-                "Content-Disposition": f'attachment; filename="{path.name}"',
-            }
-            return StreamingResponse(_beginning(path, length), media_type=kind, headers=headers)
-        return FileResponse(path, media_type=kind, filename=path.name)
-
-
-async def _beginning(path: FilePath, length: int) -> AsyncIterator[bytes]:
-    """Yield so many bytes of a file."""
-    with path.open("rb") as file:
-        while length and (piece := await asyncio.to_thread(file.read, min(length, PIECE_BYTES))):
-            length -= len(piece)
-            yield piece
 
 
 async def _query(backend: Backend, work: Callable[[Any], Any]) -> Any:

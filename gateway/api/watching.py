@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Paths for those who watch calls in progress: levels, a call as it goes on, listening in."""
+"""Paths to watch and hear calls: levels, a call as it goes on, listening in, recordings."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from math import log10
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from gateway.api.access import NO_CALL, Paths, audit, no_call
+from gateway.api.access import NO_CALL, Paths, audit, no_call, token_of
 from gateway.api.backend import Backend, NoCallError, RefusedError
 from gateway.api.calls import CallId
 from gateway.api.limits import BEARER, UNAUTHORIZED
@@ -24,6 +28,13 @@ from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
 from gateway.bridge.listening import FullError, Listener
 
 FULL_SCALE = 32_768
+
+PIECE_BYTES = 64 * 1024
+"""Of a recording in progress, read together."""
+
+READ_SECONDS = 60.0
+"""A player reads a recording in parts: who goes on within this time is not logged again."""
+MAX_READERS = 1000
 
 OVER = 1000
 """WebSocket close code (RFC 6455 section 7.4)."""
@@ -76,6 +87,8 @@ def add_watching(paths: Paths, backend: Backend) -> None:
             audit(request, "read", {"call": told["call_id"]}, "ok")
         return {"call": told}
 
+    _add_recording(paths, backend)
+
     @paths.app.websocket("/api/v1/calls/{call_id}/audio")
     async def listen(socket: WebSocket, call_id: str) -> None:
         token = paths.access.token_of(socket.scope)
@@ -107,6 +120,55 @@ def add_watching(paths: Paths, backend: Backend) -> None:
         finally:
             listeners.leave(listener)
             audit(socket, "listened", {"call": call_id}, f"{time.monotonic() - began:.1f} s")
+
+
+def _add_recording(paths: Paths, backend: Backend) -> None:
+    path = "/calls/{call_id}/recording"
+    readers: OrderedDict[tuple[str, str], float] = OrderedDict()
+    """When each was logged last, by who and call; the latest last."""
+
+    def note_reader(request: Request, call_id: str) -> None:
+        key, now = (token_of(request).name, call_id), time.monotonic()
+        part = "range" in request.headers
+        if not part or now - readers.get(key, -READ_SECONDS) >= READ_SECONDS:
+            audit(request, "recording.read", {"call": call_id}, "ok")
+            readers.pop(key, None)
+            readers[key] = now
+        while len(readers) > MAX_READERS:
+            readers.popitem(last=False)
+
+    @paths.add(
+        "GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"], response_class=FileResponse
+    )
+    async def get_recording(call_id: CallId, request: Request) -> Any:
+        """The recording of a call; an encrypted one as it is in the folder."""
+        folder = backend.recordings
+        found: list[FilePath] = []
+        if folder is not None and re.fullmatch(r"[A-Za-z0-9-]{1,80}", call_id):
+            # On a thread: there may be very many files.
+            found = await asyncio.to_thread(lambda: sorted(folder.glob(f"*_{call_id}.*")))
+        if not found:
+            raise no_call(call_id, f"there is no recording of {call_id!r} here")
+        note_reader(request, call_id)
+        path, kinds = found[0], {".wav": "audio/wav", ".ogg": "audio/ogg"}
+        kind = kinds.get(path.suffix, "application/octet-stream")
+        if any(row["id"] == call_id for row in backend.live()):
+            # Its file grows: what it has now, not more than is announced.
+            length = path.stat().st_size
+            headers = {
+                "Content-Length": str(length),
+                "Content-Disposition": f'attachment; filename="{path.name}"',
+            }
+            return StreamingResponse(_beginning(path, length), media_type=kind, headers=headers)
+        return FileResponse(path, media_type=kind, filename=path.name)
+
+
+async def _beginning(path: FilePath, length: int) -> AsyncIterator[bytes]:
+    """Yield so many bytes of a file."""
+    with path.open("rb") as file:
+        while length and (piece := await asyncio.to_thread(file.read, min(length, PIECE_BYTES))):
+            length -= len(piece)
+            yield piece
 
 
 async def _send_sound(socket: WebSocket, listener: Listener) -> None:

@@ -188,6 +188,38 @@ async def test_events_of_both_workers_come_in_one_stream_and_resume(pair: Pair) 
     assert [event["type"] for _, event in gap].count("feed.gap") == 2, "of each worker"
 
 
+async def test_who_is_logged_in_at_one_worker_watches_calls_of_the_other(pair: Pair) -> None:
+    call, name = await pair.dial()
+    async with pair.http("") as http:
+        base = str(http.base_url).rstrip("/")
+        page = {"X-Requested-With": "gateway-console", "Origin": base}
+        given = {"Authorization": f"Bearer {TOKENS['operator']}", **page}
+        assert (await http.post("/api/v1/session", headers=given)).status_code == 200
+        path = f"/api/v1/calls/{name}"
+        assert (await http.get(f"{path}/progress")).json()["call"]["call_id"] == name
+        assert name in (await http.get("/api/v1/levels")).json()["levels"]
+        refused_log = await http.put("/api/v1/log", json={"level": "info"}, headers=page)
+        assert refused_log.status_code == 403
+        cookie = "; ".join(f"{one.name}={one.value}" for one in http.cookies.jar)
+        url = f"{base.replace('http', 'ws', 1)}{path}/audio"
+        for origin in ("http://evil.example", f"{base}0"):
+            headers = {"Cookie": cookie, "Origin": origin}
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(url, additional_headers=headers, proxy=None)
+            assert refused.value.response.status_code == 401
+        headers = {"Cookie": cookie, "Origin": base}
+        async with connect(url, additional_headers=headers, proxy=None) as socket:
+            assert json.loads(await socket.recv())["codec"] == "PCMU"
+            assert len(await socket.recv()) > 320
+        hung = await http.post(f"{path}/hangup", headers=page)
+        assert hung.json() == {"call": name}
+    await call.hung_up()
+    lines = pair.gateways[1].all("api.audit")
+    told = {line["action"]: (line["who"], line["role"], line["result"]) for line in lines}
+    for action in ("listen", "hangup", "read"):
+        assert told[action] == ("operator-one", "operator", "ok")
+
+
 async def test_a_call_of_the_other_worker_by_its_odd_call_id(pair: Pair) -> None:
     call = pair.phone.call("greeted")
     del pair.phone.calls[call.call_id]
