@@ -66,6 +66,8 @@ class Browser:
     async def page(self, address: str, screen: dict[str, int] = DESK, **options: Any) -> Page:
         """A page of somebody who has visited nothing yet."""
         assert self._chromium is not None
+        # Without a graphics card each step of an animation costs this machine's cores.
+        options.setdefault("reduced_motion", "reduce")
         context = await self._chromium.new_context(viewport=screen, **options)  # type: ignore[arg-type]
         context.set_default_timeout(WITHIN_MS)
         self._hosts.add(urlsplit(address).netloc)

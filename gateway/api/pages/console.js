@@ -44,10 +44,18 @@ function empty() {
   main.replaceChildren();
 }
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody typed it
+  }
+}
+
 function show() {
   if (!session) return;
   const [path, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
-  const argument = decodeURIComponent(rest.join("/"));
+  const argument = decoded(rest.join("/"));
   const visible = PAGES.filter((one) => may(session, one.role ?? "readonly"));
   const page = visible.find((one) => one.path === path) ?? visible[0];
   if (shown === `${page.path}/${argument}`) return;

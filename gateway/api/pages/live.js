@@ -101,7 +101,8 @@ export const page = {
         if (list.children[place] !== node) list.insertBefore(node, list.children[place] ?? null);
       });
       none.hidden = found.length > 0;
-      say(calls.value, limit ? `${found.length} of ${limit}` : String(found.length));
+      // The limit is this worker's, the calls are those of all.
+      say(calls.value, limit >= found.length ? `${found.length} of ${limit}` : String(found.length));
     };
     let limit = 0;
     const look = async () => {

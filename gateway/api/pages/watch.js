@@ -254,7 +254,7 @@ export const page = {
     let row = null;
     let over = false;
     let [place, spoken] = [0, 0];
-    let reading = 0;
+    let [reading, drawn] = [0, -1000];
 
     const headline = (call) => {
       say(heading, `${call.from_number || "unknown"} → ${call.to_number || "unknown"}`);
@@ -327,7 +327,8 @@ export const page = {
         buttons?.update(record);
         if (row) {
           headline({ ...row, state: call.state });
-          picture.draw(record, Date.now() - Date.parse(row.invited_at), true);
+          const now = Date.now() - Date.parse(row.invited_at);
+          if (call.timeline.length || now - drawn >= 1000) picture.draw(record, (drawn = now), true);
         }
       } catch (error) {
         if (!(error instanceof ApiError) || error.status !== 404) throw error;
