@@ -385,6 +385,22 @@ async def test_a_transfer_joins_it_with_the_colleague(
     assert record["ending"]["why"] == "remote_hangup"
 
 
+async def test_the_gateway_ends_while_a_page_is_in_a_call(own_folder: Path) -> None:
+    own = GatewayStack(own_folder, more=str(WORLD["more"]))
+    await own.start()
+    own.behave(vad="off", answers=[{"kind": "silent"}])
+    status = None
+    try:
+        async with page(own) as one:
+            await one.answered()
+            status = await own.gateway.stop()
+            assert (await one.ended())["code"] == 200
+            assert one.closed == (1000, "call_over")
+        assert (await own.summary(one))["ending"]["why"] == "shutdown"
+    finally:
+        await own.stop(status)
+
+
 async def test_a_transfer_that_needs_refer_is_refused(world: GatewayStack) -> None:
     tool = {"name": "transfer_call", "arguments": '{"destination": "far"}'}
     world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}])

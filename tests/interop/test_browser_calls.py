@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +104,14 @@ TAP = """
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (to, ...rest) {
   if (to instanceof AudioDestinationNode) {
-    const tap = this.context.createScriptProcessor(4096, 1, 1);
+    const size = window.wall ? 256 : 4096;
+    const tap = this.context.createScriptProcessor(size, 1, 1);
     window.heard = [];
     window.heardRate = this.context.sampleRate;
-    tap.onaudioprocess = ({ inputBuffer }) => {
+    tap.onaudioprocess = ({ inputBuffer, playbackTime }) => {
+      const loud = inputBuffer.getChannelData(0).findIndex((one) => Math.abs(one) > 0.02);
+      const at = playbackTime + (loud - size) / this.context.sampleRate;
+      if (loud >= 0) window.loud ??= window.wall?.(this.context, at);
       const samples = Int16Array.from(inputBuffer.getChannelData(0), (one) => one * 32767);
       window.heard.push(String.fromCharCode(...new Uint8Array(samples.buffer)));
     };
@@ -117,6 +122,13 @@ AudioNode.prototype.connect = function (to, ...rest) {
 };
 """
 """Keeps what a page plays, on its way to the loudspeaker."""
+
+
+FIRST_HEARD = """async () => {
+  while (!window.loud) await new Promise((done) => setTimeout(done, 50));
+  return window.loud;
+}"""
+"""When the page had something to play, by the wall clock (ms)."""
 
 
 async def heard_by(page: Page) -> bytes:
@@ -292,6 +304,62 @@ async def test_rates_codes_and_clocks(browser: Browser, world: GatewayStack) -> 
     assert stalled["gaps"] >= 1, stalled
     assert stalled["most"] <= 1000, stalled
     assert stalled["last"] < 250, stalled
+
+
+CLICK = (
+    TAP
+    + """
+window.wall = (context, at) =>
+  performance.timeOrigin + performance.now() + 1000 * (at - context.currentTime);
+navigator.mediaDevices.getUserMedia = async () => {
+  const context = new AudioContext();
+  await context.resume();
+  const tone = new OscillatorNode(context, { frequency: 700 });
+  const microphone = context.createMediaStreamDestination();
+  tone.connect(microphone);
+  const at = context.currentTime + 3;
+  tone.start(at);
+  window.spoken = window.wall(context, at);
+  return microphone.stream;
+};
+"""
+)
+"""A microphone that is silent for three seconds."""
+
+
+async def test_how_long_a_word_takes(browser: Browser, world: GatewayStack) -> None:
+    """From mouth to session, and from session to ear: figures, of the clocks of this machine."""
+    world.behave(vad="off", answers=[{"kind": "nothing"}, {"kind": "pattern", "seconds": 1}])
+    page = await calling(browser, world, "greeted", CLICK)
+    session = await session_of(world)
+    await session.wait_until(lambda s: len(s.received) > 8000, 20)
+    async with Client(world, "operator") as http:
+        (call,) = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+        await http.post(f"/api/v1/calls/{call['id']}/say", json={"text": "One."})
+    loud = await page.evaluate(FIRST_HEARD)
+    began = time.time() - time.monotonic()
+    answer = next(one for one in session.server_events if one.type.endswith("audio.delta"))
+    figures.show(
+        "delay of a page, session to loudspeaker", f"{loud - 1000 * (began + answer.at):.0f} ms"
+    )
+    quiet = Codec.PCMU.silence
+
+    def heard_at() -> float:
+        said = bytes(session.received)
+        first = len(said) - len(said.lstrip(quiet))
+        passed = 0
+        for at, count in session.appends:
+            passed += count
+            if passed > first:
+                return at
+        return 0.0
+
+    await session.wait_until(lambda _session: heard_at() > 0, 20)
+    spoken = await page.evaluate("window.spoken")
+    delay = 1000 * (began + heard_at()) - spoken
+    figures.show("delay of a page, microphone to session", f"{delay:.0f} ms")
+    assert 0 < delay < 5000, "in order, and not by seconds"
+    await hung_up(page)
 
 
 async def test_the_other_side_hangs_up(browser: Browser, world: GatewayStack) -> None:

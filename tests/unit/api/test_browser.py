@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What waits for a page that does not read, and what becomes of a call that nobody takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import HTTPException
+
+from gateway.api import browser
+from gateway.api.browser import WAITING_FRAMES, WAITING_TEXTS, _Allowance, _Closed, _Page, _permit
+from gateway.api.tokens import Role, Token
+from gateway.audio.g711 import FRAME_BYTES
+
+
+class Socket:
+    """A WebSocket that takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.sent: list[Any] = []
+
+    async def send_text(self, text: str) -> None:
+        await self.open.wait()
+        self.sent.append(json.loads(text))
+
+    async def send_bytes(self, audio: bytes) -> None:
+        await self.open.wait()
+        self.sent.append(audio)
+
+
+class End:
+    """The other side, with audio."""
+
+    def __init__(self) -> None:
+        self.audio = b""
+
+    def hear(self) -> bytes:
+        return self.audio
+
+
+def page(socket: Socket) -> Any:
+    made: Any = _Page(socket)  # type: ignore[arg-type]
+    made.end = End()
+    return made
+
+
+def test_of_what_is_not_read_the_newest_second_is_kept() -> None:
+    async def run() -> None:
+        socket = Socket()
+        one = page(socket)
+        frames = [bytes([number]) * FRAME_BYTES for number in range(120)]
+        for frame in frames:
+            one.end.audio = frame
+            one.hear()
+        for number in range(100):
+            one.tell({"type": "pong", "id": number})
+        one.tell({"type": "ended"})
+        socket.open.set()
+        await one.send()
+        assert one.unread == 120 - WAITING_FRAMES
+        assert socket.sent[-1] == b"".join(frames[-WAITING_FRAMES:])
+        texts = socket.sent[:-1]
+        assert len(texts) == WAITING_TEXTS
+        assert texts[-1] == {"type": "ended"}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told", "reason"),
+    [
+        ("SEND_SECONDS", [{"type": "ringing"}], "not_reading"),
+        ("ANNOUNCED_SECONDS", [{"type": "trying"}], "not_taken"),
+    ],
+)
+def test_waits_have_an_end(
+    monkeypatch: pytest.MonkeyPatch, seconds: str, told: list[dict[str, Any]], reason: str
+) -> None:
+    monkeypatch.setattr(browser, seconds, 0.01)
+
+    async def run() -> None:
+        socket = Socket()
+        if reason == "not_taken":
+            socket.open.set()
+        one = page(socket)
+        for message in told:
+            one.tell(message)
+        with pytest.raises(_Closed) as closed:
+            await one.send()
+        assert closed.value.reason == reason
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1])
+def test_calls_are_off_until_a_setting_opens_them(limit: int | None) -> None:
+    token = Token("one", Role.OPERATOR, "")
+    paths: Any = SimpleNamespace(access=SimpleNamespace(token_of=lambda _scope: token))
+    socket: Any = SimpleNamespace(headers={}, scope={}, state=SimpleNamespace())
+    calls: Any = None if limit is None else SimpleNamespace(limit=limit)
+    if limit:
+        _permit(paths, socket, calls)
+        assert socket.state.token is token
+    else:
+        with pytest.raises(HTTPException) as refused:
+            _permit(paths, socket, calls)
+        assert refused.value.status_code == 403
+
+
+def test_an_allowance_is_a_rate_with_a_burst() -> None:
+    one = _Allowance(50, 10, 0.0)
+    assert one.take(10, 0.0)
+    assert not one.take(1, 0.0)
+    assert one.take(1, 0.1)
+    assert not one.take(11, 1000.0), "not more at once, however long nothing came"
