@@ -258,8 +258,13 @@ class Legs(CallPart):
         if leg is not None:
             leg.play(output.name)
 
+    @property
+    def b_leg_audio(self) -> CallAudio | None:
+        """The audio of the current B-leg's own, where it is briefed."""
+        return self._b_legs[-1].audio if self._b_legs else None
+
     def _play_briefing(self, output: outputs.PlayBriefing) -> None:
-        audio = self._b_legs[-1].audio if self._b_legs else None
+        audio = self.b_leg_audio
         if audio is not None and output.audio:
             audio.playout.put(output.audio)  # there is room for the longest
         elif audio is not None:

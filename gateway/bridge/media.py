@@ -80,13 +80,26 @@ class MediaPump:
 
 
 class CallRecorder(CallPart):
-    """Starts and stops the recording of one call, and writes its figures into the call's record."""
+    """Starts and stops the recording of one call, and writes its figures into the call's record.
 
-    def __init__(self, host: CallHost, plan: CallPlan, audio: CallAudio) -> None:
+    Args:
+        b_leg_audio: returns that of a B-leg that is briefed, which is recorded by itself.
+    """
+
+    def __init__(
+        self,
+        host: CallHost,
+        plan: CallPlan,
+        audio: CallAudio,
+        b_leg_audio: Callable[[], CallAudio | None] = lambda: None,
+    ) -> None:
         super().__init__(host)
         self.recordings: Recordings | None = None
         self._plan = plan.recording
         self._audio = audio
+        self._b_leg_audio = b_leg_audio
+        self._briefings: list[tuple[Recording, CallAudio]] = []
+        """Those of B-legs; the last one may still be written."""
         self._recording: Recording | None = None
         self._ended: Recording | None = None
         """The last one that is over, and may still be deleted."""
@@ -107,9 +120,37 @@ class CallRecorder(CallPart):
         record = self._host.record.recording
         if record is not None and record.state in ("recording", "paused"):
             record.state = "stopped"
+        self._stop_briefing()
         self._stop(outputs.StopRecording())
 
-    def _start(self, _output: outputs.StartRecording) -> None:
+    def _start_briefing(self) -> None:
+        audio, legs = self._b_leg_audio(), self._host.record.actions.b_legs
+        if audio is None or not legs or self.recordings is None:
+            return
+        call = self._host.record
+        stem = f"{file_stem(call.started_at, call.call_id)}.briefing"
+        try:
+            made = self.recordings.begin(
+                call.call_id, stem, audio.recorder, audio.codec, self._plan.format
+            )
+        except RecordingError as error:
+            log.error("recording.not_started", call=call.call_id, error=str(error))
+            return
+        self._briefings.append((made, audio))
+        legs[-1].recording = made.path.name
+        audio.recorder.start(WAITING_FRAMES)
+
+    def _stop_briefing(self) -> None:
+        if self._briefings and self.recordings is not None:
+            made, audio = self._briefings[-1]
+            if not made.over:
+                audio.recorder.end()
+                self.recordings.end(made)
+
+    def _start(self, output: outputs.StartRecording) -> None:
+        if output.b_leg:
+            self._start_briefing()
+            return
         call, recorder = self._host.record, self._audio.recorder
         record = call.recording
         assert record is not None
@@ -137,6 +178,11 @@ class CallRecorder(CallPart):
         self._audio.recorder.silence(self._paused or self._concealed)
 
     def _stop(self, output: outputs.StopRecording) -> None:
+        if output.b_leg:
+            self._stop_briefing()
+            return
+        if output.discard:
+            self._erase_briefings()
         made, self._recording = self._recording, None
         record = self._host.record.recording
         if record is None or self.recordings is None:
@@ -158,6 +204,15 @@ class CallRecorder(CallPart):
         elif made.failed:
             record.state = "failed"  # what there is of it is short
         self.recordings.end(made, discard=output.discard)
+
+    def _erase_briefings(self) -> None:
+        self._stop_briefing()
+        for made, _audio in self._briefings:
+            if self.recordings is not None:
+                self.recordings.erase(made)
+        self._briefings.clear()
+        for leg in self._host.record.actions.b_legs:
+            leg.recording = ""
 
 
 class CallMedia(CallPart):

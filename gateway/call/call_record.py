@@ -70,10 +70,8 @@ class TransferAttempt:
     to: str
     mode: str
     outcome: str = ""
-    sip_code: int = 0
-    """SIP code that told the outcome; 0 without one."""
-    briefing: str = ""
-    """What became of the briefing: accepted, declined, hung_up, no_key, skipped; "" without one."""
+    sip_code: int = 0  # that told the outcome; 0 without one
+    briefing: str = ""  # accepted, declined, hung_up, no_key or skipped; "" without one
     ms: float = 0.0
 
 
@@ -84,8 +82,7 @@ class ToolUse:
     at_ms: float
     name: str
     outcome: str = ""
-    """done, failed, late, refused; begun: what became of it is told elsewhere; empty: it ran when
-    the call ended."""
+    """done, failed, late, refused; begun: its outcome is told elsewhere; empty: the call ended."""
     ms: float = 0.0
     approval: str = ""
     """Who approved or refused it; empty: nobody was asked."""
@@ -114,12 +111,11 @@ class BLeg:
     """A B-leg, and its RTP."""
 
     to_uri: str
-    parent_id: str
-    """Id of the call that it was dialled for."""
+    parent_id: str  # the call that it was dialled for
+    recording: str = ""  # file of its briefing, where that was recorded
     sip_call_id: str = ""
     codec: str = ""
-    answered_ms: float | None = None
-    """Since the caller's INVITE, as everything here."""
+    answered_ms: float | None = None  # since the caller's INVITE, as everything here
     ended_ms: float | None = None
     sip_code: int = 0
     rtp: dict[str, float] = field(default_factory=dict)
@@ -161,8 +157,7 @@ class OutOfBandResponse:
     key: str
     purpose: str
     status: str = ""
-    """completed, failed, cancelled, incomplete, refused or late; empty: it ran when the call
-    ended."""
+    """completed, failed, cancelled, incomplete, refused or late; empty: the call ended before."""
     text: str = ""
     ms: float = 0.0
 
@@ -423,8 +418,7 @@ class CallRecord:
 
     @property
     def state(self) -> str:
-        """What it does: incoming (an application decides), placing (we make it), ringing,
-        transferring, held, talking or ended."""
+        """Return incoming, placing, ringing, transferring, held, talking or ended."""
         if self.ending is not None:
             return "ended"
         if self.undecided:

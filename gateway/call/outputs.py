@@ -231,7 +231,9 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class StartRecording:
-    """Record both sides of the call from now on."""
+    """Record both sides of the call from now on, or of the briefing of the B-leg (``b_leg``)."""
+
+    b_leg: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class StopRecording:
     """Complete the file of the recording, or leave nothing of it (``discard``)."""
 
     discard: bool = False
+    b_leg: bool = False
 
 
 @dataclass(frozen=True, slots=True)

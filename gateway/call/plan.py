@@ -36,6 +36,7 @@ class BriefingPlan:
     accept_key: str = "1"
     decline_key: str = "2"
     timeout: float = 30.0
+    record: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,7 @@ class SendDtmfPlan:
 
 @dataclass(frozen=True, slots=True)
 class HoldPlan:
-    """The tool ``hold``; ``release_after``: how long (s) the caller has us on hold until a session
-    that costs money all the time is closed; 0: never."""
+    """The tool ``hold``; ``release_after``: s on hold until a session billed by time is closed."""
 
     enabled: bool = False
     sound: str = "chime"
@@ -246,8 +246,7 @@ class UserIdlePlan:
 
 @dataclass(frozen=True, slots=True)
 class SilencePlan:
-    """A caller who waits for a response and hears nothing: see
-    :class:`gateway.dialplan.route_sections.Silence`."""
+    """A caller who waits and hears nothing: :class:`gateway.dialplan.route_sections.Silence`."""
 
     timeout: float = 0.0
     """Longest wait for audio of a response (s); 0: no limit."""
@@ -282,8 +281,7 @@ class MachineDetectionPlan:
 
 @dataclass(frozen=True, slots=True)
 class FallbackStep:
-    """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.route_sections.Fallback`."""
+    """What to do about a lost session: :class:`gateway.dialplan.route_sections.Fallback`."""
 
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""
@@ -372,8 +370,7 @@ class RecordingPlan:
     format: str = "wav"
     """wav, wav_pcm or opus."""
     consent: str = "none"
-    """none; announce: the prompt is said, and who says no is not recorded; ask: only who says yes
-    is."""
+    """none; announce: who says no to the prompt is not recorded; ask: only who says yes is."""
     prompt: str = ""
     yes_key: str = "1"
     no_key: str = "2"
@@ -446,8 +443,7 @@ class ServerPlan:
     """What the realtime server does by itself, and what is done when it fails."""
 
     interrupts: bool = True
-    """Its voice activity detection cancels the running response (``interrupt_response``); without
-    it, speech of the caller cuts nothing."""
+    """Speech of the caller cancels the running response (``interrupt_response``)."""
     responds: bool = True
     """It asks for a response when a turn of the caller ends (``create_response``)."""
     truncate_margin_ms: int = 0
@@ -483,8 +479,7 @@ class CallPlan:
     dtmf: DtmfPlan = field(default_factory=DtmfPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)
     silence_on_hold: bool = True
-    """Whether the session hears silence while the caller has us on hold, or nothing at all (its
-    voice activity detection and idle time-out then stand still)."""
+    """Whether the session hears silence while the caller has us on hold, or nothing at all."""
     trusted: bool = True
     """The model may be asked before the ACK: the caller is known to be there, or a trunk's."""
     outbound: OutboundPlan | None = None

@@ -19,6 +19,8 @@ from gateway.call.outputs import (
     Refer,
     Send,
     SendDtmf,
+    StartRecording,
+    StopRecording,
 )
 from gateway.call.plan import BriefingPlan, TransferPlan
 from gateway.call.tools.definitions import Target
@@ -110,6 +112,7 @@ class Briefing:
         self._audio = bytearray()
         self._played = 0
         self._by_model = True
+        self._recorded = False
 
     @property
     def deadline(self) -> float:
@@ -120,9 +123,13 @@ class Briefing:
     def begin(self, now: float) -> list[Output]:
         """Let the caller hear music, and the colleague what the call is about."""
         self._answer_by = now + self._plan.timeout
-        music = PlaySound(self._plan.music)
+        begun: list[Output] = [PlaySound(self._plan.music)]
+        recording = self._timeline.record.recording
+        if self._plan.record and recording is not None and recording.state == "recording":
+            self._recorded = True
+            begun.append(StartRecording(b_leg=True))
         if self._speak is None:
-            return [music, *self._without_model("no session is up", now)]
+            return [*begun, *self._without_model("no session is up", now)]
         self._speech_by = now + SPEECH_SECONDS
         prompt = self._plan.prompt
         wanted = (
@@ -140,7 +147,7 @@ class Briefing:
             ),
             audio=self._heard,
         )
-        return [music, self._timeline.note(now, "briefing_started", "info"), *spoken]
+        return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
     def key(self, digit: str, now: float) -> list[Output]:
         """Take a key of the colleague; others than the two mean nothing."""
@@ -170,7 +177,8 @@ class Briefing:
             return []
         self.answer, self._by_model = answer, False
         note = self._timeline.note(now, "briefing_ended", "info", answer=answer)
-        return [note, PlayBriefing(b""), PlaySound("", b_leg=True)]
+        over: list[Output] = [note, PlayBriefing(b""), PlaySound("", b_leg=True)]
+        return [*over, StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
         """Pass on what the model says."""

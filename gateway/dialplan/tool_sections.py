@@ -88,6 +88,7 @@ class Briefing(Section):
     accept_key: Annotated[str, Field(pattern=r"^[0-9*#]$")] = "1"
     decline_key: Annotated[str, Field(pattern=r"^[0-9*#]$")] = "2"
     timeout: Seconds = 30.0
+    record: Flag = False
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
+from gateway.devtools.emulator.speech import pattern
 from gateway.records.recording_files import decrypt
 from gateway.records.uploads import Storage
 from tests.calls.test_api import API, Client
@@ -58,6 +59,12 @@ after_transfer = true
 name = "anna"
 to = "sip:answer@127.0.0.1:{port_of_anna}"
 mode = "bridge"
+[[route.transfer]]
+name = "briefed"
+to = "sip:answer@127.0.0.1:{port_of_anna}"
+mode = "bridge"
+[route.transfer.briefing]
+record = true
 [[route]]
 name = "asked"
 to = "^asked$"
@@ -121,7 +128,8 @@ async def file_of(world: GatewayStack, record: dict[str, Any], tmp_path: Path) -
     target = tmp_path / f"{name}.wav"
     assert decrypt(path, target, [KEY]) == ""
     audio = target.read_bytes()[58:]
-    assert len(audio) == record["recording"]["seconds"] * 16000
+    seconds = record["recording"].get("seconds", len(audio) / 16000)
+    assert len(audio) == seconds * 16000
     return audio
 
 
@@ -358,13 +366,22 @@ async def test_files_of_a_killed_process_play(own_folder: Path) -> None:
     await made.emulator.stop()
 
 
+@pytest.mark.parametrize("whom", ["anna", "briefed"])
 async def test_the_colleague_is_recorded_after_a_transfer(
-    world: GatewayStack, callee: CalledPhone, tmp_path: Path
+    world: GatewayStack, callee: CalledPhone, tmp_path: Path, whom: str
 ) -> None:
-    tool = {"name": "transfer_call", "arguments": '{"destination": "anna"}'}
-    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}])
+    """Their briefing is in a file of its own."""
+    tool = {"name": "transfer_call", "arguments": f'{{"destination": "{whom}"}}'}
+    briefing = {"kind": "pattern", "seconds": 0.6, "seed": 950}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}], out_of_band=briefing)
     call = await world.dial("handed")
     there = await callee.called()
+    words = pattern(950, 4800)
+    if whom == "briefed":
+        await there.rtp.until(lambda: share_heard(words, there.rtp.heard) > 0.8)
+        there.rtp.say(private := noise(42, 0.4))
+        await there.rtp.quiet()
+        there.rtp.press("1")
     await world.gateway.wait("call.bridged", call=call.call_id)
     said, answered = noise(40, 1.2), noise(41, 1.2)
     call.rtp.say(said)
@@ -375,7 +392,16 @@ async def test_the_colleague_is_recorded_after_a_transfer(
     record = await world.record(call)
     audio = await file_of(world, record, tmp_path)
     assert share_heard(said[4800:], audio[::2]) > 0.8
-    assert_as_heard(call, audio)
+    (leg,) = record["b_legs"]
+    if whom == "anna":
+        assert_as_heard(call, audio)
+        assert leg["recording"] == ""
+        return
+    assert share_heard(words, audio[1::2]) < 0.1
+    briefed = await file_of(world, {"recording": {"file": leg["recording"]}}, tmp_path)
+    assert share_heard(words, briefed[1::2]) > 0.8
+    assert share_heard(private, briefed[::2]) > 0.8
+    assert share_heard(answered[4800:], briefed[::2]) < 0.1
 
 
 async def test_a_file_that_cannot_be_written_is_a_failed_recording(

@@ -266,6 +266,10 @@ def _words(output: outputs.Output) -> str:
             return " ".join(filter(None, ("sound", name, "second" if second else "")))
         case outputs.PlayBriefing(audio):
             return f"brief {len(audio) // 8}"
+        case outputs.StartRecording(True):
+            return "record second"
+        case outputs.StopRecording(_, True):
+            return "stop recording second"
         case outputs.Refer(target, replaces):
             return "refer to the second" if replaces else f"refer {target}"
         case outputs.DialBLeg(uri, trunk):

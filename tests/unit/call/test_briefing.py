@@ -10,6 +10,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
+from gateway.call.call_record import RecordingRecord
 from gateway.call.plan import (
     BriefingPlan,
     CallPlan,
@@ -258,3 +259,15 @@ def test_the_tool_asks_for_it_where_the_model_writes_it() -> None:
         tool = transfer_call(TransferPlan((destination,)), "")
         assert tool is not None
         assert tool["parameters"]["required"] == names
+
+
+@pytest.mark.parametrize(("state", "recorded"), [("recording", True), ("paused", False)])
+def test_it_is_recorded_where_the_call_is_and_the_route_says_so(state: str, recorded: bool) -> None:
+    scene = Scene(plan_with(record=True)).up()
+    scene.record.recording = RecordingRecord(state=state)
+    scene.at(1.0, created("r1"), wants("transfer_call", destination="anna"))
+    begun = scene.at(2.0, PICKED_UP)
+    ended = scene.at(5.0, pressed("1"))
+    assert ("record second" in begun, "stop recording second" in ended) == (recorded, recorded)
+    without = answered()
+    assert "record second" not in without.seen
