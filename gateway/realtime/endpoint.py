@@ -391,10 +391,37 @@ def tls_of(endpoint: Endpoint) -> ssl.SSLContext | None:
     return _context(endpoint.ca, Path(endpoint.ca).stat().st_mtime_ns if endpoint.ca else 0)
 
 
+class _TlsObject(ssl.SSLObject):
+    """A connection's TLS, which says at once that nothing is left to read.
+
+    asyncio asks until it is told so, once more for each message, and the error that OpenSSL has for
+    it takes longer to make than the message takes to read.
+    """
+
+    incoming: ssl.MemoryBIO
+    """What came from the network and was not read."""
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        if not (self.incoming.pending or self.incoming.eof or self.pending()):
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing is left to read")
+        return super().read(len, buffer)
+
+
+class _TlsContext(ssl.SSLContext):
+    sslobject_class = _TlsObject
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> Any:
+        made = super().wrap_bio(incoming, *args, **kwargs)
+        made.incoming = incoming  # type: ignore[attr-defined]
+        return made
+
+
 @lru_cache(maxsize=8)
 def _context(ca: str, _changed: int) -> ssl.SSLContext:
     # Reading the system's CAs takes some ten milliseconds, in which no call is served.
-    return ssl.create_default_context(cafile=ca or None)
+    context = ssl.create_default_context(cafile=ca or None)
+    context.__class__ = _TlsContext  # there is no other way to have the defaults of this one
+    return context
 
 
 def date_of(connection: Connection) -> float | None:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.endpoint import Endpoint, tls_of
+from tests.support.site_under_test import certificate
 
 KEY = "sk-test-6f1c+0a9d/never"
 
@@ -133,3 +137,45 @@ def test_live_sessions_of_azure_have_no_g711() -> None:
     assert Endpoint(f"https://res.openai.azure.com{path}").audio == "g711"
     assert Endpoint("https://api.openai.com/v1/live/sessions").live_audio == "g711"
     assert Endpoint("https://h/v1/live/sessions", audio="pcm24").live_audio == "pcm24"
+
+
+def test_tls_says_when_nothing_is_left_to_read(tmp_path: Path) -> None:
+    """Of whole records, of one that is there in part, and at the other side's goodbye."""
+    certificate(tmp_path, "127.0.0.1")
+    context = tls_of(Endpoint("wss://127.0.0.1", ca=str(tmp_path / "cert.pem")))
+    assert context is not None
+    ours, theirs, to_them, to_us = (ssl.MemoryBIO() for _ in range(4))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    client = context.wrap_bio(to_us, ours, server_hostname="127.0.0.1")
+    server = serving.wrap_bio(to_them, theirs, server_side=True)
+    waiting = [client, server]
+    while waiting:
+        for end in tuple(waiting):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                waiting.remove(end)
+        to_them.write(ours.read())
+        to_us.write(theirs.read())
+
+    def read_all() -> list[bytes]:
+        found = []
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while data := client.read(100):
+                found.append(data)
+        return found
+
+    assert read_all() == []
+    server.write(b"a" * 150)
+    server.write(b"b")
+    records = theirs.read()
+    to_us.write(records[:40])
+    assert read_all() == []
+    to_us.write(records[40:])
+    assert read_all() == [b"a" * 100, b"a" * 50, b"b"]
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.unwrap()
+    to_us.write(theirs.read())
+    assert client.read(100) == b""
+    to_us.write_eof()
+    assert client.read(100) == b""
