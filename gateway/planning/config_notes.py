@@ -22,7 +22,7 @@ from gateway.config.sip import SipSettings
 from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_notes import advice as tool_advice
-from gateway.planning.route_notes import route_notes
+from gateway.planning.route_notes import has_live_sessions, live_notes, route_notes
 from gateway.planning.route_tools import (
     has_prompt,
     offers_of,
@@ -140,6 +140,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
                     f"{transport}, for which sip.listen has no address"
                 )
     advice += route_notes(enabled)
+    advice += live_notes(config, enabled)
     advice += _unreachable(config)
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)
@@ -153,6 +154,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
         for route in enabled
         for guard in route.guardrail
         if guard.speaker != "agent" and not transcriber_of(route.session)
+        if not has_live_sessions(config, route)
     ]
     advice += _spoken_notes(enabled)
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}

@@ -13,6 +13,7 @@ from gateway.config.config import Config
 from gateway.config.sections import on_loopback
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_tools import module_tools
+from gateway.realtime.endpoint import is_live
 
 _LITERAL = re.compile(r"\^?((?:[0-9A-Za-z_-]|\\[+*.])+)\$?")
 """An expression that stands for one number or name, with or without anchors."""
@@ -30,6 +31,31 @@ def route_notes(routes: Sequence[Route]) -> Iterator[str]:
             if note is not None:
                 yield f"route {route.name}, {key}: {note}"
     yield from _hidden(routes)
+
+
+def has_live_sessions(config: Config, route: Route) -> bool:
+    """Whether the route's own server has Live sessions."""
+    server = call_settings(config, route).realtime
+    return is_live(server.url, server.model)
+
+
+def live_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield a line for each setting of a route that Live sessions have nothing for."""
+    for route in routes:
+        if not has_live_sessions(config, route):
+            continue
+        for key, given in (
+            ("interruptions", route.interruptions.by_gateway),
+            ("post_call", bool(route.post_call.prompts)),
+            ("context", route.context.max_turns > 0),
+        ):
+            if given:
+                yield f"route {route.name}, {key}: has no effect with Live sessions"
+        if any(guard.speaker != "caller" for guard in route.guardrail):
+            yield (
+                f"route {route.name}, guardrail: of a Live session words come seconds after the "
+                "caller has heard them"
+            )
 
 
 def pattern_note(text: str) -> str | None:

@@ -10,6 +10,7 @@ server.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +61,12 @@ CLOSED_SECONDS = 5.0
 
 USAGE_SECONDS = 1.0
 """Seconds between two looks at what the session has cost so far; the server tells every minute."""
+
+CLIP_SECONDS = 35.0
+"""A clip has been played by then, whatever the server says: it is 30 s long at most."""
+
+MAX_HELD = 64
+"""Commands that wait for the end of a clip."""
 
 MAX_APPEND = 1400
 """Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
@@ -155,6 +162,10 @@ class LiveSession(Session):
         self._told_seconds = 0.0
         self._clip_words = ""
         """Of a clip that is to be played."""
+        self._clip_until = 0.0
+        """When a clip has been played at the latest (s)."""
+        self._held: deque[bytes] = deque()
+        """Commands that wait for the end of a clip."""
         self._pacer.start(now)
         self._timer = self._loop.call_at(self._pacer.next_at, self._tick)
         self._cut: asyncio.TimerHandle | None = None
@@ -175,12 +186,15 @@ class LiveSession(Session):
         event_id = ""
         for body in bodies:
             event_id = self.commands.next_id()
-            if self.closed or self._closing:
+            if self.closed or self._closing or len(self._held) >= MAX_HELD:
                 self.counters.commands_dropped += 1
                 continue
             self.commands.remember(event_id, command)
-            self._write(encode_command(body, event_id))
+            self._held.append(encode_command(body, event_id))
             self.counters.commands_sent += 1
+        self._send_held()
+        if isinstance(command, PlayClip) or (isinstance(command, CreateResponse) and command.clip):
+            self._clip_until = self._loop.time() + CLIP_SECONDS
         if not bodies:
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
@@ -198,6 +212,13 @@ class LiveSession(Session):
             except TimeoutError:
                 self._log.warning("session.end_unconfirmed", seconds=CLOSED_SECONDS)
         await super().close(code, reason)
+
+    def _send_held(self) -> None:
+        """Send the commands that wait, unless a clip plays: the server takes no text then."""
+        if self._loop.time() < self._clip_until:
+            return
+        while self._held:
+            self._write(self._held.popleft())
 
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
         """Return the client events that say what ``command`` does."""
@@ -227,6 +248,8 @@ class LiveSession(Session):
 
     def _tick(self) -> None:
         self._send_due()
+        if self._held:
+            self._send_held()
         now = self._loop.time()
         self._tell_complete(now)
         seconds = self._usage[0] + now - self._usage[1]
@@ -274,6 +297,9 @@ class LiveSession(Session):
             case OtherEvent(type=kind):
                 if not is_live_type(kind):
                     self._count_unknown(kind)
+                elif kind == "session.output_audio.fixture.played":
+                    self._clip_until = 0.0
+                    self._send_held()
                 self._deliver(event)
             case _:
                 super()._on_parsed(event)

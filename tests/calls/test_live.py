@@ -251,13 +251,16 @@ async def test_a_greeting_from_a_file_is_played_as_it_is(world: GatewayStack) ->
     call, session = await up(world, "live-clip")
     assert session.seen("session.output_audio.fixture.play")
     assert not session.seen("session.commentary.append")
+    call.rtp.press("5#")
     await session.wait_until(
         lambda one: bool(one.sent("session.output_audio.fixture.played")), WITHIN_S
     )
+    await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), WITHIN_S)
+    assert not session.errors, "nothing was sent while the clip was played"
     played = frames(session.sent_track, b"\xff")
     await eventually(lambda: played[:8000] in speech(call.rtp.packets), "the clip is heard")
     await world.summary_at_end(call)
-    (said,) = (await world.record(call))["transcript"]
+    said = (await world.record(call))["transcript"][0]
     assert (said["who"], said["text"]) == ("agent", "Welcome to Hotel Linde.")
     await closed(session)
 

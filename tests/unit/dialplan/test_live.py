@@ -142,6 +142,23 @@ def test_a_route_has_the_object_for_its_server(
         assert any(wrong in line and "r.toml:" in line for line in lines), lines
 
 
+def test_settings_that_a_live_session_has_nothing_for_are_noted(tmp_path: Path) -> None:
+    route(
+        tmp_path,
+        'instructions = "Hello."\n[route.interruptions]\nmode = "disabled"\n'
+        '[[route.guardrail]]\nname = "g"\nspeaker = "both"\npattern = "x"\nreplacement = "y"',
+    )
+    config = CONFIG.format(path="live/sessions", model="gpt-live-1.1")
+    (tmp_path / "gateway.toml").write_text(config)
+    status, lines = check(tmp_path / "gateway.toml", {})
+    assert status == 0, lines
+    noted = [line for line in lines if "note: " in line]
+    assert [("no effect" in one, "seconds after" in one) for one in noted] == [
+        (True, False),
+        (False, True),
+    ], noted
+
+
 def test_a_conversation_is_told_as_far_as_it_fits() -> None:
     said = [
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": f"{n}"}]}
