@@ -165,7 +165,15 @@ def missing() -> str:
     ]
     if absent:
         return f"not installed: {', '.join(absent)} (make test-tools)"
-    return "" if os.geteuid() == 0 else "building and running a container needs root here"
+    if os.geteuid() != 0:
+        return "building and running a container needs root here"
+    probe = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"no namespaces of mounts and processes here: {probe.stderr}" if probe.returncode else ""
 
 
 @pytest.fixture(scope="module")
