@@ -30,6 +30,7 @@ pytestmark = pytest.mark.interop
 
 LOCKED = Path(__file__).parent / "aimock"
 INSTALL_S = 120
+NODE = 20
 START_S = 20
 
 ROUTE = """
@@ -63,8 +64,11 @@ CALL_MS = 3000
 @pytest.fixture(scope="module")
 def llmock() -> Path:
     """Its program, installed."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is missing")
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm or node is missing")
+    found = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    if int(found.stdout.strip().removeprefix("v").split(".")[0]) < NODE:
+        pytest.skip(f"node {NODE} or newer is needed")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     locked = json.loads((LOCKED / "package.json").read_text())["dependencies"]
     version = locked["@copilotkit/aimock"]
