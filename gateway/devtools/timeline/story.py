@@ -97,6 +97,15 @@ class Cost(_Part):
     unpriced: list[str] = Field(default_factory=list)
 
 
+class Said(_Part):
+    """What one side said, as transcribed; ``item_id`` names the answer or the turn."""
+
+    at_ms: float = 0.0
+    who: str = ""
+    text: str = ""
+    item_id: str = ""
+
+
 class EndingFacts(_Part):
     """Who ended the call, and why."""
 
@@ -148,6 +157,7 @@ class Record(_Part):
     quality: Quality = Quality()
     cost: Cost = Cost()
     ending: EndingFacts | None = None
+    transcript: list[Said] = Field(default_factory=list)
     timeline: list[Entry] = Field(default_factory=list)
 
     @property
@@ -174,6 +184,9 @@ def read_record(file: Path) -> Record:
         lead = f"{file}: {where}: " if where else f"{file}: "
         raise RecordError(f"{lead}{first['msg']}") from None
 
+
+LIVE_TURN = "turn_"
+"""Begin of the names that the gateway gives to a caller's turns in a Live session."""
 
 HOLE_MS = 200
 """Silence inside an answer up to which it counts as one: audio that came late."""
@@ -269,7 +282,11 @@ def tell(record: Record) -> Story:
     """Make a story of a record."""
     story = Story(record)
     end = record.end_ms
-    said = {
+    # Words of a Live session come seconds later, in another turn or after the call: the transcript
+    # has them all, with the moment of their turn.
+    late = [one for one in record.transcript if one.item_id.startswith(LIVE_TURN)]
+    said = {one.item_id: one.text for one in record.transcript if one.who == "agent"}
+    said |= {
         e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_transcript"
     }
     started = {e.text("item_id") for e in record.timeline if e.event == "agent_speech_started"}
@@ -304,12 +321,16 @@ def tell(record: Record) -> Story:
                     listening.to_ms, listening.open = entry.t_ms, False
                 listening = None
             case "caller_transcript":
-                if story.caller:
+                if story.caller and not late:
                     story.caller[-1].text = entry.text("text")
             case "dtmf":
                 story.keys.append((entry.t_ms, entry.text("digit")))
             case event if event not in _LANES:
                 story.notes.append(entry)
+    for one in late:
+        turns = [turn for turn in story.caller if turn.from_ms <= one.at_ms]
+        if turns:
+            turns[-1].text = one.text
     _put_cuts(story)
     return story
 

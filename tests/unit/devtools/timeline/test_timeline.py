@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gateway.cli.develop import timeline as command
 from gateway.devtools.timeline import read_record, tell
-from gateway.devtools.timeline.as_text import render
+from gateway.devtools.timeline.as_text import cost_words, render
 from gateway.devtools.timeline.picture import draw
 from gateway.devtools.timeline.story import Record, RecordError, began_speaking, read_sound, replies
 
@@ -266,3 +266,35 @@ def test_what_the_gateway_did_is_in_words() -> None:
     ):
         assert words in text
     assert "✂ interrupts" not in text, "the caller did not"
+
+
+def test_words_of_a_live_session_belong_to_the_turn_in_which_they_were_spoken() -> None:
+    timeline = [
+        {"t_ms": 1000, "event": "caller_speech_started"},
+        {"t_ms": 2000, "event": "caller_speech_stopped"},
+        {"t_ms": 2100, "event": "agent_speech_started", "item_id": "speech_1"},
+        {"t_ms": 3000, "event": "agent_speech_stopped"},
+        {"t_ms": 3050, "event": "agent_speech_started", "item_id": "speech_1"},
+        {"t_ms": 3100, "event": "caller_speech_started"},
+        {"t_ms": 3200, "event": "caller_transcript", "text": "Hello."},
+        {"t_ms": 3500, "event": "caller_speech_stopped"},
+        {"t_ms": 4000, "event": "agent_speech_stopped"},
+        {"t_ms": 4200, "event": "end", "by": "caller", "why": "remote_hangup"},
+    ]
+    transcript = [
+        {"at_ms": 1990, "who": "caller", "text": "Hello.", "item_id": "turn_1"},
+        {"at_ms": 2100, "who": "agent", "text": "Good morning.", "item_id": "speech_1"},
+        {"at_ms": 3490, "who": "caller", "text": "Thanks.", "item_id": "turn_2"},
+    ]
+    cost: dict[str, Any] = {
+        "currency": "USD",
+        "total": 0.01,
+        "priced": 0.01,
+        "model": "gpt-live-1.1",
+    }
+    cost["session_seconds"] = 4.4
+    record = record_of(timeline=timeline, transcript=transcript, interruptions=[], cost=cost)
+    story = tell(record)
+    assert [turn.text for turn in story.caller] == ["Hello.", "Thanks."]
+    assert [(turn.text, turn.to_ms) for turn in story.agent] == [("Good morning.", 4000)]
+    assert cost_words(record.cost) == "0.0100 USD for 4 s of gpt-live-1.1"
