@@ -21,12 +21,12 @@ from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named
 from gateway.app.applications import Applications
+from gateway.app.browser_calls import BrowserCalls
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.tracing import Tracing
-from gateway.audio.g711 import Codec
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
@@ -41,9 +41,7 @@ from gateway.records.store import RecordStore
 from gateway.records.uploads import Uploads
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
-from gateway.sip.browser_leg import TRANSPORT, BrowserEnd
 from gateway.sip.media.ports import late_beats
-from gateway.sip.types import Invite
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
@@ -85,91 +83,6 @@ class RequestKeys:
 
         told = self._shared.run(partial(answer_key, key=key, answer=answer))
         told.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-
-class BrowserCalls:
-    """Calls of pages of the console. Lives on the event loop.
-
-    Args:
-        files: configuration and dialplan as they are now.
-    """
-
-    def __init__(
-        self,
-        agent: UserAgent,
-        pump: MediaPump,
-        files: Callable[[], tuple[Config, Dialplan]],
-    ) -> None:
-        self._agent = agent
-        self._pump = pump
-        self._files = files
-        self._ends: set[BrowserEnd] = set()
-        self.closes: Counter[str] = Counter()
-        """WebSockets by why they were closed."""
-        self.unread = self.skipped = 0
-        """Frames of 20 ms: that pages did not take in time, and that came too fast to be mixed."""
-
-    @property
-    def limit(self) -> int:
-        """How many there may be at a time."""
-        return self._files()[0].api.browser_calls
-
-    @property
-    def active(self) -> int:
-        """How many there are."""
-        return len(self._ends)
-
-    def numbers(self) -> list[dict[str, str]]:
-        """Numbers that routes name as such, with the route."""
-        _config, dialplan = self._files()
-        return [
-            {"number": found[1], "route": route.name}
-            for route in dialplan.routes
-            if route.enabled and route.to and (found := _NUMBER.fullmatch(route.to.pattern))
-        ]
-
-    def begin(
-        self,
-        to: str,
-        caller: str,
-        source: str,
-        who: str,
-        tell: Callable[[dict[str, Any]], None],
-        hear: Callable[[], None],
-    ) -> BrowserEnd:
-        """Call a number for the token ``who``; ``hear`` is called when there is audio."""
-        invite = Invite(
-            sip_call_id="",
-            to_uri=f"sip:{to}@{TRANSPORT}.invalid",
-            from_uri=f"sip:{caller}@{TRANSPORT}.invalid",
-            to_user=to,
-            from_user=caller,
-            from_name="",
-            source=source,
-            headers={},
-            offered=(Codec.PCMU,),
-            attributed_by=f"token {who}",
-            transport=TRANSPORT,
-            there=True,
-        )
-        end = self._agent.take_browser(invite, tell)
-        self._ends.add(end)
-        self._pump.add(end.audio, hear)
-        return end
-
-    def over(self, end: BrowserEnd) -> None:
-        """The page is gone."""
-        self._ends.discard(end)
-        self._pump.remove(end.audio)
-        self.skipped += end.skipped
-
-    def closed(self, reason: str, unread: int) -> None:
-        """Count why a page's WebSocket was closed, and frames that it did not take in time."""
-        self.closes[reason] += 1
-        self.unread += unread
-
-
-_NUMBER = re.compile(r"\^(\w+)\$")
 
 
 class Readings:

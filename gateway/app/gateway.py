@@ -17,7 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections, explained_refusal
-from gateway.app.api_backend import Api, BrowserCalls, Readings
+from gateway.app.api_backend import Api, Readings
 from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
@@ -26,6 +26,7 @@ from gateway.app.api_commands import (
     SecretCommands,
 )
 from gateway.app.applications import Applications
+from gateway.app.browser_calls import BrowserCalls
 from gateway.app.registry import (
     CallRegistry,
     endpoints_of,
