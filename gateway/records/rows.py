@@ -248,6 +248,7 @@ def _milestones(row: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[s
         yield f"  first audio after {times['first_audio']:.0f} ms"
     for one in record.get("transfers") or ():
         code = f", SIP {one['sip_code']}" if one["sip_code"] else ""
+        code += f", briefing {one['briefing']}" if one.get("briefing") else ""
         yield f"  transfer to {one['destination']} ({one['mode']}): {one['outcome'] or '?'}{code}"
 
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
+from gateway.call.conversation.out_of_band import KEY
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import (
     ApprovalRule,
+    BriefingPlan,
     CallPlan,
     CollectPlan,
     Destination,
@@ -75,7 +77,7 @@ CALLS = st.lists(
                     "call_id": "c3",
                     "arguments": json.dumps({"destination": mode}),
                 }
-                for mode in ("blind", "attended", "bridge")
+                for mode in ("blind", "attended", "bridge", "briefed")
             ),
             {"type": "function_call"},
             {"type": "function_call", "name": "collect_digits", "call_id": "c4"},
@@ -97,7 +99,7 @@ EVENTS: st.SearchStrategy[ServerEvent] = st.one_of(
         st.integers(0, 4000).map(lambda n: bytes(n)),
     ),
     st.builds(AudioDone, RESPONSES, ITEMS, st.integers(0, 1)),
-    st.builds(ResponseCreated, RESPONSES, st.just({})),
+    st.builds(ResponseCreated, RESPONSES, st.sampled_from([{}, {KEY: "briefing-1"}])),
     st.builds(
         ResponseDone,
         RESPONSES,
@@ -164,7 +166,7 @@ TRANSFERS = st.one_of(
     st.just(inputs.BLegRinging(180)),
     st.just(inputs.BLegAnswered()),
     st.builds(inputs.BLegEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
-    st.just(inputs.BLegDigit("1")),
+    st.builds(inputs.BLegDigit, st.sampled_from("12")),
     st.just(inputs.ToolDone("c2", "{}")),
     st.builds(inputs.ApprovalResult, st.sampled_from(["c2", "m1"]), st.booleans()),
     st.builds(inputs.ToolRequest, st.sampled_from(ACTS)),
@@ -237,8 +239,12 @@ PLANS = st.builds(
             destinations=st.sampled_from(
                 [
                     (),
-                    tuple(
-                        Destination(m, f"sip:{m}@pbx", m) for m in ("blind", "attended", "bridge")
+                    (
+                        *(
+                            Destination(m, f"sip:{m}@pbx", m)
+                            for m in ("blind", "attended", "bridge")
+                        ),
+                        Destination("briefed", "sip:b@pbx", "bridge", briefing=BriefingPlan()),
                     ),
                 ]
             ),
@@ -409,7 +415,8 @@ class _Watch:
                 case outputs.Send(command):
                     assert not self.session_closed
                     json.dumps(command.body())
-                    if isinstance(command, CreateResponse):
+                    beside = KEY in command.body().get("response", {}).get("metadata", {})
+                    if isinstance(command, CreateResponse) and not beside:
                         assert self.in_flight is None
                         self.in_flight = command
                     if isinstance(command, TruncateItem):
