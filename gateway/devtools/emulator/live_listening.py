@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -120,6 +121,19 @@ class LiveListening:
         self._began_ms: int | None = None
         self._backchannelled = False
         self._turns = 0
+        self._random = random.Random(host.script.speech.seed)
+        self._interruptions = 0
+
+    def agent_began(self) -> None:
+        """The agent speaks: plan the next interruption of a script with ``vad = "scripted"``."""
+        script, number = self._host.script, self._interruptions
+        speech = script.speech
+        if script.vad != "scripted" or number >= (len(speech.at_ms) or speech.count):
+            return
+        self._interruptions += 1
+        random_ms = self._random.randint(speech.min_ms, speech.max_ms)
+        after_ms = speech.at_ms[number] if speech.at_ms else random_ms
+        self._host.at(after_ms, partial(self.pretend_speech, speech.length_ms))
 
     def hear(self, chunk: bytes) -> None:
         """Take the next ``live.chunk_ms`` of the caller."""

@@ -206,6 +206,8 @@ class LiveSession:
     def _begun(self, one: Utterance) -> None:
         if one.began is not None:
             one.began()
+        if not one.fixture:
+            self._listening.agent_began()
         length_ms = self._format.length_ms(len(one.audio))
         sent = partial(self._track.sent_until_ms, one)
         self._transcripts.plan("output", one.text, one.start_ms, length_ms, sent)

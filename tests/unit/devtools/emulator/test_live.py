@@ -126,6 +126,21 @@ def test_the_model_stops_when_the_caller_speaks_unless_the_script_talks_on() -> 
     with_emulator(test)
 
 
+def test_a_scripted_caller_interrupts_at_the_moments_that_the_script_says() -> None:
+    async def test(emulator: Emulator) -> None:
+        answer: dict[str, Any] = {"answer__kind": "nothing", "vad": "scripted"}
+        answer |= {"speech__at_ms": "400", "speech__length_ms": 500}
+        async with live(emulator, **answer, live__append_delay_ms=0) as client:
+            await client.begin()
+            await client.text("commentary", "This is a rather long sentence, which is cut short.")
+            await client.quiet(5000)
+            await client.caught_up()
+            spoken_ms = len(client.audio().strip(b"\xff")) / 8
+            assert 400 < spoken_ms < 1000
+
+    with_emulator(test)
+
+
 def test_bytes_of_a_pattern_are_unchanged_on_the_track() -> None:
     async def test(emulator: Emulator) -> None:
         answer: dict[str, Any] = {
