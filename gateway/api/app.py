@@ -130,17 +130,17 @@ def _add_errors(app: FastAPI) -> None:
             wrong = {"code": "invalid", "message": "body: is no JSON", "param": "body"}
             return JSONResponse({"error": wrong}, 422)
         if not isinstance(detail, dict):
-            detail = {
-                "code": "not_found" if error.status_code == 404 else "http",
-                "message": detail,
-            }
+            codes = {404: "not_found", 405: "method_not_allowed"}
+            detail = {"code": codes.get(error.status_code, "http"), "message": detail}
         return JSONResponse({"error": detail}, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         # Without the input, which may be private.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if where == "body" and "json" not in request.headers.get("content-type", ""):
+            first = {"msg": "is no JSON: it needs Content-Type: application/json"}
         return JSONResponse(
             {"error": {"code": "invalid", "message": f"{where}: {first['msg']}", "param": where}},
             422,

@@ -81,6 +81,14 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
         whole = (await http.get(f"/api/v1/calls/{one['id']}")).json()
         assert whole["id"] == one["id"]
         assert "route greeted takes it" in whole["explanation"][1]
+        async with Client(world, "operator") as other:
+            for name in (one["id"][-8:], call.call_id):
+                found = (await other.get(f"/api/v1/calls/{name}")).json()
+                assert (found["id"], found["record"]["call_id"]) == (one["id"], one["id"])
+            plain = await other.post(f"/api/v1/calls/{one['id']}/say", content='{"text": "Hi"}')
+            assert "needs Content-Type: application/json" in plain.json()["error"]["message"]
+            gone = await other.delete(f"/api/v1/calls/{one['id']}")
+            assert gone.json()["error"]["code"] == "method_not_allowed"
         await world.summary_at_end(call)
 
         past: dict[str, Any] = {}
@@ -94,7 +102,9 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
         assert "transcript" not in past["record"], "what was said is not for this role"
         async with Client(world, "operator") as other:
             whole = (await other.get(f"/api/v1/calls/{one['id']}")).json()
-        assert "transcript" in whole["record"]
+            told = (await other.get(f"/api/v1/calls/{one['id'][-8:]}/transcript")).json()
+        assert told["call"] == one["id"]
+        assert told["transcript"] == whole["record"]["transcript"], "also once it is over"
         assert [event["type"] for event in past["events"]][-1] == "call.ended"
         assert past.keys() >= one.keys() - {"explanation"}, "live and past have one form"
         listed = (await http.get("/api/v1/calls", params={"sip_call_id": call.call_id})).json()
