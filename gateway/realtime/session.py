@@ -53,6 +53,7 @@ _LOGGED_COMPLAINTS = 10
 _REMEMBERED_TYPES = 32
 
 _b2a_base64 = binascii.b2a_base64
+_AUDIO = (AudioDelta, TrackAudio)
 
 
 class Wire(Protocol):
@@ -296,7 +297,7 @@ class Session:
     def _count_in(self, frame: bytes, event: ServerEvent | None) -> None:
         self.counters.events_received += 1
         if self._tap is not None:
-            delta = event if isinstance(event, AudioDelta | TrackAudio) else None
+            delta = event if isinstance(event, _AUDIO) else None
             self._tap.received(frame, delta)
 
     def _bad(self, error: BadEvent, frame: bytes) -> None:
