@@ -35,6 +35,9 @@ that is fast by a twentieth."""
 BURST_TEXTS, TEXTS_PER_SECOND = 50, 20.0
 WAITING_FRAMES, WAITING_TEXTS = 50, 64
 """What waits for a page that does not read; of audio the oldest is left out."""
+ON_THE_WAY_FRAMES = 100
+"""Sent to a page that says what it has got: two seconds. What is more would wait in the queues of a
+network that is slower than the audio."""
 SEND_SECONDS = 5.0
 """A page that takes nothing for so long is given up."""
 ANNOUNCED_SECONDS = 30.0
@@ -82,6 +85,9 @@ class _Page:
         self.end: BrowserEnd | None = None
         self.unread = 0
         """Frames that it did not take in time."""
+        self._sent = 0
+        self._got: int | None = None
+        """Frames that it has, as far as it says so."""
         self._socket = socket
         self._clock = asyncio.get_running_loop().time
         now = self._clock()
@@ -120,6 +126,12 @@ class _Page:
             texts, audio = tuple(self._texts), bytes(self._audio)
             self._texts.clear()
             self._audio.clear()
+            frames = len(audio) // FRAME_BYTES
+            if self._got is not None and self._sent - self._got > ON_THE_WAY_FRAMES:
+                self.unread += frames
+                audio = b""
+            else:
+                self._sent += frames
             try:
                 async with asyncio.timeout(SEND_SECONDS):
                     for text in texts:
@@ -158,6 +170,8 @@ class _Page:
         match told:
             case {"type": "ping", "id": int(number)}:
                 self.tell({"type": "pong", "id": number})
+            case {"type": "got", "frames": int(frames)} if 0 <= frames <= self._sent:
+                self._got = frames
             case {"type": "dtmf", "digit": str(digit)} if len(digit) == 1 and digit in KEYS:
                 end.press(digit)
             case {"type": "hangup"}:

@@ -132,6 +132,7 @@ class ApiServer:
                 lifespan="off",
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # G.711 grows by it
                 server_header=False,
                 proxy_headers=not local,
                 limit_concurrency=CONNECTIONS + 1,

@@ -7,6 +7,7 @@ import { LAWS } from "./sound.js";
 import { Transcript } from "./watch.js";
 
 const PING_MS = 1000;
+const TELL_FRAMES = 25; // from one word of what has come to the next
 const MOST_WAITING = 16000; // bytes that the network has not taken: two seconds
 const KEYS = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "*", "0", "#"];
 const NUMBER = "[0-9A-Za-z+*#_.\\-]{1,64}";
@@ -35,6 +36,7 @@ class Call {
     this.from = from;
     this.onMessage = onMessage;
     this.network = null; // ms there and back
+    this.got = 0; // frames from the gateway
     this.unsent = 0; // frames that the network did not take
     this.over = false;
   }
@@ -74,6 +76,9 @@ class Call {
 
   hear(data) {
     if (data instanceof ArrayBuffer) {
+      const before = this.got;
+      this.got += data.byteLength / 160;
+      if (Math.floor(before / TELL_FRAMES) !== Math.floor(this.got / TELL_FRAMES)) this.send({ type: "got", frames: this.got });
       this.phone.port.postMessage(data, [data]);
       return;
     }

@@ -71,6 +71,35 @@ def test_of_what_is_not_read_the_newest_second_is_kept() -> None:
     asyncio.run(run())
 
 
+def test_no_more_is_on_the_way_than_a_page_can_take() -> None:
+    async def run() -> None:
+        socket = Socket()
+        socket.open.set()
+        one = page(socket)
+        one.end.audio = bytes(10 * FRAME_BYTES)
+
+        async def send(times: int) -> int:
+            for _ in range(times):
+                one.hear()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            return sum(len(sent) for sent in socket.sent) // FRAME_BYTES
+
+        sending = asyncio.create_task(one.send())
+        assert await send(20) == 200, "a page that says nothing gets all"
+        one._on_text('{"type": "got", "frames": 50}', one.end)
+        assert await send(20) == 200
+        assert one.unread == 200
+        one._on_text('{"type": "got", "frames": 200}', one.end)
+        assert await send(5) == 250
+        with pytest.raises(_Closed):
+            one._on_text('{"type": "got", "frames": 10000}', one.end)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("seconds", "told", "reason"),
     [
