@@ -405,8 +405,12 @@ class Conversation:
         return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
-        """Begin the action that waits for speech to play out, if it may."""
-        return self.call_actions.settle(now, queued=self.control.speaking, confirmed=confirmed)
+        """Begin the action that waits for speech to play out, if it may.
+
+        While sensitive digits are entered none begins: whoever is joined would hear the keys.
+        """
+        ready = confirmed and not self.control.concealed
+        return self.call_actions.settle(now, queued=self.control.speaking, confirmed=ready)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Take the end of a response: its items, function calls and failure."""

@@ -10,17 +10,18 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.call_record import RecordingRecord
 from gateway.call.plan import (
     BriefingPlan,
     CallPlan,
+    CollectPlan,
     Destination,
     EscapePlan,
+    RecordingPlan,
     ToolsPlan,
     TransferPlan,
 )
 from gateway.call.session_lifecycle import State
-from gateway.call.tools.commands import OperatorTransfer
+from gateway.call.tools.commands import OperatorTransfer, RecordCall
 from gateway.call.tools.definitions import transfer_call
 from gateway.call.transfer import REPEAT_SECONDS, SPEECH_SECONDS
 from tests.support.call_scene import BYE, OUR_END, Scene, audio, closed, created, done, failed, key
@@ -261,13 +262,27 @@ def test_the_tool_asks_for_it_where_the_model_writes_it() -> None:
         assert tool["parameters"]["required"] == names
 
 
-@pytest.mark.parametrize(("state", "recorded"), [("recording", True), ("paused", False)])
-def test_it_is_recorded_where_the_call_is_and_the_route_says_so(state: str, recorded: bool) -> None:
-    scene = Scene(plan_with(record=True)).up()
-    scene.record.recording = RecordingRecord(state=state)
+@pytest.mark.parametrize("paused", [False, True])
+def test_it_is_recorded_where_the_call_is_and_the_route_says_so(paused: bool) -> None:
+    plan = replace(plan_with(record=True), recording=RecordingPlan(mode="always"))
+    scene = Scene(plan).up()
+    if paused:
+        scene.do(inputs.ToolRequest(RecordCall("pause", "operator")))
     scene.at(1.0, created("r1"), wants("transfer_call", destination="anna"))
     begun = scene.at(2.0, PICKED_UP)
     ended = scene.at(5.0, pressed("1"))
-    assert ("record second" in begun, "stop recording second" in ended) == (recorded, recorded)
-    without = answered()
+    assert ("record second" in begun) is not paused
+    assert ("stop recording second" in ended) is not paused
+    without = answered(replace(PLAN, recording=RecordingPlan(mode="always")))
     assert "record second" not in without.seen
+
+
+def test_nobody_is_called_while_sensitive_digits_are_entered() -> None:
+    """They are kept from whoever would be joined; the transfer begins after them."""
+    collect = CollectPlan(enabled=True, sensitive=True, timeout=5.0, url="https://vault")
+    tools = ToolsPlan(transfer=TRANSFER, collect_digits=collect)
+    scene = Scene(replace(PLAN, tools=tools)).up()
+    scene.at(1.0, created("r1"), wants("collect_digits", digits=4))
+    scene.do(inputs.ToolRequest(OperatorTransfer("anna")))
+    assert "second sip:2@pbx" not in scene.at(5.5)
+    assert "second sip:2@pbx" in scene.at(12.0), "nothing was entered for five seconds"
