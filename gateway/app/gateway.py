@@ -240,7 +240,7 @@ class Gateway:
         self._shared = shared = SharedState(config, costs, agent.ban)
         agent.on_banned = shared.on_banned
         calls.on_finished = rejections.on_refused = shared.release
-        limiter = OutboundLimiter(config.outbound, agent, shared)
+        limiter = OutboundLimiter(config.outbound, agent, shared, config.workers.count)
         applications = Applications(
             lambda: endpoints_of(self.config), calls, rejections.refuse, limiter.permit_refer
         )

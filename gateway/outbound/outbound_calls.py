@@ -61,15 +61,21 @@ class OutboundLimiter:
 
     Args:
         shared: asked before a leg is dialled; None where this process is alone.
+        workers: how many processes share the calls of followed REFERs: pjsip places those in the
+            callback that asks, where no database can be.
     """
 
     def __init__(
-        self, settings: OutboundSettings, agent: UserAgent, shared: Shared | None = None
+        self,
+        settings: OutboundSettings,
+        agent: UserAgent,
+        shared: Shared | None = None,
+        workers: int = 1,
     ) -> None:
         self._caps = OutboundCaps(settings)
         self._shared = shared
         self._enabled = settings.enabled
-        self._most_followed = max(1, settings.max_concurrent_calls // 2)
+        self._most_followed = max(1, settings.max_concurrent_calls // 2) // workers
         self._agent = agent
         self._legs: set[_Counted] = set()
         self._admitted = 0
@@ -188,7 +194,10 @@ class OutboundLimiter:
         Callers decide when such calls are placed, so half of the places are kept for others.
         """
         if self._agent.calls.followed >= self._most_followed:
-            rule = f"half of outbound.max_concurrent_calls: {self._most_followed} followed REFERs"
+            rule = (
+                "half of outbound.max_concurrent_calls, divided by the workers: "
+                f"{self._most_followed} followed REFERs"
+            )
             log.warning("gateway.call_not_placed", to=uri, rule=rule)
             return False
         try:

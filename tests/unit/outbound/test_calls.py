@@ -107,10 +107,16 @@ def test_a_referral_by_a_pattern_counts_as_a_call_and_one_of_the_dialplan_does_n
         limiter.permit_refer(URI, True)
 
 
-@pytest.mark.parametrize(("places", "most"), [(1, 1), (4, 2), (5, 2)])
-def test_followed_refers_take_half_of_the_places_at_most(places: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("places", "workers", "most"),
+    [(1, 1, 1), (4, 1, 2), (5, 1, 2), (10, 2, 2), (10, 5, 1), (4, 4, 0)],
+)
+def test_followed_refers_of_all_workers_take_half_of_the_places_at_most(
+    places: int, workers: int, most: int
+) -> None:
     agent = Agent()
-    limiter = limiter_of(agent, max_concurrent_calls=places)
+    settings = OutboundSettings.model_validate({**SETTINGS, "max_concurrent_calls": places})
+    limiter = OutboundLimiter(settings, cast(Any, agent), None, workers)
     for _ in range(most):
         assert agent.calls.may_follow_refer(URI)
         agent.calls.followed += 1
