@@ -311,6 +311,7 @@ async def test_an_operator_acts_by_mouse(browser: Browser, world: GatewayStack) 
     await expect(page.locator(".call-head .state")).to_have_text("held")
     await button("Hold").click()
     await expect(button("Hold")).to_have_attribute("aria-pressed", "false")
+    await button("Stop speaking").click()  # keys wait for what is said
     await button("Keys…").click()
     await page.get_by_label("Digits").fill("12#")
     await button("Send").click()
@@ -332,7 +333,7 @@ async def test_an_operator_transfers_and_hangs_up_by_keyboard(
 ) -> None:
     desk = await CalledPhone().start(PORT)
     try:
-        call, _name = await office(world)
+        call, _name = await office(world, answers=[{"kind": "say", "text": "Yes."}])
         page = await logged_in(browser, world)
 
         async def press(label: str) -> None:
