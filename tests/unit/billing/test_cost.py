@@ -36,7 +36,7 @@ from gateway.billing.prices import (
 )
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
-from gateway.realtime.events import InputTranscribed, ResponseDone
+from gateway.realtime.events import InputTranscribed, ResponseDone, SessionUsage
 from gateway.text import money
 
 CHECK = {
@@ -394,6 +394,27 @@ def test_a_call_adds_up_and_says_it() -> None:
         },
     }
     assert day.accounts.ledger.day(day.date) == Decimal("0.0238968")
+
+
+def test_a_live_session_is_counted_by_its_seconds_and_never_twice() -> None:
+    """Usage is cumulative, of each session by itself; a budget warns and ends between reports."""
+    day = _Day()
+    account = day.open("gpt-live-1.1", call="0.10", warning_threshold="0.5")
+
+    def used(session: str, seconds: float, *, reported: bool = True) -> str | None:
+        event = SessionUsage(session, "gpt-live-1.1", seconds, reported)
+        reached = account.take(event)
+        return None if reached is None else reached.level.value
+
+    assert used("live_1", 15.0) is None
+    assert used("live_1", 30.0) is None
+    assert used("live_1", 20.0) is None, "it never goes back"
+    assert account.total == Decimal("0.025")
+    assert used("live_2", 30.0, reported=False) == "warn"
+    assert used("live_2", 89.0, reported=False) is None
+    assert used("live_2", 90.0, reported=False) == "limit"
+    told = account.as_json()
+    assert (told["total"], told["session_seconds"]) == (0.1, 120.0)
 
 
 def test_what_has_no_price_is_counted_and_said_once() -> None:
