@@ -386,7 +386,7 @@ async def test_what_strangers_send_is_shown_as_text(browser: Browser, world: Gat
     call.caller = quoted
     call.invite()
     await call.answered()
-    (name,) = world.gateway.ids_of(call.call_id)
+    name = (await world.gateway.wait("call.confirmed", call=call.call_id))["call"]
     page = await logged_in(browser, world)
     await expect(page.locator(".rows .who-calls")).to_contain_text("script")
     await page.goto(opened(page, name))

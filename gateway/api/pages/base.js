@@ -120,10 +120,14 @@ export function repeat(work, pause) {
   };
 }
 
-/** Say something in the status line, which screen readers read. @param {string} text */
+let telling = 0;
+
+/** Say something in the status line, which screen readers read, for a while. @param {string} text */
 export function tell(text) {
+  window.clearTimeout(telling);
   say(document.getElementById("wrong"), "");
   say(document.getElementById("told"), text);
+  telling = window.setTimeout(() => say(document.getElementById("told"), ""), 10_000);
 }
 
 /** Say that something failed. @param {unknown} error */

@@ -325,11 +325,9 @@ export const page = {
         spoken = Math.max(0, call.spoken + call.transcript.length - 8);
         ladder.draw(record, true);
         buttons?.update(record);
-        if (row) {
-          headline({ ...row, state: call.state });
-          const now = Date.now() - Date.parse(row.invited_at);
-          if (call.timeline.length || now - drawn >= 1000) picture.draw(record, (drawn = now), true);
-        }
+        if (row) headline({ ...row, state: call.state });
+        const now = Date.now() - Date.parse(call.started_at);
+        if (call.timeline.length || now - drawn >= 1000) picture.draw(record, (drawn = now), true);
       } catch (error) {
         if (!(error instanceof ApiError) || error.status !== 404) throw error;
         await showPast();
