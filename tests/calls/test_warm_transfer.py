@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from gateway.api.client import ask
 from gateway.audio.g711 import Codec
 from gateway.audio.sounds import samples_of
 from gateway.devtools.emulator.speech import pattern
-from tests.calls.test_transfer_blind import outputs_of
+from tests.calls.test_transfer_blind import outputs_of, told
 from tests.calls.test_transfer_human import hear_each_other
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.dialog import answered as dialog_answered
@@ -46,7 +47,8 @@ mode = "{mode}"
 
 
 WORLD = {
-    "more": "[media]\njb_catch_up = false\npacket_wait_ms = 500\n"
+    "more": '[control]\nsocket = "gateway.sock"\n'
+    + "[media]\njb_catch_up = false\npacket_wait_ms = 500\n"
     + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": _route("warm")
     + _route("short", "timeout = 1.5")
@@ -101,11 +103,11 @@ async def back_with_the_model(world: GatewayStack, call: ReferredCall) -> dict[s
     """The model speaks again, and the call goes on; returns what it was told."""
     session = await world.session_of(call)
     await session.wait_until(lambda s: outputs_of(s) != [], 20)
-    (told,) = outputs_of(session)
+    (result,) = outputs_of(session)
     await heard(call.rtp, pattern(7, 3200))
     summary = await world.summary_at_end(call)
     assert summary["ending"]["why"] == "remote_hangup"
-    return told
+    return result
 
 
 async def test_accepted(world: GatewayStack, callee: CalledPhone) -> None:
@@ -154,9 +156,9 @@ async def test_not_accepted(world: GatewayStack, callee: CalledPhone, way: str) 
         there.bye()
     if way != "hangs up":
         await there.hung_up()
-    told = await back_with_the_model(world, call)
-    assert told["status"] == ("no_answer" if way == "nothing" else "declined")
-    assert told["reason"]
+    result = await back_with_the_model(world, call)
+    assert result["status"] == ("no_answer" if way == "nothing" else "declined")
+    assert result["reason"]
     record = await world.record(call)
     answer = {"key": "declined", "hangs up": "hung_up", "nothing": "no_key"}[way]
     assert record["transfers"][0]["briefing"] == answer
@@ -238,3 +240,22 @@ async def test_by_info(world: GatewayStack, callee: CalledPhone) -> None:
     there.info("application/dtmf-relay", "Signal=2\r\nDuration=160\r\n")
     await there.hung_up()
     assert (await back_with_the_model(world, call))["status"] == "declined"
+
+
+async def test_an_operator_has_the_colleague_briefed(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
+    answers = [{"kind": "pattern", "seconds": 0.3}, {"kind": "pattern", "seconds": 0.4, "seed": 7}]
+    world.behave(vad="off", answers=answers, out_of_band=WORDS)
+    call = await dial(world, "warm")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    socket, wanted = world.folder / "gateway.sock", {"destination": "anna", "briefing": "He waits."}
+    await asyncio.to_thread(ask, socket, "transfer", call=call.call_id, **wanted)
+    there = await callee.called()
+    await heard(there.rtp, SAID)
+    assert "He waits. Press 1" in str(session.seen("response.create")[-1].body)
+    there.rtp.press("2")
+    await heard(call.rtp, pattern(7, 3200))
+    assert "did not take the call" in told(session)[-1]
+    await world.summary_at_end(call)
