@@ -285,7 +285,8 @@ async def test_the_kinds_are_fallbacks_of_each_other(world: GatewayStack) -> Non
 
 
 async def test_a_server_of_linear_pcm(world: GatewayStack) -> None:
-    world.behave(answers=[{"kind": "tones", "seconds": 1, "frequencies_hz": [440.0]}])
+    answers = [{"kind": "tones", "seconds": 1, "frequencies_hz": [440.0]}]
+    world.behave(answers=answers, live={"transcript_lag_ms": 0})
     call, session = await up(world, "live-pcm")
     start = session.client_events[0].body["session"]
     assert start["audio"]["format"] == {"type": "audio/pcm", "rate": 24000}
