@@ -314,15 +314,14 @@ class OperatorCommands:
         call = controller.record.call_id
         if not controller.talking:
             raise RefusedError(f"{call} is not in conversation with the model")
-        if not controller.plan.tools.transfer.destinations:
+        transfers = controller.plan.tools.transfer
+        if not transfers.destinations:
             raise RefusedError(f"route {controller.record.route!r} has no [[route.transfer]]")
-        destination = (
-            request.get("destination") or controller.plan.tools.transfer.destinations[0].name
-        )
+        destination = request.get("destination") or transfers.destinations[0].name
         briefing = str(request.get("briefing") or "")
         wanted = json.dumps({"destination": destination, "briefing": briefing})
         try:
-            target = transfer_target(wanted, controller.plan.tools.transfer)
+            target = transfer_target(wanted, transfers)
         except ToolCallError as error:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
@@ -336,9 +335,8 @@ class OperatorCommands:
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
         controller.feed(inputs.ToolRequest(OperatorTransfer(destination, briefing)))
-        briefed = target.destination.briefing
-        seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
-        seconds += 0.0 if briefed is None else briefed.timeout
+        briefed = target.destination.briefing.timeout if target.destination.briefing else 0.0
+        seconds = target.destination.ring_timeout + briefed + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
     def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

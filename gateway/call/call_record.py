@@ -26,7 +26,6 @@ MAX_KEPT = 500
 """Entries kept of each kind, of one call."""
 
 MAX_TOOL_USES = 1000
-"""Uses of tools kept of one call."""
 
 T = TypeVar("T")
 
@@ -39,10 +38,9 @@ def keep(entries: list[T], entry: T) -> None:
 
 @dataclass(slots=True)
 class ResponseTime:
-    """How long the caller waited after a turn of theirs (ms): from their last loud packet to the
-    first frame played, both here. ``network`` are round trips, to the server and on top to the
-    caller; ``endpointing`` ends with the server's word that the turn is over, ``model`` with the
-    first audio, ``playout`` with its first frame."""
+    """How long the caller waited (ms), from their last loud packet to the first frame played, here.
+    ``network``: round trips to server and caller; ``endpointing`` ends with the server's word that
+    the turn is over, ``model`` with the first audio, ``playout`` with its first frame."""
 
     at_ms: float
     ms: float
