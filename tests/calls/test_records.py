@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from gateway.cli.main import main
 from gateway.config.operations import DATABASE_NAME
 from gateway.records.database import Database, Filter
+from tests.support import figures
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.postgres import PASSWORD, Postgres
@@ -91,6 +92,8 @@ async def test_every_call_that_was_answered_to_has_one_row_after_kill_9(own_fold
         whys = {rows_of(world)[call.call_id][0]["why"] for call in answered}
         assert whys <= {"process_lost", "no_route", "remote_hangup"}
         assert "process_lost" in whys
+        answered_to = f"{len(answered)} INVITEs answered to, one row each"
+        figures.show(f"kill -9, {KILLS} times, 20 calls each", answered_to)
     finally:
         # What the killed ones logged is gone with them: their calls are not compared with a log.
         await world.gateway.stop()

@@ -19,6 +19,7 @@ from gateway.records import shared
 from gateway.records.database import Database, Filter
 from gateway.records.tables import SHARED, leases, spending
 from tests.calls.test_api import API, Client
+from tests.support import figures
 from tests.support.callee import CalledPhone, free_port
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
@@ -238,6 +239,8 @@ async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
             return sorted(ended) == wanted and len(found) == len(wanted)
 
         await eventually(there, "one closed row for each call", 60)
+        told = f"{len(wanted)} calls, one row each; 0 underruns, no packet missing"
+        figures.show(f"PostgreSQL stopped for {AWAY_S:g} s", told)
         database.close()
 
 

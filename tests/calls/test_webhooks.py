@@ -24,6 +24,7 @@ from gateway.records.spool import Delivery, Spool
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender, signature
 from tests.calls.test_operator import command
 from tests.calls.test_records import KILLS, kill_while_calls_come, rows_of
+from tests.support import figures
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import Answer, HttpService, http_service
@@ -119,6 +120,8 @@ async def test_each_call_has_one_end_by_its_id_after_kill_9_at_random_moments(
         await world.phone.stop()
         await world.emulator.stop()
     assert {len(each) for each in ids().values()} == {1}, "a repeated delivery has its first id"
+    told = f"{len(ids())} calls, the end of each told by one id; {len(receiver.asked)} requests"
+    figures.show(f"webhooks, kill -9 {max(KILLS, 3)} times", told)
 
 
 def delivery(**fields: Any) -> Delivery:
