@@ -324,7 +324,10 @@ class Gateway:
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
             shared,
         )
-        maintenance = Maintenance(agent, reloader.reload, lambda: not api.not_ready())
+        # Whoever asks by OPTIONS may bring calls, whatever became of the trunks.
+        maintenance = Maintenance(
+            agent, reloader.reload, lambda: not api.not_ready().keys() - {"trunks"}
+        )
         self._parts = (
             Part("traces", tracing.start, tracing.stop),
             *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),

@@ -113,7 +113,8 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
         for worker in (0, 1):
             phone = Phone(("127.0.0.1", port + worker))
             await phone.start()
-            assert (await phone.options()).code == 200
+            # 503 once it is known that there is no realtime server.
+            assert (await phone.options()).code in (200, 503)
             await phone.stop()
     finally:
         status = await gateway.stop()

@@ -8,9 +8,9 @@
   the process. Even a call that is refused has had two sockets, for RTP and RTCP.
 * An INVITE that comes once more after its 200 was acknowledged meets no transaction any more.
   RFC 6026 section 7.1 lets it be absorbed for 64 * T1; without that it would be a second call.
-* OPTIONS while the gateway drains, or lacks what calls need (as ``/readyz``): pjsua would say 200,
-  and a dispatcher would go on sending calls. While every call is taken it stays 200: a dispatcher
-  that took a full gateway out would lose it for longer than it is full, and single calls that find
+* OPTIONS while the gateway drains, or lacks a server or a database that calls need: pjsua would say
+  200, and a dispatcher would go on sending calls. While every call is taken it stays 200: one that
+  took a full gateway out would lose it for longer than it is full, and single calls that find
   no place are refused one by one."""
 
 from __future__ import annotations
