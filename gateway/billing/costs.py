@@ -16,7 +16,14 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from gateway.billing.ledger import DaySums, Ledger, LedgerStore, Pair
-from gateway.billing.prices import PriceBook, Usage, load_prices, transcription_usage_of, usage_of
+from gateway.billing.prices import (
+    PriceBook,
+    Usage,
+    backend_usage_of,
+    load_prices,
+    transcription_usage_of,
+    usage_of,
+)
 from gateway.call.plan import BudgetPlan
 from gateway.config import Config
 from gateway.dialplan import Route
@@ -267,8 +274,11 @@ class Account:
                 # One that failed or was cancelled before it began is not billed.
                 self._without_usage += event.status in ("completed", "incomplete")
                 return None
-            usage = usage_of(event.usage)
+            usage = (backend_usage_of if event.backend else usage_of)(event.usage)
             self._used += usage
+            if event.backend:
+                price = self._accounts.prices.price(event.backend, self._host)
+                return self._spend(event.backend, None if price is None else price.of(usage), usage)
             cost = None if self._price is None else self._price.of(usage)
             return self._spend(self._model, cost, usage)
         if isinstance(event, InputTranscribed) and event.usage is not None:

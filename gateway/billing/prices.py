@@ -87,6 +87,14 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
     return Usage(taken, cached, output)
 
 
+def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
+    """The same for a response of a Live session's backend, which is all text."""
+    taken = _count(raw.get("input_tokens"))
+    cached = _count(_table(raw.get("input_tokens_details")).get("cached_tokens"))
+    output = Tokens(text=_count(raw.get("output_tokens")))
+    return Usage(Tokens(text=taken), Tokens(text=min(cached, taken)), output)
+
+
 def transcription_usage_of(raw: Mapping[str, Any]) -> Usage:
     """The same for a transcription, whose output is text."""
     usage = usage_of(raw)

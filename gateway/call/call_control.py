@@ -142,6 +142,8 @@ class CallActions:
         self._action: Action | None = None
         self._call_id = ""
         self._begin_by: float | None = None
+        self._not_before = 0.0
+        """Until when words about the action may begin (s); 0 where none are to come."""
         self._unasked = False
         self._late = False
         tools = plan.tools
@@ -150,8 +152,13 @@ class CallActions:
         self.names = frozenset(names | ({HOLD} if tools.hold.enabled else set()))
         """Names of the tools that are actions, as the route offers them."""
 
-    def ask(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """Queue the action of a tool call. Raises ToolCallError."""
+    def ask(
+        self, name: str, call_id: str, arguments: str, now: float, *, said_within: float = 0.0
+    ) -> None:
+        """Queue the action of a tool call. Raises ToolCallError.
+
+        What the model says about it may begin ``said_within`` seconds later.
+        """
         if self._action is not None:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
@@ -165,6 +172,7 @@ class CallActions:
             self._action = HoldAction(seconds, self._plan.tools.hold, self._timeline)
         self._call_id = call_id
         self._begin_by = now + self._plan.limits.say_seconds
+        self._not_before = now + said_within if said_within else 0.0
 
     def refer_to(self, uri: str, now: float) -> None:
         """Queue a blind transfer to a URI that an application chose. Raises ToolCallError.
@@ -202,6 +210,7 @@ class CallActions:
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR
+        self._not_before = 0.0
         self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
@@ -211,6 +220,9 @@ class CallActions:
         if not confirmed:
             self._begin_by = now + self._plan.limits.say_seconds
             return []
+        if now < self._not_before:
+            return []
+        self._not_before = 0.0
         if queued and now < self._begin_by:
             return []
         self._begin_by = None
@@ -282,7 +294,7 @@ class CallActions:
     def deadline(self) -> float | None:
         """When :meth:`tick` or :meth:`settle` is due next (s)."""
         if self._begin_by is not None:
-            return self._begin_by
+            return self._not_before or self._begin_by
         return None if self._action is None else self._action.deadline
 
     @property

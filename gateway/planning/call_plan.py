@@ -324,7 +324,9 @@ def plans(
         if bridged:
             transfer = transfer_plan(match.route, config.trunk, match.values, bridged=True)
             plan = replace(plan, tools=replace(plan.tools, transfer=transfer))
-        return plan, session, live_object(match.route.live_settings(match.values), codec.value)
+        tools = _tools(config, match.route, tool_executor)
+        live = live_object(match.route.live_settings(match.values), codec.value, tools)
+        return plan, session, live
 
     preparation = None
     if match.route.data is not None and tool_executor is not None:
@@ -348,7 +350,9 @@ def session_plan(
         endpoint=_endpoint(realtime, realtime, values),
         others=tuple(_endpoint(other, realtime, values) for other in config.realtime_server),
         settings=_session(config, route, codec, values, tool_executor),
-        live_settings=live_object(route.live_settings(values), codec.value),
+        live_settings=live_object(
+            route.live_settings(values), codec.value, _tools(config, route, tool_executor)
+        ),
         live_queue_ms=realtime.live_queue_ms,
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.max_playout_seconds * 1000) // FRAME_MS,
@@ -405,13 +409,21 @@ def _session(
     values: Mapping[str, str],
     tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
-    tools = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
-    if tool_executor is not None:
-        names = {tool["name"] for tool in tools}
-        offered = tool_executor.definitions(route.name)
-        tools += [tool for tool in offered if tool.get("name") not in names]
+    tools = _tools(config, route, tool_executor)
     session = session_object(route.session_settings(values), codec.value, tools)
     return turns_left_to_us(session) if route.interruptions.by_gateway else session
+
+
+def _tools(
+    config: Config, route: Route, tool_executor: ToolExecutor | None
+) -> list[dict[str, Any]]:
+    """The functions of this route: the gateway's own, then those that the route names."""
+    tools = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
+    if tool_executor is None:
+        return tools
+    names = {tool["name"] for tool in tools}
+    offered = tool_executor.definitions(route.name)
+    return tools + [tool for tool in offered if tool.get("name") not in names]
 
 
 def _disclosure(route: Route, values: Mapping[str, str]) -> DisclosurePlan | None:

@@ -214,6 +214,15 @@ class PlayClip:
 
 
 @dataclass(frozen=True, slots=True)
+class ContinueWork:
+    """``response.create`` for the backend of a Live session: go on with what it was given."""
+
+    def body(self) -> dict[str, Any]:
+        """The event as JSON object, without its ``event_id``."""
+        return {"type": "response.create"}
+
+
+@dataclass(frozen=True, slots=True)
 class Relayed:
     """A client event of an application's, as it came."""
 
@@ -238,6 +247,7 @@ ClientCommand = (
     | DeleteItem
     | AppendText
     | PlayClip
+    | ContinueWork
     | Relayed
 )
 
@@ -337,6 +347,9 @@ class ResponseDone:
     error_message: str | None
     output: tuple[Json, ...]
     usage: Json | None
+    backend: str = ""
+    """The model of a Live session's backend, where it is the backend's: not heard, but spoken of
+    by the voice."""
 
 
 @dataclass(slots=True)
@@ -412,6 +425,26 @@ class TrackWords:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkDelegated:
+    """``session.delegation.created`` of a Live session: the voice hands a task over.
+
+    ``target`` is ``responses`` (a backend, whose response comes), ``client`` (to whoever answers
+    with :class:`AppendText`) or ``decisions``.
+    """
+
+    id: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEvent:
+    """``response.event`` of a Live session: one event of a response of its backend."""
+
+    delegation_id: str
+    event: Json
+
+
+@dataclass(frozen=True, slots=True)
 class SessionUsage:
     """What a Live session has cost so far, in seconds since it began, never less than before.
 
@@ -473,6 +506,8 @@ ServerEvent = (
     | AgentTranscriptDelta
     | TrackAudio
     | TrackWords
+    | WorkDelegated
+    | BackendEvent
     | SessionUsage
     | SessionEnded
     | ServerError

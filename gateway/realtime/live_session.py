@@ -26,8 +26,10 @@ from gateway.realtime.events import (
     AppendText,
     AudioDelta,
     AudioDone,
+    BackendEvent,
     Channel,
     ClientCommand,
+    ContinueWork,
     CreateItem,
     CreateResponse,
     InputCommitted,
@@ -52,6 +54,7 @@ from gateway.realtime.live_audio import (
     SpeechTrack,
     Stretches,
 )
+from gateway.realtime.live_backend import Backend
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Session, SessionClosed, Tap
@@ -147,6 +150,7 @@ class LiveSession(Session):
         self.ended: SessionEnded | None = None
         """``session.closed``, once it has come."""
         self._codec, self._pcm = edge.codec, edge.pcm
+        self._backend = _backend_of(effective)
         self._queued_ms = playout.queued_ms
         self._pacer = Pacer(edge.codec)
         self._detector = SpeechDetector(edge.codec)
@@ -195,7 +199,7 @@ class LiveSession(Session):
         self._send_held()
         if isinstance(command, PlayClip) or (isinstance(command, CreateResponse) and command.clip):
             self._clip_until = self._loop.time() + CLIP_SECONDS
-        if not bodies:
+        if not bodies and not isinstance(command, ContinueWork):
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
         return event_id or self.commands.next_id()
@@ -234,6 +238,12 @@ class LiveSession(Session):
                 text = " ".join(str(part.get("text") or "") for part in parts).strip()
                 told: Channel = "thinking" if item.get("role") == "user" else "instructions"
                 return _texts(told, text)
+            case CreateItem(item=item) if item.get("type") == "function_call_output":
+                if self._backend is None:
+                    return _texts("thinking", f"The result: {item.get('output')}")
+                return self._backend.answer(item)
+            case ContinueWork() if self._backend is not None:
+                return self._backend.go_on()
             case AppendText() | PlayClip():
                 return [command.body()]
         return []
@@ -289,6 +299,12 @@ class LiveSession(Session):
                 self._on_track(audio)
             case TrackWords():
                 self._on_words(event)
+            case BackendEvent():
+                if self._backend is None:
+                    self._backend = Backend("")
+                done = self._backend.on_event(event)
+                if done is not None:
+                    self._deliver(done)
             case SessionUsage(seconds=seconds):
                 self._usage = (max(seconds, self._usage[0]), self._loop.time())
                 self._tell_usage(self._usage[0], reported=True)
@@ -380,6 +396,16 @@ class LiveSession(Session):
             code, verdict = classify_live_end(closed.code, closed.reason, reason)
             closed = replace(closed, code=code, reason=reason or closed.reason, verdict=verdict)
         super()._end(closed)
+
+
+def _backend_of(session: Mapping[str, Any]) -> Backend | None:
+    """What answers the backend; None where the session has none."""
+    delegation = session.get("delegation")
+    if not isinstance(delegation, Mapping) or delegation.get("type") != "responses":
+        return None
+    backend = delegation.get("responses")
+    model = backend.get("model") if isinstance(backend, Mapping) else None
+    return Backend(model if isinstance(model, str) else "")
 
 
 def _texts(channel: Channel, text: str) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from gateway.realtime.events import (
     AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
+    BackendEvent,
     InputCommitted,
     InputTranscribed,
     ItemAdded,
@@ -45,6 +46,7 @@ from gateway.realtime.events import (
     SpeechStopped,
     TrackAudio,
     TrackWords,
+    WorkDelegated,
 )
 from gateway.text import unicode_in
 
@@ -356,6 +358,13 @@ def _usage(event: _Fields) -> SessionUsage:
     return SessionUsage("", "", seconds, True)
 
 
+def _delegated(event: _Fields) -> WorkDelegated:
+    delegation = event.inner("delegation")
+    return WorkDelegated(
+        delegation.text_or_none("id") or "", delegation.text_or_none("target") or "client"
+    )
+
+
 def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -401,6 +410,10 @@ _LIVE_READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "session.output_audio.delta": lambda e: TrackAudio(_audio(e)),
     "session.output_transcript.delta": lambda e: _words(e, agent=True),
     "session.input_transcript.delta": lambda e: _words(e, agent=False),
+    "session.delegation.created": _delegated,
+    "response.event": lambda e: BackendEvent(
+        e.text_or_none("delegation_id") or "", e.object("event")
+    ),
     "session.usage.updated": _usage,
     "session.closed": lambda e: SessionEnded(e.text_or_none("reason") or "", _seconds(e)),
     "error": _live_error,
@@ -411,9 +424,7 @@ _LIVE_UNUSED = frozenset(
         "decision.item.created",
         "decision.item.deleted",
         "info",
-        "response.event",
         "session.commentary.appended",
-        "session.delegation.created",
         "session.input_audio.append",
         "session.input_audio.muted",
         "session.input_audio.unmuted",

@@ -60,9 +60,7 @@ def session_object(
         detection = _table(audio["input"]["turn_detection"], "audio.input.turn_detection")
         complete_detection(detection)
     if tools:
-        own = [_table(tool, "tools") for tool in session.get("tools") or []]
-        names = {tool.get("name") for tool in own} - {None}
-        session["tools"] = own + [_plain(tool) for tool in tools if tool.get("name") not in names]
+        session["tools"] = _with_tools(session, tools)
     return session
 
 
@@ -71,15 +69,32 @@ MAX_INPUT_TEXT = 24_000
 """Of what a Live session is told at its start: 8,192 tokens of three bytes at least."""
 
 
-def live_object(route_live: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+def live_object(
+    route_live: Mapping[str, Any], codec: Codec, tools: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The object for ``session.start`` of a Live session: ``route_live`` deeply copied, completed.
 
     Its format is that of ``codec``. The model is the server's, where the route names none.
+    ``tools`` go to the backend, after the route's own, where there is one
+    (``delegation.type = "responses"``).
     """
     session: dict[str, Any] = _plain(route_live)
     audio = _table(session.setdefault("audio", {}), "audio")
     audio["format"] = {"type": AUDIO_FORMATS[codec], "rate": 8000}
+    delegation = session.get("delegation") or {}
+    if tools and delegation.get("type") == "responses":
+        backend = _table(delegation.setdefault("responses", {}), "delegation.responses")
+        backend["tools"] = _with_tools(backend, tools)
     return session
+
+
+def _with_tools(
+    session: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The tools of ``session``, then those of ``tools`` whose names it does not use itself."""
+    own = [_table(tool, "tools") for tool in session.get("tools") or []]
+    names = {tool.get("name") for tool in own} - {None}
+    return own + [_plain(tool) for tool in tools if tool.get("name") not in names]
 
 
 def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

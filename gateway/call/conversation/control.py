@@ -46,6 +46,7 @@ from gateway.realtime.events import (
     CancelResponse,
     Capabilities,
     ClientCommand,
+    ContinueWork,
     CreateItem,
     CreateResponse,
     UpdateSession,
@@ -169,6 +170,12 @@ class ConversationControl:
         if not (self.capabilities.requested_responses or wishes):
             return []
         return send(self.gate.request(create, now))
+
+    def go_on(self, now: float) -> list[Output]:
+        """Have the model, or the backend that called functions for it, go on with the results."""
+        if self.capabilities.direct_tools:
+            return self.ask(CreateResponse(), now)
+        return [] if self.termination is not None else [Send(ContinueWork())]
 
     def say(self, words: str, now: float) -> list[Output]:
         """Let the model say these words, and nothing else; no tools meanwhile."""

@@ -410,7 +410,11 @@ class Conversation:
         While sensitive digits are entered none begins: whoever is joined would hear the keys.
         """
         ready = confirmed and not self.control.concealed
-        return self.call_actions.settle(now, queued=self.control.speaking, confirmed=ready)
+        queued = self.control.speaking or (
+            # Its queue is short, and may be empty within a sentence.
+            not self.control.capabilities.direct_tools and bool(self.control.gate.running)
+        )
+        return self.call_actions.settle(now, queued=queued, confirmed=ready)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Take the end of a response: its items, function calls and failure."""

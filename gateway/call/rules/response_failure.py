@@ -71,6 +71,8 @@ class ResponseFallback:
         if control.call_actions.joined or control.playback.was_cut(done.response_id):
             return []
         asked = control.gate.asked_by(done.response_id)
+        if done.backend and done.status in ("completed", "cancelled"):
+            return []  # it has no sound of its own
         if done.status == "failed":
             return self._response_failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
@@ -176,7 +178,7 @@ class ResponseFallback:
             self._retries += 1
             note = control.timeline.note(now, "response_retried", "info", why=why)
             # One that answers whatever was said is asked for anew: what it was is not known.
-            return [note, *control.ask(asked or CreateResponse(), now)]
+            return [note, *(control.go_on(now) if asked is None else control.ask(asked, now))]
         self._retries = 0
         self._failures += 1
         note = control.timeline.note(

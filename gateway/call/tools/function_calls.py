@@ -45,6 +45,10 @@ MAX_REASON = 300
 """Characters of a rejection's reason in the log; the model gets all."""
 
 
+ANNOUNCED_SECONDS = 1.0
+"""How soon a voice begins to say what its backend does: the calls of a backend may come first."""
+
+
 @dataclass(slots=True)
 class _Group:
     """The function calls of one response: answered together, followed by one request."""
@@ -194,12 +198,17 @@ class Functions:
         if result.call_id == BY_CALLER:
             return self._control.escape(now)
         outputs: list[Output] = []
+        # A backend has to be told to go on in any case.
+        told = result.respond or not self._control.capabilities.direct_tools
+        go_on = self._control.go_on(now) if told else []
         if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
             outputs += self._control.tell(words)
+            if not self._control.capabilities.direct_tools:
+                return outputs  # no backend has asked for it
         elif result.call_id != BY_GATEWAY:
             outputs.append(tool_output(result.call_id, result.output))
-        return outputs + (self._control.ask(CreateResponse(), now) if result.respond else [])
+        return outputs + go_on
 
     def caller_acted(self) -> None:
         """Count the responses that only call tools anew: they answer something else now."""
@@ -381,7 +390,7 @@ class Functions:
             return earlier + outputs
         rounds = self._silent_rounds - FREE_ROUNDS
         if rounds <= 0:
-            return earlier + outputs + self._control.ask(CreateResponse(), now)
+            return earlier + outputs + self._control.go_on(now)
         self._paused = now + min(FIRST_PAUSE * 2 ** (rounds - 1), LONGEST_PAUSE), outputs
         return earlier
 
@@ -390,7 +399,7 @@ class Functions:
         if self._paused is None:
             return []
         (_due, outputs), self._paused = self._paused, None
-        return outputs + self._control.ask(CreateResponse(), now)
+        return outputs + self._control.go_on(now)
 
     # ---- the gateway's own
 
@@ -405,8 +414,10 @@ class Functions:
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
                 change = self._control.changes["language"] = UpdateSession(plan.updates[code])
-                able = self._control.capabilities.settings_updates
-                changed = [Send(change)] if able else []
+                if self._control.capabilities.settings_updates:
+                    changed: list[Output] = [Send(change)]
+                else:
+                    changed = self._control.tell(f"Speak {result['language']} from now on.")
                 return [*changed, *self._add_result(group, call_id, result, now)]
             if name == SET_DISPOSITION:
                 wanted = disposition_of(arguments, self._plan.tools.disposition)
@@ -418,7 +429,10 @@ class Functions:
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
                 return self._collect_digits(call_id, arguments, group, now)
-            self._control.call_actions.ask(name, call_id, arguments, now)
+            able = self._control.capabilities.direct_tools
+            said_within = 0.0 if able else ANNOUNCED_SECONDS
+            actions = self._control.call_actions
+            actions.ask(name, call_id, arguments, now, said_within=said_within)
         except ToolCallError as error:
             return self._answer_error(error, call_id, group, use, now)
         return self._send_results(group, now)
@@ -469,8 +483,9 @@ class Functions:
         if not control.capabilities.direct_tools:
             # It was asked for by a backend; the voice says goodbye when it learns of it.
             control.hangup_after_playout.after_speech(now)
-            result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
-            return [*outputs, tool_output(_id_of(call), result)]
+            goodbye = "Say a short goodbye now; then the call ends."
+            result = {"status": "ending", "next": "Say no more." if control.speaking else goodbye}
+            return [*outputs, tool_output(_id_of(call), result), *control.go_on(now)]
         if spoke or control.speaking:
             control.hangup_after_playout.said(_id_of(call), now)
             return outputs

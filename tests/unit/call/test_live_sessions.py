@@ -121,7 +121,7 @@ def test_digits_are_context() -> None:
 def test_a_goodbye_is_heard_before_the_end_that_a_backend_asks_for(spoken: bool) -> None:
     scene = live()
     scene.do(created("resp_1"), done("resp_1", calls=[("end_call", "call_1")]))
-    assert scene.seen[-1] == "output call_1"
+    assert scene.seen[-2:] == ["output call_1", "response.create"]
     if spoken:
         scene.at(2.0)
         speaks(scene, "speech_1", 800)

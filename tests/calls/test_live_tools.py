@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Functions in calls on Live sessions: the voice delegates, a backend calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.devtools.emulator.session_log import SessionRecord
+from tests import support
+from tests.support.gateway_process import WITHIN_S
+from tests.support.harness import GatewayStack, eventually
+from tests.support.http_service import Answer, HttpService, http_service
+from tests.support.listening import noise, speech
+from tests.support.official_types import check_live_client_event
+from tests.support.referred import dial
+from tests.support.sip_phone import PhoneCall
+
+HERE = Path(support.__file__).parent
+ROUTE = """
+[[route]]
+name = "{name}"
+to = "^{name}$"
+fallback = [{{ action = "reconnect", timeout = 5 }}]
+tools = ["*"]
+[route.realtime]
+url = "ws://127.0.0.1:{{port}}/v1/live/sessions"
+api_key = "{{key}}"
+model = "gpt-live-1.1"
+[route.live]
+instructions = "You are a hotel."
+"""
+BACKEND = """[route.live.delegation]
+type = "responses"
+acknowledgement_delay_ms = 60000
+[route.live.delegation.responses]
+model = "backend-1"
+instructions = "Use the tools."
+"""
+MORE = """[route.escape]
+key = "0"
+to = ["porter"]
+[[route.transfer]]
+name = "porter"
+to = "tel:+4930123456"
+ring_timeout = 2
+[route.set_language]
+languages = { de = "German", en = "English" }
+[route.collect_digits]
+enabled = true
+timeout = 5
+[[route.approval]]
+tool = "refund"
+policy = "ask_caller"
+prompt = "Shall I? Press 1 for yes, 2 for no."
+"""
+WORLD = {
+    "more": f"""
+[tools]
+module = {json.dumps(str(HERE / "hotel_tools.py"))}
+""",
+    "routes": """
+[[tool]]
+name = "find_guest"
+description = "Who is in a room."
+url = "${env:TOOLS_URL}/guests/{arg.room}"
+fields = { room = "integer" }
+"""
+    + ROUTE.format(name="hotel")
+    + BACKEND
+    + MORE
+    + ROUTE.format(name="nobody"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def service() -> Iterator[HttpService]:
+    """The operator's own service; its address is in the environment of the gateway."""
+    with http_service() as made:
+        os.environ["TOOLS_URL"] = made.url
+        yield made
+
+
+def asks(*tools: tuple[str, dict[str, Any]], then: str = "That is done.") -> dict[str, Any]:
+    """A script: the voice delegates, and its backend calls these, then says something."""
+    wanted = [{"name": name, "arguments": json.dumps(given)} for name, given in tools]
+    rest = {"kind": "say", "text": then} if then else {"kind": "nothing"}
+    return {
+        "answers": [{"kind": "nothing", "tools": wanted}, rest, {"kind": "silent"}],
+        "live": {"transcript_lag_ms": 100},
+    }
+
+
+def results(session: SessionRecord) -> list[str]:
+    """What the backend was told of its calls."""
+    items = [event.body["item"] for event in session.seen("response.item.create")]
+    return [one["output"] for one in items if one["type"] == "function_call_output"]
+
+
+def order(session: SessionRecord) -> list[str]:
+    """Results and requests for the backend to go on, as they came."""
+    kinds = ("response.item.create", "response.create")
+    return [one.type for one in session.client_events if one.type in kinds]
+
+
+async def used(
+    world: GatewayStack, *tools: tuple[str, dict[str, Any]], then: str = "That is done."
+) -> tuple[PhoneCall, SessionRecord]:
+    """A call whose caller says something for which the backend calls these; and its session."""
+    world.behave(**asks(*tools, then=then))
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    return call, session
+
+
+def valid(session: SessionRecord) -> None:
+    """Each client event is one of the official types, and the server refused none."""
+    assert not session.errors
+    for event in session.client_events:
+        check_live_client_event(event.body)
+
+
+async def test_results_of_one_response_are_sent_together(
+    world: GatewayStack, service: HttpService
+) -> None:
+    service.answers = [Answer(body='{"name": "Ann"}', seconds=0.3)]
+    call, session = await used(
+        world,
+        ("room_price", {"nights": 3}),
+        ("find_guest", {"room": 12}),
+        ("room_price", {"nights": "many"}),
+        ("set_language", {"language": "de"}),
+        ("no_such_tool", {}),
+    )
+    await session.wait_until(lambda one: order(one)[-1:] == ["response.create"], WITHIN_S)
+    assert order(session) == ["response.item.create"] * 5 + ["response.create"]
+    told = results(session)
+    assert {'{"euros":240}', '{"name":"Ann"}'} <= set(told)
+    assert any("nights: 'many' is not of type 'integer'" in one for one in told)
+    assert any("no such tool" in one for one in told)
+    await eventually(lambda: len(speech(call.rtp.packets)) > 4000, "the result is spoken of")
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert [one["name"] for one in record["tools"]][:2] == ["room_price", "find_guest"]
+    whos = [one["who"] for one in record["transcript"]]
+    assert whos.count("call") == whos.count("result") == 5
+    assert record["cost"]["tokens"]
+    valid(session)
+
+
+async def test_a_transfer_that_fails_comes_back_and_one_that_is_answered_ends(
+    world: GatewayStack,
+) -> None:
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": "porter"})}
+    asked = {"kind": "say", "text": "I connect you.", "tools": [tool]}
+    world.behave(answers=[asked, {"kind": "say", "text": "No reply."}, asked])
+    call = await dial(world, "hotel", 202)
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    assert await call.asked() == "tel:+4930123456"
+    assert len(speech(call.rtp.packets)) > 4000, "the announcement is heard first"
+    call.notify("486 Busy Here", last=True)
+    await session.wait_until(lambda one: order(one)[-1:] == ["response.create"], WITHIN_S)
+    assert "busy" in results(session)[0].lower()
+    await session.wait_until(lambda one: one.sent_track.strip(b"\xff\x7f")[-800:] != b"", WITHIN_S)
+    await eventually(lambda: call.rtp.packets != [], "it goes on")
+    await world.gateway.wait("call.agent_transcript", call=call.call_id, count=2)
+    call.rtp.say(noise(7, 0.6))
+    await call.until(lambda _one: len(call.referred) == 2, what="a second REFER")
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "transferred"
+    valid(session)
+
+
+async def test_a_goodbye_is_heard_before_the_backend_hangs_up(world: GatewayStack) -> None:
+    call, session = await used(world, ("end_call", {}), then="Thank you, goodbye.")
+    await call.hung_up()
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "agent_hangup"
+    assert order(session) == ["response.item.create", "response.create"]
+    said = session.sent_track.strip(b"\xff\x7f")
+    assert speech(call.rtp.packets)[-4000:].strip(b"\xff\x7f").endswith(said[-1600:])
+    valid(session)
+
+
+async def test_digits_and_approval_by_key(world: GatewayStack) -> None:
+    call, session = await used(world, ("collect_digits", {"digits": 2}), ("refund", {"amount": 5}))
+    await session.wait_until(
+        lambda one: any("Press 1" in str(e.body) for e in one.seen("session.commentary.append")),
+        WITHIN_S,
+    )
+    call.rtp.press("1")
+    await world.gateway.wait("call.tool_done", call=call.call_id)
+    call.rtp.press("42")
+    await session.wait_until(lambda one: order(one)[-1:] == ["response.create"], WITHIN_S)
+    told = results(session)
+    assert "5 euros given back" in told
+    assert any('"42"' in one for one in told)
+    assert order(session) == ["response.item.create"] * 2 + ["response.create"]
+    await world.summary_at_end(call)
+    valid(session)
+
+
+async def test_a_slow_function_has_a_filler_and_a_caller_who_is_tired_of_it_an_escape(
+    world: GatewayStack,
+) -> None:
+    world.behave(**asks(("slow", {})))
+    call = await dial(world, "hotel", 202)
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    await session.wait_until(
+        lambda one: any("One moment" in str(e.body) for e in one.seen("session.commentary.append")),
+        WITHIN_S,
+    )
+    call.rtp.press("0")
+    assert await call.asked() == "tel:+4930123456"
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    await world.summary(call)
+    valid(session)
