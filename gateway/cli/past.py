@@ -364,5 +364,7 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
     if not as_json:
         count = len(found.differences)
         what = "no difference" if not count else f"{count} with differences"
+        if as_test is not None:
+            click.echo(f"written: {as_test} and {copy}")
         click.echo(f"call {printable(found.call_id)}: {found.steps} steps, {what}")
     raise SystemExit(1 if found.differences else 0)

@@ -184,6 +184,33 @@ async def test_no_page_has_a_finding_of_axe(browser: Browser, world: GatewayStac
         assert wide <= TELEPHONE["width"], f"{path} is {wide} pixels wide"
 
 
+async def test_the_ladder_says_who_is_sent_a_transfer(
+    browser: Browser, world: GatewayStack
+) -> None:
+    page = await logged_in(browser, world)
+    marks = [
+        {"t_ms": 1, "event": "command", "command": "OperatorTransfer"},
+        {"t_ms": 2, "event": "transfer", "mode": "blind", "to": "sip:1@pbx"},
+        {"t_ms": 3, "event": "transfer", "mode": "bridge", "to": "sip:2@pbx"},
+        {"t_ms": 4, "event": "end", "why": "operator", "by": "operator"},
+    ]
+    record = {"direction": "inbound", "timeline": marks, "times_ms": {"answered": 0}}
+    steps = await page.evaluate(
+        """async (record) => {
+            const ladder = new (await import("/console/picture.js")).Ladder();
+            ladder.draw(record, false);
+            return [...ladder.list.querySelectorAll(".arrow")].map((one) => one.textContent);
+        }""",
+        record,
+    )
+    assert steps == [
+        "gateway: command: operator transfer",
+        "gateway to caller: REFER sip:1@pbx",
+        "gateway to other leg: INVITE sip:2@pbx",
+        "gateway to caller: BYE: operator",
+    ]
+
+
 async def test_a_call_is_watched_and_played_afterwards(
     browser: Browser, world: GatewayStack
 ) -> None:

@@ -52,7 +52,10 @@ export const page = {
         after = next ?? "";
         more.hidden = !next;
         const shown = list.children.length;
-        count.textContent = shown ? `${shown}${next ? " or more" : ""} calls` : "No call fits.";
+        const none = [...new FormData(form).values()].some((text) => String(text).trim())
+          ? "No call fits."
+          : "No past calls yet. They are kept with records.folder or records.database.";
+        count.textContent = shown ? `${shown}${next ? " or more" : ""} ${shown === 1 ? "call" : "calls"}` : none;
       } catch (error) {
         failed(error);
       }
@@ -85,6 +88,6 @@ function row(call) {
     element("span.moment", {}, moment(call.invited_at)),
     element("span.time", {}, clock(call.talk_seconds ?? 0)),
     element("span.cost", {}, money(call.cost, call.currency)),
-    element("span.why", {}, call.why ? `${call.why.replaceAll("_", " ")} (${call.ended_by})` : ""),
+    element("span.why", {}, call.why ? `${call.why.replaceAll("_", " ")}${call.why === call.ended_by ? "" : ` (${call.ended_by})`}` : ""),
   );
 }

@@ -231,17 +231,18 @@ function step(mark, record) {
     case "held": return [CALLER_SIDE, GATEWAY, "re-INVITE: hold"];
     case "resumed": return [CALLER_SIDE, GATEWAY, "re-INVITE: resumed"];
     case "codec_changed": return [CALLER_SIDE, GATEWAY, "re-INVITE: another codec"];
-    case "transfer": return [GATEWAY, mark.mode === "refer" ? CALLER_SIDE : OTHER, `${mark.mode === "refer" ? "REFER" : "INVITE"} ${mark.to ?? mark.destination ?? ""}`];
+    case "transfer": return [GATEWAY, mark.mode === "blind" ? CALLER_SIDE : OTHER, `${mark.mode === "blind" ? "REFER" : "INVITE"} ${mark.to ?? mark.destination ?? ""}`];
     case "transfer_ringing": return [OTHER, GATEWAY, "180 Ringing"];
     case "transfer_progress": return [CALLER_SIDE, GATEWAY, `NOTIFY ${mark.code ?? mark.sip_code ?? ""}`];
     case "transfer_answered": return [OTHER, GATEWAY, "200 OK"];
-    case "transfer_failed": return [OTHER, GATEWAY, `the transfer failed: ${mark.outcome ?? mark.sip_code ?? mark.code ?? ""}`];
+    case "transfer_failed": return [OTHER, GATEWAY, `the transfer failed: ${words(mark.outcome ?? mark.sip_code ?? mark.code)}`];
+    case "command": return [GATEWAY, GATEWAY, `command: ${apart(mark.command)}`];
     case "session_lost": return [MODEL, GATEWAY, `session lost: ${mark.why ?? ""}`];
     case "end": {
       const answered = (record.times_ms?.answered ?? null) !== null;
       const code = record.ending?.sip_code ?? "";
       if (mark.by === "caller") return [CALLER_SIDE, GATEWAY, `${answered ? "BYE" : "CANCEL"}: ${words(mark.why)}`];
-      return [GATEWAY, CALLER_SIDE, `${answered ? "BYE" : code}: ${words(mark.why)} (${mark.by})`];
+      return [GATEWAY, CALLER_SIDE, `${answered ? "BYE" : code}: ${words(mark.why)}${mark.by === mark.why ? "" : ` (${mark.by})`}`];
     }
     default: {
       const { t_ms: _at, event, ...rest } = mark;
@@ -252,6 +253,9 @@ function step(mark, record) {
 }
 
 const words = (text) => String(text ?? "").replaceAll("_", " ");
+
+/** The words of a name such as OperatorTransfer. @param {string} name */
+const apart = (name) => name.replace(/(?<=[a-z])(?=[A-Z])/g, " ").toLowerCase();
 
 /** The ladder of one call: a list, which grows. */
 export class Ladder {

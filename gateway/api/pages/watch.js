@@ -177,7 +177,7 @@ class Buttons {
     const look = async () => {
       try {
         const outcome = await ask(`/calls/${encodeURIComponent(this.id)}/transfers/${asked.transfer}`);
-        if (outcome.over) tell(`${outcome.done ? "Transferred" : "Not transferred"}: ${outcome.outcome}.`);
+        if (outcome.over) tell(`${outcome.done ? "Transferred" : "Not transferred"}: ${outcome.outcome.replaceAll("_", " ")}.`);
         else if (Date.now() < until) window.setTimeout(look, 1000);
       } catch (error) {
         failed(error);
@@ -209,7 +209,7 @@ function facts(call, record) {
   add("Underruns", record?.underruns || "");
   add("Disposition", call.disposition);
   add("Recording", record?.recording?.state);
-  add("Ended by", call.ended_by ? `${call.ended_by}: ${call.why.replaceAll("_", " ")}${call.sip_code ? ` (${call.sip_code})` : ""}` : "");
+  add("Ended by", call.ended_by ? `${call.ended_by === call.why ? "" : `${call.ended_by}: `}${call.why.replaceAll("_", " ")}${call.sip_code ? ` (${call.sip_code})` : ""}` : "");
   add("Detail", call.detail);
   add("Why", (call.explanation ?? []).join("; "));
   return rows;

@@ -174,6 +174,11 @@ def read_record(file: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise RecordError(f"{file}: cannot be read: {reason}") from None
+    if file.suffix == ".jsonl":
+        raise RecordError(
+            f"{file}: an event log or a black box, which gateway events and gateway replay read;"
+            " the record is the .json beside it in records.folder"
+        )
     try:
         with contextlib.suppress(ValueError):
             text = json.dumps(printable_in(json_of(text)))

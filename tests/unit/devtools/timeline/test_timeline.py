@@ -214,6 +214,13 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, says: s
     assert result.exit_code == 2
 
 
+def test_a_black_box_is_no_record(tmp_path: Path) -> None:
+    file = tmp_path / "incident.jsonl"
+    file.write_text('{"a": 1}\n{"b": 2}\n')
+    with pytest.raises(RecordError, match="gateway replay"):
+        read_record(file)
+
+
 def test_what_the_gateway_did_is_in_words() -> None:
     timeline = [
         {"t_ms": 0, "event": "invite"},
