@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from gateway.call import inputs
 from gateway.call.call_record import CallTimeline, FailoverRecord
-from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.conversation.control import ConversationControl, Termination, message
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
 from gateway.call.plan import FallbackStep
 from gateway.ending import EndReason
-from gateway.realtime.events import AudioDelta, CreateItem, CreateResponse
+from gateway.realtime.events import AudioDelta, CreateItem
 
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 4.0
@@ -32,6 +32,9 @@ MAX_PER_MINUTE = 3
 
 MAX_PER_CALL = 20
 """Lost sessions of one call after which no other one is opened."""
+
+SINCE = "Said and done since what you were told at the start:"
+"""Context for a session that took over."""
 
 _OPENS = ("reconnect", "server")
 NEEDS_ANSWER = ("announcement", "transfer")
@@ -280,7 +283,7 @@ class Failover:
 
     def _request_due(self, now: float) -> list[Output]:
         """Request the response that was due when the session was lost, if one was."""
-        return self._control.ask(CreateResponse(), now) if self._transcript.owed else []
+        return self._control.resume(now) if self._transcript.owed else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
@@ -294,8 +297,10 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
 
 def seeded(transcript: Transcript, control: ConversationControl) -> list[Output]:
     """Return what seeds a new session: changes of settings, then the conversation; nothing for one
-    that got both at its start."""
+    that got both at its start, but for what was said since."""
     if control.capabilities.seeded_at_start:
-        return []
+        since = transcript.since_seed()
+        item = message("user", f"{SINCE}\n{since}")
+        return [Send(CreateItem(item), seed=True)] if since else []
     changes: list[Output] = [Send(update, seed=True) for update in transcript.changes]
     return changes + [Send(CreateItem(item), seed=True) for item in transcript.seed()]

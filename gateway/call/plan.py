@@ -418,7 +418,7 @@ class ToolsPlan:
     collect_digits: CollectPlan = field(default_factory=CollectPlan)
     disposition: DispositionPlan = field(default_factory=DispositionPlan)
     functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
-    """Tool functions of the route, by name."""
+    delegate: str = ""  # The function that does what a Live session hands over to us.
     approvals: tuple[ApprovalRule, ...] = ()
     """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
     application: bool = False

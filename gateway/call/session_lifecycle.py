@@ -182,7 +182,8 @@ class SessionEvents:
         unheard = greeting is not None and self._call.record.times.first_audio is None
         if not self._opened or (resume and unheard):
             return todo + self.open(now)
-        return todo + (control.ask(CreateResponse(), now) if resume and control.gate.idle else [])
+        again = resume and control.gate.idle and control.capabilities.requested_responses
+        return todo + (control.ask(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
         """Note that the standby session is ready."""
@@ -477,7 +478,9 @@ class Handover:
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:
         """Promote the standby session in a pause, or when it is late."""
-        if self._standby is None or not (at_once or self._quiet() or now >= self._latest):
+        late = self._control.capabilities.late_words and self._transcript.words_missing
+        pause = self._quiet() and not late
+        if self._standby is None or not (at_once or pause or now >= self._latest):
             return []
         (session_id, ends, capabilities), self._standby = self._standby, None
         rest = self._detach(now)
@@ -487,7 +490,7 @@ class Handover:
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         self._control.use(capabilities)
         outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript, self._control)]
-        return outputs + (self._control.ask(CreateResponse(), now) if self._transcript.owed else [])
+        return outputs + (self._control.resume(now) if self._transcript.owed else [])
 
     @property
     def deadline(self) -> float | None:

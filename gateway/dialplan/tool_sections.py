@@ -454,6 +454,7 @@ class RouteTools(Section):
     tools: tuple[Text, ...] = ()
     mcp: tuple[Text, ...] = ()
     tool: tuple[WebTool, ...] = ()
+    delegate: Text | None = None
     approval: tuple[Approval, ...] = ()
     set_language: SetLanguage = Field(default_factory=SetLanguage)
     collect_digits: CollectDigits = Field(default_factory=CollectDigits)

@@ -260,6 +260,7 @@ def call_plan(
             send_dtmf=plan_of(SendDtmfPlan, route.send_dtmf),
             hold=plan_of(HoldPlan, route.hold),
             functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
+            delegate=route.delegate or "",
             approvals=approval_rules(route, values),
             language=language_plan(route, session),
             collect_digits=plan_of(

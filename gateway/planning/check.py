@@ -58,6 +58,7 @@ def load_all(
         problems += _data_late(config, dialplan) + _regions_mixed(config, dialplan)
         problems += _trunks_missing(config, dialplan)
         problems += _tool_choices_missing(config, dialplan)
+        problems += _delegates_missing(config, dialplan)
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
@@ -243,6 +244,17 @@ def _tool_choices_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
             message = f'there is no function "{choice.get("name")}"'
             message += suggestion(str(choice.get("name")), known)
             problems.append(dialplan.problem(route.name, ("session", "tool_choice"), message))
+    return problems
+
+
+def _delegates_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes whose ``delegate`` is no function of theirs."""
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        known = None if route.delegate is None else names_of_functions(config, dialplan, route)
+        if route.delegate is not None and known is not None and route.delegate not in known:
+            message = f'there is no function "{route.delegate}"' + suggestion(route.delegate, known)
+            problems.append(dialplan.problem(route.name, ("delegate",), message))
     return problems
 
 

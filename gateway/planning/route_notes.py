@@ -51,6 +51,15 @@ def live_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
         ):
             if given:
                 yield f"route {route.name}, {key}: has no effect with Live sessions"
+        by = (route.live.get("delegation") or {}).get("type", "client")
+        offered = bool(route.tools or route.tool or route.mcp or route.transfer)
+        if offered and by != "responses" and route.delegate is None:
+            yield (
+                f"route {route.name}, live: nobody calls its functions without "
+                'delegation.type = "responses"'
+            )
+        if route.delegate is not None and by != "client":
+            yield f'route {route.name}, delegate: has no effect with delegation.type = "{by}"'
         if any(guard.speaker != "caller" for guard in route.guardrail):
             yield (
                 f"route {route.name}, guardrail: of a Live session words come seconds after the "

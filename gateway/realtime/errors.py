@@ -80,6 +80,18 @@ ERROR_CODES: dict[str, tuple[Kind, str, bool]] = {
     "cannot_update_voice": _benign("the voice is fixed once heard; the update had no effect"),
     "invalid_event": _benign("the server does not take this event"),
     "invalid_json": _benign("the server could not read an event"),
+    "account_deactivated": _fatal("the account is deactivated"),
+    "billing_hard_limit_reached": _fatal("the account's spending limit is reached"),
+    "forbidden": _benign("the key may not use a voice or a feature; it had no effect"),
+    "immutable_field_update": _benign("this setting cannot be changed; it stays as it was"),
+    "invalid_audio": _benign("audio was not a whole number of samples; it was left out"),
+    "context_injection_incomplete": _benign("a text came too late to be heard of"),
+    "responses_handoff_incomplete": _benign("the backend used up its tokens"),
+    "session_storage_failed": _benign("the session could not be stored; there is no recording"),
+    "decision_already_made": _benign("the call was accepted or refused before"),
+    "session_id_not_found": _benign("the session does not exist any more"),
+    "provider_invite_failed": _benign("the provider could not place the call"),
+    "outbound_sip_not_enabled": _benign("the account cannot place calls"),
 }
 """``error.code`` → kind, meaning, whether it ends a running session."""
 
@@ -147,6 +159,7 @@ def class_of(verdict: Verdict) -> str:
     status = code.removeprefix("http ")
     listed = (
         code in ERROR_CODES
+        or code in LIVE_ENDS
         or (code.isdigit() and int(code) in CLOSE_CODES)
         or (
             status.isdigit()

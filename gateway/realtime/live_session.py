@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from gateway.audio.g711 import Codec
 from gateway.realtime.dialects.dialect import Audio, resampling
 from gateway.realtime.endpoint import CLOSE_TIMEOUT, Connection, Endpoint
@@ -45,6 +47,7 @@ from gateway.realtime.events import (
     SpeechStopped,
     TrackAudio,
     TrackWords,
+    WorkDelegated,
 )
 from gateway.realtime.live_audio import (
     Pacer,
@@ -70,6 +73,9 @@ CLIP_SECONDS = 35.0
 
 MAX_HELD = 64
 """Commands that wait for the end of a clip."""
+
+MAX_HANDED = 64
+"""Tasks of which it is known that they were handed over to us."""
 
 MAX_APPEND = 1400
 """Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
@@ -151,6 +157,8 @@ class LiveSession(Session):
         """``session.closed``, once it has come."""
         self._codec, self._pcm = edge.codec, edge.pcm
         self._backend = _backend_of(effective)
+        self._handed: deque[str] = deque(maxlen=MAX_HANDED)
+        """Ids of the latest tasks that were handed over to us."""
         self._queued_ms = playout.queued_ms
         self._pacer = Pacer(edge.codec)
         self._detector = SpeechDetector(edge.codec)
@@ -239,6 +247,8 @@ class LiveSession(Session):
                 told: Channel = "thinking" if item.get("role") == "user" else "instructions"
                 return _texts(told, text)
             case CreateItem(item=item) if item.get("type") == "function_call_output":
+                if item.get("call_id") in self._handed:
+                    return _answers(str(item.get("output", "")), str(item["call_id"]))
                 if self._backend is None:
                     return _texts("thinking", f"The result: {item.get('output')}")
                 return self._backend.answer(item)
@@ -299,6 +309,10 @@ class LiveSession(Session):
                 self._on_track(audio)
             case TrackWords():
                 self._on_words(event)
+            case WorkDelegated(id=task, target="client"):
+                if task not in self._handed:  # one may be told of twice
+                    self._handed.append(task)
+                    self._deliver(event)
             case BackendEvent():
                 if self._backend is None:
                     self._backend = Backend("")
@@ -408,18 +422,41 @@ def _backend_of(session: Mapping[str, Any]) -> Backend | None:
     return Backend(model if isinstance(model, str) else "")
 
 
-def _texts(channel: Channel, text: str) -> list[dict[str, Any]]:
-    """``text`` in as many appends as its length takes, cut between words."""
+def _answers(output: str, task: str) -> list[dict[str, Any]]:
+    """What a function found for a task that was handed over to us, for the voice.
+
+    A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
+    object is known.
+    """
+    try:
+        found = orjson.loads(output)
+    except orjson.JSONDecodeError:
+        found = output
+    if isinstance(found, str):
+        return _texts("commentary", found, task)
+    said = found if isinstance(found, dict) else {}
+    channels: tuple[Channel, Channel] = ("thinking", "commentary")
+    known = [(one, said[one]) for one in channels if isinstance(said.get(one), str)]
+    if not known:
+        return _texts("thinking", output, task)
+    return [body for channel, text in known for body in _texts(channel, text, task)]
+
+
+def _texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
+    """``text`` in as many appends as its length takes, cut between words.
+
+    ``task`` is that which was handed over, where they answer one.
+    """
     bodies: list[dict[str, Any]] = []
     piece = ""
     for word in text.split(" "):
         longer = f"{piece} {word}" if piece else word
         if len(longer.encode()) > MAX_APPEND and piece:
-            bodies.append(AppendText(channel, piece).body())
+            bodies.append(AppendText(channel, piece, task).body())
             longer = word
         piece = longer
     while len(piece.encode()) > MAX_APPEND:  # a word that is none
         head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
-        bodies.append(AppendText(channel, head).body())
+        bodies.append(AppendText(channel, head, task).body())
         piece = piece[len(head) :]
-    return [*bodies, AppendText(channel, piece).body()] if piece else bodies
+    return [*bodies, AppendText(channel, piece, task).body()] if piece else bodies

@@ -187,6 +187,10 @@ _NEEDED: frozenset[Path] = frozenset(
         ("audio", "output", "format"),
         ("audio", "input", "format", "type"),
         ("audio", "output", "format", "type"),
+        ("model",),
+        ("audio", "format"),
+        ("audio", "format", "type"),
+        ("audio", "format", "rate"),
     }
 )
 _STEP = re.compile(r"([^.\[\]'\"]+)|\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")

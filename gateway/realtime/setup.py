@@ -325,7 +325,7 @@ class _Opening:
 
     async def _mended(self, connection: Connection, error: ServerError) -> bool:
         """Return whether the call continues without the setting that the server rejected."""
-        if self.step is not Step.UPDATED:
+        if self.step not in (Step.UPDATED, Step.STARTED):
             return False
         if error.client_event_id not in (None, self._event_id):
             return bool(self.refused)  # one more complaint about an update that was replaced
@@ -469,14 +469,16 @@ class _LiveOpening(_Opening):
         connection = self.connection = await self._connect()
         if self._late is not None:
             self._asked = await self._late()
+        self._asked = with_history(self._asked, self._playout.history)
         self.step = Step.STARTED
-        await self._send(connection, {"type": "session.start", "session": self._session_object()})
+        await self._update(connection)
         started = await self._wait_for(connection, SessionCreated)
         self._check_format(started.session)
         return {**self._asked, **started.session}
 
-    def _session_object(self) -> dict[str, Any]:
-        return {"model": self._endpoint.model, **with_history(self._asked, self._playout.history)}
+    async def _update(self, connection: Connection) -> None:
+        session = {"model": self._endpoint.model, **self._asked}
+        await self._send(connection, {"type": "session.start", "session": session})
 
     def _check_format(self, session: Mapping[str, Any]) -> None:
         audio = session.get("audio")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.call.tools.delegated_tasks import NOT_POSSIBLE
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support.gateway_process import WITHIN_S
@@ -74,7 +75,8 @@ fields = { room = "integer" }
     + ROUTE.format(name="hotel")
     + BACKEND
     + MORE
-    + ROUTE.format(name="nobody"),
+    + ROUTE.format(name="nobody")
+    + ROUTE.format(name="desk").replace("tools =", 'delegate = "look_up"\ntools ='),
 }
 
 
@@ -92,7 +94,7 @@ def asks(*tools: tuple[str, dict[str, Any]], then: str = "That is done.") -> dic
     rest = {"kind": "say", "text": then} if then else {"kind": "nothing"}
     return {
         "answers": [{"kind": "nothing", "tools": wanted}, rest, {"kind": "silent"}],
-        "live": {"transcript_lag_ms": 100},
+        "live": {"transcript_lag_ms": 700},
     }
 
 
@@ -227,3 +229,90 @@ async def test_a_slow_function_has_a_filler_and_a_caller_who_is_tired_of_it_an_e
     await call.hung_up()
     await world.summary(call)
     valid(session)
+
+
+def delegates(*more: dict[str, Any]) -> dict[str, Any]:
+    """A script: the voice hands a task over to us."""
+    first = {"kind": "nothing", "delegate": True}
+    return {
+        "answers": [first, *more, {"kind": "silent"}],
+        "live": {"transcript_lag_ms": 700},
+    }
+
+
+@pytest.mark.parametrize("route", ["desk", "nobody"])
+async def test_a_task_that_is_handed_over_is_done_by_a_function(
+    world: GatewayStack, route: str
+) -> None:
+    world.behave(**delegates())
+    call = await world.dial(route)
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    await session.wait_until(lambda one: bool(one.seen("session.thinking.append")), WITHIN_S)
+    task = session.sent("session.delegation.created")[0].body["delegation"]["id"]
+    told = session.seen("session.thinking.append")[0].body
+    assert told["delegation_id"] == task
+    if route == "desk":
+        assert told["content"].startswith("caller: ")
+        await session.wait_until(lambda one: bool(one.seen("session.commentary.append")), WITHIN_S)
+        said = session.seen("session.commentary.append")[0].body
+        assert said["content"] == "You are booked for two nights."
+        assert said["delegation_id"] == task
+        await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    else:
+        assert told["content"] == NOT_POSSIBLE
+    await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), WITHIN_S)
+    await world.summary_at_end(call)
+    valid(session)
+
+
+@pytest.mark.parametrize("end", ["expired", "content", "bare"])
+async def test_a_session_that_ends_is_replaced_by_one_that_knows(
+    world: GatewayStack, end: str
+) -> None:
+    """Transcript and results of functions go along; the result of one that runs comes after."""
+    rest = {"kind": "say", "text": "That is done."}
+    slow = {"kind": "nothing", "tools": [{"name": "slow", "arguments": "{}"}]}
+    world.behave(
+        **{
+            **asks(("room_price", {"nights": 2})),
+            "answers": [asks(("room_price", {"nights": 2}))["answers"][0], rest, slow, rest],
+        }
+    )
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    call.rtp.say(noise(7, 0.6))
+    await world.gateway.wait("call.tool", call=call.call_id, name="slow")
+    world.behave(answers=[rest])
+    live = world.emulator.live[session.id]
+    if end == "bare":
+        live.close(1005)
+    else:
+        live.session.end(end)
+    replaced = await world.gateway.wait("call.session_replaced", call=call.call_id)
+    assert replaced
+    other = world.emulator.sessions[-1]
+    told = [
+        (one["role"], one["content"][0]["text"])
+        for one in other.client_events[0].body["session"]["input"]
+    ]
+    assert ("developer", 'Called room_price with {"nights": 2}') in told
+    assert ("developer", 'The result: {"euros":160}') in told
+    assert ("assistant", "That is done.") in told
+    await other.wait_until(
+        lambda one: (
+            "found" in str(one.seen("response.item.create")) and bool(one.seen("response.create"))
+        ),
+        WITHIN_S,
+    )
+    await eventually(lambda: len(other.sent_track.strip(b"\xff\x7f")) > 0, "it speaks")
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    (lost,) = record["failovers"]
+    assert lost["outcome"] == "recovered"
+    assert {"expired": "1001 expired", "content": "1008 content", "bare": "1005"}[end] in lost[
+        "detail"
+    ]
+    valid(other)

@@ -71,3 +71,9 @@ def porter(call: Call) -> str:
     """Hands the caller on."""
     call.transfer("porter", "Nobody is there. Goodbye.")
     return "on the way"
+
+
+@tool
+def look_up(conversation: str) -> dict[str, str]:
+    """Does what the caller wants."""
+    return {"thinking": conversation, "commentary": "You are booked for two nights."}

@@ -57,6 +57,9 @@ HELD = "The caller has put this call on hold, and hears nothing until they come 
 RESUMED = "The caller is back from hold."
 """System messages for the model."""
 
+TAKEN_OVER = "You have taken over this conversation. An answer is due: give it now."
+"""System message for a model of which no answer can be requested."""
+
 LISTEN = "The caller speaks with somebody else from now on. Listen, and say nothing."
 """System message for a model whose turn detection cannot be turned off."""
 
@@ -176,6 +179,12 @@ class ConversationControl:
         if self.capabilities.direct_tools:
             return self.ask(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
+
+    def resume(self, now: float) -> list[Output]:
+        """Have a session that has taken over give the answer that is due."""
+        if self.capabilities.requested_responses:
+            return self.ask(CreateResponse(), now)
+        return [] if self.termination is not None else self.tell(TAKEN_OVER)
 
     def say(self, words: str, now: float) -> list[Output]:
         """Let the model say these words, and nothing else; no tools meanwhile."""

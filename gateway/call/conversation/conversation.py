@@ -54,6 +54,7 @@ from gateway.realtime.events import (
     ServerEvent,
     SpeechStarted,
     SpeechStopped,
+    WorkDelegated,
 )
 from gateway.realtime.session_object import mended
 
@@ -71,6 +72,9 @@ class Conversation:
         approvals = self.control.approvals = Approvals(self.control)
         self._functions = Functions(self.control, approvals)
         self.transcript = Transcript(self.control)
+        self._functions.tasks.words_missing = lambda: (
+            self._caller_speaks or self.transcript.words_missing
+        )
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
@@ -218,9 +222,12 @@ class Conversation:
                 return []
             case ResponseDone():
                 return self._on_response_done(event, now)
+            case WorkDelegated():
+                return self._functions.tasks.take(event, now)
             case AgentTranscript():
                 return [note(now, "agent_transcript", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
+                self._functions.tasks.words_came = True
                 said = note(now, "caller_transcript", text=event.transcript)
                 return [said, *self._interruptions.transcribed(event, now)]
             case ItemTruncated():
@@ -310,6 +317,7 @@ class Conversation:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.control.leave(now)
             outputs += self._begin_action(now, confirmed)
+        outputs += self._functions.tasks.settle(now)
         return outputs + self.silence.settle(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:

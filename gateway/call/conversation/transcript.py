@@ -43,6 +43,8 @@ of which a realtime model has room for three times as many; an hour's talk has f
 LEFT_OUT = "This conversation goes on from another session; its beginning is left out here."
 """For the model, where it was more."""
 
+_SPEAKERS = {"agent": "You", "caller": "Caller", "call": "Called", "result": "Result"}
+
 _LATEST = 4
 """Entries at the end of a call of which late words are waited for."""
 
@@ -98,6 +100,8 @@ class Transcript:
         self._control = control
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
+        self._seeded: set[int] = set()
+        """Which entries the latest seed had, or left out for want of room."""
         control.timeline.record.transcript = self
         control.playback.on_cut = self._cut_entry
 
@@ -182,6 +186,7 @@ class Transcript:
         """Return items that seed a new session: the conversation as it was heard, oldest first."""
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
+        self._seeded = {id(entry) for entry in self._entries if _item_of(entry) is not None}
         for entry in reversed(self._entries):
             item = _item_of(entry)
             if item is None:
@@ -201,6 +206,19 @@ class Transcript:
             for item in items
             if item.get("type") != "function_call_output" or item["call_id"] in calls
         ]
+
+    def since_seed(self) -> str:
+        """Return what was said and done since :meth:`seed`, for a session that had that at its
+        start; a line for each entry, empty without any."""
+        lines = []
+        for entry in self._entries:
+            if id(entry) in self._seeded or _item_of(entry) is None:
+                continue
+            said = entry.text if entry.heard is None else f"{entry.heard} …"
+            if entry.who == "result" and entry.item is not None:
+                said = str(entry.item.get("output", ""))[:MAX_TEXT]
+            lines.append(f"{_SPEAKERS.get(entry.who, entry.who)}: {said}")
+        return "\n".join(lines)
 
     # ---- how
 

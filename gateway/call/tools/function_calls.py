@@ -26,7 +26,12 @@ from gateway.call.tools.definitions import (
     language_of,
     record_action,
 )
-from gateway.realtime.events import CreateResponse, ResponseDone, UpdateSession
+from gateway.call.tools.delegated_tasks import DelegatedTasks
+from gateway.realtime.events import (
+    CreateResponse,
+    ResponseDone,
+    UpdateSession,
+)
 
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
@@ -103,6 +108,7 @@ class Functions:
         self._running: dict[str, _Running] = {}
         self._collecting = DigitCollection(control, self._digits_collected)
         self._collecting_for: tuple[str, _Group] | None = None
+        self.tasks = DelegatedTasks(control, self._start_task)
         self._sounding = ""
         self._silent_rounds = 0
         self._words_at = -WORDS_SECONDS
@@ -220,7 +226,7 @@ class Functions:
 
     def tick(self, now: float) -> list[Output]:
         """Act on deadlines: a function is late, a filler is due, or results have waited."""
-        outputs = self._collecting.tick(now)
+        outputs = self._collecting.tick(now) + self.tasks.tick(now)
         if self._paused is not None and now >= self._paused[0]:
             outputs += self._send_paused(now)
         for call_id, running in list(self._running.items()):
@@ -241,16 +247,26 @@ class Functions:
     def busy(self) -> bool:
         """Return whether a function runs, its result waits, or digits are being collected."""
         waits = self._paused is not None or self._collecting_for is not None
-        return bool(self._running) or waits
+        return bool(self._running) or self.tasks.busy or waits
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         due = [self._collecting.deadline, *(one.due for one in self._running.values())]
         due += [] if self._paused is None else [self._paused[0]]
+        due += [] if self.tasks.deadline is None else [self.tasks.deadline]
         return min((at for at in due if at is not None), default=None)
 
     # ---- one call
+
+    def _start_task(self, name: str, task: str, arguments: str, now: float) -> list[Output]:
+        """Run a function for a task that was handed over to us; its result answers that."""
+        group = _Group()
+        note = self._control.timeline.note(now, "tool", "info", name=name)
+        call = {"name": name, "call_id": task, "arguments": arguments}
+        started = self._start_call(call, group, now)
+        group.whole = True
+        return [note, *started, *self._send_results(group, now)]
 
     def _start_call(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
         """Start one function call of a response once it is allowed; answer a refused one."""

@@ -47,6 +47,18 @@ ERRORS = [
     ("cannot_update_voice", BENIGN, False, FATAL),
     ("invalid_event", BENIGN, False, FATAL),
     ("invalid_json", BENIGN, False, FATAL),
+    ("account_deactivated", FATAL, True, FATAL),
+    ("billing_hard_limit_reached", FATAL, True, FATAL),
+    ("forbidden", BENIGN, False, FATAL),
+    ("immutable_field_update", BENIGN, False, FATAL),
+    ("invalid_audio", BENIGN, False, FATAL),
+    ("context_injection_incomplete", BENIGN, False, FATAL),
+    ("responses_handoff_incomplete", BENIGN, False, FATAL),
+    ("session_storage_failed", BENIGN, False, FATAL),
+    ("decision_already_made", BENIGN, False, FATAL),
+    ("session_id_not_found", BENIGN, False, FATAL),
+    ("provider_invite_failed", BENIGN, False, FATAL),
+    ("outbound_sip_not_enabled", BENIGN, False, FATAL),
     ("a_code_of_tomorrow", UNKNOWN, False, FATAL),
 ]
 

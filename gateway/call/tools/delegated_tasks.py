@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tasks that the voice of a Live session hands over to us (``delegation.type = "client"``).
+
+The event has no words: what is wanted is in the conversation, whose transcript comes late.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.outputs import Output, Send
+from gateway.realtime.events import AppendText, WorkDelegated
+
+NOT_POSSIBLE = "This cannot be looked up or done here. Say so, and go on without it."
+"""Context for a voice that hands a task over to nobody."""
+
+WORDS_SECONDS = 4.0
+"""How long a task waits for the words that it is about: they come three seconds after the sound."""
+
+MAX_WAITING = 8
+"""Tasks that wait; a voice that wants more gets no answer to the oldest."""
+
+MAX_ENTRIES = 200
+"""Entries of the transcript that a task is begun with, the latest."""
+
+Start = Callable[[str, str, str, float], list[Output]]
+"""Runs a function (name, task, arguments, now)."""
+
+
+class DelegatedTasks:
+    """Has the route's function do what is handed over. Every method takes the time (s)."""
+
+    def __init__(self, control: ConversationControl, start: Start) -> None:
+        self._control = control
+        self._start = start
+        self._waiting: dict[str, float] = {}
+        """Tasks, and when they are begun at the latest (s)."""
+        self.words_missing: Callable[[], bool] = lambda: False
+        """Whether words of what was said last are still to come."""
+        self.words_came = False
+        """Words of the caller have come since it was last looked."""
+
+    @property
+    def busy(self) -> bool:
+        """Return whether a task waits."""
+        return bool(self._waiting)
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return min(self._waiting.values(), default=None)
+
+    def take(self, event: WorkDelegated, now: float) -> list[Output]:
+        """Take a task. Without a function an application may do it; else nobody does."""
+        tools = self._control.plan.tools
+        note = self._control.timeline.note(now, "work_delegated", "info", delegation_id=event.id)
+        if tools.delegate:
+            self._waiting[event.id] = now + WORDS_SECONDS
+            self.words_came = not self.words_missing()
+            if len(self._waiting) > MAX_WAITING:
+                del self._waiting[next(iter(self._waiting))]
+            return [note]
+        if tools.application:
+            return [note]
+        return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
+
+    def settle(self, now: float) -> list[Output]:
+        """Begin the tasks that wait, once the words are there."""
+        came, self.words_came = self.words_came, False
+        if not (self._waiting and came) or self.words_missing():
+            return []
+        self._waiting = dict.fromkeys(self._waiting, now)
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[Output]:
+        """Begin the tasks that have waited for long enough."""
+        due = [task for task, at in self._waiting.items() if now >= at]
+        if not due:
+            return []
+        said = self._control.timeline.record.transcript
+        entries = [] if said is None else said.as_json()[-MAX_ENTRIES:]
+        lines = [f"{one['who']}: {one['text']}" for one in entries if one["text"]]
+        arguments = json.dumps({"conversation": "\n".join(lines)})
+        outputs: list[Output] = []
+        for task in due:
+            del self._waiting[task]
+            outputs += self._start(self._control.plan.tools.delegate, task, arguments, now)
+        return outputs
