@@ -61,6 +61,7 @@ from gateway.realtime.live_backend import Backend
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Session, SessionClosed, Tap
+from gateway.realtime.session_object import Refused
 
 CLOSED_SECONDS = 5.0
 """How long ``session.closed`` is waited for after ``session.close``."""
@@ -138,6 +139,7 @@ class LiveSession(Session):
         on_closed: Callable[[SessionClosed], None],
         waiting: Iterable[ServerEvent] = (),
         tap: Tap | None = None,
+        refused: Iterable[Refused] = (),
         server_time: float | None = None,
         playout: LivePlayout = NO_PLAYOUT,
     ) -> None:
@@ -150,6 +152,7 @@ class LiveSession(Session):
             on_closed=on_closed,
             waiting=waiting,
             tap=tap,
+            refused=refused,
             server_time=server_time,
         )
         self.model = str(effective.get("model") or endpoint.model)
@@ -309,8 +312,8 @@ class LiveSession(Session):
                 self._on_track(audio)
             case TrackWords():
                 self._on_words(event)
-            case WorkDelegated(id=task, target="client"):
-                if task not in self._handed:  # one may be told of twice
+            case WorkDelegated(id=task, target=target):
+                if target == "client" and task not in self._handed:  # one may be told of twice
                     self._handed.append(task)
                     self._deliver(event)
             case BackendEvent():

@@ -502,6 +502,7 @@ class _LiveOpening(_Opening):
             on_closed=on_closed,
             waiting=self.early,
             tap=self._tap,
+            refused=self.refused,
             server_time=self.server_time,
             playout=self._playout,
         )

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.call.tools.delegated_tasks import NOT_POSSIBLE
 from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.realtime.errors import ERROR_CODES
 from tests import support
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack, eventually
@@ -61,6 +62,7 @@ policy = "ask_caller"
 prompt = "Shall I? Press 1 for yes, 2 for no."
 """
 WORLD = {
+    "realtime": "handover_before_expiry = 5",
     "more": f"""
 [tools]
 module = {json.dumps(str(HERE / "hotel_tools.py"))}
@@ -76,6 +78,8 @@ fields = { room = "integer" }
     + BACKEND
     + MORE
     + ROUTE.format(name="nobody")
+    + ROUTE.format(name="voiceless")
+    + 'audio.output.voice = "nobody"\n'
     + ROUTE.format(name="desk").replace("tools =", 'delegate = "look_up"\ntools ='),
 }
 
@@ -123,7 +127,8 @@ async def used(
 
 def valid(session: SessionRecord) -> None:
     """Each client event is one of the official types, and the server refused none."""
-    assert not session.errors
+    told = [one.body["error"] for one in session.sent("error")]
+    assert not session.errors, told
     for event in session.client_events:
         check_live_client_event(event.body)
 
@@ -316,3 +321,86 @@ async def test_a_session_that_ends_is_replaced_by_one_that_knows(
         "detail"
     ]
     valid(other)
+
+
+async def test_a_session_is_handed_over_before_it_expires(world: GatewayStack) -> None:
+    """The next one is told at its start what was said, and what came since when it takes over."""
+    world.behave(
+        expires_s=8,
+        answers=[{"kind": "say", "text": "Two nights."}, {"kind": "silent"}],
+        live={"transcript_lag_ms": 300},
+    )
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    world.behave(answers=[{"kind": "say", "text": "Three nights."}])
+    await world.gateway.wait("call.handed_over", call=call.call_id)
+    other = world.emulator.sessions[-1]
+    assert other is not session
+    told = str(other.client_events[0].body["session"]["input"])
+    since = "".join(one.body["content"] for one in other.seen("session.thinking.append"))
+    assert "Two nights." in told + since
+    call.rtp.say(noise(7, 0.6))
+    await other.wait_until(lambda one: bool(one.sent("session.output_transcript.delta")), WITHIN_S)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert (record["handovers"], record["failovers"]) == (1, [])
+    valid(other)
+
+
+async def test_a_response_of_the_backend_that_fails_is_tried_again(world: GatewayStack) -> None:
+    tool = {"name": "room_price", "arguments": '{"nights": 1}'}
+    world.behave(
+        answers=[
+            {"kind": "nothing", "tools": [tool], "outcome": "failed"},
+            {"kind": "say", "text": "Now it is done."},
+            {"kind": "silent"},
+        ],
+        live={"transcript_lag_ms": 100},
+    )
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    said = await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    assert said["text"] == "Now it is done."
+    assert order(session) == ["response.create"], "calls of a failed response are not answered"
+    await world.summary_at_end(call)
+    valid(session)
+
+
+SURVIVED = [code for code, (kind, _, ends) in ERROR_CODES.items() if not ends]
+
+
+async def test_errors_that_end_nothing_are_survived(world: GatewayStack) -> None:
+    codes = [*SURVIVED, "a_code_of_tomorrow"]
+    world.behave(
+        answers=[{"kind": "say", "text": "Here I am."}, {"kind": "silent"}],
+        live={
+            "errors": [
+                {"after_s": 0.1, "code": code, "type": "invalid_request_error"} for code in codes
+            ]
+        },
+    )
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    await session.wait_until(lambda one: len(one.errors) == len(codes), WITHIN_S)
+    call.rtp.say(noise(6, 0.6))
+    await eventually(lambda: len(speech(call.rtp.packets)) > 3000, "the answer is heard")
+    lines = world.gateway.all("call.error", call=call.call_id)
+    assert [one["code"] for one in lines] == codes
+    assert lines[-1]["kind"] == "unknown"
+    await world.summary_at_end(call)
+    assert not (await world.record(call))["failovers"]
+
+
+async def test_a_setting_that_is_refused_at_the_start_is_left_out(world: GatewayStack) -> None:
+    call = await world.dial("voiceless")
+    session = await world.session_of(call)
+    first, second = (one.body["session"] for one in session.seen("session.start"))
+    assert first["audio"]["output"]["voice"] == "nobody"
+    assert "voice" not in second["audio"].get("output", {})
+    assert second["audio"]["format"] == first["audio"]["format"]
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert [one["field"] for one in record["settings_refused"]] == ["audio.output.voice"]
