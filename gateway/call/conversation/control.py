@@ -57,6 +57,9 @@ HELD = "The caller has put this call on hold, and hears nothing until they come 
 RESUMED = "The caller is back from hold."
 """System messages for the model."""
 
+ANNOUNCED_SECONDS = 1.0
+"""How soon a voice begins to say what its backend does: the calls of a backend may come first."""
+
 TAKEN_OVER = "You have taken over this conversation. An answer is due: give it now."
 """System message for a model of which no answer can be requested."""
 
@@ -179,6 +182,20 @@ class ConversationControl:
         if self.capabilities.direct_tools:
             return self.ask(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
+
+    def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
+        """Queue the action of a tool call. Raises ToolCallError."""
+        within = 0.0 if self.capabilities.direct_tools else ANNOUNCED_SECONDS
+        self.call_actions.ask(name, call_id, arguments, now, said_within=within)
+
+    def speak_language(self, code: str) -> tuple[str, list[Output]]:
+        """Change the language of the session, and of those after it; returns its name, too."""
+        plan = self.plan.tools.language
+        name = plan.names.get(code, code)
+        change = self.changes["language"] = UpdateSession(plan.updates[code])
+        if self.capabilities.settings_updates:
+            return name, [Send(change)]
+        return name, self.tell(f"Speak {name} from now on.")
 
     def resume(self, now: float) -> list[Output]:
         """Have a session that has taken over give the answer that is due."""

@@ -12,7 +12,7 @@ from gateway.call.call_control import BY_CALLER, BY_GATEWAY, BY_OPERATOR
 from gateway.call.call_record import ToolUse
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.dtmf import DigitCollection
-from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Send
+from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.tools.approvals import Approvals
 from gateway.call.tools.definitions import (
@@ -30,7 +30,6 @@ from gateway.call.tools.delegated_tasks import DelegatedTasks
 from gateway.realtime.events import (
     CreateResponse,
     ResponseDone,
-    UpdateSession,
 )
 
 MAX_RUNNING = 8
@@ -48,10 +47,6 @@ loop, whatever is said in it."""
 
 MAX_REASON = 300
 """Characters of a rejection's reason in the log; the model gets all."""
-
-
-ANNOUNCED_SECONDS = 1.0
-"""How soon a voice begins to say what its backend does: the calls of a backend may come first."""
 
 
 @dataclass(slots=True)
@@ -139,9 +134,8 @@ class Functions:
         calls = [item for item in event.output if item.get("type") == "function_call"]
         if len(calls) > MAX_CALLS:
             reason = f"{len(calls)} calls in one response, {MAX_CALLS} are carried out"
-            outputs.append(
-                control.timeline.note(now, "tool_refused", "warning", name="", reason=reason)
-            )
+            fields = {"name": "", "reason": reason}
+            outputs.append(control.timeline.note(now, "tool_refused", "warning", **fields))
         calls = calls[:MAX_CALLS]
         self.in_loop = False
         for call in calls:
@@ -204,8 +198,7 @@ class Functions:
         if result.call_id == BY_CALLER:
             return self._control.escape(now)
         outputs: list[Output] = []
-        # A backend has to be told to go on in any case.
-        told = result.respond or not self._control.capabilities.direct_tools
+        told = result.respond or not self._control.capabilities.direct_tools  # a backend waits
         go_on = self._control.go_on(now) if told else []
         if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
@@ -425,15 +418,10 @@ class Functions:
         """Run one of the gateway's own tools; those that take time are answered when done."""
         try:
             if name == SET_LANGUAGE:
-                plan = self._plan.tools.language
-                code = language_of(arguments, plan)
+                code = language_of(arguments, self._plan.tools.language)
+                language, changed = self._control.speak_language(code)
                 use.outcome = "done"
-                result = {"status": "done", "language": plan.names.get(code, code)}
-                change = self._control.changes["language"] = UpdateSession(plan.updates[code])
-                if self._control.capabilities.settings_updates:
-                    changed: list[Output] = [Send(change)]
-                else:
-                    changed = self._control.tell(f"Speak {result['language']} from now on.")
+                result = {"status": "done", "language": language}
                 return [*changed, *self._add_result(group, call_id, result, now)]
             if name == SET_DISPOSITION:
                 wanted = disposition_of(arguments, self._plan.tools.disposition)
@@ -445,10 +433,7 @@ class Functions:
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
                 return self._collect_digits(call_id, arguments, group, now)
-            able = self._control.capabilities.direct_tools
-            said_within = 0.0 if able else ANNOUNCED_SECONDS
-            actions = self._control.call_actions
-            actions.ask(name, call_id, arguments, now, said_within=said_within)
+            self._control.begin_action(name, call_id, arguments, now)
         except ToolCallError as error:
             return self._answer_error(error, call_id, group, use, now)
         return self._send_results(group, now)
@@ -493,20 +478,19 @@ class Functions:
     def _end_call(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
         """Hang up for ``end_call`` after the words that were said, or request a goodbye."""
         control = self._control
-        outputs: list[Output] = [
-            control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
-        ]
+        noted = control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
+        outputs: list[Output] = [noted]
+        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         if not control.capabilities.direct_tools:
             # It was asked for by a backend; the voice says goodbye when it learns of it.
             control.hangup_after_playout.after_speech(now)
-            goodbye = "Say a short goodbye now; then the call ends."
-            result = {"status": "ending", "next": "Say no more." if control.speaking else goodbye}
+            if control.speaking:
+                result["next"] = "Say no more."
             return [*outputs, tool_output(_id_of(call), result), *control.go_on(now)]
         if spoke or control.speaking:
             control.hangup_after_playout.said(_id_of(call), now)
             return outputs
         control.hangup_after_playout.asked_for(now)
-        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         outputs.append(tool_output(_id_of(call), result))
         return outputs + control.ask(CreateResponse({"tools": []}), now)
 
