@@ -8,6 +8,10 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 home=/opt/gateway
 etc=/etc/gateway
 units=/etc/systemd/system
+case "${1-}" in
+    "" | remove) ;;
+    *) sed -n 3,5p "$0"; exit 2 ;;
+esac
 [ "$(id -u)" -eq 0 ] || { echo "This needs root." >&2; exit 1; }
 systemd() { if [ -d /run/systemd/system ]; then systemctl "$@"; fi; }
 

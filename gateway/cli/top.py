@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -346,6 +347,8 @@ def command(config: Path, path: Path | None) -> None:
 
     Shows state, levels of both sides, words as they are said, interruptions and cost.
     """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.ClickException("needs a terminal; without one, use gateway calls")
     try:
         (first, *_) = sockets_at(path or socket_of(config))
     except NoAnswerError as error:

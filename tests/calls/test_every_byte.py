@@ -140,19 +140,17 @@ async def over(network: str, sender: Sender, audio: bytes, ptime: int, silence: 
                 pieces[number] = bytes([silence]) * size
         sender.send = send
     elif network == "jitter":
-        loop, send = asyncio.get_running_loop(), sender.send
-        start = loop.time() + 0.02
-        sent: list[bytes] = []
+        send, sent = sender.send, list[bytes]()
         sender.send = sent.append
         for piece in pieces:
             sender.put(piece, sender.payload_type)
         sender.send = send
-        due = sorted(
-            (start + number * ptime / 1000 + rng.uniform(0, 0.02), packet)
-            for number, packet in enumerate(sent)
+        # In the order in which 20 ms of jitter have them come, and at once: how long a packet is
+        # waited for is a matter of the sequencer's own tests, on a clock that no machine holds up.
+        came = sorted(
+            (number * ptime + rng.uniform(0, 20), packet) for number, packet in enumerate(sent)
         )
-        for at, packet in due:
-            await asyncio.sleep(at - loop.time())
+        for _at, packet in came:
             send(packet)
     else:
         sender.burst(audio)

@@ -126,7 +126,9 @@ records.events = true
         summary = await world.summary_at_end(call)
         record = await world.record(call)
         log = world.records_folder / record["event_log"]["file"]
-        await eventually(lambda: '"over":true' in log.read_text(), "the end of the event log")
+        await eventually(
+            lambda: log.exists() and '"over":true' in log.read_text(), "the end of the event log"
+        )
         lines = [line for line in world.gateway.lines if line.get("call") == summary["call"]]
         for text in (json.dumps(lines), json.dumps(record), log.read_text()):
             assert "4930123" not in text

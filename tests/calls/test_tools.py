@@ -322,7 +322,9 @@ async def test_digits_that_the_model_asked_for(world: GatewayStack) -> None:
     assert '"****"' in json.dumps(record["timeline"])
     assert "7391" not in json.dumps([record["timeline"], record["transcript"]])
     log = world.records_folder / record["event_log"]["file"]
-    await eventually(lambda: '"over":true' in log.read_text(), "the end of the event log")
+    await eventually(
+        lambda: log.exists() and '"over":true' in log.read_text(), "the end of the event log"
+    )
     assert "****" in log.read_text()
     assert "7391" not in log.read_text()
 
