@@ -17,7 +17,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SETUP := deploy/setup
-CONTAINERS := $(SETUP)/need-debian.sh buildah:buildah mmdebstrap:mmdebstrap runc:runc
 
 # Stamps: what is installed in .venv, so that a second run has nothing to do.
 BASE := $(VENV)/.made
@@ -30,10 +29,10 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-asan test-tools interop lint format bench venv lock clean
+.PHONY: help demo run check test test-asan test-container test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
 	@$(BIN)/gateway demo
@@ -56,14 +55,16 @@ test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones, the console in Chromium (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
-	@$(CONTAINERS) || echo "Without these the container is not tested."
 	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
+
+test-container: $(DEV) ## the image of deploy/container: built, run, and called
+	@$(SETUP)/need-debian.sh sipp:sip-tester buildah:buildah mmdebstrap:mmdebstrap runc:runc
+	@$(BIN)/python -m pytest tests/interop/test_container.py
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql \
 		chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
-	@$(CONTAINERS) || echo "Without these the container is not tested."
 
 lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
 	@$(BIN)/ruff check .

@@ -164,7 +164,7 @@ def missing() -> str:
         if shutil.which(name) is None
     ]
     if absent:
-        return f"not installed: {', '.join(absent)} (make test-tools)"
+        return f"not installed: {', '.join(absent)} (make test-container)"
     if os.geteuid() != 0:
         return "building and running a container needs root here"
     probe = subprocess.run(
