@@ -32,7 +32,7 @@ export PIP_NO_INPUT = 1
 .PHONY: help demo run check test test-asan test-container test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
 	@$(BIN)/gateway demo
