@@ -29,7 +29,7 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-asan test-container test-tools interop lint format bench venv lock clean
+.PHONY: help demo run check test test-asan test-console test-container test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,18 +52,21 @@ test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl
 	@deploy/pjsua2/with-asan.sh $(BIN)/python $(BIN)/python -m pytest $(PARALLEL) $(ASAN_TESTS)
 
-interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones, the console in Chromium (INTEROP=... for some)
-	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux chromium:chromium
+interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
+	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
+
+test-console: $(DEV) ## the console and calls from the browser, in a real Chromium
+	@$(SETUP)/need-debian.sh sipp:sip-tester chromium:chromium
+	@$(BIN)/python -m pytest tests/interop/test_console.py tests/interop/test_browser_calls.py
 
 test-container: $(DEV) ## the image of deploy/container: built, run, and called
 	@$(SETUP)/need-debian.sh sipp:sip-tester buildah:buildah mmdebstrap:mmdebstrap runc:runc
 	@$(BIN)/python -m pytest tests/interop/test_container.py
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
-	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql \
-		chromium:chromium
+	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
 lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
