@@ -94,11 +94,11 @@ async def test_answered_and_greeted(world: GatewayStack, callee: CalledPhone) ->
     await there.until(lambda c: c.requests("ACK"))
     await world.gateway.wait("call.confirmed", call=call)
     # The model was ready before anybody was called, and was not asked to speak before the answer.
-    said = noise(1, 1.0)
-    there.rtp.say(said)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     (audio,) = session.sent_items.values()
     await there.rtp.until(lambda: bytes(audio) in there.rtp.heard)
+    said = noise(1, 1.0)
+    there.rtp.say(said)  # not before: the line of the ACK is in the log before media begins
     await session.wait_until(lambda s: all_of(said, bytes(s.received)), 20)
     there.bye()
     summary = await summary_of(world, call)
