@@ -18,6 +18,7 @@ from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
 
 PORT, SERVER = free_port(), free_port()
+# The server has an address of its own: elsewhere the system may have given its port to another.
 
 
 def _route(name: str, more: str = "") -> str:
@@ -47,7 +48,7 @@ phrases = ["human", "real person"]
 HEARD = '[route.session.audio.input.transcription]\nmodel = "gpt-transcribe"\n'
 
 
-FAR = f'[route.realtime]\nurl = "ws://127.0.0.1:{SERVER}"\napi_key = ""\n'
+FAR = f'[route.realtime]\nurl = "ws://127.0.0.3:{SERVER}"\napi_key = ""\n'
 AGAIN = '[[route.fallback]]\naction = "reconnect"\ntimeout = 60\nsound = "chime"\n'
 WORLD = {
     "more": '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
@@ -139,14 +140,14 @@ class Server:
     async def start(self) -> None:
         """Start it."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", "emulator", "--listen", f"127.0.0.1:{SERVER}"),
+            *(sys.executable, "-m", "gateway", "emulator", "--listen", f"127.0.0.3:{SERVER}"),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
         async with asyncio.timeout(30):
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", SERVER)
+                    _, writer = await asyncio.open_connection("127.0.0.3", SERVER)
                 except OSError:
                     await asyncio.sleep(0.1)
                 else:
