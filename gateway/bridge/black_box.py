@@ -272,12 +272,21 @@ class RecordedMachine(CallMachine):
         *,
         masked: bool = False,
     ) -> None:
-        self._write = write
+        self._write: Callable[[str], None] | None = write
+        """None once something could not be written: what follows cannot be replayed."""
         self._masks = masked
         self._answers = Answers(playout)
         self._commands = _Commands()
-        made = {"at": now, "plan": _plain(plan), "record": _plain(record)}
-        write(_line(black_box=FORMAT, version=__version__, masked=masked, **made))
+        self._put(
+            lambda: {
+                "black_box": FORMAT,
+                "version": __version__,
+                "masked": masked,
+                "at": now,
+                "plan": _plain(plan),
+                "record": _plain(record),
+            }
+        )
         super().__init__(self._answers.noted(plan), record, now, self._answers)
 
     def start(self, now: float) -> list[Output]:
@@ -296,23 +305,39 @@ class RecordedMachine(CallMachine):
     def _step(
         self, input: Input | None, now: float, work: Callable[[], list[Output]]
     ) -> list[Output]:
-        step = {"at": now, "in": _plain(input, self._commands)}
+        step: dict[str, Any] = {"at": now}
+        self._attempt(lambda: step.update({"in": _plain(input, self._commands)}))
         try:
             todo = work()
         except Exception as error:
-            self._end(step, raised=repr(error))
+            raised = repr(error)
+            self._put(lambda: {**step, **self._asked(), "raised": raised})
             raise
         self._commands.note(todo)
-        self._end(step, out=_plain(todo), due=self.deadline)
+        self._put(lambda: {**step, **self._asked(), "out": _plain(todo), "due": self.deadline})
         return todo
 
-    def _end(self, step: dict[str, Any], **done: Any) -> None:
-        step |= {"asked": _plain(self._answers.take()), **done}
-        self._write(_line(**(_masked(step) if self._masks else step)))
+    def _asked(self) -> dict[str, Any]:
+        return {"asked": _plain(self._answers.take())}
 
+    def _put(self, made: Callable[[], dict[str, Any]]) -> None:
+        """Write a line, with what is to be masked in it masked."""
+        self._attempt(lambda: self._write_line(_masked(made()) if self._masks else made()))
 
-def _line(**values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do a part of the writing. What it raises ends the black box, and never the call."""
+        if self._write is None:
+            self._answers.take()
+            return
+        try:
+            work()
+        except Exception as error:
+            self._write_line({"ended": repr(error)})
+            self._write = None
+
+    def _write_line(self, values: Mapping[str, Any]) -> None:
+        assert self._write is not None
+        self._write(json.dumps(values, ensure_ascii=False, separators=(",", ":")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +417,11 @@ def _read(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
         try:
             read = json.loads(line)
         except ValueError as error:
+            if number > 1 and not line.endswith("\n"):
+                return  # the process was killed while it was written
             raise BlackBoxError(f"line {number}: no JSON: {error}") from error
         if not isinstance(read, dict):
             raise BlackBoxError(f"line {number}: no object")
+        if "ended" in read:
+            raise BlackBoxError(f"line {number}: it was not written on: {read['ended']}")
         yield read

@@ -5,6 +5,7 @@ and ``replay``."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -310,7 +311,7 @@ def _copy(black_box: Path, to: Path) -> None:
 
 _TEST = """\
 # SPDX-License-Identifier: GPL-2.0-or-later
-\"\"\"The call {call}, as its black box has it.\"\"\"
+\"\"\"A call, as its black box has it.\"\"\"
 
 from pathlib import Path
 
@@ -318,7 +319,7 @@ from gateway.bridge.black_box import replay
 
 
 def test_the_call_goes_as_it_went() -> None:
-    with open(Path(__file__).with_name("{name}"), encoding="utf-8") as lines:
+    with open(Path(__file__).with_name({name!r}), encoding="utf-8") as lines:
         assert list(replay(lines).differences) == []
 """
 
@@ -347,9 +348,11 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
         with file.open(encoding="utf-8") as lines:
             found = replayed(lines)
         if as_test is not None:
+            if as_test.exists():
+                raise FileExistsError(errno.EEXIST, f"{as_test} is there already")
             copy = as_test.with_name(f"{as_test.stem}.blackbox.jsonl")
             _copy(file, copy)
-            as_test.write_text(_TEST.format(call=printable(found.call_id), name=copy.name))
+            as_test.write_text(_TEST.format(name=copy.name))
     except (OSError, UnicodeDecodeError, BlackBoxError) as error:
         click.echo(f"{file}: {getattr(error, 'strerror', None) or error}", err=True)
         raise SystemExit(2) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import structlog
@@ -29,6 +30,8 @@ MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 PARCEL_BYTES = 16 * 1024
 """Of one call's lines, gathered until they are handed to the writer."""
+WRITE_SECONDS = 1.0
+"""How long they are gathered at most; RTP is looked at once a second, which is a step."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Of one call; a line that is longer than what is left ends its black box."""
 SLOW_MS = 3000.0
@@ -86,9 +89,11 @@ class BlackBox:
         """Bytes; the writer's thread counts."""
         self.broken = False
         """A line is missing: no more are written, as none after it could be replayed."""
-        self.keep = kept == "always"
-        """Whether the file stays when the call went well: an operator may ask for it."""
+        self._always = kept == "always"
+        """The file stays when the call went well, too."""
         self._put = put
+        self._since = monotonic()
+        """When lines were handed to the writer last (s)."""
         self._lines: list[str] = []
         self._bytes = 0
 
@@ -96,17 +101,18 @@ class BlackBox:
         """Add a line, soon."""
         self._lines.append(line)
         self._bytes += len(line)
-        if self._bytes >= PARCEL_BYTES:
+        if self._bytes >= PARCEL_BYTES or monotonic() - self._since >= WRITE_SECONDS:
             self._hand_on(None)
 
     def end(self, record: CallRecord) -> str:
         """The call is over; returns the name of the file that stays, "" where none does."""
-        stays = self.keep or went_wrong(record)
+        stays = self._always or went_wrong(record)
         self._hand_on(stays)
         return self.path.name if stays else ""
 
     def _hand_on(self, stays: bool | None) -> None:
         lines, size, self._lines, self._bytes = self._lines, self._bytes, [], 0
+        self._since = monotonic()
         if not self._put((self, lines, stays), size):
             self.broken = True
 

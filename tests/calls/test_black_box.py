@@ -91,6 +91,8 @@ async def test_a_call_is_replayed_as_it_went(
     assert run.exit_code == 0
     assert run.output.endswith(f": {again.steps} steps, no difference\n")
     assert f"written: {test} and {test.with_suffix('.blackbox.jsonl')}\n" in run.output
+    run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
+    assert (run.exit_code, "is there already" in run.output) == (2, True)
     runpy.run_path(str(test))["test_the_call_goes_as_it_went"]()
     # A rule that is changed: keys no longer make an item.
     monkeypatch.setattr("gateway.call.machine.LegEvents.on_digit", lambda *_given: [])

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Black boxes: what cannot be written ends them, and never their call."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.bridge import black_box
+from gateway.bridge.black_box import BlackBoxError, replay
+from tests.support.call_scene import ACK, BYE, SPEECH, UP, Scene, key
+
+
+def test_what_cannot_be_written_ends_the_black_box_and_not_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    scene.do(UP, ACK)
+    before = len(scene.black_box)
+    plain = black_box._plain
+
+    def failing(value: object, *more: object) -> object:
+        if value is SPEECH:
+            raise TypeError("no form for this")
+        return plain(value, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(black_box, "_plain", failing)
+    scene.do(SPEECH, key("1"), BYE)
+    assert scene.ending == ("caller", "remote_hangup", 200)
+    assert [line[:8] for line in scene.black_box[before:]] == ['{"ended"']
+    with pytest.raises(BlackBoxError, match="no form for this"):
+        replay(scene.black_box)
+
+
+def test_a_line_that_a_kill_has_cut_is_the_end() -> None:
+    scene = Scene()
+    scene.do(UP, ACK, key("1"), BYE)
+    lines = [f"{line}\n" for line in scene.black_box]
+    whole = replay(lines)
+    cut = replay([*lines[:-1], lines[-1][:20]])
+    assert (list(cut.differences), cut.steps) == ([], whole.steps - 1)
+    with pytest.raises(BlackBoxError, match="no JSON"):
+        replay([*lines[:3], "{\n", *lines[3:]])
