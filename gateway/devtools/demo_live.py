@@ -11,9 +11,9 @@ from pathlib import Path
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS
 from gateway.devtools.demo_scenario import (
     CALL,
+    DIALPLAN,
     DIGITS,
     GATEWAY,
-    GREETING,
     GREETING_WITHIN_MS,
     LONG_ANSWER,
     PHONE_BUFFER_MS,
@@ -49,20 +49,6 @@ chunk_ms = 20
 # Seconds, in the service: here the transcripts come before the call is over.
 transcript_lag_ms = 600
 """
-
-DIALPLAN = f"""\
-[[route]]
-name = "reception"
-to = "^100$"
-
-[route.live]
-instructions = "You are the receptionist of a small hotel. Answer in one or two short sentences."
-audio.output.voice = "marin"
-
-[route.greeting]
-say = {json.dumps(GREETING)}
-"""
-
 
 CALLER = f"""\
 {CALL}
@@ -190,7 +176,7 @@ LIVE = Scenario(
     gateway=GATEWAY.replace("gpt-realtime-2.1", MODEL).replace(
         RECORDS, f"{RECORDS}\nevents = true"
     ),
-    dialplan=DIALPLAN,
+    dialplan=DIALPLAN.replace("[route.session]", "[route.live]"),
     caller=CALLER,
     path="/v1/live/sessions",
     read_events=read_live_events,

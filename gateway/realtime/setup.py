@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from random import uniform
 from typing import Any, Literal, TypeVar
 
@@ -269,8 +270,7 @@ class _Opening:
     def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
         """Return the session that is up."""
         assert self.connection is not None
-        kind = Session if self.edge.pcm is None else ResampledSession
-        return kind(
+        return self._kind()(
             self.connection,
             self._endpoint,
             effective,
@@ -282,6 +282,10 @@ class _Opening:
             refused=self.refused,
             server_time=self.server_time,
         )
+
+    def _kind(self) -> Callable[..., Session]:
+        """Return what makes the session."""
+        return Session if self.edge.pcm is None else ResampledSession
 
     @property
     def server_time(self) -> float | None:
@@ -490,19 +494,5 @@ class _LiveOpening(_Opening):
             verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
             raise self._failed(verdict, f"session.started has audio.format {got}")
 
-    def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
-        """Return the session that is up."""
-        assert self.connection is not None
-        return LiveSession(
-            self.connection,
-            self._endpoint,
-            effective,
-            self._live,
-            on_event=on_event,
-            on_closed=on_closed,
-            waiting=self.early,
-            tap=self._tap,
-            refused=self.refused,
-            server_time=self.server_time,
-            playout=self._playout,
-        )
+    def _kind(self) -> Callable[..., Session]:
+        return partial(LiveSession, playout=self._playout)

@@ -22,12 +22,12 @@ from gateway.devtools.emulator.speech import resample, synthesise
 from tests.calls.conftest import shared_world, world
 from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_browser_calls import page as websocket
-from tests.interop.test_console import address, examined, logged_in
+from tests.interop.test_console import address, browser, examined, logged_in
 from tests.support import figures
 from tests.support.browser import PROGRAM, TELEPHONE, WITHIN_MS, Browser
 from tests.support.harness import GatewayStack, eventually
 
-__all__ = ["shared_world", "world"]
+__all__ = ["browser", "shared_world", "world"]
 
 pytestmark = [
     pytest.mark.interop,
@@ -66,13 +66,6 @@ def chromium(runner: asyncio.Runner, microphone: Path) -> Iterator[Browser]:
     runner.run(made.start())
     yield made
     runner.run(made.stop())
-
-
-@pytest.fixture
-def browser(runner: asyncio.Runner, chromium: Browser) -> Iterator[Browser]:
-    """The browser; after each test nothing may have gone wrong in its pages."""
-    yield chromium
-    runner.run(chromium.check())
 
 
 def envelope(audio: bytes, smooth: int = 5) -> Any:

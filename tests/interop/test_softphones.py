@@ -52,7 +52,8 @@ async def test_a_call_from_nothing(agent: Agent, tmp_path: Path, program: str, b
     (tmp_path / ".asoundrc").write_text(NO_SOUND_CARD)
     call = agent.next_call()
     process = await asyncio.create_subprocess_exec(
-        *("sh", "-ec", f"({recipe.strip()}) >phone.log 2>&1"),
+        # Linphone was once seen to take all of a machine's memory.
+        *("sh", "-ec", f"ulimit -v 4000000; ({recipe.strip()}) >phone.log 2>&1"),
         stdin=asyncio.subprocess.PIPE,
         cwd=tmp_path,
         env={**os.environ, "HOME": str(tmp_path)},
