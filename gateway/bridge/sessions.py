@@ -39,7 +39,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.realtime.live_session import LivePlayout, LiveSession
+from gateway.realtime.live_session import LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
@@ -401,9 +401,9 @@ class Sessions(CallPart):
             line.opening.cancel()
 
     def _count_dropped(self, line: _Line) -> None:
-        if line.session is not None:
-            self._frames_dropped += line.session.counters.audio_dropped
-        if isinstance(line.session, LiveSession):
-            told = self._host.record.media.live_audio
-            for name, count in line.session.audio_counts().items():
-                told[name] = told.get(name, 0) + count
+        if line.session is None:
+            return
+        self._frames_dropped += line.session.counters.audio_dropped
+        told = self._host.record.media.live_audio
+        for name, count in line.session.audio_counts().items():
+            told[name] = told.get(name, 0) + count

@@ -262,7 +262,7 @@ class LiveSession(Session):
         return []
 
     def audio_counts(self) -> dict[str, int]:
-        """What was added to or taken from either stream so far."""
+        """As :meth:`Session.audio_counts`: frames of 20 ms, and ms."""
         return {
             "filled_frames": self._pacer.filled,
             "dropped_frames": self._pacer.dropped,

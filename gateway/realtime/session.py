@@ -211,6 +211,10 @@ class Session:
         self.counters.commands_sent += 1
         return event_id
 
+    def audio_counts(self) -> dict[str, int]:
+        """What was added to or taken from either stream so far, by name; nothing here."""
+        return {}
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session and return when its socket and task are gone, within about 2 s.
 

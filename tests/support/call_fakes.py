@@ -75,6 +75,10 @@ class FakeSession:
         self._server = server
         self._opened = opened
 
+    def audio_counts(self) -> dict[str, int]:
+        """As a Realtime session."""
+        return {}
+
     def append(self, audio: bytes) -> None:
         """Caller audio."""
         self.audio += audio
