@@ -25,7 +25,7 @@ from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
-from gateway.records.leases import Wanted
+from gateway.records.shared import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.browser_leg import TRANSPORT
 from gateway.sip.leg import Leg

@@ -24,7 +24,7 @@ from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.records.leases import (
+from gateway.records.shared import (
     UNITS,
     Answer,
     Cap,

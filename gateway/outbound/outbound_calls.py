@@ -27,7 +27,7 @@ from gateway.dialplan import Dialplan, Route
 from gateway.ending import EndReason
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
-from gateway.records.leases import Wanted, leases_of
+from gateway.records.shared import Wanted, leases_of
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio

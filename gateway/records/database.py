@@ -26,7 +26,7 @@ from gateway.records.shared import erase_number, release_calls
 from gateway.records.spool import Entry, create_database
 from gateway.records.tables import UtcTime, calls, events, metadata
 
-HEAD: Final = "0002"
+HEAD: Final = "0001"
 """The newest migration; a database that has it needs none."""
 
 CONNECT_SECONDS = 5

@@ -20,7 +20,7 @@ from tests.support.listening import MOST_OF_IT, share_heard
 from tests.support.rtp_end import FRAME
 
 PYTHON = sys.executable
-CALL = "from gateway.cli.test_call import command; command()"
+CALL = "from gateway.cli.develop import test_call; test_call()"
 CODECS = {"PCMU": "ulaw", "PCMA": "alaw"}
 SECOND = 8000
 

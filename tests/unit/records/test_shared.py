@@ -13,7 +13,7 @@ import pytest
 
 from gateway.records import shared
 from gateway.records.database import Database
-from gateway.records.leases import LEASE_SECONDS, UNITS, Answer, Cap, Lease, Limit, Wanted
+from gateway.records.shared import LEASE_SECONDS, UNITS, Answer, Cap, Lease, Limit, Wanted
 from gateway.records.spool import Entry
 from gateway.records.tables import bans, leases, request_keys, spending
 from tests.support.postgres import Postgres
