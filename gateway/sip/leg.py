@@ -62,6 +62,7 @@ class Leg:
         self.call: LegCall | None = None
         """Set and read on the SIP thread, where the last reference to it has to go."""
         self._thread = thread
+        self._plays = False
 
     def ring(self) -> None:
         """Send 180 Ringing."""
@@ -85,8 +86,17 @@ class Leg:
         self._command(lambda call: call.finish(0, headers or {}))
 
     def play(self, sound: str) -> None:
-        """Let the peer hear a sound over and over; "" ends it."""
+        """Let the peer hear a sound over and over; "" ends it.
+
+        The SIP thread ends it, and may be late: the session's audio begins after it.
+        """
+        audio, ends = self.audio, self._plays and not sound
+        self._plays = bool(sound)
+        if audio is not None and ends:
+            audio.playout.await_sound(True)
         self._command(lambda call: call.play(sound))
+        if audio is not None and ends:
+            self._thread.post(lambda: audio.playout.await_sound(False))
 
     def press(self, digit: str, how: str = "auto") -> None:
         """Send one key: ``how`` is auto, rfc4733 or info."""

@@ -13,6 +13,7 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Playout:
         self._queues = queues
         self._codec = codec
         self._expecting = False
+        self._silenced = threading.Lock()
+        self._awaits_keys = self._awaits_sound = False
 
     @property
     def codec(self) -> Codec:
@@ -130,8 +133,16 @@ class Playout:
         self._queues.pause(paused)
 
     def await_keys(self, waiting: bool) -> None:
-        """As :meth:`pause`, while SRTP has no keys: nobody could hear it. SIP thread."""
-        self._queues.awaitKeys(waiting)
+        """As :meth:`pause`, while SRTP has no keys: nobody could hear it."""
+        with self._silenced:
+            self._awaits_keys = waiting
+            self._queues.awaitKeys(waiting or self._awaits_sound)
+
+    def await_sound(self, waiting: bool) -> None:
+        """As :meth:`pause`, while a sound plays that is to end before what is put in begins."""
+        with self._silenced:
+            self._awaits_sound = waiting
+            self._queues.awaitKeys(waiting or self._awaits_keys)
 
     def transition(self) -> Transition | None:
         """The oldest start or stop that the event loop has not seen yet."""

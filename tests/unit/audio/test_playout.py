@@ -279,3 +279,17 @@ def test_nothing_is_played_before_there_are_keys() -> None:
     playout.pause(False)
     assert [_number(pcm) for pcm in (playout.pull(), playout.pull()) if pcm] == [1, 2]
     assert playout.underruns == 0
+
+
+def test_audio_waits_for_the_end_of_a_sound_and_for_keys() -> None:
+    playout = CallAudio(Codec.PCMU, 10).playout
+    playout.await_sound(True)
+    playout.await_keys(True)
+    playout.put(_frames(1, 1))
+    playout.await_keys(False)
+    assert playout.pull() is None
+    playout.await_keys(True)
+    playout.await_sound(False)
+    assert playout.pull() is None
+    playout.await_keys(False)
+    assert _number(playout.pull() or b"") == 1

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pjsua2 as pj
 import pytest
 
+from gateway.audio.g711 import Codec
+from gateway.sip.leg import Leg
+from gateway.sip.media.ports import CallAudio
 from gateway.sip.sip_call import SipCall
 
 ACTIVE = "SRTP status: Active Crypto-suite: AES_CM_128_HMAC_SHA1_80"
@@ -34,3 +38,24 @@ def test_playout_waits_for_keys_until_a_deadline(status: str, left_s: float, kno
     )
     assert SipCall.keys_known(call) is known
     assert waiting == [not known]
+
+
+def test_the_sessions_audio_waits_for_the_end_of_a_sound() -> None:
+    """The SIP thread ends a sound, and may be late."""
+    posted: list[Callable[[], None]] = []
+    played: list[str] = []
+    leg = Leg(
+        cast(Any, SimpleNamespace(post=posted.append)), cast(Any, SimpleNamespace(call_id=""))
+    )
+    leg.audio = audio = CallAudio(Codec.PCMU, 10)
+    leg.call = cast(
+        Any, SimpleNamespace(ended=False, run=lambda do: do(leg.call), play=played.append)
+    )
+    leg.play("ringback")
+    leg.play("")
+    audio.playout.put(bytes(160))
+    assert audio.playout.pull() is None
+    for run in posted:
+        run()
+    assert played == ["ringback", ""]
+    assert audio.playout.pull() is not None
