@@ -50,7 +50,7 @@ from gateway.log import level_now, set_level
 from gateway.outbound.outbound_calls import OutboundCalls
 from gateway.planning.call_plan import session_plan
 from gateway.realtime.dialects import GA
-from gateway.tools.api import MAX_DISPOSITION, ImageError, checked
+from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""

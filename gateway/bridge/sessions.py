@@ -18,8 +18,8 @@ from typing import Any
 import structlog
 
 from gateway.billing.costs import Account, Level, Reached
-from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
+from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap, merged
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint

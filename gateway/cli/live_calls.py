@@ -261,7 +261,7 @@ def send_image(
     call: str, image: Path, text: str, respond: bool, config: Path, path: Path | None
 ) -> None:
     """Add IMAGE, a PNG or JPEG file, to the conversation of CALL."""
-    from gateway.tools.api import ImageError, data_uri
+    from gateway.tools.functions import ImageError, data_uri
 
     try:
         uri = data_uri(image.read_bytes())

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.bridge.dialplan_lookup import fetch, with_data
+from gateway.bridge.route_data import fetch, with_data
 from gateway.cli import CONFIG, examples
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan, InviteFacts, Match

@@ -27,8 +27,7 @@ from gateway.config.values import shown
 from gateway.dialplan import Route
 from gateway.planning.route_tools import plan_of
 from gateway.tasks import TaskSet
-from gateway.tools.api import ToolError
-from gateway.tools.functions import Function, ToolCall
+from gateway.tools.functions import Function, ToolCall, ToolError
 from gateway.tools.http import HttpClient, Request
 
 MAX_REASON = 500

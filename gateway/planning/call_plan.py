@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.audio.sounds import SoundError, pcm24_of
 from gateway.billing.costs import budget_plan
-from gateway.bridge.dialplan_lookup import Completed, DataLookup, with_data
+from gateway.bridge.route_data import Completed, DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import (

@@ -50,9 +50,8 @@ from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection
 from gateway.text import words_of
 from gateway.tools import ToolError
-from gateway.tools.api import Waiting
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
-from gateway.tools.functions import Function, text_of
+from gateway.tools.functions import Function, Waiting, text_of
 from gateway.tools.http import Operator, Webhook
 from gateway.tools.mcp import McpSettings
 from gateway.tools.python import PythonTool, ToolModuleError, python_tools

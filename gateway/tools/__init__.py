@@ -12,6 +12,6 @@ tools written in Python needs these names of here::
         return {"euros": 80.0 * nights}
 """
 
-from gateway.tools.api import Call, ToolError, tool
+from gateway.tools.functions import Call, ToolError, tool
 
 __all__ = ["Call", "ToolError", "tool"]

@@ -13,13 +13,13 @@ import structlog
 
 from gateway.tasks import TaskSet
 from gateway.tools import http, python
-from gateway.tools.api import ToolError
 from gateway.tools.functions import (
     ContentService,
     DigitsService,
     Function,
     Question,
     ToolCall,
+    ToolError,
     bounded,
     error_text,
 )

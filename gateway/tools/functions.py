@@ -1,17 +1,234 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Functions that run outside of a call: what each is given and returns, and who runs them."""
+"""Interface of functions that the model calls: what each is given and returns, and who runs it.
+
+Tool modules in Python take ``tool``, :class:`Call` and :class:`ToolError` from here, by way of
+:mod:`gateway.tools`.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar, get_args, overload
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from gateway.tools.api import CallControl, Waiting
+MAX_BYTES = 512 * 1024
+"""Of one image. It goes to the server between two packets of the caller's voice, which wait for
+it: on a line of 10 Mbit/s for half a second."""
+
+_KINDS = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
+_URI = re.compile(r"data:([a-z]+/[a-z.+-]+);base64,", re.IGNORECASE)
+
+
+class ImageError(ValueError):
+    """This is no image that the model can be shown; the message says why."""
+
+
+def data_uri(image: bytes) -> str:
+    """The data URI of a PNG or JPEG. Raises ImageError."""
+    if len(image) > MAX_BYTES:
+        raise ImageError(f"the image has {len(image)} bytes; {MAX_BYTES} are allowed")
+    kind = next((kind for kind, magic in _KINDS.items() if image.startswith(magic)), None)
+    if kind is None:
+        raise ImageError("the image is neither PNG nor JPEG")
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def checked(uri: str) -> str:
+    """A data URI, made anew from what is in it. Raises ImageError."""
+    head = _URI.match(uri)
+    if head is None:
+        raise ImageError("the image must be a data URI: data:image/png;base64,...")
+    kind = head[1].lower()
+    if kind not in _KINDS:
+        raise ImageError(f"the image is {kind}; it must be image/png or image/jpeg")
+    if len(uri) > MAX_BYTES * 4 // 3 + 64:
+        raise ImageError(f"the image has more than {MAX_BYTES} bytes")
+    try:
+        image = base64.b64decode(uri[head.end() :], validate=True)
+    except binascii.Error:
+        raise ImageError("the data URI is no base64") from None
+    if not image.startswith(_KINDS[kind]):
+        raise ImageError(f"the data URI says {kind}, and its bytes do not")
+    return data_uri(image)
+
+
+class ToolError(Exception):
+    """Raised by a tool that cannot do what was asked; its text is for the model."""
+
+
+MARK = "__gateway_tool__"
+"""Attribute of a decorated function."""
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the caller gets when a function takes long: nothing (the model talks on), words, or a
+    sound."""
+
+    filler_delay: float = 0.0
+    """From when on (s); 0 for never."""
+    filler_text: str = ""
+    filler_sound: str = ""
+    """One of :mod:`gateway.audio.sounds`, or the path of a WAV file; heard until the result is
+    there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Arguments of ``@tool``."""
+
+    name: str | None = None
+    description: str | None = None
+    timeout: float | None = None
+    """Deadline (s); None for ``tools.timeout``."""
+    waiting: Waiting = field(default_factory=Waiting)
+
+
+@overload
+def tool(function: _F) -> _F: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float | None = None,
+    filler_delay: float = 0.0,
+    filler_text: str = "",
+    filler_sound: str = "",
+) -> Callable[[_F], _F]: ...
+def tool(
+    function: _F | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout: float | None = None,
+    filler_delay: float = 0.0,
+    filler_text: str = "",
+    filler_sound: str = "",
+) -> _F | Callable[[_F], _F]:
+    """Mark a function as a tool of the model.
+
+    Args:
+        name: for the model; the function's own by default.
+        description: for the model; the first paragraph of the docstring by default.
+        timeout: deadline in seconds, in place of ``tools.timeout``.
+        filler_delay: seconds after which the caller hears ``filler_text`` or ``filler_sound``.
+        filler_text: words for the caller while they wait.
+        filler_sound: what they hear until the result is there.
+    """
+    options = Options(name, description, timeout, Waiting(filler_delay, filler_text, filler_sound))
+
+    def mark(function: _F) -> _F:
+        setattr(function, MARK, options)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+MAX_DISPOSITION = 64
+"""Characters."""
+
+
+RecordingAction = Literal["start", "stop", "pause", "resume", "delete"]
+
+
+class CallControl(Protocol):
+    """What a function may do to its call. Methods ask, return at once, and ignore a call that is
+    over. From the event loop only."""
+
+    def say(self, words: str) -> None: ...
+    def tell(self, text: str, role: str, respond: bool) -> None: ...
+    def show(self, image_uri: str, text: str, respond: bool) -> None: ...
+    def respond(self, instructions: str) -> None: ...
+    def transfer(self, destination: str, words: str) -> None: ...
+    def set_disposition(self, disposition: str) -> None: ...
+    def record(self, action: str) -> None: ...
+    def end(self, words: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The telephone call that a tool runs for: a parameter of this type is not the model's.
+
+    Methods may be called from any thread. They ask, and return at once; a call that is over by
+    then takes no notice.
+    """
+
+    id: str
+    """The call's id in logs and records."""
+    caller: str
+    """SIP URI of the other side."""
+    called: str
+    """SIP URI that was called."""
+    route: str
+    variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Variables as in the route's texts, with its named groups."""
+    _control: CallControl | None = field(default=None, repr=False)
+    _on_loop: Callable[[Callable[[], None]], None] = field(default=lambda do: do(), repr=False)
+
+    def say(self, words: str) -> None:
+        """Let the model say exactly this, as soon as it says nothing else."""
+        self._ask(lambda control: control.say(words))
+
+    def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
+        """Tell the model something, or as ``user`` in the caller's place; with ``respond`` it is
+        asked to answer. Raises ToolError."""
+        if role not in ("system", "user"):
+            raise ToolError(f"role must be system or user, not {role}")
+        self._ask(lambda control: control.tell(text, role, respond))
+
+    def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
+        """Show the model a PNG or JPEG: its bytes, or a data URI. Raises ToolError."""
+        try:
+            uri = data_uri(image) if isinstance(image, bytes) else checked(image)
+        except ImageError as error:
+            raise ToolError(str(error)) from None
+        self._ask(lambda control: control.show(uri, text, respond))
+
+    def respond(self, instructions: str) -> None:
+        """Let the model speak, by these instructions for this one response."""
+        self._ask(lambda control: control.respond(instructions))
+
+    def transfer(self, destination: str, words: str = "") -> None:
+        """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and
+        the call ends."""
+        self._ask(lambda control: control.transfer(destination, words))
+
+    def set_disposition(self, disposition: str) -> None:
+        """Note in the record how the call went, like ``completed``. Raises ToolError."""
+        if not 0 < len(disposition) <= MAX_DISPOSITION:
+            raise ToolError(f"disposition must have 1 to {MAX_DISPOSITION} characters")
+        self._ask(lambda control: control.set_disposition(disposition))
+
+    def record(self, action: RecordingAction) -> None:
+        """Control the recording, where the route allows one; ``delete`` leaves nothing of it.
+
+        Raises ToolError for another action.
+        """
+        if action not in get_args(RecordingAction):
+            raise ToolError(f"action must be one of {', '.join(get_args(RecordingAction))}")
+        self._ask(lambda control: control.record(action))
+
+    def end(self, words: str = "") -> None:
+        """Say these words, then hang up."""
+        self._ask(lambda control: control.end(words))
+
+    def _ask(self, ask: Callable[[CallControl], None]) -> None:
+        control = self._control
+        if control is not None:
+            self._on_loop(lambda: ask(control))
+
+
+# ---- functions and their runner
 
 
 def text_of(value: Any) -> str:

@@ -23,8 +23,14 @@ import structlog
 
 from gateway import __version__
 from gateway.text import json_of
-from gateway.tools.api import ToolError, Waiting
-from gateway.tools.functions import ContentService, DigitsService, Function, ToolCall
+from gateway.tools.functions import (
+    ContentService,
+    DigitsService,
+    Function,
+    ToolCall,
+    ToolError,
+    Waiting,
+)
 
 if TYPE_CHECKING:
     import httpx

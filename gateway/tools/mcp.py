@@ -24,8 +24,7 @@ import structlog
 from pydantic_core import to_json
 
 from gateway.tasks import background
-from gateway.tools.api import ToolError, Waiting
-from gateway.tools.functions import Function, ToolCall
+from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
 from gateway.tools.schema import NAME, check_schema
 
 log = structlog.get_logger("mcp")

@@ -20,8 +20,7 @@ from typing import Any
 
 import structlog
 
-from gateway.tools.api import MARK, Call, Options, ToolError
-from gateway.tools.functions import Function, ToolCall, text_of
+from gateway.tools.functions import MARK, Call, Function, Options, ToolCall, ToolError, text_of
 from gateway.tools.schema import NAME, Signature, SignatureError
 
 

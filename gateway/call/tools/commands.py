@@ -30,7 +30,7 @@ class Show:
     """Put an image into the conversation, as a message of the user."""
 
     image: str
-    """A data URI, as :func:`gateway.tools.api.checked` returns it."""
+    """A data URI, as :func:`gateway.tools.functions.checked` returns it."""
     text: str = ""
     """Text beside the image."""
     respond: bool = False
@@ -145,7 +145,7 @@ CallCommand = (
 
 
 class CommandsFromTools:
-    """The methods of :class:`gateway.tools.api.CallControl`, as commands for ``take``."""
+    """The methods of :class:`gateway.tools.functions.CallControl`, as commands for ``take``."""
 
     def __init__(self, take: Callable[[CallCommand], None]) -> None:
         self._take = take

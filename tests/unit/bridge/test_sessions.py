@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.dialplan_lookup import DataLookup, Prepared
+from gateway.bridge.route_data import DataLookup, Prepared
 from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan

@@ -14,8 +14,7 @@ from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.route_tools import content_plan
 from gateway.tools import http
-from gateway.tools.api import MAX_BYTES, ImageError, checked, data_uri
-from gateway.tools.functions import ToolCall
+from gateway.tools.functions import MAX_BYTES, ImageError, ToolCall, checked, data_uri
 from gateway.tools.http import HttpClient
 from tests.support.http_service import Answer, http_service
 

@@ -20,7 +20,7 @@ from gateway.dialplan import Match
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.setup import SetupFailed, Step
 from gateway.text import json_of
-from gateway.tools.api import ToolError
+from gateway.tools.functions import ToolError
 from gateway.tools.http import HttpClient, Request
 
 log = structlog.get_logger(__name__)
