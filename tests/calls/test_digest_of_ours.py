@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -51,11 +51,15 @@ class Ways:
     """The realm of REGISTER."""
     endless: str = ""
     """Each request is asked for a password again and again, with another nonce: stale (with
-    stale=true), new or same; ``inside`` and one of these spares the INVITE."""
+    stale=true), new or same; ``inside`` and one of these spares what is outside of dialogs."""
     open: bool = False
     """INVITEs need no password."""
     contact: tuple[str, int] | None = None
     """Where requests in the dialog are to go, if elsewhere."""
+    laws: str = "0"
+    """Payload numbers of the answer; of more than one, the gateway settles one by a new offer."""
+    updates: bool = False
+    """That offer may come by UPDATE (RFC 3311)."""
 
 
 @dataclass
@@ -119,7 +123,7 @@ class Carrier(asyncio.DatagramProtocol):
         given = message.headers.get("proxy-authorization" if proxy else "authorization", "")
         realm = self.ways.registers if message.method == "REGISTER" else self.ways.realm
         endless = self.ways.endless.removeprefix("inside ")
-        if message.method in ("INVITE", "REGISTER") and endless != self.ways.endless:
+        if endless != self.ways.endless and ";tag=" not in message.headers["to"]:
             endless = ""
         free = self.ways.open and message.method == "INVITE"
         if endless or not (free or (self.nonce in given and self._is_right(message, given, realm))):
@@ -150,7 +154,13 @@ class Carrier(asyncio.DatagramProtocol):
                 if self.ways.renewed == "nextnonce":
                     more = [f'Authentication-Info: nextnonce="{self.nonce}", qop=auth']
             host, port = self.ways.contact or self.address
-            self._answer(message, 200, f"Contact: <sip:c@{host}:{port}>", *more, body=SDP)
+            if self.ways.updates:
+                more += ["Allow: INVITE, ACK, BYE, CANCEL, UPDATE"]
+            laws = "0" if ";tag=" in message.headers["to"] else self.ways.laws
+            body = SDP.replace("RTP/AVP 0", f"RTP/AVP {laws}")
+            self._answer(message, 200, f"Contact: <sip:c@{host}:{port}>", *more, body=body)
+        elif message.method == "UPDATE":
+            self._answer(message, 200, body=SDP)
         else:
             self._answer(message, {"REFER": 603}.get(message.method, 200))
 
@@ -345,6 +355,79 @@ async def test_who_is_the_next_hop_only_gets_no_digest(lines: Lines) -> None:
     assert not lines.stranger.taken
     told = [m.text for m in lines.stranger.asked]
     assert not any("response=" in text for text in told), "a digest of the password"
+
+
+async def offers(lines: Lines, method: str, at: Carrier, times: int = 1) -> str:
+    """A call in which the gateway makes an offer; waits until that has come to ``at``."""
+    name = await lines.dial("carrier")
+    async with asyncio.timeout(20):
+        while len(_inside(method, (*at.taken, *at.asked))) < times:
+            at.pulse.clear()
+            await at.pulse.wait()
+    return name
+
+
+def _inside(method: str, messages: Iterable[Message]) -> list[Message]:
+    return [m for m in messages if m.method == method and ";tag=" in m.headers["to"]]
+
+
+OFFERS = [("INVITE", False), ("UPDATE", True)]
+
+
+@pytest.mark.parametrize("code", [401, 407])
+@pytest.mark.parametrize("renewed", ["", "stale", "changed", "nextnonce"])
+@pytest.mark.parametrize(("method", "updates"), OFFERS)
+async def test_an_offer_inside_is_answered_too(
+    lines: Lines, method: str, updates: bool, code: int, renewed: str
+) -> None:
+    """A re-INVITE or UPDATE of ours that the trunk challenges."""
+    carrier = lines.carrier
+    carrier.begin(code=code, renewed=renewed, laws="0 8", updates=updates)
+    name = await offers(lines, method, carrier)
+    await hang_up(lines, name)
+    await carrier.took("BYE")
+    taken = [one.method for one in carrier.taken]
+    assert taken == ["INVITE", method, "BYE"]
+    assert not carrier.wrong
+
+
+@pytest.mark.parametrize("endless", ["inside stale", "inside new", "inside same"])
+@pytest.mark.parametrize(("method", "updates"), OFFERS)
+async def test_an_offer_inside_challenged_without_end(
+    lines: Lines, method: str, updates: bool, endless: str
+) -> None:
+    """The offer is given up, and the call goes on."""
+    carrier = lines.carrier
+    carrier.begin(endless=endless, laws="0 8", updates=updates)
+    name = await offers(lines, method, carrier, times=2)
+    await goes_on(lines, name)
+    assert 2 <= len(_inside(method, carrier.asked)) <= 5
+
+
+@pytest.mark.parametrize("code", [401, 407])
+@pytest.mark.parametrize(("method", "updates"), OFFERS)
+async def test_an_offer_that_a_stranger_challenges(
+    lines: Lines, method: str, updates: bool, code: int
+) -> None:
+    """It gets no digest, the offer is given up, and the call goes on."""
+    before = len(lines.world.gateway.all("trunk.foreign_challenge", source="127.0.0.3"))
+    lines.carrier.begin(contact=lines.stranger.address, laws="0 8", updates=updates)
+    lines.stranger.begin(code=code)
+    name = await offers(lines, method, lines.stranger)
+    await lines.world.gateway.wait("trunk.foreign_challenge", count=before + 1, source="127.0.0.3")
+    await goes_on(lines, name)
+    assert [one.method for one in lines.stranger.asked] == [method, "BYE"]
+    assert not any("response=" in one.text for one in lines.stranger.asked)
+
+
+async def goes_on(lines: Lines, name: str) -> None:
+    """Asserts that a call is up, and that its BYE is sent when it is ended."""
+    status = await asyncio.to_thread(ask, lines.path, "status")
+    assert name in [call["call_id"] for call in status["calls"]]
+    assert not lines.world.gateway.all("call.summary", call=name)
+    await hang_up(lines, name)
+    summary = await lines.world.gateway.wait("call.summary", call=name)
+    assert summary["ending"]["why"] == "operator", summary["ending"]
 
 
 TOOLS = (("send_dtmf", {"digits": "5"}), ("transfer_call", {"destination": "desk"}))
