@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Runs a command with the pjsua2 that AddressSanitizer watches: with-asan.sh INTERPRETER COMMAND...
+# Runs a command with the pjsua2 that AddressSanitizer and (our C++) UndefinedBehaviorSanitizer watch: with-asan.sh INTERPRETER COMMAND...
 # What it finds ends the process in which it is found, is shown here at the end, and makes exit 1.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -22,6 +22,7 @@ status=0
 PYTHONPATH="$place${PYTHONPATH:+:$PYTHONPATH}" \
     LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so.6)" \
     ASAN_OPTIONS="detect_leaks=0:detect_container_overflow=0:quarantine_size_mb=32:log_path=$reports/asan" \
+    UBSAN_OPTIONS="print_stacktrace=1:log_path=$reports/ubsan" \
     PJSUA2_ASAN=1 "$@" || status=$?
 for report in "$reports"/*; do
     [ -e "$report" ] || exit $status

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.sip.messages.validation import refused_address
+from gateway.sip.messages.validation import RTP_ADDRESS, refused_address
 from tests.calls.test_media_offers import raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
@@ -167,6 +167,19 @@ async def test_early_media_goes_where_rtp_came_from(world: GatewayStack) -> None
         assert (await call.refused()).code == 487
 
 
+RESPONSE = """SIP/2.0 200 OK\r
+Via: SIP/2.0/UDP 127.0.0.1:9;branch=z9hG4bK{number}\r
+From: <sip:a@b>;tag=1\r
+To: <sip:c@d>;tag=2\r
+Call-ID: nobody-{number}\r
+CSeq: 1 INVITE\r
+Content-Type: application/sdp\r
+Content-Length: 27\r
+\r
+v=0\r
+c=IN IP4 239.1.1.{number}\r
+"""
+
 NOBODYS = ("0.1.2.3", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255")
 
 
@@ -176,8 +189,13 @@ async def test_addresses_where_nobody_is(world: GatewayStack) -> None:
         call = dialog_call(world.phone, "greeted", address=address)
         call.invite()
         assert (await call.refused()).code == 488, address
-        await world.gateway.wait("sip.rejected", rule=f"malformed: RTP to {address}")
         await world.phone.forget(call)
+    # One rule, whatever the address: strangers make no counters (and no labels of metrics).
+    await world.gateway.wait("sip.rejected", rule=f"malformed: {RTP_ADDRESS}", detail=NOBODYS[0])
+    for number in range(3):
+        world.phone.send(RESPONSE.format(number=number).encode())
+    rule = f"response with {RTP_ADDRESS}"
+    await world.gateway.wait("sip.rejected", rule=rule, detail="239.1.1.0")
     call = dialog_call(world.phone, "greeted")
     await answered(call)
     await world.gateway.wait("call.confirmed", call=call.call_id)

@@ -78,7 +78,10 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
         for source in sorted(native.glob("*.cpp")):
             target = work / f"{source.stem}.o"
             progress.run(
-                ["g++", *NATIVE_FLAGS, *common, *sanitizer_flags(), "-c", source, "-o", target],
+                [
+                    *("g++", *NATIVE_FLAGS, *common, *sanitizer_flags(undefined=True)),
+                    *("-c", source, "-o", target),
+                ],
                 what=f"compiling {source.name}",
             )
             compiled.append(target)
@@ -86,7 +89,10 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
         module = work / f"_pjsua2{sysconfig.get_config_var('EXT_SUFFIX')}"
         strip = () if sanitizing() else ("-s",)
         progress.run(
-            ["g++", *LINK_FLAGS, *strip, *sanitizer_flags(), *compiled, *link, "-o", module],
+            [
+                *("g++", *LINK_FLAGS, *strip, *sanitizer_flags(undefined=True)),
+                *(*compiled, *link, "-o", module),
+            ],
             what="linking",
         )
 

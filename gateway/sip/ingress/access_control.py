@@ -37,6 +37,7 @@ from gateway.sip.messages.replies import (
 )
 from gateway.sip.messages.sdp import Media, Objection
 from gateway.sip.messages.validation import (
+    RTP_ADDRESS,
     STRIPPED,
     InvalidMessage,
     flaw_of,
@@ -187,7 +188,8 @@ class AccessControl:
             if self._take_stripped(received, received.message):
                 return DROP
             reply = Reply(0 if method == "ACK" else flaw.code, flaw.header)
-            return self._answers.refuse(received, f"malformed: {flaw.what}", reply)
+            rule = f"malformed: {flaw.what}"
+            return self._answers.refuse(received, rule, reply, flaw.detail)
         trunk = None if self.found is None else self.found.trunk
         self.chosen = self._descriptions.settle(method, trunk, received.local)
         if inside:
@@ -271,7 +273,8 @@ class AccessControl:
         if address := refused_address(body_of(message), received.source):
             # Not dropped: whoever has answered needs ACK and BYE.
             source = plain(received.source)
-            self.refusals.note(f"response with RTP to {address}", source, time.monotonic())
+            rule = f"response with {RTP_ADDRESS}"
+            self.refusals.note(rule, source, time.monotonic(), detail=address)
             self._descriptions.discard()
         else:
             self._descriptions.settle("", None, received.local)
@@ -301,7 +304,7 @@ class _Answers:
         self._unread = SourceBuckets()
         """Apart from the other answers: what is no message shall not cost those to messages."""
 
-    def refuse(self, received: Received, rule: str, reply: Reply) -> Decision:
+    def refuse(self, received: Received, rule: str, reply: Reply, detail: str = "") -> Decision:
         """Log a refusal, and answer it."""
         now = time.monotonic()
         source = plain(received.source)
@@ -313,6 +316,7 @@ class _Answers:
             method=received.method[:20],
             uri=received.request_uri[:200],
             transport=received.transport,
+            **({"detail": detail} if detail else {}),
         )
         self.keep(received, rule, reply.code)
         return self.answer(source, reply, now)

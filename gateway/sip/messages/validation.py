@@ -56,14 +56,20 @@ _RTP_ADDRESS = re.compile(
 _NOBODY = tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "240.0.0.0/4")))
 
 
+RTP_ADDRESS = "RTP to an address that is not allowed"
+
+
 @dataclass(frozen=True, slots=True)
 class InvalidMessage:
     """Why a message is not let through; ``code`` answers a request."""
 
     code: int
     what: str
+    """Counted by, so one of a few texts: nothing of the message stands in it."""
     header: tuple[str, str] | None = None
     """A field of the answer: what would do instead."""
+    detail: str = ""
+    """What of the message is wrong, for the log line."""
 
 
 def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
@@ -222,7 +228,7 @@ def request_flaw(
     body = body_of(message)
     flaw = flaw_of(start_line_of(message), headers) or body_flaw_of(headers, body)
     if flaw is None and (address := refused_address(body, source)):
-        return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
+        return InvalidMessage(NOT_ACCEPTABLE, RTP_ADDRESS, detail=address)
     return flaw or _content_flaw(start_line_of(message).partition(" ")[0], headers, body)
 
 
