@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from gateway.call.call_record import CallTimeline
-from gateway.call.inputs import BLegAnswered, ReferProgress
+from gateway.call.inputs import BLegAnswered, ReferProgress, TransferEvent
 from gateway.call.outputs import HangUpBLeg, Output, PlaySound, SendDtmf
 from gateway.call.plan import CallPlan, Destination, HoldPlan
 from gateway.call.tools.definitions import (
@@ -27,7 +27,6 @@ from gateway.call.tools.definitions import (
     key_steps,
     transfer_target,
 )
-from gateway.call.transfer import Speak, Transfer, TransferEvent
 from gateway.ending import EndReason
 
 KEY_SECONDS = 0.32
@@ -35,12 +34,50 @@ KEY_SECONDS = 0.32
 receiver hears (ITU-T Q.24 asks for 40 ms)."""
 
 
-class SendDtmfAction:
+class CallAction(Protocol):
+    """One action on a call. Every method takes the time (s)."""
+
+    is_transfer: ClassVar[bool] = False
+    """It may take the caller away from us, so it can outlive the session."""
+    deadline: float | None
+    """When :meth:`tick` is due next (s)."""
+    result: Mapping[str, Any] | None
+    """For the model, once the action is done."""
+    audio_cut: bool
+    """No audio passes between caller and model."""
+    joined: bool = False
+    """The caller is joined with the B-leg."""
+    over: EndReason | None = None
+    """Why the call ends by this action, once it does."""
+    detail: str = ""
+
+    def begin(self, now: float) -> list[Output]:
+        """Start it."""
+
+    def tick(self, now: float) -> list[Output]:
+        """Do what is due at its deadline."""
+
+    def on(self, happening: TransferEvent, now: float) -> list[Output]:
+        """Take progress of a REFER, or an event of the B-leg."""
+        return []
+
+    def session_lost(self, now: float) -> list[Output]:
+        """Note that the model can say nothing more."""
+        return []
+
+    def abandon(self, now: float) -> list[Output]:
+        """Cancel it because the call ends."""
+        return []
+
+    def taken_over(self, now: float) -> bool:
+        """Return whether the caller's BYE completes it."""
+        return False
+
+
+class SendDtmfAction(CallAction):
     """Sends DTMF digits, with pauses between them."""
 
-    audio_cut = joined = False
-    over: EndReason | None = None
-    detail = ""
+    audio_cut = False
 
     def __init__(self, steps: tuple[str | float, ...], how: str, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
@@ -80,12 +117,8 @@ class SendDtmfAction:
         return []
 
 
-class HoldAction:
+class HoldAction(CallAction):
     """Plays hold music to the caller for a while; ``seconds`` None: until it is stopped."""
-
-    joined = False
-    over: EndReason | None = None
-    detail = ""
 
     def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
         self.audio_cut = True
@@ -115,9 +148,6 @@ class HoldAction:
         return [self._timeline.note(now, "hold_ended", "info", seconds=held), PlaySound("")]
 
 
-Action = Transfer | SendDtmfAction | HoldAction
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """Result of an action, for the model."""
@@ -133,13 +163,23 @@ BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
 
 
 class CallActions:
-    """Runs the current action of a call. Every method takes the time (s)."""
+    """Runs the current action of a call. Every method takes the time (s).
 
-    def __init__(self, plan: CallPlan, timeline: CallTimeline, speak: Speak) -> None:
+    Args:
+        transfer_to: makes a transfer; the flag says whether a session is up to brief its target.
+    """
+
+    def __init__(
+        self,
+        plan: CallPlan,
+        timeline: CallTimeline,
+        transfer_to: Callable[[Target, bool], CallAction],
+    ) -> None:
         self._plan = plan
         self._timeline = timeline
-        self._speak: Speak | None = speak
-        self._action: Action | None = None
+        self._transfer_to = transfer_to
+        self._session_up = True
+        self._action: CallAction | None = None
         self._call_id = ""
         self._begin_by: float | None = None
         self._not_before = 0.0
@@ -163,7 +203,7 @@ class CallActions:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.tools.transfer)
-            self._action = self._transfer(target)
+            self._action = self._transfer_to(target, self._session_up)
         elif name == SEND_DTMF:
             how = self._plan.tools.send_dtmf.mode
             self._action = SendDtmfAction(key_steps(arguments), how, self._timeline)
@@ -180,15 +220,12 @@ class CallActions:
         What the dialplan allows for numbers that a model chooses holds for it.
         """
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
-        self._queue(self._transfer(target), now)
-
-    def _transfer(self, target: Target) -> Transfer:
-        return Transfer(target, self._plan.tools.transfer, self._timeline, self._speak)
+        self._queue(self._transfer_to(target, self._session_up), now)
 
     def session_lost(self, now: float) -> list[Output]:
         """Note that the model can say nothing more to whoever a transfer has reached."""
-        self._speak = None
-        return self._action.session_lost(now) if isinstance(self._action, Transfer) else []
+        self._session_up = False
+        return [] if self._action is None else self._action.session_lost(now)
 
     def press(self, digits: str, now: float) -> None:
         """Queue DTMF digits for an operator. Raises ToolCallError."""
@@ -205,7 +242,7 @@ class CallActions:
             raise ToolCallError("the caller is not on hold")
         return self._action.stop(now)
 
-    def _queue(self, action: Action, now: float) -> None:
+    def _queue(self, action: CallAction, now: float) -> None:
         """Queue an operator's action. Raises ToolCallError while another is under way."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
@@ -252,7 +289,7 @@ class CallActions:
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
         """Take an event of a transfer, also of one that was given up."""
-        if isinstance(self._action, Transfer) and self._begin_by is None:
+        if self._action is not None and self.underway:
             return self._action.on(happening, now)
         if isinstance(happening, BLegAnswered):
             return [HangUpBLeg()]  # it crossed our giving up
@@ -273,22 +310,18 @@ class CallActions:
             return None
         self._action = None
         unasked, self._unasked = self._unasked, False
-        if self._call_id == BY_OPERATOR and not isinstance(action, Transfer):
+        if self._call_id == BY_OPERATOR and not action.is_transfer:
             return None  # the model need not say anything
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
         """Cancel the action because the call ends."""
         action, self._action, self._begin_by = self._action, None, None
-        return action.abandon(now) if isinstance(action, Transfer) and action.begun else []
+        return [] if action is None else action.abandon(now)
 
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's BYE completes a transfer."""
-        transfer = self._action
-        if not isinstance(transfer, Transfer) or not transfer.released:
-            return False
-        transfer.taken_over(now)
-        return True
+        return self._action is not None and self._action.taken_over(now)
 
     @property
     def deadline(self) -> float | None:
@@ -305,7 +338,8 @@ class CallActions:
     @property
     def underway(self) -> bool:
         """Return whether a transfer is under way, which can outlive the session."""
-        return isinstance(self._action, Transfer) and self._begin_by is None
+        action = self._action
+        return action is not None and action.is_transfer and self._begin_by is None
 
     @property
     def audio_cut(self) -> bool:

@@ -333,6 +333,9 @@ class InternalError:
     detail: str
 
 
+TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit
+"""What becomes of a transfer."""
+
 Input = (
     Prepared
     | SessionReady

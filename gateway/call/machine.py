@@ -23,7 +23,6 @@ from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
 from gateway.call.tools.commands import RecordCall, SetDisposition
-from gateway.call.transfer import TransferEvent
 from gateway.ending import (
     Ending,
     EndReason,
@@ -344,7 +343,7 @@ class CallMachine:
         self._call.timeline.mark(now, "data", ms=input.ms, **failed)
         return []
 
-    def _on_transfer(self, input: TransferEvent, now: float) -> list[outputs.Output]:
+    def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
         """Hand an event of a transfer to the action that it is of."""
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []
 

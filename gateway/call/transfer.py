@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
 from gateway.call.call_record import CallTimeline, TransferAttempt
-from gateway.call.inputs import BLegAnswered, BLegDigit, BLegEnded, BLegRinging, ReferProgress
+from gateway.call.inputs import (
+    BLegAnswered,
+    BLegDigit,
+    BLegEnded,
+    BLegRinging,
+    ReferProgress,
+    TransferEvent,
+)
 from gateway.call.outputs import (
     BridgeLegs,
     DialBLeg,
@@ -29,8 +36,6 @@ from gateway.realtime.events import CreateItem
 
 TAKE_OVER_SECONDS = 20.0
 """The longest wait (s) for the caller's side to replace our call to a callee that has answered."""
-
-TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit
 
 _NEXT = "The caller is back with you: tell them, and offer something else."
 
@@ -226,6 +231,8 @@ class Transfer:
     target may be briefed before (:class:`Briefing`).
     """
 
+    is_transfer: ClassVar[bool] = True
+
     def __init__(
         self,
         target: Target,
@@ -259,11 +266,6 @@ class Transfer:
     def name(self) -> str:
         """Return the name of the destination."""
         return self._target.destination.name
-
-    @property
-    def released(self) -> bool:
-        """Return whether the caller's side accepted the REFER, and may end our call."""
-        return self._taken and not self._ringing
 
     def begin(self, now: float) -> list[Output]:
         """Start: send the REFER, or dial the B-leg."""
@@ -323,14 +325,22 @@ class Transfer:
 
     def abandon(self, now: float) -> list[Output]:
         """End the B-leg because the call is over; close the record of the transfer."""
+        if not self.begun:
+            return []
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
         return [HangUpBLeg()] if second else []
 
-    def taken_over(self, now: float) -> None:
-        """Note that the caller's side ended our call without reporting an outcome."""
+    def taken_over(self, now: float) -> bool:
+        """Return whether the caller's side may have ended our call because it has the target.
+
+        It accepted the REFER, and reported no outcome.
+        """
+        if not self._taken or self._ringing:
+            return False
         self._close(Outcome.UNKNOWN, 0, now)
+        return True
 
     def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
         """Take a response to the REFER, or a NOTIFY about it."""

@@ -39,7 +39,8 @@ from gateway.call.tools.commands import (
     Tell,
     TransferTo,
 )
-from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
+from gateway.call.tools.definitions import TRANSFER_CALL, Target, ToolCallError
+from gateway.call.transfer import Transfer
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     REALTIME,
@@ -140,7 +141,7 @@ class ConversationControl:
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""
         self.out_of_band = OutOfBandResponses(timeline)
-        self.call_actions = CallActions(plan, timeline, self.out_of_band.ask)
+        self.call_actions = CallActions(plan, timeline, self._transfer_to)
         self.trimmed_items: set[str] = set()
         """Old items that were deleted from the session, and stay in the transcript."""
         self.private: set[str] = set()
@@ -155,6 +156,10 @@ class ConversationControl:
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
+
+    def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
+        speak = self.out_of_band.ask if session_up else None
+        return Transfer(target, self.plan.tools.transfer, self.timeline, speak)
 
     def use(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""
