@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The heart: what a call decides, as pure code. No sockets, no threads, no clock."""
+"""Decision core: the state machine of a call, as pure code. No sockets, threads or clock."""

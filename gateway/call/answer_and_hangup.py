@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a call is answered, the timers that end it, and the hang-up after its last words."""
+"""Answer policy, timers that end a call, and hang-up once the closing words were played."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class AnswerPolicy:
         self.confirmed, self._began = True, now
 
     def sound_played(self, now: float) -> bool:
-        """Return whether the sound was played to its end; ask when the model is ready."""
+        """Return whether the sound was played to its end; asked once the model is ready."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
-        """When the sound has been played once (s); None while nobody hears it."""
+        """When the sound has been played once (s); None while it is not played."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:
@@ -104,7 +104,7 @@ class Timers:
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:
-        """Take the count of RTP packets; ``expected``: it should have grown."""
+        """Restart the RTP timeout if packets have come, or none are ``expected``."""
         if count != self._packets or not expected:
             self._packets = count
             self._rtp_at = now
@@ -119,7 +119,7 @@ class Timers:
         return min((at for at in due if at is not None), default=None)
 
     def due(self, now: float) -> tuple[EndReason, str] | None:
-        """Return why the call ends now, and a detail for the record; None: it does not."""
+        """Return the reason to end the call now, with a detail for the record, or None."""
         if self._ack_at is not None and now >= self._ack_at:
             return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:
@@ -160,7 +160,7 @@ GOODBYE_BEGINS_SECONDS = 4.0
 
 
 class HangupAfterPlayout:
-    """Knows whether the audio that is playing is the last of the call.
+    """Hangs up once the closing words of a call have been played to the caller.
 
     Args:
         seconds: how long to wait for last words that do not come.
@@ -172,7 +172,7 @@ class HangupAfterPlayout:
 
     @property
     def deadline(self) -> float | None:
-        """When last words are cut (s); None while there are none."""
+        """When to hang up at the latest (s); None while no hang-up is due."""
         words = self._words
         if words is None:
             return None
@@ -197,12 +197,12 @@ class HangupAfterPlayout:
         )
 
     def speech_begins(self) -> None:
-        """Note that the model begins to speak."""
+        """Stop waiting for the announced goodbye to begin: the model speaks."""
         if self._words is not None:
             self._words.speech_by = 0.0
 
     def last(self, why: EndReason, now: float) -> None:
-        """Hang up for ``why`` after the requested words; barge-in does not cancel this."""
+        """Hang up for ``why`` after the requested words. Barge-in does not cancel this."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def replaced(self, until: float) -> None:
@@ -234,7 +234,7 @@ class HangupAfterPlayout:
         return words.call_id
 
     def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
-        """Return why the call ends now; None: it does not.
+        """Return the reason to end the call now, or None.
 
         ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;
         ``responding``: a response runs or is to come.

@@ -55,14 +55,14 @@ class CallAction(Protocol):
         """Start it."""
 
     def tick(self, now: float) -> list[Output]:
-        """Do what is due at its deadline."""
+        """Act on a deadline that has come."""
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
         """Take progress of a REFER, or an event of the B-leg."""
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Note that the model can say nothing more."""
+        """Continue without the model."""
         return []
 
     def abandon(self, now: float) -> list[Output]:
@@ -159,7 +159,7 @@ class Result:
 
 
 BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
-"""In place of a tool call's id, where the model did not ask for the action."""
+"""Who asked for an action, in place of a tool call's id where it was not the model."""
 
 
 class CallActions:
@@ -217,13 +217,13 @@ class CallActions:
     def refer_to(self, uri: str, now: float) -> None:
         """Queue a blind transfer to a URI that an application chose. Raises ToolCallError.
 
-        What the dialplan allows for numbers that a model chooses holds for it.
+        The limits on numbers that a model chooses apply to it.
         """
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
         self._queue(self._transfer_to(target, self._session_up), now)
 
     def session_lost(self, now: float) -> list[Output]:
-        """Note that the model can say nothing more to whoever a transfer has reached."""
+        """Continue without the model: it can no longer brief the target of a transfer."""
         self._session_up = False
         return [] if self._action is None else self._action.session_lost(now)
 
@@ -251,7 +251,7 @@ class CallActions:
         self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
-        """Begin the action once the call is up and no speech is ``queued``, or its time is over."""
+        """Begin the action once the call is up and queued speech was heard, or took too long."""
         if self._action is None or self._begin_by is None:
             return []
         if not confirmed:
@@ -273,7 +273,7 @@ class CallActions:
         return self._call_id
 
     def drop(self) -> list[Output]:
-        """Let go of an action, which must not be a transfer under way, for an urgent one."""
+        """Discard the action in favour of an urgent one; it must not be a transfer under way."""
         action, self._action, self._begin_by = self._action, None, None
         return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
 
@@ -353,7 +353,7 @@ class CallActions:
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:
-        """Why an action ends the call now, with a detail for the record; None: it does not."""
+        """Reason of an action to end the call now, with a detail for the record, or None."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"
         if self._action is None or self._action.over is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Record of one call, for its file and its summary line, and the timeline within it."""
+"""Record of one call: fields of its file and its summary log line, and its timeline."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class MachineDetected:
 
 @dataclass(slots=True)
 class ContentRecord:
-    """What was decided about the content of a call, oldest first."""
+    """Decisions about the content of a call, oldest first."""
 
     guardrails: list[Decision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
@@ -213,7 +213,7 @@ class LegRecord:
 
 @dataclass(slots=True)
 class MediaRecord:
-    """What was lost or late on its way to the caller's ear and back; counted in frames of 20 ms."""
+    """Audio lost or late in either direction, in frames of 20 ms."""
 
     underruns: int = 0
     underrun_ms: int = 0
@@ -232,7 +232,7 @@ class MediaRecord:
 
 @dataclass(slots=True)
 class ActionsRecord:
-    """What was done in the call, oldest first."""
+    """Actions carried out in the call, oldest first."""
 
     interruptions: list[Interruption] = field(default_factory=list)
     digits: list[DigitRun] = field(default_factory=list)
@@ -251,7 +251,7 @@ class ActionsRecord:
 
 @dataclass(slots=True)
 class SessionRecord:
-    """The realtime sessions of the call, and what became of them."""
+    """Realtime sessions of the call: ids, hand-overs, failovers, files."""
 
     session_id: str = ""
     failovers: list[FailoverRecord] = field(default_factory=list)
@@ -267,7 +267,7 @@ class SessionRecord:
 
 @dataclass(slots=True)
 class RecordingRecord:
-    """The recording of the call, or what became of the wish for one."""
+    """Recording of the call: its state, consent and file."""
 
     state: str = ""
     """asking, recording, paused, stopped, deleted, refused or unanswered."""
@@ -303,7 +303,7 @@ _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
 
 @dataclass(slots=True)
 class CallRecord:
-    """Everything about one call that outlives it. Times are ms since the INVITE."""
+    """All that is kept of one call. Times are ms since the INVITE."""
 
     call_id: str
     """The gateway's own id of the call."""
@@ -313,7 +313,7 @@ class CallRecord:
     from_uri: str = ""
     to_uri: str = ""
     undecided: bool = False
-    """An application has not said yet what is to become of it."""
+    """It waits for an application to accept or refuse it."""
     direction: str = "inbound"
     started_at: str = ""
     leg: LegRecord = field(default_factory=LegRecord)
@@ -328,7 +328,7 @@ class CallRecord:
     cost: dict[str, Any] = field(default_factory=dict)
     """As :class:`gateway.billing.costs.Account` has it; live."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """What its route says of it."""
+    """Metadata of its route."""
     transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
@@ -337,9 +337,9 @@ class CallRecord:
     trace_id: str = ""
     """W3C Trace Context; empty: no trace."""
     disclosure: str = ""
-    """What had to be said at its start: that the caller speaks with an AI."""
+    """Text of the disclosure at its start: that the caller speaks with an AI."""
     disposition: str = ""
-    """How the call went for those who called, as route, model or application say it."""
+    """Result of the call as named by route, model, function or application."""
     explanation: list[str] = field(default_factory=list)
     """Why it was accepted or refused: rule, setting and route, with file and line."""
     on_mark: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False)
@@ -366,7 +366,7 @@ class CallRecord:
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
-        """The entries so far, oldest first."""
+        """Timeline entries so far, oldest first."""
         return self.timeline_since(0)[0]
 
     def timeline_since(self, place: int) -> tuple[list[dict[str, Any]], int]:

@@ -51,7 +51,7 @@ class DigitCollector:
         self._max = max_digits
         self._digits = ""
         self.deadline: float | None = None
-        """When the run is complete for want of another key; None while there is none."""
+        """When the inter-digit pause ends (s); None while no run is open."""
 
     def press(self, digit: str, now: float) -> Collected | None:
         """Add a key pressed at ``now`` (s); return the run that it completes, if it does.
@@ -102,7 +102,7 @@ class DtmfInput:
         self._signalled = False
 
     def press(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
-        """Take a digit: for the B-leg, for who collects digits, or for the conversation."""
+        """Pass a digit on to the B-leg, to a collection of digits, or to the conversation."""
         control = self._control
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
@@ -179,8 +179,8 @@ _LATE = {"status": "failed", "reason": "the service that takes the digits did no
 class DigitCollection:
     """Takes digits while :attr:`wants_digits`. Every method takes the time (s).
 
-    Sensitive ones are handed to the route's service, and the model gets what that says. Until some
-    time after the last of them neither session nor recording gets what the caller's side sends.
+    Sensitive digits go to the route's service, whose answer the model gets. Until ``TAIL_SECONDS``
+    after the last of them, session and recording get silence for the caller.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class DigitCollection:
         return [*outputs, *self._finish("timeout", now)]
 
     def stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Take the answer of the service that has the digits."""
+        """Give the model the answer of the service that took the digits."""
         if self._stored_by is None:
             return []
         self._stored_by = None

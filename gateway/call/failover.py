@@ -38,12 +38,12 @@ SINCE = "Said and done since what you were told at the start:"
 
 _OPENS = ("reconnect", "server")
 NEEDS_ANSWER = ("announcement", "transfer")
-"""What a caller can only have in a call that is answered."""
+"""Actions that need an answered call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """How the call ends, after the last fallback step."""
+    """Ending of a call for which no fallback step is left."""
 
     why: EndReason
     detail: str
@@ -116,7 +116,7 @@ class Failover:
         return [note, *self._next_step(now)]
 
     def _was_no_help(self, up_at: float, now: float) -> bool:
-        """Return whether the session that came up at ``up_at`` (s) counts as a failed attempt."""
+        """Return whether the session that came up at ``up_at`` (s) counts as a failed one."""
         if self._until is None:
             return False
         return now < self._until or (
@@ -205,7 +205,7 @@ class Failover:
         return self._why
 
     def escaped(self) -> list[Output]:
-        """Take no further step: the caller goes to a human by their own wish."""
+        """Stop the failover, since the caller asked for a human and is being transferred."""
         if not self.active:
             return []
         self.active = self.wants_answer = False

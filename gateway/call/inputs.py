@@ -22,7 +22,7 @@ from gateway.realtime.events import (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What was fetched for the call is there, or will not be (``failure`` says why).
+    """The data of ``[route.data]`` have come, or will not (``failure`` says why).
 
     ``plan`` takes the place of the machine's: the same with the texts that the data are in. It
     comes before the session is up, and once.
@@ -318,7 +318,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ShutDown:
-    """The gateway stops; the call has to end now."""
+    """The gateway stops, and the call ends now."""
 
 
 @dataclass(frozen=True, slots=True)

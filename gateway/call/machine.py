@@ -208,7 +208,7 @@ class CallMachine:
         return self._call.record
 
     def start(self, now: float) -> list[outputs.Output]:
-        """Begin: ring and open a session; of an outbound call open it before dialing."""
+        """Ring and open a session; for an outbound call, open it before dialling."""
         if self._call.plan.outbound is not None:
             return [self._call.timeline.note(now, "data_lookup", "info"), outputs.OpenSession()]
         if self._call.opening.at_once:
@@ -218,7 +218,10 @@ class CallMachine:
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
-        """Take audio that follows on audio; return the frames to queue, None if it is an input."""
+        """Fast path of :meth:`handle` for one more delta of the part that is playing.
+
+        Return the frames to queue, or None where it has to be handled as an input.
+        """
         if event.part != self._flowing:
             return None
         self._silence.event_came()
@@ -322,7 +325,7 @@ class CallMachine:
         return todo
 
     def _on_joined(self, now: float) -> list[outputs.Output]:
-        """Leave caller and B-leg to themselves: close the session, or let it listen."""
+        """Close the session of a bridged call, or let it listen."""
         self._call.state = State.BRIDGED
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.joined(now)

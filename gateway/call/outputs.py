@@ -12,12 +12,12 @@ from gateway.realtime.events import ClientCommand
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """180 Ringing."""
+    """Send 180 Ringing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """183 Session Progress with SDP: early media begins (RFC 3960)."""
+    """Send 183 Session Progress with SDP: early media begins (RFC 3960)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class PromoteStandby:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """200 OK."""
+    """Send 200 OK."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A final response other than 200."""
+    """Send a final response other than 200."""
 
     code: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class PlayBriefing:
 
 @dataclass(frozen=True, slots=True)
 class HangUpBLeg:
-    """CANCEL or BYE for the B-leg."""
+    """Send CANCEL or BYE to the B-leg."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 

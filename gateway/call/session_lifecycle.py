@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The session of a call: set-up, loss, failover, hand-over. And the state that both sides share."""
+"""Session of a call: set-up, loss, failover, hand-over; and the state shared with the leg."""
 
 from __future__ import annotations
 
@@ -252,13 +252,12 @@ class SessionEvents:
 
     @property
     def may_escape(self) -> bool:
-        """Return whether a caller who is there, in whatever state the session is, may ask for a
-        human."""
+        """Return whether the caller may escape to a human now, in any state of the session."""
         early = self._call.state is State.CONNECTING and self._call.opening.confirmed
         return early or self._call.state is State.TALKING
 
     def escape(self, by: str, now: float) -> list[outputs.Output]:
-        """Hand the caller to a human, whether there is a session or not."""
+        """Transfer the caller to a human, with or without a session."""
         todo: list[outputs.Output] = []
         if not self._call.session_up:
             # There is nobody to come back to.

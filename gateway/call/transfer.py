@@ -155,13 +155,13 @@ class Briefing:
         return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """Take a key of the colleague; others than the two mean nothing."""
+        """Accept or decline by a key of the colleague; other keys are ignored."""
         if digit == self._plan.accept_key:
             return self.end("accepted", now)
         return self.end("declined", now) if digit == self._plan.decline_key else []
 
     def tick(self, now: float) -> list[Output]:
-        """Repeat it, go on without the model, or give the colleague up, as it is time."""
+        """Act on deadlines: repeat the briefing, go on without the model, or give up."""
         if now >= self._answer_by:
             return self.end("no_key", now)
         if self._speech_by is not None and now >= self._speech_by:
@@ -177,7 +177,7 @@ class Briefing:
         return self._without_model("the session was lost", now) if self._repeat_at is None else []
 
     def end(self, answer: str, now: float) -> list[Output]:
-        """Stop it, and note what became of it; once."""
+        """Stop the briefing and record its answer, once."""
         if self.answer:
             return []
         self.answer, self._by_model = answer, False
@@ -197,7 +197,7 @@ class Briefing:
         return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _spoken(self, status: str, text: str, now: float) -> list[Output]:
-        """Take the end of what the model says."""
+        """Take the end of the spoken briefing."""
         if not self._by_model:
             return []
         if status != "completed" or self._speech_by is not None:
@@ -206,7 +206,7 @@ class Briefing:
         return self._complete(now)
 
     def _complete(self, now: float) -> list[Output]:
-        """Have it repeated, once it was heard."""
+        """Set the time of the repetition."""
         heard_at = self._began + len(self._audio) / BYTES_PER_MS / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
@@ -392,7 +392,7 @@ class Transfer:
         return self._second and self._briefing is not None and not self._attempt.briefing
 
     def session_lost(self, now: float) -> list[Output]:
-        """Note that the model can brief nobody any more."""
+        """Finish the briefing without the model."""
         self._speak = None
         return self._briefed(lambda briefing: briefing.session_lost(now), now)
 
@@ -414,7 +414,7 @@ class Transfer:
         return outputs + self._fail(outcome, 0, now)
 
     def _connect(self, now: float) -> list[Output]:
-        """Give the caller to the target, who has answered."""
+        """Join caller and target, or have the caller's side replace our call (Replaces)."""
         if self._target.destination.mode == "attended":
             self._replacing = True
             self._ringing = False

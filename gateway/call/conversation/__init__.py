@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is said: responses, items, transcript, and what rules may do in a conversation."""
+"""Conversation of a call: responses, items, transcript, and the interface for rules."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the rules of a conversation act through: playout, responses and actions in the call.
+"""Interface through which rules act on a conversation: playout, responses and call control.
 
-A :class:`ConversationRule` decides that something is to be done. How it is done without colliding
-with what else goes on is here, once.
+A :class:`ConversationRule` decides that something is to be done. This module does it without
+colliding with responses and actions that are under way.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ConversationRule(Protocol):
 
 
 class ConversationControl:
-    """What rules act through. Every method takes the time (s) and returns outputs."""
+    """Acts on a conversation for its rules. Methods take the time (s) and return outputs."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
@@ -147,7 +147,7 @@ class ConversationControl:
         self.private: set[str] = set()
         """Ids of function calls whose results are not recorded."""
         self.concealed = False
-        """Nobody may hear the caller, or know their keys: sensitive digits are being entered."""
+        """Sensitive digits are entered: the session gets silence, digits are not logged."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
         self.escape: Callable[[float], list[Output]] = lambda _now: []
@@ -203,7 +203,7 @@ class ConversationControl:
         return name, self.tell(f"Speak {name} from now on.")
 
     def resume(self, now: float) -> list[Output]:
-        """Have a session that has taken over give the answer that is due."""
+        """Request the response that is due from a session that has taken over."""
         if self.capabilities.requested_responses:
             return self.ask(CreateResponse(), now)
         return [] if self.termination is not None else self.tell(TAKEN_OVER)
@@ -217,7 +217,7 @@ class ConversationControl:
         return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []}, words)
 
     def listen(self) -> list[Output]:
-        """Have the session listen, and say nothing."""
+        """Have the session listen to a bridged call without responding."""
         if self.capabilities.settings_updates:
             return [Send(UpdateSession(self.plan.listening))]
         return self.tell(LISTEN)
@@ -228,7 +228,7 @@ class ConversationControl:
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
-        """Return who gets the next digit instead of the conversation; None: nobody."""
+        """Return the consumer of the next digit, or None: the conversation gets it."""
         for taker in (self.approvals, self.collecting, self.recording):
             if taker is not None and taker.wants_digits:
                 return taker
@@ -278,7 +278,7 @@ class ConversationControl:
     # ---- the end of it
 
     def note_disposition(self, disposition: str, by: str, now: float) -> Output:
-        """Note how the call went, as model, function or operator says it; on one line."""
+        """Set the disposition that a model, function or operator names; on one line."""
         disposition = printable(disposition)
         self.timeline.record.disposition = disposition
         return self.timeline.note(now, "disposition", "info", disposition=disposition, by=by)

@@ -301,7 +301,7 @@ class Conversation:
         return carry_out(command, self.control, now)
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
-        """Reject a command that came when no session talks."""
+        """Reject a command that came while no session is up."""
         return (
             [OutOfBandDone(command.key, "refused", "nobody talks")]
             if isinstance(command, RequestOutOfBand)
@@ -309,7 +309,7 @@ class Conversation:
         )
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Return what follows once an input was handled: actions, termination, silence."""
+        """Start what was waiting for this input: actions, termination, the silence timer."""
         outputs = self._begin_action(now, confirmed)
         outputs += self._functions.action_done(now)
         outputs += self.recording.settle(now, confirmed=confirmed)
@@ -333,7 +333,7 @@ class Conversation:
         return self._interruptions.session_over()
 
     def detach(self, now: float) -> list[Output]:
-        """Let go of a session that another one is to replace."""
+        """Detach from a session that another one replaces."""
         self.transcript.detached()
         outputs = self.control.playback.session_over() + self._interruptions.session_over()
         outputs += self.silence.reset()
@@ -373,7 +373,7 @@ class Conversation:
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Return why the call ends now and a detail, or None; ask after each input."""
+        """Return the reason to end the call now, with a detail, or None; asked after each input."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.gate.idle

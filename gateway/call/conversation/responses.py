@@ -59,16 +59,16 @@ class ResponseTimes:
         """Since when playout is paused because the caller may be interrupting (s)."""
 
     def heard(self, input: CallerHeard) -> list[Output]:
-        """Take what is known of the caller's sound; nothing is to be done."""
+        """Take when the caller was last loud."""
         self._heard = input
         return []
 
     def began(self) -> None:
-        """Note that the caller speaks."""
+        """Take ``speech_started``: the caller speaks."""
         self._over = self._first = None
 
     def over(self, now: float, *, committed: bool = False) -> None:
-        """Note that the caller's turn is over; ``committed``: only its commit says so."""
+        """Begin the wait: the caller's turn is over. ``committed``: by its commit alone."""
         self._stops_told = self._stops_told or not committed
         if not (committed and self._stops_told):
             self._over, self._first = now, None
@@ -82,7 +82,7 @@ class ResponseTimes:
             self.began()
 
     def playing(self, now: float) -> None:
-        """Note that the caller hears the model."""
+        """End the wait: the first frame of the response was handed to RTP."""
         if self._over is None or self._first is None:
             return
         over, first, heard = self._over, self._first, self._heard

@@ -30,7 +30,7 @@ from gateway.realtime.events import (
 )
 
 MAX_ENTRIES = 2000
-"""Kept of one call; an hour of lively talk has some hundred. The oldest go first, counted."""
+"""Entries kept of one call; an hour of talk has some hundred. The oldest are dropped, counted."""
 
 MAX_TEXT = 8000
 """Characters kept of one entry; a response of 4,096 tokens has at most twice as many."""
@@ -73,7 +73,7 @@ class Entry:
     """All of its words have come."""
 
     def as_json(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the entry for the record."""
         told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
         if self.heard is not None:
             told["heard"] = self.heard
@@ -179,7 +179,7 @@ class Transcript:
         return list(self._control.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Oldest first; turns of the caller of which no words are known have an empty text."""
+        """Return all entries, oldest first; turns of the caller without a transcript are empty."""
         return [entry.as_json() for entry in self._entries]
 
     def seed(self) -> list[Mapping[str, Any]]:
@@ -340,7 +340,7 @@ def _image_text(uri: str) -> str:
 
 
 def _item_of(entry: Entry) -> Mapping[str, Any] | None:
-    """Return the item that tells a new session of this entry; None: nothing was heard of it."""
+    """Return the item that seeds a new session with this entry; None if it was not heard."""
     if entry.item is not None:
         return entry.item
     said = entry.text if entry.heard is None else entry.heard

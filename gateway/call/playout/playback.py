@@ -175,7 +175,7 @@ class Playback:
         return self._last(self._tracker.finish_all())
 
     def spoke(self, response_id: str) -> bool:
-        """Return whether audio of this response was queued at any time."""
+        """Return whether audio of this response was ever queued."""
         return response_id in self._spoken
 
     def heard_ms(self, response_id: str) -> int:
@@ -232,7 +232,7 @@ class Playback:
         return outputs
 
     def drained(self, now: float) -> list[Output]:
-        """Note that the queue ran empty: the caller has heard all of it."""
+        """Count all queued audio as heard: the queue ran empty."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
@@ -262,7 +262,7 @@ class Playback:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio that came after its response was cut, ms."""
+        """Audio (ms) that came after its response was cut, and was dropped."""
         return self._tracker.dropped_bytes // 8
 
     def _cut_of(self, response_id: str) -> _Cut | None:

@@ -42,7 +42,7 @@ class Budget:
         self._plan = control.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Take a threshold of the budget."""
+        """Warn the model, or end the call, at a threshold of the budget."""
         control = self._control
         if (
             not isinstance(input, BudgetThreshold)
@@ -64,7 +64,7 @@ class Budget:
 
 
 MAX_ITEMS = 5000
-"""Items known of one session; the oldest are forgotten here first, and stay there."""
+"""Items remembered of one session; older ones are not trimmed."""
 
 SUMMARY_ITEM = "item_gw_summary_"
 """What our summaries' ids begin with."""

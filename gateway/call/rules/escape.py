@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The caller's way to a human: a key or a word that the gateway itself acts upon.
+"""Escape to a human: a key or a phrase of the caller that the gateway itself acts on.
 
 Destinations are tried in the route's order, without the model and without its session.
 """
@@ -42,7 +42,7 @@ class Escape:
 
     @property
     def _possible(self) -> bool:
-        """Return whether the caller is not on the way to somebody, or out, already."""
+        """Return whether no transfer is under way and the call is not ending."""
         actions = self._control.call_actions
         busy = actions.joined or actions.underway or self._control.termination is not None
         return bool(self._control.plan.escape.to) and not busy
@@ -70,7 +70,7 @@ class Escape:
         return outputs + self.next_destination(now)
 
     def next_destination(self, now: float) -> list[Output]:
-        """Call the next destination; without any the caller is back with the model."""
+        """Transfer to the next destination; without one left the caller returns to the model."""
         control = self._control
         while self._left:
             wanted = json.dumps({"destination": self._left.pop(0)})

@@ -23,7 +23,7 @@ from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechSta
 from gateway.text import words_of
 
 RECENT_SECONDS = 4.0
-"""So long after a beep the box still records, and has not given up on us."""
+"""Longest time (s) after a beep in which a voicemail still records."""
 
 GREETING_SECONDS = 2.5
 """A caller who began to speak so long before a beep, and speaks no more, is a greeting."""
@@ -33,7 +33,7 @@ LONGEST_SECONDS = 60.0
 
 
 class BeepWaiter:
-    """Knows the last beep, and what waits for one. Times in s.
+    """Waits for the beep after a voicemail greeting. Times in s.
 
     Args:
         seconds: how long after the greeting a beep is waited for; 0 waits for none.
@@ -87,7 +87,7 @@ class BeepWaiter:
 
     @property
     def deadline(self) -> float | None:
-        """When the message is said without a beep (s)."""
+        """When to leave the message without a beep (s)."""
         if self._since is None:
             return None
         latest = self._since + LONGEST_SECONDS
@@ -167,12 +167,12 @@ _MAX = 64
 
 
 def even(lengths: Collection[int]) -> bool:
-    """Whether these lengths (ms) hardly differ."""
+    """Return whether these lengths (ms) differ less than a human's would."""
     return pstdev(lengths) <= EVEN * fmean(lengths)
 
 
 class Repeats:
-    """Counts how often in a row the same is said.
+    """Counts how often in a row the same words are said.
 
     Args:
         wanted: so many times, spoken at the same length, are a bot's.

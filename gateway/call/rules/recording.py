@@ -30,7 +30,7 @@ QUESTION_SECONDS = 15.0
 
 
 class State(StrEnum):
-    """What is done about the recording of a call."""
+    """State of the recording of a call."""
 
     OFF = ""
     ASKING = "asking"
@@ -93,7 +93,7 @@ class CallRecording:
 
     @property
     def state(self) -> State:
-        """What is done about it now."""
+        """State of the recording."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
@@ -116,14 +116,14 @@ class CallRecording:
         return self._begin_asking("route", now)
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start the recording of a call that is always recorded, once it is up."""
+        """Start the recording, once the call is up, on a route with ``mode = "always"``."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []
         return self._start("route", "", now)
 
     def joined(self, now: float) -> list[Output]:
-        """The caller talks with the B-leg from now on: record that, where the route says so."""
+        """End the recording as the legs are bridged, unless the route has ``after_transfer``."""
         if self._plan.after_transfer:
             return []
         if self.state is State.ASKING:
@@ -191,7 +191,7 @@ class CallRecording:
         return [note, *self._control.say(self._plan.prompt, now)]
 
     def _prompt_heard(self, now: float) -> list[Output]:
-        """The caller knows of it: record from now on, or wait for their yes."""
+        """Record from now on, or wait for the caller's yes: the prompt was heard."""
         self._heard = True
         self.deadline = now + self._plan.consent_timeout
         if self._plan.consent == "ask":
@@ -199,7 +199,7 @@ class CallRecording:
         return self._start(self._by, "announced", now) + self._greet(now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
-        """Take an answer; a no wins, and counts as long as one is waited for."""
+        """Take the caller's answer, or an objection to what was announced."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = (
@@ -216,7 +216,7 @@ class CallRecording:
         return []
 
     def _decide(self, state: State, consent: str, now: float) -> list[Output]:
-        """Take the answer, or that there is none, and go on with the call."""
+        """Start recording or refuse it by the answer, and go on with the call."""
         self.deadline = None
         if state is State.RECORDING:
             return self._start(self._by, consent, now) + self._greet(now)

@@ -22,7 +22,7 @@ GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 
 
 MAX_CONTINUED = 5
-"""Responses in a row that are gone on with; a model that never comes to an end is paid for."""
+"""Incomplete responses in a row that are continued; bounds the cost of a model in a loop."""
 
 
 class ResponseFallback:
@@ -227,7 +227,7 @@ class ResponseFallback:
 
 
 def content_of(done: ResponseDone) -> str:
-    """Return what a response without any sound had in its place."""
+    """Return what a response without audio contained."""
     parts = [part for item in done.output for part in item.get("content") or () if part]
     kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
     if kinds & {"output_audio", "audio"}:

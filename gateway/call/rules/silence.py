@@ -189,7 +189,7 @@ class Silence:
 
     @property
     def due(self) -> bool:
-        """Whether a response is to come."""
+        """Whether a response is due."""
         return self._turn or self._owed == _NO_EVENTS or not self._control.gate.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -222,11 +222,11 @@ class Silence:
         return []
 
     def event_came(self) -> None:
-        """The server has sent something."""
+        """Clear what the server owed: it has sent an event."""
         self._loud, self._owed = 0, ""
 
     def update_sent(self, now: float) -> list[Output]:
-        """A ``session.update`` went out, which the server answers, if only with an ``error``."""
+        """Expect an event: a ``session.update`` went out, which the server answers or refuses."""
         self._owed = self._owed or _UPDATE
         return self.settle(now, confirmed=True)
 
@@ -236,7 +236,7 @@ class Silence:
         return self._stop_filler()
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Look whether the caller waits, once all that happened is known."""
+        """Start or stop the wait, once the input has taken effect."""
         if not (confirmed and self._caller_waits()):
             self._since = None
             return self._stop_filler()
@@ -245,7 +245,7 @@ class Silence:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The wait may have lasted for long enough."""
+        """Report a silence that has lasted too long."""
         for item_id in [one for one, until in self._mcp.items() if now >= until]:
             del self._mcp[item_id]
         if self._since is None or not self._caller_waits():
@@ -282,7 +282,7 @@ class Silence:
         return FIRST_WORDS_SECONDS
 
     def reset(self) -> list[Output]:
-        """The session is gone, or another one has the caller: nothing is waited for."""
+        """Stop waiting: the session is lost, or another one has taken over."""
         self._since = self.rule = None
         self._spoke = False
         self._turn = self._answered = self._hears = False

@@ -321,7 +321,7 @@ class DispositionArguments(_Arguments):
 
 
 def disposition_of(arguments: str, plan: DispositionPlan) -> str:
-    """Return how the call went. Raises ToolCallError."""
+    """Return the disposition that the model names. Raises ToolCallError."""
     wanted = _parse_arguments(DispositionArguments, arguments).disposition
     if wanted not in plan.values:
         raise ToolCallError(f"disposition: must be one of {', '.join(plan.values)}")

@@ -14,13 +14,13 @@ from gateway.call.outputs import Output, Send
 from gateway.realtime.events import AppendText, WorkDelegated
 
 NOT_POSSIBLE = "This cannot be looked up or done here. Say so, and go on without it."
-"""Context for a voice that hands a task over to nobody."""
+"""Context for a voice that delegates a task where the route names no function."""
 
 WORDS_SECONDS = 4.0
 """How long a task waits for the words that it is about: they come three seconds after the sound."""
 
 MAX_WAITING = 8
-"""Tasks that wait; a voice that wants more gets no answer to the oldest."""
+"""Tasks that wait; the oldest of more is dropped without an answer."""
 
 MAX_ENTRIES = 200
 """Entries of the transcript that a task is begun with, the latest."""
@@ -30,7 +30,7 @@ Start = Callable[[str, str, str, float], list[Output]]
 
 
 class DelegatedTasks:
-    """Has the route's function do what is handed over. Every method takes the time (s)."""
+    """Runs the route's function for each delegated task. Every method takes the time (s)."""
 
     def __init__(self, control: ConversationControl, start: Start) -> None:
         self._control = control
