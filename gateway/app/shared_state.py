@@ -24,16 +24,8 @@ from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.records.shared import (
-    UNITS,
-    Answer,
-    Cap,
-    Lease,
-    Limit,
-    Sums,
-    Wanted,
-    leases_of,
-)
+from gateway.outbound.outbound_calls import FOLLOWED_RULE, most_followed
+from gateway.records.shared import UNITS, Answer, Cap, Lease, Limit, Sums, Wanted, leases_of
 from gateway.sip.types import Invite
 from gateway.tasks import TaskSet
 
@@ -276,9 +268,13 @@ class SharedState:
             return None
         return Wanted(call_id, tuple(caps), limits, self._costs.today())
 
-    def outbound_wanted(self, call_id: str) -> Wanted | None:
-        """What a further leg of a call needs before it is dialled."""
-        return Wanted(call_id, tuple(self.outbound_caps())) if self.active else None
+    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> Wanted | None:
+        """What a further leg of a call needs before it is dialled, by us or as a REFER asks."""
+        caps = self.outbound_caps()
+        if followed:
+            most = most_followed(self._config.outbound)
+            caps.append(Cap("followed", "", most, f"{FOLLOWED_RULE}: {most} followed REFERs"))
+        return Wanted(call_id, tuple(caps)) if self.active else None
 
     def outbound_caps(self) -> list[Cap]:
         """The caps of ``[outbound]``."""

@@ -28,14 +28,24 @@ from gateway.ending import EndReason
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
 from gateway.records.shared import Wanted, leases_of
+from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import LegEnd, LegHandler
+from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
+
+
+FOLLOWED_RULE = "half of outbound.max_concurrent_calls"
+
+
+def most_followed(settings: OutboundSettings) -> int:
+    """Return how many calls REFERs of callers may make at a time."""
+    return max(1, settings.max_concurrent_calls // 2)
 
 
 class Shared(Protocol):
@@ -46,7 +56,7 @@ class Shared(Protocol):
     def wanted(self, call_id: str, route: Route, number: str) -> Wanted | None:
         """Return what a call needs before it is placed."""
 
-    def outbound_wanted(self, call_id: str) -> Wanted | None:
+    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> Wanted | None:
         """Return what a further leg of a call needs before it is dialled."""
 
     async def admit(self, wanted: Wanted) -> str:
@@ -61,8 +71,8 @@ class OutboundLimiter:
 
     Args:
         shared: asked before a leg is dialled; None where this process is alone.
-        workers: how many processes share the calls of followed REFERs: pjsip places those in the
-            callback that asks, where no database can be.
+        workers: how many processes share the calls of followed REFERs where no database counts
+            those of all.
     """
 
     def __init__(
@@ -75,12 +85,15 @@ class OutboundLimiter:
         self._caps = OutboundCaps(settings)
         self._shared = shared
         self._enabled = settings.enabled
-        self._most_followed = max(1, settings.max_concurrent_calls // 2) // workers
+        alone = shared is None or not shared.active
+        self._most_followed = most_followed(settings) // (workers if alone else 1)
         self._agent = agent
         self._legs: set[_Counted] = set()
         self._admitted = 0
         self._asking = Lock()
+        self._tasks = TaskSet()
         agent.calls.may_follow_refer = self._may_follow_refer
+        agent.calls.permit_refer = None if alone else self._permit_refer
 
     @property
     def active(self) -> int:
@@ -144,13 +157,16 @@ class OutboundLimiter:
         """Whether :meth:`permit` has to be waited for before a leg of a call is dialled."""
         return self._shared is not None and self._shared.active
 
-    async def permit(self, call_id: str) -> Callable[[], None]:
+    async def permit(self, call_id: str, *, followed: bool = False) -> Callable[[], None]:
         """Have all processes count another leg of a call; return what ends that.
+
+        Args:
+            followed: it is one that a REFER makes.
 
         Raises DialRefusedError, naming the rule.
         """
         shared = self._shared
-        wanted = None if shared is None else shared.outbound_wanted(call_id)
+        wanted = None if shared is None else shared.outbound_wanted(call_id, followed=followed)
         if shared is None or wanted is None:
             return lambda: None
         if rule := await shared.admit(wanted):
@@ -188,16 +204,24 @@ class OutboundLimiter:
         log.warning("gateway.call_not_placed", to=uri, rule=rule)
         raise DialRefusedError(rule)
 
+    def _permit_refer(self, call_id: str, told: Callable[[ReferPermit], None]) -> None:
+        """Have all processes count the call that a REFER is to make."""
+
+        async def ask() -> None:
+            try:
+                told(ReferPermit("", await self.permit(call_id, followed=True)))
+            except DialRefusedError as refused:
+                told(ReferPermit(str(refused), lambda: None))
+
+        self._tasks.spawn(ask(), f"refer of {call_id}")
+
     def _may_follow_refer(self, uri: str) -> bool:
         """Return whether following a REFER may place a call. Runs on the SIP thread.
 
         Callers decide when such calls are placed, so half of the places are kept for others.
         """
         if self._agent.calls.followed >= self._most_followed:
-            rule = (
-                "half of outbound.max_concurrent_calls, divided by the workers: "
-                f"{self._most_followed} followed REFERs"
-            )
+            rule = f"{FOLLOWED_RULE}, divided by the workers: {self._most_followed} followed REFERs"
             log.warning("gateway.call_not_placed", to=uri, rule=rule)
             return False
         try:

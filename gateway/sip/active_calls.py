@@ -11,10 +11,11 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
+from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
 from gateway.sip.media.conference import Sounds
 from gateway.sip.media.ports import PortPool
@@ -38,6 +39,19 @@ QUALITY_SECONDS = 1.0
 """How often the RTP counters of each leg are read."""
 
 
+class ReferPermit(NamedTuple):
+    """Whether following a REFER may place a call, by what all processes count."""
+
+    rule: str
+    """Why not; empty: it may."""
+    give_back: Callable[[], None]
+    """Ends that the call is counted. On the event loop."""
+
+
+PermitRefer = Callable[[str, Callable[[ReferPermit], None]], None]
+"""Asks for a permit for the call of this id, and tells it; both on the event loop."""
+
+
 class HeldCall(Protocol):
     """What :class:`Calls` needs of a call."""
 
@@ -50,6 +64,8 @@ class HeldCall(Protocol):
     """Whose calls this one is counted with."""
     this: Any
 
+    leg: Leg | None
+
     @property
     def name(self) -> str: ...
     @property
@@ -60,6 +76,7 @@ class HeldCall(Protocol):
     def poll_quality(self) -> None: ...
     def fail(self) -> None: ...
     def release(self) -> None: ...
+    def give_back(self) -> None: ...
 
 
 class Calls:
@@ -70,6 +87,10 @@ class Calls:
         """Calls in progress that a REFER made."""
         self.may_follow_refer: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
+        self.permit_refer: PermitRefer | None = None
+        """Asked on the loop before that, where other processes count such calls too."""
+        self.permit: ReferPermit | None = None
+        """Its answer, while pjsip takes the REFER."""
         self.awaiting_keys: list[HeldCall] = []
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
         self._all: list[HeldCall] = []
@@ -114,6 +135,7 @@ class Calls:
         if call.followed:
             call.followed = False
             self.followed -= 1
+            call.give_back()
 
     def release_all(self) -> None:
         """Drop the ended calls whose library slot nobody has taken. No callback is on the stack."""
@@ -157,6 +179,11 @@ class Calls:
             if sip_call_id == call.sip_call_id:
                 return call.challenged()
         return self._ended.get(sip_call_id)
+
+    def named(self, sip_call_id: str) -> HeldCall | None:
+        """Return the call in progress with this SIP Call-ID."""
+        named = (one for one in self._all if one.sip_call_id == sip_call_id and not one.ended)
+        return next(named, None)
 
     def each(self, what: Callable[[HeldCall], None]) -> None:
         """Do something with every call that is held, ended ones included."""

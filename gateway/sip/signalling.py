@@ -159,6 +159,17 @@ class Signalling:
         """
         return bool(self._native.receiveInstead(message, known_only))
 
+    def hold(self) -> int:
+        """Keep the message that is being decided on; returns its number for :meth:`resume`.
+
+        0 where too many are kept.
+        """
+        return int(self._native.hold())
+
+    def resume(self, number: int) -> bool:
+        """Have pjsip take a message that was kept, and dropped meanwhile."""
+        return bool(self._native.resume(number))
+
     def watch_bye(self, call: Any) -> int:
         """A BYE is about to be sent for a ``pj.Call``: the number that ``on_bye`` is told.
 

@@ -34,6 +34,7 @@ from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import PASS, Decision, Negotiation, Received, Signalling
 from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
+from gateway.sip.transfer import ReferQueue
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks.accounts import Accounts, header_vector
 from gateway.sip.trunks.matching import Challenges, Trunks
@@ -135,6 +136,7 @@ class Stack:
             lambda message, known_only: self.signalling.receive_instead(
                 message, known_only=known_only
             ),
+            lambda headers: refers.holds(headers),
         )
 
         def full() -> bool:
@@ -161,6 +163,7 @@ class Stack:
             self.access.on_message, on_request, self.access.on_unread, settings.retry_after
         )
         self._left.callback(self.signalling.close)
+        refers = ReferQueue(thread, calls, self.signalling)
         self.services = CallServices(
             thread=thread,
             calls=calls,

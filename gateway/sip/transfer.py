@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -12,10 +12,12 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.sip.active_calls import CallServices
+from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
+from gateway.sip.signalling import Signalling
+from gateway.sip.thread import SipThread
 from gateway.sip.trunks.accounts import Account
 from gateway.sip.types import Invite
 from gateway.text import matched
@@ -47,6 +49,51 @@ def contain_errors(callback: _F) -> _F:
     return run  # type: ignore[return-value]
 
 
+class ReferQueue:
+    """Has REFERs wait until the processes' database has counted the calls that they make.
+
+    pjsip places such a call in the callback that asks, so the request is kept from it meanwhile.
+    Used on the SIP thread.
+    """
+
+    def __init__(self, thread: SipThread, calls: Calls, signalling: Signalling) -> None:
+        self._thread = thread
+        self._calls = calls
+        self._signalling = signalling
+        self._held: dict[tuple[str, str], int] = {}
+
+    def holds(self, headers: Mapping[str, Sequence[str]]) -> bool:
+        """Whether the REFER that is being decided on waits; its retransmissions do as well."""
+        ask = self._calls.permit_refer
+        sip_call_id = next(iter(headers.get("call-id", ())), "")
+        key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
+        if key in self._held:
+            return True
+        call = None if ask is None else self._calls.named(sip_call_id)
+        if ask is None or call is None or call.leg is None or call.leg.allowed_refer_to is None:
+            return False
+        number = self._signalling.hold()
+        if not number:
+            return False
+        self._held[key] = number
+        name = call.name
+
+        def told(permit: ReferPermit) -> None:
+            self._thread.post(lambda: self._resume(key, permit))
+
+        self._thread.to_loop(lambda: ask(name, told))
+        return True
+
+    def _resume(self, key: tuple[str, str], permit: ReferPermit) -> None:
+        self._calls.permit = permit
+        try:
+            self._signalling.resume(self._held.pop(key))
+        finally:
+            if self._calls.permit is not None:  # it was not followed
+                self._calls.permit = None
+                self._thread.to_loop(permit.give_back)
+
+
 class TransferableCall(pj.Call):  # type: ignore[misc]
     """A pjsua2 call that can be sent elsewhere, and that another one can take the place of.
 
@@ -72,6 +119,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """Whose calls this one is counted with."""
         self.followed = False
         """A REFER made this call; it counts among those that we place."""
+        self.give_back: Callable[[], None] = lambda: None
+        """Called at the end of a call that a REFER made, once."""
         self._on_refer: Callable[[ReferProgress], None] | None = None
         self._predecessor: TransferableCall | None = None
         """The call that this one is to take the place of, once it is answered."""
@@ -138,6 +187,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         target = refer_to_of(text_of(prm.dstUri))
         uri, why = target.uri, target.flaw
         leg, services = self.leg, self.services
+        permit = services.calls.permit
         allowed = None if leg is None else leg.allowed_refer_to
         if leg is None or leg.on_replaced is None or allowed is None:
             why = "allowed_refer_to is not set"
@@ -147,6 +197,10 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             why = "another one of this call is being followed"
         elif not why and not services.calls.may_follow_refer(uri):
             why = "outbound"
+        elif not why and services.calls.permit_refer is not None and permit is None:
+            why = "outbound: others could not be asked"
+        elif not why and permit is not None and permit.rule:
+            why = f"outbound: {permit.rule}"
         elif not why and not services.names.known(host_of(uri)):
             # pjsip places the call in this very callback, and no name is looked up meanwhile.
             why = "unknown host"
@@ -159,7 +213,10 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         log.info("sip.refer_followed", call=self.name, target=uri)
         successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
         successor.followed = True
-        self.services.calls.followed += 1
+        services.calls.followed += 1
+        if permit is not None:
+            services.calls.permit = None
+            successor.give_back = functools.partial(services.thread.to_loop, permit.give_back)
         successor._predecessor = self
         self._followers.append(successor)
         prm.newCall = successor  # pjsua places the call, and tells the peer how it goes

@@ -38,13 +38,14 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
     runner.run(phone.stop())
 
 
-def refer(call: ReferredCall, to: str) -> None:
-    """Send the gateway somewhere."""
+def refer(call: ReferredCall, to: str, times: int = 1) -> None:
+    """Send the gateway somewhere; further times are retransmissions."""
     call._sequence += 1
     host, port = call.phone.address
     headers = [f"Refer-To: <{to}>", f"Referred-By: <sip:tester@{host}:{port}>"]
     branch = f"z9hG4bK{random.getrandbits(48):x}"
-    call.phone.send(call._request("REFER", branch, call._sequence, headers))
+    for _ in range(times):
+        call.phone.send(call._request("REFER", branch, call._sequence, headers))
 
 
 def told(call: ReferredCall) -> list[str]:

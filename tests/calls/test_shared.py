@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from gateway.records import shared
 from gateway.records.database import Database, Filter
 from gateway.records.tables import SHARED, leases, spending
 from tests.calls.test_api import API, Client
+from tests.calls.test_moved import _more_answers, refer, told
 from tests.support import figures
 from tests.support.callee import CalledPhone, free_port
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.postgres import Postgres
+from tests.support.referred import dial
 from tests.support.sip_phone import PhoneCall
 
 MORE = """
@@ -242,6 +245,48 @@ async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
         told = f"{len(wanted)} calls, one row each; 0 underruns, no packet missing"
         figures.show(f"PostgreSQL stopped for {AWAY_S:g} s", told)
         database.close()
+
+
+async def test_followed_refers_of_all_processes_share_their_places(
+    own_folder: Path, server: Postgres
+) -> None:
+    """Of two places one is for calls that REFERs make; who gets none stays where they are."""
+    callee = await CalledPhone().start()
+    cleaned(server.url).close()
+    more = f"""{PATIENT}
+[outbound]
+enabled = true
+allowed_prefixes = ["ring", "answer"]
+max_concurrent_calls = 2
+"""
+    routes = f"""
+[[route]]
+name = "follows"
+to = "^follows$"
+allowed_refer_to = 'sip:[a-z]+@127\\.0\\.0\\.1:{callee.address[1]}'
+"""
+    try:
+        async with gateways(own_folder, server.url, 2, more, routes=routes) as (one, other):
+            first, second = await dial(one, "follows"), await dial(other, "follows")
+            refer(first, callee.uri("ring"), 2)
+            there = await callee.called()
+            refer(second, callee.uri("answer"), 2)
+            await second.until(lambda c: c.answers_to("REFER"))
+            assert set(second.answers_to("REFER")) == {603}
+            line = await other.gateway.wait("sip.refer_declined")
+            assert "half of outbound.max_concurrent_calls: 1 followed REFERs" in line["why"]
+            assert set(first.answers_to("REFER")) == {202}
+            assert len(callee.calls) == 1
+            there.respond(486)
+            await first.until(lambda c: any("486" in text for text in told(c)))
+            # Its place is given back by a message of its own to the database.
+            while second.answers_to("REFER")[-1] != 202:
+                before = len(second.answers_to("REFER"))
+                refer(second, callee.uri("answer"))
+                await second.until(partial(_more_answers, before))
+            await callee.called(2)
+    finally:
+        await callee.stop()
 
 
 async def test_each_callback_is_placed_once(own_folder: Path, url: str) -> None:

@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <list>
+#include <map>
 
 extern "C" {
 #include <pjsua-lib/pjsua_internal.h>
@@ -17,7 +18,7 @@ namespace pj {
 namespace {
 
 constexpr int kPass = -1, kDrop = 0, kServerError = 500;
-constexpr size_t kLingerBytes = 1024 * 1024, kMostLingering = 64;
+constexpr size_t kLingerBytes = 1024 * 1024, kMostLingering = 64, kMostHeld = 64;
 constexpr long kLingerSeconds = 2;
 constexpr const char *kRefusal = "Q.850;cause=88;text=\"SDP not acceptable\"";
 constexpr int kBeforeAllLayers = 1;  // the transport layer is 8, transactions 16, dialogs 32
@@ -108,6 +109,8 @@ struct NativeSignalling::State {
         pj_timer_entry timer;
     };
     static std::list<Lingering> lingering;
+    static std::map<unsigned, pjsip_rx_data *> held;  // until resume
+    static unsigned holds;
 
     static void init_module(pjsip_module &module, const char *name, int priority)
     {
@@ -482,6 +485,8 @@ pjsip_rx_data *NativeSignalling::State::deciding = nullptr;
 std::string NativeSignalling::State::refusal = kRefusal;
 unsigned NativeSignalling::State::watches = 0;
 std::list<NativeSignalling::State::Lingering> NativeSignalling::State::lingering;
+std::map<unsigned, pjsip_rx_data *> NativeSignalling::State::held;
+unsigned NativeSignalling::State::holds = 0;
 
 NativeSignalling::NativeSignalling(PyObject *handler, unsigned retry_after)
     : state_(new State()), failures_(0)
@@ -531,6 +536,7 @@ void NativeSignalling::close()
     }
     state_->opened = false;
     State::lingering.clear();  // with the endpoint went their timers and connections
+    State::held.clear();       // and their pools
     if (State::current == this)
         State::current = nullptr;
     PyObject *handler = state_->handler;
@@ -610,6 +616,34 @@ bool NativeSignalling::receiveInstead(PyObject *bytes, bool known_only)
     }
     pjsip_endpt_release_pool(endpoint, pool);
     return good;
+}
+
+unsigned NativeSignalling::hold()
+{
+    pjsip_rx_data *copy;
+    if (!State::deciding || State::held.size() >= kMostHeld ||
+        pjsip_rx_data_clone(State::deciding, 0, &copy) != PJ_SUCCESS)
+        return 0;
+    State::held[++State::holds] = copy;
+    return State::holds;
+}
+
+bool NativeSignalling::resume(unsigned number)
+{
+    auto found = State::held.find(number);
+    if (found == State::held.end() || State::current != this)
+        return false;
+    pjsip_rx_data *rdata = found->second;
+    State::held.erase(found);
+    State::make_reachable(rdata);
+    pjsip_process_rdata_param param;
+    pjsip_process_rdata_param_default(&param);
+    param.start_mod = &state_->first;
+    param.idx_after_start = 1;
+    pj_status_t status =
+        pjsip_endpt_process_rx_data(pjsua_get_pjsip_endpt(), rdata, &param, nullptr);
+    pjsip_rx_data_free_cloned(rdata);
+    return status == PJ_SUCCESS;
 }
 
 unsigned NativeSignalling::watchBye(Call &call)

@@ -58,6 +58,11 @@ public:
      *  `known_only`: only where a dialog or transaction of ours has them. False: not read, or not
      *  known, and nothing has happened. */
     bool receiveInstead(PyObject *bytes, bool known_only);
+    /** Keep the message that on_message is being asked about, which is then dropped. Returns its
+     *  number for resume, or 0 where too many are kept. */
+    unsigned hold();
+    /** Have pjsip's layers take a message that was kept. May send. False: there is none. */
+    bool resume(unsigned number);
     /** Messages that were refused because Python could not decide on them. */
     unsigned failures() const { return failures_; }
 

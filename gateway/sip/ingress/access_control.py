@@ -93,6 +93,7 @@ class AccessControl:
         challenges: who may ask for a trunk's password.
         receive_instead: has pjsip take another message for the one that is decided on; with True
             only where a call of ours has it. Returns whether it was taken.
+        holds: whether a REFER within a call waits until others have been asked.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class AccessControl:
         names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
         challenges: Challenges | None = None,
         receive_instead: Callable[[bytes, bool], bool] = lambda _message, _known_only: False,
+        holds: Callable[[Headers], bool] = lambda _headers: False,
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
         self.current: Received | None = None
@@ -129,6 +131,7 @@ class AccessControl:
         self._on_objection = on_objection
         self._challenges = challenges
         self._receive_instead = receive_instead
+        self._holds = holds
         self._instead = False
         """What pjsip takes in place of another message is not replaced again."""
 
@@ -200,6 +203,8 @@ class AccessControl:
             )
             if answer is not None:
                 return self._answers.decision(answer)
+            if method == "REFER" and self._holds(headers):
+                return DROP
         elif method != "INVITE":
             answer = reply_to_required(method, headers.get("require", ()))
             if answer is not None:

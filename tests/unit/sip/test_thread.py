@@ -50,6 +50,7 @@ class Call:
         self.party, self.name = "", str(number)
         self.released, self.sip_call_id = False, str(number)
         self.ended = self.followed = self.failed = False
+        self.given_back, self.leg = 0, None
         self.polled = 0
 
     def getId(self) -> int:  # noqa: N802
@@ -73,6 +74,9 @@ class Call:
     def release(self) -> None:
         self.released = True
 
+    def give_back(self) -> None:
+        self.given_back += 1
+
 
 def held(calls: Calls, *some: Call) -> list[HeldCall]:
     found = [cast(HeldCall, call) for call in some]
@@ -90,6 +94,7 @@ def test_a_call_is_retired_once() -> None:
         first.ended = True
         calls.retire(first)
     assert calls.followed == 0
+    assert cast(Call, first).given_back == 1
     calls.release_all()
     calls.retire(first)
     calls.release_all()
