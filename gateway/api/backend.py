@@ -45,6 +45,16 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a defect
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+LIVE_ID = "live_"
+"""Ids that applications have of calls with Live sessions begin with this, ``rtc_`` the others."""
+
+
+def not_found(call_id: str) -> Refusal:
+    """Return what an application is told of a call that is over, or another's."""
+    name = "session_id" if call_id.startswith(LIVE_ID) else "call_id"
+    return Refusal(404, f"{name}_not_found", f"No session found for the provided {name}")
+
+
 class HostedCalls(Protocol):
     """What applications do with calls. Everything raises Refusal."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""OpenAI's SIP interface on this gateway: ``/v1/realtime/calls`` and the sideband WebSocket.
+"""OpenAI's SIP interfaces on this gateway: ``/v1/realtime/calls``, ``/v1/live/sessions``.
 
 Paths, bodies and errors are those of its clients, which need another base URL only.
 """
@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 
-from gateway.api.backend import HostedCalls, Refusal
+from gateway.api.backend import LIVE_ID, HostedCalls, Refusal, not_found
 from gateway.api.tokens import Role, Token, recognized
 from gateway.bridge.sideband import Follower, Sideband
 
@@ -51,6 +51,12 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
             raise Refusal(403, "forbidden", "needs a token with the role application")
         return token
 
+    def of_kind(call_id: str, path: str) -> str:
+        """Return the id of a call, which the other interface does not know."""
+        if call_id.startswith(LIVE_ID) != path.startswith("/v1/live/"):
+            raise not_found(LIVE_ID if path.startswith("/v1/live/") else "")
+        return call_id
+
     @app.exception_handler(Refusal)
     async def refused(_request: Request, error: Refusal) -> Response:
         return _answer(error)
@@ -68,25 +74,36 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
             raise Refusal(400, "invalid_json", "the body is no JSON object")
         return token, body
 
-    base = "/v1/realtime/calls/{call_id}"
+    base, live = "/v1/realtime/calls/{call_id}", "/v1/live/sessions/{call_id}"
 
     @app.post(f"{base}/accept", **_DESCRIBED)
     async def accept(call_id: str, request: Request) -> Response:
         """Accept a call with this session."""
         token, body = await asked(request)
-        calls.accept(token, call_id, body)
+        calls.accept(token, of_kind(call_id, request.url.path), body)
         return Response()
 
+    @app.post(f"{live}/accept", **_DESCRIBED)
+    async def accept_live(call_id: str, request: Request) -> Response:
+        """Accept a call with this Live session."""
+        token, body = await asked(request)
+        calls.accept(token, of_kind(call_id, request.url.path), body.get("session"))
+        return Response()
+
+    @app.post(f"{live}/reject", name="reject_live", **_DESCRIBED)
     @app.post(f"{base}/reject", **_DESCRIBED)
     async def reject(call_id: str, request: Request) -> Response:
-        """Reject a call, with 603 or the status code given."""
+        """Reject a call, with 603 or the status code given; a Live call needs one."""
         token, body = await asked(request)
-        code = body.get("status_code", REFUSED_BY_DEFAULT)
+        of_kind(call_id, request.url.path)
+        default = None if call_id.startswith(LIVE_ID) else REFUSED_BY_DEFAULT
+        code = body.get("status_code", default)
         if type(code) is not int or not 300 <= code <= 699:
             raise Refusal(400, "invalid_value", "status_code must be 300 to 699", "status_code")
         calls.reject(token, call_id, code)
         return Response()
 
+    @app.post(f"{live}/refer", name="refer_live", **_DESCRIBED)
     @app.post(f"{base}/refer", **_DESCRIBED)
     async def refer(call_id: str, request: Request) -> Response:
         """Send the caller to ``target_uri``."""
@@ -94,20 +111,23 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
         target = body.get("target_uri")
         if not isinstance(target, str):
             raise Refusal(400, "missing_required_parameter", "target_uri is missing", "target_uri")
-        calls.refer(token, call_id, target)
+        calls.refer(token, of_kind(call_id, request.url.path), target)
         return Response()
 
+    @app.post(f"{live}/hangup", name="hangup_live", **_DESCRIBED)
     @app.post(f"{base}/hangup", **_DESCRIBED)
     async def hangup(call_id: str, request: Request) -> Response:
         """End a call."""
-        calls.hang_up(known(request.headers.get("authorization", "")), call_id)
+        token = known(request.headers.get("authorization", ""))
+        calls.hang_up(token, of_kind(call_id, request.url.path))
         return Response()
 
+    @app.websocket(f"{live}/attach")
     @app.websocket("/v1/realtime")
     async def sideband(socket: WebSocket, call_id: str = "") -> None:
         try:
             token = known(socket.headers.get("authorization", ""))
-            side, follower = calls.sideband(token, call_id)
+            side, follower = calls.sideband(token, of_kind(call_id, socket.url.path))
         except Refusal as refusal:
             await socket.send_denial_response(_answer(refusal))
             return

@@ -41,7 +41,7 @@ AGAIN_SECONDS = 1.0
 """Until a worker whose stream has ended is asked for it again."""
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 
-_CALL = re.compile(r"/(?:api/v1|v1/realtime)/calls/([^/]+)(?:/.*)?")
+_CALL = re.compile(r"/(?:api/v1/calls|v1/realtime/calls|v1/live/sessions)/([^/]+)(?:/.*)?")
 _NOT_CALLS = frozenset({"export"})
 _OWN = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "upgrade", "cookie", HOP}

@@ -2,8 +2,9 @@
 """Calls that an application decides over, as with OpenAI's SIP interface.
 
 A route with ``[route.application]`` tells its application of a call by a signed webhook
-(``realtime.call.incoming``) while the INVITE waits. The application accepts the call with a
-session, or rejects it; then it sees and steers the session (:mod:`gateway.bridge.sideband`).
+(``realtime.call.incoming``, or ``live.transport.incoming``) while the INVITE waits. The
+application accepts the call with a session, or rejects it; then it sees and steers the session
+(:mod:`gateway.bridge.sideband`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from gateway.api.backend import Refusal
+from gateway.api.backend import LIVE_ID, Refusal, not_found
 from gateway.app.registry import CallRegistry
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError
-from gateway.bridge.sideband import SETTLED, Follower, Sideband, take_out
+from gateway.bridge.sideband import SETTLED, Follower, LiveSideband, Sideband, take_out
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import ReferTo
-from gateway.dialplan import Match
+from gateway.dialplan import Match, Route
+from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.route_sections import Application
 from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
@@ -122,6 +124,7 @@ class Applications:
 
     Args:
         permit_refer: raises DialRefusedError where a caller may not be sent to a URI.
+        is_live: whether the sessions of a route are Live sessions.
     """
 
     def __init__(
@@ -130,11 +133,13 @@ class Applications:
         calls: CallRegistry,
         refuse: Refuse,
         permit_refer: Callable[[str, bool], None],
+        is_live: Callable[[Route], bool],
     ) -> None:
         self._endpoints = endpoints
         self._calls = calls
         self._refuse = refuse
         self._permit_refer = permit_refer
+        self._is_live = is_live
         self._known: dict[str, _PendingCall] = {}
         self._tasks = TaskSet()
         self._client: Any = None
@@ -150,7 +155,7 @@ class Applications:
     ) -> None:
         """Let the INVITE wait, and send the webhook."""
         endpoint = next(one for one in self._endpoints() if one.name == settings.webhook)
-        call_id = f"rtc_{record.call_id}"
+        call_id = f"{LIVE_ID if self._is_live(match.route) else 'rtc_'}{record.call_id}"
         now = asyncio.get_running_loop().time()
         asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
         leg.handler = Waiting(lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487))
@@ -170,22 +175,23 @@ class Applications:
         asked = self._named(token, call_id)
         if not self._first(asked, "accept", session):
             return
-        _check(session)
+        live = call_id.startswith(LIVE_ID)
+        given = _checked(session, live)
         asked.decision = ("accept", _text(session))
-        given = deepcopy(session)
-        for path in (("type",), ("model",), *SETTLED):
-            take_out(given, path)
-        route = asked.match.route.with_session(given, str(session.get("model") or ""))
+        model = str(session.get("model") or "")
+        route = asked.match.route.with_session(given, model, live=live)
         asked.record.explanation.append(f"application: {token.name} accepted it")
-        sideband = Sideband(lambda: self._forget(call_id))
+        sideband = (LiveSideband if live else Sideband)(lambda: self._forget(call_id))
         asked.sideband = sideband
         self._begin(asked, replace(asked.match, route=route), sideband)
         if asked.call is None:
             raise Refusal(500, "internal_error", "the gateway's log says why")
-        own = {tool.get("name") for tool in given.get("tools") or ()}
-        offered = asked.call.session_plan.settings.get("tools") or ()
-        sideband.tools = [tool for tool in offered if tool.get("name") not in own]
-        sideband.act = asked.call.act
+        plan = asked.call.session_plan
+        own = {tool.get("name") for tool in _tools_of(given, live)}
+        offered = _tools_of(plan.live_settings if live else plan.settings, live)
+        sideband.tools = [dict(tool) for tool in offered if tool.get("name") not in own]
+        sideband.act, call = asked.call.act, asked.call
+        sideband.hang_up = lambda: call.feed(inputs.HangupRequested())
         log.info("application.accepted", call=asked.record.call_id, who=token.name)
 
     def reject(self, token: Token, call_id: str, code: int) -> None:
@@ -221,13 +227,13 @@ class Applications:
         """Begin to follow a call. Raises Refusal."""
         asked = self._named(token, call_id)
         if asked.sideband is None:
-            raise _not_found()
+            raise not_found(call_id)
         return asked.sideband, asked.sideband.attach()
 
     def _named(self, token: Token, call_id: str) -> _PendingCall:
         asked = self._known.get(call_id)
         if asked is None or (token.routes and asked.match.route.name not in token.routes):
-            raise _not_found()
+            raise not_found(call_id)
         return asked
 
     def _first(self, asked: _PendingCall, what: str, told: Any) -> bool:
@@ -254,7 +260,8 @@ class Applications:
         except Exception as error:
             log.exception("call.internal_error", call=asked.record.call_id)
             detail = f"{type(error).__name__}: {error}"
-            self._end(f"rtc_{asked.record.call_id}", EndReason.INTERNAL_ERROR, detail)
+            named = next(key for key, one in self._known.items() if one is asked)
+            self._end(named, EndReason.INTERNAL_ERROR, detail)
 
     def _end(self, call_id: str, why: EndReason, detail: str, code: int = 0) -> None:
         """Refuse a call that waits, and write its record."""
@@ -333,41 +340,52 @@ class Applications:
 
 
 def _event(call_id: str, invite: Invite) -> Mapping[str, Any]:
-    """``realtime.call.incoming``, with the header fields of the INVITE as they came."""
+    """The event of a call, with the header fields of its INVITE as they came."""
     headers = [
         {"name": _SPELLED.get(name, name.title()), "value": value}
         for name, values in invite.headers.items()
         if name not in PRIVATE
         for value in values
     ]
+    kind, data = "realtime.call.incoming", {"call_id": call_id, "sip_headers": headers}
+    if call_id.startswith(LIVE_ID):
+        kind = "live.transport.incoming"
+        data = {"type": "sip", "session_id": call_id, "sip_headers": headers}
     return {
         "object": "event",
         "id": f"evt_{invite.call_id}",
-        "type": "realtime.call.incoming",
+        "type": kind,
         "created_at": int(time.time()),
-        "data": {"call_id": call_id, "sip_headers": headers},
+        "data": data,
     }
 
 
-def _check(session: Any) -> None:
-    """Raise Refusal where this is no session object that a call can have."""
-    if not isinstance(session, dict) or session.get("type") != "realtime":
-        raise Refusal(400, "invalid_value", 'type must be "realtime"', "type")
-    if not isinstance(session.get("model", ""), str):
-        raise Refusal(400, "invalid_type", "model must be a text", "model")
+def _checked(session: Any, live: bool) -> dict[str, Any]:
+    """Return the session object as a route has it, without what the telephone decides.
+
+    Raises Refusal where a call cannot have it.
+    """
+    kind, prefix = ("live", "session.") if live else ("realtime", "")
+    if not isinstance(session, dict) or session.get("type") != kind:
+        raise Refusal(400, "invalid_value", f'type must be "{kind}"', f"{prefix}type")
+    if not isinstance(session.get("model", None if live else ""), str):
+        raise Refusal(400, "invalid_type", "model must be a text", f"{prefix}model")
     given = deepcopy(session)
-    for path in (("type",), ("model",), *SETTLED):
-        take_out(given, path)
-    for finding in judge_session(given):
+    settled = tuple(LIVE_SET_BY_GATEWAY) if live else (("model",), *SETTLED)
+    for path in (("type",), *settled):
+        take_out(given, tuple(str(step) for step in path))
+    for finding in judge_live(given) if live else judge_session(given):
         if not finding.unknown:
-            where = ".".join(str(step) for step in finding.path)
+            where = prefix + ".".join(str(step) for step in finding.path)
             raise Refusal(400, "invalid_value", f"{where}: {finding.message}", where)
+    return given
+
+
+def _tools_of(session: Mapping[str, Any], live: bool) -> Sequence[Mapping[str, Any]]:
+    """Return the functions of a session, or of its backend."""
+    holder = (session.get("delegation") or {}).get("responses") if live else session
+    return (holder or {}).get("tools") or ()
 
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _not_found() -> Refusal:
-    message = "No session found for the provided call_id"
-    return Refusal(404, "call_id_not_found", message)

@@ -48,6 +48,7 @@ from gateway.measures import LAG, Distribution
 from gateway.outbound.callbacks import CallbackScheduler, Store, function_of
 from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
+from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter
 from gateway.records.black_boxes import BlackBoxes
@@ -242,7 +243,11 @@ class Gateway:
         calls.on_finished = rejections.on_refused = shared.release
         limiter = OutboundLimiter(config.outbound, agent, shared, config.workers.count)
         applications = Applications(
-            lambda: endpoints_of(self.config), calls, rejections.refuse, limiter.permit_refer
+            lambda: endpoints_of(self.config),
+            calls,
+            rejections.refuse,
+            limiter.permit_refer,
+            lambda route: has_live_sessions(self.config, route),
         )
         self._admission = Admission(
             config,

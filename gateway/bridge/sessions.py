@@ -299,6 +299,9 @@ class Sessions(CallPart):
         if isinstance(command, RelayedUpdate):
             # A session that replaces this one begins with what holds now.
             self.plan = replace(self.plan, settings=merged(self.plan.settings, command.session))
+        elif isinstance(command, Relayed) and command.event["type"] == "session.update":
+            live = merged(self.plan.live_settings, command.event["session"])
+            self.plan = replace(self.plan, live_settings=live)
         return "" if line is None or line.session is None else line.session.send(command)
 
     def _tap(self, line: _Line) -> Tap | None:

@@ -19,7 +19,7 @@ import orjson
 import structlog
 
 from gateway.call import inputs
-from gateway.call.tools.commands import CallCommand, Interrupt
+from gateway.call.tools.commands import CallCommand, Interrupt, PressKeys
 from gateway.realtime.events import (
     AudioDelta,
     ClientCommand,
@@ -40,7 +40,12 @@ OWN_IDS = 256
 TOO_SLOW, OVER = 1013, 1000
 """WebSocket close codes (RFC 6455 section 7.4)."""
 
-AUDIO = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_BEFORE = frozenset({"session.created", "session.started", "session.updated", "error"})
+"""Types of events that an application is not told of before its session is up."""
+
+AUDIO = frozenset(
+    {"response.output_audio.delta", "response.audio.delta", "session.output_audio.delta"}
+)
 _AUDIO_HEAD = b'audio.delta"'
 RELAYED = frozenset(
     {
@@ -54,6 +59,25 @@ RELAYED = frozenset(
         "response.create",
     }
 )
+LIVE_RELAYED = frozenset(
+    {
+        "decision.create",
+        "decision.item.create",
+        "decision.item.delete",
+        "response.create",
+        "response.item.create",
+        "session.commentary.append",
+        "session.input_audio.mute",
+        "session.input_audio.unmute",
+        "session.instructions.append",
+        "session.output_audio.fixture.play",
+        "session.thinking.append",
+    }
+)
+_KEYS = frozenset("0123456789ABCD*#")
+CLOSED_SECONDS = 6.0
+"""How long the followers of a Live session wait for its ``session.closed``."""
+
 SETTLED = (("audio", "input", "format"), ("audio", "output", "format"))
 """Fields that the telephone's codec decides."""
 NOT_SENT = (("model",), ("tracing",), *SETTLED)
@@ -123,10 +147,13 @@ class Sideband:
         on_end: told when the call is over.
     """
 
+    relayed = RELAYED
+
     def __init__(self, on_end: Callable[[], None]) -> None:
         self.send: Callable[[ClientCommand], str] = lambda _command: ""
         """Sends to the session, and returns the id that the event has there."""
         self.act: Callable[[CallCommand], None] = lambda _command: None
+        self.hang_up: Callable[[], None] = lambda: None
         self.tools: list[dict[str, Any]] = []
         """The route's own, which stay when the application changes its tools."""
         self.concealed = False
@@ -174,15 +201,23 @@ class Sideband:
         kind, event_id = event["type"], event.get("event_id")
         if event_id is not None and not isinstance(event_id, str):
             self._refuse(follower, None, "event_id must be a text", "invalid_value")
-        elif kind == "output_audio_buffer.clear":
-            self.act(Interrupt())
+        elif self._taken(kind, event):
+            pass
         elif kind == "session.update" and isinstance(event.get("session"), dict):
             self._hold(event, follower, now=self._session is not None)
-        elif kind in RELAYED:
+        elif kind in self.relayed:
             self._hold(event, follower, now=self._session is not None and self._confirmed)
         else:
             message = f"{kind[:100]} cannot be sent here: the audio is the telephone's"
             self._refuse(follower, event_id, message, "invalid_value")
+
+    def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
+        """Do what the call itself does of the application's events; False for the others."""
+        del event
+        if kind == "output_audio_buffer.clear":
+            self.act(Interrupt())
+            return True
+        return False
 
     def _hold(self, event: dict[str, Any], follower: Follower, *, now: bool) -> None:
         if now:
@@ -222,7 +257,9 @@ class Sideband:
                 body = {**event, "response": deepcopy(event["response"])}
                 take_out(body["response"], SETTLED[1])
             command = Relayed(body)
-        sent = self.send(command)
+        self._remember(self.send(command), event)
+
+    def _remember(self, sent: str, event: Mapping[str, Any]) -> None:
         self._own_ids[sent] = event.get("event_id")
         while len(self._own_ids) > OWN_IDS:
             self._own_ids.popitem(last=False)
@@ -257,7 +294,7 @@ class Sideband:
         if not isinstance(event, dict) or event.get("type") in AUDIO:
             return
         if self._session is None:
-            if event.get("type") not in ("session.created", "session.updated", "error"):
+            if event.get("type") not in _BEFORE:
                 self._early.append(event)
         else:
             self._pass_on(event)
@@ -319,6 +356,7 @@ class Sideband:
                 self._played("stopped")
 
     def _played(self, what: str) -> None:
+        """Tell that what the caller hears of a response has begun, ended or been cut."""
         self._playing = what == "started"
         self._tell({"type": f"output_audio_buffer.{what}", "response_id": self._response})
 
@@ -333,6 +371,97 @@ class Sideband:
     def _id(self) -> str:
         self._count += 1
         return f"event_gw_{self._count}"
+
+
+class LiveSideband(Sideband):
+    """As :class:`Sideband`, for a Live session: ``/v1/live/sessions/{session_id}/attach``."""
+
+    relayed = LIVE_RELAYED
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        super().__init__(on_end)
+        self._hung_up = False
+        """The caller's side has ended the call."""
+        self._waits: asyncio.TimerHandle | None = None
+
+    def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
+        digit = event.get("event")
+        if kind == "session.close":
+            self.hang_up()
+        elif kind == "transport.dtmf.send" and isinstance(digit, str) and digit in _KEYS:
+            self.act(PressKeys(digit))
+            told = {"type": "transport.dtmf.sent", "event": digit}
+            self._tell({**told, "client_event_id": event.get("event_id")})
+        else:
+            return False
+        return True
+
+    def _send(self, event: dict[str, Any]) -> None:
+        if event["type"] == "session.update" and self.tools:
+            event = deepcopy(event)
+            backend = (event["session"].get("delegation") or {}).get("responses")
+            if isinstance(backend, dict) and isinstance(backend.get("tools"), list):
+                backend["tools"] += self.tools
+        self._remember(self.send(Relayed(event)), event)
+
+    def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
+        error = {"type": "invalid_request_error", "code": code, "message": why, "param": None}
+        told = {"type": "error", "error": {**error, "client_event_id": event_id}}
+        follower.put({"event_id": self._id(), **told})
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "session.started":
+            return
+        inner = event.get("error")
+        named = inner if kind == "error" and isinstance(inner, dict) else event
+        sent = named.get("client_event_id")
+        if sent is not None:
+            if kind == "error" and sent not in self._own_ids:
+                return  # about something of the gateway's
+            named["client_event_id"] = self._own_ids.get(sent)
+        if kind == "session.closed" and self._hung_up:
+            event["reason"] = "remote_hangup"
+        session = event.get("session")
+        if isinstance(session, dict):
+            self._session = session
+        self._tell(event)
+        if kind == "session.closed" and self._over:
+            self._let_go()
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if event.get("client_event_id", "") is None:
+            del event["client_event_id"]
+        super()._tell(event)
+
+    def _greet(self, follower: Follower) -> None:
+        told = {"type": "session.started", "event_id": self._id(), "session": self._session}
+        follower.put(told)
+
+    def _on_input(self, input: inputs.Input) -> None:
+        match input:
+            case inputs.DigitPressed(digit) if not self.concealed:
+                self._tell({"type": "transport.dtmf.received", "event": digit})
+            case inputs.Confirmed():
+                super()._on_input(input)
+            case inputs.LegEnded(local=False):
+                self._hung_up = True
+
+    def end(self) -> None:
+        """The call is over; the end of its session is told yet."""
+        if self._over or self._session is None or not self._followers:
+            super().end()
+            return
+        self._over = True
+        self._waits = asyncio.get_running_loop().call_later(CLOSED_SECONDS, self._let_go)
+        self._on_end()
+
+    def _let_go(self) -> None:
+        if self._waits is not None:
+            self._waits.cancel()
+        for follower in self._followers:
+            follower.close(OVER)
+        self._followers.clear()
 
 
 def take_out(

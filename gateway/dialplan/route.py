@@ -386,13 +386,15 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         filled: dict[str, Any] = render_all(settings, values)
         return filled
 
-    def with_session(self, session: Mapping[str, Any], model: str) -> Route:
+    def with_session(self, session: Mapping[str, Any], model: str, *, live: bool = False) -> Route:
         """Return this route with the session of an application, whose texts stay as they are.
 
         ``model`` "" leaves the route's. The application greets, and has its own fallback.
+        ``live``: it is the session object of the Live API.
         """
         realtime = self.realtime.model_copy(update={"model": model}) if model else self.realtime
-        made = self.model_copy(update={"session": session, "greeting": None, "realtime": realtime})
+        given = {"live" if live else "session": session}
+        made = self.model_copy(update={**given, "greeting": None, "realtime": realtime})
         made._as_written = True
         return made
 

@@ -165,8 +165,9 @@ def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
             elif live and not route.live.get("model") and model.startswith("gpt-realtime"):
                 message = f"needs a Live model: set live.model, or the server's ({model} is none)"
                 yield dialplan.problem(route.name, where or ("live",), message)
-        if route.application is not None and any(is_live(url, m) for _, url, m in servers):
-            message = "needs a server with Realtime sessions: applications speak their protocol"
+        kinds = {is_live(url, model) for _, url, model in servers}
+        if route.application is not None and len(kinds) > 1:
+            message = "needs servers of one kind, Realtime or Live: its application speaks one"
             yield dialplan.problem(route.name, ("application",), message)
 
 

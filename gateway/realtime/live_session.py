@@ -38,6 +38,7 @@ from gateway.realtime.events import (
     InputTranscribed,
     OtherEvent,
     PlayClip,
+    Relayed,
     ResponseCreated,
     ResponseDone,
     ServerEvent,
@@ -72,6 +73,7 @@ USAGE_SECONDS = 1.0
 CLIP_SECONDS = 35.0
 """A clip has been played by then, whatever the server says: it is 30 s long at most."""
 
+CLIP = "session.output_audio.fixture.play"
 MAX_HELD = 64
 """Commands that wait for the end of a clip."""
 
@@ -208,7 +210,7 @@ class LiveSession(Session):
             self._held.append(encode_command(body, event_id))
             self.counters.commands_sent += 1
         self._send_held()
-        if isinstance(command, PlayClip) or (isinstance(command, CreateResponse) and command.clip):
+        if any(body["type"] == CLIP for body in bodies):
             self._clip_until = self._loop.time() + CLIP_SECONDS
         if not bodies and not isinstance(command, ContinueWork):
             self.counters.commands_dropped += 1
@@ -257,7 +259,7 @@ class LiveSession(Session):
                 return self._backend.answer(item)
             case ContinueWork() if self._backend is not None:
                 return self._backend.go_on()
-            case AppendText() | PlayClip():
+            case AppendText() | PlayClip() | Relayed():
                 return [command.body()]
         return []
 

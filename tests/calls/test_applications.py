@@ -27,16 +27,34 @@ from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, Asked, HttpService, http_service
+from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import PhoneCall
 
 SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
 KEY, OTHER, ADMIN = "gw_application-11", "gw_other-application-22", "gw_admin-33"
 TOKENS = [
-    ("app", "application", KEY, ["asked", "rescued", "reject", "session"]),
+    ("app", "application", KEY, ["asked", "rescued", "reject", "session", "live"]),
     ("other", "application", OTHER, ["plain"]),
     ("ops", "admin", ADMIN, []),
 ]
-ROUTES = """
+LIVE_ROUTE = """
+[[route]]
+name = "live"
+to = "^live$"
+fallback = []
+[route.realtime]
+url = "ws://127.0.0.1:{port}/v1/live/sessions"
+api_key = "{key}"
+model = "gpt-live-1"
+[route.live]
+instructions = "The route's own."
+[route.application]
+webhook = "app"
+timeout = 60
+"""
+ROUTES = (
+    LIVE_ROUTE
+    + """
 [[route]]
 name = "asked"
 to = "^asked$"
@@ -65,6 +83,7 @@ instructions = "The route's own."
 webhook = "app"
 timeout = 0.3
 """
+)
 SESSION: dict[str, Any] = {
     "type": "realtime",
     "model": "gpt-realtime-2.1",
@@ -190,6 +209,108 @@ async def test_an_application_accepts_steers_and_hangs_up(
             await client.realtime.calls.hangup(event.data.call_id)
     assert (gone.value.status_code, gone.value.code) == (404, "call_id_not_found")
     assert (await world.summary(call))["ending"]["by"] == "operator"
+
+
+LIVE_SESSION: dict[str, Any] = {
+    "type": "live",
+    "model": "gpt-live-1.1",
+    "instructions": "Say {hello}.",
+    "delegation": {"type": "client"},
+}
+
+
+async def test_an_application_accepts_and_steers_a_live_session(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    call = await ring(world, "live", "X-Customer: 42")
+    event = await incoming(receiver)
+    assert event.type == "live.transport.incoming"
+    assert ("X-Customer", "42") in [(one.name, one.value) for one in event.data.sip_headers]
+    session_id = event.data.session_id
+    assert session_id.startswith("live_")
+    async with application(world) as client:
+        sessions = client.live.sessions
+        with pytest.raises(APIStatusError) as wrong:
+            await sessions.accept(session_id, session=cast(Any, {**LIVE_SESSION, "model": 1}))
+        assert (wrong.value.status_code, wrong.value.param) == (400, "session.model")
+        with pytest.raises(APIStatusError) as other:
+            await client.realtime.calls.accept(session_id, **SESSION)
+        assert (other.value.status_code, other.value.code) == (404, "call_id_not_found")
+        await sessions.accept(session_id, session=cast(Any, LIVE_SESSION))
+        async with (
+            asyncio.timeout(30),
+            client.live.sideband.connect(session_id=session_id) as link,
+        ):
+            seen: list[Any] = [await link.recv()]
+
+            async def until(kind: str) -> Any:
+                while seen[-1].type != kind:
+                    seen.append(await link.recv())
+                return seen[-1]
+
+            first = await until("session.started")
+            assert first.session.instructions == "Say {hello}."
+            await call.answered()
+            session = await world.session_of(call)
+            await link.session.commentary.append(
+                content="Hello there.", delegation_id=None, event_id="mine"
+            )
+            assert (await until("session.commentary.appended")).client_event_id == "mine"
+            await until("session.output_transcript.delta")
+            call.rtp.press("5")
+            assert (await until("transport.dtmf.received")).event == "5"
+            await link.transport.dtmf.send(event="7")
+            assert (await until("transport.dtmf.sent")).event == "7"
+            await link.session.update(session={"delegation": {"type": "client"}}, event_id="more")
+            assert (await until("session.updated")).client_event_id == "more"
+            await link.send(cast(Any, {"type": "session.input_audio.append", "audio": ""}))
+            assert (await until("error")).error.code == "invalid_value"
+            assert "session.output_audio.delta" not in [one.type for one in seen]
+            await link.session.close()
+            await call.hung_up()
+            assert (await until("session.closed")).reason == "close_requested"
+            with pytest.raises(ConnectionClosed):
+                await link.recv()
+        with pytest.raises(APIStatusError) as gone:
+            await sessions.hangup(session_id)
+        assert (gone.value.status_code, gone.value.code) == (404, "session_id_not_found")
+        assert not session.errors
+        for sent in session.client_events:
+            check_live_client_event(sent.body)
+    assert (await world.summary(call))["ending"]["by"] == "operator"
+
+
+async def test_a_live_call_is_rejected_referred_and_ended_by_the_caller(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    call = await ring(world, "live")
+    async with application(world) as client:
+        sessions = client.live.sessions
+        session_id = (await incoming(receiver)).data.session_id
+        await sessions.reject(session_id, status_code=486)
+        assert (await call.refused()).code == 486
+        await world.summary(call)
+        receiver.asked.clear()
+        call = await ring(world, "live")
+        session_id = (await incoming(receiver)).data.session_id
+        with pytest.raises(APIStatusError) as early:
+            await sessions.refer(session_id, target_uri="tel:+4930123")
+        assert early.value.code == "call_not_accepted"
+        await sessions.accept(session_id, session=cast(Any, LIVE_SESSION))
+        await call.answered()
+        await world.gateway.wait("call.confirmed", call=call.call_id)
+        with pytest.raises(APIStatusError) as closed:
+            await sessions.refer(session_id, target_uri="tel:+1900123")
+        assert closed.value.code == "target_not_allowed"
+        async with (
+            asyncio.timeout(20),
+            client.live.sideband.connect(session_id=session_id) as link,
+        ):
+            await call.hang_up()
+            while (last := await link.recv()).type != "session.closed":
+                pass
+            assert last.reason == "remote_hangup"
+    assert (await world.summary(call))["ending"]["by"] == "caller"
 
 
 @pytest.mark.parametrize("code", [None, 486])
