@@ -271,7 +271,7 @@ class Gateway:
             config.callbacks,
             self.outbound.place,
             http,
-            Store(shared.run, lambda: shared.holder, config.callbacks.file),
+            Store(shared.run, lambda: shared.holder),
             refusal=limiter.callback_refusal,
         )
         self._add_callbacks(tools, dialplan)

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import structlog
@@ -49,6 +48,7 @@ SQLITE_SECONDS = 5.0
 QUEUE_ITEMS = 2000
 BATCH = 100
 STOP_SECONDS = 3.0
+IN_MEMORY = "sqlite://"
 
 log = structlog.get_logger("shared")
 
@@ -81,7 +81,7 @@ class SharedState:
         self._ban = ban
         self.active = config.records.database_url is not None
         """Whether there is a database; without one, operations find a table in memory."""
-        self._url = config.records.database_url or _kept_beside(config.callbacks.file)
+        self._url = config.records.database_url or IN_MEMORY
         self._database: Database | None = None
         self._queue: queue.Queue[tuple[Operation[Any], asyncio.Future[Any]] | None]
         self._queue = queue.Queue(QUEUE_ITEMS)
@@ -197,7 +197,7 @@ class SharedState:
             with self._database.exclusive() as connection:
                 results = [operation(connection) for operation, _future in batch]
         except Exception as error:
-            if self._database is not None and self._url != "sqlite://":
+            if self._database is not None and self._url != IN_MEMORY:
                 self._database.forget()
             if len(batch) > 1 and not _is_outage(error):
                 for one in batch:
@@ -444,11 +444,6 @@ class SharedState:
             raise
         if found:
             self._ban(found)
-
-
-def _kept_beside(file: Path | None) -> str:
-    """Where callbacks are without a database for calls."""
-    return "sqlite://" if file is None else f"sqlite:///{file}.sqlite3"
 
 
 def units(amount: Decimal) -> int:

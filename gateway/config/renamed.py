@@ -152,7 +152,10 @@ ABSENT_KEYS: Mapping[str, str] = MappingProxyType(
             ("voice", "audio.output.voice"),
         )
     }
-    | {"sip.codecs": "a trunk has it: trunk.codecs"}
+    | {
+        "callbacks.file": "callbacks are kept in records.database, or else in records.folder",
+        "sip.codecs": "a trunk has it: trunk.codecs",
+    }
 )
 """Full path of a key that is not there, and why, or where to find what it stands for."""
 

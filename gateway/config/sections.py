@@ -313,7 +313,6 @@ class ToolSettings(Section):
 class CallbackSettings(Section):
     """``[callbacks]``: what ``schedule_callback`` leads to."""
 
-    file: FilePath | None = None
     max_pending: Count = 500
     url: HttpUrl | None = None
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
-from pathlib import Path
 from random import uniform
 from typing import Any, Protocol, TypeVar
 
@@ -67,7 +66,7 @@ class ScheduledCallback:
         return datetime.fromisoformat(self.at)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for the file, the operator's service, and ``gateway status``."""
+        """Return it for the operator's service and ``gateway status``."""
         return asdict(self)
 
 
@@ -151,23 +150,15 @@ class Store:
     Args:
         run: carries out an operation there.
         holder: the name of this process.
-        file: where earlier versions kept them; what it has is taken over once.
     """
 
-    def __init__(self, run: Run, holder: Callable[[], str], file: Path | None) -> None:
+    def __init__(self, run: Run, holder: Callable[[], str]) -> None:
         self._run = run
         self._holder = holder
-        self._file = file
 
     async def start(self) -> None:
-        """Take over what an earlier version has left, and load what takes a while."""
+        """Load the table's module on a thread: its libraries take a while."""
         self._table = await asyncio.to_thread(importlib.import_module, "gateway.records.shared")
-        for path in [] if self._file is None else _left_files(self._file):
-            found = await asyncio.to_thread(_load, path)
-            for one in found:
-                await self.put(one, 1_000_000)
-            await asyncio.to_thread(path.rename, path.with_name(path.name + ".imported"))
-            log.info("callback.imported", file=str(path), count=len(found))
 
     async def put(self, callback: ScheduledCallback, most: int) -> str:
         """Keep one; returns ``new``, ``replaced``, or ``full`` where ``most`` wait."""
@@ -224,26 +215,6 @@ def _callback_of(row: Mapping[str, Any]) -> ScheduledCallback:
     known = {**row, "call": row["call_id"]}
     known["at"] = row["at"].astimezone(UTC).isoformat()
     return ScheduledCallback(**{name: known[name] for name in _FIELDS})
-
-
-def _left_files(file: Path) -> list[Path]:
-    found = [file, *sorted(file.parent.glob(f"{file.stem}-[0-9]*{file.suffix}"))]
-    return [path for path in found if path.is_file()]
-
-
-def _load(path: Path) -> list[ScheduledCallback]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        callbacks = [
-            ScheduledCallback(**{name: value for name, value in one.items() if name in _FIELDS})
-            for one in found
-        ]
-        for callback in callbacks:
-            assert callback.due.tzinfo is not None
-    except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        log.error("callback.file_unreadable", file=str(path), why=type(error).__name__)
-        return []
-    return callbacks
 
 
 AGAIN_SECONDS = 60.0

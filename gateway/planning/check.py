@@ -361,7 +361,7 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
         def wrong(message: str, *key: str, name: str = route.name) -> Problem:
             return dialplan.problem(name, ("schedule_callback", *key), message)
 
-        if not (config.records.database_url or settings.file or settings.url):
+        if not (config.records.database_url or settings.url):
             yield wrong("callbacks would be lost: set records.folder or callbacks.url")
         if given.route is not None and given.route not in names:
             message = f'there is no route "{given.route}"' + suggestion(given.route, names)

@@ -76,8 +76,7 @@ class World:
     """A scheduler with a clock of its own, and calls that end as they are told to."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.file = folder / "callbacks.json"
-        settings = {"file": self.file, "auto_dial": True, **settings}
+        settings = {"auto_dial": True, **settings}
         self.settings = CallbackSettings.model_validate(settings)
         self.now = NOW
         self.dialled: list[tuple[str, str, str, Mapping[str, str]]] = []
@@ -91,7 +90,7 @@ class World:
         """A scheduler of the same database, as after a restart."""
         self.names += 1
         holder = f"process-{self.names}"
-        store = Store(self.run, lambda: holder, self.file)
+        store = Store(self.run, lambda: holder)
         return CallbackScheduler(self.settings, self.dial, self.http, store, lambda: self.now)
 
     async def run(self, operation: Any) -> Any:
@@ -227,34 +226,6 @@ def test_the_operator_is_told_and_may_say_no(tmp_path: Path) -> None:
             assert len(world.kept) == 1
             await world.scheduler.stop()
             await world.http.close()
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("text", ["{", '[{"id": 1}]', '["x"]', '[{"at": "x"}]'])
-def test_a_file_of_an_earlier_version_that_cannot_be_read(tmp_path: Path, text: str) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        world.file.write_text(text)
-        await world.scheduler.start()
-        assert world.kept == []
-        assert world.file.with_name("callbacks.json.imported").read_text() == text
-        await world.scheduler.stop()
-        await world.http.close()
-
-    asyncio.run(main())
-
-
-def test_what_an_earlier_version_kept_is_taken_over(tmp_path: Path) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
-        old = callback_of(at(600), RULES, "030-123", "call-1", NOW)[0]
-        world.file.write_text(json.dumps([old.as_json()]))
-        await world.scheduler.start()
-        (kept,) = world.kept
-        assert (kept["number"], kept["call_id"], kept["reason"]) == ("030123", "call-1", "a refund")
-        await world.scheduler.stop()
-        await world.http.close()
 
     asyncio.run(main())
 

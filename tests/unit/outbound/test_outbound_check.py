@@ -32,7 +32,7 @@ def checked(folder: Path, config: str, route: str = "") -> tuple[int, str]:
         ("[outbound]\ncountry = 'de'", "", "'de' is not an ISO 3166 country code"),
         ("[outbound]\nallowed_classes = ['premium']", "", 'did you mean "premium_rate"?'),
         (
-            "[callbacks]\nfile = 'c.json'",
+            "[callbacks]\nurl = 'http://127.0.0.1:1'",
             "[route.schedule_callback]\nenabled = true",
             "schedule_callback: needs outbound.allowed_prefixes",
         ),
