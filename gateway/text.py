@@ -75,6 +75,14 @@ def _shown(found: re.Match[str]) -> str:
     return "\ufffd" if "\ud800" <= char <= "\udfff" else f"\\u{ord(char):04x}"
 
 
+def whole_number(text: str, digits: int = 9) -> int | None:
+    """A number of at most so many ASCII digits; None for anything else.
+
+    Others write it: ``str.isdigit`` is true of "²", and ``int`` raises on 4,301 digits.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
+
+
 MAX_SUBJECT = 256
 """Characters of a number, URI or header field that is matched; a longer one matches nothing."""
 

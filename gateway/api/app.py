@@ -23,7 +23,7 @@ from gateway.api.console import add_console
 from gateway.api.hosted import add_hosted
 from gateway.api.limits import BodyLimit
 from gateway.api.siblings import HandOn
-from gateway.api.tokens import Role, Token
+from gateway.api.tokens import OwnCookie, Role, Token
 from gateway.api.watching import add_watching
 
 log = structlog.get_logger("api")
@@ -48,6 +48,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     app.add_middleware(BodyLimit, token_of=access.token_of)
     app.add_middleware(Throttle, access=access)
     app.add_middleware(Timed, times=backend.requests)
+    app.add_middleware(OwnCookie)
     _add_errors(app)
     _add_health(app, backend)
     paths = Paths(app, access)

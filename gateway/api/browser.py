@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
@@ -19,7 +18,7 @@ from gateway.addresses import bracketed
 from gateway.api.access import Paths, audit, run
 from gateway.api.backend import Backend, BrowserCalls
 from gateway.api.limits import BEARER, UNAUTHORIZED
-from gateway.api.tokens import Role
+from gateway.api.tokens import Role, same_site
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS
@@ -233,7 +232,7 @@ def add_browser_calls(paths: Paths, backend: Backend) -> None:
 def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None:
     """Raise HTTPException where whoever asks may place no call."""
     origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host", ""):
+    if origin is not None and not same_site(origin, socket.headers.get("host", "")):
         raise HTTPException(403, {"code": "forbidden", "message": "a page of another site"})
     token = paths.access.token_of(socket.scope)
     if token is None:

@@ -50,7 +50,9 @@ from gateway.log import level_now, set_level
 from gateway.outbound.outbound_calls import OutboundCalls
 from gateway.planning.call_plan import session_plan
 from gateway.realtime.dialects import GA
-from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked
+from gateway.text import json_of
+from gateway.tools.functions import MAX_DISPOSITION, ImageError, ToolError, checked
+from gateway.tools.http import read_answer
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""
@@ -432,14 +434,12 @@ class ProcessCommands:
         return {"trunk": name}
 
     def _log(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        level = request.get("level")
-        if level is not None:
+        if (level := request.get("level")) is not None:
             set_level(level)
         return {"level": level_now()}
 
 
-SECRET_SECONDS = 10.0
-"""For the provider's answer."""
+SECRET_SECONDS = 10.0  # for the provider's answer
 
 
 class SecretCommands:
@@ -475,19 +475,20 @@ class SecretCommands:
             "session": {"type": "realtime", "model": plan.endpoint.model, **session},
         }
         url = plan.endpoint.shown.replace("ws", "http", 1) + "/client_secrets"
+        headers = {**plan.endpoint.request_headers(), "Accept-Encoding": "gzip, deflate"}
         try:
             async with (
                 asyncio.timeout(SECRET_SECONDS),
                 httpx.AsyncClient(trust_env=False, timeout=SECRET_SECONDS) as client,
+                client.stream("POST", url, json=plain_json(body), headers=headers) as answer,
             ):
-                headers = plan.endpoint.request_headers()
-                answer = await client.post(url, json=plain_json(body), headers=headers)
-                found = answer.json()
-        except (httpx.HTTPError, TimeoutError, ValueError) as error:
+                text, _whole = await read_answer(answer)
+                found = json_of(text)
+        except (httpx.HTTPError, TimeoutError, ValueError, ToolError) as error:
             log.warning("operator.client_secret_failed", error=type(error).__name__)
             raise RefusedError("the provider gave no answer") from None
         if not answer.is_success or not isinstance(found, dict) or "value" not in found:
-            told = plan.endpoint.redact(answer.text)[:500]
+            told = plan.endpoint.redact(text)[:500]
             log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
             raise RefusedError(f"the provider refused it: {answer.status_code}")
         return found

@@ -325,8 +325,10 @@ class Applications:
             }
             try:
                 async with asyncio.timeout(ATTEMPT_SECONDS):
-                    answer = await self._client.post(endpoint.url, content=body, headers=headers)
-                error = "" if answer.is_success else f"HTTP {answer.status_code}"
+                    async with self._client.stream(
+                        "POST", endpoint.url, content=body, headers=headers
+                    ) as answer:  # without its body
+                        error = "" if answer.is_success else f"HTTP {answer.status_code}"
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as failed:
                 error = f"{type(failed).__name__}: {failed}"
             if not error:

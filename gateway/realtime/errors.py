@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gateway.realtime.events import ServerError
+from gateway.text import whole_number
 
 
 class Kind(StrEnum):
@@ -156,15 +157,13 @@ def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, V
 def class_of(verdict: Verdict) -> str:
     """Return the code of a verdict where a table has it, else ``other``: there are only so many."""
     code = verdict.code
-    status = code.removeprefix("http ")
+    number = whole_number(code.removeprefix("http "), 4)
     listed = (
         code in ERROR_CODES
         or code in LIVE_ENDS
-        or (code.isdigit() and int(code) in CLOSE_CODES)
-        or (
-            status.isdigit()
-            and (int(status) in HANDSHAKE_STATUSES or int(status) in range(500, 505))
-        )
+        or number in CLOSE_CODES
+        or number in HANDSHAKE_STATUSES
+        or number in range(500, 505)
     )
     return code if listed or code in ("timeout", "network", "tls", "audio_format") else "other"
 

@@ -40,6 +40,7 @@ from gateway.realtime.session_object import Refused
 
 log = structlog.get_logger(__name__)
 
+MAX_UNIX_SECONDS = 1e12
 WRITE_BUFFER_LIMIT = 256 * 1024
 """Bytes that may wait in the socket's write buffer before caller audio is dropped.
 
@@ -142,7 +143,10 @@ class Session:
         self.effective = effective
         self.id = str(effective.get("id") or "")
         expires_at = effective.get("expires_at")
-        self.expires_at = float(expires_at) if isinstance(expires_at, (int, float)) else None
+        self.expires_at: float | None = None
+        # Neither NaN, nor infinity, nor what is too large for a float.
+        if isinstance(expires_at, (int, float)) and abs(expires_at) < MAX_UNIX_SECONDS:
+            self.expires_at = float(expires_at)
         if server_time is None:
             server_time = time.time()
         self.seconds_left = None if self.expires_at is None else self.expires_at - server_time

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import CreateResponse, ServerError
+from gateway.text import whole_number
 
 Codec = Literal["PCMU", "PCMA"]
 
@@ -288,10 +289,8 @@ def _steps(said: str) -> Path:
     steps: list[str | int] = []
     for bare, single, double, index in _STEP.findall(said):
         text = bare or single or double
-        if index or (steps and text.isdigit()):
-            steps.append(int(index or text))
-        else:
-            steps.append(text)
+        number = whole_number(index or text) if index or steps else None
+        steps.append(text if number is None else number)
     return tuple(steps[1:] if steps[:1] in _ROOTS else steps)
 
 

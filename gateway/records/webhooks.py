@@ -27,7 +27,7 @@ import structlog
 from gateway.measures import REQUEST, Distribution
 from gateway.records.spool import Delivery, Spool
 from gateway.tasks import TaskSet
-from gateway.text import unicode_in
+from gateway.text import unicode_in, whole_number
 
 if TYPE_CHECKING:
     import httpx
@@ -246,15 +246,15 @@ class WebhookSender:
                 async with self._client.stream(
                     "POST", endpoint.url, content=body, headers=headers
                 ) as answer:
-                    length = answer.headers.get("content-length", "")
-                    if length.isdigit() and int(length) <= MAX_ANSWER:
-                        await answer.aread()
+                    length = whole_number(answer.headers.get("content-length", ""))
+                    if length is not None and length <= MAX_ANSWER:
+                        async for _ in answer.aiter_raw():  # not unpacked: it may be a bomb
+                            pass
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             return 0, f"{type(error).__name__}: {error}", 0.0
         finally:
             self.seconds[endpoint.name].observe(time.monotonic() - began)
-        after = answer.headers.get("retry-after", "")
-        wait = float(after) if after.isdigit() else 0.0
+        wait = float(whole_number(answer.headers.get("retry-after", "")) or 0)
         return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait
 
     async def _failed(self, delivery: Delivery, error: str, due: float | None) -> None:

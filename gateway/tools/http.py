@@ -150,7 +150,7 @@ class HttpClient:
                 headers=dict(request.headers),
                 json=request.body,
             ) as response:
-                text, whole = await _read(response)
+                text, whole = await read_answer(response)
         except httpx.ConnectError:
             raise _AgainError(f"{_host(request.url)} cannot be reached") from None
         except httpx.TransportError as error:
@@ -180,7 +180,7 @@ class _AgainError(Exception):
         self.after = after
 
 
-async def _read(response: httpx.Response) -> tuple[str, bool]:
+async def read_answer(response: httpx.Response) -> tuple[str, bool]:
     """The body as text, and whether that is all of it.
 
     A small body that is compressed may become a very large one: it is decompressed here, where

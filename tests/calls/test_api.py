@@ -456,3 +456,18 @@ async def test_a_request_that_never_ends_is_given_up(
     server.close()
     await asyncio.gather(*state.tasks)
     assert not state.connections
+
+
+async def test_fields_that_are_slow_to_read(world: GatewayStack) -> None:
+    """Libraries take minutes for such a cookie, and every call would stand still."""
+    fields = ({"Cookie": 'a="' + "\\" * 60_000 + '"'}, {"Cookie": "a=b;" * 15_000})
+    async with Client(world, "") as http:
+        for given in fields:
+            assert (await http.get("/healthz", headers=given)).status_code == 200
+            assert (await http.get("/api/v1/calls", headers=given)).status_code == 401
+        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        upgrade["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+        for origin in ("http://[", "//[::1", "null"):
+            headers = {**upgrade, "Origin": origin}
+            answer = await http.get("/api/v1/browser-call?to=1", headers=headers)
+            assert answer.status_code == 403

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import signal
 import ssl
@@ -294,6 +295,14 @@ async def serve(kind: str, folder: Path, asked: list[bytes]) -> tuple[asyncio.Se
                     await writer.drain()
             elif kind == "garbage":
                 writer.write(b"\0\1 what\r\n\r\n")
+            elif kind == "bomb":
+                packed = gzip.compress(bytes(40_000_000))
+                head = f"Content-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+                writer.write(b"HTTP/1.1 200 OK\r\n" + head.encode() + packed)
+            elif kind.startswith("later"):
+                after = kind.removeprefix("later ").encode()
+                writer.write(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: ")
+                writer.write(after + b"\r\n\r\n")
             elif kind == "redirect":
                 writer.write(
                     b"HTTP/1.1 307 No\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
@@ -313,6 +322,9 @@ async def serve(kind: str, folder: Path, asked: list[bytes]) -> tuple[asyncio.Se
         ("endless", "delivered", ""),
         ("garbage", "failed", "RemoteProtocolError"),
         ("redirect", "failed", "HTTP 307"),
+        ("bomb", "delivered", ""),
+        ("later ²", "failed", "HTTP 503"),
+        ("later " + "9" * 5000, "failed", "HTTP 503"),
         ("tls", "failed", "CERTIFICATE_VERIFY_FAILED"),
     ],
 )

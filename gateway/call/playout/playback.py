@@ -27,7 +27,9 @@ from gateway.realtime.events import (
     TruncateItem,
 )
 
-_SHORTER = re.compile(r"Audio content of (\d+)\s*ms is already shorter than (\d+)\s*ms")
+_SHORTER = re.compile(
+    r"Audio content of ([0-9]{1,9})\s*ms is already shorter than ([0-9]{1,9})\s*ms"
+)
 _RESENT = 32
 """Truncations sent a second time; remembered so that there is no third."""
 

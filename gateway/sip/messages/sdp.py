@@ -26,7 +26,6 @@ from gateway.sip.messages.sdp_lines import (
     connection_of,
     distinct_crypto,
     is_token,
-    number_of,
     one_direction,
     one_rtpmap_each,
     ordered_head,
@@ -36,6 +35,7 @@ from gateway.sip.messages.sdp_lines import (
     values_of,
 )
 from gateway.sip.settings import Security
+from gateway.text import whole_number
 
 MAX_STREAMS = 8
 """``m=`` lines of a description. The library answers no more, and RFC 3264 section 6 wants an
@@ -258,7 +258,7 @@ def parse(text: str) -> Description:
                 lines.append(f"a={attribute}")
         elif kind == "b":
             modifier, colon, width = value.partition(":")
-            if colon and is_token(modifier) and number_of(width, 10) is not None:
+            if colon and is_token(modifier) and whole_number(width, 10) is not None:
                 lines.append(f"b={modifier}:{width}")
         elif kind in "vost" and kind:
             if value and not media:
@@ -336,7 +336,7 @@ def _media(value: str) -> Media | None:
     words = value.split()
     if len(words) < 3 or not is_token(words[0]):
         return None
-    port = number_of(words[1].partition("/")[0], 5)
+    port = whole_number(words[1].partition("/")[0], 5)
     kind, profile = words[0].lower(), words[2]
     misread = port is None or port > 65535
     if port is None or misread:
@@ -364,7 +364,7 @@ def _mend_media(media: Media) -> None:
     good = {n for n, name in events.items() if name == f"{EVENTS.upper()}/8000"}
     formats: list[str] = []
     for number in media.formats:
-        value = number_of(number, 3)
+        value = whole_number(number, 3)
         if value is None or value > 127 or number in formats:
             continue
         if value >= 96 and number not in names:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from gateway.text import whole_number
+
 _KEY_CHARS = {
     "AES_CM_128_HMAC_SHA1_80": 40,
     "AES_CM_128_HMAC_SHA1_32": 40,
@@ -49,11 +51,6 @@ def is_token(text: str) -> bool:
     return bool(text) and all(c in _TOKEN for c in text)
 
 
-def number_of(text: str, digits: int) -> int | None:
-    """A number of at most so many digits; None for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
-
-
 def values_of(lines: list[str], name: str) -> list[str]:
     """The values of an attribute, in order."""
     begin = f"a={name}:"
@@ -89,7 +86,7 @@ def origin_of(value: str) -> str:
 def time_of(value: str) -> str:
     """The value of ``t=``; ``0 0`` for one that cannot be read."""
     words = value.split()
-    if len(words) == 2 and all(number_of(word, 19) is not None for word in words):
+    if len(words) == 2 and all(whole_number(word, 19) is not None for word in words):
         return " ".join(words)
     return "0 0"
 
@@ -110,7 +107,9 @@ def connection_of(value: str) -> str | None:
 def address_and_ttl(value: str) -> str:
     """Address and TTL of a ``c=`` line; a TTL or count that is none is left out."""
     text, *more = value.split()[2].split("/")
-    good = len(more) <= 2 and all((n := number_of(one, 3)) is not None and n < 256 for one in more)
+    good = len(more) <= 2 and all(
+        (n := whole_number(one, 3)) is not None and n < 256 for one in more
+    )
     return "/".join([text, *more]) if good else text
 
 
@@ -130,15 +129,15 @@ def attribute_of(value: str) -> str | None:
     if name in DIRECTIONS:
         return name
     if name in ("ptime", "maxptime"):
-        whole = number_of(rest.partition(".")[0].strip(), 4)
+        whole = whole_number(rest.partition(".")[0].strip(), 4)
         return f"{name}:{whole}" if whole else None
     if name == "fmtp":
         number, _, parameters = rest.partition(" ")
-        good = number_of(number, 3) is not None and parameters.strip()
+        good = whole_number(number, 3) is not None and parameters.strip()
         return f"fmtp:{number} {parameters.strip()}" if good else None
     if name == "rtcp":
         words = rest.split()
-        port = number_of(words[0], 5) if words else None
+        port = whole_number(words[0], 5) if words else None
         if port is None or port > 65535:
             return None
         if len(words) == 1:
@@ -156,10 +155,10 @@ def _rtpmap(rest: str) -> str | None:
     parts = [part.strip() for part in encoding.split("/")]
     if len(parts) == 1 and parts[0].upper() in ("PCMU", "PCMA", EVENTS.upper()):
         parts.append("8000")  # what RFC 3551 and 4733 have it mean
-    if len(parts) not in (2, 3) or number_of(number, 3) is None or int(number) > 127:
+    if len(parts) not in (2, 3) or whole_number(number, 3) is None or int(number) > 127:
         return None
     parts[1:] = [part.split(" ")[0] for part in parts[1:]]
-    if not is_token(parts[0]) or number_of(parts[1], 6) is None:
+    if not is_token(parts[0]) or whole_number(parts[1], 6) is None:
         return None
     return f"rtpmap:{number} {'/'.join(part for part in parts if part)}"
 
@@ -170,7 +169,7 @@ def _is_crypto(value: str) -> bool:
         return False
     key = words[2][len("inline:") :].partition("|")[0]
     return (
-        number_of(words[0], 9) is not None
+        whole_number(words[0], 9) is not None
         and len(key) == _KEY_CHARS.get(words[1].upper(), -1)
         and all(c in _BASE64 for c in key)
         and "=" not in key.rstrip("=")

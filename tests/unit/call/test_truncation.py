@@ -54,6 +54,8 @@ SENT = TruncateItem("i", 2, 240)
         ("Audio content of 240ms is already shorter than 240ms", SENT, None),
         ("Audio content of 155ms is already shorter than 240ms", CreateResponse(), None),
         ("Only model output audio messages can be truncated", SENT, None),
+        (f"Audio content of {'1' * 5000}ms is already shorter than 240ms", SENT, None),
+        ("Audio content of 1\u0661ms is already shorter than 240ms", SENT, None),
         ("", SENT, None),
     ],
 )

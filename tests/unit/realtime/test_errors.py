@@ -14,6 +14,7 @@ from gateway.realtime.errors import (
     Kind,
     Verdict,
     at_setup,
+    class_of,
     classify_close,
     classify_error,
     classify_handshake,
@@ -79,6 +80,16 @@ def test_error_codes(code: str, kind: Kind, ends: bool, setup_kind: Kind) -> Non
 
 def test_every_error_code_has_a_row() -> None:
     assert {row[0] for row in ERRORS} == {*ERROR_CODES, "a_code_of_tomorrow"}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("1006", "1006"), ("http 429", "http 429"), ("http 503", "http 503"), ("²", "other"),
+     ("1" * 5000, "other"), ("http ²", "other"), ("http 999", "other"), ("tls", "tls")],
+)  # fmt: skip
+def test_codes_that_are_counted_are_few(code: str, found: str) -> None:
+    """A server makes up codes as it likes."""
+    assert class_of(Verdict(Kind.UNKNOWN, code, "")) == found
 
 
 def test_an_error_without_a_code_goes_by_its_type() -> None:

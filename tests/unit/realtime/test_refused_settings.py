@@ -83,6 +83,9 @@ FORMS = [
     ("session.temperature", "", "unknown_parameter", None),
     (None, "Something is 'wrong'.", "invalid_value", None),
     (None, "Is 'type' right?", "invalid_value", None),
+    # no numbers: "²" is a digit to str.isdigit, and int takes no more than 4,300
+    ("session.tools.²", "", "unknown_parameter", "tools"),
+    (f"session.tools[{'1' * 5000}]", "", "unknown_parameter", "tools"),
     # nothing that another session object would mend
     ("session.reasoning", "", "insufficient_quota", None),
     ("session.reasoning", "", "invalid_api_key", None),

@@ -93,6 +93,23 @@ def test_audio_and_commands_arrive_in_order_and_unchanged() -> None:
     assert (session.counters.commands_sent, session.counters.audio_dropped) == (7, 0)
 
 
+@pytest.mark.parametrize("ends", [10**400, -(10**400), float("nan"), float("inf"), "soon", None])
+def test_an_end_that_is_no_time_is_none(ends: object) -> None:
+    async def scenario() -> Session:
+        async def script(peer: Peer) -> None:
+            await peer.set_up(expires_at=ends)
+            await peer.until_closed()
+
+        async with serving(script) as server:
+            session = await opened(server, Heard())
+            await session.close()
+            return session
+
+    session = asyncio.run(scenario())
+    assert session.expires_at is None
+    assert session.seconds_left is None
+
+
 def test_events_are_delivered_in_order_and_trouble_in_between_is_survived() -> None:
     async def scenario() -> tuple[Session, Heard, list[Any]]:
         async def script(peer: Peer) -> None:

@@ -11,11 +11,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from starlette.requests import Request
 
+from gateway.api.tokens import Logins, OwnCookie, recognized
+from gateway.call.playout import playback
+from gateway.call.rules import guardrails
+from gateway.realtime.events import ServerError
 from gateway.realtime.parse import BadEvent, parse_event
+from gateway.realtime.session_object import field_of
+from gateway.records import rows
 from gateway.sip.ingress import digest
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
@@ -29,9 +37,17 @@ from gateway.sip.messages.headers import (
     user_of,
 )
 from gateway.sip.messages.identity import asserted, diverted, invite_of
+from gateway.sip.messages.replies import answer_unread, method_of
 from gateway.sip.messages.sdp import mended, offered_codecs, parse
-from gateway.sip.messages.validation import body_flaw_of, call_id_allowed, flaw_of
-from gateway.text import printable, unicode_of, words_of
+from gateway.sip.messages.validation import (
+    body_flaw_of,
+    call_id_allowed,
+    flaw_of,
+    stripped,
+    stripped_refusal,
+)
+from gateway.sip.messages.validation import mended as mended_message
+from gateway.text import PrivateDigits, printable, unicode_of, words_of
 
 SIZE = 3_000
 FLOOR_S = 0.0005
@@ -94,6 +110,44 @@ def _parse_event(text: str) -> None:
             parse_event(message.encode("utf-8", "replace"))
 
 
+def _http_request(text: str) -> None:
+    fields = ("cookie", "origin", "host", "authorization")
+    headers = [(name.encode(), text.encode("utf-8", "replace")) for name in fields]
+    headers.append((b"cookie", f'gateway-80="{text}'.encode("utf-8", "replace")))
+    scope = {"type": "http", "method": "GET", "server": ("h", 80), "headers": headers}
+    seen = []
+
+    async def app(scope: dict[str, Any], _receive: object, _send: object) -> None:
+        seen.append(Request(scope).cookies)
+
+    with contextlib.suppress(StopIteration):
+        OwnCookie(app)(scope, None, None).send(None)
+    assert seen == [{}]
+    Logins().token_of(scope)
+    recognized(f"Bearer {text}" if text.isascii() else "", ())
+
+
+def _unread(text: str) -> None:
+    for start in (text, f"BYE {text} SIP/2.0", f"SIP/2.0 603 {text}"):
+        data = _message(text).replace("INVITE sip:1@h SIP/2.0", start).encode("utf-8", "replace")
+        method_of(data)
+        answer_unread(data, 400, "192.0.2.1", 5060)
+        stripped(data, "192.0.2.1", 5060, "udp")
+        stripped_refusal(data)
+        mended_message(data, "192.0.2.1", 5060)
+
+
+def _masked(text: str) -> None:
+    private = PrivateDigits(("numbers", "digits", "cards", "ibans", "emails"))
+    private.add("4242917")
+    private.masked({"text": text})
+
+
+def _session_error(text: str) -> None:
+    for error in (ServerError("x", "", None, text), ServerError("x", f"'a{text}' session{text}")):
+        field_of(error, {"a": [{"b": 1}]})
+
+
 def _digest(text: str) -> None:
     # Without the bound on a field's length, which would hide how it is read.
     with patch.object(digest, "MAX_FIELD", 10 * SIZE):
@@ -127,6 +181,13 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "words_of": words_of,
     "parse_event": _parse_event,
     "digest": _digest,
+    "HTTP request": _http_request,
+    "unread": _unread,
+    "masked": _masked,
+    "sentences": lambda text: guardrails._SENTENCE.search(text),
+    "shown number": lambda text: rows.number_of(text),
+    "session errors": _session_error,
+    "truncation": lambda text: playback._SHORTER.search(text),
 }
 
 
