@@ -15,8 +15,8 @@ test: WORKERS := 6
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SETUP := deploy/setup
+PIP := $(SETUP)/pip-install.sh $(BIN)/python
 
 # Stamps: what is installed in .venv, so that a second run has nothing to do.
 BASE := $(VENV)/.made
@@ -96,7 +96,9 @@ lock: $(BASE) ## renew requirements.lock and requirements-dev.lock
 	@test -x $(UV) || { $(BIN)/python -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv; }
 	@$(UV) $(COMPILE) --extra dev --upgrade -o requirements-dev.lock
 	@$(UV) $(COMPILE) -c requirements-dev.lock --upgrade -o requirements.lock
-	@echo "Written: requirements.lock, requirements-dev.lock"
+	@echo uv | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --upgrade -o $(SETUP)/uv.lock -
+	@echo "Written: requirements.lock, requirements-dev.lock, $(SETUP)/uv.lock"
 
 clean: ## remove .venv, caches and what demo and bench wrote
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output bench-output \
