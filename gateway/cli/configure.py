@@ -226,19 +226,54 @@ def check_command(config: Path) -> None:
     sys.exit(status)
 
 
-@click.command("doctor", epilog=examples("gateway doctor -c gateway.toml"))
+@click.command(
+    "doctor",
+    epilog=examples(
+        "gateway doctor -c gateway.toml", "gateway doctor --trunk carrier --call +4930123456"
+    ),
+)
 @CONFIG
+@click.option("--trunk", "trunks", multiple=True, metavar="NAME", help="Examine this trunk only.")
+@click.option(
+    "--call", "number", default="", metavar="NUMBER", help="Call it; else trunk.test_number."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 600),
+    default=8.0,
+    show_default=True,
+    help="Length of that call; 40 show who hangs up after 32 s.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON array.")
-def doctor(config: Path, as_json: bool) -> None:
+def doctor(
+    config: Path, trunks: tuple[str, ...], number: str, seconds: float, as_json: bool
+) -> None:
     """Check host, pjsua2 build, configuration, realtime servers and trunks; print fixes.
 
     Nothing is changed and no call is placed; one session is opened at each realtime server, and
     each trunk is asked once. Exit 0, or 1 when something is bad.
+
+    With --trunk, that trunk is examined: it registers where no gateway runs, and calls a test
+    number that [outbound] permits, such as an echo. Every fault comes with the SIP messages that
+    prove it and the setting to change.
     """
     from gateway.devtools.doctor import Verdict, lines
     from gateway.devtools.doctor.examine import examine
 
-    findings = list(examine(config))
+    if number and not trunks:
+        raise click.UsageError("--call needs --trunk: through whom to call")
+    if trunks:
+        import structlog
+
+        from gateway.devtools.doctor import examine_trunk
+
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
+        try:
+            findings = examine_trunk.examine(config, trunks, number, seconds)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    else:
+        findings = list(examine(config))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -227,6 +227,7 @@ class TrunkSettings(Section):
     )
     caller_id: Annotated[str, AfterValidator(_caller_id)] = ""
     caller_ids: Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)] = None
+    test_number: Annotated[str, AfterValidator(_caller_id)] = ""
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0
     packet_wait_ms: PacketWait | None = None

@@ -58,6 +58,7 @@ class UserAgent:
             their caller, or playout that began or ended.
         on_arrival: called on the SIP thread with each INVITE that pjsua takes, before anything is
             sent; it may not wait.
+        on_log: takes the library's log, with SIP messages as they are on the wire, on any thread.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class UserAgent:
         on_refused: Callable[[Refused], None],
         on_caller_audio: Callable[[list[int]], None],
         on_arrival: Callable[[Invite], None] = lambda _invite: None,
+        on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.trunks = Trunks(settings.trunks)
@@ -79,6 +81,7 @@ class UserAgent:
         self._names = Names(named)
         self._callbacks = InviteCallbacks(on_arrival, on_invite, on_refused)
         self._on_caller_audio = on_caller_audio
+        self._on_log = on_log
         self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
         """Told on the loop of each source that is banned: for how long (s), whether proven."""
         self._next_turn = 0.0
@@ -312,6 +315,7 @@ class UserAgent:
                 self._names,
                 self.pool,
                 self._callbacks,
+                self._on_log,
             )
             self._stack.access.policy.on_banned = self._tell_ban
         except pj.Error as error:

@@ -147,6 +147,8 @@ class Trunk:
     realms: tuple[str, ...] = ("*",)
     """Those that may ask for the password; "*" is the one that the registrar asked for."""
     registrar: str = ""
+    registers: bool = True
+    """False keeps the gateway from registering at its ``registrar``, which its calls go to."""
     outbound_proxy: str = ""
     transport: str = "udp"
     codecs: tuple[Codec, ...] = (Codec.PCMU, Codec.PCMA)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway doctor``: check host, pjsua2 build, realtime servers and trunks.
 
-Nothing is changed and no call placed. ``examine`` asks the kernel, and pjsua2 in a process of its
-own; ``network`` binds ports for a moment and opens a session at each realtime server;
-``trunks`` resolves each trunk, sends OPTIONS and logs in.
+Nothing is changed and no call placed but by ``--trunk``. ``examine`` asks the kernel, and pjsua2 in
+a process of its own; ``network`` binds ports for a moment and opens a session at each realtime
+server; ``trunks`` resolves each trunk, sends OPTIONS and logs in. Of ``--trunk``, ``trunk_call``
+registers and calls, and ``trunk_findings`` judges what came of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -29,6 +30,14 @@ class Finding:
     subject: str
     fact: str
     advice: str = ""
+    code: str = ""
+    """A name that stays, for programs; those of ``--trunk`` have one."""
+    evidence: tuple[str, ...] = ()
+    """SIP messages, without digests and keys, and counts of RTP."""
+
+    def of(self, code: str, *evidence: str) -> Finding:
+        """Return the finding with its name, and what proves it."""
+        return replace(self, code=code, evidence=evidence)
 
 
 def ok(subject: str, fact: str) -> Finding:
@@ -55,4 +64,5 @@ def lines(findings: Iterable[Finding]) -> list[str]:
         shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.fact}")
         if finding.advice:
             shown.append(f"{'':<4}  {'':<{width}}  -> {finding.advice}")
+            shown += [f"      | {line}" for text in finding.evidence for line in text.split("\n")]
     return shown

@@ -2,7 +2,8 @@
 """Asks each trunk: resolves its host, sends OPTIONS, and logs in at its registrar.
 
 The REGISTER has no Contact: the registrar checks the password and lists the bindings, and nothing
-is bound (RFC 3261 section 10.3).
+is bound (RFC 3261 section 10.3). Of ``--trunk``, the certificate is read too, and where nobody
+answers, the other transports are tried.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import secrets
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from gateway.addresses import is_inside, is_loopback
 from gateway.config import Config
+from gateway.config.sip import Transport
 from gateway.config.trunks import Address, TrunkSettings
-from gateway.devtools.doctor import Finding, bad, ok, warn
+from gateway.devtools.doctor import Finding, Verdict, bad, ok, warn
+from gateway.devtools.doctor.network import CERTIFICATE_DAYS
+from gateway.devtools.doctor.trunk_messages import redacted
 from gateway.planning.call_plan import sip_settings
 from gateway.sip.transports import carried_to
 
@@ -28,7 +33,9 @@ ANSWER_SECONDS = 4.0
 
 _REPEATS = (0.5, 1.0)
 _HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
-_PORTS = {"udp": 5060, "tcp": 5060, "tls": 5061}
+_PORTS: dict[Transport, int] = {"udp": 5060, "tcp": 5060, "tls": 5061}
+OTHER_SECONDS = 1.5
+"""For the answer by another transport than that of the trunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,9 @@ class Answer:
 class _ProbeError(Exception):
     """No answer; ``advice`` names the key to change."""
 
-    def __init__(self, fact: str, advice: str) -> None:
+    def __init__(self, fact: str, advice: str, code: str = "unreachable") -> None:
         super().__init__(fact)
-        self.fact, self.advice = fact, advice
+        self.fact, self.advice, self.code = fact, advice, code
 
 
 def look(config: Config) -> list[Finding]:
@@ -82,6 +89,147 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
         return bad("trunk", f"{shown}: {error.fact}", error.advice)
 
 
+async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> list[Finding]:
+    """Resolve, read the certificate, send OPTIONS, and log in where asked; of one trunk.
+
+    The last finding is bad where the trunk cannot be reached, so that no call can be placed.
+    """
+    subject = f"trunk {trunk.name}"
+    target, key = _target(trunk)
+    if target is None:
+        return [ok(subject, "it has no single address to ask").of("no_address")]
+    host, port = target.host, target.port or _PORTS[trunk.transport]
+    where = config.place(key.removeprefix("trunk."), trunk.name)
+    found: list[Finding] = []
+    try:
+        family, address = await _resolved(host, port, where)
+        if address != host:
+            found.append(ok(subject, f"{host} is {address}").of("dns"))
+        if all(is_loopback(one.host) for one in config.sip.listen) and not is_loopback(address):
+            fact = f"{address} cannot be reached from sip.listen, on this machine only"
+            advice = f'sip.listen = ["{trunk.transport}:0.0.0.0:{config.sip.listen[0].port}"]'
+            return [*found, bad(subject, fact, advice).of("listen")]
+        if trunk.transport == "tls":
+            found += await asyncio.to_thread(_certificate, config, trunk, (address, port), host)
+        client = _Client(config, trunk, family, (address, port), host, where)
+        try:
+            answer = await client.ask("OPTIONS", f"sip:{_bracketed(host)}")
+            client.shown.clear()
+        except _ProbeError as error:
+            fact, advice, code = error.fact, error.advice, error.code
+            if any(one.code == "certificate" and one.verdict is Verdict.BAD for one in found):
+                return found
+            for other in _PORTS:
+                if other != trunk.transport and await _answers_by(config, trunk, other, client):
+                    fact += f"; by {other} somebody answers there"
+                    advice = f'{config.place("transport", trunk.name)}: "{other}"'
+                    code = "transport"
+                    break
+            shown = f"{trunk.transport}:{_bracketed(host)}:{port}"
+            said = bad(subject, f"{shown}: {fact}", advice).of(code, *client.shown)
+            return [*found, said]
+        fact = f"answers OPTIONS with {answer.code} {answer.reason}"
+        found.append(ok(subject, fact).of("options"))
+        if login and trunk.registrar is not None:
+            one = await _login(client, trunk, "it")
+            found.append(replace(one, subject=subject))
+    except _ProbeError as error:
+        found.append(bad(subject, error.fact, error.advice).of(error.code))
+    return found
+
+
+async def _answers_by(
+    config: Config, trunk: TrunkSettings, transport: Transport, asked: _Client
+) -> bool:
+    """Whether somebody answers OPTIONS at the same port by another transport."""
+    other = trunk.model_copy(update={"transport": transport})
+    client = _Client(config, other, asked.family, asked.address, asked.host, "")
+    client.verify = False
+    try:
+        async with asyncio.timeout(OTHER_SECONDS):
+            await client.ask("OPTIONS", f"sip:{_bracketed(asked.host)}")
+    except (_ProbeError, TimeoutError):
+        return False
+    return True
+
+
+def _certificate(
+    config: Config, trunk: TrunkSettings, address: tuple[str, int], host: str
+) -> list[Finding]:
+    """Read the certificate of a TLS trunk, and judge chain, names and dates as a call would."""
+    subject, tls = f"trunk {trunk.name}", config.sip.tls
+    ca = config.place("sip.tls.ca")
+    context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if tls.certificate is not None and tls.private_key is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    try:
+        with (
+            socket.create_connection(address, ANSWER_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            raw, version = secure.getpeercert(binary_form=True), secure.version()
+    except OSError:
+        return []  # OPTIONS says it
+    if raw is None:
+        return []
+    from cryptography import x509
+
+    one = x509.load_der_x509_certificate(raw)
+    try:
+        names = one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        known = [*names.get_values_for_type(x509.DNSName)]
+        known += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        known = [
+            str(part.value) for part in one.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        ]
+    now, begin, end = datetime.now(UTC), one.not_valid_before_utc, one.not_valid_after_utc
+    text = (
+        f"subject {one.subject.rfc4514_string()}, names {', '.join(known) or 'none'}, issuer "
+        f"{one.issuer.rfc4514_string()}, valid {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, "
+        f"{version}"
+    )
+    clock = f"the clock here says {now:%Y-%m-%d %H:%M} UTC"
+    if now < begin:
+        fact = f"its certificate is not valid yet, from {begin:%Y-%m-%d %H:%M} UTC; {clock}"
+        advice = "set this machine's clock (chrony), or that of who made the certificate"
+        return [bad(subject, fact, advice).of("certificate", text)]
+    if now > end:
+        fact = f"its certificate has expired on {end:%Y-%m-%d %H:%M} UTC; {clock}"
+        return [bad(subject, fact, "a new one at the other side").of("certificate", text)]
+    if not any(_is_named(host, name) for name in known):
+        verdict = bad if tls.verify_server else warn
+        fact = f"its certificate is not for {host}, but for {', '.join(known) or 'no name'}"
+        advice = f"{config.place('registrar', trunk.name)} or outbound_proxy by a name of it"
+        return [verdict(subject, fact, advice).of("certificate", text)]
+    context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
+    if tls.certificate is not None and tls.private_key is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    try:
+        with (
+            socket.create_connection(address, ANSWER_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            pass
+    except ssl.SSLCertVerificationError as error:
+        verdict = bad if tls.verify_server else warn
+        fact = f"its certificate is not trusted: {error.verify_message}"
+        return [verdict(subject, fact, f"{ca} has to hold its CA").of("certificate", text)]
+    except OSError:
+        return []
+    left = (end - now).days
+    if left < CERTIFICATE_DAYS:
+        fact = f"its certificate ends in {left} days"
+        return [warn(subject, fact, "a new one at the other side").of("certificate", text)]
+    return [ok(subject, f"certificate: {text}").of("certificate")]
+
+
+def _is_named(host: str, name: str) -> bool:
+    host, name = host.lower().rstrip("."), name.lower().rstrip(".")
+    return host == name or (name.startswith("*.") and host.partition(".")[2] == name[2:])
+
+
 async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
     registrar = trunk.registrar
     assert registrar is not None
@@ -91,13 +239,16 @@ async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
         answer = await client.ask("REGISTER", uri, answer)
         if answer.code in (401, 403, 407):
             fact = f"{shown} refuses the login of {trunk.username}: {answer.code} {answer.reason}"
-            return bad("trunk", fact, "is trunk.password right, and trunk.username, trunk.realm?")
+            advice = "is trunk.password right, and trunk.username, trunk.realm?"
+            return bad("trunk", fact, advice).of("password", *client.shown)
     if 200 <= answer.code < 300:
-        return ok("trunk", f"{shown} accepts the login of {trunk.username}")
+        return ok("trunk", f"{shown} accepts the login of {trunk.username}").of("login")
     fact = f"{shown} answers the REGISTER with {answer.code} {answer.reason}"
     if answer.code in (403, 404):
-        return bad("trunk", fact, "does it know trunk.username, and is trunk.registrar its domain?")
-    return warn("trunk", fact, "it does not list bindings, so the password was not tried")
+        advice = "does it know trunk.username, and is trunk.registrar its domain?"
+        return bad("trunk", fact, advice).of("user", *client.shown)
+    advice = "it does not list bindings, so the password was not tried"
+    return warn("trunk", fact, advice).of("login", *client.shown)
 
 
 def _target(trunk: TrunkSettings) -> tuple[Address | None, str]:
@@ -118,10 +269,10 @@ async def _resolved(host: str, port: int, key: str) -> tuple[int, str]:
         async with asyncio.timeout(ANSWER_SECONDS):
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except TimeoutError:
-        raise _ProbeError("the name is not resolved in time", "is DNS working?") from None
+        raise _ProbeError("the name is not resolved in time", "is DNS working?", "dns") from None
     except OSError as error:
         fact = f"the name cannot be resolved: {error.strerror or error}"
-        raise _ProbeError(fact, f"is {key} right, and DNS working?") from None
+        raise _ProbeError(fact, f"is {key} right, and DNS working?", "dns") from None
     family, _, _, _, address = found[0]
     return family, str(address[0])
 
@@ -144,6 +295,10 @@ class _Client:
     ) -> None:
         self._config, self._trunk, self._key = config, trunk, key
         self._family, self._address, self._host = family, address, host
+        self.family, self.address, self.host = family, address, host
+        self.verify = config.sip.tls.verify_server
+        self.shown: list[str] = []
+        """Messages so far, without digests."""
         self._call_id, self._tag, self._sequence = secrets.token_hex(12), secrets.token_hex(6), 0
 
     async def ask(self, method: str, uri: str, challenge: Answer | None = None) -> Answer:
@@ -159,14 +314,15 @@ class _Client:
             raise _ProbeError(f"no answer within {ANSWER_SECONDS:g} s", advice) from None
         except ssl.SSLCertVerificationError as error:
             advice = "sip.tls.ca has to hold the CA of its certificate"
-            raise _ProbeError(f"certificate not trusted: {error.verify_message}", advice) from None
+            fact = f"certificate not trusted: {error.verify_message}"
+            raise _ProbeError(fact, advice, "certificate") from None
         except ssl.SSLError as error:
             fact = f"TLS failed: {error.reason or error}"
             advice = f"does {self._key} name its TLS port? sip.tls has versions and certificates"
-            raise _ProbeError(fact, advice) from None
+            raise _ProbeError(fact, advice, "tls") from None
         except ConnectionRefusedError:
             advice = f"is the port of {self._key} right, and trunk.transport?"
-            raise _ProbeError("nothing listens there", advice) from None
+            raise _ProbeError("nothing listens there", advice, "port") from None
         except OSError as error:
             fact = f"cannot be reached: {error.strerror or error}"
             raise _ProbeError(fact, f"is {self._key} right?") from None
@@ -177,12 +333,15 @@ class _Client:
             own.setblocking(False)
             own.connect(self._address)
             request = self._request(method, uri, own.getsockname(), challenge)
+            self._note("sent to", request)
             await loop.sock_sendall(own, request)
             repeats = [loop.call_later(after, own.send, request) for after in _REPEATS]
             try:
                 while True:
-                    answer = _parsed(await loop.sock_recv(own, 65535))
+                    data = await loop.sock_recv(own, 65535)
+                    answer = _parsed(data)
                     if answer is not None and answer.code >= 200:
+                        self._note("received from", data)
                         return answer
             finally:
                 for repeat in repeats:
@@ -196,24 +355,34 @@ class _Client:
         )
         try:
             own = writer.get_extra_info("sockname")
-            writer.write(self._request(method, uri, own, challenge))
+            request = self._request(method, uri, own, challenge)
+            self._note("sent to", request)
+            writer.write(request)
             while True:
-                answer = _parsed(await reader.readuntil(b"\r\n\r\n"))
+                data = await reader.readuntil(b"\r\n\r\n")
+                answer = _parsed(data)
                 if answer is None:
                     raise OSError("what answers is no SIP")
                 length = answer.headers.get("content-length") or answer.headers.get("l") or ["0"]
                 await reader.readexactly(int(length[0]))
                 if answer.code >= 200:
+                    self._note("received from", data)
                     return answer
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
             raise OSError("it ended the connection, or is no SIP") from None
         finally:
             writer.close()
 
+    def _note(self, way: str, message: bytes) -> None:
+        text = redacted(message.decode("utf-8", "replace"))
+        host = _bracketed(self._address[0])
+        where = f"{self._trunk.transport}:{host}:{self._address[1]}"
+        self.shown.append(f"{way} {where}\n{text.rstrip()}")
+
     def _context(self) -> ssl.SSLContext:
         tls = self._config.sip.tls
         context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
-        if not tls.verify_server:
+        if not self.verify:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if tls.certificate is not None and tls.private_key is not None:
             context.load_cert_chain(tls.certificate, tls.private_key)

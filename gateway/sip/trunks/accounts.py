@@ -119,7 +119,7 @@ class Accounts:
         self._make(None, self._host, default=True)
         for trunk in self._trunks.all:
             self._make(trunk, self._host)
-            if trunk.registrar:
+            if trunk.registrar and trunk.registers:
                 self.registrations[trunk.name] = Registration(random.random)
 
     def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
@@ -255,7 +255,12 @@ class Accounts:
             next_try = fields.pop("seconds", None)
             check = keys_to_check(change.code, self._trunks.by_name[name])
             log.warning(
-                "trunk.registration_failed", trunk=name, next_try=next_try, check=check, **fields
+                "trunk.registration_failed",
+                trunk=name,
+                next_try=next_try,
+                check=check,
+                advice=f"gateway doctor --trunk {name}",
+                **fields,
             )
 
     def _user(self, trunk: Trunk | None) -> str:
