@@ -229,6 +229,9 @@ async def test_each_fault_is_named_and_a_healthy_trunk_draws_no_finding(lab: Lab
     }
     assert named["loss"] == {"loss_down", "loss_up"}
     assert {"jitter"} <= named["jitter"] <= {"jitter", "late"}
+    (lost,) = [one for one in found["contact"] if one["verdict"] == "bad"]
+    assert "the Contact sip:asterisk@127.0.0.99:5999 of its answer" in lost["fact"]
+    assert "it sent BYE" in lost["fact"]
     evidence = "".join(t for one in chain(*found.values()) for t in one["evidence"])
     assert "INVITE sip:600@" in evidence
     assert not re.search(r"response=|nonce=|inline:(?!\(removed)|wrong|trunk-secret", evidence)

@@ -64,5 +64,8 @@ def lines(findings: Iterable[Finding]) -> list[str]:
         shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.fact}")
         if finding.advice:
             shown.append(f"{'':<4}  {'':<{width}}  -> {finding.advice}")
-            shown += [f"      | {line}" for text in finding.evidence for line in text.split("\n")]
+        for text in finding.evidence:
+            shown += ["", *(f"      | {line}".rstrip() for line in text.split("\n"))]
+        if finding.evidence:
+            shown.append("")
     return shown

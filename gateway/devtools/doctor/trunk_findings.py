@@ -284,7 +284,9 @@ class _Judge(MediaFindings):
 
     def acknowledged(self) -> Iterator[Finding]:
         """Whether our ACK has reached the other side (RFC 3261 section 13.3.1.4)."""
-        repeated, acks, answer = self.repeated, self.acks, self.final
+        repeated, acks = self.repeated, self.acks
+        # That which was acknowledged: a proxy may repeat another one.
+        answer = next((one for one in self.answers if 200 <= one.status < 300), None)
         if len(repeated) < 2 or answer is None:
             return
         ack = acks[0]
