@@ -45,6 +45,7 @@ REQUESTS = {
     "deliveries": ("GET", "/webhooks/deliveries"),
     "resend": ("POST", "/webhooks/deliveries/{delivery}/resend"),
     "transcript": ("GET", f"{_CALL}/transcript"),
+    "record": ("GET", _CALL),
 }
 """Method and path of each command, below ``/api/v1``. What is not in the path goes into the query
 of a GET, or into the body."""

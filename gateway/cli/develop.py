@@ -33,16 +33,9 @@ from gateway.devtools.event_lines import (
     read_lines,
 )
 from gateway.devtools.event_viewer import entries_of
+from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.run import CallOptions, PhoneError, place_calls
-from gateway.devtools.scripted_caller.script import (
-    CallReport,
-    Digits,
-    Outcome,
-    RunReport,
-    Script,
-    load_script,
-    simple_script,
-)
+from gateway.devtools.scripted_caller.script import Digits, Script, load_script, simple_script
 from gateway.devtools.scripted_caller.sound import SoundError
 from gateway.devtools.timeline import as_text as timeline_text
 from gateway.devtools.timeline.as_text import render
@@ -336,12 +329,12 @@ def test_call(
     Plays a file, sends DTMF, listens and hangs up; the exit status tells the outcome.
     """
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    _quiet_logs(verbose)
+    quiet_logs(verbose)
     if script is not None and (play is not None or dtmf):
         raise click.UsageError("--script has its own steps; leave out --play and --dtmf")
     options = CallOptions(
         codecs=tuple(dict.fromkeys(Codec(name.upper()) for name in codecs)) or tuple(Codec),
-        local=_address(local),
+        local=local_address(local),
         user=user,
         record=record,
         record_both=record_both,
@@ -385,7 +378,8 @@ def _steps_of(
     return simple_script(play, keys, seconds, answer_within)
 
 
-def _address(text: str | None) -> tuple[str, int] | None:
+def local_address(text: str | None) -> tuple[str, int] | None:
+    """``HOST:PORT`` of an option. Raises click.UsageError."""
     if text is None:
         return None
     host, colon, port = text.rpartition(":")
@@ -425,7 +419,8 @@ def _write_report(file: Path, run: RunReport, many: bool) -> None:
         raise click.ClickException(f"{file}: cannot be written: {error.strerror}") from None
 
 
-def _quiet_logs(verbose: bool) -> None:
+def quiet_logs(verbose: bool) -> None:
+    """Log errors only, on standard error; warnings too where ``verbose``."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("warning" if verbose else "error"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

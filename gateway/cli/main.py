@@ -80,6 +80,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "demo": _Entry("develop", "Emulator, gateway and one scripted call, with checks.", "demo"),
         "emulator": _Entry("serve", "Run a realtime server with scripted replies.", "emulator"),
         "test-call": _Entry("develop", "Place one scripted call and report on it.", "test_call"),
+        "test": _Entry("test_suites", "Run suites of calls with assertions."),
         "timeline": _Entry("develop", "Show the record of a call as text and picture.", "timeline"),
         "events": _Entry("develop", "Show the event log of a session as a conversation.", "events"),
     },

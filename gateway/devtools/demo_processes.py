@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.devtools.demo_scenario import Check, Evidence, HeardAudio, Stage
-from gateway.devtools.scripted_caller.script import CallReport
+from gateway.devtools.scripted_caller.report import CallReport
 from gateway.devtools.timeline.story import Record, RecordError, read_record
 
 UP_SECONDS = 30.0

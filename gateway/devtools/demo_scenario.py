@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
-from gateway.devtools.scripted_caller.script import CallReport, Outcome, Script, load_script
+from gateway.devtools.scripted_caller.report import CallReport, Outcome
+from gateway.devtools.scripted_caller.script import Script, load_script
 from gateway.devtools.timeline.story import Record, tell
 
 GREETING = "Good morning, reception. How can I help?"

@@ -146,11 +146,13 @@ class UserAgent:
         codecs: list[Codec],
         trunk: str = "",
         caller_id: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> Leg:
         """Place a call to a sip URI, offering ``codecs`` in their order; returns at once.
 
         Through a ``trunk`` it goes with its credentials, proxy, headers, SRTP, and caller id unless
-        one is given; raises KeyError when there is none of that name. What becomes of it is told to
+        one is given; raises KeyError when there is none of that name. ``headers`` are added to the
+        INVITE. What becomes of it is told to
         ``handler``, a refused address included.
         """
         invite = Invite(
@@ -171,7 +173,7 @@ class UserAgent:
         hop = host_of(through.outbound_proxy if through and through.outbound_proxy else uri)
 
         def place() -> None:
-            self._running.place(leg, uri, codecs, through, caller_id)
+            self._running.place(leg, uri, codecs, through, caller_id, headers or {})
 
         if self._names.lasting(hop):
             self._thread.post(place)

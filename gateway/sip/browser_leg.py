@@ -187,6 +187,9 @@ class BrowserCall:
         """Have the page hear and see a key."""
         self._tell({"type": "dtmf", "digit": digit})
 
+    def hold(self, _held: bool) -> None:
+        """Do nothing: a page has no description that could say so."""
+
     def refer(self, _target: str, told: Callable[[ReferProgress], None]) -> None:
         """Refuse: a page places no calls. Its calls are bridged instead."""
         progress = ReferProgress(_NOT_IMPLEMENTED, "a browser follows no REFER", True)

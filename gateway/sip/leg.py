@@ -33,6 +33,7 @@ class LegCall(Protocol):
     def finish(self, code: int, headers: Mapping[str, str]) -> None: ...
     def play(self, sound: str) -> None: ...
     def press(self, digit: str, how: str) -> None: ...
+    def hold(self, held: bool) -> None: ...
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None: ...
     def refer_to(self, other: Any, told: Callable[[ReferProgress], None]) -> None: ...
     def join(self, other: Any, listen: bool) -> None: ...
@@ -59,6 +60,8 @@ class Leg:
         """URIs that the peer may send us to by REFER; none by default."""
         self.on_replaced: Callable[[Leg], None] | None = None
         """Told, on the event loop, which leg has taken the place of this one."""
+        self.on_refer: Callable[[str], None] | None = None
+        """Told, on the event loop, of the target of each REFER of the peer, followed or not."""
         self.call: LegCall | None = None
         """Set and read on the SIP thread, where the last reference to it has to go."""
         self._thread = thread
@@ -101,6 +104,10 @@ class Leg:
     def press(self, digit: str, how: str = "auto") -> None:
         """Send one key: ``how`` is auto, rfc4733 or info."""
         self._command(lambda call: call.press(digit, how))
+
+    def hold(self, held: bool) -> None:
+        """Put the peer on hold by a re-INVITE (RFC 3264 section 8.4), or take it back."""
+        self._command(lambda call: call.hold(held))
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
         """Blind transfer to a sip or tel URI."""

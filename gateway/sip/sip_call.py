@@ -203,6 +203,16 @@ class SipCall(TransferableCall):
         except pj.Error as error:
             log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
 
+    def hold(self, held: bool) -> None:
+        """Send a re-INVITE that holds the peer, or takes it back."""
+        param = pj.CallOpParam(True)
+        param.opt.audioCount, param.opt.videoCount = 1, 0
+        if held:
+            self.setHold(param)
+        else:
+            param.opt.flag |= pj.PJSUA_CALL_UNHOLD
+            self.reinvite(param)
+
     def take_info(self, rdata: Any) -> str | None:
         """An INFO request came: answer it where pjsua does not; returns the key in it."""
         message = text_of(rdata.wholeMsg)

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import time
+<<<<<<< HEAD
 from collections.abc import Callable
+=======
+from collections.abc import Mapping
+>>>>>>> acf1a06 (devtools, cli: gateway test places suites of calls and checks what they show)
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -225,7 +229,13 @@ class Stack:
         self.services.thread.to_loop(lambda: self._callbacks.on_invite(end.leg))
 
     def place(
-        self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
+        self,
+        leg: Leg,
+        uri: str,
+        codecs: list[Codec],
+        trunk: Trunk | None,
+        caller_id: str,
+        headers: Mapping[str, str],
     ) -> None:
         """Place the call of a leg; what becomes of it is told to its handler."""
         services = self.services
@@ -240,8 +250,10 @@ class Stack:
             if trunk is not None:
                 host = host_of(uri)
                 if self._trunks.leads_to(trunk, host, services.names.addresses(host)):
-                    param.txOption.headers = header_vector(trunk.headers)
+                    headers = {**trunk.headers, **headers}
+            if trunk is not None or caller_id:
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
+            param.txOption.headers = header_vector(headers)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, sip_call_id=text_of(call.getInfo().callIdString))
         except Exception as error:

@@ -187,6 +187,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         target = refer_to_of(text_of(prm.dstUri))
         uri, why = target.uri, target.flaw
         leg, services = self.leg, self.services
+        if leg is not None and leg.on_refer is not None:
+            services.thread.to_loop(functools.partial(leg.on_refer, uri or text_of(prm.dstUri)))
         permit = services.calls.permit
         allowed = None if leg is None else leg.allowed_refer_to
         if leg is None or leg.on_replaced is None or allowed is None:

@@ -5,31 +5,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
+from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
+    SPEECH_DBFS,
     AnyStep,
-    CallReport,
+    Dialling,
     Digits,
-    EndReport,
     ExpectEnd,
     HangUp,
+    Hold,
+    Interrupt,
     Listen,
-    Outcome,
+    Noise,
     Play,
+    Resume,
     Say,
     Script,
-    Span,
-    StepReport,
     Wait,
     WaitAnswer,
     WaitSilence,
     WaitSpeech,
 )
-from gateway.devtools.scripted_caller.sound import Clip, Hearing, Tape
+from gateway.devtools.scripted_caller.sound import (
+    Clip,
+    Hearing,
+    Played,
+    Tape,
+    WhiteNoise,
+    key_tones,
+)
 from gateway.sip.leg import Leg
 from gateway.sip.types import LegEnd, RtpQuality
 
@@ -42,6 +51,18 @@ DIGIT_MS = 320
 
 MEDIA_SECONDS = 3.0
 """How long after the answer audio may take to flow."""
+
+ONSET_MS = 60
+"""Sound of the other side by which an interruption knows that it has begun to speak."""
+
+TURN_MS, TURN_SECONDS = 200, 60.0
+"""Sound that is a turn of the other side, and the longest one."""
+
+HOLD_SECONDS = 0.3
+"""Time given to a re-INVITE that holds: nothing tells that it was answered."""
+
+NOISE_FRAMES = 5
+"""Noise that is queued ahead, and that a sound comes late by."""
 
 SETTLE_MS = 100
 """Silence sent before the first sound. A jitter buffer that has had no packet yet conceals a loss,
@@ -59,26 +80,34 @@ class _InterruptedError(Exception):
     """The user wants to hang up."""
 
 
-@dataclass(slots=True)
-class _Played:
-    name: str
-    first: int
-    count: int
+Talk = Callable[["ScriptedCall"], Awaitable[None]]
+"""What comes after the steps: a conversation by :meth:`ScriptedCall.turn` and ``speak``."""
 
 
 class ScriptedCall:
     """A leg's handler that follows a script. Lives on the event loop."""
 
     def __init__(
-        self, uri: str, script: Script, clips: dict[int, Clip], on_progress: Callable[[str], None]
+        self,
+        uri: str,
+        script: Script,
+        clips: dict[int, Clip],
+        on_progress: Callable[[str], None],
+        dialling: Dialling | None = None,
+        talk: Talk | None = None,
     ) -> None:
         self.uri = uri
         self.script = script
+        self.dialling = dialling or Dialling()
+        self.steps: list[StepReport] = []
+        """Those done so far."""
         self.tape = Tape(Codec.PCMU)
         self.report: CallReport | None = None
         self._clips = clips
         self._progress = on_progress
+        self._talk = talk
         self._leg: Leg | None = None
+        self._first_leg: Leg | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._hearing = Hearing()
         self._dialled_at = 0.0
@@ -88,8 +117,11 @@ class ScriptedCall:
         self._end: LegEnd | None = None
         self._interrupted = False
         self._hung_up = False
-        self._steps: list[StepReport] = []
-        self._played: list[_Played] = []
+        self._noise: WhiteNoise | None = None
+        self._medias = 0
+        self._held: list[Span] = []
+        self._refers: list[str] = []
+        self._played: list[Played] = []
         self._queued_frames = 0
         self._digits_sent = ""
         self._digits_received = ""
@@ -106,6 +138,7 @@ class ScriptedCall:
     def on_media(self, codec: Codec) -> None:
         """The codec is known."""
         self._codec = codec
+        self._medias += 1
         self.tape.negotiated(codec)
         self._wake()
 
@@ -141,7 +174,16 @@ class ScriptedCall:
         self._hearing.add(self.tape.collect())
         if "media" not in self._times and self.tape.first_at is not None:
             self._times["media"] = (self.tape.first_at - self._dialled_at) * 1000
+        if self._noise is not None and self._codec and len(self.tape.playout) < NOISE_FRAMES:
+            size = NOISE_FRAMES * PCM_FRAME_BYTES
+            self.tape.playout.put(self._codec.from_linear(self._noise.take(size)))
+            self._queued_frames += NOISE_FRAMES
         self._wake()
+
+    @property
+    def sip_call_id(self) -> str:
+        """The Call-ID of the INVITE; empty before it was sent."""
+        return "" if self._first_leg is None else self._first_leg.invite.sip_call_id
 
     def interrupt(self) -> None:
         """Hang up at once."""
@@ -154,7 +196,8 @@ class ScriptedCall:
         self.tape.negotiated(first_codec)
         self._started_at = datetime.now(UTC)
         self._dialled_at = loop.time()
-        self._leg = dial()
+        self._first_leg = dial()
+        self._take(self._first_leg)
         try:
             outcome, message = await self._follow()
         finally:
@@ -162,12 +205,53 @@ class ScriptedCall:
         self.on_audio()
         self.report = self._make_report(outcome, message)
 
+    def _take(self, leg: Leg) -> None:
+        self._leg = leg
+        leg.on_refer = self._on_refer
+        if self.dialling.follow is not None:
+            leg.allowed_refer_to, leg.on_replaced = self.dialling.follow, self._on_replaced
+
+    def _on_refer(self, target: str) -> None:
+        self._refers.append(target)
+        self._progress(f"referred to {target}")
+
+    def _on_replaced(self, successor: Leg) -> None:
+        """A REFER was followed: the new leg has the audio, and the old one is left."""
+        old, successor.handler = self._leg, self
+        self._take(successor)
+        if old is not None:
+            old.handler = None
+            old.hang_up()
+
+    async def turn(self, within: float, pause_ms: int) -> Span | None:
+        """Listen until the other side has spoken and paused; None when it says nothing within.
+
+        Raises an error that ends the script when the call ends.
+        """
+        heard = self._hearing.speech(SPEECH_DBFS)
+        began = self.tape.now_ms
+        try:
+            await self._until(lambda: heard.ms >= TURN_MS, within)
+        except TimeoutError:
+            return None
+        await self._until(lambda: self._hearing.quiet_for(pause_ms, SPEECH_DBFS), TURN_SECONDS)
+        return Span(from_ms=began, to_ms=self.tape.now_ms)
+
+    async def speak(self, clip: Clip) -> None:
+        """Say something, to its end."""
+        began = self._since_dial()
+        self._progress(f"says: {clip.name}")
+        await self._play(clip, False)
+        self._note(f'say "{clip.name}"', began, True)
+
     async def _follow(self) -> tuple[Outcome, str]:
         step: AnyStep | None = None
         try:
             async with asyncio.timeout(self.script.max_seconds):
                 for number, step in enumerate(self.script.steps, start=1):
                     await self._do(number, step)
+                if self._talk is not None:
+                    await self._talk(self)
         except TimeoutError:
             return self._missed(step)
         except _InterruptedError:
@@ -187,16 +271,18 @@ class ScriptedCall:
             await self._step(number, step)
             done = True
         finally:
-            took = self._since_dial() - began
-            self._steps.append(
-                StepReport(
-                    number=number,
-                    step=str(step),
-                    began_ms=round(began, 1),
-                    took_ms=round(took, 1),
-                    done=done,
-                )
+            self._note(str(step), began, done)
+
+    def _note(self, step: str, began: float, done: bool) -> None:
+        self.steps.append(
+            StepReport(
+                number=len(self.steps) + 1,
+                step=step,
+                began_ms=round(began, 1),
+                took_ms=round(self._since_dial() - began, 1),
+                done=done,
             )
+        )
 
     async def _step(self, number: int, step: AnyStep) -> None:
         match step:
@@ -212,8 +298,18 @@ class ScriptedCall:
                 )
             case Play() | Say():
                 await self._play(self._clips[number], step.background)
+            case Interrupt():
+                await self._begin_of_speech(step)
+                await self._play(self._clips[number], False, interrupts=True)
+            case Digits(how="inband"):
+                self._digits_sent += step.keys
+                await self._play(key_tones(step.keys), False)
             case Digits():
-                await self._press(step.keys)
+                await self._press(step.keys, step.how)
+            case Hold() | Resume():
+                await self._hold(step)
+            case Noise():
+                self._noise = None if step.dbfs == "off" else WhiteNoise(step.dbfs)
             case Wait():
                 await self._pass_time(step.seconds)
             case Listen():
@@ -230,14 +326,39 @@ class ScriptedCall:
             case HangUp():
                 await self._hang_up()
 
-    async def _play(self, clip: Clip, background: bool) -> None:
+    async def _begin_of_speech(self, step: Interrupt) -> None:
+        """Wait for the moment of an interruption: so long after the other side began to speak."""
+        heard = self._hearing.speech(step.threshold_dbfs)
+        await self._until(lambda: heard.ms >= ONSET_MS, step.within)
+        left = step.after_ms - ONSET_MS
+        if left > 0:
+            await self._ticks(left // FRAME_MS)
+
+    async def _hold(self, step: Hold | Resume) -> None:
+        assert self._leg is not None
+        held = isinstance(step, Hold)
+        now, known = self.tape.now_ms, self._medias
+        self._leg.hold(held)
+        if held:
+            self._held.append(Span(from_ms=now, to_ms=now))
+            await self._pass_time(HOLD_SECONDS)
+        else:
+            assert isinstance(step, Resume)
+            await self._until(lambda: self._medias > known, step.within)
+            if self._held:
+                self._held[-1] = Span(from_ms=self._held[-1].from_ms, to_ms=self.tape.now_ms)
+
+    async def _play(self, clip: Clip, background: bool, interrupts: bool = False) -> None:
         assert self._codec is not None
         frames = clip.frames(self._codec)
+        if self._noise is not None:
+            frames = self._noise.under(frames, self._codec)
         count = len(frames) // FRAME_BYTES
         # The queue holds two of the longest sounds; a third in the background waits for a place.
         await self._until(lambda: not self._waits() or self._fits(count), clip.ms / 1000 + 1200)
         self.tape.playout.put(frames)
-        self._played.append(_Played(clip.name, self._queued_frames, count))
+        loud = clip.loud(self._codec)
+        self._played.append(Played(clip.name, self._queued_frames, count, loud, interrupts))
         self._queued_frames += count
         if background:
             return
@@ -255,10 +376,10 @@ class ScriptedCall:
     def _fits(self, count: int) -> bool:
         return len(self.tape.playout) + count <= self.tape.playout.max_frames
 
-    async def _press(self, keys: str) -> None:
+    async def _press(self, keys: str, how: str) -> None:
         assert self._leg is not None
         for key in keys:
-            self._leg.press(key, "rfc4733")
+            self._leg.press(key, how)
             self._digits_sent += key
             await self._ticks(DIGIT_MS // FRAME_MS)
 
@@ -316,7 +437,7 @@ class ScriptedCall:
             return Outcome.NO_ANSWER, f"no answer within {step.within:g} s"
         if isinstance(step, WaitAnswer):
             return Outcome.LOST, f"answered, but no audio within {MEDIA_SECONDS:g} s"
-        number = len(self._steps)
+        number = len(self.steps)
         if self._since_dial() >= self.script.max_seconds * 1000:
             limit = f"the call's {self.script.max_seconds:g} s were over"
         else:
@@ -324,7 +445,7 @@ class ScriptedCall:
         return Outcome.STEP_MISSED, f"step {number} ({step}): {limit} before it was done"
 
     def _over_in(self, step: AnyStep | None) -> tuple[Outcome, str]:
-        end, number = self._end, len(self._steps)
+        end, number = self._end, len(self.steps)
         assert end is not None
         if end.code == 0:
             return Outcome.FAILED, f"the call could not be placed: {end.reason}"
@@ -338,29 +459,11 @@ class ScriptedCall:
         how = "was hung up by the other side" if end.method == "BYE" else f"ended ({end.reason})"
         return Outcome.LOST, f"step {number} ({step}): the call {how} in the middle of it"
 
-    def _end_report(self) -> EndReport | None:
-        end = self._end
-        if end is None:
-            return None
-        by = "caller" if end.local else "callee"
-        if not end.local and "answered" in self._times and end.method != "BYE":
-            by = "network"
-        return EndReport(
-            by=by,
-            code=end.code,
-            reason=end.reason,
-            method=end.method,
-            reason_header=end.reason_header,
-        )
-
     def _make_report(self, outcome: Outcome, message: str) -> CallReport:
-        played = []
-        for part in self._played:
-            span = self.tape.spoken_ms(part.first, part.count)
-            if span is not None:
-                played.append(Span(from_ms=span[0], to_ms=span[1], what=part.name))
         quality = self._quality
-        moments = {f"{name}_ms": round(at, 1) for name, at in self._times.items()}
+        answered = "answered" in self._times
+        found: dict[str, Any] = {f"{name}_ms": round(at, 1) for name, at in self._times.items()}
+        found |= self.tape.spans_of(self._played)
         return CallReport(
             uri=self.uri,
             outcome=outcome,
@@ -368,8 +471,10 @@ class ScriptedCall:
             exit_code=outcome.exit_code,
             started_at=self._started_at,
             codec=self._codec.value if self._codec else None,
-            steps=self._steps,
-            played=played,
+            steps=self.steps,
+            held=self._held,
+            refers=self._refers,
+            sip_call_id=self.sip_call_id,
             heard=self._hearing.spans(),
             digits_sent=self._digits_sent,
             digits_received=self._digits_received,
@@ -378,8 +483,8 @@ class ScriptedCall:
             rtp_received=quality.rx_packets if quality else 0,
             rtp_lost=quality.rx_lost if quality else 0,
             rtp_sent=quality.tx_packets if quality else 0,
-            end=self._end_report(),
-            **moments,
+            end=None if self._end is None else EndReport.of(self._end, answered),
+            **found,
         )
 
     def _mark(self, name: str) -> None:

@@ -19,15 +19,9 @@ from types import TracebackType
 from typing import Self
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.scripted_caller.call import ScriptedCall
-from gateway.devtools.scripted_caller.script import (
-    CallReport,
-    Outcome,
-    Play,
-    RunReport,
-    Say,
-    Script,
-)
+from gateway.devtools.scripted_caller.call import ScriptedCall, Talk
+from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
+from gateway.devtools.scripted_caller.script import Dialling, Interrupt, Play, Say, Script
 from gateway.devtools.scripted_caller.sound import Clip, read_clip, spoken_clip, write_sound
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
@@ -100,13 +94,13 @@ async def _place(
     phone = Phone(settings, host_of(uri))
     if nowhere := await asyncio.to_thread(nobody_listens, uri):
         raise PhoneError(f"nothing listens on udp:{nowhere}")
-    clips = await asyncio.to_thread(_prepare, script)
+    clips = await asyncio.to_thread(prepare, script)
     run = _Run(uri, script, options, clips, on_progress)
     async with phone:
         if options.parallel > phone.capacity:
             on_progress(0, f"this pjsua2 carries {phone.capacity} calls at a time, no more")
         workers = min(options.parallel, options.repeat, phone.capacity)
-        with _signals(phone.interrupt):
+        with taking_signals(phone.interrupt):
             await asyncio.gather(*(_work(run, phone) for _ in range(workers)))
     calls = [run.reports[number] for number in sorted(run.reports)]
     return RunReport(
@@ -132,13 +126,13 @@ async def _work(run: _Run, phone: Phone) -> None:
         _write(call, run.options, number)
 
 
-def _prepare(script: Script) -> dict[int, Clip]:
+def prepare(script: Script) -> dict[int, Clip]:
     """Every sound of the script by its step's number, so that no call waits for one."""
     clips: dict[int, Clip] = {}
     for number, step in enumerate(script.steps, start=1):
-        if isinstance(step, Play):
+        if isinstance(step, Play | Interrupt) and step.file is not None:
             clips[number] = read_clip(step.file)
-        elif isinstance(step, Say):
+        elif isinstance(step, Say | Interrupt):
             clips[number] = spoken_clip(step.text, step.voice)
     return clips
 
@@ -157,7 +151,8 @@ def _numbered(file: Path, options: CallOptions, number: int) -> Path:
 
 
 @contextlib.contextmanager
-def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
+def taking_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM call ``interrupt`` meanwhile."""
     loop = asyncio.get_running_loop()
     taken: list[signal.Signals] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -294,19 +289,27 @@ class Phone:
         clips: dict[int, Clip],
         codecs: list[Codec],
         on_progress: Callable[[str], None],
+        dialling: Dialling | None = None,
+        talk: Talk | None = None,
     ) -> ScriptedCall:
         """Place one call and follow the script to the end of it; both codecs are offered.
 
-        Those of ``codecs`` come first, in their order.
+        Those of ``codecs`` come first, in their order. ``talk`` comes after the script's steps.
         """
         offered = [*codecs, *(codec for codec in Codec if codec not in codecs)]
-        call = ScriptedCall(uri, script, clips, on_progress)
+        call = ScriptedCall(uri, script, clips, on_progress, dialling, talk)
+        how = call.dialling
         self._calls.add(call)
         try:
             if self.interrupted:
                 call.interrupt()
             await call.run(
-                lambda: self._agent.dial(uri, call, call.tape.audio, offered), offered[0]
+                lambda: self._agent.dial(
+                    *(uri, call, call.tape.audio, offered),
+                    caller_id=how.caller_id,
+                    headers=how.headers,
+                ),
+                offered[0],
             )
         finally:
             self._calls.discard(call)

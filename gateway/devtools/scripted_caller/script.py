@@ -31,23 +31,24 @@ file (TOML), and with the same names as Python objects::
 
 from __future__ import annotations
 
-from datetime import datetime
-from enum import StrEnum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     Strict,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 
 from gateway.config.source import (
     ConfigError,
+    KeyPath,
     Section,
     TomlSource,
     problems_of,
@@ -143,15 +144,67 @@ class Say(Step):
         return f'say "{short}"'
 
 
+class Interrupt(Step):
+    """Speak while the other side speaks: ``after_ms`` of its sound, a text or a file begins."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["interrupt"] = "interrupt"
+    after_ms: Annotated[int, Strict(), Field(ge=0, le=60_000)] = 1000
+    text: Annotated[str, Field(max_length=4000)] = ""
+    file: AudioFile | None = None
+    voice: Text = "cedar"
+    threshold_dbfs: Level = SPEECH_DBFS
+    within: Seconds = 15.0
+
+    @model_validator(mode="after")
+    def _one_sound(self) -> Interrupt:
+        if bool(self.text) is (self.file is not None):
+            raise ValueError("an interruption has either a text or a file")
+        return self
+
+    def __str__(self) -> str:
+        return f"interrupt after {self.after_ms} ms"
+
+
 class Digits(Step):
-    """Press keys (RFC 4733), one after the other; done when the last one has been sent."""
+    """Press keys, one after the other; done when the last one has been sent.
+
+    ``how``: RFC 4733 events, SIP INFO, or tones in the audio (``inband``).
+    """
 
     needs_media: ClassVar[bool] = True
     do: Literal["digits"] = "digits"
     keys: Annotated[str, Field(pattern=r"^[0-9*#A-D]{1,64}$")]
+    how: Literal["rfc4733", "info", "inband"] = "rfc4733"
 
     def __str__(self) -> str:
-        return f"digits {self.keys}"
+        return f"digits {self.keys}" + ("" if self.how == "rfc4733" else f" ({self.how})")
+
+
+class Hold(Step):
+    """Put the other side on hold by a re-INVITE (RFC 3264 section 8.4)."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["hold"] = "hold"
+
+
+class Resume(Step):
+    """Take the other side back from hold; done when audio flows again."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["resume"] = "resume"
+    within: Seconds = 5.0
+
+
+class Noise(Step):
+    """White noise under all that the caller sends from now on, at ``dbfs``; "off" ends it."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["noise"] = "noise"
+    dbfs: Level | Literal["off"]
+
+    def __str__(self) -> str:
+        return f"noise {self.dbfs}" + ("" if self.dbfs == "off" else " dBFS")
 
 
 class Wait(Step):
@@ -193,7 +246,20 @@ class HangUp(Step):
 
 
 AnyStep = (
-    WaitAnswer | WaitSpeech | WaitSilence | Play | Say | Digits | Wait | Listen | ExpectEnd | HangUp
+    WaitAnswer
+    | WaitSpeech
+    | WaitSilence
+    | Play
+    | Say
+    | Interrupt
+    | Digits
+    | Hold
+    | Resume
+    | Noise
+    | Wait
+    | Listen
+    | ExpectEnd
+    | HangUp
 )
 
 STEPS: dict[str, type[Step]] = {
@@ -204,7 +270,11 @@ STEPS: dict[str, type[Step]] = {
         WaitSilence,
         Play,
         Say,
+        Interrupt,
         Digits,
+        Hold,
+        Resume,
+        Noise,
         Wait,
         Listen,
         ExpectEnd,
@@ -255,29 +325,39 @@ def load_script(file: Path) -> Script:
     for key in source.data:
         if key not in ("step", "max_seconds"):
             source.report((key,), "unknown key" + suggestion(key, ["step", "max_seconds"]))
-    steps = _steps_of(source)
-    if source.problems:
-        raise ConfigError(source.problems)
-    given = {"max_seconds": source.data["max_seconds"]} if "max_seconds" in source.data else {}
-    try:
-        script = Script.model_validate({"steps": steps, **given})
-    except ValidationError as error:
-        raise ConfigError(problems_of(error, Script, source)) from None
-    for index, why in script.misplaced():
-        source.report(("step", index, "do"), why)
-    if source.problems:
+    if not source.data.get("step"):
+        source.report(("step",), "a script needs steps: write [[step]] and do = ...")
+    script = script_of(source, source.data, ())
+    if script is None or source.problems:
         raise ConfigError(source.problems)
     return script
 
 
-def _steps_of(source: TomlSource) -> list[Step]:
-    tables: Any = source.data.get("step")
-    if not isinstance(tables, list) or not tables:
-        source.report(("step",), "a script needs steps: write [[step]] and do = ...")
+def script_of(source: TomlSource, table: Mapping[str, Any], base: KeyPath) -> Script | None:
+    """The script in ``step`` and ``max_seconds`` of the table at ``base``; None, with what is wrong
+    reported to ``source``, where it is none."""
+    before = len(source.problems)
+    steps = _steps_of(source, table.get("step") or [], (*base, "step"))
+    if len(source.problems) > before:
+        return None
+    given = {"max_seconds": table["max_seconds"]} if "max_seconds" in table else {}
+    try:
+        script = Script.model_validate({"steps": steps, **given})
+    except ValidationError as error:
+        source.problems.extend(problems_of(error, Script, source, base))
+        return None
+    for index, why in script.misplaced():
+        source.report((*base, "step", index, "do"), why)
+    return script
+
+
+def _steps_of(source: TomlSource, tables: Any, base: KeyPath) -> list[Step]:
+    if not isinstance(tables, list):
+        source.report(base, "must be an array of tables: write [[step]] and do = ...")
         return []
     steps: list[Step] = []
     for index, table in enumerate(tables[:MAX_STEPS]):
-        path = ("step", index)
+        path = (*base, index)
         if not isinstance(table, dict):
             source.report(path, "must be a table: write [[step]]")
             continue
@@ -293,103 +373,14 @@ def _steps_of(source: TomlSource) -> list[Step]:
         except ValidationError as error:
             source.problems.extend(problems_of(error, kind, source, path))
     if len(tables) > MAX_STEPS:
-        source.report(("step",), f"more than {MAX_STEPS} steps")
+        source.report(base, f"more than {MAX_STEPS} steps")
     return steps
 
 
-class Outcome(StrEnum):
-    """What became of a call."""
+@dataclass(frozen=True, slots=True)
+class Dialling:
+    """How a call is placed; ``follow`` matches the targets of REFERs that are followed."""
 
-    COMPLETED = "completed"
-    REFUSED = "refused"
-    NO_ANSWER = "no_answer"
-    STEP_MISSED = "step_missed"
-    LOST = "lost"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
-
-    @property
-    def exit_code(self) -> int:
-        """The exit status of ``gateway call``; 2 is wrong usage."""
-        return _EXIT_CODES[self]
-
-
-_EXIT_CODES = {
-    Outcome.COMPLETED: 0,
-    Outcome.REFUSED: 3,
-    Outcome.NO_ANSWER: 4,
-    Outcome.STEP_MISSED: 5,
-    Outcome.LOST: 6,
-    Outcome.FAILED: 7,
-    Outcome.INTERRUPTED: 130,
-}
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class StepReport(_Part):
-    """One step: 1-based number, what it was, when it began (ms since INVITE), how it ended."""
-
-    number: int
-    step: str
-    began_ms: float
-    took_ms: float
-    done: bool
-
-
-class Span(_Part):
-    """A stretch of the recording, ms from its first sample."""
-
-    from_ms: int
-    to_ms: int
-    what: str = ""
-
-
-class EndReport(_Part):
-    """The end as SIP saw it; ``by`` is ``caller`` (us), ``callee`` or ``network``."""
-
-    by: str
-    code: int
-    reason: str
-    method: str = ""
-    reason_header: str = ""
-
-
-class CallReport(_Part):
-    """One scripted call. Moments are ms since the INVITE, None when it did not happen."""
-
-    uri: str
-    outcome: Outcome
-    message: str
-    """One sentence: what happened."""
-    exit_code: int
-    started_at: datetime
-    codec: str | None = None
-    ringing_ms: float | None = None
-    answered_ms: float | None = None
-    media_ms: float | None = None
-    """The first sample of the recordings."""
-    ended_ms: float | None = None
-    steps: list[StepReport] = Field(default_factory=list)
-    played: list[Span] = Field(default_factory=list)
-    heard: list[Span] = Field(default_factory=list)
-    """Where sound was heard, pauses shorter than 300 ms not counted as such."""
-    digits_sent: str = ""
-    digits_received: str = ""
-    recorded_ms: int = 0
-    lost_ticks: int = 0
-    """20 ms frames that are in no recording; always 0 but on a machine that stood still."""
-    rtp_received: int = 0
-    rtp_lost: int = 0
-    rtp_sent: int = 0
-    end: EndReport | None = None
-
-
-class RunReport(_Part):
-    """Several calls of one run (``--repeat``)."""
-
-    calls: list[CallReport]
-    completed: int
-    exit_code: int
+    caller_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    follow: re.Pattern[str] | None = None

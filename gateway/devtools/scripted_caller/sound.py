@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
-from gateway.devtools.scripted_caller.script import SPEECH_DBFS, Span
+from gateway.devtools.scripted_caller.report import Span
+from gateway.devtools.scripted_caller.script import SPEECH_DBFS
 from gateway.records.recording_files import write_tracks
 from gateway.sip.media.ports import CallAudio
 
@@ -93,6 +94,18 @@ MAX_PLAYOUT_FRAMES = 2 * 600 * 1000 // FRAME_MS
 _QUIETEST_DBFS = -96.0
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A sound that was queued: ``count`` frames from the ``first`` (0-based) of all."""
+
+    name: str
+    first: int
+    count: int
+    loud: tuple[int, int]
+    """First loud frame of it, and how many there are up to the last one."""
+    interrupts: bool
+
+
 class Tape:
     """The two tracks of one call, put together on the event loop of what the clock recorded."""
 
@@ -145,6 +158,18 @@ class Tape:
         ticks = self._spoken_at[first : first + count]
         return (ticks[0] * FRAME_MS, (ticks[-1] + 1) * FRAME_MS) if ticks else None
 
+    def spans_of(self, played: Sequence[Played]) -> dict[str, list[Span]]:
+        """Where these sounds lie in the recording, by the names of the report's fields."""
+        found: dict[str, list[Span]] = {"played": [], "spoken": [], "interruptions": []}
+        for part in played:
+            first, count = part.loud
+            whole = self.spoken_ms(part.first, part.count)
+            loud = self.spoken_ms(part.first + first, count)
+            for name, span in (("played", whole), ("spoken", loud), ("interruptions", loud)):
+                if span is not None and (name != "interruptions" or part.interrupts):
+                    found[name].append(Span(from_ms=span[0], to_ms=span[1], what=part.name))
+        return found
+
     @property
     def now_ms(self) -> int:
         """Length of the recording so far, ms."""
@@ -180,6 +205,14 @@ class Clip:
     def ms(self) -> float:
         """Length, ms."""
         return len(self.data) / (1 if self.codec else 2) * 1000 / SAMPLE_RATE
+
+    def loud(self, codec: Codec) -> tuple[int, int]:
+        """First frame at or above ``SPEECH_DBFS``, and how many there are up to the last one."""
+        pcm = codec.to_linear(self.frames(codec))
+        frames = range(0, len(pcm), PCM_FRAME_BYTES)
+        levels = [level_dbfs(pcm[at : at + PCM_FRAME_BYTES]) for at in frames]
+        loud = [index for index, level in enumerate(levels) if level >= SPEECH_DBFS]
+        return (loud[0], loud[-1] + 1 - loud[0]) if loud else (0, len(levels))
 
     def frames(self, codec: Codec) -> bytes:
         """The bytes to send on a call in ``codec``, filled up with silence to a whole frame."""
@@ -221,6 +254,54 @@ def spoken_clip(text: str, voice: str) -> Clip:
     except SpeechError as error:
         raise SoundError(f"say: {error}") from None
     return Clip(text, to_telephone(pcm, rate, 1), None)
+
+
+KEY_MS, KEY_PAUSE_MS = 120, 80
+"""Of a key's tones and of the pause behind them; 40 ms of each is the least (ITU-T Q.24)."""
+
+_LOW_HZ, _HIGH_HZ = (697, 770, 852, 941), (1209, 1336, 1477, 1633)
+_KEYPAD = "123A456B789C*0#D"
+_KEY_PEAK = 0.25
+"""Of each of the two tones, of full scale: -12 dB."""
+
+
+def key_tones(keys: str) -> Clip:
+    """The tones of keys (ITU-T Q.23), one after the other."""
+    import numpy as np
+
+    times = np.arange(KEY_MS * SAMPLE_RATE // 1000) / SAMPLE_RATE
+    pcm = b""
+    for key in keys:
+        row, column = divmod(_KEYPAD.index(key), 4)
+        low, high = (np.sin(2 * np.pi * hz * times) for hz in (_LOW_HZ[row], _HIGH_HZ[column]))
+        pcm += (32767 * _KEY_PEAK * (low + high)).astype("<i2").tobytes()
+        pcm += bytes(2 * KEY_PAUSE_MS * SAMPLE_RATE // 1000)
+    return Clip(f"keys {keys}", pcm, None)
+
+
+class WhiteNoise:
+    """Endless noise, 16-bit samples; the same with each call, so that runs can be compared."""
+
+    def __init__(self, dbfs: float) -> None:
+        import numpy as np
+
+        made = np.random.default_rng(1).normal(0, 32767 * 10 ** (dbfs / 20), 10 * SAMPLE_RATE)
+        self._samples: bytes = np.clip(made, -32768, 32767).astype("<i2").tobytes()
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        taken = b""
+        while len(taken) < size:
+            part = self._samples[self._at : self._at + size - len(taken)]
+            self._at = (self._at + len(part)) % len(self._samples)
+            taken += part
+        return taken
+
+    def under(self, frames: bytes, codec: Codec) -> bytes:
+        """Frames of G.711 with noise in them."""
+        pcm = codec.to_linear(frames)
+        return codec.from_linear(audioop.add(pcm, self.take(len(pcm)), 2))
 
 
 def to_telephone(pcm: bytes, rate: int, channels: int) -> bytes:

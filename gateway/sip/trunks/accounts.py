@@ -143,10 +143,11 @@ class Accounts:
                 log.warning("sip.account_lacking", trunk=name, host=host, error=error.reason)
         return found or self._accounts[name, self._host, ""]
 
-    def from_uri(self, trunk: Trunk, caller_id: str = "") -> str:
+    def from_uri(self, trunk: Trunk | None, caller_id: str = "") -> str:
         """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
-        user = caller_id or trunk.caller_id or self._user(trunk)
-        return f"sip:{user}@{bracketed(host_of(trunk.registrar)) or self._own}"
+        user = caller_id or (trunk.caller_id if trunk else "") or self._user(trunk)
+        host = bracketed(host_of(trunk.registrar)) if trunk else ""
+        return f"sip:{user}@{host or self._own}"
 
     def tick(self, now: float) -> None:
         """Register where it is due. To be called about once a second."""

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the calls of suites: one telephone, many calls at a time, evidence and verdicts of each."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.audio.g711 import Codec
+from gateway.devtools.call_suites.suite import SuiteCall
+from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, Verdict, judge
+from gateway.devtools.call_suites.witness import Witness, recogniser_of, said_in
+from gateway.devtools.scripted_caller.call import ScriptedCall
+from gateway.devtools.scripted_caller.report import CallReport
+from gateway.devtools.scripted_caller.run import (
+    Phone,
+    PhoneError,
+    PhoneSettings,
+    host_of,
+    nobody_listens,
+    prepare,
+    taking_signals,
+)
+from gateway.devtools.scripted_caller.script import Dialling, Interrupt, Noise, Say, Script
+from gateway.devtools.scripted_caller.sound import write_sound
+
+_USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How suites are run.
+
+    Args:
+        sounds: folder for a stereo WAV of each call; None keeps none.
+    """
+
+    parallel: int = 4
+    local: tuple[str, int] | None = None
+    sounds: Path | None = None
+    pjsip_log_level: int = 0
+
+
+@dataclass(slots=True)
+class CallResult:
+    """One call of a suite, ended."""
+
+    call: SuiteCall
+    evidence: Evidence
+    verdicts: list[Verdict]
+    sound: Path | None = None
+    """Stereo: the caller left, what was heard right."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def report(self) -> CallReport:
+        """What the caller reports."""
+        return self.evidence.report
+
+    @property
+    def failed(self) -> bool:
+        """Whether an assertion failed."""
+        return any(one.mark is Mark.FAILED for one in self.verdicts)
+
+    @property
+    def seconds(self) -> float:
+        """How long the call took, from its INVITE."""
+        return (self.report.ended_ms or self.report.answered_ms or 0.0) / 1000
+
+
+Progress = Callable[[SuiteCall, str], None]
+"""Told of what happens in a call; with an empty text when it begins."""
+
+
+def uri_of(target: str, to: str) -> str:
+    """Whom to call: ``to`` at the target, or ``to`` itself where it is an address."""
+    if re.match(r"sips?:", to, re.IGNORECASE):
+        return to
+    match = _USER_AND_HOST.fullmatch(target)
+    if match is None:
+        raise ValueError(f"{target!r} is no SIP address; write sip:127.0.0.1:5060")
+    return f"{match[1]}{to}@{match[2]}"
+
+
+async def run_calls(
+    calls: Sequence[SuiteCall],
+    options: RunOptions,
+    witness: Witness,
+    on_progress: Progress,
+    on_result: Callable[[CallResult], None],
+) -> list[CallResult]:
+    """Place all calls, ``options.parallel`` at a time; those that are interrupted are left out.
+
+    Raises ValueError for an address that is none, PhoneError when the local address cannot be had
+    or nothing listens at the target, SoundError for a sound that cannot be read or written.
+    """
+    uris = [uri_of(one.target, one.call.to) for one in calls]
+    hosts = {host_of(uri) for uri in uris}
+    for uri in {re.sub(r":[^@:]*@", ":", uri): uri for uri in uris}.values():
+        if nowhere := await asyncio.to_thread(nobody_listens, uri):
+            raise PhoneError(f"nothing listens on udp:{nowhere}")
+    phone = Phone(
+        PhoneSettings(local=options.local, pjsip_log_level=options.pjsip_log_level),
+        sorted(hosts)[-1],
+    )
+    results: dict[int, CallResult] = {}
+    scripts = [_with_noise(one) for one in calls]
+    # All before the first call: a sound that is missing is told then, and no call waits for one.
+    clips = await asyncio.to_thread(lambda: [prepare(one) for one in scripts])
+    waiting = list(zip(calls, uris, scripts, clips, strict=True))
+
+    async def work() -> None:
+        while waiting and not phone.interrupted:
+            call, uri, script, sounds = waiting.pop(0)
+            on_progress(call, "")
+            place = functools.partial(phone.call, uri, script, sounds)
+            result = await _one(call, place, options, witness, on_progress)
+            results[call.number] = result
+            on_result(result)
+
+    async with phone:
+        workers = min(options.parallel, len(calls), phone.capacity)
+        with taking_signals(phone.interrupt):
+            await asyncio.gather(*(work() for _ in range(workers)))
+    return [results[number] for number in sorted(results)]
+
+
+async def _one(
+    call: SuiteCall,
+    place: Callable[..., Awaitable[ScriptedCall]],
+    options: RunOptions,
+    witness: Witness,
+    on_progress: Progress,
+) -> CallResult:
+    follow = call.call.follow_refer
+    dialling = Dialling(
+        caller_id=call.caller_id,
+        headers=call.call.headers,
+        follow=None if follow is None else re.compile(follow),
+    )
+    codecs = [call.call.codec, *(one for one in Codec if one is not call.call.codec)]
+    with witness.following(call.caller_id):
+        made = await place(codecs, lambda text: on_progress(call, text), dialling)
+    assert made.report is not None
+    evidence = await _evidence(call, made, witness)
+    result = CallResult(call, evidence, judge(call.call.expect, evidence))
+    for name in ("caller", "judge"):
+        if getattr(call.call, name) is not None:
+            why = "not checked: [model] url is empty"
+            result.verdicts.append(Verdict(name, Mark.SKIPPED, "a text model", why))
+    if options.sounds is not None and made.tape.heard_track:
+        result.sound = options.sounds / f"{call.number:03}-{slug(call.name)}.wav"
+        both = [bytes(made.tape.said_track), bytes(made.tape.heard_track)]
+        await asyncio.to_thread(write_sound, result.sound, made.tape.codec, both)
+    return result
+
+
+def _with_noise(call: SuiteCall) -> Script:
+    """The script, with the noise of the line from the answer on."""
+    dbfs, steps = call.call.line.noise_dbfs, call.script.steps
+    if dbfs is None:
+        return call.script
+    first = next((at for at, one in enumerate(steps, start=1) if one.do == "wait_answer"), 0)
+    noisy = (*steps[:first], Noise(dbfs=dbfs), *steps[first:])
+    return call.script.model_copy(update={"steps": noisy})
+
+
+async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Evidence:
+    report = made.report
+    assert report is not None
+    evidence = Evidence(report, own=_own_words(call.script))
+    record, why = await witness.record(report.sip_call_id, call.caller_id, report.started_at)
+    evidence.record, evidence.no_record = record, why
+    if record is not None:
+        evidence.transcript = said_in(record.get("transcript") or ())
+        evidence.words_by = "the gateway's transcript"
+        return evidence
+    recogniser, why_not = recogniser_of(call.recogniser)
+    evidence.no_words = f"{why}; {why_not}" if why_not else why
+    if recogniser is not None and report.heard:
+        words, why = await recogniser.words(bytes(made.tape.heard_track), made.tape.codec)
+        if why:
+            evidence.no_words = why
+        else:
+            evidence.transcript, evidence.words_by = [Said("agent", words)], "the recogniser"
+    return evidence
+
+
+def _own_words(script: Script) -> list[Said]:
+    return [
+        Said("caller", one.text)
+        for one in script.steps
+        if isinstance(one, Say | Interrupt) and one.text
+    ]
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "call"
