@@ -113,7 +113,7 @@ def _section(one: CallResult, folder: Path) -> str:
         f"{escape(one.call.suite)}: {escape(one.call.name)}</h2><p>{facts}</p>"
         f"<table>{rows}</table>{sound}{_lanes(one)}"
         f"<details{' open' if one.failed else ''}><summary>Steps</summary>"
-        f"<table>{''.join(_ladder(one))}</table></details>{_transcript(one)}</section>"
+        f"<table>{''.join(_moments(one))}</table></details>{_transcript(one)}</section>"
     )
 
 
@@ -128,7 +128,7 @@ def _verdict_row(one: Verdict) -> str:
     )
 
 
-def _ladder(one: CallResult) -> Iterator[str]:
+def _moments(one: CallResult) -> Iterator[str]:
     """Rows of what happened, by time since the INVITE."""
     report = one.report
     media = report.media_ms or report.answered_ms or 0.0
