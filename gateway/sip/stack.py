@@ -4,11 +4,7 @@
 from __future__ import annotations
 
 import time
-<<<<<<< HEAD
-from collections.abc import Callable
-=======
-from collections.abc import Mapping
->>>>>>> acf1a06 (devtools, cli: gateway test places suites of calls and checks what they show)
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
