@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import orjson
 
 from gateway.audio.g711 import Codec
 from gateway.realtime.dialects.dialect import Audio, resampling
-from gateway.realtime.endpoint import CLOSE_TIMEOUT, Connection, Endpoint
+from gateway.realtime.endpoint import CLOSE_TIMEOUT
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
     LIVE,
@@ -61,8 +61,7 @@ from gateway.realtime.live_audio import (
 from gateway.realtime.live_backend import Backend
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
-from gateway.realtime.session import Session, SessionClosed, Tap
-from gateway.realtime.session_object import Refused
+from gateway.realtime.session import Handshake, Session, SessionClosed
 
 CLOSED_SECONDS = 5.0
 """How long ``session.closed`` is waited for after ``session.close``."""
@@ -124,6 +123,7 @@ class LiveSession(Session):
     """One Live session after its ``session.started``.
 
     Args:
+        codec: of the call.
         playout: of what it says.
     """
 
@@ -132,42 +132,24 @@ class LiveSession(Session):
 
     def __init__(
         self,
-        connection: Connection,
-        endpoint: Endpoint,
-        effective: dict[str, Any],
-        edge: LiveEdge,
-        *,
+        handshake: Handshake,
         on_event: Callable[[ServerEvent], None],
         on_closed: Callable[[SessionClosed], None],
-        waiting: Iterable[ServerEvent] = (),
-        tap: Tap | None = None,
-        refused: Iterable[Refused] = (),
-        server_time: float | None = None,
-        playout: LivePlayout = NO_PLAYOUT,
+        codec: Codec,
+        playout: LivePlayout,
     ) -> None:
-        super().__init__(
-            connection,
-            endpoint,
-            effective,
-            edge,
-            on_event=on_event,
-            on_closed=on_closed,
-            waiting=waiting,
-            tap=tap,
-            refused=refused,
-            server_time=server_time,
-        )
-        self.model = str(effective.get("model") or endpoint.model)
+        super().__init__(handshake, on_event, on_closed)
+        self.model = str(self.effective.get("model") or handshake.endpoint.model)
         self.ended: SessionEnded | None = None
         """``session.closed``, once it has come."""
-        self._codec, self._pcm = edge.codec, edge.pcm
-        self._backend = _backend_of(effective)
+        self._codec, self._pcm = codec, handshake.edge.pcm
+        self._backend = _backend_of(self.effective)
         self._handed: deque[str] = deque(maxlen=MAX_HANDED)
         """Ids of the latest tasks that were handed over to us."""
         self._queued_ms = playout.queued_ms
-        self._pacer = Pacer(edge.codec)
-        self._detector = SpeechDetector(edge.codec)
-        self.track = SpeechTrack(edge.codec, playout.max_queue_ms)
+        self._pacer = Pacer(codec)
+        self._detector = SpeechDetector(codec)
+        self.track = SpeechTrack(codec, playout.max_queue_ms)
         self._agent = Stretches("speech_")
         self._caller = Stretches("turn_")
         self._ended_event = asyncio.Event()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -78,6 +78,25 @@ class Tap(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Handshake:
+    """Results of the set-up of a session, from which the session is made.
+
+    ``effective`` is the session object that the server reported; ``refused`` are the settings that
+    it did not take, ``waiting`` the events that came meanwhile. ``server_time`` is the server's
+    clock (Unix s), None where it is not known.
+    """
+
+    connection: Connection
+    endpoint: Endpoint
+    edge: Wire
+    effective: dict[str, Any]
+    waiting: Sequence[ServerEvent]
+    refused: Sequence[Refused]
+    server_time: float | None
+    tap: Tap | None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionClosed:
     """The end of a session.
 
@@ -128,42 +147,35 @@ class Session:
 
     def __init__(
         self,
-        connection: Connection,
-        endpoint: Endpoint,
-        effective: dict[str, Any],
-        edge: Wire,
-        *,
+        handshake: Handshake,
         on_event: Callable[[ServerEvent], None],
         on_closed: Callable[[SessionClosed], None],
-        waiting: Iterable[ServerEvent] = (),
-        tap: Tap | None = None,
-        refused: Iterable[Refused] = (),
-        server_time: float | None = None,
     ) -> None:
-        self.effective = effective
+        self.effective = effective = handshake.effective
         self.id = str(effective.get("id") or "")
         expires_at = effective.get("expires_at")
         self.expires_at: float | None = None
         # Neither NaN, nor infinity, nor what is too large for a float.
         if isinstance(expires_at, (int, float)) and abs(expires_at) < MAX_UNIX_SECONDS:
             self.expires_at = float(expires_at)
+        server_time = handshake.server_time
         if server_time is None:
             server_time = time.time()
         self.seconds_left = None if self.expires_at is None else self.expires_at - server_time
         self.counters = Counters()
-        self._connection = connection
-        self._transport = connection.transport
-        self._redact = endpoint.redact
-        self._edge = edge
+        self._connection = handshake.connection
+        self._transport = self._connection.transport
+        self._redact = handshake.endpoint.redact
+        self._edge = handshake.edge
         self._on_event = on_event
         self._on_closed = on_closed
-        self._tap = tap
+        self._tap = handshake.tap
         self._log = log.bind(session=self.id)
-        self.commands = SentCommands(refused, self.id)
+        self.commands = SentCommands(handshake.refused, self.id)
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
         self._reader = asyncio.create_task(
-            self._read(tuple(waiting)), name=f"realtime-session-{self.id}"
+            self._read(tuple(handshake.waiting)), name=f"realtime-session-{self.id}"
         )
 
     @property
@@ -251,7 +263,7 @@ class Session:
             self._tap.sent(message, audio)
         return written
 
-    async def _read(self, waiting: Iterable[ServerEvent]) -> None:
+    async def _read(self, waiting: Sequence[ServerEvent]) -> None:
         closed = SessionClosed(1006, "", False, classify_close(1006, ""))
         try:
             for event in waiting:

@@ -54,6 +54,7 @@ from gateway.realtime.parse import BadEvent
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import (
     WRITE_BUFFER_LIMIT,
+    Handshake,
     ResampledSession,
     Session,
     SessionClosed,
@@ -270,20 +271,19 @@ class _Opening:
     def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
         """Return the session that is up."""
         assert self.connection is not None
-        return self._kind()(
-            self.connection,
-            self._endpoint,
-            effective,
-            self.edge,
-            on_event=on_event,
-            on_closed=on_closed,
+        handshake = Handshake(
+            connection=self.connection,
+            endpoint=self._endpoint,
+            edge=self.edge,
+            effective=effective,
             waiting=self.early,
-            tap=self._tap,
             refused=self.refused,
             server_time=self.server_time,
+            tap=self._tap,
         )
+        return self._kind()(handshake, on_event, on_closed)
 
-    def _kind(self) -> Callable[..., Session]:
+    def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
         """Return what makes the session."""
         return Session if self.edge.pcm is None else ResampledSession
 
@@ -494,5 +494,5 @@ class _LiveOpening(_Opening):
             verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
             raise self._failed(verdict, f"session.started has audio.format {got}")
 
-    def _kind(self) -> Callable[..., Session]:
-        return partial(LiveSession, playout=self._playout)
+    def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
+        return partial(LiveSession, codec=self._live.codec, playout=self._playout)
