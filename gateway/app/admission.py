@@ -51,7 +51,7 @@ _BELOW = {
     EndReason.SRTP_MISMATCH: ("srtp", "media.srtp"),
     EndReason.OVER_CAPACITY: ("", "sip.max_calls"),
 }
-"""The settings that decide before a route is looked for: of the trunk, and of the gateway."""
+"""Settings that reject an INVITE before a route is sought: of the trunk, of the gateway."""
 
 
 EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
@@ -303,11 +303,11 @@ class Admission:
         """Take no INVITE: the process places calls only."""
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
-        """Take further calls by these."""
+        """Use this configuration and dialplan for further calls."""
         self._config, self._dialplan, self._tools = config, dialplan, tools
 
     def on_invite(self, leg: Leg) -> None:
-        """Make a call of it, or refuse it. Never raises."""
+        """Make a call of an INVITE, or refuse it. Never raises."""
         now = datetime.now(UTC)
         record = CallRecord(leg.invite.call_id, leg.invite.sip_call_id, started_at=now.isoformat())
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The HTTP API of this process, made from its parts."""
+"""HTTP API of this process: its paths, joined with calls, records and metrics."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class RequestKeys:
 
 
 class Readings:
-    """What ``/metrics`` reads at each request. All of it belongs to the event loop."""
+    """Metrics that ``/metrics`` reads at each request. Used on the event loop."""
 
     def __init__(
         self,

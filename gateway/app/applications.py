@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls that an application decides over, as with OpenAI's SIP interface.
+"""Calls that an application accepts or rejects, over OpenAI's SIP interface.
 
 A route with ``[route.application]`` tells its application of a call by a signed webhook
 (``realtime.call.incoming``, or ``live.transport.incoming``) while the INVITE waits. The
@@ -120,7 +120,7 @@ class Waiting:
 
 
 class Applications:
-    """Asks applications, and does what they say. Lives on the event loop.
+    """Asks applications about calls, and carries out their decisions. Used on the event loop.
 
     Args:
         permit_refer: raises DialRefusedError where a caller may not be sent to a URI.

@@ -43,12 +43,12 @@ class BrowserCalls:
 
     @property
     def limit(self) -> int:
-        """How many there may be at a time."""
+        """Maximum number of calls at a time."""
         return self._files()[0].api.browser_calls
 
     @property
     def active(self) -> int:
-        """How many there are."""
+        """Number of calls in progress."""
         return len(self._ends)
 
     def numbers(self) -> list[dict[str, str]]:
@@ -90,7 +90,7 @@ class BrowserCalls:
         return end
 
     def over(self, end: BrowserEnd) -> None:
-        """The page is gone."""
+        """End the call of a page that is gone."""
         self._ends.discard(end)
         self._pump.remove(end.audio)
         self.skipped += end.skipped

@@ -76,7 +76,7 @@ READY_SECONDS = 1.0
 
 
 class Maintenance:
-    """Runs while the user agent listens.
+    """Tasks of the process while the user agent listens.
 
     Args:
         reload: what SIGHUP does.
@@ -169,7 +169,7 @@ class Part:
 
 
 class Gateway:
-    """Everything that a process has of a gateway, but for its own life.
+    """All parts of a gateway process, started and stopped together.
 
     Args:
         state: how the process is, for ``gateway status``.

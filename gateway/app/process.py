@@ -80,10 +80,10 @@ def without_notify(environ: dict[str, str]) -> dict[str, str]:
 
 
 UP = b"up\n"
-"""What a worker says, once, when it takes calls."""
+"""Message of a worker, once, when it takes calls."""
 
 WELL, ILL = b"well\n", b"ill\n"
-"""What it says each second from then on."""
+"""Messages of a worker, one each second from then on."""
 
 
 class SupervisorLink:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The calls in progress: how many there may be, what each costs, and its record at its end."""
+"""Calls in progress: their limit, the cost of each, and its record at the end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CallRegistry:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
         self.forced = 0
-        """Calls that :meth:`shut_down` cut."""
+        """Calls that :meth:`shut_down` ended."""
         self.closed = False
         """No further call may begin: the gateway is draining."""
         self._settings = config.records
@@ -83,17 +83,17 @@ class CallRegistry:
 
     @property
     def full(self) -> bool:
-        """Whether there is no place for another call."""
+        """Return whether no further call may begin."""
         return len(self._calls) + len(self._undecided) >= self.max_calls
 
     def no_room(self) -> str | None:
-        """The rule by which no further call may begin now; None when there is room."""
+        """Return the rule by which no further call may begin now, or None."""
         if self.closed:
             return "the gateway shuts down"
         return f"sip.max_calls: {self.max_calls} calls in progress" if self.full else None
 
     def spent(self, route: Route, number: str) -> str | None:
-        """The budget that leaves nothing for another call; None when there is money."""
+        """Return the budget that is used up, or None."""
         reached = self._costs.exhausted(route, number)
         return None if reached is None else str(reached)
 
@@ -110,12 +110,12 @@ class CallRegistry:
 
     @property
     def records(self) -> list[CallRecord]:
-        """Of the calls in progress, and of those that wait for a decision."""
+        """Records of calls in progress, and of those that wait for a decision."""
         return [*(call.record for call in self._calls), *self.waiting]
 
     @property
     def waiting(self) -> list[CallRecord]:
-        """Of the calls that wait for a decision."""
+        """Records of calls that wait for a decision."""
         return [record for record, _end in self._undecided.values()]
 
     def wait_for_decision(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:

@@ -24,17 +24,17 @@ from gateway.tasks import TaskSet, wait_any
 log = structlog.get_logger("gateway")
 
 BYE_SECONDS = 4.0
-"""How long a shutdown waits for calls that were told to end."""
+"""Wait (s) of a shutdown for calls that were ended."""
 
 REPORT_SECONDS = 5.0
-"""While draining, the log says so often which calls are waited for."""
+"""Interval (s) at which the log names the calls that a drain waits for."""
 
 REPORTED_CALLS = 20
 """Calls that such a line names."""
 
 
 class State(StrEnum):
-    """What the process does now. Each follows the one before; a start that fails is STOPPED."""
+    """State of the process, in order; a start that fails is STOPPED."""
 
     STARTING = "starting"
     SERVING = "serving"

@@ -40,9 +40,9 @@ BANS_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
 KEPT_DAYS = 40
 PATIENCE_SECONDS = 6.0
-"""What one transaction may take."""
+"""Longest time (s) of one transaction."""
 START_SECONDS = 10.0
-"""For tables and connection, before calls are taken."""
+"""Wait (s) for tables and connection, before calls are taken."""
 SQLITE_SECONDS = 5.0
 """A file of this machine is not away: the disk is busy."""
 QUEUE_ITEMS = 2000

@@ -30,7 +30,7 @@ class Worker:
         self.index = index
         self.was_up = False
         self.well = True
-        """What it says of itself."""
+        """Its last health report."""
         self.started_at = 0.0
         """Time of the event loop's clock, s."""
         self._command = tuple(command)

@@ -73,7 +73,7 @@ class CallController:
         began = loop.time() if began is None else began
         self.record = record
         self.plan = plan
-        """As it was when the call began."""
+        """Plan at the start of the call."""
         self.out_of_band = OutOfBandWaiters()
         self._on_finished = on_finished
         self.explain: Callable[[], None] = lambda: None
@@ -87,7 +87,7 @@ class CallController:
         self._began = began
         self._black_box: BlackBox | None = None
         self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec)
-        """Those who listen in."""
+        """People who listen in."""
         self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put)
         self._sideband = sideband
         feed = driver.feed if sideband is None else sideband.seeing(driver.feed)
@@ -133,12 +133,12 @@ class CallController:
 
     @property
     def session_plan(self) -> SessionPlan:
-        """How its session is opened."""
+        """How the sessions of the call are opened."""
         return self._sessions.plan
 
     @property
     def servers(self) -> list[Endpoint]:
-        """The realtime servers at which it has sessions."""
+        """Realtime servers at which the call has sessions."""
         return self._sessions.open
 
     @property
@@ -190,7 +190,7 @@ class CallController:
         self._driver.feed(input)
 
     def act(self, act: CallCommand) -> None:
-        """Do this in the conversation; nothing is done where nobody talks."""
+        """Hand a command to the conversation; ignored while no session is up."""
         self.feed(inputs.ToolRequest(act))
 
     def shut_down(self) -> None:
@@ -287,7 +287,7 @@ class CallController:
 
 
 class OutOfBandWaiters:
-    """Those outside of a call who wait for an out-of-band response of its session."""
+    """Waits from outside of a call for out-of-band responses of its session."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[outputs.OutOfBandDone]] = {}
@@ -305,7 +305,7 @@ class OutOfBandWaiters:
         return future
 
     def done(self, output: outputs.OutOfBandDone) -> None:
-        """Hand a response to whoever waits for it."""
+        """Complete the wait for a response."""
         future = self._waiting.pop(output.key, None)
         if future is not None and not future.done():
             future.set_result(output)

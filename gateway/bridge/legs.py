@@ -143,12 +143,12 @@ class Legs(CallPart):
 
     @property
     def caller_gone(self) -> bool:
-        """Whether the main leg has ended."""
+        """Return whether the caller's leg has ended."""
         return self._handler.over
 
     @property
     def security(self) -> str:
-        """Return ``rtp``, or the SRTP negotiated on the main leg."""
+        """Return ``rtp``, or the SRTP that was negotiated, of the caller's leg."""
         return "" if self._main is None else self._main.security
 
     @property
@@ -292,7 +292,7 @@ class _MainLeg(CallPart):
 
     @entry
     def on_ringing(self, code: int) -> None:
-        """A provisional response of a called party came."""
+        """Feed a provisional response of the callee."""
         if code >= 180:
             self._host.feed(inputs.RemoteRinging(code))
 
@@ -306,22 +306,22 @@ class _MainLeg(CallPart):
 
     @entry
     def on_confirmed(self) -> None:
-        """The ACK came."""
+        """Feed the ACK."""
         self._host.feed(inputs.Confirmed())
 
     @entry
     def on_hold(self, held: bool) -> None:
-        """The caller put us on hold, or took us back."""
+        """Feed hold and resumption by the caller."""
         self._host.feed(inputs.HoldChanged(held))
 
     @entry
     def on_digit(self, digit: str) -> None:
-        """The caller pressed a key."""
+        """Feed a DTMF digit of the caller."""
         self._host.feed(inputs.DigitPressed(digit))
 
     @entry
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters, once a second."""
+        """Feed the RTP counters, once a second."""
         if self._host.is_over():
             return  # the record is written
         record = self._host.record
@@ -359,7 +359,7 @@ class _BLeg(CallPart):
         self.given_up = False
         """Hung up before it was dialled."""
         self.release: Callable[[], None] = lambda: None
-        """Has other processes count it no longer."""
+        """Frees its place in the count that all processes share."""
         self._record = record
         self._tell = tell
 
@@ -388,7 +388,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_confirmed(self) -> None:
-        """The called party has answered."""
+        """Feed the answer of the callee."""
         self._name()
         if self._record.answered_ms is None:
             self._record.answered_ms = round(self._host.now_ms(), 1)
@@ -399,7 +399,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_digit(self, digit: str) -> None:
-        """The called party pressed a key."""
+        """Feed a DTMF digit of the callee."""
         self._tell(self, inputs.BLegDigit(digit))
 
     @entry

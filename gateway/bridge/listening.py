@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""People who listen in to a call: each gets both sides as they are heard, and disturbs nobody."""
+"""Listening in on a call: each listener gets both sides, as the caller hears them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MAX_LISTENERS = 16
 
 
 class FullError(Exception):
-    """So many listen to the call already."""
+    """The call has as many listeners as it may."""
 
 
 class Listener:
-    """One who listens. Lives on the event loop."""
+    """Queue of frames for one listener. Used on the event loop."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.dropped = 0
-        """Frames that this one has not got."""
+        """Frames that were dropped."""
         self._frames: deque[bytes] = deque()
         self._pulse = asyncio.Event()
         self._over = False
@@ -48,7 +48,7 @@ class Listener:
         self._pulse.set()
 
     def end(self) -> None:
-        """Nothing more comes but what waits."""
+        """End after the frames that are queued."""
         self._over = True
         self._pulse.set()
 
@@ -104,14 +104,14 @@ class Listeners:
         return listener
 
     def leave(self, listener: Listener) -> None:
-        """Listen no more."""
+        """Remove a listener."""
         if listener in self._there:
             self._there.remove(listener)
             if not self._there:
                 self._monitor.end()
 
     def conceal(self, concealed: bool) -> None:
-        """Let them hear silence while something is entered that nobody may hear."""
+        """Replace the sound by silence while sensitive digits are entered."""
         self._concealed = concealed
         self._monitor.silence(concealed)
 

@@ -33,7 +33,7 @@ from gateway.tools.functions import Question, ToolCall, ToolRunner
 
 
 class HasFaults(Protocol):
-    """What methods with :func:`entry` belong to."""
+    """Owner of methods with :func:`entry`."""
 
     def on_fault(self, error: Exception) -> None:
         """End the call because of a defect of ours. Never raises."""
@@ -189,7 +189,7 @@ class MachineDriver:
             self._schedule()
 
     def may_end_call(self) -> bool:
-        """Whether the machine can still end its call by itself."""
+        """Return whether the machine can still end its call by itself."""
         return self.started and not self.over and self.machine.state is not State.FINISHED
 
     def stop(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The audio of one call between leg and session, and the pump that moves that of all calls."""
+"""Audio of one call between leg and session, and the pump that moves the audio of all calls."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class MediaPump:
 
     @property
     def beats(self) -> int:
-        """A number that stands still when audio does not move any more, in either direction."""
+        """Count of moves; it stands still when no audio moves in either direction."""
         return self._beats if self._moves else ports.beats()
 
     def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
-        """Call ``move`` whenever this call has something."""
+        """Call ``move`` whenever this call has audio or a change of playout."""
         self._moves[audio.uplink.id] = move
 
     def remove(self, audio: CallAudio) -> None:
-        """Serve this call no more."""
+        """Stop serving this call."""
         self._moves.pop(audio.uplink.id, None)
         self._faulty.discard(audio.uplink.id)
 
@@ -111,7 +111,7 @@ class CallRecorder(CallPart):
         }
 
     def conceal(self, concealed: bool) -> None:
-        """Record silence while something is entered that nobody may hear."""
+        """Record silence while sensitive digits are entered."""
         self._concealed = concealed
         self._audio.recorder.silence(self._paused or concealed)
 
@@ -248,7 +248,7 @@ class CallMedia(CallPart):
         self._hold: outputs.Hold | None = None
         self._streaming = self._concealed = self._muted = False
         self._paused: set[str] = {"not started"}
-        """Why playout stands still."""
+        """Reasons for which playout is paused."""
         audio.playout.pause(True)
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.StartMedia: self._start,
@@ -260,7 +260,7 @@ class CallMedia(CallPart):
         }
 
     def stop(self) -> None:
-        """Move no more audio."""
+        """Stop moving audio."""
         self._pump.remove(self._audio)
 
     def finish(self) -> None:
@@ -340,10 +340,10 @@ class CallMedia(CallPart):
 
 
 LOUD = 500
-"""Of 32,768: a sample above it (-36 dBFS) is no noise of a quiet line."""
+"""Amplitude, of 32,768 (-36 dBFS), above which a sample is not noise of a quiet line."""
 
 LOUD_SHARE = 0.1
-"""Loud samples of a second from which the caller sounds; of speech they are a third."""
+"""Share of loud samples in a second from which the caller is heard; speech has a third."""
 
 PAUSE_SECONDS = 0.4
 """Quiet for so long, what is loud next begins a new stretch: within words pauses are shorter."""

@@ -62,7 +62,7 @@ SPREAD_SECONDS = 0.25
 
 
 class ServerWatch:
-    """Told what calls meet at realtime servers; this one does nothing."""
+    """Observer of what calls meet at realtime servers; this one does nothing."""
 
     def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
         """An attempt to open a session has ended after ``seconds``."""
@@ -278,7 +278,7 @@ class Sessions(CallPart):
         self._spare = None
 
     def _promote(self) -> None:
-        """Give the caller to the standby session, and close the other one."""
+        """Make the standby session the active one, and close the other."""
         old, spare = self._line, self._spare
         if spare is None:
             return
@@ -305,7 +305,7 @@ class Sessions(CallPart):
         return "" if line is None or line.session is None else line.session.send(command)
 
     def _tap(self, line: _Line) -> Tap | None:
-        """What sees the messages of a session: the event log, and the application's sideband."""
+        """Return the tap of a session: the event log, and the application's sideband."""
         sideband = self._sideband
         if sideband is None:
             return self._events

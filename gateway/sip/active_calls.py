@@ -53,7 +53,7 @@ PermitRefer = Callable[[str, Callable[[ReferPermit], None]], None]
 
 
 class HeldCall(Protocol):
-    """What :class:`Calls` needs of a call."""
+    """Interface of a call towards :class:`Calls`."""
 
     ended: bool
     acknowledged: bool
@@ -80,7 +80,7 @@ class HeldCall(Protocol):
 
 
 class Calls:
-    """Used on the SIP thread, but for what is said to be for any."""
+    """Calls of the user agent. Used on the SIP thread, unless a method says any thread."""
 
     def __init__(self) -> None:
         self.followed = 0
@@ -104,7 +104,7 @@ class Calls:
 
     @property
     def live(self) -> int:
-        """Those that have not ended."""
+        """Calls that have not ended."""
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
@@ -186,7 +186,7 @@ class Calls:
         return next(named, None)
 
     def each(self, what: Callable[[HeldCall], None]) -> None:
-        """Do something with every call that is held, ended ones included."""
+        """Apply a function to every call that is held, ended ones included."""
         for call in self._all:
             what(call)
 
@@ -280,7 +280,7 @@ class ByeTracker:
 
 @dataclass(frozen=True, slots=True)
 class CallServices:
-    """What calls share while the library runs."""
+    """Services that calls share while the library runs."""
 
     thread: SipThread
     calls: Calls

@@ -88,7 +88,7 @@ class BrowserEnd:
         return audio
 
     def press(self, digit: str) -> None:
-        """A key was pressed in the page."""
+        """Take a key that was pressed in the page."""
         if self.leg.handler is not None:
             self.leg.handler.on_digit(digit)
 
@@ -98,7 +98,7 @@ class BrowserEnd:
 
 
 class BrowserCall:
-    """What a SIP call is to its leg. Lives on the SIP thread from first to last.
+    """Counterpart of a SIP call for a leg in a browser. Used on the SIP thread only.
 
     Raises ``pj.Error`` where the bridge has no place.
     """
@@ -165,7 +165,7 @@ class BrowserCall:
             self.end(_TERMINATED, "Request Terminated", "CANCEL")
 
     def end(self, code: int, reason: str, method: str = "") -> None:
-        """Let go of all that it has, and tell of it, once."""
+        """Release port and media, and report the end, once."""
         if self.ended:
             return
         self.ended = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What comes in: whose it is, under which account pjsua answers it, and the leg of its call."""
+"""Incoming requests: their trunk, the account under which pjsua answers, and the leg of a call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PROVEN = ("registration", "authentication")
 
 @dataclass(frozen=True, slots=True)
 class InviteCallbacks:
-    """Who is told of INVITEs."""
+    """Callbacks about INVITEs."""
 
     on_arrival: Callable[[Invite], None]
     """Called on the SIP thread with each that pjsua takes, before anything is sent. No waiting."""
@@ -54,7 +54,7 @@ class InviteCallbacks:
 
 
 class Incoming:
-    """Used on the SIP thread, while pjsua looks at a request."""
+    """Handles requests while pjsua looks at them, on the SIP thread."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class Incoming:
         self._callbacks = callbacks
 
     def on_full(self, message: str) -> None:
-        """A new INVITE has got 503."""
+        """Report a new INVITE that got 503."""
         self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
     def on_objection(self, received: Received, objection: Objection) -> None:
-        """The offer of a new INVITE cannot be taken; it has its answer."""
+        """Report a new INVITE whose offer was refused."""
         message = received.message.decode("utf-8", "replace")
         invite = self._facts_of(message, f"{bracketed(received.source)}:{received.port}")
         self._refused(Refused(invite, refusal_code(objection.why), objection.text, objection.why))
@@ -203,7 +203,7 @@ class Incoming:
 
 
 class Endpoint(pj.Endpoint):  # type: ignore[misc]
-    """What pjsua asks and tells outside of calls."""
+    """Callbacks of pjsua that concern no call."""
 
     incoming: Incoming | None = None
     """Who answers; None while the library is being set up."""

@@ -40,7 +40,7 @@ class LegCall(Protocol):
 
 
 class Leg:
-    """What the event loop holds of a leg. Its methods post to the SIP thread and return at once.
+    """Handle of a leg on the event loop. Its methods post to the SIP thread and return at once.
 
     ``handler`` and ``audio`` are set by the owner before the leg can need them: in the callback
     that announces it, or when it is dialled.

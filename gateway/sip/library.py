@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The pjsua2 of ``deploy/pjsua2`` in this process: what it was built for, its set-up, its log.
+"""pjsua2 (built in ``deploy/pjsua2``) in this process: its build, configuration and log.
 
 ``python -m gateway.sip.library`` prints what it says of itself as JSON, in a process of its
 own: a library that does not fit the machine may take its process along.
@@ -62,7 +62,7 @@ def media_handles() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is known of the pjsua2 in use."""
+    """Facts about the pjsua2 in use."""
 
     distribution: str
     """Name and version of the installed package, or "unknown"."""
@@ -94,7 +94,7 @@ MESSAGES_LEVEL = 4
 
 
 def endpoint_config(settings: SipSettings, log_writer: Any, *, messages: bool = False) -> Any:
-    """What ``libInit`` is given, media aside. ``log_writer`` must live as long as the library.
+    """Return the configuration for ``libInit``. ``log_writer`` must live as long as the library.
 
     With ``messages`` the log has every SIP message as it is on the wire, passwords' digests and
     keys of SRTP included: that is for who takes them out.
@@ -184,7 +184,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
         self._dropped = 0
 
     def write(self, entry: Any) -> None:
-        """One line."""
+        """Log one line of pjsip's."""
         try:
             if self._on_line is not None:
                 self._on_line(unicode_of(str(entry.msg)))
@@ -205,7 +205,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
 
 class _NoLog(pj.LogWriter):  # type: ignore[misc]
     def write(self, entry: Any) -> None:
-        """Nothing of pjsip's own log belongs in the report."""
+        """Drop a line: pjsip's log does not belong in the report."""
 
 
 def probe() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who gets in: what is refused, or left without an answer, before pjsua makes a call of it.
+"""Access control: requests that are refused, or not answered, before pjsua makes calls of them.
 
 Two looks at a request. The first is at everything that comes, before pjsip's own layers: what is
 no known trunk's and not welcome gets 403 or nothing, unless it belongs to a dialog that we have.
@@ -117,7 +117,7 @@ class AccessControl:
         self.found: Attribution | None = None
         """Whose it is."""
         self.chosen: Media | Objection | None = None
-        """The audio line to answer in it."""
+        """The audio line of its offer to answer, or why there is none."""
         self.policy = SourcePolicy(access, trunks, names_of, self.refusals)
         self.connections = Connections(
             trunks.is_peer,
@@ -136,7 +136,7 @@ class AccessControl:
         """What pjsip takes in place of another message is not replaced again."""
 
     def tick(self, now: float) -> None:
-        """To be called about once a second."""
+        """Expire counters and connections; called about once a second."""
         self.refusals.tick(now)
         self.policy.bans.tick(now)
 

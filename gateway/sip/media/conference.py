@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""pjmedia's conference bridge: what each call is joined with, and the sounds that it plays.
+"""pjmedia's conference bridge: connections of each call, and sounds that are played to it.
 
 A sound has one player for all calls, as a radio station has, and one for a call of its own where it
 has to begin at its beginning. A player is pjmedia's, C from end to end, and costs nothing while
@@ -66,7 +66,7 @@ class Sounds:
         return self.get(name) if player is None else player
 
     def give_back(self, name: str, player: Any) -> None:
-        """The call does not need it any more."""
+        """Return a player that a call no longer needs."""
         if player is not None and player is not self._players.get(name):
             self._idle.setdefault(name, []).append(player)
 
@@ -165,7 +165,7 @@ class ConferenceLink:
             self._audio.playout.await_keys(waiting)
 
     def let_send(self) -> None:
-        """There is somebody to hear us."""
+        """Let RTP go out: the peer is there to hear us."""
         self.may_send = True
         self._gate()
 
@@ -296,7 +296,7 @@ class ConferenceLink:
 
     @property
     def _place(self) -> Any:
-        """What can be joined with others now."""
+        """Return the media that can be joined with others now."""
         return None if self._held else self.media
 
     def _source(self) -> Source:

@@ -23,7 +23,7 @@ from gateway.sip.types import Heard, RtpQuality, UplinkCounts
 _R_BEST = 93.2
 _BPL = 25.1
 PACKET_MS = 20.0
-"""What a packet holds: it leaves when its last sample has been spoken."""
+"""Length (ms) of a packet, which leaves when its last sample has been spoken."""
 PEER_BUFFER_MS = 40.0
 """Least that the jitter buffer of the other side is taken to hold; RTCP does not tell it."""
 
