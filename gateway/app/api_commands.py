@@ -50,6 +50,7 @@ from gateway.log import level_now, set_level
 from gateway.outbound.outbound_calls import OutboundCalls
 from gateway.planning.call_plan import session_plan
 from gateway.realtime.dialects import GA
+from gateway.realtime.session_object import plain_json
 from gateway.text import json_of
 from gateway.tools.functions import MAX_DISPOSITION, ImageError, ToolError, checked
 from gateway.tools.http import read_answer
@@ -492,10 +493,3 @@ class SecretCommands:
             log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
             raise RefusedError(f"the provider refused it: {answer.status_code}")
         return found
-
-
-def plain_json(value: Any) -> Any:
-    """Mappings that cannot be changed as those that JSON takes."""
-    if isinstance(value, Mapping):
-        return {name: plain_json(one) for name, one in value.items()}
-    return [plain_json(one) for one in value] if isinstance(value, list | tuple) else value

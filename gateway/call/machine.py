@@ -218,10 +218,7 @@ class CallMachine:
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
-        """Fast path of :meth:`handle` for one more delta of the part that is playing.
-
-        Return the frames to queue, or None where it has to be handled as an input.
-        """
+        """Return the frames to queue of a delta that follows on another; None: it is an input."""
         if event.part != self._flowing:
             return None
         self._silence.event_came()

@@ -49,7 +49,7 @@ def session_object(
 
     Raises :class:`ValueError`, naming the key, where the route has something else than an object.
     """
-    session = _table(_plain(route_session), "session")
+    session = _table(plain_json(route_session), "session")
     session["type"] = "realtime"
     audio = _table(session.setdefault("audio", {}), "audio")
     for direction in ("input", "output"):
@@ -79,7 +79,7 @@ def live_object(
     ``tools`` go to the backend, after the route's own, where there is one
     (``delegation.type = "responses"``).
     """
-    session: dict[str, Any] = _plain(route_live)
+    session: dict[str, Any] = plain_json(route_live)
     audio = _table(session.setdefault("audio", {}), "audio")
     audio["format"] = {"type": AUDIO_FORMATS[codec], "rate": 8000}
     delegation = session.get("delegation") or {}
@@ -95,7 +95,7 @@ def _with_tools(
     """The tools of ``session``, then those of ``tools`` whose names it does not use itself."""
     own = [_table(tool, "tools") for tool in session.get("tools") or []]
     names = {tool.get("name") for tool in own} - {None}
-    return own + [_plain(tool) for tool in tools if tool.get("name") not in names]
+    return own + [plain_json(tool) for tool in tools if tool.get("name") not in names]
 
 
 def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]])
 
     A function call and its result become a message of the developer, which they are not.
     """
-    own = [_plain(item) for item in session.get("input") or []]
+    own = [plain_json(item) for item in session.get("input") or []]
     room = MAX_INPUT_TEXT - sum(len(str(item).encode()) for item in own)
     history: list[dict[str, Any]] = []
     for item in reversed(items):
@@ -160,12 +160,12 @@ def _table(value: Any, path: str) -> dict[str, Any]:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """A copy of ``value`` in the dicts and lists that JSON wants, all the way down."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain_json(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(inner) for inner in value]
+        return [plain_json(inner) for inner in value]
     return value
 
 

@@ -136,7 +136,7 @@ class AccessControl:
         """What pjsip takes in place of another message is not replaced again."""
 
     def tick(self, now: float) -> None:
-        """Expire counters and connections; called about once a second."""
+        """Expire limits of log lines, and bans; called about once a second."""
         self.refusals.tick(now)
         self.policy.bans.tick(now)
 
