@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.access import NO_CALL, Paths, audit, audited, run
+from gateway.api.access import NO_CALL, Paths, audit, audited, run, token_of
 from gateway.api.backend import Backend
 from gateway.api.calls import Term, part
 from gateway.api.events import MAX_FOLLOWERS, POSITION, merged
@@ -128,6 +128,17 @@ def add_administration(paths: Paths, backend: Backend) -> None:
         answer = await backend.reload()
         audit(request, "reload", {}, "ok" if answer.get("applied") else "kept")
         return JSONResponse(unicode_in(dict(answer)), 200 if answer.get("applied") else 422)
+
+    @paths.add("GET", "/canaries", Role.READONLY, tags=["gateway"])
+    async def list_canaries() -> Any:
+        """Routes with a canary: whether it runs, and the figures of both sides."""
+        return await run(backend, "canaries", {})
+
+    @paths.add("POST", "/canaries/{route}/{action}", Role.OPERATOR, tags=["gateway"])
+    async def set_canary(route: Term, action: Literal["stop", "start"], request: Request) -> Any:
+        """Stop a canary, or start it with its figures anew."""
+        told = {"route": route, "who": token_of(request).name}
+        return await audited(backend, request, f"canary_{action}", told)
 
     _add_webhooks(paths, backend)
     _add_events(paths, backend)

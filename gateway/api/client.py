@@ -42,6 +42,8 @@ REQUESTS = {
     "show": ("POST", f"{_CALL}/images"),
     "respond": ("POST", f"{_CALL}/responses"),
     "ask": ("POST", f"{_CALL}/query"),
+    "canary_stop": ("POST", "/canaries/{route}/stop"),
+    "canary_start": ("POST", "/canaries/{route}/start"),
     "deliveries": ("GET", "/webhooks/deliveries"),
     "resend": ("POST", "/webhooks/deliveries/{delivery}/resend"),
     "transcript": ("GET", f"{_CALL}/transcript"),

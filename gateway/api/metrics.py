@@ -88,6 +88,10 @@ READINGS: Mapping[str, tuple[type[Metric], str]] = {
     "media_faults": (CounterMetricFamily, "Exceptions while audio was moved"),
     "config_reloads": (CounterMetricFamily, "Reloads by result"),
     "config_last_success_timestamp_seconds": (GaugeMetricFamily, "When the files were read"),
+    "canary_active": (GaugeMetricFamily, "Whether a route's canary runs"),
+    "synthetic_up": (GaugeMetricFamily, "Whether the last test call was answered and heard"),
+    "synthetic_calls": (CounterMetricFamily, "Test calls by result"),
+    "synthetic_heard_seconds": (GaugeMetricFamily, "INVITE to the agent's first sound, last call"),
     "drain_forced_calls": (CounterMetricFamily, "Calls that the end of a drain cut"),
 }
 """Kind and help of what is read at each request, by the name without prefix and ``_total``."""
@@ -116,6 +120,13 @@ class _Calls(_Made):
         self._started = counter("calls_started", "Calls begun", "direction", "route", "trunk")
         self._ended = counter("calls_ended", "Calls over", "direction", "route", "outcome")
         self._endings = counter("call_endings", "Why calls ended", "by", "why")
+        self._variants = counter(
+            "variant_calls_ended",
+            "Calls over, with a variant",
+            "route",
+            "variant",
+            "outcome",
+        )
         self._duration = histogram("call_duration_seconds", "INVITE to end", _DURATION, "direction")
         self._interruptions = counter("interruptions", "Cuts of playout", "trigger", "action")
         self._tools = histogram("tool_seconds", "Uses of tools", _TOOL, "tool", "outcome")
@@ -145,6 +156,8 @@ class _Calls(_Made):
     def over(self, record: CallRecord, outcome: str) -> None:
         route, ending, end = self._routes.of(record.route), record.ending, record.times.end
         self._ended.labels(record.direction, route, outcome).inc()
+        if record.variant:
+            self._variants.labels(route, record.variant, outcome).inc()
         if ending is not None:
             self._endings.labels(ending.by.value, ending.why.value).inc()
         if not end:

@@ -7,15 +7,18 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from gateway.app.applications import Applications, Waiting
+from gateway.app.canary import Canaries
 from gateway.app.registry import CallRegistry, deciding
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
+from gateway.app.synthetic import SyntheticCalls
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband
@@ -25,6 +28,7 @@ from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
+from gateway.records.report import SYNTHETIC
 from gateway.records.shared import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.browser_leg import TRANSPORT
@@ -285,8 +289,12 @@ class Admission:
         servers: HealthChecker,
         tools: ToolExecutor,
         applications: Applications,
+        canaries: Canaries,
+        synthetic: SyntheticCalls,
         shared: SharedState | None = None,
     ) -> None:
+        self._canaries = canaries
+        self._synthetic = synthetic
         self._shared = shared
         self._asking = TaskSet()
         self._config = config
@@ -338,10 +346,16 @@ class Admission:
                 + self._config.place("codecs", leg.invite.trunk)
             )
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
-        elif (match := self._dialplan.match(facts_of(leg.invite, now), others)) is None:
+        elif (
+            match := self._synthetic.mark(leg.invite, record)
+            or self._dialplan.match(facts_of(leg.invite, now), others)
+        ) is None:
             record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")
-        elif (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None:
+        elif (
+            record.variant != SYNTHETIC
+            and (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None
+        ):
             record.route = match.route.name
             record.explanation += self._explained(match, others)
             by = deciding(EndReason.BUDGET, spent, match.route.name, self._config, self._dialplan)
@@ -349,8 +363,9 @@ class Admission:
             refuse(leg, record, EndReason.BUDGET, spent)
         else:
             record.explanation += self._explained(match, others)
-            wanted = None
-            if self._shared is not None:
+            route = self._canaries.choose(match.route, leg.invite.from_user, record)
+            match, wanted = replace(match, route=route), None
+            if self._shared is not None and record.variant != SYNTHETIC:
                 wanted = self._shared.wanted(
                     record.call_id, match.route, user_of(record.from_uri), leg.invite
                 )

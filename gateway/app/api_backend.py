@@ -105,8 +105,10 @@ class Readings:
         browsers: BrowserCalls,
         recordings: Recordings,
         uploads: Uploads | None,
+        more: Callable[[], list[Reading]],
     ) -> None:
         self.requests = RequestTimes()
+        self._more = more
         self._recordings = recordings
         self._uploads = uploads
         self._config = config
@@ -133,7 +135,7 @@ class Readings:
         uploads = None if self._uploads is None else await asyncio.to_thread(self._uploads.waiting)
         kept = (*self._kept(waiting, free), *self._recorded(uploads))
         parts = (self._calls_now(), self._trunks(), self._servers_now(), kept)
-        return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process()]
+        return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self._more()]
 
     def _calls_now(self) -> Iterator[Reading]:
         yield "calls_limit", {}, float(self._calls.max_calls)

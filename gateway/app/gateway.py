@@ -27,10 +27,12 @@ from gateway.app.api_commands import (
 )
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls
+from gateway.app.canary import Canaries
 from gateway.app.registry import (
     CallRegistry,
     endpoints_of,
     facts_for_slot,
+    possible_calls,
     record_store,
     recording_options,
     uploads_of,
@@ -38,6 +40,7 @@ from gateway.app.registry import (
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
+from gateway.app.synthetic import SyntheticCalls
 from gateway.app.tracing import Tracing
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
@@ -58,11 +61,6 @@ from gateway.records.recordings import Recordings
 from gateway.records.webhooks import WebhookSender
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
-from gateway.sip.ingress.capacity import (
-    descriptor_limits,
-    descriptors_needed,
-    raise_descriptor_limit,
-)
 from gateway.sip.transports import hosts_of, unreachable
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
@@ -249,6 +247,10 @@ class Gateway:
             limiter.permit_refer,
             lambda route: has_live_sessions(self.config, route),
         )
+        self._canaries = canaries = Canaries(dialplan, shared, records, config.records.database_url)
+        self._synthetic = synthetic = SyntheticCalls(
+            config.synthetic_call, dialplan, agent, records
+        )
         self._admission = Admission(
             config,
             dialplan,
@@ -259,10 +261,20 @@ class Gateway:
             servers,
             tools,
             applications,
+            canaries,
+            synthetic,
             shared,
         )
         self.outbound = OutboundCalls(
-            config, dialplan, pump, limiter, calls, self._admission.not_placed, tools, shared
+            config,
+            dialplan,
+            pump,
+            limiter,
+            calls,
+            self._admission.not_placed,
+            tools,
+            shared,
+            canaries.choose,
         )
         # Its own: the functions' is closed when a reload has replaced them.
         tooling = config.tools
@@ -289,6 +301,7 @@ class Gateway:
             **SecretCommands(lambda: (self.config, self._dialplan)).commands,
             **operator.commands,
             **ContentCommands(lambda: calls).commands,
+            **canaries.commands,
             **ProcessCommands(
                 agent.register,
                 lambda call: explained_refusal(agent.refused_invite(call), self.config),
@@ -325,6 +338,7 @@ class Gateway:
                 browsers,
                 recordings,
                 uploads,
+                lambda: [*canaries.readings(), *synthetic.readings()],
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
             shared,
@@ -353,6 +367,8 @@ class Gateway:
             Part("control socket", api.open_socket, api.close_socket),
             Part("maintenance", maintenance.start, maintenance.stop),
             Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),
+            Part("canaries", canaries.start, canaries.stop, only_serving=True),
+            Part("synthetic calls", synthetic.start, synthetic.stop, only_serving=True),
         )
         self._shown: dict[str, Callable[[], object]] = {
             "trunks": agent.trunk_states,
@@ -394,7 +410,7 @@ class Gateway:
             if serving or not part.only_serving:
                 await part.start_on(stack)
         self._started = asyncio.get_running_loop().time()
-        self.calls.max_calls = _max_calls(self.config.sip.max_calls, self.agent.capacity)
+        self.calls.max_calls = possible_calls(self.config.sip.max_calls, self.agent.capacity)
         log.info(
             "gateway.started",
             listen=list(self.agent.addresses),
@@ -422,6 +438,8 @@ class Gateway:
         self.calls.use(config, dialplan)
         self._admission.use(config, dialplan, tools)
         self.outbound.use(config, dialplan, tools)
+        self._canaries.use(dialplan)
+        self._synthetic.use(dialplan)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
 
     async def _retire(self, tools: ToolExecutor, users: set[CallController]) -> None:
@@ -456,28 +474,3 @@ class Gateway:
             "calls": [one.in_progress(datetime.now(UTC)) for one in self.calls.records],
             **{name: show() for name, show in self._shown.items()},
         }
-
-
-def _max_calls(wanted: int, carried: int) -> int:
-    """Return how many calls are accepted at a time, and log what allows fewer than wanted.
-
-    Args:
-        wanted: ``sip.max_calls``.
-        carried: what pjsua2 was built for.
-    """
-    calls = min(wanted, carried)
-    if carried < wanted:
-        log.warning(
-            "gateway.capacity",
-            max_calls=wanted,
-            library_calls=carried,
-            advice="the library carries fewer calls than sip.max_calls: run more workers",
-        )
-    if not raise_descriptor_limit(calls):
-        log.warning(
-            "gateway.descriptors",
-            hard_limit=descriptor_limits()[1],
-            needed=descriptors_needed(calls),
-            advice="calls will fail before max_calls; raise the hard limit of open files",
-        )
-    return calls

@@ -9,28 +9,39 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route, call_settings
+from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason
 from gateway.records.background import BackgroundWriter
 from gateway.records.black_boxes import BlackBoxes
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Options, Recordings
+from gateway.records.report import SYNTHETIC
 from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
 from gateway.records.uploads import Storage, Uploads
 from gateway.records.webhooks import Endpoint, Outbox
+from gateway.sip.ingress.capacity import (
+    descriptor_limits,
+    descriptors_needed,
+    raise_descriptor_limit,
+)
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import Invite
 from gateway.tasks import TaskSet, wait_any
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
+
+log = structlog.get_logger("gateway")
 
 
 class CallRegistry:
@@ -178,8 +189,11 @@ class CallRegistry:
         )
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         plan = call.session_plan
+        pays = self._routes[record.route]
+        if record.variant == SYNTHETIC:  # nobody's budget but the day's
+            pays, number = pays.model_copy(update={"name": SYNTHETIC, "budget": RouteBudget()}), ""
         account = self._costs.open(
-            self._routes[record.route],
+            pays,
             number,
             model=plan.endpoint.model,
             url=plan.endpoint.url,
@@ -355,3 +369,28 @@ def facts_for_slot(invite: Invite) -> Mapping[str, Any]:
         "trunk": invite.trunk,
         "transport": invite.transport,
     }
+
+
+def possible_calls(wanted: int, carried: int) -> int:
+    """Return how many calls are accepted at a time, and log what allows fewer than wanted.
+
+    Args:
+        wanted: ``sip.max_calls``.
+        carried: what pjsua2 was built for.
+    """
+    calls = min(wanted, carried)
+    if carried < wanted:
+        log.warning(
+            "gateway.capacity",
+            max_calls=wanted,
+            library_calls=carried,
+            advice="the library carries fewer calls than sip.max_calls: run more workers",
+        )
+    if not raise_descriptor_limit(calls):
+        log.warning(
+            "gateway.descriptors",
+            hard_limit=descriptor_limits()[1],
+            needed=descriptors_needed(calls),
+            advice="calls will fail before max_calls; raise the hard limit of open files",
+        )
+    return calls

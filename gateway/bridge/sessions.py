@@ -20,8 +20,9 @@ import structlog
 from gateway.billing.costs import Account, Level, Reached
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.route_data import DataLookup
-from gateway.bridge.sideband import Sideband, SidebandTap, merged
+from gateway.bridge.sideband import Sideband, SidebandTap
 from gateway.call import inputs, outputs
+from gateway.dialplan.route_session import merged
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Verdict, classify_error
 from gateway.realtime.events import (

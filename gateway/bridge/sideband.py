@@ -20,6 +20,7 @@ import structlog
 
 from gateway.call import inputs
 from gateway.call.tools.commands import CallCommand, Interrupt, PressKeys
+from gateway.dialplan.route_session import merged
 from gateway.realtime.events import (
     AudioDelta,
     ClientCommand,
@@ -482,13 +483,3 @@ def _changes_something(session: Mapping[str, Any]) -> bool:
     audio = session.get("audio")
     sides = any(audio.values()) if isinstance(audio, dict) else audio is not None
     return sides or bool(session.keys() - {"type", "audio"})
-
-
-def merged(session: Any, over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``session`` with the fields of ``over`` in place of its own, table by table."""
-    found = dict(session) if isinstance(session, dict) else {}
-    for name, value in over.items():
-        inner = found.get(name)
-        both = isinstance(value, dict) and isinstance(inner, dict)
-        found[name] = merged(inner, value) if both else value
-    return found

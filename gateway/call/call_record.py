@@ -340,6 +340,8 @@ class CallRecord:
     """Text of the disclosure at its start: that the caller speaks with an AI."""
     disposition: str = ""
     """Result of the call as named by route, model, function or application."""
+    variant: str = ""
+    """``canary`` or ``control`` on a route with a canary; ``synthetic``: the gateway's own."""
     explanation: list[str] = field(default_factory=list)
     """Why it was accepted or refused: rule, setting and route, with file and line."""
     on_mark: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False)
@@ -411,6 +413,7 @@ class CallRecord:
             **asdict(self.leg),
             "cost": dict(self.cost),
             "disposition": self.disposition,
+            "variant": self.variant,
             "explanation": list(self.explanation),
         }
 

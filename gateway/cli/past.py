@@ -200,6 +200,52 @@ def report(config: Path, since: str, until: str | None, by: By, form: str) -> No
             click.echo(printable(line))
 
 
+@click.command("canary", epilog=examples("gateway canary sales", "gateway canary sales --stop"))
+@click.argument("route")
+@CONFIG
+@click.option("--stop", "action", flag_value="stop", help="Give all callers the route's own.")
+@click.option("--start", "action", flag_value="start", help="Start it; its figures begin anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def canary(route: str, config: Path, action: str | None, as_json: bool) -> None:
+    """Compare the canary of ROUTE with the route's other calls, or stop or start it.
+
+    Figures are those of calls that have ended since it began; waits are in ms. It stops by itself
+    as route.canary.stop says. Exit 1 where the route has had none.
+    """
+    from gateway.api.client import NoAnswerError, RefusedError, ask, socket_of, sockets_at
+    from gateway.records.database import Filter
+    from gateway.records.report import CANARY, CONTROL, report_of, table_of
+
+    if action is not None:
+        try:
+            ask(sockets_at(socket_of(config))[0], f"canary_{action}", route=route)
+        except (NoAnswerError, RefusedError) as error:
+            raise fail(str(error)) from None
+    now = datetime.now(UTC)
+    with opened(config) as database:
+        state = database.canary(route)
+        if state is None:
+            raise fail(f"route {route!r} has had no canary")
+        rows = database.each(Filter(since=state.began_at, route=route, ended=True))
+        told = report_of(
+            (row for row in rows if row["variant"] in (CANARY, CONTROL)),
+            "variant",
+            f"{state.began_at:%Y-%m-%d %H:%M}",
+            f"{now:%Y-%m-%d %H:%M}",
+            None,
+        )
+    if as_json:
+        fields = {"stopped_by": state.stopped_by, "why": state.why}
+        shown = {"route": route, **fields, **told.as_json()}
+        click.echo(printable(json.dumps(shown, ensure_ascii=False)))
+        return
+    why = f": {state.why}" if state.why else ""
+    now_is = f"stopped by {state.stopped_by}{why}" if state.stopped_by else "running"
+    click.echo(printable(f"{now_is}; calls since {told.since} UTC"))
+    for line in table_of(told):
+        click.echo(printable(line))
+
+
 @click.command("explain", epilog=examples("gateway explain 7f3a"))
 @click.argument("call")
 @CONFIG

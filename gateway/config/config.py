@@ -22,6 +22,7 @@ from gateway.config.operations import (
     RecordSettings,
     Redacted,
     SharedSettings,
+    SyntheticCall,
     TracingSettings,
     WebhookSettings,
 )
@@ -122,6 +123,7 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)
     webhook: tuple[WebhookSettings, ...] = ()
+    synthetic_call: tuple[SyntheticCall, ...] = ()
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()

@@ -28,7 +28,9 @@ from gateway.config.values import (
     Flag,
     HttpHeaders,
     HttpUrl,
+    Seconds,
     SecondsOrOff,
+    Text,
     Typed,
     ip_literal,
 )
@@ -260,6 +262,10 @@ WebhookEvent = Literal[
     "call.budget",
     "call.trouble",
     "call.ended",
+    "canary.started",
+    "canary.stopped",
+    "synthetic.failed",
+    "synthetic.passed",
 ]
 
 
@@ -288,6 +294,26 @@ class TracingSettings(Section):
     def secrets(self) -> tuple[str, ...]:
         """The values of headers."""
         return tuple(value.get_secret_value() for value in self.headers.values())
+
+
+class SyntheticCall(Section):
+    """``[[synthetic_call]]``: a call that the gateway makes to itself, to see that it is answered.
+
+    Times are seconds but ``interval_minutes``; the call ends once the agent was heard.
+    """
+
+    name: Name
+    route: Text | None = None
+    to: Text | None = None
+    interval_minutes: Annotated[float, Strict(), Field(ge=1, le=1440), Typed] = 15.0
+    answer_within: Annotated[Seconds, Field(le=60)] = 10.0
+    heard_within: Annotated[Seconds, Field(le=60)] = 10.0
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.route is None) == (self.to is None):
+            raise ValueError("must have either route (its name) or to (a number that is called)")
+        return self
 
 
 class WebhookSettings(Section):

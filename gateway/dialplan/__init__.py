@@ -21,13 +21,14 @@ from gateway.dialplan.route import (
     Greeting,
     Route,
     RouteLimits,
-    RouteRealtime,
     call_settings,
 )
+from gateway.dialplan.route_session import Canary, RouteRealtime
 from gateway.dialplan.tool_sections import EndCall, Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",
+    "Canary",
     "Dialplan",
     "Dtmf",
     "EndCall",

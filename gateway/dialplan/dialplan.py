@@ -7,6 +7,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -27,7 +28,8 @@ from gateway.config.source import (
 )
 from gateway.dialplan.conditions import DAYS, InviteFacts
 from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY, judge_live
-from gateway.dialplan.route import SET_BY_GATEWAY, Route
+from gateway.dialplan.route import Route
+from gateway.dialplan.route_session import SET_BY_GATEWAY
 from gateway.dialplan.session_settings import judge_session
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool, secrets_of
 from gateway.dialplan.variables import BUILT_IN, names_in, values_of
@@ -262,15 +264,19 @@ def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
     """Yield problems of session objects, and whether the field may only be newer."""
     tables = source.data.get("route", [])
     for index, table in enumerate(tables if isinstance(tables, list) else []):
-        for key, judge, set_by_gateway in (
-            ("session", judge_session, SET_BY_GATEWAY),
-            ("live", judge_live, LIVE_SET_BY_GATEWAY),
+        canary = table.get("canary") if isinstance(table, dict) else None
+        for (holder, above), (key, judge, set_by_gateway) in product(
+            ((table, ()), (canary, ("canary",))),
+            (
+                ("session", judge_session, SET_BY_GATEWAY),
+                ("live", judge_live, LIVE_SET_BY_GATEWAY),
+            ),
         ):
-            session = table.get(key) if isinstance(table, dict) else None
+            session = holder.get(key) if isinstance(holder, dict) else None
             if not isinstance(session, dict):
                 continue
             for finding in judge(plain(session)):
-                path = ("route", index, key, *finding.path)
+                path = ("route", index, *above, key, *finding.path)
                 ours = finding.path in set_by_gateway  # said of it already, and better
                 if not ours and not any(path[: len(bad)] == bad for bad in source.unresolved):
                     yield source.problem(path, finding.message), finding.unknown

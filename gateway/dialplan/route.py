@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -25,19 +24,9 @@ from pydantic import (
 from gateway.audio.sounds import BUILT_IN as BUILT_IN_SOUNDS
 from gateway.audio.sounds import wav_seconds
 from gateway.config import Config, RealtimeSettings
-from gateway.config.sections import (
-    ApiKey,
-    ApiKeyHeader,
-    AudioName,
-    DialectName,
-    Headers,
-    Region,
-    Url,
-)
-from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
+from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.dialplan.conditions import RouteConditions
-from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY
 from gateway.dialplan.route_sections import (
     DATA,
     DEFAULT,
@@ -57,7 +46,14 @@ from gateway.dialplan.route_sections import (
     UserIdle,
     in_order,
 )
-from gateway.dialplan.session_settings import nulled
+from gateway.dialplan.route_session import (
+    Canary,
+    LiveTable,
+    RouteRealtime,
+    SessionTable,
+    credentials,
+    merged,
+)
 from gateway.dialplan.tool_sections import (
     ARGUMENT,
     RouteEscape,
@@ -80,45 +76,6 @@ from gateway.dialplan.variables import (
 
 DIGITS = "digits"
 """The variable that only the text for keys has."""
-
-SET_BY_GATEWAY: Mapping[KeyPath, str] = {
-    ("type",): "always realtime",
-    ("model",): "write it as route.realtime.model or realtime.model",
-    ("audio", "input", "format"): "it is the codec that the call negotiated",
-    ("audio", "output", "format"): "it is the codec that the call negotiated",
-}
-
-
-def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    # The rest is judged where the file is read, mistake by mistake (session_settings.py).
-    return MappingProxyType(nulled(plain(_ours_only(value, SET_BY_GATEWAY))))
-
-
-def _live(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(plain(_ours_only(value, LIVE_SET_BY_GATEWAY)))
-
-
-def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) -> Any:
-    for path, why in set_by_gateway.items():
-        node: Any = value
-        for part in path:
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if node is not None:
-            raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
-    for below in _not_json(value):
-        raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
-    return value
-
-
-def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    if isinstance(value, Mapping | list):
-        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _not_json(inner, (*path, part))
-        return
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        yield path
 
 
 def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -199,24 +156,6 @@ class RouteLimits(Section):
     rtp_timeout: SecondsOrOff | None = None
 
 
-class RouteRealtime(Section):
-    """``[route.realtime]``: in place of ``[realtime]``, for this route.
-
-    With another server's ``url`` neither key nor headers of ``[realtime]`` are sent there.
-    """
-
-    url: Url | None = None
-    api_key: ApiKey = None
-    api_key_header: ApiKeyHeader | None = None
-    headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
-    model: Text | None = None
-    connect_timeout: Seconds | None = None
-    dialect: DialectName | None = None
-    audio: AudioName | None = None
-    region: Region = ""
-    safety_identifier: Flag | None = None
-
-
 def _route_name(value: str) -> str:
     # It stands in logs, metrics and file names.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
@@ -251,12 +190,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
     name: Annotated[str, AfterValidator(_route_name)]
     enabled: Flag = True
-    session: Annotated[
-        Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
-    ] = Field(default_factory=lambda: MappingProxyType({}))
-    live: Annotated[
-        Mapping[str, Any], AfterValidator(_live), PlainSerializer(lambda value: dict(value))
-    ] = Field(default_factory=lambda: MappingProxyType({}))
+    session: SessionTable = Field(default_factory=lambda: MappingProxyType({}))
+    live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
     metadata: Annotated[
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -269,6 +204,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     records: RouteRecords = Field(default_factory=RouteRecords)
     recording: RouteRecording = Field(default_factory=RouteRecording)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
+    canary: Canary | None = None
     _as_written: bool = PrivateAttr(False)
     """No variables are filled in."""
 
@@ -398,32 +334,40 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         made._as_written = True
         return made
 
+    def with_canary(self) -> Route:
+        """Return this route with what ``[route.canary]`` has in place of its own."""
+        if self.canary is None:
+            return self
+        given = self.canary.realtime
+        changes = {name: getattr(given, name) for name in given.model_fields_set}
+        if given.url is not None:
+            # Secrets go to the server that they were written for, and to no other.
+            changes = {"api_key": None, "headers": given.headers, **changes}
+        made = self.model_copy(
+            update={
+                "session": merged(self.session, self.canary.session),
+                "live": merged(self.live, self.canary.live),
+                "realtime": self.realtime.model_copy(update=changes),
+            }
+        )
+        made._as_written = self._as_written
+        return made
+
     def secrets(self) -> tuple[str, ...]:
         """The route's key, and those that its session object carries to other servers' tools."""
         key = self.realtime.api_key
         return (
             *((key.get_secret_value(),) if key else ()),
             *secrets_of(self.realtime.headers),
-            *_credentials(self.session),
-            *_credentials(self.live),
+            *credentials(self.session),
+            *credentials(self.live),
+            *(() if self.canary is None else self.canary.secrets()),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
             *secrets_of(self.collect_digits.headers),
             *(secret for one in self.guardrail for secret in secrets_of(one.headers)),
             *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )
-
-
-def _credentials(value: Any, inside: bool = False) -> Iterator[str]:
-    """Texts at or below the keys in which a session object has credentials (MCP tools)."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _credentials(inner, inside or name in ("authorization", "headers"))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _credentials(inner, inside)
-    elif inside and isinstance(value, str) and value:
-        yield value
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,7 +287,11 @@ Reject = Callable[[CallRecord, EndReason, int, str], None]
 
 
 class OutboundCalls:
-    """Places calls, and remembers what became of the last ones. Lives on the event loop."""
+    """Places calls, and remembers what became of the last ones. Lives on the event loop.
+
+    Args:
+        choose: returns the route for a number that is called: itself, or with its canary.
+    """
 
     def __init__(
         self,
@@ -299,8 +303,10 @@ class OutboundCalls:
         reject: Reject,
         tools: ToolExecutor | None = None,
         shared: Shared | None = None,
+        choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route,
     ) -> None:
         self._shared = shared
+        self._choose = choose
         self._config = config
         self._dialplan = dialplan
         self._pump = pump
@@ -387,6 +393,7 @@ class OutboundCalls:
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
         chosen, through, uri, caller_id, record = asked
         route = chosen.name
+        chosen = self._choose(chosen, user_of(uri), record)
         try:
             if (rule := self._calls.no_room()) is not None:
                 raise DialRefusedError(rule)

@@ -363,7 +363,8 @@ def session_plan(
 def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
     """Every server that a call may come to."""
     found: list[Endpoint] = []
-    for route in dialplan.routes:
+    canaries = [route.with_canary() for route in dialplan.routes if route.canary is not None]
+    for route in [*dialplan.routes, *canaries]:
         plan = session_plan(config, route, Codec.PCMU)
         used = {step.server for step in route.fallback if step.server is not None}
         named = zip(config.realtime_server, plan.others, strict=True)

@@ -123,6 +123,17 @@ def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     """Routes that go to another server than the configuration's, and have no key for it."""
     problems: list[Problem] = []
     for route in dialplan.routes:
+        if route.canary is not None:
+            where = ("canary", "realtime", "api_key")
+            other = call_settings(config, route.with_canary()).realtime
+            if route.canary.realtime.url and other.api_key is None and not other.on_loopback:
+                problems.append(dialplan.problem(route.name, where, KEY_MISSING))
+            if config.records.database_url is None:
+                message = "needs records.folder or records.database: figures of calls are there"
+                problems.append(dialplan.problem(route.name, ("canary",), message))
+            if route.application is not None:
+                message = "cannot be together with [route.application]: its session is another's"
+                problems.append(dialplan.problem(route.name, ("canary",), message))
         realtime = call_settings(config, route).realtime
         if route.realtime.url and realtime.api_key is None and not realtime.on_loopback:
             problems.append(dialplan.problem(route.name, ("realtime", "api_key"), KEY_MISSING))
@@ -149,7 +160,8 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
 def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
     """Yield routes that have no session object, or no model, for the kind of a server of theirs."""
     named = {one.name: one for one in config.realtime_server}
-    for route in dialplan.routes:
+    canaries = [route.with_canary() for route in dialplan.routes if route.canary is not None]
+    for route in [*dialplan.routes, *canaries]:
         own = call_settings(config, route).realtime
         servers: list[tuple[KeyPath, str, str]] = [((), own.url, own.model)]
         for index, step in enumerate(route.fallback):

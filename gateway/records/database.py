@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from gateway.records.rows import CUT, TIMES
-from gateway.records.shared import erase_number, release_calls
+from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
 from gateway.records.spool import Entry, create_database
 from gateway.records.tables import UtcTime, calls, events, metadata
 
@@ -240,6 +240,11 @@ class Database:
                 sa.select(events).where(events.c.call_id == row["id"]).order_by(events.c.sequence)
             ).mappings()
             return {**row, "events": [dict(one) for one in told]}
+
+    def canary(self, route: str) -> CanaryState | None:
+        """Whether the canary of a route runs; None for a route that has had none."""
+        with self._connect() as connection:
+            return canary_of(connection, route)
 
     def expired(self, before: datetime, limit: int) -> list[str]:
         """Return the ids of ended calls from before a time, without those on legal hold."""

@@ -34,6 +34,7 @@ SILENT_SECONDS = 300.0
 a machine that is gone."""
 
 _TOLD = (
+    "variant",
     "direction",
     "route",
     "trunk",

@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 from gateway.records.rows import cell_of
 
-By = Literal["route", "trunk", "day", "ending"]
+By = Literal["route", "trunk", "day", "ending", "variant"]
+
+CANARY, CONTROL, SYNTHETIC = "canary", "control", "synthetic"
+"""Variants of calls: of a route with a canary, and those that the gateway makes to test itself."""
 
 NONE = "-"
 """In place of a route or trunk that a call did not have."""
@@ -35,6 +38,10 @@ class Line:
     talk_seconds: float = 0.0
     interruptions: int = 0
     transfers: int = 0
+    failed: int = 0
+    """Calls with the outcome ``failed`` or ``crashed``."""
+    transferred: int = 0
+    """Calls that ended so."""
     cost: Counter[str] = field(default_factory=Counter)
     """By currency."""
     endings: Counter[str] = field(default_factory=Counter)
@@ -50,6 +57,8 @@ class Line:
         self.talk_seconds += row["talk_seconds"] or 0.0
         self.interruptions += row["interruptions"] or 0
         self.transfers += row["transfers"] or 0
+        self.failed += row["outcome"] in ("failed", "crashed")
+        self.transferred += row["outcome"] == "transferred"
         if row["cost"]:
             self.cost[row["currency"] or "?"] += row["cost"]
         self.endings[row["why"] or row["state"]] += 1
@@ -70,6 +79,7 @@ class Line:
             "response_p95_ms": quantile(self.p95, 0.95),
             "interruptions": self.interruptions,
             "transfers": self.transfers,
+            "failed": self.failed,
             "cost": {name: round(amount, 6) for name, amount in sorted(self.cost.items())},
             "endings": dict(self.endings.most_common()),
             "dispositions": dict(self.dispositions.most_common()),
@@ -121,10 +131,14 @@ class Report:
 def report_of(
     rows: Iterable[Mapping[str, Any]], by: By, since: str, until: str, zone: tzinfo | None
 ) -> Report:
-    """Count calls; ``zone`` is that in which a day begins, None for the machine's."""
+    """Count calls but synthetic ones; ``zone`` is that in which a day begins, None for the
+    machine's.
+    """
     lines: dict[str, Line] = {}
     total = Line("total")
     for row in rows:
+        if row["variant"] == SYNTHETIC:
+            continue
         name = _name(row, by, zone)
         line = lines.get(name)
         if line is None:

@@ -122,6 +122,7 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
         "why": "" if ending is None else ending.why.value,
         "sip_code": None if ending is None else ending.sip_code,
         "parent_id": record.parent_id,
+        "variant": record.variant,
         "interruptions": len(record.actions.interruptions),
         "transfers": len(record.actions.transfers),
         "response_p50_ms": waits.get("p50"),

@@ -19,7 +19,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.records.tables import bans, callbacks, leases, request_keys, spending
+from gateway.records.tables import bans, callbacks, canaries, leases, request_keys, spending
 
 LEASE_SECONDS: Final = 30.0
 """Until a lease that nobody renews counts no more."""
@@ -401,6 +401,61 @@ def answer_key(connection: sa.Connection, key: str, answer: str | None) -> None:
     else:
         update = sa.update(request_keys).where(request_keys.c.id == key)
         connection.execute(update.values(answer=answer))
+
+
+# ---- canaries
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryState:
+    """Whether a route's canary runs."""
+
+    began_at: datetime
+    """Calls since then count in its figures."""
+    stopped_by: str
+    """Who has stopped it; empty: it runs."""
+    why: str
+
+
+def canary_states(connection: sa.Connection, wanted: Mapping[str, str]) -> dict[str, CanaryState]:
+    """Return the state of canaries by route; ``wanted`` has the fingerprint of each.
+
+    One that is new, or changes something else than before, runs from now on.
+    """
+    rows = connection.execute(sa.select(canaries).where(canaries.c.route.in_(list(wanted))))
+    found = {row.route: row for row in rows}
+    states = {}
+    for route, fingerprint in wanted.items():
+        row = found.get(route)
+        if row is not None and row.fingerprint == fingerprint:
+            states[route] = CanaryState(row.began_at, row.stopped_by, row.why)
+            continue
+        began = datetime.fromtimestamp(now_of(connection), UTC)
+        fresh = {"fingerprint": fingerprint, "began_at": began, "stopped_by": "", "why": ""}
+        insert = _insert(connection, canaries).values(route=route, **fresh)
+        connection.execute(insert.on_conflict_do_update(index_elements=["route"], set_=fresh))
+        states[route] = CanaryState(began, "", "")
+    return states
+
+
+def canary_of(connection: sa.Connection, route: str) -> CanaryState | None:
+    """Return the state of a route's canary; None where it has had none."""
+    row = connection.execute(sa.select(canaries).where(canaries.c.route == route)).first()
+    return None if row is None else CanaryState(row.began_at, row.stopped_by, row.why)
+
+
+def set_canary(connection: sa.Connection, route: str, stopped_by: str, why: str) -> bool:
+    """Stop a canary, or with ``stopped_by`` "" start it, its figures anew.
+
+    Returns False where it was so already.
+    """
+    changed: dict[str, Any] = {"stopped_by": stopped_by, "why": why}
+    runs = canaries.c.stopped_by == ""
+    if not stopped_by:
+        runs = sa.not_(runs)
+        changed["began_at"] = datetime.fromtimestamp(now_of(connection), UTC)
+    update = sa.update(canaries).where(canaries.c.route == route, runs).values(changed)
+    return connection.execute(update).rowcount > 0
 
 
 def erase_number(connection: sa.Connection, number: str) -> int:

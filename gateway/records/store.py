@@ -204,6 +204,13 @@ class RecordStore:
         if self._folder is not None:
             self._slots.free(call_id)
 
+    def announce(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Tell webhooks of something that is no call's."""
+        at = datetime.now(UTC).isoformat()
+        event = {"id": str(uuid.uuid4()), "call_id": "", "at": at, "type": kind, "data": data}
+        if self._folder is not None and (deliveries := tuple(self._outgoing(event))):
+            self._channel.put(_Item((), deliveries))
+
     def as_json(self) -> dict[str, Any]:
         """Return the state of spool and database, for ``gateway status``."""
         if self._folder is None:
@@ -285,6 +292,7 @@ class RecordStore:
                 "direction": record.direction,
                 "route": record.route,
                 "trunk": record.leg.trunk,
+                "variant": record.variant,
                 **record.private.masked(
                     {
                         "from_number": number_of(record.from_uri),

@@ -75,6 +75,7 @@ calls = sa.Table(
     sa.Column("detail", sa.Text, nullable=False, server_default=""),
     sa.Column("disposition", sa.Text, nullable=False, server_default=""),
     sa.Column("parent_id", sa.String(64), nullable=False, server_default=""),
+    sa.Column("variant", sa.String(16), nullable=False, server_default=""),
     sa.Column("interruptions", sa.Integer),
     sa.Column("transfers", sa.Integer),
     sa.Column("response_p50_ms", sa.Float),
@@ -162,7 +163,17 @@ request_keys = sa.Table(
     sa.Column("at", sa.Float, nullable=False),
 )
 
-SHARED = (leases, spending, callbacks, bans, request_keys)
+canaries = sa.Table(
+    "canaries",
+    metadata,
+    sa.Column("route", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("began_at", UtcTime, nullable=False),
+    sa.Column("stopped_by", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+)
+
+SHARED = (leases, spending, callbacks, bans, request_keys, canaries)
 """Tables of what processes share."""
 
 

@@ -93,7 +93,9 @@ class Outbox:
         wanted = [one for one in self._endpoints if event["type"] in one.events]
         if not wanted:
             return ()
-        data = {"call_id": event["call_id"], "sequence": event["sequence"], **event["data"]}
+        data = dict(event["data"])
+        if event["call_id"]:
+            data = {"call_id": event["call_id"], "sequence": event["sequence"], **data}
         told = {"type": event["type"], "timestamp": event["at"], "data": data}
         body = json.dumps(unicode_in(told), ensure_ascii=False)
         now = time.time()

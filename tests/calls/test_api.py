@@ -61,7 +61,7 @@ class Client:
         await self.http.aclose()
 
 
-async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+async def metric(http: httpx.AsyncClient, name: str, /, **labels: str) -> float:
     """The sum of a metric's samples with these labels."""
     text = (await http.get("/metrics")).text
     return sum(

@@ -65,6 +65,8 @@ class Gateway:
             cast(Any, SimpleNamespace(inform=lambda *plans: plans)),
             cast(Any, None),
             cast(Any, None),
+            cast(Any, SimpleNamespace(choose=lambda route, _caller, _record: route)),
+            cast(Any, SimpleNamespace(mark=lambda _invite, _record: None)),
         )
 
     def invite(self, to: str = "100", **more: Any) -> FakeLeg:

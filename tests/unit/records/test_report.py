@@ -33,6 +33,8 @@ def row(**given: Any) -> dict[str, Any]:
         "currency": "USD",
         "why": "remote_hangup",
         "state": "ended",
+        "outcome": "completed",
+        "variant": "",
         "disposition": "",
         "route": "desk",
         "trunk": "",
@@ -48,6 +50,7 @@ def test_what_is_counted() -> None:
         row(disposition="callback", response_p50_ms=800.0, transfers=2),
         row(route="shop", answered_at=None, why="busy", talk_seconds=None, cost=None),
         row(interruptions=None, response_p50_ms=None, response_p95_ms=None, currency="EUR"),
+        row(variant="synthetic"),
     ]
     told = report_of(rows, "route", "a", "b", UTC).as_json()
     desk, shop = told["lines"]

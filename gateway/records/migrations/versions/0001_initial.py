@@ -66,6 +66,7 @@ def _make_calls() -> None:
         _text_or_empty("detail"),
         _text_or_empty("disposition"),
         _text_or_empty("parent_id", sa.String(64)),
+        _text_or_empty("variant", sa.String(16)),
         sa.Column("interruptions", sa.Integer),
         sa.Column("transfers", sa.Integer),
         sa.Column("response_p50_ms", sa.Float),
@@ -143,9 +144,26 @@ def _make_shared() -> None:
         sa.Column("answer", sa.Text),
         sa.Column("at", sa.Float, nullable=False),
     )
+    op.create_table(
+        "canaries",
+        _key("route"),
+        _text("fingerprint", sa.String(16)),
+        sa.Column("began_at", _TIME, nullable=False),
+        _text("stopped_by"),
+        _text("why"),
+    )
 
 
-TABLES = ("request_keys", "bans", "callbacks", "spending", "leases", "call_events", "calls")
+TABLES = (
+    "canaries",
+    "request_keys",
+    "bans",
+    "callbacks",
+    "spending",
+    "leases",
+    "call_events",
+    "calls",
+)
 
 
 def downgrade() -> None:

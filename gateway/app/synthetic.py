@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Test calls that the gateway makes to itself, through its own SIP port, at set intervals.
+
+Each has to be answered, and the agent to be heard, in time. They are marked in record, row and
+event, and count in no report and no budget but the day's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from random import uniform
+
+import structlog
+
+from gateway.audio.g711 import Codec
+from gateway.call.call_record import CallRecord
+from gateway.config.operations import SyntheticCall
+from gateway.dialplan import Dialplan, Match
+from gateway.measures import Reading
+from gateway.planning.call_plan import placed_match
+from gateway.records.report import SYNTHETIC
+from gateway.records.store import RecordStore
+from gateway.sip.agent import UserAgent
+from gateway.sip.leg import Leg
+from gateway.sip.media.ports import CallAudio
+from gateway.sip.types import Invite, LegEnd, RtpQuality
+from gateway.tasks import TaskSet, wait_any
+
+FIRST_SECONDS = 2.0
+"""Until the first call after the start; one more for each before it."""
+
+LOUD = 500
+"""Peak of 32,767 from which the agent is heard: noise of an idle line is far below."""
+
+LOOK_SECONDS = 0.05
+END_SECONDS = 5.0
+"""How long the end of a call is waited for."""
+
+PLAYOUT_FRAMES = 50
+
+log = structlog.get_logger("synthetic")
+
+
+class _Caller:
+    """Handler of the caller's leg."""
+
+    def __init__(self) -> None:
+        self.answered = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.code = 0
+        """Of the final response, or of the end."""
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: Codec) -> None: ...
+    def on_hold(self, held: bool) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+
+    def on_confirmed(self) -> None:
+        """The call was answered."""
+        self.answered.set()
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The call is over, or was refused."""
+        self.code = end.code
+        self.ended.set()
+
+
+@dataclass(slots=True)
+class _Result:
+    """What came of the calls of one name."""
+
+    up: bool | None = None
+    heard_seconds: float | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class SyntheticCalls:
+    """Makes them, and knows those in progress. Lives on the event loop.
+
+    Args:
+        agent: dials, and is dialled.
+        records: tells webhooks of what failed, and of what works again.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[SyntheticCall],
+        dialplan: Dialplan,
+        agent: UserAgent,
+        records: RecordStore,
+    ) -> None:
+        self._settings = settings
+        self._dialplan = dialplan
+        self._agent = agent
+        self._records = records
+        self._legs: dict[Leg, SyntheticCall] = {}
+        self._results = {one.name: _Result() for one in settings}
+        self._tasks = TaskSet()
+
+    def use(self, dialplan: Dialplan) -> None:
+        """Know the routes of further calls."""
+        self._dialplan = dialplan
+
+    async def start(self) -> None:
+        """Begin."""
+        for number, one in enumerate(self._settings):
+            self._tasks.serve(partial(self._repeat, number, one), f"synthetic {one.name}")
+
+    async def stop(self) -> None:
+        """Make no further call, and end those in progress."""
+        await self._tasks.cancel()
+
+    def readings(self) -> Iterator[Reading]:
+        """Yield what ``/metrics`` reads."""
+        for name, result in self._results.items():
+            labels = {"name": name}
+            if result.up is not None:
+                yield "synthetic_up", labels, float(result.up)
+            if result.heard_seconds is not None:
+                yield "synthetic_heard_seconds", labels, result.heard_seconds
+            for outcome in ("passed", "failed"):
+                told = {**labels, "result": outcome}
+                yield "synthetic_calls", told, float(result.counts[outcome])
+
+    def mark(self, invite: Invite, record: CallRecord) -> Match | None:
+        """Mark the record of a call that is one of these; return its match where it names a route.
+
+        By its Call-ID, which nobody else has seen yet.
+        """
+        made = (
+            one for leg, one in self._legs.items() if leg.invite.sip_call_id == invite.sip_call_id
+        )
+        settings = next(made, None)
+        if settings is None:
+            return None
+        record.variant = SYNTHETIC
+        record.explanation.append(f"synthetic call {settings.name}")
+        route = next((one for one in self._dialplan.routes if one.name == settings.route), None)
+        if route is None:
+            return None
+        return placed_match(route, invite.to_uri, invite.trunk, {}, datetime.now(UTC))
+
+    async def _repeat(self, number: int, settings: SyntheticCall) -> None:
+        pause = FIRST_SECONDS + number
+        while True:
+            await asyncio.sleep(pause)
+            pause = settings.interval_minutes * 60 * uniform(0.95, 1.05)
+            why, heard = await self._call(settings)
+            self._tell(settings.name, why, heard)
+
+    def _tell(self, name: str, why: str, heard: float | None) -> None:
+        result = self._results[name]
+        before, result.up, result.heard_seconds = result.up, not why, heard
+        outcome = "failed" if why else "passed"
+        result.counts[outcome] += 1
+        told = {"name": name, "why": why, "heard_ms": None if heard is None else round(heard * 1e3)}
+        (log.warning if why else log.info)(f"synthetic.{outcome}", **told)
+        if why or before is False:
+            self._records.announce(f"synthetic.{outcome}", told)
+
+    async def _call(self, settings: SyntheticCall) -> tuple[str, float | None]:
+        """Make one call; return why it has failed, or "", and when the agent was heard (s)."""
+        address = self._address()
+        if address is None:
+            return "there is no listener by UDP or TCP to call", None
+        caller, audio = _Caller(), CallAudio(Codec.PCMU, PLAYOUT_FRAMES)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        uri = f"sip:{settings.to or SYNTHETIC}@{address}"
+        leg = self._agent.dial(uri, caller, audio, [Codec.PCMU])
+        self._legs[leg] = settings
+        try:
+            await wait_any(settings.answer_within, caller.answered, caller.ended)
+            if caller.ended.is_set():
+                return f"not answered: SIP {caller.code}", None
+            if not caller.answered.is_set():
+                return f"not answered within {settings.answer_within:g} s", None
+            until = clock() + settings.heard_within
+            while clock() < until and not caller.ended.is_set():
+                if audio.levels[0] >= LOUD:
+                    return "", clock() - began
+                await asyncio.sleep(LOOK_SECONDS)
+            if caller.ended.is_set():
+                return f"ended before the agent was heard: SIP {caller.code}", None
+            return f"the agent was not heard within {settings.heard_within:g} s", None
+        finally:
+            leg.hang_up()
+            await wait_any(END_SECONDS, caller.ended)
+            del self._legs[leg]
+
+    def _address(self) -> str | None:
+        """Host and port of a listener of ours, as a URI has them."""
+        for wanted in ("udp", "tcp"):
+            for address in self._agent.addresses:
+                transport, _, place = address.partition(":")
+                if transport == wanted:
+                    host, _, port = place.rpartition(":")
+                    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+                    return f"{host}:{port}" + (";transport=tcp" if wanted == "tcp" else "")
+        return None

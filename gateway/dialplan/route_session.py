@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a route says of its sessions: its server, their session objects, and a canary of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, PlainSerializer, Strict, model_validator
+
+from gateway.config.sections import (
+    ApiKey,
+    ApiKeyHeader,
+    AudioName,
+    DialectName,
+    Headers,
+    Region,
+    Url,
+)
+from gateway.config.source import KeyPath, MisplacedError, Section, plain
+from gateway.config.values import Count, Flag, Milliseconds, Seconds, Text, Typed
+from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY
+from gateway.dialplan.session_settings import nulled
+from gateway.dialplan.tool_sections import secrets_of
+
+SET_BY_GATEWAY: Mapping[KeyPath, str] = {
+    ("type",): "always realtime",
+    ("model",): "write it as route.realtime.model or realtime.model",
+    ("audio", "input", "format"): "it is the codec that the call negotiated",
+    ("audio", "output", "format"): "it is the codec that the call negotiated",
+}
+
+
+def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    # The rest is judged where the file is read, mistake by mistake (session_settings.py).
+    return MappingProxyType(nulled(plain(_ours_only(value, SET_BY_GATEWAY))))
+
+
+def _live(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(plain(_ours_only(value, LIVE_SET_BY_GATEWAY)))
+
+
+def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) -> Any:
+    for path, why in set_by_gateway.items():
+        node: Any = value
+        for part in path:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if node is not None:
+            raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
+    for below in _not_json(value):
+        raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
+    return value
+
+
+def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    if isinstance(value, Mapping | list):
+        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_json(inner, (*path, part))
+        return
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        yield path
+
+
+SessionTable = Annotated[
+    Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
+]
+LiveTable = Annotated[
+    Mapping[str, Any], AfterValidator(_live), PlainSerializer(lambda value: dict(value))
+]
+
+
+class RouteRealtime(Section):
+    """``[route.realtime]``: in place of ``[realtime]``, for this route.
+
+    With another server's ``url`` neither key nor headers of ``[realtime]`` are sent there.
+    """
+
+    url: Url | None = None
+    api_key: ApiKey = None
+    api_key_header: ApiKeyHeader | None = None
+    headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
+    model: Text | None = None
+    connect_timeout: Seconds | None = None
+    dialect: DialectName | None = None
+    audio: AudioName | None = None
+    region: Region = ""
+    safety_identifier: Flag | None = None
+
+
+Percent = Annotated[float, Strict(), Field(gt=0, le=100), Typed]
+
+
+class CanaryLimits(Section):
+    """``[route.canary.stop]``: by how much the canary may fall behind; 0 leaves it out.
+
+    Percentages are points: with 5, 12 % of the canary's calls may fail where 7 % of the others do.
+    """
+
+    min_calls: Count = 50
+    failed_percent: Annotated[float, Strict(), Field(ge=0, le=100), Typed] = 5.0
+    transferred_percent: Annotated[float, Strict(), Field(ge=0, le=100), Typed] = 0.0
+    response_ms: Milliseconds = 0
+
+
+class Canary(Section):
+    """``[route.canary]``: another session for a share of the route's callers."""
+
+    share: Percent
+    session: SessionTable = Field(default_factory=lambda: MappingProxyType({}))
+    live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
+    realtime: RouteRealtime = Field(default_factory=RouteRealtime)
+    stop: CanaryLimits = Field(default_factory=CanaryLimits)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not (self.session or self.live or self.realtime.model_fields_set):
+            raise MisplacedError((), "changes nothing: it needs session, live or realtime")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it changes: its figures begin anew with another one."""
+        given = self.model_dump(mode="json", exclude={"share", "stop"})
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+
+    def has(self, route: str, caller: str) -> bool:
+        """Whether it takes a caller of the route: always the same ones, and more of them with a
+        larger share."""
+        digest = hashlib.sha256(f"{route}\n{caller}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") < self.share / 100 * 2**32
+
+    def secrets(self) -> tuple[str, ...]:
+        """Its key, and those that its session objects carry."""
+        key = self.realtime.api_key
+        return (
+            *((key.get_secret_value(),) if key else ()),
+            *secrets_of(self.realtime.headers),
+            *credentials(self.session),
+            *credentials(self.live),
+        )
+
+
+def merged(base: Any, over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over`` in place of its own, table by table."""
+    found = dict(base) if isinstance(base, Mapping) else {}
+    for name, value in over.items():
+        inner = found.get(name)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        found[name] = merged(inner, value) if both else value
+    return found
+
+
+def credentials(value: Any, inside: bool = False) -> Iterator[str]:
+    """Texts at or below the keys in which a session object has credentials (MCP tools)."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from credentials(inner, inside or name in ("authorization", "headers"))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from credentials(inner, inside)
+    elif inside and isinstance(value, str) and value:
+        yield value

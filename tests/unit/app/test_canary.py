@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which callers a canary takes, and by what it falls behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.app.canary import behind
+from gateway.dialplan import Canary
+from gateway.records.report import Line
+
+
+def canary(share: float = 10, **stop: Any) -> Canary:
+    """One that changes something."""
+    given = {"share": share, "session": {"instructions": "Be brief."}, "stop": stop}
+    return Canary.model_validate(given)
+
+
+def line(calls: int, failed: int = 0, transferred: int = 0, p95: float | None = None) -> Line:
+    """The figures of one side."""
+    waits = [] if p95 is None else [p95]
+    return Line("x", calls=calls, failed=failed, transferred=transferred, p95=waits)
+
+
+def test_a_share_of_callers_and_always_the_same() -> None:
+    callers = [f"+4930{number}" for number in range(2000)]
+    few, more = ({one for one in callers if canary(share).has("sales", one)} for share in (10, 25))
+    assert 140 < len(few) < 260
+    assert 430 < len(more) < 570
+    assert few < more
+    assert few != {one for one in callers if canary().has("support", one)}
+    assert all(canary(100).has("sales", one) for one in callers)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "stop", "why"),
+    [
+        (line(49, failed=49), line(900), {}, ""),
+        (line(50, failed=3), line(900), {}, "failed: 6.0 % of its calls, 0.0 % of the others"),
+        (line(50, failed=3), line(100, failed=1), {}, ""),
+        (line(50, failed=50), line(900), {"failed_percent": 0}, ""),
+        (line(50, failed=50), line(49), {}, ""),
+        (
+            line(5, transferred=2),
+            line(5, transferred=1),
+            {"min_calls": 5, "transferred_percent": 10},
+            "transferred: 40.0 % of its calls, 20.0 % of the others",
+        ),
+        (line(50, p95=1500), line(50, p95=900), {}, ""),
+        (
+            line(50, p95=1500),
+            line(50, p95=900),
+            {"response_ms": 500},
+            "response p95: 1500 ms, 900 ms of the others",
+        ),
+        (line(50), line(50, p95=900), {"response_ms": 500}, ""),
+    ],
+)
+def test_what_stops_a_canary(ours: Line, theirs: Line, stop: dict[str, Any], why: str) -> None:
+    assert behind(ours, theirs, canary(**stop)) == why
+
+
+def test_figures_begin_anew_when_it_changes_something_else() -> None:
+    base = canary()
+    assert base.fingerprint == canary(50, min_calls=9).fingerprint
+    other = Canary.model_validate({"share": 10, "session": {"instructions": "Be long."}})
+    assert base.fingerprint != other.fingerprint
