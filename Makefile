@@ -26,6 +26,8 @@ DEV := $(VENV)/.dev
 
 export PYTHON
 export PIP_NO_INPUT = 1
+# Tests start hundreds of processes: each would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 
 .DEFAULT_GOAL := help

@@ -29,7 +29,10 @@ from typing import Any, ClassVar
 MODULES = (
     *("gateway.cli.main", "gateway.cli.serve", "gateway.app.service"),
     *("gateway.api.app", "gateway.api.local", "gateway.api.metrics"),
+    *("gateway.planning.check", "gateway.records.retention"),
+    *("jsonschema", "httpcore", "anyio._backends._asyncio", "sqlalchemy.dialects.sqlite"),
 )
+"""What a gateway imports at its start or for its first call."""
 _REQUEST_BYTES = 256 * 1024
 _PR_SET_PDEATHSIG = 1
 
