@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may use which path, who guesses tokens, and the log of what was done by whom."""
+"""Access to the API: roles of paths, throttling of wrong tokens, and the audit log."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Error(BaseModel):
 
 
 class Failure(BaseModel):
-    """The body of every answer that is no success."""
+    """Body of every failure."""
 
     error: Error
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The HTTP API: who may use which paths, and what is answered where something fails."""
+"""ASGI application of the HTTP API: its routers, access checks, and bodies of failures."""
 
 from __future__ import annotations
 

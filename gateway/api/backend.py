@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the API needs of the process: its commands, calls and queries, and the feed of events."""
+"""Interface of the process towards the API: commands, calls, queries, and the feed of events."""
 
 from __future__ import annotations
 
@@ -134,10 +134,10 @@ class RequestTimes:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The process, as the API sees it. Everything is called on the event loop."""
+    """The process towards the API. Everything is called on the event loop."""
 
     commands: Mapping[str, Command]
-    """What can be asked and done, by name."""
+    """Commands by name."""
     live: Callable[[], list[dict[str, Any]]]
     """A row for each call in progress, the newest last."""
     record: Callable[[str], dict[str, Any] | None]
@@ -148,7 +148,7 @@ class Backend:
     ready: Callable[[], Mapping[str, str]]
     """Why no further call should come here, by part; empty while they should."""
     problems: Callable[[], Mapping[str, str]]
-    """What has failed for good, by part."""
+    """Permanent failures, by part."""
     metrics: Callable[[], Awaitable[bytes]]
     """The metrics as Prometheus reads them."""
     drain: Callable[[], None]

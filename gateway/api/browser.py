@@ -33,12 +33,12 @@ BURST_FRAMES, CLOCK_FAST = 250, 1.05
 that is fast by a twentieth."""
 BURST_TEXTS, TEXTS_PER_SECOND = 50, 20.0
 WAITING_FRAMES, WAITING_TEXTS = 50, 64
-"""What waits for a page that does not read; of audio the oldest is left out."""
+"""Frames and texts queued for a page that does not read; the oldest audio is dropped."""
 ON_THE_WAY_FRAMES = 100
 """Sent to a page that says what it has got: two seconds. What is more would wait in the queues of a
 network that is slower than the audio."""
 SEND_SECONDS = 5.0
-"""A page that takes nothing for so long is given up."""
+"""Time (s) without a byte taken after which a page is disconnected."""
 ANNOUNCED_SECONDS = 30.0
 """Until something becomes of a call; what may have to decide first is faster."""
 LOOK_SECONDS = 0.3

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The realtime protocol: typed GA events, a WebSocket session, its errors. Knows no telephones."""
+"""Client of realtime servers: typed events, WebSocket sessions, dialects, error tables."""

@@ -101,7 +101,7 @@ class Endpoint:
 
     @property
     def live_audio(self) -> Audio:
-        """What its Live sessions take: Azure's preview has no G.711, whatever :attr:`audio` is."""
+        """Audio format of Live sessions: Azure's preview has no G.711, whatever :attr:`audio` is."""
         azure = (urlsplit(self.url).hostname or "").endswith(AZURE_HOSTS)
         return "pcm24" if azure else self.audio
 
@@ -252,7 +252,7 @@ def text_frame(message: bytes) -> bytes:
 
 
 class _Reader(StreamReader):
-    """The library's reader, which knows where a frame may begin."""
+    """The library's reader, which also tells whether a frame may begin here."""
 
     between_frames = False
     """All that came was read, and it ended with the end of a frame."""

@@ -155,7 +155,7 @@ def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, V
 
 
 def class_of(verdict: Verdict) -> str:
-    """Return the code of a verdict where a table has it, else ``other``: there are only so many."""
+    """Return the code of a verdict where a table has it, else ``other``: bounded for metrics."""
     code = verdict.code
     number = whole_number(code.removeprefix("http "), 4)
     listed = (

@@ -53,11 +53,11 @@ class Capabilities:
     out_of_band: bool = True
     """Responses outside of the conversation can be requested."""
     billed_by_time: bool = False
-    """It costs money while nobody speaks."""
+    """The session is billed by time, also in silence."""
     late_words: bool = False
     """Transcripts come seconds after the sound."""
     seeded_at_start: bool = False
-    """What was said before goes into the start of the session, not in as items afterwards."""
+    """Earlier conversation is part of the session's start, not added as items afterwards."""
 
 
 REALTIME = Capabilities()
@@ -224,7 +224,7 @@ class ContinueWork:
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A client event of an application's, as it came."""
+    """A client event of an application, passed on unchanged."""
 
     event: Json
 
@@ -482,7 +482,7 @@ class ServerError:
 
 @dataclass(frozen=True, slots=True)
 class OtherEvent:
-    """An event that the gateway knows nothing to do with; kept for logs, never an error."""
+    """An event that the gateway does not act on; kept for logs, never an error."""
 
     type: str
     raw: Json

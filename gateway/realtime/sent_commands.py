@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands of a session: numbered, remembered, and changed to what its server takes."""
+"""Commands sent in a session: their ids, and changes that make a server accept them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_METADATA = 16
 """Pairs that the protocol has room for."""
 
 _REMEMBERED_COMMANDS = 256
-"""Errors come at once or never: so many commands back is far more than a server has in hand."""
+"""Commands that an error may still refer to; servers answer at once or never."""
 _REMEMBERED_REFUSALS = 64
 
 

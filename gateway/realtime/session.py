@@ -71,10 +71,10 @@ class Tap(Protocol):
     """Sees the messages of a session as they are on the wire. Must neither wait nor raise."""
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """We send this; ``audio`` is what it appends, and then all that is in it."""
+        """Take a message that is sent; ``audio`` is what it appends, if that is all it does."""
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """This has come; ``delta`` is what it was read as where it is audio."""
+        """Take a message that has come; ``delta`` is its event where that is audio."""
 
 
 @dataclass(frozen=True, slots=True)

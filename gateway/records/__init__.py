@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Records of calls: one JSON file each, and one file of session events."""
+"""What is kept of calls: rows, record files, event logs, recordings, black boxes, webhooks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The thread that writes records, event logs and what else is kept of calls to the disk.
+"""Background writer: one thread that writes records, event logs and the spool to the disk.
 
 The event loop and the SIP thread only put items into bounded channels. What finds its channel full
 is dropped and counted; a disk that hangs holds up this thread and nothing else.

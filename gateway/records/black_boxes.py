@@ -35,7 +35,7 @@ WRITE_SECONDS = 1.0
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Of one call; a line that is longer than what is left ends its black box."""
 SLOW_MS = 3000.0
-"""A caller who waits so long for an answer, once, has a slow call."""
+"""Longest wait (ms) for a response above which a call counts as slow."""
 
 UNTROUBLED = frozenset(
     {

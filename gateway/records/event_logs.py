@@ -117,7 +117,7 @@ class EventLog:
             self._down.begin(delta.audio, delta.part)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:
-        """The WebSocket is closed."""
+        """Note that the WebSocket is closed."""
         self._add("close", {"code": code, "reason": reason, "by_us": by_us})
 
     def begin(self, **facts: Any) -> None:
@@ -254,7 +254,7 @@ class EventLogs:
 
 
 def _text(entry: _Entry, of: EventLog) -> str:
-    """The line of an entry. On the writer's thread."""
+    """Return the line of an entry. On the writer's thread."""
     t_ms = round(1000 * (entry.at - of.began), 1)
     line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
     if isinstance(entry.message, bytes):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes one JSON file for each call, off the event loop, and never holds a call up."""
+"""Record files: one JSON file for each call, written off the event loop."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Brings what is in the spool to the database, and closes the rows of calls that were cut."""
+"""Forwarder: moves the spool to the database, and closes rows of calls whose process died."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Forwarder:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something in the spool. From any thread."""
+        """Note that the spool has something. From any thread."""
         self._wake.set()
 
     def stop(self) -> None:

@@ -161,7 +161,7 @@ def _fitting(call_id: str, facts: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """The file of a process that died, locked by us."""
+    """Slots of a process that died; their file is locked by us."""
 
     path: Path
     calls: tuple[CutCall, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files of recordings: WAV and Ogg Opus, plain or encrypted with age, and how they are read."""
+"""Recording files: WAV and Ogg Opus, plain or encrypted with age; writing and reading."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RecordingError(Exception):
 
 
 class Sink(Protocol):
-    """What a container writes to."""
+    """Destination of a container's bytes."""
 
     def write(self, data: bytes, /) -> int: ...
 

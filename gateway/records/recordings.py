@@ -62,7 +62,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the files of a process are written."""
+    """Settings of the files of a process."""
 
     folder: Path | None = None
     recipients: tuple[str, ...] = ()
@@ -356,7 +356,7 @@ class Recordings:
             log.error("recording.not_completed", files=len(self._open))
 
     def as_json(self) -> dict[str, int]:
-        """What ``gateway status`` shows."""
+        """Return the state for ``gateway status``."""
         with self._changed:
             lost = self.lost_bytes + sum(one.lost_bytes for one in self._open)
             failing = sum(one.failing for one in self._open)

@@ -69,7 +69,7 @@ class Line:
                 times.append(row[name])
 
     def as_json(self) -> dict[str, Any]:
-        """The line as values of JSON."""
+        """Return the line as JSON."""
         return {
             "name": self.name,
             "calls": self.calls,
@@ -88,7 +88,7 @@ class Line:
 
 @dataclass(slots=True)
 class Forecast:
-    """What a month will have cost at its end, in one currency."""
+    """Expected cost of a month, in one currency."""
 
     month: str
     """Like 2026-11."""
@@ -109,7 +109,7 @@ class Report:
     forecast: list[Forecast] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as values of JSON."""
+        """Return the report as JSON."""
         return {
             "by": self.by,
             "since": self.since,

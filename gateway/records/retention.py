@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Deletes what is kept of calls: when it is old, or when a number is to be forgotten."""
+"""Retention: deletes old calls, and all data of a number that is to be erased."""
 
 from __future__ import annotations
 

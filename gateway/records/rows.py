@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The row of a call: its columns, their values for a record, and what they say in plain words."""
+"""Database row of a call: columns, their values for a record, and their plain words."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ EXPORTED = (
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as values of JSON."""
+    """Return a row as JSON."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
         for name, value in row.items()

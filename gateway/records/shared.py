@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several processes share through the database: caps, budgets, callbacks, bans, request keys.
+"""State that processes share through the database: caps, budgets, callbacks, bans, request keys.
 
 A place under a cap, or money set aside, is a lease: a row that its process renews, and that counts
 no more once it has expired. So what a killed process held comes back by itself. Functions take the
@@ -53,7 +53,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a call needs before it may begin."""
+    """Caps and budgets that a call needs before it may begin."""
 
     call_id: str
     caps: tuple[Cap, ...] = ()
@@ -77,7 +77,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What others have spent on a day, and what all have set aside, by scope and key."""
+    """Amounts spent by others on a day, and reserved by all, by scope and key."""
 
     day: str
     others: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Answer:
 
 
 def leases_of(wanted: Wanted) -> tuple[Lease, ...]:
-    """The leases that a call gets where nothing is in its way."""
+    """Return the leases of a call that is admitted."""
     made = [
         Lease(f"{wanted.id}-{number}", one.scope, one.key, wanted.call_id, 0, one.seconds)
         for number, one in enumerate(wanted.caps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps the row, the events and the file of every call, off the event loop and the SIP thread.
+"""Record store: row, events and file of every call, written off the event loop.
 
 A call has a slot in a memory-mapped file before its first provisional response, a row in the spool
 within some hundredths of a second, and from there a row in the database. Nothing of this holds a
@@ -162,7 +162,7 @@ class RecordStore:
         self._slots.take(call_id, known)
 
     def opened(self, record: CallRecord) -> None:
-        """A call begins: its row and its first event."""
+        """Write the row and the first event of a call that begins."""
         live = self._live[record.call_id] = _Live(record)
         record.on_mark = partial(self._marked, live)
         if self._folder is not None:
@@ -180,7 +180,7 @@ class RecordStore:
             self._put_row(live, columns_of(record, datetime.now(UTC)))
 
     def write(self, record: CallRecord) -> None:
-        """A call is over, or was refused: its file, and its last row with the whole record."""
+        """Write the file and the last row of a call that is over or was refused."""
         self._files.write(record)
         live = self._live.pop(record.call_id, None)
         record.on_mark = None

@@ -85,7 +85,7 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """A file is complete. Any thread."""
+        """Note that a file is complete. Any thread."""
         with self._changed:
             self._woken = True
             self._changed.notify()
@@ -117,7 +117,7 @@ class Uploads:
         return sum(1 for _ in self._pending.glob("*")) if self._pending.is_dir() else 0
 
     def as_json(self) -> dict[str, object]:
-        """What ``gateway status`` shows."""
+        """Return the state for ``gateway status``."""
         return {"uploaded": self.uploaded, "waiting": self.waiting(), "failing": self.failing}
 
     def _run(self) -> None:

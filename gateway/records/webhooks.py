@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tells endpoints of what happens to calls: signed (Standard Webhooks), at least once, in no order.
+"""Webhooks: events of calls, signed (Standard Webhooks), delivered at least once, in no order.
 
 A delivery is in the spool with the row that it tells of, so it survives what that survives. One of
 the processes on a folder sends; a receiver that has seen a ``webhook-id`` drops it.
@@ -55,7 +55,7 @@ log = structlog.get_logger("webhooks")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where events go. ``secrets`` has one key, or two while they are exchanged."""
+    """Receiver of events. ``secrets`` has one key, or two during a change of keys."""
 
     name: str
     url: str

@@ -34,7 +34,7 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in the configuration."""
+        """Name in the configuration."""
 
     @property
     def api_base(self) -> str:
@@ -49,7 +49,7 @@ class Dialect(Protocol):
         """Whether :meth:`event` and :meth:`command` do anything."""
 
     def path(self, host: str) -> str:
-        """The path of a URL that has none."""
+        """Path for a URL without one."""
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
         """Return what to add to the query of a URL that has the parameters ``given``."""
