@@ -101,7 +101,7 @@ class Endpoint:
 
     @property
     def live_audio(self) -> Audio:
-        """Audio format of Live sessions: Azure's preview has no G.711, whatever :attr:`audio` is."""
+        """Audio format of Live sessions: Azure's preview has no G.711, unlike :attr:`audio`."""
         azure = (urlsplit(self.url).hostname or "").endswith(AZURE_HOSTS)
         return "pcm24" if azure else self.audio
 
