@@ -127,12 +127,13 @@ def _serve(
     "--script", type=click.Path(path_type=Path, exists=True), help="Scripted replies and faults."
 )
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for events and audio.")
-def emulator(listen: str, script: Path | None, record: Path | None) -> None:
+@click.option("--text-model", default="", metavar="HOST:PORT", help="Serve a text model, too.")
+def emulator(listen: str, script: Path | None, record: Path | None, text_model: str) -> None:
     """Run a realtime server with scripted replies: no model, no API key."""
     from gateway.devtools.emulator import run
 
     try:
-        run(listen, script, record)
+        run(listen, script, record, text_model)
     except (ValueError, OSError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from junitparser import JUnitXml, TestSuite
 
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.text_model import TextModel
 from tests.support.harness import GatewayStack
 
 ROUTES = """
@@ -145,3 +147,41 @@ async def test_a_wrong_agent_fails_each_assertion(world: GatewayStack, tmp_path:
         assert failure.text.startswith(f"{case.name}: "), (case.name, failure.text)
         assert "\n" not in failure.text, failure.text
     assert results.failures == results.tests == 16
+
+
+CALLER = """
+[call.caller]
+persona = "Vera, in a hurry"
+goal = "a room"
+max_turns = 2
+[call.judge.criteria.kindness]
+question = "Was the agent kind?"
+[call.judge.criteria.brevity]
+question = "Was the agent brief?"
+"""
+
+
+async def test_a_simulated_caller_talks_and_a_judge_marks(
+    world: GatewayStack, tmp_path: Path
+) -> None:
+    script = {
+        "text_replies": ["I need a room, please.", "Goodbye. [DONE]"],
+        "text_scores": {"brevity": 2},
+    }
+    model = TextModel(lambda: Script.model_validate(script))
+    url = f"http://127.0.0.1:{await model.start()}/v1"
+    try:
+        suite = f'[model]\nurl = "{url}"\n[[call]]\nname = "one"\nto = "good"\n{CALLER}'
+        status, told, results = await run(world, tmp_path, suite)
+    finally:
+        await model.stop()
+    assert status == 1, told
+    (case,) = results
+    lines = [line.split("  ", 1) for line in str(case.system_out).splitlines()]
+    marks = {line[1].partition(": ")[0]: line[0] for line in lines if len(line) == 2}
+    assert marks["steps"] == marks["caller"] == "passed", told
+    found = [one.text for one in case.result]
+    assert found == ["judge: brevity: 2: by the script; wanted at least 7 of 10"]
+    assert "agent: You spoke for" in case.system_out
+    assert "caller: I need a room, please." in case.system_out
+    assert model.requests == 3

@@ -52,7 +52,7 @@ def _case(suite: ET.Element, one: CallResult) -> None:
         failure = ET.SubElement(case, "failure", type="assertion", message=_xml(failed[0]))
         failure.text = _xml("\n".join(failed))
     lines = [f"{verdict.mark}  {verdict}" for verdict in one.verdicts]
-    lines += [f"{said.who}: {said.text}" for said in one.evidence.transcript or one.evidence.own]
+    lines += [f"{said.who}: {said.text}" for said in one.evidence.both_sides()]
     if one.sound is not None:
         lines.append(f"sound: {one.sound}")
     ET.SubElement(case, "system-out").text = _xml("\n".join(lines))

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.call_suites.suite import SuiteCall
+from gateway.devtools.call_suites.simulated import Conversation, Model, SimulatedCaller, marks_of
+from gateway.devtools.call_suites.suite import SuiteCall, TextModel
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, Verdict, judge
-from gateway.devtools.call_suites.witness import Witness, recogniser_of, said_in
+from gateway.devtools.call_suites.witness import POLL_SECONDS, Witness, recogniser_of, said_in
 from gateway.devtools.scripted_caller.call import ScriptedCall
-from gateway.devtools.scripted_caller.report import CallReport
+from gateway.devtools.scripted_caller.report import CallReport, Span
 from gateway.devtools.scripted_caller.run import (
     Phone,
     PhoneError,
@@ -25,7 +26,7 @@ from gateway.devtools.scripted_caller.run import (
     prepare,
     taking_signals,
 )
-from gateway.devtools.scripted_caller.script import Dialling, Interrupt, Noise, Say, Script
+from gateway.devtools.scripted_caller.script import Dialling, Noise, Script
 from gateway.devtools.scripted_caller.sound import write_sound
 
 _USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?(.*)", re.IGNORECASE)
@@ -72,6 +73,11 @@ class CallResult:
         return (self.report.ended_ms or self.report.answered_ms or 0.0) / 1000
 
 
+Models = dict[TextModel, Model]
+
+TRANSCRIPT_SECONDS = 3.0
+"""How late the words of what was heard may come."""
+
 Progress = Callable[[SuiteCall, str], None]
 """Told of what happens in a call; with an empty text when it begins."""
 
@@ -108,6 +114,7 @@ async def run_calls(
         sorted(hosts)[-1],
     )
     results: dict[int, CallResult] = {}
+    models: Models = {one.model: Model(one.model) for one in calls if one.model.url}
     scripts = [_with_noise(one) for one in calls]
     # All before the first call: a sound that is missing is told then, and no call waits for one.
     clips = await asyncio.to_thread(lambda: [prepare(one) for one in scripts])
@@ -118,7 +125,7 @@ async def run_calls(
             call, uri, script, sounds = waiting.pop(0)
             on_progress(call, "")
             place = functools.partial(phone.call, uri, script, sounds)
-            result = await _one(call, place, options, witness, on_progress)
+            result = await _one(call, place, options, witness, models, on_progress)
             results[call.number] = result
             on_result(result)
 
@@ -134,6 +141,7 @@ async def _one(
     place: Callable[..., Awaitable[ScriptedCall]],
     options: RunOptions,
     witness: Witness,
+    models: Models,
     on_progress: Progress,
 ) -> CallResult:
     follow = call.call.follow_refer
@@ -143,20 +151,81 @@ async def _one(
         follow=None if follow is None else re.compile(follow),
     )
     codecs = [call.call.codec, *(one for one in Codec if one is not call.call.codec)]
+    simulation = _Simulation(call, models, witness)
     with witness.following(call.caller_id):
-        made = await place(codecs, lambda text: on_progress(call, text), dialling)
+        made = await place(
+            *(codecs, lambda text: on_progress(call, text), dialling), simulation.talk
+        )
     assert made.report is not None
     evidence = await _evidence(call, made, witness)
     result = CallResult(call, evidence, judge(call.call.expect, evidence))
-    for name in ("caller", "judge"):
-        if getattr(call.call, name) is not None:
-            why = "not checked: [model] url is empty"
-            result.verdicts.append(Verdict(name, Mark.SKIPPED, "a text model", why))
+    result.verdicts += await simulation.verdicts(evidence)
     if options.sounds is not None and made.tape.heard_track:
         result.sound = options.sounds / f"{call.number:03}-{slug(call.name)}.wav"
         both = [bytes(made.tape.said_track), bytes(made.tape.heard_track)]
         await asyncio.to_thread(write_sound, result.sound, made.tape.codec, both)
     return result
+
+
+class _Simulation:
+    """The simulated caller and the judge of one call, where it has them.
+
+    Args:
+        models: those that may be asked, by their settings.
+    """
+
+    def __init__(self, call: SuiteCall, models: Models, witness: Witness) -> None:
+        self._call = call
+        self._model = models.get(call.model)
+        self._witness = witness
+        self._caller: SimulatedCaller | None = None
+        self._made: ScriptedCall | None = None
+        self._known = ""
+
+    async def talk(self, made: ScriptedCall) -> None:
+        """Have the caller speak, where there is one."""
+        persona = self._call.call.caller
+        if persona is None or self._model is None:
+            return
+        self._made, self._caller = made, SimulatedCaller(persona, self._model, self._hear)
+        await self._caller.talk(made)
+
+    async def _hear(self, span: Span) -> str | None:
+        assert self._made is not None
+        told: list[Said] | None = None
+        until = asyncio.get_running_loop().time() + TRANSCRIPT_SECONDS
+        while asyncio.get_running_loop().time() < until:
+            told = await self._witness.transcript(self._made.sip_call_id, self._call.caller_id)
+            if told is None:
+                break
+            words = " ".join(one.text for one in told if one.who == "agent")
+            if len(words) > len(self._known):
+                known, self._known = self._known, words
+                return words.removeprefix(known).strip()
+            await asyncio.sleep(POLL_SECONDS)
+        recogniser, _ = recogniser_of(self._call.recogniser)
+        if recogniser is None:
+            return None if told is None else ""
+        tape = self._made.tape
+        words, why = await recogniser.words(bytes(tape.heard_track), tape.codec, span)
+        return None if why else words
+
+    async def verdicts(self, evidence: Evidence) -> list[Verdict]:
+        """What the caller reached, and how the call is marked."""
+        found: list[Verdict] = []
+        call = self._call.call
+        for name, wanted in (("caller", call.caller), ("judge", call.judge)):
+            if wanted is not None and self._model is None:
+                why = "not checked: [model] url is empty"
+                found.append(Verdict(name, Mark.SKIPPED, "a text model", why))
+        if call.caller is not None and self._model is not None:
+            talked = Conversation(end="the steps before it were not done")
+            if self._caller is not None:
+                talked = self._caller.conversation
+            found.append(talked.verdict(call.caller))
+        if call.judge is not None and self._model is not None:
+            found += await marks_of(call.judge, self._model, evidence.both_sides())
+        return found
 
 
 def _with_noise(call: SuiteCall) -> Script:
@@ -172,7 +241,7 @@ def _with_noise(call: SuiteCall) -> Script:
 async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Evidence:
     report = made.report
     assert report is not None
-    evidence = Evidence(report, own=_own_words(call.script))
+    evidence = Evidence(report)
     record, why = await witness.record(report.sip_call_id, call.caller_id, report.started_at)
     evidence.record, evidence.no_record = record, why
     if record is not None:
@@ -188,14 +257,6 @@ async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Ev
         else:
             evidence.transcript, evidence.words_by = [Said("agent", words)], "the recogniser"
     return evidence
-
-
-def _own_words(script: Script) -> list[Said]:
-    return [
-        Said("caller", one.text)
-        for one in script.steps
-        if isinstance(one, Say | Interrupt) and one.text
-    ]
 
 
 def slug(name: str) -> str:

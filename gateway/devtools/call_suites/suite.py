@@ -148,11 +148,6 @@ class Persona(Section):
 
     persona: Text
     goal: Text
-    by: Literal["model", "realtime"] = "model"
-    url: str = ""
-    """Of the realtime session, as ``wss://api.openai.com/v1/realtime``."""
-    model: str = "gpt-realtime"
-    api_key: str = ""
     voice: Text = "marin"
     max_turns: Annotated[int, Strict(), Field(ge=1, le=100)] = 10
     max_seconds: Annotated[Seconds, Field(le=1800)] = 120.0
@@ -160,12 +155,6 @@ class Persona(Section):
     """Tokens of this call."""
     pause_ms: Annotated[int, Strict(), Field(ge=100, le=10_000)] = 700
     """Silence of the agent after which it is the caller's turn."""
-
-    @model_validator(mode="after")
-    def _where(self) -> Persona:
-        if self.by == "realtime" and self.url and not self.url.startswith(("ws://", "wss://")):
-            raise ValueError("url must begin with ws:// or wss://")
-        return self
 
 
 class Criterion(Section):
@@ -186,8 +175,6 @@ class Judge(Section):
 class Network(Section):
     """``[call.line]``: the way between the caller and the target."""
 
-    loss_percent: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """RTP packets lost, in each direction."""
     noise_dbfs: Level | None = None
     """White noise under all that the caller sends."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
 from typing import Any
@@ -60,8 +60,13 @@ class Evidence:
     record: dict[str, Any] | None = None
     """The record of the call, where the target is a gateway of ours that tells it."""
     no_record: str = "the target is not the gateway of the configuration"
-    own: list[Said] = field(default_factory=list)
-    """What the caller said by the script: text of its steps."""
+
+    def both_sides(self) -> list[Said]:
+        """What was said, by time: words of the agent as told, of the caller as they were spoken."""
+        media = self.report.media_ms or 0.0
+        said = [Said("caller", one.what, media + one.from_ms) for one in self.report.spoken]
+        said += [one for one in self.transcript or () if one.who != "caller"]
+        return sorted(said, key=lambda one: one.at_ms or 0.0)
 
     def words(self, who: str) -> str:
         """All that one side said, as far as the other heard it."""

@@ -254,6 +254,10 @@ class Script(_Part):
     """Events of a type that nobody knows, at the start and in each response."""
     expires_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     live: Live = Live()
+    text_replies: list[str] = []
+    """What the text model says, one reply after the other of a conversation, the last repeated."""
+    text_scores: dict[str, float] = {}
+    """Marks that it gives as a judge, by criterion; 8 for those that are not here."""
     beta: bool = False
     """Serves clients that send ``OpenAI-Beta: realtime=v1`` in that dialect, as OpenAI's service
     does no longer; without it they are refused."""

@@ -41,6 +41,7 @@ from gateway.devtools.emulator.script import (
 )
 from gateway.devtools.emulator.session_log import FolderLog, SessionRecord
 from gateway.devtools.emulator.speech import PCM
+from gateway.devtools.emulator.text_model import TextModel
 
 AZURE_PATH = "/openai/v1/realtime"
 PREVIEW_PATH = "/openai/realtime"
@@ -313,27 +314,44 @@ def _refused(code: str, message: str) -> Script:
     return Script(refuse=Refusal(step="connect", code=code, message=message))
 
 
-def run(listen: str, script: Path | None = None, record: Path | None = None) -> None:
+def run(
+    listen: str, script: Path | None = None, record: Path | None = None, text_model: str = ""
+) -> None:
     """Serve on ``listen`` (``HOST:PORT``) until SIGINT or SIGTERM.
 
-    ``script`` is a file of scripts, ``record`` a folder for logs. Raises :class:`ScriptError`
+    ``script`` is a file of scripts, ``record`` a folder for logs, ``text_model`` where the text
+    model is served, if at all. Raises :class:`ScriptError`
     for a bad file, ``ValueError`` for a bad address, ``OSError`` when it cannot be bound.
     """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"listen: {listen!r} is not HOST:PORT")
+    address = _address("listen", listen)
+    text_address = _address("text-model", text_model) if text_model else None
     scripts = ScriptFile.load(script) if script is not None else None
     emulator = Emulator(scripts=scripts, record=record)
-    asyncio.run(_run(emulator, host.strip("[]") or "127.0.0.1", int(port)))
+    asyncio.run(_run(emulator, address, text_address))
 
 
-async def _run(emulator: Emulator, host: str, port: int) -> None:
+def _address(option: str, text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{option}: {text!r} is not HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+async def _run(
+    emulator: Emulator, address: tuple[str, int], text_address: tuple[str, int] | None
+) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    await emulator.start(host, port)
+    text_model = TextModel(lambda: emulator.script)
+    await emulator.start(*address)
     try:
+        if text_address is not None:
+            port = await text_model.start(*text_address)
+            url = f"http://{text_address[0]}:{port}/v1"
+            _log.info("emulator.text_model_listening", url=url)
         await ended.wait()
     finally:
+        await text_model.stop()
         await emulator.stop()

@@ -58,7 +58,7 @@ class Agent:
         folder: for its files.
         listen: as in ``sip.listen``, ``udp:127.0.0.2:0`` for example.
         more: TOML that is added to the configuration.
-        routes: TOML that is added to the dialplan.
+        routes: TOML that is added to the dialplan; ``{port}`` in it is the emulator's.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class Agent:
         low, high = rtp_range()
         await self.emulator.start()
         (self.folder / "routes").mkdir(parents=True)
-        (self.folder / "routes" / "10-routes.toml").write_text(ROUTES + self._routes)
+        (self.folder / "routes" / "10-routes.toml").write_text(
+            (ROUTES + self._routes).replace("{port}", str(self.emulator.port))
+        )
         config = CONFIG.format(
             listen=json.dumps(self._listen)[1:-1],
             rtp_low=low,

@@ -10,7 +10,16 @@ import pytest
 
 from gateway.config.source import ConfigError, Section, known_keys
 from gateway.devtools.call_suites.running import slug, uri_of
-from gateway.devtools.call_suites.suite import Call, Expect, Recogniser, load_suites
+from gateway.devtools.call_suites.suite import (
+    Call,
+    Expect,
+    Judge,
+    Network,
+    Persona,
+    Recogniser,
+    TextModel,
+    load_suites,
+)
 
 STEP = '[[call.step]]\ndo = "wait_answer"\n'
 CALL = f'[[call]]\nname = "one"\n{STEP}'
@@ -104,16 +113,17 @@ def test_whom_is_called(target: str, to: str, uri: str) -> None:
 DOCS = Path(__file__).parents[4] / "docs" / "testing-calls.md"
 
 
-@pytest.mark.parametrize("section", [Call, Expect, Recogniser])
+@pytest.mark.parametrize("section", [Call, Expect, Judge, Network, Persona, Recogniser, TextModel])
 def test_every_key_is_in_the_manual(section: type[Section]) -> None:
     page = DOCS.read_text("utf-8")
     for key in known_keys(section):
-        assert re.search(rf"`(\[?\[?call\.)?{key}\b", page), key
+        assert re.search(rf"`(\[?\[?call\.|line\.)?{key}\b", page), key
 
 
 def test_the_example_of_the_manual_and_the_shipped_suites_are_good(tmp_path: Path) -> None:
-    example = DOCS.read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
-    assert load_suites([write(tmp_path, example), DOCS.parents[1] / "suites"])
+    examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.S)
+    files = [write(tmp_path, text, f"{name}.toml") for name, text in enumerate(examples)]
+    assert len(load_suites([*files, DOCS.parents[1] / "suites"])) >= 5
 
 
 def test_names_become_file_names() -> None:
