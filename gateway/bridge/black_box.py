@@ -32,6 +32,9 @@ from gateway.realtime.events import AudioDelta, ClientCommand
 FORMAT = 1
 """Version of the lines."""
 
+MAX_BYTES = 16 * 1024 * 1024
+"""Of audio that an input is given again: a file may name any length."""
+
 KEPT_COMMANDS = 2000
 """Commands that an input may refer back to: it answers one of those sent last."""
 
@@ -154,7 +157,7 @@ def _made(plain: Any, answers: Answers, commands: _Commands) -> Any:
     if kind is None:
         return {key: _made(inner, answers, commands) for key, inner in plain.items()}
     if kind == _BYTES:
-        return bytes(plain["length"])
+        return bytes(min(plain["length"], MAX_BYTES))
     if kind in (_TUPLE, _SET):
         of = [_made(inner, answers, commands) for inner in plain["of"]]
         return tuple(of) if kind == _TUPLE else frozenset(of)
@@ -391,8 +394,12 @@ def replay(lines: Iterable[str], most: int = 20) -> Replay:
                 differences.append(Difference(number, step["at"] - began, name, recorded, today))
                 if len(differences) >= most:
                     break
-    except (KeyError, TypeError, AttributeError) as error:
+    except BlackBoxError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise BlackBoxError(f"not understood: {error!r}") from error
+    except (re.error, RecursionError) as error:
+        raise BlackBoxError(f"not understood: {type(error).__name__}") from None
     return Replay(record.call_id, count, differences)
 
 
@@ -416,6 +423,8 @@ def _read(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             read = json.loads(line)
+        except RecursionError:
+            raise BlackBoxError(f"line {number}: nested too deeply") from None
         except ValueError as error:
             if number > 1 and not line.endswith("\n"):
                 return  # the process was killed while it was written

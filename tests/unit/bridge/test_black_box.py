@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import pytest
 
 from gateway.bridge import black_box
@@ -40,3 +43,47 @@ def test_a_line_that_a_kill_has_cut_is_the_end() -> None:
     assert (list(cut.differences), cut.steps) == ([], whole.steps - 1)
     with pytest.raises(BlackBoxError, match="no JSON"):
         replay([*lines[:3], "{\n", *lines[3:]])
+
+
+def hostile(line: str) -> list[str]:
+    """A line with one thing changed for something that a file may hold, too."""
+    read = json.loads(line)
+    changed: list[str] = []
+    for name, inner in read.items():
+        for odd in ODD:
+            changed.append(json.dumps({**read, name: odd}).replace('"@"', DEEP))
+        if isinstance(inner, dict):
+            changed += [json.dumps({**read, name: {**inner, "$": odd}}) for odd in ODD[:3]]
+    return changed
+
+
+DEEP = "[" * 50_000 + "]" * 50_000
+ODD = (
+    None,
+    -1,
+    1e308,
+    "@",
+    {"$": "os.system"},
+    {"$": "gateway.call.inputs.Nothing"},
+    {"$": "bytes", "length": 10**13},
+    {"$": "bytes", "length": -1},
+    {"$": "pattern", "pattern": "(", "flags": 0},
+    {"$": "gateway.ending.Party", "value": "nobody"},
+    {"$": "map", "pairs": [[1, 2, 3]]},
+    {"$": "map", "pairs": [[[], 1]]},
+)
+
+
+def test_files_that_are_wrong_on_purpose() -> None:
+    """Each is replayed, with differences, or is no black box; none takes the memory it names."""
+    scene = Scene()
+    scene.do(UP, ACK, key("1"), SPEECH, BYE)
+    lines = [f"{line}\n" for line in scene.black_box]
+    found = 0
+    for at in (0, 1, len(lines) - 1):
+        for line in hostile(lines[at]):
+            with contextlib.suppress(BlackBoxError):
+                replay([*lines[:at], line + "\n", *lines[at + 1 :]])
+                continue
+            found += 1
+    assert found > 40
