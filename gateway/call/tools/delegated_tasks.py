@@ -7,6 +7,7 @@ The event has no words: what is wanted is in the conversation, whose transcript 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 
 from gateway.call.conversation.control import ConversationControl
@@ -21,6 +22,10 @@ WORDS_SECONDS = 4.0
 
 MAX_WAITING = 8
 """Tasks that wait; the oldest of more is dropped without an answer."""
+
+MAX_PER_MINUTE = 12
+"""Tasks that are begun: a voice that hands over one after another, with nobody asking, is not
+served for as long as it likes."""
 
 MAX_ENTRIES = 200
 """Entries of the transcript that a task is begun with, the latest."""
@@ -37,6 +42,8 @@ class DelegatedTasks:
         self._start = start
         self._waiting: dict[str, float] = {}
         """Tasks, and when they are begun at the latest (s)."""
+        self._begun: deque[float] = deque(maxlen=MAX_PER_MINUTE)
+        """When the last tasks were (s)."""
         self.words_missing: Callable[[], bool] = lambda: False
         """Whether words of what was said last are still to come."""
         self.words_came = False
@@ -86,5 +93,11 @@ class DelegatedTasks:
         outputs: list[Output] = []
         for task in due:
             del self._waiting[task]
+            if len(self._begun) == MAX_PER_MINUTE and now - self._begun[0] < 60:
+                fields = {"rounds": MAX_PER_MINUTE}
+                outputs.append(self._control.timeline.note(now, "tool_loop", "warning", **fields))
+                outputs.append(Send(AppendText("thinking", NOT_POSSIBLE, task)))
+                continue
+            self._begun.append(now)
             outputs += self._start(self._control.plan.tools.delegate, task, arguments, now)
         return outputs

@@ -8,7 +8,14 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.conversation.control import STOP
-from gateway.call.plan import CallPlan, FallbackStep, ServerPlan
+from gateway.call.plan import (
+    CallPlan,
+    FallbackStep,
+    FunctionPlan,
+    LimitsPlan,
+    ServerPlan,
+    ToolsPlan,
+)
 from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.call.rules.silence import FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
@@ -21,6 +28,7 @@ from gateway.realtime.events import (
     InputTranscribed,
     SpeechStarted,
     SpeechStopped,
+    WorkDelegated,
 )
 from tests.support.call_scene import (
     ACK,
@@ -200,3 +208,24 @@ def test_words_that_do_not_come_hold_nothing_up() -> None:
     scene.do(BYE)
     scene.at(scene.now + LATE_WORDS_SECONDS + 0.1)
     assert "finished" in scene.seen
+
+
+@pytest.mark.parametrize("apart", [0.5, 4.0, 6.0])
+def test_a_voice_that_hands_over_task_after_task(
+    apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is served twelve times a minute; the others are told that it cannot be done."""
+    monkeypatch.setattr("tests.support.call_scene.check_client_event", lambda _body: None)
+    tools = ToolsPlan(functions={"look": FunctionPlan()}, delegate="look")
+    limits = LimitsPlan(rtp_timeout=0)
+    scene = live(CallPlan("route", Codec.PCMU, tools=tools, limits=limits))
+    began = scene.now
+    while scene.now < began + 59:
+        scene.do(
+            said(WorkDelegated(f"task_{scene.now}", "client")),
+            said(InputTranscribed("t", "and?")),
+        )
+        scene.at(scene.now + apart)
+    runs = [event for event in scene.events if event == "tool"]
+    assert len(runs) == min(12, 59 // apart + 1)
+    assert ("tool_loop" in scene.events) is (apart < 5)
