@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import tomllib
 import types
 import typing
@@ -129,6 +130,9 @@ class TomlSource:
         self.problems.append(self.problem(path, message))
 
 
+MAX_TOML_BYTES = 8 * 1024 * 1024
+
+
 def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSource:
     """Read ``file`` and fill in its references from ``environ`` (the process's by default).
 
@@ -136,7 +140,7 @@ def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSourc
     filled in is a problem of the returned source, beside those that are found later.
     """
     try:
-        raw = file.read_bytes()
+        raw = _content(file, MAX_TOML_BYTES)
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(
@@ -149,9 +153,25 @@ def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSourc
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax_problem(file, text, str(error))]) from None
+    except RecursionError:
+        raise ConfigError([Problem(file, 1, "", "TOML syntax: nested too deeply")]) from None
     source = TomlSource(file, data, key_lines(text))
     source.data.update(_fill(data, (), source, os.environ if environ is None else environ))
     return source
+
+
+def _content(file: Path, most: int) -> bytes:
+    """The bytes of a regular file, ``most`` of them. Raises OSError: a link may lead to a pipe or
+    a device, and a reload would wait there, or read, for ever."""
+    with open(
+        file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+    ) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(0, "it is no regular file")
+        raw = opened.read(most + 1)
+    if len(raw) > most:
+        raise OSError(0, f"it is larger than {most} bytes")
+    return raw
 
 
 def _syntax_problem(file: Path, text: str, said: str) -> Problem:
@@ -207,13 +227,10 @@ def _resolve(scheme: str, argument: str | None, folder: Path, environ: Mapping[s
 
 def _read_reference(folder: Path, name: str) -> str:
     try:
-        with (folder / name).open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
+        raw = _content(folder / name, MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise LookupError(f"file {name or '(no name)'} cannot be read: {reason}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise LookupError(f"file {name} is larger than {MAX_FILE_BYTES} bytes")
     try:
         return raw.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gateway.config import Config, ConfigError, ListenAddress, PortRange, Problem, load_config
+from gateway.config.source import read_toml
 from gateway.planning.check import check, load_all
 
 ROOT = Path(__file__).parents[3]
@@ -244,8 +246,9 @@ drain_timeout = "${env:DRAIN}"
         ("${env:}", "environment variable (no name) is not set"),
         ("${file:gone}", "file gone cannot be read: No such file or directory"),
         ("${file:.}", "file . cannot be read: Is a directory"),
+        ("${file:/dev/zero}", "file /dev/zero cannot be read: it is no regular file"),
         ("${file:binary}", "file binary is not UTF-8 text"),
-        ("${file:large}", "file large is larger than"),
+        ("${file:large}", "it is larger than 1048576 bytes"),
         ("${vault:x}", "unknown reference ${vault:...}"),
         ("${HOME}", "write ${env:HOME}"),
     ],
@@ -346,3 +349,22 @@ def test_check_gives_advice(tmp_path: Path) -> None:
     assert len(advice) == 2
     assert "none is left for rest" in advice[0]
     assert "not encrypted" in advice[1]
+
+
+def test_files_that_never_end(tmp_path: Path) -> None:
+    """Links to pipes and devices, and files of any length: said at once, and not read."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "device.toml").symlink_to("/dev/zero")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    with (tmp_path / "long.toml").open("wb") as file:
+        file.truncate(10**12)
+    for name, said in (
+        ("pipe", "it is no regular file"),
+        ("device", "is no regular file"),
+        ("loop", "Too many levels of symbolic links"),
+        ("deep", "nested too deeply"),
+        ("long", "it is larger than 8388608 bytes"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read_toml(tmp_path / f"{name}.toml")
