@@ -28,6 +28,7 @@ from gateway.realtime.events import (
     RelayedUpdate,
     TrackAudio,
 )
+from gateway.realtime.parse import nested_deeply
 from gateway.realtime.session import Tap
 from gateway.text import unicode_in
 
@@ -196,6 +197,8 @@ class Sideband:
             event = json.loads(message)
         except (ValueError, RecursionError):
             event = None
+        if isinstance(event, dict) and nested_deeply(event, message):
+            event = None
         if not isinstance(event, dict) or not isinstance(event.get("type"), str):
             self._refuse(follower, None, "is no JSON object with a type", "invalid_json")
             return
@@ -293,6 +296,8 @@ class Sideband:
         except orjson.JSONDecodeError:
             return
         if not isinstance(event, dict) or event.get("type") in AUDIO:
+            return
+        if nested_deeply(event, message):
             return
         if self._session is None:
             if event.get("type") not in _BEFORE:

@@ -89,6 +89,9 @@ _KNOWN_UNUSED = frozenset(
 MAX_AUDIO_TEXT = 4 * 1024 * 1024
 """Characters of base64 in one delta: six minutes of G.711, or one of 24 kHz PCM."""
 
+MAX_DEPTH = 100
+"""Of tables and lists in each other; no event of the protocol has a fifth of that."""
+
 MAX_VALUES = 100_000
 """Values in one large event; a parser makes an object of each, all at once."""
 
@@ -165,12 +168,30 @@ def _object_of(
         event = _lenient(frame)
     if not isinstance(event, dict):
         raise BadEvent(None, None, f"a JSON {type(event).__name__}, not an object")
+    if nested_deeply(event, frame):
+        raise BadEvent(None, None, f"nested more than {MAX_DEPTH} deep")
     if translate is not None:
         event = translate(event)
     event_type = event.get("type")
     if not isinstance(event_type, str):
         raise BadEvent(None, "type", "missing" if event_type is None else "not a string")
     return event_type.strip(), event
+
+
+def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
+    """Whether what was read from a frame is nested deeper than those who go through it can go."""
+    raw = frame.encode() if isinstance(frame, str) else frame
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [event]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+    return bool(level)
 
 
 def _values_in(frame: str | bytes) -> int:

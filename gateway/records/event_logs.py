@@ -28,6 +28,7 @@ import structlog
 
 from gateway.log import BLANK, Redactor
 from gateway.realtime.events import AudioDelta, TrackAudio
+from gateway.realtime.parse import nested_deeply
 from gateway.records.background import BackgroundWriter, Channel
 from gateway.records.files import file_stem, private
 from gateway.text import PrivateDigits
@@ -278,7 +279,7 @@ def _event(message: bytes) -> dict[str, Any]:
         event = orjson.loads(message)
     except orjson.JSONDecodeError:
         event = None
-    if not isinstance(event, dict):
+    if not isinstance(event, dict) or nested_deeply(event, message):
         return {
             "not_json": {"bytes": len(message), "begins": message[:80].decode("utf-8", "replace")}
         }

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from typing import Any, get_args
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.bridge.sideband import Sideband
 from gateway.realtime.events import (
     AgentTranscript,
     AudioDelta,
@@ -30,7 +33,8 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.realtime.parse import BadEvent, is_known_type, parse_event
+from gateway.realtime.parse import BadEvent, is_known_type, parse_event, parse_live_event
+from gateway.records.event_logs import _event
 
 ROWS: list[tuple[dict[str, Any], ServerEvent, list[str]]] = [
     # event, what it is read as, keys without which it is a BadEvent
@@ -376,3 +380,27 @@ def test_any_frame_is_an_event_or_a_bad_event(frame: str | bytes) -> None:
     except BadEvent as bad:
         event = bad
     assert isinstance(event, (BadEvent, *get_args(ServerEvent)))
+
+
+DEPTHS = [(90, True), (101, False), (300, False), (600, False), (1020, False), (40_000, False)]
+
+
+@pytest.mark.parametrize(("depth", "good"), DEPTHS)
+def test_depth(depth: int, good: bool) -> None:
+    """What is deeper than those who go through it can go is no event, for any of them."""
+    nested = "[" * depth + "]" * depth
+    frame = f'{{"type":"response.brand_new","event_id":"e","more":{nested}}}'.encode()
+    for parse in (parse_event, parse_live_event):
+        with contextlib.nullcontext() if good else pytest.raises(BadEvent):
+            parse(frame)
+    sideband = Sideband(lambda: None)
+    follower = sideband.attach()
+    sideband.up({"id": "sess_1"})
+    sideband.received(frame)
+    sideband.take(frame.replace(b"response.brand_new", b"session.update"), follower)
+    sideband.take(f'{{"type":"session.update","session":{{"x":{nested}}}}}', follower)
+    kinds = [orjson.loads(event)["type"] for event in follower._events]
+    assert kinds[:1] == ["session.created"]
+    assert ("response.brand_new" in kinds) is good
+    line = json.dumps(_event(frame))
+    assert line.startswith('{"event"' if good else '{"not_json"')
