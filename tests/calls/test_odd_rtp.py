@@ -198,6 +198,34 @@ async def test_symmetric_rtp(world: GatewayStack) -> None:
         await behind.close()
 
 
+@pytest.mark.parametrize("late", [1, 3])
+async def test_late_packets_of_the_port_before(world: GatewayStack, late: int) -> None:
+    """A re-INVITE moves RTP to a port that is still silent: what was on the way moves nothing."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    sender = Sender(call.rtp)
+    await sender.say(b"\x55" * 10 * FRAME)
+    moved = RtpEnd(0, b"\xff")
+    try:
+        assert call.rtp._peer is not None
+        moved._peer = call.rtp._peer
+        await call.renegotiate(port=moved.port)
+        for _ in range(late):
+            sender.put(b"\x55" * FRAME, 0)
+        await moved.until(lambda: len(moved.packets) > 5, 10)
+        count = len(call.rtp.packets)
+        before = len(moved.packets)
+        await moved.until(lambda: len(moved.packets) > before + 25, 10)
+        assert len(call.rtp.packets) <= count + 1
+        said = noise(310 + late, 0.5)
+        moved.sequence = call.rtp.sequence
+        await Sender(moved).say(LEAD_IN + said + b"\x55" * 40 * FRAME)
+        await arrives(session, said)
+        await world.summary_at_end(call)
+    finally:
+        await moved.close()
+
+
 def _stranger(host: str) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.setblocking(False)
