@@ -101,7 +101,16 @@ class CallController:
             lambda: self._media.heard,
         )
         self._sessions = Sessions(host, session_plan, sideband, lambda: audio.playout.queued_ms)
-        self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer, permit_dial)
+        self._legs = Legs(
+            host,
+            leg,
+            audio,
+            dial,
+            plan.allowed_refer_to,
+            permit_refer,
+            permit_dial,
+            tell_quality=plan.line.enabled,
+        )
         self._recorder = CallRecorder(host, plan, audio, lambda: self._legs.b_leg_audio)
         self._media = CallMedia(
             host,

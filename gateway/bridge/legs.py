@@ -64,6 +64,7 @@ class Legs(CallPart):
         permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
         permit_dial: waited for before a B-leg is dialled, with the call's id; returns what to call
             at its end, or raises DialRefusedError. None where nobody has to be asked.
+        tell_quality: feed the quality of both directions, too.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Legs(CallPart):
         allowed_refer_to: re.Pattern[str] | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
         permit_dial: PermitDial | None = None,
+        *,
+        tell_quality: bool = False,
     ) -> None:
         super().__init__(host)
         self._target = main if isinstance(main, OutboundTarget) else None
@@ -85,6 +88,7 @@ class Legs(CallPart):
         self._allowed_refer_to = allowed_refer_to
         self._permit_refer = permit_refer
         self._permit_dial = permit_dial
+        self.tell_quality = tell_quality
         self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
         """All that were dialled; the last one is the current one."""
@@ -329,6 +333,11 @@ class _MainLeg(CallPart):
         record.media.rtp = quality_of(quality)
         record.media.quality = self._quality.add(quality)
         self._host.feed(inputs.RtpStats(quality.rx_packets, quality.expected))
+        if self._legs.tell_quality:
+            for side, heard in (("from_caller", quality.rx), ("to_caller", quality.tx)):
+                if heard is not None:
+                    told = (heard.loss_percent, heard.jitter_ms, heard.mos)
+                    self._host.feed(inputs.LineQuality(side, *told))
 
     @entry
     def on_ended(self, end: LegEnd) -> None:

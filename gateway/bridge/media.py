@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
 from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs
-from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard
+from gateway.call.inputs import BeepHeard, CallerLevel, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
 from gateway.measures import LAG, Distribution
 from gateway.records.files import file_stem
@@ -247,6 +247,8 @@ class CallMedia(CallPart):
         self._analyzer = InboundAudioAnalyzer(plan)
         self._hold: outputs.Hold | None = None
         self._streaming = self._concealed = self._muted = False
+        self._withheld: bytearray | None = None
+        """The last of the caller's audio, while the session is not to hear it."""
         self._paused: set[str] = {"not started"}
         """Reasons for which playout is paused."""
         audio.playout.pause(True)
@@ -254,6 +256,7 @@ class CallMedia(CallPart):
             outputs.StartMedia: self._start,
             outputs.Hold: self._on_hold,
             outputs.Mute: self._on_mute,
+            outputs.Withhold: self._on_withhold,
             outputs.Pause: lambda output: self._pause("paused", output.paused),
             outputs.Play: self._play,
             outputs.Conceal: self._conceal,
@@ -287,6 +290,10 @@ class CallMedia(CallPart):
                     self._host.feed(heard)
                 if self._hold is not None or self._concealed or self._muted:
                     audio = self._in_place_of(audio)
+                if self._withheld is not None:
+                    self._withheld += audio
+                    del self._withheld[:-WITHHELD_BYTES]
+                    audio = self._audio.codec.silence * len(audio)
                 if audio and self._streaming:
                     self._send(audio)
             if moved:
@@ -326,6 +333,11 @@ class CallMedia(CallPart):
     def _on_mute(self, output: outputs.Mute) -> None:
         self._muted = output.muted
 
+    def _on_withhold(self, output: outputs.Withhold) -> None:
+        kept, self._withheld = self._withheld, bytearray() if output.withheld else None
+        if kept and self._streaming and not output.withheld:
+            self._send(bytes(kept))
+
     def _pause(self, why: str, paused: bool) -> None:
         (self._paused.add if paused else self._paused.discard)(why)
         self._audio.playout.pause(bool(self._paused))
@@ -339,6 +351,10 @@ class CallMedia(CallPart):
                 self._feed_first(inputs.PlayoutRefused(refused))
 
 
+WITHHELD_BYTES = SAMPLE_RATE * 5 // 2
+"""Of audio that is kept from the session: it was analysed a second at a time, and the beginning of
+a word is in the second before."""
+
 LOUD = 500
 """Amplitude, of 32,768 (-36 dBFS), above which a sample is not noise of a quiet line."""
 
@@ -349,14 +365,38 @@ PAUSE_SECONDS = 0.4
 """Quiet for so long, what is loud next begins a new stretch: within words pauses are shorter."""
 
 
+Found = DigitPressed | SoundHeard | BeepHeard | CallerSounds | CallerLevel
+
+
+class LevelMeter:
+    """Measures how loud a caller speaks: the louder half of each second, without its pauses."""
+
+    def __init__(self, codec: Codec) -> None:
+        linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float64)
+        self._squares = (linear / 32768) ** 2
+        self._second = bytearray()
+
+    def feed(self, audio: bytes) -> float | None:
+        """Return the level (dBFS) of a second once it is complete."""
+        self._second += audio
+        if len(self._second) < SAMPLE_RATE:
+            return None
+        power = self._squares[np.frombuffer(self._second[:SAMPLE_RATE], np.uint8)]
+        del self._second[:SAMPLE_RATE]
+        frames = np.sort(power.reshape(-1, FRAME_BYTES).mean(axis=1))
+        return round(10 * float(np.log10(frames[len(frames) // 2 :].mean() + 1e-10)), 1)
+
+
 class InboundAudioAnalyzer:
     """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it, and
     in every call whether the caller sounds."""
 
     def __init__(self, plan: CallPlan) -> None:
         self._keys = InBandDetector(plan.codec) if plan.dtmf.inband else None
-        self._sounds = Listener(plan.codec) if plan.machine_detection.listens else None
-        self._searches = self._keys is not None or self._sounds is not None
+        listens = plan.machine_detection.listens or plan.hold_wait.enabled
+        self._sounds = Listener(plan.codec) if listens else None
+        self._level = LevelMeter(plan.codec) if plan.line.enabled and plan.line.min_level else None
+        self._searches = any(one is not None for one in (self._keys, self._sounds, self._level))
         self._held = False
         linear = np.frombuffer(plan.codec.to_linear(bytes(range(256))), np.int16)
         self._quiet = bytes(byte for byte in range(256) if abs(int(linear[byte])) < LOUD)
@@ -366,9 +406,7 @@ class InboundAudioAnalyzer:
         self.until: float | None = None
         """The last."""
 
-    def feed(
-        self, audio: bytes, *, held: bool
-    ) -> Sequence[DigitPressed | SoundHeard | BeepHeard | CallerSounds]:
+    def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
         """Return what is found in these G.711 bytes.
 
         While the call is on hold only keys are: the caller's side may play music then.
@@ -385,16 +423,17 @@ class InboundAudioAnalyzer:
             return ()
         return self._found(audio, held)
 
-    def _found(
-        self, audio: bytes, held: bool
-    ) -> list[DigitPressed | SoundHeard | BeepHeard | CallerSounds]:
-        heard: list[DigitPressed | SoundHeard | BeepHeard | CallerSounds] = []
+    def _found(self, audio: bytes, held: bool) -> list[Found]:
+        heard: list[Found] = []
         if self._bytes >= SAMPLE_RATE:
             if self._loud >= LOUD_SHARE * self._bytes and not held:
                 heard.append(CallerSounds())
             self._bytes = self._loud = 0
         if self._keys is not None:
             heard += [DigitPressed(digit, in_band=True) for digit in self._keys.feed(audio)]
+        if self._level is not None and not held:
+            dbfs = self._level.feed(audio)
+            heard += [] if dbfs is None else [CallerLevel(dbfs)]
         if self._sounds is None:
             return heard
         if held != self._held:

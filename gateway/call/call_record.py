@@ -10,6 +10,7 @@ from datetime import datetime
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
+from gateway.call.line import BadLine, HoldWaitRecord
 from gateway.call.outputs import LogEvent
 from gateway.call.playout.tracker import Interruption
 from gateway.ending import Ending
@@ -194,6 +195,8 @@ class ContentRecord:
     context_trims: list[ContextTrim] = field(default_factory=list)
     machine_detection: list[MachineDetected] = field(default_factory=list)
     """At most one of each kind."""
+    bad_line: list[BadLine] = field(default_factory=list)
+    hold_waits: list[HoldWaitRecord] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -143,6 +143,24 @@ class CallerSounds:
 
 
 @dataclass(frozen=True, slots=True)
+class LineQuality:
+    """Quality of one direction lately, told about once a second; MOS as estimated, 1 to 4.5."""
+
+    side: str
+    """from_caller or to_caller."""
+    loss_percent: float
+    jitter_ms: float
+    mos: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLevel:
+    """Level of the louder half of a second of the caller's audio, dBFS."""
+
+    dbfs: float
+
+
+@dataclass(frozen=True, slots=True)
 class CallerHeard:
     """When the caller's side was last loud. Comes before the server's word that they speak, or
     have stopped."""
@@ -355,6 +373,8 @@ Input = (
     | SoundHeard
     | CallerSounds
     | CallerHeard
+    | LineQuality
+    | CallerLevel
     | BeepHeard
     | BLegAnswered
     | BLegEnded

@@ -38,6 +38,12 @@ LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
 
 
+_FOR_RULES = (
+    *(inputs.ApprovalResult, inputs.ContentChecked, inputs.SoundHeard, inputs.CallerSounds),
+    *(inputs.BeepHeard, inputs.LineQuality, inputs.CallerLevel),
+)
+
+
 class LegEvents:
     """Handles what the SIP leg reports: ringing, media, ACK, hold, DTMF, RTP. Methods take s."""
 
@@ -172,11 +178,7 @@ class CallMachine:
             inputs.BLegDigit: self._on_transfer,
             inputs.ToolDone: self._on_tool_done,
             inputs.ToolRequest: self._on_tool_request,
-            inputs.ApprovalResult: lambda _input, _now: [],
-            inputs.ContentChecked: lambda _input, _now: [],
-            inputs.SoundHeard: lambda _input, _now: [],
-            inputs.CallerSounds: lambda _input, _now: [],
-            inputs.BeepHeard: lambda _input, _now: [],
+            **dict.fromkeys(_FOR_RULES, lambda _input, _now: []),
             inputs.CallerHeard: lambda input, _now: conversation.response_times.heard(input),
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)

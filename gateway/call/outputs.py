@@ -98,6 +98,14 @@ class Mute:
 
 
 @dataclass(frozen=True, slots=True)
+class Withhold:
+    """The session gets silence in place of the caller's audio while ``withheld``; then it gets the
+    last seconds of that audio first."""
+
+    withheld: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Pause or resume playout; the caller hears silence while ``paused``."""
 
@@ -294,6 +302,7 @@ Output = (
     | StartMedia
     | Hold
     | Mute
+    | Withhold
     | Pause
     | Dial
     | PlaySound

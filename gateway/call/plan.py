@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.audio.g711 import Codec
+from gateway.call.line import HoldWaitPlan, LinePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +490,8 @@ class CallPlan:
     idle: UserIdlePlan = field(default_factory=UserIdlePlan)
     silence: SilencePlan = field(default_factory=SilencePlan)
     machine_detection: MachineDetectionPlan = field(default_factory=MachineDetectionPlan)
+    line: LinePlan = field(default_factory=LinePlan)
+    hold_wait: HoldWaitPlan = field(default_factory=HoldWaitPlan)
     content: ContentPlan = field(default_factory=ContentPlan)
     recording: RecordingPlan = field(default_factory=RecordingPlan)
     escape: EscapePlan = field(default_factory=EscapePlan)

@@ -35,7 +35,9 @@ from gateway.dialplan.route_sections import (
     ContextTrimming,
     Fallback,
     Guardrail,
+    HoldWait,
     Interruptions,
+    Line,
     MachineDetection,
     PostCall,
     ResponseFailure,
@@ -173,6 +175,8 @@ class RouteConversation(Section):
     idle: UserIdle = Field(default_factory=UserIdle)
     silence: Silence = Field(default_factory=Silence)
     machine_detection: MachineDetection = Field(default_factory=MachineDetection)
+    line: Line = Field(default_factory=Line)
+    hold_wait: HoldWait = Field(default_factory=HoldWait)
     guardrail: tuple[Guardrail, ...] = ()
     response_failure: ResponseFailure = Field(default_factory=ResponseFailure)
     escape: RouteEscape = Field(default_factory=RouteEscape)
@@ -221,6 +225,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             )
         for section, wanted in (
             ("budget", self.budget.transfer_to),
+            ("hold_wait", self.hold_wait.transfer_to),
             ("idle", self.idle.transfer_to),
             ("machine_detection", self.machine_detection.transfer_to),
             ("response_failure", self.response_failure.transfer_to),
@@ -239,6 +244,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
         self.machine_detection.agree_with(self.session)
+        self.hold_wait.agree_with(self.session, self.machine_detection.music)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

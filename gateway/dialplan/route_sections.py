@@ -228,6 +228,26 @@ BACKCHANNEL = (
 """Words that show that somebody listens, in some languages."""
 
 
+TURN_DETECTION = ("session", "audio", "input", "turn_detection")
+
+
+def _turn_detection(session: Mapping[str, Any], needs: str) -> Any:
+    """Return the session's turn detection, empty if it is not given.
+
+    Raises MisplacedError where it is off, since the section ``needs`` it.
+    """
+    found: Any = session
+    for part in TURN_DETECTION[1:]:
+        if not isinstance(found, Mapping) or part not in found:
+            return {}
+        found = found[part]
+    if found is None:
+        raise MisplacedError(
+            TURN_DETECTION, f"is off, so speech is not detected; [route.{needs}] needs it"
+        )
+    return found
+
+
 class Interruptions(Section):
     """``[route.interruptions]``: what happens when the caller speaks while the agent does."""
 
@@ -256,21 +276,12 @@ class Interruptions(Section):
         """Raise MisplacedError where the route's session object contradicts these settings."""
         if not self.by_gateway:
             return
-        path = ("session", "audio", "input", "turn_detection")
-        detection: Any = session
-        for part in path[1:]:
-            if not isinstance(detection, Mapping) or part not in detection:
-                return
-            detection = detection[part]
-        if detection is None:
-            raise MisplacedError(
-                path,
-                "is off, so speech is not detected; [route.interruptions] needs it",
-            )
+        detection = _turn_detection(session, "interruptions")
         for name in ("interrupt_response", "create_response"):
             if isinstance(detection, Mapping) and detection.get(name) is True:
                 raise MisplacedError(
-                    (*path, name), "must be left out: [route.interruptions] lets the gateway decide"
+                    (*TURN_DETECTION, name),
+                    "must be left out: [route.interruptions] lets the gateway decide",
                 )
 
 
@@ -345,16 +356,64 @@ class MachineDetection(Section):
             raise MisplacedError(
                 ("machine_detection", wanted[0]), "needs transfer_to in [route.machine_detection]"
             )
-        path = ("session", "audio", "input", "turn_detection")
-        found: Any = session
-        for part in path[1:]:
-            if not isinstance(found, Mapping) or part not in found:
-                return
-            found = found[part]
-        if found is None and set(self.actions.values()) != {"off"}:
+        if set(self.actions.values()) != {"off"}:
+            _turn_detection(session, "machine_detection")
+
+
+class Line(Section):
+    """``[route.line]``: the model is told when the line is bad, and how to speak then."""
+
+    enabled: Flag = False
+    max_loss: Annotated[SecondsOrOff, Field(le=100)] = 5.0
+    max_jitter: SecondsOrOff = 60.0
+    min_mos: Annotated[SecondsOrOff, Field(le=4.5)] = 3.0
+    min_level: Annotated[float, Field(ge=-90, le=0), Typed] = 0.0
+    after: Seconds = 5.0
+    recovered_after: Seconds = 10.0
+    hint: Text = "Keep to short sentences, speak slowly, and repeat numbers and names."
+    recovered: str = "The telephone line is good again. Speak as usual."
+    max_hints: Count = 1
+
+
+ANNOUNCEMENTS = (
+    r"(?i)(please|kindly) (hold|stay on the line|remain on the line|continue to hold)",
+    r"(?i)your call is (very )?important",
+    r"(?i)(agents|operators|representatives|lines|colleagues) are (currently |all )*busy",
+    r"(?i)(position|number|place) .{0,20}in (the|our) queue",
+    r"(?i)bitte (haben sie (etwas |noch )*geduld|warten sie|bleiben sie (am|in der) )",
+    r"(?i)nächste(r)? freie(r)? mitarbeiter",
+    r"(?i)(veuillez|merci de) (patienter|rester en ligne)",
+    r"(?i)(por favor|manténgase) .{0,12}(espere|en (la )?línea)",
+)
+"""Words of queues. Not among them: "thank you for waiting", with which people begin to speak."""
+
+
+class HoldKey(Section):
+    """One ``[[route.hold_wait.key]]``: keys that are pressed when an announcement asks for them."""
+
+    words: Regex
+    digits: Annotated[str, Field(pattern=r"^[0-9*#A-D]{1,32}$"), Typed]
+
+
+class HoldWait(Section):
+    """``[route.hold_wait]``: the agent waits in a queue's music without talking to it."""
+
+    enabled: Flag = False
+    music_threshold: Annotated[Seconds, Field(ge=2)] = 4.0
+    announcements: tuple[Regex, ...] = tuple(re.compile(one) for one in ANNOUNCEMENTS)
+    max_wait: Seconds = 1800.0
+    transfer_to: Text | None = None
+    key: tuple[HoldKey, ...] = ()
+
+    def agree_with(self, session: Mapping[str, Any], music: str) -> None:
+        """Raise MisplacedError where turns are not detected, or music ends the call."""
+        if not self.enabled:
+            return
+        if music not in ("off", "log"):
             raise MisplacedError(
-                path, "is off, so turns are not detected; [route.machine_detection] needs them"
+                ("machine_detection", "music"), "ends the call that [route.hold_wait] waits in"
             )
+        _turn_detection(session, "hold_wait")
 
 
 DATA = "data."

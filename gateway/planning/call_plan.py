@@ -18,6 +18,7 @@ from gateway.billing.costs import budget_plan
 from gateway.bridge.route_data import Completed, DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
+from gateway.call.line import HoldKey, HoldWaitPlan, LinePlan
 from gateway.call.plan import (
     CallPlan,
     CollectPlan,
@@ -275,6 +276,8 @@ def call_plan(
         idle=idle_plan(route, values),
         silence=plan_of(SilencePlan, route.silence),
         machine_detection=machine_plan(route),
+        line=plan_of(LinePlan, route.line),
+        hold_wait=hold_wait_plan(route, session),
         content=content_plan(route),
         recording=recording_plan(config, route),
         escape=EscapePlan(
@@ -466,6 +469,22 @@ def _greeting_clip(route: Route) -> bytes:
     with contextlib.suppress(OSError, SoundError):
         return pcm24_of(path, path.stat().st_mtime_ns)
     return b""
+
+
+def hold_wait_plan(route: Route, session: Mapping[str, Any]) -> HoldWaitPlan:
+    """Return how the agent waits in a queue; ``session`` is the session object of the call."""
+    heard = session["audio"]["input"]
+    responds = _server_responds(session)
+    return plan_of(
+        HoldWaitPlan,
+        route.hold_wait,
+        keys=tuple(HoldKey(one.words, one.digits) for one in route.hold_wait.key),
+        transcribed=bool(heard.get("transcription")),
+        quiet={"audio": listening_session(session)["audio"]} if responds else {},
+        normal={"audio": {"input": {"turn_detection": heard["turn_detection"]}}}
+        if responds
+        else {},
+    )
 
 
 def _server_interrupts(session: Mapping[str, Any]) -> bool:

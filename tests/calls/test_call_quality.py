@@ -19,8 +19,20 @@ SECONDS = 7
 """pjmedia sends its first sender report after some five."""
 
 
+WORLD = {
+    "routes": """
+[[route]]
+name = "watched"
+to = "^watched$"
+[route.line]
+enabled = true
+after = 2
+"""
+}
+
+
 async def _call(world: GatewayStack, **network: object) -> PhoneCall:
-    call = world.phone.call("plain")
+    call = world.phone.call("watched")
     await call.rtp.close()
     payload_type, silence = CODECS["PCMU"]
     call.rtp = ReportingEnd(payload_type, silence)
@@ -45,6 +57,7 @@ async def test_loss_jitter_and_round_trip_as_they_were_made(world: GatewayStack)
     await good.rtp.heard_bytes(SECONDS * 8000)
     # The gateway looks once a second; what it has not seen yet it does not tell.
     await asyncio.gather(*(_seen(call, 60) for call in (good, lossy, shaky)))
+    sessions = [await world.session_of(call) for call in (good, lossy, shaky)]
     for call in (good, lossy, shaky):
         await call.hang_up()
     records = [await world.record(call) for call in (good, lossy, shaky)]
@@ -78,6 +91,15 @@ async def test_loss_jitter_and_round_trip_as_they_were_made(world: GatewayStack)
     assert shaken["tx"]["jitter_ms"]["max"] == pytest.approx(24, abs=0.5)
     assert shaken["rx"]["jitter_ms"]["mean"] > best["rx"]["jitter_ms"]["mean"] + 4
     assert 35 <= shaken["rtt_ms"]["min"] < lost["rtt_ms"]["min"]
+
+    # Only the lossy call's model is told, once, and no response is asked of it.
+    told = [one.seen("conversation.item.create") for one in sessions]
+    assert [len(items) for items in told] == [0, 1, 0]
+    assert "you hear the caller with gaps" in str(told[1][0].body)
+    assert not sessions[1].seen("response.create")
+    assert [len(record["bad_line"]) for record in records] == [0, 1, 0]
+    (bad,) = records[1]["bad_line"]
+    assert (bad["side"], bad["told"]) == ("from_caller", True)
 
     (file,) = world.records_folder.glob(f"*_{(await world.summary(lossy))['call']}.json")
     shown = CliRunner().invoke(main, ["timeline", str(file)]).output

@@ -15,6 +15,7 @@ from gateway.devtools.emulator.speech import synthesise
 from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import assert_beep
 from tests.support.made_sounds import g711, melody, tone
+from tests.support.rtp_end import EVENT_PAYLOAD
 
 ROUTE = """
 [[route]]
@@ -46,6 +47,8 @@ WORLD = {
                 name="watched",
                 rules='voicemail = "log"\nmusic = "log"\nmusic_threshold = 3\nbot = "log"',
             ),
+            ROUTE.format(name="queue", rules="[route.hold_wait]\nenabled = true")
+            + 'music_threshold = 2\nkey = [{ words = "press one", digits = "1" }]\n',
         )
     ),
 }
@@ -149,3 +152,49 @@ async def test_a_dialogue_is_none(world: GatewayStack) -> None:
     record = await world.record(call)
     assert record["machine_detection"] == []
     assert [mark for mark in record["timeline"] if mark["event"] == "caller_speech_stopped"]
+
+
+async def test_the_agent_waits_in_a_queue(world: GatewayStack) -> None:
+    """Music, an announcement that asks for a key, music, a human: only the human is spoken to, and
+    the session hears music's first seconds and the human whole, at the time that they speak."""
+    words = ["To keep your place, press one.", "Hello, this is Anna. What can I do for you?"]
+    world.behave(
+        vad="auto", transcripts=words, answer={"kind": "say", "text": "I call about my room."}
+    )
+    call = await world.dial("queue")
+    session = await world.session_of(call)
+    human = spoken(words[1])
+    call.rtp.say(
+        g711(melody(3.0), Codec.PCMU)
+        + spoken(words[0])
+        + g711(melody(3.0), Codec.PCMU)
+        + human
+        + b"\xff" * 24000
+    )
+    ended = await world.gateway.wait("call.hold_wait_ended", 40, call=call.call_id)
+    assert ended["why"] == "human"
+    waited = [one.body["response"]["status"] for one in session.sent("response.done")]
+    await session.wait_until(partial(answered, len(waited) + 1), 30)
+    pressed = {one.payload[0] for one in call.rtp.packets if one.payload_type == EVENT_PAYLOAD}
+    assert pressed == {1}
+    await call.hang_up()
+    record = await world.record(call)
+    (wait,) = record["hold_waits"]
+    assert re.fullmatch(r"2 s of music's sound.*", wait["why"])
+    assert (wait["ended"], wait["keys"]) == ("human", "1")
+    assert record["machine_detection"] == []
+    # Nothing was said between the first music and the human.
+    began, over = (
+        next(mark["t_ms"] for mark in record["timeline"] if mark["event"] == event)
+        for event in ("hold_wait_began", "hold_wait_ended")
+    )
+    starts = [m["t_ms"] for m in record["timeline"] if m["event"] == "agent_speech_started"]
+    assert not [at for at in starts if began <= at < over]
+    assert [at for at in starts if at >= over]
+    # What the human said is in the session byte for byte; of the music hardly more than the start.
+    heard = bytes(session.received)
+    assert human[4000:-2000] in heard
+    told = [
+        one.body["item"]["content"][0]["text"] for one in session.seen("conversation.item.create")
+    ]
+    assert any(re.match(r"You have waited for 1?\d seconds", one) for one in told)

@@ -256,6 +256,8 @@ def _words(output: outputs.Output) -> str:
             return "media"
         case outputs.Mute(muted):
             return "mute" if muted else "unmute"
+        case outputs.Withhold(withheld):
+            return "withhold" if withheld else "hear"
         case outputs.Hold(held):
             return "hold" if held else "resume"
         case outputs.Pause(paused):

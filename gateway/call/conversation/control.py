@@ -148,6 +148,8 @@ class ConversationControl:
         """Ids of function calls whose results are not recorded."""
         self.concealed = False
         """Sensitive digits are entered: the session gets silence, digits are not logged."""
+        self.waiting = False
+        """The other side has the agent wait in a queue: nothing is to be said."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
         self.escape: Callable[[float], list[Output]] = lambda _now: []
@@ -175,7 +177,7 @@ class ConversationControl:
         A session of which no answer can be requested takes only what is to be said; it speaks when
         it finds that it should.
         """
-        if self.termination is not None:
+        if self.termination is not None or self.waiting:
             return []
         wishes = create.words or (create.response or {}).get("instructions")
         if not (self.capabilities.requested_responses or wishes):

@@ -27,6 +27,8 @@ from gateway.call.playout.playback import Playout
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.escape import Escape
 from gateway.call.rules.guardrails import Guardrails
+from gateway.call.rules.hold_wait import HoldWait
+from gateway.call.rules.line import LineWatch
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.recording import CallRecording
 from gateway.call.rules.response_failure import ResponseFallback
@@ -93,7 +95,9 @@ class Conversation:
             self.transcript,
             Budget(self.control),
             UserIdleTimeout(self.control, lambda: self._functions.busy or approvals.wants_digits),
+            HoldWait(self.control),
             MachineDetector(self.control),
+            LineWatch(self.control),
             approvals,
             McpWatch(self.control, approvals),
             Guardrails(self.control),

@@ -373,7 +373,7 @@ class MachineDetector:
 
     def _undecided(self, kind: str) -> bool:
         """Return whether this kind of machine is looked for, and nothing is decided yet."""
-        if self._beeps.waiting or self._control.termination is not None:
+        if self._beeps.waiting or self._control.termination is not None or self._control.waiting:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 

@@ -87,6 +87,7 @@ class UserIdleTimeout:
         control = self._control
         self._since = now
         busy = self._speaking or self._held or control.speaking or not control.gate.idle
+        busy = busy or control.waiting
         if (
             busy
             or control.call_actions.busy
@@ -309,7 +310,7 @@ class Silence:
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None
-        busy = control.speaking or control.call_actions.busy or self._tool_runs()
+        busy = control.speaking or control.call_actions.busy or self._tool_runs() or control.waiting
         return not (ends or busy or (self._caller_speaks() and self._owed != _NO_EVENTS))
 
     def _which_silence(self) -> str:

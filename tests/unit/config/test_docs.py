@@ -37,6 +37,7 @@ DESCRIBED = {
     "route.recording.description": "in English",
     "route.disposition.description": "in English",
     "route.machine_detection.voicemail_patterns": "some of English, German, French, Spanish",
+    "route.hold_wait.announcements": "some of English, German, French, Spanish",
     "route.context.instructions": "in English",
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hold and wait: the agent waits in a queue's music and announcements without talking to them.
+
+A wait begins with music in a row, with words that match ``announcements``, or with the same words
+at the same length again. Until it ends no response is requested, what the server begins by itself
+is cancelled, and playout is silent. While music plays the session hears silence in its place: that
+costs nothing and fills no context. Once there is speech, or quiet, it hears the other side again,
+with the seconds before (:class:`gateway.call.outputs.Withhold`).
+
+Somebody who speaks and then waits for an answer is a human. Music that comes back makes an
+announcement of what was said, and so do words that were heard before or match ``announcements``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import ClassVar
+
+from gateway.call import inputs
+from gateway.call.call_record import keep
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.line import HoldWaitPlan, HoldWaitRecord
+from gateway.call.outputs import Output, Send, Withhold
+from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
+from gateway.call.tools.definitions import ToolCallError
+from gateway.ending import EndReason
+from gateway.realtime.events import (
+    CreateResponse,
+    InputTranscribed,
+    ResponseCreated,
+    SpeechStarted,
+    SpeechStopped,
+    UpdateSession,
+)
+from gateway.text import words_of
+
+SETTLE_SECONDS = 1.6
+"""After speech: time in which music comes back, if it was an announcement. A second of sound is
+analysed at a time; one that is quiet ends the wait sooner."""
+
+WORDS_SECONDS = 3.0
+"""After speech: the longest wait for its words, where the session transcribes."""
+
+QUIET = 0.1
+"""Part of a second that sounds, below which nobody has spoken in it."""
+
+MAX_SEEN = 64
+"""Announcements whose words are remembered."""
+
+MAX_KEYS = 5
+"""Times that keys are pressed in one wait."""
+
+WAITING = (
+    "You are waiting in a queue: music or announcements play. Say nothing, and do nothing, until "
+    "you are told that somebody speaks."
+)
+ANSWERED = (
+    "You have waited for {seconds} seconds, and somebody speaks now. Answer what they have just "
+    "said, and say what this call is about."
+)
+"""System messages for the model."""
+
+
+class HoldWait:
+    """Waits in a queue. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.SoundHeard,
+        inputs.DigitPressed,
+        inputs.HoldChanged,
+        SpeechStarted,
+        SpeechStopped,
+        InputTranscribed,
+        ResponseCreated,
+    )
+
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._music = MusicOnHoldDetector()
+        self._repeats = Repeats(2)
+        self._seen: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        self._held = False
+        self._wait: HoldWaitRecord | None = None
+        self._since = 0.0
+        self._withheld = False
+        self._unclear = 0
+        """Seconds in a row that are hardly music's."""
+        self._speaking: float | None = None
+        """When the server heard the other side begin to speak (s)."""
+        self._voice = False
+        """Somebody has spoken since the music, or since the last announcement."""
+        self._stopped: float | None = None
+        """When they stopped (s)."""
+        self._words_came = False
+        self._key_count = 0
+
+    @property
+    def _plan(self) -> HoldWaitPlan:
+        return self._control.plan.hold_wait
+
+    @property
+    def _silences(self) -> bool:
+        """Return whether a response that begins is not to be heard; last words are."""
+        return self._wait is not None and self._control.termination is None
+
+    # ---- what happens
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Take a second of sound, a turn of the other side, its words, or a response."""
+        if not self._plan.enabled:
+            return []
+        match input:
+            case inputs.SoundHeard():
+                return self._on_sound(input, now)
+            case inputs.ServerEventReceived(event=SpeechStarted()):
+                self._speaking, self._stopped, self._words_came = now, None, False
+            case inputs.ServerEventReceived(event=SpeechStopped(item_id)):
+                if self._speaking is not None:
+                    self._repeats.add_turn(item_id, round((now - self._speaking) * 1000))
+                self._speaking = None
+                if self._wait is not None and not self._withheld:
+                    self._stopped = now
+            case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
+                return self._on_words(item_id, text, now)
+            case inputs.ServerEventReceived(event=ResponseCreated()) if self._silences:
+                return self._control.interrupt("hold_wait", now)
+            case inputs.DigitPressed(in_band=False) if self._wait is not None:
+                return self._end("key", now)
+            case inputs.HoldChanged(held=held):
+                self._held = held
+                self._music.reset()
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """Decide that a human speaks, or give the wait up."""
+        if self._wait is None or self.deadline is None or now < self.deadline:
+            return []
+        if now >= self._since + self._plan.max_wait:
+            return self._give_up(now)
+        human, self._stopped = self._voice, None
+        self._voice = False
+        return self._end("human", now) if human else []
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        if self._wait is None or self._control.termination is not None:
+            return None
+        latest = self._since + self._plan.max_wait
+        if self._stopped is None:
+            return latest
+        wait = SETTLE_SECONDS
+        if self._plan.transcribed and not self._words_came:
+            wait = WORDS_SECONDS
+        return min(latest, self._stopped + wait)
+
+    # ---- how
+
+    def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
+        if self._held or self._control.call_actions.busy or self._control.termination is not None:
+            self._music.reset()
+            return []
+        if self._wait is None:
+            why = self._music.add_second(heard, self._plan.music_threshold)
+            return self._begin(why, now, music=True) if why else []
+        if heard.held >= HELD:
+            self._unclear = 0
+            announced, self._voice, self._stopped = self._voice, False, None
+            self._wait.announcements += announced
+            return self._withhold(True)
+        self._unclear += 1
+        quiet = heard.sounding < QUIET
+        outputs: list[Output] = []
+        if quiet or heard.held < MIXED or self._unclear > 1:
+            outputs = self._withhold(False)
+        if not quiet:
+            self._voice = True
+        elif self._voice and not self._control.capabilities.turn_events and self._stopped is None:
+            self._stopped = now
+        elif self._stopped is not None and (self._words_came or not self._plan.transcribed):
+            self._stopped = now - SETTLE_SECONDS
+        return outputs
+
+    def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
+        """Tell an announcement by its words, and press the keys that it asks for."""
+        words = words_of(text)
+        repeated = self._repeats.add_words(item_id, words)
+        listed = any(one.search(text) for one in self._plan.announcements)
+        announced = listed or bool(repeated) or (self._wait is not None and words in self._seen)
+        if self._control.call_actions.busy or self._control.termination is not None:
+            return []
+        outputs: list[Output] = []
+        if self._wait is None:
+            if not announced:
+                return []
+            outputs = self._begin(repeated or f"said {text.strip()[:80]!r}", now, music=False)
+        assert self._wait is not None
+        self._words_came = True
+        pressed = self._press(text, now)
+        if words:
+            self._seen[words] = None
+            if len(self._seen) > MAX_SEEN:
+                self._seen.popitem(last=False)
+        if announced or pressed or not words:
+            self._wait.announcements += bool(words)
+            self._voice, self._stopped = False, None
+        return outputs + pressed
+
+    def _press(self, text: str, now: float) -> list[Output]:
+        assert self._wait is not None
+        for key in self._plan.keys:
+            if self._key_count < MAX_KEYS and key.words.search(text):
+                try:
+                    self._control.call_actions.press(key.digits, now)
+                except ToolCallError:
+                    return []  # keys are being pressed already
+                self._key_count += 1
+                self._wait.keys += key.digits
+                return [self._control.timeline.note(now, "hold_wait_key", "info", keys=key.digits)]
+        return []
+
+    def _begin(self, why: str, now: float, *, music: bool) -> list[Output]:
+        control = self._control
+        self._wait = HoldWaitRecord(round(control.timeline.ms(now), 1), why)
+        keep(control.timeline.record.content.hold_waits, self._wait)
+        self._since, self._key_count, self._unclear = now, 0, 0
+        self._voice, self._stopped = False, None
+        control.waiting = True
+        outputs: list[Output] = [control.timeline.note(now, "hold_wait_began", "info", why=why)]
+        if control.speaking or not control.gate.idle:
+            outputs += control.interrupt("hold_wait", now)
+        control.gate.forget_waiting()
+        outputs += self._quieten()
+        return outputs + control.tell(WAITING) + (self._withhold(True) if music else [])
+
+    def _end(self, why: str, now: float) -> list[Output]:
+        """Tell the model how long it has waited, and have it speak."""
+        control, wait = self._control, self._wait
+        assert wait is not None
+        outputs = self._over(wait, why, now) + self._withhold(False)
+        control.changes.pop("hold_wait", None)
+        if self._plan.quiet and control.capabilities.settings_updates:
+            outputs.append(Send(UpdateSession(self._plan.normal)))
+        outputs += control.tell(ANSWERED.format(seconds=round(wait.ms / 1000)))
+        return outputs + control.ask(CreateResponse(), now)
+
+    def _give_up(self, now: float) -> list[Output]:
+        assert self._wait is not None
+        outputs = self._over(self._wait, "timeout", now)
+        detail = f"music: waited for {round(now - self._since)} s in a queue"
+        to = self._plan.transfer_to
+        self._control.terminate(Termination(EndReason.MACHINE_DETECTED, detail, "", to))
+        return outputs
+
+    def _over(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
+        self._wait, self._control.waiting = None, False
+        self._music.reset()
+        wait.ms, wait.ended = round((now - self._since) * 1000, 1), why
+        seconds = round(now - self._since, 1)
+        return [
+            self._control.timeline.note(now, "hold_wait_ended", "info", why=why, seconds=seconds)
+        ]
+
+    def _quieten(self) -> list[Output]:
+        """Have this session, and those that may follow it, request no responses."""
+        control, plan = self._control, self._plan
+        if not plan.quiet:
+            return []
+        change = control.changes["hold_wait"] = UpdateSession(dict(plan.quiet))
+        return [Send(change)] if control.capabilities.settings_updates else []
+
+    def _withhold(self, withheld: bool) -> list[Output]:
+        was, self._withheld = self._withheld, withheld
+        return [] if was is withheld else [Withhold(withheld)]

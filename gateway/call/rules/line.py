@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A model that knows its line: a bad line is told to it, with a hint how to speak.
+
+The model gets a system message and no request for a response: it keeps to it in what it says next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from gateway.call import inputs
+from gateway.call.call_record import keep
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.line import BadLine, LinePlan
+from gateway.call.outputs import Output
+from gateway.realtime.events import SpeechStarted, SpeechStopped
+
+FROM_CALLER, TO_CALLER = "from_caller", "to_caller"
+
+_TOLD = {
+    FROM_CALLER: "The telephone line is bad: you hear the caller with gaps or too softly ({what}). "
+    "Ask again what you are not sure of.",
+    TO_CALLER: "The telephone line is bad: the caller hears you with gaps ({what}).",
+}
+
+
+class LineWatch:
+    """Compares the line with the route's limits, once a second. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.LineQuality,
+        inputs.CallerLevel,
+        SpeechStarted,
+        SpeechStopped,
+    )
+    deadline: float | None = None
+
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._speaking = False
+        self._beyond: dict[str, float] = {}
+        """Since when each measure is beyond its limit (s)."""
+        self._within: float | None = None
+        """Since when all are within, after a bad line (s)."""
+        self._bad: BadLine | None = None
+        self._hints = 0
+        self._soft_seconds = 0
+
+    @property
+    def _plan(self) -> LinePlan:
+        return self._control.plan.line
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Take a measurement; one that is beyond its limit for long enough is told."""
+        match input:
+            case inputs.LineQuality():
+                return self._judge(input.side, _exceeded(input, self._plan), now)
+            case inputs.CallerLevel(dbfs=dbfs) if self._speaking:
+                return self._judge_level(dbfs, now)
+            case inputs.ServerEventReceived(event=SpeechStarted()):
+                self._speaking = True
+            case inputs.ServerEventReceived(event=SpeechStopped()):
+                self._speaking = False
+        return []
+
+    def tick(self, _now: float) -> list[Output]:
+        """Nothing waits for time: measurements come once a second."""
+        return []
+
+    def _judge(self, side: str, what: str, now: float) -> list[Output]:
+        if what:
+            self._within = None
+            since = self._beyond.setdefault(side, now)
+            return self._bad_line(side, what, now) if now - since >= self._plan.after else []
+        self._beyond.pop(side, None)
+        return self._look_at_recovery(now)
+
+    def _judge_level(self, dbfs: float, now: float) -> list[Output]:
+        """Count seconds of soft speech: only while the server hears that the caller speaks."""
+        if dbfs >= self._plan.min_level:
+            self._soft_seconds = 0
+            self._beyond.pop("level", None)
+            return self._look_at_recovery(now)
+        self._soft_seconds += 1
+        self._within = None
+        self._beyond.setdefault("level", now)
+        if self._soft_seconds < self._plan.after:
+            return []
+        return self._bad_line(FROM_CALLER, f"the caller's speech has {dbfs:.0f} dBFS", now)
+
+    def _bad_line(self, side: str, what: str, now: float) -> list[Output]:
+        """Note that the line is bad, once until it is good again, and tell the model."""
+        if self._bad is not None:
+            return []
+        control, plan = self._control, self._plan
+        told = self._hints < plan.max_hints and control.termination is None
+        self._bad = BadLine(round(control.timeline.ms(now), 1), side, what, told)
+        keep(control.timeline.record.content.bad_line, self._bad)
+        note = control.timeline.note(now, "line_bad", "warning", side=side, what=what, told=told)
+        if not told:
+            return [note]
+        self._hints += 1
+        return [note, *control.tell(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
+
+    def _look_at_recovery(self, now: float) -> list[Output]:
+        bad, plan = self._bad, self._plan
+        if bad is None or self._beyond:
+            return []
+        if self._within is None:
+            self._within = now
+        if now - self._within < plan.recovered_after:
+            return []
+        self._bad = self._within = None
+        control = self._control
+        bad.recovered_ms = round(control.timeline.ms(now), 1)
+        told = bad.told and bool(plan.recovered) and control.termination is None
+        note = control.timeline.note(now, "line_recovered", "info", told=told)
+        return [note, *(control.tell(plan.recovered) if told else [])]
+
+
+def _exceeded(quality: inputs.LineQuality, plan: LinePlan) -> str:
+    """Return which limit the measurement is beyond, as the record has it; "" for none."""
+    if plan.max_loss and quality.loss_percent > plan.max_loss:
+        return f"{quality.loss_percent:.0f} % lost"
+    if plan.max_jitter and quality.jitter_ms > plan.max_jitter:
+        return f"jitter of {quality.jitter_ms:.0f} ms"
+    if plan.min_mos and quality.mos < plan.min_mos:
+        return f"a MOS of {quality.mos:.1f}"
+    return ""
