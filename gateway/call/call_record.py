@@ -10,7 +10,7 @@ from datetime import datetime
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
-from gateway.call.line import BadLine, HoldWaitRecord
+from gateway.call.line import BadLine, HoldWaitRecord, MachineDetected
 from gateway.call.outputs import LogEvent
 from gateway.call.playout.tracker import Interruption
 from gateway.ending import Ending
@@ -170,20 +170,6 @@ class ContextTrim:
     """delete or summarize."""
     items: int
     turns: int
-
-
-@dataclass(slots=True)
-class MachineDetected:
-    """A machine detected on the caller's side."""
-
-    at_ms: float
-    kind: str
-    """music, voicemail or bot."""
-    action: str
-    why: str
-    """The evidence."""
-    beep: str = ""
-    """Of a message that was left: the beep before it, or why there was none."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,6 @@ from gateway.billing.costs import budget_plan
 from gateway.bridge.route_data import Completed, DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
-from gateway.call.line import HoldKey, HoldWaitPlan, LinePlan
 from gateway.call.plan import (
     CallPlan,
     CollectPlan,
@@ -26,8 +25,11 @@ from gateway.call.plan import (
     DispositionPlan,
     DtmfPlan,
     EscapePlan,
+    HoldKey,
     HoldPlan,
+    HoldWaitPlan,
     LimitsPlan,
+    LinePlan,
     OutboundPlan,
     SendDtmfPlan,
     ServerPlan,

@@ -19,9 +19,10 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.call_record import keep
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.line import HoldWaitPlan, HoldWaitRecord
+from gateway.call.line import HoldWaitRecord
 from gateway.call.outputs import Output, Send, Withhold
-from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
+from gateway.call.plan import HoldWaitPlan
+from gateway.call.rules.music_and_repeats import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
 from gateway.realtime.events import (

@@ -11,8 +11,9 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.call_record import keep
 from gateway.call.conversation.control import ConversationControl
-from gateway.call.line import BadLine, LinePlan
+from gateway.call.line import BadLine
 from gateway.call.outputs import Output
+from gateway.call.plan import LinePlan
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 FROM_CALLER, TO_CALLER = "from_caller", "to_caller"

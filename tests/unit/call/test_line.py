@@ -12,8 +12,15 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.inputs import CallerLevel, Input, LineQuality, SessionReady, SoundHeard
-from gateway.call.line import HoldKey, HoldWaitPlan, LinePlan
-from gateway.call.plan import CallPlan, FallbackStep, LimitsPlan, ServerPlan
+from gateway.call.plan import (
+    CallPlan,
+    FallbackStep,
+    HoldKey,
+    HoldWaitPlan,
+    LimitsPlan,
+    LinePlan,
+    ServerPlan,
+)
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import ANNOUNCEMENTS
