@@ -207,72 +207,100 @@ class Description:
         return Objection.KEYS if way in security.keying else Objection.KEYING
 
 
+class _Reader:
+    """Reads the lines of a description, one by one."""
+
+    def __init__(self) -> None:
+        self.head: list[str] = []
+        self.fixed: dict[str, str] = {}
+        """The first ``v=``, ``o=``, ``s=`` and ``t=`` before the media."""
+        self.media: list[Media] = []
+        self.malformed = False
+        self._connection_at: int | None = None
+        """Where the ``c=`` of this part is, in its lines."""
+
+    @property
+    def _lines(self) -> list[str]:
+        """Lines of the part that is read: the last media section, or the head."""
+        return self.media[-1].lines if self.media else self.head
+
+    def take(self, kind: str, value: str) -> None:
+        """Take one line, or leave it out."""
+        match kind:
+            case "m":
+                self._take_media(value)
+            case "c":
+                self._take_connection(value)
+            case "a":
+                self._take_attribute(value)
+            case "b":
+                modifier, colon, width = value.partition(":")
+                if colon and is_token(modifier) and whole_number(width, 10) is not None:
+                    self._lines.append(f"b={modifier}:{width}")
+            case "v" | "o" | "s" | "t":
+                if value and not self.media:
+                    self.fixed.setdefault(kind, value)
+            case "i" | "u" | "e" | "p" | "z" | "k" | "r":
+                self._lines.append(f"{kind}={value}")
+
+    def _take_media(self, value: str) -> None:
+        found = _media(value)
+        if found is None:
+            self.malformed = True
+            return
+        self.media.append(found)
+        self._connection_at = None
+
+    def _take_connection(self, value: str) -> None:
+        address = connection_of(value)
+        if address is None:
+            self._give_up()
+            return
+        line = f"c=IN IP{6 if ':' in address else 4} {address_and_ttl(value)}"
+        if self._connection_at is None:
+            self._connection_at = len(self._lines)
+            self._lines.append(line)
+        else:
+            self._lines[self._connection_at] = line  # pjmedia takes the last one
+        if self.media:
+            self.media[-1].address = address
+
+    def _take_attribute(self, value: str) -> None:
+        attribute = attribute_of(value)
+        if attribute is UNUSABLE:
+            self._give_up()
+        elif attribute is not None:
+            self._lines.append(f"a={attribute}")
+
+    def _give_up(self) -> None:
+        """Give up the media section that is read; without one the description is malformed."""
+        if self.media:
+            self.media[-1].give_up()
+        else:
+            self.malformed = True
+
+
 def parse(text: str) -> Description:
-    """What can be understood of a description; lines that cannot are left out."""
-    head: list[str] = []
-    fixed: dict[str, str] = {}
-    media: list[Media] = []
-    flaw: Objection | None = None
-    connection_at: int | None = None
-    """Where the ``c=`` of this part is, in its lines."""
+    """Return what can be understood of a description; lines that cannot are left out."""
+    reader = _Reader()
     for number, raw in enumerate(text.replace("\r", "\n").split("\n")):
         line = printable(raw)
         kind, value = line[:1].lower(), line[1:].lstrip()
         if not value.startswith("="):
             continue
-        value = value[1:].strip()
         if number >= 2 * MAX_LINES:
-            flaw = flaw or Objection.MALFORMED
+            reader.malformed = True
             break
-        lines = media[-1].lines if media else head
-        if kind == "m":
-            found = _media(value)
-            if found is None:
-                flaw = flaw or Objection.MALFORMED
-                continue
-            media.append(found)
-            connection_at = None
-        elif kind == "c":
-            address = connection_of(value)
-            if address is None and media:
-                media[-1].give_up()
-                continue
-            if address is None:
-                flaw = flaw or Objection.MALFORMED
-                continue
-            line = f"c=IN IP{6 if ':' in address else 4} {address_and_ttl(value)}"
-            if connection_at is None:
-                connection_at = len(lines)
-                lines.append(line)
-            else:
-                lines[connection_at] = line  # pjmedia takes the last one
-            if media:
-                media[-1].address = address
-        elif kind == "a":
-            attribute = attribute_of(value)
-            if attribute is UNUSABLE and media:
-                media[-1].give_up()
-            elif attribute is UNUSABLE:
-                flaw = flaw or Objection.MALFORMED
-            elif attribute is not None:
-                lines.append(f"a={attribute}")
-        elif kind == "b":
-            modifier, colon, width = value.partition(":")
-            if colon and is_token(modifier) and whole_number(width, 10) is not None:
-                lines.append(f"b={modifier}:{width}")
-        elif kind in "vost" and kind:
-            if value and not media:
-                fixed.setdefault(kind, value)
-        elif kind in "iuepzkr" and kind:
-            lines.append(f"{kind}={value}")
+        reader.take(kind, value[1:].strip())
+    media, fixed = reader.media, reader.fixed
+    flaw = Objection.MALFORMED if reader.malformed else None
     if fixed.get("v", "0") != "0" or not media:
         flaw = flaw or Objection.MALFORMED
     if len(media) > MAX_STREAMS:
         flaw = flaw or Objection.TOO_MANY_STREAMS
-    origin = origin_of(fixed.get("o", ""))
-    time = time_of(fixed.get("t", ""))
-    begin = ["v=0", f"o={origin}", f"s={fixed.get('s') or '-'}"]
-    description = Description([*begin, *ordered_head(head, f"t={time}")], media, flaw)
+    begin = ["v=0", f"o={origin_of(fixed.get('o', ''))}", f"s={fixed.get('s') or '-'}"]
+    head = [*begin, *ordered_head(reader.head, f"t={time_of(fixed.get('t', ''))}")]
+    description = Description(head, media, flaw)
     for one in media:
         _mend_media(one)
     _one_fingerprint(description)
