@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import signal
@@ -32,6 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes a minute; leave out with -m 'not slow'")
+    gc.disable()  # what is imported for the tests stays
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage of the tests alone."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
