@@ -2,8 +2,9 @@
 """Events of a realtime session, as types (GA names).
 
 https://platform.openai.com/docs/api-reference/realtime has their fields. First the client events
-that the gateway sends. ``input_audio_buffer.append`` is not among them: audio has its own path,
-fifty times a second and call (:meth:`gateway.realtime.session.Session.append`).
+that the gateway sends; ``body`` returns each as JSON object, without its ``event_id``.
+``input_audio_buffer.append`` is not among them: audio has its own path, fifty times a second and
+call (:meth:`gateway.realtime.session.Session.append`).
 
 Then those that a server sends. Each class stands for one ``type`` of the protocol and keeps what
 the gateway uses of it. What it does not use stays out: an unknown type, or a known one that nothing
@@ -92,7 +93,6 @@ class UpdateSession:
     session: Json
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {"type": "session.update", "session": {"type": "realtime", **self.session}}
 
 
@@ -105,7 +105,6 @@ class CreateItem:
     after: str = ""
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         after = {"previous_item_id": self.after} if self.after else {}
         return {"type": "conversation.item.create", **after, "item": dict(self.item)}
 
@@ -124,7 +123,6 @@ class CreateResponse:
     """The words as audio (:class:`PlayClip`), for a session that plays it in their place."""
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         event: dict[str, Any] = {"type": "response.create"}
         if self.response is not None:
             event["response"] = dict(self.response)
@@ -138,7 +136,6 @@ class CancelResponse:
     response_id: str
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         if self.response_id.startswith(UNNAMED):
             return {"type": "response.cancel"}
         return {"type": "response.cancel", "response_id": self.response_id}
@@ -153,7 +150,6 @@ class TruncateItem:
     audio_end_ms: int
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {
             "type": "conversation.item.truncate",
             "item_id": self.item_id,
@@ -169,7 +165,6 @@ class DeleteItem:
     item_id: str
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {"type": "conversation.item.delete", "item_id": self.item_id}
 
 
@@ -190,7 +185,6 @@ class AppendText:
     delegation_id: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {
             "type": f"session.{self.channel}.append",
             "content": self.content,
@@ -208,7 +202,6 @@ class PlayClip:
     audio: bytes = field(repr=False)
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         audio = b2a_base64(self.audio, newline=False).decode()
         return {"type": "session.output_audio.fixture.play", "audio": audio}
 
@@ -218,7 +211,6 @@ class ContinueWork:
     """``response.create`` for the backend of a Live session: go on with what it was given."""
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {"type": "response.create"}
 
 
@@ -229,7 +221,6 @@ class Relayed:
     event: Json
 
     def body(self) -> dict[str, Any]:
-        """The event as JSON object, without its ``event_id``."""
         return {name: value for name, value in self.event.items() if name != "event_id"}
 
 
