@@ -139,8 +139,7 @@ class CallMachine:
     Args:
         plan: the settings of its route.
         record: filled in as the call goes on.
-        now: time of the INVITE (s, any monotonic clock; every ``now`` is of the same).
-        playout: what the caller hears; stopped within the step that decides so.
+        now: time of the INVITE (s); every ``now`` is of the same monotonic clock.
     """
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:

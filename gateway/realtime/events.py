@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Events of a realtime session, as types (GA names).
 
-https://platform.openai.com/docs/api-reference/realtime has their fields. First the client events
-that the gateway sends; ``body`` returns each as JSON object, without its ``event_id``.
-``input_audio_buffer.append`` is not among them: audio has its own path, fifty times a second and
-call (:meth:`gateway.realtime.session.Session.append`).
+https://platform.openai.com/docs/api-reference/realtime has their fields. Client events come first;
+``body`` returns each as JSON object, without its ``event_id``. Audio has a path of its own
+(:meth:`gateway.realtime.session.Session.append`).
 
-Then those that a server sends. Each class stands for one ``type`` of the protocol and keeps what
-the gateway uses of it. What it does not use stays out: an unknown type, or a known one that nothing
-here acts on, is :class:`OtherEvent`. All times named ``*_ms`` are milliseconds of the audio written
-into the session, as the server counts them.
-
-Some servers leave fields out that the documentation requires. An id that is missing is empty, a
-time that is missing None; ``Conversation.complete`` in the decision core makes up for ids.
+Each class of a server event stands for one ``type`` and has the fields that the gateway uses. Other
+types are :class:`OtherEvent`. Times named ``*_ms`` are ms of the audio written into the session, as
+the server counts them. A missing id is empty, a missing time None.
 """
 
 from __future__ import annotations
@@ -439,8 +434,7 @@ class BackendEvent:
 class SessionUsage:
     """What a Live session has cost so far, in seconds since it began, never less than before.
 
-    ``reported``: by the server (``session.usage.updated``, ``session.closed``); else it is time
-    that has passed here since.
+    ``reported`` by the server (``session.usage.updated``, ``session.closed``), or counted here.
     """
 
     session_id: str
