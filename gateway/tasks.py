@@ -107,7 +107,7 @@ def _report(task: asyncio.Task[None], more: dict[str, Any]) -> None:
 
 async def wait_any(seconds: float | None, *events: asyncio.Event) -> None:
     """Wait until one of ``events`` is set, ``seconds`` at most."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
+    waits = [asyncio.create_task(event.wait(), name="event") for event in events]
     await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in waits:
         task.cancel()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import signal
@@ -26,6 +27,26 @@ WATCHED = (
 )
 
 
+class _Heap(ctypes.Structure):
+    """``struct mallinfo2`` (mallinfo(3))."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks"),
+            *("uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def used_kib() -> int:
+    """KiB that malloc has given out and not got back, without what it holds for later."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _Heap
+    heap = libc.mallinfo2()
+    return int(heap.uordblks + heap.hblkhd) // 1024
+
+
 def tell(_number: int, _frame: FrameType | None) -> None:
     """One JSON line on standard error: tasks, threads, and objects that belong to calls."""
     gc.collect()
@@ -35,6 +56,7 @@ def tell(_number: int, _frame: FrameType | None) -> None:
         "level": "info",
         "tasks": sorted(task.get_name() for task in asyncio.all_tasks()),
         "python_threads": threading.active_count(),
+        "used_kib": used_kib(),
         "objects": {name: kinds[name] for name in WATCHED},
     }
     sys.stderr.write(json.dumps(line) + "\n")
