@@ -15,6 +15,7 @@ import structlog
 
 from gateway.app.applications import Applications, Waiting
 from gateway.app.canary import Canaries
+from gateway.app.local_lines import LocalLine
 from gateway.app.registry import CallRegistry, deciding
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
@@ -24,7 +25,7 @@ from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
-from gateway.dialplan import Dialplan, Explanation, Match, Origin
+from gateway.dialplan import Dialplan, Explanation, Match, Origin, call_settings
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
@@ -385,8 +386,12 @@ class Admission:
         return explained_routes(match, others, self._dialplan.origins.get(match.route.name))
 
     def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
-        asked = match.route.application
-        if asked is not None:
+        asked, line = match.route.application, match.route.test_line
+        if line:
+            record.route = match.route.name
+            seconds = call_settings(self._config, match.route).max_call_duration
+            LocalLine(leg, record, line, seconds, self._calls)
+        elif asked is not None:
             self._applications.ask(leg, record, match, asked, self._take)
         else:
             self._take(leg, record, match)

@@ -149,6 +149,19 @@ class CallRegistry:
             record.undecided = False
         self._look_idle()
 
+    def begin_line(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
+        """Count a call that has no session; ``end`` hangs up."""
+        self._mask(record)
+        self.wait_for_decision(record, end)
+        record.undecided = False
+        self._records.opened(record)
+
+    def end_line(self, record: CallRecord) -> None:
+        """Free the place of a call that had no session, and write its record."""
+        self.decided(record.call_id)
+        self.on_finished(record.call_id)
+        self._records.write(record)
+
     def shut_down(self) -> None:
         """End every call now."""
         for _record, end in tuple(self._undecided.values()):
@@ -177,16 +190,21 @@ class CallRegistry:
         """Wait for the sessions of calls that are over to be closed; ``seconds`` at most."""
         await self._leaving.wait(seconds)
 
+    def _mask(self, record: CallRecord) -> None:
+        """Set what is masked in a record, by its route."""
+        base, own = self._settings, self._routes[record.route].records
+        patterns = own.redact_patterns
+        record.private.redact(
+            base.redact if own.redact is None else own.redact,
+            base.redact_patterns if patterns is None else patterns,
+        )
+
     def _watch(self, call: CallController) -> None:
         """Open the call's account and its event log, and set what is masked in its record."""
         record = call.record
         own = self._routes[record.route].records
         record.trace_id = self._trace_id(record.call_id)
-        base, patterns = self._settings, own.redact_patterns
-        record.private.redact(
-            base.redact if own.redact is None else own.redact,
-            base.redact_patterns if patterns is None else patterns,
-        )
+        self._mask(record)
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         plan = call.session_plan
         pays = self._routes[record.route]

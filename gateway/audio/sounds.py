@@ -17,6 +17,9 @@ from gateway.audio.g711 import SAMPLE_RATE
 BUILT_IN = ("ringback", "ringback-us", "chime", "music", "silence")
 """Names that need no file."""
 
+ECHO, MILLIWATT = "echo", "milliwatt"
+"""On test lines only: what the caller says, in place of a sound; a tone too loud for all else."""
+
 _LEVEL = 0.1
 """Amplitude, of full scale: -20 dBFS, as loud as tones of networks."""
 
@@ -128,5 +131,9 @@ _MAKERS: dict[str, Callable[[], NDArray[np.int16]]] = {
     "ringback-us": lambda: _cadence([(440.0, 480.0)], [2.0], 4.0),
     "chime": lambda: _cadence([(523.25,), (659.25,)], [0.25, 0.35], 3.4),
     "music": _music,
+    # ITU-T O.133: 1004 Hz at 0 dBm0, whole periods; a sine at full scale has 3.17 dBm0 in G.711.
+    MILLIWATT: lambda: np.rint(
+        32635 * 10 ** (-3.17 / 20) * np.sin(2 * np.pi * 1004 / SAMPLE_RATE * np.arange(SAMPLE_RATE))
+    ).astype(np.int16),
     "silence": lambda: np.zeros(SAMPLE_RATE, np.int16),
 }

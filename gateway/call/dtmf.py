@@ -14,6 +14,7 @@ from typing import Any
 from gateway.call.call_record import DigitRun
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Conceal, Output, Send, SendDtmf, StoreDigits
+from gateway.call.plan import RESPONSE_MS
 from gateway.call.tools.definitions import collect_wanted
 from gateway.realtime.events import CreateItem, CreateResponse
 
@@ -147,7 +148,9 @@ class DtmfInput:
         if collected is None:
             return []
         self._record_run(collected, now)
-        text = self._control.plan.dtmf.text(collected.digits)
+        times = self._control.timeline.record.response_times
+        waited = f"{times[-1].ms:.0f}" if times else "unknown"
+        text = self._control.plan.dtmf.text(collected.digits).replace(RESPONSE_MS, waited)
         ended_by = collected.ended_by.value
         note = self._control.timeline.note(
             now, "dtmf_collected", "info", digits=collected.digits, ended_by=ended_by

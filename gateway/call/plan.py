@@ -10,10 +10,13 @@ from typing import Any
 
 from gateway.audio.g711 import Codec
 
+RESPONSE_MS = "{response_ms}"
+
 
 @dataclass(frozen=True, slots=True)
 class DtmfPlan:
-    """DTMF input: ``[route.dtmf]``. ``text`` makes the message of the digits."""
+    """DTMF input: ``[route.dtmf]``. ``text`` makes the message of the digits; :data:`RESPONSE_MS`
+    in it is how long the caller waited for the last response, ms."""
 
     enabled: bool = True
     inband: bool = False

@@ -76,8 +76,8 @@ from gateway.dialplan.variables import (
     texts_in,
 )
 
-DIGITS = "digits"
-"""The variable that only the text for keys has."""
+DIGITS, RESPONSE_MS = "digits", "response_ms"
+"""The variables that only the text for keys has."""
 
 
 def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -148,7 +148,8 @@ class Dtmf(Section):
 
     def render(self, digits: str, variables: Mapping[str, str]) -> str:
         """The message for ``digits``; ``variables`` are the values of the :class:`Match`."""
-        return render(self.text, {**variables, DIGITS: digits})
+        later = {RESPONSE_MS: f"{{{RESPONSE_MS}}}"}  # known when the keys are sent
+        return render(self.text, {**variables, **later, DIGITS: digits})
 
 
 class RouteLimits(Section):
@@ -201,6 +202,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     ] = Field(default_factory=lambda: MappingProxyType({}))
     data: RouteData | None = None
     application: Application | None = None
+    test_line: Literal["", "echo", "milliwatt"] = ""
     limits: RouteLimits = Field(default_factory=RouteLimits)
     answer: Answer = Field(default_factory=Answer)
     budget: RouteBudget = Field(default_factory=RouteBudget)
@@ -214,6 +216,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        if self.test_line and self.application is not None:
+            raise MisplacedError(("application",), "has no effect beside test_line")
         if self.hours and self.timezone is None:
             raise MisplacedError(
                 ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
@@ -250,11 +254,11 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         if twice:
             raise ValueError(f"the named group {twice[0]} is in more than one regular expression")
         for name in names:
-            if name == DIGITS or name in BUILT_IN:
+            if name in (DIGITS, RESPONSE_MS) or name in BUILT_IN:
                 raise ValueError(f"a named group may not be called {name}: that is a variable")
         groups = frozenset(names)
         for path, text in self.templates():
-            own = {"dtmf": {DIGITS}, "approval": {"tool"}}.get(str(path[0]), set())
+            own = {"dtmf": {DIGITS, RESPONSE_MS}, "approval": {"tool"}}.get(str(path[0]), set())
             of_tools = path[0] in ("tool", "approval")
             for name in names_in(text):
                 if name in own or (of_tools and name.startswith(ARGUMENT)):

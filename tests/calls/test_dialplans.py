@@ -3,22 +3,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
+
 import gateway as package
+from gateway.api.client import ask
+from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import PCMU, synthesise
-from tests.support.harness import PATIENT, GatewayStack, wishes
-from tests.support.listening import is_silence
+from tests.support.harness import PATIENT, GatewayStack, rtp_range, wishes
+from tests.support.listening import is_silence, share_heard
+from tests.support.rtp_end import EVENTS
 from tests.support.sip_phone import PhoneCall
 
 DIALPLANS = Path(package.__file__).parents[1] / "dialplans"
 
 WORLD = {
-    "more": PATIENT,
+    "more": PATIENT + '[control]\nsocket = "control"\n',
     "dialplans": DIALPLANS,
 }
 
@@ -149,3 +158,99 @@ async def test_echo(world: GatewayStack) -> None:
     middle = words[len(words) // 2 :][:4000]
     await call.rtp.until(lambda: middle in call.rtp.heard)
     assert (await world.summary_at_end(call))["route"] == "echo"
+
+
+async def test_an_echo_opens_no_session(world: GatewayStack) -> None:
+    """What the caller says comes back, byte for byte, and so do keys."""
+    before = len(world.emulator.sessions)
+    call = await world.dial("9901")
+    words = PCMU.encode(*synthesise("One two three four five six seven.", "cedar", 1.0))
+    call.rtp.say(words)
+    await call.rtp.until(lambda: share_heard(words, call.rtp.heard) > 0.9)
+    call.rtp.press("7")
+
+    def key() -> bool:
+        pressed = [p for p in call.rtp.packets if p.payload_type == call.rtp.event_payload]
+        return any(p.payload[0] == EVENTS.index("7") for p in pressed)
+
+    await call.rtp.until(key)
+    summary = await world.summary_at_end(call)
+    assert (summary["route"], summary["ending"]["why"]) == ("test-echo", "remote_hangup")
+    assert summary["codec"] == "PCMU"
+    assert len(world.emulator.sessions) == before
+
+
+async def test_a_milliwatt_line_is_0_dbm0(world: GatewayStack) -> None:
+    call = await world.dial("9902")
+    await call.rtp.until(lambda: len(call.rtp.packets) > 60)
+    packets = call.rtp.packets[10:60]
+    heard = Codec.PCMU.to_linear(b"".join(packet.payload for packet in packets))
+    samples = np.frombuffer(heard, "<i2").astype(float)
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    assert abs(np.argmax(spectrum) - 1004) <= 1  # 50 packets are a second: 1 Hz a line
+    dbm0 = 3.17 + 20 * np.log10(np.sqrt(2 * np.mean(samples**2)) / 32635)
+    assert abs(dbm0) < 0.2
+    await world.summary_at_end(call)
+
+
+async def test_a_line_that_is_hung_up_by_an_operator(world: GatewayStack) -> None:
+    call = await world.dial("9902")
+    await call.rtp.until(lambda: len(call.rtp.packets) > 5)
+    control = world.folder / "control"
+    await asyncio.to_thread(ask, control, "hangup", call=call.call_id)
+    await call.hung_up()
+    line = await world.gateway.wait("call.summary", call=call.call_id)
+    assert line["ending"]["why"] == "operator"
+
+
+async def test_numbers_that_speak(world: GatewayStack) -> None:
+    """Keys and caller id are read back; the time that the caller waited is told."""
+    call = await world.dial("9904")
+    session = await world.session_of(call)
+    assert "It is tester, with" in settings_of(session)["instructions"]
+    await world.summary_at_end(call)
+    call = await world.dial("9905")
+    session = await greeted(world, call, "Say something.")
+    call.rtp.press("5")
+    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), 20)
+    (item,) = session.seen("conversation.item.create")
+    assert re.search(
+        r"I waited (\d+|unknown) milliseconds", item.body["item"]["content"][0]["text"]
+    )
+    await world.summary_at_end(call)
+
+
+async def test_the_doctor_of_another_site_calls_the_echo(
+    world: GatewayStack, tmp_path: Path
+) -> None:
+    """From a port of its own, as one gateway has its port already."""
+    host, port = world.gateway.sip
+    (tmp_path / "dialplans").mkdir()
+    (tmp_path / "gateway.toml").write_text(
+        f"""
+        [sip]
+        listen = ["udp:{host}:{port}"]
+        rtp_ports = [{", ".join(map(str, rtp_range()))}]
+        [realtime]
+        url = "ws://127.0.0.1:9"
+        [outbound]
+        enabled = true
+        allowed_prefixes = ["99"]
+        [[trunk]]
+        name = "other"
+        peers = ["{host}:{port}"]
+        test_number = "9901"
+        """
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "doctor", "--trunk", "other", "--json"),
+        *("--seconds", "3", "-c", str(tmp_path / "gateway.toml")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    found = {one["code"]: one for one in json.loads(output)}
+    assert {one["verdict"] for one in found.values()} == {"ok"}, found
+    assert process.returncode == 0
+    assert f"port {port} is in use" in found["own_port"]["fact"]
+    assert "audio goes both ways" in found["audio"]["fact"]
+    assert "1590" in found["dtmf"]["fact"]

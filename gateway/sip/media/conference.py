@@ -17,7 +17,15 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, write_wav
+from gateway.audio.sounds import (
+    BUILT_IN,
+    ECHO,
+    MILLIWATT,
+    SoundError,
+    check_wav,
+    samples_of,
+    write_wav,
+)
 from gateway.sip.media.ports import CallAudio, Port, PortPool, Source
 from gateway.sip.types import UplinkCounts
 
@@ -84,7 +92,7 @@ class Sounds:
                 player.this.disown()
 
     def _make(self, name: str) -> Any:
-        if name not in BUILT_IN:
+        if name not in (*BUILT_IN, MILLIWATT):
             check_wav(Path(name))
             return _play(name)
         with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
@@ -232,11 +240,11 @@ class ConferenceLink:
         self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
-        """Let the peer hear this sound, beside all else; "" ends it."""
+        """Let the peer hear this sound, or itself, beside all else; "" ends it."""
         if sound != self._sound or self._player is None:
             self._sounds.give_back(self._sound, self._player)
-            self._player = self._sounds.take(sound) if sound else None
-        self._sound, player = sound, self._player
+            self._player = self._sounds.take(sound) if sound not in ("", ECHO) else None
+        self._sound, player = sound, self.media if sound == ECHO else self._player
         if self._playing is not None and player is not self._playing:
             _separate(self._playing, self.media)
             self._playing = None

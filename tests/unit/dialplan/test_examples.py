@@ -62,6 +62,8 @@ def test_who_answers(
 
 def test_each_says_something_first_and_has_instructions(examples: Dialplan) -> None:
     for route in examples.routes:
+        if route.test_line:
+            continue
         assert route.greeting is not None
         assert route.session_settings()["instructions"].strip()
 

@@ -193,7 +193,7 @@ def test_a_text_in_a_file_of_its_own_has_variables_too(tmp_path: Path) -> None:
 
 def test_the_manual_has_every_variable() -> None:
     rows = re.findall(r"^\| `\{([a-z_]+)\}` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted([*BUILT_IN, "digits"])
+    assert sorted(rows) == sorted([*BUILT_IN, "digits", "response_ms"])
 
 
 def test_names_in() -> None:
