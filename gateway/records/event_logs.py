@@ -4,8 +4,9 @@
 A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
 never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
 length and the beginning of its SHA-256, which tells whether two are the same; secrets are blanked.
-Audio messages that follow each other, at most a second of them, are one line: the first of them,
-with the length and hash of all their audio, ``messages`` (how many) and ``until_ms`` (the last).
+Audio messages of one direction and part, at most a second of them, are one line in the place of the
+first, whatever came between them: with the length and hash of all their audio, ``messages`` (how
+many) and ``until_ms`` (the last).
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
 the WebSocket ended.
 
@@ -49,9 +50,9 @@ log = structlog.get_logger("records")
 
 
 class _Entry:
-    """A message, or audio messages of one direction and part that came one after the other."""
+    """A message, or audio messages of one direction and part."""
 
-    __slots__ = ("at", "bytes", "digest", "direction", "message", "messages", "part", "until")
+    __slots__ = ("at", "audio", "direction", "message", "messages", "part", "until")
 
     def __init__(self, at: float, direction: str, message: Any) -> None:
         self.at = self.until = at
@@ -59,17 +60,12 @@ class _Entry:
         self.direction = direction
         self.message = message
         self.messages = 1
+        self.audio: list[bytes] | None = None
+        """What is in its messages, where they are audio."""
 
     def begin(self, audio: bytes, part: Any = None) -> None:
         """Further audio of this part may follow."""
-        self.part, self.bytes, self.digest = part, len(audio), hashlib.sha256(audio)
-
-    def add(self, audio: bytes) -> None:
-        """Audio that follows: up to fifty times a second each way."""
-        self.digest.update(audio)
-        self.bytes += len(audio)
-        self.messages += 1
-        self.until = monotonic()
+        self.part, self.audio = part, [audio]
 
 
 class EventLog:
@@ -98,10 +94,13 @@ class EventLog:
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
         """A message to the server; ``audio`` is what it appends, and then all that is in it."""
+        entry = self._up
         if audio is None:
-            self._add("out", message)
-        elif self._up is not None:
-            self._up.add(audio)
+            self._hold("out", message)
+        elif entry is not None:
+            # Up to fifty times a second each way: counted and hashed on the writer's thread.
+            entry.audio.append(audio)  # type: ignore[union-attr]
+            entry.until = monotonic()
         else:
             self._up = self._hold("out", message)
             self._up.begin(audio)
@@ -110,9 +109,10 @@ class EventLog:
         """A message from the server, and what it was read as where it is audio."""
         entry = self._down
         if delta is None:
-            self._add("in", message)
+            self._hold("in", message)
         elif entry is not None and entry.part == delta.part:
-            entry.add(delta.audio)
+            entry.audio.append(delta.audio)  # type: ignore[union-attr]
+            entry.until = monotonic()
         else:
             self._down = self._hold("in", message)
             self._down.begin(delta.audio, delta.part)
@@ -139,6 +139,9 @@ class EventLog:
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up = self._down = None
+        for entry in held:
+            if entry.audio is not None:
+                entry.messages = len(entry.audio)
         if held and not self._put((self, held), size):
             self.dropped += sum(entry.messages for entry in held)
 
@@ -258,20 +261,21 @@ def _text(entry: _Entry, of: EventLog) -> str:
     """Return the line of an entry. On the writer's thread."""
     t_ms = round(1000 * (entry.at - of.began), 1)
     line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
-    if isinstance(entry.message, bytes):
+    if entry.messages > 1 and entry.audio is not None:
+        first = orjson.loads(entry.message)
+        digest = _hashed(b"".join(entry.audio))
+        line["event"] = {key: digest if key in ("audio", "delta") else first[key] for key in first}
+        line["messages"] = entry.messages
+        line["until_ms"] = round(1000 * (entry.until - of.began), 1)
+    elif isinstance(entry.message, bytes):
         for key, value in _event(entry.message).items():
             line[key] = of.private.masked_event(value)
     else:
         line[entry.direction] = entry.message
-    if entry.messages > 1:
-        digest = {"bytes": entry.bytes, "sha256": entry.digest.hexdigest()[:HASH_DIGITS]}
-        of_first = line["event"]
-        line["event"] = {
-            key: digest if key in ("audio", "delta") else of_first[key] for key in of_first
-        }
-        line["messages"] = entry.messages
-        line["until_ms"] = round(1000 * (entry.until - of.began), 1)
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return orjson.dumps(line).decode()
+    except TypeError:  # half of a surrogate pair, a number of more than 64 bits
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 
 def _event(message: bytes) -> dict[str, Any]:
@@ -314,4 +318,8 @@ def _digest(text: str) -> dict[str, Any]:
         data = binascii.a2b_base64(text)
     except ValueError:
         data = text.encode("utf-8", "surrogatepass")
+    return _hashed(data)
+
+
+def _hashed(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}

@@ -131,6 +131,7 @@ def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.Mon
     def use(made: EventLog) -> None:
         for _ in range(10):
             made.sent(APPEND)
+            made.hand_on()
         assert made.as_json()["dropped"] == 7
 
     lines = _log(tmp_path, use)
@@ -149,21 +150,28 @@ def _delta(audio: bytes, number: int, item: str = "i") -> tuple[bytes, AudioDelt
     return json.dumps(event).encode(), AudioDelta("r", item, 0, audio)
 
 
-def test_audio_that_nothing_comes_between_is_one_line_each_way(tmp_path: Path) -> None:
+def test_audio_of_a_second_is_one_line_each_way(tmp_path: Path) -> None:
     said = [bytes([number]) * 160 for number in range(5)]
 
     def use(made: EventLog) -> None:
         for number, audio in enumerate(said):
             made.sent(APPEND, AUDIO)
             made.received(*_delta(audio, number))
+            if number == 2:
+                made.received(b'{"type":"rate_limits.updated"}')
         made.received(b'{"type":"response.done"}')
+        made.hand_on()
         made.sent(APPEND, AUDIO)
 
-    meta, up, down, done, alone, _over = _log(tmp_path, use)
+    meta, up, down, between, done, alone, _over = _log(tmp_path, use)
     assert up["event"] == {"type": "input_audio_buffer.append", "audio": _digest(AUDIO * 5)}
     assert down["event"]["delta"] == _digest(b"".join(said))
     assert (down["event"]["event_id"], down["event"]["item_id"]) == ("event_0", "i")
-    assert [line.get("messages") for line in (up, down, done, alone)] == [5, 5, None, None]
+    assert [line.get("messages") for line in (up, down, between, done, alone)] == [
+        *(5, 5),
+        *(None, None, None),
+    ]
+    assert down["t_ms"] <= between["t_ms"] <= up["until_ms"]
     assert meta["t_ms"] <= up["t_ms"] <= down["t_ms"] <= up["until_ms"] <= down["until_ms"]
     assert down["until_ms"] <= done["t_ms"] <= alone["t_ms"]
     assert alone["event"]["audio"] == _digest(AUDIO)
