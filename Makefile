@@ -31,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-asan test-console test-container test-tools interop lint format bench venv lock clean
+.PHONY: help demo run check test black-boxes test-asan test-console test-container test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@rm -f test-output/figures.txt
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
+
+black-boxes: $(DEV) ## make the black boxes anew that the tests replay, after a change of the core
+	@rm -rf tests/unit/bridge/black_boxes
+	@BLACK_BOXES_ANEW=1 $(BIN)/python -m pytest -q tests/unit/call tests/calls/test_incidents.py
 
 test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer watches
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl

@@ -387,6 +387,7 @@ _COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] 
         "Start, stop, pause, resume or delete the recording of a call in progress.",
     ),
     ("disposition", "disposition", Disposition, {}, "Note how a call in progress went."),
+    ("black_box", "black_box", Nothing, {}, "Keep the black box of a call in progress at its end."),
     ("say", "say", Text, {}, "Have the model say a text."),
     ("messages", "tell", Message, {}, "Add a message to the conversation."),
     ("images", "show", Image, {}, "Add an image to the conversation."),

@@ -37,6 +37,7 @@ REQUESTS = {
     "transfer": ("POST", f"{_CALL}/transfer"),
     "transfer_outcome": ("GET", f"{_CALL}/transfers/{{transfer}}"),
     "recording": ("POST", f"{_CALL}/recording"),
+    "black_box": ("POST", f"{_CALL}/black_box"),
     "say": ("POST", f"{_CALL}/say"),
     "tell": ("POST", f"{_CALL}/messages"),
     "show": ("POST", f"{_CALL}/images"),

@@ -291,6 +291,7 @@ class OperatorCommands:
             "transfer_outcome": self._outcome,
             "recording": self._record,
             "disposition": self._set_disposition,
+            "black_box": self._keep_black_box,
         }
         """By name, for the API."""
 
@@ -362,6 +363,16 @@ class OperatorCommands:
             raise RefusedError(f"disposition must have at most {MAX_DISPOSITION} characters")
         controller.feed(inputs.ToolRequest(SetDisposition(text, "operator")))
         return {"call": record.call_id, "disposition": record.disposition}
+
+    def _keep_black_box(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        controller = call_named(request, self._calls)
+        call_id = controller.record.call_id
+        if not controller.keep_black_box():
+            raise RefusedError(
+                f"no black box of {call_id} is written: its route has records.black_box off"
+            )
+        log.info("operator.black_box", call=call_id)
+        return {"call": call_id}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         asked = self._transfers.get((str(request.get("call")), request.get("transfer", -1)))

@@ -61,6 +61,7 @@ from gateway.records.recordings import Recordings
 from gateway.records.webhooks import WebhookSender
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
+from gateway.sip.message_log import MessageLog
 from gateway.sip.transports import hosts_of, unreachable
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
@@ -208,7 +209,8 @@ class Gateway:
             else None
         )
         event_logs = EventLogs(config.records.folder, writer, secrets)
-        black_boxes = BlackBoxes(config.records.folder, writer, secrets)
+        messages = MessageLog()
+        black_boxes = BlackBoxes(config.records.folder, writer, secrets, messages)
         self._costs = costs = Costs(config)
         uploads = uploads_of(config)
         self.recordings = recordings = Recordings(
@@ -235,6 +237,7 @@ class Gateway:
             on_refused=rejections.refused_below,
             on_caller_audio=pump.serve,
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
+            messages=messages,
         )
         self._shared = shared = SharedState(config, costs, agent.ban)
         agent.on_banned = shared.on_banned

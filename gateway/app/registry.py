@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from pydantic import BaseModel
 
 from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController
@@ -20,7 +23,7 @@ from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason
 from gateway.records.background import BackgroundWriter
-from gateway.records.black_boxes import BlackBoxes
+from gateway.records.black_boxes import BlackBoxes, Wanted
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Options, Recordings
@@ -34,6 +37,7 @@ from gateway.sip.ingress.capacity import (
     descriptors_needed,
     raise_descriptor_limit,
 )
+from gateway.sip.library import build
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import Invite
 from gateway.tasks import TaskSet, wait_any
@@ -67,6 +71,8 @@ class CallRegistry:
         self._settings = config.records
         self._config, self._dialplan = config, dialplan
         self._routes = {route.name: route for route in dialplan.routes}
+        self._box_facts: dict[str, Mapping[str, Any]] = {}
+        """By route; made when the first call of it wants them."""
         self._records = records
         self._event_logs = event_logs
         self._black_boxes = black_boxes
@@ -80,6 +86,7 @@ class CallRegistry:
         """Told the id of each call that is over."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self.use(config, dialplan)
 
     def __iter__(self) -> Iterator[CallController]:
         return iter(tuple(self._calls))
@@ -112,6 +119,11 @@ class CallRegistry:
         """Know the routes of further calls; those of calls in progress are kept until they end."""
         self._config, self._dialplan = config, dialplan
         self._routes.update({route.name: route for route in dialplan.routes})
+        self._box_facts.clear()
+        self._black_boxes.messages.wanted = any(
+            (route.records.black_box or self._settings.black_box) != "off"
+            for route in dialplan.routes
+        )
 
     def begin(self, call: CallController) -> None:
         """Count a call, and start it."""
@@ -222,9 +234,9 @@ class CallRegistry:
             events = self._event_logs.open(
                 record.call_id, record.started_at, record.private, route=record.route
             )
-        kept = own.black_box or self._settings.black_box
+        wanted = self._black_box_wanted(self._routes[record.route])
         call.watch(
-            account, events, self._black_boxes.open(record, kept, call.plan.tools.collect_digits)
+            account, events, self._black_boxes.open(record, wanted, call.plan.tools.collect_digits)
         )
         if self._recordings is not None:
             call.record_with(self._recordings)
@@ -246,6 +258,29 @@ class CallRegistry:
 
         call.explain = explain
         self._records.opened(record)
+
+    def _black_box_wanted(self, route: Route) -> Wanted:
+        own, base = route.records, self._settings
+        kept = own.black_box or base.black_box
+        if kept == "off":
+            return Wanted(kept)
+        facts = self._box_facts.get(route.name)
+        if facts is None:
+            facts = self._box_facts[route.name] = {
+                "versions": {"python": platform.python_version(), "pjsua2": asdict(build())},
+                "configuration": _dumped(self._config),
+                "route": _dumped(route),
+            }
+        payload = own.black_box_payload
+        return Wanted(kept, base.black_box_payload if payload is None else payload, facts)
+
+
+def _dumped(settings: BaseModel) -> Any:
+    """Return what differs from the defaults, with secrets blanked; why not, where it cannot be."""
+    try:
+        return settings.model_dump(mode="json", exclude_defaults=True)
+    except Exception as error:  # a black box without it is worth having
+        return f"cannot be shown: {error!r:.200}"
 
 
 _DECIDING: dict[EndReason, tuple[str, str]] = {
@@ -333,7 +368,7 @@ def record_store(
     settings = config.records
 
     def idle(database: Database, _spool: Spool) -> None:
-        from gateway.records.retention import sweep, sweep_recordings
+        from gateway.records.retention import sweep, sweep_black_boxes, sweep_recordings
 
         assert settings.spool_folder is not None
         sweep(
@@ -343,6 +378,8 @@ def record_store(
             rows_days=settings.retention_days,
             details_days=settings.details_retention_days,
         )
+        if settings.folder is not None:
+            sweep_black_boxes(settings.folder, settings.black_box_files, database.held())
         days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
         if config.recording.folder is not None and days:
             before = datetime.now(UTC) - timedelta(days=min(days))

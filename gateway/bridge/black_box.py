@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Black box of one call: the inputs and outputs of its state machine as lines of JSON, and a replay
-that feeds the inputs to the state machine of today and shows where its outputs differ.
+"""Black box of one call: the inputs and outputs of its state machine as lines of JSON.
 
-The first line (``plan``, ``record``, ``at``) says how the machine was made. Each further line is a
+:mod:`gateway.bridge.replay` feeds the inputs to the state machine of today.
+
+The first line (``plan``, ``record``, ``at``) says how the machine was made. A line with ``in`` is a
 step: ``at`` (s, the clock of the process), ``in`` (the input, null for the start), ``asked`` (what
 the machine was answered within the step: frames taken back from the playout queue, results of
 functions in the plan), ``out`` (its outputs) and ``due`` (its next deadline). Of audio only the
-length is kept.
+length is kept. Other lines say what was on the wire (:mod:`gateway.bridge.wire_log`), how the
+gateway was configured (``facts``) and, the last one, what became of the call (``record``).
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -27,18 +29,22 @@ from gateway.call.machine import CallMachine
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playout
+from gateway.config.values import pattern_of
 from gateway.realtime.events import AudioDelta, ClientCommand
 
 FORMAT = 1
 """Version of the lines."""
 
 MAX_BYTES = 16 * 1024 * 1024
-"""Of audio that an input is given again: a file may name any length."""
+"""Of audio in one input."""
+
+MAX_AUDIO = 2 * 1024**3
+"""Bytes of audio in a file: three days of G.711."""
 
 KEPT_COMMANDS = 2000
 """Commands that an input may refer back to: it answers one of those sent last."""
 
-_KIND = "$"
+KIND = "$"
 """Key of what JSON has no form for: the name of a class, or one of those below."""
 _BYTES, _TUPLE, _SET, _MAP, _PATTERN, _FUNCTION, _SENT = (
     "bytes", "tuple", "set", "map", "pattern", "function", "sent"
@@ -56,7 +62,7 @@ class BlackBoxError(ValueError):
     """A file is no black box, or one of a version whose calls are not understood."""
 
 
-class _Commands:
+class Commands:
     """Numbers the commands that the machine sends: what answers one has to be the same object."""
 
     def __init__(self) -> None:
@@ -79,49 +85,49 @@ class _Commands:
         return next((one for at, one in reversed(self._sent) if at == number), None)
 
 
-def _plain(value: Any, commands: _Commands | None = None) -> Any:
+def plain(value: Any, commands: Commands | None = None) -> Any:
     """Return a value as JSON has it."""
     if value is None or (
         isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)
     ):
         return value
     if isinstance(value, (bytes, bytearray)):
-        return {_KIND: _BYTES, "length": len(value)}
+        return {KIND: _BYTES, "length": len(value)}
     if isinstance(value, Enum):
-        return {_KIND: _name(type(value)), "value": value.value}
+        return {KIND: _name(type(value)), "value": value.value}
     if is_dataclass(value):
         number = None if commands is None else commands.number(value)
         if number is not None:
-            return {_KIND: _SENT, "number": number}
+            return {KIND: _SENT, "number": number}
         kept = {
-            one.name: _plain(getattr(value, one.name), commands)
+            one.name: plain(getattr(value, one.name), commands)
             for one in fields(value)
             if one.repr and not (type(value) is CallRecord and one.name in _NOT_KEPT)
         }
-        return {_KIND: _name(type(value)), **kept}
+        return {KIND: _name(type(value)), **kept}
     if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value) and _KIND not in value:
-            return {key: _plain(inner, commands) for key, inner in value.items()}
-        pairs = [[_plain(key), _plain(inner, commands)] for key, inner in value.items()]
-        return {_KIND: _MAP, "pairs": pairs}
+        if all(isinstance(key, str) for key in value) and KIND not in value:
+            return {key: plain(inner, commands) for key, inner in value.items()}
+        pairs = [[plain(key), plain(inner, commands)] for key, inner in value.items()]
+        return {KIND: _MAP, "pairs": pairs}
     if isinstance(value, (list, deque)):
-        return [_plain(inner, commands) for inner in value]
+        return [plain(inner, commands) for inner in value]
     if isinstance(value, tuple):
-        return {_KIND: _TUPLE, "of": [_plain(inner, commands) for inner in value]}
+        return {KIND: _TUPLE, "of": [plain(inner, commands) for inner in value]}
     if isinstance(value, (set, frozenset)):
-        return {_KIND: _SET, "of": sorted((_plain(inner) for inner in value), key=repr)}
+        return {KIND: _SET, "of": sorted((plain(inner) for inner in value), key=repr)}
     if isinstance(value, re.Pattern):
-        return {_KIND: _PATTERN, "pattern": value.pattern, "flags": value.flags}
+        return {KIND: _PATTERN, "pattern": value.pattern, "flags": value.flags}
     if callable(value):
-        return {_KIND: _FUNCTION}
+        return {KIND: _FUNCTION}
     raise TypeError(f"a black box cannot hold a {type(value).__name__}")
 
 
-def _masked(plain: Any) -> Any:
+def masked_step(plain: Any) -> Any:
     """Return a step without keys that were pressed and words that come in parts. The keys # and *
     stay: they end an entry."""
     if isinstance(plain, list):
-        return [_masked(inner) for inner in plain]
+        return [masked_step(inner) for inner in plain]
     if not isinstance(plain, dict):
         return plain
     return {
@@ -129,17 +135,17 @@ def _masked(plain: Any) -> Any:
         if key == "digit"
         else ""
         if key == "delta"
-        else _masked(inner)
+        else masked_step(inner)
         for key, inner in plain.items()
     }
 
 
-def _alike(plain: Any) -> Any:
+def alike(plain: Any) -> Any:
     """Return outputs with all figures alike: those of a masked black box are not the call's."""
     if isinstance(plain, list):
-        return [_alike(inner) for inner in plain]
+        return [alike(inner) for inner in plain]
     if isinstance(plain, dict):
-        return {key: _alike(inner) for key, inner in plain.items()}
+        return {key: alike(inner) for key, inner in plain.items()}
     return re.sub(r"[\d*]+", "0", plain) if isinstance(plain, str) else plain
 
 
@@ -147,26 +153,27 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _made(plain: Any, answers: Answers, commands: _Commands) -> Any:
-    """Return the value that :func:`_plain` was given; functions are answered from ``answers``."""
+def rebuilt(plain: Any, answers: Answers, commands: Commands) -> Any:
+    """Return the value that :func:`plain` was given; functions are answered from ``answers``."""
     if isinstance(plain, list):
-        return [_made(inner, answers, commands) for inner in plain]
+        return [rebuilt(inner, answers, commands) for inner in plain]
     if not isinstance(plain, dict):
         return plain
-    kind = plain.get(_KIND)
+    kind = plain.get(KIND)
     if kind is None:
-        return {key: _made(inner, answers, commands) for key, inner in plain.items()}
+        return {key: rebuilt(inner, answers, commands) for key, inner in plain.items()}
     if kind == _BYTES:
-        return bytes(min(plain["length"], MAX_BYTES))
+        return bytes(answers.counted(plain["length"]))
     if kind in (_TUPLE, _SET):
-        of = [_made(inner, answers, commands) for inner in plain["of"]]
+        of = [rebuilt(inner, answers, commands) for inner in plain["of"]]
         return tuple(of) if kind == _TUPLE else frozenset(of)
     if kind == _MAP:
         return {
-            _made(key, answers, commands): _made(inner, answers, commands)
+            rebuilt(key, answers, commands): rebuilt(inner, answers, commands)
             for key, inner in plain["pairs"]
         }
     if kind == _PATTERN:
+        pattern_of(plain["pattern"])  # raises for one that takes forever
         return re.compile(plain["pattern"], plain["flags"])
     if kind == _FUNCTION:
         return answers.next
@@ -177,9 +184,9 @@ def _made(plain: Any, answers: Answers, commands: _Commands) -> Any:
         return found(plain["value"])
     known = {one.name: one for one in fields(found)}
     values = {
-        key: _made(inner, answers, commands)
+        key: rebuilt(inner, answers, commands)
         for key, inner in plain.items()
-        if key != _KIND and key in known
+        if key != KIND and key in known
     }
     made = found(**{key: value for key, value in values.items() if known[key].init})
     for key, value in values.items():
@@ -206,7 +213,17 @@ class Answers:
 
     def __init__(self, playout: Playout | None = None) -> None:
         self._playout = playout
+        self._bytes = 0
         self.given: list[Any] = []
+
+    def counted(self, length: int) -> int:
+        """Return the length of audio to be made. Raises BlackBoxError where it is no call's."""
+        if type(length) is not int or not 0 <= length <= MAX_BYTES:
+            raise BlackBoxError("no length of audio")
+        self._bytes += length
+        if self._bytes > MAX_AUDIO:
+            raise BlackBoxError("more audio than a call has")
+        return length
 
     def flush(self) -> int:
         """As :class:`gateway.call.playout.playback.Playout`."""
@@ -279,15 +296,15 @@ class RecordedMachine(CallMachine):
         """None once something could not be written: what follows cannot be replayed."""
         self._masks = masked
         self._answers = Answers(playout)
-        self._commands = _Commands()
+        self._commands = Commands()
         self._put(
             lambda: {
                 "black_box": FORMAT,
                 "version": __version__,
                 "masked": masked,
                 "at": now,
-                "plan": _plain(plan),
-                "record": _plain(record),
+                "plan": plain(plan),
+                "record": plain(record),
             }
         )
         super().__init__(self._answers.noted(plan), record, now, self._answers)
@@ -309,7 +326,7 @@ class RecordedMachine(CallMachine):
         self, input: Input | None, now: float, work: Callable[[], list[Output]]
     ) -> list[Output]:
         step: dict[str, Any] = {"at": now}
-        self._attempt(lambda: step.update({"in": _plain(input, self._commands)}))
+        self._attempt(lambda: step.update({"in": plain(input, self._commands)}))
         try:
             todo = work()
         except Exception as error:
@@ -317,15 +334,15 @@ class RecordedMachine(CallMachine):
             self._put(lambda: {**step, **self._asked(), "raised": raised})
             raise
         self._commands.note(todo)
-        self._put(lambda: {**step, **self._asked(), "out": _plain(todo), "due": self.deadline})
+        self._put(lambda: {**step, **self._asked(), "out": plain(todo), "due": self.deadline})
         return todo
 
     def _asked(self) -> dict[str, Any]:
-        return {"asked": _plain(self._answers.take())}
+        return {"asked": plain(self._answers.take())}
 
     def _put(self, made: Callable[[], dict[str, Any]]) -> None:
         """Write a line, with what is to be masked in it masked."""
-        self._attempt(lambda: self._write_line(_masked(made()) if self._masks else made()))
+        self._attempt(lambda: self._write_line(masked_step(made()) if self._masks else made()))
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """Do a part of the writing. What it raises ends the black box, and never the call."""
@@ -341,96 +358,3 @@ class RecordedMachine(CallMachine):
     def _write_line(self, values: Mapping[str, Any]) -> None:
         assert self._write is not None
         self._write(json.dumps(values, ensure_ascii=False, separators=(",", ":")))
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A step at which the machine of today did something else."""
-
-    line: int
-    at: float
-    """Seconds since the machine was made."""
-    input: str
-    recorded: Sequence[Any]
-    today: Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What a replay showed."""
-
-    call_id: str
-    steps: int
-    differences: Sequence[Difference]
-
-
-def replay(lines: Iterable[str], most: int = 20) -> Replay:
-    """Feed a black box to the state machine of today; stops after ``most`` differences.
-
-    Raises BlackBoxError for what is no black box.
-    """
-    steps = _read(lines)
-    head = next(steps, None)
-    if head is None or head.get("black_box") != FORMAT:
-        raise BlackBoxError(f"line 1: no black box of format {FORMAT}")
-    answers, commands = Answers(), _Commands()
-    try:
-        record = _made(head["record"], answers, commands)
-        began = head["at"]
-        machine = CallMachine(_made(head["plan"], answers, commands), record, began, answers)
-        answers.take()
-        count, differences = 0, list[Difference]()
-        for number, step in enumerate(steps, 2):
-            count += 1
-            answers.given = _made(step["asked"], answers, commands)
-            today = _again(machine, step, answers, commands)
-            recorded = (
-                [step["raised"]] if "raised" in step else [*step["out"], {"due": step["due"]}]
-            )
-            if head.get("masked"):
-                recorded, today = _alike(recorded), _alike(today)
-            if today != recorded:
-                name = "start" if step["in"] is None else step["in"][_KIND].rpartition(".")[2]
-                differences.append(Difference(number, step["at"] - began, name, recorded, today))
-                if len(differences) >= most:
-                    break
-    except BlackBoxError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise BlackBoxError(f"not understood: {error!r}") from error
-    except (re.error, RecursionError) as error:
-        raise BlackBoxError(f"not understood: {type(error).__name__}") from None
-    return Replay(record.call_id, count, differences)
-
-
-def _again(
-    machine: CallMachine, step: Mapping[str, Any], answers: Answers, commands: _Commands
-) -> list[Any]:
-    """Return what the machine does in a step, as the line has it."""
-    try:
-        if step["in"] is None:
-            todo = machine.start(step["at"])
-        else:
-            todo = machine.handle(_made(step["in"], answers, commands), step["at"])
-    except Exception as error:
-        return [repr(error)]
-    commands.note(todo)
-    # Through JSON, as what it is compared with.
-    return cast("list[Any]", json.loads(json.dumps([*_plain(todo), {"due": machine.deadline}])))
-
-
-def _read(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        try:
-            read = json.loads(line)
-        except RecursionError:
-            raise BlackBoxError(f"line {number}: nested too deeply") from None
-        except ValueError as error:
-            if number > 1 and not line.endswith("\n"):
-                return  # the process was killed while it was written
-            raise BlackBoxError(f"line {number}: no JSON: {error}") from error
-        if not isinstance(read, dict):
-            raise BlackBoxError(f"line {number}: no object")
-        if "ended" in read:
-            raise BlackBoxError(f"line {number}: it was not written on: {read['ended']}")
-        yield read

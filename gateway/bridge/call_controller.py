@@ -20,6 +20,7 @@ from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, en
 from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
+from gateway.bridge.wire_log import WireLog, as_text
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.machine import LEG_END_SECONDS, CallMachine
@@ -179,6 +180,15 @@ class CallController:
             self._black_box = black_box
             made = (self.plan, self.record, self._began, self._audio.playout)
             self._driver.machine = RecordedMachine(*made, black_box.write, masked=black_box.masks)
+            black_box.write(as_text({"facts": black_box.wanted.facts}))
+            wire = WireLog(
+                black_box.messages,
+                lambda: self._legs.sip_call_ids,
+                self._audio,
+                with_payload=black_box.wanted.payload,
+                masked=black_box.masks,
+            )
+            black_box.wire = lambda: map(as_text, wire.lines())
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
@@ -274,9 +284,15 @@ class CallController:
         ):
             self._attempt(step)
 
+    def keep_black_box(self) -> bool:
+        """Have the black box stay, however the call ends; False where none is written."""
+        if self._black_box is not None:
+            self._black_box.keep()
+        return self._black_box is not None
+
     def _end_black_box(self) -> None:
         if self._black_box is not None:
-            self.record.session.black_box = self._black_box.end(self.record)
+            self._black_box.end(self.record)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

@@ -156,6 +156,12 @@ class Legs(CallPart):
         return "" if self._main is None else self._main.security
 
     @property
+    def sip_call_ids(self) -> list[str]:
+        """Call-IDs of all legs so far, the caller's first; empty for one that is no SIP."""
+        legs = [self._main, *(one.leg for one in self._b_legs)]
+        return [leg.invite.sip_call_id for leg in legs if leg is not None]
+
+    @property
     def _b_leg(self) -> Leg | None:
         return self._b_legs[-1].leg if self._b_legs else None
 

@@ -65,9 +65,18 @@ from gateway.devtools.timeline.story import (
     help="Where the recording begins, ms after the INVITE. Default: when the call was confirmed.",
 )
 def timeline(record: Path, png: Path | None, wav: Path | None, wav_at: float | None) -> None:
-    """Show a call's RECORD: speech of both sides, interruptions, DTMF, delays, ending."""
+    """Show a call's RECORD: speech of both sides, interruptions, DTMF, delays, ending.
+
+    RECORD is the file of records.folder, or a black box, of which the SIP messages of both legs and
+    lost RTP are shown, too.
+    """
+    from gateway.devtools.timeline.black_box import read_black_box, render_wire
+
+    wire = None
     try:
-        call = read_record(record)
+        if record.name.endswith((".blackbox.jsonl", ".blackbox.jsonl.gz")):
+            wire = read_black_box(record)
+        call = read_record(record) if wire is None else wire.record
         sound = None if wav is None else read_sound(wav, _begin(call, wav_at))
     except (RecordError, SoundFileError) as error:
         click.echo(str(error), err=True)
@@ -75,6 +84,8 @@ def timeline(record: Path, png: Path | None, wav: Path | None, wav_at: float | N
     story = tell(call)
     console = Console(highlight=False)
     console.print(render(story, sound))
+    if wire is not None:
+        console.print(render_wire(wire))
     if png is not None:
         _draw(png, call, sound)
         console.print(f"[dim]picture: {png}[/]")

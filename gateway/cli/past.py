@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept of calls: ``gateway calls --past``, ``report``, ``explain``, ``erase``, ``blackbox``
-and ``replay``."""
+"""What is kept of calls: ``gateway calls --past``, ``report``, ``explain`` and ``erase``."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -314,106 +312,3 @@ def erase(number: str, config: Path) -> None:
             None if recording.upload is None else Storage.of(recording.upload),
         )
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
-
-
-@click.command("blackbox", epilog=examples("gateway blackbox 7f3a -o incident.jsonl"))
-@click.argument("call")
-@CONFIG
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy it to this file."
-)
-def black_box(call: str, config: Path, output: Path | None) -> None:
-    """Print where the black box of CALL is, for gateway replay.
-
-    CALL is an id, its beginning or its end, or a SIP Call-ID. Exit 1 where none was kept: see
-    records.black_box.
-    """
-    from gateway.records.black_boxes import SUFFIX
-    from gateway.records.files import file_stem
-
-    with opened(config) as database:
-        row = database.get(call)
-    if row is None:
-        raise fail(f"there is no call {call!r}, or several begin so")
-    folder = records_of(config).folder or Path()
-    stem = file_stem(row["invited_at"].isoformat(timespec="milliseconds"), row["id"])
-    found = folder / f"{stem}{SUFFIX}"
-    if not found.exists():
-        raise fail(f"no black box of this call was kept ({found})")
-    if output is not None:
-        try:
-            _copy(found, output)
-        except OSError as error:
-            raise fail(f"{output}: cannot be written: {error.strerror}") from None
-    click.echo(str(output or found))
-
-
-def _copy(black_box: Path, to: Path) -> None:
-    from gateway.records.files import private
-
-    with open(to, "wb", opener=private) as file:
-        file.write(black_box.read_bytes())
-
-
-_TEST = """\
-# SPDX-License-Identifier: GPL-2.0-or-later
-\"\"\"A call, as its black box has it.\"\"\"
-
-from pathlib import Path
-
-from gateway.bridge.black_box import replay
-
-
-def test_the_call_goes_as_it_went() -> None:
-    with open(Path(__file__).with_name({name!r}), encoding="utf-8") as lines:
-        assert list(replay(lines).differences) == []
-"""
-
-
-@click.command("replay", epilog=examples("gateway replay incident.jsonl --as-test test_it.py"))
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--as-test",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="TEST.py",
-    help="Write a test that holds the outcome, with a copy of FILE beside it.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the differences as one JSON object.")
-def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
-    """Feed the black box FILE to the call's state machine as it is in this version.
-
-    Shows where the machine now does something else than it did in the call. Exit 1 where it does,
-    2 where FILE is no black box.
-    """
-    from dataclasses import asdict
-
-    from gateway.bridge.black_box import BlackBoxError
-    from gateway.bridge.black_box import replay as replayed
-
-    try:
-        with file.open(encoding="utf-8") as lines:
-            found = replayed(lines)
-        if as_test is not None:
-            if as_test.exists():
-                raise FileExistsError(errno.EEXIST, f"{as_test} is there already")
-            copy = as_test.with_name(f"{as_test.stem}.blackbox.jsonl")
-            _copy(file, copy)
-            as_test.write_text(_TEST.format(name=copy.name))
-    except (OSError, UnicodeDecodeError, BlackBoxError) as error:
-        click.echo(f"{file}: {getattr(error, 'strerror', None) or error}", err=True)
-        raise SystemExit(2) from None
-    if as_json:
-        click.echo(json.dumps(asdict(found), ensure_ascii=False))
-    for one in () if as_json else found.differences:
-        click.echo(f"line {one.line}, {one.at:+.3f} s, {one.input}")
-        for sign, todo, other in (("-", one.recorded, one.today), ("+", one.today, one.recorded)):
-            for output in todo:
-                if output not in other:
-                    click.echo(printable(f"  {sign} {json.dumps(output, ensure_ascii=False)}"))
-    if not as_json:
-        count = len(found.differences)
-        what = "no difference" if not count else f"{count} with differences"
-        if as_test is not None:
-            click.echo(f"written: {as_test} and {copy}")
-        click.echo(f"call {printable(found.call_id)}: {found.steps} steps, {what}")
-    raise SystemExit(1 if found.differences else 0)

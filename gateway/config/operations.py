@@ -24,6 +24,7 @@ from pydantic import (
 
 from gateway.config.source import MisplacedError, Section
 from gateway.config.values import (
+    Count,
     FilePath,
     Flag,
     HttpHeaders,
@@ -74,6 +75,8 @@ class RecordSettings(Section):
     redact: tuple[Redacted, ...] = ()
     redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] = ()
     black_box: Literal["off", "on_trouble", "always"] = "off"
+    black_box_payload: Flag = False
+    black_box_files: Count = 1000
     retention_days: Days = 0.0
     details_retention_days: Days = 0.0
 

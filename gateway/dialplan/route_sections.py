@@ -217,6 +217,7 @@ class RouteRecords(Section):
     redact: tuple[Redacted, ...] | None = None
     redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] | None = None
     black_box: Literal["off", "on_trouble", "always"] | None = None
+    black_box_payload: Flag | None = None
 
 
 BACKCHANNEL = (

@@ -2,16 +2,18 @@
 """Files of black boxes: for each call one with every step of its state machine, beside its record.
 
 A file is written as the call goes on, so that a call whose process dies has its own; where a route
-wants only those of calls that went wrong, it is deleted at the end of a call that did not.
+wants only those of calls that went wrong, it is deleted at the end of a call that did not, unless
+somebody has asked for it. Its last line is the record.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -21,7 +23,8 @@ from gateway.ending import EndReason
 from gateway.log import Redactor
 from gateway.records.background import BackgroundWriter, Channel
 from gateway.records.files import file_stem, private
-from gateway.text import PrivateDigits
+from gateway.sip.message_log import MessageLog
+from gateway.text import PrivateDigits, unicode_in
 
 SUFFIX = ".blackbox.jsonl"
 Kept = Literal["off", "on_trouble", "always"]
@@ -32,7 +35,7 @@ PARCEL_BYTES = 16 * 1024
 """Of one call's lines, gathered until they are handed to the writer."""
 WRITE_SECONDS = 1.0
 """How long they are gathered at most; RTP is looked at once a second, which is a step."""
-MAX_FILE_BYTES = 256 * 1024 * 1024
+MAX_FILE_BYTES = 64 * 1024 * 1024
 """Of one call; a line that is longer than what is left ends its black box."""
 SLOW_MS = 3000.0
 """Longest wait (ms) for a response above which a call counts as slow."""
@@ -70,6 +73,20 @@ def went_wrong(record: CallRecord) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a route wants of black boxes.
+
+    Args:
+        facts: what a replay does not need, and a reader does: configuration and versions.
+    """
+
+    kept: Kept
+    payload: bool = False
+    """The payloads of RTP, too."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 class BlackBox:
     """That of one call. Lives on the event loop; takes lines, and a thread writes them."""
 
@@ -78,18 +95,24 @@ class BlackBox:
         path: Path,
         put: Callable[[_Parcel, int], bool],
         private: PrivateDigits,
-        kept: Kept,
+        wanted: Wanted,
         masks: bool,
+        messages: MessageLog,
     ) -> None:
         self.path = path
         self.private = private
+        self.wanted = wanted
+        self.messages = messages
+        """Where the SIP messages of its legs wait."""
+        self.wire: Callable[[], Iterable[str]] = lambda: ()
+        """Returns further lines, of what was on the wire since the last time."""
         self.masks = masks
         """Whether keys that are pressed are left out."""
         self.written = 0
         """Bytes; the writer's thread counts."""
         self.broken = False
         """A line is missing: no more are written, as none after it could be replayed."""
-        self._always = kept == "always"
+        self._always = wanted.kept == "always"
         """The file stays when the call went well, too."""
         self._put = put
         self._since = monotonic()
@@ -104,14 +127,30 @@ class BlackBox:
         if self._bytes >= PARCEL_BYTES or monotonic() - self._since >= WRITE_SECONDS:
             self._hand_on(None)
 
+    def keep(self) -> None:
+        """Have the file stay, whatever becomes of the call."""
+        self._always = True
+
     def end(self, record: CallRecord) -> str:
         """The call is over; returns the name of the file that stays, "" where none does."""
         stays = self._always or went_wrong(record)
-        self._hand_on(stays)
-        return self.path.name if stays else ""
+        record.session.black_box = self.path.name if stays else ""
+        last: tuple[str, ...] = ()
+        if stays:
+            whole = {"at": monotonic(), "record": unicode_in(record.as_json())}
+            last = (json.dumps(whole, ensure_ascii=False, separators=(",", ":")),)
+        self._hand_on(stays, last)
+        return record.session.black_box
 
-    def _hand_on(self, stays: bool | None) -> None:
-        lines, size, self._lines, self._bytes = self._lines, self._bytes, [], 0
+    def _hand_on(self, stays: bool | None, last: Sequence[str] = ()) -> None:
+        lines, self._lines, self._bytes = self._lines, [], 0
+        try:
+            lines += self.wire()
+        except Exception:
+            log.exception("black_box.wire_failed", file=str(self.path))
+            self.wire = lambda: ()
+        lines += last
+        size = sum(map(len, lines))
         self._since = monotonic()
         if not self._put((self, lines, stays), size):
             self.broken = True
@@ -127,11 +166,17 @@ class BlackBoxes:
         folder: that of the records; None writes nothing.
         writer: whose thread writes the lines.
         secrets: texts that no line may hold.
+        messages: where the SIP messages of calls wait.
     """
 
     def __init__(
-        self, folder: Path | None, writer: BackgroundWriter, secrets: Sequence[str] = ()
+        self,
+        folder: Path | None,
+        writer: BackgroundWriter,
+        secrets: Sequence[str] = (),
+        messages: MessageLog | None = None,
     ) -> None:
+        self.messages = messages or MessageLog()
         self._folder = folder
         self._redact = Redactor(secrets)
         self._failing = False
@@ -139,17 +184,17 @@ class BlackBoxes:
             "black boxes", self._write, MAX_WAITING, MAX_WAITING_BYTES
         )
 
-    def open(self, record: CallRecord, kept: Kept, collect: CollectPlan) -> BlackBox | None:
+    def open(self, record: CallRecord, wanted: Wanted, collect: CollectPlan) -> BlackBox | None:
         """The black box of a call that begins now; None where none is written.
 
         Args:
             collect: keys that it asks for as private or sensitive are in no black box.
         """
-        if self._folder is None or kept == "off":
+        if self._folder is None or wanted.kept == "off":
             return None
         path = self._folder / f"{file_stem(record.started_at, record.call_id)}{SUFFIX}"
         masks = collect.private or collect.sensitive or bool(record.private)
-        return BlackBox(path, self._channel.put, record.private, kept, masks)
+        return BlackBox(path, self._channel.put, record.private, wanted, masks, self.messages)
 
     def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
         """On the writer's thread. What cannot be written ends its black box."""

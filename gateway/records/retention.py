@@ -22,6 +22,8 @@ from gateway.records.spool import Spool
 from gateway.records.uploads import Storage, forget
 
 BATCH = 500
+QUIET_SECONDS = 60.0
+"""A file that nothing was written to for so long is complete."""
 
 _NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl|wav|ogg|wav\.sealed|ogg\.sealed)")
 _KEY_NAME = "erasure.key"
@@ -65,6 +67,21 @@ def sweep_recordings(folder: Path, before: datetime, held: Container[str] = ()) 
             path.unlink(missing_ok=True)
             count += 1
     return count
+
+
+def sweep_black_boxes(folder: Path, most: int, held: Container[str] = ()) -> int:
+    """Delete the oldest black boxes beyond so many; returns how many.
+
+    Those of calls on hold and of calls in progress stay.
+    """
+    quiet = time.time() - QUIET_SECONDS
+    named = [path for path in folder.glob("*.blackbox.jsonl") if _NAMED.fullmatch(path.name)]
+    named = [path for path in named if path.stat().st_mtime < quiet]
+    free = [one for one in sorted(named) if one.name.split("_", 1)[1].split(".")[0] not in held]
+    surplus = free[: max(0, len(named) - most)]
+    for path in surplus:
+        path.unlink(missing_ok=True)
+    return len(surplus)
 
 
 def erase(

@@ -20,6 +20,7 @@ from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.incoming import InviteCallbacks
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio, PortPool, note_ready, ready_fd, take_ready
+from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import user_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings
@@ -58,6 +59,7 @@ class UserAgent:
             their caller, or playout that began or ended.
         on_arrival: called on the SIP thread with each INVITE that pjsua takes, before anything is
             sent; it may not wait.
+        messages: gets the messages of calls.
         on_log: takes the library's log, with SIP messages as they are on the wire, on any thread.
     """
 
@@ -69,6 +71,7 @@ class UserAgent:
         on_refused: Callable[[Refused], None],
         on_caller_audio: Callable[[list[int]], None],
         on_arrival: Callable[[Invite], None] = lambda _invite: None,
+        messages: MessageLog | None = None,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
@@ -80,6 +83,7 @@ class UserAgent:
         named += [host_of(settings.stun_server), host_of(socket.gethostname())]
         self._names = Names(named)
         self._callbacks = InviteCallbacks(on_arrival, on_invite, on_refused)
+        self._messages = messages or MessageLog()
         self._on_caller_audio = on_caller_audio
         self._on_log = on_log
         self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
@@ -317,6 +321,7 @@ class UserAgent:
                 self._names,
                 self.pool,
                 self._callbacks,
+                self._messages,
                 self._on_log,
             )
             self._stack.access.policy.on_banned = self._tell_ban

@@ -21,6 +21,7 @@ import structlog
 
 from gateway.addresses import address_of
 from gateway.audio.g711 import Codec
+from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.sdp import Media, Objection, mended, parse
 from gateway.sip.settings import Security, SipSettings, Trunk
 
@@ -70,6 +71,7 @@ class Received:
     """Where it has a Content-Type."""
     in_dialog: bool
     """A dialog of ours has this request."""
+    call_id: str = ""
 
     @property
     def reliable(self) -> bool:
@@ -109,6 +111,7 @@ class Signalling:
             retransmissions nor what ``on_message`` has not passed get there.
         on_unread: told of what pjsip's parser gave up; returns the bytes to answer with.
         retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none.
+        messages: gets each message, before it is decided on or as it is sent.
     """
 
     def __init__(
@@ -117,15 +120,22 @@ class Signalling:
         on_request: Decide,
         on_unread: Callable[[Unread], bytes] = lambda _unread: b"",
         retry_after: int = 0,
+        messages: MessageLog | None = None,
     ) -> None:
         self.on_bye: Callable[[int, int], None] = lambda _number, _status: None
         """Told how a BYE of :meth:`watch_bye` ended: 0 could not be sent, 408 no answer, else the
         final status."""
         self.on_options: Callable[[int, int], None] = lambda _token, _status: None
         """Told the status that an OPTIONS of :meth:`send_options` brought; 0 for no answer."""
+        self._messages = messages or MessageLog()
         self._native: Any = pj.NativeSignalling(
             _Handler(
-                on_message, on_request, on_unread, lambda: self.on_bye, lambda: self.on_options
+                on_message,
+                on_request,
+                on_unread,
+                lambda: self.on_bye,
+                lambda: self.on_options,
+                self._messages,
             ),
             retry_after,
         )
@@ -138,6 +148,10 @@ class Signalling:
     def open(self) -> None:
         """Register with the endpoint of an initialised library. Raises ``pj.Error``."""
         self._native.open()
+
+    def tick(self) -> None:
+        """Have messages that are sent shown, or not. To be called once a second."""
+        self._native.showSent(self._messages.wanted)
 
     def close(self) -> None:
         """Forget whom to ask and tell. After the library has been destroyed."""
@@ -192,19 +206,41 @@ class _Handler:
         on_unread: Callable[[Unread], bytes],
         on_bye: Callable[[], Callable[[int, int], None]],
         on_options: Callable[[], Callable[[int, int], None]],
+        messages: MessageLog,
     ) -> None:
         self._on_message = on_message
         self._on_request = on_request
         self._on_unread = on_unread
         self._on_bye = on_bye
         self._on_options = on_options
+        self._messages = messages
+        self._asked = False
         self._next_log = 0.0
 
     def on_message(self, *fields: Any) -> Decision:
-        return self._said(lambda: self._on_message(Received(*fields)))
+        received = Received(*fields)
+        # One that is mended comes again within the decision on it.
+        if self._messages.wanted and not self._asked:
+            self._messages.add(
+                received.call_id,
+                received.method,
+                received.source,
+                received.port,
+                received.transport,
+                received.message,
+                sent=False,
+            )
+        asked, self._asked = self._asked, True
+        try:
+            return self._said(lambda: self._on_message(received))
+        finally:
+            self._asked = asked
 
     def on_request(self, *fields: Any) -> Decision:
         return self._said(lambda: self._on_request(Received(*fields)))
+
+    def on_sent(self, *fields: Any) -> None:
+        self._messages.add(*fields, sent=True)
 
     def on_unread(self, *fields: Any) -> bytes:
         return self._said(lambda: self._on_unread(Unread(*fields)))

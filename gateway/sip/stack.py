@@ -29,6 +29,7 @@ from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint
 from gateway.sip.media.conference import Sounds
 from gateway.sip.media.ports import PortPool
 from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
+from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings, Trunk
@@ -63,6 +64,7 @@ class Stack:
         names: Names,
         pool: PortPool,
         callbacks: InviteCallbacks,
+        messages: MessageLog,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.draining = False
@@ -91,7 +93,7 @@ class Stack:
             codecs = CodecOrder(self._endpoint)
             self.listeners = Listeners(self._endpoint, settings)
             self.listeners.open()
-            self._open(settings, thread, calls, names, pool, codecs, callbacks)
+            self._open(settings, thread, calls, names, pool, codecs, callbacks, messages)
         except BaseException:
             self._destroy()
             raise
@@ -105,6 +107,7 @@ class Stack:
         pool: PortPool,
         codecs: CodecOrder,
         callbacks: InviteCallbacks,
+        messages: MessageLog,
     ) -> None:
         trunks, capacity = self._trunks, library.capacity()
         low, high = settings.rtp_ports
@@ -162,7 +165,11 @@ class Stack:
             return decision if decision != PASS else self.access.on_request(received)
 
         self.signalling = Signalling(
-            self.access.on_message, on_request, self.access.on_unread, settings.retry_after
+            self.access.on_message,
+            on_request,
+            self.access.on_unread,
+            settings.retry_after,
+            messages,
         )
         self._left.callback(self.signalling.close)
         refers = ReferQueue(thread, calls, self.signalling)
@@ -207,6 +214,7 @@ class Stack:
         for page in tuple(self._browsers):
             page.run(BrowserCall.poll_quality)
         services.rtp_ports.tick(now)
+        self.signalling.tick()
         self.access.tick(now)
         self.access.close_idle(now, pj.nativeShutConnection)
         if not self.draining:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.bridge.black_box import replay
+from gateway.bridge.replay import replay
 from gateway.cli.main import main
 from gateway.records.black_boxes import SUFFIX
 from tests.support.harness import GatewayStack, eventually

@@ -165,6 +165,38 @@ const uint8_t *translation(int from)
 
 } // namespace
 
+// Headers of the RTP packets of a call, in either direction, and their payloads where they are wanted.
+struct PacketLog {
+    PacketLog(size_t bound, bool payloads_) : ring(bound), payloads(payloads_) {}
+
+    Ring ring;
+    const bool payloads;
+    unsigned lost = 0;
+
+    void add(int64_t at, bool sent, const pjmedia_rtp_hdr *header, const void *payload, size_t size)
+    {
+        uint8_t line[kHeader + kMostPayload];
+        const uint64_t when = (uint64_t)at;
+        const uint32_t ssrc = pj_ntohl(header->ssrc), time = pj_ntohl(header->ts);
+        const uint16_t seq = pj_ntohs(header->seq), length = (uint16_t)std::min<size_t>(size, 0xffff);
+        const size_t kept = payloads ? std::min<size_t>(size, kMostPayload) : 0;
+        const uint16_t kept_length = (uint16_t)kept;
+        memcpy(line, &when, 8);
+        memcpy(line + 8, &ssrc, 4);
+        memcpy(line + 12, &time, 4);
+        memcpy(line + 16, &seq, 2);
+        memcpy(line + 18, &length, 2);
+        memcpy(line + 20, &kept_length, 2);
+        line[22] = (uint8_t)(header->pt | header->m << 7);
+        line[23] = sent;
+        if (kept)
+            memcpy(line + kHeader, payload, kept);
+        lost += !ring.push(line, kHeader + kept);
+    }
+
+    static constexpr size_t kHeader = 24, kMostPayload = 1500;
+};
+
 // How loud one side is: the peak of its latest frames, fading by a tenth with each, until none come.
 struct Level {
     std::atomic<int> peak{0};
@@ -210,6 +242,8 @@ struct NativeCallAudio::State {
     std::unique_ptr<Recording> recording;
     std::unique_ptr<CallRecorder> recorders[2]; // RECORDING, LISTENING
     std::atomic<unsigned> recorded{0};          // which of them want more, a bit each
+    std::unique_ptr<PacketLog> packets;
+    std::atomic<bool> logs_packets{false};
     Level levels[2];                            // of the caller, and of what is sent to them
     int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
@@ -303,6 +337,16 @@ struct NativeCallAudio::State {
                 recorder->sent(now, timestamp, samples, count);
     }
 
+    // The header of a packet, as it came or is sent.
+    void log_packet(int64_t now, bool sent, const pjmedia_rtp_hdr *header, const void *payload, size_t size)
+    {
+        if (!logs_packets.load(std::memory_order_relaxed))
+            return;
+        std::lock_guard<std::mutex> hold(mutex);
+        if (packets)
+            packets->add(now, sent, header, payload, size);
+    }
+
     void listen(int to)
     {
         std::lock_guard<std::mutex> hold(mutex);
@@ -384,6 +428,8 @@ pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *paylo
     }
     if (tap->number != tap->audio->taps.load(std::memory_order_relaxed))
         return PJ_FALSE; // the call has another stream now
+    const int64_t now = now_us();
+    tap->audio->log_packet(now, false, header, payload, size);
     // The other law's own number is understood, too, unless events have it. RTCP that went astray has
     // no place among the packets (RFC 5761 section 4).
     int type = header->pt, law = -1;
@@ -395,15 +441,20 @@ pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *paylo
         law = type == PJMEDIA_RTP_PT_PCMA;
     UplinkPacket packet{pj_ntohl(header->ssrc), pj_ntohs(header->seq), pj_ntohl(header->ts),
                         (const uint8_t *)payload, size};
-    return tap->audio->receive(now_us(), packet, law);
+    return tap->audio->receive(now, packet, law);
 }
 
-void on_sent(void *data, const pjmedia_frame *frame)
+void on_sent(void *data, const pjmedia_frame *frame, const void *packet, unsigned size)
 {
     Tap *tap = (Tap *)data;
-    if (!frame)
+    if (!frame && !packet)
         delete tap;
-    else if (frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->buf &&
+    else if (!frame && size >= sizeof(pjmedia_rtp_hdr) &&
+             tap->number == tap->audio->taps.load(std::memory_order_relaxed))
+        tap->audio->log_packet(now_us(), true, (const pjmedia_rtp_hdr *)packet,
+                               (const uint8_t *)packet + sizeof(pjmedia_rtp_hdr),
+                               size - sizeof(pjmedia_rtp_hdr));
+    else if (frame && frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->buf &&
              tap->number == tap->audio->taps.load(std::memory_order_relaxed))
         tap->audio->sent(frame->timestamp.u64, (const int16_t *)frame->buf, frame->size / 2);
 }
@@ -624,6 +675,28 @@ PyObject *NativeCallAudio::recordingCounters(int which) const
     if (auto &recorder = state_->recorders[which & 1])
         c = recorder->counts();
     return Py_BuildValue("(IIIK)", c.frames, c.dropped, c.silenced, (unsigned long long)c.shifted);
+}
+
+void NativeCallAudio::logPackets(unsigned max_bytes, bool payloads)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->packets.reset(max_bytes ? new PacketLog(max_bytes, payloads) : nullptr);
+    state_->logs_packets = max_bytes != 0;
+}
+
+PyObject *NativeCallAudio::takePackets()
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    PacketLog *log = state_->packets.get();
+    size_t size = log ? log->ring.size() : 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(nullptr, (Py_ssize_t)size);
+    if (bytes && size)
+        log->ring.pop((uint8_t *)PyBytes_AS_STRING(bytes), size);
+    unsigned lost = log ? log->lost : 0;
+    if (log)
+        log->lost = 0;
+    // "N" takes the new reference over, and a NULL is the exception that it stands for.
+    return Py_BuildValue("(NI)", bytes, lost);
 }
 
 PyObject *NativeCallAudio::levels() const

@@ -89,6 +89,13 @@ public:
     PyObject *takeRecording(int which);
     /** (frames, dropped, silenced, samples shifted) of it. */
     PyObject *recordingCounters(int which) const;
+    /** From now on keep the header of each RTP packet that comes or is sent, and its payload where it
+     *  is wanted; at most so many bytes until they are taken. 0 ends it. */
+    void logPackets(unsigned max_bytes, bool payloads);
+    /** Those since the last time, and how many found no room: of each, in the machine's byte order,
+     *  microseconds (8 bytes, monotonic), SSRC (4), timestamp (4), sequence number (2), payload's
+     *  length (2), payload's bytes that follow (2), marker and payload type (1), 1 for sent (1). */
+    PyObject *takePackets();
     /** Peaks (0 to 32,767) of what the caller sends and of what is sent to them, just now. */
     PyObject *levels() const;
 

@@ -23,6 +23,8 @@
 %feature("nothreadallow") pj::NativeCallAudio::silenceRecording;
 %feature("nothreadallow") pj::NativeCallAudio::takeRecording;
 %feature("nothreadallow") pj::NativeCallAudio::recordingCounters;
+%feature("nothreadallow") pj::NativeCallAudio::logPackets;
+%feature("nothreadallow") pj::NativeCallAudio::takePackets;
 %feature("nothreadallow") pj::NativeCallAudio::levels;
 %feature("nothreadallow") pj::NativeCallAudio::sent;
 %feature("nothreadallow") pj::NativeCallAudio::pull;

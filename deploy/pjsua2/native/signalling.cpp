@@ -130,14 +130,15 @@ struct NativeSignalling::State {
         pj_sockaddr_print(&rdata->tp_info.transport->local_addr, local, sizeof local, 0);
         const pjsip_msg_body *body = msg->body;
         return Py_BuildValue(
-            "(NisNNNiNNO)", text_of(rdata->pkt_info.src_name, (pj_ssize_t)strlen(rdata->pkt_info.src_name)),
+            "(NisNNNiNNON)", text_of(rdata->pkt_info.src_name, (pj_ssize_t)strlen(rdata->pkt_info.src_name)),
             rdata->pkt_info.src_port, transport_of(rdata->tp_info.transport),
             text_of(local, (pj_ssize_t)strlen(local)), PyLong_FromVoidPtr(rdata->tp_info.transport),
             text_of(method.ptr, method.slen),
             request ? 0 : msg->line.status.code,
             bytes_of(rdata->msg_info.msg_buf, (size_t)rdata->msg_info.len),
             bytes_of(body ? body->data : "", body ? body->len : 0),
-            in_dialog(rdata) ? Py_True : Py_False);
+            in_dialog(rdata) ? Py_True : Py_False,
+            text_of(rdata->msg_info.cid->id.ptr, rdata->msg_info.cid->id.slen));
     }
 
     // What a handler's method says; false where it raised or said nothing of use.
@@ -288,6 +289,32 @@ struct NativeSignalling::State {
             auto *header = pjsip_retry_after_hdr_create(tdata->pool, (int)current->state_->retry_after);
             pjsip_msg_add_hdr(msg, reinterpret_cast<pjsip_hdr *>(header));
         }
+        return PJ_SUCCESS;
+    }
+
+    // Below the layer that prints messages, so that its bytes are those sent.
+    static pj_status_t on_sent(pjsip_tx_data *tdata)
+    {
+        const auto *cid = static_cast<pjsip_cid_hdr *>(
+            pjsip_msg_find_hdr(tdata->msg, PJSIP_H_CALL_ID, nullptr));
+        const auto *cseq =
+            static_cast<pjsip_cseq_hdr *>(pjsip_msg_find_hdr(tdata->msg, PJSIP_H_CSEQ, nullptr));
+        if (!current || !current->shows_sent_ || !cid || !cseq || !tdata->tp_info.transport ||
+            !pjsip_tx_data_is_valid(tdata))
+            return PJ_SUCCESS;
+        Locked locked;
+        PyObject *handler = current->state_->handler;
+        PyObject *done =
+            handler ? PyObject_CallMethod(
+                          handler, "on_sent", "(NNsisN)", text_of(cid->id.ptr, cid->id.slen),
+                          text_of(cseq->method.name.ptr, cseq->method.name.slen),
+                          tdata->tp_info.dst_name, tdata->tp_info.dst_port,
+                          transport_of(tdata->tp_info.transport),
+                          bytes_of(tdata->buf.start, (size_t)(tdata->buf.cur - tdata->buf.start)))
+                    : nullptr;
+        if (!done)
+            PyErr_Clear(); // it is only looked at
+        Py_XDECREF(done);
         return PJ_SUCCESS;
     }
 
@@ -489,12 +516,14 @@ std::map<unsigned, pjsip_rx_data *> NativeSignalling::State::held;
 unsigned NativeSignalling::State::holds = 0;
 
 NativeSignalling::NativeSignalling(PyObject *handler, unsigned retry_after)
-    : state_(new State()), failures_(0)
+    : state_(new State()), failures_(0), shows_sent_(false)
 {
     state_->retry_after = retry_after;
     State::init_module(state_->first, "mod-gateway-first", kBeforeAllLayers);
     state_->first.on_rx_request = &State::on_first;
     state_->first.on_rx_response = &State::on_response;
+    state_->first.on_tx_request = &State::on_sent;
+    state_->first.on_tx_response = &State::on_sent;
     State::init_module(state_->second, "mod-gateway-requests", kJustBeforePjsua);
     state_->second.on_rx_request = &State::on_second;
     state_->second.on_tx_response = &State::on_tx_response;

@@ -35,10 +35,13 @@ public:
      *    A connection whose next message would not be found any more is closed then, after two
      *    seconds in which what still comes is thrown away, so that the answer is read.
      *
+     *  - on_sent(Call-ID, method of the CSeq, destination address, port, transport, bytes): each
+     *    message that is sent, repetitions included, while showSent has asked for them.
+     *
      * message: source address, source port, transport (udp, tcp, tls), our address, pjsip's
      * handle of the connection, method, status
      * (0: a request), the bytes of the message, those of its body (where it has a Content-Type),
-     * whether it is for a dialog of ours. All but the bytes are of pjsip's own parse.
+     * whether it is for a dialog of ours, its Call-ID. All but the bytes are of pjsip's own parse.
      *
      * retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none. A 488 without
      * a Reason gets one.
@@ -65,6 +68,8 @@ public:
     bool resume(unsigned number);
     /** Messages that were refused because Python could not decide on them. */
     unsigned failures() const { return failures_; }
+    /** Call on_sent, or not. */
+    void showSent(bool shown) { shows_sent_ = shown; }
 
     /** A BYE is about to be sent in the dialog of this call: watch it. Returns the number that
      *  on_bye is told, or 0 where the call has no dialog. */
@@ -80,6 +85,7 @@ private:
 
     State *state_;
     unsigned failures_;
+    bool shows_sent_;
     friend struct State;
 };
 

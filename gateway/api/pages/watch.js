@@ -116,6 +116,7 @@ class Buttons {
       button("Keys…", () => this.ask("Send DTMF to the caller's side", [element("label", {}, "Digits", element("input", { name: "digits", required: true, pattern: "[0-9A-Da-d*#wW,]{1,64}", inputMode: "tel", autocomplete: "off" }))], "Send", "dtmf")),
       this.recording,
       button("Disposition…", () => this.ask("How the call went", [element("label", {}, "Disposition", element("input", { name: "disposition", required: true, maxLength: 64, value: this.record?.disposition ?? "" }))], "Note", "disposition")),
+      button("Keep black box", () => this.act("black_box")),
       button("Transfer…", () => this.transfer()),
       button("Hang up", () => this.hangUp(), "button.danger"),
     );

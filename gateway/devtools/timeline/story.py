@@ -176,8 +176,8 @@ def read_record(file: Path) -> Record:
         raise RecordError(f"{file}: cannot be read: {reason}") from None
     if file.suffix == ".jsonl":
         raise RecordError(
-            f"{file}: an event log or a black box, which gateway events and gateway replay read;"
-            " the record is the .json beside it in records.folder"
+            f"{file}: an event log, which gateway events reads, or a black box under another name"
+            " than *.blackbox.jsonl; the record is the .json beside it in records.folder"
         )
     try:
         with contextlib.suppress(ValueError):

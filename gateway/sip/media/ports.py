@@ -290,6 +290,21 @@ class CallAudio:
         self.monitor = Recorder(self.queues, pj.NativeCallAudio.LISTENING)
         """For those who listen in."""
 
+    def log_packets(self, max_bytes: int, payload: bool) -> None:
+        """Keep the header of each RTP packet that comes or is sent, until it is taken.
+
+        Args:
+            max_bytes: that are kept at most.
+            payload: keep what is in the packets, too.
+        """
+        self.queues.logPackets(max_bytes, payload)
+
+    def take_packets(self) -> tuple[bytes, int]:
+        """Return packets since the last time, as ``call_audio.hpp`` has them, and how many found no
+        room."""
+        found: tuple[bytes, int] = self.queues.takePackets()
+        return found
+
     @property
     def levels(self) -> tuple[int, int]:
         """Peaks (of 32,767) of what the caller sends and of what is sent to them, just now."""

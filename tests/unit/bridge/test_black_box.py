@@ -9,7 +9,8 @@ import json
 import pytest
 
 from gateway.bridge import black_box
-from gateway.bridge.black_box import BlackBoxError, replay
+from gateway.bridge.black_box import BlackBoxError
+from gateway.bridge.replay import replay
 from tests.support.call_scene import ACK, BYE, SPEECH, UP, Scene, key
 
 
@@ -19,14 +20,14 @@ def test_what_cannot_be_written_ends_the_black_box_and_not_the_call(
     scene = Scene()
     scene.do(UP, ACK)
     before = len(scene.black_box)
-    plain = black_box._plain
+    plain = black_box.plain
 
     def failing(value: object, *more: object) -> object:
         if value is SPEECH:
             raise TypeError("no form for this")
         return plain(value, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(black_box, "_plain", failing)
+    monkeypatch.setattr(black_box, "plain", failing)
     scene.do(SPEECH, key("1"), BYE)
     assert scene.ending == ("caller", "remote_hangup", 200)
     assert [line[:8] for line in scene.black_box[before:]] == ['{"ended"']

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.bridge.black_box import replay
+from gateway.bridge.replay import replay
+from tests.support.black_boxes import keep_by_ending
 from tests.support.call_scene import scenes
 
 MOST_SCENES = 3
@@ -21,4 +22,6 @@ def _replayed(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("reaches_in") is None:
         for scene in scenes[:MOST_SCENES]:
             assert list(replay(scene.black_box).differences) == []
+            if (ending := scene.record.ending) is not None:
+                keep_by_ending(ending.why.value, scene.black_box)
     scenes.clear()

@@ -19,7 +19,7 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
-from tests.support.call_scene import Scene, audio, audio_done, created, done, said
+from tests.support.call_scene import OUR_END, Scene, audio, audio_done, created, done, said
 
 BOMB = GuardrailPlan(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
 SAYS_NO = "create ['instructions', 'tools']"
@@ -124,6 +124,8 @@ def test_the_call_ends_or_is_transferred() -> None:
     scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
     scene.listen(600)
     assert "bye 16" in scene.seen
+    scene.do(OUR_END)
+    assert scene.ending[1:] == ("guardrail", 200)
     hand = GuardrailPlan(
         pattern=re.compile("bomb"), action="transfer", transfer_to="Desk", name="t"
     )

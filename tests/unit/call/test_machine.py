@@ -13,7 +13,7 @@ from gateway.call import inputs
 from gateway.call.answer_and_hangup import ACK_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
 from gateway.call.machine import LEG_END_SECONDS, State
-from gateway.call.plan import CallPlan, LimitsPlan, ServerPlan
+from gateway.call.plan import CallPlan, LimitsPlan, OutboundPlan, ServerPlan
 from tests.support.call_scene import (
     ACK,
     BYE,
@@ -787,3 +787,29 @@ def test_no_command_goes_to_a_session_that_closed() -> None:
         ("4", "call_end")
     ]
     assert scene.state is State.TALKING
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (486, "busy"),
+        (603, "declined"),
+        (480, "no_answer"),
+        (404, "no_such_number"),
+        (403, "forbidden"),
+        (500, "call_failed"),
+    ],
+)
+def test_a_call_of_ours_that_nobody_takes_ends_by_its_code(code: int, why: str) -> None:
+    scene = Scene(CallPlan("route", Codec.PCMU, outbound=OutboundPlan()))
+    scene.do(UP, inputs.RemoteRinging(180))
+    scene.do(inputs.LegEnded(code, "No", "", "", False))
+    assert scene.ending[1:] == (why, code)
+
+
+def test_an_operator_hangs_up_in_an_answer() -> None:
+    scene = Scene().up()
+    scene.do(created("r1"), audio("r1", "i1", 2000))
+    scene.listen(100)
+    scene.do(inputs.HangupRequested(), OUR_END)
+    assert scene.ending[1:] == ("operator", 200)

@@ -217,7 +217,7 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, says: s
 def test_a_black_box_is_no_record(tmp_path: Path) -> None:
     file = tmp_path / "incident.jsonl"
     file.write_text('{"a": 1}\n{"b": 2}\n')
-    with pytest.raises(RecordError, match="gateway replay"):
+    with pytest.raises(RecordError, match="blackbox"):
         read_record(file)
 
 

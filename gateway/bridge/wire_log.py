@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lines of a black box that say what was on the wire: SIP messages of both legs, headers of RTP.
+
+A line of SIP has ``sip`` (``in`` or ``out``), ``leg`` (0 is the caller's, others are those of
+transfers), ``peer``, ``transport`` and ``text``. A line of RTP has ``rtp`` (``in`` or ``out``), the
+first packet of up to a second (``seq``, ``ts``, ``ssrc``, ``type``, ``size`` of its payload), the
+``gaps`` between arrivals (0.1 ms) and those packets that do not follow the one before (``odd``).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from gateway.audio.g711 import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from gateway.sip.media.ports import CallAudio
+    from gateway.sip.message_log import MessageLog
+
+PACKETS_BYTES = 128 * 1024
+"""Headers that wait to be written: a minute of a call in which nothing happens."""
+PAYLOAD_BYTES = 1024 * 1024
+"""The same with payloads."""
+SIP_BYTES = 8 * 1024 * 1024
+"""Of the messages of one call; further ones are counted only."""
+
+_PACKET = Struct("=QIIHHHBB")
+"""As ``NativeCallAudio::takePackets`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The header of an RTP packet (RFC 3550 section 5.1), and when it came or was sent."""
+
+    at: float
+    """``time.monotonic()`` seconds."""
+    ssrc: int
+    timestamp: int
+    sequence: int
+    size: int
+    """Bytes of payload."""
+    type: int
+    marker: bool = False
+
+    def follows(self, before: Packet) -> bool:
+        """Whether it is just what comes after another packet of 20 ms."""
+        return (
+            self.sequence == (before.sequence + 1) & 0xFFFF
+            and self.timestamp == (before.timestamp + FRAME_BYTES) & 0xFFFFFFFF
+            and (self.ssrc, self.size, self.type) == (before.ssrc, before.size, before.type)
+            and not self.marker
+        )
+
+
+class WireLog:
+    """What a black box has of the wire.
+
+    Args:
+        messages: where the messages of calls wait.
+        call_ids: Call-IDs of the legs of the call, its own first; empty for what is no SIP.
+        with_payload: keep the payloads of RTP, too.
+        masked: keys that are pressed are to be left out: bodies other than SDP are.
+    """
+
+    def __init__(
+        self,
+        messages: MessageLog,
+        call_ids: Callable[[], Iterable[str]],
+        audio: CallAudio,
+        *,
+        with_payload: bool,
+        masked: bool,
+    ) -> None:
+        self._messages = messages
+        self._call_ids = call_ids
+        self._audio = audio
+        self._masked = masked
+        self._sip_left = SIP_BYTES
+        self._payload = with_payload and not masked
+        self._legs: dict[str, int] = {}
+        audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Return what is new since the last time."""
+        for call_id in filter(None, self._call_ids()):
+            self._legs.setdefault(call_id, len(self._legs))
+        for call_id, leg in self._legs.items():  # those that others have replaced, too
+            yield from self._sip(call_id, leg)
+        data, lost = self._audio.take_packets()
+        yield from packet_lines(data, lost)
+
+    def _sip(self, call_id: str, leg: int) -> Iterator[dict[str, Any]]:
+        messages, lost = self._messages.take(call_id)
+        for one in messages:
+            if len(one.data) > self._sip_left:
+                lost += 1
+                continue
+            self._sip_left -= len(one.data)
+            yield {
+                "at": one.at,
+                "sip": "out" if one.sent else "in",
+                "leg": leg,
+                "peer": one.peer,
+                "transport": one.transport,
+                "text": one.text(with_body=not self._masked),
+            }
+        if lost:
+            yield {"sip_left_out": lost, "leg": leg}
+
+
+def packet_lines(data: bytes, lost: int) -> Iterator[dict[str, Any]]:
+    """Return the lines of these packets, one for each direction."""
+    found: dict[bool, list[Packet]] = {False: [], True: []}
+    payloads: dict[bool, list[bytes]] = {False: [], True: []}
+    at = 0
+    while at < len(data):
+        when, ssrc, timestamp, sequence, size, kept, kind, sent = _PACKET.unpack_from(data, at)
+        at += _PACKET.size
+        found[bool(sent)].append(
+            Packet(when / 1e6, ssrc, timestamp, sequence, size, kind & 0x7F, kind > 0x7F)
+        )
+        payloads[bool(sent)].append(data[at : at + kept])
+        at += kept
+    for sent, packets in found.items():
+        if packets:
+            yield _line(sent, packets, b"".join(payloads[sent]))
+    if lost:
+        yield {"rtp_left_out": lost}
+
+
+def _line(sent: bool, packets: Sequence[Packet], payload: bytes) -> dict[str, Any]:
+    first = packets[0]
+    line: dict[str, Any] = {
+        "at": first.at,
+        "rtp": "out" if sent else "in",
+        "ssrc": first.ssrc,
+        "type": first.type,
+        "marker": first.marker,
+        "seq": first.sequence,
+        "ts": first.timestamp,
+        "size": first.size,
+        "gaps": [round((one.at - before.at) * 10_000) for before, one in pairwise(packets)],
+        "odd": [
+            [index, one.sequence, one.timestamp, one.ssrc, one.type, one.size, int(one.marker)]
+            for index, (before, one) in enumerate(pairwise(packets), 1)
+            if not one.follows(before)
+        ],
+    }
+    if payload:
+        line["payload"] = base64.b64encode(payload).decode()
+    return line
+
+
+def packets_of(line: Mapping[str, Any]) -> list[Packet]:
+    """Return the packets of a line of RTP. Raises KeyError, TypeError or ValueError."""
+    odd = {index: facts for index, *facts in line["odd"]}
+    one = Packet(
+        line["at"], line["ssrc"], line["ts"], line["seq"], line["size"], line["type"],
+        bool(line["marker"]),
+    )  # fmt: skip
+    packets = [one]
+    for index, gap in enumerate(line["gaps"], 1):
+        sequence, timestamp, ssrc, kind, size, marker = odd.get(index) or (
+            (one.sequence + 1) & 0xFFFF,
+            (one.timestamp + FRAME_BYTES) & 0xFFFFFFFF,
+            one.ssrc,
+            one.type,
+            one.size,
+            0,
+        )
+        one = Packet(one.at + gap / 10_000, ssrc, timestamp, sequence, size, kind, bool(marker))
+        packets.append(one)
+    return packets
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """Return a line as it is written."""
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SIP messages of calls, kept in memory until the black boxes of these calls take them."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+MAX_BYTES = 8 * 1024 * 1024
+"""Of all calls; then those of the call that was quiet the longest are forgotten."""
+MAX_CALL_BYTES = 256 * 1024
+"""Of one call between two looks of its black box, which come once a second."""
+
+_NO_CALL = frozenset({"REGISTER", "OPTIONS", "SUBSCRIBE", "PUBLISH"})
+"""Methods that begin no call; within one they are kept."""
+
+_LINE_ENDS = re.compile(r"\r\n|\r|\n")
+_CREDENTIALS = re.compile(r"(?i)((?:proxy-)?authorization[ \t]*:[ \t]*[\w-]*)(.*)", re.DOTALL)
+_SHOWN_CREDENTIALS = re.compile(r'(?i)\b(?:username|realm)[ \t]*=[ \t]*"[^"]*"')
+_KEYS = re.compile(r"(?i)(a=crypto:.*?inline:|a=key-mgmt:|a=ice-pwd:|k=)\S.*")
+LEFT_OUT = "***"
+
+
+class SipMessage(NamedTuple):
+    """One message as it came or was sent."""
+
+    at: float
+    """``time.monotonic()`` seconds."""
+    sent: bool
+    peer: str
+    """``host:port`` that it came from or was sent to."""
+    transport: str
+    """udp, tcp or tls."""
+    data: bytes
+
+    def text(self, with_body: bool = True) -> str:
+        """Return it without digest responses and keys of media, lines ended by ``\\n``.
+
+        Args:
+            with_body: keep a body that is no session description: an INFO has keys in it.
+        """
+        text = self.data.decode("utf-8", "backslashreplace")
+        head, _, body = "\n".join(_LINE_ENDS.split(text)).partition("\n\n")
+        fields = (_without_credentials(one) for one in re.split(r"\n(?![ \t])", head))
+        if body and not with_body and not body.startswith("v="):
+            body = f"({len(body)} characters left out)"
+        kept = "\n".join(_KEYS.sub(rf"\1{LEFT_OUT}", line) for line in body.split("\n"))
+        return "\n".join(fields) + (f"\n\n{kept}" if kept else "\n")
+
+
+def _without_credentials(header: str) -> str:
+    """Return a header field; of credentials only the scheme, the user and the realm."""
+    found = _CREDENTIALS.match(header)
+    if found is None:
+        return header
+    return ", ".join((f"{found[1]} {LEFT_OUT}", *_SHOWN_CREDENTIALS.findall(found[2])))
+
+
+@dataclass(slots=True)
+class _Kept:
+    messages: list[SipMessage] = field(default_factory=list)
+    bytes: int = 0
+    lost: int = 0
+
+
+class MessageLog:
+    """Filled on the SIP thread, emptied on the event loop; neither waits for more than a copy."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        """Whether any route keeps black boxes."""
+        self._lock = threading.Lock()
+        self._calls: OrderedDict[str, _Kept] = OrderedDict()
+        """By Call-ID, the one that was quiet the longest first."""
+        self._bytes = 0
+
+    def add(
+        self,
+        call_id: str,
+        method: str,
+        peer: str,
+        port: int,
+        transport: str,
+        data: bytes,
+        *,
+        sent: bool,
+    ) -> None:
+        """Keep a message, where messages are wanted."""
+        if not self.wanted or (method in _NO_CALL and call_id not in self._calls):
+            return
+        host = f"[{peer}]" if ":" in peer else peer
+        message = SipMessage(time.monotonic(), sent, f"{host}:{port}", transport, data)
+        with self._lock:
+            kept = self._calls.setdefault(call_id, _Kept())
+            self._calls.move_to_end(call_id)
+            if kept.bytes + len(data) > MAX_CALL_BYTES:
+                kept.lost += 1
+                return
+            kept.messages.append(message)
+            kept.bytes += len(data)
+            self._bytes += len(data)
+            while self._bytes > MAX_BYTES:
+                _call_id, oldest = self._calls.popitem(last=False)
+                self._bytes -= oldest.bytes
+
+    def take(self, call_id: str) -> tuple[list[SipMessage], int]:
+        """Return the messages of a call since the last time, and how many found no room."""
+        with self._lock:
+            kept = self._calls.pop(call_id, None)
+            if kept is None:
+                return [], 0
+            self._bytes -= kept.bytes
+            return kept.messages, kept.lost
