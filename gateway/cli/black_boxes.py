@@ -143,7 +143,7 @@ MARKS = {marks}
 
 def test_{name}() -> None:
     \"\"\"{steps} steps in {seconds:.0f} s on route {route}.\"\"\"
-    found = replay(read_lines(Path(__file__).with_name({file!r})))
+    found = replay(read_lines(Path(__file__).with_name({file})))
     assert ["\\n".join(one.lines()) for one in found.differences] == []
     assert [mark["event"] for mark in found.record.timeline] == MARKS
     ending = found.record.ending
@@ -178,7 +178,7 @@ def _write_test(found: Replay, file: Path, test: Path) -> list[Path]:
         steps=found.steps,
         seconds=found.seconds,
         route=route or "unknown",
-        file=box.name,
+        file=json.dumps(box.name),
         ending=json.dumps(facts).replace("[", "(").replace("]", ")").replace("null", "None"),
     )
     # mtime=0: the same call makes the same file.

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Black boxes of real calls: replayed they do the same, and a change of the rules shows."""
+"""Black boxes of real calls: replayed they do the same, a change of the rules shows, and SIP and
+RTP are in them without secrets."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -12,13 +15,21 @@ from click.testing import CliRunner
 
 from gateway.bridge.replay import replay
 from gateway.cli.main import main
+from gateway.devtools.timeline.black_box import read_black_box
 from gateway.records.black_boxes import SUFFIX
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {
+    "more": '[control]\nsocket = "control"\n',
     "routes": """
+[[route]]
+name = "unboxed"
+to = "^unboxed$"
+[route.greeting]
+say = "Hello."
+
 [[route]]
 name = "boxed"
 to = "^boxed$"
@@ -85,20 +96,75 @@ async def test_a_call_is_replayed_as_it_went(
     lines = path.read_text().splitlines()
     assert '"digit":"4"' in path.read_text()
     again = replay(lines)
-    assert (again.steps, list(again.differences)) == (len(lines) - 1, [])
+    steps = sum('"in":' in line for line in lines)
+    assert (again.steps, list(again.differences)) == (steps, [])
     test = tmp_path / "test_incident.py"
     run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
     assert run.exit_code == 0
-    assert run.output.endswith(f": {again.steps} steps, no difference\n")
-    assert f"written: {test} and {test.with_suffix('.blackbox.jsonl')}\n" in run.output
+    assert f": {again.steps} steps in " in run.output
+    assert run.output.endswith(" s, no difference\n")
+    box = tmp_path / "incident.blackbox.jsonl.gz"
+    assert f"written: {test}\nwritten: {box}\n" in run.output
+    assert box.stat().st_size < path.stat().st_size / 3
     run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
     assert (run.exit_code, "is there already" in run.output) == (2, True)
-    runpy.run_path(str(test))["test_the_call_goes_as_it_went"]()
+    assert "A call of 20" in test.read_text()
+    runpy.run_path(str(test))["test_incident"]()
     # A rule that is changed: keys no longer make an item.
     monkeypatch.setattr("gateway.call.machine.LegEvents.on_digit", lambda *_given: [])
     run = CliRunner().invoke(main, ["replay", str(path)])
     assert run.exit_code == 1
-    assert "DigitPressed" in run.output
+    assert re.search(r"^0:0\d\.\d{3}  DigitPressed\(digit='4'", run.output, re.M), run.output
+    with pytest.raises(AssertionError):
+        runpy.run_path(str(test))["test_incident"]()
+
+
+async def test_what_was_on_the_wire_is_in_it(world: GatewayStack) -> None:
+    call = await talked(world, "boxed")
+    path = await kept(world, call)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (facts,) = (line["facts"] for line in lines if "facts" in line)
+    assert facts["route"]["name"] == "boxed"
+    assert facts["configuration"]["realtime"]["url"] == world.emulator.url()
+    assert set(facts["configuration"]["realtime"]["api_key"]) == {"*"}
+    assert facts["versions"]["pjsua2"]["distribution"].startswith("pjsua2")
+    sip = sorted((line for line in lines if "sip" in line), key=lambda line: line["at"])
+    told = [(one["sip"], one["text"].split(" SIP/2.0")[0].split("\n")[0]) for one in sip]
+    assert told[0] == ("in", f"INVITE sip:boxed@{world.phone.gateway[0]}:{world.phone.gateway[1]}")
+    assert told[1:4] == [
+        ("out", "SIP/2.0 100 Trying"), ("out", "SIP/2.0 180 Ringing"), ("out", "SIP/2.0 200 OK"),
+    ]  # fmt: skip
+    assert [way for way, text in told[4:]] == ["in", "in", "out"]
+    assert [text.split(" ")[0] for way, text in told[4:]] == ["ACK", "BYE", "SIP/2.0"]
+    host, port = world.phone.address
+    assert {one["peer"] for one in sip} == {f"{host}:{port}"}
+    found = read_black_box(path)
+    told_of = {way: stream.packets for way, stream in found.streams.items()}
+    record = await world.record(call)
+    assert found.record.ending is not None
+    assert abs(told_of["in"] - record["uplink"]["packets"]) <= 2, "but for the last of them"
+    assert len(call.rtp.packets) - 5 <= told_of["out"] <= len(call.rtp.packets) + 5
+    assert found.streams["in"].lost == 0
+    shown = CliRunner().invoke(main, ["timeline", str(path)], env={"COLUMNS": "150"})
+    assert shown.exit_code == 0, shown.output
+    for words in ("INVITE sip:boxed@", "types 0 8 101]", "◀── 200 OK (BYE)", "RTP to the caller"):
+        assert words in shown.output
+
+
+async def test_one_of_a_call_in_progress_is_kept_for_whoever_asks(world: GatewayStack) -> None:
+    world.behave(answer={"kind": "pattern", "seconds": 0.2})
+    calls = [await world.dial(user) for user in ("judged", "unboxed")]
+    asked = []
+    for call in calls:
+        where = ["blackbox", call.call_id, "--keep", "-c", str(world.gateway.config)]
+        asked.append(await asyncio.to_thread(CliRunner().invoke, main, where))
+        await call.hang_up()
+    assert [one.exit_code for one in asked] == [0, 1]
+    assert "is kept when the call ends" in asked[0].output
+    assert "records.black_box off" in asked[1].output
+    path = await kept(world, calls[0])
+    assert list(replay(path.read_text().splitlines()).differences) == []
+    assert (await world.record(calls[1]))["black_box"] == ""
 
 
 async def test_only_what_went_wrong_is_kept(world: GatewayStack) -> None:
@@ -126,7 +192,7 @@ async def test_private_keys_are_in_none(world: GatewayStack) -> None:
     digits = [
         step["in"]["digit"]
         for step in map(json.loads, text.splitlines()[1:])
-        if step["in"] and "digit" in step["in"]
+        if step.get("in") and "digit" in step["in"]
     ]
     assert digits == ["0", "0", "#"]
     assert list(replay(text.splitlines()).differences) == []
@@ -138,7 +204,7 @@ async def test_private_keys_are_in_none(world: GatewayStack) -> None:
         ("", "line 1"),
         ("hello", "line 1: no JSON"),
         ("[]", "line 1: no object"),
-        ('{"black_box": 99}', "line 1: no black box"),
+        ('{"black_box": 99}', "line 1: a black box of format 99"),
         ('{"black_box": 1}', "not understood"),
         ('{"black_box": 1, "at": 0, "plan": {"$": "os.system"}, "record": {}}', "no class"),
         (
