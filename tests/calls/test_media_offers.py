@@ -54,12 +54,14 @@ KEYS = {
     "print": ((PRINT, "a=setup:actpass"), {"dtls"}),
     "two prints": ((PRINT.replace("AB", "CD"), PRINT, "a=setup:active"), {"dtls"}),
     "bad print": (("a=fingerprint:sha-256 AB:CD", "a=setup:actpass"), frozenset()),
+    "no setup": ((PRINT,), frozenset()),
+    "held": ((PRINT, "a=setup:holdconn"), frozenset()),
     "both": ((CRYPTO, PRINT, "a=setup:actpass"), {"sdes", "dtls"}),
 }
 RELEVANT = {
     "plain": ("no keys", "both"),
     "sdes": ("no keys", "crypto", "two crypto", "bad crypto", "print"),
-    "dtls": ("no keys", "print", "two prints", "bad print", "both"),
+    "dtls": ("no keys", "print", "two prints", "bad print", "no setup", "held", "both"),
     "": ("both",),
 }
 TABLE = [(profile, keys) for profile, kind in PROFILES.items() for keys in RELEVANT[kind]]

@@ -60,7 +60,7 @@ class Objection(Enum):
     SRTP_REQUIRED = EndReason.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
     SRTP_OFF = EndReason.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
     KEYING = EndReason.SRTP_MISMATCH, "SRTP keys in a way that is not in srtp_keying"
-    KEYS = EndReason.SRTP_MISMATCH, "SRTP without a crypto or fingerprint line that can be used"
+    KEYS = EndReason.SRTP_MISMATCH, "SRTP without a crypto line, or fingerprint and setup lines, that can be used"
 
     @property
     def why(self) -> EndReason:
@@ -82,6 +82,8 @@ _BASES = {
     _DTLS: _DTLS,
     "UDP/TLS/RTP/SAVPF": _DTLS,
 }
+_SETUPS = ("active", "passive", "actpass")
+"""Who begins the handshake of DTLS, as pjmedia knows it (RFC 4145 section 4)."""
 _STATIC = {"0": Codec.PCMU, "8": Codec.PCMA}
 
 
@@ -200,7 +202,9 @@ class Description:
             return Objection.SRTP_OFF
         crypto = bool(media.attributes("crypto"))
         fingerprint = bool(media.attributes("fingerprint") or values_of(self.head, "fingerprint"))
-        wanted = {"sdes": crypto and base == _SDES, "dtls": fingerprint}
+        setups = media.attributes("setup") or values_of(self.head, "setup")
+        begins = bool(setups) and setups[0].strip().lower() in _SETUPS
+        wanted = {"sdes": crypto and base == _SDES, "dtls": fingerprint and begins}
         if any(wanted[keying] for keying in security.keying if keying in wanted):
             return None
         way = "dtls" if base == _DTLS or (fingerprint and not crypto) else "sdes"

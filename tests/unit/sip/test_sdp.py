@@ -186,7 +186,7 @@ def test_telephone_events_at_the_clock_of_the_audio() -> None:
 
 AVP, SAVP, DTLS = "RTP/AVP", "RTP/SAVP", "UDP/TLS/RTP/SAVPF"
 CRYPTO = "a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:" + "A" * 40
-PRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
+PRINT = "a=setup:actpass\r\na=fingerprint:sha-256 " + ":".join(["AB"] * 32)
 
 
 def choice(text: str, srtp: str = "off", *keying: str, six: bool | None = False) -> object:
@@ -217,6 +217,9 @@ def choice(text: str, srtp: str = "off", *keying: str, six: bool | None = False)
         (DTLS, "", "optional", "dtls", "KEYS"),
         (DTLS, PRINT[:-3], "optional", "dtls", "KEYS"),
         (DTLS, PRINT.replace("sha-256", "md5"), "optional", "dtls", "KEYS"),
+        (DTLS, PRINT.partition("\r\n")[2], "optional", "dtls", "KEYS"),
+        (DTLS, PRINT.replace("actpass", "holdconn"), "optional", "dtls", "KEYS"),
+        (DTLS, PRINT.replace("actpass", "ActPass"), "optional", "dtls", 4000),
         ("RTP/XYZ", "", "optional", "sdes", "PROFILE"),
         ("UDPTL", "", "off", "sdes", "PROFILE"),
     ],
