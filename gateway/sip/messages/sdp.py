@@ -60,7 +60,7 @@ class Objection(Enum):
     SRTP_REQUIRED = EndReason.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
     SRTP_OFF = EndReason.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
     KEYING = EndReason.SRTP_MISMATCH, "SRTP keys in a way that is not in srtp_keying"
-    KEYS = EndReason.SRTP_MISMATCH, "SRTP without a crypto line, or fingerprint and setup lines, that can be used"
+    KEYS = EndReason.SRTP_MISMATCH, "SRTP without a crypto, or fingerprint and setup, of use"
 
     @property
     def why(self) -> EndReason:
