@@ -29,6 +29,7 @@ from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.live_session import LivePlayout
 from gateway.records.black_boxes import BlackBox
 from gateway.records.event_logs import EventLog
 from gateway.records.recordings import Recordings
@@ -101,7 +102,8 @@ class CallController:
             lambda: driver.over,
             lambda: self._media.heard,
         )
-        self._sessions = Sessions(host, session_plan, sideband, lambda: audio.playout.queued_ms)
+        playout = LivePlayout(lambda: audio.playout.queued_ms, lambda: audio.playout.underruns)
+        self._sessions = Sessions(host, session_plan, sideband, playout)
         self._legs = Legs(
             host,
             leg,

@@ -40,7 +40,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.realtime.live_session import LivePlayout
+from gateway.realtime.live_session import NO_PLAYOUT, LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
@@ -123,10 +123,10 @@ class Sessions(CallPart):
         host: CallHost,
         plan: SessionPlan,
         sideband: Sideband | None = None,
-        queued_ms: Callable[[], int] = lambda: 0,
+        playout: LivePlayout = NO_PLAYOUT,
     ) -> None:
         super().__init__(host)
-        self._queued_ms = queued_ms
+        self._playout = playout
         self.plan = plan
         self._sideband = sideband
         if sideband is not None:
@@ -230,7 +230,9 @@ class Sessions(CallPart):
                 tap=self._tap(line),
                 late=None if self.plan.preparation is None else partial(self._prepare, endpoint),
                 attempts=1 if line.spare else ATTEMPTS,
-                playout=LivePlayout(self._queued_ms, self.plan.live_queue_ms, line.seed),
+                playout=replace(
+                    self._playout, max_queue_ms=self.plan.live_queue_ms, history=line.seed
+                ),
             )
         except SetupFailed as failure:
             watch.met(endpoint, failure, clock() - began)

@@ -9,23 +9,26 @@ energy (:class:`SpeechTrack`). Pure: times are passed in, in seconds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 
-LATE_FRAMES = 2
-"""Frames that caller audio may be late before silence is sent in their place: holes in what is
-sent are 60 ms at most."""
+LATE_FRAMES = 2.25
+"""Frames that caller audio may be late before silence is sent in their place."""
+
+AHEAD_FRAMES = 0.5
+"""Frames that audio may be ahead of the time, so that it waits for no timer. Holes in what is sent
+are 55 ms at most, and 60 with a timer that is late."""
 
 BURST_FRAMES = 2
 """Frames sent at once at most; what a stall has held up follows 20 ms later."""
 
-SURPLUS_FRAMES = 3
-"""Frames more than are due (of a sender whose clock is fast, or that came after silence was sent
-in their place) from which silent ones are left out."""
+SETTLED_FRAMES = 25
+"""Frames that came while others waited (of a sender whose clock is fast, or that came after silence
+was sent in their place) from which silent ones are left out: half a second."""
 
 MAX_SURPLUS_FRAMES = 15
 """The most that waits; what is older goes, silent or not."""
@@ -43,6 +46,8 @@ class Pacer:
         self._frames: deque[bytes] = deque()
         self._rest = b""
         self._began = 0.0
+        self._waited = 0
+        """Frames in a row that came while others waited."""
         self.sent = 0
         """Frames let out since the start."""
         self.filled = 0
@@ -56,43 +61,46 @@ class Pacer:
 
     def put(self, audio: bytes) -> None:
         """Take caller audio."""
-        audio = self._rest + audio
-        whole = len(audio) // FRAME_BYTES * FRAME_BYTES
-        self._rest = audio[whole:]
-        self._frames.extend(audio[at : at + FRAME_BYTES] for at in range(0, whole, FRAME_BYTES))
+        if self._rest or len(audio) != FRAME_BYTES:
+            audio = self._rest + audio
+            whole = len(audio) // FRAME_BYTES * FRAME_BYTES
+            self._rest = audio[whole:]
+            self._frames.extend(audio[at : at + FRAME_BYTES] for at in range(0, whole, FRAME_BYTES))
+        else:
+            self._frames.append(audio)
 
     def due(self, now: float) -> list[bytes]:
         """Return the frames to send now; more may be due after :attr:`next_at`."""
         # A timer that is due is not to be a rounding error too early.
-        behind = int((now - self._began) * 1000 / FRAME_MS + 1e-3) - self.sent
+        behind = (now - self._began) * 1000 / FRAME_MS + 1e-3 - self.sent
         frames = self._frames
         out: list[bytes] = []
-        self._leave_out(behind)
-        while behind > 0 and len(out) < BURST_FRAMES:
-            if frames:
+        while len(out) < BURST_FRAMES:
+            if frames and behind >= 1 - AHEAD_FRAMES:
                 out.append(frames.popleft())
-            elif behind > LATE_FRAMES:
+            elif not frames and behind >= LATE_FRAMES:
                 out.append(self._silence)
                 self.filled += 1
             else:
                 break
             behind -= 1
         self.sent += len(out)
+        if frames or self._waited:
+            self._leave_out(behind)
         return out
 
-    def _leave_out(self, behind: int) -> None:
-        """Leave frames out where too many wait: silent ones first."""
+    def _leave_out(self, behind: float) -> None:
+        """Leave frames out where some wait for long, or too many: silent ones first."""
         frames = self._frames
-        surplus = len(frames) - max(0, behind)
-        if surplus <= SURPLUS_FRAMES:
-            return
-        for index in range(len(frames) - 1, -1, -1):
-            if surplus <= SURPLUS_FRAMES:
-                break
-            if not frames[index].translate(None, self._quiet):
-                del frames[index]
-                surplus -= 1
-                self.dropped += 1
+        surplus = len(frames) - max(0, int(behind))
+        self._waited = self._waited + 1 if surplus > 0 else 0
+        if self._waited >= SETTLED_FRAMES:
+            for index in range(len(frames) - 1, -1, -1):
+                if not frames[index].translate(None, self._quiet):
+                    del frames[index]
+                    surplus -= 1
+                    self.dropped += 1
+                    break
         while surplus > MAX_SURPLUS_FRAMES:
             frames.popleft()
             surplus -= 1
@@ -101,13 +109,16 @@ class Pacer:
     @property
     def next_at(self) -> float:
         """When :meth:`due` is to be asked next, whatever comes until then (s)."""
-        ahead = 1 if self._frames else LATE_FRAMES + 1
+        ahead = 1 if self._frames else LATE_FRAMES
         return self._began + (self.sent + ahead) * FRAME_MS / 1000
 
 
 TRACK_LEVEL = 130
 """Of 32,768: a sample above it (-48 dBFS) of the model's track, which is silence where nobody
 speaks, is a voice."""
+
+STILL_LEVEL = 24
+"""The same of digital silence (-63 dBFS), which no consonant is."""
 
 UPLINK_LEVEL = 500
 """The same of the caller's side (-36 dBFS): a line has noise."""
@@ -119,8 +130,11 @@ END_MS = 600
 """Silence that ends a stretch of speech; pauses within a sentence are shorter."""
 
 LEAD_MS = 100
-"""Of the track, kept before the first frame that sounds: soft consonants, and what a late piece of
-the track is waited for with."""
+"""Of sounds too soft to be a voice, kept before the first frame that is one: consonants."""
+
+MARGIN_MS, MAX_MARGIN_MS = 40, 200
+"""What waits to be played when the next piece of the track is due: a late piece is waited for with
+it. It begins with the first, and grows by a frame where that was too little."""
 
 PAUSE_MS = 60
 """Silence within speech from which frames may be left out to catch up."""
@@ -160,18 +174,37 @@ class SpeechEnds:
 class SpeechTrack:
     """Cuts the endless track of a Live session into stretches of speech.
 
-    A stretch is handed on byte for byte, from :data:`LEAD_MS` before its first frame that sounds to
-    the end of the silence that ends it; what is between stretches is silence, and is not. Where
-    more waits to be played than ``max_queue_ms``, silent frames within a stretch are left out.
+    A stretch is handed on byte for byte, from just before its first frame that sounds to the end of
+    the silence that ends it; what is between stretches is silence, and is not. The beginning of the
+    piece in which it sounds first goes with it: so the pieces follow each other without a hole.
+    Where more waits to be played than that takes, digital silence within a stretch is left out;
+    where more waits than ``max_queue_ms``, all silence.
+
+    Args:
+        queued_ms: returns what waits to be played.
+        underruns: returns how often nothing did while more was to come.
     """
 
-    def __init__(self, codec: Codec, max_queue_ms: int) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        max_queue_ms: int,
+        queued_ms: Callable[[], int] = lambda: 0,
+        underruns: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._energy = Energy(codec, TRACK_LEVEL)
+        self._still = quiet_codes(codec, STILL_LEVEL)
         self._max_queue_ms = max_queue_ms
+        self._queued_ms = queued_ms
+        self._underruns = underruns
+        self._seen_underruns = 0
+        self._margin_ms = MARGIN_MS
         self._before = b""
         self._rest = b""
         self._silent_ms = 0
         self._bytes = 0
+        self.end_ms = END_MS
+        """Silence that ends a stretch."""
         self.speaking = False
         self.dropped_ms = 0
         """Silence within speech that was left out to catch up."""
@@ -181,14 +214,23 @@ class SpeechTrack:
         """Length of the track so far."""
         return self._bytes // BYTES_PER_MS
 
-    def feed(self, audio: bytes, queued_ms: int) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
-        """Take the next piece; ``queued_ms`` is what waits to be played."""
-        if not self.speaking and not audio.translate(None, self._energy.quiet):
+    def feed(self, audio: bytes) -> Iterable[SpeechBegins | bytes | SpeechEnds]:
+        """Take the next piece."""
+        if self.speaking:
+            if len(audio) == FRAME_BYTES and not self._rest and self._energy.sounds(audio):
+                self._bytes += FRAME_BYTES
+                self._silent_ms = 0
+                return (audio,)
+        elif not audio.translate(None, self._energy.quiet):
             # Silence between stretches, ten times a second and call.
             self._bytes += len(audio)
-            self._before = (self._before + self._rest + audio)[-LEAD_MS * BYTES_PER_MS :]
+            self._before = (self._before + self._rest + audio)[-_BEFORE_BYTES:]
             self._rest = b""
-            return
+            return ()
+        return self._cut_up(audio)
+
+    def _cut_up(self, audio: bytes) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
+        """Look at each frame of a piece."""
         audio = self._rest + audio
         self._bytes -= len(self._rest)
         whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -199,20 +241,19 @@ class SpeechTrack:
             sounds = self._energy.sounds(frame)
             if not self.speaking:
                 if not sounds:
-                    self._before = (self._before + frame)[-LEAD_MS * BYTES_PER_MS :]
+                    self._before = (self._before + frame)[-_BEFORE_BYTES:]
                     continue
-                yield SpeechBegins(self.ms - FRAME_MS - len(self._before) // BYTES_PER_MS)
+                before, self._before = self._lead(at // BYTES_PER_MS), b""
+                yield SpeechBegins(self.ms - FRAME_MS - len(before) // BYTES_PER_MS)
                 self.speaking, self._silent_ms = True, 0
-                out += [self._before, frame]
-                self._before = b""
+                out += [before, frame]
                 continue
             self._silent_ms = 0 if sounds else self._silent_ms + FRAME_MS
-            waits = queued_ms + sum(map(len, out)) // BYTES_PER_MS
-            if self._silent_ms > PAUSE_MS and waits > self._max_queue_ms:
+            if self._silent_ms > PAUSE_MS and self._left_out(frame, out, whole):
                 self.dropped_ms += FRAME_MS
             else:
                 out.append(frame)
-            if self._silent_ms >= END_MS:
+            if self._silent_ms >= self.end_ms:
                 yield b"".join(out)
                 out.clear()
                 yield self._end()
@@ -221,9 +262,29 @@ class SpeechTrack:
         if out:
             yield b"".join(out)
 
+    def _lead(self, into_ms: int) -> bytes:
+        """What is played before a first frame that sounds, ``into_ms`` into its piece."""
+        soft = min(len(self._before.lstrip(self._still)) // BYTES_PER_MS, LEAD_MS)
+        lead = max(into_ms + self._margin_ms - self._queued_ms(), soft, 0) * BYTES_PER_MS
+        return self._before[-lead:] if lead else b""
+
+    def _left_out(self, frame: bytes, out: list[bytes], piece: int) -> bool:
+        """Whether a frame of a pause is not played, after what is in ``out``."""
+        if self._silent_ms == PAUSE_MS + FRAME_MS and self._underruns() > self._seen_underruns:
+            self._seen_underruns = self._underruns()
+            self._margin_ms = min(self._margin_ms + FRAME_MS, MAX_MARGIN_MS)
+        waits = self._queued_ms() + sum(map(len, out)) // BYTES_PER_MS
+        enough = piece // BYTES_PER_MS + self._margin_ms
+        still = waits >= enough and not frame.translate(None, self._still)
+        return still or waits > self._max_queue_ms
+
     def _end(self) -> SpeechEnds:
         self.speaking = False
         return SpeechEnds(self.ms - self._silent_ms)
+
+
+_BEFORE_BYTES = 300 * BYTES_PER_MS
+"""Of the silence between stretches, kept."""
 
 
 class SpeechDetector:
@@ -319,11 +380,13 @@ class Stretches:
         """Return those whose words have all come, once each."""
         done = []
         for one in self._kept:
+            if one.told or not one.text:
+                continue
             newer = one is not self.latest and any(
                 other.text for other in self._kept if other.start_ms > one.start_ms
             )
             late = one.end_ms is not None and now - one.words_at >= WORDS_LATE
-            if one.text and not one.told and (all or newer or late):
+            if all or newer or late:
                 one.told = True
                 done.append(one)
         return done

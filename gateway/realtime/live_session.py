@@ -69,6 +69,15 @@ CLOSED_SECONDS = 5.0
 USAGE_SECONDS = 1.0
 """Seconds between two looks at what the session has cost so far; the server tells every minute."""
 
+LOOK_SECONDS = 0.1
+"""Seconds between two looks at words and costs."""
+
+STALL_SECONDS = 0.02
+"""A timer so late tells that the process stood still."""
+
+CATCH_UP_SECONDS = 0.005
+"""In which audio that came meanwhile is taken from the network."""
+
 CLIP_SECONDS = 35.0
 """A clip has been played by then, whatever the server says: it is 30 s long at most."""
 
@@ -89,6 +98,8 @@ class LivePlayout:
 
     queued_ms: Callable[[], int]
     """Returns what waits to be heard."""
+    underruns: Callable[[], int] = lambda: 0
+    """Returns how often nothing did while more was to come."""
     max_queue_ms: int = 300
     """Where more waits, silence is left out."""
     history: Sequence[Mapping[str, Any]] = ()
@@ -146,10 +157,9 @@ class LiveSession(Session):
         self._backend = _backend_of(self.effective)
         self._handed: deque[str] = deque(maxlen=MAX_HANDED)
         """Ids of the latest tasks that were handed over to us."""
-        self._queued_ms = playout.queued_ms
         self._pacer = Pacer(codec)
         self._detector = SpeechDetector(codec)
-        self.track = SpeechTrack(codec, playout.max_queue_ms)
+        self.track = SpeechTrack(codec, playout.max_queue_ms, playout.queued_ms, playout.underruns)
         self._agent = Stretches("speech_")
         self._caller = Stretches("turn_")
         self._ended_event = asyncio.Event()
@@ -166,7 +176,10 @@ class LiveSession(Session):
         self._held: deque[bytes] = deque()
         """Commands that wait for the end of a clip."""
         self._pacer.start(now)
-        self._timer = self._loop.call_at(self._pacer.next_at, self._tick)
+        self._tick_at = self._pacer.next_at
+        self._look_at = 0.0
+        """When words and costs are looked at next (s)."""
+        self._timer = self._loop.call_at(self._tick_at, self._tick)
         self._cut: asyncio.TimerHandle | None = None
         """Ends a connection that the server leaves open after its ``session.closed``."""
 
@@ -254,16 +267,25 @@ class LiveSession(Session):
         }
 
     def _tick(self) -> None:
+        now = self._loop.time()
+        if now - self._tick_at > STALL_SECONDS:
+            # The process stood still: what the caller said meanwhile is about to come, and no
+            # silence is to take its place.
+            self._tick_at = now + CATCH_UP_SECONDS
+            self._timer = self._loop.call_at(self._tick_at, self._tick)
+            return
         self._send_due()
         if self._held:
             self._send_held()
-        now = self._loop.time()
-        self._tell_complete(now)
-        seconds = self._usage[0] + now - self._usage[1]
-        if seconds - self._told_seconds >= USAGE_SECONDS:
-            self._tell_usage(seconds, reported=False)
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._tell_complete(now)
+            seconds = self._usage[0] + now - self._usage[1]
+            if seconds - self._told_seconds >= USAGE_SECONDS:
+                self._tell_usage(seconds, reported=False)
         if not (self.closed or self._closing):
-            self._timer = self._loop.call_at(max(self._pacer.next_at, now + 0.01), self._tick)
+            self._tick_at = max(self._pacer.next_at, now + 0.01)
+            self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:
         if self._closing or self.closed:
@@ -324,7 +346,7 @@ class LiveSession(Session):
     def _on_track(self, audio: bytes) -> None:
         if self._pcm is not None:
             audio = self._pcm.down(audio)
-        for part in self.track.feed(audio, self._queued_ms()):
+        for part in self.track.feed(audio):
             if isinstance(part, bytes):
                 speech = self._agent.latest
                 if part and speech is not None:
