@@ -40,7 +40,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.realtime.live_session import NO_PLAYOUT, LivePlayout
+from gateway.realtime.live_voice import NO_PLAYOUT, LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
@@ -396,6 +396,7 @@ class Sessions(CallPart):
     def _release(self, line: _Line, code: int, reason: str) -> None:
         line.over = True
         if line.session is not None:
+            line.session.tell_usage()  # before the record is written
             closing = line.session.close(code, reason)
             self._closing.spawn(closing, f"close {line.session.id}")
         else:

@@ -65,10 +65,10 @@ _REASONS = {
 """Why the caller is back, by what a colleague did, for the model."""
 
 
-class Speak(Protocol):
-    """Requests a spoken response out of band: :meth:`OutOfBandResponses.ask`."""
+class Speaker(Protocol):
+    """Has the model speak out of band: :class:`OutOfBandResponses`."""
 
-    def __call__(
+    def ask(
         self,
         key: str,
         purpose: str,
@@ -76,9 +76,14 @@ class Speak(Protocol):
         now: float,
         *,
         seconds: float,
+        words: str,
         then: Callable[[str, str, float], list[Output]],
         audio: Callable[[bytes, float], list[Output]],
-    ) -> list[Output]: ...
+    ) -> list[Output]:
+        """Request it."""
+
+    def cancel(self, key: str, now: float) -> list[Output]:
+        """Cancel it, if it runs."""
 
 
 class Briefing:
@@ -99,7 +104,7 @@ class Briefing:
         plan: BriefingPlan,
         words: str,
         timeline: CallTimeline,
-        speak: Speak | None,
+        speak: Speaker | None,
         step: Callable[[Callable[[Briefing], list[Output]], float], list[Output]],
     ) -> None:
         self.answer = ""
@@ -110,6 +115,8 @@ class Briefing:
         self._speak = speak
         self._step = step
         self._answer_by = 0.0
+        self._key = ""
+        """Of what the model says."""
         self._speech_by: float | None = None
         """Until when the first audio has to come (s)."""
         self._repeat_at: float | None = None
@@ -137,16 +144,16 @@ class Briefing:
             return [*begun, *self._without_model("no session is up", now)]
         self._speech_by = now + SPEECH_SECONDS
         prompt = self._plan.prompt
-        wanted = (
-            f"Say exactly: {self._words} {prompt}" if self._words else _SUMMARIZE.format(prompt)
-        )
-        key = f"briefing-{len(self._timeline.record.actions.transfers)}"
-        spoken = self._speak(
-            key,
+        words = f"{self._words} {prompt}" if self._words else ""
+        wanted = f"Say exactly: {words}" if words else _SUMMARIZE.format(prompt)
+        self._key = f"briefing-{len(self._timeline.record.actions.transfers)}"
+        spoken = self._speak.ask(
+            self._key,
             "briefing",
             wanted,
             now,
             seconds=SPEAKING_SECONDS,
+            words=words,
             then=lambda status, text, at: self._step(
                 lambda briefing: briefing._spoken(status, text, at), at
             ),
@@ -181,8 +188,9 @@ class Briefing:
         if self.answer:
             return []
         self.answer, self._by_model = answer, False
+        cancelled = [] if self._speak is None else self._speak.cancel(self._key, now)
         note = self._timeline.note(now, "briefing_ended", "info", answer=answer)
-        over: list[Output] = [note, PlayBriefing(b""), PlaySound("", b_leg=True)]
+        over: list[Output] = [*cancelled, note, PlayBriefing(b""), PlaySound("", b_leg=True)]
         return [*over, StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
@@ -238,7 +246,7 @@ class Transfer:
         target: Target,
         plan: TransferPlan,
         timeline: CallTimeline,
-        speak: Speak | None,
+        speak: Speaker | None,
     ) -> None:
         self.deadline: float | None = None
         self.audio_cut = True

@@ -47,7 +47,8 @@ class Capabilities:
     settings_updates: bool = True
     """Instructions, voice and turn detection can be changed in a running session."""
     out_of_band: bool = True
-    """Responses outside of the conversation can be requested."""
+    """Responses in text can be requested outside of the conversation; of a Live session those of
+    its backend. One that is spoken can be of any session."""
     billed_by_time: bool = False
     """The session is billed by time, also in silence."""
     late_words: bool = False

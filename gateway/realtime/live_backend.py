@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The backend of a Live session with ``delegation.type = "responses"``: its calls and results.
+"""The backend of a Live session with ``delegation.type = "responses"``: its calls and results,
+questions of ours; and text for backend and voice.
 
 Its responses come as ``response.event``, one event of a Responses stream each. What they call is
 gathered from ``response.output_item.done``, as ``response.completed`` has no output; all calls of a
@@ -8,11 +9,22 @@ response have to be answered before one ``response.create`` goes on with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from gateway.realtime.events import BackendEvent, ResponseDone
+import orjson
+
+from gateway.realtime.events import (
+    AppendText,
+    BackendEvent,
+    Channel,
+    ClientCommand,
+    CreateResponse,
+    ResponseCreated,
+    ResponseDone,
+)
 
 MAX_STREAMS = 16
 """Responses that run at a time; the oldest is forgotten."""
@@ -22,6 +34,18 @@ MAX_ITEMS = 64
 
 MAX_OPEN = 256
 """Calls that wait for their results."""
+
+MAX_QUESTIONS = 16
+"""Questions of ours that wait for their turn."""
+
+MAX_APPEND = 1400
+"""Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
+
+_ASIDE = (
+    "A question of the operator, which the caller neither asked nor is to hear. Answer it in text, "
+    "without calling any function, and then go on as if it had not been asked.\n\n"
+)
+_NO_FUNCTIONS = '{"error": "no functions while a question of the operator is answered"}'
 
 _ENDS = {
     "response.completed": "completed",
@@ -56,9 +80,69 @@ class Backend:
         """Ids of calls that are not answered."""
         self._waits = False
         """``response.create`` waits for results that are missing."""
+        self._questions: deque[CreateResponse] = deque()
+        """Questions of ours that wait."""
+        self._answered = self._undelegated = False
+        """Calls of a response were answered; and what it does next belongs to no delegation."""
+        self._asked: CreateResponse | None = None
+        """The one that is being answered."""
 
-    def on_event(self, event: BackendEvent) -> ResponseDone | None:
-        """Take the next event of a response; return the response when it is over."""
+    def ask(self, question: CreateResponse) -> None:
+        """Have something asked beside the conversation, once the backend does nothing else."""
+        if len(self._questions) < MAX_QUESTIONS:
+            self._questions.append(question)
+
+    def next_question(self) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
+        """Return the question that may be asked now, with its client events."""
+        busy = self._streams or self._open or self._waits or self._asked is not None
+        if busy or not self._questions:
+            return None
+        self._asked = self._questions.popleft()
+        text = _ASIDE + str((self._asked.response or {}).get("instructions") or "")
+        part = {"type": "input_text", "text": text}
+        item = {"type": "message", "role": "developer", "content": [part]}
+        bodies: list[dict[str, Any]] = [
+            {"type": "response.item.create", "item": item},
+            {"type": "response.create"},
+        ]
+        return self._asked, bodies
+
+    def refused(self, question: object) -> None:
+        """The server has not taken a question."""
+        if question is self._asked:
+            self._asked = None
+
+    def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
+        """Take the next event of a response; return the response when it is over.
+
+        That of a question of ours is created only then, with the metadata of the question.
+        """
+        done = self._done(event)
+        if done is None or event.delegation_id or self._asked is None:
+            return [] if done is None else [done]
+        asked, self._asked = self._asked, None
+        return [ResponseCreated(done.response_id, (asked.response or {})["metadata"]), done]
+
+    def found_later(self, event: BackendEvent, done: ResponseDone) -> str:
+        """Return what the voice is to say of a response that nobody delegated, as it is not told of
+        it."""
+        if event.delegation_id or not self._undelegated:
+            return ""
+        self._undelegated = False
+        return words_of(done)
+
+    def refuse_functions(self, done: ResponseDone) -> list[dict[str, Any]]:
+        """Answer functions that were called for a question of ours; that needs no response."""
+        calls = [one.get("call_id") for one in done.output if one.get("type") == "function_call"]
+        return [
+            body
+            for call_id in calls
+            for body in self.answer(
+                {"type": "function_call_output", "call_id": call_id, "output": _NO_FUNCTIONS}
+            )
+        ]
+
+    def _done(self, event: BackendEvent) -> ResponseDone | None:
         inner, name = event.event, event.delegation_id
         kind = inner.get("type")
         told = inner.get("response")
@@ -126,6 +210,7 @@ class Backend:
             item = {"type": "message", "role": "developer", "content": [part]}
         else:
             del self._open[call_id]
+            self._answered = True
         return [{"type": "response.item.create", "item": dict(item)}, *self._due()]
 
     def go_on(self) -> list[dict[str, Any]]:
@@ -137,8 +222,66 @@ class Backend:
         if self._open or not self._waits:
             return []
         self._waits = False
+        # Another attempt, or results of calls that an earlier session has made.
+        self._undelegated = not self._answered
+        self._answered = False
         return [{"type": "response.create"}]
 
 
 def _text(value: object) -> str | None:
     return value[:500] if isinstance(value, str) else None
+
+
+def words_of(done: ResponseDone) -> str:
+    """Return the text of a response that is complete."""
+    messages = [item for item in done.output if item.get("type") == "message"]
+    parts = [part for item in messages for part in item.get("content") or ()]
+    texts = [_text(part.get("text")) or "" for part in parts if isinstance(part, Mapping)]
+    return "" if done.status != "completed" else "".join(texts)
+
+
+def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
+    """Whether this asks something in text, beside the conversation."""
+    if not isinstance(command, CreateResponse) or "conversation" not in (command.response or {}):
+        return False
+    return "audio" not in (command.response or {}).get("output_modalities", ())
+
+
+def answers(output: str, task: str) -> list[dict[str, Any]]:
+    """What a function found for a task that was handed over to us, for the voice.
+
+    A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
+    object is known.
+    """
+    try:
+        found = orjson.loads(output)
+    except orjson.JSONDecodeError:
+        found = output
+    if isinstance(found, str):
+        return texts("commentary", found, task)
+    said = found if isinstance(found, dict) else {}
+    channels: tuple[Channel, Channel] = ("thinking", "commentary")
+    known = [(one, said[one]) for one in channels if isinstance(said.get(one), str)]
+    if not known:
+        return texts("thinking", output, task)
+    return [body for channel, text in known for body in texts(channel, text, task)]
+
+
+def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
+    """``text`` in as many appends as its length takes, cut between words.
+
+    ``task`` is that which was handed over, where they answer one.
+    """
+    bodies: list[dict[str, Any]] = []
+    piece = ""
+    for word in text.split(" "):
+        longer = f"{piece} {word}" if piece else word
+        if len(longer.encode()) > MAX_APPEND and piece:
+            bodies.append(AppendText(channel, piece, task).body())
+            longer = word
+        piece = longer
+    while len(piece.encode()) > MAX_APPEND:  # a word that is none
+        head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
+        bodies.append(AppendText(channel, head, task).body())
+        piece = piece[len(head) :]
+    return [*bodies, AppendText(channel, piece, task).body()] if piece else bodies

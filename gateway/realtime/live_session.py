@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
-
-import orjson
 
 from gateway.audio.g711 import Codec
 from gateway.realtime.dialects.dialect import Audio, resampling
@@ -23,13 +21,9 @@ from gateway.realtime.endpoint import CLOSE_TIMEOUT
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
     LIVE,
-    AgentTranscript,
-    AgentTranscriptDelta,
     AppendText,
-    AudioDelta,
-    AudioDone,
     BackendEvent,
-    Channel,
+    CancelResponse,
     ClientCommand,
     ContinueWork,
     CreateItem,
@@ -39,8 +33,8 @@ from gateway.realtime.events import (
     OtherEvent,
     PlayClip,
     Relayed,
-    ResponseCreated,
     ResponseDone,
+    ServerError,
     ServerEvent,
     SessionEnded,
     SessionUsage,
@@ -55,10 +49,10 @@ from gateway.realtime.live_audio import (
     SpeechBegins,
     SpeechDetector,
     SpeechEnds,
-    SpeechTrack,
     Stretches,
 )
-from gateway.realtime.live_backend import Backend
+from gateway.realtime.live_backend import Backend, answers, is_question, texts
+from gateway.realtime.live_voice import LivePlayout, Voice
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Handshake, Session, SessionClosed
@@ -87,30 +81,6 @@ MAX_HELD = 64
 
 MAX_HANDED = 64
 """Tasks of which it is known that they were handed over to us."""
-
-MAX_APPEND = 1400
-"""Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class LivePlayout:
-    """What the call has for a Live session: the conversation so far, and a queue to play from."""
-
-    queued_ms: Callable[[], int]
-    """Returns what waits to be heard."""
-    underruns: Callable[[], int] = lambda: 0
-    """Returns how often nothing did while more was to come."""
-    max_queue_ms: int = 300
-    """Where more waits, silence is left out."""
-    history: Sequence[Mapping[str, Any]] = ()
-    """Items of the conversation that it goes on with."""
-
-
-BY_SECONDS = {"type": "duration", "seconds": 0}
-"""Usage of a stretch of speech: the session is billed, and not what is said in it."""
-
-NO_PLAYOUT = LivePlayout(lambda: 0)
-"""Where nobody hears it."""
 
 
 class LiveEdge:
@@ -155,12 +125,13 @@ class LiveSession(Session):
         """``session.closed``, once it has come."""
         self._codec, self._pcm = codec, handshake.edge.pcm
         self._backend = _backend_of(self.effective)
+        if self._backend is not None:
+            self.capabilities = replace(LIVE, out_of_band=True)
         self._handed: deque[str] = deque(maxlen=MAX_HANDED)
         """Ids of the latest tasks that were handed over to us."""
         self._pacer = Pacer(codec)
         self._detector = SpeechDetector(codec)
-        self.track = SpeechTrack(codec, playout.max_queue_ms, playout.queued_ms, playout.underruns)
-        self._agent = Stretches("speech_")
+        self._voice = Voice(codec, playout, self._deliver)
         self._caller = Stretches("turn_")
         self._ended_event = asyncio.Event()
         self._closing = self._close_wanted = False
@@ -169,14 +140,13 @@ class LiveSession(Session):
         self._usage = (0.0, now)
         """The seconds that the server has told last, and when (s)."""
         self._told_seconds = 0.0
-        self._clip_words = ""
-        """Of a clip that is to be played."""
         self._clip_until = 0.0
         """When a clip has been played at the latest (s)."""
         self._held: deque[bytes] = deque()
         """Commands that wait for the end of a clip."""
         self._pacer.start(now)
         self._tick_at = self._pacer.next_at
+        self._stalled = False
         self._look_at = 0.0
         """When words and costs are looked at next (s)."""
         self._timer = self._loop.call_at(self._tick_at, self._tick)
@@ -192,9 +162,22 @@ class LiveSession(Session):
 
     def send(self, command: ClientCommand) -> str:
         """As :meth:`Session.send`; what a Live session has no word for is dropped and counted."""
+        if is_question(command) and self._backend is not None:
+            self._backend.ask(command)
+            return self._ask_next(self._backend)
         bodies = self._bodies_of(command)
         if isinstance(command, CreateResponse) and command.clip:
-            self._clip_words = command.words
+            self._voice.clip_words = command.words
+        event_id = self._queue(command, bodies)
+        if any(body["type"] == CLIP for body in bodies):
+            self._clip_until = self._loop.time() + CLIP_SECONDS
+        if not bodies and not isinstance(command, ContinueWork):
+            self.counters.commands_dropped += 1
+            self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
+        return event_id or self.commands.next_id()
+
+    def _queue(self, command: ClientCommand, bodies: Iterable[dict[str, Any]]) -> str:
+        """Send client events of a command now, or once a clip is over; return the last one's id."""
         event_id = ""
         for body in bodies:
             event_id = self.commands.next_id()
@@ -205,12 +188,12 @@ class LiveSession(Session):
             self._held.append(encode_command(body, event_id))
             self.counters.commands_sent += 1
         self._send_held()
-        if any(body["type"] == CLIP for body in bodies):
-            self._clip_until = self._loop.time() + CLIP_SECONDS
-        if not bodies and not isinstance(command, ContinueWork):
-            self.counters.commands_dropped += 1
-            self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
-        return event_id or self.commands.next_id()
+        return event_id
+
+    def _ask_next(self, backend: Backend) -> str:
+        """Ask the backend the next question that waits, if it does nothing else."""
+        following = backend.next_question()
+        return self.commands.next_id() if following is None else self._queue(*following)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send ``session.close``, wait for ``session.closed``, and end the WebSocket."""
@@ -235,25 +218,28 @@ class LiveSession(Session):
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
         """Return the client events that say what ``command`` does."""
         match command:
+            case CreateResponse(response=dict() as response) if "conversation" in response:
+                return [] if is_question(command) else self._voice.brief(command)
             case CreateResponse(clip=clip) if clip:
                 return [PlayClip(clip).body()]
             case CreateResponse(words=words) if words:
-                return _texts("commentary", words)
+                return texts("commentary", words)
             case CreateResponse(response=response):
-                return _texts("instructions", str((response or {}).get("instructions") or ""))
+                return texts("instructions", str((response or {}).get("instructions") or ""))
             case CreateItem(item=item) if item.get("type") == "message":
                 parts = item.get("content") or ()
                 text = " ".join(str(part.get("text") or "") for part in parts).strip()
-                told: Channel = "thinking" if item.get("role") == "user" else "instructions"
-                return _texts(told, text)
+                return texts("thinking" if item.get("role") == "user" else "instructions", text)
             case CreateItem(item=item) if item.get("type") == "function_call_output":
                 if item.get("call_id") in self._handed:
-                    return _answers(str(item.get("output", "")), str(item["call_id"]))
+                    return answers(str(item.get("output", "")), str(item["call_id"]))
                 if self._backend is None:
-                    return _texts("thinking", f"The result: {item.get('output')}")
+                    return texts("thinking", f"The result: {item.get('output')}")
                 return self._backend.answer(item)
             case ContinueWork() if self._backend is not None:
                 return self._backend.go_on()
+            case CancelResponse(response_id=name) if self._voice.briefs(name):
+                return self._voice.end_briefing(self._loop.time())
             case AppendText() | PlayClip() | Relayed():
                 return [command.body()]
         return []
@@ -263,26 +249,27 @@ class LiveSession(Session):
         return {
             "filled_frames": self._pacer.filled,
             "dropped_frames": self._pacer.dropped,
-            "silence_left_out_ms": self.track.dropped_ms,
+            "silence_left_out_ms": self._voice.track.dropped_ms,
         }
 
     def _tick(self) -> None:
         now = self._loop.time()
-        if now - self._tick_at > STALL_SECONDS:
+        if now - self._tick_at > STALL_SECONDS and not self._stalled:
             # The process stood still: what the caller said meanwhile is about to come, and no
             # silence is to take its place.
-            self._tick_at = now + CATCH_UP_SECONDS
+            self._stalled, self._tick_at = True, now + CATCH_UP_SECONDS
             self._timer = self._loop.call_at(self._tick_at, self._tick)
             return
-        self._send_due()
-        if self._held:
-            self._send_held()
+        self._stalled = False
+        if now >= self._pacer.next_at:
+            self._send_due()
         if now >= self._look_at:
+            if self._held:
+                self._send_held()
             self._look_at = now + LOOK_SECONDS
             self._tell_complete(now)
-            seconds = self._usage[0] + now - self._usage[1]
-            if seconds - self._told_seconds >= USAGE_SECONDS:
-                self._tell_usage(seconds, reported=False)
+            if self._seconds(now) - self._told_seconds >= USAGE_SECONDS:
+                self.tell_usage()
         if not (self.closed or self._closing):
             self._tick_at = max(self._pacer.next_at, now + 0.01)
             self._timer = self._loop.call_at(self._tick_at, self._tick)
@@ -315,19 +302,24 @@ class LiveSession(Session):
     def _on_parsed(self, event: ServerEvent) -> None:
         match event:
             case TrackAudio(audio=audio):
-                self._on_track(audio)
+                self._voice.feed(
+                    audio if self._pcm is None else self._pcm.down(audio), self._loop.time()
+                )
             case TrackWords():
                 self._on_words(event)
             case WorkDelegated(id=task, target=target):
-                if target == "client" and task not in self._handed:  # one may be told of twice
+                if task in self._handed:
+                    return  # one may be told of twice
+                if target == "client":
                     self._handed.append(task)
-                    self._deliver(event)
+                self._deliver(event)
             case BackendEvent():
                 if self._backend is None:
                     self._backend = Backend("")
-                done = self._backend.on_event(event)
-                if done is not None:
-                    self._deliver(done)
+                self._on_backend(self._backend, event)
+            case ServerError(client_event_id=told) if self._backend is not None:
+                self._backend.refused(self.commands.command_of(told))
+                super()._on_parsed(event)
             case SessionUsage(seconds=seconds):
                 self._usage = (max(seconds, self._usage[0]), self._loop.time())
                 self._tell_usage(self._usage[0], reported=True)
@@ -343,47 +335,39 @@ class LiveSession(Session):
             case _:
                 super()._on_parsed(event)
 
-    def _on_track(self, audio: bytes) -> None:
-        if self._pcm is not None:
-            audio = self._pcm.down(audio)
-        for part in self.track.feed(audio):
-            if isinstance(part, bytes):
-                speech = self._agent.latest
-                if part and speech is not None:
-                    self._deliver(AudioDelta(speech.id, speech.id, 0, part))
-            elif isinstance(part, SpeechBegins):
-                begun = self._agent.begin(part.at_ms)
-                clip, self._clip_words = self._clip_words, ""
-                self._deliver(ResponseCreated(begun.id, {}))
-                if clip:  # of a clip the server has no words
-                    begun.told = True
-                    self._deliver(AgentTranscript(begun.id, begun.id, 0, clip))
-            else:
-                self._speech_over(part.at_ms)
-
-    def _speech_over(self, at_ms: int) -> None:
-        speech = self._agent.latest
-        if speech is None or speech.end_ms is not None:
-            return
-        speech.end_ms = at_ms
-        self._deliver(AudioDone(speech.id, speech.id, 0))
-        self._deliver(ResponseDone(speech.id, "completed", None, None, None, (), BY_SECONDS))
+    def _on_backend(self, backend: Backend, event: BackendEvent) -> None:
+        found = backend.on_event(event)
+        for one in found:
+            self._deliver(one)
+        if len(found) > 1 and isinstance(found[1], ResponseDone):
+            self._queue(ContinueWork(), backend.refuse_functions(found[1]))
+        elif found and isinstance(found[0], ResponseDone):
+            said = backend.found_later(event, found[0])
+            self._queue(ContinueWork(), texts("commentary", said))
+        self._ask_next(backend)
 
     def _on_words(self, words: TrackWords) -> None:
         now = self._loop.time()
-        side = self._agent if words.agent else self._caller
-        stretch = side.words(words.text, words.start_ms, now)
         if words.agent:
-            until = max(0, words.end_ms - stretch.start_ms)
-            self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))
+            self._voice.words(words, now)
+        else:
+            self._caller.words(words.text, words.start_ms, now)
         self._tell_complete(now)
 
     def _tell_complete(self, now: float, *, all: bool = False) -> None:
         """Hand on the words of stretches that have come to their end."""
-        for one in self._agent.complete(now, all=all):
-            self._deliver(AgentTranscript(one.id, one.id, 0, one.text.strip()))
+        self._voice.tell_complete(now, all=all)
         for one in self._caller.complete(now, all=all):
             self._deliver(InputTranscribed(one.id, one.text.strip()))
+
+    def _seconds(self, now: float) -> float:
+        """Return what the session has lasted: what the server told last, and the time since."""
+        return self._usage[0] + now - self._usage[1]
+
+    def tell_usage(self) -> None:
+        """As :meth:`Session.tell_usage`: seconds by our clock, since the server's last report."""
+        if not self.closed:
+            self._tell_usage(self._seconds(self._loop.time()), reported=False)
 
     def _tell_usage(self, seconds: float, *, reported: bool) -> None:
         self._told_seconds = max(seconds, self._told_seconds)
@@ -393,7 +377,7 @@ class LiveSession(Session):
         self.ended = event
         if event.seconds is not None:
             self._tell_usage(event.seconds, reported=True)
-        self._speech_over(self.track.ms)
+        self._voice.over()
         self._tell_complete(self._loop.time(), all=True)
         self._ended_event.set()
         if not self._closing:
@@ -410,7 +394,7 @@ class LiveSession(Session):
             self._cut.cancel()
         self._ended_event.set()
         if self.ended is None:
-            self._speech_over(self.track.ms)
+            self._voice.over()
             self._tell_complete(self._loop.time(), all=True)
         if self._close_wanted:
             closed = replace(closed, by_us=True)
@@ -429,43 +413,3 @@ def _backend_of(session: Mapping[str, Any]) -> Backend | None:
     backend = delegation.get("responses")
     model = backend.get("model") if isinstance(backend, Mapping) else None
     return Backend(model if isinstance(model, str) else "")
-
-
-def _answers(output: str, task: str) -> list[dict[str, Any]]:
-    """What a function found for a task that was handed over to us, for the voice.
-
-    A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
-    object is known.
-    """
-    try:
-        found = orjson.loads(output)
-    except orjson.JSONDecodeError:
-        found = output
-    if isinstance(found, str):
-        return _texts("commentary", found, task)
-    said = found if isinstance(found, dict) else {}
-    channels: tuple[Channel, Channel] = ("thinking", "commentary")
-    known = [(one, said[one]) for one in channels if isinstance(said.get(one), str)]
-    if not known:
-        return _texts("thinking", output, task)
-    return [body for channel, text in known for body in _texts(channel, text, task)]
-
-
-def _texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
-    """``text`` in as many appends as its length takes, cut between words.
-
-    ``task`` is that which was handed over, where they answer one.
-    """
-    bodies: list[dict[str, Any]] = []
-    piece = ""
-    for word in text.split(" "):
-        longer = f"{piece} {word}" if piece else word
-        if len(longer.encode()) > MAX_APPEND and piece:
-            bodies.append(AppendText(channel, piece, task).body())
-            longer = word
-        piece = longer
-    while len(piece.encode()) > MAX_APPEND:  # a word that is none
-        head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
-        bodies.append(AppendText(channel, head, task).body())
-        piece = piece[len(head) :]
-    return [*bodies, AppendText(channel, piece, task).body()] if piece else bodies

@@ -139,7 +139,7 @@ class Session:
     loop that made the session.
     """
 
-    capabilities: ClassVar[Capabilities] = REALTIME
+    capabilities: Capabilities = REALTIME
     append_head: ClassVar[bytes] = b'{"type":"input_audio_buffer.append","audio":"'
 
     part_bytes: int | None = None
@@ -230,6 +230,9 @@ class Session:
     def audio_counts(self) -> dict[str, int]:
         """What was added to or taken from either stream so far, by name; nothing here."""
         return {}
+
+    def tell_usage(self) -> None:
+        """Report what the session has cost so far; of this kind each response does that."""
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session and return when its socket and task are gone, within about 2 s.

@@ -49,7 +49,8 @@ from gateway.realtime.events import (
     SessionUpdated,
     UpdateSession,
 )
-from gateway.realtime.live_session import NO_PLAYOUT, LiveEdge, LivePlayout, LiveSession
+from gateway.realtime.live_session import LiveEdge, LiveSession
+from gateway.realtime.live_voice import NO_PLAYOUT, LivePlayout
 from gateway.realtime.parse import BadEvent
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import (

@@ -312,6 +312,14 @@ async def test_a_session_that_ends_is_replaced_by_one_that_knows(
         ),
         WITHIN_S,
     )
+    await other.wait_until(
+        lambda one: (
+            "That is done." in str(one.seen("session.commentary.append"))
+            and len(one.sent("session.commentary.appended"))
+            == len(one.seen("session.commentary.append"))
+        ),
+        WITHIN_S,
+    )
     await eventually(lambda: len(other.sent_track.strip(b"\xff\x7f")) > 0, "it speaks")
     await world.summary_at_end(call)
     record = await world.record(call)

@@ -87,6 +87,9 @@ class FakeSession:
         """A command."""
         self.sent.append(command)
 
+    def tell_usage(self) -> None:
+        """As :meth:`gateway.realtime.session.Session.tell_usage`."""
+
     async def close(self, code: int, reason: str) -> None:
         """Close it, once."""
         if self.ended is None:

@@ -23,6 +23,7 @@ from gateway.records.database import Database, Filter
 from gateway.records.rows import CLOSED, CUT
 from gateway.records.spool import LOCK_NAME, NAME
 from tests.support.gateway_process import WITHIN_S, Gateway
+from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import Phone, PhoneCall
 
 API_KEY = "sk-test-5bd1e2c07f"
@@ -175,8 +176,12 @@ class GatewayStack:
         low, high = rtp_range()
         (self.folder / "routes").mkdir(parents=True)
         keyed = f'{self.emulator.url()}"\napi_key = "{API_KEY}'
-        routes = self._routes.replace("{url}", keyed).replace("{port}", str(self.emulator.port))
-        routes = routes.replace("{key}", API_KEY)
+
+        def placed(text: str) -> str:
+            text = text.replace("{url}", keyed).replace("{port}", str(self.emulator.port))
+            return text.replace("{key}", API_KEY)
+
+        routes = placed(self._routes)
         (self.folder / "routes" / "10-routes.toml").write_text(routes)
         config = CONFIG.format(
             listen=json.dumps(self._listen),
@@ -190,7 +195,7 @@ class GatewayStack:
             dialplans=self._dialplans or "routes",
             log_level=self._log_level,
             drain_seconds=self._drain_seconds,
-            more=self._more.replace("{url}", keyed),
+            more=placed(self._more),
         )
         self.gateway.config.write_text(config)
         await self.gateway.start()
@@ -206,6 +211,10 @@ class GatewayStack:
             await self.phone.stop()
             await self.emulator.stop()
         self.gateway.check(status)
+        for session in self.emulator.sessions:
+            if session.path.partition("?")[0].endswith("/live/sessions"):
+                for event in session.client_events:
+                    check_live_client_event(event.body)
         told = {line["call"]: line for line in self.gateway.all("call.summary")}
         written = {}
         assert API_KEY not in json.dumps(self.gateway.lines)

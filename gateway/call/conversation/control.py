@@ -160,14 +160,14 @@ class ConversationControl:
         self._handed_on = False
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
-        speak = self.out_of_band.ask if session_up else None
+        speak = self.out_of_band if session_up else None
         return Transfer(target, self.plan.tools.transfer, self.timeline, speak)
 
     def use(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""
         self.capabilities = capabilities
         self.playback.truncates = capabilities.truncation
-        self.out_of_band.possible = capabilities.out_of_band
+        self.out_of_band.capabilities = capabilities
 
     # ---- the model
 

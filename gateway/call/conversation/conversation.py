@@ -94,7 +94,12 @@ class Conversation:
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
-            UserIdleTimeout(self.control, lambda: self._functions.busy or approvals.wants_digits),
+            UserIdleTimeout(
+                self.control,
+                lambda: (
+                    self._functions.busy or approvals.wants_digits or self.silence.backend_works
+                ),
+            ),
             HoldWait(self.control),
             MachineDetector(self.control),
             LineWatch(self.control),

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gateway.call.call_record import CallTimeline, OutOfBandResponse, keep
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.realtime.events import (
+    REALTIME,
     AudioDelta,
+    CancelResponse,
     ClientCommand,
     CreateResponse,
     ResponseCreated,
@@ -63,8 +65,8 @@ class OutOfBandResponses:
 
     def __init__(self, timeline: CallTimeline) -> None:
         self._timeline = timeline
-        self.possible = True
-        """The session has such responses."""
+        self.capabilities = REALTIME
+        """Of the active session."""
         self._running: dict[str, _Running] = {}
         self._ids: deque[str] = deque(maxlen=4 * MAX_RUNNING)
 
@@ -85,15 +87,18 @@ class OutOfBandResponses:
         seconds: float = SECONDS,
         then: Then | None = None,
         audio: Heard | None = None,
+        words: str = "",
     ) -> list[Output]:
         """Request a response about ``items``; none: the whole conversation.
 
-        In text, or with ``audio`` spoken.
+        In text, or with ``audio`` spoken; ``words`` are those that are to be said.
         """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         keep(self._timeline.record.content.out_of_band, out_of_band_response)
         why_not = "too many of them run" if len(self._running) >= MAX_RUNNING else ""
-        if not self.possible:
+        if (audio is None and not self.capabilities.out_of_band) or (
+            items and not self.capabilities.item_ids
+        ):
             why_not = "this kind of session has none"
         elif key in self._running:
             why_not = "it runs already"
@@ -114,12 +119,23 @@ class OutOfBandResponses:
         }
         if items:
             response["input"] = [{"type": "item_reference", "id": item} for item in items]
-        command = CreateResponse(response)
+        command = CreateResponse(response, words)
         self._running[key] = _Running(
             command, out_of_band_response, now, now + seconds, then, audio
         )
         note = self._timeline.note(now, "out_of_band_requested", "info", key=key, purpose=purpose)
         return [note, Send(command)]
+
+    def cancel(self, key: str, now: float) -> list[Output]:
+        """Cancel a response that nobody wants any more, if it runs."""
+        running = self._running.get(key)
+        if running is None:
+            return []
+        running.then = None
+        response_id = running.response_id
+        known = response_id or not self.capabilities.cancel
+        stop: list[Output] = [Send(CancelResponse(response_id))] if known else []
+        return stop + self._finish(key, "cancelled", "", now)
 
     def takes(self, event: ServerEvent) -> bool:
         """Return whether this event is of an out-of-band response."""
@@ -183,7 +199,8 @@ class OutOfBandResponses:
 
     def _report(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
         """Return the log line and :class:`OutOfBandDone` of a response that has ended."""
-        level = "info" if out_of_band_response.status == "completed" else "warning"
+        well = out_of_band_response.status in ("completed", "cancelled")
+        level: Literal["info", "warning"] = "info" if well else "warning"
         note = self._timeline.note(
             now,
             "out_of_band_done",

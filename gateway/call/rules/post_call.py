@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.conversation.transcript import Transcript
@@ -25,39 +27,60 @@ NOT_AFTER = frozenset(
 """End reasons without analysis: there is no session, no budget, or no time."""
 
 
-class PostCallAnalysis:
-    """Waits for the answers about one call. Every method takes the time (s)."""
+LATE_WORDS_SECONDS = 4.5
+"""How long the last words of a call are waited for, where transcripts come after the sound."""
 
-    def __init__(self, control: ConversationControl, why: EndReason, now: float) -> None:
+
+class PostCallAnalysis:
+    """Waits for the answers about one call, and for its last words, while its session goes on.
+
+    Every method takes the time (s).
+    """
+
+    def __init__(
+        self,
+        control: ConversationControl,
+        transcript: Transcript,
+        why: EndReason,
+        prompts: Mapping[str, str],
+        now: float,
+    ) -> None:
         self.why = why
         self.leg_over = False
         self.ended_ms = control.timeline.ms(now)
         """When the call was over for the caller."""
         self._out_of_band = control.out_of_band
-        self._plan = control.plan.content.post_call
-        self._until = now + self._plan.timeout
+        self._transcript = transcript
+        self._prompts = prompts
+        self._timeout = control.plan.content.post_call.timeout
+        self._until = now + (self._timeout if prompts else 0.0)
+        late = control.capabilities.late_words and transcript.words_missing
+        self._words_until = now + LATE_WORDS_SECONDS if late else 0.0
         self._gone = False
 
     @property
     def deadline(self) -> float:
         """When the wait is over at the latest (s)."""
-        return self._until
+        words = [self._words_until] if self._words_until else []
+        return min([self._until, *words]) if self._out_of_band.busy else max([0.0, *words])
 
     def ask(self, now: float) -> list[Output]:
         """Ask all questions at once."""
         return [
             output
-            for name, words in self._plan.prompts.items()
+            for name, words in self._prompts.items()
             for output in self._out_of_band.ask(
-                f"after-{name}", name, words, now, seconds=self._plan.timeout
+                f"after-{name}", name, words, now, seconds=self._timeout
             )
         ]
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take an input; what is not about these questions is ignored."""
+        """Take an input; what is about neither these questions nor the words is ignored."""
         match input:
             case inputs.ServerEventReceived(event=event) if self._out_of_band.takes(event):
                 return self._out_of_band.on_event(event, now)
+            case inputs.ServerEventReceived() if now < self._words_until:
+                return self._transcript.on(input, now)
             case inputs.ServerErrorReceived(error=error, command=command):
                 return self._out_of_band.refused(command, error, now)
             case inputs.LegEnded():
@@ -65,50 +88,25 @@ class PostCallAnalysis:
             case inputs.SessionClosed() | inputs.ShutDown():
                 self._gone = True
             case inputs.Tick():
+                self._words_until = self._words_until if now < self._words_until else 0.0
                 return self._out_of_band.tick(now)
         return []
 
     def is_complete(self, now: float) -> bool:
-        """Return whether all answers came, or none is to come."""
-        return self._gone or not self._out_of_band.busy or now >= self._until
-
-
-LATE_WORDS_SECONDS = 4.5
-"""How long the last words of a call are waited for, where transcripts come after the sound."""
-
-
-class LateWords(PostCallAnalysis):
-    """Waits for the last words of a call, while its session goes on for so long."""
-
-    def __init__(
-        self, control: ConversationControl, transcript: Transcript, why: EndReason, now: float
-    ) -> None:
-        super().__init__(control, why, now)
-        self._transcript = transcript
-        self._until = now + LATE_WORDS_SECONDS
-
-    def ask(self, now: float) -> list[Output]:
-        """Ask nothing: the words come by themselves."""
-        return []
-
-    def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take words."""
-        if isinstance(input, inputs.ServerEventReceived):
-            return self._transcript.on(input, now)
-        return super().on(input, now)
-
-    def is_complete(self, now: float) -> bool:
-        """Return whether all words have come, or none is to come."""
-        return self._gone or now >= self._until or not self._transcript.words_missing
+        """Return whether all answers and words came, or none is to come."""
+        words = now < self._words_until and self._transcript.words_missing
+        answers = now < self._until and self._out_of_band.busy
+        return self._gone or not (words or answers)
 
 
 def post_call_of(
     control: ConversationControl, transcript: Transcript, why: EndReason, now: float
 ) -> PostCallAnalysis | None:
     """Return the analysis of a call that ends for ``why``; None without one."""
-    if control.capabilities.late_words and why not in NOT_AFTER and transcript.words_missing:
-        return LateWords(control, transcript, why, now)
-    possible = control.capabilities.out_of_band and control.plan.content.post_call.prompts
-    if not possible or why in NOT_AFTER:
+    if why in NOT_AFTER:
         return None
-    return PostCallAnalysis(control, why, now)
+    late = control.capabilities.late_words and transcript.words_missing
+    prompts = control.plan.content.post_call.prompts if control.capabilities.out_of_band else {}
+    if not (late or prompts):
+        return None
+    return PostCallAnalysis(control, transcript, why, prompts, now)

@@ -25,9 +25,11 @@ from gateway.realtime.events import (
     InputCommitted,
     OtherEvent,
     ResponseCreated,
+    ResponseDone,
     SpeechStarted,
     SpeechStopped,
     UpdateSession,
+    WorkDelegated,
 )
 
 
@@ -116,6 +118,9 @@ class UserIdleTimeout:
 MCP_SECONDS = 60.0
 """An MCP call of the server's counts as a running tool for at most this long (s)."""
 
+BACKEND_SECONDS = 60.0
+"""A backend that is at work counts as that for at most this long (s) without a response of it."""
+
 _MAX_MCP = 16
 _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
@@ -150,6 +155,8 @@ class Silence:
         SpeechStopped,
         InputCommitted,
         ResponseCreated,
+        ResponseDone,
+        WorkDelegated,
         OtherEvent,
     )
 
@@ -173,6 +180,8 @@ class Silence:
         self._filler = False
         self._mcp: dict[str, float] = {}
         """MCP calls that the server runs, and until when they count (s)."""
+        self._works_until = 0.0
+        """Until when a backend counts as at work (s); 0 while it is not."""
         self._owed = ""
         """Why the server owes an event, of whatever type; empty while it does not."""
         self._hears = False
@@ -191,7 +200,13 @@ class Silence:
     @property
     def due(self) -> bool:
         """Whether a response is due."""
-        return self._turn or self._owed == _NO_EVENTS or not self._control.gate.idle
+        owed = self._turn or self._owed == _NO_EVENTS
+        return owed or self.backend_works or not self._control.gate.idle
+
+    @property
+    def backend_works(self) -> bool:
+        """Return whether a backend does what the voice has handed over; it may take its time."""
+        return self._works_until > 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
@@ -218,9 +233,21 @@ class Silence:
                 self._turn, self._answered = False, True
             case inputs.ServerEventReceived(event=OtherEvent() as event):
                 self._on_mcp_call(event, now)
+            case inputs.ServerEventReceived(event=WorkDelegated(target="responses")):
+                self._works_until = now + BACKEND_SECONDS
+            case inputs.ServerEventReceived(event=ResponseDone() as done) if done.backend:
+                self._on_backend_done(done, now)
             case inputs.SessionReady():
                 self.reset()
         return []
+
+    def _on_backend_done(self, done: ResponseDone, now: float) -> None:
+        """Note that the backend goes on with the results of functions, or is done."""
+        calls = any(item.get("type") == "function_call" for item in done.output)
+        if calls and done.status == "completed":
+            self._works_until = now + BACKEND_SECONDS
+        else:
+            self._works_until, self._since = 0.0, None
 
     def event_came(self) -> None:
         """Clear what the server owed: it has sent an event."""
@@ -249,10 +276,12 @@ class Silence:
         """Report a silence that has lasted too long."""
         for item_id in [one for one, until in self._mcp.items() if now >= until]:
             del self._mcp[item_id]
+        if self.backend_works and now >= self._works_until:
+            self._works_until, self._since = 0.0, now
         if self._since is None or not self._caller_waits():
             return []
         plan, timeout = self._plan, self._timeout
-        if now >= self._since + timeout:
+        if now >= self._since + timeout and not self.backend_works:
             self.rule = self._which_silence()
             self._since = None
             note = self._control.timeline.note(
@@ -268,11 +297,13 @@ class Silence:
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         plan = self._plan
+        works_until = [self._works_until] if self.backend_works else []
         if self._since is None:
-            return min(self._mcp.values(), default=None)
-        if plan.filler_sound and not self._filler and plan.filler_delay < self._timeout:
-            return self._since + plan.filler_delay
-        return self._since + self._timeout
+            return min((*self._mcp.values(), *works_until), default=None)
+        over = min(works_until, default=self._since + self._timeout)
+        if plan.filler_sound and not self._filler:
+            return min(self._since + plan.filler_delay, over)
+        return over
 
     @property
     def _timeout(self) -> float:
@@ -288,6 +319,7 @@ class Silence:
         self._spoke = False
         self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
+        self._works_until = 0.0
         self._mcp.clear()
         return self._stop_filler()
 
@@ -306,7 +338,8 @@ class Silence:
     def _caller_waits(self) -> bool:
         """Return whether the caller hears nothing while a response is due."""
         control = self._control
-        if self._timeout <= 0 or self._held or self._mcp or not (self.due or self._owed):
+        limited = self._timeout > 0 or self.backend_works
+        if not limited or self._held or self._mcp or not (self.due or self._owed):
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None

@@ -62,7 +62,10 @@ class DelegatedTasks:
     def take(self, event: WorkDelegated, now: float) -> list[Output]:
         """Take a task. Without a function an application may do it; else nobody does."""
         tools = self._control.plan.tools
-        note = self._control.timeline.note(now, "work_delegated", "info", delegation_id=event.id)
+        fields = {"delegation_id": event.id, "target": event.target}
+        note = self._control.timeline.note(now, "work_delegated", "info", **fields)
+        if event.target != "client":
+            return [note]
         if tools.delegate:
             self._waiting[event.id] = now + WORDS_SECONDS
             self.words_came = not self.words_missing()

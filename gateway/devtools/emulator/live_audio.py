@@ -36,6 +36,8 @@ class Utterance:
     taken: int = 0
     """Bytes of it that were sent."""
     start_ms: int = 0
+    number: int = 0
+    """Which one it is on its track."""
 
 
 class Track:
@@ -48,6 +50,8 @@ class Track:
         self._chunk_ms = chunk_ms
         self._begun = begun
         self._queue: deque[Utterance] = deque()
+        self.count = 0
+        """Utterances that were put here."""
         self._held = bytearray()
         self._held_until_ms: float | None = None
 
@@ -61,11 +65,17 @@ class Track:
 
     def put(self, utterance: Utterance) -> None:
         """Say or play something after what is on the track."""
+        self.count += 1
+        utterance.number = self.count
         self._queue.append(utterance)
 
-    def cut(self) -> None:
-        """Stop speaking; what was not sent is never sent. A fixture goes on."""
-        self._queue = deque(one for one in self._queue if one.fixture or not one.cuttable)
+    def cut(self, until: int | None = None) -> None:
+        """Stop speaking; what was not sent is never sent. A fixture goes on, and what was put after
+        utterance ``until``."""
+        last = self.count if until is None else until
+        self._queue = deque(
+            one for one in self._queue if one.fixture or not one.cuttable or one.number > last
+        )
         self._held_until_ms = None
 
     def sent_until_ms(self, one: Utterance) -> int:

@@ -204,7 +204,7 @@ class Delegations:
                 stream.call(call_id, name, arguments)
             used = _TOKENS_PER_ITEM * (1 + self._items)
             stream.send("response.completed", response=stream.snapshot("completed", used))
-            if content is not None and content.audio:
+            if content is not None and content.audio and stream.delegated:
                 self.hush()
                 session.say_content(content, answer)
 
@@ -283,6 +283,11 @@ class _Stream:
         self._number = 0
         self._index = 0
         self._created_at = int(time.time())
+
+    @property
+    def delegated(self) -> bool:
+        """Whether the voice asked for it, and says what comes of it."""
+        return self._delegation_id is not None
 
     def send(self, type_: str, **fields: Any) -> None:
         """Send an event of the stream."""

@@ -374,6 +374,7 @@ class LiveSession:
         self._context_tokens += tokens(content)
         client_event_id = self._wire.client_event_id
         asked_ms = self.position_ms
+        said = self._track.count
         number = next(self._numbers)
         self._unplaced[number] = client_event_id
 
@@ -383,12 +384,12 @@ class LiveSession:
             self._reply(f"session.{kind}.appended", client_event_id, **where)
             if kind != "instructions":
                 self.delegations.hush()
-            self._follow(kind, content)
+            self._follow(kind, content, said)
 
         self.at(self._live.append_delay_ms, placed)
 
-    def _follow(self, kind: TextKind, content: str) -> None:
-        """Do what a text leads to."""
+    def _follow(self, kind: TextKind, content: str, said: int) -> None:
+        """Do what a text leads to; ``said`` was on the track when it came."""
         if kind == "commentary":
             if self._live.commentary == "paraphrased":
                 content = f"Well, as I was told: {content}"
@@ -399,7 +400,7 @@ class LiveSession:
         if answer is None:
             return
         if kind == "instructions":
-            self.cut()
+            self._track.cut(said)
         self.answer(Turn(texts=[content]), answer)
 
     def _no_fixture(self, message: str) -> None:
