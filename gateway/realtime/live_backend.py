@@ -41,7 +41,7 @@ MAX_QUESTIONS = 16
 MAX_APPEND = 1400
 """Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
 
-_ASIDE = (
+_OUT_OF_BAND = (
     "A question of the operator, which the caller neither asked nor is to hear. Answer it in text, "
     "without calling any function, and then go on as if it had not been asked.\n\n"
 )
@@ -98,7 +98,7 @@ class Backend:
         if busy or not self._questions:
             return None
         self._asked = self._questions.popleft()
-        text = _ASIDE + str((self._asked.response or {}).get("instructions") or "")
+        text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
         part = {"type": "input_text", "text": text}
         item = {"type": "message", "role": "developer", "content": [part]}
         bodies: list[dict[str, Any]] = [

@@ -383,6 +383,7 @@ async def test_a_backend_holds_and_presses_keys(world: GatewayStack) -> None:
     )
     assert '"sent"' in await told(session, 2)
     await ends(world, call, session)
+    await session.wait_until(lambda one: not one.live, WITHIN_S)
     in_time(session)
 
 
