@@ -164,7 +164,7 @@ class CallMachine:
             inputs.SessionClosed: session.on_session_closed,
             inputs.StandbyReady: session.on_standby_ready,
             inputs.StandbyFailed: session.on_standby_failed,
-            inputs.ServerEventReceived: session.on_server_event,
+            inputs.ServerEventReceived: self._on_event,
             inputs.ServerErrorReceived: session.on_server_error,
             inputs.MediaUp: leg.on_media_up,
             inputs.Confirmed: leg.on_confirmed,
@@ -182,7 +182,7 @@ class CallMachine:
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],
-            inputs.BudgetThreshold: self._on_budget,
+            inputs.BudgetThreshold: session.on_budget,
             inputs.DigitPressed: leg.on_digit,
             inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,
@@ -344,6 +344,12 @@ class CallMachine:
         self._call.timeline.mark(now, "data", ms=input.ms, **failed)
         return []
 
+    def _on_event(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:
+        """Hand an event to the conversation, while the session is up."""
+        if not self._call.session_up:
+            return []
+        return self._call.conversation.on_event(input.event, now, input.command)
+
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
         """Hand an event of a transfer to the action that it is of."""
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []
@@ -364,15 +370,6 @@ class CallMachine:
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
             return self._call.conversation.command_rejected(input.command)
         return self._call.conversation.on_command(input.command, now)
-
-    def _on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
-        """Close the session that listens to a bridged call whose budget is spent."""
-        if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
-            return []
-        # The two go on by themselves; only the listening session costs money.
-        self._call.session_up = False
-        note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
-        return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
         """End the call with its leg; a BYE may complete a transfer."""

@@ -356,13 +356,14 @@ class SessionEvents:
         briefed = self._call.conversation.call_actions.session_lost(now)
         return [note, outputs.CloseSession(1000, why.value), *briefed]
 
-    def on_server_event(
-        self, input: inputs.ServerEventReceived, now: float
-    ) -> list[outputs.Output]:
-        """Hand an event to the conversation, while the session is up."""
-        if not self._call.session_up:
+    def on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
+        """Close the session that listens to a bridged call whose budget is spent."""
+        if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
             return []
-        return self._call.conversation.on_event(input.event, now, input.command)
+        # The two go on by themselves; only the listening session costs money.
+        self._call.session_up = False
+        note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
+        return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float

@@ -24,7 +24,6 @@ from gateway.call.playout.playback import Playback, Playout
 from gateway.call.tools.commands import (
     CallCommand,
     EndCall,
-    Interrupt,
     MuteCaller,
     OperatorHold,
     OperatorTransfer,
@@ -44,7 +43,6 @@ from gateway.call.transfer import Transfer
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     REALTIME,
-    CancelResponse,
     Capabilities,
     ClientCommand,
     ContinueWork,
@@ -66,9 +64,6 @@ TAKEN_OVER = "You have taken over this conversation. An answer is due: give it n
 
 LISTEN = "The caller speaks with somebody else from now on. Listen, and say nothing."
 """System message for a model whose turn detection cannot be turned off."""
-
-STOP = "Stop speaking now. What you were saying was cut off; do not go on with it."
-"""System message for a model whose answer cannot be cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,40 +238,6 @@ class ConversationControl:
         """Return whether model audio is playing or queued."""
         return self.playback.queued_ms > 0
 
-    def interrupt(self, trigger: str, now: float, *, cancel: bool = True) -> list[Output]:
-        """Stop playing at once, tell the server what was heard, and take a goodbye back; ``cancel``
-        the running responses, where the server does not do so by itself."""
-        outputs: list[Output] = []
-        unanswered = self.hangup_after_playout.take_back()
-        if unanswered is not None:
-            outputs.append(self.timeline.note(now, "hangup_cancelled", "info"))
-        if unanswered:
-            result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
-            outputs.append(tool_output(unanswered, result))
-        undone = self.call_actions.interrupt()
-        if undone is not None:
-            result = {"status": "not done", "reason": "the caller interrupted"}
-            outputs.append(tool_output(undone, result))
-        running = self.gate.running
-        to_cancel = [one for one in running if cancel and not self.playback.was_cut(one)]
-        outputs += self.playback.interrupt(trigger, running, now)
-        return outputs + self._cancel(to_cancel)
-
-    def _cancel(self, responses: list[str]) -> list[Output]:
-        """Stop what the model is saying: cancel it, or ask it to stop where that cannot be."""
-        if self.capabilities.cancel:
-            return [Send(CancelResponse(one)) for one in responses]
-        return self.tell(STOP) if responses else []
-
-    def drop_response(self, response_id: str, trigger: str, now: float) -> list[Output]:
-        """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
-        if self.playback.to_be_heard(response_id):
-            return self.interrupt(trigger, now)
-        if self.playback.was_cut(response_id) or response_id not in self.gate.running:
-            return []
-        self.playback.drop_response(response_id)
-        return self._cancel([response_id])
-
     # ---- the end of it
 
     def note_disposition(self, disposition: str, by: str, now: float) -> Output:
@@ -371,8 +332,6 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
             control.terminate(
                 Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
             )
-        case Interrupt():
-            return [note, *control.interrupt("application", now)]
         case MuteCaller(muted):
             words = CALLER_MUTED if muted else CALLER_UNMUTED
             told = control.timeline.note(now, "muted" if muted else "unmuted", "info")

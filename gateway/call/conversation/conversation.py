@@ -22,7 +22,7 @@ from gateway.call.dtmf import DtmfInput
 from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
-from gateway.call.playout.barge_in import Interruptions
+from gateway.call.playout.barge_in import Interruptions, interrupt
 from gateway.call.playout.playback import Playout
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.escape import Escape
@@ -34,7 +34,7 @@ from gateway.call.rules.recording import CallRecording
 from gateway.call.rules.response_failure import ResponseFallback
 from gateway.call.rules.silence import Silence, UserIdleTimeout
 from gateway.call.tools.approvals import Approvals, McpWatch
-from gateway.call.tools.commands import CallCommand, RequestOutOfBand
+from gateway.call.tools.commands import CallCommand, Interrupt, RequestOutOfBand
 from gateway.call.tools.function_calls import Functions
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind, classify_error
@@ -307,7 +307,10 @@ class Conversation:
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command."""
-        return carry_out(command, self.control, now)
+        outputs = carry_out(command, self.control, now)
+        if outputs and isinstance(command, Interrupt):
+            outputs += interrupt(self.control, "application", now)
+        return outputs
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
         """Reject a command that came while no session is up."""
@@ -331,7 +334,7 @@ class Conversation:
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
         """Interrupt and retry a response that stays silent; there is no fallback."""
-        outputs = self.control.interrupt("silence", now) + self.silence.reset()
+        outputs = interrupt(self.control, "silence", now) + self.silence.reset()
         return outputs + self._response_fallback.silent(rule, self.control.gate.abandon(), now)
 
     def on_session_over(self, now: float) -> list[Output]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Barge-in: whether speech or a DTMF digit of the caller stops the agent.
+"""Barge-in: whether speech or a DTMF digit of the caller stops the agent, and how it is stopped.
 
 Where the server decides (its own ``interrupt_response``), playout is cut at once. Where the gateway
 does (:attr:`gateway.call.plan.InterruptionPlan.by_gateway`), the server only tells that it hears
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.outputs import Output, Pause, Send
 from gateway.realtime.events import (
     AgentTranscriptDelta,
+    CancelResponse,
     CreateResponse,
     DeleteItem,
     InputCommitted,
@@ -29,6 +30,54 @@ MAX_TURNS = 8
 
 _PROTECTED_TEXT = 4000
 """Characters of the latest response that patterns are searched in; a minute of speech has 1,000."""
+
+
+STOP = "Stop speaking now. What you were saying was cut off; do not go on with it."
+"""System message for a model whose answer cannot be cancelled."""
+
+
+def interrupt(
+    control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
+) -> list[Output]:
+    """Stop playing at once, tell the server what was heard, and take a goodbye back.
+
+    Args:
+        cancel: cancel the running responses too; False where the server does so by itself.
+    """
+    outputs: list[Output] = []
+    unanswered = control.hangup_after_playout.take_back()
+    if unanswered is not None:
+        outputs.append(control.timeline.note(now, "hangup_cancelled", "info"))
+    if unanswered:
+        result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
+        outputs.append(tool_output(unanswered, result))
+    undone = control.call_actions.interrupt()
+    if undone is not None:
+        result = {"status": "not done", "reason": "the caller interrupted"}
+        outputs.append(tool_output(undone, result))
+    running = control.gate.running
+    to_cancel = [one for one in running if cancel and not control.playback.was_cut(one)]
+    outputs += control.playback.interrupt(trigger, running, now)
+    return outputs + _cancel(control, to_cancel)
+
+
+def drop_response(
+    control: ConversationControl, response_id: str, trigger: str, now: float
+) -> list[Output]:
+    """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
+    if control.playback.to_be_heard(response_id):
+        return interrupt(control, trigger, now)
+    if control.playback.was_cut(response_id) or response_id not in control.gate.running:
+        return []
+    control.playback.drop_response(response_id)
+    return _cancel(control, [response_id])
+
+
+def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
+    """Cancel responses; tell a model whose responses cannot be cancelled to stop."""
+    if control.capabilities.cancel:
+        return [Send(CancelResponse(one)) for one in responses]
+    return control.tell(STOP) if responses else []
 
 
 @dataclass(slots=True)
@@ -113,7 +162,7 @@ class Interruptions:
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
-        return [*self._control.interrupt("digit", now), *self._resume()]
+        return [*interrupt(control, "digit", now), *self._resume()]
 
     def speech(self, event: SpeechStarted, now: float) -> list[Output]:
         """Interrupt or pause on ``input_audio_buffer.speech_started``."""
@@ -125,7 +174,7 @@ class Interruptions:
         if not self._plan.by_gateway:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
             server = control.plan.server.interrupts
-            return [started, *(control.interrupt("speech", now, cancel=False) if server else [])]
+            return [started, *(interrupt(control, "speech", now, cancel=False) if server else [])]
         agent = control.speaking or control.gate.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
@@ -137,7 +186,7 @@ class Interruptions:
             self._paused = True
             control.response_times.paused_at = control.response_times.paused_at or now
         elif not let_be:
-            outputs += control.interrupt("speech", now)
+            outputs += interrupt(control, "speech", now)
         if agent and let_be:
             outputs.append(note(now, "interruption_suppressed", protected=self.protected))
         return outputs
@@ -231,7 +280,7 @@ class Interruptions:
 
     def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
         """Interrupt the agent, and answer the turns that waited for the decision."""
-        outputs = self._control.interrupt("speech", now)
+        outputs = interrupt(self._control, "speech", now)
         outputs += self._resume()
         for one in tuple(self._turns.values()):
             if one is turn or one.undecided:

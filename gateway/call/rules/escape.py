@@ -13,6 +13,7 @@ from gateway.call.call_control import BY_CALLER
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import Output
+from gateway.call.playout.barge_in import interrupt
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.realtime.events import CreateResponse, InputTranscribed
 from gateway.text import contains_phrase, words_of
@@ -65,7 +66,7 @@ class Escape:
         """Stop the agent, and call the first destination; ``by``: key or word."""
         control = self._control
         note = control.timeline.note(now, "escape", "info", by=by)
-        outputs = [note, *control.interrupt("escape", now), *control.call_actions.drop()]
+        outputs = [note, *interrupt(control, "escape", now), *control.call_actions.drop()]
         self._left = list(control.plan.escape.to)
         return outputs + self.next_destination(now)
 

@@ -21,6 +21,7 @@ from gateway.call.call_record import Decision, keep
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
+from gateway.call.playout.barge_in import drop_response, interrupt
 from gateway.call.tools.commands import Show, Tell
 from gateway.ending import EndReason
 from gateway.realtime.events import (
@@ -180,7 +181,7 @@ class Guardrails:
         if self._control.gate.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
             self._control.gate.stopped(now)
-            return self._control.drop_response(response_id, "guard", now)
+            return drop_response(self._control, response_id, "guard", now)
         return []
 
     def _words_of_item(self, item_id: str, response_id: str) -> _Words:
@@ -320,7 +321,7 @@ class Guardrails:
         ]
         over = response and response not in control.gate.running
         if not over or control.playback.to_be_heard(response):
-            outputs += control.interrupt("guard", now)
+            outputs += interrupt(control, "guard", now)
         decision.heard_ms = control.playback.heard_ms(response)
         if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""

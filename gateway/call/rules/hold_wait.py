@@ -22,6 +22,7 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.line import HoldWaitRecord
 from gateway.call.outputs import Output, Send, Withhold
 from gateway.call.plan import HoldWaitPlan
+from gateway.call.playout.barge_in import interrupt
 from gateway.call.rules.music_and_repeats import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
@@ -124,7 +125,7 @@ class HoldWait:
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._silences:
-                return self._control.interrupt("hold_wait", now)
+                return interrupt(self._control, "hold_wait", now)
             case inputs.DigitPressed(in_band=False) if self._wait is not None:
                 return self._end("key", now)
             case inputs.HoldChanged(held=held):
@@ -229,7 +230,7 @@ class HoldWait:
         control.waiting = True
         outputs: list[Output] = [control.timeline.note(now, "hold_wait_began", "info", why=why)]
         if control.speaking or not control.gate.idle:
-            outputs += control.interrupt("hold_wait", now)
+            outputs += interrupt(control, "hold_wait", now)
         control.gate.forget_waiting()
         outputs += self._quieten()
         return outputs + control.tell(WAITING) + (self._withhold(True) if music else [])

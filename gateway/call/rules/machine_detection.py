@@ -16,6 +16,7 @@ from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.line import MachineDetected
 from gateway.call.outputs import Output
+from gateway.call.playout.barge_in import interrupt
 from gateway.call.rules.music_and_repeats import MusicOnHoldDetector, Repeats, even
 from gateway.ending import EndReason
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
@@ -159,7 +160,7 @@ class MachineDetector:
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
-                return self._control.interrupt("machine", now)  # nobody is there to be answered
+                return interrupt(self._control, "machine", now)  # nobody is there to be answered
             case inputs.SoundHeard():
                 return self._on_sound(input, now)
             case inputs.BeepHeard():
@@ -298,5 +299,5 @@ class MachineDetector:
         """Interrupt the agent, if it is heard or a response runs."""
         control = self._control
         if control.speaking or control.gate.active is not None:
-            return control.interrupt("machine", now)
+            return interrupt(control, "machine", now)
         return []

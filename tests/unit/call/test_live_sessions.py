@@ -7,7 +7,6 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.conversation.control import STOP
 from gateway.call.plan import (
     CallPlan,
     FallbackStep,
@@ -16,6 +15,7 @@ from gateway.call.plan import (
     ServerPlan,
     ToolsPlan,
 )
+from gateway.call.playout.barge_in import STOP
 from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.call.rules.silence import FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
