@@ -280,18 +280,24 @@ def _own_listen(
 ) -> tuple[tuple[ListenOn, ...], tuple[int, int] | None]:
     """Addresses for the doctor: the gateway's, or other ports where a gateway has them."""
     wanted = [one for one in settings.listen if one.transport in transports]
-    used, taken = [], None
+    used: list[ListenOn] = []
+    taken: tuple[int, int] | None = None
     for one in wanted or settings.listen[:1]:
         kind = socket.SOCK_DGRAM if one.transport == "udp" else socket.SOCK_STREAM
         family = socket.AF_INET6 if ":" in one.host else socket.AF_INET
         with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:  # connections of before may linger
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((one.host, one.port))
+                in_use = False
             except OSError:
-                taken = one.port
                 probe.bind((one.host, 0))
+                in_use = True
             used.append(replace(one, port=int(probe.getsockname()[1])))
-    return tuple(used), None if taken is None else (taken, used[0].port)
+            if in_use:
+                taken = one.port, used[-1].port
+    return tuple(used), taken
 
 
 class _Run:

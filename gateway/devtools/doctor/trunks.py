@@ -15,15 +15,17 @@ import secrets
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from gateway.addresses import is_inside, is_loopback
+from gateway.addresses import is_inside, is_loopback, is_name
 from gateway.config import Config
 from gateway.config.sip import Transport
 from gateway.config.trunks import Address, TrunkSettings
-from gateway.devtools.doctor import Finding, Verdict, bad, ok, warn
+from gateway.devtools.doctor import Finding, Verdict, bad, ok, service_records, warn
 from gateway.devtools.doctor.network import CERTIFICATE_DAYS
+from gateway.devtools.doctor.service_records import Service
 from gateway.devtools.doctor.trunk_messages import redacted
 from gateway.planning.call_plan import sip_settings
 from gateway.sip.transports import carried_to
@@ -101,8 +103,22 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
     host, port = target.host, target.port or _PORTS[trunk.transport]
     where = config.place(key.removeprefix("trunk."), trunk.name)
     found: list[Finding] = []
+    services: list[Service] = []
+    if is_name(host) and not target.port:  # with a port, no record is asked (RFC 3263 section 4.2)
+        services = await asyncio.to_thread(service_records.services, host)
+    listed = ", ".join(map(str, services))
     try:
-        family, address = await _resolved(host, port, where)
+        try:
+            family, address = await _resolved(host, port, where)
+        except _ProbeError as error:
+            if not services:
+                raise
+            fact = f"{error.fact}; its SRV records name {listed}, which are not followed"
+            raise _ProbeError(fact, _by_service(config, trunk, services), "dns_srv") from None
+        if services and not await _is_one_of(services, trunk.transport, address, port):
+            fact = f"its SRV records name {listed}, and its address is {address}, port {port}: "
+            fact += "the gateway follows addresses only"
+            found.append(warn(subject, fact, _by_service(config, trunk, services)).of("dns_srv"))
         if address != host:
             found.append(ok(subject, f"{host} is {address}").of("dns"))
         if all(is_loopback(one.host) for one in config.sip.listen) and not is_loopback(address):
@@ -136,6 +152,25 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
     except _ProbeError as error:
         found.append(bad(subject, error.fact, error.advice).of(error.code))
     return found
+
+
+def _by_service(config: Config, trunk: TrunkSettings, services: list[Service]) -> str:
+    own = [one for one in services if one.transport == trunk.transport]
+    first = (own or services)[0]
+    text = f'{config.place("outbound_proxy", trunk.name)}: "{first.host}:{first.port}"'
+    return text if own else f'{text}, with transport = "{first.transport}"'
+
+
+async def _is_one_of(services: list[Service], transport: str, address: str, port: int) -> bool:
+    """Whether an address is where the first service of a transport is."""
+    loop = asyncio.get_running_loop()
+    for one in services:
+        if (one.transport, one.port) == (transport, port):
+            with suppress(OSError):
+                found = await loop.getaddrinfo(one.host, port, type=socket.SOCK_DGRAM)
+                if address in [str(entry[4][0]) for entry in found]:
+                    return True
+    return False
 
 
 async def _answers_by(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import re
@@ -70,6 +71,16 @@ def found(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0", more: str =
     (finding,) = trunks.look(config)
     assert finding.subject == "trunk"
     return finding
+
+
+def closely(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0") -> list[Finding]:
+    """What ``--trunk`` finds before a call."""
+    (folder / "dialplans").mkdir()
+    file = folder / "gateway.toml"
+    text = f'[realtime]\nurl = "ws://127.0.0.1:9"\n[sip]\nlisten = ["{listen}"]\n'
+    file.write_text(f'{text}[[trunk]]\nname = "pbx"\n{trunk}')
+    config = load_config(file, {})
+    return asyncio.run(trunks.look_closely(config, config.trunk[0], login=True))
 
 
 def login(port: int, password: str = PASSWORD) -> str:
