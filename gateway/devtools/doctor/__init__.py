@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from gateway.text import printable
+
 
 class Verdict(StrEnum):
     """``BAD`` keeps calls from working; ``WARN`` may be meant so, or will hurt under load."""
@@ -56,16 +58,16 @@ def bad(subject: str, fact: str, advice: str) -> Finding:
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """The report for people."""
+    """The report for people; what others wrote in it moves no cursor."""
     found = list(findings)
     width = max((len(finding.subject) for finding in found), default=0)
     shown: list[str] = []
     for finding in found:
-        shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.fact}")
+        shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {printable(finding.fact)}")
         if finding.advice:
-            shown.append(f"{'':<4}  {'':<{width}}  -> {finding.advice}")
+            shown.append(f"{'':<4}  {'':<{width}}  -> {printable(finding.advice)}")
         for text in finding.evidence:
-            shown += ["", *(f"      | {line}".rstrip() for line in text.split("\n"))]
+            shown += ["", *(f"      | {printable(line)}".rstrip() for line in text.split("\n"))]
         if finding.evidence:
             shown.append("")
     return shown

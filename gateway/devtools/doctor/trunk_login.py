@@ -19,6 +19,7 @@ from gateway.devtools.doctor.trunk_messages import (
 )
 from gateway.sip.messages.headers import parameter_of, split_list
 from gateway.sip.settings import Trunk
+from gateway.text import whole_number
 
 SHORT_EXPIRES = 60
 """Seconds: a registration that is granted for less is refreshed all the time."""
@@ -156,8 +157,8 @@ def _granted(answer: Packet) -> int | None:
         for field in answer.headers.get("contact", ())
         for one in split_list(field)
     ]
-    numbers = [int(one) for one in (*found, answer.header("expires")) if one and one.isdigit()]
-    return max(numbers, default=None)
+    numbers = [whole_number(one or "") for one in (*found, answer.header("expires"))]
+    return max((one for one in numbers if one is not None), default=None)
 
 
 MEANINGS = {

@@ -275,6 +275,23 @@ def test_what_a_registration_means(
     assert codes(findings) == wanted, findings
 
 
+def test_a_nat_before_the_registrar() -> None:
+    ours = message(0, f"REGISTER sip:{PBX} SIP/2.0", sent=True, cseq="1 REGISTER")
+    ours = replace(ours, text=ours.text.replace(f"{SEEN}:5060", "192.168.1.2:5060", 1))
+    granted = message(1, "SIP/2.0 200 OK", "Contact: <sip:me>;expires=300", cseq="1 REGISTER")
+    findings = found(registration=(ours, granted), registered="registered")
+    (nat,) = [one for one in findings if one.code == "nat_binding"]
+    assert f"sees {SEEN}:5060 for 192.168.1.2:5060" in nat.fact
+
+
+def test_what_others_write_is_not_believed() -> None:
+    strange = message(1, "SIP/2.0 200 OK", "Contact: <sip:me>;expires=\u00b2", cseq="1 REGISTER")
+    assert found(registration=(register()[0], strange), registered="registered")
+    refusal = refused("SIP/2.0 403 \x1b[2J", "Warning: \x1b[2J", "Reason: \u202e")
+    shown = lines(found(refusal))
+    assert all(line.isprintable() for line in shown)
+
+
 def test_srtp_and_codecs_are_told_apart_by_the_call_that_works() -> None:
     first = refused("SIP/2.0 488 No")
     second = answered(changed='srtp = "required"')
