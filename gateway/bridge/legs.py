@@ -200,7 +200,12 @@ class Legs(CallPart):
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
-        record = BLegRecord(output.uri, parent_id=self._host.record.call_id)
+        record = BLegRecord(
+            output.uri,
+            parent_id=self._host.record.call_id,
+            trunk=output.trunk,
+            dialled_ms=round(self._host.now_ms(), 1),
+        )
         self._host.record.actions.b_legs.append(record)
         second = _BLeg(self._host, record, self._feed_if_current)
         self._b_legs.append(second)

@@ -113,8 +113,10 @@ class BLeg:
     parent_id: str  # the call that it was dialled for
     recording: str = ""  # file of its briefing, where that was recorded
     sip_call_id: str = ""
+    trunk: str = ""
     codec: str = ""
-    answered_ms: float | None = None  # since the caller's INVITE, as everything here
+    dialled_ms: float | None = None  # since the caller's INVITE, as everything here
+    answered_ms: float | None = None
     ended_ms: float | None = None
     sip_code: int = 0
     rtp: dict[str, float] = field(default_factory=dict)

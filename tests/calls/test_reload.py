@@ -7,6 +7,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from gateway.cli.main import main
+from tests.support import figures
 from tests.support.harness import GatewayStack, eventually
 
 CONTROL = '[control]\nsocket = "gateway.sock"\n'
@@ -92,18 +94,29 @@ async def test_a_wrong_file_changes_nothing(own_folder: Path) -> None:
 
 async def test_reloads_and_a_drain_are_heard_by_nobody(own_folder: Path) -> None:
     """What the model says comes whole and in its order to each call, across all of them."""
-    world = GatewayStack(own_folder, more=CONTROL, drain_seconds=30)
+    before_s = CALLS / 5 if CALLS > 5 else 0.0
+    world = GatewayStack(own_folder, more=CONTROL, drain_seconds=30 + before_s)
     await world.start()
     # At once, so that only the gateway can leave a gap, and long enough to outlast the reloads.
-    said = {"kind": "pattern", "seconds": 6 + CALLS // 5, "burst": True}
+    said = {"kind": "pattern", "seconds": 6 + 3 * before_s + CALLS // 5, "burst": True}
     world.behave(vad="off", answers=[said, {"kind": "silent"}])
     calls = [await world.dial("greeted") for _ in range(CALLS)]
+    began = time.time()
+    await asyncio.sleep(before_s)
+    reloaded = time.time()
     text = routes(world).read_text()
     for name in ("first", "second"):
         routes(world).write_text(text + MORE.replace("late", name))
         assert (await reload(world)).exit_code == 0
     world.gateway.signal(signal.SIGTERM)
     await world.gateway.wait("gateway.state", state="draining")
+    await asyncio.sleep(before_s)
+    drained = time.time()
+    times = [[packet.at for packet in call.rtp.packets] for call in calls]
+    for name, since, until in (("before", began, reloaded), ("during", reloaded, drained)):
+        if found := figures.gaps(times, since, until):
+            shown = figures.spread(found, "ms")
+            figures.show(f"packets apart at callers {name} reloads and drain", shown)
     for call in calls:
         session = await world.session_of(call)
         await session.wait_until(lambda s: bool(s.sent("response.done")), 20)

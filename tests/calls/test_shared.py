@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,8 @@ PATIENT = "[shared]\ntimeout_ms = 5000\n"
 """A busy machine takes its time."""
 CALLS = int(os.environ.get("GATEWAY_TEST_CALLS", "5"))
 AWAY_S = float(os.environ.get("GATEWAY_TEST_AWAY_S", "1"))
+BEFORE_S = AWAY_S if AWAY_S > 1 else 0.0
+"""With the database, for comparison."""
 """More of both for ``python -m tests.load.survive``."""
 SPENDING = """
 [[route]]
@@ -217,9 +220,12 @@ async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
     more = f'{MORE.replace("10", "200")}\n[shared]\nfail = "open"\ntimeout_ms = 200\n'
     cleaned(server.url).close()
     async with gateways(own_folder, server.url, 1, more) as (world,):
-        said = {"kind": "pattern", "seconds": AWAY_S + 20 + CALLS, "burst": True}
+        said = {"kind": "pattern", "seconds": BEFORE_S + AWAY_S + 20 + CALLS, "burst": True}
         world.behave(vad="off", answers=[said, {"kind": "silent"}])
         calls = [await world.dial("greeted") for _ in range(CALLS)]
+        began = time.time()
+        await asyncio.sleep(BEFORE_S)
+        stopped = time.time()
         await asyncio.to_thread(server.stop)
         try:
             for call in calls[: CALLS // 5]:
@@ -228,6 +234,7 @@ async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
             await asyncio.sleep(AWAY_S)
         finally:
             await asyncio.to_thread(server.start)
+        back = time.time()
         summaries = [await world.summary_at_end(call) for call in calls[CALLS // 5 :] + more_calls]
         assert [one["underruns"] for one in summaries] == [0] * len(summaries)
         for call in calls[CALLS // 5 :]:
@@ -244,6 +251,10 @@ async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
         await eventually(there, "one closed row for each call", 60)
         told = f"{len(wanted)} calls, one row each; 0 underruns, no packet missing"
         figures.show(f"PostgreSQL stopped for {AWAY_S:g} s", told)
+        times = [[packet.at for packet in call.rtp.packets] for call in calls]
+        for name, since, until in (("before", began, stopped), ("during", stopped, back)):
+            if found := figures.gaps(times, since, until):
+                figures.show(f"packets apart at callers {name} it", figures.spread(found, "ms"))
         database.close()
 
 

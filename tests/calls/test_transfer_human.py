@@ -142,7 +142,7 @@ async def test_joined_both_hear_each_other(world: GatewayStack, callee: CalledPh
     (leg,) = record["b_legs"]
     assert leg["sip_call_id"] == there.call_id
     assert leg["codec"] == "PCMU"
-    assert 0 < leg["answered_ms"] < leg["ended_ms"]
+    assert 0 < leg["dialled_ms"] < leg["answered_ms"] < leg["ended_ms"]
     (attempt,) = record["transfers"]
     assert (attempt["outcome"], attempt["mode"]) == ("answered", "bridge")
 
