@@ -4,17 +4,38 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import wave
 from pathlib import Path
+from urllib.parse import quote
 
 from junitparser import JUnitXml, TestSuite
 
 from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.text_model import TextModel
+from tests.interop.lab.ports import free_port
 from tests.support.harness import GatewayStack
 
-ROUTES = """
+PORT = free_port("127.0.0.1")
+TRANSFER = {"name": "transfer_call", "arguments": json.dumps({"destination": "good"})}
+BEHAVIOUR = quote(json.dumps({"answers": [{"kind": "say", "text": "Yes.", "tools": [TRANSFER]}]}))
+
+ROUTES = f"""
+[[route]]
+name = "transfers"
+to = "^transfers$"
+[route.realtime]
+url = "ws://127.0.0.1:{{port}}/v1/realtime?behaviour={BEHAVIOUR}"
+api_key = "{{key}}"
+[route.greeting]
+say = "One moment."
+[[route.transfer]]
+name = "good"
+to = "sip:good@127.0.0.1:{PORT}"
+mode = "blind"
+
 [[route]]
 name = "good"
 to = "^good$"
@@ -33,12 +54,13 @@ mode = "disabled"
 name = "mute"
 to = "^mute$"
 [route.realtime]
-url = "ws://127.0.0.1:{port}/v1/realtime?script=silent"
-api_key = "{key}"
+url = "ws://127.0.0.1:{{port}}/v1/realtime?script=silent"
+api_key = "{{key}}"
 """
 
 WORLD = {
     "routes": ROUTES,
+    "listen": (f"udp:127.0.0.1:{PORT}",),
     "more": '[control]\nsocket = "gateway.sock"\n',
 }
 
@@ -83,6 +105,21 @@ GOOD = (
         'hears = ["you pressed 4, 2", "you pressed 7"]',
         "line = { noise_dbfs = -60 }\n",
     )
+    + call(
+        "is transferred, and follows",
+        "transfers",
+        # More sound than "Yes." is: the greeting of the agent that it is sent to.
+        ANSWER + '[[call.step]]\ndo = "wait_speech"\nms = 2000\n',
+        'transfer_to = "^sip:good@"\nending = "transferred"\nmax_dead_air = 20',
+        'follow_refer = "sip:good@127.*"\n',
+    )
+    + call(
+        "loses packets",
+        "good",
+        GREETING + ASK + REPLY,
+        'hears = ["you spoke for"]',
+        'from = "lossy"\nline = { loss_percent = 20 }\n',
+    )
     + call("is not there", "nowhere", '[[call.step]]\ndo = "expect_end"\n', "code = 404")
 )
 
@@ -110,10 +147,9 @@ WRONG = (
 async def run(world: GatewayStack, folder: Path, suite: str) -> tuple[int, str, TestSuite]:
     """Run a suite's text; the exit status, what was printed, and its results."""
     (file := folder / "suite.toml").write_text(suite)
-    host, port = world.gateway.sip
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", "test", file),
-        *("-c", world.gateway.config, "--target", f"sip:{host}:{port}", "--parallel", "16"),
+        *("-c", world.gateway.config, "--parallel", "16"),
         *("--junit", folder / "out.xml", "--report", folder / "report"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -127,16 +163,19 @@ async def run(world: GatewayStack, folder: Path, suite: str) -> tuple[int, str, 
 async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
     status, told, results = await run(world, tmp_path, GOOD)
     assert status == 0, told
-    assert (results.tests, results.failures) == (4, 0)
-    assert ["suite", "4", "4", "0", "19", "0"] in [line.split() for line in told.splitlines()]
+    assert (results.tests, results.failures) == (6, 0)
+    assert ["suite", "6", "6", "0", "25", "0"] in [line.split() for line in told.splitlines()]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "4 of 4 calls passed" in page
+    assert "6 of 6 calls passed" in page
     assert "How can I help you today?" in page
     with wave.open(str(tmp_path / "report" / "001-talks.wav")) as sound:
         assert (sound.getnchannels(), sound.getframerate()) == (2, 8000)
         assert sound.getnframes() > 4 * 8000
     invites = world.gateway.all("call.invite")
     assert any(line["from"].startswith("sip:+49301234@") for line in invites), invites
+    ends = world.gateway.all("call.summary")
+    (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
+    assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20
 
 
 async def test_a_wrong_agent_fails_each_assertion(world: GatewayStack, tmp_path: Path) -> None:
@@ -149,11 +188,7 @@ async def test_a_wrong_agent_fails_each_assertion(world: GatewayStack, tmp_path:
     assert results.failures == results.tests == 16
 
 
-CALLER = """
-[call.caller]
-persona = "Vera, in a hurry"
-goal = "a room"
-max_turns = 2
+JUDGE = """
 [call.judge.criteria.kindness]
 question = "Was the agent kind?"
 [call.judge.criteria.brevity]
@@ -161,27 +196,41 @@ question = "Was the agent brief?"
 """
 
 
-async def test_a_simulated_caller_talks_and_a_judge_marks(
+async def test_simulated_callers_talk_and_a_judge_marks(
     world: GatewayStack, tmp_path: Path
 ) -> None:
-    script = {
-        "text_replies": ["I need a room, please.", "Goodbye. [DONE]"],
-        "text_scores": {"brevity": 2},
-    }
-    model = TextModel(lambda: Script.model_validate(script))
+    """One is played by a text model, one by a realtime session; both are the emulator's."""
+    script = Script.model_validate(
+        {
+            "text_replies": ["I need a room, please.", "Goodbye. [DONE]"],
+            "text_scores": {"brevity": 2},
+            "answers": [
+                {"kind": "say", "text": "I need a room for two nights, please."},
+                {"kind": "say", "text": "Goodbye.", "end_call": True},
+            ],
+        }
+    )
+    model, session = TextModel(lambda: script), Emulator(script=script)
     url = f"http://127.0.0.1:{await model.start()}/v1"
+    await session.start()
+    by = f'by = "realtime"\nurl = "{session.url()}"\n'
+    persona = '[call.caller]\npersona = "Vera"\ngoal = "a room"\nmax_turns = 4\n'
+    suite = f'[model]\nurl = "{url}"\n[[call]]\nname = "model"\nto = "good"\n{persona}{JUDGE}'
+    suite += f'[[call]]\nname = "session"\nto = "good"\n{persona}{by}'
     try:
-        suite = f'[model]\nurl = "{url}"\n[[call]]\nname = "one"\nto = "good"\n{CALLER}'
-        status, told, results = await run(world, tmp_path, suite)
+        status, told, (first, second) = await run(world, tmp_path, suite)
     finally:
         await model.stop()
+        await session.stop()
     assert status == 1, told
-    (case,) = results
-    lines = [line.split("  ", 1) for line in str(case.system_out).splitlines()]
-    marks = {line[1].partition(": ")[0]: line[0] for line in lines if len(line) == 2}
-    assert marks["steps"] == marks["caller"] == "passed", told
-    found = [one.text for one in case.result]
+    found = [one.text for one in first.result]
     assert found == ["judge: brevity: 2: by the script; wanted at least 7 of 10"]
-    assert "agent: You spoke for" in case.system_out
-    assert "caller: I need a room, please." in case.system_out
+    assert "passed  judge: kindness: 8" in first.system_out
+    assert "passed  caller: reached; 2 turns" in first.system_out
+    assert "agent: You spoke for" in first.system_out
+    assert "caller: I need a room, please." in first.system_out
     assert model.requests == 3
+    assert second.is_passed, second.system_out
+    assert "passed  caller: reached; 2 turns" in second.system_out
+    assert "agent: You spoke for" in second.system_out
+    assert "caller: I need a room for two nights, please." in second.system_out

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.audio.g711 import Codec
+from gateway.devtools.call_suites.realtime_caller import RealtimeCaller
 from gateway.devtools.call_suites.simulated import Conversation, Model, SimulatedCaller, marks_of
 from gateway.devtools.call_suites.suite import SuiteCall, TextModel
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, Verdict, judge
@@ -28,8 +29,9 @@ from gateway.devtools.scripted_caller.run import (
 )
 from gateway.devtools.scripted_caller.script import Dialling, Noise, Script
 from gateway.devtools.scripted_caller.sound import write_sound
+from gateway.devtools.scripted_caller.talking import TalkingCall
 
-_USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?(.*)", re.IGNORECASE)
+_USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?([^@]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class CallResult:
 
 
 Models = dict[TextModel, Model]
+
+NO_MODEL = "[model] url is empty"
 
 TRANSCRIPT_SECONDS = 3.0
 """How late the words of what was heard may come."""
@@ -148,6 +152,7 @@ async def _one(
     dialling = Dialling(
         caller_id=call.caller_id,
         headers=call.call.headers,
+        lose_percent=call.call.line.loss_percent,
         follow=None if follow is None else re.compile(follow),
     )
     codecs = [call.call.codec, *(one for one in Codec if one is not call.call.codec)]
@@ -178,17 +183,28 @@ class _Simulation:
         self._call = call
         self._model = models.get(call.model)
         self._witness = witness
-        self._caller: SimulatedCaller | None = None
-        self._made: ScriptedCall | None = None
+        self._caller: SimulatedCaller | RealtimeCaller | None = None
+        self._made: TalkingCall | None = None
         self._known = ""
 
-    async def talk(self, made: ScriptedCall) -> None:
+    async def talk(self, made: TalkingCall) -> None:
         """Have the caller speak, where there is one."""
-        persona = self._call.call.caller
-        if persona is None or self._model is None:
+        persona, self._made = self._call.call.caller, made
+        if persona is None or self._off():
             return
-        self._made, self._caller = made, SimulatedCaller(persona, self._model, self._hear)
+        if persona.by == "realtime":
+            self._caller = RealtimeCaller(persona, lambda: made.since_dial)
+        else:
+            assert self._model is not None
+            self._caller = SimulatedCaller(persona, self._model, self._hear)
         await self._caller.talk(made)
+
+    def _off(self) -> str:
+        """Why the simulated caller does not speak; "" where it does, or there is none."""
+        persona = self._call.call.caller
+        if persona is not None and persona.by == "realtime":
+            return "" if persona.url else "[call.caller] url is empty"
+        return "" if persona is None or self._model else NO_MODEL
 
     async def _hear(self, span: Span) -> str | None:
         assert self._made is not None
@@ -214,16 +230,18 @@ class _Simulation:
         """What the caller reached, and how the call is marked."""
         found: list[Verdict] = []
         call = self._call.call
-        for name, wanted in (("caller", call.caller), ("judge", call.judge)):
-            if wanted is not None and self._model is None:
-                why = "not checked: [model] url is empty"
-                found.append(Verdict(name, Mark.SKIPPED, "a text model", why))
-        if call.caller is not None and self._model is not None:
+        if why := self._off():
+            found.append(Verdict("caller", Mark.SKIPPED, "a model", f"not checked: {why}"))
+        elif call.caller is not None:
             talked = Conversation(end="the steps before it were not done")
             if self._caller is not None:
                 talked = self._caller.conversation
+            if isinstance(self._caller, RealtimeCaller):
+                evidence.own = talked.said
             found.append(talked.verdict(call.caller))
-        if call.judge is not None and self._model is not None:
+        if call.judge is not None and self._model is None:
+            found.append(Verdict("judge", Mark.SKIPPED, "a model", f"not checked: {NO_MODEL}"))
+        elif call.judge is not None and self._model is not None:
             found += await marks_of(call.judge, self._model, evidence.both_sides())
         return found
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
-from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.report import Span
 from gateway.devtools.scripted_caller.sound import SoundError, spoken_clip
+from gateway.devtools.scripted_caller.talking import TalkingCall
 
 REACHED, GIVEN_UP = "[DONE]", "[GIVE UP]"
 """What the model ends its last words with."""
@@ -159,7 +159,7 @@ class SimulatedCaller:
         self._model = model
         self._hear = hear
 
-    async def talk(self, call: ScriptedCall) -> None:
+    async def talk(self, call: TalkingCall) -> None:
         """Speak with the agent until the goal is reached or given up, or a limit is."""
         conversation, budget = self.conversation, Budget(self._persona.max_tokens)
         conversation.end = "the call ended"
@@ -173,7 +173,7 @@ class SimulatedCaller:
         finally:
             conversation.tokens = budget.used
 
-    async def _speak_by_turns(self, call: ScriptedCall, budget: Budget) -> None:
+    async def _speak_by_turns(self, call: TalkingCall, budget: Budget) -> None:
         persona, conversation = self._persona, self.conversation
         system = CALLER.format(
             persona=persona.persona, goal=persona.goal, reached=REACHED, given_up=GIVEN_UP
@@ -190,12 +190,12 @@ class SimulatedCaller:
             reply = await self._model.reply(messages, budget)
             messages.append({"role": "assistant", "content": reply})
             conversation.turns += 1
+            conversation.reached = REACHED in reply
             text = reply.replace(REACHED, "").replace(GIVEN_UP, "").strip()
             if text:
                 conversation.said.append(Said("caller", text))
                 await call.speak(await asyncio.to_thread(spoken_clip, text[:1000], persona.voice))
             if REACHED in reply or GIVEN_UP in reply:
-                conversation.reached = REACHED in reply
                 conversation.end = "reached" if conversation.reached else "given up"
                 return
         conversation.end = f"max_turns, {persona.max_turns}, were over"

@@ -148,13 +148,19 @@ class Persona(Section):
 
     persona: Text
     goal: Text
+    by: Literal["model", "realtime"] = "model"
+    """Who plays: the text model of ``[model]``, or a realtime session at ``url``."""
+    url: str = ""
+    """Of the realtime session, as ``wss://api.openai.com/v1/realtime``; off without one."""
+    model: str = "gpt-realtime"
+    api_key: str = ""
     voice: Text = "marin"
     max_turns: Annotated[int, Strict(), Field(ge=1, le=100)] = 10
     max_seconds: Annotated[Seconds, Field(le=1800)] = 120.0
     max_tokens: Annotated[int, Strict(), Field(ge=1)] = 10_000
     """Tokens of this call."""
     pause_ms: Annotated[int, Strict(), Field(ge=100, le=10_000)] = 700
-    """Silence of the agent after which it is the caller's turn."""
+    """Silence of the agent after which it is the caller's turn; of the text model."""
 
 
 class Criterion(Section):
@@ -175,8 +181,16 @@ class Judge(Section):
 class Network(Section):
     """``[call.line]``: the way between the caller and the target."""
 
+    loss_percent: Annotated[int, Strict(), Field(ge=0, le=90)] = 0
+    """RTP packets lost, in each direction; 1 is refused, as pjmedia cannot do it."""
     noise_dbfs: Level | None = None
     """White noise under all that the caller sends."""
+
+    @model_validator(mode="after")
+    def _not_one(self) -> Network:
+        if self.loss_percent == 1:
+            raise ValueError("loss_percent is 0, or 2 and more")
+        return self
 
 
 class Call(Section):

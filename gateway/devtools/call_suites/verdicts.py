@@ -60,11 +60,14 @@ class Evidence:
     record: dict[str, Any] | None = None
     """The record of the call, where the target is a gateway of ours that tells it."""
     no_record: str = "the target is not the gateway of the configuration"
+    own: list[Said] | None = None
+    """What the caller has said, where that is not the text of what was spoken."""
 
     def both_sides(self) -> list[Said]:
         """What was said, by time: words of the agent as told, of the caller as they were spoken."""
         media = self.report.media_ms or 0.0
         said = [Said("caller", one.what, media + one.from_ms) for one in self.report.spoken]
+        said = said if self.own is None else list(self.own)
         said += [one for one in self.transcript or () if one.who != "caller"]
         return sorted(said, key=lambda one: one.at_ms or 0.0)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
-    SPEECH_DBFS,
     AnyStep,
     Dialling,
     Digits,
@@ -55,9 +54,6 @@ MEDIA_SECONDS = 3.0
 ONSET_MS = 60
 """Sound of the other side by which an interruption knows that it has begun to speak."""
 
-TURN_MS, TURN_SECONDS = 200, 60.0
-"""Sound that is a turn of the other side, and the longest one."""
-
 HOLD_SECONDS = 0.3
 """Time given to a re-INVITE that holds: nothing tells that it was answered."""
 
@@ -72,16 +68,12 @@ CLOCK_SECONDS = 5.0
 """What playing may take longer than the sound is: the media clock stands still then."""
 
 
-class _EndedError(Exception):
+class EndedError(Exception):
     """The call ended while a step was going on."""
 
 
 class _InterruptedError(Exception):
     """The user wants to hang up."""
-
-
-Talk = Callable[["ScriptedCall"], Awaitable[None]]
-"""What comes after the steps: a conversation by :meth:`ScriptedCall.turn` and ``speak``."""
 
 
 class ScriptedCall:
@@ -94,7 +86,6 @@ class ScriptedCall:
         clips: dict[int, Clip],
         on_progress: Callable[[str], None],
         dialling: Dialling | None = None,
-        talk: Talk | None = None,
     ) -> None:
         self.uri = uri
         self.script = script
@@ -102,14 +93,14 @@ class ScriptedCall:
         self.steps: list[StepReport] = []
         """Those done so far."""
         self.tape = Tape(Codec.PCMU)
+        self.tape.audio.lose_percent = self.dialling.lose_percent
         self.report: CallReport | None = None
         self._clips = clips
-        self._progress = on_progress
-        self._talk = talk
+        self.progress = on_progress
         self._leg: Leg | None = None
         self._first_leg: Leg | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._hearing = Hearing()
+        self.hearing = Hearing()
         self._dialled_at = 0.0
         self._started_at = datetime.now(UTC)
         self._times: dict[str, float] = {}
@@ -122,7 +113,7 @@ class ScriptedCall:
         self._held: list[Span] = []
         self._refers: list[str] = []
         self._played: list[Played] = []
-        self._queued_frames = 0
+        self.queued_frames = 0
         self._digits_sent = ""
         self._digits_received = ""
         self._quality: RtpQuality | None = None
@@ -133,7 +124,7 @@ class ScriptedCall:
         """180, or another provisional response."""
         if code >= 180 and "ringing" not in self._times:
             self._mark("ringing")
-            self._progress(f"{code} from the other side")
+            self.progress(f"{code} from the other side")
 
     def on_media(self, codec: Codec) -> None:
         """The codec is known."""
@@ -144,18 +135,18 @@ class ScriptedCall:
 
     def on_hold(self, held: bool) -> None:
         """Held by the other side: its audio stops by itself, and comes back."""
-        self._progress("held by the other side" if held else "taken back from hold")
+        self.progress("held by the other side" if held else "taken back from hold")
 
     def on_confirmed(self) -> None:
         """Answered."""
         self._mark("answered")
-        self._progress("answered")
+        self.progress("answered")
         self._wake()
 
     def on_digit(self, digit: str) -> None:
         """The other side pressed a key."""
         self._digits_received += digit
-        self._progress(f"heard the key {digit}")
+        self.progress(f"heard the key {digit}")
 
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
@@ -171,13 +162,13 @@ class ScriptedCall:
 
     def on_audio(self) -> None:
         """Ticks wait on the tape."""
-        self._hearing.add(self.tape.collect())
+        self.hearing.add(self.tape.collect())
         if "media" not in self._times and self.tape.first_at is not None:
             self._times["media"] = (self.tape.first_at - self._dialled_at) * 1000
         if self._noise is not None and self._codec and len(self.tape.playout) < NOISE_FRAMES:
             size = NOISE_FRAMES * PCM_FRAME_BYTES
             self.tape.playout.put(self._codec.from_linear(self._noise.take(size)))
-            self._queued_frames += NOISE_FRAMES
+            self.queued_frames += NOISE_FRAMES
         self._wake()
 
     @property
@@ -213,7 +204,7 @@ class ScriptedCall:
 
     def _on_refer(self, target: str) -> None:
         self._refers.append(target)
-        self._progress(f"referred to {target}")
+        self.progress(f"referred to {target}")
 
     def _on_replaced(self, successor: Leg) -> None:
         """A REFER was followed: the new leg has the audio, and the old one is left."""
@@ -223,26 +214,8 @@ class ScriptedCall:
             old.handler = None
             old.hang_up()
 
-    async def turn(self, within: float, pause_ms: int) -> Span | None:
-        """Listen until the other side has spoken and paused; None when it says nothing within.
-
-        Raises an error that ends the script when the call ends.
-        """
-        heard = self._hearing.speech(SPEECH_DBFS)
-        began = self.tape.now_ms
-        try:
-            await self._until(lambda: heard.ms >= TURN_MS, within)
-        except TimeoutError:
-            return None
-        await self._until(lambda: self._hearing.quiet_for(pause_ms, SPEECH_DBFS), TURN_SECONDS)
-        return Span(from_ms=began, to_ms=self.tape.now_ms)
-
-    async def speak(self, clip: Clip) -> None:
-        """Say something, to its end."""
-        began = self._since_dial()
-        self._progress(f"says: {clip.name}")
-        await self._play(clip, False)
-        self._note(f'say "{clip.name}"', began, True)
+    async def converse(self) -> None:
+        """Do what comes after the steps; nothing here."""
 
     async def _follow(self) -> tuple[Outcome, str]:
         step: AnyStep | None = None
@@ -250,60 +223,61 @@ class ScriptedCall:
             async with asyncio.timeout(self.script.max_seconds):
                 for number, step in enumerate(self.script.steps, start=1):
                     await self._do(number, step)
-                if self._talk is not None:
-                    await self._talk(self)
+                await self.converse()
         except TimeoutError:
             return self._missed(step)
         except _InterruptedError:
             return Outcome.INTERRUPTED, "interrupted by the user"
-        except _EndedError:
+        except EndedError:
             return self._over_in(step)
         if self._end is not None and not self._end.local:
             return Outcome.COMPLETED, "as scripted, ended by the other side"
         return Outcome.COMPLETED, "as scripted"
 
     async def _do(self, number: int, step: AnyStep) -> None:
-        began = self._since_dial()
-        done = False
         if not isinstance(step, WaitAnswer):
-            self._progress(step.note or str(step))
-        try:
+            self.progress(step.note or str(step))
+        with self.noted(str(step)):
             await self._step(number, step)
+
+    @contextlib.contextmanager
+    def noted(self, step: str) -> Iterator[None]:
+        """Note a step in the report, whether it is done or not."""
+        began, done = self.since_dial, False
+        try:
+            yield
             done = True
         finally:
-            self._note(str(step), began, done)
-
-    def _note(self, step: str, began: float, done: bool) -> None:
-        self.steps.append(
-            StepReport(
-                number=len(self.steps) + 1,
-                step=step,
-                began_ms=round(began, 1),
-                took_ms=round(self._since_dial() - began, 1),
-                done=done,
+            self.steps.append(
+                StepReport(
+                    number=len(self.steps) + 1,
+                    step=step,
+                    began_ms=round(began, 1),
+                    took_ms=round(self.since_dial - began, 1),
+                    done=done,
+                )
             )
-        )
 
     async def _step(self, number: int, step: AnyStep) -> None:
         match step:
             case WaitAnswer():
-                await self._until(lambda: "answered" in self._times, step.within)
-                await self._until(lambda: self.tape.now_ms >= SETTLE_MS, MEDIA_SECONDS)
+                await self.until(lambda: "answered" in self._times, step.within)
+                await self.until(lambda: self.tape.now_ms >= SETTLE_MS, MEDIA_SECONDS)
             case WaitSpeech():
-                heard = self._hearing.speech(step.threshold_dbfs)
-                await self._until(lambda: heard.ms >= step.ms, step.within)
+                heard = self.hearing.speech(step.threshold_dbfs)
+                await self.until(lambda: heard.ms >= step.ms, step.within)
             case WaitSilence():
-                await self._until(
-                    lambda: self._hearing.quiet_for(step.ms, step.threshold_dbfs), step.within
+                await self.until(
+                    lambda: self.hearing.quiet_for(step.ms, step.threshold_dbfs), step.within
                 )
             case Play() | Say():
-                await self._play(self._clips[number], step.background)
+                await self.play(self._clips[number], step.background)
             case Interrupt():
                 await self._begin_of_speech(step)
-                await self._play(self._clips[number], False, interrupts=True)
+                await self.play(self._clips[number], False, interrupts=True)
             case Digits(how="inband"):
                 self._digits_sent += step.keys
-                await self._play(key_tones(step.keys), False)
+                await self.play(key_tones(step.keys), False)
             case Digits():
                 await self._press(step.keys, step.how)
             case Hold() | Resume():
@@ -315,21 +289,21 @@ class ScriptedCall:
             case Listen():
                 until = self._times.get("answered", 0.0) + step.seconds * 1000
                 try:
-                    await self._pass_time((until - self._since_dial()) / 1000)
-                except _EndedError:
-                    if self._lost():
+                    await self._pass_time((until - self.since_dial) / 1000)
+                except EndedError:
+                    if self.lost:
                         raise
             case ExpectEnd():
-                await self._until(lambda: self._end is not None, step.within)
+                await self.until(lambda: self._end is not None, step.within)
                 if step.code is not None and self._end and self._end.code != step.code:
-                    raise _EndedError
+                    raise EndedError
             case HangUp():
                 await self._hang_up()
 
     async def _begin_of_speech(self, step: Interrupt) -> None:
         """Wait for the moment of an interruption: so long after the other side began to speak."""
-        heard = self._hearing.speech(step.threshold_dbfs)
-        await self._until(lambda: heard.ms >= ONSET_MS, step.within)
+        heard = self.hearing.speech(step.threshold_dbfs)
+        await self.until(lambda: heard.ms >= ONSET_MS, step.within)
         left = step.after_ms - ONSET_MS
         if left > 0:
             await self._ticks(left // FRAME_MS)
@@ -344,26 +318,27 @@ class ScriptedCall:
             await self._pass_time(HOLD_SECONDS)
         else:
             assert isinstance(step, Resume)
-            await self._until(lambda: self._medias > known, step.within)
+            await self.until(lambda: self._medias > known, step.within)
             if self._held:
                 self._held[-1] = Span(from_ms=self._held[-1].from_ms, to_ms=self.tape.now_ms)
 
-    async def _play(self, clip: Clip, background: bool, interrupts: bool = False) -> None:
+    async def play(self, clip: Clip, background: bool = False, interrupts: bool = False) -> None:
+        """Play a sound; in the background, at once done."""
         assert self._codec is not None
         frames = clip.frames(self._codec)
         if self._noise is not None:
             frames = self._noise.under(frames, self._codec)
         count = len(frames) // FRAME_BYTES
         # The queue holds two of the longest sounds; a third in the background waits for a place.
-        await self._until(lambda: not self._waits() or self._fits(count), clip.ms / 1000 + 1200)
+        await self.until(lambda: not self._waits() or self._fits(count), clip.ms / 1000 + 1200)
         self.tape.playout.put(frames)
         loud = clip.loud(self._codec)
-        self._played.append(Played(clip.name, self._queued_frames, count, loud, interrupts))
-        self._queued_frames += count
+        self._played.append(Played(clip.name, self.queued_frames, count, loud, interrupts))
+        self.queued_frames += count
         if background:
             return
-        last = self._queued_frames
-        await self._until(
+        last = self.queued_frames
+        await self.until(
             lambda: self.tape.playout.frames_played >= last,
             self.tape.playout.queued_ms / 1000 + CLOCK_SECONDS,
         )
@@ -385,18 +360,16 @@ class ScriptedCall:
 
     async def _ticks(self, count: int) -> None:
         target = self.tape.ticks + count
-        await self._until(
-            lambda: self.tape.ticks >= target, count * FRAME_MS / 1000 + CLOCK_SECONDS
-        )
+        await self.until(lambda: self.tape.ticks >= target, count * FRAME_MS / 1000 + CLOCK_SECONDS)
 
     async def _pass_time(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await self._until(lambda: False, max(seconds, 0.0))
+            await self.until(lambda: False, max(seconds, 0.0))
 
-    async def _until(self, condition: Callable[[], bool], within: float) -> None:
+    async def until(self, condition: Callable[[], bool], within: float) -> None:
         """Wait for a condition, looked at after every tick and event.
 
-        Raises TimeoutError, _EndedError when the call ends before, _InterruptedError.
+        Raises TimeoutError, EndedError when the call ends before, _InterruptedError.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(within):
@@ -404,7 +377,7 @@ class ScriptedCall:
                 if self._interrupted:
                     raise _InterruptedError
                 if self._end is not None:
-                    raise _EndedError
+                    raise EndedError
                 self._waiter = loop.create_future()
                 await self._waiter
 
@@ -420,7 +393,7 @@ class ScriptedCall:
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
         except TimeoutError:
-            self._progress(f"no answer to the hang-up within {END_SECONDS:g} s")
+            self.progress(f"no answer to the hang-up within {END_SECONDS:g} s")
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -429,7 +402,9 @@ class ScriptedCall:
 
     # ---- what it was
 
-    def _lost(self) -> bool:
+    @property
+    def lost(self) -> bool:
+        """Whether it ended otherwise than by a BYE."""
         return self._end is not None and self._end.method != "BYE"
 
     def _missed(self, step: AnyStep | None) -> tuple[Outcome, str]:
@@ -438,7 +413,7 @@ class ScriptedCall:
         if isinstance(step, WaitAnswer):
             return Outcome.LOST, f"answered, but no audio within {MEDIA_SECONDS:g} s"
         number = len(self.steps)
-        if self._since_dial() >= self.script.max_seconds * 1000:
+        if self.since_dial >= self.script.max_seconds * 1000:
             limit = f"the call's {self.script.max_seconds:g} s were over"
         else:
             limit = f"its {getattr(step, 'within', 0):g} s passed"
@@ -463,7 +438,7 @@ class ScriptedCall:
         quality = self._quality
         answered = "answered" in self._times
         found: dict[str, Any] = {f"{name}_ms": round(at, 1) for name, at in self._times.items()}
-        found |= self.tape.spans_of(self._played)
+        found |= self.spans()
         return CallReport(
             uri=self.uri,
             outcome=outcome,
@@ -475,7 +450,7 @@ class ScriptedCall:
             held=self._held,
             refers=self._refers,
             sip_call_id=self.sip_call_id,
-            heard=self._hearing.spans(),
+            heard=self.hearing.spans(),
             digits_sent=self._digits_sent,
             digits_received=self._digits_received,
             recorded_ms=len(self.tape.heard_track) * FRAME_MS // FRAME_BYTES,
@@ -487,8 +462,14 @@ class ScriptedCall:
             **found,
         )
 
-    def _mark(self, name: str) -> None:
-        self._times.setdefault(name, self._since_dial())
+    def spans(self) -> dict[str, list[Span]]:
+        """Where the sounds of the steps lie in the recording."""
+        return self.tape.spans_of(self._played)
 
-    def _since_dial(self) -> float:
+    def _mark(self, name: str) -> None:
+        self._times.setdefault(name, self.since_dial)
+
+    @property
+    def since_dial(self) -> float:
+        """Time since the INVITE, ms."""
         return (asyncio.get_running_loop().time() - self._dialled_at) * 1000

@@ -19,10 +19,11 @@ from types import TracebackType
 from typing import Self
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.scripted_caller.call import ScriptedCall, Talk
+from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.script import Dialling, Interrupt, Play, Say, Script
 from gateway.devtools.scripted_caller.sound import Clip, read_clip, spoken_clip, write_sound
+from gateway.devtools.scripted_caller.talking import Talk, TalkingCall
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.settings import JitterBuffer, Listen, SipSettings
@@ -297,7 +298,8 @@ class Phone:
         Those of ``codecs`` come first, in their order. ``talk`` comes after the script's steps.
         """
         offered = [*codecs, *(codec for codec in Codec if codec not in codecs)]
-        call = ScriptedCall(uri, script, clips, on_progress, dialling, talk)
+        told = (uri, script, clips, on_progress, dialling)
+        call = ScriptedCall(*told) if talk is None else TalkingCall(talk, *told)
         how = call.dialling
         self._calls.add(call)
         try:

@@ -384,3 +384,5 @@ class Dialling:
     caller_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     follow: re.Pattern[str] | None = None
+    lose_percent: int = 0
+    """RTP packets lost on purpose, in each direction."""

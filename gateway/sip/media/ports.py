@@ -268,7 +268,10 @@ class CallAudio:
             uplink; such audio comes from the bridge.
     """
 
-    __slots__ = ("codec", "monitor", "own_source", "playout", "queues", "recorder", "uplink")
+    __slots__ = (
+        *("codec", "lose_percent", "monitor", "own_source", "playout", "queues", "recorder"),
+        "uplink",
+    )
 
     def __init__(
         self,
@@ -277,6 +280,8 @@ class CallAudio:
         recorded: int = 0,
     ) -> None:
         self.codec = codec
+        self.lose_percent = 0
+        """RTP packets to lose on purpose, in each direction; 0, or 2 and more."""
         self.own_source = Source.BRIDGE if recorded else Source.PACKETS
         """Where its own leg's audio is taken from."""
         self.queues = pj.NativeCallAudio(
