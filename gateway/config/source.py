@@ -408,6 +408,8 @@ def _message(
         if isinstance(_value_at(source.data, path), dict) and _model_at(model, loc) is not None:
             return f"must be an array of tables: write [[{'.'.join(fields)}]]"
         return "must be an array"
+    if kind == "path_type":
+        return "must be the path of a file" + _as_written(_value_at(source.data, path))
     text = detail["msg"]
     if kind == "value_error":
         return text.removeprefix("Value error, ")

@@ -52,7 +52,7 @@ def load_all(
             problems += error.problems
     if config is not None:
         problems += _keys_missing(config, dialplan)
-        problems += _prices_wrong(config)
+        problems += _prices_wrong(config, source)
         problems += _dialects_wrong(config, dialplan)
         problems += list(_live_wrong(config, dialplan))
         problems += _data_late(config, dialplan) + _regions_mixed(config, dialplan)
@@ -216,10 +216,13 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
     return problems
 
 
-def _prices_wrong(config: Config) -> list[Problem]:
+def _prices_wrong(config: Config, source: TomlSource) -> list[Problem]:
     """Return the problems of the price file, where there is one."""
+    file = config.cost.prices
+    if file is not None and not file.is_file():
+        return [source.problem(("cost", "prices"), f"there is no file {file}")]
     try:
-        load_prices(config.cost.prices)
+        load_prices(file)
     except ConfigError as error:
         return list(error.problems)
     return []

@@ -62,6 +62,25 @@ trunk = "pbx"
 [route.transfer.briefing]
 timeout = 3
 [[route.transfer]]
+name = "warm, busy"
+to = "sip:304@{asterisk}"
+mode = "bridge"
+trunk = "pbx"
+[route.transfer.briefing]
+[[route.transfer]]
+name = "warm, unanswered"
+to = "sip:305@{asterisk}"
+mode = "bridge"
+trunk = "pbx"
+ring_timeout = 2
+[route.transfer.briefing]
+[[route.transfer]]
+name = "warm, declines"
+to = "sip:307@{asterisk}"
+mode = "attended"
+trunk = "pbx"
+[route.transfer.briefing]
+[[route.transfer]]
 name = "warm, attended"
 to = "sip:202@{asterisk}"
 mode = "attended"
@@ -80,7 +99,8 @@ allowed_prefixes = ["2"]
 
 def snippets(scene: Scene) -> tuple[str, str]:
     values = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
-    return deployed("pjsip-trunk.conf", values), deployed("extensions-trunk.conf", {})
+    services = "exten => _30X,1,Goto(services,${EXTEN},1)\n"
+    return deployed("pjsip-trunk.conf", values), deployed("extensions-trunk.conf", {}) + services
 
 
 def gateway(scene: Scene) -> str:
@@ -191,6 +211,43 @@ async def test_warm_transfer(scene: Scene, answer: str) -> None:
         await caller.hang_up()
     (transfer,) = (await call.summary())["transfers"]
     assert transfer["briefing"] == ("accepted" if answer == "taken over" else answer)
+
+
+@pytest.mark.parametrize(
+    ("destination", "status", "code"),
+    [
+        ("warm, busy", "busy", 486),
+        ("warm, unanswered", "no_answer", None),
+        ("warm, declines", "forbidden", 403),  # so Asterisk tells a call that was rejected
+    ],
+)
+async def test_a_warm_transfer_that_nobody_takes(
+    scene: Scene, destination: str, status: str, code: int | None
+) -> None:
+    """Refused by SIP, or never answered: the caller is back with the model, which knows why."""
+    transfers_to(scene, destination)
+    caller = await scene.phone("201")
+    call = scene.agent.next_call()
+    await caller.call(scene.uri("110"))
+    session = await call.session()
+    await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+    (output,) = outputs_of(session)
+    assert (output["status"], output.get("sip_code")) == (status, code)
+    back = pattern(7, 8000)
+    await eventually(lambda: caller.heard.has(back[:4000]), "the model again")
+    await assert_heard_by_the_model(session, caller)
+    await caller.hang_up()
+    summary = await call.summary()
+    (transfer,) = summary["transfers"]
+    assert (transfer["outcome"], transfer["briefing"]) == (status, "")
+    assert summary["ending"]["why"] == "remote_hangup"
+
+
+async def assert_heard_by_the_model(session: SessionRecord, caller: Phone) -> None:
+    """What the caller says is in the session again."""
+    said = noise(33, 1)
+    await caller.say(pcm(said))
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
 
 
 async def test_nobody_answers_the_consultation(scene: Scene) -> None:

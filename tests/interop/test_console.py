@@ -325,7 +325,9 @@ async def test_an_operator_acts_by_mouse(browser: Browser, world: GatewayStack) 
     await session.wait_until(lambda one: one.seen("conversation.item.truncate") != [], 20)
     await button("Say…").click()
     await page.get_by_label("Words").fill("One moment, please.")
-    await button("Say").click()
+    await page.keyboard.press("Tab")
+    await expect(button("Say")).to_be_focused()
+    await page.get_by_label("Words").press("Enter")
     await session.wait_until(
         lambda one: "One moment" in json.dumps([e.body for e in one.seen("response.create")]), 20
     )

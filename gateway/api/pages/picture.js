@@ -64,6 +64,7 @@ const ON_LANES = new Set(["invite", "ringing", "session_up", "answered", "confir
 
 const [TOP, LANE, GAP] = [22, 56, 12];
 const MARGIN = 52; // left of the first second: whose lane it is
+const LAST = 34; // right of the last one: the label of the axis that stands there
 const [CALLER, AGENT] = [TOP, TOP + LANE + GAP];
 const [FLAGS, AXIS] = [AGENT + LANE + 16, AGENT + LANE + 30];
 const HEIGHT = AXIS + 22;
@@ -72,12 +73,14 @@ const WIDEST = 24_000; // pixels
 /** The picture of one call, in a region that scrolls; the newest stays in sight while it grows. */
 export class Picture {
   constructor() {
-    this.scale = 28; // pixels a second
+    this.scale = 28; // pixels a second, at least: a short call fills the frame until somebody zooms
+    this.zoomed = false;
     this.sound = null;
     this.at = null;
     this.frame = element("div.picture", { tabIndex: 0, role: "region", "aria-label": "Picture of the call; the list below it says the same" });
     const zoom = (by) => () => {
-      this.scale = Math.max(4, Math.min(160, this.scale * by));
+      this.scale = Math.max(4, Math.min(160, (this.zoomed ? this.scale : this.drawn) * by));
+      this.zoomed = true;
       if (this.record) this.draw(this.record, this.now, this.live);
     };
     this.node = element(
@@ -98,8 +101,11 @@ export class Picture {
     Object.assign(this, { record, now, live });
     const story = storyOf(record, now);
     const seconds = Math.max(now / 1000 + 1, 8);
-    const scale = Math.min(this.scale, WIDEST / seconds);
-    const width = Math.max(MARGIN + seconds * scale, 320);
+    // In steps of a quarter of a minute, so that a call that goes on does not shrink all the time.
+    const fitting = (this.frame.clientWidth - MARGIN - LAST) / (live ? Math.ceil(seconds / 15) * 15 : seconds);
+    const scale = Math.min(this.zoomed ? this.scale : Math.max(this.scale, Math.min(fitting, 100)), WIDEST / seconds);
+    this.drawn = scale;
+    const width = Math.max(MARGIN + seconds * scale + LAST, 320);
     const x = (ms) => MARGIN + (ms / 1000) * scale;
     const { scrollLeft, scrollWidth, clientWidth } = this.frame;
     const atEnd = scrollLeft + clientWidth >= scrollWidth - 40;

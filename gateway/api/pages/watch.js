@@ -72,8 +72,8 @@ function dialog(title, fields, action, danger = false) {
         element(
           "div.choices",
           {},
-          element("button", { type: "button", onclick: () => box.close() }, "Cancel"),
           element(danger ? "button.danger" : "button.main", { type: "submit" }, action),
+          element("button", { type: "button", onclick: () => box.close() }, "Cancel"),
         ),
       )
     );
@@ -82,6 +82,12 @@ function dialog(title, fields, action, danger = false) {
     box.addEventListener("close", () => {
       box.remove();
       resolve(answer);
+    });
+    form.addEventListener("keydown", (event) => {
+      // Enter sends what was written, too; with Shift it is a new line.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || !(event.target instanceof HTMLTextAreaElement)) return;
+      event.preventDefault();
+      form.requestSubmit();
     });
     box.append(form);
     document.body.append(box);
@@ -190,7 +196,7 @@ class Buttons {
 
 function facts(call, record) {
   const rows = [];
-  const add = (name, value) => value !== "" && value !== null && value !== undefined && rows.push(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+  const add = (name, value, kind = "div") => value !== "" && value !== null && value !== undefined && rows.push(element(kind, {}, element("dt", {}, name), element("dd", {}, value)));
   const ms = (value) => (value === null || value === undefined ? "" : `${Math.round(value)} ms`);
   add("Call", call.id);
   add("SIP Call-ID", call.sip_call_id);
@@ -212,7 +218,7 @@ function facts(call, record) {
   add("Recording", record?.recording?.state);
   add("Ended by", call.ended_by ? `${call.ended_by === call.why ? "" : `${call.ended_by}: `}${call.why.replaceAll("_", " ")}${call.sip_code ? ` (${call.sip_code})` : ""}` : "");
   add("Detail", call.detail);
-  add("Why", (call.explanation ?? []).join("; "));
+  add("Why", (call.explanation ?? []).join("; "), "div.wide");
   return rows;
 }
 

@@ -397,6 +397,19 @@ def test_a_price_file_decides_about_the_end(
     load_all(tmp_path / "gateway.toml", {})  # a running gateway is not refused its start
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('"nowhere.toml"', "gateway.toml:5: cost.prices: there is no file "),
+        ("3", "gateway.toml:5: cost.prices: must be the path of a file (is 3)"),
+    ],
+)
+def test_a_price_file_that_is_none_is_named_where_it_is_set(
+    tmp_path: Path, value: str, says: str
+) -> None:
+    assert says in checked(tmp_path, f"{OPENAI}[cost]\nprices = {value}\n")
+
+
 def test_words_of_callers_are_waited_for_where_they_are_transcribed(tmp_path: Path) -> None:
     route = "[[route]]\nname = 'r'\n[[route.transfer]]\nname = 'a'\nto = 'sip:a@b'\n"
     route += "[route.escape]\nphrases = ['human']\nto = ['a']\n"

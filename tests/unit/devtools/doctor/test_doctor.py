@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,20 @@ def taken() -> Iterator[int]:
         yield owner.getsockname()[1]
 
 
-def examine(file: Path) -> tuple[int, dict[str, Finding]]:
+def examine_all(file: Path) -> tuple[int, list[Finding]]:
     """The command's status and report."""
     result = CliRunner().invoke(command, ["-c", str(file), "--json"])
     found = [
         Finding(Verdict(item["verdict"]), item["subject"], item["fact"], item["advice"])
         for item in json.loads(result.stdout)
     ]
-    return result.exit_code, by_subject(found)
+    return result.exit_code, found
+
+
+def examine(file: Path) -> tuple[int, dict[str, Finding]]:
+    """The same, one finding of each subject."""
+    status, found = examine_all(file)
+    return status, by_subject(found)
 
 
 def test_the_report_on_this_machine(tmp_path: Path) -> None:
@@ -94,6 +101,28 @@ def test_a_wrong_configuration_is_bad_and_the_library_is_judged_all_the_same(
     assert "sip.max_call: unknown key" in found["config"].fact
     assert "pjsua2" in found
     assert "sip port" not in found
+
+
+@pytest.mark.parametrize(
+    ("day", "verdict", "says"),
+    [
+        ("2020-01-01", Verdict.BAD, "gpt-old ended on 2020-01-01"),
+        (None, Verdict.WARN, "gpt-old"),
+    ],
+)
+def test_a_model_that_is_retired_is_bad(
+    tmp_path: Path, day: str | None, verdict: Verdict, says: str
+) -> None:
+    """Past its last day; before that it is a note."""
+    soon = (date.today() + timedelta(days=30)).isoformat()
+    (tmp_path / "prices.toml").write_text(
+        'currency = "USD"\n[[retirement]]\nmatch = ["gpt-old"]\nhosts = ["*"]\n'
+        f"on = {day or soon}\n"
+    )
+    more = 'model = "gpt-old"\n[cost]\nprices = "prices.toml"\n'
+    status, found = examine_all(write(tmp_path, more))
+    assert [one.verdict for one in found if says in one.fact] == [verdict]
+    assert status or verdict is not Verdict.BAD
 
 
 def test_lines_for_people() -> None:
