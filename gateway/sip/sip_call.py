@@ -20,6 +20,7 @@ from gateway.sip.leg import Leg
 from gateway.sip.media.quality import Meter, counters_of
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
+from gateway.sip.source_limits import TokenBucket
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks.accounts import Account, header_vector
 from gateway.sip.trunks.matching import Challenged
@@ -59,6 +60,10 @@ def _has_media(info: Any) -> bool:
     # `info` is the caller's, and outlives what it hands out.
     return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
 
+
+KEYS_PER_SECOND, KEYS_AT_ONCE = 20.0, 40
+"""Keys of the telephone that one call takes; a dialler presses some 12 a second. Each is a line of
+the log, and may be a message of the conversation."""
 
 KEYS_TIMEOUT = 10.0
 """Seconds that playout waits for keys agreed in media: DTLS repeats a message that is lost after
@@ -113,6 +118,8 @@ class SipCall(TransferableCall):
         self._meter = Meter()
         self._last_event: tuple[str, int] | None = None
         """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
+        self._keys: TokenBucket | None = None
+        self._keys_dropped = False
         self._stream_is_new = False
         self._audio_index = 0
         """Which ``m=`` line is the call's audio."""
@@ -332,7 +339,7 @@ class SipCall(TransferableCall):
         if method == "INFO" and state.tsx.state == pj.PJSIP_TSX_STATE_TRYING:
             key = self.take_info(state.src.rdata)
             if key is not None:
-                self._tell(lambda handler: handler.on_digit(key))
+                self._pressed(key)
         # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
         if method in ("BYE", "CANCEL"):
             self._ending.method = method
@@ -413,7 +420,7 @@ class SipCall(TransferableCall):
         objection = self.services.negotiation.objection(text, trunk, local)
         if objection is not None:
             prm.statusCode = _NOT_ACCEPTABLE
-            log.warning("sip.offer_refused", call=self.name, code=488, reason=objection.text)
+            self.remark("warning", "sip.offer_refused", code=488, reason=objection.text)
         elif leg is not None and leg.audio is not None:
             # The codec of the session, where the offer has it: nothing is transcoded then.
             self.services.codecs.offer(
@@ -430,7 +437,18 @@ class SipCall(TransferableCall):
         known = self._stream_is_new and event == self._last_event
         self._stream_is_new, self._last_event = False, event
         if not known and not prm.flags & _IS_UPDATE and event[0] in KEYS:
-            self._tell(lambda handler: handler.on_digit(event[0]))
+            self._pressed(event[0])
+
+    def _pressed(self, key: str) -> None:
+        now = time.monotonic()
+        if self._keys is None:
+            self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE, now)
+        if self._keys.take(now):
+            self._tell(lambda handler: handler.on_digit(key))
+            return
+        if not self._keys_dropped:
+            log.warning("sip.keys_dropped", call=self.name, most_per_second=KEYS_PER_SECOND)
+        self._keys_dropped = True
 
     def keys_known(self) -> bool:
         """Whether there is nothing more to wait for, see :func:`media_security`."""

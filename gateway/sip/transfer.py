@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
@@ -17,6 +18,7 @@ from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
 from gateway.sip.signalling import Signalling
+from gateway.sip.source_limits import TokenBucket
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks.accounts import Account
 from gateway.sip.types import Invite
@@ -25,6 +27,9 @@ from gateway.text import matched
 log = structlog.get_logger("sip")
 
 _UNAVAILABLE = 503
+REMARKS_PER_SECOND, REMARKS_AT_ONCE = 0.2, 10
+"""Log lines about requests within one call, of which twenty a second are processed."""
+
 DECLINED = 603
 """To a REFER that the route does not take."""
 
@@ -114,6 +119,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         if trunk is not None and trunk.packet_wait_ms is not None:
             wait = trunk.packet_wait_ms
         self.link = ConferenceLink(services.sounds, services.pool, wait, may_send=call_id is None)
+        self._remarks = TokenBucket(REMARKS_PER_SECOND, REMARKS_AT_ONCE, time.monotonic())
         self.ended = False
         self.party = ""
         """Whose calls this one is counted with."""
@@ -126,6 +132,11 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """The call that this one is to take the place of, once it is answered."""
         self._followers: list[TransferableCall] = []
         """Calls that REFERs of our peer made; pjsua2 may name them while it is there."""
+
+    def remark(self, level: str, event: str, **fields: Any) -> None:
+        """Log what a request of the peer came to; of very many in one call, some."""
+        if self._remarks.take(time.monotonic()):
+            getattr(log, level)(event, call=self.name, **fields)
 
     def bind(self, leg: Leg) -> None:
         """Be the call of a leg. Before the leg is announced."""
@@ -209,7 +220,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             self.services.thread.to_loop(lambda: services.names.note(host_of(uri)))
         if leg is None or why:
             shown = text_of(prm.dstUri)[:200]
-            log.info("sip.refer_declined", call=self.name, target=shown, why=why)
+            self.remark("info", "sip.refer_declined", target=shown, why=why)
             prm.statusCode = DECLINED
             return
         log.info("sip.refer_followed", call=self.name, target=uri)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from functools import partial
@@ -13,9 +14,10 @@ import numpy as np
 
 from gateway.audio.g711 import Codec
 from tests.calls.test_transfer_blind import outputs_of
+from tests.support.dialog import answered, dialog_call
 from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
-from tests.support.rtp_end import EVENT_PAYLOAD, EVENTS
+from tests.support.rtp_end import EVENT_PAYLOAD, EVENTS, Sender
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {
@@ -44,6 +46,28 @@ enabled = true
 mode = "info"
 """
 }
+
+
+async def test_keys_without_end(world: GatewayStack) -> None:
+    """Hundreds a second: as many are taken as somebody could press, and lines stay few."""
+    world.behave(answer="silent")
+    call = await answered(dialog_call(world.phone, "plain"))
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    sender = Sender(call.rtp)
+    for number in range(600):
+        event = struct.pack("!BBH", number % 10, 0x8A, 800)
+        sender.put(event, EVENT_PAYLOAD, samples=1600)
+        if number % 10 == 9:
+            await asyncio.sleep(0.005)
+    line = await world.gateway.wait("sip.keys_dropped", call=call.call_id)
+    assert line["most_per_second"] == 20
+    for _ in range(30):
+        await call.ask("REFER", "Refer-To: <sip:a@127.0.0.1>")
+    summary = await world.summary_at_end(call)
+    took = len(world.gateway.all("call.dtmf", call=call.call_id))
+    assert 40 <= took < 300
+    assert sum(len(run["digits"]) for run in summary["digits"]) == took
+    assert len(world.gateway.all("sip.refer_declined", call=call.call_id)) <= 12
 
 
 async def digits_of(world: GatewayStack, call: ReferredCall) -> list[str]:
