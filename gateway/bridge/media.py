@@ -31,6 +31,12 @@ from gateway.sip.media.ports import CallAudio
 
 log = structlog.get_logger("media")
 
+AHEAD_BYTES = 5 * SAMPLE_RATE
+"""Caller's audio that may come at once: what a network held back for five seconds."""
+
+FASTEST_BYTES = 1.05 * SAMPLE_RATE
+"""A second, in the long run: a clock that is fast by a twentieth."""
+
 
 class MediaPump:
     """Moves the audio of the calls that have some, or whose playout began or ended."""
@@ -247,6 +253,9 @@ class CallMedia(CallPart):
         self._analyzer = InboundAudioAnalyzer(plan)
         self._hold: outputs.Hold | None = None
         self._streaming = self._concealed = self._muted = False
+        self._room, self._heard_at = float(AHEAD_BYTES), time.monotonic()
+        self._too_fast = 0
+        """Bytes that came faster than real time, and were left out."""
         self._withheld: bytearray | None = None
         """The last of the caller's audio, while the session is not to hear it."""
         self._paused: set[str] = {"not started"}
@@ -275,6 +284,7 @@ class CallMedia(CallPart):
         record.media.refused_playout_frames = playout.frames_refused
         counts = self._audio.uplink.counts
         record.media.dropped_uplink_frames = -(-counts.dropped_ms // FRAME_MS)
+        record.media.dropped_uplink_frames += self._too_fast // FRAME_BYTES
         record.media.uplink = asdict(counts)
 
     @property
@@ -286,6 +296,7 @@ class CallMedia(CallPart):
         try:  # as entry does: this runs fifty times a second
             audio, moved = self._audio.uplink.take()
             if audio:
+                audio = self._as_fast_as_real(audio)
                 for heard in self._analyzer.feed(audio, held=self._hold is not None):
                     self._host.feed(heard)
                 if self._hold is not None or self._concealed or self._muted:
@@ -300,6 +311,19 @@ class CallMedia(CallPart):
                 self._note_transitions()
         except Exception as error:
             self.on_fault(error)
+
+    def _as_fast_as_real(self, audio: bytes) -> bytes:
+        """Leave out what comes faster than somebody can speak: each second of it costs."""
+        now = time.monotonic()
+        room = min(AHEAD_BYTES, self._room + (now - self._heard_at) * FASTEST_BYTES)
+        self._heard_at = now
+        if len(audio) > room:
+            if not self._too_fast:
+                log.warning("call.audio_too_fast", call=self._host.record.call_id)
+            self._too_fast += len(audio) - int(room)
+            audio = audio[: int(room)]
+        self._room = room - len(audio)
+        return audio
 
     def _in_place_of(self, audio: bytes) -> bytes:
         if self._hold is not None and not self._hold.silent:

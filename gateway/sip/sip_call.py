@@ -62,8 +62,8 @@ def _has_media(info: Any) -> bool:
 
 
 KEYS_PER_SECOND, KEYS_AT_ONCE = 20.0, 40
-"""Keys of the telephone that one call takes; a dialler presses some 12 a second. Each is a line of
-the log, and may be a message of the conversation."""
+"""Keys that one call takes; a telephone that dials by itself presses some 12 a second. Each is a
+line of the log, and may be a message of the conversation."""
 
 KEYS_TIMEOUT = 10.0
 """Seconds that playout waits for keys agreed in media: DTLS repeats a message that is lost after

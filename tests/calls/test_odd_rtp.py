@@ -226,6 +226,24 @@ async def test_late_packets_of_the_port_before(world: GatewayStack, late: int) -
         await moved.close()
 
 
+@pytest.mark.parametrize("sources", [False, True])
+async def test_audio_faster_than_real_time(world: GatewayStack, sources: bool) -> None:
+    """A caller that sends ten times as much as it can say: each second of audio costs."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    sender, before, began = Sender(call.rtp), session.received_total, time.monotonic()
+    for _ in range(100):
+        for _ in range(10):
+            sender.source = (sender.source + sources) & 0xFFFFFFFF
+            sender.put(b"\x55" * FRAME, 0)
+        await asyncio.sleep(0.01)
+    await world.gateway.wait("call.audio_too_fast", call=call.call_id)
+    summary = await world.summary_at_end(call)
+    most = 5 + 1.05 * (time.monotonic() - began) + 0.5
+    assert session.received_total - before < most * 8000
+    assert summary["media"]["dropped_uplink_frames"] > 100
+
+
 def _stranger(host: str) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.setblocking(False)
