@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The services of ``dialplans/use_cases``, each called, with a model that uses its tools."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gateway as package
+from tests.support.harness import GatewayStack
+from tests.support.http_service import Answer, HttpService, http_service
+
+FOLDER = Path(package.__file__).parents[1] / "dialplans" / "use_cases"
+WORLD = {
+    "dialplans": FOLDER / "routes",
+    "more": f"""
+[tools]
+module = {json.dumps(str(FOLDER / "service_tools.py"))}
+[outbound]
+country = "DE"
+allowed_prefixes = ["+49"]
+""",
+}
+MONDAY = date.today() + timedelta(days=7 - date.today().weekday())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text_model() -> Iterator[HttpService]:
+    """The model that ``ask_expert`` asks."""
+    with http_service() as service:
+        os.environ["TEXT_MODEL_URL"] = service.url
+        yield service
+        del os.environ["TEXT_MODEL_URL"]
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "told", "disposition"),
+    [
+        (
+            "610",
+            [
+                ("free_times", {"day": f"{MONDAY}"}),
+                ("book_appointment", {"day": f"{MONDAY}", "at": "09:00", "name": "Ann"}),
+                ("book_appointment", {"day": f"{MONDAY}", "at": "11:00", "name": "Ann"}),
+            ],
+            ['"10:30"', "Ann has an appointment on Monday", "11:00 is not free"],
+            "booked",
+        ),
+        (
+            "630",
+            [
+                ("note_answer", {"question": "sleep", "answer": "badly"}),
+                ("note_answer", {"question": "pain", "answer": "none"}),
+                ("note_answer", {"question": "medicine", "answer": "none"}),
+            ],
+            ["Ask next about pain", "Ask next about medicine", "the last question"],
+            "completed",
+        ),
+        (
+            "640",
+            [
+                ("check_code", {"code": "a7k-29"}),
+                ("check_code", {"code": "A7K-92"}),
+                ("place_order", {"code": "A7K-29", "pieces": 3}),
+            ],
+            [
+                "A as in Alfa, 7, K as in Kilo, dash, 2, 9",
+                "Read back what you heard: A as in Alfa, 7, K as in Kilo, dash, 9, 2",
+                "3 of A7K-29, 13.50 euros",
+            ],
+            "ordered",
+        ),
+        ("650", [("ask_expert", {"question": "Why?"})], ["Because of the moon."], ""),
+    ],
+    ids=["appointments", "questionnaire", "orders", "hybrid"],
+)
+async def test_the_model_uses_its_tools(
+    world: GatewayStack,
+    text_model: HttpService,
+    number: str,
+    asked: list[tuple[str, dict[str, Any]]],
+    told: list[str],
+    disposition: str,
+) -> None:
+    """One function a response, each answered before the next."""
+    reply = {"choices": [{"message": {"content": "Because of the moon."}}]}
+    text_model.answers = [Answer(body=json.dumps(reply))]
+    wanted = [
+        {"kind": "nothing", "tools": [{"name": name, "arguments": json.dumps(given)}]}
+        for name, given in asked
+    ]
+    spoken = {"kind": "pattern", "seconds": 0.4, "burst": True}
+    first = [spoken] if number == "630" else []  # the disclosure is a response of its own
+    world.behave(vad="off", answers=[*first, *wanted, spoken, {"kind": "silent"}])
+    call = await world.dial(number)
+    session = await world.session_of(call)
+    responses = len(first) + len(asked) + 1
+    await session.wait_until(lambda s: len(s.sent("response.done")) == responses, 30)
+    outputs = [
+        event.body["item"]["output"]
+        for event in session.seen("conversation.item.create")
+        if event.body["item"]["type"] == "function_call_output"
+    ]
+    assert len(outputs) == len(told)
+    for output, words in zip(outputs, told, strict=True):
+        assert words in output
+    assert not session.errors
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert record["disposition"] == disposition
+
+
+async def test_the_tutor_waits_for_a_learner(world: GatewayStack) -> None:
+    world.behave(answers=[{"kind": "pattern", "seconds": 0.4, "burst": True}, {"kind": "silent"}])
+    call = await world.dial("620")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 30)
+    (update,) = session.seen("session.update")
+    audio = update.body["session"]["audio"]
+    assert audio["input"]["turn_detection"]["eagerness"] == "low"
+    assert audio["output"]["speed"] == 0.85
+    assert (await world.summary_at_end(call))["route"] == "tutor"
