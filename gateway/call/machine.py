@@ -2,8 +2,7 @@
 """State machine of one call: ring, connect, answer, talk, end.
 
 Pure: events come in as :mod:`gateway.call.inputs`, with the time; decisions go out as
-:mod:`gateway.call.outputs`. The same inputs give the same outputs, so a call can be tested as a
-table and replayed from a recording.
+:mod:`gateway.call.outputs`. The same inputs give the same outputs, so a call can be replayed.
 """
 
 from __future__ import annotations
@@ -210,13 +209,14 @@ class CallMachine:
 
     def start(self, now: float) -> list[outputs.Output]:
         """Ring and open a session; for an outbound call, open it before dialling."""
+        opening = self._session.failover.open_again()
         if self._call.plan.outbound is not None:
-            return [self._call.timeline.note(now, "data_lookup", "info"), outputs.OpenSession()]
+            return [self._call.timeline.note(now, "data_lookup", "info"), opening]
         if self._call.opening.at_once:
             self._call.timers.answered(now)
         if self._call.plan.server.known_outage:
             return self._session.known_outage(self._call.plan.server.known_outage, now)
-        return [*self._call.opening.begin(now), outputs.OpenSession()]
+        return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
         """Return the frames to queue of a delta that follows on another; None: it is an input."""

@@ -460,6 +460,8 @@ class ContentPlan:
     response_failure: ResponseFailurePlan = field(default_factory=ResponseFailurePlan)
     context: ContextPlan = field(default_factory=ContextPlan)
     post_call: PostCallPlan = field(default_factory=PostCallPlan)
+    messages: tuple[tuple[str, str], ...] = ()
+    """Role and text of the items that each session begins with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,11 +153,12 @@ class SessionEvents:
         if self._call.state is not State.CONNECTING:
             return []
         self._call.session_up = True
-        self._call.conversation.control.use(input.capabilities)
+        control, words = self._call.conversation.control, self._call.conversation.transcript
+        control.use(input.capabilities)
         self.handover.session_up(input.seconds_left, now)
-        recovered = self.failover.up(now) if self.failover.active else []
+        recovered = self.failover.up(now) if self.failover.active else seeded(words, control)
         if self._call.plan.outbound is not None:
-            return self._dial(input, self._call.plan.outbound, now)
+            return [*recovered, *self._dial(input, self._call.plan.outbound, now)]
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)

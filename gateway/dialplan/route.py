@@ -51,6 +51,7 @@ from gateway.dialplan.route_sections import (
 from gateway.dialplan.route_session import (
     Canary,
     LiveTable,
+    Message,
     RouteRealtime,
     SessionTable,
     credentials,
@@ -185,6 +186,10 @@ class RouteConversation(Section):
     post_call: PostCall = Field(default_factory=PostCall)
 
 
+MAX_MESSAGES = 50
+"""Of ``[[route.message]]``: each is paid for again with every response."""
+
+
 class Route(RouteConditions, RouteTools, RouteConversation):
     """``[[route]]``: which calls it takes, and what happens to them.
 
@@ -197,6 +202,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     enabled: Flag = True
     session: SessionTable = Field(default_factory=lambda: MappingProxyType({}))
     live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
+    message: Annotated[tuple[Message, ...], Field(max_length=MAX_MESSAGES)] = ()
     metadata: Annotated[
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -283,6 +289,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         """The texts in which variables are filled in, with where they stand."""
         yield from texts_in(self.session, ("session",))
         yield from texts_in(self.live, ("live",))
+        for index, message in enumerate(self.message):
+            yield ("message", index, "text" if message.file is None else "file"), message.words
         if self.greeting is not None:
             given = self.greeting.model_dump(exclude_none=True, exclude={"clip"})
             yield from texts_in(given, ("greeting",))

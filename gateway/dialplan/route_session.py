@@ -7,9 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    Strict,
+    model_validator,
+)
 
 from gateway.config.sections import (
     ApiKey,
@@ -21,7 +28,7 @@ from gateway.config.sections import (
     Url,
 )
 from gateway.config.source import KeyPath, MisplacedError, Section, plain
-from gateway.config.values import Count, Flag, Milliseconds, Seconds, Text, Typed
+from gateway.config.values import Count, FilePath, Flag, Milliseconds, Seconds, Text, Typed
 from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY
 from gateway.dialplan.session_settings import nulled
 from gateway.dialplan.tool_sections import secrets_of
@@ -32,6 +39,43 @@ SET_BY_GATEWAY: Mapping[KeyPath, str] = {
     ("audio", "input", "format"): "it is the codec that the call negotiated",
     ("audio", "output", "format"): "it is the codec that the call negotiated",
 }
+
+
+MAX_MESSAGE = 16_000
+"""Characters of a message at the start of a session."""
+
+
+class Message(Section):
+    """``[[route.message]]``: an item of the conversation that each session begins with."""
+
+    role: Literal["system", "user", "assistant"] = "system"
+    text: Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE)] | None = None
+    file: FilePath | None = None
+    _words: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _has_words(self) -> Self:
+        if (self.text is None) == (self.file is None):
+            raise ValueError("must have either text or file")
+        if self.file is None:
+            self._words = self.text or ""
+            return self
+        try:
+            with self.file.open(encoding="utf-8") as file:
+                self._words = file.read(MAX_MESSAGE + 1).strip()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise MisplacedError(("file",), f"cannot be read: {self.file}: {why}") from None
+        except UnicodeDecodeError:
+            raise MisplacedError(("file",), f"is no UTF-8 text: {self.file}") from None
+        if not self._words or len(self._words) > MAX_MESSAGE:
+            raise MisplacedError(("file",), f"must have 1 to {MAX_MESSAGE} characters")
+        return self
+
+    @property
+    def words(self) -> str:
+        """The text, or what the file had when the dialplan was read."""
+        return self._words
 
 
 def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:

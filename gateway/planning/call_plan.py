@@ -280,7 +280,7 @@ def call_plan(
         machine_detection=machine_plan(route),
         line=plan_of(LinePlan, route.line),
         hold_wait=hold_wait_plan(route, session),
-        content=content_plan(route),
+        content=content_plan(route, values),
         recording=recording_plan(config, route),
         escape=EscapePlan(
             route.escape.key or "",

@@ -479,8 +479,9 @@ def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
     return ""
 
 
-def content_plan(route: Route) -> ContentPlan:
-    """Return guardrails, handling of failed responses, context trimming and post-call prompts."""
+def content_plan(route: Route, values: Mapping[str, str]) -> ContentPlan:
+    """Return guardrails, handling of failed responses, context trimming, post-call prompts and the
+    messages that sessions begin with."""
     return ContentPlan(
         guardrails=tuple(
             plan_of(GuardrailPlan, one, pattern=one.regex(), headers=shown(one.headers))
@@ -489,4 +490,5 @@ def content_plan(route: Route) -> ContentPlan:
         response_failure=plan_of(ResponseFailurePlan, route.response_failure),
         context=plan_of(ContextPlan, route.context),
         post_call=plan_of(PostCallPlan, route.post_call),
+        messages=tuple((one.role, render(one.words, values)) for one in route.message),
     )

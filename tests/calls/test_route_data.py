@@ -38,6 +38,11 @@ inter_digit_timeout = 0.1
 text = "{data.customer.name|Somebody} pressed {digits}."
 [route.session]
 instructions = "Tier {data.customer.tier}, order {data.orders.0.id|none}, {data.customer}."
+[[route.message]]
+text = "Last time: {data.summary|nothing}."
+[[route.message]]
+role = "assistant"
+text = "I look it up."
 
 [[route]]
 name = "asked"
@@ -82,13 +87,14 @@ def instructions_of(update: Mapping[str, Any]) -> object:
 async def test_data_are_in_all_that_is_said(world: GatewayStack, crm: HttpService) -> None:
     """The server is asked when it rings, and the settings are sent when it has answered."""
     answer = {"customer": {"name": "Ann \n{to} Lee", "tier": ""}, "orders": [{"id": 4711}]}
+    answer["summary"] = "a broken chain"
     crm.asked.clear()
     crm.answers = [Answer(body=json.dumps(answer), seconds=0.2)]
     call = await world.dial("known")
     session = await world.session_of(call)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     call.rtp.press("5")
-    await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 20)
+    await session.wait_until(lambda s: len(s.seen("conversation.item.create")) == 3, 20)
     await world.summary_at_end(call)
     (asked,) = crm.asked
     assert asked.method == "GET"
@@ -103,7 +109,12 @@ async def test_data_are_in_all_that_is_said(world: GatewayStack, crm: HttpServic
     assert greeting["instructions"] == "Say exactly: Hello Ann {to} Lee."
     caller = asked.path.removeprefix("/callers/").partition("?")[0]
     assert greeting["metadata"] == {"tier": "normal", "caller": caller}
-    (item,) = session.seen("conversation.item.create")
+    *first, item = session.seen("conversation.item.create")
+    assert [one.body["item"]["content"][0]["text"] for one in first] == [
+        "Last time: a broken chain.", "I look it up.",
+    ]  # fmt: skip
+    kinds = [event.type for event in session.client_events if event.type.endswith(".create")]
+    assert kinds[:3] == ["conversation.item.create"] * 2 + ["response.create"]
     assert item.body["item"]["content"][0]["text"] == "Ann {to} Lee pressed 5."
     record = await world.record(call)
     assert record["metadata"] == {"tier": "normal", "caller": caller}

@@ -183,7 +183,8 @@ class Transcript:
         return [entry.as_json() for entry in self._entries]
 
     def seed(self) -> list[Mapping[str, Any]]:
-        """Return items that seed a new session: the conversation as it was heard, oldest first."""
+        """Return items that seed a session: what it is told first, and then the conversation as it
+        was heard, oldest first."""
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
         self._seeded = {id(entry) for entry in self._entries if _item_of(entry) is not None}
@@ -201,7 +202,8 @@ class Transcript:
         items.reverse()
         # A result without its call is an error to the server.
         calls = {item["call_id"] for item in items if item.get("type") == "function_call"}
-        return [
+        first = self._control.plan.content.messages
+        return [message(role, text) for role, text in first] + [
             item
             for item in items
             if item.get("type") != "function_call_output" or item["call_id"] in calls

@@ -22,7 +22,12 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.realtime.errors import Kind, Verdict
-from gateway.realtime.events import AgentTranscriptDelta, InputCommitted, InputTranscribed
+from gateway.realtime.events import (
+    AgentTranscriptDelta,
+    CreateItem,
+    InputCommitted,
+    InputTranscribed,
+)
 from tests.support.call_scene import (
     ACK,
     OUR_END,
@@ -64,6 +69,22 @@ def talked(plan: CallPlan = PLAN) -> Scene:
     scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
     scene.listen(1100)
     return scene
+
+
+def test_each_session_is_told_its_first_messages() -> None:
+    first = (("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."))
+    plan = replace(PLAN, content=replace(PLAN.content, messages=first))
+    begun = ["item Be brief.", "item Hi.", "item Hello."]
+    scene = Scene(plan)
+    assert scene.do(UP)[:3] == begun
+    roles = [one.item["role"] for one in scene.sent[:3] if isinstance(one, CreateItem)]
+    assert roles == ["system", "user", "assistant"]
+    scene.do(ACK, said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(LOST)
+    assert scene.do(AGAIN)[:5] == ["sound", *begun, "item What is open?"]
+    assert scene.record.as_json()["transcript"][0]["text"] == "What is open?", "they were not said"
+    placed = Scene(replace(plan, outbound=OutboundPlan()))
+    assert placed.do(UP)[:3] == begun
 
 
 def test_a_lost_session_is_replaced_and_told_what_was_said() -> None:

@@ -37,7 +37,7 @@ def test_words_are_whole_and_of_any_case(
     tmp_path: Path, text: str, fits: list[str], not_fits: list[str]
 ) -> None:
     (rule,) = content_plan(
-        route_of(tmp_path, f'[[route.guardrail]]\nname = "g"\n{text}')
+        route_of(tmp_path, f'[[route.guardrail]]\nname = "g"\n{text}'), {}
     ).guardrails
     assert rule.pattern is not None
     assert [one for one in fits if not rule.pattern.search(one)] == []
@@ -92,6 +92,16 @@ def test_words_are_whole_and_of_any_case(
         ('context.strategy = "forget"', "context.strategy", "'delete' or 'summarize'"),
         ("context.max_turns = -1", "context.max_turns", "greater than or equal to 0"),
         ('post_call.prompts = { "A b" = "x" }', "post_call.prompts.A b", "a-z"),
+        ('message = [{ role = "user" }]', "message[0]", "either text or file"),
+        ('message = [{ text = "a", file = "b" }]', "message[0]", "either text or file"),
+        ('message = [{ role = "tool", text = "a" }]', "message[0].role", "'system'"),
+        ('message = [{ text = "{nobody}" }]', "message[0].text", "there is no variable {nobody}"),
+        ('message = [{ file = "nothing.txt" }]', "message[0].file", "cannot be read"),
+        (
+            'message = [{ file = "r.toml" }]  # {nobody}',
+            "message[0].file",
+            "there is no variable {nobody}",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -> None:
@@ -100,6 +110,23 @@ def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -
     (problem,) = caught.value.problems
     assert problem.key.replace('"', "") == f"route[0].{key}"
     assert message in problem.message
+
+
+def test_messages_at_the_start_are_texts_or_files_with_variables(tmp_path: Path) -> None:
+    (tmp_path / "rules.txt").write_text(
+        "\nYou speak with {from_name|somebody}.\n", encoding="utf-8"
+    )
+    messages = (
+        'message = [{ file = "rules.txt" }, { role = "user", text = "Hi." },'
+        ' { role = "assistant", text = "Hello." }]'
+    )
+    plan = content_plan(route_of(tmp_path, messages), {"from_name": "Ann"})
+    assert plan.messages == (
+        ("system", "You speak with Ann."), ("user", "Hi."), ("assistant", "Hello."),
+    )  # fmt: skip
+    (tmp_path / "rules.txt").write_bytes(b"x" * 16_001)
+    with pytest.raises(ConfigError, match="1 to 16000 characters"):
+        route_of(tmp_path, messages)
 
 
 @pytest.mark.parametrize(
