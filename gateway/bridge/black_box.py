@@ -19,8 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar, cast
+
+import orjson
 
 from gateway import __version__
 from gateway.call.call_record import CallRecord
@@ -55,6 +58,8 @@ _NOT_KEPT = frozenset({"transcript", "_marks", "_mark_count", "_held"})
 """Fields of a record that the gateway makes anew. Fields that ``repr`` leaves out are secrets, and
 kept of nothing."""
 
+_JSON = frozenset({bool, int, float, str})
+
 T = TypeVar("T")
 
 
@@ -66,30 +71,49 @@ class Commands:
     """Numbers the commands that the machine sends: what answers one has to be the same object."""
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[int, ClientCommand]] = deque(maxlen=KEPT_COMMANDS)
+        self._sent: dict[int, ClientCommand] = {}
+        """By number, the oldest first."""
+        self._numbers: dict[int, int] = {}
+        """By the identity of a command in ``_sent``."""
         self._count = 0
 
     def note(self, todo: Iterable[Output]) -> None:
         """Number those that these outputs send."""
         for output in todo:
             if type(output) is Send:
-                self._sent.append((self._count, output.command))
+                self._sent[self._count] = output.command
+                self._numbers[id(output.command)] = self._count
                 self._count += 1
+                if len(self._sent) > KEPT_COMMANDS:
+                    number = next(iter(self._sent))
+                    oldest = self._sent.pop(number)
+                    if self._numbers.get(id(oldest)) == number:
+                        del self._numbers[id(oldest)]
 
     def number(self, command: object) -> int | None:
         """Return the number of a command; None of one that was not sent."""
-        return next((at for at, one in reversed(self._sent) if one is command), None)
+        return self._numbers.get(id(command))
 
     def numbered(self, number: int) -> ClientCommand | None:
         """Return the command of a number; None where there was none, or too long ago."""
-        return next((one for at, one in reversed(self._sent) if at == number), None)
+        return self._sent.get(number)
+
+
+@cache
+def _kept_fields(kind: type) -> tuple[str, ...]:
+    """Names of the fields of a dataclass that are kept."""
+    return tuple(
+        one.name
+        for one in fields(kind)
+        if one.repr and not (kind is CallRecord and one.name in _NOT_KEPT)
+    )
 
 
 def plain(value: Any, commands: Commands | None = None) -> Any:
     """Return a value as JSON has it."""
-    if value is None or (
-        isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)
-    ):
+    if value is None or type(value) in _JSON:
+        return value
+    if isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):
         return value
     if isinstance(value, (bytes, bytearray)):
         return {KIND: _BYTES, "length": len(value)}
@@ -99,12 +123,10 @@ def plain(value: Any, commands: Commands | None = None) -> Any:
         number = None if commands is None else commands.number(value)
         if number is not None:
             return {KIND: _SENT, "number": number}
-        kept = {
-            one.name: plain(getattr(value, one.name), commands)
-            for one in fields(value)
-            if one.repr and not (type(value) is CallRecord and one.name in _NOT_KEPT)
-        }
-        return {KIND: _name(type(value)), **kept}
+        told: dict[str, Any] = {KIND: _name(type(value))}
+        for name in _kept_fields(type(value)):
+            told[name] = plain(getattr(value, name), commands)
+        return told
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value) and KIND not in value:
             return {key: plain(inner, commands) for key, inner in value.items()}
@@ -149,6 +171,7 @@ def alike(plain: Any) -> Any:
     return re.sub(r"[\d*]+", "0", plain) if isinstance(plain, str) else plain
 
 
+@cache
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -357,4 +380,8 @@ class RecordedMachine(CallMachine):
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
         assert self._write is not None
-        self._write(json.dumps(values, ensure_ascii=False, separators=(",", ":")))
+        try:
+            line = orjson.dumps(values).decode()
+        except TypeError:  # a surrogate, or a number of more than 64 bits
+            line = json.dumps(values, separators=(",", ":"))
+        self._write(line)

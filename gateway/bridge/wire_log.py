@@ -13,9 +13,10 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from gateway.audio.g711 import FRAME_BYTES
 
@@ -47,15 +48,6 @@ class Packet:
     """Bytes of payload."""
     type: int
     marker: bool = False
-
-    def follows(self, before: Packet) -> bool:
-        """Whether it is just what comes after another packet of 20 ms."""
-        return (
-            self.sequence == (before.sequence + 1) & 0xFFFF
-            and self.timestamp == (before.timestamp + FRAME_BYTES) & 0xFFFFFFFF
-            and (self.ssrc, self.size, self.type) == (before.ssrc, before.size, before.type)
-            and not self.marker
-        )
 
 
 class WireLog:
@@ -116,42 +108,55 @@ class WireLog:
 
 def packet_lines(data: bytes, lost: int) -> Iterator[dict[str, Any]]:
     """Return the lines of these packets, one for each direction."""
-    found: dict[bool, list[Packet]] = {False: [], True: []}
-    payloads: dict[bool, list[bytes]] = {False: [], True: []}
+    ways: tuple[list[_Facts], list[_Facts]] = [], []
+    payloads: tuple[list[bytes], list[bytes]] = [], []
     at = 0
     while at < len(data):
-        when, ssrc, timestamp, sequence, size, kept, kind, sent = _PACKET.unpack_from(data, at)
+        *facts, kept, kind, sent = _PACKET.unpack_from(data, at)
         at += _PACKET.size
-        found[bool(sent)].append(
-            Packet(when / 1e6, ssrc, timestamp, sequence, size, kind & 0x7F, kind > 0x7F)
-        )
-        payloads[bool(sent)].append(data[at : at + kept])
-        at += kept
-    for sent, packets in found.items():
+        ways[sent].append((*facts, kind))
+        if kept:
+            payloads[sent].append(data[at : at + kept])
+            at += kept
+    for name, packets, payload in zip(("in", "out"), ways, payloads, strict=True):
         if packets:
-            yield _line(sent, packets, b"".join(payloads[sent]))
+            yield _line(name, packets, b"".join(payload))
     if lost:
         yield {"rtp_left_out": lost}
 
 
-def _line(sent: bool, packets: Sequence[Packet], payload: bytes) -> dict[str, Any]:
-    first = packets[0]
+_Facts = tuple[int, int, int, int, int, int]
+"""Microseconds, SSRC, timestamp, sequence number, size of the payload, marker and type."""
+
+
+def _line(name: str, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
+    at, ssrc, timestamp, sequence, size, kind = packets[0]
+    gaps: list[int] = []
+    odd: list[list[int]] = []
     line: dict[str, Any] = {
-        "at": first.at,
-        "rtp": "out" if sent else "in",
-        "ssrc": first.ssrc,
-        "type": first.type,
-        "marker": first.marker,
-        "seq": first.sequence,
-        "ts": first.timestamp,
-        "size": first.size,
-        "gaps": [round((one.at - before.at) * 10_000) for before, one in pairwise(packets)],
-        "odd": [
-            [index, one.sequence, one.timestamp, one.ssrc, one.type, one.size, int(one.marker)]
-            for index, (before, one) in enumerate(pairwise(packets), 1)
-            if not one.follows(before)
-        ],
+        "at": at / 1e6,
+        "rtp": name,
+        "ssrc": ssrc,
+        "type": kind & 0x7F,
+        "marker": kind > 0x7F,
+        "seq": sequence,
+        "ts": timestamp,
+        "size": size,
+        "gaps": gaps,
+        "odd": odd,
     }
+    kind &= 0x7F
+    told = 0
+    for one in packets[1:]:
+        # Counted from the first, so that rounding does not add up.
+        now = (one[0] - at + 50) // 100
+        gaps.append(now - told)
+        told = now
+        sequence, timestamp = (sequence + 1) & 0xFFFF, (timestamp + FRAME_BYTES) & 0xFFFFFFFF
+        if one[1:] != (ssrc, timestamp, sequence, size, kind):
+            _at, ssrc, timestamp, sequence, size, marked = one
+            kind = marked & 0x7F
+            odd.append([len(gaps), sequence, timestamp, ssrc, kind, size, int(marked > 0x7F)])
     if payload:
         line["payload"] = base64.b64encode(payload).decode()
     return line
@@ -181,4 +186,7 @@ def packets_of(line: Mapping[str, Any]) -> list[Packet]:
 
 def as_text(line: Mapping[str, Any]) -> str:
     """Return a line as it is written."""
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return orjson.dumps(line).decode()
+    except TypeError:  # a surrogate in what a stranger sent
+        return json.dumps(line, separators=(",", ":"))
