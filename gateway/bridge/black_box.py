@@ -123,8 +123,9 @@ def plain(value: Any, commands: Commands | None = None) -> Any:
         number = None if commands is None else commands.number(value)
         if number is not None:
             return {KIND: _SENT, "number": number}
-        told: dict[str, Any] = {KIND: _name(type(value))}
-        for name in _kept_fields(type(value)):
+        kind: Any = type(value)
+        told: dict[str, Any] = {KIND: _name(kind)}
+        for name in _kept_fields(kind):
             told[name] = plain(getattr(value, name), commands)
         return told
     if isinstance(value, Mapping):
