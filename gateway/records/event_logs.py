@@ -4,7 +4,7 @@
 A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
 never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
 length and the beginning of its SHA-256, which tells whether two are the same; secrets are blanked.
-Audio messages of one direction and part, at most a second of them, are one line in the place of the
+Audio messages of one direction and part, at most two seconds of them, are one line in the place of the
 first, whatever came between them: with the length and hash of all their audio, ``messages`` (how
 many) and ``until_ms`` (the last).
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
@@ -60,12 +60,20 @@ class _Entry:
         self.direction = direction
         self.message = message
         self.messages = 1
-        self.audio: list[bytes] | None = None
-        """What is in its messages, where they are audio."""
+        self.audio = bytearray()
+        """What is in its messages, where they are audio; hashed on the writer's thread."""
 
     def begin(self, audio: bytes, part: Any = None) -> None:
         """Further audio of this part may follow."""
-        self.part, self.audio = part, [audio]
+        self.part = part
+        self.audio += audio
+
+    def add(self, audio: bytes) -> None:
+        """Audio that follows, up to fifty times a second each way: copied, so that the message's
+        memory is free at once for the next one."""
+        self.audio += audio
+        self.messages += 1
+        self.until = monotonic()
 
 
 class EventLog:
@@ -98,9 +106,7 @@ class EventLog:
         if audio is None:
             self._hold("out", message)
         elif entry is not None:
-            # Up to fifty times a second each way: counted and hashed on the writer's thread.
-            entry.audio.append(audio)  # type: ignore[union-attr]
-            entry.until = monotonic()
+            entry.add(audio)
         else:
             self._up = self._hold("out", message)
             self._up.begin(audio)
@@ -111,8 +117,7 @@ class EventLog:
         if delta is None:
             self._hold("in", message)
         elif entry is not None and entry.part == delta.part:
-            entry.audio.append(delta.audio)  # type: ignore[union-attr]
-            entry.until = monotonic()
+            entry.add(delta.audio)
         else:
             self._down = self._hold("in", message)
             self._down.begin(delta.audio, delta.part)
@@ -139,9 +144,6 @@ class EventLog:
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up = self._down = None
-        for entry in held:
-            if entry.audio is not None:
-                entry.messages = len(entry.audio)
         if held and not self._put((self, held), size):
             self.dropped += sum(entry.messages for entry in held)
 
@@ -161,9 +163,9 @@ class EventLog:
 _Parcel = tuple[EventLog, list[_Entry]]
 
 HELD_BYTES = 64 * 1024
-"""Bytes of a call that are held until they are handed to the writer, at most for a second."""
+"""Bytes of a call that are held until they are handed to the writer, at most for two seconds."""
 
-WRITE_SECONDS = 1.0
+WRITE_SECONDS = 2.0
 """How long lines of a call are gathered: to open its file costs more than to write into it."""
 
 
@@ -211,7 +213,7 @@ class EventLogs:
         return made
 
     def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Once a second, have all that has happened until now written."""
+        """Every two seconds, have all that has happened until now written."""
         self._open = {one for one in self._open if not one.over}
         for event_log in self._open:
             event_log.hand_on()
@@ -261,9 +263,9 @@ def _text(entry: _Entry, of: EventLog) -> str:
     """Return the line of an entry. On the writer's thread."""
     t_ms = round(1000 * (entry.at - of.began), 1)
     line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
-    if entry.messages > 1 and entry.audio is not None:
+    if entry.messages > 1:
         first = orjson.loads(entry.message)
-        digest = _hashed(b"".join(entry.audio))
+        digest = _hashed(entry.audio)
         line["event"] = {key: digest if key in ("audio", "delta") else first[key] for key in first}
         line["messages"] = entry.messages
         line["until_ms"] = round(1000 * (entry.until - of.began), 1)
@@ -321,5 +323,5 @@ def _digest(text: str) -> dict[str, Any]:
     return _hashed(data)
 
 
-def _hashed(data: bytes) -> dict[str, Any]:
+def _hashed(data: bytes | bytearray) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}
