@@ -4,9 +4,9 @@
 A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
 never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
 length and the beginning of its SHA-256, which tells whether two are the same; secrets are blanked.
-Audio messages of one direction and part, at most two seconds of them, are one line in the place of the
-first, whatever came between them: with the length and hash of all their audio, ``messages`` (how
-many) and ``until_ms`` (the last).
+Audio messages of one direction and part, at most two seconds of them, are one line in the place of
+the first, whatever came between them: with the length and hash of all their audio, ``messages``
+(how many) and ``until_ms`` (the last).
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
 the WebSocket ended.
 
