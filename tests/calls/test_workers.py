@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +27,7 @@ from tests.calls.test_applications import KEY, ROUTES, SESSION, settings
 from tests.calls.test_draining import two_ports
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
-from tests.support.http_service import HttpService, http_service
+from tests.support.http_service import HttpService, http_service, self_signed
 from tests.support.sip_phone import Phone, PhoneCall
 
 ROLES = "".join(
@@ -89,7 +92,8 @@ def pair(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> It
         roles = ROLES
         for token in TOKENS.values():
             roles = roles.replace(f"HASH {token}", hash_of(token))
-        application, _, rest = settings(receiver.url).partition("[[webhook]]")
+        api = settings(receiver.url).replace("[api]\n", "[api]\nbrowser_calls = 1\n")
+        application, _, rest = api.partition("[[webhook]]")
         workers = '[workers]\ncount = 2\n[control]\nsocket = "gateway.sock"\n'
         world = GatewayStack(
             tmp_path_factory.mktemp("workers"),
@@ -311,3 +315,71 @@ async def test_an_application_asks_any_worker(pair: Pair) -> None:
             await call.hung_up()
             await sideband.wait_closed()
             assert sideband.close_code == 1000
+
+
+@asynccontextmanager
+async def tls_proxy(address: str, folder: Path) -> AsyncIterator[int]:
+    """Pass connections on to ``address`` as a proxy with TLS does, Host as it came and
+    ``X-Forwarded-Proto`` added to the first request; yields the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(folder))
+    host, _, port = address.rpartition(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            line, rest = await reader.readline(), b"X-Forwarded-Proto: https\r\n"
+            there, back = await asyncio.open_connection(host, int(port))
+            back.write(line + rest)
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_browser_calls_through_a_proxy_with_tls(pair: Pair, tmp_path: Path) -> None:
+    """Its cookie is for TLS only; the other worker's console sees the call, and ends it."""
+    address = pair.gateways[0].all("api.listening")[-1]["address"]
+    async with tls_proxy(address, tmp_path) as port:
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "server.crt"))
+        origin = f"https://127.0.0.1:{port}"
+        async with httpx.AsyncClient(verify=trusted, trust_env=False, timeout=20) as http:
+            token = {"Authorization": f"Bearer {TOKENS['operator']}", "Origin": origin}
+            answer = await http.post(f"{origin}/api/v1/session", headers=token)
+            cookie = answer.headers["set-cookie"]
+        assert {"Secure", "HttpOnly", "SameSite=strict"} <= {p.strip() for p in cookie.split(";")}
+        uri = f"wss://127.0.0.1:{port}/api/v1/browser-call?to=greeted"
+        fields = {"Cookie": cookie.partition(";")[0]}
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(
+                uri, ssl=trusted, proxy=None, additional_headers=fields, origin="https://x"
+            )  # type: ignore[arg-type]
+        assert refused.value.response.status_code == 403
+        async with connect(
+            uri,
+            ssl=trusted,
+            proxy=None,
+            additional_headers=fields,
+            origin=origin,  # type: ignore[arg-type]
+        ) as page:
+            name = json.loads(await page.recv())["call"]
+            heard = 0
+            async with asyncio.timeout(20):
+                while heard < 20:  # frames of the greeting
+                    heard += isinstance(message := await page.recv(), bytes) and any(
+                        byte != 0xFF for byte in message
+                    )
+            async with pair.http(worker=1) as http:
+                live = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+                assert [row["id"] for row in live] == [name]
+                assert (await http.post(f"/api/v1/calls/{name}/hangup")).status_code == 200
+            told = [m async for m in page if isinstance(m, str)]
+        assert json.loads(told[-1])["type"] == "ended"
+    summary = await pair.gateways[0].wait("call.summary", call=name)
+    assert summary["ending"]["why"] == "operator"

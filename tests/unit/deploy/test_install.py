@@ -21,7 +21,8 @@ INSTALL = ROOT / "deploy" / "install.sh"
 MAKE = f"""#!/bin/sh
 # make -C RELEASE .venv/.app
 mkdir -p "$2/.venv/bin" && cd "$2/.venv/bin"
-printf '#!/bin/sh\\ncase "$*" in *compileall*|*pjsua2*) ;; *) exec {sys.executable} "$@";; esac' >python
+echo '#!/bin/sh' >python
+echo 'case "$*" in *compileall*|*pjsua2*) ;; *) exec {sys.executable} "$@";; esac' >>python
 printf '#!/bin/sh\\nPYTHONPATH=%s exec {sys.executable} -m gateway "$@"' "$2" >gateway
 chmod 755 python gateway
 """
