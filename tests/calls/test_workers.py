@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from gateway.api.siblings import ANSWER_SECONDS
 from gateway.api.tokens import hash_of
@@ -358,15 +359,15 @@ async def test_a_browser_calls_through_a_proxy_with_tls(pair: Pair, tmp_path: Pa
         fields = {"Cookie": cookie.partition(";")[0]}
         with pytest.raises(InvalidStatus) as refused:
             await connect(
-                uri, ssl=trusted, proxy=None, additional_headers=fields, origin="https://x"
-            )  # type: ignore[arg-type]
+                uri, ssl=trusted, proxy=None, additional_headers=fields, origin=Origin("https://x")
+            )
         assert refused.value.response.status_code == 403
         async with connect(
             uri,
             ssl=trusted,
             proxy=None,
             additional_headers=fields,
-            origin=origin,  # type: ignore[arg-type]
+            origin=Origin(origin),
         ) as page:
             name = json.loads(await page.recv())["call"]
             heard = 0
