@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS
 from gateway.devtools.demo_scenario import (
-    CALL,
+    CALLER,
     DIALPLAN,
     DIGITS,
     GATEWAY,
@@ -50,22 +50,16 @@ chunk_ms = 20
 transcript_lag_ms = 600
 """
 
-CALLER = f"""\
-{CALL}
-[[step]]
-do = "wait_speech"
-note = "hears the goodbye"
-within = 10
+BACKEND = """\
+[route.live.delegation]
+# The voice has no functions: it delegates, and this model calls them, end_call among them.
+type = "responses"
+acknowledgement_delay_ms = 5000
+[route.live.delegation.responses]
+model = "backend"
+instructions = "End the call when the caller says goodbye."
 
-[[step]]
-do = "wait_silence"
-note = "listens to its end"
-ms = 900
-within = 15
-
-[[step]]
-do = "hang_up"
-"""
+[route.live]"""
 
 
 @dataclass(slots=True)
@@ -164,8 +158,8 @@ def _digits(evidence: Evidence[LiveLog]) -> Iterator[Check]:
 def _ending(evidence: Evidence[LiveLog]) -> Iterator[Check]:
     ending = evidence.record.ending
     found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
-    passed = ending is not None and ending.by == "caller"
-    yield Check("the caller hung up after the goodbye", passed, found)
+    passed = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
+    yield Check("the model's backend ended the call after the goodbye", passed, found)
     closed = evidence.events.closed or "without session.closed"
     passed = evidence.events.closed == "close_requested"
     yield Check("the session was closed, and its end confirmed", passed, closed)
@@ -176,7 +170,7 @@ LIVE = Scenario(
     gateway=GATEWAY.replace("gpt-realtime-2.1", MODEL).replace(
         RECORDS, f"{RECORDS}\nevents = true"
     ),
-    dialplan=DIALPLAN.replace("[route.session]", "[route.live]"),
+    dialplan=DIALPLAN.replace("[route.session]", BACKEND),
     caller=CALLER,
     path="/v1/live/sessions",
     read_events=read_live_events,

@@ -27,8 +27,10 @@ def test_the_demo_on_a_live_session_goes_as_scripted(tmp_path: Path) -> None:
     assert "Good morning, reception." in result.stdout
     assert "s of gpt-live-1.1" in result.stdout
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
-    log = (tmp_path / "gateway.log").read_text()
-    assert not [line for line in log.splitlines() if '"warning"' in line or '"error"' in line]
+    log = [json.loads(line) for line in (tmp_path / "gateway.log").read_text().splitlines()]
+    bad = {one["event"] for one in log if one["level"] in ("warning", "error")}
+    assert bad == {"cost.unknown_model"}, "the backend's model has no price"
+    assert "agent_hangup" in str(log)
     (events,) = (tmp_path / "records").glob("*.events.jsonl")
     told = [(entry.who, entry.text, entry.trouble) for entry in entries_of(read_lines(events))]
     assert ("gateway", "asks to say “Good morning, reception. How can I help?”", False) in told

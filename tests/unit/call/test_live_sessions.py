@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.audio.g711 import Codec
@@ -13,11 +15,12 @@ from gateway.call.plan import (
     FunctionPlan,
     LimitsPlan,
     ServerPlan,
+    SilencePlan,
     ToolsPlan,
 )
 from gateway.call.playout.barge_in import STOP
 from gateway.call.rules.post_call import LATE_WORDS_SECONDS
-from gateway.call.rules.silence import FIRST_WORDS_SECONDS
+from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import EndCall, Interrupt, RequestOutOfBand, Respond, Say, Tell
 from gateway.realtime.events import (
@@ -26,6 +29,7 @@ from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,
     InputTranscribed,
+    ResponseDone,
     SpeechStarted,
     SpeechStopped,
     WorkDelegated,
@@ -229,3 +233,56 @@ def test_a_voice_that_hands_over_task_after_task(
     runs = [event for event in scene.events if event == "tool"]
     assert len(runs) == min(12, 59 // apart + 1)
     assert ("tool_loop" in scene.events) is (apart < 5)
+
+
+ANSWERS = replace(GREETED, greeting=None, limits=LimitsPlan(rtp_timeout=0))
+
+
+def backend_done(*calls: str) -> inputs.ServerEventReceived:
+    """The end of a response of the backend, which calls these functions."""
+    items = tuple(
+        {"type": "function_call", "name": "look", "call_id": call, "arguments": "{}"}
+        for call in calls
+    )
+    return said(ResponseDone("r", "completed", None, None, None, items, None, "backend-1"))
+
+
+def test_a_backend_that_takes_its_time_is_no_silence() -> None:
+    """The caller hears the filler meanwhile; once it is done the voice has to speak, as ever."""
+    plan = replace(ANSWERS, silence=SilencePlan(0.0, "chime", 3.0))
+    scene = live(plan)
+    scene.do(*TURN, said(WorkDelegated("dlg_1", "responses")))
+    scene.at(30.0)
+    assert "silence_detected" not in scene.events
+    assert [one for one in scene.seen if one.startswith("sound")] == ["sound chime"]
+    scene.at(59.0, backend_done())
+    scene.at(59.0 + FIRST_WORDS_SECONDS - 0.5)
+    assert "silence_detected" not in scene.events
+    scene.at(59.0 + FIRST_WORDS_SECONDS + 0.5)
+    assert scene.record.session.failovers[0].why == "session_silent"
+
+
+def test_a_backend_that_never_ends_counts_as_at_work_for_a_minute() -> None:
+    scene = live(ANSWERS)
+    scene.do(*TURN, said(WorkDelegated("dlg_1", "responses")))
+    scene.at(BACKEND_SECONDS)
+    scene.at(BACKEND_SECONDS + FIRST_WORDS_SECONDS - 1)
+    assert "silence_detected" not in scene.events
+    scene.at(BACKEND_SECONDS + FIRST_WORDS_SECONDS + 1)
+    assert "silence_detected" in scene.events
+
+
+def test_after_its_first_words_a_voice_may_wait_for_its_backend_with_a_filler() -> None:
+    scene = live(replace(ANSWERS, silence=SilencePlan(0.0, "chime", 3.0)))
+    speaks(scene, "speech_1", 500)
+    ends(scene, "speech_1")
+    scene.listen(600)
+    scene.do(*TURN, said(WorkDelegated("dlg_1", "responses")))
+    scene.at(10.0)
+    assert "sound chime" in scene.seen
+    speaks(scene, "speech_2", 500)
+    assert scene.seen[-1] != "sound chime"
+    ends(scene, "speech_2")
+    scene.do(backend_done())
+    scene.at(80.0)
+    assert "silence_detected" not in scene.events
