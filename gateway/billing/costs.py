@@ -27,7 +27,13 @@ from gateway.billing.prices import (
 from gateway.call.plan import BudgetPlan
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.realtime.events import InputTranscribed, ResponseDone, ServerEvent, SessionUsage
+from gateway.realtime.events import (
+    DecisionMade,
+    InputTranscribed,
+    ResponseDone,
+    ServerEvent,
+    SessionUsage,
+)
 from gateway.text import money
 
 
@@ -289,6 +295,11 @@ class Account:
             return self._spend(self._transcriber or "transcription", cost, usage)
         if isinstance(event, SessionUsage):
             return self._take_seconds(event)
+        if isinstance(event, DecisionMade) and event.usage is not None:
+            usage = backend_usage_of(event.usage)
+            self._used += usage
+            price = self._accounts.prices.price(event.model, self._host)
+            return self._spend(event.model, None if price is None else price.of(usage), usage)
         return None
 
     def _take_seconds(self, event: SessionUsage) -> Reached | None:

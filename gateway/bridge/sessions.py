@@ -21,6 +21,7 @@ from gateway.billing.costs import Account, Level, Reached
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap
+from gateway.bridge.speech import SpeechError, clip_of
 from gateway.call import inputs, outputs
 from gateway.dialplan.route_session import merged
 from gateway.realtime.endpoint import Endpoint
@@ -28,6 +29,8 @@ from gateway.realtime.errors import Verdict, classify_error
 from gateway.realtime.events import (
     AudioDelta,
     ClientCommand,
+    CreateResponse,
+    DecisionMade,
     InputCommitted,
     InputTranscribed,
     Relayed,
@@ -47,10 +50,12 @@ from gateway.realtime.setup import SetupFailed, open_with_retry
 from gateway.records.event_logs import EventLog
 from gateway.tasks import TaskSet
 
+log = structlog.get_logger(__name__)
+
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
 
-_BILLED = (ResponseDone, InputTranscribed, SessionUsage)
+_BILLED = (ResponseDone, InputTranscribed, SessionUsage, DecisionMade)
 
 _SESSIONS = 8
 """Sessions of one call whose rejected settings go into the record."""
@@ -92,6 +97,8 @@ class SessionPlan:
     from 1."""
     live_settings: Mapping[str, Any] = field(default_factory=dict)
     """The session object for a server with Live sessions."""
+    speech_command: tuple[str, ...] = ()
+    """The program that makes audio of words that a Live session is to say exactly."""
     live_queue_ms: int = 300
     """Of a Live session's speech, waiting to be played, from which silence is left out."""
 
@@ -293,8 +300,25 @@ class Sessions(CallPart):
             self._release(old, 1000, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
-        if self._line is not None and self._line.session is not None:
-            self._line.session.send(output.command)
+        if self._line is None or self._line.session is None:
+            return
+        command, session = output.command, self._line.session
+        possible = session.capabilities.clips and bool(self.plan.speech_command)
+        if possible and isinstance(command, CreateResponse) and command.exact and not command.clip:
+            self._closing.spawn(self._say_exactly(session, command), "speech")
+        else:
+            session.send(command)
+
+    async def _say_exactly(self, session: Session, command: CreateResponse) -> None:
+        """Have words played as audio; where none can be made, said as nearly as they are."""
+        try:
+            clip = await clip_of(self.plan.speech_command, command.words)
+        except SpeechError as error:
+            call = self._host.record.call_id
+            log.warning("call.speech_failed", call=call, reason=str(error))
+            session.send(command)
+        else:
+            session.send(replace(command, clip=clip))
 
     def _relay(self, command: ClientCommand) -> str:
         """Send an application's event; returns its id, "" where no session is up."""

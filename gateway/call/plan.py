@@ -107,6 +107,8 @@ class DisclosurePlan:
     before: bool = True
     """As a response of its own before the greeting; else the greeting begins with it."""
     interruptible: bool = False
+    exact: bool = False
+    """Of a session that says words in its own way, it is played as audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,6 +527,8 @@ class CallPlan:
     greeting: Mapping[str, Any] | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     greeting_words: str = ""
+    greeting_exact: bool = False
+    """As :attr:`DisclosurePlan.exact`."""
     greeting_clip: bytes = field(default=b"", repr=False)
     """The greeting as words to be said, and as :class:`gateway.realtime.events.PlayClip`."""
     disclosure: DisclosurePlan | None = None

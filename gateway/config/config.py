@@ -56,7 +56,16 @@ from gateway.config.trunks import (
     judge_keying,
     judge_trunks,
 )
-from gateway.config.values import Count, FilePath, Flag, PacketWait, Seconds, SecondsOrOff, Typed
+from gateway.config.values import (
+    Count,
+    FilePath,
+    Flag,
+    PacketWait,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    Typed,
+)
 
 
 class DialplanSettings(Section):
@@ -87,6 +96,7 @@ class MediaSettings(Section):
     srtp: Srtp = "optional"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
     sdes_without_tls: Flag = False
+    speech_command: tuple[Text, ...] = ()
 
 
 class LimitSettings(Section):

@@ -100,11 +100,14 @@ class Greeting(Section):
     say: Text | None = None
     instructions: Text | None = None
     clip: Sound | None = None
+    exact: Flag = False
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.say is None) == (self.instructions is None):
             raise ValueError("must have either say (the words) or instructions (what to do)")
+        if self.exact and (self.say is None or self.clip is not None):
+            raise MisplacedError(("exact",), "needs say beside it, and no clip of its words")
         if self.clip is None:
             return self
         if self.say is None:
@@ -122,6 +125,7 @@ class Disclosure(Section):
     say: Text
     mode: Literal["before", "within"] = "before"
     interruptible: Flag = False
+    exact: Flag = False
 
 
 def _one_key(value: str) -> str:
@@ -292,7 +296,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         for index, message in enumerate(self.message):
             yield ("message", index, "text" if message.file is None else "file"), message.words
         if self.greeting is not None:
-            given = self.greeting.model_dump(exclude_none=True, exclude={"clip"})
+            given = self.greeting.model_dump(exclude_none=True, exclude={"clip", "exact"})
             yield from texts_in(given, ("greeting",))
         if self.disclosure is not None:
             yield ("disclosure", "say"), self.disclosure.say

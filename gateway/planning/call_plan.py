@@ -237,6 +237,7 @@ def call_plan(
         greeting=_greeting(route, values),
         greeting_words=_greeting_words(route, values),
         greeting_clip=_greeting_clip(route),
+        greeting_exact=route.greeting is not None and route.greeting.exact,
         disclosure=_disclosure(route, values),
         dtmf=plan_of(
             DtmfPlan,
@@ -360,6 +361,7 @@ def session_plan(
             route.live_settings(values), codec.value, _tools(config, route, tool_executor)
         ),
         live_queue_ms=realtime.live_queue_ms,
+        speech_command=config.media.speech_command,
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.max_playout_seconds * 1000) // FRAME_MS,
     )
@@ -438,7 +440,7 @@ def _disclosure(route: Route, values: Mapping[str, str]) -> DisclosurePlan | Non
     if given is None:
         return None
     before = given.mode == "before" or route.greeting is None
-    return DisclosurePlan(render(given.say, values), before, given.interruptible)
+    return DisclosurePlan(render(given.say, values), before, given.interruptible, given.exact)
 
 
 def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:

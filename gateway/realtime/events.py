@@ -117,6 +117,9 @@ class CreateResponse:
     words: str = ""
     clip: bytes = field(default=b"", repr=False)
     """The words as audio (:class:`PlayClip`), for a session that plays it in their place."""
+    exact: bool = False
+    """A session that would say the words in its own way is to play them as audio, which is made of
+    them first."""
 
     def body(self) -> dict[str, Any]:
         event: dict[str, Any] = {"type": "response.create"}
@@ -424,6 +427,20 @@ class WorkDelegated:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionMade:
+    """``decision.event`` of a Live session: answers to the questions of a delegation or a trigger.
+
+    ``delegation_id`` is empty for a trigger; then ``source`` is the type of event that fired it.
+    """
+
+    delegation_id: str
+    source: str
+    answers: tuple[Json, ...]
+    model: str
+    usage: Json | None
+
+
+@dataclass(frozen=True, slots=True)
 class BackendEvent:
     """``response.event`` of a Live session: one event of a response of its backend."""
 
@@ -493,6 +510,7 @@ ServerEvent = (
     | TrackAudio
     | TrackWords
     | WorkDelegated
+    | DecisionMade
     | BackendEvent
     | SessionUsage
     | SessionEnded

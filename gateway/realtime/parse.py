@@ -28,6 +28,7 @@ from gateway.realtime.events import (
     AudioDelta,
     AudioDone,
     BackendEvent,
+    DecisionMade,
     InputCommitted,
     InputTranscribed,
     ItemAdded,
@@ -220,6 +221,10 @@ def is_live_type(event_type: str) -> bool:
     return event_type in _LIVE_READERS or event_type in _LIVE_UNUSED
 
 
+MAX_ANSWERS = 32
+"""Answers kept of one decision."""
+
+
 class _Fields:
     """An event's keys, read with a complaint that names event and path when one is not there."""
 
@@ -386,6 +391,20 @@ def _delegated(event: _Fields) -> WorkDelegated:
     )
 
 
+def _decided(event: _Fields) -> DecisionMade:
+    decision = event.inner("event").inner("decision")
+    answers = decision.raw("answers")
+    return DecisionMade(
+        event.text_or_none("delegation_id") or "",
+        event.text_or_none("source_event_type") or "",
+        tuple(one for one in answers if isinstance(one, dict))[:MAX_ANSWERS]
+        if isinstance(answers, list)
+        else (),
+        decision.text_or_none("model") or "decisions",
+        decision.object_or_none("usage"),
+    )
+
+
 def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -435,13 +454,13 @@ _LIVE_READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "response.event": lambda e: BackendEvent(
         e.text_or_none("delegation_id") or "", e.object("event")
     ),
+    "decision.event": _decided,
     "session.usage.updated": _usage,
     "session.closed": lambda e: SessionEnded(e.text_or_none("reason") or "", _seconds(e)),
     "error": _live_error,
 }
 _LIVE_UNUSED = frozenset(
     {
-        "decision.event",
         "decision.item.created",
         "decision.item.deleted",
         "info",

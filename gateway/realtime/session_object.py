@@ -86,7 +86,21 @@ def live_object(
     if tools and delegation.get("type") == "responses":
         backend = _table(delegation.setdefault("responses", {}), "delegation.responses")
         backend["tools"] = _with_tools(backend, tools)
+    _name_types(session, delegation)
     return session
+
+
+def _name_types(session: Mapping[str, Any], delegation: Mapping[str, Any]) -> None:
+    """Add the types that a route may leave out, as there is only one, and the service wants."""
+    for trigger in session.get("triggers") or ():
+        trigger.setdefault("type", "decisions")
+    for tool in (delegation.get("responses") or {}).get("tools") or ():
+        tool.setdefault("type", "function")
+    for one in session.get("input") or ():
+        one.setdefault("type", "message")
+        for part in one.get("content") or ():
+            kind = "output_text" if one.get("role") == "assistant" else "input_text"
+            part.setdefault("type", kind)
 
 
 def _with_tools(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ CLIP = f"""[route.greeting]
 say = "Welcome to Hotel Linde."
 clip = {json.dumps(str(CLIP_FILE))}
 """
+EXACT = """[route.greeting]
+say = "Welcome to {to}."
+exact = true
+[route.disclosure]
+say = "You speak with an AI, {from}."
+exact = true
+"""
+SPEAKER = """
+import sys, wave
+words = sys.stdin.buffer.read().decode()
+if "AI" in words:
+    sys.exit(3)
+out = wave.open(sys.stdout.buffer, "wb")
+out.setparams((1, 2, 16000, 0, "NONE", ""))
+out.writeframes(b"".join(n.to_bytes(2, "little") for n in range(100, 16100)))
+"""
 MIXED = """
 [[route]]
 name = "live-mixed"
@@ -76,9 +93,15 @@ WORLD = {
     + LIVE.format(name="live-clip")
     + CLIP
     + MIXED
+    + LIVE.format(name="live-exact")
+    + EXACT
     + LIVE.format(name="live-dear")
     + BUDGET,
     "more": TRUSTED
+    + f"""
+[media]
+speech_command = [{json.dumps(sys.executable)}, "-c", {json.dumps(SPEAKER)}]
+"""
     + """
 [[realtime_server]]
 name = "other"
@@ -262,6 +285,25 @@ async def test_a_greeting_from_a_file_is_played_as_it_is(world: GatewayStack) ->
     await world.summary_at_end(call)
     said = (await world.record(call))["transcript"][0]
     assert (said["who"], said["text"]) == ("agent", "Welcome to Hotel Linde.")
+    await closed(session)
+
+
+async def test_exact_words_are_made_into_audio(world: GatewayStack) -> None:
+    """The greeting is played; the disclosure, of which none is made, is said in its place."""
+    world.behave(answers=[{"kind": "silent"}], live={"transcript_lag_ms": 0})
+    call, session = await up(world, "live-exact")
+    await session.wait_until(
+        lambda one: bool(one.sent("session.output_audio.fixture.played")), WITHIN_S
+    )
+    (said,) = session.seen("session.commentary.append")
+    assert said.body["content"] == "You speak with an AI, tester."
+    failed = await world.gateway.wait("call.speech_failed", call=call.call_id)
+    assert failed["reason"].endswith("ended with status 3")
+    (clip,) = session.seen("session.output_audio.fixture.play")
+    assert len(clip.body["audio"]) == 64_000, "a second of PCM at 24 kHz"
+    await world.summary_at_end(call)
+    texts = [one["text"] for one in (await world.record(call))["transcript"]]
+    assert "Welcome to live-exact." in texts
     await closed(session)
 
 

@@ -77,6 +77,23 @@ to = "sip:answer@127.0.0.1:{PORT}"
 mode = "bridge"
 [route.transfer.briefing]
 """
+DECIDES = """
+[[route]]
+name = "decides"
+to = "^decides$"
+[route.realtime]
+url = "ws://127.0.0.1:{port}/v1/live/sessions"
+api_key = "{key}"
+model = "gpt-live-1.1"
+[[route.live.triggers]]
+event_type = "session.input_transcript.delta"
+decisions.questions = [{ type = "predicate", name = "angry", instructions = "Are they angry?" }]
+[route.live.delegation]
+type = "decisions"
+[route.live.delegation.decisions]
+model = "decider"
+questions = [{ type = "predicate", name = "human", instructions = "The caller wants a human." }]
+"""
 WORLD = {
     "realtime": "handover_before_expiry = 5",
     "more": f"""
@@ -109,6 +126,7 @@ model = "gpt-live-1.1"
     + "[route.budget]\nper_call = 0.002\n"
     + ROUTE.format(name="office").replace("tools =", TOOLS.partition("\n")[0] + "\ntools =")
     + TOOLS.partition("\n")[2]
+    + DECIDES
     + """
 [[route]]
 name = "turned"
@@ -488,3 +506,15 @@ async def test_a_realtime_session_is_replaced_by_a_live_one(world: GatewayStack)
         lambda: share_heard(pattern(9, 4000), call.rtp.heard) > MOST_OF_IT, "it answers"
     )
     await ends(world, call, other)
+
+
+async def test_decisions_are_in_log_and_timeline(world: GatewayStack) -> None:
+    """Of a delegation, and of a trigger, which fires with each piece of the transcript."""
+    call, session = await used(world, {"kind": "nothing", "delegate": True}, route="decides")
+    await world.gateway.wait("call.decided", call=call.call_id, answers={"human": None})
+    await world.gateway.wait("call.decided", call=call.call_id, answers={"angry": None})
+    await ends(world, call, session)
+    assert len(session.sent("decision.event")) > 2
+    assert len(world.gateway.all("call.decided", call=call.call_id)) == 2
+    timeline = (await world.record(call))["timeline"]
+    assert [one["event"] for one in timeline].count("decided") == 2

@@ -209,9 +209,10 @@ class ConversationControl:
         """Let the model say these words, and nothing else; no tools meanwhile."""
         return self.ask(self.exactly(words), now)
 
-    def exactly(self, words: str) -> CreateResponse:
-        """Return the request for exactly these words."""
-        return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []}, words)
+    def exactly(self, words: str, *, as_audio: bool = False) -> CreateResponse:
+        """Return the request for exactly these words; ``as_audio``: see its ``exact``."""
+        wanted = {"instructions": f"Say exactly: {words}", "tools": []}
+        return CreateResponse(wanted, words, exact=as_audio)
 
     def listen(self) -> list[Output]:
         """Have the session listen to a bridged call without responding."""

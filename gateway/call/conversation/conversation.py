@@ -47,6 +47,7 @@ from gateway.realtime.events import (
     CancelResponse,
     ClientCommand,
     CreateResponse,
+    DecisionMade,
     InputCommitted,
     InputTranscribed,
     ItemTruncated,
@@ -128,7 +129,12 @@ class Conversation:
         """Request the greeting, so that it is there when the call is answered."""
         greeting = None
         if (given := self._plan.greeting) is not None:
-            greeting = CreateResponse(given, self._plan.greeting_words, self._plan.greeting_clip)
+            greeting = CreateResponse(
+                given,
+                self._plan.greeting_words,
+                self._plan.greeting_clip,
+                self._plan.greeting_exact,
+            )
         self._interruptions.greeting = greeting
         disclosed = self._disclose(greeting, now)
         asked = self.recording.opened(greeting, now)
@@ -142,7 +148,11 @@ class Conversation:
         if plan is None:
             return []
         self.control.timeline.record.disclosure = plan.words
-        first = self.control.exactly(plan.words) if plan.before or greeting is None else greeting
+        first = (
+            self.control.exactly(plan.words, as_audio=plan.exact)
+            if plan.before or greeting is None
+            else greeting
+        )
         if not plan.interruptible:
             self._interruptions.disclosure = first
         return [] if first is greeting else self.control.ask(first, now)
@@ -231,6 +241,8 @@ class Conversation:
                 return []
             case ResponseDone():
                 return self._on_response_done(event, now)
+            case DecisionMade():
+                return self._functions.tasks.decided(event, now)
             case WorkDelegated():
                 return self._functions.tasks.take(event, now)
             case AgentTranscript():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output, Send
-from gateway.realtime.events import AppendText, WorkDelegated
+from gateway.realtime.events import AppendText, DecisionMade, WorkDelegated
 
 NOT_POSSIBLE = "This cannot be looked up or done here. Say so, and go on without it."
 """Context for a voice that delegates a task where the route names no function."""
@@ -34,6 +34,18 @@ Start = Callable[[str, str, str, float], list[Output]]
 """Runs a function (name, task, arguments, now)."""
 
 
+MAX_NAME = 64
+"""Characters kept of a question's name, and of a choice."""
+
+
+def _answer(given: Mapping[str, object]) -> object:
+    """Return a choice, a score, or the probability of a predicate; None: it was declined."""
+    for key in ("choice", "score", "probability"):
+        if isinstance(value := given.get(key), str | bool | int | float):
+            return value[:MAX_NAME] if isinstance(value, str) else value
+    return None
+
+
 class DelegatedTasks:
     """Runs the route's function for each delegated task. Every method takes the time (s)."""
 
@@ -46,6 +58,8 @@ class DelegatedTasks:
         """When the last tasks were (s)."""
         self.words_missing: Callable[[], bool] = lambda: False
         """Whether words of what was said last are still to come."""
+        self._decided: dict[str, dict[str, object]] = {}
+        """Answers of the latest decision, by the type of event that has triggered it."""
         self.words_came = False
         """Words of the caller have come since it was last looked."""
 
@@ -75,6 +89,16 @@ class DelegatedTasks:
         if tools.application:
             return [note]
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
+
+    def decided(self, event: DecisionMade, now: float) -> list[Output]:
+        """Note what was decided; of a trigger, which fires with each piece of the transcript, only
+        what is new."""
+        answers = {str(one.get("name") or "")[:MAX_NAME]: _answer(one) for one in event.answers}
+        if event.source and self._decided.get(event.source) == answers:
+            return []
+        self._decided[event.source] = answers
+        fields = {"delegation_id": event.delegation_id, "trigger": event.source}
+        return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
     def settle(self, now: float) -> list[Output]:
         """Begin the tasks that wait, once the words are there."""

@@ -27,6 +27,7 @@ from gateway.realtime.events import (
     LIVE,
     AgentTranscript,
     AgentTranscriptDelta,
+    DecisionMade,
     InputCommitted,
     InputTranscribed,
     ResponseDone,
@@ -286,3 +287,17 @@ def test_after_its_first_words_a_voice_may_wait_for_its_backend_with_a_filler() 
     scene.do(backend_done())
     scene.at(80.0)
     assert "silence_detected" not in scene.events
+
+
+def test_decisions_are_noted_and_their_repetitions_are_not() -> None:
+    scene = live()
+    heard = "session.input_transcript.delta"
+    wants = {"type": "predicate", "name": "wants_human", "probability": 0.25}
+    mood = {"type": "choice", "name": "mood", "choice": "calm", "confidence": 0.5}
+    decided = DecisionMade("", heard, (wants, mood, {"type": "refusal", "name": "x"}), "d-1", None)
+    scene.do(said(decided), said(decided), said(replace(decided, delegation_id="dlg", source="")))
+    assert scene.events.count("decided") == 2
+    scene.do(said(replace(decided, answers=({**wants, "probability": 0.9},))))
+    assert scene.events.count("decided") == 3
+    notes = [one for one in scene.record.timeline if one["event"] == "decided"]
+    assert notes[0]["answers"] == {"wants_human": 0.25, "mood": "calm", "x": None}

@@ -176,3 +176,26 @@ def test_a_conversation_is_told_as_far_as_it_fits() -> None:
     ]
     long = [{**said[0], "content": [{"type": "input_text", "text": "x" * 10_000}]}] * 5
     assert len(with_history(live_object({}, "PCMU"), long)["input"]) == 2
+
+
+def test_types_that_a_route_may_leave_out_are_sent() -> None:
+    question = {"type": "predicate", "name": "angry", "instructions": "Are they angry?"}
+    tool = {"name": "look", "parameters": {}, "strict": True}
+    given = {
+        "model": "gpt-live-1",
+        "input": [
+            {"role": role, "content": [{"text": "Hello."}]} for role in ("user", "assistant")
+        ],
+        "triggers": [
+            {
+                "event_type": "session.input_transcript.delta",
+                "decisions": {"questions": [question]},
+            }
+        ],
+        "delegation": {"type": "responses", "responses": {"model": "m", "tools": [tool]}},
+    }
+    assert not judge_live(given)
+    made = live_object(given, "PCMU")
+    check_live_client_event({"type": "session.start", "session": made})
+    assert made["triggers"][0]["type"] == "decisions"
+    assert [one["content"][0]["type"] for one in made["input"]] == ["input_text", "output_text"]
