@@ -24,6 +24,7 @@ from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import user_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings
+from gateway.sip.sip_call import SipCall
 from gateway.sip.stack import Stack
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks.matching import Trunks
@@ -236,6 +237,15 @@ class UserAgent:
         self._thread.post(lambda: self._thread.answer(done, renew))
         async with asyncio.timeout(START_SECONDS):
             return await done
+
+    def ask_rtp_source(self, leg: Leg, told: Callable[[str], None]) -> None:
+        """Have it told on the loop where a leg's RTP comes from: ``address:port``, or ""."""
+
+        def ask() -> None:
+            found = leg.call.rtp_source() if isinstance(leg.call, SipCall) else ""
+            self._thread.to_loop(lambda: told(found))
+
+        self._thread.post(ask)
 
     def register(self, trunk: str) -> None:
         """Have a trunk register now. Raises KeyError, and ValueError where it does not register."""

@@ -183,6 +183,13 @@ class SipCall(TransferableCall):
             self._ending.bye = self.services.byes.watch(self)
         self.hangup(param)
 
+    def rtp_source(self) -> str:
+        """``address:port`` that RTP comes from; empty before it does."""
+        try:
+            return "" if self.ended else str(self.getMedTransportInfo(self._audio_index).srcRtpName)
+        except pj.Error:
+            return ""
+
     def play(self, sound: str) -> None:
         """Let the peer hear a sound over and over; "" ends it."""
         self.link.play(sound)

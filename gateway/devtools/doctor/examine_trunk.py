@@ -44,6 +44,8 @@ def examine(
     for trunk, found in zip(wanted, first, strict=True):
         if any(one.verdict is Verdict.BAD for one in found):
             continue
+        if any(one.code == "no_address" for one in found):
+            continue
         uri, said = _whom(config, trunk, number)
         found += said
         if uri or trunk.registrar is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +41,8 @@ from gateway.sip.types import LegEnd, RtpQuality
 ANSWER_SECONDS = 20.0
 SILENT_SECONDS = 6.0
 """For any response at all to an INVITE, which has been sent four times by then."""
+SOURCE_SECONDS = (1.0, 3.0)
+"""After the answer: when it is looked where RTP comes from."""
 REGISTER_SECONDS = 6.0
 """For the registrar's answer to a REGISTER with its challenge."""
 
@@ -87,6 +89,8 @@ class Attempt:
     codec: Codec | None = None
     quality: RtpQuality | None = None
     sound: Sound = field(default_factory=Sound)
+    rtp_source: str = ""
+    """``address:port`` that RTP came from, whatever the answer's SDP says."""
     keys_sent: str = ""
     keys_heard: str = ""
     changed: str = ""
@@ -128,6 +132,18 @@ class _Call(ScriptedCall):
     quality: RtpQuality | None = None
     end: LegEnd | None = None
     leg: Leg | None = None
+    rtp_source = ""
+    ask_source: Callable[[], None] = staticmethod(lambda: None)
+
+    def on_confirmed(self) -> None:
+        """Answered: what comes in the next seconds comes from where RTP will come from."""
+        super().on_confirmed()
+        for seconds in SOURCE_SECONDS:
+            asyncio.get_running_loop().call_later(seconds, self.ask_source)
+
+    def note_source(self, source: str) -> None:
+        """Where RTP comes from now; empty for nowhere."""
+        self.rtp_source = source or self.rtp_source
 
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
@@ -357,7 +373,9 @@ class _Run:
         def dial() -> Leg:
             codecs = list(trunk.codecs)
             call.leg = self._agent.dial(uri, call, call.tape.audio, codecs, name)
-            return call.leg
+            leg = call.leg
+            call.ask_source = lambda: self._agent.ask_rtp_source(leg, call.note_source)
+            return leg
 
         def give_up() -> None:
             heard = self._trace.of({call.leg.invite.sip_call_id}) if call.leg is not None else ()
@@ -393,6 +411,7 @@ class _Run:
             Codec(report.codec) if report.codec else None,
             call.quality,
             sound,
+            call.rtp_source,
             report.digits_sent,
             report.digits_received,
             changed,

@@ -90,7 +90,9 @@ class MediaFindings(Facts):
             sent, received = quality.tx_packets, quality.rx_packets
         ours = "?" if self.offered is None else self.offered.where
         theirs = "?" if self.agreed is None else self.agreed.where
-        return f"RTP sent {sent} packets to {theirs}, received {received} at {ours}"
+        source = self.call.rtp_source if received else ""
+        came = f" from {source}" if source and source != theirs else ""
+        return f"RTP sent {sent} packets to {theirs}, received {received}{came} at {ours}"
 
     @property
     def _their_report(self) -> str:

@@ -99,7 +99,10 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
     subject = f"trunk {trunk.name}"
     target, key = _target(trunk)
     if target is None:
-        return [ok(subject, "it has no single address to ask").of("no_address")]
+        advice = f"{config.place('outbound_proxy', trunk.name)}, or a peer that is one address"
+        return [
+            warn(subject, "it has no single address to ask or to call", advice).of("no_address")
+        ]
     host, port = target.host, target.port or _PORTS[trunk.transport]
     where = config.place(key.removeprefix("trunk."), trunk.name)
     found: list[Finding] = []

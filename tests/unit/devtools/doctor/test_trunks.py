@@ -176,3 +176,8 @@ def test_a_certificate_of_an_unknown_ca(tmp_path: Path) -> None:
     assert finding.verdict is Verdict.BAD
     assert "certificate not trusted" in finding.fact
     assert "sip.tls.ca" in finding.advice
+
+
+def test_a_trunk_of_networks_only_cannot_be_called(tmp_path: Path) -> None:
+    (finding,) = closely(tmp_path, 'peers = ["192.0.2.0/24"]\n')
+    assert (finding.verdict, finding.code) == (Verdict.WARN, "no_address")
