@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import runpy
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -15,13 +16,12 @@ from typing import Any, cast
 import httpx
 import pytest
 import uvicorn
-from agents.realtime import RealtimeAgent, RealtimeRunner
-from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel
 from fastapi import FastAPI, WebSocket
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+import gateway as package
 from gateway.api import limits
 from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
@@ -30,6 +30,7 @@ from tests.support.http_service import Answer, Asked, HttpService, http_service
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import PhoneCall
 
+EXAMPLE = Path(package.__file__).parents[1] / "dialplans" / "application"
 SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
 KEY, OTHER, ADMIN = "gw_application-11", "gw_other-application-22", "gw_admin-33"
 TOKENS = [
@@ -584,40 +585,34 @@ async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
 
 
 async def test_the_agents_example_answers_a_call(
-    world: GatewayStack, receiver: HttpService
+    world: GatewayStack, receiver: HttpService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.behave(answers=[{"kind": "say", "text": "Good day."}])
+    """``dialplans/application``: it accepts in its webhook's handler, and its tools are used."""
+    monkeypatch.setenv("GATEWAY_URL", base_of(world).removesuffix("/v1"))
+    monkeypatch.setenv("GATEWAY_TOKEN", KEY)
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    example = runpy.run_path(str(EXAMPLE / "agent_app.py"))
+    wanted = {"name": "opening_hours", "arguments": '{"day": "Monday"}'}
+    answers = [{"kind": "nothing", "tools": [wanted]}, {"kind": "say", "text": "Nine to six."}]
+    world.behave(answers=[*answers, {"kind": "silent"}])
     call = await ring(world)
-    call_id = (await incoming(receiver)).data.call_id
-    async with application(world) as client:
-        body = {"type": "realtime", "model": "gpt-realtime-2.1", "instructions": "Help."}
-        await client.post(f"/realtime/calls/{call_id}/accept", body=body, cast_to=dict)
-    agent = RealtimeAgent(name="Helper", instructions="Help the caller.")
-    running = RealtimeRunner(agent, model=OpenAIRealtimeSIPModel())
-    url = base_of(world).replace("http", "ws") + f"/realtime?call_id={call_id}"
-    session = await running.run(
-        model_config={
-            "api_key": KEY,
-            "call_id": call_id,
-            "url": url,
-            "initial_model_settings": {"turn_detection": {"type": "semantic_vad"}},
-        }
-    )
-    async with session:
-        await session.send_message("Greet the caller.")
-        await call.answered()
-        async with asyncio.timeout(20):
-            async for event in session:
-                if event.type == "raw_model_event" and event.data.type == "turn_ended":
-                    break
-        sent = (await world.session_of(call)).seen("session.update")
-        assert (
-            sent[-1].body["session"]["audio"]["input"]["turn_detection"]["type"] == "semantic_vad"
-        )
-        assert all("format" not in one.body["session"]["audio"]["input"] for one in sent[1:])
-        await call.hang_up()
-        with suppress(Exception):
-            async with asyncio.timeout(20):
-                async for event in session:
-                    del event
+    await incoming(receiver)
+    asked = receiver.asked[0]
+    handler = httpx.ASGITransport(app=example["app"])
+    async with httpx.AsyncClient(transport=handler, base_url="http://app") as hook:
+        forged = {**asked.headers, "webhook-signature": "v1,AAAA"}
+        refused = await hook.post("/webhook", content=asked.body, headers=forged)
+        taken = await hook.post("/webhook", content=asked.body, headers=asked.headers)
+    assert (refused.status_code, taken.status_code) == (400, 200)
+    await call.answered()
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    outputs = [
+        event.body["item"]["output"]
+        for event in session.seen("conversation.item.create")
+        if event.body["item"]["type"] == "function_call_output"
+    ]
+    assert outputs == ["9 to 18"]
+    await call.hang_up()
+    await eventually(lambda: not example["calls"], "the agent's end")
     await world.summary(call)
