@@ -68,10 +68,26 @@ class Connection(H11Protocol):
         """Stop the clock when a request is complete, and start it with the next one."""
         super().data_received(data)
         upgraded = self.transport.get_protocol() is not self  # a WebSocket may be quiet
+        if upgraded:
+            self._on_upgrade(self.transport.get_protocol())
         if upgraded or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._forget()
         elif self._overdue is None:
             self._wait()
+
+    def _on_upgrade(self, websocket: Any) -> None:
+        """Close a WebSocket whose handshake cannot be read, or is not complete in time: uvicorn
+        would keep it, and count it, for as long as its client likes."""
+        if not websocket.handshake_initiated:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            self.transport.close()
+            return
+
+        def look() -> None:
+            if not websocket.handshake_complete:
+                self.transport.abort()
+
+        self.loop.call_later(REQUEST_SECONDS, look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""

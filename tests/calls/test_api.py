@@ -458,6 +458,37 @@ async def test_a_request_that_never_ends_is_given_up(
     assert not state.connections
 
 
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+async def test_handshakes_that_cannot_be_read(world: GatewayStack) -> None:
+    """Without a token: each is closed, and others are served however many there are."""
+    address = world.gateway.all("api.listening")[-1]["address"]
+    host, port = address.split(":")
+    more = {
+        "long": {"Sec-WebSocket-Extensions": "a;b=" * 3000},
+        "many": {f"x-{number}": "y" for number in range(200)},
+        "method": {},
+    }
+    for kind, fields in more.items():
+        method = "POST" if kind == "method" else "GET"
+        lines = [f"{method} /api/v1/browser-call?to=1 HTTP/1.1", "Host: x"]
+        lines += [f"{name}: {value}" for name, value in {**UPGRADE, **fields}.items()]
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+            async with asyncio.timeout(10):
+                assert (await reader.read()).startswith(b"HTTP/1.1 400 "), kind
+            writer.close()
+    async with Client(world, "") as http:
+        assert (await http.get("/healthz")).status_code == 200
+
+
 async def test_fields_that_are_slow_to_read(world: GatewayStack) -> None:
     """Libraries take minutes for such a cookie, and every call would stand still."""
     fields = ({"Cookie": 'a="' + "\\" * 60_000 + '"'}, {"Cookie": "a=b;" * 15_000})
@@ -465,9 +496,7 @@ async def test_fields_that_are_slow_to_read(world: GatewayStack) -> None:
         for given in fields:
             assert (await http.get("/healthz", headers=given)).status_code == 200
             assert (await http.get("/api/v1/calls", headers=given)).status_code == 401
-        upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-        upgrade["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
         for origin in ("http://[", "//[::1", "null"):
-            headers = {**upgrade, "Origin": origin}
+            headers = {**UPGRADE, "Origin": origin}
             answer = await http.get("/api/v1/browser-call?to=1", headers=headers)
             assert answer.status_code == 403
