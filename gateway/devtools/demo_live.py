@@ -43,6 +43,10 @@ text = {json.dumps(LONG_ANSWER)}
 kind = "say"
 text = {json.dumps(SECOND_ANSWER)}
 
+[[answers]]
+# The backend's, when it is told that the call ends: the voice has said goodbye already.
+kind = "nothing"
+
 [live]
 # One delta for each 20 ms, so that the event log tells of every frame what was in it.
 chunk_ms = 20

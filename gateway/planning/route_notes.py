@@ -44,14 +44,17 @@ def live_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
     for route in routes:
         if not has_live_sessions(config, route):
             continue
+        by = (route.live.get("delegation") or {}).get("type", "client")
         for key, given in (
             ("interruptions", route.interruptions.by_gateway),
-            ("post_call", bool(route.post_call.prompts)),
+            ("post_call", bool(route.post_call.prompts) and by != "responses"),
             ("context", route.context.max_turns > 0),
         ):
             if given:
                 yield f"route {route.name}, {key}: has no effect with Live sessions"
-        by = (route.live.get("delegation") or {}).get("type", "client")
+        for one, key in ((route.greeting, "greeting"), (route.disclosure, "disclosure")):
+            if one is not None and one.exact and not config.media.speech_command:
+                yield f"route {route.name}, {key}.exact: has no effect without media.speech_command"
         offered = bool(route.tools or route.tool or route.mcp or route.transfer)
         if offered and by != "responses" and route.delegate is None:
             yield (

@@ -417,3 +417,26 @@ def test_words_of_callers_are_waited_for_where_they_are_transcribed(tmp_path: Pa
     (tmp_path / "heard").mkdir()
     heard = checked(tmp_path / "heard", routes=route + HEARD.format("gpt-transcribe"))
     assert "not understood" not in heard
+
+
+LIVE_SERVER = BASE.replace("[realtime]\n", '[realtime]\nmodel = "gpt-live-1.1"\n')
+BACKEND = 'live.delegation = { type = "responses", responses = { model = "m" } }\n'
+EXACT = 'greeting = { say = "Hello.", exact = true }\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "route", "note"),
+    [
+        ("", 'post_call.prompts.sum = "Sum up."\n', "post_call: has no effect with Live sessions"),
+        ("", 'post_call.prompts.sum = "Sum up."\n' + BACKEND, ""),
+        ("", "set_language.languages = { de = 'German' }\ntools = []\n", ""),
+        ("", EXACT, "greeting.exact: has no effect without media.speech_command"),
+        ('[media]\nspeech_command = ["espeak-ng"]\n', EXACT, ""),
+    ],
+)
+def test_what_live_sessions_have_nothing_for(
+    tmp_path: Path, config: str, route: str, note: str
+) -> None:
+    said = checked(tmp_path, LIVE_SERVER + config, f"[[route]]\nname = 'r'\nto = '^1$'\n{route}")
+    assert (note or ": good") in said
+    assert ("no effect" in said) == bool(note)
