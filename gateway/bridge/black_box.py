@@ -7,7 +7,8 @@ The first line (``plan``, ``record``, ``at``) says how the machine was made. A l
 step: ``at`` (s, the clock of the process), ``in`` (the input, null for the start), ``asked`` (what
 the machine was answered within the step: frames taken back from the playout queue, results of
 functions in the plan), ``out`` (its outputs) and ``due`` (its next deadline). Of audio only the
-length is kept. Other lines say what was on the wire (:mod:`gateway.bridge.wire_log`), how the
+length is kept; a line with ``more`` is audio that follows on other audio, with the bytes that were
+``queued`` of it. Other lines say what was on the wire (:mod:`gateway.bridge.wire_log`), how the
 gateway was configured (``facts``) and, the last one, what became of the call (``record``).
 """
 
@@ -343,8 +344,13 @@ class RecordedMachine(CallMachine):
             input = replace(input, plan=self._answers.noted(input.plan))
         return self._step(input, now, lambda: CallMachine.handle(self, input, now))
 
-    def more_audio(self, delta: AudioDelta) -> None:
-        """Take no audio but as an input, which is a step."""
+    def more_audio(self, delta: AudioDelta) -> bytes | None:
+        """As :meth:`CallMachine.more_audio`: the step has no time, since none matters."""
+        frames = CallMachine.more_audio(self, delta)
+        if frames is not None:
+            queued = len(frames)
+            self._put(lambda: {"more": plain(delta), "queued": queued})
+        return frames
 
     def _step(
         self, input: Input | None, now: float, work: Callable[[], list[Output]]

@@ -26,7 +26,10 @@ from gateway.bridge.black_box import (
     rebuilt,
 )
 from gateway.call.call_record import CallRecord
+from gateway.call.inputs import ServerEventReceived
 from gateway.call.machine import CallMachine
+from gateway.call.outputs import Play
+from gateway.realtime.events import AudioDelta
 
 MAX_LINE = 32 * 1024 * 1024
 """Characters of a line; the longest are answers of tools."""
@@ -133,27 +136,45 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
     answers.take()
     count, differences = 0, list[Difference]()
     for number, step in enumerate(steps, 2):
-        if "in" not in step:
+        if "more" in step:
+            name = "AudioDelta"
+            recorded = [{"queued": step["queued"]}]
+            today = _more(machine, rebuilt(step["more"], answers, commands), last, commands)
+        elif "in" in step:
+            if not 0 <= step["at"] - began <= MAX_SECONDS:
+                raise BlackBoxError(f"line {number}: no time of the call")
+            last = step["at"]
+            name = "start" if step["in"] is None else _short(step["in"][KIND], step["in"])
+            answers.given = rebuilt(step["asked"], answers, commands)
+            today = _again(machine, step, answers, commands)
+            recorded = (
+                [step["raised"]] if "raised" in step else [*step["out"], {"due": step["due"]}]
+            )
+        else:
             continue  # what was on the wire, and what is to be known besides
-        at = step["at"]
-        if not 0 <= at - began <= MAX_SECONDS:
-            raise BlackBoxError(f"line {number}: no time of the call")
-        count, last = count + 1, at
-        answers.given = rebuilt(step["asked"], answers, commands)
-        today = _again(machine, step, answers, commands)
-        recorded = [step["raised"]] if "raised" in step else [*step["out"], {"due": step["due"]}]
+        count += 1
         if head.get("masked"):
             recorded, today = alike(recorded), alike(today)
         if _told(today) != _told(recorded):
-            name = "start" if step["in"] is None else _short(step["in"][KIND], step["in"])
-            differences.append(
-                Difference(number, at - began, name, _since(recorded, began), _since(today, began))
-            )
+            told = _since(recorded, began), _since(today, began)
+            differences.append(Difference(number, last - began, name, *told))
             if len(differences) >= most:
                 break
     stopped = len(differences) >= most
     version = str(head.get("version", __version__))
     return Replay(record, version, count, last - began, differences, stopped)
+
+
+def _more(machine: CallMachine, delta: AudioDelta, now: float, commands: Commands) -> list[Any]:
+    """Return what the machine does with audio that follows on other audio."""
+    frames = machine.more_audio(delta)
+    if frames is not None:
+        return [{"queued": len(frames)}]
+    todo = machine.handle(ServerEventReceived(delta), now)
+    commands.note(todo)
+    if all(type(output) is Play for output in todo):
+        return [{"queued": sum(len(one.audio) for one in todo if type(one) is Play)}]
+    return cast("list[Any]", json.loads(json.dumps(plain(todo))))
 
 
 def _again(
@@ -257,5 +278,5 @@ def _clock(seconds: float) -> str:
 def shortened(lines: Iterable[str]) -> Iterator[str]:
     """Return what a replay needs of a black box: nothing of the wire, no last line that is cut."""
     for read in values(lines):
-        if "in" in read or "black_box" in read:
+        if "in" in read or "more" in read or "black_box" in read:
             yield json.dumps(read, ensure_ascii=False, separators=(",", ":")) + "\n"

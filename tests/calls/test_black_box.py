@@ -5,6 +5,7 @@ RTP are in them without secrets."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import runpy
@@ -33,7 +34,7 @@ say = "Hello."
 [[route]]
 name = "boxed"
 to = "^boxed$"
-records.black_box = "always"
+records = { black_box = "always", black_box_payload = true }
 [route.greeting]
 say = "Hello."
 
@@ -96,7 +97,8 @@ async def test_a_call_is_replayed_as_it_went(
     lines = path.read_text().splitlines()
     assert '"digit":"4"' in path.read_text()
     again = replay(lines)
-    steps = sum('"in":' in line for line in lines)
+    steps = sum('"in":' in line or '"more":' in line for line in lines)
+    assert any('"more":' in line for line in lines), "audio that follows is handled as ever"
     assert (again.steps, list(again.differences)) == (steps, [])
     test = tmp_path / "test_incident.py"
     run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
@@ -145,6 +147,8 @@ async def test_what_was_on_the_wire_is_in_it(world: GatewayStack) -> None:
     assert abs(told_of["in"] - record["uplink"]["packets"]) <= 2, "but for the last of them"
     assert len(call.rtp.packets) - 5 <= told_of["out"] <= len(call.rtp.packets) + 5
     assert found.streams["in"].lost == 0
+    heard = b"".join(base64.b64decode(one["payload"]) for one in lines if one.get("rtp") == "out")
+    assert bytes(call.rtp.heard)[1600:4000] in heard, "what the caller heard"
     shown = CliRunner().invoke(main, ["timeline", str(path)], env={"COLUMNS": "150"})
     assert shown.exit_code == 0, shown.output
     for words in ("INVITE sip:boxed@", "types 0 8 101]", "◀── 200 OK (BYE)", "RTP to the caller"):

@@ -18,6 +18,7 @@ from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.timeline.black_box import read_black_box
 from tests.support.black_boxes import keep
+from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise
 from tests.support.referred import dial as dial_referred
@@ -36,8 +37,13 @@ say = "Hello."
 {rules}
 """
 
+PORT = free_port()
+"""Of the callee, who is busy."""
+
 RULES = {
     "simple": "",
+    "joined": '[[route.transfer]]\nname = "desk"\nmode = "bridge"\n'
+    f'to = "sip:busy-486@127.0.0.1:{PORT}"',
     "moved": '[[route.transfer]]\nname = "desk"\nto = "sip:1002@pbx.example"\nring_timeout = 2',
     "thrifty": '[route.budget]\nper_call = 0.0000001\ngoodbye = "Bye."',
     "waiting": '[[route.tool]]\nname = "stock"\ndescription = "What is there."\n'
@@ -50,7 +56,7 @@ RULES = {
 WORLD = {
     "records": 'black_box = "always"',
     "realtime": "handover_before_expiry = 5",
-    "more": '[control]\nsocket = "control"\n',
+    "more": '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": ROUTE.format(name="again", steps='{ action = "reconnect" }', rules="")
     + "".join(ROUTE.format(name=name, steps="", rules=rules) for name, rules in RULES.items()),
 }
@@ -125,6 +131,20 @@ async def transfer_refused(world: GatewayStack) -> PhoneCall:
     return call
 
 
+async def callee_busy(world: GatewayStack) -> PhoneCall:
+    callee = await CalledPhone().start(PORT)
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": "desk"})}
+    answers = [{"kind": "pattern", "seconds": 0.2, "tools": [tool]}, {"kind": "silent"}]
+    world.behave(vad="off", answers=answers)
+    try:
+        call = await world.dial("joined")
+        await world.gateway.wait("call.transfer_failed", call=call.call_id)
+        await call.hang_up()
+    finally:
+        await callee.stop()
+    return call
+
+
 async def budget_spent(world: GatewayStack) -> PhoneCall:
     world.behave(answer={"kind": "pattern", "seconds": 0.3})
     call = await world.dial("thrifty")
@@ -186,6 +206,7 @@ INCIDENTS: dict[Callable[[GatewayStack], Awaitable[PhoneCall]], tuple[str, str]]
     keys_in_the_greeting: ("caller", "remote_hangup"),
     crossed_byes: ("model", "agent_hangup"),
     transfer_refused: ("caller", "remote_hangup"),
+    callee_busy: ("caller", "remote_hangup"),
     budget_spent: ("gateway", "budget"),
     tool_that_never_answers: ("caller", "remote_hangup"),
     rtp_stops: ("network", "rtp_timeout"),
@@ -219,6 +240,9 @@ async def test_an_incident_is_replayed_as_it_went(
     starts = [one.text.split(" ")[0] for one in wire.messages if one.leg == 0]
     assert starts[0] == "INVITE"
     assert "BYE" in starts
+    second = [one.text.split("\n")[0].split(" sip:")[0] for one in wire.messages if one.leg == 1]
+    busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
+    assert second == (busy if incident is callee_busy else [])
     assert wire.streams["in"].packets > 0
     assert wire.streams["out"].packets > 0
     keep(incident.__name__, path)
