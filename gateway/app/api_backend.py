@@ -26,7 +26,7 @@ from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import NotReachedError, SharedState
-from gateway.app.tracing import Tracing
+from gateway.app.stores import Stores
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
@@ -34,11 +34,8 @@ from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
 from gateway.planning.call_plan import server_names
-from gateway.records.background import BackgroundWriter
-from gateway.records.recordings import Recordings
 from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
-from gateway.records.uploads import Uploads
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 from gateway.sip.media.ports import late_beats
@@ -93,35 +90,25 @@ class Readings:
         config: Config,
         agent: UserAgent,
         calls: CallRegistry,
-        records: RecordStore,
-        writer: BackgroundWriter,
-        webhooks: WebhookSender | None,
+        stores: Stores,
         servers: HealthChecker,
         pump: MediaPump,
         costs: Costs,
         reloader: Reloader,
-        tracing: Tracing,
         lag: Distribution,
         browsers: BrowserCalls,
-        recordings: Recordings,
-        uploads: Uploads | None,
         more: Callable[[], list[Reading]],
     ) -> None:
         self.requests = RequestTimes()
         self._more = more
-        self._recordings = recordings
-        self._uploads = uploads
         self._config = config
         self._agent = agent
         self._calls = calls
-        self._records = records
-        self._writer = writer
-        self._webhooks = webhooks
+        self._stores = stores
         self._servers = servers
         self._pump = pump
         self._costs = costs
         self._reloader = reloader
-        self._tracing = tracing
         self._lag = lag
         self.browsers = browsers
         self._rules = Labels()
@@ -129,10 +116,11 @@ class Readings:
 
     async def all(self) -> list[Reading]:
         """Return them; the disk is read on threads."""
-        waiting = {} if self._webhooks is None else await self._webhooks.waiting()
+        waiting = {} if self._stores.webhooks is None else await self._stores.webhooks.waiting()
         folder = self._config.records.spool_folder
         free = None if folder is None else await asyncio.to_thread(_free, folder)
-        uploads = None if self._uploads is None else await asyncio.to_thread(self._uploads.waiting)
+        store = self._stores.uploads
+        uploads = None if store is None else await asyncio.to_thread(store.waiting)
         kept = (*self._kept(waiting, free), *self._recorded(uploads))
         parts = (self._calls_now(), self._trunks(), self._servers_now(), kept)
         return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self._more()]
@@ -186,13 +174,13 @@ class Readings:
             age = 0.0 if oldest is None else now - oldest
             yield "webhooks_oldest_pending_seconds", labels, age
             yield "webhooks_dead", labels, float(dead)
-        if self._webhooks is not None:
-            for endpoint, seconds in self._webhooks.seconds.items():
+        if self._stores.webhooks is not None:
+            for endpoint, seconds in self._stores.webhooks.seconds.items():
                 yield "webhook_seconds", {"endpoint": endpoint}, seconds
                 for result in ("delivered", "failed", "dead"):
-                    count = self._webhooks.results[endpoint, result]
+                    count = self._stores.webhooks.results[endpoint, result]
                     yield "webhooks", {"endpoint": endpoint, "result": result}, float(count)
-        if kept := self._records.as_json():
+        if kept := self._stores.records.as_json():
             labels = {"sink": "database"}
             yield "records_pending", labels, float(kept["pending"])
             oldest_row = float(kept["oldest_pending_seconds"] or 0)
@@ -204,17 +192,17 @@ class Readings:
             yield "storage_free_bytes", {"volume": "records"}, free
 
     def _recorded(self, waiting: int | None) -> Iterator[Reading]:
-        yield "recordings_lost_bytes", {}, float(self._recordings.as_json()["lost_bytes"])
-        if self._uploads is not None and waiting is not None:
+        yield "recordings_lost_bytes", {}, float(self._stores.recordings.as_json()["lost_bytes"])
+        if self._stores.uploads is not None and waiting is not None:
             yield "uploads_pending", {}, float(waiting)
-            yield "uploads", {"result": "uploaded"}, float(self._uploads.uploaded)
-            yield "uploads", {"result": "failed"}, float(self._uploads.failures)
+            yield "uploads", {"result": "uploaded"}, float(self._stores.uploads.uploaded)
+            yield "uploads", {"result": "failed"}, float(self._stores.uploads.failures)
 
     def _process(self) -> Iterator[Reading]:
-        traces = {"traces": (len(self._tracing), self._tracing.dropped)}
-        queues = {**self._writer.queues, **self._agent.queues, **traces}
+        traces = {"traces": (len(self._stores.tracing), self._stores.tracing.dropped)}
+        queues = {**self._stores.writer.queues, **self._agent.queues, **traces}
         for result in ("exported", "failed"):
-            yield "traces", {"result": result}, float(self._tracing.results[result])
+            yield "traces", {"result": result}, float(self._stores.tracing.results[result])
         for name, (items, dropped) in queues.items():
             yield "queue_items", {"queue": name}, float(items)
             yield "queue_dropped", {"queue": name}, float(dropped)

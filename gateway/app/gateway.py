@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,20 +28,17 @@ from gateway.app.api_commands import (
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls
 from gateway.app.canary import Canaries
+from gateway.app.process import Part
 from gateway.app.registry import (
     CallRegistry,
-    endpoints_of,
     facts_for_slot,
     possible_calls,
-    record_store,
-    recording_options,
-    uploads_of,
 )
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
+from gateway.app.stores import endpoints_of, stores_of
 from gateway.app.synthetic import SyntheticCalls
-from gateway.app.tracing import Tracing
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
@@ -53,15 +50,8 @@ from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor
-from gateway.records.background import BackgroundWriter
-from gateway.records.black_boxes import BlackBoxes
-from gateway.records.event_logs import EventLogs
-from gateway.records.files import RecordFiles
-from gateway.records.recordings import Recordings
-from gateway.records.webhooks import WebhookSender
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
-from gateway.sip.message_log import MessageLog
 from gateway.sip.transports import hosts_of, unreachable
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
@@ -139,33 +129,6 @@ async def _resolved(host: str) -> list[str]:
 RETIRE_SECONDS = 1.0
 """Between two looks at whether calls still use functions that a reload has replaced."""
 
-Step = Callable[[], Awaitable[None] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Something that is started and stopped with the process."""
-
-    name: str
-    start: Step | None
-    stop: Step
-    only_serving: bool = False
-
-    async def start_on(self, stack: AsyncExitStack) -> None:
-        """Start it, and have ``stack`` stop it. Raises what its start raises."""
-        if self.start is not None and (starting := self.start()) is not None:
-            await starting
-        stack.push_async_callback(self._stop)
-
-    async def _stop(self) -> None:
-        """Stop it; what that raises is logged, and skips no other part."""
-        try:
-            stopping = self.stop()
-            if stopping is not None:
-                await stopping
-        except Exception:
-            log.exception("gateway.stop_failed", part=self.name)
-
 
 class Gateway:
     """All parts of a gateway process, started and stopped together.
@@ -187,35 +150,13 @@ class Gateway:
         self.config = config
         self._dialplan = dialplan
         self._started = 0.0
-        sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
+        sip = sip_settings(config)
         self.pump = pump = MediaPump()
         self.lag = Distribution(LAG)
         """By how much (s) a timer of the event loop comes late."""
-        writer = BackgroundWriter()
-        files = RecordFiles(config.records.folder, writer)
-        self.records = records = record_store(config, dialplan, writer, files)
-        instance = f"{socket.gethostname()}:{config.sip.listen[0].port}"
-        self._tracing = tracing = Tracing(config.tracing, instance)
-        records.listeners.append(tracing.told)
-        folder = config.records.spool_folder
-        webhooks = (
-            WebhookSender(
-                folder,
-                endpoints_of(config),
-                lambda: records.forwarder.leading,
-                tracing.traceparent,
-            )
-            if folder is not None and config.webhook
-            else None
-        )
-        event_logs = EventLogs(config.records.folder, writer, secrets)
-        messages = MessageLog()
-        black_boxes = BlackBoxes(config.records.folder, writer, secrets, messages)
+        self._stores = stores = stores_of(config, dialplan)
+        records = stores.records
         self._costs = costs = Costs(config)
-        uploads = uploads_of(config)
-        self.recordings = recordings = Recordings(
-            recording_options(config), (lambda: None) if uploads is None else uploads.wake
-        )
         self._tools = tools = tool_executor(config, dialplan)
         servers = HealthChecker(
             servers_of(config, dialplan),
@@ -228,16 +169,14 @@ class Gateway:
             (config.records.redact, config.records.redact_patterns),
             lambda key, trunk: self.config.place(key, trunk),
         )
-        self.calls = calls = CallRegistry(
-            config, dialplan, records, event_logs, black_boxes, costs, recordings, tracing.trace_id
-        )
+        self.calls = calls = CallRegistry(config, dialplan, stores, costs)
         self.agent = agent = UserAgent(
             sip,
             on_invite=lambda leg: self._admission.on_invite(leg),
             on_refused=rejections.refused_below,
             on_caller_audio=pump.serve,
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
-            messages=messages,
+            messages=stores.messages,
         )
         self._shared = shared = SharedState(config, costs, agent.ban)
         agent.on_banned = shared.on_banned
@@ -322,25 +261,20 @@ class Gateway:
             state,
             servers.as_json,
             begin_drain,
-            webhooks,
+            stores.webhooks,
             reloader.reload,
             applications,
             Readings(
                 config,
                 agent,
                 calls,
-                records,
-                writer,
-                webhooks,
+                stores,
                 servers,
                 pump,
                 costs,
                 reloader,
-                tracing,
                 self.lag,
                 browsers,
-                recordings,
-                uploads,
                 lambda: [*canaries.readings(), *synthetic.readings()],
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
@@ -351,13 +285,8 @@ class Gateway:
             agent, reloader.reload, lambda: not api.not_ready().keys() - {"trunks"}
         )
         self._parts = (
-            Part("traces", tracing.start, tracing.stop),
-            *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),
-            Part("records", records.start, records.stop),
-            Part("writer", writer.start, writer.stop),
+            *stores.parts(),
             Part("cost state", costs.start, costs.stop),
-            *((Part("uploads", uploads.start, uploads.stop),) if uploads else ()),
-            Part("recordings", recordings.start, recordings.stop),
             Part("shared state", shared.start, shared.stop),
             Part("callback requests", None, http.close),
             Part("tools", lambda: self._tools.start(), lambda: self._tools.stop()),
@@ -390,12 +319,9 @@ class Gateway:
             "mcp": lambda: self._tools.states(),
             "callbacks": callbacks.as_json,
             "records": records.as_json,
-            "recordings": lambda: {
-                **recordings.as_json(),
-                **(uploads.as_json() if uploads is not None else {}),
-            },
+            "recordings": stores.recordings_as_json,
             "shared": shared.as_json,
-            "dropped": lambda: {"records": files.dropped, "media faults": pump.faults},
+            "dropped": lambda: {"records": stores.files.dropped, "media faults": pump.faults},
         }
 
     async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Health of the process, what systemd is told of it, and signals that must not end it.
+"""Parts of the process, its health, what systemd is told of it, and signals that must not end it.
 
 SIP thread, media clock, event loop and background tasks are checked once a second. A failure after
 which no call can be carried ends the process, so that its supervisor starts it again; any other is
@@ -14,7 +14,9 @@ import faulthandler
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -247,3 +249,31 @@ class Health:
             return ""
         silent = now - self._silent_since
         return f"no beat for {silent:.0f} s" if silent >= SILENT_CLOCK_SECONDS else ""
+
+
+Step = Callable[[], Awaitable[None] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that is started and stopped with the process."""
+
+    name: str
+    start: Step | None
+    stop: Step
+    only_serving: bool = False
+
+    async def start_on(self, stack: AsyncExitStack) -> None:
+        """Start it, and have ``stack`` stop it. Raises what its start raises."""
+        if self.start is not None and (starting := self.start()) is not None:
+            await starting
+        stack.push_async_callback(self._stop)
+
+    async def _stop(self) -> None:
+        """Stop it; what that raises is logged, and skips no other part."""
+        try:
+            stopping = self.stop()
+            if stopping is not None:
+                await stopping
+        except Exception:
+            log.exception("gateway.stop_failed", part=self.name)

@@ -5,33 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydantic import BaseModel
 
+from gateway.app.stores import Stores
 from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
-from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason
-from gateway.records.background import BackgroundWriter
-from gateway.records.black_boxes import BlackBoxes, Wanted
-from gateway.records.event_logs import EventLogs
-from gateway.records.files import RecordFiles
-from gateway.records.recordings import Options, Recordings
+from gateway.records.black_boxes import Wanted
 from gateway.records.report import SYNTHETIC
-from gateway.records.spool import Spool
-from gateway.records.store import RecordStore
-from gateway.records.uploads import Storage, Uploads
-from gateway.records.webhooks import Endpoint, Outbox
 from gateway.sip.ingress.capacity import (
     descriptor_limits,
     descriptors_needed,
@@ -43,7 +33,7 @@ from gateway.sip.types import Invite
 from gateway.tasks import TaskSet, wait_any
 
 if TYPE_CHECKING:
-    from gateway.records.database import Database
+    pass
 
 log = structlog.get_logger("gateway")
 
@@ -55,12 +45,8 @@ class CallRegistry:
         self,
         config: Config,
         dialplan: Dialplan,
-        records: RecordStore,
-        event_logs: EventLogs,
-        black_boxes: BlackBoxes,
+        stores: Stores,
         costs: Costs,
-        recordings: Recordings | None = None,
-        trace_id: Callable[[str], str] = lambda _call_id: "",
     ) -> None:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
@@ -73,12 +59,8 @@ class CallRegistry:
         self._routes = {route.name: route for route in dialplan.routes}
         self._box_facts: dict[str, Mapping[str, Any]] = {}
         """By route; made when the first call of it wants them."""
-        self._records = records
-        self._event_logs = event_logs
-        self._black_boxes = black_boxes
+        self._stores = stores
         self._costs = costs
-        self._trace_id = trace_id
-        self._recordings = recordings
         self._calls: set[CallController] = set()
         self._undecided: dict[str, tuple[CallRecord, Callable[[EndReason], None]]] = {}
         self._leaving = TaskSet()
@@ -120,7 +102,7 @@ class CallRegistry:
         self._config, self._dialplan = config, dialplan
         self._routes.update({route.name: route for route in dialplan.routes})
         self._box_facts.clear()
-        self._black_boxes.messages.wanted = any(
+        self._stores.black_boxes.messages.wanted = any(
             (route.records.black_box or self._settings.black_box) != "off"
             for route in dialplan.routes
         )
@@ -166,13 +148,13 @@ class CallRegistry:
         self._mask(record)
         self.wait_for_decision(record, end)
         record.undecided = False
-        self._records.opened(record)
+        self._stores.records.opened(record)
 
     def end_line(self, record: CallRecord) -> None:
         """Free the place of a call that had no session, and write its record."""
         self.decided(record.call_id)
         self.on_finished(record.call_id)
-        self._records.write(record)
+        self._stores.records.write(record)
 
     def shut_down(self) -> None:
         """End every call now."""
@@ -191,7 +173,7 @@ class CallRegistry:
         self._calls.discard(call)
         self.on_finished(call.record.call_id)
         self._look_idle()
-        self._records.write(call.record)
+        self._stores.records.write(call.record)
         self._leaving.spawn(call.wait_closed(), f"leave {call.record.call_id}")
 
     async def wait_idle(self, seconds: float, *or_else: asyncio.Event) -> None:
@@ -215,7 +197,7 @@ class CallRegistry:
         """Open the call's account and its event log, and set what is masked in its record."""
         record = call.record
         own = self._routes[record.route].records
-        record.trace_id = self._trace_id(record.call_id)
+        record.trace_id = self._stores.tracing.trace_id(record.call_id)
         self._mask(record)
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         plan = call.session_plan
@@ -231,15 +213,13 @@ class CallRegistry:
         )
         events = None
         if self._settings.events if own.events is None else own.events:
-            events = self._event_logs.open(
+            events = self._stores.event_logs.open(
                 record.call_id, record.started_at, record.private, route=record.route
             )
         wanted = self._black_box_wanted(self._routes[record.route])
-        call.watch(
-            account, events, self._black_boxes.open(record, wanted, call.plan.tools.collect_digits)
-        )
-        if self._recordings is not None:
-            call.record_with(self._recordings)
+        box = self._stores.black_boxes.open(record, wanted, call.plan.tools.collect_digits)
+        call.watch(account, events, box)
+        call.record_with(self._stores.recordings)
         config, dialplan = self._config, self._dialplan
         route = self._routes[record.route]
 
@@ -257,7 +237,7 @@ class CallRegistry:
                 record.explanation.append(f"ended by {by}")
 
         call.explain = explain
-        self._records.opened(record)
+        self._stores.records.opened(record)
 
     def _black_box_wanted(self, route: Route) -> Wanted:
         own, base = route.records, self._settings
@@ -338,79 +318,6 @@ def deciding(
     if base:
         return config.place(base)
     return f"route {route}: {own} (default)" if own and route else ""
-
-
-def endpoints_of(config: Config) -> tuple[Endpoint, ...]:
-    """Return the addresses that are told of events."""
-    return tuple(
-        Endpoint(
-            one.name,
-            one.url,
-            tuple(key.get_secret_value() for key in (one.secret, one.previous_secret) if key),
-            frozenset(one.events),
-            shown(one.headers),
-        )
-        for one in config.webhook
-    )
-
-
-def record_store(
-    config: Config, dialplan: Dialplan, writer: BackgroundWriter, files: RecordFiles
-) -> RecordStore:
-    """Return the store of this process; it keeps nothing where ``[records]`` names no place."""
-    url = config.records.database_url or ""
-
-    def database() -> Database:
-        from gateway.records.database import Database
-
-        return Database(url)
-
-    settings = config.records
-
-    def idle(database: Database, _spool: Spool) -> None:
-        from gateway.records.retention import sweep, sweep_black_boxes, sweep_recordings
-
-        assert settings.spool_folder is not None
-        sweep(
-            database,
-            settings.spool_folder,
-            datetime.now(UTC),
-            rows_days=settings.retention_days,
-            details_days=settings.details_retention_days,
-        )
-        if settings.folder is not None:
-            sweep_black_boxes(settings.folder, settings.black_box_files, database.held())
-        days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
-        if config.recording.folder is not None and days:
-            before = datetime.now(UTC) - timedelta(days=min(days))
-            sweep_recordings(config.recording.folder, before, database.held())
-
-    masked = {*config.records.redact}
-    for route in dialplan.routes:
-        masked.update(route.records.redact or ())
-    return RecordStore(
-        config.records.spool_folder,
-        database,
-        writer,
-        files,
-        redact=masked,
-        outgoing=Outbox(endpoints_of(config)),
-        idle=idle,
-        instance=f"{socket.gethostname()}:{config.sip.listen[0].port}",
-    )
-
-
-def recording_options(config: Config) -> Options:
-    """Return where and how calls are recorded."""
-    settings = config.recording
-    days = settings.retention_days if config.records.database_url is None else 0.0
-    return Options(settings.folder, settings.recipients, settings.upload is not None, days)
-
-
-def uploads_of(config: Config) -> Uploads | None:
-    """Return what uploads recordings; None where they stay here."""
-    given, folder = config.recording.upload, config.recording.folder
-    return None if given is None or folder is None else Uploads(folder, Storage.of(given))
 
 
 def facts_for_slot(invite: Invite) -> Mapping[str, Any]:

@@ -39,6 +39,9 @@ class FakeCall:
         assert black_box is None
         self.watched.append((account, events))
 
+    def record_with(self, recordings: Any) -> None:
+        pass
+
     def shut_down(self) -> None:
         """As a call does."""
 
@@ -66,12 +69,19 @@ class Kept:
         self.calls = CallRegistry(
             cast(Any, SimpleNamespace(records=settings)),
             cast(Any, SimpleNamespace(routes=[self.route])),
-            cast(Any, SimpleNamespace(write=self.written.append, opened=lambda _record: None)),
-            cast(Any, SimpleNamespace(open=lambda call_id, *_given, **_more: call_id)),
-            BlackBoxes(None, BackgroundWriter()),
+            cast(Any, self._stores()),
             cast(Any, SimpleNamespace(open=self._open, exhausted=lambda _route, _number: None)),
         )
         self.calls.max_calls = 2
+
+    def _stores(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            records=SimpleNamespace(write=self.written.append, opened=lambda _record: None),
+            event_logs=SimpleNamespace(open=lambda call_id, *_given, **_more: call_id),
+            black_boxes=BlackBoxes(None, BackgroundWriter()),
+            recordings=None,
+            tracing=SimpleNamespace(trace_id=lambda _call_id: ""),
+        )
 
     def _open(self, _route: Any, number: str, **given: Any) -> str:
         self.accounts.append((number, given))

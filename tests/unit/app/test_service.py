@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.app import service as service_module
-from gateway.app.gateway import Part
+from gateway.app.process import Part
 from gateway.app.service import Service, State
 from gateway.call.call_record import CallRecord
 from gateway.measures import Distribution

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a process keeps and tells of its calls: records, recordings, webhooks, traces."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from gateway.app.process import Part
+from gateway.app.tracing import Tracing
+from gateway.config import Config
+from gateway.config.values import shown
+from gateway.dialplan import Dialplan
+from gateway.records.background import BackgroundWriter
+from gateway.records.black_boxes import BlackBoxes
+from gateway.records.event_logs import EventLogs
+from gateway.records.files import RecordFiles
+from gateway.records.recordings import Options, Recordings
+from gateway.records.spool import Spool
+from gateway.records.store import RecordStore
+from gateway.records.uploads import Storage, Uploads
+from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
+from gateway.sip.message_log import MessageLog
+
+if TYPE_CHECKING:
+    from gateway.records.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """All that is kept and told of calls; what the configuration does not want is None."""
+
+    writer: BackgroundWriter
+    files: RecordFiles
+    records: RecordStore
+    tracing: Tracing
+    webhooks: WebhookSender | None
+    event_logs: EventLogs
+    messages: MessageLog
+    black_boxes: BlackBoxes
+    uploads: Uploads | None
+    recordings: Recordings
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what is started and stopped with the process, in order."""
+        yield Part("traces", self.tracing.start, self.tracing.stop)
+        if self.webhooks is not None:
+            yield Part("webhooks", self.webhooks.start, self.webhooks.stop)
+        yield Part("records", self.records.start, self.records.stop)
+        yield Part("writer", self.writer.start, self.writer.stop)
+        if self.uploads is not None:
+            yield Part("uploads", self.uploads.start, self.uploads.stop)
+        yield Part("recordings", self.recordings.start, self.recordings.stop)
+
+    def recordings_as_json(self) -> dict[str, object]:
+        """Return the state of recordings and their uploads for ``gateway status``."""
+        uploads = {} if self.uploads is None else self.uploads.as_json()
+        return {**self.recordings.as_json(), **uploads}
+
+
+def stores_of(config: Config, dialplan: Dialplan) -> Stores:
+    """Make the stores of a process."""
+    folder, secrets = config.records.folder, (*config.secrets(), *dialplan.secrets())
+    writer, messages = BackgroundWriter(), MessageLog()
+    files = RecordFiles(folder, writer)
+    records = record_store(config, dialplan, writer, files)
+    tracing = Tracing(config.tracing, _instance(config))
+    records.listeners.append(tracing.told)
+    webhooks = None
+    if config.records.spool_folder is not None and config.webhook:
+        webhooks = WebhookSender(
+            config.records.spool_folder,
+            endpoints_of(config),
+            lambda: records.forwarder.leading,
+            tracing.traceparent,
+        )
+    uploads = uploads_of(config)
+    return Stores(
+        writer=writer,
+        files=files,
+        records=records,
+        tracing=tracing,
+        webhooks=webhooks,
+        event_logs=EventLogs(folder, writer, secrets),
+        messages=messages,
+        black_boxes=BlackBoxes(folder, writer, secrets, messages),
+        uploads=uploads,
+        recordings=Recordings(
+            recording_options(config), (lambda: None) if uploads is None else uploads.wake
+        ),
+    )
+
+
+def _instance(config: Config) -> str:
+    """Return the name of this process for records and traces."""
+    return f"{socket.gethostname()}:{config.sip.listen[0].port}"
+
+
+def endpoints_of(config: Config) -> tuple[Endpoint, ...]:
+    """Return the addresses that are told of events."""
+    return tuple(
+        Endpoint(
+            one.name,
+            one.url,
+            tuple(key.get_secret_value() for key in (one.secret, one.previous_secret) if key),
+            frozenset(one.events),
+            shown(one.headers),
+        )
+        for one in config.webhook
+    )
+
+
+def record_store(
+    config: Config, dialplan: Dialplan, writer: BackgroundWriter, files: RecordFiles
+) -> RecordStore:
+    """Return the store of this process; it keeps nothing where ``[records]`` names no place."""
+    url = config.records.database_url or ""
+
+    def database() -> Database:
+        from gateway.records.database import Database
+
+        return Database(url)
+
+    settings = config.records
+
+    def idle(database: Database, _spool: Spool) -> None:
+        from gateway.records.retention import sweep, sweep_black_boxes, sweep_recordings
+
+        assert settings.spool_folder is not None
+        sweep(
+            database,
+            settings.spool_folder,
+            datetime.now(UTC),
+            rows_days=settings.retention_days,
+            details_days=settings.details_retention_days,
+        )
+        if settings.folder is not None:
+            sweep_black_boxes(settings.folder, settings.black_box_files, database.held())
+        days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
+        if config.recording.folder is not None and days:
+            before = datetime.now(UTC) - timedelta(days=min(days))
+            sweep_recordings(config.recording.folder, before, database.held())
+
+    masked = {*config.records.redact}
+    for route in dialplan.routes:
+        masked.update(route.records.redact or ())
+    return RecordStore(
+        config.records.spool_folder,
+        database,
+        writer,
+        files,
+        redact=masked,
+        outgoing=Outbox(endpoints_of(config)),
+        idle=idle,
+        instance=_instance(config),
+    )
+
+
+def recording_options(config: Config) -> Options:
+    """Return where and how calls are recorded."""
+    settings = config.recording
+    days = settings.retention_days if config.records.database_url is None else 0.0
+    return Options(settings.folder, settings.recipients, settings.upload is not None, days)
+
+
+def uploads_of(config: Config) -> Uploads | None:
+    """Return what uploads recordings; None where they stay here."""
+    given, folder = config.recording.upload, config.recording.folder
+    return None if given is None or folder is None else Uploads(folder, Storage.of(given))
