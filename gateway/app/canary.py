@@ -126,7 +126,8 @@ class Canaries:
         known = caller if caller.lower() not in ("", "anonymous") else record.call_id
         ours = self._runs(route.name) and canary.has(route.name, known)
         record.variant = CANARY if ours else CONTROL
-        record.explanation.append(f"{record.variant} of the route's canary")
+        side = f"{record.variant}, by the caller's number" if self._runs(route.name) else "stopped"
+        record.explanation.append(f"canary of route {route.name}: {side}")
         return route.with_canary() if ours else route
 
     def readings(self) -> Iterator[Reading]:

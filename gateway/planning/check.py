@@ -65,6 +65,7 @@ def load_all(
         problems += _recordings_nowhere(config, dialplan)
         problems += _recordings_impossible(config, dialplan, source)
         problems += _applications_wrong(config, dialplan, source)
+        problems += _synthetic_wrong(config, dialplan, source)
         problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
@@ -361,6 +362,18 @@ def _applications_wrong(
             if name not in routes:
                 message = f'there is no route "{name}"' + suggestion(name, routes)
                 yield source.problem(("api", "token", number, "routes"), message)
+
+
+def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> Iterator[Problem]:
+    """Synthetic calls of the same name, and to routes that there are not."""
+    routes = [route.name for route in dialplan.routes]
+    names = [one.name for one in config.synthetic_call]
+    for number, one in enumerate(config.synthetic_call):
+        if one.name in names[:number]:
+            yield source.problem(("synthetic_call", number, "name"), "is there twice")
+        if one.route is not None and one.route not in routes:
+            message = f'there is no route "{one.route}"' + suggestion(one.route, routes)
+            yield source.problem(("synthetic_call", number, "route"), message)
 
 
 def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:

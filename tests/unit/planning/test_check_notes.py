@@ -62,6 +62,41 @@ def test_what_an_application_needs(tmp_path: Path, config: str, routes: str, say
     assert ": good" in right
 
 
+CANARY = "[[route]]\nname = 'r'\n[route.canary]\nshare = 5\n"
+RECORDS = '[records]\nfolder = "records"\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "routes", "says"),
+    [
+        ("", CANARY + "session.instructions = 'x'\n", "canary: needs records.folder or"),
+        (RECORDS, CANARY, "r.toml:3: route[0].canary: changes nothing"),
+        (RECORDS, CANARY + "session.temprature = 1\n", "canary.session.temprature"),
+        (RECORDS, CANARY + "session.type = 'x'\n", "set by the gateway"),
+        (
+            RECORDS,
+            CANARY + "realtime.url = 'wss://api.openai.com/v1/realtime'\n",
+            "r.toml:5: route r, canary.realtime.api_key",
+        ),
+        ('[[synthetic_call]]\nname = "a"\n', "", "must have either route"),
+        (
+            '[[synthetic_call]]\nname = "a"\nroute = "s"\n',
+            "",
+            'gateway.toml:5: synthetic_call[0].route: there is no route "s"',
+        ),
+        (
+            '[[synthetic_call]]\nname = "a"\nto = "1"\n' * 2,
+            "",
+            "gateway.toml:7: synthetic_call[1].name: is there twice",
+        ),
+    ],
+)
+def test_what_canaries_and_synthetic_calls_need(
+    tmp_path: Path, config: str, routes: str, says: str
+) -> None:
+    assert says in checked(tmp_path, BASE + config, routes or "[[route]]\nname = 'r'\n")
+
+
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
