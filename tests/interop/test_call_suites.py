@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -130,3 +131,21 @@ async def test_twenty_calls(scene: Scene, tmp_path: Path) -> None:
     assert (suite.name, suite.tests, suite.failures) == ("twenty-calls", 20, 0), told.decode()
     assert process.returncode == 0
     assert "not checked:" not in told.decode()
+
+
+async def test_a_telephone_of_the_pbx(scene: Scene, tmp_path: Path) -> None:
+    """Its calls are challenged (401), and answered with the password of the environment."""
+    suite = tmp_path / "phone.toml"
+    suite.write_text(
+        'username = "201"\npassword = "${env:PHONE_SECRET}"\n[[call]]\nname = "echo"\nto = "300"\n'
+        'step = [{ do = "wait_answer" }]\n[call.expect]\nended_by = "caller"\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "test", suite, "-c", tmp_path / "none.toml"),
+        *("--target", f"sip:{scene.asterisk.address}", "--local", "127.0.0.6:0"),
+        env={**os.environ, "PHONE_SECRET": scene.asterisk.phone_secret},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await process.communicate()
+    assert process.returncode == 0, told.decode()

@@ -30,6 +30,7 @@ from gateway.devtools.scripted_caller.run import (
 from gateway.devtools.scripted_caller.script import Dialling, Noise, Script
 from gateway.devtools.scripted_caller.sound import write_sound
 from gateway.devtools.scripted_caller.talking import TalkingCall
+from gateway.sip.settings import Trunk
 
 _USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?([^@]+)", re.IGNORECASE)
 
@@ -96,6 +97,22 @@ def uri_of(target: str, to: str) -> str:
     return f"{match[1]}{to}@{match[2]}"
 
 
+def trunk_of(call: SuiteCall) -> Trunk | None:
+    """The credentials of a call, for its target only; None where it has none."""
+    user, target = call.file.username, _USER_AND_HOST.fullmatch(call.target)
+    if not user or target is None:
+        return None
+    address, _, parameters = target[2].partition(";")
+    transport = re.search(r"(?:^|;)transport=(tcp|tls)", parameters, re.IGNORECASE)
+    return Trunk(
+        name=f"{call.suite} {address}",
+        username=user,
+        password=call.file.password,
+        outbound_proxy=address,
+        transport="udp" if transport is None else transport[1].lower(),
+    )
+
+
 async def run_calls(
     calls: Sequence[SuiteCall],
     options: RunOptions,
@@ -113,12 +130,18 @@ async def run_calls(
     for uri in {re.sub(r":[^@:]*@", ":", uri): uri for uri in uris}.values():
         if nowhere := await asyncio.to_thread(nobody_listens, uri):
             raise PhoneError(f"nothing listens on udp:{nowhere}")
+    trunks = {one.name: one for one in map(trunk_of, calls) if one is not None}
     phone = Phone(
-        PhoneSettings(local=options.local, pjsip_log_level=options.pjsip_log_level),
+        PhoneSettings(
+            local=options.local,
+            pjsip_log_level=options.pjsip_log_level,
+            trunks=tuple(trunks.values()),
+        ),
         sorted(hosts)[-1],
     )
     results: dict[int, CallResult] = {}
-    models: Models = {one.model: Model(one.model) for one in calls if one.model.url}
+    settings = {one.file.model for one in calls}
+    models: Models = {one: Model(one) for one in settings if one.url}
     scripts = [_with_noise(one) for one in calls]
     # All before the first call: a sound that is missing is told then, and no call waits for one.
     clips = await asyncio.to_thread(lambda: [prepare(one) for one in scripts])
@@ -151,6 +174,7 @@ async def _one(
     follow = call.call.follow_refer
     dialling = Dialling(
         caller_id=call.caller_id,
+        trunk="" if (trunk := trunk_of(call)) is None else trunk.name,
         headers=call.call.headers,
         lose_percent=call.call.line.loss_percent,
         follow=None if follow is None else re.compile(follow),
@@ -181,7 +205,7 @@ class _Simulation:
 
     def __init__(self, call: SuiteCall, models: Models, witness: Witness) -> None:
         self._call = call
-        self._model = models.get(call.model)
+        self._model = models.get(call.file.model)
         self._witness = witness
         self._caller: SimulatedCaller | RealtimeCaller | None = None
         self._made: TalkingCall | None = None
@@ -219,7 +243,7 @@ class _Simulation:
                 known, self._known = self._known, words
                 return words.removeprefix(known).strip()
             await asyncio.sleep(POLL_SECONDS)
-        recogniser, _ = recogniser_of(self._call.recogniser)
+        recogniser, _ = recogniser_of(self._call.file.recogniser)
         if recogniser is None:
             return None if told is None else ""
         tape = self._made.tape
@@ -266,7 +290,7 @@ async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Ev
         evidence.transcript = said_in(record.get("transcript") or ())
         evidence.words_by = "the gateway's transcript"
         return evidence
-    recogniser, why_not = recogniser_of(call.recogniser)
+    recogniser, why_not = recogniser_of(call.file.recogniser)
     evidence.no_words = f"{why}; {why_not}" if why_not else why
     if recogniser is not None and report.heard:
         words, why = await recogniser.words(bytes(made.tape.heard_track), made.tape.codec)

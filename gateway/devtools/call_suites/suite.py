@@ -210,8 +210,13 @@ class Call(Section):
     judge: Judge | None = None
 
 
-class _File(Section):
+class SuiteFile(Section):
+    """What a file says for all its calls."""
+
     target: Annotated[str, AfterValidator(_target)] = ""
+    username: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_.~*#-]{0,64}$")] = ""
+    password: str = ""
+    """Told to the target where it asks for digest authentication (RFC 3261 section 22)."""
     model: TextModel = Field(default_factory=TextModel)
     recogniser: Recogniser = Field(default_factory=Recogniser)
 
@@ -228,13 +233,12 @@ class SuiteCall:
     call: Call
     script: Script
     target: str
-    model: TextModel
-    recogniser: Recogniser
+    file: SuiteFile
 
     @property
     def caller_id(self) -> str:
         """User part of From; by default one of its own, by which the target's record is found."""
-        return self.call.from_ or f"caller{self.number}"
+        return self.call.from_ or self.file.username or f"caller{self.number}"
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -269,11 +273,11 @@ def _load(file: Path) -> list[SuiteCall]:
     source = read_toml(file)
     data = dict(source.data)
     tables: Any = data.pop("call", None)
-    shared = _File()
+    shared = SuiteFile()
     try:
-        shared = _File.model_validate(data)
+        shared = SuiteFile.model_validate(data)
     except ValidationError as error:
-        source.problems.extend(problems_of(error, _File, source))
+        source.problems.extend(problems_of(error, SuiteFile, source))
     if not isinstance(tables, list) or not tables:
         source.report(("call",), "a suite needs calls: write [[call]] and name = ...")
         raise ConfigError(source.problems)
@@ -302,10 +306,7 @@ def _load(file: Path) -> list[SuiteCall]:
             script = script.model_copy(update={"steps": (WaitAnswer(),)})
         for number in range(1, call.repeat + 1):
             name = call.name if call.repeat == 1 else f"{call.name} ({number})"
-            one = SuiteCall(
-                *(file.stem, 0, name, call, script),
-                *(shared.target, shared.model, shared.recogniser),
-            )
+            one = SuiteCall(file.stem, 0, name, call, script, shared.target, shared)
             made.append(one)
     if len(tables) > MAX_CALLS:
         source.report(("call",), f"more than {MAX_CALLS} calls")

@@ -26,7 +26,7 @@ from gateway.devtools.scripted_caller.sound import Clip, read_clip, spoken_clip,
 from gateway.devtools.scripted_caller.talking import Talk, TalkingCall
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
-from gateway.sip.settings import JitterBuffer, Listen, SipSettings
+from gateway.sip.settings import JitterBuffer, Listen, SipSettings, Trunk
 from gateway.sip.types import Refused
 
 Progress = Callable[[int, str], None]
@@ -220,6 +220,8 @@ class PhoneSettings:
     user: str = "caller"
     rtp_ports: tuple[int, int] = RTP_PORTS
     pjsip_log_level: int = 0
+    trunks: tuple[Trunk, ...] = ()
+    """Whose credentials calls may have."""
 
 
 def host_of(uri: str) -> str:
@@ -257,6 +259,7 @@ class Phone:
                 max_calls=100,
                 user_agent="gateway call",
                 user=settings.user,
+                trunks=settings.trunks,
                 jitter_buffer=JITTER_BUFFER,
                 log_level=settings.pjsip_log_level,
             ),
@@ -307,7 +310,7 @@ class Phone:
                 call.interrupt()
             await call.run(
                 lambda: self._agent.dial(
-                    *(uri, call, call.tape.audio, offered),
+                    *(uri, call, call.tape.audio, offered, how.trunk),
                     caller_id=how.caller_id,
                     headers=how.headers,
                 ),

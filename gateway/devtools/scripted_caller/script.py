@@ -382,6 +382,8 @@ class Dialling:
     """How a call is placed; ``follow`` matches the targets of REFERs that are followed."""
 
     caller_id: str = ""
+    trunk: str = ""
+    """Of the telephone, with credentials for whom is called."""
     headers: Mapping[str, str] = field(default_factory=dict)
     follow: re.Pattern[str] | None = None
     lose_percent: int = 0

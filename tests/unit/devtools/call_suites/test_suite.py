@@ -17,6 +17,7 @@ from gateway.devtools.call_suites.suite import (
     Network,
     Persona,
     Recogniser,
+    SuiteFile,
     TextModel,
     load_suites,
 )
@@ -113,11 +114,13 @@ def test_whom_is_called(target: str, to: str, uri: str) -> None:
 DOCS = Path(__file__).parents[4] / "docs" / "testing-calls.md"
 
 
-@pytest.mark.parametrize("section", [Call, Expect, Judge, Network, Persona, Recogniser, TextModel])
+@pytest.mark.parametrize(
+    "section", [Call, Expect, Judge, Network, Persona, Recogniser, SuiteFile, TextModel]
+)
 def test_every_key_is_in_the_manual(section: type[Section]) -> None:
     page = DOCS.read_text("utf-8")
     for key in known_keys(section):
-        assert re.search(rf"`(\[?\[?call\.|line\.)?{key}\b", page), key
+        assert re.search(rf"`\[?(\[?call\.|line\.)?{key}\b", page), key
 
 
 def test_the_example_of_the_manual_and_the_shipped_suites_are_good(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.audio.g711 import Codec
 from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult
-from gateway.devtools.call_suites.suite import Expect, load_suites
+from gateway.devtools.call_suites.suite import Expect, Recogniser, load_suites
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge
+from gateway.devtools.call_suites.witness import recogniser_of
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 
 
@@ -205,3 +209,30 @@ def test_the_page_has_verdicts_and_believes_nothing(
     assert "&lt;script&gt;" in html
     assert "wait_answer (9 ms, not done)" in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+# ---- recognisers
+
+
+def recognised(code: str) -> tuple[str, str]:
+    settings = Recogniser(command=(sys.executable, "-c", code, "{wav}"))
+    recogniser, why = recogniser_of(settings)
+    assert recogniser is not None, why
+    return asyncio.run(recogniser.words(b"\xff" * 16_000, Codec.PCMU, span(500, 1500)))
+
+
+def test_a_program_hears_the_stretch_that_is_asked_for() -> None:
+    code = "import sys, wave; print(wave.open(sys.argv[1]).getnframes(), 'hello')"
+    assert recognised(code) == ("8000 hello", "")
+
+
+def test_a_program_that_fails_is_told() -> None:
+    assert recognised("raise SystemExit('no model')") == (
+        "",
+        f"{sys.executable} failed (1): no model",
+    )
+
+
+def test_no_recogniser_is_told() -> None:
+    assert recogniser_of(Recogniser()) == (None, "no [recogniser] is configured")
+    assert recogniser_of(Recogniser(model="tiny"))[1].endswith("faster-whisper")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.audio.tone_detection import InBandDetector
 from gateway.config.source import ConfigError
 from gateway.devtools.demo_scenario import CALLER
 from gateway.devtools.scripted_caller.script import (
@@ -26,6 +27,9 @@ from gateway.devtools.scripted_caller.sound import (
     Hearing,
     SoundError,
     Speech,
+    WhiteNoise,
+    key_tones,
+    level_dbfs,
     read_clip,
     write_sound,
 )
@@ -189,3 +193,16 @@ def test_the_page_about_it_has_every_step_and_key(tmp_path: Path) -> None:
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
         for key in set(kind.model_fields) - {"do", "note"}:
             assert f"`{key}`" in row, (name, key)
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_keys_in_band_are_heard_by_our_own_detector(codec: Codec) -> None:
+    keys = "0123456789*#ABCD"
+    assert InBandDetector(codec).feed(key_tones(keys).frames(codec)) == keys
+
+
+def test_noise_has_its_level_and_goes_on() -> None:
+    noise = WhiteNoise(-40)
+    assert level_dbfs(noise.take(16_000)) == pytest.approx(-40, abs=0.5)
+    assert len(noise.take(400_000)) == 400_000
+    assert level_dbfs(Codec.PCMU.to_linear(noise.under(b"\xff" * 8000, Codec.PCMU))) > -41
