@@ -26,6 +26,9 @@ from gateway.devtools.scripted_caller.sound import write_sound
 RECORD_SECONDS = 8.0
 """For the record of an ended call to be there: a transfer, a recording may end after the BYE."""
 
+UNKNOWN_SECONDS = 2.0
+"""For a call that the gateway has never heard of, as it went elsewhere."""
+
 POLL_SECONDS = 0.1
 FOLLOW_SECONDS = 0.5
 """Between two looks at a call in progress."""
@@ -68,9 +71,12 @@ class Witness:
         if not self._keeps_records:
             seen = self._seen.pop(caller, None)
             return seen, "" if seen else self.why_not or "the gateway told nothing of it"
-        until, latest = time.monotonic() + RECORD_SECONDS, None
+        now, latest = time.monotonic(), None
+        until, unknown_until = now + RECORD_SECONDS, now + UNKNOWN_SECONDS
         while time.monotonic() < until:
             name = await self._name(sip_call_id, caller, since)
+            if name is None and time.monotonic() >= unknown_until:
+                break
             row = None if name is None else await self._ask("record", call=name)
             if row is not None:
                 latest = row["record"] or latest
@@ -81,7 +87,7 @@ class Witness:
             await asyncio.sleep(POLL_SECONDS)
         if latest is not None:
             return None, "its record had no end yet"
-        return None, self.why_not or "the gateway has no record of it (is records.folder set?)"
+        return None, self.why_not or "the gateway has no record of it"
 
     @contextlib.contextmanager
     def following(self, caller: str) -> Iterator[None]:
