@@ -43,7 +43,7 @@ TRANSFER = {
         {
             "kind": "say",
             "text": "One moment.",
-            "tools": [{"name": "transfer_call", "arguments": json.dumps({"destination": "echo"})}],
+            "tools": [{"name": "transfer_call", "arguments": json.dumps({"destination": "end"})}],
         }
     ]
 }
@@ -71,7 +71,7 @@ url = "ws://127.0.0.1:{{port}}/v1/realtime?behaviour={quote(json.dumps(TRANSFER)
 [route.greeting]
 say = "One moment."
 [[route.transfer]]
-name = "echo"
+name = "end"
 to = "sip:300@{PBX}"
 mode = "blind"
 
@@ -87,8 +87,8 @@ say = "Hello again."
 def snippets(scene: Scene) -> tuple[str, str]:
     values = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
     pjsip = deployed("pjsip-trunk.conf", values) + TESTER
-    echo = "[from-agent]\nexten => 300,1,Answer()\n same => n,Echo()\n"
-    return pjsip, deployed("extensions-trunk.conf", {}) + echo
+    ends = "[from-agent]\nexten => 300,1,Answer()\n same => n,Wait(2)\n same => n,Hangup()\n"
+    return pjsip, deployed("extensions-trunk.conf", {}) + ends
 
 
 def trunk(scene: Scene) -> str:

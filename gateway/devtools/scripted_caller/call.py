@@ -307,6 +307,10 @@ class ScriptedCall:
         left = step.after_ms - ONSET_MS
         if left > 0:
             await self._ticks(left // FRAME_MS)
+        # Not in a pause between two sentences.
+        await self.until(
+            lambda: not self.hearing.quiet_for(ONSET_MS, step.threshold_dbfs), step.within
+        )
 
     async def _hold(self, step: Hold | Resume) -> None:
         assert self._leg is not None
