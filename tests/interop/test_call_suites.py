@@ -87,7 +87,9 @@ say = "Hello again."
 def snippets(scene: Scene) -> tuple[str, str]:
     values = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
     pjsip = deployed("pjsip-trunk.conf", values) + TESTER
-    ends = "[from-agent]\nexten => 300,1,Answer()\n same => n,Wait(2)\n same => n,Hangup()\n"
+    # It sends the final NOTIFY with the first frame that the caller hears of the target.
+    ends = "[from-agent]\nexten => 300,1,Answer()\n same => n,Set(TIMEOUT(absolute)=2)\n"
+    ends += " same => n,Echo()\n"
     return pjsip, deployed("extensions-trunk.conf", {}) + ends
 
 
