@@ -436,11 +436,11 @@ def _tools(
 
 
 def _disclosure(route: Route, values: Mapping[str, str]) -> DisclosurePlan | None:
-    given = route.disclosure
-    if given is None:
+    if (given := route.disclosure) is None:
         return None
     before = given.mode == "before" or route.greeting is None
-    return DisclosurePlan(render(given.say, values), before, given.interruptible, given.exact)
+    words = render(given.say, values)
+    return DisclosurePlan(words, before, given.interruptible, given.exact)
 
 
 def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:

@@ -3,14 +3,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.audio.g711 import Codec
+from gateway.call import inputs
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import Input
 from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan
-from gateway.realtime.events import ResponseCreated, ResponseDone
+from gateway.call.rules.post_call import LATE_WORDS_SECONDS
+from gateway.realtime.events import (
+    LIVE,
+    InputCommitted,
+    InputTranscribed,
+    ResponseCreated,
+    ResponseDone,
+    SpeechStarted,
+    SpeechStopped,
+)
 from tests.support.call_scene import (
+    ACK,
     BYE,
     OUR_END,
     SHUT_DOWN,
@@ -83,3 +96,25 @@ def test_a_call_without_a_conversation_is_not_asked_about() -> None:
     assert ASKED not in scene.do(BYE)
     up = Scene(PLAN).up()
     assert ASKED not in up.do(SHUT_DOWN)
+
+
+@pytest.mark.parametrize("words_first", [True, False])
+@pytest.mark.parametrize("all_come", [True, False])
+def test_a_backend_is_asked_while_the_last_words_come(words_first: bool, all_come: bool) -> None:
+    """Of a Live session with a backend: answers and words are waited for, each with its time."""
+    scene = Scene(PLAN)
+    scene.do(inputs.SessionReady("live_1", 7200.0, replace(LIVE, out_of_band=True)), ACK)
+    scene.at(1.0, said(SpeechStarted("turn_1", 1000)), said(SpeechStopped("turn_1", 2000)))
+    scene.do(said(InputCommitted("turn_1")))
+    assert scene.at(5.0, BYE) == [ASKED]
+    words = [said(InputTranscribed("turn_1", "Thanks."))]
+    first, then = (words, ANSWER) if words_first else (ANSWER, words)
+    assert "finished" not in scene.at(6.0, *first)
+    if all_come:
+        assert scene.at(7.0, *then)[-2:] == ["close 1000 remote_hangup", "finished"]
+    else:
+        until = 13.0 if words_first else 5.0 + LATE_WORDS_SECONDS
+        assert "finished" not in scene.at(until - 0.1)
+        assert "finished" in scene.at(until + 0.1)
+    (turn,) = scene.record.as_json()["transcript"]
+    assert turn["text"] == ("Thanks." if all_come or words_first else "")
