@@ -30,7 +30,7 @@ from gateway.planning.route_tools import (
     recording_plan,
     transfer_plan,
 )
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.tools.executor import RouteTools
 
 SOON_DAYS = 14
@@ -267,20 +267,25 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
         settings = call_settings(config, route).realtime
         servers.append((settings.url, settings.model, f"route {route.name}, realtime"))
     seen = set()
-    known = load_prices(config.cost.prices).speech_models()
+    prices = load_prices(config.cost.prices)
+    known = prices.speech_models()
     for url, model, where in servers:
         if (url, model) in seen:
             continue
         seen.add((url, model))
-        path = urlsplit(Endpoint(url).connect_url).path
+        path, live = urlsplit(Endpoint(url).connect_url).path, is_live(url, model)
         if not _REGION.match((urlsplit(url).hostname or "").lower()):
             last = path.rpartition("/")[2]
-            if last != "realtime" and get_close_matches(last, ["realtime"], cutoff=0.75):
+            close = get_close_matches(last, ["realtime"], cutoff=0.75)
+            if last != "realtime" and close and not live:
                 yield f"{where}.url: {url} ends in {last}; most servers' ends in realtime"
             continue
-        if path != "/v1/realtime":
-            yield f"{where}.url: {url} has the path {path}; OpenAI's is /v1/realtime"
-        if not any(fnmatchcase(model, name) for name in known):
+        # The path of a Live session is put in place of the other.
+        if path != "/v1/realtime" and not (live and path.startswith("/v1/live")):
+            right = "/v1/live/sessions" if live else "/v1/realtime"
+            yield f"{where}.url: {url} has the path {path}; OpenAI's is {right}"
+        priced = prices.price(model) if live else None
+        if priced is None and not any(fnmatchcase(model, name) for name in known):
             names = [name for name in known if "*" not in name]
             hint = suggestion(model, names)
             yield f'{where}.model: "{model}" is not in the price list{hint}'

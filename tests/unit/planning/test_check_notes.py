@@ -475,3 +475,11 @@ def test_what_live_sessions_have_nothing_for(
     said = checked(tmp_path, LIVE_SERVER + config, f"[[route]]\nname = 'r'\nto = '^1$'\n{route}")
     assert (note or ": good") in said
     assert ("no effect" in said) == bool(note)
+
+
+def test_a_live_server_of_openai_is_as_it_should_be(tmp_path: Path) -> None:
+    url = "wss://api.openai.com/v1/live/sessions"
+    config = f'[realtime]\nurl = "{url}"\nmodel = "gpt-live-1.1"\napi_key = "k"\n'
+    said = checked(tmp_path, config, "[[route]]\nname = 'r'\nto = '^1$'\n")
+    assert "realtime.url" not in said
+    assert "realtime.model" not in said
