@@ -65,6 +65,7 @@ class Row(BaseModel):
     direction: Literal["inbound", "outbound"]
     state: str
     from_number: str
+    from_name: str = ""
     to_number: str
     trunk: str
     route: str

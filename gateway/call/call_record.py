@@ -303,6 +303,8 @@ class CallRecord:
     route: str = ""
     from_uri: str = ""
     to_uri: str = ""
+    from_name: str = ""
+    """The display name in From, on one line; whatever the caller's side has put there."""
     undecided: bool = False
     """It waits for an application to accept or refuse it."""
     direction: str = "inbound"
@@ -399,6 +401,7 @@ class CallRecord:
             "sip_call_id": self.sip_call_id,
             "route": self.route,
             "from": self.from_uri,
+            "from_name": self.from_name,
             "to": self.to_uri,
             "direction": self.direction,
             **asdict(self.leg),

@@ -314,9 +314,11 @@ def _cells(call: dict[str, Any], levels: tuple[float | None, float | None]) -> l
     age = (datetime.now(UTC) - datetime.fromisoformat(call["invited_at"])).total_seconds()
     wait = call.get("response_p50_ms")
     cost = call.get("cost")
+    name = call.get("from_name") or ""
+    who = f"{call['from_number']} {name}".strip() if name != call["from_number"] else name
     return [
         Text(call["state"], _COLOURS.get(call["state"], "")),
-        Text(printable(call["from_number"])[:24], "bold"),
+        Text(printable(who)[:24], "bold"),
         Text(printable(call["to_number"])[:24]),
         Text(printable(call["route"])[:20]),
         Text(clock(age), justify="right"),

@@ -86,7 +86,7 @@ from gateway.sip.settings import (
     Trunk,
 )
 from gateway.sip.types import Invite, new_call_id
-from gateway.text import words_of
+from gateway.text import printable, words_of
 
 if TYPE_CHECKING:
     from gateway.tools.executor import ToolExecutor
@@ -191,6 +191,7 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     if invite is not None:
         record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
+        record.from_name = printable(invite.from_name)[:64]
         record.sip_call_id, record.leg.source = invite.sip_call_id, invite.source
         record.leg.trunk, record.leg.transport = invite.trunk, invite.transport
     return record

@@ -305,7 +305,9 @@ class Database:
         with self._begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             update = sa.update(calls).where(calls.c.id.in_(call_ids))
-            changed = update.values(**bare, record=sa.null(), detail="", sip_call_id="")
+            changed = update.values(
+                **bare, from_name="", record=sa.null(), detail="", sip_call_id=""
+            )
             return connection.execute(changed).rowcount
 
     def erase_shared(self, number: str) -> int:

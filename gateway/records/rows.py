@@ -90,6 +90,7 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
     quality = record.media.quality
     plain = {
         "from_uri": record.from_uri,
+        "from_name": record.from_name,
         "to_uri": record.to_uri,
         "from_number": number_of(record.from_uri),
         "to_number": number_of(record.to_uri),

@@ -52,6 +52,7 @@ calls = sa.Table(
     sa.Column("from_uri", sa.Text, nullable=False, server_default=""),
     sa.Column("to_uri", sa.Text, nullable=False, server_default=""),
     sa.Column("from_number", sa.Text, nullable=False, server_default=""),
+    sa.Column("from_name", sa.Text, nullable=False, server_default=""),
     sa.Column("to_number", sa.Text, nullable=False, server_default=""),
     sa.Column("trunk", sa.Text, nullable=False, server_default=""),
     sa.Column("source", sa.Text, nullable=False, server_default=""),

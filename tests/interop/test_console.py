@@ -412,12 +412,12 @@ async def test_what_strangers_send_is_shown_as_text(browser: Browser, world: Gat
     world.behave(vad="off", answers=answers)
     quoted = HOSTILE.replace(" ", "%20").replace("<", "%3C").replace(">", "%3E")
     call = world.phone.call("office")
-    call.caller = quoted
+    call.caller, call.display = quoted, f"Eve {HOSTILE}"
     call.invite()
     await call.answered()
     name = (await world.gateway.wait("call.confirmed", call=call.call_id))["call"]
     page = await logged_in(browser, world)
-    await expect(page.locator(".rows .who-calls")).to_contain_text("script")
+    await expect(page.locator(".rows .who-calls")).to_contain_text(f"Eve {HOSTILE}"[:64])
     await page.goto(opened(page, name))
     await expect(page.get_by_role("log")).to_contain_text(HOSTILE)
     await page.get_by_role("button", name="Disposition…").click()
@@ -427,7 +427,7 @@ async def test_what_strangers_send_is_shown_as_text(browser: Browser, world: Gat
     await world.summary_at_end(call)
     await expect(page.get_by_text("completed", exact=True)).to_be_visible()
     await page.goto(page.url.partition("#")[0] + "#/past")
-    await expect(page.locator(f"a[href='#/calls/{name}']")).to_contain_text("script")
+    await expect(page.locator(f"a[href='#/calls/{name}']")).to_contain_text(f"Eve {HOSTILE}"[:64])
     for markup in ("main img", "main script", "header img[src=x]"):
         await expect(page.locator(markup)).to_have_count(0)
 

@@ -67,6 +67,8 @@ class PhoneCall:
     _invite: bytes = b""
     caller: str = "tester"
     """The user of From."""
+    display: str = ""
+    """The display name in From."""
 
     # ---- what the test does
 
@@ -206,7 +208,9 @@ class PhoneCall:
             f"{method} {self._target if in_dialog else self.uri} SIP/2.0",
             f"Via: SIP/2.0/UDP {host}:{port};branch={branch};rport",
             "Max-Forwards: 70",
-            f"From: <sip:{self.caller}@{host}:{port}>;tag={self._tag}",
+            f'From: "{self.display}" <sip:{self.caller}@{host}:{port}>;tag={self._tag}'
+            if self.display
+            else f"From: <sip:{self.caller}@{host}:{port}>;tag={self._tag}",
             f"To: {self._to if method != 'CANCEL' else f'<{self.uri}>'}",
             f"Call-ID: {self.call_id}",
             f"CSeq: {sequence} {method}",

@@ -166,3 +166,10 @@ export const moment = (iso) =>
 /** A cost with its currency. @param {number | null | undefined} amount @param {string} currency */
 export const money = (amount, currency) =>
   amount ? `${amount < 1 ? amount.toFixed(4) : amount.toFixed(2)} ${currency || "USD"}` : "";
+
+/** Who calls whom: the caller's name, where their side gave one, and the numbers. */
+export function parties(call) {
+  const number = call.from_number || "unknown";
+  const name = call.from_name && call.from_name !== number ? `${call.from_name} (${number})` : number;
+  return `${name} → ${call.to_number || "unknown"}`;
+}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Live calls: state, levels of both sides, cost, as they go on; and what the gateway is doing.
 
-import { ask, clock, element, failed, may, money, repeat, say, works } from "./base.js";
+import { ask, clock, element, failed, may, money, parties, repeat, say, works } from "./base.js";
 
 const LEAST = -54; // dBFS: an empty bar
 
@@ -47,7 +47,7 @@ class Row {
   update(call) {
     say(this.state, call.state);
     this.state.dataset.state = call.state;
-    say(this.who, `${call.from_number || "unknown"} → ${call.to_number || "unknown"}`);
+    say(this.who, parties(call));
     say(this.where, [call.route, call.trunk].filter(Boolean).join(" · "));
     say(this.time, clock((Date.now() - Date.parse(call.invited_at)) / 1000));
     say(this.cost, money(call.cost, call.currency));

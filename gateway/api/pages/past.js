@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Past calls: search, and a page after the other.
 
-import { ask, clock, element, failed, moment, money, works } from "./base.js";
+import { ask, clock, element, failed, moment, money, parties, works } from "./base.js";
 
 const PAGE = 50;
 const OUTCOMES = ["", "completed", "transferred", "busy", "no_answer", "cancelled", "refused", "failed", "crashed"];
@@ -82,7 +82,7 @@ function row(call) {
     element(
       "a.who-calls",
       { href: `#/calls/${encodeURIComponent(call.id)}` },
-      `${call.from_number || "unknown"} → ${call.to_number || "unknown"}`,
+      parties(call),
     ),
     element("span.where", {}, [call.route, call.trunk, call.disposition].filter(Boolean).join(" · ")),
     element("span.moment", {}, moment(call.invited_at)),

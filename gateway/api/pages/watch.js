@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // One call, live or past: state, words, timeline, ladder, sound, and what an operator may do.
 
-import { ApiError, ask, clock, element, failed, may, moment, money, repeat, say, tell, works } from "./base.js";
+import { ApiError, ask, clock, element, failed, may, moment, money, parties, repeat, say, tell, works } from "./base.js";
 import { levelBar, setLevel } from "./live.js";
 import { Ladder, Picture, stamp } from "./picture.js";
 import { listening, recordingPlayer } from "./sound.js";
@@ -200,7 +200,7 @@ function facts(call, record) {
   const ms = (value) => (value === null || value === undefined ? "" : `${Math.round(value)} ms`);
   add("Call", call.id);
   add("SIP Call-ID", call.sip_call_id);
-  add("From", call.from_uri);
+  add("From", [call.from_name, call.from_uri].filter(Boolean).join(" "));
   add("To", call.to_uri);
   add("Source", [call.source, call.transport, call.security].filter(Boolean).join(", "));
   add("Codec", call.codec);
@@ -264,7 +264,7 @@ export const page = {
     let [reading, drawn] = [0, -1000];
 
     const headline = (call) => {
-      say(heading, `${call.from_number || "unknown"} → ${call.to_number || "unknown"}`);
+      say(heading, parties(call));
       const text = call.state === "ended" ? call.outcome.replace("_", " ") : call.state;
       say(state, text);
       state.dataset.state = call.state === "ended" ? call.outcome : call.state;

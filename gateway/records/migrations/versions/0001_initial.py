@@ -43,6 +43,7 @@ def _make_calls() -> None:
         _text_or_empty("from_uri"),
         _text_or_empty("to_uri"),
         _text_or_empty("from_number"),
+        _text_or_empty("from_name"),
         _text_or_empty("to_number"),
         _text_or_empty("trunk"),
         _text_or_empty("source"),
