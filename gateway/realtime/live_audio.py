@@ -21,7 +21,7 @@ LATE_FRAMES = 2.25
 
 AHEAD_FRAMES = 0.5
 """Frames that audio may be ahead of the time, so that it waits for no timer. Holes in what is sent
-are 55 ms at most, and 60 with a timer that is late."""
+are 55 ms at most, and 60 with a timer that is 5 ms late."""
 
 BURST_FRAMES = 2
 """Frames sent at once at most; what a stall has held up follows 20 ms later."""

@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from gateway.audio.g711 import Codec
@@ -65,6 +66,9 @@ USAGE_SECONDS = 1.0
 
 LOOK_SECONDS = 0.1
 """Seconds between two looks at words and costs."""
+
+GRID_SECONDS = 0.005
+"""Timers are due at multiples of this, so that those of many calls wake the process once."""
 
 STALL_SECONDS = 0.02
 """A timer so late tells that the process stood still."""
@@ -271,7 +275,8 @@ class LiveSession(Session):
             if self._seconds(now) - self._told_seconds >= USAGE_SECONDS:
                 self.tell_usage()
         if not (self.closed or self._closing):
-            self._tick_at = max(self._pacer.next_at, now + 0.01)
+            due = max(self._pacer.next_at, now + 0.01)
+            self._tick_at = ceil(due / GRID_SECONDS) * GRID_SECONDS
             self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:

@@ -89,7 +89,7 @@ async def measure(minutes: float, folder: Path) -> None:
     click.echo(f"{len(ours)} of them while this process was in time ({len(late)} times it was not)")
     lasted, sent = ended - started, session.received_total / 8000
     click.echo(f"{sent:.2f} s of audio in {lasted:.2f} s: {100 * (sent / lasted - 1):+.3f} %")
-    click.echo(f"counted by the gateway: {record['media']['live_audio']}")
+    click.echo(f"counted by the gateway: {record['live_audio']}")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
