@@ -91,6 +91,7 @@ class Lab:
             stdout=asyncio.subprocess.PIPE,
         )
         output, _ = await process.communicate()
+        assert process.returncode in (0, 1), process.returncode
         (folder / "report.json").write_bytes(output)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in added}
         for one in json.loads(output):
