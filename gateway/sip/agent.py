@@ -61,6 +61,7 @@ class UserAgent:
         on_arrival: called on the SIP thread with each INVITE that pjsua takes, before anything is
             sent; it may not wait.
         messages: gets the messages of calls.
+        on_log: takes the library's log, with SIP messages as they are on the wire, on any thread.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class UserAgent:
         on_caller_audio: Callable[[list[int]], None],
         on_arrival: Callable[[Invite], None] = lambda _invite: None,
         messages: MessageLog | None = None,
+        on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.trunks = Trunks(settings.trunks)
@@ -84,6 +86,7 @@ class UserAgent:
         self._callbacks = InviteCallbacks(on_arrival, on_invite, on_refused)
         self._messages = messages or MessageLog()
         self._on_caller_audio = on_caller_audio
+        self._on_log = on_log
         self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
         """Told on the loop of each source that is banned: for how long (s), whether proven."""
         self._next_turn = 0.0
@@ -329,6 +332,7 @@ class UserAgent:
                 self.pool,
                 self._callbacks,
                 self._messages,
+                self._on_log,
             )
             self._stack.access.policy.on_banned = self._tell_ban
         except pj.Error as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -88,11 +89,21 @@ def build() -> Build:
     )
 
 
-def endpoint_config(settings: SipSettings, log_writer: Any) -> Any:
-    """What ``libInit`` is given, media aside. ``log_writer`` must live as long as the library."""
+MESSAGES_LEVEL = 4
+"""At which pjsip writes the SIP messages that it sends and receives."""
+
+
+def endpoint_config(settings: SipSettings, log_writer: Any, *, messages: bool = False) -> Any:
+    """Return the configuration for ``libInit``. ``log_writer`` must live as long as the library.
+
+    With ``messages`` the log has every SIP message as it is on the wire, passwords' digests and
+    keys of SRTP included: that is for who takes them out.
+    """
     config = pj.EpConfig()
-    config.logConfig.level = config.logConfig.consoleLevel = settings.log_level
-    config.logConfig.msgLogging = 0
+    config.logConfig.level = config.logConfig.consoleLevel = (
+        max(settings.log_level, MESSAGES_LEVEL) if messages else settings.log_level
+    )
+    config.logConfig.msgLogging = int(messages)
     config.logConfig.writer = log_writer
     config.uaConfig.threadCnt = 0
     config.uaConfig.mainThreadOnly = False
@@ -160,16 +171,24 @@ def _says_port_taken(text: str) -> bool:
 
 
 class LogWriter(pj.LogWriter):  # type: ignore[misc]
-    """Takes each line of pjsip's log, on any of its threads."""
+    """Takes each line of pjsip's log, on any of its threads.
 
-    def __init__(self) -> None:
+    Args:
+        on_line: takes all of them, in place of our own log.
+    """
+
+    def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
         super().__init__()
+        self._on_line = on_line
         self._bucket = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, time.monotonic())
         self._dropped = 0
 
     def write(self, entry: Any) -> None:
         """Log one line of pjsip's."""
         try:
+            if self._on_line is not None:
+                self._on_line(unicode_of(str(entry.msg)))
+                return
             text = unicode_of(str(entry.msg)).strip()[:MAX_TEXT]
             if entry.level > 2 or _says_port_taken(text):
                 log.debug("pjsip", text=text)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -65,6 +65,7 @@ class Stack:
         pool: PortPool,
         callbacks: InviteCallbacks,
         messages: MessageLog,
+        on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.draining = False
         """Answer OPTIONS with 503, so that dispatchers send their calls elsewhere."""
@@ -79,13 +80,13 @@ class Stack:
         """What is left to do when the library is gone: destructors would call into nothing."""
         self._left.callback(pool.abandon)
         self._left.callback(calls.each, lambda call: call.this.disown())
-        self._endpoint, writer = Endpoint(), LogWriter()
+        self._endpoint, writer = Endpoint(), LogWriter(on_log)
         self._left.callback(lambda: [held.this.disown() for held in (self._endpoint, writer)])
         try:
             pj.answerNamesFromTable()
             library.silence_log()
             self._endpoint.libCreate()
-            config = endpoint_config(settings, writer)
+            config = endpoint_config(settings, writer, messages=on_log is not None)
             configure_media(config.medConfig, settings)
             self._endpoint.libInit(config)
             self._endpoint.audDevManager().setNullDev()

@@ -266,7 +266,7 @@ async def _examine(
         on_invite=lambda leg: leg.refuse(486),
         on_refused=lambda _refused: None,
         on_caller_audio=collect,
-        messages=trace,
+        on_log=trace.line,
     )
     try:
         await agent.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SIP messages of a test call, kept without digests and keys, and read."""
+"""SIP messages of a test call: from the library's log, without digests and keys, and read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.addresses import bracketed, host_of
-from gateway.sip.message_log import LEFT_OUT, MessageLog, SipMessage
 from gateway.sip.messages.headers import (
     body_of,
     first_of,
@@ -24,6 +23,16 @@ from gateway.sip.trunks.matching import LINE_PARAMETER
 
 MAX_PACKETS = 5000
 """SIP messages that are kept, of all calls together; a call has about ten."""
+
+_MESSAGE = re.compile(
+    r"\b(TX|RX) \d+ bytes .*? (?:to|from) (\S+) (\S+):\r?\n(.*)\r?\n--end msg--", re.DOTALL
+)
+_DIGEST = re.compile(
+    r"^((?:proxy-)?(?:authorization|authenticate)|www-authenticate)([ \t]*:)(.*)$", re.I | re.M
+)
+_SHOWN = re.compile(r'\b(username|realm|uri|algorithm|qop)=("[^"]*"|[^\s,]+)', re.I)
+_CRYPTO = re.compile(r"inline:\S+")
+_OTHER_KEYS = re.compile(r"^(a=(?:ice-pwd|key-mgmt):).*$", re.I | re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +91,23 @@ class Packet:
         return f"{head}\n{self.text.rstrip()}" if whole else f"{head}: {self.start}"
 
 
-class Trace(MessageLog):
-    """Keeps every SIP message of the doctor's user agent; filled on the SIP thread."""
+class Trace:
+    """Takes the library's log, on any thread; keeps the SIP messages in it."""
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.wanted = True
         self.packets: list[Packet] = []
         self._began = time.monotonic()
         self._secrets = [one for one in secrets if one]
 
-    def add(
-        self,
-        call_id: str,
-        method: str,
-        peer: str,
-        port: int,
-        transport: str,
-        data: bytes,
-        *,
-        sent: bool,
-    ) -> None:
-        """Keep a message."""
-        del call_id, method
-        if len(self.packets) < MAX_PACKETS:
-            at, where = time.monotonic() - self._began, f"{bracketed(peer)}:{port}"
-            text = redacted(data, self._secrets)
-            self.packets.append(Packet(at, sent, transport, where, text))
+    def line(self, text: str) -> None:
+        """One entry of the log."""
+        found = _MESSAGE.search(text)
+        if found is None or len(self.packets) >= MAX_PACKETS:
+            return
+        way, transport, peer, message = found.groups()
+        at = time.monotonic() - self._began
+        kept = redacted(message, self._secrets)
+        self.packets.append(Packet(at, way == "TX", transport.lower()[:3], peer, kept))
 
     def of(self, call_ids: set[str]) -> tuple[Packet, ...]:
         """The messages with one of these Call-IDs."""
@@ -122,12 +121,20 @@ class Trace(MessageLog):
         return self.of(ids)
 
 
-def redacted(message: bytes, secrets: Sequence[str] = ()) -> str:
-    """Return a SIP message without digests, keys of media and these values."""
-    text = SipMessage(0.0, True, "", "", message).text()
+def redacted(message: str, secrets: Sequence[str] = ()) -> str:
+    """Return a SIP message without digests, nonces, keys of media and these values."""
+    message = message.replace("\r\n", "\n")
+
+    def digest(found: re.Match[str]) -> str:
+        shown = ", ".join(f"{key}={value}" for key, value in _SHOWN.findall(found[3]))
+        return f"{found[1]}{found[2]} Digest {shown} (rest removed)"
+
+    message = _DIGEST.sub(digest, message)
+    message = _CRYPTO.sub("inline:(removed)", message)
+    message = _OTHER_KEYS.sub(r"\1(removed)", message)
     for secret in secrets:
-        text = text.replace(secret, LEFT_OUT)
-    return text
+        message = message.replace(secret, "(removed)")
+    return message
 
 
 def shown(*packets: Packet | None, whole: bool = True) -> tuple[str, ...]:

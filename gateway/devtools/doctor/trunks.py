@@ -412,7 +412,7 @@ class _Client:
             writer.close()
 
     def _note(self, way: str, message: bytes) -> None:
-        text = redacted(message)
+        text = redacted(message.decode("utf-8", "replace"))
         host = _bracketed(self._address[0])
         where = f"{self._trunk.transport}:{host}:{self._address[1]}"
         self.shown.append(f"{way} {where}\n{text.rstrip()}")
