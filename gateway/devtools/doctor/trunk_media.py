@@ -16,6 +16,8 @@ JITTER_WARN = 20.0
 """ms, as a mean: packets that are 60 ms late are among them (``packet_wait_ms``)."""
 LATE_WARN = 2.0
 """Percent that came too late to be heard."""
+UNDER_WAY = 0.5
+"""Seconds after an ACK in which what was sent before it may still come."""
 STALL_MS = 30
 """A machine that lets the doctor wait for so long makes packets late itself."""
 FEW = 5
@@ -64,12 +66,12 @@ class Facts:
 
     @property
     def repeated(self) -> list[Packet]:
-        """200s that came again after our ACK."""
+        """200s that came again well after our ACK; some were under way with it."""
         acks = self.acks
         if not acks:
             return []
         finals = [one for one in self.answers if 200 <= one.status < 300]
-        return [one for one in finals[1:] if one.at > acks[0].at]
+        return [one for one in finals[1:] if one.at > acks[0].at + UNDER_WAY]
 
     @property
     def bye(self) -> Packet | None:

@@ -71,7 +71,7 @@ def answer(at: float = 1.0, address: str = PBX, *more: str, events: int | None =
     return message(at, "SIP/2.0 200 OK", contact, *more, body=sdp(address, events))
 
 
-def ack(at: float = 1.1, peer: str = f"{PBX}:5060") -> Packet:
+def ack(at: float = 1.05, peer: str = f"{PBX}:5060") -> Packet:
     return message(at, f"ACK sip:{PBX} SIP/2.0", sent=True, peer=peer, cseq="1 ACK")
 
 
