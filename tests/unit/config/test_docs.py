@@ -89,7 +89,7 @@ def test_every_key_is_in_the_manual(page: str, model: type[BaseModel], prefix: s
 
 def test_examples_in_the_manual_are_good(tmp_path: Path) -> None:
     (configuration,) = EXAMPLE.findall((DOCS / "configuration.md").read_text(encoding="utf-8"))
-    (route,) = EXAMPLE.findall((DOCS / "dialplans.md").read_text(encoding="utf-8"))
+    route, *_of_a_route = EXAMPLE.findall((DOCS / "dialplans.md").read_text(encoding="utf-8"))
     folder = tmp_path / "dialplans"
     folder.mkdir()
     (folder / "route.toml").write_text(route, encoding="utf-8")
