@@ -137,9 +137,9 @@ async def test_a_canary_that_falls_behind_is_stopped(
         await eventually(hooked, "webhooks")
         assert await metric(http, "gateway_synthetic_up", name="greets") == 1
         assert await metric(http, "gateway_synthetic_up", name="mute") == 0
-        calls = partial(metric, http, "gateway_synthetic_calls_total")
-        assert await calls(name="greets", result="passed") >= 1
-        assert await calls(name="mute", result="failed") >= 1
+        counted = partial(metric, http, "gateway_synthetic_calls_total")
+        assert await counted(name="greets", result="passed") >= 1
+        assert await counted(name="mute", result="failed") >= 1
         assert await metric(http, "gateway_synthetic_heard_seconds", name="greets") > 0
         assert {body["data"].get("variant") for body in bodies() if "variant" in body["data"]} >= {  # type: ignore[attr-defined, operator]
             "synthetic",
