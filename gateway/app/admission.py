@@ -29,6 +29,7 @@ from gateway.dialplan import Dialplan, Explanation, Match, Origin, call_settings
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
+from gateway.records.caller_history import CallerHistories
 from gateway.records.report import SYNTHETIC
 from gateway.records.shared import Wanted
 from gateway.records.store import RecordStore
@@ -292,10 +293,12 @@ class Admission:
         applications: Applications,
         canaries: Canaries,
         synthetic: SyntheticCalls,
+        histories: CallerHistories,
         shared: SharedState | None = None,
     ) -> None:
         self._canaries = canaries
         self._synthetic = synthetic
+        self._histories = histories
         self._shared = shared
         self._asking = TaskSet()
         self._config = config
@@ -450,6 +453,7 @@ class Admission:
             self._tools,
             trusted=leg.invite.trusted,
             bridged=leg.invite.transport == TRANSPORT,
+            history=self._histories.of(match.route, leg.invite),
         )
         call = CallController(
             leg,

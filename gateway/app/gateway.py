@@ -50,6 +50,7 @@ from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor
+from gateway.records.caller_history import CallerHistories
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
 from gateway.sip.transports import hosts_of, unreachable
@@ -205,6 +206,7 @@ class Gateway:
             applications,
             canaries,
             synthetic,
+            histories := CallerHistories(config.records.database_url),
             shared,
         )
         self.outbound = OutboundCalls(
@@ -293,6 +295,7 @@ class Gateway:
             Part("replaced tools", None, self._retired.cancel),
             Part("health checks", servers.start, servers.stop),
             Part("refusals", None, rejections.stop),
+            Part("caller histories", None, histories.stop),
             Part("applications", None, applications.stop),
             Part("API", api.start, api.stop, only_serving=True),
             Part("SIP", agent.start, agent.stop),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fetches the data that a route asks for (``[route.data]``) while its call is set up.
+"""Fetches what a route's texts wait for while its call is set up: the data of ``[route.data]``, and
+the caller's earlier calls (``[route.caller_history]``).
 
-The request starts with the INVITE, in parallel to ringing and connecting to the realtime server;
+Both start with the INVITE, in parallel to ringing and connecting to the realtime server;
 only ``session.update`` waits for it.
 """
 
@@ -19,6 +20,7 @@ from gateway.config.values import shown
 from gateway.dialplan import Match
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.setup import SetupFailed, Step
+from gateway.records.caller_history import Earlier, Lookup
 from gateway.text import json_of
 from gateway.tools.functions import ToolError
 from gateway.tools.http import HttpClient, Request
@@ -35,25 +37,39 @@ class Prepared:
 
     plan: CallPlan
     settings: Mapping[str, Any]
-    ms: int
+    ms: int | None
     failure: str = ""
     live_settings: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Any] | None = None
+    messages: int = 0
+    """Those that the call's plan had at its start; the complete plan's take their place."""
 
 
 Completed = tuple[CallPlan, Mapping[str, Any], Mapping[str, Any]]
 """The plan of a call, and its session objects for a Realtime and a Live session."""
 
-Complete = Callable[[Match], Completed]
-"""Completes a match with all its values."""
+Complete = Callable[[Match, str], Completed]
+"""Completes a match with all its values, and with what the model is told of earlier calls."""
 
 
 class DataLookup:
-    """Fetches the data of one call, once. Belongs to the event loop."""
+    """Fetches the data of one call, once. Belongs to the event loop.
 
-    def __init__(self, match: Match, client: HttpClient, complete: Complete) -> None:
+    Args:
+        history: looks up the caller's earlier calls; None where none are wanted.
+    """
+
+    def __init__(
+        self,
+        match: Match,
+        client: HttpClient | None,
+        complete: Complete,
+        history: Lookup | None = None,
+    ) -> None:
         self._match = match
         self._client = client
         self._complete = complete
+        self._history = history
         self._task: asyncio.Task[Prepared] | None = None
 
     async def ready(self) -> Prepared:
@@ -82,6 +98,19 @@ class DataLookup:
 
     async def _run(self, call_id: str) -> Prepared:
         structlog.contextvars.bind_contextvars(call=call_id, route=self._match.route.name)
+        (answer, failure, ms), earlier = await asyncio.gather(self._data(), self._earlier())
+        match, history, told = with_data(self._match, answer), None, ""
+        if earlier is not None:
+            match = replace(match, values={**match.values, **earlier.values})
+            told = earlier.text if match.route.caller_history.message else ""
+            history = {"calls": list(earlier.calls), "ms": earlier.ms}
+            history |= {"failed": earlier.failure} if earlier.failure else {}
+        plan, settings, live = self._complete(match, told)
+        return Prepared(plan, settings, ms, failure, live, history, len(match.route.message))
+
+    async def _data(self) -> tuple[Any, str, int | None]:
+        if self._match.route.data is None or self._client is None:
+            return None, "", None
         loop = asyncio.get_running_loop()
         began = loop.time()
         answer, failure = await fetch(self._match, self._client)
@@ -90,8 +119,10 @@ class DataLookup:
             log.warning("call.data_failed", detail=failure, ms=ms)
         else:
             log.info("call.data", ms=ms)
-        plan, settings, live = self._complete(with_data(self._match, answer))
-        return Prepared(plan, settings, ms, failure, live)
+        return answer, failure, ms
+
+    async def _earlier(self) -> Earlier | None:
+        return None if self._history is None else await self._history()
 
 
 def with_data(match: Match, answer: Any) -> Match:

@@ -23,6 +23,7 @@ from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap
 from gateway.bridge.speech import SpeechError, clip_of
 from gateway.call import inputs, outputs
+from gateway.call.conversation.control import message
 from gateway.dialplan.route_session import merged
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Verdict, classify_error
@@ -117,7 +118,7 @@ class _Line:
     opening: asyncio.Task[None] | None = None
     over: bool = False
     """It is closed, or is being closed: it takes no more audio."""
-    seed: tuple[Mapping[str, Any], ...] = ()
+    seed: list[Mapping[str, Any]] = field(default_factory=list)
     """The conversation that a session is told of at its start."""
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
 
@@ -201,7 +202,7 @@ class Sessions(CallPart):
 
     def _open(self, output: outputs.OpenSession) -> None:
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
-        line = _Line(output.standby, endpoint, seed=output.seed)
+        line = _Line(output.standby, endpoint, seed=list(output.seed))
         again = False
         if output.standby:
             self._spare = line
@@ -235,7 +236,7 @@ class Sessions(CallPart):
                 on_event=partial(self._on_event, line),
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._tap(line),
-                late=None if self.plan.preparation is None else partial(self._prepare, endpoint),
+                late=None if self.plan.preparation is None else partial(self._prepare, line),
                 attempts=1 if line.spare else ATTEMPTS,
                 playout=replace(
                     self._playout, max_queue_ms=self.plan.live_queue_ms, history=line.seed
@@ -266,7 +267,7 @@ class Sessions(CallPart):
         for event in early:
             self._on_event(line, event)
 
-    async def _prepare(self, endpoint: Endpoint) -> Mapping[str, Any]:
+    async def _prepare(self, line: _Line) -> Mapping[str, Any]:
         """Wait for the data of the call; return the complete settings."""
         if self.plan.preparation is not None:
             prepared = await self.plan.preparation.ready()
@@ -277,8 +278,12 @@ class Sessions(CallPart):
                     live_settings=prepared.live_settings,
                     preparation=None,
                 )
-                self._host.feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
-        return self.plan.settings_for(endpoint)
+                first = [message(*one) for one in prepared.plan.content.messages]
+                line.seed[: prepared.messages] = first
+                self._host.feed(
+                    inputs.Prepared(prepared.plan, prepared.ms, prepared.failure, prepared.history)
+                )
+        return self.plan.settings_for(line.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
         """Close the active session and the standby."""

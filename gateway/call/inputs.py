@@ -22,15 +22,17 @@ from gateway.realtime.events import (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The data of ``[route.data]`` have come, or will not (``failure`` says why).
+    """What the call's texts wait for has come, or will not (``failure`` says why).
 
     ``plan`` takes the place of the machine's: the same with the texts that the data are in. It
-    comes before the session is up, and once.
+    comes before the session is up, and once. ``ms`` is how long the data of ``[route.data]`` took,
+    None without that; ``history`` is what the record says of ``[route.caller_history]``.
     """
 
     plan: CallPlan
-    ms: int
+    ms: int | None
     failure: str = ""
+    history: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

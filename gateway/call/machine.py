@@ -340,8 +340,11 @@ class CallMachine:
         self._call.record.metadata = dict(input.plan.metadata)
         self._call.conversation.prepare(input.plan)
         # The log has its line from who fetched it.
-        failed = {"failed": input.failure} if input.failure else {}
-        self._call.timeline.mark(now, "data", ms=input.ms, **failed)
+        if input.ms is not None:
+            failed = {"failed": input.failure} if input.failure else {}
+            self._call.timeline.mark(now, "data", ms=input.ms, **failed)
+        if input.history is not None:
+            self._call.timeline.mark(now, "caller_history", **input.history)
         return []
 
     def _on_event(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:

@@ -49,6 +49,7 @@ from gateway.dialplan.route_sections import (
     in_order,
 )
 from gateway.dialplan.route_session import (
+    CallerHistory,
     Canary,
     LiveTable,
     Message,
@@ -69,6 +70,7 @@ from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,
     HEADER,
+    LAST_CALL,
     is_known,
     key_of,
     names_in,
@@ -207,6 +209,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     session: SessionTable = Field(default_factory=lambda: MappingProxyType({}))
     live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
     message: Annotated[tuple[Message, ...], Field(max_length=MAX_MESSAGES)] = ()
+    caller_history: CallerHistory = Field(default_factory=CallerHistory)
     metadata: Annotated[
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -232,7 +235,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             raise MisplacedError(
                 ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
             )
-        asked = self.schedule_callback.enabled or self._asks_for_the_time()
+        asked = self.schedule_callback.enabled or self.caller_history.enabled
+        asked = asked or self._asks_for_the_time()
         if self.timezone is not None and not self.hours and not asked:
             raise MisplacedError(
                 ("timezone",), "has no effect without hours, and no {time} is used"
@@ -275,10 +279,14 @@ class Route(RouteConditions, RouteTools, RouteConversation):
                     continue
                 if name.startswith(DATA) and path[0] != "data" and self.data is not None:
                     continue
+                if name in LAST_CALL and path[0] != "data" and self.caller_history.enabled:
+                    continue
                 if not is_known(name, groups):
                     hint = suggestion(name, [*BUILT_IN, *groups, *own])
                     if name.startswith(DATA) and self.data is None:
                         hint = " without [route.data]"
+                    if name in LAST_CALL:
+                        hint = " here" if path[0] == "data" else " without [route.caller_history]"
                     raise MisplacedError(
                         path,
                         f"there is no variable {{{name}}}{hint}; "

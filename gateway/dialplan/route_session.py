@@ -78,6 +78,22 @@ class Message(Section):
         return self._words
 
 
+class CallerHistory(Section):
+    """``[route.caller_history]``: what the model is told of the caller's earlier calls.
+
+    ``timeout`` (s) is that of the database; without an answer the call goes on.
+    """
+
+    enabled: Flag = False
+    routes: tuple[Text, ...] = ()
+    max_calls: Annotated[Count, Field(le=10)] = 3
+    max_age_days: Annotated[Count, Field(le=3650)] = 90
+    max_chars: Annotated[Count, Field(ge=500, le=20_000)] = 2000
+    timeout: Annotated[Seconds, Field(le=0.3)] = 0.2
+    trust: Literal["trunk", "asserted", "any"] = "trunk"
+    message: Flag = True
+
+
 def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
     # The rest is judged where the file is read, mistake by mistake (session_settings.py).
     return MappingProxyType(nulled(plain(_ours_only(value, SET_BY_GATEWAY))))

@@ -51,6 +51,15 @@ BUILT_IN = (
 )
 """Variables of every call; the named groups of a route's regular expressions come on top."""
 
+LAST_CALL = (
+    "last_call.date",
+    "last_call.time",
+    "last_call.outcome",
+    "last_call.disposition",
+    "last_call.summary",
+)
+"""Variables of the caller's last call, where ``[route.caller_history]`` is enabled."""
+
 AS_WRITTEN = frozenset({"authorization", "headers"})
 """Keys of a session object whose texts are credentials: nothing is filled in there."""
 

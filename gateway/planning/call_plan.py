@@ -69,6 +69,7 @@ from gateway.planning.route_tools import (
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import live_object, session_object
+from gateway.records.caller_history import Lookup
 from gateway.sip.messages.headers import display_name_of, user_of
 from gateway.sip.messages.identity import asserted, diverted
 from gateway.sip.settings import (
@@ -317,28 +318,33 @@ def plans(
     placed: bool = False,
     trusted: bool = True,
     bridged: bool = False,
+    history: Lookup | None = None,
 ) -> tuple[CallPlan, SessionPlan]:
-    """Both plans of a call; ``placed`` by us. Where data are to be fetched first, they are at work
-    on it when the call begins, and complete before its session is up.
+    """Both plans of a call; ``placed`` by us. Where data are to be fetched first, or the caller's
+    ``history``, they are at work on it when the call begins, and complete before its session is up.
 
     ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in. Where the
     caller's side follows no REFER, transfers are ``bridged``: both legs are joined here.
     """
 
-    def complete(match: Match) -> Completed:
+    def complete(match: Match, earlier: str = "") -> Completed:
         plan = call_plan(config, match, codec, retry_after, tool_executor)
         session = _session(config, match.route, codec, match.values, tool_executor)
         plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
         if bridged:
             transfer = transfer_plan(match.route, config.trunk, match.values, bridged=True)
             plan = replace(plan, tools=replace(plan.tools, transfer=transfer))
+        if earlier:
+            first = (*plan.content.messages, ("system", earlier))
+            plan = replace(plan, content=replace(plan.content, messages=first))
         tools = _tools(config, match.route, tool_executor)
         live = live_object(match.route.live_settings(match.values), codec.value, tools)
         return plan, session, live
 
     preparation = None
-    if match.route.data is not None and tool_executor is not None:
-        preparation = DataLookup(match, tool_executor.http, complete)
+    client = None if tool_executor is None else tool_executor.http
+    if (match.route.data is not None and client is not None) or history is not None:
+        preparation = DataLookup(match, client, complete, history)
         match = with_data(match, None)
     plan, _session_object, _live_object = complete(match)
     session = session_plan(config, match.route, codec, match.values, tool_executor)

@@ -22,7 +22,7 @@ from gateway.config.sip import SipSettings
 from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_notes import advice as tool_advice
-from gateway.planning.route_notes import has_live_sessions, live_notes, route_notes
+from gateway.planning.route_notes import has_live_sessions, history_notes, live_notes, route_notes
 from gateway.planning.route_tools import (
     has_prompt,
     offers_of,
@@ -141,6 +141,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
                 )
     advice += route_notes(enabled)
     advice += live_notes(config, enabled)
+    advice += history_notes(config, enabled)
     advice += _unreachable(config)
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)

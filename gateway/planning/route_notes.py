@@ -70,6 +70,25 @@ def live_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
             )
 
 
+def history_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield a line for each ``[route.caller_history]`` that finds nothing, or trusts strangers."""
+    names = {route.name for route in routes}
+    for route in routes:
+        wanted = route.caller_history
+        if not wanted.enabled:
+            continue
+        start = f"route {route.name}, caller_history"
+        if config.records.database_url is None:
+            yield f"{start}: has no effect without records.database"
+        for name in sorted({*wanted.routes} - names):
+            yield f'{start}.routes: there is no route "{name}"'
+        redacted = config.records.redact if route.records.redact is None else route.records.redact
+        if "numbers" in redacted:
+            yield f"{start}: finds no calls of this route, since their numbers are masked (redact)"
+        if wanted.trust == "any":
+            yield f"{start}: anybody who sends a number hears what its calls were about (trust)"
+
+
 def pattern_note(text: str) -> str | None:
     """Return what is odd about a regular expression on a number, and the one that is meant."""
     if _ASTERISK.fullmatch(text):

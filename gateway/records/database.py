@@ -293,6 +293,29 @@ class Database:
         with self._connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def of_caller(
+        self, number: str, routes: Sequence[str], since: datetime, limit: int, *, by_trunk: bool
+    ) -> list[dict[str, Any]]:
+        """Return the latest answered calls from a number on these routes, the newest first.
+
+        ``out_of_band`` and ``transcript`` are those of the whole record, None without one.
+        ``by_trunk``: only such as came by a trunk.
+        """
+        columns = (calls.c.id, calls.c.invited_at, calls.c.outcome, calls.c.disposition)
+        parts = [calls.c.record[name].label(name) for name in ("out_of_band", "transcript")]
+        query = sa.select(*columns, *parts).where(
+            calls.c.from_number == number,
+            calls.c.direction == "inbound",
+            calls.c.route.in_(routes),
+            calls.c.invited_at >= since,
+            calls.c.answered_at.is_not(None),
+            calls.c.ended_at.is_not(None),
+            *((calls.c.trunk != "",) if by_trunk else ()),
+        )
+        with self._connect() as connection:
+            newest = query.order_by(calls.c.invited_at.desc()).limit(limit)
+            return [dict(row) for row in connection.execute(newest).mappings()]
+
     def delete(self, call_ids: Sequence[str]) -> int:
         """Delete the rows and events of these calls; returns how many rows that was."""
         with self._begin() as connection:

@@ -188,6 +188,11 @@ def _note(entry: Entry) -> Text:
             failed = entry.text("failed")
             what = (f"no data of the call: {failed}", RED) if failed else "has the data of the call"
             return Text.assemble(what)
+        case "caller_history":
+            known = entry.extra.get("calls") or []
+            failed = entry.text("failed")
+            what = (f"no earlier calls: {failed}", RED) if failed else f"{len(known)} earlier calls"
+            return Text.assemble(what)
         case "idle_prompted":
             return Text("asks the silent caller", QUIET)
         case "idle":

@@ -16,6 +16,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
+from gateway.records.caller_history import CallerHistories
 from gateway.records.store import RecordStore
 from gateway.sip.types import Invite
 from tests.support.call_fakes import FakeLeg
@@ -67,6 +68,7 @@ class Gateway:
             cast(Any, None),
             cast(Any, SimpleNamespace(choose=lambda route, _caller, _record: route)),
             cast(Any, SimpleNamespace(mark=lambda _invite, _record: None)),
+            CallerHistories(None),
         )
 
     def invite(self, to: str = "100", **more: Any) -> FakeLeg:

@@ -483,3 +483,12 @@ def test_a_live_server_of_openai_is_as_it_should_be(tmp_path: Path) -> None:
     said = checked(tmp_path, config, "[[route]]\nname = 'r'\nto = '^1$'\n")
     assert "realtime.url" not in said
     assert "realtime.model" not in said
+
+
+def test_a_history_that_finds_nothing_is_named(tmp_path: Path) -> None:
+    table = "[route.caller_history]\nenabled = true\nroutes = ['s']\ntrust = 'any'\n"
+    config = BASE + "[records]\nfolder = 'records'\nredact = ['numbers']\n"
+    said = checked(tmp_path, config, f"[[route]]\nname = 'r'\n{table}")
+    assert 'route r, caller_history.routes: there is no route "s"' in said
+    assert "finds no calls of this route" in said
+    assert "anybody who sends a number" in said

@@ -171,3 +171,12 @@ async def test_a_server_that_hangs_holds_nothing_up(
         await eventually(lambda: kept.store.as_json()["written"] >= 6, "rows")
         kept.store.write(end(first))
     assert {one["id"] for one in database.each(Filter())} == {"first", "hung"}
+
+
+def test_parts_of_records_are_read_for_a_caller_who_comes_back(database: Database) -> None:
+    spoken = [{"who": "caller", "text": "Hello."}]
+    at = {"answered_at": NOW.isoformat(), "ended_at": NOW.isoformat(), "direction": "inbound"}
+    known = {"from_number": "+4930", "route": "r", "trunk": "t", "record": {"transcript": spoken}}
+    database.write([row("c1", CLOSED, **at, **known)])
+    (found,) = database.of_caller("+4930", ["r"], NOW, 3, by_trunk=True)
+    assert (found["transcript"], found["out_of_band"]) == (spoken, None)
