@@ -233,13 +233,11 @@ class Account:
         self.total = Decimal(0)
         """Sum of the priced usage of the call."""
         self._accounts = accounts
-        self._model, self._transcriber = model, transcriber
         self._route, self._number = route, number
-        self._price = accounts.prices.price(model, host)
-        self._transcribing = accounts.prices.price(transcriber, host) if transcriber else None
         self._watch = Watch(budgets)
         self._used, self._heard = Usage(), Usage()
-        self._host = host
+        self._server = ("", "", "")
+        self.use(model, host, transcriber)
         self._sessions: dict[str, float] = {}
         """Seconds of Live sessions, by their ids."""
         self._responses = self._transcriptions = self._without_usage = 0
@@ -248,6 +246,16 @@ class Account:
         """It has spent since it was last told what others spend."""
         self.on_reached: Callable[[Reached], None] = lambda _reached: None
         """Told of a budget that is reached by what others spend."""
+
+    def use(self, model: str, host: str, transcriber: str) -> None:
+        """Price what follows as that of a session of ``model`` at ``host``."""
+        if (server := (model, host, transcriber)) == self._server:
+            return
+        self._server = server
+        self._model, self._host, self._transcriber = server
+        prices = self._accounts.prices
+        self._price = prices.price(model, host)
+        self._transcribing = prices.price(transcriber, host) if transcriber else None
 
     @property
     def pairs(self) -> dict[Scope, Pair]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from random import uniform
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
-from gateway.billing.costs import Account, Level, Reached
+from gateway.billing.costs import Account, Level, Reached, transcriber_of
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap
@@ -366,10 +367,10 @@ class Sessions(CallPart):
         if line is not self._line:
             # Past for the call, but it is paid for.
             if isinstance(event, _BILLED):
-                self._count(event)
+                self._count(line, event)
             return
         if isinstance(event, SessionUsage):
-            self._count(event)
+            self._count(line, event)
             return
         if isinstance(event, ServerError):
             command = None
@@ -387,7 +388,7 @@ class Sessions(CallPart):
             asked = line.session.commands.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, _BILLED):
-            self._count(event)
+            self._count(line, event)
 
     def _tell_heard(self, line: _Line) -> None:
         since, until = self._host.heard()
@@ -395,9 +396,12 @@ class Sessions(CallPart):
         server = 0.0 if line.session is None else line.session.round_trip_ms
         self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
-    def _count(self, event: ServerEvent) -> None:
+    def _count(self, line: _Line, event: ServerEvent) -> None:
         if self._account is None:
             return
+        endpoint = line.endpoint  # a fallback's has a model and prices of its own
+        asked = transcriber_of(self.plan.settings_for(endpoint))
+        self._account.use(endpoint.model, urlsplit(endpoint.url).hostname or "", asked)
         reached = self._account.take(event)
         if self._host.is_over():
             return  # it is paid for all the same, but the record is written

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.bridge.route_data import fetch, with_data
+from gateway.call.plan import CallPlan
 from gateway.cli import CONFIG, examples
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan, InviteFacts, Match
@@ -29,6 +30,8 @@ from gateway.log import BLANK, Redactor
 from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import metadata_of, tool_executor
+from gateway.realtime.live_backend import texts
+from gateway.realtime.live_session import CLIP
 from gateway.sip.messages.headers import headers_of
 from gateway.sip.messages.identity import invite_of
 from gateway.sip.trunks.matching import Trunks
@@ -278,18 +281,30 @@ def _with_route(
     # Tools of MCP servers are not among these: nothing is started here.
     plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
     hide = _Hide((*config.secrets(), *dialplan.secrets()))
+    session = plan.settings_for(plan.endpoint)
     return replace(
         found,
         route=match.route.name,
         variables={name: hide(value) for name, value in match.values.items()},
         cleaned=match.cleaned,
         server=plan.endpoint.shown,
-        model=plan.endpoint.model,
-        session=hide(plan.settings_for(plan.endpoint)),
-        greeting=hide(call_plan(config, match, codec, 0).greeting),
+        model=str(session.get("model") or plan.endpoint.model),
+        session=hide(session),
+        greeting=hide(_greeting(call_plan(config, match, codec, 0), live=plan.endpoint.live)),
         metadata=hide(metadata_of(match.route, match.values)),
         data=told,
     )
+
+
+def _greeting(plan: CallPlan, *, live: bool) -> Any:
+    """The event body that asks for the greeting, without audio; None where there is none."""
+    if not live or plan.greeting is None:
+        return plan.greeting
+    if plan.greeting_clip:
+        return {"type": CLIP, "content": f"greeting.clip, {len(plan.greeting_clip)} bytes"}
+    if plan.greeting_words:
+        return texts("commentary", plan.greeting_words)[0]
+    return texts("instructions", str(plan.greeting["instructions"]))[0]
 
 
 class _Hide:
@@ -407,7 +422,8 @@ def show(found: Answer, console: Console) -> None:
     console.print(f"\n[bold]Session[/] at {escape(found.server)}, model {escape(found.model)}")
     console.print(_pretty(found.session), markup=False)
     if found.greeting is not None:
-        console.print("\n[bold]First response[/]")
+        live = "type" in found.greeting
+        console.print(f"\n[bold]{'Greeting' if live else 'First response'}[/]")
         console.print(_pretty(found.greeting), markup=False)
 
 

@@ -288,6 +288,8 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
         priced = prices.price(model) if live else None
         if priced is None and not any(fnmatchcase(model, name) for name in known):
             names = [name for name in known if "*" not in name]
+            if live:
+                names = [name.rstrip("*") for name in known if name.startswith("gpt-live")]
             hint = suggestion(model, names)
             yield f'{where}.model: "{model}" is not in the price list{hint}'
 

@@ -323,7 +323,9 @@ async def test_the_kinds_are_fallbacks_of_each_other(world: GatewayStack) -> Non
     )
     call.rtp.say(noise(8, 0.6))
     await other.wait_until(lambda one: bool(one.sent("response.done")), WITHIN_S)
-    await world.summary_at_end(call)
+    cost = (await world.summary_at_end(call))["cost"]
+    assert (cost["unpriced"], cost["responses"] > 0, cost["total"] > 0) == ([], True, True)
+    assert cost["session_seconds"] > 0, "both were paid for, each at its own price"
 
 
 async def test_a_server_of_linear_pcm(world: GatewayStack) -> None:

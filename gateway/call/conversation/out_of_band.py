@@ -99,7 +99,7 @@ class OutOfBandResponses:
         if (audio is None and not self.capabilities.out_of_band) or (
             items and not self.capabilities.item_ids
         ):
-            why_not = "this kind of session has none"
+            why_not = "only Realtime sessions and Live ones with a Responses backend answer"
         elif key in self._running:
             why_not = "it runs already"
         if why_not:

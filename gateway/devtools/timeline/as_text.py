@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from statistics import median
 
@@ -66,7 +67,7 @@ def _head(story: Story) -> RenderableType:
     facts = [f"route {record.route}" if record.route else "", record.codec or ""]
     if record.started_at is not None:
         facts.append(f"{record.started_at:%Y-%m-%d %H:%M:%S} UTC")
-    facts.append(f"{record.end_ms / 1000:.1f} s")
+    facts.append(f"{record.length_ms / 1000:.1f} s")
     line.append("   " + " · ".join(fact for fact in facts if fact), QUIET)
     ids = Text(f"call {record.call_id}", QUIET)
     if record.sip_call_id:
@@ -111,7 +112,7 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
             rows.append(_Row(interruption.at_ms, agent=Text(_action(interruption), RED), order=4))
     rows += [_Row(note.t_ms, agent=_note(note), order=6) for note in story.notes]
     if record.ending is not None:
-        rows.append(_Row(record.end_ms, *_ending(story), order=9))
+        rows.append(_Row(record.length_ms, *_ending(story), order=9))
     return rows
 
 
@@ -226,14 +227,24 @@ def _note(entry: Entry) -> Text:
         case "handed_over":
             return Text("the next session has taken over", QUIET)
         case "command":
-            return Text(f"asked from outside, or by a tool: {entry.text('act')}", QUIET)
+            act = re.sub("(?<=[a-z])(?=[A-Z])", " ", entry.text("command")).lower()
+            return Text(f"asked from outside, or by a tool: {act}", QUIET)
+        case "budget_warning":
+            return Text(f"budget nearly spent: {entry.text('budget')}", RED)
+        case "budget_exceeded":
+            return Text(f"budget spent: {entry.text('budget')}", RED)
+        case "holding":
+            return Text("puts the caller on hold", QUIET)
+        case "hold_ended":
+            return Text(f"takes the caller back after {entry.text('seconds')} s", QUIET)
         case "hangup_requested":
             return Text("hangs up once the goodbye has been heard", QUIET)
         case "error":
             return Text(f"error {entry.text('code')}: {entry.text('message')}", RED)
         case _:
-            facts = " ".join(f"{key}={value}" for key, value in entry.extra.items())
-            return Text(f"{entry.event} {facts}".strip(), QUIET)
+            known = {key: value for key, value in entry.extra.items() if value is not None}
+            facts = " ".join(f"{key}={value}" for key, value in known.items())
+            return Text(f"{entry.event.replace('_', ' ')} {facts}".strip(), QUIET)
 
 
 def _ending(story: Story) -> tuple[Text | None, Text | None]:
@@ -299,7 +310,7 @@ def cost_words(cost: Cost) -> str:
         without = ", ".join(cost.unpriced) or "something"
         amount = f"at least {amount} (no price for {without})" if cost.priced else "not known"
     if cost.session_seconds:
-        return f"{amount} for {cost.session_seconds:.0f} s of {cost.model}"
+        return f"{amount} for {cost.session_seconds:.0f} s of Live sessions"
     return f"{amount} in {cost.responses} responses of {cost.model}"
 
 

@@ -70,7 +70,7 @@ def draw(story: Story, file: Path, sound: Sound | None = None) -> None:
 
 
 def _strips(story: Story) -> list[_Strip]:
-    length = max(story.record.end_ms / 1000, 1.0)
+    length = max(story.record.length_ms / 1000, 1.0)
     ends = length + max(0.4, length * 0.02)
     if ends <= STRIP_S * 1.25:
         return [_Strip(-ends * 0.008, ends, ends)]
@@ -91,7 +91,7 @@ def _head(figure: Figure, story: Story, measured: list[Reply], height: float) ->
     facts = [f"route {record.route}" if record.route else "", record.codec or ""]
     if record.started_at is not None:
         facts.append(f"{record.started_at:%d %B %Y, %H:%M:%S} UTC")
-    facts += [f"{record.end_ms / 1000:.1f} s", f"call {record.call_id}"]
+    facts += [f"{record.length_ms / 1000:.1f} s", f"call {record.call_id}"]
     line = "   ·   ".join(fact for fact in facts if fact)
     figure.text(0.02, y(0.85), line, size=10, color=SOFT)
     for number, (figure_, what, colour) in enumerate(_figures(story, measured)):
@@ -329,7 +329,7 @@ class _Drawing:
         if times.answered is not None and self.strip.holds(times.answered / 1000):
             self._line(times.answered / 1000, AGENT)
             self._flag(times.answered / 1000, "answered", AGENT)
-        end = self.story.record.end_ms / 1000
+        end = self.story.record.length_ms / 1000
         if self.strip.holds(end):
             self._line(end, INK)
             self._flag(end, ending_words(self.story), INK, end=True)

@@ -166,6 +166,11 @@ class Record(_Part):
         last = max((entry.t_ms for entry in self.timeline), default=0.0)
         return max(last, self.times_ms.end or 0.0)
 
+    @property
+    def length_ms(self) -> float:
+        """When the call was over; the last words of a Live session come after that."""
+        return self.end_ms if self.times_ms.end is None else self.times_ms.end
+
 
 def read_record(file: Path) -> Record:
     """Read a record. Raises RecordError."""
@@ -286,7 +291,7 @@ _LANES = frozenset(
 def tell(record: Record) -> Story:
     """Make a story of a record."""
     story = Story(record)
-    end = record.end_ms
+    end = record.length_ms
     # Words of a Live session come seconds later, in another turn or after the call: the transcript
     # has them all, with the moment of their turn.
     late = [one for one in record.transcript if one.item_id.startswith(LIVE_TURN)]

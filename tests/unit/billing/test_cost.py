@@ -417,6 +417,19 @@ def test_a_live_session_is_counted_by_its_seconds_and_never_twice() -> None:
     assert (told["total"], told["session_seconds"]) == (0.1, 120.0)
 
 
+def test_each_session_is_priced_by_its_own_server() -> None:
+    """A fallback from a Live session to another model is no model without a price."""
+    account = _Day().open("gpt-live-1.1")
+    account.take(SessionUsage("live_1", "gpt-live-1.1", 15.0, True))
+    account.use("gpt-realtime", "api.openai.com", "whisper-1")
+    account.take(_done())
+    account.use("gpt-realtime-2.1", "eu.api.openai.com", "whisper-1")
+    account.take(_done())
+    told = account.as_json()
+    assert (told["unpriced"], told["model"]) == ([], "gpt-realtime-2.1")
+    assert account.total == Decimal("0.0125") + Decimal("0.0069656") + Decimal("0.00792616")
+
+
 def test_what_has_no_price_is_counted_and_said_once() -> None:
     day = _Day()
     for _ in range(2):

@@ -105,6 +105,17 @@ def test_the_route_the_reasons_the_variables_and_the_session(config: Path) -> No
     assert "no trunk's, so its calls are refused" in answer["access"]
 
 
+def test_a_live_route_shows_how_its_session_is_greeted(config: Path) -> None:
+    plan = config.parent / "plans" / "a.toml"
+    text = plan.read_text(encoding="utf-8").replace("[route.session]", "[route.live]", 1)
+    plan.write_text(text.partition("tools = ")[0] + text[text.index("[route.greeting]") :])
+    config.write_text(config.read_text().replace("/v1", '/v1/live/sessions"\nmodel = "gpt-live-1', 1))
+    answer = _json(config, "--to", "100", "--from", '"Ann" <sip:7@pbx>')
+    assert answer["response"]["type"] == "session.commentary.append"
+    assert "Good afternoon, Ann." in json.dumps(answer["response"])
+    assert answer["model"] == "gpt-live-1"
+
+
 def test_an_invite_from_a_file_belongs_to_its_trunk(config: Path, tmp_path: Path) -> None:
     file = tmp_path / "invite.txt"
     file.write_text(INVITE, encoding="utf-8")

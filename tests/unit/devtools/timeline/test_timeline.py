@@ -244,6 +244,10 @@ def test_what_the_gateway_did_is_in_words() -> None:
         {"t_ms": 96, "event": "interruption_suppressed", "protected": True},
         {"t_ms": 96, "event": "voicemail_message", "beep": "none came"},
         {"t_ms": 96, "event": "handover_begins"},
+        {"t_ms": 96, "event": "command", "command": "RequestOutOfBand"},
+        {"t_ms": 96, "event": "budget_exceeded", "budget": "call: 2 of 1"},
+        {"t_ms": 96, "event": "holding", "seconds": None},
+        {"t_ms": 96, "event": "hold_ended", "seconds": 1.2},
         {"t_ms": 96, "event": "handed_over", "session_id": "sess_2"},
         {
             "t_ms": 97,
@@ -268,6 +272,10 @@ def test_what_the_gateway_did_is_in_words() -> None:
         "is heard out",
         "leaves its message (beep: none came)",
         "opens the next session",
+        "or by a tool: request out of band",
+        "budget spent: call: 2 of 1",
+        "puts the caller on hold",
+        "takes the caller back after 1.2 s",
         "the next session has taken over",
         "a machine (music): sound without a pause for 6 s",
     ):
@@ -304,4 +312,5 @@ def test_words_of_a_live_session_belong_to_the_turn_in_which_they_were_spoken() 
     story = tell(record)
     assert [turn.text for turn in story.caller] == ["Hello.", "Thanks."]
     assert [(turn.text, turn.to_ms) for turn in story.agent] == [("Good morning.", 4000)]
-    assert cost_words(record.cost) == "0.0100 USD for 4 s of gpt-live-1.1"
+    assert record.length_ms == record.times_ms.end, "the last words came after the BYE"
+    assert cost_words(record.cost) == "0.0100 USD for 4 s of Live sessions"
