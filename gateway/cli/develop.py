@@ -70,11 +70,11 @@ def timeline(record: Path, png: Path | None, wav: Path | None, wav_at: float | N
     RECORD is the file of records.folder, or a black box, of which the SIP messages of both legs and
     lost RTP are shown, too.
     """
-    from gateway.devtools.timeline.black_box import read_black_box, render_wire
+    from gateway.devtools.timeline.black_box import is_black_box, read_black_box, render_wire
 
     wire = None
     try:
-        if record.name.endswith((".blackbox.jsonl", ".blackbox.jsonl.gz")):
+        if is_black_box(record) or ".blackbox.jsonl" in record.name:
             wire = read_black_box(record)
         call = read_record(record) if wire is None else wire.record
         sound = None if wav is None else read_sound(wav, _begin(call, wav_at))

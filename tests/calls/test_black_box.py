@@ -149,7 +149,9 @@ async def test_what_was_on_the_wire_is_in_it(world: GatewayStack) -> None:
     assert found.streams["in"].lost == 0
     heard = b"".join(base64.b64decode(one["payload"]) for one in lines if one.get("rtp") == "out")
     assert bytes(call.rtp.heard)[1600:4000] in heard, "what the caller heard"
-    shown = CliRunner().invoke(main, ["timeline", str(path)], env={"COLUMNS": "150"})
+    copy = path.parent.with_name("incident.jsonl")
+    copy.write_bytes(path.read_bytes())
+    shown = CliRunner().invoke(main, ["timeline", str(copy)], env={"COLUMNS": "150"})
     assert shown.exit_code == 0, shown.output
     for words in ("INVITE sip:boxed@", "types 0 8 101]", "◀── 200 OK (BYE)", "RTP to the caller"):
         assert words in shown.output

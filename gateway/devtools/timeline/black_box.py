@@ -134,6 +134,14 @@ class BlackBoxFile:
     """Messages and packets that were counted only."""
 
 
+def is_black_box(file: Path) -> bool:
+    """Whether a file begins as a black box does, whatever it is named."""
+    try:
+        return '"black_box"' in next(read_lines(file), "")[:100]
+    except (OSError, BlackBoxError):
+        return False
+
+
 def read_black_box(file: Path) -> BlackBoxFile:
     """Read a black box; one that a killed process has left has the record of its replay.
 

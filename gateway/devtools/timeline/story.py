@@ -181,8 +181,8 @@ def read_record(file: Path) -> Record:
         raise RecordError(f"{file}: cannot be read: {reason}") from None
     if file.suffix == ".jsonl":
         raise RecordError(
-            f"{file}: an event log, which gateway events reads, or a black box under another name"
-            " than *.blackbox.jsonl; the record is the .json beside it in records.folder"
+            f"{file}: neither a record nor a black box; gateway events reads event logs, and the"
+            " record is the .json beside it in records.folder"
         )
     try:
         with contextlib.suppress(ValueError):

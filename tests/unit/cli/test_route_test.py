@@ -109,7 +109,9 @@ def test_a_live_route_shows_how_its_session_is_greeted(config: Path) -> None:
     plan = config.parent / "plans" / "a.toml"
     text = plan.read_text(encoding="utf-8").replace("[route.session]", "[route.live]", 1)
     plan.write_text(text.partition("tools = ")[0] + text[text.index("[route.greeting]") :])
-    config.write_text(config.read_text().replace("/v1", '/v1/live/sessions"\nmodel = "gpt-live-1', 1))
+    config.write_text(
+        config.read_text().replace("/v1", '/v1/live/sessions"\nmodel = "gpt-live-1', 1)
+    )
     answer = _json(config, "--to", "100", "--from", '"Ann" <sip:7@pbx>')
     assert answer["response"]["type"] == "session.commentary.append"
     assert "Good afternoon, Ann." in json.dumps(answer["response"])

@@ -214,10 +214,10 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, says: s
     assert result.exit_code == 2
 
 
-def test_a_black_box_is_no_record(tmp_path: Path) -> None:
+def test_lines_of_anything_else_are_no_record(tmp_path: Path) -> None:
     file = tmp_path / "incident.jsonl"
     file.write_text('{"a": 1}\n{"b": 2}\n')
-    with pytest.raises(RecordError, match="blackbox"):
+    with pytest.raises(RecordError, match="nor a black box"):
         read_record(file)
 
 
