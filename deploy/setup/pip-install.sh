@@ -12,7 +12,7 @@ if ! $pip config list 2>&1 | grep -q "[.]index-url="; then
     if ! "$python" -c 'import uv' 2>/dev/null; then
         $pip install --quiet --require-hashes -r "$here/uv.lock" || true
     fi
-    if "$python" -m uv pip install --quiet --python "$python" "$@"; then
+    if "$python" -m uv pip install --quiet --system-certs --python "$python" "$@"; then
         exit 0
     fi
     echo "Without uv: pip takes a minute or two" >&2
