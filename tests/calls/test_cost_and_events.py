@@ -47,13 +47,19 @@ GPT_REALTIME_2_1 = {"text": (4, Decimal("0.40"), 24), "audio": (32, Decimal("0.4
 
 
 def _events(world: GatewayStack, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whole lines of the event log so far."""
     path = world.records_folder / record["event_log"]["file"]
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    written = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in written.splitlines(keepends=True) if line.endswith("\n")]
 
 
 async def _whole_log(world: GatewayStack, record: dict[str, Any]) -> list[dict[str, Any]]:
     """Its last line comes when the session is gone, which the record does not wait for."""
-    await eventually(lambda: "over" in _events(world, record)[-1].get("meta", {}), "the last line")
+
+    def is_whole() -> bool:
+        return any("over" in line.get("meta", {}) for line in _events(world, record)[-1:])
+
+    await eventually(is_whole, "the last line")
     return _events(world, record)
 
 

@@ -219,7 +219,12 @@ INCIDENTS: dict[Callable[[GatewayStack], Awaitable[PhoneCall]], tuple[str, str]]
 async def black_box_of(world: GatewayStack, call: PhoneCall) -> Path:
     record = await world.record(call)
     path = Path(world.records_folder, record["black_box"])
-    await eventually(lambda: path.exists() and '"record":{' in path.read_text(), "its last line")
+
+    def is_whole() -> bool:
+        *_, last = ("", *path.read_text().splitlines(keepends=True)) if path.exists() else ("",)
+        return '"record":{' in last and last.endswith("\n")
+
+    await eventually(is_whole, "its last line")
     return path
 
 
