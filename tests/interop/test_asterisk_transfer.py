@@ -94,6 +94,7 @@ socket = "gateway.sock"
 [outbound]
 enabled = true
 allowed_prefixes = ["2"]
+max_calls_per_minute = 60
 """
 
 
