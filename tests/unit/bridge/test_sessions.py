@@ -132,7 +132,12 @@ async def test_what_a_replaced_session_says_is_only_paid_for(
 ) -> None:
     call = Call(monkeypatch)
     paid: list[Any] = []
-    account = SimpleNamespace(take=paid.append, as_json=lambda: {"priced": len(paid)})
+    prices: list[Any] = []
+    account = SimpleNamespace(
+        use=lambda *server: prices.append(server),
+        take=paid.append,
+        as_json=lambda: {"priced": len(paid)},
+    )
     call.sessions.watch(cast(Any, account), None)
     await call.up()
     call.do(outputs.OpenSession(standby=True))
@@ -145,6 +150,7 @@ async def test_what_a_replaced_session_says_is_only_paid_for(
     new.says(DONE)
     assert call.fed.take() == [inputs.ServerEventReceived(DONE)]
     assert call.fed.record.cost == {"priced": 2}
+    assert len(prices) == 2, "each at the prices of its own server"
 
 
 @pytest.mark.parametrize("when", ["set-up", "up"])
@@ -194,7 +200,7 @@ async def test_a_defect_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(monkeypatch)
     await call.up()
     session = call.server.sessions[0]
-    account = SimpleNamespace(take=lambda _event: 1 / 0)
+    account = SimpleNamespace(use=lambda *_server: None, take=lambda _event: 1 / 0)
     call.sessions.watch(cast(Any, account), None)
     session.says(DONE)
     assert [type(error) for error in call.fed.faults] == [ZeroDivisionError]
