@@ -11,6 +11,13 @@ from enum import StrEnum
 from typing import Any
 
 
+OUTCOMES = (
+    *("completed", "transferred", "busy", "no_answer", "cancelled", "refused", "failed"),
+    "crashed",
+)
+"""How calls went; the last one is of calls whose process died."""
+
+
 class Party(StrEnum):
     """Who ended the call."""
 

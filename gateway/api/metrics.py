@@ -28,17 +28,13 @@ from prometheus_client.core import (
 )
 
 from gateway import __version__
-from gateway.ending import EndReason, Party
+from gateway.ending import OUTCOMES, EndReason, Party
 from gateway.measures import OTHER, Distribution, Labels, Reading
 
 if TYPE_CHECKING:
     from gateway.call.call_record import CallRecord
 
 CACHE_SECONDS = 1.0
-OUTCOMES = (
-    *("completed", "transferred", "busy", "no_answer", "cancelled", "refused", "failed"),
-    "crashed",
-)
 DIRECTIONS = ("inbound", "outbound")
 _DURATION = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _SETUP = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)

@@ -263,9 +263,9 @@ class DigitCollection:
         if self._stored_by is None:
             return []
         self._stored_by = None
-        status = str(result.get("status", ""))
+        status, why = str(result.get("status", "")), str(result.get("reason", ""))
         note = self._control.timeline.note(
-            now, "digits_stored", "info", kind=self._kind, status=status
+            now, "digits_stored", "info", kind=self._kind, status=status, reason=why
         )
         return [note, *self._told(result, now)]
 

@@ -26,6 +26,7 @@ from gateway.api.client import (
 )
 from gateway.cli import CONFIG, examples
 from gateway.cli.status_text import call_lines, duration, status_lines
+from gateway.ending import OUTCOMES
 from gateway.text import printable
 
 SOCKET = click.option(
@@ -129,7 +130,7 @@ POLL_SECONDS = 0.2
 @click.option("--number", default="", help="From or to this number.")
 @click.option("--route", default="", help="Of this route.")
 @click.option("--trunk", default="", help="Of this trunk.")
-@click.option("--outcome", default="", help="completed, failed, crashed, refused, ...")
+@click.option("--outcome", type=click.Choice(OUTCOMES), help="With this outcome.")
 @click.option("--why", default="", help="With this end reason.")
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="0: all.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "jsonl", "csv"]))
@@ -142,18 +143,21 @@ def calls(
     until: str | None,
     limit: int,
     form: str | None,
-    **wanted: str,
+    **wanted: str | None,
 ) -> None:
     """List calls in progress, or past calls.
 
     For each: id (the other commands take it, its beginning or end), state, age, numbers, route,
-    codec and cost so far; of the past ones, how they ended. The filters are for --past.
+    codec and cost so far; of the past ones, how they ended. Filters and --format are for --past.
     """
     if past:
         from gateway.cli.past import print_past
 
-        print_past(config, since, until, wanted, limit, form or ("json" if as_json else "text"))
+        fields = {name: value or "" for name, value in wanted.items()}
+        print_past(config, since, until, fields, limit, form or ("json" if as_json else "text"))
         return
+    if since or until or form or any(wanted.values()):
+        raise click.UsageError("filters and --format are for past calls: add --past")
     workers = _each(config, path, "status", all_workers=True)
     found = [call for _, status in workers for call in status["calls"]]
     if as_json:

@@ -85,7 +85,9 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, li
     source = read_toml(path, environ)
     over = [text for served, text in retirements(config, dialplan) if not served]
     if over:
-        return 2, [_placed(text, source, dialplan) for text in over]
+        placed = (_placed(text, source, dialplan) for text in over)
+        unset = f"{source.file}:{source.line(('realtime',))}: "  # the default model
+        return 2, [f"{unset}{one}" if one.startswith("realtime.model") else one for one in placed]
     return 0, [
         *_summary(path, config, dialplan),
         *(f"  note: {_placed(note, source, dialplan)}" for note in notes(config, dialplan)),

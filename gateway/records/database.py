@@ -338,6 +338,12 @@ class Database:
         with self.exclusive() as connection:
             return erase_number(connection, number)
 
+    def forget_deleted(self) -> None:
+        """Empty SQLite's write-ahead log, in which the text of deleted rows would stay."""
+        if self.file is not None:
+            with self._connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def hold(self, call_id: str, held: bool) -> bool:
         """Keep a call's row from being deleted, or no longer; whether there is such a call."""
         with self._begin() as connection:
@@ -469,6 +475,7 @@ def _engine(
     def connected(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")
 
     return engine
 

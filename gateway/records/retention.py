@@ -107,6 +107,7 @@ def erase(
         batch = ids[start : start + BATCH]
         counts["waiting"] += spool.erase(batch)
         counts["rows"] += database.anonymize(batch, _pseudonym(folder, number))
+    database.forget_deleted()
     for row in found:
         stem = file_stem(row["invited_at"].isoformat(timespec="milliseconds"), row["id"])
         for path in folder.glob(f"{stem}*"):

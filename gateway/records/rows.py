@@ -206,8 +206,8 @@ def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
 
 def cell_of(value: Any) -> Any:
     text = value if isinstance(value, str) else ""
-    # A number's + is no formula.
-    run = text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()
+    # A number's + is no formula, nor is a lone dash.
+    run = len(text) > 1 and text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()
     return f"'{text}" if run else value
 
 

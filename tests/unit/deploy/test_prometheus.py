@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.api.metrics import OUTCOMES, READINGS, Metrics
+from gateway.api.metrics import READINGS, Metrics
+from gateway.ending import OUTCOMES
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
