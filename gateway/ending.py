@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-
 OUTCOMES = (
     *("completed", "transferred", "busy", "no_answer", "cancelled", "refused", "failed"),
     "crashed",

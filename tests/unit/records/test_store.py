@@ -23,6 +23,7 @@ from gateway.records.database import Database, Filter
 from gateway.records.files import RecordFiles
 from gateway.records.forwarder import Forwarder, recover
 from gateway.records.inflight import InFlight, left_behind
+from gateway.records.retention import erase
 from gateway.records.rows import CLOSED, CUT, OPENED
 from gateway.records.spool import Entry, Spool
 from gateway.records.store import RecordStore
@@ -358,3 +359,22 @@ def test_further_connections_leave_the_locks_of_the_first(tmp_path: Path, kind: 
     assert path.stat().st_mode & 0o777 == 0o600
     for one in use:
         one()
+
+
+def test_what_is_erased_stays_in_no_file(tmp_path: Path) -> None:
+    """Neither in pages that were freed nor in a write-ahead log; both files stay open."""
+    database = Database(f"sqlite:///{tmp_path / 'calls.db'}")
+    database.prepare()
+    spool = Spool(tmp_path)
+    said = {"transcript": [{"who": "caller", "text": "My word is xylophone."}]}
+    at = NOW.isoformat()
+    closed = row("c1", CLOSED, invited_at=at, ended_at=at, from_number="+49301", record=said)
+    database.write([closed])
+    spool.add([closed])
+    assert b"xylophone" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert erase("+49301", database, spool, tmp_path)["waiting"] == 1
+    for path in tmp_path.iterdir():
+        assert b"xylophone" not in path.read_bytes(), path
+        assert b"+49301" not in path.read_bytes(), path
+    spool.close()
+    database.close()
