@@ -14,6 +14,7 @@ import structlog
 
 from gateway.billing.costs import Account
 from gateway.bridge.black_box import RecordedMachine
+from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
 from gateway.bridge.listening import Listeners
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
@@ -125,6 +126,9 @@ class CallController:
             feed,
             self._conceal,
         )
+        self._interpreter = Interpreter(
+            host, self._sessions, self._legs, audio, pump, self._media.redirect
+        )
         tool_calls = ToolCalls(
             host,
             tools,
@@ -137,6 +141,7 @@ class CallController:
             **self._sessions.executors,
             **self._media.executors,
             **self._recorder.executors,
+            **self._interpreter.executors,
             **tool_calls.executors,
             outputs.OutOfBandDone: self.out_of_band.done,
             outputs.LogEvent: self._log_event,
@@ -151,7 +156,7 @@ class CallController:
     @property
     def servers(self) -> list[Endpoint]:
         """Realtime servers at which the call has sessions."""
-        return self._sessions.open
+        return [*self._sessions.open, *self._interpreter.open]
 
     @property
     def talking(self) -> bool:
@@ -239,6 +244,7 @@ class CallController:
 
     async def wait_closed(self) -> None:
         """Wait until the tasks of its sessions are gone too; they have their own deadlines."""
+        await self._interpreter.wait_closed()
         await self._sessions.wait_closed()
 
     def on_fault(self, error: Exception) -> None:
@@ -273,6 +279,7 @@ class CallController:
         # Whatever fails in completing the record, the place is freed and the record is written.
         for step in (
             self.out_of_band.close,
+            self._interpreter.end,
             self._media.finish,
             self.listeners.end,
             self._recorder.finish,

@@ -240,8 +240,11 @@ class Legs(CallPart):
         assert self._dial is not None
         first = self._audio.codec
         codecs = [first, *(codec for codec in Codec if codec is not first)]
-        if output.briefed:
-            second.audio = CallAudio(first, MAX_BRIEFING_SECONDS * 1000 // FRAME_MS)
+        if output.briefed or output.interpreted:
+            frames = MAX_BRIEFING_SECONDS * 1000 // FRAME_MS
+            if output.interpreted:
+                frames = max(frames, self._audio.playout.max_frames)
+            second.audio = CallAudio(first, frames)
             second.audio.own_source = Source.NOBODY
         try:
             second.leg = leg = self._dial(
@@ -275,7 +278,7 @@ class Legs(CallPart):
 
     @property
     def b_leg_audio(self) -> CallAudio | None:
-        """The audio of the current B-leg's own, where it is briefed."""
+        """The audio of the current B-leg's own, where it is briefed or interpreted."""
         return self._b_legs[-1].audio if self._b_legs else None
 
     def _play_briefing(self, output: outputs.PlayBriefing) -> None:
@@ -287,7 +290,14 @@ class Legs(CallPart):
 
     def _join(self, output: outputs.BridgeLegs) -> None:
         if self._b_leg is not None:
-            self._leg.join(self._b_leg, output.listen)
+            level = None if output.original_db is None else 10 ** (output.original_db / 20)
+            self._leg.join(self._b_leg, output.listen, level)
+
+    def hear_fully(self, listener: str) -> None:
+        """Let the caller or the callee (``listener``) hear the other at full volume."""
+        leg = self._leg if listener == "caller" else self._b_leg
+        if leg is not None:
+            leg.hear_fully()
 
     def _press(self, output: outputs.SendDtmf) -> None:
         if not output.b_leg:

@@ -271,6 +271,10 @@ class CallMedia(CallPart):
             outputs.Conceal: self._conceal,
         }
 
+    def redirect(self, send: Callable[[bytes], None]) -> None:
+        """Have caller audio taken by another session from now on."""
+        self._send = send
+
     def stop(self) -> None:
         """Stop moving audio."""
         self._pump.remove(self._audio)

@@ -57,7 +57,8 @@ log = structlog.get_logger(__name__)
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
 
-_BILLED = (ResponseDone, InputTranscribed, SessionUsage, DecisionMade)
+BILLED = (ResponseDone, InputTranscribed, SessionUsage, DecisionMade)
+"""Events that say what a session has used."""
 
 _SESSIONS = 8
 """Sessions of one call whose rejected settings go into the record."""
@@ -366,11 +367,11 @@ class Sessions(CallPart):
             return
         if line is not self._line:
             # Past for the call, but it is paid for.
-            if isinstance(event, _BILLED):
-                self._count(line, event)
+            if isinstance(event, BILLED):
+                self.count(line.endpoint, event)
             return
         if isinstance(event, SessionUsage):
-            self._count(line, event)
+            self.count(line.endpoint, event)
             return
         if isinstance(event, ServerError):
             command = None
@@ -387,8 +388,8 @@ class Sessions(CallPart):
         if isinstance(event, ResponseCreated) and line.session is not None:
             asked = line.session.commands.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
-        if isinstance(event, _BILLED):
-            self._count(line, event)
+        if isinstance(event, BILLED):
+            self.count(line.endpoint, event)
 
     def _tell_heard(self, line: _Line) -> None:
         since, until = self._host.heard()
@@ -396,10 +397,11 @@ class Sessions(CallPart):
         server = 0.0 if line.session is None else line.session.round_trip_ms
         self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
-    def _count(self, line: _Line, event: ServerEvent) -> None:
+    def count(self, endpoint: Endpoint, event: ServerEvent) -> None:
+        """Count what an event of a session of the call at this server says was used."""
         if self._account is None:
             return
-        endpoint = line.endpoint  # a fallback's has a model and prices of its own
+        # A fallback's server has a model and prices of its own.
         asked = transcriber_of(self.plan.settings_for(endpoint))
         self._account.use(endpoint.model, urlsplit(endpoint.url).hostname or "", asked)
         reached = self._account.take(event)

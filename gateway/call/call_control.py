@@ -47,6 +47,8 @@ class CallAction(Protocol):
     """No audio passes between caller and model."""
     joined: bool = False
     """The caller is joined with the B-leg."""
+    interpreted: bool = False
+    """They are, and sessions interpret between them."""
     over: EndReason | None = None
     """Why the call ends by this action, once it does."""
     detail: str = ""
@@ -350,6 +352,11 @@ class CallActions:
     def joined(self) -> bool:
         """Return whether the caller is joined with the B-leg."""
         return self._action is not None and self._action.joined
+
+    @property
+    def interpreted(self) -> bool:
+        """Return whether sessions interpret between the caller and the B-leg."""
+        return self._action is not None and self._action.interpreted
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:

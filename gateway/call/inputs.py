@@ -353,6 +353,32 @@ class InternalError:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Interpreted:
+    """Words of a session that interprets; ``who``: caller and callee for what was said, to_callee
+    and to_caller for what they hear of it in their language."""
+
+    who: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterpreterUp:
+    """A session that interprets is ready; ``listener``: caller or callee."""
+
+    listener: str
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterpreterLost:
+    """A session that interprets could not be opened, or has ended: its listener hears the other's
+    own voice at full volume from now on."""
+
+    listener: str
+    detail: str
+
+
 TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit
 """What becomes of a transfer."""
 
@@ -382,6 +408,9 @@ Input = (
     | BLegEnded
     | BLegDigit
     | BudgetThreshold
+    | Interpreted
+    | InterpreterUp
+    | InterpreterLost
     | ToolDone
     | ToolRequest
     | ApprovalResult

@@ -8,7 +8,7 @@ Pure: events come in as :mod:`gateway.call.inputs`, with the time; decisions go 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import ceil
 from typing import Any
 
@@ -182,6 +182,13 @@ class CallMachine:
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],
             inputs.BudgetThreshold: session.on_budget,
+            inputs.Interpreted: conversation.transcript.interpreted,
+            inputs.InterpreterUp: lambda input, now: [
+                note(now, "interpreter_up", "info", **asdict(input))
+            ],
+            inputs.InterpreterLost: lambda input, now: [
+                note(now, "interpreter_lost", "warning", **asdict(input))
+            ],
             inputs.DigitPressed: leg.on_digit,
             inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,
@@ -327,7 +334,8 @@ class CallMachine:
         self._call.state = State.BRIDGED
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.joined(now)
-        if self._call.session_up and self._call.plan.tools.transfer.listen:
+        interpreted = self._call.conversation.call_actions.interpreted
+        if self._call.session_up and self._call.plan.tools.transfer.listen and not interpreted:
             return todo + self._call.conversation.control.listen()
         if not self._call.session_up:
             return todo

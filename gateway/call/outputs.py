@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.call.plan import InterpreterPlan
 from gateway.realtime.events import ClientCommand
 
 
@@ -151,6 +152,8 @@ class DialBLeg:
     """As in :class:`Refer`."""
     briefed: bool = False
     """It gets audio of its own before it is joined: :class:`PlayBriefing`."""
+    interpreted: bool = False
+    """It keeps audio of its own when it is joined: :class:`Interpret`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +172,20 @@ class HangUpBLeg:
 
 @dataclass(frozen=True, slots=True)
 class BridgeLegs:
-    """Join caller and B-leg; with ``listen`` the session hears both."""
+    """Join caller and B-leg; with ``listen`` the session hears both.
+
+    With ``original_db`` each leg keeps audio of its own, and hears the other's voice at that level.
+    """
 
     listen: bool
+    original_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interpret:
+    """Open the sessions that interpret between the joined legs; None: close them."""
+
+    plan: InterpreterPlan | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +325,7 @@ Output = (
     | PlayBriefing
     | HangUpBLeg
     | BridgeLegs
+    | Interpret
     | SendDtmf
     | RunTool
     | RequestApproval

@@ -62,6 +62,21 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class InterpreterPlan:
+    """Two sessions that interpret between caller and B-leg, one for each direction."""
+
+    destination: str
+    """Whose calls are interpreted."""
+    to_caller: Mapping[str, Any]
+    """The session object of the one that the caller hears, and that hears the B-leg."""
+    to_callee: Mapping[str, Any]
+    original_db: float = -18.0
+    """How loud each hears the other's own voice, against their volume without an interpreter."""
+    at_once: bool = True
+    """Call the destination at the start of the call, after the greeting."""
+
+
+@dataclass(frozen=True, slots=True)
 class TransferPlan:
     """The tool ``transfer_call``, offered where there are destinations."""
 
@@ -69,6 +84,7 @@ class TransferPlan:
     sound: str = "ringback"
     listen: bool = False
     """Whether the session goes on listening once caller and B-leg are joined."""
+    interpreter: InterpreterPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

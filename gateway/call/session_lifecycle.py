@@ -358,12 +358,17 @@ class SessionEvents:
         return [note, outputs.CloseSession(1000, why.value), *briefed]
 
     def on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
-        """Close the session that listens to a bridged call whose budget is spent."""
-        if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
+        """Close what listens to a bridged call whose budget is spent, or interprets in it."""
+        if self._call.state is not State.BRIDGED or not input.spent:
             return []
-        # The two go on by themselves; only the listening session costs money.
+        interpreted = self._call.conversation.call_actions.interpreted
+        if not (self._call.session_up or interpreted):
+            return []
+        # The two go on by themselves; only the sessions cost money.
         self._call.session_up = False
         note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
+        if interpreted:
+            return [note, outputs.Interpret(None)]
         return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def on_server_error(

@@ -20,6 +20,7 @@ from gateway.call.outputs import (
     BridgeLegs,
     DialBLeg,
     HangUpBLeg,
+    Interpret,
     Output,
     PlayBriefing,
     PlaySound,
@@ -252,7 +253,7 @@ class Transfer:
         self.audio_cut = True
         """No audio passes between caller and model."""
         self.begun = False
-        self.joined = False
+        self.joined = self.interpreted = False
         self.over: EndReason | None = None
         """Why the call ends by this transfer, once it does."""
         self.detail = ""
@@ -260,6 +261,9 @@ class Transfer:
         """For the model, once the transfer has failed."""
         self._target = target
         self._plan = plan
+        interpreter = plan.interpreter
+        asked = interpreter is not None and interpreter.destination == target.destination.name
+        self._interpreter = interpreter if asked else None
         self._timeline = timeline
         self._taken = False
         self._ringing = False
@@ -300,6 +304,7 @@ class Transfer:
                 destination.caller_id,
                 by_pattern,
                 briefed=destination.briefing is not None,
+                interpreted=self._interpreter is not None,
             ),
         ]
 
@@ -338,7 +343,8 @@ class Transfer:
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
-        return [HangUpBLeg()] if second else []
+        silent: list[Output] = [Interpret(None)] if self.interpreted else []
+        return [*silent, HangUpBLeg()] if second else silent
 
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's side may have ended our call because it has the target.
@@ -430,7 +436,11 @@ class Transfer:
             return [Refer(replaces=True)]
         self.joined, self.audio_cut, self.deadline = True, False, None
         self._close(Outcome.ANSWERED, 200, now)
-        return [PlaySound(""), BridgeLegs(self._plan.listen)]
+        if self._interpreter is None:
+            return [PlaySound(""), BridgeLegs(self._plan.listen)]
+        self.interpreted = True
+        joined = BridgeLegs(listen=False, original_db=self._interpreter.original_db)
+        return [PlaySound(""), joined, Interpret(self._interpreter)]
 
     def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         """Fail the transfer, or end the call with the B-leg that was joined."""

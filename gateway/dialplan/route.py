@@ -25,7 +25,7 @@ from gateway.audio.sounds import BUILT_IN as BUILT_IN_SOUNDS
 from gateway.audio.sounds import wav_seconds
 from gateway.config import Config, RealtimeSettings
 from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
-from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
+from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
 from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (
     DATA,
@@ -159,6 +159,24 @@ class Dtmf(Section):
         return render(self.text, {**variables, **later, DIGITS: digits})
 
 
+class InterpreterSide(Section):
+    """``[route.interpreter.caller]`` and ``.callee``: one of the two, and what they hear."""
+
+    language: Text
+    voice: Text | None = None
+    instructions: Text | None = None
+
+
+class Interpreter(Section):
+    """``[route.interpreter]``: interprets between the caller and one transfer destination."""
+
+    to: Text
+    caller: InterpreterSide
+    callee: InterpreterSide
+    original_db: Annotated[float, Field(ge=-60, le=0), Typed] = -18.0
+    at_once: Flag = True
+
+
 class RouteLimits(Section):
     """``[route.limits]``: in place of ``[limits]`` and ``[media]``, for this route (s)."""
 
@@ -224,6 +242,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     recording: RouteRecording = Field(default_factory=RouteRecording)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     canary: Canary | None = None
+    interpreter: Interpreter | None = None
     _as_written: bool = PrivateAttr(False)
     """No variables are filled in."""
 
@@ -259,6 +278,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             if guard.name in [before.name for before in self.guardrail[:index]]:
                 raise MisplacedError(("guardrail", index, "name"), "is used twice")
             self.check_transfer_to(("guardrail", index, "transfer_to"), guard.transfer_to)
+        self._interpreter_can_work()
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
         self.machine_detection.agree_with(self.session)
@@ -294,6 +314,20 @@ class Route(RouteConditions, RouteTools, RouteConversation):
                     )
         return self
 
+    def _interpreter_can_work(self) -> None:
+        given = self.interpreter
+        if given is None:
+            return
+        path = ("interpreter", "to")
+        self.check_transfer_to(path, given.to)
+        for one in self.transfer:
+            if one.name.casefold() == given.to.casefold() and one.mode != "bridge":
+                raise MisplacedError(path, 'needs a [[route.transfer]] of mode "bridge"')
+        if self.transfer_call.listen:
+            raise MisplacedError(("transfer_call", "listen"), "has no effect beside interpreter")
+        if self.application is not None:
+            raise MisplacedError(("interpreter",), "has no effect beside application")
+
     def _asks_for_the_time(self) -> bool:
         return any(name in CLOCK for _, text in self.templates() for name in names_in(text))
 
@@ -306,6 +340,10 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         if self.greeting is not None:
             given = self.greeting.model_dump(exclude_none=True, exclude={"clip", "exact"})
             yield from texts_in(given, ("greeting",))
+        if self.interpreter is not None:
+            for side in ("caller", "callee"):
+                words = getattr(self.interpreter, side).instructions or ""
+                yield ("interpreter", side, "instructions"), words
         if self.disclosure is not None:
             yield ("disclosure", "say"), self.disclosure.say
         yield ("dtmf", "text"), self.dtmf.text

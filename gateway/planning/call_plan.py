@@ -48,6 +48,7 @@ from gateway.dialplan import (
     call_settings,
 )
 from gateway.dialplan.variables import render, values_of
+from gateway.planning.joined_sessions import interpreter_plan, listening_session
 from gateway.planning.route_tools import (
     answer_plan,
     approval_rules,
@@ -56,7 +57,6 @@ from gateway.planning.route_tools import (
     idle_plan,
     interruption_plan,
     language_plan,
-    listening_session,
     machine_plan,
     metadata_of,
     own_tools,
@@ -262,7 +262,12 @@ def call_plan(
             truncate_margin_ms=settings.realtime.truncate_margin_ms,
         ),
         tools=ToolsPlan(
-            transfer=transfer_plan(route, config.trunk, values),
+            transfer=transfer_plan(
+                route,
+                config.trunk,
+                values,
+                interpreter=interpreter_plan(route, session, values),
+            ),
             send_dtmf=plan_of(SendDtmfPlan, route.send_dtmf),
             hold=plan_of(HoldPlan, route.hold),
             functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
@@ -332,7 +337,13 @@ def plans(
         session = _session(config, match.route, codec, match.values, tool_executor)
         plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
         if bridged:
-            transfer = transfer_plan(match.route, config.trunk, match.values, bridged=True)
+            transfer = transfer_plan(
+                match.route,
+                config.trunk,
+                match.values,
+                bridged=True,
+                interpreter=plan.tools.transfer.interpreter,
+            )
             plan = replace(plan, tools=replace(plan.tools, transfer=transfer))
         if earlier:
             first = (*plan.content.messages, ("system", earlier))

@@ -181,6 +181,9 @@ def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
                 message = f"needs a Live model: set live.model, or the server's ({model} is none)"
                 yield dialplan.problem(route.name, where or ("live",), message)
         kinds = {is_live(url, model) for _, url, model in servers}
+        if route.interpreter is not None and True in kinds:
+            message = "needs servers with Realtime sessions: a Live session cannot interpret"
+            yield dialplan.problem(route.name, ("interpreter",), message)
         if route.application is not None and len(kinds) > 1:
             message = "needs servers of one kind, Realtime or Live: its application speaks one"
             yield dialplan.problem(route.name, ("application",), message)

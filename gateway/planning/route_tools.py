@@ -25,6 +25,7 @@ from gateway.call.plan import (
     FunctionPlan,
     GuardrailPlan,
     HoldPlan,
+    InterpreterPlan,
     InterruptionPlan,
     LanguagePlan,
     MachineDetectionPlan,
@@ -231,6 +232,7 @@ def transfer_plan(
     values: Mapping[str, str] = MappingProxyType({}),
     *,
     bridged: bool = False,
+    interpreter: InterpreterPlan | None = None,
 ) -> TransferPlan:
     """Return the destinations of transfers, with the addresses that are called.
 
@@ -254,6 +256,7 @@ def transfer_plan(
         ),
         sound=route.transfer_call.sound,
         listen=route.transfer_call.listen,
+        interpreter=interpreter,
     )
 
 
@@ -441,16 +444,6 @@ def _ends_calls(route: Route) -> bool:
 def has_prompt(route: Route) -> bool:
     """Whether the session has a hosted prompt."""
     return bool(route.session.get("prompt"))
-
-
-def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the update for a session that goes on listening and does not respond any more."""
-    detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
-    if detection is None:
-        return {"tools": []}
-    quiet = {**detection, "create_response": False, "interrupt_response": False}
-    quiet.pop("idle_timeout_ms", None)
-    return {"tools": [], "audio": {"input": {"turn_detection": quiet}}}
 
 
 def function_plans(functions: Mapping[str, Function]) -> dict[str, FunctionPlan]:

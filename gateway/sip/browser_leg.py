@@ -199,9 +199,9 @@ class BrowserCall:
         """Refuse, as :meth:`refer`."""
         self.refer("", told)
 
-    def join(self, other: Any, listen: bool) -> None:
+    def join(self, other: Any, listen: bool, level: float | None) -> None:
         """Let page and B-leg hear each other; see :meth:`ConferenceLink.join`."""
-        self.link.join(other.link, listen)
+        self.link.join(other.link, listen, level)
 
     def poll_quality(self) -> None:
         """Tell how many frames have come and gone; TCP loses none."""

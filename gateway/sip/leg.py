@@ -36,7 +36,10 @@ class LegCall(Protocol):
     def hold(self, held: bool) -> None: ...
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None: ...
     def refer_to(self, other: Any, told: Callable[[ReferProgress], None]) -> None: ...
-    def join(self, other: Any, listen: bool) -> None: ...
+    def join(self, other: Any, listen: bool, level: float | None) -> None: ...
+
+    @property
+    def link(self) -> Any: ...
 
 
 class Leg:
@@ -125,12 +128,19 @@ class Leg:
 
         self._command(run)
 
-    def join(self, other: Leg, listen: bool) -> None:
-        """Let the peers of both legs hear each other; the session listens to both, or to none."""
+    def hear_fully(self) -> None:
+        """Let the peer hear the leg that it is joined with at full volume."""
+        self._command(lambda call: call.link.hear_fully())
+
+    def join(self, other: Leg, listen: bool, level: float | None = None) -> None:
+        """Let the peers of both legs hear each other; the session listens to both, or to none.
+
+        With ``level`` they hear each other so loud (a factor), and each leg keeps its audio.
+        """
 
         def run(call: LegCall) -> None:
             if other.call is not None and not other.call.ended:
-                call.join(other.call, listen)
+                call.join(other.call, listen, level)
 
         self._command(run)
 

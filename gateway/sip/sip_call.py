@@ -194,11 +194,11 @@ class SipCall(TransferableCall):
         """Let the peer hear a sound over and over; "" ends it."""
         self.link.play(sound)
 
-    def join(self, other: SipCall, listen: bool) -> None:
+    def join(self, other: SipCall, listen: bool, level: float | None) -> None:
         """Let both peers hear each other; see :meth:`ConferenceLink.join`."""
-        if other.leg is not None:
+        if other.leg is not None and level is None:
             other.leg.audio = None  # it had its own, to be briefed
-        self.link.join(other.link, listen)
+        self.link.join(other.link, listen, level)
 
     def press(self, digit: str, how: str) -> None:
         """Send one key, by RFC 4733 or INFO; ``auto`` takes INFO where the peer knows no other."""

@@ -7,8 +7,10 @@ inputs that it registers for, and acts through ``ConversationControl``.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+from gateway.call.call_control import BY_OPERATOR
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.control import (
     ConversationControl,
@@ -35,6 +37,7 @@ from gateway.call.rules.response_failure import ResponseFallback
 from gateway.call.rules.silence import Silence, UserIdleTimeout
 from gateway.call.tools.approvals import Approvals, McpWatch
 from gateway.call.tools.commands import CallCommand, Interrupt, RequestOutOfBand
+from gateway.call.tools.definitions import TRANSFER_CALL
 from gateway.call.tools.function_calls import Functions
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind, classify_error
@@ -60,6 +63,9 @@ from gateway.realtime.events import (
     WorkDelegated,
 )
 from gateway.realtime.session_object import mended
+
+GREETING_SECONDS = 3.0
+"""The longest wait (s) for a greeting's first audio, before an interpreter's callee is called."""
 
 
 class Conversation:
@@ -138,9 +144,14 @@ class Conversation:
         self._interruptions.greeting = greeting
         disclosed = self._disclose(greeting, now)
         asked = self.recording.opened(greeting, now)
-        if asked is not None:
-            return disclosed + asked
-        return disclosed + ([] if greeting is None else self.control.ask(greeting, now))
+        if asked is None and greeting is not None:
+            asked = self.control.ask(greeting, now)
+        interpreter = self._plan.tools.transfer.interpreter
+        if interpreter is not None and interpreter.at_once and not self.call_actions.busy:
+            wanted = json.dumps({"destination": interpreter.destination})
+            said = GREETING_SECONDS if greeting is not None or disclosed else 0.0
+            self.call_actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now, said_within=said)
+        return disclosed + (asked or [])
 
     def _disclose(self, greeting: CreateResponse | None, now: float) -> list[Output]:
         """Say first that the caller speaks with an AI; within the greeting, that says it."""

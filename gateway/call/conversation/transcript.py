@@ -58,7 +58,8 @@ class Entry:
 
     at_ms: float
     who: str
-    """caller, agent, system, call (of a function) or result."""
+    """caller, agent, system, call (of a function) or result; of an interpreted call callee, and
+    to_caller and to_callee for what the interpreter said to either."""
     text: str = ""
     item_id: str = ""
     heard: str | None = None
@@ -148,6 +149,12 @@ class Transcript:
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
+
+    def interpreted(self, input: inputs.Interpreted, now: float) -> list[Output]:
+        """Add words of an interpreted call."""
+        at_ms = self._control.timeline.ms(now)
+        self._add_entry(Entry(at_ms, input.who, input.text.strip()[:MAX_TEXT], complete=True))
+        return []
 
     def detached(self) -> None:
         """Cut the entry of a response that the end of its session interrupts."""

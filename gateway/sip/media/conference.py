@@ -113,6 +113,17 @@ def _separate(source: Any, sink: Any) -> None:
         source.stopTransmit(sink)
 
 
+def _mix(source: Any, sink: Any, level: float | None) -> None:
+    """Let ``sink`` hear ``source`` at that level, a factor; None: as it is."""
+    if level is None:
+        source.startTransmit(sink)
+        return
+    _separate(source, sink)  # a connection keeps the level that it was made with
+    param = pj.AudioMediaTransmitParam()
+    param.level = level
+    source.startTransmit2(sink, param)
+
+
 class ConferenceLink:
     """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
 
@@ -138,6 +149,9 @@ class ConferenceLink:
         self._held = False
         self.partner: ConferenceLink | None = None
         self._session_hears = True
+        self._level: float | None = None
+        """How loud the peer hears the partner's, as a factor, where each has a session of its own;
+        None: both have one, or none."""
         self._stream = 0
         """pjmedia's, while there is one."""
         self._send_held = False
@@ -227,7 +241,7 @@ class ConferenceLink:
         self._sound, self._player = "", None
         partner, self.partner = self.partner, None
         if partner is not None:
-            partner.partner = None
+            partner.partner = partner._level = None
             if partner._session_hears:
                 partner._listen()
         self._give_port_back()
@@ -257,15 +271,26 @@ class ConferenceLink:
             player.startTransmit(self.media)
         self._gate()
 
-    def join(self, other: ConferenceLink, listen: bool) -> None:
+    def join(self, other: ConferenceLink, listen: bool, level: float | None = None) -> None:
         """Let both peers hear each other; our own port hears both, or nobody (``listen``).
 
-        The other call gives back a port that it had.
+        The other call gives back a port that it had. With ``level`` (a factor) each peer hears the
+        other so loud, and each port has its own peer alone.
         """
-        other._give_port_back()
+        if level is None:
+            other._give_port_back()
         self.partner, other.partner = other, self
-        self._session_hears = listen
+        self._level = other._level = level
+        self._session_hears = listen or level is not None
         self._connect()
+        if level is not None:
+            other._connect()
+
+    def hear_fully(self) -> None:
+        """Let our peer hear the partner's at full volume."""
+        if self._level is not None:
+            self._level = 1.0
+            self._connect()
 
     def take_over(self, other: ConferenceLink) -> None:
         """Have the other call's port, and the audio that it serves, from now on."""
@@ -288,9 +313,10 @@ class ConferenceLink:
         if media is None:
             return
         other = None if partner is None else partner._place
-        if other is not None:
-            media.startTransmit(other)
-            other.startTransmit(media)
+        if other is not None and partner is not None:
+            _mix(media, other, partner._level)
+            _mix(other, media, self._level)
+        apart = self._level is not None
         if port is not None and partner is not None and not self._session_hears:
             media.stopTransmit(port)
             port.stopTransmit(media)
@@ -298,9 +324,9 @@ class ConferenceLink:
             port.startTransmit(media)
             if self._source() is Source.BRIDGE:
                 media.startTransmit(port)
-            if other is not None:
+            if other is not None and not apart:
                 other.startTransmit(port)
-        if partner is not None and partner.port is not None and partner._session_hears:
+        if not apart and partner is not None and partner.port and partner._session_hears:
             media.startTransmit(partner.port)
         self._listen()
 

@@ -123,7 +123,7 @@ def test_a_b_leg_has_the_law_of_the_caller_first_and_its_own_record() -> None:
     assert call.fed.take() == [inputs.BLegAnswered(), inputs.BLegEnded(200, "OK", "BYE", False)]
     (record,) = call.fed.record.actions.b_legs
     assert (record.sip_call_id, record.answered_ms, record.ended_ms) == ("sip-2", 1500.0, 9000.0)
-    assert call.main.done == [("join", call.b_legs[0], False)]
+    assert call.main.done == [("join", call.b_legs[0], False, None)]
 
 
 def test_the_b_leg_of_an_earlier_attempt_is_not_told_of_any_more() -> None:

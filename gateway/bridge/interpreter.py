@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two realtime sessions that interpret between the joined legs of a call, one for each direction.
+
+Each hears one party, and is heard by the other. It ends turns and answers them by itself; what it
+says is played to its end, whoever speaks meanwhile, and the next turn's follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.audio.g711 import FRAME_BYTES
+from gateway.bridge.legs import Legs
+from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
+from gateway.bridge.media import MediaPump
+from gateway.bridge.sessions import ATTEMPTS, BILLED, Sessions
+from gateway.call import inputs, outputs
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import (
+    AgentTranscript,
+    AudioDelta,
+    AudioDone,
+    CreateResponse,
+    InputTranscribed,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
+from gateway.realtime.session import Session, SessionClosed
+from gateway.realtime.setup import SetupFailed, open_with_retry
+from gateway.sip.media.ports import CallAudio
+from gateway.tasks import TaskSet
+
+REOPENED_SECONDS = 60.0
+"""A session that is lost after so long, as at the end that its server sets, is opened again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Direction:
+    """From one party to the other."""
+
+    speaker: str
+    listener: str
+    settings: Mapping[str, Any]
+    ear: CallAudio
+    """Of the listener."""
+    session: Session | None = None
+    up_at: float = 0.0
+    owed: bool = False
+    """A turn had no response, as the one before was not over."""
+    rest: bytearray = field(default_factory=bytearray)
+    """Audio that makes no whole frame yet."""
+
+    def hear(self, audio: bytes) -> None:
+        """Take the speaker's audio; it is dropped while there is no session."""
+        if self.session is not None:
+            self.session.append(audio)
+
+    def say(self, audio: bytes) -> None:
+        """Queue audio for the listener; what finds no room is counted there."""
+        self.rest += audio
+        whole = len(self.rest) - len(self.rest) % FRAME_BYTES
+        if whole:
+            self.ear.playout.put(bytes(self.rest[:whole]))
+            del self.rest[:whole]
+
+    def said(self) -> None:
+        """Queue what is left of a part."""
+        if self.rest:
+            self.say(self.ear.playout.codec.silence * (FRAME_BYTES - len(self.rest)))
+
+
+class Interpreter(CallPart):
+    """Executes :class:`outputs.Interpret` for one call.
+
+    Args:
+        audio: of the caller.
+        redirect: has the caller's audio taken by another than the call's own session.
+    """
+
+    def __init__(
+        self,
+        host: CallHost,
+        sessions: Sessions,
+        legs: Legs,
+        audio: CallAudio,
+        pump: MediaPump,
+        redirect: Callable[[Callable[[bytes], None]], None],
+    ) -> None:
+        super().__init__(host)
+        self._sessions = sessions
+        self._legs = legs
+        self._audio = audio
+        self._pump = pump
+        self._redirect = redirect
+        self._b_audio: CallAudio | None = None
+        self._directions: list[_Direction] = []
+        """While it interprets."""
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
+        self.executors: dict[type, Callable[[Any], None]] = {outputs.Interpret: self._interpret}
+
+    @property
+    def open(self) -> list[Endpoint]:
+        """The servers at which sessions are up."""
+        return [self._endpoint for one in self._directions if one.session is not None]
+
+    def _interpret(self, output: outputs.Interpret) -> None:
+        plan, b_audio = output.plan, self._legs.b_leg_audio
+        if plan is None or b_audio is None:
+            self.end()
+            return
+        # The server that talks with the caller now, and not one that it was turned away from.
+        self._endpoint = (self._sessions.open or [self._sessions.plan.endpoint])[0]
+        self._b_audio = b_audio
+        to_callee = _Direction("caller", "callee", plan.to_callee, b_audio)
+        to_caller = _Direction("callee", "caller", plan.to_caller, self._audio)
+        self._directions = [to_callee, to_caller]
+        self._redirect(to_callee.hear)
+        self._pump.add(b_audio, lambda: self._move(b_audio, to_caller))
+        for direction in self._directions:
+            self._open(direction)
+
+    def end(self) -> None:
+        """Close both sessions; the legs, if they stay, hear each other at full volume."""
+        directions, self._directions = self._directions, []
+        if self._b_audio is not None:
+            self._pump.remove(self._b_audio)
+            self._b_audio = None
+        for task in self._opening:
+            task.cancel()
+        for direction in directions:
+            self._legs.hear_fully(direction.listener)
+            session, direction.session = direction.session, None
+            if session is not None:
+                session.tell_usage()
+                self._closing.spawn(session.close(1000, "over"), f"close {session.id}")
+
+    async def wait_closed(self) -> None:
+        """Wait until the sessions' tasks are gone; they have their own deadlines."""
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        await self._closing.wait()
+
+    @entry
+    def _move(self, audio: CallAudio, direction: _Direction) -> None:
+        said, moved = audio.uplink.take()
+        if said:
+            direction.hear(said)
+        while moved and audio.playout.transition() is not None:
+            pass  # nobody asks when the callee hears something
+
+    def _open(self, direction: _Direction) -> None:
+        name = f"open interpreter {self._host.record.call_id}"
+        task = asyncio.create_task(self._set_up(direction), name=name)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    @entry_task
+    async def _set_up(self, direction: _Direction) -> None:
+        clock, watch = asyncio.get_running_loop().time, self._sessions.plan.watch
+        began, endpoint = clock(), self._endpoint
+        if endpoint.live:
+            self._lost(direction, "its server has Live sessions only")
+            return
+        try:
+            session = await open_with_retry(
+                endpoint,
+                direction.settings,
+                timeout=self._sessions.plan.connect_timeout,
+                on_event=lambda event: self._on_event(direction, event),
+                on_closed=lambda closed: self._on_closed(direction, closed),
+                attempts=ATTEMPTS,
+            )
+        except SetupFailed as failure:
+            watch.met(endpoint, failure, clock() - began)
+            self._lost(direction, f"{failure.verdict.code}: {failure.detail}")
+            return
+        watch.met(endpoint, None, clock() - began)
+        if direction not in self._directions or session.closed:
+            self._closing.spawn(session.close(1000, "not wanted any more"), f"close {session.id}")
+            return
+        direction.session, direction.up_at = session, clock()
+        self._host.feed(inputs.InterpreterUp(direction.listener, session.id))
+
+    def _lost(self, direction: _Direction, detail: str) -> None:
+        if direction in self._directions:
+            direction.session = None
+            self._legs.hear_fully(direction.listener)
+            self._host.feed(inputs.InterpreterLost(direction.listener, detail))
+
+    @entry
+    def _on_event(self, direction: _Direction, event: ServerEvent) -> None:
+        if isinstance(event, BILLED):
+            self._sessions.count(self._endpoint, event)
+        if direction not in self._directions:
+            return
+        match event:
+            case AudioDelta():
+                direction.say(event.audio)
+            case AudioDone():
+                direction.said()
+            case InputTranscribed():
+                self._host.feed(inputs.Interpreted(direction.speaker, event.transcript))
+            case AgentTranscript():
+                said = inputs.Interpreted(f"to_{direction.listener}", event.transcript)
+                self._host.feed(said)
+            case ServerError(code="conversation_already_has_active_response"):
+                direction.owed = True
+            case ResponseDone() if direction.owed and direction.session is not None:
+                direction.owed = False
+                direction.session.send(CreateResponse())
+
+    @entry
+    def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
+        session, direction.session = direction.session, None
+        if direction not in self._directions or closed.by_us:
+            return
+        if session is not None:
+            lived = asyncio.get_running_loop().time() - direction.up_at
+            if lived >= REOPENED_SECONDS:
+                self._open(direction)
+                return
+        self._lost(direction, f"{closed.code} {closed.reason}".strip())
