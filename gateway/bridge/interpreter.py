@@ -45,7 +45,7 @@ class _Direction:
     speaker: str
     listener: str
     settings: Mapping[str, Any]
-    ear: CallAudio
+    audio: CallAudio
     """Of the listener."""
     session: Session | None = None
     up_at: float = 0.0
@@ -64,13 +64,13 @@ class _Direction:
         self.rest += audio
         whole = len(self.rest) - len(self.rest) % FRAME_BYTES
         if whole:
-            self.ear.playout.put(bytes(self.rest[:whole]))
+            self.audio.playout.put(bytes(self.rest[:whole]))
             del self.rest[:whole]
 
     def said(self) -> None:
         """Queue what is left of a part."""
         if self.rest:
-            self.say(self.ear.playout.codec.silence * (FRAME_BYTES - len(self.rest)))
+            self.say(self.audio.playout.codec.silence * (FRAME_BYTES - len(self.rest)))
 
 
 class Interpreter(CallPart):
@@ -109,15 +109,15 @@ class Interpreter(CallPart):
         return [self._endpoint for one in self._directions if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:
-        plan, b_audio = output.plan, self._legs.b_leg_audio
-        if plan is None or b_audio is None:
+        b_audio = self._legs.b_leg_audio
+        if not output.to_caller or b_audio is None:
             self.end()
             return
         # The server that talks with the caller now, and not one that it was turned away from.
         self._endpoint = (self._sessions.open or [self._sessions.plan.endpoint])[0]
         self._b_audio = b_audio
-        to_callee = _Direction("caller", "callee", plan.to_callee, b_audio)
-        to_caller = _Direction("callee", "caller", plan.to_caller, self._audio)
+        to_callee = _Direction("caller", "callee", output.to_callee, b_audio)
+        to_caller = _Direction("callee", "caller", output.to_caller, self._audio)
         self._directions = [to_callee, to_caller]
         self._redirect(to_callee.hear)
         self._pump.add(b_audio, lambda: self._move(b_audio, to_caller))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.call.plan import InterpreterPlan
 from gateway.realtime.events import ClientCommand
 
 
@@ -183,9 +182,11 @@ class BridgeLegs:
 
 @dataclass(frozen=True, slots=True)
 class Interpret:
-    """Open the sessions that interpret between the joined legs; None: close them."""
+    """Open the sessions that interpret between the joined legs; without any, close them."""
 
-    plan: InterpreterPlan | None
+    to_caller: Mapping[str, Any] = field(default_factory=dict)
+    """The session object of the one that the caller hears."""
+    to_callee: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

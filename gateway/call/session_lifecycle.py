@@ -368,7 +368,7 @@ class SessionEvents:
         self._call.session_up = False
         note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
         if interpreted:
-            return [note, outputs.Interpret(None)]
+            return [note, outputs.Interpret()]
         return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def on_server_error(

@@ -343,7 +343,7 @@ class Transfer:
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
-        silent: list[Output] = [Interpret(None)] if self.interpreted else []
+        silent: list[Output] = [Interpret()] if self.interpreted else []
         return [*silent, HangUpBLeg()] if second else silent
 
     def taken_over(self, now: float) -> bool:
@@ -440,7 +440,8 @@ class Transfer:
             return [PlaySound(""), BridgeLegs(self._plan.listen)]
         self.interpreted = True
         joined = BridgeLegs(listen=False, original_db=self._interpreter.original_db)
-        return [PlaySound(""), joined, Interpret(self._interpreter)]
+        plan = self._interpreter
+        return [PlaySound(""), joined, Interpret(plan.to_caller, plan.to_callee)]
 
     def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         """Fail the transfer, or end the call with the B-leg that was joined."""

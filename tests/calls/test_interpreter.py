@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ class Interpreted:
 
     def live(self, listener: str) -> Session:
         """The session that this party hears, while it is up."""
-        return self.world.emulator.live[self.sessions[listener].id].session
+        return cast(Session, self.world.emulator.live[self.sessions[listener].id].session)
 
     def ear(self, listener: str) -> RtpEnd:
         """What this party hears."""
@@ -120,32 +120,39 @@ def loudness(heard: bytes) -> float:
     return float(np.sqrt((windows**2).mean(axis=1)).max())
 
 
+async def a_turn_is_translated(made: Interpreted, listener: str, speaker: str) -> None:
+    """What the session says for ``listener`` is heard there as it is, and nowhere else."""
+    ear, other = made.ear(listener), made.ear(speaker)
+    before, other_before = len(ear.packets), len(other.packets)
+    said = pattern(0, int(SECONDS * 8000))
+    made.live(listener).pretend_speech(100)
+    await ear.until(lambda: said[1600:-160] in ear.heard[before * 160 :])
+    assert said[1600:1920] not in other.heard[other_before * 160 :]
+
+
+async def the_voice_is_soft(made: Interpreted, listener: str, speaker: str, hz: int) -> None:
+    """What ``speaker`` says is heard by one session as it is, and softly by ``listener``."""
+    ear, session, other = made.ear(listener), made.sessions[listener], made.sessions[speaker]
+    voice = g711(tone(hz, 1000), Codec.PCMU)
+    begun, before, other_before = len(ear.packets), len(session.received), len(other.received)
+    made.ear(speaker).say(voice)
+    await session.wait_until(lambda s: len(s.received) - before >= 9600, 20)
+    await ear.heard_bytes((begun + 70) * 160)
+    assert loudness(bytes(session.received[before:])) > 0.9 * loudness(voice)
+    down = 20 * np.log10(loudness(ear.heard[begun * 160 :]) / loudness(voice))
+    assert down == pytest.approx(-18, abs=1.5)
+    assert loudness(bytes(other.received[other_before:])) < 0.05 * loudness(voice)
+
+
 async def test_each_hears_the_other_in_their_language(
     world: GatewayStack, callee: CalledPhone
 ) -> None:
     """The translation at full volume in one ear only; the voice softly, and to one session only."""
     made = await dialled(world, callee, "answered")
-    for listener, speaker in (("callee", "caller"), ("caller", "callee")):
-        ear, other = made.ear(listener), made.ear(speaker)
-        begun = len(ear.packets), len(other.packets)
-        made.live(listener).pretend_speech(100)
-        said = pattern(0, int(SECONDS * 8000))
-        await ear.until(lambda ear=ear, said=said: said[-1600:-160] in ear.heard)
-        assert said[1600:-160] in ear.heard[begun[0] * 160 :]
-        assert said[1600:1920] not in other.heard[begun[1] * 160 :]
-    for listener, speaker, hz in (("callee", "caller", 700), ("caller", "callee", 900)):
-        ear, session = made.ear(listener), made.sessions[listener]
-        voice = g711(tone(hz, 1000), Codec.PCMU)
-        begun, heard_before = len(ear.packets), len(session.received)
-        others = made.sessions[speaker]
-        other_before = len(others.received)
-        made.ear(speaker).say(voice)
-        await session.wait_until(lambda s, n=heard_before: len(s.received) - n >= 9600, 20)
-        await ear.heard_bytes((begun + 70) * 160)
-        assert loudness(bytes(session.received[heard_before:])) > 0.9 * loudness(voice)
-        down = 20 * np.log10(loudness(ear.heard[begun * 160 :]) / loudness(voice))
-        assert down == pytest.approx(-18, abs=1.5)
-        assert loudness(bytes(others.received[other_before:])) < 0.05 * loudness(voice)
+    await a_turn_is_translated(made, "callee", "caller")
+    await a_turn_is_translated(made, "caller", "callee")
+    await the_voice_is_soft(made, "callee", "caller", 700)
+    await the_voice_is_soft(made, "caller", "callee", 900)
     await made.call.hang_up()
     await made.other.hung_up()
     record = await world.record(made.call)
