@@ -42,6 +42,8 @@ DESCRIBED = {
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",
     "route.hold.description": "in English",
+    "route.interpreter.caller.instructions": "in English",
+    "route.interpreter.callee.instructions": "in English",
     "route.send_dtmf.description": "in English",
     "route.set_language.description": "in English",
     "route.collect_digits.description": "in English",
