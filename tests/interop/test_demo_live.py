@@ -25,7 +25,7 @@ def test_the_demo_on_a_live_session_goes_as_scripted(tmp_path: Path) -> None:
     assert all(check["passed"] for check in json.loads((tmp_path / "checks.json").read_text()))
     assert "The call went as scripted." in result.stdout
     assert "Good morning, reception." in result.stdout
-    assert "s of gpt-live-1.1" in result.stdout
+    assert "s of Live sessions" in result.stdout
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (tmp_path / "gateway.log").read_text().splitlines()]
     bad = {one["event"] for one in log if one["level"] in ("warning", "error")}
