@@ -218,7 +218,8 @@ def test_the_test_finds_a_quadratic_parser() -> None:
     import re
 
     quadratic = re.compile(r"^\s*Signal\s*=\s*(\S+)\s*$", re.IGNORECASE | re.MULTILINE)
-    once, twice = (
-        _seconds(quadratic.search, SHAPES["empty lines"](size)) for size in (SIZE, 2 * SIZE)
+    text, doubled = (SHAPES["empty lines"](size) for size in (SIZE, 2 * SIZE))
+    assert any(  # another process can hide it once
+        _seconds(quadratic.search, doubled) > 3 * _seconds(quadratic.search, text) + FLOOR_S
+        for _ in range(3)
     )
-    assert twice > 3 * once + FLOOR_S
