@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import asyncio
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -163,8 +164,12 @@ def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
 if __name__ == "__main__":
     # What a terminal interrupts are the tests, which end what they have started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is imported stays: looking for garbage in it would copy its pages in each process.
+    gc.disable()
     for module in MODULES:
         importlib.import_module(module)
+    gc.enable()
+    gc.freeze()
     entry, arguments = serve(socket.socket(fileno=int(sys.argv[1])))
     sys.argv = [entry[0], *arguments]
     if entry[0] == "-m":
