@@ -54,7 +54,7 @@ from gateway.records.caller_history import CallerHistories
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
 from gateway.sip.transports import hosts_of, unreachable
-from gateway.tasks import TaskSet
+from gateway.tasks import TaskSet, settle_memory
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import HttpClient
 
@@ -341,6 +341,7 @@ class Gateway:
         for part in self._parts:
             if serving or not part.only_serving:
                 await part.start_on(stack)
+        settle_memory(collect=True)
         self._started = asyncio.get_running_loop().time()
         self.calls.max_calls = possible_calls(self.config.sip.max_calls, self.agent.capacity)
         log.info(
@@ -356,7 +357,8 @@ class Gateway:
         self, config: Config, dialplan: Dialplan, last: Callable[[], Awaitable[None]]
     ) -> None:
         """Handle further calls by these. Raises what is wrong before anything has changed."""
-        tools = tool_executor(config, dialplan)
+        # On a thread: it imports modules and reads certificates while calls go on.
+        tools = await asyncio.to_thread(tool_executor, config, dialplan)
         self._add_callbacks(tools, dialplan)
         await tools.start()
         try:
@@ -373,6 +375,16 @@ class Gateway:
         self._canaries.use(dialplan)
         self._synthetic.use(dialplan)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
+        self._retired.spawn(self._settle(), "settle memory")
+
+    async def _settle(self) -> None:
+        """Take what a reload has made out of the garbage collector's way."""
+        settle_memory(collect=False)
+        while True:
+            await asyncio.sleep(RETIRE_SECONDS)
+            if not self.calls:
+                break
+        settle_memory(collect=True)
 
     async def _retire(self, tools: ToolExecutor, users: set[CallController]) -> None:
         """Stop functions that a reload has replaced, once the calls that began with them end."""

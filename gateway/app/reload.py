@@ -8,9 +8,11 @@ what they began with.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,23 @@ Read = Callable[[], tuple[Config, Dialplan]]
 """Reads the files; raises ConfigError."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What the files say now, and how that differs from what holds."""
+
+    config: Config
+    """As it is to hold: with the new values of what can change while calls go on."""
+    dialplan: Dialplan
+    secrets: tuple[str, ...]
+    level: str | None
+    """Of the log, where that is another one; else what the API has set stays."""
+    changed: list[str]
+    later: list[str]
+    """Changed keys that need a restart."""
+
+
 class Reloader:
-    """Carries out one reload at a time.
+    """Carries out one reload at a time. What takes long is done on a thread: calls go on.
 
     Args:
         read: called on a thread.
@@ -64,32 +81,43 @@ class Reloader:
         """Return ``applied``, and what changed, needs a restart, or is wrong."""
         async with self._lock:
             try:
-                config, dialplan = await asyncio.to_thread(self._read)
+                files = await asyncio.to_thread(self._compare)
+                redact_also(files.secrets)
+                await self._use(files.config, files.dialplan, self._reload_certificates)
             except ConfigError as error:
                 return self._kept([str(one) for one in error.problems])
-            except OSError as error:
+            except (AgentError, OSError, ValueError) as error:
                 return self._kept([str(error)])
+            if files.level is not None:
+                set_level(files.level)
+            self.counts["applied"] += 1
+            self.read_at = time.time()
+            changed, later = files.changed, files.later
+            log.info("gateway.reloaded", changed=changed, restart_required=later)
+            return {"applied": True, "changed": changed, "restart_required": later, "problems": []}
+
+    def _compare(self) -> _Files:
+        """Read the files and compare them with what holds. On a thread; raises ConfigError, OSError
+        or ValueError."""
+        # A full collection of what a large dialplan is made of would stop the calls' threads, too.
+        gc.disable()
+        try:
+            config, dialplan = self._read()
             before, routes = self._current()
-            redact_also((*config.secrets(), *dialplan.secrets()))
-            hidden = (*before.secrets(), *routes.secrets(), *config.secrets(), *dialplan.secrets())
+            secrets = (*config.secrets(), *dialplan.secrets())
+            hidden = (*before.secrets(), *routes.secrets(), *secrets)
             keys = list(changed_keys(before, config))
             changed = [_told(*one, hidden) for one in keys if _is_applied(one[0])]
             later = [_told(*one, hidden) for one in keys if not _is_applied(one[0])]
             changed += changed_routes(routes, dialplan)
             update = {name: getattr(config, name) for name in (*APPLIED, "cost")}
             update["log"] = before.log.model_copy(update={"level": config.log.level})
-            try:
-                new = before.model_copy(update=update)
-                new.as_read_with(config)
-                await self._use(new, dialplan, self._reload_certificates)
-            except (AgentError, ConfigError, OSError, ValueError) as error:
-                return self._kept([str(error)])
-            if config.log.level != before.log.level:
-                set_level(config.log.level)
-            self.counts["applied"] += 1
-            self.read_at = time.time()
-            log.info("gateway.reloaded", changed=changed, restart_required=later)
-            return {"applied": True, "changed": changed, "restart_required": later, "problems": []}
+            new = before.model_copy(update=update)
+            new.as_read_with(config)
+            level = None if config.log.level == before.log.level else config.log.level
+            return _Files(new, dialplan, secrets, level, changed, later)
+        finally:
+            gc.enable()
 
     def _kept(self, problems: list[str]) -> Mapping[str, Any]:
         self.counts["kept"] += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from gateway.cli.main import main
+from tests.interop.lab.keys import self_signed
 from tests.support import figures
 from tests.support.harness import GatewayStack, eventually
 
@@ -74,6 +75,29 @@ async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
         await world.summary_at_end(again)
         line = world.gateway.all("gateway.reloaded")[0]
         assert line["restart_required"] == ["sip.max_calls: 100 -> 90"]
+
+
+async def test_calls_do_not_wait_for_a_file_that_is_read_slowly(own_folder: Path) -> None:
+    """Neither when files are checked nor when functions are made of them, which read it again."""
+    file = self_signed(own_folder, "authority").certificate
+    world = GatewayStack(own_folder, more=f'{CONTROL}[tools]\nhttp_ca = "{file}"\n')
+    await world.start()
+    text = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+    world.gateway.signal(signal.SIGHUP)
+    for _ in ("check", "functions"):
+        # Opens when somebody reads it; the next reader has a pipe of its own.
+        pipe = await asyncio.wait_for(asyncio.to_thread(file.open, "w"), 20)
+        file.unlink()
+        os.mkfifo(file)
+        await world.summary_at_end(await world.dial("greeted"))
+        assert not world.gateway.all("gateway.reloaded")
+        pipe.write(text)
+        pipe.close()
+    await world.gateway.wait("gateway.reloaded")
+    await world.summary_at_end(await world.dial("greeted"))
+    await world.stop()
 
 
 async def test_a_wrong_file_changes_nothing(own_folder: Path) -> None:
