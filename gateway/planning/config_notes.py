@@ -317,16 +317,20 @@ def retirements(
         used.setdefault(
             (realtime.model, realtime.url), f"{at}, realtime.model" if own else "realtime.model"
         )
-        key = f"{at}, session.audio.input.transcription.model"
-        used.setdefault((transcriber_of(route.session), realtime.url), key)
-        prompt = route.session.get("prompt")
-        if isinstance(prompt, dict):
-            used[f"prompt:{prompt.get('id')}", realtime.url] = f"{at}, session.prompt"
+        urls = [realtime.url]
         servers = {step.server for step in route.fallback}
         for server in config.realtime_server:
             if server.name in servers:
                 where = f"{at}, fallback: realtime_server {server.name}"
                 used.setdefault((server.model or realtime.model, server.url), where)
+                urls.append(server.url)
+        prompt = route.session.get("prompt")
+        named = {f"{at}, session.audio.input.transcription.model": transcriber_of(route.session)}
+        if isinstance(prompt, dict):
+            named[f"{at}, session.prompt"] = f"prompt:{prompt.get('id')}"
+        for key, name in named.items():
+            for url in urls:
+                used.setdefault((name, url), key)
     for (name, url), where in used.items():
         found = book.retirement(name, (urlsplit(url).hostname or "").lower())
         if found is None or found.on is None or (found.on - today).days > RETIREMENT_DAYS:

@@ -393,6 +393,15 @@ HEARD = '[route.session.audio.input.transcription]\nmodel = "{}"\n'
             "2028-01-01",
             "!route r, fallback: realtime_server b: gpt-realtime ended",
         ),
+        (
+            "[[realtime_server]]\nname = 'b'\nurl = 'wss://eu.api.openai.com/v1/realtime'\n"
+            "api_key = 'sk-2'\nmodel = 'gpt-realtime-2.1'",
+            "session.audio.input.transcription.model = 'whisper-1'\n[route.realtime]\n"
+            "url = 'wss://elsewhere.example/v1/realtime'\napi_key = 'sk-1'\n"
+            "[[route.fallback]]\naction = 'server'\nserver = 'b'\n",
+            "2027-02-01",
+            "route r, session.audio.input.transcription.model: whisper-1 ends on 2027-02-26",
+        ),
     ],
 )
 def test_models_that_end(tmp_path: Path, more: str, route: str, day: str, says: str) -> None:
