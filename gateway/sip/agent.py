@@ -258,8 +258,13 @@ class UserAgent:
         return self._thread.trouble(seconds)
 
     def trunk_states(self) -> list[dict[str, Any]]:
-        """Return one object a trunk, in the order of the configuration. Times in s from now."""
-        now, stack = time.monotonic(), self._running
+        """Return one object a trunk, in the order of the configuration; none before the start.
+
+        Times in s from now.
+        """
+        if self._stack is None:
+            return []
+        now, stack = time.monotonic(), self._stack
         states = []
         for trunk in self.trunks.all:
             one = stack.accounts.registrations.get(trunk.name)
@@ -279,13 +284,15 @@ class UserAgent:
 
     def refusals(self) -> dict[str, int]:
         """Return how many requests were refused since the start, by rule."""
+        if self._stack is None:
+            return {}
         failures = self._running.signalling.failures
         by_rule = self._running.access.refusals.by_rule
         return {**by_rule, **({"not decided": failures} if failures else {})}
 
     def refused_invite(self, sip_call_id: str) -> Mapping[str, Any] | None:
         """Return one of the last INVITEs that were refused before a call was made of them."""
-        return self._running.access.refusals.invites.get(sip_call_id)
+        return None if self._stack is None else self._stack.access.refusals.invites.get(sip_call_id)
 
     @property
     def queues(self) -> dict[str, tuple[int, int]]:
@@ -294,7 +301,9 @@ class UserAgent:
 
     def bans(self) -> list[dict[str, Any]]:
         """Return the sources that are banned: seconds left, and requests that got nothing."""
-        return self._running.access.policy.bans.as_json(time.monotonic())
+        if self._stack is None:
+            return []
+        return self._stack.access.policy.bans.as_json(time.monotonic())
 
     def ban(self, found: list[tuple[str, float, bool]]) -> None:
         """Ban sources that other processes have banned: source, seconds left, whether proven."""

@@ -360,7 +360,15 @@ async def test_bad_requests_are_refused_without_their_content(world: GatewayStac
 
 async def test_draining_is_not_ready_and_ends_the_process(own_folder: Path) -> None:
     world = GatewayStack(own_folder, more=API, drain_seconds=30)
-    await world.start()
+    starting = asyncio.create_task(world.start())
+    await eventually(lambda: bool(world.gateway.all("api.listening")), "the API")
+    async with Client(world) as http:
+        while (ready := await http.get("/readyz")).status_code != 200:
+            # Never 500: what is asked before SIP has started is answered, too.
+            assert (ready.status_code, ready.json()["reasons"]["state"]) == (503, "starting")
+            assert (await http.get("/metrics")).status_code == 200
+            assert (await http.get("/api/v1/status")).status_code == 200
+    await starting
     call = await world.dial()
     async with Client(world) as http:
         assert (await http.post("/api/v1/drain")).status_code == 202
