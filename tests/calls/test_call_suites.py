@@ -114,9 +114,9 @@ GOOD = (
         'follow_refer = "sip:good@127.*"\n',
     )
     + call(
-        "loses packets",
+        "loses packets, and later has them late too",
         "good",
-        GREETING + ASK + REPLY,
+        GREETING + '[[call.step]]\ndo = "line"\nloss_percent = 20\njitter_ms = 80\n' + ASK + REPLY,
         'hears = ["you spoke for"]',
         'from = "lossy"\nline = { loss_percent = 20 }\n',
     )
@@ -176,6 +176,8 @@ async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
     ends = world.gateway.all("call.summary")
     (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
     assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20
+    jitter = lossy["quality"]["rx"]["jitter_ms"]
+    assert jitter["min"] < 5 < jitter["max"], "packets are late from the step on"
 
 
 async def test_a_wrong_agent_fails_each_assertion(world: GatewayStack, tmp_path: Path) -> None:

@@ -37,15 +37,6 @@ void nativeHoldStream(unsigned long stream, bool held)
         pjmedia_stream_resume(s, PJMEDIA_DIR_ENCODING);
 }
 
-void nativeLoseRtp(unsigned long stream, unsigned percent)
-{
-    // pjmedia drops one percent more than it is told, and none for 0.
-    pjmedia_transport *transport =
-        pjmedia_stream_get_transport(reinterpret_cast<pjmedia_stream *>(stream));
-    if (transport)
-        pjmedia_transport_simulate_lost(transport, PJMEDIA_DIR_ENCODING_DECODING, percent - 1);
-}
-
 void nativeOpenGate(int call)
 {
     if (call >= 0 && call < (int)pjsua_call_get_max_count())

@@ -14,10 +14,6 @@ namespace pj {
  *  `stream` is the address of that of on_stream_created; not to be used after on_stream_destroyed. */
 void nativeHoldStream(unsigned long stream, bool held);
 
-/** Lose this share of a stream's packets, sent and received ones, to try how others take it; from 2
- *  percent on. For callers that test: the gateway never does. */
-void nativeLoseRtp(unsigned long stream, unsigned percent);
-
 /** Let the media of a call go wherever its descriptions say, before its ACK: its caller is known. */
 void nativeOpenGate(int call);
 

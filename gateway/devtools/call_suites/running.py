@@ -176,7 +176,7 @@ async def _one(
         caller_id=call.caller_id,
         trunk="" if (trunk := trunk_of(call)) is None else trunk.name,
         headers=call.call.headers,
-        lose_percent=call.call.line.loss_percent,
+        line=call.call.line,
         follow=None if follow is None else re.compile(follow),
     )
     codecs = [call.call.codec, *(one for one in Codec if one is not call.call.codec)]

@@ -40,6 +40,7 @@ from pydantic import AfterValidator, Field, Strict, ValidationError, model_valid
 from gateway.audio.g711 import Codec
 from gateway.config.source import ConfigError, Problem, Section, problems_of, read_toml
 from gateway.devtools.scripted_caller.script import (
+    BadLine,
     Count,
     Level,
     Script,
@@ -178,19 +179,11 @@ class Judge(Section):
     max_tokens: Annotated[int, Strict(), Field(ge=1)] = 4000
 
 
-class Network(Section):
+class Network(BadLine):
     """``[call.line]``: the way between the caller and the target."""
 
-    loss_percent: Annotated[int, Strict(), Field(ge=0, le=90)] = 0
-    """RTP packets lost, in each direction; 1 is refused, as pjmedia cannot do it."""
     noise_dbfs: Level | None = None
     """White noise under all that the caller sends."""
-
-    @model_validator(mode="after")
-    def _not_one(self) -> Network:
-        if self.loss_percent == 1:
-            raise ValueError("loss_percent is 0, or 2 and more")
-        return self
 
 
 class Call(Section):

@@ -13,12 +13,14 @@ from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
     AnyStep,
+    BadLine,
     Dialling,
     Digits,
     ExpectEnd,
     HangUp,
     Hold,
     Interrupt,
+    Line,
     Listen,
     Noise,
     Play,
@@ -93,7 +95,8 @@ class ScriptedCall:
         self.steps: list[StepReport] = []
         """Those done so far."""
         self.tape = Tape(Codec.PCMU)
-        self.tape.audio.lose_percent = self.dialling.lose_percent
+        if self.dialling.line != BadLine() or any(isinstance(one, Line) for one in script.steps):
+            self._be_line(self.dialling.line)
         self.report: CallReport | None = None
         self._clips = clips
         self.progress = on_progress
@@ -284,6 +287,8 @@ class ScriptedCall:
                 await self._hold(step)
             case Noise():
                 self._noise = None if step.dbfs == "off" else WhiteNoise(step.dbfs)
+            case Line():
+                self._be_line(step)
             case Wait():
                 await self._pass_time(step.seconds)
             case Listen():
@@ -299,6 +304,9 @@ class ScriptedCall:
                     raise EndedError
             case HangUp():
                 await self._hang_up()
+
+    def _be_line(self, line: BadLine) -> None:
+        self.tape.audio.spoil(line.loss_percent, line.jitter_ms)
 
     async def _begin_of_speech(self, step: Interrupt) -> None:
         """Wait for the moment of an interruption: so long after the other side began to speak."""

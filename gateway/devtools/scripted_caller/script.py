@@ -35,7 +35,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -207,6 +207,35 @@ class Noise(Step):
         return f"noise {self.dbfs}" + ("" if self.dbfs == "off" else " dBFS")
 
 
+LossPercent = Annotated[int, Strict(), Field(ge=0, le=90)]
+JitterMs = Annotated[int, Strict(), Field(ge=0, le=1000)]
+
+
+class BadLine(Section):
+    """What becomes of RTP packets on their way."""
+
+    loss_percent: LossPercent = 0
+    """Of the packets, lost in each direction; 1 is refused, as pjmedia cannot do it."""
+    jitter_ms: JitterMs = 0
+    """How late packets are sent at most, each at random, in their order."""
+
+    @model_validator(mode="after")
+    def _not_one(self) -> Self:
+        if self.loss_percent == 1:
+            raise ValueError("loss_percent is 0, or 2 and more")
+        return self
+
+
+class Line(BadLine, Step):
+    """From now on, packets are lost and late as it says; without keys the line is good again."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["line"] = "line"
+
+    def __str__(self) -> str:
+        return f"line with {self.loss_percent} % loss, {self.jitter_ms} ms jitter"
+
+
 class Wait(Step):
     """Let time pass. The call must not end meanwhile."""
 
@@ -256,6 +285,7 @@ AnyStep = (
     | Hold
     | Resume
     | Noise
+    | Line
     | Wait
     | Listen
     | ExpectEnd
@@ -275,6 +305,7 @@ STEPS: dict[str, type[Step]] = {
         Hold,
         Resume,
         Noise,
+        Line,
         Wait,
         Listen,
         ExpectEnd,
@@ -386,5 +417,5 @@ class Dialling:
     """Of the telephone, with credentials for whom is called."""
     headers: Mapping[str, str] = field(default_factory=dict)
     follow: re.Pattern[str] | None = None
-    lose_percent: int = 0
-    """RTP packets lost on purpose, in each direction."""
+    line: BadLine = field(default_factory=BadLine)
+    """How it is from the beginning."""

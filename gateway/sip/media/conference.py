@@ -213,8 +213,8 @@ class ConferenceLink:
         self._audio.playout.await_keys(self._without_keys)
         if self._stream:
             self._audio.uplink.tap(self._stream, self._packet_wait_ms)
-            if self._audio.lose_percent:
-                pj.nativeLoseRtp(self._stream, self._audio.lose_percent)
+            if self._audio.line is not None:
+                self._audio.line.attach(self._stream)
 
     def stream_destroyed(self, stream: int) -> None:
         """A stream is gone."""

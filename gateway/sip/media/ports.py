@@ -269,7 +269,7 @@ class CallAudio:
     """
 
     __slots__ = (
-        *("codec", "lose_percent", "monitor", "own_source", "playout", "queues", "recorder"),
+        *("codec", "line", "monitor", "own_source", "playout", "queues", "recorder"),
         "uplink",
     )
 
@@ -280,8 +280,8 @@ class CallAudio:
         recorded: int = 0,
     ) -> None:
         self.codec = codec
-        self.lose_percent = 0
-        """RTP packets to lose on purpose, in each direction; 0, or 2 and more."""
+        self.line: Any = None
+        """``pj.NativeLine`` of one that was spoiled before its stream was made."""
         self.own_source = Source.BRIDGE if recorded else Source.PACKETS
         """Where its own leg's audio is taken from."""
         self.queues = pj.NativeCallAudio(
@@ -294,6 +294,19 @@ class CallAudio:
         self.recorder = Recorder(self.queues)
         self.monitor = Recorder(self.queues, pj.NativeCallAudio.LISTENING)
         """For those who listen in."""
+
+    def spoil(self, loss_percent: int, jitter_ms: int) -> None:
+        """Lose packets in both directions, and send them late, from now on: for tests of others.
+
+        Has an effect on a call that it was called for before the call was placed.
+
+        Args:
+            loss_percent: 0, or 2 and more.
+            jitter_ms: how late at most, each packet at random.
+        """
+        if self.line is None:
+            self.line = pj.NativeLine()
+        self.line.set(loss_percent, jitter_ms)
 
     def log_packets(self, max_bytes: int, payload: bool) -> None:
         """Keep the header of each RTP packet that comes or is sent, until it is taken.
