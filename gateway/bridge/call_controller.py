@@ -195,7 +195,7 @@ class CallController:
                 with_payload=black_box.wanted.payload,
                 masked=black_box.masks,
             )
-            black_box.wire = lambda: map(as_text, wire.lines())
+            black_box.wire = lambda last: map(as_text, wire.lines(last))
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:

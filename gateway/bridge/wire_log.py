@@ -78,17 +78,17 @@ class WireLog:
         self._legs: dict[str, int] = {}
         audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Return what is new since the last time."""
+    def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
+        """Return what is new since the last time; ``last``: the call is followed no further."""
         for call_id in filter(None, self._call_ids()):
             self._legs.setdefault(call_id, len(self._legs))
         for call_id, leg in self._legs.items():  # those that others have replaced, too
-            yield from self._sip(call_id, leg)
+            yield from self._sip(call_id, leg, last)
         data, lost = self._audio.take_packets()
         yield from packet_lines(data, lost)
 
-    def _sip(self, call_id: str, leg: int) -> Iterator[dict[str, Any]]:
-        messages, lost = self._messages.take(call_id)
+    def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
+        messages, lost = self._messages.take(call_id, last=last)
         for one in messages:
             if len(one.data) > self._sip_left:
                 lost += 1

@@ -104,8 +104,9 @@ class BlackBox:
         self.wanted = wanted
         self.messages = messages
         """Where the SIP messages of its legs wait."""
-        self.wire: Callable[[], Iterable[str]] = lambda: ()
-        """Returns further lines, of what was on the wire since the last time."""
+        self.wire: Callable[[bool], Iterable[str]] = lambda _last: ()
+        """Returns further lines, of what was on the wire since the last time; told whether it is
+        the last time."""
         self.masks = masks
         """Whether keys that are pressed are left out."""
         self.written = 0
@@ -145,10 +146,10 @@ class BlackBox:
     def _hand_on(self, stays: bool | None, last: Sequence[str] = ()) -> None:
         lines, self._lines, self._bytes = self._lines, [], 0
         try:
-            lines += self.wire()
+            lines += self.wire(stays is not None)
         except Exception:
             log.exception("black_box.wire_failed", file=str(self.path))
-            self.wire = lambda: ()
+            self.wire = lambda _last: ()
         lines += last
         size = sum(map(len, lines))
         self._since = monotonic()

@@ -7,11 +7,13 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Of all calls; then those of the call that was quiet the longest are forgotten."""
+"""Of all calls that no black box follows; then those of the call that was quiet the longest are
+forgotten. The same again for calls that are followed; then further messages are counted only."""
 MAX_CALL_BYTES = 256 * 1024
 """Of one call between two looks of its black box, which come once a second."""
 
@@ -66,17 +68,39 @@ class _Kept:
     bytes: int = 0
     lost: int = 0
 
+    def put(self, message: SipMessage) -> bool:
+        """Keep a message; False where there is no room, and it is counted."""
+        if self.bytes + len(message.data) > MAX_CALL_BYTES:
+            self.lost += 1
+            return False
+        self.messages.append(message)
+        self.bytes += len(message.data)
+        return True
+
 
 class MessageLog:
     """Filled on the SIP thread, emptied on the event loop; neither waits for more than a copy."""
 
     def __init__(self) -> None:
-        self.wanted = False
-        """Whether any route keeps black boxes."""
+        self.on_wanted: Callable[[bool], None] = lambda _wanted: None
+        """Told at once when messages are wanted, or no more: the next one sent may be a call's."""
+        self._wanted = False
         self._lock = threading.Lock()
-        self._calls: OrderedDict[str, _Kept] = OrderedDict()
-        """By Call-ID, the one that was quiet the longest first."""
-        self._bytes = 0
+        self._others: OrderedDict[str, _Kept] = OrderedDict()
+        """By Call-ID, the one that was quiet the longest first: what a flood brings is here."""
+        self._followed: dict[str, _Kept] = {}
+        """By Call-ID, those whose black box has asked."""
+        self._others_bytes = self._followed_bytes = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any route keeps black boxes."""
+        return self._wanted
+
+    @wanted.setter
+    def wanted(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self.on_wanted(wanted)
 
     def add(
         self,
@@ -90,28 +114,41 @@ class MessageLog:
         sent: bool,
     ) -> None:
         """Keep a message, where messages are wanted."""
-        if not self.wanted or (method in _NO_CALL and call_id not in self._calls):
+        if not self._wanted:
             return
         host = f"[{peer}]" if ":" in peer else peer
         message = SipMessage(time.monotonic(), sent, f"{host}:{port}", transport, data)
         with self._lock:
-            kept = self._calls.setdefault(call_id, _Kept())
-            self._calls.move_to_end(call_id)
-            if kept.bytes + len(data) > MAX_CALL_BYTES:
-                kept.lost += 1
+            followed = self._followed.get(call_id)
+            if followed is not None:
+                if self._followed_bytes + len(data) > MAX_BYTES:
+                    followed.lost += 1
+                elif followed.put(message):
+                    self._followed_bytes += len(data)
                 return
-            kept.messages.append(message)
-            kept.bytes += len(data)
-            self._bytes += len(data)
-            while self._bytes > MAX_BYTES:
-                _call_id, oldest = self._calls.popitem(last=False)
-                self._bytes -= oldest.bytes
+            if method in _NO_CALL and call_id not in self._others:
+                return
+            kept = self._others.setdefault(call_id, _Kept())
+            self._others.move_to_end(call_id)
+            if kept.put(message):
+                self._others_bytes += len(data)
+            while self._others_bytes > MAX_BYTES:
+                _call_id, oldest = self._others.popitem(last=False)
+                self._others_bytes -= oldest.bytes
 
-    def take(self, call_id: str) -> tuple[list[SipMessage], int]:
-        """Return the messages of a call since the last time, and how many found no room."""
+    def take(self, call_id: str, *, last: bool = False) -> tuple[list[SipMessage], int]:
+        """Return the messages of a call since the last time, and how many found no room.
+
+        Args:
+            last: the call is followed no further.
+        """
         with self._lock:
-            kept = self._calls.pop(call_id, None)
+            kept = self._followed.pop(call_id, None)
             if kept is None:
-                return [], 0
-            self._bytes -= kept.bytes
+                kept = self._others.pop(call_id, None) or _Kept()
+                self._others_bytes -= kept.bytes
+            else:
+                self._followed_bytes -= kept.bytes
+            if not last:
+                self._followed[call_id] = _Kept()
             return kept.messages, kept.lost

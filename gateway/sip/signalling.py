@@ -139,6 +139,9 @@ class Signalling:
             ),
             retry_after,
         )
+        self._errors = 0
+        self._messages.on_wanted = self._native.showSent
+        self._native.showSent(self._messages.wanted)
 
     @property
     def failures(self) -> int:
@@ -149,9 +152,16 @@ class Signalling:
         """Register with the endpoint of an initialised library. Raises ``pj.Error``."""
         self._native.open()
 
+    @property
+    def errors(self) -> int:
+        """Times that Python could not be told of something, as of a message that was sent."""
+        return int(self._native.errors())
+
     def tick(self) -> None:
-        """Have messages that are sent shown, or not. To be called once a second."""
-        self._native.showSent(self._messages.wanted)
+        """Say what Python could not be told. To be called once a second."""
+        if (errors := self.errors) != self._errors:
+            log.error("sip.not_told", count=errors - self._errors, advice="a black box lacks it")
+            self._errors = errors
 
     def close(self) -> None:
         """Forget whom to ask and tell. After the library has been destroyed."""
@@ -240,7 +250,7 @@ class _Handler:
         return self._said(lambda: self._on_request(Received(*fields)))
 
     def on_sent(self, *fields: Any) -> None:
-        self._messages.add(*fields, sent=True)
+        self._said(lambda: self._messages.add(*fields, sent=True))
 
     def on_unread(self, *fields: Any) -> bytes:
         return self._said(lambda: self._on_unread(Unread(*fields)))

@@ -292,6 +292,16 @@ struct NativeSignalling::State {
         return PJ_SUCCESS;
     }
 
+    // Ends a call into Python whose result nobody waits for; errors are counted.
+    static void told(PyObject *done)
+    {
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+            ++current->errors_;
+        }
+        Py_XDECREF(done);
+    }
+
     // Below the layer that prints messages, so that its bytes are those sent.
     static pj_status_t on_sent(pjsip_tx_data *tdata)
     {
@@ -312,9 +322,7 @@ struct NativeSignalling::State {
                           transport_of(tdata->tp_info.transport),
                           bytes_of(tdata->buf.start, (size_t)(tdata->buf.cur - tdata->buf.start)))
                     : nullptr;
-        if (!done)
-            PyErr_Clear(); // it is only looked at
-        Py_XDECREF(done);
+        told(done); // it is only looked at: the message is sent whatever Python says
         return PJ_SUCCESS;
     }
 
@@ -501,9 +509,7 @@ struct NativeSignalling::State {
         Locked locked;
         PyObject *handler = current->state_->handler;
         PyObject *done = handler ? PyObject_CallMethod(handler, method, "ii", first, second) : nullptr;
-        if (!done)
-            PyErr_Clear();
-        Py_XDECREF(done);
+        told(done);
     }
 };
 
@@ -516,7 +522,7 @@ std::map<unsigned, pjsip_rx_data *> NativeSignalling::State::held;
 unsigned NativeSignalling::State::holds = 0;
 
 NativeSignalling::NativeSignalling(PyObject *handler, unsigned retry_after)
-    : state_(new State()), failures_(0), shows_sent_(false)
+    : state_(new State()), failures_(0), errors_(0), shows_sent_(false)
 {
     state_->retry_after = retry_after;
     State::init_module(state_->first, "mod-gateway-first", kBeforeAllLayers);

@@ -10,6 +10,7 @@
 
 #include <Python.h>
 
+#include <atomic>
 #include <string>
 
 #include <pjsua2.hpp>
@@ -68,7 +69,9 @@ public:
     bool resume(unsigned number);
     /** Messages that were refused because Python could not decide on them. */
     unsigned failures() const { return failures_; }
-    /** Call on_sent, or not. */
+    /** Times that on_sent, on_bye or on_options could not be called, or raised. */
+    unsigned errors() const { return errors_; }
+    /** Call on_sent, or not; from any thread. */
     void showSent(bool shown) { shows_sent_ = shown; }
 
     /** A BYE is about to be sent in the dialog of this call: watch it. Returns the number that
@@ -85,7 +88,8 @@ private:
 
     State *state_;
     unsigned failures_;
-    bool shows_sent_;
+    std::atomic<unsigned> errors_;
+    std::atomic<bool> shows_sent_;
     friend struct State;
 };
 

@@ -10,6 +10,7 @@
 %feature("nothreadallow") pj::NativeSignalling::headers;
 %feature("nothreadallow") pj::NativeSignalling::receiveInstead;
 %feature("nothreadallow") pj::NativeSignalling::failures;
+%feature("nothreadallow") pj::NativeSignalling::errors;
 %feature("nothreadallow") pj::NativeSignalling::showSent;
 %feature("nothreadallow") pj::nativeCallCount;
 %include "signalling.hpp"

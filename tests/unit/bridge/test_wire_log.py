@@ -57,24 +57,47 @@ def add(log: MessageLog, call_id: str, data: bytes = b"x", method: str = "INVITE
 
 
 def test_messages_are_bounded_by_call_and_altogether(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = MessageLog()
+    log, told = MessageLog(), list[bool]()
+    log.on_wanted = told.append
     add(log, "a")
-    assert log.take("a") == ([], 0), "nobody wants them"
+    assert log.take("a", last=True) == ([], 0), "nobody wants them"
     log.wanted = True
+    assert told == [True], "at once: the next message that is sent may be a call's first"
     add(log, "registrar", method="REGISTER")
-    assert log.take("registrar") == ([], 0)
+    assert log.take("registrar", last=True) == ([], 0)
     monkeypatch.setattr(message_log, "MAX_CALL_BYTES", 10)
     monkeypatch.setattr(message_log, "MAX_BYTES", 25)
     for call_id in ("a", "b", "c"):
         for _ in range(3):
             add(log, call_id, bytes(5))
-    assert log.take("a") == ([], 0), "the one that was quiet the longest makes way"
-    messages, lost = log.take("c")
+    assert log.take("a", last=True) == ([], 0), "the one that was quiet the longest makes way"
+    messages, lost = log.take("c", last=True)
     assert ([one.peer for one in messages], lost) == (["[2001:db8::1]:5060"] * 2, 1)
-    assert len(log.take("b")[0]) == 2
+    assert len(log.take("b", last=True)[0]) == 2
+
+
+def test_a_flood_takes_no_message_of_a_call_that_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(message_log, "MAX_CALL_BYTES", 10)
+    monkeypatch.setattr(message_log, "MAX_BYTES", 25)
+    log = MessageLog()
+    log.wanted = True
+    add(log, "a", bytes(4))
+    assert len(log.take("a")[0]) == 1
+    add(log, "a", bytes(5), "OPTIONS")
     for number in range(1000):
-        add(log, str(number), bytes(9))
-    assert sum(len(log.take(str(number))[0]) for number in range(1000)) == 2
+        add(log, f"flood {number}", bytes(9))
+    assert len(log.take("a")[0]) == 1
+    assert sum(len(log.take(f"flood {n}", last=True)[0]) for n in range(1000)) == 2
+    for call_id in ("a", "b", "c"):
+        log.take(call_id)
+    for call_id in ("a", "b", "c"):
+        add(log, call_id, bytes(9))
+    assert [len(log.take(one, last=True)[0]) for one in ("a", "b", "c")] == [1, 1, 0], (
+        "all together"
+    )
+    assert log.take("c", last=True) == ([], 0), "and nothing is left behind"
 
 
 class Audio:

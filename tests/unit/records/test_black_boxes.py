@@ -47,7 +47,7 @@ def test_a_wire_that_cannot_be_read_costs_only_its_lines(tmp_path: Path, kept: A
     box = boxes.open(record, Wanted(kept), CollectPlan())
     assert box is not None
 
-    def broken() -> Any:
+    def broken(_last: bool) -> Any:
         raise OSError("no")
 
     box.wire = broken
