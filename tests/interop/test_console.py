@@ -184,6 +184,51 @@ async def test_no_page_has_a_finding_of_axe(browser: Browser, world: GatewayStac
         assert wide <= TELEPHONE["width"], f"{path} is {wide} pixels wide"
 
 
+STEPS = """async (record) => {
+    const ladder = new (await import("/console/picture.js")).Ladder();
+    ladder.draw(record, false);
+    return [...ladder.list.querySelectorAll(".arrow")].map((one) => one.textContent);
+}"""
+
+
+async def test_a_live_session_is_told_as_what_it_is(browser: Browser, world: GatewayStack) -> None:
+    """Before its hand-over to a Realtime session the call has no turns of a model's."""
+    page = await logged_in(browser, world)
+    marks = [
+        {"t_ms": 1, "event": "session_up", "session_id": "live_1"},
+        {"t_ms": 100, "event": "caller_speech_started"},
+        {"t_ms": 200, "event": "agent_speech_started", "item_id": "speech_1"},
+        {"t_ms": 900, "event": "agent_speech_stopped", "cut": False},
+        {"t_ms": 910, "event": "agent_speech_started", "item_id": "speech_1"},
+        {"t_ms": 950, "event": "agent_speech_stopped", "cut": False},
+        {"t_ms": 960, "event": "response", "response_id": "speech_1", "status": "completed"},
+        {"t_ms": 990, "event": "agent_transcript", "item_id": "speech_1", "text": "Hello."},
+        {"t_ms": 995, "event": "response", "response_id": "resp_1", "status": "completed"},
+        {"t_ms": 1000, "event": "session_up", "session_id": "sess_2"},
+        {"t_ms": 1100, "event": "caller_speech_started"},
+    ]
+    record = {"direction": "inbound", "timeline": marks, "times_ms": {"answered": 0}}
+    assert await page.evaluate(STEPS, record) == [
+        "model to gateway: session.started",
+        "caller to gateway: speech begins",
+        "gateway to caller: first frame of speech",
+        "gateway to caller: last frame of speech",
+        "gateway to caller: first frame of speech",
+        "gateway to caller: last frame of speech",
+        "model to gateway: speech ends: completed",
+        "model to gateway: “Hello.”",
+        "model to gateway: response.done: completed",
+        "model to gateway: session.updated",
+        "model to gateway: speech_started",
+    ]
+    words = await page.evaluate(
+        """async (record) => (await import("/console/picture.js"))
+            .storyOf(record, 2000).agent.map((one) => one.text)""",
+        record,
+    )
+    assert words == ["Hello.", ""]
+
+
 async def test_the_ladder_says_who_is_sent_a_transfer(
     browser: Browser, world: GatewayStack
 ) -> None:
@@ -195,15 +240,7 @@ async def test_the_ladder_says_who_is_sent_a_transfer(
         {"t_ms": 4, "event": "end", "why": "operator", "by": "operator"},
     ]
     record = {"direction": "inbound", "timeline": marks, "times_ms": {"answered": 0}}
-    steps = await page.evaluate(
-        """async (record) => {
-            const ladder = new (await import("/console/picture.js")).Ladder();
-            ladder.draw(record, false);
-            return [...ladder.list.querySelectorAll(".arrow")].map((one) => one.textContent);
-        }""",
-        record,
-    )
-    assert steps == [
+    assert await page.evaluate(STEPS, record) == [
         "gateway: command: operator transfer",
         "gateway to caller: REFER sip:1@pbx",
         "gateway to other leg: INVITE sip:2@pbx",

@@ -153,7 +153,7 @@ export const trunksPage = {
         "div.scrolled",
         { tabIndex: 0, role: "region", "aria-label": "Trunks" },
         element(
-          "table.plain",
+          "table.plain.trunks",
           {},
           element("thead", {}, element("tr", {}, ...heads.map((text) => element(text ? "th" : "td", { scope: text ? "col" : undefined }, text)))),
           body,
@@ -180,10 +180,10 @@ export const trunksPage = {
             {},
             element("th", { scope: "row" }, one.name),
             element("td", {}, element("span.state", { "data-state": one.state }, one.state)),
-            element("td", {}, one.state === "static" ? "" : clock(one.since_seconds ?? 0)),
-            element("td", {}, one.expires_seconds === null ? "" : clock(one.expires_seconds)),
-            element("td", {}, one.options),
-            element("td", {}, one.calls),
+            element("td", { "data-label": "Since" }, one.state === "static" ? "" : clock(one.since_seconds ?? 0)),
+            element("td", { "data-label": "Renewed in" }, one.expires_seconds === null ? "" : clock(one.expires_seconds)),
+            element("td", { "data-label": "OPTIONS" }, one.options),
+            element("td", { "data-label": "Calls" }, one.calls),
             element("td.error", {}, one.last_error),
             element(
               "td",

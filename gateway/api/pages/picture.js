@@ -31,7 +31,9 @@ export function storyOf(record, now) {
         speaking = null;
         break;
       case "agent_transcript": {
-        const turn = story.agent.findLast((one) => one.item === mark.item_id) ?? speaking;
+        // Where it was heard in pieces, its words stand in the longest.
+        const pieces = story.agent.filter((one) => one.item === mark.item_id);
+        const turn = pieces.length ? pieces.reduce((best, one) => (one.to - one.from > best.to - best.from ? one : best)) : speaking;
         if (turn) turn.text = turn.text && turn.item !== mark.item_id ? `${turn.text} ${mark.text}` : mark.text;
         break;
       }
@@ -203,6 +205,23 @@ export class Picture {
 
 const [CALLER_SIDE, GATEWAY, MODEL, OTHER] = ["caller", "gateway", "model", "other leg"];
 
+/** A step that a Live session does in its own way, as `step` says it; null: as any session. */
+function liveStep(mark) {
+  switch (mark.event) {
+    case "session_up": return [MODEL, GATEWAY, "session.started"];
+    // The gateway measures by their loudness when both speak: the session has no turns.
+    case "caller_speech_started": return [CALLER_SIDE, GATEWAY, "speech begins"];
+    case "caller_speech_stopped": return [CALLER_SIDE, GATEWAY, "speech ends"];
+    case "agent_speech_started": return [GATEWAY, CALLER_SIDE, "first frame of speech"];
+    case "agent_speech_stopped": return [GATEWAY, CALLER_SIDE, mark.cut ? "the speech stops: cut" : "last frame of speech"];
+    case "response": return String(mark.response_id).startsWith("speech_") ? [MODEL, GATEWAY, `speech ends: ${words(mark.status)}`] : null;
+    default: return null;
+  }
+}
+
+/** Ids of Live sessions begin with this. */
+const LIVE = "live_";
+
 /**
  * Who told whom what, for the ladder.
  *
@@ -268,6 +287,7 @@ export class Ladder {
   constructor() {
     this.list = element("ol.ladder", { "aria-label": "SIP and session" });
     this.count = 0;
+    this.isLive = false; // the session of the newest step
     this.node = element(
       "div.ladder-frame",
       { tabIndex: 0, role: "region", "aria-label": "Ladder" },
@@ -283,7 +303,8 @@ export class Ladder {
     const fresh = record.timeline.slice(this.count);
     this.count = record.timeline.length;
     for (const mark of fresh) {
-      const told = step(mark, record);
+      if (mark.session_id) this.isLive = mark.session_id.startsWith(LIVE);
+      const told = (this.isLive && liveStep(mark)) || step(mark, record);
       if (!told) continue;
       const [from, to, what] = told;
       if (from === OTHER || to === OTHER) this.node.classList.add("with-other");
