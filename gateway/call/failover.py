@@ -298,6 +298,8 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
 def seeded(transcript: Transcript, control: ConversationControl) -> list[Output]:
     """Return what seeds a new session: changes of settings, then the conversation; nothing for one
     that got both at its start, but for what was said since."""
+    if not control.capabilities.responds:
+        return []
     if control.capabilities.seeded_at_start:
         since = transcript.since_seed()
         item = message("user", f"{SINCE}\n{since}")

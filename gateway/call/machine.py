@@ -262,7 +262,8 @@ class CallMachine:
                 self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
             todo = todo + self._session.give_up(now)
-        if not (session_was_up or self._call.session_up):
+        responds = conversation.control.capabilities.responds
+        if not (responds and (session_was_up or self._call.session_up)):
             if self._session.failover.active:
                 # A tool's result, a key: the session that is to come will be told.
                 conversation.transcript.sent(todo, now)

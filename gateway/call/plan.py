@@ -468,6 +468,8 @@ class EscapePlan:
     """Words of the caller that ask for one, as ``gateway.text.words_of`` splits them."""
     to: tuple[str, ...] = ()
     """Names of destinations, in the order in which they are tried."""
+    end_phrases: tuple[tuple[str, ...], ...] = ()
+    """Words of the caller that end a call which is only transcribed."""
 
 
 @dataclass(frozen=True, slots=True)

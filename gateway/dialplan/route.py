@@ -55,6 +55,7 @@ from gateway.dialplan.route_session import (
     Message,
     RouteRealtime,
     SessionTable,
+    Transcription,
     credentials,
     merged,
 )
@@ -228,6 +229,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
     message: Annotated[tuple[Message, ...], Field(max_length=MAX_MESSAGES)] = ()
     caller_history: CallerHistory = Field(default_factory=CallerHistory)
+    transcription: Transcription = Field(default_factory=Transcription)
     metadata: Annotated[
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -283,6 +285,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         self.idle.agree_with(self.session)
         self.machine_detection.agree_with(self.session)
         self.hold_wait.agree_with(self.session, self.machine_detection.music)
+        given = [name for name in self.model_fields_set if getattr(self, name)]
+        self.transcription.agree_with(self.session, given)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -92,6 +92,55 @@ class CallerHistory(Section):
     timeout: Annotated[Seconds, Field(le=0.3)] = 0.2
     trust: Literal["trunk", "asserted", "any"] = "trunk"
     message: Flag = True
+
+
+_SPEAKING = (
+    *("greeting", "disclosure", "message", "guardrail", "tool", "tools", "mcp", "approval"),
+    *("idle", "dtmf", "collect_digits", "post_call", "hold_wait", "live", "machine_detection"),
+    *("caller_history", "canary", "application", "interruptions", "interpreter"),
+)
+"""Keys of a route that have no effect where the session only transcribes."""
+
+_ONLY_HEARD = "has no effect with [route.transcription]"
+
+
+class Transcription(Section):
+    """``[route.transcription]``: calls whose session only transcribes the caller."""
+
+    enabled: Flag = False
+    end_phrases: tuple[Text, ...] = ()
+
+    def agree_with(self, session: Mapping[str, Any], route_keys: Collection[str]) -> None:
+        """Raise MisplacedError for what needs a session that speaks, and for what is missing.
+
+        Args:
+            session: the route's session object.
+            route_keys: names of the keys and tables that the route sets.
+        """
+        if not self.enabled:
+            if self.end_phrases:
+                raise MisplacedError(("transcription", "end_phrases"), "needs enabled = true")
+            return
+        audio = session.get("audio") or {}
+        without_effect = [
+            *((name,) for name in _SPEAKING if name in route_keys),
+            *(("session", key) for key in sorted(session.keys() - {"audio", "include"})),
+            *(("session", "audio", key) for key in sorted(audio.keys() - {"input"})),
+        ]
+        if without_effect:
+            raise MisplacedError(without_effect[0], _ONLY_HEARD)
+        heard = audio.get("input") or {}
+        model = (heard.get("transcription") or {}).get("model")
+        if not model:
+            message = "needs session.audio.input.transcription.model"
+            raise MisplacedError(("transcription", "enabled"), message)
+        path = ("session", "audio", "input")
+        if str(model).startswith("gpt-realtime-whisper"):
+            message = "cannot be used: it does not detect the ends of turns, when words are sent"
+            raise MisplacedError((*path, "transcription", "model"), message)
+        if heard.get("turn_detection", {}) is None:
+            message = "is needed with [route.transcription]: words are sent at the ends of turns"
+            raise MisplacedError((*path, "turn_detection"), message)
 
 
 def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:

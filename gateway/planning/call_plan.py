@@ -68,7 +68,7 @@ from gateway.planning.route_tools import (
 )
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.session_object import live_object, session_object
+from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.records.caller_history import Lookup
 from gateway.sip.messages.headers import display_name_of, user_of
 from gateway.sip.messages.identity import asserted, diverted
@@ -244,6 +244,7 @@ def call_plan(
         dtmf=plan_of(
             DtmfPlan,
             digits,
+            enabled=digits.enabled and not route.transcription.enabled,
             text=lambda pressed: digits.render(" ".join(pressed), values),
         ),
         limits=LimitsPlan(
@@ -256,7 +257,7 @@ def call_plan(
         server=ServerPlan(
             interrupts=_server_interrupts(session),
             retry_after=retry_after,
-            responds=_server_responds(session),
+            responds=_server_responds(session) and not route.transcription.enabled,
             fallback=trouble_plan(route, [one.name for one in config.realtime_server]),
             handover_before_expiry=settings.realtime.handover_before_expiry,
             truncate_margin_ms=settings.realtime.truncate_margin_ms,
@@ -294,6 +295,7 @@ def call_plan(
             route.escape.key or "",
             tuple(words_of(phrase) for phrase in route.escape.phrases),
             route.escape.to,
+            tuple(words_of(phrase) for phrase in route.transcription.end_phrases),
         ),
         listening=listening_session(session),
         variables=values,
@@ -370,10 +372,12 @@ def session_plan(
     tool_executor: ToolExecutor | None = None,
 ) -> SessionPlan:
     """Return how to open the session of a call on this route; ``values`` are those of its match."""
-    realtime = call_settings(config, route).realtime
+    realtime, listens = call_settings(config, route).realtime, route.transcription.enabled
     return SessionPlan(
-        endpoint=_endpoint(realtime, realtime, values),
-        others=tuple(_endpoint(other, realtime, values) for other in config.realtime_server),
+        endpoint=_endpoint(realtime, realtime, values, listens),
+        others=tuple(
+            _endpoint(other, realtime, values, listens) for other in config.realtime_server
+        ),
         settings=_session(config, route, codec, values, tool_executor),
         live_settings=live_object(
             route.live_settings(values), codec.value, _tools(config, route, tool_executor)
@@ -407,6 +411,7 @@ def _endpoint(
     server: RealtimeSettings | RealtimeServerSettings,
     line: RealtimeSettings,
     values: Mapping[str, str],
+    transcription: bool = False,
 ) -> Endpoint:
     headers = {name: value.get_secret_value() for name, value in server.headers.items()}
     caller = values.get("from", "")
@@ -426,6 +431,7 @@ def _endpoint(
         dialect=DIALECTS[server.dialect],
         audio=server.audio,
         ca="" if server.ca is None else str(server.ca),
+        transcription=transcription,
     )
 
 
@@ -436,6 +442,8 @@ def _session(
     values: Mapping[str, str],
     tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
+    if route.transcription.enabled:
+        return transcription_object(route.session_settings(values), codec.value)
     tools = _tools(config, route, tool_executor)
     session = session_object(route.session_settings(values), codec.value, tools)
     return turns_left_to_us(session) if route.interruptions.by_gateway else session

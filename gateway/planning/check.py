@@ -152,6 +152,9 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
             for finding in only_beta(route.session):
                 path = ("session", finding.path[0])
                 problems.append(dialplan.problem(route.name, path, finding.message))
+        elif route.transcription.enabled:
+            message = 'needs realtime.dialect = "ga": sessions that only transcribe are opened so'
+            problems.append(dialplan.problem(route.name, ("transcription",), message))
         if route.realtime.url is None and route.realtime.dialect is None:
             continue
         problem = dialect_problem(realtime.url, realtime.dialect)
@@ -181,9 +184,11 @@ def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
                 message = f"needs a Live model: set live.model, or the server's ({model} is none)"
                 yield dialplan.problem(route.name, where or ("live",), message)
         kinds = {is_live(url, model) for _, url, model in servers}
+        needs = "needs servers with Realtime sessions: a Live session cannot"
         if route.interpreter is not None and True in kinds:
-            message = "needs servers with Realtime sessions: a Live session cannot interpret"
-            yield dialplan.problem(route.name, ("interpreter",), message)
+            yield dialplan.problem(route.name, ("interpreter",), f"{needs} interpret")
+        if route.transcription.enabled and True in kinds:
+            yield dialplan.problem(route.name, ("transcription",), f"{needs} only transcribe")
         if route.application is not None and len(kinds) > 1:
             message = "needs servers of one kind, Realtime or Live: its application speaks one"
             yield dialplan.problem(route.name, ("application",), message)

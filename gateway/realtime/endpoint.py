@@ -35,7 +35,7 @@ except ImportError:  # where it was built without a compiler
 
 from gateway.realtime.dialects import GA, Dialect
 from gateway.realtime.dialects.dialect import AZURE_HOSTS, Audio
-from gateway.realtime.session_object import live_object, session_object
+from gateway.realtime.session_object import live_object, session_object, transcription_object
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")
@@ -66,6 +66,8 @@ class Endpoint:
     dialect: Dialect = GA
     audio: Audio = "g711"
     ca: str = ""
+    transcription: bool = False
+    """Its sessions only transcribe (``intent=transcription``)."""
 
     def __post_init__(self) -> None:
         key = self.api_key
@@ -117,7 +119,10 @@ class Endpoint:
         if self.live:
             return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
         given = [name for name, _ in parse_qsl(query, True)]
-        for name, value in self.dialect.parameters(self.model, given):
+        wanted = self.dialect.parameters(self.model, given)
+        if self.transcription:
+            wanted = [] if "intent" in given else [("intent", "transcription")]
+        for name, value in wanted:
             query = f"{query}&" if query else ""
             query += f"{name}={quote(value, safe='')}"
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
@@ -130,6 +135,8 @@ class Endpoint:
 
     def least_session(self) -> dict[str, Any]:
         """A session object that asks for nothing, to try the server with."""
+        if self.transcription:
+            return transcription_object({}, "PCMU")
         return live_object({}, "PCMU") if self.live else session_object({}, "PCMU", ())
 
     def request_headers(self) -> dict[str, str]:

@@ -55,6 +55,8 @@ class Capabilities:
     """Transcripts come seconds after the sound."""
     seeded_at_start: bool = False
     """Earlier conversation is part of the session's start, not added as items afterwards."""
+    responds: bool = True
+    """It takes messages and speaks. Without it the session only transcribes the caller."""
 
 
 REALTIME = Capabilities()
@@ -72,6 +74,17 @@ LIVE = Capabilities(
     settings_updates=False,
     out_of_band=False,
     seeded_at_start=True,
+)
+TRANSCRIPTION = Capabilities(
+    truncation=False,
+    cancel=False,
+    item_ids=False,
+    direct_tools=False,
+    requested_responses=False,
+    settings_updates=False,
+    out_of_band=False,
+    seeded_at_start=True,
+    responds=False,
 )
 
 

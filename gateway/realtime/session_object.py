@@ -65,6 +65,18 @@ def session_object(
     return session
 
 
+def transcription_object(route_session: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """The object for ``session.update`` of a session that only transcribes: what ``route_session``
+    says about the caller's audio, completed. Raises as :func:`session_object`."""
+    whole = session_object(route_session, codec, ())
+    heard = whole["audio"]["input"]
+    if heard.get("turn_detection") is not None:
+        for reaction in (*_REACTIONS, "idle_timeout_ms"):
+            heard["turn_detection"].pop(reaction, None)
+    included = {"include": whole["include"]} if "include" in whole else {}
+    return {"type": "transcription", "audio": {"input": heard}, **included}
+
+
 MAX_INPUT_MESSAGES = 128
 MAX_INPUT_TEXT = 24_000
 """Of what a Live session is told at its start: 8,192 tokens of three bytes at least."""

@@ -43,6 +43,7 @@ from gateway.realtime.errors import (
     classify_network,
 )
 from gateway.realtime.events import (
+    TRANSCRIPTION,
     ServerError,
     ServerEvent,
     SessionCreated,
@@ -282,7 +283,10 @@ class _Opening:
             server_time=self.server_time,
             tap=self._tap,
         )
-        return self._kind()(handshake, on_event, on_closed)
+        made = self._kind()(handshake, on_event, on_closed)
+        if self._endpoint.transcription:
+            made.capabilities = TRANSCRIPTION
+        return made
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
         """Return what makes the session."""

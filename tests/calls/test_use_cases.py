@@ -15,6 +15,7 @@ import pytest
 import gateway as package
 from tests.support.harness import GatewayStack
 from tests.support.http_service import Answer, HttpService, http_service
+from tests.support.official_types import check_client_event
 
 FOLDER = Path(package.__file__).parents[1] / "dialplans" / "use_cases"
 WORLD = {
@@ -126,3 +127,48 @@ async def test_the_tutor_waits_for_a_learner(world: GatewayStack) -> None:
     assert audio["input"]["turn_detection"]["eagerness"] == "low"
     assert audio["output"]["speed"] == 0.85
     assert (await world.summary_at_end(call))["route"] == "tutor"
+
+
+async def test_a_dictation_is_written_down_and_ends_by_a_phrase(world: GatewayStack) -> None:
+    """Its session only transcribes: audio goes up, and nothing that would make it speak."""
+    world.behave(vad="off", transcripts=["Dear Ann,", "see you. End of dictation!"])
+    call = await world.dial("680")
+    session = await world.session_of(call)
+    (update,) = session.seen("session.update")
+    check_client_event(update.body)
+    assert update.body["session"] == {
+        "type": "transcription",
+        "audio": {
+            "input": {
+                "format": {"type": "audio/pcmu"},
+                "transcription": {"model": "gpt-transcribe", "language": "en"},
+                "turn_detection": {
+                    "type": "server_vad",
+                    "threshold": 0.5,
+                    "prefix_padding_ms": 300,
+                    "silence_duration_ms": 500,
+                },
+            }
+        },
+    }
+    assert session.path.endswith("/v1/realtime?intent=transcription")
+    (created,) = session.sent("session.created")
+    assert created.body["session"]["object"] == "realtime.transcription_session"
+    call.rtp.press("5")
+    await session.wait_until(lambda s: s.received_total > 16_000, 20)
+    for turn in (1, 2):
+        world.emulator.live[session.id].session.pretend_speech(100)
+        await world.gateway.wait("call.caller_transcript", call=call.call_id, count=turn)
+    await call.until(lambda one: one.byes)
+    record = await world.record(call)
+    assert record["ending"]["why"] == "agent_hangup"
+    assert record["ending"]["detail"] == "the caller said: end of dictation"
+    assert [(line["who"], line["text"]) for line in record["transcript"]] == [
+        ("caller", "Dear Ann,"),
+        ("caller", "see you. End of dictation!"),
+    ]
+    assert {event.type for event in session.client_events} == {"session.update"}
+    assert not session.errors
+    assert record["cost"]["transcription"]["turns"] == 2
+    assert record["cost"]["responses"] == 0
+    assert record["failovers"] == []

@@ -172,7 +172,7 @@ class ConversationControl:
         A session of which no answer can be requested takes only what is to be said; it speaks when
         it finds that it should.
         """
-        if self.termination is not None or self.waiting:
+        if self.termination is not None or self.waiting or not self.capabilities.responds:
             return []
         wishes = create.words or (create.response or {}).get("instructions")
         if not (self.capabilities.requested_responses or wishes):
@@ -222,7 +222,7 @@ class ConversationControl:
 
     def tell(self, text: str, *, role: str = "system") -> list[Output]:
         """Put a message into the conversation; no response is requested."""
-        return [Send(CreateItem(message(role, text)))]
+        return [Send(CreateItem(message(role, text)))] if self.capabilities.responds else []
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
@@ -275,7 +275,7 @@ class ConversationControl:
                 return [note, *self.leave(now)]
             return []
         self.hangup_after_playout.last(termination.why, now)
-        if not termination.words:
+        if not termination.words or not self.capabilities.responds:
             return []
         goodbye = send(self.gate.request(self.exactly(termination.words), now))
         if not self.capabilities.settings_updates:

@@ -238,7 +238,8 @@ class Conversation:
                 self._caller_speaks = False
                 self.response_times.over(now, committed=True)
                 self._functions.caller_acted()
-                if control.capabilities.turn_events and not self._plan.interruptions.by_gateway:
+                answers = control.capabilities.turn_events and control.capabilities.responds
+                if answers and not self._plan.interruptions.by_gateway:
                     control.gate.turn()
                 return self._interruptions.committed(event, now)
             case ResponseCreated():

@@ -10,11 +10,12 @@ import json
 from typing import ClassVar
 
 from gateway.call.call_control import BY_CALLER
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import interrupt
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
+from gateway.ending import EndReason
 from gateway.realtime.events import CreateResponse, InputTranscribed
 from gateway.text import contains_phrase, words_of
 
@@ -53,6 +54,11 @@ class Escape:
         assert isinstance(input, ServerEventReceived)
         assert isinstance(input.event, InputTranscribed)
         words = words_of(input.event.transcript)
+        for phrase in self._control.plan.escape.end_phrases:
+            if contains_phrase(words, phrase):
+                detail = f"the caller said: {' '.join(phrase)}"
+                self._control.terminate(Termination(EndReason.AGENT_HANGUP, detail))
+                return [self._control.timeline.note(now, "end_phrase", "info")]
         phrases = self._control.plan.escape.phrases
         if not self._possible or not any(contains_phrase(words, one) for one in phrases):
             return []

@@ -183,6 +183,26 @@ class Session(_Strict):
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
 
 
+class TranscriptionAudio(_Strict):
+    input: AudioInput = AudioInput()
+
+
+class TranscriptionSession(_Strict):
+    """What ``session.update`` of a session that only transcribes may set."""
+
+    type: Literal["transcription"]
+    audio: TranscriptionAudio = TranscriptionAudio()
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
+
+    @model_validator(mode="after")
+    def _turns(self) -> TranscriptionSession:
+        heard = self.audio.input
+        model = "" if heard.transcription is None else heard.transcription.model or ""
+        if model.startswith("gpt-realtime-whisper") and heard.turn_detection is not None:
+            raise ValueError("turn_detection must be null for gpt-realtime-whisper")
+        return self
+
+
 class ResponseAudioOutput(_Strict):
     format: Format | None = None
     voice: str | CustomVoice | None = None
@@ -220,6 +240,11 @@ def default_session(model: str) -> dict[str, Any]:
     return Session(type="realtime", model=model).model_dump()
 
 
+def default_transcription() -> dict[str, Any]:
+    """The same of a session that only transcribes; it has no model of its own."""
+    return TranscriptionSession(type="transcription").model_dump()
+
+
 def updated_session(
     session: Mapping[str, Any], update: object, *, voice_locked: bool
 ) -> dict[str, Any]:
@@ -233,6 +258,8 @@ def updated_session(
     if "type" not in update:
         message = "Missing required parameter: 'session.type'."
         raise ProtocolError("missing_required_parameter", message, "session.type")
+    if session["type"] == "transcription":
+        return validated(TranscriptionSession, _merge(session, update), "session").model_dump()
     if update.get("model", session["model"]) != session["model"]:
         message = "The model of a session cannot be changed."
         raise ProtocolError("invalid_value", message, "session.model")
@@ -375,3 +402,10 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "response.create": _CreateResponse,
     "response.cancel": _CancelResponse,
 }
+
+TRANSCRIPTION_EVENTS = {
+    name: event
+    for name, event in CLIENT_EVENTS.items()
+    if name.startswith(("session.", "input_audio_buffer."))
+}
+"""Those of a session that only transcribes."""

@@ -22,7 +22,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from gateway.devtools.emulator.beta import BetaWire
-from gateway.devtools.emulator.client_events import CLIENT_EVENTS, ClientEvent
+from gateway.devtools.emulator.client_events import CLIENT_EVENTS, TRANSCRIPTION_EVENTS, ClientEvent
 from gateway.devtools.emulator.dialogue import ContentMaker
 from gateway.devtools.emulator.live_events import LIVE_EVENTS
 from gateway.devtools.emulator.live_session import APPEND_TYPE, LiveSession
@@ -156,6 +156,8 @@ class Connection:
     ) -> None:
         self.script = script
         self.record = record
+        if record.transcription:
+            self.client_events = TRANSCRIPTION_EVENTS
         self.session: Any = self._new_session(maker)
         self._socket = socket
         self.request = socket.request

@@ -217,7 +217,8 @@ class Emulator:
         live_path = urlsplit(path).path.rstrip("/")
         live = live_path in LIVE_PATHS
         id_ = new_id("live_emulator" if live else "sess_emulator")
-        record = SessionRecord(id_, path, model, self._audio_limit)
+        listens = not live and query.get("intent") == ["transcription"]
+        record = SessionRecord(id_, path, model, self._audio_limit, listens)
         if self._record is not None:
             record.log = FolderLog(self._record, record.id, PCM)
         self.sessions.append(record)
@@ -292,6 +293,8 @@ class Emulator:
         if asked.get("model", [""])[0].startswith("gpt-live"):
             text = f"Model {asked['model'][0][:100]} is not supported in Realtime sessions."
             return _refused("invalid_model", text)
+        if asked.get("intent", ["conversation"])[0] == "transcription":
+            return script
         if path != PREVIEW_PATH and not asked.get("model"):
             return _refused("missing_model", "You must provide a model parameter.")
         return script

@@ -14,6 +14,7 @@ import structlog
 from gateway.devtools.emulator.client_events import (
     ResponseParameters,
     default_session,
+    default_transcription,
     updated_session,
 )
 from gateway.devtools.emulator.conversation import Conversation, Item
@@ -70,7 +71,9 @@ class Session:
         self.later = wire.later
         self._error = wire.error
         self._maker = maker
-        self._settings = default_session(record.model)
+        self._settings = (
+            default_transcription() if record.transcription else default_session(record.model)
+        )
         self._listening = Listening(self)
         self._listening.configure(self._settings["audio"]["input"])
         self._turn = Turn(first=True)
@@ -110,7 +113,8 @@ class Session:
         self._listening.configure(self._settings["audio"]["input"])
         if self.record.log is not None:
             self.record.log.caller_format(self._listening.format)
-        self._mcp.configure(self._settings["tools"], self._listening.format)
+        if not self.record.transcription:
+            self._mcp.configure(self._settings["tools"], self._listening.format)
         if script.updated == "never":
             return
         event = {"type": "session.updated", "session": self._session_object()}
@@ -221,7 +225,7 @@ class Session:
 
     def turn_over(self, *, idle: bool) -> None:
         """The server found the end of a turn: answer where ``create_response`` is set."""
-        if not self._turn_detection("create_response"):
+        if self.record.transcription or not self._turn_detection("create_response"):
             return
         try:
             self._respond(Turn(idle=True) if idle else self._turn, ResponseParameters())
@@ -349,7 +353,7 @@ class Session:
         return {
             **copy.deepcopy(self._settings),
             "id": self.record.id,
-            "object": "realtime.session",
+            "object": f"realtime.{'transcription_' * self.record.transcription}session",
             "expires_at": int(self.expires_at),
         }
 

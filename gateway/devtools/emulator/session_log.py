@@ -60,6 +60,8 @@ class SessionRecord:
     path: str
     model: str
     audio_limit: int
+    transcription: bool = False
+    """It only transcribes."""
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float | None = None
     client_events: deque[SeenEvent] = field(default_factory=lambda: deque(maxlen=5000))

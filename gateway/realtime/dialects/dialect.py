@@ -208,7 +208,8 @@ class Edge:
 
     def __init__(self, dialect: Dialect, audio: Audio, session: Mapping[str, Any]) -> None:
         self._dialect = dialect
-        alaw = format_of(session, "output") == Codec.PCMA.session_format
+        known = format_of(session, "output") or format_of(session, "input")
+        alaw = known == Codec.PCMA.session_format
         self.pcm = resampling(audio, Codec.PCMA if alaw else Codec.PCMU)
         # GA is read without a step more.
         self.parse = self._translated if dialect.translates else parse_event
