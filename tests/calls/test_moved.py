@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import PATIENT, GatewayStack
-from tests.support.listening import all_of, noise
+from tests.support.listening import all_arrives, noise
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import PhoneCall
 
@@ -84,7 +84,7 @@ async def test_the_session_moves_to_where_it_is_sent(
     await world.gateway.wait("call.caller_replaced", call=call.call_id)
     said = noise(1, 1.2)
     there.rtp.say(said)
-    await session.wait_until(lambda s: all_of(said[4800:], bytes(s.received)), 20)
+    await all_arrives(session, said[4800:], 20)
     there.bye()
     summary = await world.summary(call)
     assert summary["ending"]["why"] == "remote_hangup"
@@ -101,7 +101,7 @@ async def test_the_caller_stays_when_nobody_takes_it(
     await call.until(lambda c: any("486" in line for line in told(c)))
     said = noise(2, 1.2)
     call.rtp.say(said)
-    await session.wait_until(lambda s: all_of(said[4800:], bytes(s.received)), 20)
+    await all_arrives(session, said[4800:], 20)
     await world.summary_at_end(call)
 
 
@@ -137,7 +137,7 @@ async def test_somebody_takes_the_callers_place(world: GatewayStack, callee: Cal
     await world.gateway.wait("call.caller_replaced", call=call.call_id)
     said = noise(3, 1.2)
     other.rtp.say(said)
-    await session.wait_until(lambda s: all_of(said[4800:], bytes(s.received)), 20)
+    await all_arrives(session, said[4800:], 20)
     await other.hang_up()
     summary = await world.summary(call)
     assert summary["ending"]["why"] == "remote_hangup"

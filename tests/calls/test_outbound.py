@@ -15,7 +15,7 @@ from gateway.api.client import RefusedError, ask
 from gateway.audio.g711 import Codec
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.harness import GatewayStack
-from tests.support.listening import all_of, assert_beep, noise
+from tests.support.listening import all_arrives, assert_beep, noise
 from tests.support.made_sounds import g711, tone
 
 WORLD = {
@@ -99,7 +99,7 @@ async def test_answered_and_greeted(world: GatewayStack, callee: CalledPhone) ->
     await there.rtp.until(lambda: bytes(audio) in there.rtp.heard)
     said = noise(1, 1.0)
     there.rtp.say(said)  # not before: the line of the ACK is in the log before media begins
-    await session.wait_until(lambda s: all_of(said, bytes(s.received)), 20)
+    await all_arrives(session, said, 20)
     there.bye()
     summary = await summary_of(world, call)
     assert summary["direction"] == "outbound"
@@ -241,7 +241,7 @@ async def test_what_comes_before_the_answer_is_heard(
     there.rtp.say(said)
     line = await world.gateway.wait("call.session_up", call=call)
     (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
-    await session.wait_until(lambda s: all_of(said, bytes(s.received)), 20)
+    await all_arrives(session, said, 20)
     there.respond(200, sdp=True)
     await there.until(lambda c: c.requests("ACK"))
     there.bye()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern
 from tests.support.rtp_end import FRAME, Packet
 
@@ -84,14 +85,27 @@ def share_heard(said: bytes, heard: bytes) -> float:
     return found / len(pieces)
 
 
-def all_of(said: bytes, received: bytes) -> bool:
-    """Whether each 20 ms of ``said`` came, in order. What a late packet's place was filled with,
-    on a machine that is busy, may stand between them."""
-    at = 0
+def missing_frames(said: bytes, received: bytes) -> list[int]:
+    """Which 20 ms of ``said`` did not come, by their numbers, each looked for behind the one
+    before. What a late packet's place was filled with, on a machine that is busy, may stand
+    between them."""
+    at, missing = 0, []
     for start in range(0, len(said), FRAME):
         frame = said[start : start + FRAME]
         found = received.find(frame, at)
         if found < 0:
-            return False
-        at = found + len(frame)
-    return True
+            missing.append(start // FRAME)
+        else:
+            at = found + len(frame)
+    return missing
+
+
+async def all_arrives(session: SessionRecord, said: bytes, within_s: float) -> None:
+    """Wait until a session has all of ``said``. Raises ``AssertionError`` that names what lacks."""
+    try:
+        await session.wait_until(lambda s: not missing_frames(said, bytes(s.received)), within_s)
+    except TimeoutError:
+        missing = missing_frames(said, bytes(session.received))
+        raise AssertionError(
+            f"frames {missing} of {len(said) // FRAME} are not in {len(session.received)} bytes"
+        ) from None
