@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from gateway.call.call_record import CallRecord
+from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.plan import CollectPlan
+from gateway.ending import Ending, EndReason, Party
 from gateway.records.background import BackgroundWriter
-from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted
+from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted, went_wrong
 from gateway.records.retention import QUIET_SECONDS, sweep_black_boxes
 
 
@@ -59,3 +60,40 @@ def test_a_wire_that_cannot_be_read_costs_only_its_lines(tmp_path: Path, kept: A
     assert first == {"in": "***"}
     assert last["record"]["call_id"] == "call-1"
     assert last["record"]["black_box"] == name
+
+
+@pytest.mark.parametrize(
+    ("why", "waited_ms", "underruns", "trouble"),
+    [
+        (EndReason.REMOTE_HANGUP, 2999.0, 0, False),
+        (EndReason.REMOTE_HANGUP, 3001.0, 0, True),
+        (EndReason.REMOTE_HANGUP, 100.0, 1, True),
+        (EndReason.SESSION_LOST, 100.0, 0, True),
+        (EndReason.RTP_TIMEOUT, 100.0, 0, True),
+        (None, 100.0, 0, True),
+    ],
+)
+def test_a_call_that_was_slow_or_ended_badly_has_gone_wrong(
+    why: EndReason | None, waited_ms: float, underruns: int, trouble: bool
+) -> None:
+    record = CallRecord("call-1")
+    record.ending = None if why is None else Ending(Party.CALLER, why, 200, "")
+    record.media.underruns = underruns
+    parts = dict.fromkeys(ResponseTime.__dataclass_fields__, 0.0)
+    record.response_times.append(ResponseTime(**parts | {"ms": waited_ms}))
+    assert went_wrong(record) is trouble
+
+
+def test_what_records_mask_is_in_no_line(tmp_path: Path) -> None:
+    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    boxes._channel = Channel(boxes)  # type: ignore[assignment]
+    record = CallRecord("call-1", started_at="2026-11-29T10:00:00.000+00:00")
+    record.private.redact(("numbers", "emails"), ("(?i)project falcon",))
+    box = boxes.open(record, Wanted("always"), CollectPlan())
+    assert box is not None
+    assert box.masks, "keys that are pressed, too"
+    said = "Call +493012345678 or eva@example.com about Project Falcon"
+    box.write(json.dumps({"in": {"text": said}, "sip": "INVITE sip:+493012345678@pbx.example"}))
+    text = (tmp_path / box.end(record)).read_text()
+    for masked in ("3012345678", "eva@", "alcon"):
+        assert masked not in text
