@@ -265,6 +265,10 @@ def decrypt(source: Path, target: Path, identities: list[Any]) -> str:
                 out.write(piece)
         except RecordingCutError as cut:
             note = str(cut)
+        except BaseException:
+            # Nothing of a file that is not to be trusted; and the right key can be tried next.
+            target.unlink()
+            raise
         length = out.tell()
     with target.open("r+b") as out:
         start = out.read(58)
