@@ -88,7 +88,7 @@ def test_a_segment_that_is_missing_or_changed_is_told(tmp_path: Path) -> None:
     length = int.from_bytes(whole[start : start + 4], "big") + 4
     for wrong in (
         whole[:start] + whole[start + length :],
-        whole[: start + 200] + b"x" + whole[start + 201 :],
+        whole[: start + 200] + bytes([whole[start + 200] ^ 1]) + whole[start + 201 :],
     ):
         with pytest.raises(RecordingError, match="segment 0"):
             list(recording_files.unsealed(io.BytesIO(wrong), [KEY]))
