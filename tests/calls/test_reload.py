@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -48,6 +49,12 @@ def routes(world: GatewayStack) -> Path:
     return world.folder / "routes" / "10-routes.toml"
 
 
+def sent_in(box: Path) -> list[str]:
+    """First lines of the SIP messages that a black box has of those sent."""
+    lines = [line for line in box.read_text().splitlines() if '"sip":"out"' in line]
+    return [json.loads(line)["text"].split("\n")[0] for line in lines]
+
+
 async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
     async with gateway(own_folder) as world:
         first = await world.dial("greeted")
@@ -55,7 +62,8 @@ async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
         refused.invite()
         assert (await refused.refused()).code == 404
         text = routes(world).read_text()
-        routes(world).write_text(text.replace('say = "Hello."', 'say = "Good day."') + MORE)
+        boxed = MORE + '[route.records]\nblack_box = "always"\n'
+        routes(world).write_text(text.replace('say = "Hello."', 'say = "Good day."') + boxed)
         file = world.gateway.config
         file.write_text(file.read_text().replace("max_calls = 100", "max_calls = 90"))
         done = await reload(world)
@@ -68,6 +76,10 @@ async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
         await first.rtp.until(lambda: len(first.rtp.packets) > heard + 10)
         for call in (late, first):
             await world.summary_at_end(call)
+        box = Path(world.records_folder, (await world.record(late))["black_box"])
+        await eventually(lambda: len(sent_in(box)) == 4, "what was sent, the 200 to the BYE too")
+        ringing = ["SIP/2.0 100 Trying", "SIP/2.0 180 Ringing", "SIP/2.0 200 OK"]
+        assert sent_in(box)[:3] == ringing, "from the first call on"
         again = await world.dial("greeted")
         session = await world.session_of(again)
         await eventually(lambda: bool(session.seen("response.create")), "a greeting")
