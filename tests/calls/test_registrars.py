@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,85 @@ RULES: dict[str, tuple[int, Rule]] = {
     "RFC 8898: Bearer before Digest": (100, beside_bearer(first=True)),
     "RFC 8898: Bearer behind Digest": (100, beside_bearer(first=False)),
 }
+
+
+def _growing() -> Rule:
+    asked_for = itertools.count(301)
+    return lambda _asked: (423, [f"Min-Expires: {next(asked_for)}"])
+
+
+def _service_routes(count: int) -> list[str]:
+    return [f"Service-Route: <sip:orig{n}@127.0.0.1:9;lr>" for n in range(count)]
+
+
+def _challenged_anew() -> Rule:
+    nonces = itertools.count()
+    return lambda _asked: (
+        401,
+        [f'WWW-Authenticate: Digest realm="r",nonce="{next(nonces)}",stale=true,qop="auth"'],
+    )
+
+
+HOSTILE: dict[str, Rule] = {
+    "a contact that is every contact": lambda _asked: (200, ["Contact: *"]),
+    "nine routes, a field each": lambda asked: (
+        200,
+        [f"Contact: {contact(asked)};expires=100", *_service_routes(9)],
+    ),
+    "sixty routes": lambda asked: (
+        200,
+        [f"Contact: {contact(asked)};expires=100", *_service_routes(60)],
+    ),
+    "more each time": _growing(),
+    "all the time there is": lambda _asked: (423, ["Min-Expires: 4294967295"]),
+    "423 without Min-Expires": lambda _asked: (423, []),
+    "challenges without end": _challenged_anew(),
+    "no time": granted(0),
+    "less than no time": granted(-1),
+    "more seconds than a number has": granted(10**30),
+    "to be asked again at once": lambda _asked: (503, ["Retry-After: 0"]),
+}
+"""Answers that are given to every REGISTER."""
+
+FEW = 12
+"""REGISTER requests in the time that a test looks at; a loop sends thousands."""
+
+
+async def test_what_a_registrar_answers_ends_nothing(runner: object, own_folder: Path) -> None:
+    """Neither the process nor in a loop: the outcome is told, and calls are served."""
+    loop = asyncio.get_running_loop()
+    trunks, registrars = '[access]\nunknown_sources = "allow"\n', dict[str, Registrar]()
+    ends = []
+    for number, (name, rule) in enumerate(HOSTILE.items()):
+        end, registrar = await loop.create_datagram_endpoint(
+            lambda rule=rule: Registrar(rule),  # type: ignore[misc]
+            ("127.0.0.1", 0),
+        )
+        ends.append(end)
+        registrars[name] = registrar
+        host, port = end.get_extra_info("sockname")[:2]
+        trunks += (
+            f'[[trunk]]\nname = "t{number}"\nregistrar = "{host}:{port}"\n'
+            'username = "user"\npassword = "secret"\n'
+        )
+    try:
+        async with site(own_folder, more=trunks, routes=ROUTES) as gateway:
+
+            def untold() -> list[str]:
+                told = {
+                    line["trunk"]
+                    for event in ("trunk.registered", "trunk.registration_failed")
+                    for line in gateway.gateway.all(event)
+                }
+                return [one for n, one in enumerate(HOSTILE) if f"t{n}" not in told]
+
+            await eventually(lambda: not untold(), f"an outcome of each of {list(HOSTILE)}")
+            assert (await gateway.phone.options()).code == 200
+            sent = {name: one.count for name, one in registrars.items() if one.count > FEW}
+            assert not sent
+    finally:
+        for end in ends:
+            end.close()
 
 
 async def test_an_operator_has_a_trunk_register_now(runner: object, own_folder: Path) -> None:
