@@ -96,7 +96,7 @@ LOGS = (black_boxes.SUFFIX, event_logs.SUFFIX)
 _RTP_PORTS = range(12000, 32000, 400)
 """Below what the kernel gives out by itself (32768 and above): a telephone's ports are those."""
 
-_RTP_RANGES = 6
+_RTP_RANGES = 3
 """Of one process: more than it has gateways at a time, so that the RTP that still comes for one
 that has ended finds nobody."""
 
