@@ -341,7 +341,7 @@ class Gateway:
         for part in self._parts:
             if serving or not part.only_serving:
                 await part.start_on(stack)
-        settle_memory(collect=True)
+        settle_memory(collect=False)
         self._started = asyncio.get_running_loop().time()
         self.calls.max_calls = possible_calls(self.config.sip.max_calls, self.agent.capacity)
         log.info(
