@@ -76,6 +76,7 @@ async def test_loss_jitter_and_round_trip_as_they_were_made(world: GatewayStack)
     # Lossy: a tenth of what the caller sent; a twentieth of what they heard, as they report.
     dropped = lossy.rtp.lost
     assert dropped - 10 <= lost["rx"]["lost"] <= dropped
+    assert lost["rx"]["reordered"] == 0
     assert lost["rx"]["lost_percent"] == pytest.approx(10, abs=2)
     assert 2.9 < lost["rx"]["mos"]["mean"] < 3.6
     assert lost["tx"]["lost_percent"] == pytest.approx(5, abs=2)
