@@ -274,8 +274,11 @@ class CallActions:
         self._action = self._begin_by = None
         return self._call_id
 
-    def drop(self) -> list[Output]:
-        """Discard the action in favour of an urgent one; it must not be a transfer under way."""
+    def drop(self, now: float) -> list[Output]:
+        """Discard the action in favour of an urgent one; a transfer under way must be interpreted:
+        the callee and the interpreter are let go."""
+        if self.interpreted:
+            return self.abandon(now)
         action, self._action, self._begin_by = self._action, None, None
         return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
 

@@ -255,7 +255,8 @@ class SessionEvents:
     def may_escape(self) -> bool:
         """Return whether the caller may escape to a human now, in any state of the session."""
         early = self._call.state is State.CONNECTING and self._call.opening.confirmed
-        return early or self._call.state is State.TALKING
+        interpreted = self._call.conversation.call_actions.interpreted
+        return early or interpreted or self._call.state is State.TALKING
 
     def escape(self, by: str, now: float) -> list[outputs.Output]:
         """Transfer the caller to a human, with or without a session."""
@@ -265,6 +266,8 @@ class SessionEvents:
             why, detail = EndReason.SESSION_UNREACHABLE, "the caller asked for a human"
             if self.failover.active:
                 why = self.failover.why
+            elif self._call.state is State.BRIDGED:  # with an interpreter: it was closed for that
+                why, self._call.state = EndReason.SESSION_CLOSED, State.TALKING
             todo += self.failover.escaped()
             todo.append(outputs.CloseSession(1000, why.value))
             self.lost_meanwhile = (why, detail)

@@ -49,10 +49,25 @@ voice = "cedar"
 """
 
 
+HUMAN = f"""
+[[route.transfer]]
+name = "queue"
+to = "sip:busy-486@127.0.0.1:{PORT}"
+mode = "bridge"
+[[route.transfer]]
+name = "human"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "bridge"
+[route.escape]
+key = "0"
+to = ["queue", "human"]
+"""
 WORLD = {
     "more": '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": _route("answered", "answer")
     + _route("loud", "answer", "original_db = 0")
+    + _route("leaving", "answer")
+    + HUMAN
     + _route("busy", "busy-486")
     + _route("ringing", "ring")
     + _route("announced", "answer")
@@ -199,6 +214,29 @@ async def test_the_callee_hangs_up(world: GatewayStack, callee: CalledPhone) -> 
     for session in made.sessions.values():
         await eventually(lambda session=session: not session.live, "no session")
         assert (session.close_code, session.close_reason) == (1000, "over")
+
+
+async def test_the_caller_leaves_for_a_human(world: GatewayStack, callee: CalledPhone) -> None:
+    """By the key: the callee and both sessions go, and caller and human hear each other."""
+    made = await dialled(world, callee, "leaving")
+    made.call.rtp.press("0")
+    await made.other.hung_up()
+    human = await callee.called(3)
+    await world.gateway.wait("call.bridged", call=made.call.call_id, count=2)
+    for session in made.sessions.values():
+        await eventually(lambda session=session: not session.live, "no session")
+    for ear, mouth, hz in ((human.rtp, made.call.rtp, 700), (made.call.rtp, human.rtp, 900)):
+        begun, voice = len(ear.packets), g711(tone(hz, 1000), Codec.PCMU)
+        mouth.say(voice)
+        await ear.heard_bytes((begun + 70) * 160)
+        heard = loudness(ear.heard[begun * 160 :])
+        assert heard == pytest.approx(loudness(voice), rel=0.1)
+    await made.call.hang_up()
+    await human.hung_up()
+    record = await world.record(made.call)
+    assert record["ending"]["why"] == "remote_hangup"
+    outcomes = [(one["destination"], one["outcome"]) for one in record["transfers"]]
+    assert outcomes == [("colleague", "answered"), ("queue", "busy"), ("human", "answered")]
 
 
 @pytest.mark.parametrize("why", ["lost", "spent"])

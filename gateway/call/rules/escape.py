@@ -44,10 +44,12 @@ class Escape:
 
     @property
     def _possible(self) -> bool:
-        """Return whether no transfer is under way and the call is not ending."""
+        """Return whether the call is not ending, and no transfer is under way; joined through an
+        interpreter, the caller may leave."""
         actions = self._control.call_actions
-        busy = actions.joined or actions.underway or self._control.termination is not None
-        return bool(self._control.plan.escape.to) and not busy
+        busy = (actions.joined or actions.underway) and not actions.interpreted
+        ending = self._control.termination is not None
+        return bool(self._control.plan.escape.to) and not busy and not ending
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Search what the caller said for words that ask for a human."""
@@ -72,7 +74,7 @@ class Escape:
         """Stop the agent, and call the first destination; ``by``: key or word."""
         control = self._control
         note = control.timeline.note(now, "escape", "info", by=by)
-        outputs = [note, *interrupt(control, "escape", now), *control.call_actions.drop()]
+        outputs = [note, *interrupt(control, "escape", now), *control.call_actions.drop(now)]
         self._left = list(control.plan.escape.to)
         return outputs + self.next_destination(now)
 

@@ -240,7 +240,7 @@ class ConferenceLink:
         self._sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
         partner, self.partner = self.partner, None
-        if partner is not None:
+        if partner is not None and partner.partner is self:
             partner.partner = partner._level = None
             if partner._session_hears:
                 partner._listen()
@@ -275,8 +275,12 @@ class ConferenceLink:
         """Let both peers hear each other; our own port hears both, or nobody (``listen``).
 
         The other call gives back a port that it had. With ``level`` (a factor) each peer hears the
-        other so loud, and each port has its own peer alone.
+        other so loud, and each port has its own peer alone. A partner from before, whose call may
+        not be over yet, is heard no more.
         """
+        if self.partner not in (None, other) and self.media and self.partner.media:
+            _separate(self.partner.media, self.media)
+            _separate(self.media, self.partner.media)
         if level is None:
             other._give_port_back()
         self.partner, other.partner = other, self
