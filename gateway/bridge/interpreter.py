@@ -31,6 +31,7 @@ from gateway.realtime.events import (
 )
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.setup import SetupFailed, open_with_retry
+from gateway.records.event_logs import SessionTap
 from gateway.sip.media.ports import CallAudio
 from gateway.tasks import TaskSet
 
@@ -47,6 +48,8 @@ class _Direction:
     settings: Mapping[str, Any]
     audio: CallAudio
     """Of the listener."""
+    log: SessionTap | None = None
+    """Of the call's event log."""
     session: Session | None = None
     up_at: float = 0.0
     owed: bool = False
@@ -119,6 +122,8 @@ class Interpreter(CallPart):
         to_callee = _Direction("caller", "callee", output.to_callee, b_audio)
         to_caller = _Direction("callee", "caller", output.to_caller, self._audio)
         self._directions = [to_callee, to_caller]
+        for direction in self._directions:
+            direction.log = self._sessions.tap_of(f"to_{direction.listener}")
         self._redirect(to_callee.hear)
         self._pump.add(b_audio, lambda: self._move(b_audio, to_caller))
         for direction in self._directions:
@@ -172,6 +177,7 @@ class Interpreter(CallPart):
                 timeout=self._sessions.plan.connect_timeout,
                 on_event=lambda event: self._on_event(direction, event),
                 on_closed=lambda closed: self._on_closed(direction, closed),
+                tap=direction.log,
                 attempts=ATTEMPTS,
             )
         except SetupFailed as failure:
@@ -215,6 +221,8 @@ class Interpreter(CallPart):
 
     @entry
     def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
+        if direction.log is not None:
+            direction.log.closed(closed.code, closed.reason, closed.by_us)
         session, direction.session = direction.session, None
         if direction not in self._directions or closed.by_us:
             return

@@ -49,7 +49,7 @@ from gateway.realtime.live_voice import NO_PLAYOUT, LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
-from gateway.records.event_logs import EventLog
+from gateway.records.event_logs import EventLog, SessionTap
 from gateway.tasks import TaskSet
 
 log = structlog.get_logger(__name__)
@@ -337,6 +337,10 @@ class Sessions(CallPart):
             live = merged(self.plan.live_settings, command.event["session"])
             self.plan = replace(self.plan, live_settings=live)
         return "" if line is None or line.session is None else line.session.send(command)
+
+    def tap_of(self, name: str) -> SessionTap | None:
+        """Return what logs a session beside the call's own; None where no events are logged."""
+        return None if self._events is None else SessionTap(self._events, name)
 
     def _tap(self, line: _Line) -> Tap | None:
         """Return the tap of a session: the event log, and the application's sideband."""

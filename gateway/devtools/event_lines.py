@@ -27,6 +27,8 @@ class Line:
     text: str
     messages: int = 1
     """Of audio, one after the other, that the line stands for."""
+    session: str = ""
+    """Name of a session beside the call's own."""
 
     @property
     def type(self) -> str:
@@ -82,7 +84,8 @@ def _line(number: int, text: str) -> Line | None:
         if not isinstance(body, dict) or direction not in ("in", "out", "close", "meta"):
             return None
         messages = count(value.get("messages")) or 1
-        return Line(number, float(value["t_ms"]), direction, body, printable(text), messages)
+        at, session = float(value["t_ms"]), str(value.get("session") or "")
+        return Line(number, at, direction, body, printable(text), messages, session)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from gateway.devtools.event_lines import (
@@ -386,8 +386,14 @@ class _Teller:
 
 
 def entries_of(lines: Iterable[Line]) -> Iterator[Entry]:
-    """The entries of a log; runs of audio become one."""
-    return _Teller().tell(lines)
+    """The entries of a log; runs of audio become one. Those of a session beside the call's own
+    begin with its name; the caller there is whoever it hears."""
+    of: dict[str, list[Line]] = {}
+    for line in lines:
+        of.setdefault(line.session, []).append(line)
+    for session, told in of.items():
+        for entry in _Teller().tell(told):
+            yield replace(entry, text=f"{session}: {entry.text}") if session else entry
 
 
 def _meta(line: Line) -> Iterator[Entry]:

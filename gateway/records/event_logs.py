@@ -7,6 +7,7 @@ length and the beginning of its SHA-256, which tells whether two are the same; s
 Audio messages of one direction and part, at most two seconds of them, are one line in the place of
 the first, whatever came between them: with the length and hash of all their audio, ``messages``
 (how many) and ``until_ms`` (the last).
+Lines of a session beside the call's own, as an interpreter's, name it (``session``).
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
 the WebSocket ended.
 
@@ -52,13 +53,14 @@ log = structlog.get_logger("records")
 class _Entry:
     """A message, or audio messages of one direction and part."""
 
-    __slots__ = ("at", "audio", "direction", "message", "messages", "part", "until")
+    __slots__ = ("at", "audio", "direction", "message", "messages", "part", "session", "until")
 
-    def __init__(self, at: float, direction: str, message: Any) -> None:
+    def __init__(self, at: float, direction: str, message: Any, session: str) -> None:
         self.at = self.until = at
         """When the first and the last came or went (``time.monotonic()``)."""
         self.direction = direction
         self.message = message
+        self.session = session
         self.messages = 1
         self.audio = bytearray()
         """What is in its messages, where they are audio; hashed on the writer's thread."""
@@ -77,7 +79,8 @@ class _Entry:
 
 
 class EventLog:
-    """The log of one call; a :class:`gateway.realtime.session.Tap` of its session."""
+    """The log of one call; a :class:`gateway.realtime.session.Tap` of its session, and of others
+    that are told apart by a name."""
 
     def __init__(
         self,
@@ -96,35 +99,41 @@ class EventLog:
         self._put = put
         self._held: list[_Entry] = []
         self._held_bytes = 0
-        self._up: _Entry | None = None
-        self._down: _Entry | None = None
-        """Of those held, what further audio is added to."""
+        self._up: dict[str, _Entry] = {}
+        self._down: dict[str, _Entry] = {}
+        """Of those held, what further audio of each session is added to."""
 
-    def sent(self, message: bytes, audio: bytes | None = None) -> None:
+    def sent(self, message: bytes, audio: bytes | None = None, session: str = "") -> None:
         """A message to the server; ``audio`` is what it appends, and then all that is in it."""
-        entry = self._up
         if audio is None:
-            self._hold("out", message)
-        elif entry is not None:
+            self._hold("out", message, session)
+        elif (entry := self._up.get(session)) is not None:
             entry.add(audio)
         else:
-            self._up = self._hold("out", message)
-            self._up.begin(audio)
+            entry = self._hold("out", message, session)
+            self._up[session] = entry
+            entry.begin(audio)
 
-    def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
+    def received(
+        self,
+        message: bytes,
+        delta: AudioDelta | TrackAudio | None = None,
+        session: str = "",
+    ) -> None:
         """A message from the server, and what it was read as where it is audio."""
-        entry = self._down
         if delta is None:
-            self._hold("in", message)
-        elif entry is not None and entry.part == delta.part:
+            self._hold("in", message, session)
+            return
+        entry = self._down.get(session)
+        if entry is not None and entry.part == delta.part:
             entry.add(delta.audio)
         else:
-            self._down = self._hold("in", message)
-            self._down.begin(delta.audio, delta.part)
+            self._down[session] = entry = self._hold("in", message, session)
+            entry.begin(delta.audio, delta.part)
 
-    def closed(self, code: int, reason: str, by_us: bool) -> None:
+    def closed(self, code: int, reason: str, by_us: bool, session: str = "") -> None:
         """Note that the WebSocket is closed."""
-        self._add("close", {"code": code, "reason": reason, "by_us": by_us})
+        self._add("close", {"code": code, "reason": reason, "by_us": by_us}, session)
 
     def begin(self, **facts: Any) -> None:
         """The call's id."""
@@ -143,21 +152,41 @@ class EventLog:
         """Have what is held written."""
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
-        self._up = self._down = None
+        self._up, self._down = {}, {}
         if held and not self._put((self, held), size):
             self.dropped += sum(entry.messages for entry in held)
 
-    def _add(self, direction: str, message: Any) -> None:
-        self._hold(direction, message)
+    def _add(self, direction: str, message: Any, session: str = "") -> None:
+        self._hold(direction, message, session)
         self.hand_on()
 
-    def _hold(self, direction: str, message: Any) -> _Entry:
+    def _hold(self, direction: str, message: Any, session: str = "") -> _Entry:
         if self._held_bytes > HELD_BYTES:
             self.hand_on()
-        entry = _Entry(monotonic(), direction, message)
+        entry = _Entry(monotonic(), direction, message, session)
         self._held.append(entry)
         self._held_bytes += len(message) + 100
         return entry
+
+
+class SessionTap:
+    """Tap of a session beside the call's own: its lines have its ``name`` as ``session``."""
+
+    def __init__(self, events: EventLog, name: str) -> None:
+        self._events = events
+        self._name = name
+
+    def sent(self, message: bytes, audio: bytes | None = None) -> None:
+        """As :meth:`EventLog.sent`."""
+        self._events.sent(message, audio, self._name)
+
+    def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
+        """As :meth:`EventLog.received`."""
+        self._events.received(message, delta, self._name)
+
+    def closed(self, code: int, reason: str, by_us: bool) -> None:
+        """As :meth:`EventLog.closed`."""
+        self._events.closed(code, reason, by_us, self._name)
 
 
 _Parcel = tuple[EventLog, list[_Entry]]
@@ -263,6 +292,8 @@ def _text(entry: _Entry, of: EventLog) -> str:
     """Return the line of an entry. On the writer's thread."""
     t_ms = round(1000 * (entry.at - of.began), 1)
     line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
+    if entry.session:
+        line["session"] = entry.session
     if entry.messages > 1:
         first = orjson.loads(entry.message)
         digest = _hashed(entry.audio)

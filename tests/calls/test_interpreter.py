@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from gateway.audio.g711 import Codec
+from gateway.cli.main import main
 from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern
@@ -29,6 +32,7 @@ def _route(name: str, user: str, more: str = "") -> str:
 [[route]]
 name = "{name}"
 to = "^{name}$"
+records.events = true
 [route.session]
 instructions = "You place a call."
 [route.session.audio.input.transcription]
@@ -177,6 +181,28 @@ async def test_each_hears_the_other_in_their_language(
     assert {"caller", "callee", "to_caller", "to_callee"} <= {who for who, _ in told}
     assert ("caller", "Good morning.") in told
     await eventually(lambda: not made.sessions["caller"].live, "no session")
+    told_by = {one.id: f"to_{listener}" for listener, one in made.sessions.items()}
+    log = world.records_folder / record["event_log"]["file"]
+    await eventually(lambda: '"over":true' in log.read_text(), "the end of the event log")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    created = [one for one in lines if one.get("event", {}).get("type") == "session.created"]
+    named = {one["event"]["session"]["id"]: one.get("session", "") for one in created}
+    assert told_by.items() <= named.items()
+    own = await world.session_of(made.call)
+    assert named[own.id] == ""
+    ends = [one.get("session", "") for one in lines if one["dir"] == "close"]
+    assert sorted(ends) == ["", "to_callee", "to_caller"]
+    for name in told_by.values():  # what went up is in its own lines
+        audio = [
+            one
+            for one in lines
+            if one.get("session") == name
+            and one.get("event", {}).get("type") == "input_audio_buffer.append"
+        ]
+        assert sum(one["event"]["audio"]["bytes"] for one in audio) > 8000
+    shown = CliRunner().invoke(main, ["events", str(log)]).output
+    assert "to_callee: “Good morning.”" in shown
+    assert CliRunner().invoke(main, ["events", "--errors", str(log)]).output.startswith("nothing")
     update = made.sessions["callee"].seen("session.update")[0].body["session"]
     assert "English" in update["instructions"]
     assert "again in German" in update["instructions"]

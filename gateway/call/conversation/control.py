@@ -18,7 +18,7 @@ from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate, ResponseTimes
 from gateway.call.inputs import Input
-from gateway.call.outputs import Mute, Output, Send
+from gateway.call.outputs import Mute, OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
 from gateway.call.tools.commands import (
@@ -310,11 +310,21 @@ CALLER_UNMUTED = "The operator has unmuted the caller."
 """System messages for the model."""
 
 
+_FOR_SPEECH = (Say, Tell, Show, Respond, RequestOutOfBand)
+"""Commands for a session that speaks."""
+
+
 def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
     """Carry out a command, unless the call is being ended already."""
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
     note = control.timeline.note(now, "command", "info", command=type(command).__name__)
+    if isinstance(command, _FOR_SPEECH) and not control.capabilities.responds:
+        why = "the session only transcribes, it does not speak"
+        rejected = control.timeline.note(now, "command_rejected", "warning", reason=why)
+        if isinstance(command, RequestOutOfBand):
+            return [note, rejected, OutOfBandDone(command.key, "refused", why)]
+        return [note, rejected]
     match command:
         case Say(words):
             return [note, *control.say(words, now)]
