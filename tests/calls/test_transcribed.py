@@ -11,6 +11,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
+from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.made_sounds import g711, tone
@@ -43,7 +44,7 @@ to = ["anna"]
 """
 
 
-MORE = '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
+MORE = API + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
 ROUTES = (
     _route("notes")
     + _route("short", "[route.limits]\nmax_call_duration = 1\n")
@@ -157,3 +158,29 @@ async def test_a_lost_session_is_replaced(world: GatewayStack) -> None:
     assert len(record["failovers"]) == 1
     valid(first)
     valid(second)
+
+
+async def test_an_operator_reads_it_and_cannot_have_it_speak(world: GatewayStack) -> None:
+    """Commands for a model that speaks are refused; the words are in the API, during and after."""
+    world.behave(vad="off", transcripts=["Hello."])
+    call = await world.dial("notes")
+    session = await world.session_of(call)
+    await says(world, call, session)
+    line = await world.gateway.wait("call.caller_transcript", call=call.call_id)
+    path = f"/api/v1/calls/{line['call']}"
+    async with Client(world, "operator") as http:
+        for what in ("say", "messages", "responses"):
+            refused = await http.post(f"{path}/{what}", json={"text": "Good morning."})
+            assert refused.status_code == 409
+            assert "only transcribes" in refused.json()["error"]["message"]
+        live = (await http.get(f"{path}/transcript")).json()
+        await call.hang_up()
+        await world.record(call)
+        async with asyncio.timeout(20):  # it is in the database a little later
+            while (ended := (await http.get(path)).json()["record"]) is None:
+                await asyncio.sleep(0.05)
+        exported = await http.get("/api/v1/calls/export", params={"format": "jsonl"})
+    assert [(one["who"], one["text"]) for one in live["transcript"]] == [("caller", "Hello.")]
+    assert [(one["who"], one["text"]) for one in ended["transcript"]] == [("caller", "Hello.")]
+    assert line["call"] in exported.text
+    valid(session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 import gateway as package
+from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack
 from tests.support.http_service import Answer, HttpService, http_service
 from tests.support.official_types import check_client_event
 
 FOLDER = Path(package.__file__).parents[1] / "dialplans" / "use_cases"
-WORLD = {
+COLLEAGUE, PORT = "sip:colleague@127.0.0.1:5070", free_port()
+WORLD: dict[str, Any] = {
     "dialplans": FOLDER / "routes",
     "more": f"""
 [tools]
@@ -29,6 +32,18 @@ allowed_prefixes = ["+49"]
 """,
 }
 MONDAY = date.today() + timedelta(days=7 - date.today().weekday())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def routes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The routes as they are, but for the address of the interpreter's colleague."""
+    copied = tmp_path_factory.mktemp("use_cases") / "routes"
+    shutil.copytree(FOLDER / "routes", copied)
+    file = copied / "60-interpreter.toml"
+    words = file.read_text()
+    assert COLLEAGUE in words
+    file.write_text(words.replace(COLLEAGUE, f"sip:colleague@127.0.0.1:{PORT}"))
+    WORLD["dialplans"] = copied
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,3 +187,31 @@ async def test_a_dictation_is_written_down_and_ends_by_a_phrase(world: GatewaySt
     assert record["cost"]["transcription"]["turns"] == 2
     assert record["cost"]["responses"] == 0
     assert record["failovers"] == []
+
+
+async def test_an_interpreter_between_caller_and_colleague(world: GatewayStack) -> None:
+    """The greeting, the colleague's telephone, and a session for each ear."""
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.4, "burst": True}])
+    phone = await CalledPhone().start(PORT)
+    try:
+        call = await world.dial("670")
+        own = await world.session_of(call)
+        colleague = await phone.called()
+        assert colleague.user == "colleague"
+        colleague.respond(200, sdp=True)
+        for listener, language in (("caller", "English"), ("callee", "German")):
+            line = await world.gateway.wait(
+                "call.interpreter_up", call=call.call_id, listener=listener
+            )
+            (session,) = (one for one in world.emulator.sessions if one.id == line["session_id"])
+            (update,) = session.seen("session.update")
+            check_client_event(update.body)
+            assert f"again in {language}" in update.body["session"]["instructions"]
+        assert "I shall interpret for you" in str(own.seen("response.create")[0].body)
+        await call.hang_up()
+        await colleague.hung_up()
+        record = await world.record(call)
+    finally:
+        await phone.stop()
+    assert record["route"] == "interpreter"
+    assert [one["outcome"] for one in record["transfers"]] == ["answered"]
