@@ -177,8 +177,10 @@ async def test_an_operator_reads_it_and_cannot_have_it_speak(world: GatewayStack
         await call.hang_up()
         await world.record(call)
         async with asyncio.timeout(20):  # it is in the database a little later
-            while (ended := (await http.get(path)).json()["record"]) is None:
+            ended = None
+            while ended is None:
                 await asyncio.sleep(0.05)
+                ended = (await http.get(path)).json()["record"]
         exported = await http.get("/api/v1/calls/export", params={"format": "jsonl"})
     assert [(one["who"], one["text"]) for one in live["transcript"]] == [("caller", "Hello.")]
     assert [(one["who"], one["text"]) for one in ended["transcript"]] == [("caller", "Hello.")]
