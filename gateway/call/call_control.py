@@ -60,7 +60,7 @@ class CallAction(Protocol):
         """Act on a deadline that has come."""
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Take progress of a REFER, or an event of the B-leg."""
+        """Return what follows from progress of a REFER, or from an event of the B-leg."""
         return []
 
     def session_lost(self, now: float) -> list[Output]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -83,10 +84,22 @@ class AccessSettings(Section):
         return self.max_unacknowledged_calls
 
 
+MAX_SOCKET_BYTES = 107
+"""The longest path of a Unix socket (``sun_path``, unix(7))."""
+
+
+def _socket_path(value: Path | None) -> Path | None:
+    if value is not None and (size := len(os.fsencode(value))) > MAX_SOCKET_BYTES:
+        raise ValueError(
+            f"the path {value} has {size} bytes; {MAX_SOCKET_BYTES} are allowed of a Unix socket"
+        )
+    return value
+
+
 class ControlSettings(Section):
     """``[control]``: the socket that ``gateway status`` asks."""
 
-    socket: FilePath | None = None
+    socket: Annotated[FilePath | None, AfterValidator(_socket_path)] = None
 
 
 def _prefixes(value: tuple[str, ...]) -> tuple[str, ...]:

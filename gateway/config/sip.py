@@ -182,8 +182,9 @@ class SipSettings(Section):
         for index, address in enumerate(self.listen):
             if self.rtp_ports.low <= address.port <= self.rtp_ports.high:
                 raise MisplacedError(("listen", index), "the port is one of rtp_ports")
-            if address in self.listen[:index]:
-                raise MisplacedError(("listen", index), "is used twice")
+            for other in self.listen[:index]:
+                if address == other or (address.port and address.collides(other)):
+                    raise MisplacedError(("listen", index), f"collides with {other}")
             if address.transport == "tls" and self.tls.certificate is None:
                 raise MisplacedError(
                     ("listen", index), "needs sip.tls.certificate and sip.tls.private_key"

@@ -7,6 +7,7 @@ cannot be right: :attr:`Finding.unknown`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -129,6 +130,7 @@ _VADS: dict[str, type[Part]] = {"server_vad": _ServerVad, "semantic_vad": _Seman
 
 
 def _turn_detection(value: Any) -> Any:
+    """Return the checked table of one kind of turn detection. Raises ValueError."""
     if value is None:
         return value
     if not isinstance(value, dict):
@@ -210,9 +212,15 @@ def _tool(value: Any) -> Any:
     raise unknown_choice(UNKNOWN_TYPE + suggestion(str(kind), _TOOLS))
 
 
+def _function_name(value: str) -> str:
+    if "{" not in value and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("may have letters, digits, _ and - only, 64 at most")
+    return value
+
+
 class _Function(Part):
     type: Literal["function"] = "function"
-    name: Word
+    name: Annotated[Word, AfterValidator(_function_name)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
 

@@ -256,6 +256,7 @@ def _unreachable(config: Config) -> Iterator[str]:
 
 
 def _is_literal(host: str) -> bool:
+    """Return whether a host is an IP address, not a name."""
     return ":" in host or host.replace(".", "").isdigit()
 
 

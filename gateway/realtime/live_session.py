@@ -394,6 +394,7 @@ class LiveSession(Session):
             self._cut = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def _end(self, closed: SessionClosed) -> None:
+        """Complete what was being said, and tell who ended the session and why."""
         self._timer.cancel()
         if self._cut is not None:
             self._cut.cancel()

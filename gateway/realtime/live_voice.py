@@ -148,6 +148,7 @@ class Voice:
                 self._speech_over(part.at_ms)
 
     def _speech_over(self, at_ms: int) -> None:
+        """Complete the response of this speech; ``at_ms`` is its end in the model's audio (ms)."""
         speech = self._stretches.latest
         if speech is None or speech.end_ms is not None:
             return

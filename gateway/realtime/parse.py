@@ -365,6 +365,7 @@ def _live_error(event: _Fields) -> ServerError:
 
 
 def _words(event: _Fields, *, agent: bool) -> TrackWords:
+    """Read a delta of a Live transcript; its end is never before its start."""
     start = max(0, event.number_or_none("start_ms") or 0)
     end = event.number_or_none("end_ms")
     return TrackWords(agent, event.text("delta"), start, start if end is None else max(start, end))

@@ -30,7 +30,7 @@ from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.escape import Escape
 from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.hold_wait import HoldWait
-from gateway.call.rules.line import LineWatch
+from gateway.call.rules.line_quality import LineWatch
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.recording import CallRecording
 from gateway.call.rules.response_failure import ResponseFallback

@@ -59,7 +59,7 @@ class ResponseTimes:
         """Since when playout is paused because the caller may be interrupting (s)."""
 
     def heard(self, input: CallerHeard) -> list[Output]:
-        """Take when the caller was last loud."""
+        """Keep when the caller was last loud, from which response times are measured; no outputs."""
         self._heard = input
         return []
 

@@ -226,6 +226,7 @@ class _Direction:
             self._mos.add(heard.mos)
 
     def as_json(self, packets: int, lost: int, missed: int) -> dict[str, Any]:
+        """Return the record's figures; ``missed`` are packets lost or too late to be played."""
         return {
             "packets": packets,
             "lost": lost,

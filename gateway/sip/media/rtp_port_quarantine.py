@@ -120,7 +120,7 @@ class RtpPortQuarantine:
                 self._close(key)
 
     def close(self) -> None:
-        """Give all back."""
+        """Close the sockets of all ports that are held."""
         for key in list(self._held):
             self._close(key)
 

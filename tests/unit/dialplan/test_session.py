@@ -163,6 +163,7 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
         False,
     ),
     ("tools = [{ type = 'function' }]", "tools[0].name", "required", False),
+    ("tools = [{ type = 'function', name = 'a b' }]", "tools[0].name", "letters, digits", False),
     ("tools = [{ type = 'web_search' }]", "tools[0]", "type that this gateway does not", True),
     ("tools = [{ type = 'mcp', server_label = 'x' }]", "tools[0]", "one of server_url", False),
     ("tool_choice = 'any'", "tool_choice", "not known to this gateway", True),
