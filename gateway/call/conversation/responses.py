@@ -59,7 +59,7 @@ class ResponseTimes:
         """Since when playout is paused because the caller may be interrupting (s)."""
 
     def heard(self, input: CallerHeard) -> list[Output]:
-        """Keep when the caller was last loud, from which response times are measured; no outputs."""
+        """Keep when the caller was last loud: response times are measured from it."""
         self._heard = input
         return []
 
