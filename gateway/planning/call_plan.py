@@ -25,9 +25,7 @@ from gateway.call.plan import (
     DispositionPlan,
     DtmfPlan,
     EscapePlan,
-    HoldKey,
     HoldPlan,
-    HoldWaitPlan,
     LimitsPlan,
     LinePlan,
     OutboundPlan,
@@ -40,15 +38,15 @@ from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings
 from gateway.config.trunks import InboundAuthSettings
 from gateway.config.values import shown
-from gateway.dialplan import (
-    Dialplan,
-    InviteFacts,
-    Match,
-    Route,
-    call_settings,
-)
+from gateway.dialplan import Dialplan, InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
-from gateway.planning.joined_sessions import interpreter_plan, listening_session
+from gateway.planning.joined_sessions import (
+    hold_wait_plan,
+    interpreter_plan,
+    listening_session,
+    server_interrupts,
+    server_responds,
+)
 from gateway.planning.route_tools import (
     answer_plan,
     approval_rules,
@@ -255,9 +253,9 @@ def call_plan(
         answer=answer_plan(route),
         silence_on_hold=route.hold.session_audio == "silence",
         server=ServerPlan(
-            interrupts=_server_interrupts(session),
+            interrupts=server_interrupts(session),
             retry_after=retry_after,
-            responds=_server_responds(session) and not route.transcription.enabled,
+            responds=server_responds(session) and not route.transcription.enabled,
             fallback=trouble_plan(route, [one.name for one in config.realtime_server]),
             handover_before_expiry=settings.realtime.handover_before_expiry,
             truncate_margin_ms=settings.realtime.truncate_margin_ms,
@@ -499,29 +497,3 @@ def _greeting_clip(route: Route) -> bytes:
     with contextlib.suppress(OSError, SoundError):
         return pcm24_of(path, path.stat().st_mtime_ns)
     return b""
-
-
-def hold_wait_plan(route: Route, session: Mapping[str, Any]) -> HoldWaitPlan:
-    """Return how the agent waits in a queue; ``session`` is the session object of the call."""
-    heard = session["audio"]["input"]
-    responds = _server_responds(session)
-    return plan_of(
-        HoldWaitPlan,
-        route.hold_wait,
-        keys=tuple(HoldKey(one.words, one.digits) for one in route.hold_wait.key),
-        transcribed=bool(heard.get("transcription")),
-        quiet={"audio": listening_session(session)["audio"]} if responds else {},
-        normal={"audio": {"input": {"turn_detection": heard["turn_detection"]}}}
-        if responds
-        else {},
-    )
-
-
-def _server_interrupts(session: Mapping[str, Any]) -> bool:
-    detection = session["audio"]["input"]["turn_detection"]
-    return detection is not None and bool(detection.get("interrupt_response", True))
-
-
-def _server_responds(session: Mapping[str, Any]) -> bool:
-    detection = session["audio"]["input"]["turn_detection"]
-    return detection is not None and bool(detection.get("create_response", True))

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sessions of a call whose legs are joined: the one that listens, the two that interpret."""
+"""Session objects beside the one that talks: while it waits in a queue, listens, or interprets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call.plan import InterpreterPlan
+from gateway.call.plan import HoldKey, HoldWaitPlan, InterpreterPlan
 from gateway.dialplan import Route
 from gateway.dialplan.route import InterpreterSide
 from gateway.dialplan.route_session import merged
 from gateway.dialplan.variables import render
+from gateway.planning.route_tools import plan_of
 
 _INSTRUCTIONS = (
     "You are an interpreter on a telephone line. All that you hear is said in {spoken} by one "
@@ -74,3 +75,31 @@ def _interpreting_session(
     )
     made.pop("prompt", None)
     return made
+
+
+def hold_wait_plan(route: Route, session: Mapping[str, Any]) -> HoldWaitPlan:
+    """Return how the agent waits in a queue; ``session`` is the session object of the call."""
+    heard = session["audio"]["input"]
+    responds = server_responds(session)
+    return plan_of(
+        HoldWaitPlan,
+        route.hold_wait,
+        keys=tuple(HoldKey(one.words, one.digits) for one in route.hold_wait.key),
+        transcribed=bool(heard.get("transcription")),
+        quiet={"audio": listening_session(session)["audio"]} if responds else {},
+        normal={"audio": {"input": {"turn_detection": heard["turn_detection"]}}}
+        if responds
+        else {},
+    )
+
+
+def server_interrupts(session: Mapping[str, Any]) -> bool:
+    """Return whether the server interrupts its answer when the caller speaks."""
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("interrupt_response", True))
+
+
+def server_responds(session: Mapping[str, Any]) -> bool:
+    """Return whether the server answers a turn by itself."""
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("create_response", True))
