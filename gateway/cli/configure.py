@@ -258,18 +258,16 @@ def doctor(
     prove it and the setting to change.
     """
     from gateway.devtools.doctor import Verdict, lines
-    from gateway.devtools.doctor.examine import examine
+    from gateway.devtools.doctor.examine import examine, examine_calls
 
     if number and not trunks:
         raise click.UsageError("--call needs --trunk: through whom to call")
     if trunks:
         import structlog
 
-        from gateway.devtools.doctor import examine_trunk
-
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
         try:
-            findings = examine_trunk.examine(config, trunks, number, seconds)
+            findings = examine_calls(config, trunks, number, seconds)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     else:

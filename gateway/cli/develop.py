@@ -18,8 +18,7 @@ from rich.table import Table
 from gateway.audio.g711 import Codec
 from gateway.cli import examples
 from gateway.config.source import ConfigError
-from gateway.devtools.demo_live import LIVE
-from gateway.devtools.demo_processes import DemoError, Result, run
+from gateway.devtools.demo import LIVE, DemoError, Result, run
 from gateway.devtools.demo_scenario import REALTIME, Check, Stage
 from gateway.devtools.event_lines import (
     AGENT,

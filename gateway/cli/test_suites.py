@@ -23,8 +23,7 @@ from gateway.config.source import ConfigError, read_toml
 from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult, RunOptions, run_calls
 from gateway.devtools.call_suites.suite import SuiteCall, load_suites
-from gateway.devtools.call_suites.verdicts import Mark
-from gateway.devtools.call_suites.witness import Witness
+from gateway.devtools.call_suites.verdicts import Mark, Witness
 from gateway.devtools.scripted_caller.run import PhoneError
 from gateway.devtools.scripted_caller.sound import SoundError
 from gateway.text import printable

@@ -11,17 +11,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.call_suites.realtime_caller import RealtimeCaller
-from gateway.devtools.call_suites.simulated import Conversation, Model, SimulatedCaller, marks_of
+from gateway.devtools.call_suites.simulated import (
+    Conversation,
+    Model,
+    RealtimeCaller,
+    SimulatedCaller,
+    marks_of,
+)
 from gateway.devtools.call_suites.suite import SuiteCall, TextModel
-from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, Verdict, judge
-from gateway.devtools.call_suites.witness import POLL_SECONDS, Witness, recogniser_of, said_in
+from gateway.devtools.call_suites.verdicts import (
+    POLL_SECONDS,
+    Evidence,
+    Mark,
+    Said,
+    Verdict,
+    Witness,
+    judge,
+    recogniser_of,
+    said_in,
+)
 from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.report import CallReport, Span
 from gateway.devtools.scripted_caller.run import (
     Phone,
     PhoneError,
     PhoneSettings,
+    TalkingCall,
     host_of,
     nobody_listens,
     prepare,
@@ -29,7 +44,6 @@ from gateway.devtools.scripted_caller.run import (
 )
 from gateway.devtools.scripted_caller.script import Dialling, Noise, Script
 from gateway.devtools.scripted_caller.sound import write_sound
-from gateway.devtools.scripted_caller.talking import TalkingCall
 from gateway.sip.settings import Trunk
 
 _USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?([^@]+)", re.IGNORECASE)

@@ -12,8 +12,14 @@ from dataclasses import replace
 from gateway.addresses import host_of, is_inside, is_loopback, is_name
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.devtools.doctor.trunk_call import Evidence
-from gateway.devtools.doctor.trunk_login import Place, meaning_of, refused_login, registration
-from gateway.devtools.doctor.trunk_media import RETURNED_MS, MediaFindings
+from gateway.devtools.doctor.trunk_causes import (
+    RETURNED_MS,
+    MediaFindings,
+    Place,
+    meaning_of,
+    refused_login,
+    registration,
+)
 from gateway.devtools.doctor.trunk_messages import Packet, phrase_of, seen_by, shown, via_of
 from gateway.sip.messages.headers import parameter_of, uri_of
 

@@ -23,9 +23,8 @@ from gateway.addresses import is_inside, is_loopback, is_name
 from gateway.config import Config
 from gateway.config.sip import Transport
 from gateway.config.trunks import Address, TrunkSettings
-from gateway.devtools.doctor import Finding, Verdict, bad, ok, service_records, warn
-from gateway.devtools.doctor.network import CERTIFICATE_DAYS
-from gateway.devtools.doctor.service_records import Service
+from gateway.devtools.doctor import Finding, Verdict, bad, network, ok, warn
+from gateway.devtools.doctor.network import CERTIFICATE_DAYS, Service
 from gateway.devtools.doctor.trunk_messages import redacted
 from gateway.planning.call_plan import sip_settings
 from gateway.sip.transports import carried_to
@@ -108,7 +107,7 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
     found: list[Finding] = []
     services: list[Service] = []
     if is_name(host) and not target.port:  # with a port, no record is asked (RFC 3263 section 4.2)
-        services = await asyncio.to_thread(service_records.services, host)
+        services = await asyncio.to_thread(network.services, host)
     listed = ", ".join(map(str, services))
     try:
         try:

@@ -15,8 +15,7 @@ from gateway.audio.g711 import Codec
 from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult
 from gateway.devtools.call_suites.suite import Expect, Recogniser, load_suites
-from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge
-from gateway.devtools.call_suites.witness import recogniser_of
+from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge, recogniser_of
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 
 

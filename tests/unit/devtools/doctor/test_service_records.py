@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.devtools.doctor import service_records
-from gateway.devtools.doctor.service_records import Service, services
+from gateway.devtools.doctor import network
+from gateway.devtools.doctor.network import Service, services
 from tests.unit.devtools.doctor.test_trunks import closely
 
 
@@ -73,7 +73,7 @@ def where(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        monkeypatch.setattr(service_records, "server", lambda: server.getsockname())
+        monkeypatch.setattr(network, "name_server", lambda: server.getsockname())
         yield server.getsockname()
         server.sendto(b"end", server.getsockname())
         thread.join()
