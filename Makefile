@@ -8,9 +8,9 @@ INTEROP ?= tests/interop
 ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
 	signalling renegotiation transports)
 # Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy.
-# In their order, not by size: calls, which take long, come first, and short files fill up the end.
+# Calls, which take long, come first; tests/support/parallel.py.
 WORKERS ?= 4
-PARALLEL ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PARALLEL ?= -p tests.support.parallel --workers $(WORKERS)
 test: WORKERS := 6
 
 VENV := .venv

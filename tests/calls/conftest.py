@@ -133,12 +133,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
     figures.FILE.parent.mkdir(exist_ok=True)
     figures.FILE.write_text("\n".join(lines) + "\n")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In one of several processes: add to the file, since nobody shows a summary here."""
-    lines = figures.shown()
-    if lines and hasattr(session.config, "workeroutput"):
-        figures.FILE.parent.mkdir(exist_ok=True)
-        with figures.FILE.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")

@@ -10,17 +10,18 @@ from pathlib import Path
 
 FILE = Path("test-output/figures.txt")
 
-_found: dict[str, str] = {}
+found: dict[str, str] = {}
+"""Values by their names."""
 
 
 def show(name: str, value: str) -> None:
     """Keep a figure; shown in pytest's summary and written to ``test-output/figures.txt``."""
-    _found[name] = value
+    found[name] = value
 
 
 def shown() -> list[str]:
     """All of them, a line each."""
-    return [f"{name}: {value}" for name, value in _found.items()]
+    return [f"{name}: {value}" for name, value in found.items()]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -46,8 +46,10 @@ def end_with_parent() -> None:
 class Forked:
     """One such process, with the attributes of ``asyncio.subprocess.Process`` that tests use."""
 
+    _first: ClassVar[socket.socket | None] = None
+    """A connection to the process that has imported the gateway, once it was started."""
     _server: ClassVar[socket.socket | None] = None
-    """A connection to the process that forks, while there is one."""
+    """One to a fork of it, which forks for this process alone."""
 
     def __init__(self, pid: int, limit: int) -> None:
         self.pid = pid
@@ -114,21 +116,39 @@ class Forked:
     @classmethod
     def _ask(cls, request: dict[str, Any], descriptors: Sequence[int] = ()) -> str:
         if cls._server is None:
+            cls.prepare()
+            assert cls._first is not None
             cls._server, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other:
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.support.forked", str(other.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[other.fileno()],
-                    preexec_fn=end_with_parent,
-                )
-        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        cls._server.sendmsg([json.dumps(request).encode()], passed if descriptors else [])
+                _send(cls._first, {}, [other.fileno()])
+        _send(cls._server, request, descriptors)
         return cls._server.recv(100).decode()
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Have the gateway imported; processes that this one forks later share it."""
+        if cls._first is not None:
+            return
+        cls._first, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.forked", str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+                preexec_fn=end_with_parent,
+            )
+
+
+def _send(connection: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> None:
+    passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    connection.sendmsg([json.dumps(request).encode()], passed if descriptors else [])
 
 
 def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
-    """Fork when asked to; returns entry and arguments, in each process that is forked."""
+    """Fork when asked to; returns entry and arguments, in each process that is forked.
+
+    An empty request has one more such server forked, for the connection that comes with it.
+    """
     while True:
         data, ancillary, _flags, _address = connection.recvmsg(
             _REQUEST_BYTES, socket.CMSG_SPACE(2 * array.array("i").itemsize)
@@ -146,6 +166,10 @@ def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
         pid = os.fork()
         if pid == 0:
             connection.close()
+            if not request:
+                end_with_parent()
+                connection = socket.socket(fileno=passed[0])
+                continue
             for number, descriptor in enumerate(passed, 1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
@@ -158,7 +182,8 @@ def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
             return list(request["entry"]), list(request["arguments"])
         for descriptor in passed:
             os.close(descriptor)
-        connection.send(str(pid).encode())
+        if request:
+            connection.send(str(pid).encode())
 
 
 if __name__ == "__main__":

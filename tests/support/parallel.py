@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plugin of pytest: runs the files of tests in several processes (``--workers``).
+
+The tests are imported and collected once, by the process that prints; the others are forked from
+it. Importing and collecting anew in each takes a minute of processor time of two cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from itertools import groupby
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import figures
+from tests.support.forked import Forked, end_with_parent
+
+NICE = 5
+"""Of the worker that takes files from the end: what needs no real time uses what time is left."""
+
+_FORKED = get_context("fork")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--workers``."""
+    parser.addoption("--workers", type=int, default=2, help="processes that run tests")
+
+
+def pytest_collection() -> None:
+    """Import the gateway for those that tests will start, while the tests are collected."""
+    Forked.prepare()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run what was collected in several processes."""
+    if session.testsfailed or session.config.option.collectonly:
+        return None  # pytest says so
+    files = [list(items) for _, items in groupby(session.items, lambda item: item.path)]
+    session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    workers = [
+        _Worker(session, files, number)
+        for number in range(min(session.config.option.workers, len(files)))
+    ]
+    try:
+        _distribute(session, deque(range(len(files))), workers)
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+            worker.process.join()
+    return True
+
+
+def _distribute(session: pytest.Session, left: deque[int], workers: list[_Worker]) -> None:
+    """Answer each worker that asks for a file, and report what they say, until all have ended."""
+    going_on = {worker.connection: worker for worker in workers}
+    while going_on:
+        for ready in wait(list(going_on)):
+            worker = going_on[ready]  # type: ignore[index]
+            try:
+                kind, value = worker.connection.recv()
+            except EOFError:
+                del going_on[worker.connection]
+                worker.process.join()
+                if worker.process.exitcode:
+                    session.shouldfail = (
+                        f"a worker ended with {worker.process.exitcode} in {worker.running}"
+                    )
+                continue
+            if kind == "next":
+                worker.connection.send(worker.take(left) if left else None)
+            elif kind == "figures":
+                figures.found.update(value)
+            elif kind == "start":
+                worker.running = value
+            else:
+                worker.report(kind, value)
+        if session.shouldfail or session.shouldstop:
+            raise session.Failed(session.shouldfail or session.shouldstop)
+
+
+class _Worker:
+    """One process, and the connection to it."""
+
+    def __init__(
+        self, session: pytest.Session, files: list[list[pytest.Item]], number: int
+    ) -> None:
+        self._session = session
+        self._files = files
+        self._number = number
+        self.running = "no test"
+        self.connection, self._other = _FORKED.Pipe()
+        self.process = _FORKED.Process(target=self._run)
+        self.process.start()
+        self._other.close()
+
+    def take(self, left: deque[int]) -> int:
+        """The next file: the last worker takes them from the end, where no calls are."""
+        return left.pop() if self._from_end else left.popleft()
+
+    def report(self, kind: str, value: Any) -> None:
+        """In the process that prints: pass on what this worker's pytest said."""
+        hook = self._session.config.hook
+        if kind == "report":
+            made = hook.pytest_report_from_serializable(config=self._session.config, data=value)
+            hook.pytest_runtest_logreport(report=made)
+        elif kind == "warning":
+            hook.pytest_warning_recorded.call_historic(kwargs=value)
+
+    @property
+    def _from_end(self) -> bool:
+        workers: int = self._session.config.option.workers
+        return 0 < self._number == workers - 1
+
+    # ---- in the forked process
+
+    def _run(self) -> None:
+        end_with_parent()
+        config = self._session.config
+        if self._from_end:
+            os.nice(NICE)
+        self.connection.close()
+        # What is captured goes to files, which all processes would share.
+        capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        capture.stop_global_capturing()
+        capture.start_global_capturing()
+        terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+        terminal._tw._file = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+        config.pluginmanager.register(_Told(config, self._other))
+        temporary = config._tmp_path_factory  # type: ignore[attr-defined]
+        temporary._basetemp = temporary.getbasetemp() / f"worker-{self._number}"
+        temporary._basetemp.mkdir()
+        items = self._items()
+        item = next(items, None)
+        while item is not None:
+            following = None if self._session.shouldfail else next(items, None)
+            self._other.send(("start", item.nodeid))
+            config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            item = following
+        self._other.send(("figures", figures.found))
+
+    def _items(self) -> Iterator[pytest.Item]:
+        while True:
+            self._other.send(("next", None))
+            number = self._other.recv()
+            if number is None:
+                return
+            yield from self._files[number]
+
+
+class _Told:
+    """Tells the process that prints what pytest says in this one."""
+
+    def __init__(self, config: pytest.Config, connection: Connection[Any, Any]) -> None:
+        self._config = config
+        self._connection = connection
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """The outcome of a test's set-up, call or tear-down."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._connection.send(("report", data))
+
+    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str) -> None:
+        """A warning of a test."""
+        said = {"warning_message": warning_message, "when": when, "nodeid": nodeid}
+        self._connection.send(("warning", {**said, "location": None}))
