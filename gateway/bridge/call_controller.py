@@ -7,6 +7,7 @@ Delivers events to the machine and executes the outputs it returns. Contains no 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -36,10 +37,14 @@ from gateway.records.event_logs import EventLog
 from gateway.records.recordings import Recordings
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
+from gateway.sip.source_limits import SourceBuckets
 from gateway.tools.functions import ToolRunner
 
 TEARDOWN_SECONDS = LEG_END_SECONDS + 5.0
 """After a defect: time that the machine has to end the call, before it is ended without it."""
+
+LINES_AT_ONCE, LINES_PER_SECOND = 100, 5
+"""Log lines of one event of a call: peers may cause as many as they like."""
 
 
 class CallController:
@@ -82,6 +87,9 @@ class CallController:
         self.explain: Callable[[], None] = lambda: None
         """Adds to the record by which setting the call has ended."""
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
+        self._lines = SourceBuckets()
+        self._not_logged: Counter[str] = Counter()
+        """Lines left out since the last one of their event."""
         self._backstop: asyncio.TimerHandle | None = None
         """Set from the first defect on: ends the call if the machine does not."""
         audio = CallAudio(plan.codec, session_plan.max_playout_frames)
@@ -310,10 +318,17 @@ class CallController:
             self._log.exception("call.internal_error")
 
     def _log_event(self, output: outputs.LogEvent) -> None:
-        session = {"session": self._sessions.id} if self._sessions.id else {}
-        getattr(self._log, output.level)(
-            f"call.{output.event}", **session, **self.record.private.masked(output.fields)
-        )
+        event, now = output.event, self._host.now_ms() / 1000
+        if output.level != "debug" and not self._lines.take(
+            event, LINES_PER_SECOND, LINES_AT_ONCE, now
+        ):
+            self._not_logged[event] += 1
+            return
+        left_out = self._not_logged.pop(event, 0)
+        told: dict[str, Any] = {"not_logged": left_out} if left_out else {}
+        told |= {"session": self._sessions.id} if self._sessions.id else {}
+        fields = self.record.private.masked(output.fields)
+        getattr(self._log, output.level)(f"call.{event}", **told, **fields)
 
     def _summarize(self) -> None:
         session = {"session": self._sessions.id} if self._sessions.id else {}

@@ -17,8 +17,8 @@ from math import ceil
 from typing import Any
 
 from gateway.audio.g711 import Codec
+from gateway.realtime.connection import CLOSE_TIMEOUT
 from gateway.realtime.dialects.dialect import Audio, resampling
-from gateway.realtime.endpoint import CLOSE_TIMEOUT
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
     LIVE,

@@ -18,8 +18,9 @@ import structlog
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
+from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
 from gateway.realtime.dialects.dialect import Pcm24
-from gateway.realtime.endpoint import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection, Endpoint
+from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
     REALTIME,
@@ -398,6 +399,7 @@ class Session:
             commands_sent=counters.commands_sent,
             events_received=counters.events_received,
             bad_events=counters.bad_events,
+            held_back=self._connection.held_back,
             handler_errors=counters.handler_errors,
         )
         try:

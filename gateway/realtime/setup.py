@@ -20,19 +20,18 @@ from typing import Any, Literal, TypeVar
 import structlog
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from gateway.realtime.dialects import GA, Edge
-from gateway.realtime.endpoint import (
+from gateway.realtime.connection import (
     CLOSE_TIMEOUT,
     LARGE_MESSAGE,
     MAX_MESSAGE,
     Connect,
     Connection,
-    Endpoint,
     date_of,
     discard,
     retry_after_of,
-    tls_of,
 )
+from gateway.realtime.dialects import GA, Edge
+from gateway.realtime.endpoint import Endpoint, tls_of
 from gateway.realtime.errors import (
     Kind,
     Verdict,

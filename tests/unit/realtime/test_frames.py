@@ -13,7 +13,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from gateway.realtime.endpoint import Connection, text_frame
+from gateway.realtime.connection import Connection, text_frame
 
 
 class Wire(asyncio.Transport):

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.realtime.endpoint import MAX_FRAGMENTS, MAX_MESSAGE
+from gateway.realtime import connection
+from gateway.realtime.connection import MAX_FRAGMENTS, MAX_MESSAGE, MESSAGES_A_TURN
 from gateway.realtime.events import AudioDelta, ResponseCreated
 from gateway.realtime.parse import MAX_AUDIO_TEXT, MAX_VALUES, BadEvent, parse_event
 from tests.support.scripted_realtime import Heard, Peer, opened, serving
@@ -141,3 +142,52 @@ def test_a_bad_large_event_is_said_and_the_session_goes_on() -> None:
     assert counters.bad_events == 1
     (line,) = [line for line in logs if line["event"] == "session.invalid_event"]
     assert line["field"] == "delta"
+
+
+@pytest.mark.parametrize("audio_bytes", [1, 160, 40_000])
+def test_a_server_that_sends_without_end_takes_no_more_than_its_turn(
+    audio_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it comes, in order, as fast as is allowed, and the others have their turns between."""
+    monkeypatch.setattr(connection, "MESSAGES_AT_ONCE", 400)
+    monkeypatch.setattr(connection, "MESSAGES_PER_SECOND", 20_000)
+    monkeypatch.setattr(connection.Connection, "_room", 400.0)
+    sent = 1500 if audio_bytes < 1000 else 150
+    most = 0
+
+    async def script(peer: Peer) -> None:
+        await peer.set_up()
+        message = delta(b"\x42" * audio_bytes)
+        for number in range(sent):
+            await peer.ws.send(message)
+            if number % 500 == 0:
+                await peer.send("response.created", response={"id": str(number)})
+        await peer.ws.close(4001, "at the end")
+
+    async def scenario() -> tuple[Heard, int]:
+        nonlocal most
+
+        async def others() -> None:
+            nonlocal most
+            before = 0
+            while True:
+                await asyncio.sleep(0)
+                most, before = max(most, len(heard.events) - before), len(heard.events)
+
+        async with serving(script) as server:
+            heard = Heard()
+            session = await opened(server, heard)
+            beside = asyncio.create_task(others())
+            await heard.end()
+            beside.cancel()
+            return heard, session._connection.held_back
+
+    with capture_logs() as logs:
+        heard, held_back = asyncio.run(scenario())
+    assert sum(type(event) is AudioDelta for event in heard.events) == sent
+    created = [one.response_id for one in heard.events if isinstance(one, ResponseCreated)]
+    assert created == [str(number) for number in range(0, sent, 500)]
+    assert (heard.closed[0].code, heard.closed[0].reason) == (4001, "at the end")
+    assert most <= 3 * MESSAGES_A_TURN
+    assert held_back > 0
+    assert sum(one["event"] == "session.too_many_messages" for one in logs) == 1
