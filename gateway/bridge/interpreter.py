@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Two realtime sessions that interpret between the joined legs of a call, one for each direction.
 
-Each hears one party, and is heard by the other. It ends turns and answers them by itself; what it
-says is played to its end, whoever speaks meanwhile, and the next turn's follows.
+Each hears one party, and is heard by the other. What follows from their events is decided by
+:mod:`gateway.call.interpretation`.
 """
 
 from __future__ import annotations
@@ -19,41 +19,26 @@ from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import ATTEMPTS, BILLED, Sessions
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import (
-    AgentTranscript,
-    AudioDelta,
-    AudioDone,
-    CreateResponse,
-    InputTranscribed,
-    ResponseDone,
-    ServerError,
-    ServerEvent,
-)
+from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.setup import SetupFailed, open_with_retry
 from gateway.records.event_logs import SessionTap
 from gateway.sip.media.ports import CallAudio
 from gateway.tasks import TaskSet
 
-REOPENED_SECONDS = 60.0
-"""A session that is lost after so long, as at the end that its server sets, is opened again."""
-
 
 @dataclass(slots=True, eq=False)
 class _Direction:
     """From one party to the other."""
 
-    speaker: str
     listener: str
+    """caller or callee."""
     settings: Mapping[str, Any]
     audio: CallAudio
     """Of the listener."""
     log: SessionTap | None = None
     """Of the call's event log."""
     session: Session | None = None
-    up_at: float = 0.0
-    owed: bool = False
-    """A turn had no response, as the one before was not over."""
     rest: bytearray = field(default_factory=bytearray)
     """Audio that makes no whole frame yet."""
 
@@ -62,22 +47,20 @@ class _Direction:
         if self.session is not None:
             self.session.append(audio)
 
-    def say(self, audio: bytes) -> None:
-        """Queue audio for the listener; what finds no room is counted there."""
+    def play(self, audio: bytes, *, more: bool) -> None:
+        """Queue whole frames for the listener, the rest with what follows (``more``) or with
+        silence; what finds no room is counted there."""
         self.rest += audio
+        if not more and self.rest:
+            self.rest += self.audio.playout.codec.silence * (-len(self.rest) % FRAME_BYTES)
         whole = len(self.rest) - len(self.rest) % FRAME_BYTES
         if whole:
             self.audio.playout.put(bytes(self.rest[:whole]))
             del self.rest[:whole]
 
-    def said(self) -> None:
-        """Queue what is left of a part."""
-        if self.rest:
-            self.say(self.audio.playout.codec.silence * (FRAME_BYTES - len(self.rest)))
-
 
 class Interpreter(CallPart):
-    """Executes :class:`outputs.Interpret` for one call.
+    """Executes :class:`outputs.Interpret`, and what is asked of its sessions, for one call.
 
     Args:
         audio: of the caller.
@@ -100,16 +83,24 @@ class Interpreter(CallPart):
         self._pump = pump
         self._redirect = redirect
         self._b_audio: CallAudio | None = None
-        self._directions: list[_Direction] = []
-        """While it interprets."""
+        self._directions: dict[str, _Direction] = {}
+        """While it interprets, by who hears it."""
         self._opening: set[asyncio.Task[None]] = set()
         self._closing = TaskSet()
-        self.executors: dict[type, Callable[[Any], None]] = {outputs.Interpret: self._interpret}
+        self.executors: dict[type, Callable[[Any], None]] = {
+            outputs.Interpret: self._interpret,
+            outputs.OpenInterpreter: lambda output: self._open(self._directions[output.listener]),
+            outputs.InterpreterSend: self._send,
+            outputs.InterpreterPlay: lambda output: self._directions[output.listener].play(
+                output.audio, more=output.more
+            ),
+            outputs.HearFully: lambda output: legs.hear_fully(output.listener),
+        }
 
     @property
     def open(self) -> list[Endpoint]:
         """The servers at which sessions are up."""
-        return [self._endpoint for one in self._directions if one.session is not None]
+        return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:
         b_audio = self._legs.b_leg_audio
@@ -119,30 +110,35 @@ class Interpreter(CallPart):
         # The server that talks with the caller now, and not one that it was turned away from.
         self._endpoint = (self._sessions.open or [self._sessions.plan.endpoint])[0]
         self._b_audio = b_audio
-        to_callee = _Direction("caller", "callee", output.to_callee, b_audio)
-        to_caller = _Direction("callee", "caller", output.to_caller, self._audio)
-        self._directions = [to_callee, to_caller]
-        for direction in self._directions:
+        to_callee = _Direction("callee", output.to_callee, b_audio)
+        to_caller = _Direction("caller", output.to_caller, self._audio)
+        self._directions = {"callee": to_callee, "caller": to_caller}
+        for direction in self._directions.values():
             direction.log = self._sessions.tap_of(f"to_{direction.listener}")
         self._redirect(to_callee.hear)
         self._pump.add(b_audio, lambda: self._move(b_audio, to_caller))
-        for direction in self._directions:
+        for direction in self._directions.values():
             self._open(direction)
 
     def end(self) -> None:
         """Close both sessions; the legs, if they stay, hear each other at full volume."""
-        directions, self._directions = self._directions, []
+        directions, self._directions = self._directions, {}
         if self._b_audio is not None:
             self._pump.remove(self._b_audio)
             self._b_audio = None
         for task in self._opening:
             task.cancel()
-        for direction in directions:
+        for direction in directions.values():
             self._legs.hear_fully(direction.listener)
             session, direction.session = direction.session, None
             if session is not None:
                 session.tell_usage()
                 self._closing.spawn(session.close(1000, "over"), f"close {session.id}")
+
+    def _send(self, output: outputs.InterpreterSend) -> None:
+        session = self._directions[output.listener].session
+        if session is not None:
+            session.send(output.command)
 
     async def wait_closed(self) -> None:
         """Wait until the sessions' tasks are gone; they have their own deadlines."""
@@ -185,50 +181,30 @@ class Interpreter(CallPart):
             self._lost(direction, f"{failure.verdict.code}: {failure.detail}")
             return
         watch.met(endpoint, None, clock() - began)
-        if direction not in self._directions or session.closed:
+        if not self._wanted(direction) or session.closed:
             self._closing.spawn(session.close(1000, "not wanted any more"), f"close {session.id}")
             return
-        direction.session, direction.up_at = session, clock()
+        direction.session = session
         self._host.feed(inputs.InterpreterUp(direction.listener, session.id))
 
+    def _wanted(self, direction: _Direction) -> bool:
+        return self._directions.get(direction.listener) is direction
+
     def _lost(self, direction: _Direction, detail: str) -> None:
-        if direction in self._directions:
-            direction.session = None
-            self._legs.hear_fully(direction.listener)
+        if self._wanted(direction):
             self._host.feed(inputs.InterpreterLost(direction.listener, detail))
 
     @entry
     def _on_event(self, direction: _Direction, event: ServerEvent) -> None:
         if isinstance(event, BILLED):
             self._sessions.count(self._endpoint, event)
-        if direction not in self._directions:
-            return
-        match event:
-            case AudioDelta():
-                direction.say(event.audio)
-            case AudioDone():
-                direction.said()
-            case InputTranscribed():
-                self._host.feed(inputs.Interpreted(direction.speaker, event.transcript))
-            case AgentTranscript():
-                said = inputs.Interpreted(f"to_{direction.listener}", event.transcript)
-                self._host.feed(said)
-            case ServerError(code="conversation_already_has_active_response"):
-                direction.owed = True
-            case ResponseDone() if direction.owed and direction.session is not None:
-                direction.owed = False
-                direction.session.send(CreateResponse())
+        if self._wanted(direction):
+            self._host.feed(inputs.InterpreterEvent(direction.listener, event))
 
     @entry
     def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
         if direction.log is not None:
             direction.log.closed(closed.code, closed.reason, closed.by_us)
-        session, direction.session = direction.session, None
-        if direction not in self._directions or closed.by_us:
-            return
-        if session is not None:
-            lived = asyncio.get_running_loop().time() - direction.up_at
-            if lived >= REOPENED_SECONDS:
-                self._open(direction)
-                return
-        self._lost(direction, f"{closed.code} {closed.reason}".strip())
+        direction.session = None
+        if not closed.by_us:
+            self._lost(direction, f"{closed.code} {closed.reason}".strip())

@@ -71,6 +71,10 @@ class CallAction(Protocol):
         """Cancel it because the call ends."""
         return []
 
+    def stop_interpreting(self) -> list[Output]:
+        """Close the sessions that interpret."""
+        return []
+
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's BYE completes it."""
         return False
@@ -360,6 +364,10 @@ class CallActions:
     def interpreted(self) -> bool:
         """Return whether sessions interpret between the caller and the B-leg."""
         return self._action is not None and self._action.interpreted
+
+    def stop_interpreting(self) -> list[Output]:
+        """Close the sessions that interpret; caller and B-leg stay joined."""
+        return [] if self._action is None else self._action.stop_interpreting()
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:

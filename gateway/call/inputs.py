@@ -354,12 +354,11 @@ class InternalError:
 
 
 @dataclass(frozen=True, slots=True)
-class Interpreted:
-    """Words of a session that interprets; ``who``: caller and callee for what was said, to_callee
-    and to_caller for what they hear of it in their language."""
+class InterpreterEvent:
+    """An event of the session that interprets for ``listener``, caller or callee."""
 
-    who: str
-    text: str
+    listener: str
+    event: ServerEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,14 +371,18 @@ class InterpreterUp:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterLost:
-    """A session that interprets could not be opened, or has ended: its listener hears the other's
-    own voice at full volume from now on."""
+    """A session that interprets could not be opened, or has ended."""
 
     listener: str
     detail: str
 
 
-TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit
+InterpreterInput = InterpreterUp | InterpreterLost | InterpreterEvent
+"""What a session that interprets has done."""
+
+TransferEvent = (
+    ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit | InterpreterInput
+)
 """What becomes of a transfer."""
 
 Input = (
@@ -408,9 +411,9 @@ Input = (
     | BLegEnded
     | BLegDigit
     | BudgetThreshold
-    | Interpreted
     | InterpreterUp
     | InterpreterLost
+    | InterpreterEvent
     | ToolDone
     | ToolRequest
     | ApprovalResult

@@ -8,7 +8,7 @@ Pure: events come in as :mod:`gateway.call.inputs`, with the time; decisions go 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -182,13 +182,9 @@ class CallMachine:
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],
             inputs.BudgetThreshold: session.on_budget,
-            inputs.Interpreted: conversation.transcript.interpreted,
-            inputs.InterpreterUp: lambda input, now: [
-                note(now, "interpreter_up", "info", **asdict(input))
-            ],
-            inputs.InterpreterLost: lambda input, now: [
-                note(now, "interpreter_lost", "warning", **asdict(input))
-            ],
+            inputs.InterpreterUp: self._on_transfer,
+            inputs.InterpreterLost: self._on_transfer,
+            inputs.InterpreterEvent: self._on_transfer,
             inputs.DigitPressed: leg.on_digit,
             inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,
@@ -364,6 +360,8 @@ class CallMachine:
 
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
         """Hand an event of a transfer to the action that it is of."""
+        if isinstance(input, inputs.InterpreterEvent):
+            self._call.conversation.transcript.interpreted(input, now)
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:

@@ -190,6 +190,37 @@ class Interpret:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenInterpreter:
+    """Open the session that interprets for ``listener``, caller or callee, again."""
+
+    listener: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterpreterSend:
+    """Send a client event to the session that interprets for ``listener``."""
+
+    listener: str
+    command: ClientCommand
+
+
+@dataclass(frozen=True, slots=True)
+class InterpreterPlay:
+    """Queue audio for ``listener``. ``more``: more audio of this part is to come."""
+
+    listener: str
+    audio: bytes
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HearFully:
+    """Let ``listener`` hear the other's own voice at full volume."""
+
+    listener: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendDtmf:
     """Send one DTMF digit, to the caller or the B-leg; ``how``: auto, rfc4733 or info."""
 
@@ -327,6 +358,10 @@ Output = (
     | HangUpBLeg
     | BridgeLegs
     | Interpret
+    | OpenInterpreter
+    | InterpreterSend
+    | InterpreterPlay
+    | HearFully
     | SendDtmf
     | RunTool
     | RequestApproval

@@ -371,7 +371,7 @@ class SessionEvents:
         self._call.session_up = False
         note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
         if interpreted:
-            return [note, outputs.Interpret()]
+            return [note, *self._call.conversation.call_actions.stop_interpreting()]
         return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def on_server_error(

@@ -13,6 +13,7 @@ from gateway.call.inputs import (
     BLegDigit,
     BLegEnded,
     BLegRinging,
+    InterpreterInput,
     ReferProgress,
     TransferEvent,
 )
@@ -20,7 +21,6 @@ from gateway.call.outputs import (
     BridgeLegs,
     DialBLeg,
     HangUpBLeg,
-    Interpret,
     Output,
     PlayBriefing,
     PlaySound,
@@ -85,6 +85,19 @@ class Speaker(Protocol):
 
     def cancel(self, key: str, now: float) -> list[Output]:
         """Cancel it, if it runs."""
+
+
+class Interpreter(Protocol):
+    """Interprets between the joined legs: :class:`gateway.call.interpretation.Interpretation`."""
+
+    def begin(self) -> list[Output]:
+        """Join the legs, and open both sessions."""
+
+    def end(self) -> list[Output]:
+        """Close both sessions, once."""
+
+    def on(self, happening: InterpreterInput, now: float) -> list[Output]:
+        """Take what a session has done."""
 
 
 class Briefing:
@@ -248,6 +261,7 @@ class Transfer:
         plan: TransferPlan,
         timeline: CallTimeline,
         speak: Speaker | None,
+        interpreter: Interpreter | None = None,
     ) -> None:
         self.deadline: float | None = None
         self.audio_cut = True
@@ -261,9 +275,7 @@ class Transfer:
         """For the model, once the transfer has failed."""
         self._target = target
         self._plan = plan
-        interpreter = plan.interpreter
-        asked = interpreter is not None and interpreter.destination == target.destination.name
-        self._interpreter = interpreter if asked else None
+        self._interpreter = interpreter
         self._timeline = timeline
         self._taken = False
         self._ringing = False
@@ -323,6 +335,8 @@ class Transfer:
                 return self._briefed(lambda briefing: briefing.key(digit, now), now)
             case BLegEnded():
                 return self._on_b_leg_ended(happening, now)
+            case _:
+                return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
         """Fail the transfer at its deadline."""
@@ -343,8 +357,12 @@ class Transfer:
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
-        silent: list[Output] = [Interpret()] if self.interpreted else []
+        silent = self.stop_interpreting()
         return [*silent, HangUpBLeg()] if second else silent
+
+    def stop_interpreting(self) -> list[Output]:
+        """Close the sessions that interpret, if any do."""
+        return [] if self._interpreter is None else self._interpreter.end()
 
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's side may have ended our call because it has the target.
@@ -439,9 +457,7 @@ class Transfer:
         if self._interpreter is None:
             return [PlaySound(""), BridgeLegs(self._plan.listen)]
         self.interpreted = True
-        joined = BridgeLegs(listen=False, original_db=self._interpreter.original_db)
-        plan = self._interpreter
-        return [PlaySound(""), joined, Interpret(plan.to_caller, plan.to_callee)]
+        return [PlaySound(""), *self._interpreter.begin()]
 
     def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         """Fail the transfer, or end the call with the B-leg that was joined."""

@@ -44,6 +44,15 @@ RULES = {
     "simple": "",
     "joined": '[[route.transfer]]\nname = "desk"\nmode = "bridge"\n'
     f'to = "sip:busy-486@127.0.0.1:{PORT}"',
+    "interpreted": f"""[[route.transfer]]
+name = "anna"
+mode = "bridge"
+to = "sip:answer@127.0.0.1:{PORT}"
+[route.interpreter]
+to = "anna"
+caller.language = "English"
+callee.language = "German"
+""",
     "moved": '[[route.transfer]]\nname = "desk"\nto = "sip:1002@pbx.example"\nring_timeout = 2',
     "thrifty": '[route.budget]\nper_call = 0.0000001\ngoodbye = "Bye."',
     "waiting": '[[route.tool]]\nname = "stock"\ndescription = "What is there."\n'
@@ -145,6 +154,27 @@ async def callee_busy(world: GatewayStack) -> PhoneCall:
     return call
 
 
+async def interpreter_lost(world: GatewayStack) -> PhoneCall:
+    callee = await CalledPhone().start(PORT)
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.2})
+    try:
+        call = await world.dial("interpreted")
+        for listener in ("caller", "callee"):
+            up = await world.gateway.wait(
+                "call.interpreter_up", call=call.call_id, listener=listener
+            )
+            live = world.emulator.live[up["session_id"]]
+            live.session.pretend_speech(100)
+            session = next(one for one in world.emulator.sessions if one.id == up["session_id"])
+            await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+        live.close(1011, drop=True)
+        await world.gateway.wait("call.interpreter_lost", call=call.call_id, listener="callee")
+        await call.hang_up()
+    finally:
+        await callee.stop()
+    return call
+
+
 async def budget_spent(world: GatewayStack) -> PhoneCall:
     world.behave(answer={"kind": "pattern", "seconds": 0.3})
     call = await world.dial("thrifty")
@@ -207,6 +237,7 @@ INCIDENTS: dict[Callable[[GatewayStack], Awaitable[PhoneCall]], tuple[str, str]]
     crossed_byes: ("model", "agent_hangup"),
     transfer_refused: ("caller", "remote_hangup"),
     callee_busy: ("caller", "remote_hangup"),
+    interpreter_lost: ("caller", "remote_hangup"),
     budget_spent: ("gateway", "budget"),
     tool_that_never_answers: ("caller", "remote_hangup"),
     rtp_stops: ("network", "rtp_timeout"),
@@ -247,7 +278,12 @@ async def test_an_incident_is_replayed_as_it_went(
     assert "BYE" in starts
     second = [one.text.split("\n")[0].split(" sip:")[0] for one in wire.messages if one.leg == 1]
     busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
-    assert second == (busy if incident is callee_busy else [])
+    if incident is interpreter_lost:
+        assert second[0] == "INVITE"
+        events = path.read_text().count("inputs.InterpreterEvent")
+        assert events > 20, "what both sessions sent"
+    else:
+        assert second == (busy if incident is callee_busy else [])
     assert wire.streams["in"].packets > 0
     assert wire.streams["out"].packets > 0
     keep(incident.__name__, path)

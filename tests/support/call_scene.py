@@ -280,6 +280,16 @@ def _words(output: outputs.Output) -> str:
             return "hang up second"
         case outputs.BridgeLegs(listen):
             return "join, listening" if listen else "join"
+        case outputs.Interpret(to_caller):
+            return "interpret" if to_caller else "interpret no more"
+        case outputs.OpenInterpreter(listener):
+            return f"open {listener}"
+        case outputs.InterpreterSend(listener, command):
+            return f"{_command_words(command)} for {listener}"
+        case outputs.InterpreterPlay(listener, audio, more):
+            return f"play {len(audio)} {listener}" + ("" if more else ", the last")
+        case outputs.HearFully(listener):
+            return f"hear fully {listener}"
         case outputs.SendDtmf(digit, how, second):
             return f"press {digit} {'second' if second else how}"
         case outputs.RunTool(call_id, name, arguments):

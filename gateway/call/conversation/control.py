@@ -18,6 +18,7 @@ from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate, ResponseTimes
 from gateway.call.inputs import Input
+from gateway.call.interpretation import Interpretation
 from gateway.call.outputs import Mute, OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
@@ -156,7 +157,14 @@ class ConversationControl:
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
         speak = self.out_of_band if session_up else None
-        return Transfer(target, self.plan.tools.transfer, self.timeline, speak)
+        plan = self.plan.tools.transfer
+        interpreter = (
+            Interpretation(plan.interpreter, self.timeline)
+            if plan.interpreter is not None
+            and plan.interpreter.destination == target.destination.name
+            else None
+        )
+        return Transfer(target, plan, self.timeline, speak, interpreter)
 
     def use(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""

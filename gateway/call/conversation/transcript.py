@@ -150,11 +150,17 @@ class Transcript:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
 
-    def interpreted(self, input: inputs.Interpreted, now: float) -> list[Output]:
-        """Add words of an interpreted call."""
-        at_ms = self._control.timeline.ms(now)
-        self._add_entry(Entry(at_ms, input.who, input.text.strip()[:MAX_TEXT], complete=True))
-        return []
+    def interpreted(self, input: inputs.InterpreterEvent, now: float) -> None:
+        """Add words of an interpreted call: those of a party, and what the other hears of them."""
+        match input.event:
+            case InputTranscribed():
+                who = "caller" if input.listener == "callee" else "callee"
+            case AgentTranscript():
+                who = f"to_{input.listener}"
+            case _:
+                return
+        text = input.event.transcript.strip()[:MAX_TEXT]
+        self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
     def detached(self) -> None:
         """Cut the entry of a response that the end of its session interrupts."""

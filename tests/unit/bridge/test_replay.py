@@ -53,6 +53,7 @@ CHANGES = [
         "Truncate",
     ),
     ("call.rules.guardrails.Guardrails._act", "guardrail_cut", "ServerEventReceived(", "- Send("),
+    ("call.interpretation.Interpretation._lost", "interpreter_lost", "InterpreterLost(", "- Hear"),
     ("call.transfer.Transfer._fail", "transfer_refused", "ReferProgress(", "- Send("),
 ]
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules of the two sessions that interpret between the joined legs of a call.
+
+The server ends turns and answers them. What a session says is played to its end, whoever speaks
+meanwhile, and the response to the next turn follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from gateway.call.call_record import CallTimeline
+from gateway.call.inputs import InterpreterEvent, InterpreterInput, InterpreterLost, InterpreterUp
+from gateway.call.outputs import (
+    BridgeLegs,
+    HearFully,
+    Interpret,
+    InterpreterPlay,
+    InterpreterSend,
+    OpenInterpreter,
+    Output,
+)
+from gateway.call.plan import InterpreterPlan
+from gateway.realtime.events import (
+    AudioDelta,
+    AudioDone,
+    CreateResponse,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
+
+REOPENED_SECONDS = 60.0
+"""A session that is lost after so long, as at the end that its server sets, is opened again."""
+
+
+class Interpretation:
+    """The sessions of one transfer that interprets. ``listener`` is ``caller`` or ``callee``."""
+
+    def __init__(self, plan: InterpreterPlan, timeline: CallTimeline) -> None:
+        self._plan = plan
+        self._timeline = timeline
+        self._up: dict[str, float] = {}
+        """Since when (s) each listener's session is up."""
+        self._owed: set[str] = set()
+        """Listeners in whose sessions a turn had no response, as the one before was not over."""
+        self._open = False
+
+    def begin(self) -> list[Output]:
+        """Join the legs, and open both sessions."""
+        self._open = True
+        joined = BridgeLegs(listen=False, original_db=self._plan.original_db)
+        return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]
+
+    def end(self) -> list[Output]:
+        """Close both sessions, once."""
+        was_open, self._open = self._open, False
+        return [Interpret()] if was_open else []
+
+    def on(self, happening: InterpreterInput, now: float) -> list[Output]:
+        """Take what a session has done; nothing once both were closed."""
+        if not self._open:
+            return []
+        match happening:
+            case InterpreterUp(listener):
+                self._up[listener] = now
+                return [self._timeline.note(now, "interpreter_up", "info", **asdict(happening))]
+            case InterpreterLost():
+                return self._lost(happening, now)
+            case InterpreterEvent(listener, event):
+                return self._on_event(listener, event)
+
+    def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
+        listener = lost.listener
+        self._owed.discard(listener)
+        up_at = self._up.pop(listener, None)
+        if up_at is not None and now - up_at >= REOPENED_SECONDS:
+            return [OpenInterpreter(listener)]
+        note = self._timeline.note(now, "interpreter_lost", "warning", **asdict(lost))
+        return [note, HearFully(listener)]
+
+    def _on_event(self, listener: str, event: ServerEvent) -> list[Output]:
+        match event:
+            case AudioDelta():
+                return [InterpreterPlay(listener, event.audio, more=True)]
+            case AudioDone():
+                return [InterpreterPlay(listener, b"", more=False)]
+            case ServerError(code="conversation_already_has_active_response"):
+                self._owed.add(listener)
+            case ResponseDone() if listener in self._owed:
+                self._owed.discard(listener)
+                return [InterpreterSend(listener, CreateResponse())]
+        return []
