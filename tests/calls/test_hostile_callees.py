@@ -272,7 +272,12 @@ async def test_each_call_ends_with_an_outcome(
     summary = await world.gateway.wait("call.summary", call=placed["call"])
     assert summary["ending"]["why"] in ENDINGS, summary["ending"]
     assert callee.served < 15
+    if script in UNREADABLE:
+        await there.until(lambda c: c.requests("ACK") and c.requests("BYE"))
     assert not beside.byes
 
+
+UNREADABLE = [CASES[name] for name in ("a contact for telephones", "a route that is none")]
+"""Answers that cannot be read: they are acknowledged, and the call is ended."""
 
 ENDINGS = ("remote_hangup", "call_failed", "no_answer", "busy", "leg_lost")

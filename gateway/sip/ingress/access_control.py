@@ -45,7 +45,7 @@ from gateway.sip.messages.validation import (
     refused_address,
     request_flaw,
     stripped,
-    stripped_refusal,
+    stripped_response,
 )
 from gateway.sip.settings import Access
 from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
@@ -239,7 +239,9 @@ class AccessControl:
             return b""
         if unread.code == _BAD_REQUEST and (
             self._take(mended(unread.data, unread.source, unread.port), known_only=False)
-            or self._take(stripped_refusal(unread.data), known_only=False)
+            or self._take(
+                stripped_response(unread.data, unread.source, unread.port), known_only=False
+            )
             or self._take_stripped(unread, unread.data)
         ):
             return b""
@@ -272,7 +274,8 @@ class AccessControl:
         headers = headers_of(message)
         flaw = flaw_of(start_line_of(message), headers)
         if flaw is not None:
-            if self._take(stripped_refusal(received.message), known_only=False):
+            less = stripped_response(received.message, received.source, received.port)
+            if self._take(less, known_only=False):
                 return DROP
             return self._answers.refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if address := refused_address(body_of(message), received.source):

@@ -7,7 +7,7 @@ datagram would end the process and every call in it. And a host name in SDP it l
 while all signalling waits. What is looked at here is only that, and what the RFCs want there
 anyway; all else is the library's to judge.
 
-Requests that its parser gave up are mended, or stripped of what cannot be read.
+What its parser gave up is mended, or stripped of what cannot be read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import ipaddress
 import itertools
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gateway.addresses import IPAddress, address_of
+from gateway.addresses import IPAddress, address_of, bracketed
 from gateway.sip.messages.headers import (
     MAX_FIELD,
     body_of,
@@ -282,7 +282,7 @@ def mended(data: bytes, source: str, port: int) -> bytes:
     """
     text = data.decode("latin-1")
     lines = text.split("\n")
-    host = f"[{source}]" if ":" in source else source
+    host = bracketed(source)
     for number, line in enumerate(lines):
         if not line.strip("\r"):
             break
@@ -311,47 +311,74 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
     headers = headers_of(data.decode("latin-1"))
     if method not in STRIPPED:
         return
-    host = f"[{source}]" if ":" in source else source
+    host = bracketed(source)
     # Of a field that is there more than once, the library has taken one.
     values = [headers.get(name, ("",)) for name in _ONCE]
     for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
         yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
 
 
-_FINAL = re.compile(rb"SIP/2\.0 ([3-6]\d\d)([^\r\n]{0,200})[\r\n]")
+_FINAL = re.compile(rb"SIP/2\.0 ([2-6]\d\d)([^\r\n]{0,200})[\r\n]")
 _KEPT = {
     "www-authenticate": "WWW-Authenticate",
     "proxy-authenticate": "Proxy-Authenticate",
     "authentication-info": "Authentication-Info",
+    "expires": "Expires",
+    "min-expires": "Min-Expires",
     "retry-after": "Retry-After",
     "min-se": "Min-SE",
     "unsupported": "Unsupported",
     "warning": "Warning",
     "reason": "Reason",
 }
-"""What a refusal says besides its code."""
+"""What a final response says besides its code."""
+
+_KEPT_URIS = {
+    "contact": "Contact",
+    "record-route": "Record-Route",
+    "service-route": "Service-Route",
+}
+"""And where it leads, of a 200; each field that can be read."""
+
+_MAX_KEPT = 10
+"""Of each."""
 
 
-def stripped_refusal(data: bytes) -> bytes:
-    """A final response of 300 or above without what cannot be read in it; empty for all else.
+def stripped_response(data: bytes, source: str, port: int) -> bytes:
+    """A final response without body and without what cannot be read in it; empty for all else.
 
     Whoever refuses says all there is with its code: a Contact of another scheme (RFC 3261 section
-    21.3) is no reason to ask until nobody answers.
+    21.3) is no reason to ask until nobody answers. A 200 to an INVITE is acknowledged, and the
+    call ended, at the address that it came from where its Contact names none.
     """
     start = _FINAL.match(data)
     if start is None:
         return b""
     headers = headers_of(data.decode("latin-1"))
     vias = headers.get("via", ())[:MAX_VIAS]
-    if not vias or any(len(headers.get(name, ())) != 1 for name in _ONCE):
+    if not vias or any(not headers.get(name) for name in _ONCE):
         return b""
     lines = [
-        f"SIP/2.0 {start[1].decode()} {start[2].decode('latin-1').strip() or 'Refused'}",
+        f"SIP/2.0 {start[1].decode()} {start[2].decode('latin-1').strip() or 'As told'}",
         *(f"Via: {via}" for via in vias),
     ]
     lines += [f"{NAMES[name]}: {headers[name][0]}" for name in _ONCE]
-    lines += [f"{name}: {value}" for key, name in _KEPT.items() for value in headers.get(key, ())]
+    lines += [
+        f"{name}: {value}"
+        for key, name in _KEPT.items()
+        for value in headers.get(key, ())[:_MAX_KEPT]
+    ]
+    if start[1].startswith(b"2"):
+        led = {key: _readable(key, headers.get(key, ())) for key in _KEPT_URIS}
+        if not led["contact"] and headers["cseq"][0].upper().endswith("INVITE"):
+            led["contact"] = [f"<sip:{bracketed(source)}:{port}>"]
+        lines += [f"{_KEPT_URIS[key]}: {value}" for key, values in led.items() for value in values]
     return ("\r\n".join([*lines, "Content-Length: 0"]) + "\r\n\r\n").encode("latin-1")
+
+
+def _readable(name: str, values: Iterable[str]) -> list[str]:
+    good = (one for one in values if all(_uri_flaw(name, uri) is None for uri in split_list(one)))
+    return list(itertools.islice(good, _MAX_KEPT))
 
 
 def _stripped(

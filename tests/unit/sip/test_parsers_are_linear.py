@@ -44,7 +44,7 @@ from gateway.sip.messages.validation import (
     call_id_allowed,
     flaw_of,
     stripped,
-    stripped_refusal,
+    stripped_response,
 )
 from gateway.sip.messages.validation import mended as mended_message
 from gateway.text import PrivateDigits, printable, unicode_of, words_of
@@ -133,7 +133,7 @@ def _unread(text: str) -> None:
         method_of(data)
         answer_unread(data, 400, "192.0.2.1", 5060)
         stripped(data, "192.0.2.1", 5060, "udp")
-        stripped_refusal(data)
+        stripped_response(data, "192.0.2.1", 5060)
         mended_message(data, "192.0.2.1", 5060)
 
 
