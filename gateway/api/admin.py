@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, run, token_of
-from gateway.api.backend import Backend
+from gateway.api.backend import MAX_FOLLOWERS, POSITION, Backend, merged
 from gateway.api.calls import Term, part
-from gateway.api.events import MAX_FOLLOWERS, POSITION, merged
 from gateway.api.limits import BEARER, UNAUTHORIZED
 from gateway.api.local import HOP, LOCAL
 from gateway.api.tokens import Role

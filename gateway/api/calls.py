@@ -19,7 +19,7 @@ from gateway.api.backend import Backend
 from gateway.api.local import HOP
 from gateway.api.tokens import Role
 from gateway.records.database import Filter
-from gateway.records.rows import exported
+from gateway.records.tables import exported
 
 QUERY_SECONDS = 15.0
 """For one query of the database."""

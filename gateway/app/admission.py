@@ -15,11 +15,10 @@ import structlog
 
 from gateway.app.applications import Applications, Waiting
 from gateway.app.canary import Canaries
-from gateway.app.local_lines import LocalLine
 from gateway.app.registry import CallRegistry, deciding
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
-from gateway.app.synthetic import SyntheticCalls
+from gateway.app.synthetic import LocalLine, SyntheticCalls
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband

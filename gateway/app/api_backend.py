@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.backend import RequestTimes
-from gateway.api.events import EventFeed
+from gateway.api.backend import EventFeed, RequestTimes
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named
@@ -34,8 +33,8 @@ from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
 from gateway.planning.call_plan import server_names
-from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
+from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 from gateway.sip.media.ports import late_beats

@@ -29,8 +29,8 @@ from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import ReferTo
 from gateway.dialplan import Match, Route
-from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.route_sections import Application
+from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
 from gateway.records.webhooks import Endpoint, signature

@@ -14,14 +14,13 @@ from gateway.app.tracing import Tracing
 from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan
-from gateway.records.background import BackgroundWriter
 from gateway.records.black_boxes import BlackBoxes
 from gateway.records.event_logs import EventLogs
-from gateway.records.files import RecordFiles
+from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.recordings import Options, Recordings
+from gateway.records.retention import Storage, Uploads
 from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
-from gateway.records.uploads import Storage, Uploads
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
 from gateway.sip.message_log import MessageLog
 

@@ -23,7 +23,7 @@ from gateway import __version__
 from gateway.call.call_record import CallRecord
 from gateway.config.operations import TracingSettings
 from gateway.measures import span_id_of, trace_id_of, traceparent
-from gateway.records.rows import outcome_of
+from gateway.records.tables import outcome_of
 from gateway.sip.agent import AgentError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from gateway.call.call_record import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.ports import CallAudio, Source
-from gateway.sip.media.quality import QualityOfCall
+from gateway.sip.media.rtp import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 from gateway.tasks import TaskSet
 

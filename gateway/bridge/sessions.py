@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from gateway.audio.sounds import SpeechError, clip_of
 from gateway.billing.costs import Account, Level, Reached, transcriber_of
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap
-from gateway.bridge.speech import SpeechError, clip_of
 from gateway.call import inputs, outputs
 from gateway.call.conversation.control import message
 from gateway.dialplan.route_session import merged

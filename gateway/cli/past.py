@@ -53,7 +53,7 @@ def print_past(
 ) -> None:
     """Print the rows that are wanted, newest first; ``form`` is text, json, jsonl or csv."""
     from gateway.records.database import Filter
-    from gateway.records.rows import exported, plain
+    from gateway.records.tables import exported, plain
 
     wanted = Filter(
         since=None if since is None else moment(since),
@@ -77,7 +77,7 @@ def print_past(
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    from gateway.records.rows import ending
+    from gateway.records.tables import ending
 
     began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")
     numbers = f"{row['from_number'] or 'gateway'} -> {row['to_number']}"
@@ -255,7 +255,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     progress; of the last INVITEs that were refused before any route, which have no record, a
     running gateway tells by their SIP Call-ID. Exit 1 where there is none.
     """
-    from gateway.records.rows import explanation, plain
+    from gateway.records.tables import explanation, plain
 
     with opened(config) as database:
         row = database.get(call)
@@ -298,9 +298,9 @@ def erase(number: str, config: Path) -> None:
     """
     settings, recording = records_of(config), recording_of(config)
     with opened(config, read_only=False) as database:
+        from gateway.records.retention import Storage
         from gateway.records.retention import erase as erase_number
         from gateway.records.spool import Spool
-        from gateway.records.uploads import Storage
 
         assert settings.spool_folder is not None
         counts = erase_number(

@@ -30,8 +30,8 @@ from gateway.log import BLANK, Redactor
 from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import metadata_of, tool_executor
-from gateway.realtime.live_backend import texts
 from gateway.realtime.live_session import CLIP
+from gateway.realtime.live_voice import texts
 from gateway.sip.messages.headers import headers_of
 from gateway.sip.messages.identity import invite_of
 from gateway.sip.trunks.matching import Trunks

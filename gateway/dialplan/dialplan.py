@@ -27,9 +27,8 @@ from gateway.config.source import (
     suggestion,
 )
 from gateway.dialplan.conditions import DAYS, InviteFacts
-from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.route import Route
-from gateway.dialplan.route_session import SET_BY_GATEWAY
+from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool, secrets_of
 from gateway.dialplan.variables import BUILT_IN, names_in, values_of

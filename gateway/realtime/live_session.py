@@ -52,8 +52,7 @@ from gateway.realtime.live_audio import (
     SpeechEnds,
     Stretches,
 )
-from gateway.realtime.live_backend import Backend, answers, is_question, texts
-from gateway.realtime.live_voice import LivePlayout, Voice
+from gateway.realtime.live_voice import Backend, LivePlayout, Voice, answers, is_question, texts
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Handshake, Session, SessionClosed

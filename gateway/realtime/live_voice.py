@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The voice of a Live session: its endless track as responses of one item each.
+"""The voice of a Live session as responses, and its backend's (``delegation.type = "responses"``).
 
-Each stretch of speech is a response, whose words follow seconds later; its name says nothing to the
-server. What is said to somebody else than the caller (a briefing) is a response with the metadata
-of its request.
+Each stretch of speech in the endless track is a response of one item, whose words follow seconds
+later; its name says nothing to the server. What is said to somebody else than the caller (a
+briefing) is a response with the metadata of its request.
+
+The backend's responses come as ``response.event``, one event of a Responses stream each. What they
+call is gathered from ``response.output_item.done``, as ``response.completed`` has no output; all
+calls of a response have to be answered before one ``response.create`` goes on with it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import orjson
 
 from gateway.audio.g711 import Codec
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    AppendText,
     AudioDelta,
     AudioDone,
+    BackendEvent,
+    Channel,
+    ClientCommand,
     CreateResponse,
     ResponseCreated,
     ResponseDone,
@@ -25,7 +36,267 @@ from gateway.realtime.events import (
     TrackWords,
 )
 from gateway.realtime.live_audio import END_MS, SpeechBegins, SpeechTrack, Stretches
-from gateway.realtime.live_backend import texts
+
+MAX_STREAMS = 16
+"""Responses that run at a time; the oldest is forgotten."""
+
+MAX_ITEMS = 64
+"""Items kept of one response."""
+
+MAX_OPEN = 256
+"""Calls that wait for their results."""
+
+MAX_QUESTIONS = 16
+"""Questions of ours that wait for their turn."""
+
+MAX_APPEND = 1400
+"""Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
+
+_OUT_OF_BAND = (
+    "A question of the operator, which the caller neither asked nor is to hear. Answer it in text, "
+    "without calling any function, and then go on as if it had not been asked.\n\n"
+)
+_NO_FUNCTIONS = '{"error": "no functions while a question of the operator is answered"}'
+
+_ENDS = {
+    "response.completed": "completed",
+    "response.incomplete": "incomplete",
+    "response.failed": "failed",
+    "response.cancelled": "cancelled",
+    "error": "failed",
+}
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One response as far as it has come."""
+
+    id: str = ""
+    model: str = ""
+    items: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+class Backend:
+    """Gathers the calls of the backend's responses, and knows when it may go on.
+
+    Args:
+        model: that the session was started with; a response may name another.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._streams: dict[str, _Stream] = {}
+        """By the delegation that they belong to; "" for what we began ourselves."""
+        self._open: dict[str, None] = {}
+        """Ids of calls that are not answered."""
+        self._waits = False
+        """``response.create`` waits for results that are missing."""
+        self._questions: deque[CreateResponse] = deque()
+        """Questions of ours that wait."""
+        self._answered = self._undelegated = False
+        """Calls of a response were answered; and what it does next belongs to no delegation."""
+        self._asked: CreateResponse | None = None
+        """The one that is being answered."""
+
+    def ask(self, question: CreateResponse) -> None:
+        """Have something asked beside the conversation, once the backend does nothing else."""
+        if len(self._questions) < MAX_QUESTIONS:
+            self._questions.append(question)
+
+    def next_question(self) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
+        """Return the question that may be asked now, with its client events."""
+        busy = self._streams or self._open or self._waits or self._asked is not None
+        if busy or not self._questions:
+            return None
+        self._asked = self._questions.popleft()
+        text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
+        part = {"type": "input_text", "text": text}
+        item = {"type": "message", "role": "developer", "content": [part]}
+        bodies: list[dict[str, Any]] = [
+            {"type": "response.item.create", "item": item},
+            {"type": "response.create"},
+        ]
+        return self._asked, bodies
+
+    def refused(self, question: object) -> None:
+        """The server has not taken a question."""
+        if question is self._asked:
+            self._asked = None
+
+    def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
+        """Take the next event of a response; return the response when it is over.
+
+        That of a question of ours is created only then, with the metadata of the question.
+        """
+        done = self._done(event)
+        if done is None or event.delegation_id or self._asked is None:
+            return [] if done is None else [done]
+        asked, self._asked = self._asked, None
+        return [ResponseCreated(done.response_id, (asked.response or {})["metadata"]), done]
+
+    def found_later(self, event: BackendEvent, done: ResponseDone) -> str:
+        """Return what the voice is to say of a response that nobody delegated, as it is not told of
+        it."""
+        if event.delegation_id or not self._undelegated:
+            return ""
+        self._undelegated = False
+        return words_of(done)
+
+    def refuse_functions(self, done: ResponseDone) -> list[dict[str, Any]]:
+        """Answer functions that were called for a question of ours; that needs no response."""
+        calls = [one.get("call_id") for one in done.output if one.get("type") == "function_call"]
+        return [
+            body
+            for call_id in calls
+            for body in self.answer(
+                {"type": "function_call_output", "call_id": call_id, "output": _NO_FUNCTIONS}
+            )
+        ]
+
+    def _done(self, event: BackendEvent) -> ResponseDone | None:
+        inner, name = event.event, event.delegation_id
+        kind = inner.get("type")
+        told = inner.get("response")
+        told = told if isinstance(told, Mapping) else {}
+        if kind == "response.created" or name not in self._streams:
+            self._streams.pop(name, None)
+            self._streams[name] = _Stream(model=self._model)
+            if len(self._streams) > MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+        stream = self._streams[name]
+        stream.id = _text(told.get("id")) or stream.id
+        stream.model = _text(told.get("model")) or stream.model
+        item = inner.get("item")
+        if kind == "response.output_item.done" and isinstance(item, Mapping):
+            if len(stream.items) < MAX_ITEMS:
+                stream.items.append(item)
+            return None
+        status = _ENDS.get(kind) if isinstance(kind, str) else None
+        if status is None:
+            return None
+        del self._streams[name]
+        return self._over(stream, status, told, inner)
+
+    def _over(
+        self,
+        stream: _Stream,
+        status: str,
+        told: Mapping[str, Any],
+        inner: Mapping[str, Any],
+    ) -> ResponseDone:
+        output = told.get("output")
+        if not stream.items and isinstance(output, list):
+            stream.items = [item for item in output if isinstance(item, Mapping)][:MAX_ITEMS]
+        if status == "completed":
+            for item in stream.items:
+                call_id = item.get("call_id")
+                if item.get("type") == "function_call" and isinstance(call_id, str):
+                    self._open[call_id] = None
+                    if len(self._open) > MAX_OPEN:
+                        del self._open[next(iter(self._open))]
+        error = told.get("error")
+        error = error if isinstance(error, Mapping) else inner
+        details = told.get("incomplete_details")
+        usage = told.get("usage")
+        return ResponseDone(
+            stream.id,
+            status,
+            _text(details.get("reason")) if isinstance(details, Mapping) else None,
+            _text(error.get("code")) if status == "failed" else None,
+            _text(error.get("message")) if status == "failed" else None,
+            tuple(stream.items),
+            usage if isinstance(usage, Mapping) else None,
+            stream.model or "backend",
+        )
+
+    def answer(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the client events that hand over the result of a call.
+
+        Of a call that this session does not know (one before asked for it) it is a message.
+        """
+        call_id = item.get("call_id")
+        if call_id not in self._open:
+            text = f"The result of a function that was called before: {item.get('output')}"
+            part = {"type": "input_text", "text": text}
+            item = {"type": "message", "role": "developer", "content": [part]}
+        else:
+            del self._open[call_id]
+            self._answered = True
+        return [{"type": "response.item.create", "item": dict(item)}, *self._due()]
+
+    def go_on(self) -> list[dict[str, Any]]:
+        """Return ``response.create``, once all calls are answered."""
+        self._waits = True
+        return self._due()
+
+    def _due(self) -> list[dict[str, Any]]:
+        if self._open or not self._waits:
+            return []
+        self._waits = False
+        # Another attempt, or results of calls that an earlier session has made.
+        self._undelegated = not self._answered
+        self._answered = False
+        return [{"type": "response.create"}]
+
+
+def _text(value: object) -> str | None:
+    return value[:500] if isinstance(value, str) else None
+
+
+def words_of(done: ResponseDone) -> str:
+    """Return the text of a response that is complete."""
+    messages = [item for item in done.output if item.get("type") == "message"]
+    parts = [part for item in messages for part in item.get("content") or ()]
+    texts = [_text(part.get("text")) or "" for part in parts if isinstance(part, Mapping)]
+    return "" if done.status != "completed" else "".join(texts)
+
+
+def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
+    """Whether this asks something in text, beside the conversation."""
+    if not isinstance(command, CreateResponse) or "conversation" not in (command.response or {}):
+        return False
+    return "audio" not in (command.response or {}).get("output_modalities", ())
+
+
+def answers(output: str, task: str) -> list[dict[str, Any]]:
+    """What a function found for a task that was handed over to us, for the voice.
+
+    A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
+    object is known.
+    """
+    try:
+        found = orjson.loads(output)
+    except orjson.JSONDecodeError:
+        found = output
+    if isinstance(found, str):
+        return texts("commentary", found, task)
+    said = found if isinstance(found, dict) else {}
+    channels: tuple[Channel, Channel] = ("thinking", "commentary")
+    known = [(one, said[one]) for one in channels if isinstance(said.get(one), str)]
+    if not known:
+        return texts("thinking", output, task)
+    return [body for channel, text in known for body in texts(channel, text, task)]
+
+
+def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
+    """``text`` in as many appends as its length takes, cut between words.
+
+    ``task`` is that which was handed over, where they answer one.
+    """
+    bodies: list[dict[str, Any]] = []
+    piece = ""
+    for word in text.split(" "):
+        longer = f"{piece} {word}" if piece else word
+        if len(longer.encode()) > MAX_APPEND and piece:
+            bodies.append(AppendText(channel, piece, task).body())
+            longer = word
+        piece = longer
+    while len(piece.encode()) > MAX_APPEND:  # a word that is none
+        head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
+        bodies.append(AppendText(channel, head, task).body())
+        piece = piece[len(head) :]
+    return [*bodies, AppendText(channel, piece, task).body()] if piece else bodies
+
 
 BRIEFING_END_MS = 1500
 """Silence that ends what is said to somebody else than the caller: all of it is one stretch."""

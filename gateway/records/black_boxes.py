@@ -21,8 +21,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.plan import CollectPlan
 from gateway.ending import EndReason
 from gateway.log import Redactor
-from gateway.records.background import BackgroundWriter, Channel
-from gateway.records.files import file_stem, private
+from gateway.records.files import BackgroundWriter, Channel, file_stem, private
 from gateway.sip.message_log import MessageLog
 from gateway.text import PrivateDigits, unicode_in
 

@@ -21,10 +21,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
-from gateway.records.rows import CUT, TIMES
 from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
 from gateway.records.spool import Entry, create_database
-from gateway.records.tables import UtcTime, calls, events, metadata
+from gateway.records.tables import CUT, TIMES, UtcTime, calls, events, metadata
 
 HEAD: Final = "0001"
 """The newest migration; a database that has it needs none."""

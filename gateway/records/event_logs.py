@@ -31,8 +31,7 @@ import structlog
 from gateway.log import BLANK, Redactor
 from gateway.realtime.events import AudioDelta, TrackAudio
 from gateway.realtime.parse import nested_deeply
-from gateway.records.background import BackgroundWriter, Channel
-from gateway.records.files import file_stem, private
+from gateway.records.files import BackgroundWriter, Channel, file_stem, private
 from gateway.text import PrivateDigits
 
 MAX_WAITING = 20_000

@@ -1,34 +1,215 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Record files: one JSON file for each call, written off the event loop."""
+"""Record files, one JSON file for each call, and the thread that writes to the disk.
+
+The same thread writes event logs and the spool. The event loop and the SIP thread only put items
+into bounded channels. What finds its channel full is dropped and counted; a disk that hangs holds
+up this thread and nothing else.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.records.background import BackgroundWriter
 from gateway.text import unicode_in
+
+GATHER_SECONDS = 0.1
+"""From the first item to the write, so that one write takes many."""
+RETRY_SECONDS = 1.0
+"""Until items that could not be written are tried again."""
+STOP_SECONDS = 5.0
+
+log = structlog.get_logger("records")
+
+T = TypeVar("T")
+
+
+class Channel(Generic[T]):
+    """Items of one kind on their way to the thread.
+
+    Args:
+        write: called on the thread with a batch; returns those that shall be tried again. What it
+            raises is logged, and costs its batch.
+        max_items: that wait at the most.
+        max_bytes: that they have at the most, by the sizes given to :meth:`put`; then one thread
+            only may put.
+    """
+
+    def __init__(
+        self,
+        owner: BackgroundWriter,
+        name: str,
+        write: Callable[[list[T]], Sequence[T]],
+        max_items: int,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.name = name
+        self.dropped = 0
+        """Items that found no room, or were lost."""
+        self._owner = owner
+        self._write = write
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._bytes_put = self._bytes_taken = 0
+        self._in_hand = 0
+
+    def __len__(self) -> int:
+        """Items that are not written yet."""
+        return len(self._waiting) + self._in_hand
+
+    def put(self, item: T, size: int = 0) -> bool:
+        """Have an item written; False where it is dropped. From any thread; never waits."""
+        owner = self._owner
+        full = len(self._waiting) >= self._max_items or (
+            self._max_bytes is not None
+            and self._bytes_put - self._bytes_taken + size > self._max_bytes
+        )
+        if full or owner.closed:
+            self.dropped += 1
+            return False
+        self._bytes_put += size
+        # Before the look at ``pending``: the thread clears that first, and then takes all there is.
+        self._waiting.append((item, size))
+        if not owner.pending:
+            with owner.changed:
+                owner.pending = True
+                owner.changed.notify()
+        return True
+
+    def work(self) -> bool:
+        """Write what waits; whether something is left to be tried again. On the thread."""
+        waiting = self._waiting
+        self._in_hand = len(waiting)
+        batch = [waiting.popleft() for _ in range(self._in_hand)]
+        if not batch:
+            return False
+        self._bytes_taken += sum(size for _item, size in batch)
+        left: Sequence[T] = ()
+        try:
+            left = self._write([item for item, _size in batch])
+        except Exception:
+            log.exception("records.writer_failed", what=self.name, lost=len(batch))
+            self.dropped += len(batch)
+        finally:
+            self._in_hand = 0
+        if left:
+            sizes = {id(item): size for item, size in batch}
+            for item in reversed(left):
+                size = sizes.get(id(item), 0)
+                waiting.appendleft((item, size))
+                self._bytes_taken -= size
+        return bool(left)
+
+
+class BackgroundWriter:
+    """Owns the thread. Channels are made before :meth:`start`."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.pending = False
+        """Whether the thread has been told of items. Set and cleared under ``changed``."""
+        self.closed = False
+        self._channels: list[Channel[Any]] = []
+        self._ticks: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+
+    def channel(
+        self,
+        name: str,
+        write: Callable[[list[T]], Sequence[T]],
+        max_items: int,
+        max_bytes: int | None = None,
+    ) -> Channel[T]:
+        """Return a new channel: see :class:`Channel`."""
+        made = Channel(self, name, write, max_items, max_bytes)
+        self._channels.append(made)
+        return made
+
+    def every_second(self, work: Callable[[], None]) -> None:
+        """Have ``work`` called on the thread about once a second."""
+        self._ticks.append(work)
+
+    @property
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Items that wait, and items that were lost, by channel."""
+        return {one.name: (len(one), one.dropped) for one in self._channels}
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.closed = False
+        # A daemon: a disk that hangs must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what waits, for at most ``STOP_SECONDS``; what is left is counted as dropped."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        await asyncio.to_thread(thread.join, STOP_SECONDS)
+        for channel in self._channels:
+            if len(channel):
+                log.error("records.write_failed", what=channel.name, lost=len(channel))
+                channel.dropped += len(channel)
+
+    def _run(self) -> None:
+        retry, due = False, 0.0
+        while True:
+            with self.changed:
+                if not self.pending and not self.closed:
+                    self.changed.wait(RETRY_SECONDS)
+                closed, woken = self.closed, self.pending
+            if woken and not closed:
+                with self.changed:
+                    self.changed.wait(RETRY_SECONDS if retry else GATHER_SECONDS)
+            with self.changed:
+                self.pending = False
+            retry = False
+            for channel in self._channels:
+                retry = channel.work() or retry
+            if time.monotonic() >= due:
+                due = time.monotonic() + 1.0
+                self._tick()
+            if closed:
+                return
+            if retry:
+                with self.changed:
+                    self.pending = True
+
+    def _tick(self) -> None:
+        for tick in self._ticks:
+            try:
+                tick()
+            except Exception:
+                log.exception("records.writer_failed", what="tick")
+
 
 QUEUE_RECORDS = 1000
 """Records waiting for the disk. At 30 calls a second this is half a minute of a disk that hangs;
 what comes then is dropped, counted and said in the log."""
 
-RETRY_SECONDS = 60.0
+KEEP_SECONDS = 60.0
 """How long records wait for a disk that takes none; then each is tried once more, and put into the
 log whole where that fails too."""
 
 MAX_NAMES = 100
 """Names tried for a record, where files of the same name are there already."""
-
-log = structlog.get_logger("records")
 
 
 class RecordFiles:
@@ -82,8 +263,8 @@ class RecordFiles:
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
-            log.warning("records.waiting", error=str(error), seconds=RETRY_SECONDS)
-        return not self._writer.closed and now - self._failing_since <= RETRY_SECONDS
+            log.warning("records.waiting", error=str(error), seconds=KEEP_SECONDS)
+        return not self._writer.closed and now - self._failing_since <= KEEP_SECONDS
 
     def _drop(self, record: CallRecord, why: str) -> None:
         self.dropped += 1

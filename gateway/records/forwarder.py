@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.records.inflight import CutCall, left_behind
-from gateway.records.rows import CLOSED, CUT, cut_columns
 from gateway.records.spool import Delivery, Entry, Leadership, Spool
+from gateway.records.tables import CLOSED, CUT, cut_columns
 
 if TYPE_CHECKING:
     from gateway.records.database import Database

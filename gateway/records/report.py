@@ -14,7 +14,7 @@ from datetime import date, datetime, tzinfo
 from math import ceil
 from typing import Any, Literal
 
-from gateway.records.rows import cell_of
+from gateway.records.tables import cell_of
 
 By = Literal["route", "trunk", "day", "ending", "variant"]
 

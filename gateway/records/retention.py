@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Retention: deletes old calls, and all data of a number that is to be erased."""
+"""What becomes of complete files: recordings uploaded to S3-compatible storage, old calls deleted.
+
+All data of a number that is to be erased is deleted, too. The folder of recordings is the spool of
+uploads: a link in its folder ``pending`` stands for each file that is still to be uploaded, from
+the moment when the file is begun; one without a file, for what the storage is to delete. So nothing
+is forgotten by a process that dies; what it left is uploaded by the next one, or by another on the
+same folder.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +14,188 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
+from gateway.config.operations import UploadSettings
 from gateway.records.database import Database
 from gateway.records.files import file_stem, private
-from gateway.records.recording_files import locked
+from gateway.records.recording_files import PENDING, locked
 from gateway.records.spool import Spool
-from gateway.records.uploads import Storage, forget
+
+LOOK_SECONDS = 30.0
+"""Between two looks for files, where nobody tells of one."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+"""From a failure to the next try (s); each pause is twice as long."""
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+STOP_SECONDS = 5.0
+
+log = structlog.get_logger("records")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where recordings are uploaded to: ``[recording.upload]``."""
+
+    endpoint: str
+    bucket: str
+    prefix: str = ""
+    region: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
+    keep_local: bool = True
+
+    @classmethod
+    def of(cls, given: UploadSettings) -> Storage:
+        """Return that of ``[recording.upload]``."""
+        keys = (given.access_key.get_secret_value(), given.secret_key.get_secret_value())
+        place = (given.endpoint, given.bucket, given.prefix, given.region)
+        return cls(*place, *keys, keep_local=given.keep_local)
+
+    def client(self) -> Any:
+        """Return a client of the storage. Raises ImportError without its package."""
+        import urllib3
+        from minio import Minio
+
+        parts = urlsplit(self.endpoint)
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+        return Minio(
+            parts.netloc,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            secure=parts.scheme == "https",
+            region=self.region or None,
+            # Tries again are ours: a client that sleeps on its own cannot be stopped.
+            http_client=urllib3.PoolManager(timeout=timeout, retries=False),
+        )
+
+
+class Uploads:
+    """Owns the thread that uploads."""
+
+    def __init__(self, folder: Path, storage: Storage) -> None:
+        self.uploaded = 0
+        self.failures = 0
+        """Tries that failed."""
+        self.failing = ""
+        """Why the last try failed; empty where it did not."""
+        self._folder, self._storage = folder, storage
+        self._pending = folder / PENDING
+        self._changed = threading.Condition()
+        self._woken = self._closed = False
+        self._pause = FIRST_PAUSE
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Note that a file is complete. Any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def start(self) -> None:
+        """Start the thread. Raises OSError without the package ``minio``."""
+        try:
+            self._storage.client()
+        except ImportError:
+            raise OSError("recording.upload needs the package minio (extra recording)") from None
+        self._closed, self._woken = False, True
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End, after the file in hand, for at most ``STOP_SECONDS``; the rest waits."""
+        import asyncio
+
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await asyncio.to_thread(thread.join, STOP_SECONDS)
+
+    def waiting(self) -> int:
+        """Return how many files are still to be uploaded; reads the disk."""
+        return sum(1 for _ in self._pending.glob("*")) if self._pending.is_dir() else 0
+
+    def as_json(self) -> dict[str, object]:
+        """Return the state for ``gateway status``."""
+        return {"uploaded": self.uploaded, "waiting": self.waiting(), "failing": self.failing}
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not (self._woken and not self.failing) and not self._closed:
+                    self._changed.wait(self._pause if self.failing else LOOK_SECONDS)
+                if self._closed:
+                    return
+                self._woken = False
+            try:
+                self._upload_all(self._storage.client())
+            except Exception as error:
+                # The text of the library may have headers and keys in it.
+                self.failures += 1
+                reason = str(getattr(error, "code", "") or type(error).__name__)
+                if not self.failing:
+                    log.error("recording.upload_failed", error=reason, retry_s=self._pause)
+                    self._pause = FIRST_PAUSE
+                else:
+                    self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                self.failing = reason
+            else:
+                if self.failing:
+                    log.info("recording.upload_works")
+                self.failing, self._pause = "", FIRST_PAUSE
+
+    def _upload_all(self, client: Any) -> None:
+        for link in sorted(self._pending.glob("*")) if self._pending.is_dir() else ():
+            if self._closed:
+                return
+            path = self._folder / link.name
+            if not path.exists():  # deleted since, perhaps after it was uploaded
+                client.remove_object(self._storage.bucket, self._storage.prefix + link.name)
+                link.unlink(missing_ok=True)
+                continue
+            with locked(path) as mine:
+                if not mine or not link.is_symlink():
+                    continue  # still written to, or in the hands of another process
+                key = self._storage.prefix + link.name
+                client.fput_object(self._storage.bucket, key, str(path), _type_of(path))
+                link.unlink(missing_ok=True)
+                if not self._storage.keep_local:
+                    path.unlink(missing_ok=True)
+                self.uploaded += 1
+                log.info("recording.uploaded", file=link.name)
+
+
+_TYPES = {".wav": "audio/wav", ".ogg": "audio/ogg"}
+
+
+def _type_of(path: Path) -> str:
+    return _TYPES.get(path.suffix, "application/octet-stream")
+
+
+def forget(storage: Storage, stem: str, client: Callable[[], Any] | None = None) -> int:
+    """Delete the recordings of a call from the storage; returns how many there were.
+
+    Args:
+        stem: beginning of the names of the call's files.
+    """
+    made = (client or storage.client)()
+    found = list(made.list_objects(storage.bucket, prefix=storage.prefix + stem))
+    for one in found:
+        made.remove_object(storage.bucket, one.object_name)
+    return len(found)
+
 
 BATCH = 500
 QUIET_SECONDS = 60.0
@@ -27,8 +203,6 @@ QUIET_SECONDS = 60.0
 
 _NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl|wav|ogg|wav\.sealed|ogg\.sealed)")
 _KEY_NAME = "erasure.key"
-
-log = structlog.get_logger("records")
 
 
 def sweep(

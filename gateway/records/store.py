@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.records.background import BackgroundWriter
-from gateway.records.files import RecordFiles
+from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
 from gateway.records.inflight import InFlight
-from gateway.records.rows import CLOSED, OPENED, columns_of, number_of
 from gateway.records.spool import Delivery, Entry, Spool
+from gateway.records.tables import CLOSED, OPENED, columns_of, number_of
 from gateway.tasks import TaskSet
 from gateway.text import PrivateDigits, unicode_in
 

@@ -19,7 +19,7 @@ from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
 from gateway.sip.media.conference import Sounds
 from gateway.sip.media.ports import PortPool
-from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
+from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.names import Names
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.thread import SipThread

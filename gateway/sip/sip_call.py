@@ -17,7 +17,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg
-from gateway.sip.media.quality import Meter, counters_of
+from gateway.sip.media.rtp import Meter, counters_of
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.source_limits import TokenBucket

@@ -28,7 +28,7 @@ from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.media.conference import Sounds
 from gateway.sip.media.ports import PortPool
-from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
+from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.api import limits
-from gateway.api.events import MAX_FOLLOWERS
+from gateway.api.backend import MAX_FOLLOWERS
 from gateway.api.limits import CONNECTIONS
 from gateway.api.tokens import hash_of
 from tests.calls.test_keys import events_of

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from gateway.devtools.emulator.speech import pattern
 from gateway.records.recording_files import decrypt
-from gateway.records.uploads import Storage
+from gateway.records.retention import Storage
 from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually

@@ -20,8 +20,8 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.sent_commands import REQUEST_KEY
 from gateway.records import black_boxes, event_logs
 from gateway.records.database import Database, Filter
-from gateway.records.rows import CLOSED, CUT
 from gateway.records.spool import LOCK_NAME, NAME
+from gateway.records.tables import CLOSED, CUT
 from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import Phone, PhoneCall

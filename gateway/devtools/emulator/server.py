@@ -30,7 +30,7 @@ from websockets.http11 import Request, Response
 
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection, LiveConnection
-from gateway.devtools.emulator.dialogue import ContentMaker
+from gateway.devtools.emulator.dialogue import ContentMaker, TextModel
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.rate_limits import Refusal
 from gateway.devtools.emulator.script import (
@@ -41,7 +41,6 @@ from gateway.devtools.emulator.script import (
 )
 from gateway.devtools.emulator.session_log import FolderLog, SessionRecord
 from gateway.devtools.emulator.speech import PCM
-from gateway.devtools.emulator.text_model import TextModel
 
 AZURE_PATH = "/openai/v1/realtime"
 PREVIEW_PATH = "/openai/realtime"

@@ -16,8 +16,7 @@ from fastapi import FastAPI
 from gateway.api import access
 from gateway.api.access import Access
 from gateway.api.app import make_app
-from gateway.api.backend import Backend, Refusal
-from gateway.api.events import EventFeed
+from gateway.api.backend import Backend, EventFeed, Refusal
 from gateway.api.tokens import Role, Token, hash_of
 
 ROLES = ["", "wrong", "application", "readonly", "operator", "admin"]

@@ -17,10 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.api import local
-from gateway.api.backend import Backend, RefusedError
+from gateway.api.backend import Backend, EventFeed, RefusedError
 from gateway.api.client import NoAnswerError, ask_within
 from gateway.api.client import RefusedError as RefusedByGateway
-from gateway.api.events import EventFeed
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token, hash_of
 from gateway.cli.live_calls import line_of, status

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.live_settings import judge_live
+from gateway.dialplan.route_session import judge_live
 from gateway.planning.check import check
 from gateway.realtime.session_object import MAX_INPUT_MESSAGES, live_object, with_history
 from tests.support.official_types import check_live_client_event

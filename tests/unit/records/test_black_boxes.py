@@ -14,8 +14,8 @@ import pytest
 from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.plan import CollectPlan
 from gateway.ending import Ending, EndReason, Party
-from gateway.records.background import BackgroundWriter
 from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted, went_wrong
+from gateway.records.files import BackgroundWriter
 from gateway.records.retention import QUIET_SECONDS, sweep_black_boxes
 
 

@@ -13,7 +13,7 @@ import pytest
 from gateway.dialplan import Route
 from gateway.records.caller_history import WAITING, CallerHistories, earlier_of, trusted_number
 from gateway.records.database import Database
-from gateway.records.rows import CLOSED
+from gateway.records.tables import CLOSED
 from gateway.sip.messages.identity import invite_of
 from gateway.sip.types import Invite
 from tests.unit.records.test_store import row

@@ -19,8 +19,8 @@ from gateway.devtools.event_lines import Entry, read_lines
 from gateway.devtools.event_viewer import entries_of
 from gateway.realtime.events import AudioDelta
 from gateway.records import event_logs
-from gateway.records.background import BackgroundWriter
 from gateway.records.event_logs import EventLog, EventLogs, elided
+from gateway.records.files import BackgroundWriter
 from tests.support.harness import eventually
 
 SECRET = "sk-secret-4711"

@@ -20,9 +20,8 @@ from structlog.testing import capture_logs
 from gateway.call.call_record import MAX_TIMELINE, CallRecord, DigitRun, LegRecord
 from gateway.call.playout.tracker import Interruption
 from gateway.ending import EndReason, ending_of
-from gateway.records import background, files
-from gateway.records.background import BackgroundWriter
-from gateway.records.files import RecordFiles
+from gateway.records import files
+from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.text import unicode_of
 
 
@@ -153,7 +152,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
         write(folder, record)
 
     monkeypatch.setattr(files, "_write", full)
-    monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
 
     async def scenario() -> int:
         async with writing(tmp_path) as writer:
@@ -174,8 +173,8 @@ def test_a_disk_that_stays_full_costs_one_line_each(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "_write", full)
-    monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(files, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(files, "KEEP_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with writing(tmp_path) as writer:
@@ -252,7 +251,7 @@ def test_a_disk_that_hangs_at_the_end_does_not_hold_the_end_up(
 ) -> None:
     disk = threading.Event()
     monkeypatch.setattr(files, "_write", lambda _folder, _record: disk.wait(30))
-    monkeypatch.setattr(background, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(files, "STOP_SECONDS", 0.05)
 
     async def scenario() -> int:
         async with writing(tmp_path) as writer:

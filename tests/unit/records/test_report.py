@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from gateway.cli.main import main
 from gateway.records.database import Database
 from gateway.records.report import By, forecast_of, report_of
-from gateway.records.rows import CLOSED
 from gateway.records.spool import Entry
+from gateway.records.tables import CLOSED
 
 
 def row(**given: Any) -> dict[str, Any]:

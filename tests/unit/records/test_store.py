@@ -18,15 +18,14 @@ import pytest
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, ending_of
 from gateway.records import store as store_module
-from gateway.records.background import BackgroundWriter
 from gateway.records.database import Database, Filter
-from gateway.records.files import RecordFiles
+from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, recover
 from gateway.records.inflight import InFlight, left_behind
 from gateway.records.retention import erase
-from gateway.records.rows import CLOSED, CUT, OPENED
 from gateway.records.spool import Entry, Spool
 from gateway.records.store import RecordStore
+from gateway.records.tables import CLOSED, CUT, OPENED
 from tests.support.harness import eventually
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -151,7 +150,7 @@ async def test_a_disk_that_takes_nothing_for_a_while(
         add(spool, *given)
 
     monkeypatch.setattr(Spool, "add", refuse)
-    monkeypatch.setattr("gateway.records.background.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.records.files.RETRY_SECONDS", 0.02)
     async with Kept(tmp_path) as kept:
         record = a_record()
         kept.store.opened(record)

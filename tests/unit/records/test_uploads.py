@@ -15,9 +15,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from gateway.audio.g711 import Codec
-from gateway.records import uploads
+from gateway.records import retention
 from gateway.records.recordings import Options, Recordings
-from gateway.records.uploads import Storage, Uploads, forget
+from gateway.records.retention import Storage, Uploads, forget
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def recording(folder: Path, name: str, data: bytes) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(uploads, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(retention, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(retention, "LOOK_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("quick")

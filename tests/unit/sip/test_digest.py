@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.ingress import digest
-from gateway.sip.ingress.digest import DigestAuth, Outcome, parameters_of, response_of
+from gateway.sip.ingress import source_policy
+from gateway.sip.ingress.source_policy import DigestAuth, Outcome, parameters_of, response_of
 from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
 from tests.support.digest_answer import answer
@@ -119,7 +119,7 @@ def test_any_text_is_read(text: str) -> None:
 
 
 def test_nonces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "MAX_NONCES", 3)
+    monkeypatch.setattr(source_policy, "MAX_NONCES", 3)
     checker = auth()
     for _ in range(10):
         assert judged(checker, answer(checker.challenge(HOST, 0.0)[0])) is Outcome.GOOD

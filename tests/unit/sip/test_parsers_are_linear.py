@@ -23,8 +23,8 @@ from gateway.call.rules import guardrails
 from gateway.realtime.events import ServerError
 from gateway.realtime.parse import BadEvent, parse_event
 from gateway.realtime.session_object import field_of
-from gateway.records import rows
-from gateway.sip.ingress import digest
+from gateway.records import tables
+from gateway.sip.ingress import source_policy
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
     body_of,
@@ -150,9 +150,9 @@ def _session_error(text: str) -> None:
 
 def _digest(text: str) -> None:
     # Without the bound on a field's length, which would hide how it is read.
-    with patch.object(digest, "MAX_FIELD", 10 * SIZE):
+    with patch.object(source_policy, "MAX_FIELD", 10 * SIZE):
         for field in (f"Digest {text}", f'Digest a="{text}', f"Digest a{text}"):
-            digest.parameters_of(field)
+            source_policy.parameters_of(field)
 
 
 PARSERS: dict[str, Callable[[str], object]] = {
@@ -185,7 +185,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "unread": _unread,
     "masked": _masked,
     "sentences": lambda text: guardrails._SENTENCE.search(text),
-    "shown number": lambda text: rows.number_of(text),
+    "shown number": lambda text: tables.number_of(text),
     "session errors": _session_error,
     "truncation": lambda text: playback._SHORTER.search(text),
 }

@@ -7,12 +7,7 @@ import socket
 
 import pytest
 
-from gateway.sip.media.rtp_port_quarantine import (
-    LEAVE_SECONDS,
-    QUIET_SECONDS,
-    SPARE_PAIRS,
-    RtpPortQuarantine,
-)
+from gateway.sip.media.rtp import LEAVE_SECONDS, QUIET_SECONDS, SPARE_PAIRS, RtpPortQuarantine
 
 
 def free_pair() -> int:

@@ -20,8 +20,8 @@ from gateway.devtools.call_suites.simulated import (
 )
 from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said
+from gateway.devtools.emulator.dialogue import TextModel as Server
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.text_model import TextModel as Server
 from gateway.devtools.scripted_caller.report import Span
 
 ASK = [{"role": "system", "content": "x"}, {"role": "user", "content": "Hello."}]
