@@ -50,6 +50,7 @@ class Stores:
             yield Part("webhooks", self.webhooks.start, self.webhooks.stop)
         yield Part("records", self.records.start, self.records.stop)
         yield Part("writer", self.writer.start, self.writer.stop)
+        yield Part("black boxes", None, self.black_boxes.stop)
         if self.uploads is not None:
             yield Part("uploads", self.uploads.start, self.uploads.stop)
         yield Part("recordings", self.recordings.start, self.recordings.stop)

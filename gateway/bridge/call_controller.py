@@ -309,7 +309,7 @@ class CallController:
 
     def _end_black_box(self) -> None:
         if self._black_box is not None:
-            self._black_box.end(self.record)
+            self._black_box.end(self.record, linger=self._legs.b_leg_ending)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

@@ -91,6 +91,8 @@ class Legs(CallPart):
         self.tell_quality = tell_quality
         self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
+        self.b_leg_ending = False
+        """The call is over, and the BYE of a B-leg is still on its way."""
         """All that were dialled; the last one is the current one."""
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
@@ -143,7 +145,7 @@ class Legs(CallPart):
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
-            b_leg.finish()
+            self.b_leg_ending = b_leg.finish() or self.b_leg_ending
 
     @property
     def caller_gone(self) -> bool:
@@ -398,11 +400,14 @@ class _BLeg(CallPart):
         self._record.sip_code = 403
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
-    def finish(self) -> None:
-        """Complete the record: the call is over, and what comes later is not written any more."""
+    def finish(self) -> bool:
+        """Complete the record: the call is over, and what comes later is not written any more.
+        Returns whether the leg is still up."""
+        up = self.leg is not None and self._record.ended_ms is None
         if self._record.ended_ms is None:
             self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record = replace(self._record)
+        return up
 
     @entry
     def on_ringing(self, code: int) -> None:

@@ -100,7 +100,8 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
         found = replayed(read_lines(file))
         written = [] if as_test is None else _write_test(found, file, as_test)
     except (OSError, BlackBoxError) as error:
-        click.echo(printable(f"{file}: {getattr(error, 'strerror', None) or error}"), err=True)
+        where = getattr(error, "filename", None) or file
+        click.echo(printable(f"{where}: {getattr(error, 'strerror', None) or error}"), err=True)
         raise SystemExit(2) from None
     if as_json:
         told = {
@@ -164,7 +165,7 @@ def _write_test(found: Replay, file: Path, test: Path) -> list[Path]:
     if ending is None:
         raise BlackBoxError("the call has no end in it, and a test would hold nothing")
     if test.exists():
-        raise FileExistsError(errno.EEXIST, f"{test} is there already")
+        raise FileExistsError(errno.EEXIST, "is there already", str(test))
     box = test.with_name(f"{test.stem.removeprefix('test_')}.blackbox.jsonl.gz")
     facts = (ending.by.value, ending.why.value, ending.sip_code)
     marks = "".join(f"    {json.dumps(mark['event'])},\n" for mark in found.record.timeline)
@@ -182,6 +183,7 @@ def _write_test(found: Replay, file: Path, test: Path) -> list[Path]:
         ending=json.dumps(facts).replace("[", "(").replace("]", ")").replace("null", "None"),
     )
     # mtime=0: the same call makes the same file.
+    test.parent.mkdir(parents=True, exist_ok=True)
     packed = gzip.compress("".join(shortened(read_lines(file))).encode(), mtime=0)
     box.write_bytes(packed)
     test.write_text(text, encoding="utf-8")

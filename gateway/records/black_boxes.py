@@ -8,6 +8,7 @@ somebody has asked for it. Its last line is the record.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ PARCEL_BYTES = 16 * 1024
 """Of one call's lines, gathered until they are handed to the writer."""
 WRITE_SECONDS = 1.0
 """How long they are gathered at most; RTP is looked at once a second, which is a step."""
+LINGER_SECONDS = 0.5
+"""How long after the end of a call its last lines wait for the BYE of a B-leg and its answer."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Of one call; a line that is longer than what is left ends its black box."""
 SLOW_MS = 3000.0
@@ -97,6 +100,7 @@ class BlackBox:
         wanted: Wanted,
         masks: bool,
         messages: MessageLog,
+        later: Callable[[Callable[[], None]], None],
     ) -> None:
         self.path = path
         self.private = private
@@ -115,6 +119,7 @@ class BlackBox:
         self._always = wanted.kept == "always"
         """The file stays when the call went well, too."""
         self._put = put
+        self._later = later
         self._since = monotonic()
         """When lines were handed to the writer last (s)."""
         self._lines: list[str] = []
@@ -131,15 +136,22 @@ class BlackBox:
         """Have the file stay, whatever becomes of the call."""
         self._always = True
 
-    def end(self, record: CallRecord) -> str:
-        """The call is over; returns the name of the file that stays, "" where none does."""
+    def end(self, record: CallRecord, *, linger: bool = False) -> str:
+        """The call is over; returns the name of the file that stays, "" where none does.
+
+        Args:
+            linger: messages of another leg are still to come.
+        """
         stays = self._always or went_wrong(record)
         record.session.black_box = self.path.name if stays else ""
         last: tuple[str, ...] = ()
         if stays:
             whole = {"at": monotonic(), "record": unicode_in(record.as_json())}
             last = (json.dumps(whole, ensure_ascii=False, separators=(",", ":")),)
-        self._hand_on(stays, last)
+        if linger and stays:
+            self._later(lambda: self._hand_on(stays, last))
+        else:
+            self._hand_on(stays, last)
         return record.session.black_box
 
     def _hand_on(self, stays: bool | None, last: Sequence[str] = ()) -> None:
@@ -180,6 +192,7 @@ class BlackBoxes:
         self._folder = folder
         self._redact = Redactor(secrets)
         self._failing = False
+        self._lingering: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._channel: Channel[_Parcel] = writer.channel(
             "black boxes", self._write, MAX_WAITING, MAX_WAITING_BYTES
         )
@@ -194,7 +207,21 @@ class BlackBoxes:
             return None
         path = self._folder / f"{file_stem(record.started_at, record.call_id)}{SUFFIX}"
         masks = collect.private or collect.sensitive or bool(record.private)
-        return BlackBox(path, self._channel.put, record.private, wanted, masks, self.messages)
+        put, later = self._channel.put, self._linger
+        return BlackBox(path, put, record.private, wanted, masks, self.messages, later)
+
+    def _linger(self, end: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._lingering[end] = loop.call_later(LINGER_SECONDS, self._end, end)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        self._lingering.pop(end).cancel()
+        end()
+
+    async def stop(self) -> None:
+        """Hand the last lines of all calls to the writer."""
+        for end in tuple(self._lingering):
+            self._end(end)
 
     def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
         """On the writer's thread. What cannot be written ends its black box."""

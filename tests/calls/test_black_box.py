@@ -100,16 +100,16 @@ async def test_a_call_is_replayed_as_it_went(
     steps = sum('"in":' in line or '"more":' in line for line in lines)
     assert any('"more":' in line for line in lines), "audio that follows is handled as ever"
     assert (again.steps, list(again.differences)) == (steps, [])
-    test = tmp_path / "test_incident.py"
+    test = tmp_path / "incidents" / "test_incident.py"
     run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
     assert run.exit_code == 0
     assert f": {again.steps} steps in " in run.output
     assert run.output.endswith(" s, no difference\n")
-    box = tmp_path / "incident.blackbox.jsonl.gz"
+    box = test.parent / "incident.blackbox.jsonl.gz"
     assert f"written: {test}\nwritten: {box}\n" in run.output
     assert box.stat().st_size < path.stat().st_size / 3
     run = CliRunner().invoke(main, ["replay", str(path), "--as-test", str(test)])
-    assert (run.exit_code, "is there already" in run.output) == (2, True)
+    assert (run.exit_code, run.output) == (2, f"{test}: is there already\n")
     assert "A call of 20" in test.read_text()
     runpy.run_path(str(test))["test_incident"]()
     # A rule that is changed: keys no longer make an item.

@@ -169,7 +169,9 @@ async def interpreter_lost(world: GatewayStack) -> PhoneCall:
             await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
         live.close(1011, drop=True)
         await world.gateway.wait("call.interpreter_lost", call=call.call_id, listener="callee")
+        other = await callee.called()
         await call.hang_up()
+        await other.hung_up()
     finally:
         await callee.stop()
     return call
@@ -280,6 +282,7 @@ async def test_an_incident_is_replayed_as_it_went(
     busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
     if incident is interpreter_lost:
         assert second[0] == "INVITE"
+        assert second[-2:] == ["BYE", "SIP/2.0 200 As asked"]
         events = path.read_text().count("inputs.InterpreterEvent")
         assert events > 20, "what both sessions sent"
     else:

@@ -23,6 +23,7 @@ from gateway.devtools.timeline.story import (
     Interruption,
     Quality,
     Reply,
+    Said,
     Sound,
     Story,
     began_speaking,
@@ -110,6 +111,7 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
     for interruption in record.interruptions:
         if not any(turn.cut is interruption for turn in story.agent):
             rows.append(_Row(interruption.at_ms, agent=Text(_action(interruption), RED), order=4))
+    rows += [_Row(one.at_ms, *_interpreted(one), order=5) for one in story.interpreted]
     rows += [_Row(note.t_ms, agent=_note(note), order=6) for note in story.notes]
     if record.ending is not None:
         rows.append(_Row(record.length_ms, *_ending(story), order=9))
@@ -142,6 +144,14 @@ def _answer(turn: AgentTurn, reply: Reply | None) -> Text:
             text.append(lost, "dim strike")
         text.append("”", AGENT)
     return text
+
+
+def _interpreted(said: Said) -> tuple[Text | None, Text | None]:
+    """What a party has said, or heard in their language; the callee is in the agent's column."""
+    heard = "hears " if said.who.startswith("to_") else ""
+    if said.who.endswith("caller"):
+        return Text(f"{heard}“{said.text}”", CALLER), None
+    return None, Text.assemble(("callee ", QUIET), (f"{heard}“{said.text}”", AGENT))
 
 
 def _cut(cut: Interruption, sound: Sound | None) -> tuple[Text, Text]:
@@ -192,8 +202,8 @@ def _note(entry: Entry) -> Text:
         case "caller_history":
             known = entry.extra.get("calls") or []
             failed = entry.text("failed")
-            what = (f"no earlier calls: {failed}", RED) if failed else f"{len(known)} earlier calls"
-            return Text.assemble(what)
+            told = f"{len(known)} earlier call{'' if len(known) == 1 else 's'}"
+            return Text.assemble((f"no earlier calls: {failed}", RED) if failed else told)
         case "idle_prompted":
             return Text("asks the silent caller", QUIET)
         case "idle":

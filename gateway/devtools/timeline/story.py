@@ -262,6 +262,8 @@ class Story:
     caller: list[CallerTurn] = field(default_factory=list)
     keys: list[tuple[float, str]] = field(default_factory=list)
     """Single keys, ms and digit."""
+    interpreted: list[Said] = field(default_factory=list)
+    """Words of both parties, and what they heard of each other's, from an interpreter on."""
     notes: list[Entry] = field(default_factory=list)
     """Tools, errors, truncations and whatever else has no lane of its own."""
 
@@ -270,6 +272,9 @@ class Story:
         """How long each answer to a caller's turn took to begin, ms."""
         return [turn.after_ms for turn in self.agent if turn.after_ms is not None]
 
+
+PARTIES = ("caller", "callee", "to_caller", "to_callee")
+"""Who speaks in an interpreted call; ``to_``: what the interpreter says to them."""
 
 _LANES = frozenset(
     (
@@ -342,6 +347,11 @@ def tell(record: Record) -> Story:
         if turns:
             turns[-1].text = one.text
     _put_cuts(story)
+    ups = [entry.t_ms for entry in record.timeline if entry.event == "interpreter_up"]
+    if ups:
+        story.interpreted = [
+            one for one in record.transcript if one.at_ms >= ups[0] and one.who in PARTIES
+        ]
     return story
 
 

@@ -84,6 +84,31 @@ def test_a_call_that_was_slow_or_ended_badly_has_gone_wrong(
     assert went_wrong(record) is trouble
 
 
+async def test_a_file_has_a_bound_and_waits_for_the_other_legs_bye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after 64 MB is in no file; what waits at the end of the process is."""
+    monkeypatch.setattr("gateway.records.black_boxes.MAX_FILE_BYTES", 20_000)
+    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    boxes._channel = Channel(boxes)  # type: ignore[assignment]
+    for call_id, lines, kept in (("long", 5, 1), ("ends", 1, 3)):
+        record = CallRecord(call_id, started_at="2026-11-29T10:00:00.000+00:00")
+        box = boxes.open(record, Wanted("always"), CollectPlan())
+        assert box is not None
+        for number in range(lines):
+            box.write(json.dumps({"in": number, "more": "x" * 12_000}))
+            box._hand_on(None)
+        box.wire = lambda _last: ['{"sip": "BYE"}']
+        path = tmp_path / box.end(record, linger=True)
+        before = path.read_text().splitlines()
+        await boxes.stop()
+        text = path.read_text()
+        assert len(before) == 1
+        assert len(text.splitlines()) == kept
+        assert len(text) <= 20_000
+    assert '"sip": "BYE"' in text
+
+
 def test_what_records_mask_is_in_no_line(tmp_path: Path) -> None:
     boxes = BlackBoxes(tmp_path, BackgroundWriter())
     boxes._channel = Channel(boxes)  # type: ignore[assignment]

@@ -283,6 +283,21 @@ def test_what_the_gateway_did_is_in_words() -> None:
     assert "✂ interrupts" not in text, "the caller did not"
 
 
+def test_words_of_an_interpreted_call_are_in_the_column_of_who_speaks_or_hears() -> None:
+    timeline = [{"t_ms": 3000, "event": "interpreter_up", "listener": "callee"}]
+    said = [("agent", 100, "One moment."), ("caller", 3100, "Two [bold]rooms."),
+            ("to_callee", 3200, "Zwei Zimmer."), ("callee", 4000, "Gern."),
+            ("to_caller", 4100, "With pleasure.")]  # fmt: skip
+    transcript = [{"who": who, "at_ms": at, "text": text} for who, at, text in said]
+    text = text_of(record_of(timeline=timeline, transcript=transcript, interruptions=[]))
+    rows = {row[:8]: " ".join(row[8:].split()) for row in text.splitlines()}
+    assert rows["0:03.100"] == "“Two [bold]rooms.”"
+    assert rows["0:03.200"] == "callee hears “Zwei Zimmer.”"
+    assert rows["0:04.000"] == "callee “Gern.”"
+    assert rows["0:04.100"] == "hears “With pleasure.”"
+    assert text.count("One moment.") == 0, "an answer is told by its own marks"
+
+
 def test_words_of_a_live_session_belong_to_the_turn_in_which_they_were_spoken() -> None:
     timeline = [
         {"t_ms": 1000, "event": "caller_speech_started"},
