@@ -64,10 +64,11 @@
 
 #define PJ_LOG_MAX_LEVEL 5
 
-/* G.711 from end to end: nothing to resample, to show or to play on this machine. */
+/* G.711, and G.722 by native/g722.cpp, which is a codec of 8 kHz for the bridge: nothing to resample,
+ * to show or to play on this machine. */
 #define PJMEDIA_HAS_VIDEO 0
 #define PJMEDIA_HAS_L16_CODEC 0
-#define PJMEDIA_HAS_G722_CODEC 0
+#define PJMEDIA_HAS_G722_CODEC 1
 #define PJMEDIA_HAS_LEGACY_SOUND_API 0
 #define PJMEDIA_AUDIO_DEV_HAS_NULL_AUDIO 1
 

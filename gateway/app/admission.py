@@ -27,7 +27,14 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin, call_settings
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.outbound_calls import OutboundLimiter
-from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
+from gateway.planning.call_plan import (
+    codec_of,
+    facts_of,
+    plans,
+    record_of,
+    session_codec,
+    sip_settings,
+)
 from gateway.records.caller_history import CallerHistories
 from gateway.records.report import SYNTHETIC
 from gateway.records.shared import Wanted
@@ -447,7 +454,7 @@ class Admission:
         plan, session_plan = plans(
             self._config,
             match,
-            codec,
+            session_codec(self._config, match.route, codec),
             self._retry_after,
             self._tools,
             trusted=leg.invite.trusted,

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two codecs and the sizes that follow from them.
 
-One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8.
+One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8. G.722 (section
+4.5.2) has as many bytes, each of them two samples at 16 kHz: queues and counts are the same.
 """
 
 from __future__ import annotations
 
 import audioop
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Protocol
 
 SAMPLE_RATE = 8000
 """Samples, and G.711 bytes, a second."""
@@ -25,23 +28,30 @@ BYTES_PER_MS = SAMPLE_RATE // 1000
 
 
 class Codec(StrEnum):
-    """A G.711 codec, by its SDP encoding name; logs and records have the same value."""
+    """A codec of calls, by its SDP encoding name; logs and records have the same value."""
 
     PCMU = "PCMU"
     PCMA = "PCMA"
+    G722 = "G722"
+
+    @property
+    def narrow(self) -> Codec:
+        """The G.711 codec for what is kept, measured or joined at 8 kHz."""
+        return Codec.PCMU if self is Codec.G722 else self
 
     @property
     def session_format(self) -> str:
-        """The realtime protocol's name of the format: ``audio/pcmu`` or ``audio/pcma``."""
+        """The realtime protocol's name of the format: ``audio/pcmu`` or ``audio/pcma``; it has none
+        for G.722, which is never on the wire."""
         return f"audio/{self.value.lower()}"
 
     @property
     def silence(self) -> bytes:
-        """One byte of silence: linear zero in this codec."""
-        return b"\xff" if self is Codec.PCMU else b"\xd5"
+        """One byte of silence: linear zero in this codec, or what dies away soonest."""
+        return _SILENCE[self]
 
     def to_linear(self, audio: bytes) -> bytes:
-        """G.711 bytes to 16-bit samples in host byte order (two bytes for each)."""
+        """G.711 bytes to 16-bit samples in host byte order (two bytes for each). Not for G.722."""
         if self is Codec.PCMU:
             return audioop.ulaw2lin(audio, 2)
         return audioop.alaw2lin(audio, 2)
@@ -54,3 +64,30 @@ class Codec(StrEnum):
         if self is Codec.PCMU:
             return audioop.lin2ulaw(pcm, 2)
         return audioop.lin2alaw(pcm, 2)
+
+
+G711 = (Codec.PCMU, Codec.PCMA)
+"""What calls speak unless a trunk's ``codecs`` say otherwise."""
+
+_SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5", Codec.G722: b"\xfa"}
+
+
+class G722Coder(Protocol):
+    """One direction of G.722, whose bytes and samples go through it in their order."""
+
+    def decode(self, audio: bytes) -> bytes:
+        """16-bit samples at 16 kHz in host byte order, four bytes for each byte."""
+
+    def encode(self, pcm: bytes) -> bytes:
+        """G.722 of such samples; what is no whole pair of them is left out."""
+
+    def narrow(self, audio: bytes) -> bytes:
+        """The same as PCMU, one byte for each; what is above 4 kHz is left out."""
+
+
+def _no_coder() -> G722Coder:
+    raise RuntimeError("G.722 is coded by the SIP library, which is not loaded")
+
+
+g722_coder: list[Callable[[], G722Coder]] = [_no_coder]
+"""Makes a coder: the last one, which :mod:`gateway.sip.media.ports` adds when it is imported."""

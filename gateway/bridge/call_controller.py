@@ -97,7 +97,7 @@ class CallController:
         self._audio = audio
         self._began = began
         self._black_box: BlackBox | None = None
-        self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec)
+        self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec.narrow)
         """People who listen in."""
         self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put)
         self._sideband = sideband

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.g711 import FRAME_MS, G711, Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.call_record import BLeg as BLegRecord
@@ -241,7 +241,7 @@ class Legs(CallPart):
     def _place_second(self, second: _BLeg, output: outputs.DialBLeg) -> None:
         assert self._dial is not None
         first = self._audio.codec
-        codecs = [first, *(codec for codec in Codec if codec is not first)]
+        codecs = list(dict.fromkeys((first.narrow, *G711)))
         if output.briefed or output.interpreted:
             frames = MAX_BRIEFING_SECONDS * 1000 // FRAME_MS
             if output.interpreted:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec, g722_coder
 from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs
@@ -137,7 +137,7 @@ class CallRecorder(CallPart):
         stem = f"{file_stem(call.started_at, call.call_id)}.briefing"
         try:
             made = self.recordings.begin(
-                call.call_id, stem, audio.recorder, audio.codec, self._plan.format
+                call.call_id, stem, audio.recorder, audio.codec.narrow, self._plan.format
             )
         except RecordingError as error:
             log.error("recording.not_started", call=call.call_id, error=str(error))
@@ -167,7 +167,7 @@ class CallRecorder(CallPart):
                 call.call_id,
                 file_stem(call.started_at, call.call_id),
                 recorder,
-                self._audio.codec,
+                self._audio.codec.narrow,
                 self._plan.format,
             )
         except RecordingError as error:
@@ -420,13 +420,16 @@ class InboundAudioAnalyzer:
     in every call whether the caller sounds."""
 
     def __init__(self, plan: CallPlan) -> None:
-        self._keys = InBandDetector(plan.codec) if plan.dtmf.inband else None
+        codec = plan.codec.narrow
+        self._narrow = g722_coder[-1]().narrow if plan.codec is Codec.G722 else None
+        """Makes the copy at 8 kHz that is looked at."""
+        self._keys = InBandDetector(codec) if plan.dtmf.inband else None
         listens = plan.machine_detection.listens or plan.hold_wait.enabled
-        self._sounds = Listener(plan.codec) if listens else None
-        self._level = LevelMeter(plan.codec) if plan.line.enabled and plan.line.min_level else None
+        self._sounds = Listener(codec) if listens else None
+        self._level = LevelMeter(codec) if plan.line.enabled and plan.line.min_level else None
         self._searches = any(one is not None for one in (self._keys, self._sounds, self._level))
         self._held = False
-        linear = np.frombuffer(plan.codec.to_linear(bytes(range(256))), np.int16)
+        linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16)
         self._quiet = bytes(byte for byte in range(256) if abs(int(linear[byte])) < LOUD)
         self._loud = self._bytes = 0
         self.since: float | None = None
@@ -435,10 +438,12 @@ class InboundAudioAnalyzer:
         """The last."""
 
     def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
-        """Return what is found in these G.711 bytes.
+        """Return what is found in these bytes of the call's codec.
 
         While the call is on hold only keys are: the caller's side may play music then.
         """
+        if self._narrow is not None:
+            audio = self._narrow(audio)
         loud = len(audio.translate(None, self._quiet))
         self._loud += loud
         self._bytes += len(audio)

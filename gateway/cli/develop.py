@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.cli import examples
 from gateway.config.source import ConfigError
 from gateway.devtools.demo import LIVE, DemoError, Result, run
@@ -301,7 +301,7 @@ Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is 
     "--codec",
     "codecs",
     multiple=True,
-    type=click.Choice([codec.value for codec in Codec], case_sensitive=False),
+    type=click.Choice([codec.value for codec in G711], case_sensitive=False),
     help="Codec to offer first. Default: PCMU.",
 )
 @click.option("--local", metavar="HOST:PORT", help="Local address; port 0 is any.")
@@ -343,7 +343,7 @@ def test_call(
     if script is not None and (play is not None or dtmf):
         raise click.UsageError("--script has its own steps; leave out --play and --dtmf")
     options = CallOptions(
-        codecs=tuple(dict.fromkeys(Codec(name.upper()) for name in codecs)) or tuple(Codec),
+        codecs=tuple(dict.fromkeys(Codec(name.upper()) for name in codecs)) or G711,
         local=local_address(local),
         user=user,
         record=record,

@@ -146,7 +146,7 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
 
 def _codec(value: object) -> object:
     name = {"ulaw": "PCMU", "mulaw": "PCMU", "alaw": "PCMA"}.get(str(value).lower())
-    if name is None and str(value).upper() in ("PCMU", "PCMA"):
+    if name is None and str(value).upper() in ("PCMU", "PCMA", "G722"):
         name = str(value).upper()
     if name is not None and value != name:
         raise ValueError(f'"{value}" is written "{name}" here')
@@ -215,7 +215,7 @@ class TrunkSettings(Section):
     outbound_proxy: Annotated[Address | None, BeforeValidator(_address)] = None
     transport: Transport = "udp"
     codecs: Annotated[
-        tuple[Annotated[Literal["PCMU", "PCMA"], BeforeValidator(_codec)], ...],
+        tuple[Annotated[Literal["PCMU", "PCMA", "G722"], BeforeValidator(_codec)], ...],
         Field(min_length=1),
         AfterValidator(_codecs),
     ] = ("PCMU", "PCMA")

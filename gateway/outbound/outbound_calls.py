@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import structlog
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaPump
@@ -25,7 +25,13 @@ from gateway.call.call_record import CallRecord
 from gateway.config import Config, OutboundSettings, TrunkSettings
 from gateway.dialplan import Dialplan, Route
 from gateway.ending import EndReason
-from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
+from gateway.planning.call_plan import (
+    placed_match,
+    placed_record,
+    plans,
+    session_codec,
+    sip_settings,
+)
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
 from gateway.records.shared import Wanted, leases_of
 from gateway.sip.active_calls import ReferPermit
@@ -427,8 +433,9 @@ class OutboundCalls:
         give_back: Callable[[], None],
         shown: str,
     ) -> asyncio.Future[CallRecord]:
-        codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
+        codecs = G711 if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.leg.codec = codecs[0].value
+        codec = session_codec(self._config, route, codecs[0])
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
         def finished(call: CallController) -> None:
@@ -457,7 +464,7 @@ class OutboundCalls:
         retry_after = sip_settings(self._config).retry_after
         call = CallController(
             OutboundTarget(uri, record.leg.trunk, codecs),
-            *plans(self._config, match, codecs[0], retry_after, self._tools, placed=True),
+            *plans(self._config, match, codec, retry_after, self._tools, placed=True),
             record,
             self._pump,
             finished,

@@ -65,7 +65,7 @@ from gateway.planning.route_tools import (
     turns_left_to_us,
 )
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.records.caller_history import Lookup
 from gateway.sip.messages.headers import display_name_of, user_of
@@ -217,6 +217,16 @@ def placed_match(
 def codec_of(invite: Invite) -> Codec:
     """The codec that pjsip will agree on: the caller's first, or ours where we make the offer."""
     return (invite.offered or invite.codecs)[0]
+
+
+def session_codec(config: Config, route: Route, codec: Codec) -> Codec:
+    """The codec of a call's queues: G.722 only where no server of the route has Live sessions,
+    which are fed at 8 kHz."""
+    named = {step.server for step in route.fallback}
+    servers = [one for one in config.realtime_server if one.name in named]
+    own = call_settings(config, route).realtime
+    live = any(is_live(one.url, one.model) for one in (own, *servers))
+    return codec.narrow if live else codec
 
 
 def call_plan(

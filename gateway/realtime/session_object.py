@@ -17,10 +17,11 @@ from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import CreateResponse, ServerError
 from gateway.text import whole_number
 
-Codec = Literal["PCMU", "PCMA"]
+Codec = Literal["PCMU", "PCMA", "G722"]
 
-AUDIO_FORMATS: dict[Codec, str] = {"PCMU": "audio/pcmu", "PCMA": "audio/pcma"}
-"""RTP encoding name (RFC 3551) → ``type`` of a session's audio format, both 8 kHz."""
+AUDIO_FORMATS: dict[Codec, str] = {"PCMU": "audio/pcmu", "PCMA": "audio/pcma", "G722": "audio/g722"}
+"""RTP encoding name (RFC 3551) → ``type`` of a session's audio format. That of G.722 is
+only ours: on the wire it is linear PCM at 24 kHz."""
 
 _REACTIONS: dict[str, Any] = {"create_response": True, "interrupt_response": True}
 # The server's own defaults differ between its documentation and its examples, so every value is

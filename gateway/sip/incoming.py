@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import bracketed
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.ending import refusal_code
 from gateway.sip.active_calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of
@@ -118,7 +118,7 @@ class Incoming:
         elif trunk is not None:
             self._services.codecs.offer(list(trunk.codecs))
         else:
-            self._services.codecs.offer(list(Codec))
+            self._services.codecs.offer(list(G711))
         current = self._access.current
         if current is None:
             return self._accounts.of(trunk)
@@ -148,9 +148,10 @@ class Incoming:
             there=(current is not None and current.reliable) or how in _PROVEN,
             offered=self._offered(message),
         )
-        if found is None:
-            return invite
         codecs = invite.offered
+        if found is None:
+            known = None if codecs is None else tuple(c for c in codecs if c in invite.codecs)
+            return replace(invite, offered=known)
         return replace(
             invite,
             trunk=found.trunk.name,

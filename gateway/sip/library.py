@@ -18,7 +18,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.g711 import FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.sip.settings import SipSettings
 from gateway.sip.source_limits import TokenBucket
 from gateway.text import unicode_of
@@ -142,10 +142,12 @@ class CodecOrder:
     def __init__(self, endpoint: Any) -> None:
         self._endpoint = endpoint
         self._offered: list[Codec] = []
+        if pj.nativeRegisterG722():
+            log.error("sip.no_g722")
         codecs = endpoint.codecEnum2()
         for index in range(len(codecs)):
             endpoint.codecSetPriority(str(codecs[index].codecId), 0)
-        self.offer(list(Codec))
+        self.offer(list(G711))
 
     def offer(self, codecs: list[Codec]) -> None:
         """Let SDP that is made from now on have these codecs, in their order."""

@@ -20,7 +20,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.sdp import Media, Objection, mended, parse
 from gateway.sip.settings import Security, SipSettings, Trunk
@@ -333,5 +333,5 @@ class Negotiation:
 
     def _asked(self, trunk: Trunk | None) -> tuple[Security, tuple[Codec, ...]]:
         if trunk is None:
-            return self._settings.security, tuple(Codec)
+            return self._settings.security, G711
         return trunk.security, trunk.codecs

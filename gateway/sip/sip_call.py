@@ -14,7 +14,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg
 from gateway.sip.media.rtp import Meter, counters_of
@@ -431,7 +431,7 @@ class SipCall(TransferableCall):
         elif leg is not None and leg.audio is not None:
             # The codec of the session, where the offer has it: nothing is transcoded then.
             self.services.codecs.offer(
-                [leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)]
+                list(dict.fromkeys((leg.audio.codec, *leg.invite.codecs, *G711)))
             )
 
     @contain_errors

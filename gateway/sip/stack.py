@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.sip import library
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
@@ -202,7 +202,7 @@ class Stack:
     def tick(self) -> None:
         """To be called after every turn of the thread, outside of all callbacks."""
         services, now = self.services, time.monotonic()
-        services.codecs.offer(list(Codec))  # SDP of what came in this turn has been made
+        services.codecs.offer(list(G711))  # SDP of what came in this turn has been made
         services.calls.release_all()
         services.rtp_ports.retry(now)
         services.byes.tick(now)
@@ -270,7 +270,7 @@ class Stack:
                 end = LegEnd(_UNAVAILABLE, why, method="", reason_header="", local=False)
                 services.thread.to_loop(lambda: handler.on_ended(end))
         finally:
-            services.codecs.offer(list(Codec))
+            services.codecs.offer(list(G711))
 
     def close(self) -> None:
         """Hang up, unregister, and end the library; at most a few seconds."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.ending import EndReason
 
 
@@ -53,7 +53,7 @@ class Invite:
     """udp, tcp or tls, as it came."""
     there: bool = False
     """Whoever sent it is known to be where it came from: over UDP anybody can forge that."""
-    codecs: tuple[Codec, ...] = tuple(Codec)
+    codecs: tuple[Codec, ...] = G711
     """What we offer where the INVITE brought no offer: its trunk's, in their order."""
     call_id: str = field(default_factory=new_call_id)
     """The gateway's own id of the call."""

@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
 
-CODECS = {"PCMU": (0, b"\xff"), "PCMA": (8, b"\xd5"), "GSM": (3, b"\xd5")}
+CODECS = {"PCMU": (0, b"\xff"), "PCMA": (8, b"\xd5"), "G722": (9, b"\xfa"), "GSM": (3, b"\xd5")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 #include "call_audio.hpp"
 
 #include "call_recorder.hpp"
+#include "g722.hpp"
 #include "ring.hpp"
 #include "sequencer.hpp"
 
@@ -145,7 +146,8 @@ Ready &ready()
     return the_list;
 }
 
-constexpr uint8_t kSilence[2] = {0xff, 0xd5};
+constexpr int kG722 = 2; // a law beside 0 and 1: one byte for 125 us, too
+constexpr uint8_t kSilence[3] = {0xff, 0xd5, 0xfa};
 
 // Bytes of one law in the other, through linear samples.
 const uint8_t *translation(int from)
@@ -248,6 +250,9 @@ struct NativeCallAudio::State {
     int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
     uint64_t beat = 0; // of the clock that a test plays
+    std::unique_ptr<G722> played_coder, packet_coder, bridge_coder; // where the call speaks G.722
+    int16_t wide[2 * kFrame], wide_lowered[kFrame];  // the frame that was taken last from playout
+    bool has_wide = false;
     std::weak_ptr<State> caller; // whose caller hears what the bridge gives this side
 
     void mark(bool now_playing)
@@ -275,6 +280,10 @@ struct NativeCallAudio::State {
     // bridge shall have it.
     bool receive(int64_t now, UplinkPacket packet, int packet_law)
     {
+        if (packet_law == kG722 || (packet_law >= 0 && law == kG722)) {
+            receive_wide(now, packet, packet_law);
+            return source == NativeCallAudio::PACKETS;
+        }
         if (packet_law >= 0) {
             int loudest = 0;
             for (size_t i = 0; i < packet.size; ++i)
@@ -302,6 +311,59 @@ struct NativeCallAudio::State {
         if (uplink.size() != waiting)
             announce();
         return true;
+    }
+
+    // The same, where the packet or the call is in G.722. What is told and recorded of it is its copy in
+    // PCMU; packets that overtake each other are decoded as they come.
+    void receive_wide(int64_t now, UplinkPacket packet, int packet_law)
+    {
+        uint8_t coded[G722::kMost];
+        int16_t narrow[G722::kMost], wide_audio[2 * G722::kMost];
+        packet.size = std::min(packet.size, (size_t)G722::kMost);
+        std::lock_guard<std::mutex> hold(mutex);
+        if (!packet_coder)
+            packet_coder.reset(new G722);
+        UplinkPacket copy = packet;
+        if (packet_law == kG722) {
+            packet_coder->decode(packet.audio, packet.size, wide_audio);
+            packet_coder->lower(wide_audio, packet.size, narrow);
+        } else {
+            for (size_t i = 0; i < packet.size; ++i)
+                narrow[i] = tables().linear[packet_law][packet.audio[i]];
+        }
+        int loudest = 0;
+        for (size_t i = 0; i < packet.size; ++i) {
+            loudest = std::max(loudest, std::abs((int)narrow[i]));
+            coded[i] = tables().coded[law == 1][(uint16_t)narrow[i]];
+        }
+        levels[0].add(now, loudest);
+        copy.audio = coded;
+        for (auto &recorder : recorders)
+            if (recorder)
+                recorder->receive(now, copy, law == 1);
+        if (source != NativeCallAudio::PACKETS)
+            return;
+        if (law != kG722) {
+            packet.audio = coded;
+        } else if (packet_law != kG722) {
+            packet_coder->raise(narrow, packet.size, wide_audio);
+            packet_coder->encode(wide_audio, packet.size, coded);
+            packet.audio = coded;
+        }
+        size_t waiting = uplink.size();
+        sequencer.packet(now, packet);
+        if (uplink.size() != waiting)
+            announce();
+    }
+
+    // Have a frame of the stream sent at 16 kHz where it is ours alone, not mixed or made softer.
+    void widen(const int16_t *samples, size_t count)
+    {
+        if (!has_wide)
+            return;
+        has_wide = false;
+        if (count == kFrame && memcmp(samples, wide_lowered, sizeof wide_lowered) == 0)
+            g722_send_wide(samples, wide, 2 * kFrame);
     }
 
     // Some 20 ms have passed; `samples` is what the bridge has of the caller, if anything.
@@ -368,6 +430,7 @@ struct NativeCallAudio::State {
 
     bool next(int16_t *samples)
     {
+        has_wide = false;
         if (paused || without_keys)
             return false;
         if (playout.size() < kFrame) {
@@ -383,6 +446,15 @@ struct NativeCallAudio::State {
         ++played;
         if (!playing)
             mark(true);
+        if (law == kG722) {
+            if (!played_coder)
+                played_coder.reset(new G722);
+            played_coder->decode(coded, kFrame, wide);
+            played_coder->lower(wide, kFrame, samples);
+            memcpy(wide_lowered, samples, sizeof wide_lowered);
+            has_wide = true;
+            return true;
+        }
         const int16_t *linear = tables().linear[law];
         for (unsigned i = 0; i < kFrame; ++i)
             samples[i] = linear[coded[i]];
@@ -402,9 +474,17 @@ private:
             recording->end(samples);
             return;
         }
-        const uint8_t *code = tables().coded[law];
-        for (unsigned i = 0; i < kFrame; ++i)
-            frame[i] = code[(uint16_t)samples[i]];
+        if (law == kG722) {
+            int16_t raised[2 * kFrame];
+            if (!bridge_coder)
+                bridge_coder.reset(new G722);
+            bridge_coder->raise(samples, kFrame, raised);
+            bridge_coder->encode(raised, kFrame, frame);
+        } else {
+            const uint8_t *code = tables().coded[law];
+            for (unsigned i = 0; i < kFrame; ++i)
+                frame[i] = code[(uint16_t)samples[i]];
+        }
         // A loop that hung shall hear what is said now, not what was said first.
         bridge_dropped += uplink.push_newest(frame, kFrame);
     }
@@ -455,12 +535,16 @@ void on_sent(void *data, const pjmedia_frame *frame, const void *packet, unsigne
                                (const uint8_t *)packet + sizeof(pjmedia_rtp_hdr),
                                size - sizeof(pjmedia_rtp_hdr));
     else if (frame && frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->buf &&
-             tap->number == tap->audio->taps.load(std::memory_order_relaxed))
+             tap->number == tap->audio->taps.load(std::memory_order_relaxed)) {
         tap->audio->sent(frame->timestamp.u64, (const int16_t *)frame->buf, frame->size / 2);
+        if (tap->law == kG722)
+            tap->audio->widen((const int16_t *)frame->buf, frame->size / 2);
+    }
 }
 
 CallRecorder::Law law_of(int law)
 {
+    law = law == kG722 ? 0 : law;
     return {law, kSilence[law], tables().linear[law], tables().coded[law], translation(1 - law)};
 }
 
@@ -541,6 +625,8 @@ void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
         state_->sequencer.use_wait(state_->packet_wait);
     }
     int law = pj_stricmp2(&info.fmt.encoding_name, "PCMA") == 0;
+    if (pj_stricmp2(&info.fmt.encoding_name, "G722") == 0)
+        law = kG722;
     const Tap tap{state_, ++state_->taps, (int)info.rx_pt, law, (int)info.rx_event_pt};
     pjmedia_stream_set_rx_tap(tapped, &on_packet, new Tap(tap));
     pjmedia_stream_set_tx_tap(tapped, &on_sent, new Tap(tap));

@@ -20,7 +20,6 @@ CONFIGURE = (
     "--disable-speex-aec",
     "--disable-l16-codec",
     "--disable-gsm-codec",
-    "--disable-g722-codec",
     "--disable-g7221-codec",
     "--disable-speex-codec",
     "--disable-ilbc-codec",
@@ -69,7 +68,9 @@ LIMITS = {
     "max_packet_bytes": "PJSIP_MAX_PKT_LEN",
 }
 _OBJECT = re.compile(r" -o output/\S+\.o ")
-_KEEP = re.compile(r"/(include|lib)/|/swig/[^/]+$|^/(COPYING|version\.mak|build\.mak|build/)")
+_KEEP = re.compile(
+    r"/(include|lib)/|/swig/[^/]+$|/g722/[^/]+\.h$|^/(COPYING|version\.mak|build\.mak|build/)"
+)
 
 
 def sanitizing() -> bool:

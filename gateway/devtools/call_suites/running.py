@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711
 from gateway.devtools.call_suites.simulated import (
     Conversation,
     Model,
@@ -193,7 +193,7 @@ async def _one(
         line=call.call.line,
         follow=None if follow is None else re.compile(follow),
     )
-    codecs = [call.call.codec, *(one for one in Codec if one is not call.call.codec)]
+    codecs = [call.call.codec, *(one for one in G711 if one is not call.call.codec)]
     simulation = _Simulation(call, models, witness)
     with witness.following(call.caller_id):
         made = await place(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.devtools.doctor.trunk_messages import Packet, Trace
 from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.run import JITTER_BUFFER
@@ -197,7 +197,7 @@ def variants_of(trunk: Trunk) -> list[tuple[str, Trunk]]:
     keying = trunk.security.keying
     asked: list[tuple[str, Trunk]] = []
     if len(trunk.codecs) < len(Codec):
-        codecs = (*trunk.codecs, *(one for one in Codec if one not in trunk.codecs))
+        codecs = (*trunk.codecs, *(one for one in G711 if one not in trunk.codecs))
         names = ", ".join(f'"{one.value}"' for one in codecs)
         asked.append((f"codecs = [{names}]", replace(trunk, codecs=codecs)))
     for srtp in ("required", "off"):

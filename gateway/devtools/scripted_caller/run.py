@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gateway.audio.g711 import FRAME_BYTES, PCM_FRAME_BYTES, Codec
+from gateway.audio.g711 import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller.call import EndedError, ScriptedCall
 from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport, Span
 from gateway.devtools.scripted_caller.script import (
@@ -389,7 +389,7 @@ class Phone:
 
         Those of ``codecs`` come first, in their order. ``talk`` comes after the script's steps.
         """
-        offered = [*codecs, *(codec for codec in Codec if codec not in codecs)]
+        offered = [*codecs, *(codec for codec in G711 if codec not in codecs)]
         told = (uri, script, clips, on_progress, dialling)
         call = ScriptedCall(*told) if talk is None else TalkingCall(talk, *told)
         how = call.dialling

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import soxr
 import structlog
 
-from gateway.audio.g711 import SAMPLE_RATE, Codec
+from gateway.audio.g711 import SAMPLE_RATE, Codec, g722_coder
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session_object import format_of
@@ -113,13 +113,16 @@ _HOST = "<i2" if sys.byteorder == "little" else ">i2"
 Samples = npt.NDArray[Any]
 
 
+_NOTHING = np.zeros(0, np.float32)
+
+
 class Pcm24:
-    """The resamplers of one session, G.711 at 8 kHz on our side.
+    """The resamplers of one session, G.711 at 8 kHz or G.722 at 16 kHz on our side.
 
     Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a
     quarter of a millisecond, the filters' delay taken out. So milliseconds mean the same on both
-    sides, and a part of ``b`` bytes of PCM becomes ``b // 6`` samples of G.711, never one more: its
-    whole milliseconds (``b // 48``) are those that the server counts for it.
+    sides, and a part of ``b`` bytes of PCM becomes ``b // 6`` bytes of our codec, never one more:
+    its whole milliseconds (``b // 48``) are those that the server counts for it.
 
     Args:
         codec: of the call.
@@ -127,15 +130,21 @@ class Pcm24:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self._up = _resampler(SAMPLE_RATE, PCM_RATE)
-        self._down = _resampler(PCM_RATE, SAMPLE_RATE)
+        self._to_linear, self._from_linear = codec.to_linear, codec.from_linear
+        self._each = 1  # samples of a byte
+        if codec is Codec.G722:
+            self._each = 2
+            self._to_linear, self._from_linear = g722_coder[-1]().decode, g722_coder[-1]().encode
+        self._up = _resampler(SAMPLE_RATE * self._each, PCM_RATE)
+        self._down = _resampler(PCM_RATE, SAMPLE_RATE * self._each)
         self._rest = b""
         self._taken = 0  # samples of the part, at 24 kHz
-        self._given = 0  # at 8 kHz
+        self._given = 0  # on our side
+        self._odd = _NOTHING  # a sample whose byte has another
 
     def up(self, audio: bytes) -> bytes:
         """Caller audio for the wire. Nothing at first, then as much time as comes in."""
-        samples = np.frombuffer(self.codec.to_linear(audio), _HOST).astype(np.float32)
+        samples = np.frombuffer(self._to_linear(audio), _HOST).astype(np.float32)
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
@@ -150,17 +159,19 @@ class Pcm24:
         """Return the rest of the part; the next piece begins another."""
         tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
-        self._rest, self._taken, self._given = b"", 0, 0
+        self._rest, self._taken, self._given, self._odd = b"", 0, 0, _NOTHING
         return tail
 
     def _out(self, samples: Samples, *, last: bool) -> bytes:
         made = self._down.resample_chunk(samples.astype(np.float32), last=last)
-        due = self._taken // _RATIO - self._given
-        made = made[:due]
+        due = self._taken // _RATIO * self._each - self._given
+        made = np.concatenate([self._odd, made[: due - len(self._odd)]])
+        whole = len(made) if last else len(made) // self._each * self._each
+        made, self._odd = made[:whole], made[whole:]
         if last and len(made) < due:
             made = np.concatenate([made, np.zeros(due - len(made), np.float32)])
         self._given += len(made)
-        return self.codec.from_linear(_whole(made).astype(_HOST).tobytes())
+        return self._from_linear(_whole(made).astype(_HOST).tobytes())
 
 
 def _whole(samples: Samples) -> npt.NDArray[np.int16]:
@@ -182,14 +193,16 @@ _PCM = {"type": "audio/pcm", "rate": PCM_RATE}
 
 def resampling(audio: Audio, codec: Codec) -> Pcm24 | None:
     """The resamplers of a session with ``audio`` on the wire, told in the log; None for G.711."""
-    if audio == "g711":
+    if audio == "g711" and codec is not Codec.G722:
         return None
     log.info(
         "session.resampled",
         codec=codec.value,
         wire_rate=PCM_RATE,
         caller_delay_ms=DELAY_MS,
-        why="the server takes 24 kHz PCM: this call is not G.711 from end to end",
+        why="the call is in G.722: its session is in 24 kHz PCM"
+        if codec is Codec.G722
+        else "the server takes 24 kHz PCM: this call is not G.711 from end to end",
     )
     return Pcm24(codec)
 
@@ -209,8 +222,8 @@ class Edge:
     def __init__(self, dialect: Dialect, audio: Audio, session: Mapping[str, Any]) -> None:
         self._dialect = dialect
         known = format_of(session, "output") or format_of(session, "input")
-        alaw = known == Codec.PCMA.session_format
-        self.pcm = resampling(audio, Codec.PCMA if alaw else Codec.PCMU)
+        codec = next((one for one in Codec if one.session_format == known), Codec.PCMU)
+        self.pcm = resampling(audio, codec)
         # GA is read without a step more.
         self.parse = self._translated if dialect.translates else parse_event
 

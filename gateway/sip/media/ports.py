@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import pjsua2 as pj
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec, g722_coder
 from gateway.measures import LAG, Distribution
 from gateway.sip.types import UplinkCounts
 
@@ -31,7 +31,9 @@ MAX_UPLINK_FRAMES = 250
 """Five seconds. The loop drains the queue as it fills; only a loop that hangs lets it grow, and
 audio older than that is worth less to a conversation than what is said now."""
 
-_NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1}
+_NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1, Codec.G722: 2}
+
+g722_coder.append(pj.NativeG722)
 
 
 class Source(IntEnum):

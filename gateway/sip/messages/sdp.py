@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.ending import EndReason
 from gateway.sip.messages.sdp_lines import (
     EVENTS,
@@ -55,7 +55,7 @@ class Objection(Enum):
     TOO_MANY_STREAMS = EndReason.BAD_SDP, f"more than {MAX_STREAMS} m= lines"
     NO_AUDIO = EndReason.NO_AUDIO, "no audio line that is not disabled"
     ADDRESS_FAMILY = EndReason.ADDRESS_FAMILY, "the audio is at an address of the other IP version"
-    CODEC = EndReason.NO_COMMON_CODEC, "neither PCMU nor PCMA of those that its calls may speak"
+    CODEC = EndReason.NO_COMMON_CODEC, "none of the codecs that its calls may speak"
     PROFILE = EndReason.SRTP_MISMATCH, "an RTP profile that is not known"
     SRTP_REQUIRED = EndReason.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
     SRTP_OFF = EndReason.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
@@ -84,7 +84,7 @@ _BASES = {
 }
 _SETUPS = ("active", "passive", "actpass")
 """Who begins the handshake of DTLS, as pjmedia knows it (RFC 4145 section 4)."""
-_STATIC = {"0": Codec.PCMU, "8": Codec.PCMA}
+_STATIC = {"0": Codec.PCMU, "8": Codec.PCMA, "9": Codec.G722}
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Media:
 
     @property
     def codecs(self) -> tuple[Codec, ...]:
-        """The G.711 codecs that it offers, in its order."""
+        """The codecs that it offers, of those that calls can speak, in its order."""
         names = self.names
         found = dict.fromkeys(_codec_of(number, names) for number in self.formats)
         return tuple(codec for codec in found if codec is not None)
@@ -158,7 +158,7 @@ class Description:
         )
 
     def choose(
-        self, security: Security, codecs: tuple[Codec, ...] = tuple(Codec), six: bool | None = None
+        self, security: Security, codecs: tuple[Codec, ...] = G711, six: bool | None = None
     ) -> Media | Objection:
         """The audio line to answer, the first one that can be taken; else why there is none.
 
@@ -338,7 +338,7 @@ def mended(description: Description, chosen: Media | None = None, *, sdes: bool 
 
 
 def offered_codecs(message: str) -> tuple[Codec, ...] | None:
-    """The G.711 codecs of an INVITE's audio, in the order of the offer; None without an offer.
+    """The codecs of an INVITE's audio, in the order of the offer; None without an offer.
 
     Those of the first audio line that has any: which line is answered depends on its profile too.
     """
@@ -418,7 +418,7 @@ def _mend_media(media: Media) -> None:
 
 
 def _codec_of(number: str, names: dict[str, str]) -> Codec | None:
-    """The G.711 codec of a payload number, if it is one."""
+    """The codec of a payload number, if calls can speak it."""
     fixed, encoding = _STATIC.get(number), names.get(number)
     if encoding is None:
         return fixed

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soxr
 
-from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.audio.g711 import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.music_and_repeats import MusicOnHoldDetector
@@ -120,13 +120,13 @@ OTHERS: dict[str, Callable[[], Array]] = {
 }
 
 
-@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("codec", list(G711))
 @pytest.mark.parametrize("make", MUSIC.values(), ids=MUSIC.keys())
 def test_music_is_music(make: Callable[[], Array], codec: Codec) -> None:
     assert music_seconds(make(), codec) >= 18
 
 
-@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("codec", list(G711))
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
 def test_nothing_else_is(make: Callable[[], Array], codec: Codec) -> None:
     """Not even for a quarter of the shortest time that is sensible."""
@@ -179,7 +179,7 @@ def _weighed(samples: Array) -> float:
     ],
 )
 @pytest.mark.parametrize("line_noise", [0.0, 0.002, 0.005])
-@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("codec", list(G711))
 def test_a_beep_is_found_once(
     codec: Codec, line_noise: float, hz: int, ms: int, level: float
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_beep_is_found_once(
     assert abs(beep.ms - ms) <= 40
 
 
-@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("codec", list(G711))
 @pytest.mark.parametrize(
     "make",
     [make for name, make in (MUSIC | OTHERS).items() if name not in ("busy", "ringing")],

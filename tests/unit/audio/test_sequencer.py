@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.sip.media.ports import CallAudio, Source
 
 PCMU, PCMA, NO_AUDIO = 0, 1, -1
@@ -417,11 +417,11 @@ def test_events_among_the_packets() -> None:
     assert line.audio.uplink.counts.lost == 0
 
 
-@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("codec", G711)
 def test_both_laws_in_one_stream(codec: Codec) -> None:
     """Bytes of the session's law pass as they are, the other's are translated."""
     line, spoken = Line(codec), bytes(range(160))
-    own, (other,) = [PCMU, PCMA][codec is Codec.PCMA], [one for one in Codec if one is not codec]
+    own, (other,) = [PCMU, PCMA][codec is Codec.PCMA], [one for one in G711 if one is not codec]
     for law in (own, 1 - own, own):
         line.until(line.now + 20)
         line.arrive((1, line.seq, line.timestamp, spoken), law)

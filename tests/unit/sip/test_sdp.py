@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.ending import EndReason, refusal_code
 from gateway.sip.messages.sdp import Media, Objection, description_in, mended, offered_codecs, parse
 from gateway.sip.settings import Security
@@ -190,7 +190,7 @@ PRINT = "a=setup:actpass\r\na=fingerprint:sha-256 " + ":".join(["AB"] * 32)
 
 
 def choice(text: str, srtp: str = "off", *keying: str, six: bool | None = False) -> object:
-    found = parse(text).choose(Security(srtp, keying or ("sdes",)), tuple(Codec), six)
+    found = parse(text).choose(Security(srtp, keying or ("sdes",)), G711, six)
     return found.port if isinstance(found, Media) else found.name
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.audio.g711 import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import InBandDetector
 from gateway.config.source import ConfigError
 from gateway.devtools.demo_scenario import CALLER
@@ -96,7 +96,7 @@ def test_the_short_form_plays_presses_and_listens() -> None:
     assert script.misplaced() == []
 
 
-@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("codec", list(G711))
 def test_raw_sound_passes_byte_for_byte(tmp_path: Path, codec: Codec) -> None:
     ending = {Codec.PCMU: "ulaw", Codec.PCMA: "alaw"}[codec]
     sound = bytes(byte for byte in range(256) if (codec, byte) != (Codec.PCMU, 0x7F))
@@ -195,7 +195,7 @@ def test_the_page_about_it_has_every_step_and_key(tmp_path: Path) -> None:
             assert f"`{key}`" in row, (name, key)
 
 
-@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("codec", G711)
 def test_keys_in_band_are_heard_by_our_own_detector(codec: Codec) -> None:
     keys = "0123456789*#ABCD"
     assert InBandDetector(codec).feed(key_tones(keys).frames(codec)) == keys
