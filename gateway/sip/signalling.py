@@ -298,7 +298,8 @@ class Negotiation:
         raw = pj.sessionDescription()
         if raw is None:
             return None
-        description = parse(raw.decode("utf-8", "replace"))
+        security, codecs = self._asked(trunk)
+        description = parse(raw.decode("utf-8", "replace"), codecs)
         if description.flaw is not None:
             if method not in _OFFERS:
                 pj.replaceSessionDescription(_NOTHING)
@@ -306,7 +307,6 @@ class Negotiation:
         if method not in _OFFERS and description.lacks_keys:
             pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
             return Objection.KEYS
-        security, codecs = self._asked(trunk)
         chosen = description.choose(security, codecs, self.is_six(local))
         line = chosen if isinstance(chosen, Media) and method in _OFFERS else None
         new = mended(description, line, sdes="sdes" in security.keying).encode()
@@ -322,7 +322,7 @@ class Negotiation:
     def objection(self, text: str, trunk: Trunk | None, local: str) -> Objection | None:
         """Why an offer inside of a call cannot be taken, if so."""
         security, codecs = self._asked(trunk)
-        chosen = parse(text).choose(security, codecs, self.is_six(local))
+        chosen = parse(text, codecs).choose(security, codecs, self.is_six(local))
         return chosen if isinstance(chosen, Objection) else None
 
     def is_six(self, local: str) -> bool:

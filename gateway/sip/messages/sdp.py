@@ -100,6 +100,8 @@ class Media:
     """Of its own ``c=`` line."""
     written: str = ""
     """The line as it came, where there is nothing to mend in it."""
+    known: tuple[Codec, ...] = G711
+    """The codecs that are told from others; a number of another one means nothing."""
     misread: bool = False
     """It cannot be used: declined in its place, while others are served."""
 
@@ -124,7 +126,7 @@ class Media:
     def codecs(self) -> tuple[Codec, ...]:
         """The codecs that it offers, of those that calls can speak, in its order."""
         names = self.names
-        found = dict.fromkeys(_codec_of(number, names) for number in self.formats)
+        found = dict.fromkeys(_codec_of(number, names, self.known) for number in self.formats)
         return tuple(codec for codec in found if codec is not None)
 
     def line(self, port: int) -> str:
@@ -284,8 +286,12 @@ class _Reader:
             self.malformed = True
 
 
-def parse(text: str) -> Description:
-    """Return what can be understood of a description; lines that cannot are left out."""
+def parse(text: str, codecs: tuple[Codec, ...] = G711) -> Description:
+    """Return what can be understood of a description; lines that cannot are left out.
+
+    Args:
+        codecs: those that its call may speak, G.711 ones in any case: others are left out.
+    """
     reader = _Reader()
     for number, raw in enumerate(text.replace("\r", "\n").split("\n")):
         line = printable(raw)
@@ -306,6 +312,7 @@ def parse(text: str) -> Description:
     head = [*begin, *ordered_head(reader.head, f"t={time_of(fixed.get('t', ''))}")]
     description = Description(head, media, flaw)
     for one in media:
+        one.known = tuple(dict.fromkeys((*G711, *codecs)))
         _mend_media(one)
     _one_fingerprint(description)
     if address_in(description.head) is None:
@@ -404,7 +411,7 @@ def _mend_media(media: Media) -> None:
         if good and number in events and number not in good:
             continue  # keys come at the clock of the audio (RFC 4733 section 2.1)
         formats.append(number)
-    speech = [number for number in formats if _codec_of(number, names) is not None]
+    speech = [number for number in formats if _codec_of(number, names, media.known)]
     if speech:
         # Only these can be answered, and the first one of an answer is taken for its codec.
         formats = [*speech, *(number for number in formats if number in events)]
@@ -417,13 +424,13 @@ def _mend_media(media: Media) -> None:
             media.port = 0
 
 
-def _codec_of(number: str, names: dict[str, str]) -> Codec | None:
+def _codec_of(number: str, names: dict[str, str], known: tuple[Codec, ...]) -> Codec | None:
     """The codec of a payload number, if calls can speak it."""
     fixed, encoding = _STATIC.get(number), names.get(number)
     if encoding is None:
-        return fixed
+        return fixed if fixed in known else None
     encoding = encoding.removesuffix("/1")
-    codec = next((one for one in Codec if encoding == f"{one.value}/8000"), None)
+    codec = next((one for one in known if encoding == f"{one.value}/8000"), None)
     return codec if fixed in (None, codec) else None
 
 

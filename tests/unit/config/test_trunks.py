@@ -48,7 +48,12 @@ def problem(folder: Path, text: str) -> tuple[int, str, str]:
         ('name = "a"\npeers = ["::1"]\nusername = "u v"', 4, "username", "no space"),
         ('name = "a"\npeers = ["::1"]\nheaders.Via = "x"', 4, "headers.Via", "set by the gateway"),
         ('name = "a"\npeers = ["::1"]\nheaders.X = "a\\nb"', 4, "headers.X", "printable"),
-        ('name = "a"\npeers = ["::1"]\ncodecs = ["GSM"]', 4, "codecs[0]", "'PCMU', 'PCMA' or 'G722'"),
+        (
+            'name = "a"\npeers = ["::1"]\ncodecs = ["GSM"]',
+            4,
+            "codecs[0]",
+            "'PCMU', 'PCMA' or 'G722'",
+        ),
         ('name = "a"\npeers = ["::1"]\ncodecs = ["PCMU", "PCMU"]', 4, "codecs", "twice"),
         ('name = "a"\npeers = ["::1"]\nexpires = 5', 4, "expires", "equal to 30"),
         (
