@@ -196,8 +196,8 @@ def variants_of(trunk: Trunk) -> list[tuple[str, Trunk]]:
     """The trunk with other settings of media, and which: tried where it answers 488."""
     keying = trunk.security.keying
     asked: list[tuple[str, Trunk]] = []
-    if len(trunk.codecs) < len(Codec):
-        codecs = (*trunk.codecs, *(one for one in G711 if one not in trunk.codecs))
+    codecs = tuple(dict.fromkeys((*trunk.codecs, *G711)))
+    if codecs != trunk.codecs:
         names = ", ".join(f'"{one.value}"' for one in codecs)
         asked.append((f"codecs = [{names}]", replace(trunk, codecs=codecs)))
     for srtp in ("required", "off"):
