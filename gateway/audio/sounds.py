@@ -61,7 +61,11 @@ def check_wav(path: Path) -> None:
     except OSError as error:
         raise SoundError(f"{path} cannot be read: {error.strerror}") from None
     except (wave.Error, EOFError) as error:
-        raise SoundError(f"{path} is no WAV of PCM samples: {error}") from None
+        why = str(error) or "it ends within its header"
+        raise SoundError(
+            f"{path} is no WAV of PCM samples: {why} "
+            f"(ffmpeg -i {path.name} -ar 8000 -ac 1 -c:a pcm_s16le out.wav)"
+        ) from None
     if form != (SAMPLE_RATE, 1, 16):
         rate, channels, bits = form
         raise SoundError(

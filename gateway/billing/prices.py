@@ -308,10 +308,11 @@ class PriceBook:
                 return one if one.on is not None else None
         return None
 
-    def speech_models(self) -> list[str]:
-        """Return the names (with ``*`` and ``?``) of the models that speak."""
+    def speech_models(self, host: str) -> list[str]:
+        """Return the names (with ``*`` and ``?``) of the models at a server that speak."""
         entries = [entry for file in self._files for entry in file.model]
-        return [name for entry in entries if _speaks(entry) for name in entry.match]
+        here = [one for one in entries if not one.hosts or _fits(one.hosts, host)]
+        return [name for entry in here if _speaks(entry) for name in entry.match]
 
     def _entry(self, model: str, host: str) -> ModelPrice | None:
         for file in self._files:

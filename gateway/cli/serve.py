@@ -114,7 +114,9 @@ def _serve(
     try:
         service.run(settings, dialplan, supervisor_link, read)
     except (AgentError, OSError) as error:
-        click.echo(f"{config}: {error}", err=True)
+        where = settings.where(str(error).partition(": ")[0])  # most messages begin with the key
+        line = "" if where == "default" else f":{where.rpartition(':')[2]}"
+        click.echo(f"{config}{line}: {error}", err=True)
         sys.exit(1)
 
 

@@ -44,6 +44,7 @@ from gateway.config.source import (
     KeyPath,
     MisplacedError,
     Problem,
+    Reference,
     Section,
     TomlSource,
     problems_of,
@@ -359,6 +360,10 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
     realtime = config.realtime
     if realtime.api_key is None and not realtime.on_loopback and _API_KEY not in source.unresolved:
         problems.append(source.problem(_API_KEY, KEY_MISSING))
+    key = source.value(_API_KEY)
+    given = isinstance(key, Reference) and not key and ":-" not in key.written
+    if given and not realtime.on_loopback and _API_KEY not in source.unresolved:
+        problems.append(source.problem(_API_KEY, f"{key.written} is empty"))
     return config, problems
 
 

@@ -153,6 +153,27 @@ ABSENT_KEYS: Mapping[str, str] = MappingProxyType(
         )
     }
     | {
+        f"trunk.{key}": 'peers has it: peers = ["192.0.2.1"]; where it registers: registrar'
+        for key in ("address", "addresses", "host", "hosts", "ip", "peer", "server")
+    }
+    | {
+        f"trunk.{key}": 'registrar has it: registrar = "sip.example.net"'
+        for key in ("domain", "register")
+    }
+    | {f"trunk.{key}": "it is called username" for key in ("user", "login", "auth_user")}
+    | {f"trunk.{key}": "it is called password" for key in ("secret", "pass")}
+    | {
+        f"route.greeting.{key}": 'words: say = "Hello."; a WAV file: clip = "hello.wav"'
+        for key in ("text", "message", "play", "file", "audio", "sound")
+    }
+    | {
+        f"route.{key}": 'to has it: to = "^100$"'
+        for key in ("number", "extension", "did", "called")
+    }
+    | {
+        "route.recording.enabled": 'mode has it: mode = "always"',
+        "route": "routes stand in files of dialplan.folder",
+        "session": "the session object stands in a route: [route.session]",
         "callbacks.file": "callbacks are kept in records.database, or else in records.folder",
         "sip.codecs": "a trunk has it: trunk.codecs",
     }

@@ -379,6 +379,8 @@ def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
 
 
 def _api_key(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and (named := re.fullmatch(r"[$%](\w+)%?", value.get_secret_value())):
+        raise ValueError(f"is the name of a variable; write ${{env:{named[1]}}}")
     if value is not None and not re.fullmatch(r"[!-~]*", value.get_secret_value()):
         raise ValueError("has characters that are not allowed in a key (space, newline, non-ASCII)")
     return value

@@ -121,6 +121,16 @@ class TomlSource:
             path = path[:-1]
         return self.lines.get(path, 1)
 
+    def value(self, path: KeyPath) -> Any:
+        """What the file has at ``path``; None where it has nothing."""
+        found: Any = self.data
+        for part in path:
+            try:
+                found = found[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return found
+
     def problem(self, path: KeyPath, message: str) -> Problem:
         """A problem at ``path`` in this file."""
         return Problem(self.file, self.line(path), dotted(path), message)
@@ -181,7 +191,35 @@ def _syntax_problem(file: Path, text: str, said: str) -> Problem:
     if match and match[1]:
         line, column = int(match[1]), f" (column {match[2]})"
     message = said[: match.start()] if match else said
-    return Problem(file, line, "", f"TOML syntax: {message}{column}")
+    lines = text.splitlines()
+    hint = _syntax_hint(lines[line - 1] if line <= len(lines) else "", message)
+    return Problem(file, line, "", f"TOML syntax: {message}{column}{hint}")
+
+
+_STATEMENT = re.compile(r"""\s*[\w."'-]+\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$""")
+
+
+def _syntax_hint(line: str, message: str) -> str:
+    """Return what to write in place of a line that the parser refuses, where it is known."""
+    found = _STATEMENT.match(line)
+    value = found["value"] if found else ""
+    if found and found["sign"] == ":":
+        return '; write name = "value"'
+    if line.lstrip().startswith(("//", "/*", ";", "--")):
+        return "; a comment begins with #"
+    if value[:1] in tuple("\u201c\u201d\u201e\u2018\u2019\u00ab"):
+        return f'; {value[0]} is no quotation mark of TOML: write "'
+    if message.startswith("Unescaped"):
+        return "; write \\\\ for a backslash, or put the text in single quotes"
+    if value[:1] in ('"', "'") and value.count(value[0]) == 1:
+        return (
+            f"; the closing {value[0]} is missing (text of several lines stands in {value[0] * 3})"
+        )
+    if value in ("True", "False", "yes", "no", "on", "off"):
+        return "; write true or false"
+    if value[:1].isalpha():
+        return "; text stands in quotation marks"
+    return ""
 
 
 def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, str]) -> Any:
@@ -405,22 +443,22 @@ def _message(
         return "must be a table"
     if kind in ("tuple_type", "list_type"):
         fields = [part for part in loc if isinstance(part, str)]
-        if isinstance(_value_at(source.data, path), dict) and _model_at(model, loc) is not None:
+        if isinstance(source.value(path), dict) and _model_at(model, loc) is not None:
             return f"must be an array of tables: write [[{'.'.join(fields)}]]"
         return "must be an array"
     if kind == "path_type":
-        return "must be the path of a file" + _as_written(_value_at(source.data, path))
+        return "must be the path of a file" + _as_written(source.value(path))
     text = detail["msg"]
     if kind == "value_error":
         return text.removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("a valid ", "a ")
     text = text.replace("a integer", "an integer").replace("Tuple should", "must")
     if kind == "literal_error":
-        value = _value_at(source.data, path)
+        value = source.value(path)
         name = RENAMED_VALUES.get((_dotted(path), value)) if isinstance(value, str) else None
         if name is not None:
             return f'{text}; "{value}" is called "{name}" now'
-    return text + _as_written(_value_at(source.data, path), quote=kind == "literal_error")
+    return text + _as_written(source.value(path), quote=kind == "literal_error")
 
 
 def _dotted(path: KeyPath) -> str:
@@ -439,15 +477,6 @@ def _as_written(value: Any, quote: bool = False) -> str:
     if isinstance(value, int | float) or (quote and isinstance(value, str)):
         return f" (is {value!r})" if len(str(value)) <= 60 else ""
     return ""
-
-
-def _value_at(data: Any, path: KeyPath) -> Any:
-    for part in path:
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
 
 
 def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel] | None:

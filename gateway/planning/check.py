@@ -12,7 +12,15 @@ from typing import Any
 from gateway.billing.prices import load_prices
 from gateway.config.config import KEY_MISSING, Config, judge_config
 from gateway.config.sections import dialect_problem, region_problem
-from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml, suggestion
+from gateway.config.source import (
+    ConfigError,
+    KeyPath,
+    Problem,
+    Reference,
+    TomlSource,
+    read_toml,
+    suggestion,
+)
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes, retirements
@@ -89,8 +97,9 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, li
         unset = f"{source.file}:{source.line(('realtime',))}: "  # the default model
         return 2, [f"{unset}{one}" if one.startswith("realtime.model") else one for one in placed]
     return 0, [
-        *_summary(path, config, dialplan),
+        *_summary(source, config, dialplan),
         *(f"  note: {_placed(note, source, dialplan)}" for note in notes(config, dialplan)),
+        *(f"  note: {note}" for note in _secrets_written(source, config.dialplan.folder)),
     ]
 
 
@@ -113,6 +122,19 @@ def _placed(note: str, source: TomlSource, dialplan: Dialplan) -> str:
     elif setting and (path := tuple(setting.split("."))) in source.lines:
         line = source.line(path)
     return f"{file}:{line}: {note}" if line else note
+
+
+_SECRETS = ("api_key", "password", "secret", "secret_key", "authorization")
+"""Keys of secrets, in all files."""
+
+
+def _secrets_written(source: TomlSource, folder: Path) -> Iterator[Problem]:
+    """Yield each secret that stands in a file itself."""
+    for one in (source, *(read_toml(file, {}) for file in dialplan_files(folder))):
+        for path in one.lines:
+            value = one.value(path) if path and path[-1] in _SECRETS else None
+            if value and isinstance(value, str) and not isinstance(value, Reference):
+                yield one.problem(path, "stands in the file; write ${env:NAME} or ${file:PATH}")
 
 
 def _folder(data: Mapping[str, Any], path: Path) -> Path:
@@ -424,11 +446,14 @@ def _others(config: Config) -> str:
     return "auto (refused)" if config.trunk else "auto (from private networks only)"
 
 
-def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
-    sip, realtime = config.sip, config.realtime
+def _summary(source: TomlSource, config: Config, dialplan: Dialplan) -> list[str]:
+    path, sip, realtime = source.file, config.sip, config.realtime
     names = ", ".join(route.name for route in dialplan.routes if route.enabled)
     files = len(dialplan_files(config.dialplan.folder))
     key = "with a key" if realtime.api_key else "without a key"
+    written = source.value(("realtime", "api_key"))
+    if not realtime.api_key and isinstance(written, Reference):
+        key += f" ({written.written} is not set)"
     low, high = sip.rtp_ports
     count = config.workers.count
     last = config.for_worker(count - 1).sip.listen

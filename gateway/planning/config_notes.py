@@ -30,6 +30,7 @@ from gateway.planning.route_tools import (
     recording_plan,
     transfer_plan,
 )
+from gateway.realtime.dialects.dialect import AZURE_HOSTS
 from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.tools.executor import RouteTools
 
@@ -146,6 +147,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)
     advice += [text for soon, text in retirements(config, dialplan) if soon]
+    advice += _azure_keys(config, enabled)
     advice += _access_notes(config)
     advice += _toll_fraud_notes(config, dialplan)
     advice += tool_advice(config, dialplan)
@@ -270,13 +272,13 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
         servers.append((settings.url, settings.model, f"route {route.name}, realtime"))
     seen = set()
     prices = load_prices(config.cost.prices)
-    known = prices.speech_models()
     for url, model, where in servers:
         if (url, model) in seen:
             continue
         seen.add((url, model))
         path, live = urlsplit(Endpoint(url).connect_url).path, is_live(url, model)
-        if not _REGION.match((urlsplit(url).hostname or "").lower()):
+        host = (urlsplit(url).hostname or "").lower()
+        if not _REGION.match(host):
             last = path.rpartition("/")[2]
             close = get_close_matches(last, ["realtime"], cutoff=0.75)
             if last != "realtime" and close and not live:
@@ -286,13 +288,31 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
         if path != "/v1/realtime" and not (live and path.startswith("/v1/live")):
             right = "/v1/live/sessions" if live else "/v1/realtime"
             yield f"{where}.url: {url} has the path {path}; OpenAI's is {right}"
+        known = prices.speech_models(host)
         priced = prices.price(model) if live else None
         if priced is None and not any(fnmatchcase(model, name) for name in known):
             names = [name for name in known if "*" not in name]
             if live:
                 names = [name.rstrip("*") for name in known if name.startswith("gpt-live")]
             hint = suggestion(model, names)
-            yield f'{where}.model: "{model}" is not in the price list{hint}'
+            yield f'{where}.model: "{model}" is no model that this gateway has a price for{hint}'
+
+
+def _azure_keys(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield servers of Azure that get a key of the resource where an Entra token is expected."""
+    servers = [("realtime", config.realtime)]
+    servers += [
+        (f"route {route.name}, realtime", call_settings(config, route).realtime) for route in routes
+    ]
+    told = set()
+    for where, one in servers:
+        host, key = urlsplit(one.url).hostname or "", one.api_key
+        if not host.endswith(AZURE_HOSTS) or one.url in told or key is None:
+            continue
+        token = key.get_secret_value().count(".") == 2  # a JSON Web Token
+        if one.api_key_header == "authorization" and not token:
+            told.add(one.url)
+            yield f'{where}.api_key: a key of Azure needs api_key_header = "api-key"'
 
 
 RETIREMENT_DAYS = 90

@@ -26,6 +26,7 @@ import structlog
 
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
 from gateway.config import Config, ListenAddress
+from gateway.config.operations import split_address
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
@@ -50,7 +51,7 @@ _Server = RealtimeSettings | RealtimeServerSettings
 def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
     """Try each server and each port of the configuration."""
     yield from servers(config, dialplan)
-    yield from sip_ports(config)
+    yield from listening_ports(config)
     yield rtp_ports(config)
 
 
@@ -185,19 +186,24 @@ def _reached(shown: str, ms: float, tls: ssl.SSLObject | None) -> Finding:
 # ---- the telephone side
 
 
-def sip_ports(config: Config) -> Iterator[Finding]:
-    """Bind each listener of each worker for a moment."""
+def listening_ports(config: Config) -> Iterator[Finding]:
+    """Bind each SIP listener, and the API's, of each worker for a moment."""
     for worker in range(config.workers.count):
-        for address in config.for_worker(worker).sip.listen:
+        own = config.for_worker(worker)
+        ports = [("sip port", address) for address in own.sip.listen]
+        if own.api.listen is not None:
+            host, port = split_address(own.api.listen)
+            ports.append(("api port", ListenAddress("tcp", host, int(port))))
+        for subject, address in ports:
             if address.port == 0:
-                yield ok("sip port", f"{address}: any free one")
+                yield ok(subject, f"{address}: any free one")
                 continue
             number = _bind(address)
             who = f" (worker {worker})" if config.workers.count > 1 else ""
             if number == errno.EADDRINUSE and _gateway_runs(config):
-                yield ok("sip port", f"{address}{who} is in use by the running gateway")
+                yield ok(subject, f"{address}{who} is in use by the running gateway")
             else:
-                yield _sip_finding(f"{address}{who}", number)
+                yield _port_finding(subject, f"{address}{who}", number)
 
 
 def _gateway_runs(config: Config) -> bool:
@@ -211,19 +217,19 @@ def _gateway_runs(config: Config) -> bool:
     return False
 
 
-def _sip_finding(where: str, number: int) -> Finding:
+def _port_finding(subject: str, where: str, number: int) -> Finding:
     if number == 0:
-        return ok("sip port", f"{where} is free")
+        return ok(subject, f"{where} is free")
     if number == errno.EADDRINUSE:
         advice = "`ss -lptu` shows which program has it; the gateway does not start like this"
-        return bad("sip port", f"{where} is in use", advice)
+        return bad(subject, f"{where} is in use", advice)
     if number == errno.EADDRNOTAVAIL:
         advice = "`ip address` lists those of this machine; 0.0.0.0 takes all"
-        return bad("sip port", f"{where}: no address of this machine", advice)
+        return bad(subject, f"{where}: no address of this machine", advice)
     if number == errno.EACCES:
         advice = "a port below 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE"
-        return bad("sip port", f"{where}: not allowed", advice)
-    return bad("sip port", f"{where}: {errno.errorcode.get(number, number)}", "see `man 2 bind`")
+        return bad(subject, f"{where}: not allowed", advice)
+    return bad(subject, f"{where}: {errno.errorcode.get(number, number)}", "see `man 2 bind`")
 
 
 def rtp_ports(config: Config) -> Finding:

@@ -341,7 +341,7 @@ def test_check_tells_of_both_kinds_of_files(tmp_path: Path) -> None:
 
 
 def test_check_gives_advice(tmp_path: Path) -> None:
-    file = write(tmp_path, '[realtime]\nurl = "ws://example.com/"\napi_key = "k"\n')
+    file = write(tmp_path, '[realtime]\nurl = "ws://example.com/"\napi_key = ""\n')
     assert "every call is refused" in "\n".join(check(file, {})[1])
     (tmp_path / "dialplans" / "1.toml").write_text(
         '[[route]]\nname = "all"\n[[route]]\nname = "rest"\nto = "^1$"\n', encoding="utf-8"

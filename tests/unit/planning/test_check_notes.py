@@ -17,11 +17,16 @@ from gateway.planning.route_notes import pattern_note
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n'
 
 
-def checked(folder: Path, config: str = BASE, routes: str = "[[route]]\nname = 'r'\n") -> str:
+def checked(
+    folder: Path,
+    config: str = BASE,
+    routes: str = "[[route]]\nname = 'r'\n",
+    environ: dict[str, str] | None = None,
+) -> str:
     (folder / "dialplans").mkdir()
     (folder / "dialplans" / "r.toml").write_text(routes)
     (folder / "gateway.toml").write_text(config)
-    return "\n".join(check(folder / "gateway.toml", {})[1])
+    return "\n".join(check(folder / "gateway.toml", environ or {})[1])
 
 
 HOOK = f'[[webhook]]\nname = "app"\nurl = "https://a"\nsecret = "whsec_{"QUFB" * 8}"\n'
@@ -228,6 +233,8 @@ def test_trunks_that_listen_does_not_reach(
     [
         ("wss://api.openai.com/v1/realtime", "gpt-realtime-2.1", None),
         ("wss://api.openai.com/v1/realtime", "gpt-realtme-2.1", 'did you mean "gpt-realtime-2.1"'),
+        ("wss://api.openai.com/v1/realtime", "gpt-realtime2", 'did you mean "gpt-realtime-2"'),
+        ("wss://R.openai.azure.com", "mine", 'needs api_key_header = "api-key"'),
         ("wss://api.openai.com/v1/realtim", "gpt-realtime-2.1", "OpenAI's is /v1/realtime"),
         ("wss://voice.example/anything", "mine", None),
         ("wss://voice.example/v1/realtim", "mine", "ends in realtim; most servers' ends in"),
@@ -239,6 +246,32 @@ def test_models_and_paths_that_nobody_has(
     config = f'[realtime]\nurl = "{url}"\nmodel = "{model}"\napi_key = "k"\n'
     told = checked(tmp_path, config)
     assert (says in told) if says else ("realtime.model" not in told and "realtime.url" not in told)
+
+
+REMOTE = '[realtime]\nurl = "wss://voice.example"\napi_key = '
+
+
+@pytest.mark.parametrize(
+    ("config", "environ", "says"),
+    [
+        (REMOTE + '"sk-123"\n', {}, ":3: realtime.api_key: stands in the file; write ${env:NAME}"),
+        (REMOTE + '"${env:KEY}"\n', {"KEY": "sk-123"}, ": good"),
+        (REMOTE + '"${env:KEY}"\n', {"KEY": ""}, ":3: realtime.api_key: ${env:KEY} is empty"),
+        (
+            REMOTE + '"$KEY"\n',
+            {},
+            ":3: realtime.api_key: is the name of a variable; write ${env:KEY}",
+        ),
+        (BASE + 'api_key = "${env:KEY}"\n', {}, "without a key (${env:KEY} is not set)"),
+    ],
+)
+def test_keys_that_are_not_what_they_should_be(
+    tmp_path: Path, config: str, environ: dict[str, str], says: str
+) -> None:
+    told = checked(tmp_path, config, environ=environ)
+    assert says in told
+    assert ("stands in the file" in says) == ("stands in the file" in told)
+    assert "sk-123" not in told
 
 
 def test_a_registrar_without_a_password(tmp_path: Path) -> None:
@@ -253,6 +286,21 @@ def test_a_registrar_without_a_password(tmp_path: Path) -> None:
         ("", 'instructions = "x"', 3, "route[0].instructions: unknown key; it belongs in the sess"),
         ("", 'voice = "marin"', 3, "[route.session] audio.output.voice = ..."),
         ("[sip]\nport = 5060\n", "", 2, "sip.port: unknown key; listen has it"),
+        (
+            "[[trunk]]\nname = 'c'\nhost = '192.0.2.1'\n",
+            "",
+            3,
+            "trunk[0].host: unknown key; peers has",
+        ),
+        ("[[route]]\nname = 'r'\n", "", 1, "route: unknown key; routes stand in files of dialplan"),
+        ("", "greeting.text = 'Hello.'", 3, "greeting.text: unknown key; words: say ="),
+        ("", "to = '+49'", 3, "the + of a number is written \\+, in single quotes: '^\\+49'"),
+        ("", "to = “100”", 3, '“ is no quotation mark of TOML: write "'),
+        ("", 'to = "^\\+49"', 3, "put the text in single quotes"),
+        ("", 'to = "100', 3, 'the closing " is missing'),
+        ("", "to: '100'", 3, '; write name = "value"'),
+        ("", "// reception", 3, "; a comment begins with #"),
+        ("", "enabled = True", 3, "; write true or false"),
         ("[sip]\ncodecs = ['PCMU']\n", "", 2, "a trunk has it: trunk.codecs"),
         ("", 'trunk = "x"', 3, 'route r, trunk: there is no trunk "x"'),
         ("", "tools = ['x']", 3, 'route r, tools: there is no tool "x"'),

@@ -58,6 +58,16 @@ def by_subject(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.subject: finding for finding in findings}
 
 
+@pytest.mark.parametrize(
+    ("folder", "verdict"), [("records", Verdict.OK), ("/proc/records", Verdict.BAD)]
+)
+def test_a_folder_that_nobody_can_write(tmp_path: Path, folder: str, verdict: Verdict) -> None:
+    config, _ = load_all(write(tmp_path, f'[records]\nfolder = "{folder}"\n'), {})
+    (found,) = (one for one in machine._folders(config) if one.subject == "records.folder")
+    assert found.verdict is verdict
+    assert not (tmp_path / "records").exists()
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A UDP port that somebody has."""
@@ -198,11 +208,14 @@ def test_the_soft_limit_is_raised_to_what_calls_need() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_sip_ports(tmp_path: Path, taken: int) -> None:
+def test_ports_of_listeners(tmp_path: Path, taken: int) -> None:
     text = f'[sip]\nlisten = ["udp:127.0.0.1:{taken}", "udp:192.0.2.1:5060", "tcp:127.0.0.1:0"]\n'
-    config, _ = load_all(write(tmp_path, text), {})
-    first, second, third = network.sip_ports(config)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text += f'[api]\nlisten = "127.0.0.1:{server.getsockname()[1]}"\n'
+        config, _ = load_all(write(tmp_path, text), {})
+        first, second, third, api = network.listening_ports(config)
     assert (first.verdict, second.verdict, third.verdict) == ("bad", "bad", "ok")
+    assert (api.subject, api.verdict) == ("api port", "bad")
     assert first.fact == f"udp:127.0.0.1:{taken} is in use"
     assert second.fact == "udp:192.0.2.1:5060: no address of this machine"
 
