@@ -37,7 +37,7 @@ from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
-from gateway.sip.media.ports import late_beats
+from gateway.sip.media.ports import bridge_failures, late_beats
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
@@ -213,7 +213,7 @@ class Readings:
         yield "event_loop_lag_seconds", {}, self._lag
         yield "uplink_delay_seconds", {}, self._pump.delay
         yield "media_clock_lag_seconds", {}, late_beats()
-        yield "media_faults", {}, float(self._pump.faults)
+        yield "media_faults", {}, float(self._pump.faults + bridge_failures())
         for result, count in self._reloader.counts.items():
             yield "config_reloads", {"result": result}, float(count)
         yield "config_last_success_timestamp_seconds", {}, self._reloader.read_at

@@ -345,7 +345,8 @@ class CallMedia(CallPart):
                 self._feed_at(inputs.PlayoutDrained(), transition.at)
 
     def _start(self, output: outputs.StartMedia) -> None:
-        self._audio.uplink.take()  # what came before the ACK is older than the conversation
+        if not self._streaming:  # else it is in the middle of what a callee says
+            self._audio.uplink.take()  # what came before the ACK is older than the conversation
         self._streaming = True
         self._pause("not started", not output.playout)
         self._pump.add(self._audio, self._move)

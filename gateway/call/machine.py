@@ -66,7 +66,7 @@ class LegEvents:
                 return []
             self._listening_early = True
             note = self._call.timeline.note(now, "early_media", "info")
-            return [note, outputs.StartMedia(playout=False)]
+            return [outputs.StartMedia(playout=False), note]
         heard = self._call.live or self._call.state is State.CONNECTING
         if input.codec is self._codec or not heard:
             return []

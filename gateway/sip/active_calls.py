@@ -17,7 +17,7 @@ import structlog
 
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
-from gateway.sip.media.conference import Sounds
+from gateway.sip.media.conference import ConferenceLink, Sounds
 from gateway.sip.media.ports import PortPool
 from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.names import Names
@@ -65,6 +65,7 @@ class HeldCall(Protocol):
     this: Any
 
     leg: Leg | None
+    link: ConferenceLink
 
     @property
     def name(self) -> str: ...
@@ -171,6 +172,12 @@ class Calls:
         """Have each leg report its RTP counters."""
         for call in list(self._all):
             self._ask(call, call.poll_quality)
+
+    def fail_at(self, slots: set[int]) -> None:
+        """End the calls whose ports of the bridge have these numbers."""
+        for call in list(self._all):
+            if not call.ended and any(call.link.at(slot) for slot in slots):
+                call.fail()
 
     def challenged(self, sip_call_id: str) -> Challenged | None:
         """What is to be known of the call with this SIP Call-ID that somebody wants a password

@@ -26,7 +26,7 @@ from gateway.text import unicode_of
 log = structlog.get_logger("sip")
 
 
-_NEEDED = ("BUILD", "NativeCallAudio", "NativeSignalling", "nativeTakeReady")
+_NEEDED = ("BUILD", "NativeCallAudio", "NativeSignalling", "nativeTakeReady", "nativeWatchBridge")
 _lacking = [name for name in _NEEDED if not hasattr(pj, name)]
 if _lacking:
     raise ImportError(

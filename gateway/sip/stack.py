@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pjsua2 as pj
 import structlog
@@ -27,7 +27,7 @@ from gateway.sip.ingress.capacity import (
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.media.conference import Sounds
-from gateway.sip.media.ports import PortPool
+from gateway.sip.media.ports import Connections, PortPool
 from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
@@ -90,6 +90,7 @@ class Stack:
             configure_media(config.medConfig, settings)
             self._endpoint.libInit(config)
             self._endpoint.audDevManager().setNullDev()
+            pj.nativeWatchBridge()
             codecs = CodecOrder(self._endpoint)
             self.listeners = Listeners(self._endpoint, settings)
             self.listeners.open()
@@ -210,6 +211,7 @@ class Stack:
         if now < self._next_second:
             return
         self._next_second = now + QUALITY_SECONDS
+        self._see_bridge()
         services.calls.poll_quality()
         for page in tuple(self._browsers):
             page.run(BrowserCall.poll_quality)
@@ -220,6 +222,19 @@ class Stack:
         if not self.draining:
             self.accounts.tick(now)
         self.pinger.tick(now)
+
+    def _see_bridge(self) -> None:
+        """Log what the bridge could not do, and end the calls that it could not connect."""
+        lost = set[int]()
+        for failure in Connections.failures():
+            log.error("sip.bridge_failed", **asdict(failure))
+            if failure.operation == "connect":
+                lost |= {failure.source, failure.sink}
+        if lost:
+            self.services.calls.fail_at(lost)
+            for page in tuple(self._browsers):
+                if any(page.link.at(slot) for slot in lost):
+                    page.run(lambda one: one.finish(_UNAVAILABLE, {}))
 
     def drain(self) -> None:
         """Take no further call: answer OPTIONS with 503, and unregister."""
@@ -284,6 +299,9 @@ class Stack:
             while self.services.calls and time.monotonic() < deadline:
                 self.poll(10)
                 self.tick()
+            left = len(self.services.pool.connections)
+            if left and not self.services.calls:
+                log.error("sip.connections_left", connections=left)
             self.accounts.shut_down()
         except pj.Error as error:
             log.warning("sip.stop_failed", error=error.info())

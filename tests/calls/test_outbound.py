@@ -17,6 +17,7 @@ from tests.support.callee import CalledCall, CalledPhone
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_arrives, assert_beep, noise
 from tests.support.made_sounds import g711, tone
+from tests.support.rtp_end import FRAME
 
 WORLD = {
     "routes": """
@@ -51,7 +52,7 @@ allowed_prefixes = ["answer", "busy", "away", "no", "full", "ring", "race", "ear
 denied_prefixes = ["00", "+882"]
 max_concurrent_calls = 2
 max_calls_per_minute = 60
-ring_timeout = 1.5
+ring_timeout = 3
 early_media = true
 [[trunk]]
 name = "carrier"
@@ -233,16 +234,19 @@ async def test_an_answer_that_crosses_our_cancel_is_hung_up(
 async def test_what_comes_before_the_answer_is_heard(
     world: GatewayStack, callee: CalledPhone
 ) -> None:
+    """And what goes on through the answer has no hole there."""
     world.behave(vad="off", answer="silent")
     call = await place(world, callee.uri("early"), "quiet")
     there = await callee.called()
-    said = noise(2, 0.5)
+    said = noise(2, 0.6)
     await world.gateway.wait("call.early_media", call=call)
-    there.rtp.say(said)
     line = await world.gateway.wait("call.session_up", call=call)
     (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
-    await all_arrives(session, said, 20)
+    there.rtp.say(said)
+    await session.wait_until(lambda s: said[:FRAME] in s.received, 20)
+    assert not world.gateway.all("call.confirmed", call=call)
     there.respond(200, sdp=True)
+    await all_arrives(session, said, 20)
     await there.until(lambda c: c.requests("ACK"))
     there.bye()
     summary = await summary_of(world, call)

@@ -28,6 +28,8 @@ FAULTS = (
     "call.leg_timeout",
     "call.playout_overflow",
     "sip.callback_failed",
+    "sip.bridge_failed",
+    "sip.connections_left",
     "sip.turn_failed",
     "sip.call_failed",
     "sip.call_stuck",

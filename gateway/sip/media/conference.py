@@ -10,7 +10,6 @@ that the clock may be in is a crash.
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +106,6 @@ def _play(path: str) -> Any:
     return player
 
 
-def _separate(source: Any, sink: Any) -> None:
-    """Take a connection of the bridge away; of a place that is gone there is none."""
-    with suppress(pj.Error):
-        source.stopTransmit(sink)
-
-
-def _mix(source: Any, sink: Any, level: float | None) -> None:
-    """Let ``sink`` hear ``source`` at that level, a factor; None: as it is."""
-    if level is None:
-        source.startTransmit(sink)
-        return
-    _separate(source, sink)  # a connection keeps the level that it was made with
-    param = pj.AudioMediaTransmitParam()
-    param.level = level
-    source.startTransmit2(sink, param)
-
-
 class ConferenceLink:
     """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
 
@@ -139,9 +121,9 @@ class ConferenceLink:
         self._packet_wait_ms = packet_wait_ms
         self._sounds = sounds
         self._pool = pool
+        self._connections = pool.connections
         self.media: Any = None
-        """The call's stream in the bridge, while it has one. While the peer holds, the library may
-        have given its place to another call: nothing is joined with it then."""
+        """The call's stream in the bridge, from :meth:`wire` until that stream is destroyed."""
         self.port: Port | None = None
         """Ours, which the session's audio comes from, and goes to where several are mixed."""
         self._audio: CallAudio | None = None
@@ -162,10 +144,10 @@ class ConferenceLink:
 
     def wire(self, media: Any) -> None:
         """The stream is up, perhaps anew: join it with all that it belongs to."""
-        if self._playing is not None:
-            _separate(self._playing, media)  # it may have kept its place
-        self.media = media
-        self._playing = None
+        if self.media is not None and self.media.getPortId() != media.getPortId():
+            self._leave()
+        if self.media is None:
+            self.media = media
         self._connect()
         self.play(self._sound)
 
@@ -220,23 +202,27 @@ class ConferenceLink:
         """A stream is gone."""
         if stream == self._stream:
             self._stream = 0
+            self._leave()
+
+    def _leave(self) -> None:
+        """The library has removed the stream; its number is the next call's."""
+        if self.media is not None:
+            self._connections.forget(self.media)
+        self.media = self._playing = None
+
+    def at(self, slot: int) -> bool:
+        """Return whether the bridge's port of this number is ours."""
+        ends = (self.media, self.port)
+        return any(one is not None and int(one.getPortId()) == slot for one in ends)
 
     def disconnect(self) -> None:
         """Part the stream from all that it is joined with, where it is a port that stays."""
-        media, partner = self.media, self.partner
-        if media is None:
-            return
-        if self._playing is not None:
-            self._playing.stopTransmit(media)
-        others = (self.port, *(() if partner is None else (partner.media, partner.port)))
-        for other in others:
-            if other is not None:
-                media.stopTransmit(other)
-                other.stopTransmit(media)
+        if self.media is not None:
+            self._connections.part(self.media)
 
     def close(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""
-        self.media = self._playing = None
+        self._leave()
         self._sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
         partner, self.partner = self.partner, None
@@ -249,11 +235,8 @@ class ConferenceLink:
     def _give_port_back(self) -> None:
         self._audio = None
         port, self.port = self.port, None
-        if port is None:
-            return
-        if self.media is not None:
-            _separate(port, self.media)
-        self._pool.give_back(port)
+        if port is not None:
+            self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
         """Let the peer hear this sound, or itself, beside all else; "" ends it."""
@@ -262,13 +245,13 @@ class ConferenceLink:
             self._player = self._sounds.take(sound) if sound not in ("", ECHO) else None
         self._sound, player = sound, self.media if sound == ECHO else self._player
         if self._playing is not None and player is not self._playing:
-            _separate(self._playing, self.media)
+            self._connections.separate(self._playing, self.media)
             self._playing = None
         if self._place is None or player is self._playing:
             return
         self._playing = player
         if player is not None:
-            player.startTransmit(self.media)
+            self._connections.connect(player, self.media)
         self._gate()
 
     def join(self, other: ConferenceLink, listen: bool, level: float | None = None) -> None:
@@ -278,9 +261,8 @@ class ConferenceLink:
         other so loud, and each port has its own peer alone. A partner from before, whose call may
         not be over yet, is heard no more.
         """
-        if self.partner not in (None, other) and self.media and self.partner.media:
-            _separate(self.partner.media, self.media)
-            _separate(self.media, self.partner.media)
+        if self.partner is not None and self.partner is not other:
+            self._part_from(self.partner)
         if level is None:
             other._give_port_back()
         self.partner, other.partner = other, self
@@ -290,6 +272,13 @@ class ConferenceLink:
         if level is not None:
             other._connect()
 
+    def _part_from(self, partner: ConferenceLink) -> None:
+        for one in (self.media, self.port):
+            for other in (partner.media, partner.port):
+                if one is not None and other is not None:
+                    self._connections.separate(one, other)
+                    self._connections.separate(other, one)
+
     def hear_fully(self) -> None:
         """Let our peer hear the partner's at full volume."""
         if self._level is not None:
@@ -297,15 +286,21 @@ class ConferenceLink:
             self._connect()
 
     def take_over(self, other: ConferenceLink) -> None:
-        """Have the other call's port, and the audio that it serves, from now on."""
+        """Have the other call's port, the audio that it serves, partner and sound from now on."""
+        partner, other.partner = other.partner, None
+        if partner is not None:
+            other._part_from(partner)
+            self.partner, partner.partner = partner, self
+            self._session_hears, self._level = other._session_hears, other._level
         port, other.port = other.port, None
-        if port is not None and other.media is not None:
-            _separate(other.media, port)
-            _separate(port, other.media)
+        if port is not None:
+            self._connections.part(port)
         self.port = port
         self._audio, other._audio = other._audio, None
         self._tap()
         self._connect()
+        if other._sound:
+            self.play(other._sound)
 
     def hold(self, held: bool) -> None:
         """The peer holds us: what it sends then, as music, is not for the session."""
@@ -316,22 +311,23 @@ class ConferenceLink:
         media, partner, port = self._place, self.partner, self.port
         if media is None:
             return
+        connect, separate = self._connections.connect, self._connections.separate
         other = None if partner is None else partner._place
         if other is not None and partner is not None:
-            _mix(media, other, partner._level)
-            _mix(other, media, self._level)
+            connect(media, other, partner._level)
+            connect(other, media, self._level)
         apart = self._level is not None
         if port is not None and partner is not None and not self._session_hears:
-            media.stopTransmit(port)
-            port.stopTransmit(media)
+            separate(media, port)
+            separate(port, media)
         elif port is not None:
-            port.startTransmit(media)
+            connect(port, media)
             if self._source() is Source.BRIDGE:
-                media.startTransmit(port)
+                connect(media, port)
             if other is not None and not apart:
-                other.startTransmit(port)
+                connect(other, port)
         if not apart and partner is not None and partner.port and partner._session_hears:
-            media.startTransmit(partner.port)
+            connect(media, partner.port)
         self._listen()
 
     @property

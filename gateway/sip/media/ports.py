@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
 import pjsua2 as pj
+import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec, g722_coder
 from gateway.measures import LAG, Distribution
 from gateway.sip.types import UplinkCounts
+
+log = structlog.get_logger("sip")
 
 MAX_UPLINK_FRAMES = 250
 """Five seconds. The loop drains the queue as it fills; only a loop that hangs lets it grow, and
@@ -337,15 +341,126 @@ class Port(Protocol):
 
     def attach(self, queues: Any) -> None: ...
     def detach(self) -> None: ...
+    def getPortId(self) -> int: ...  # noqa: N802 (pjsua2's name)
     def startTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
-    def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802
+    def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeFailure:
+    """An operation of the bridge that failed after it was accepted."""
+
+    operation: str
+    source: int
+    sink: int
+    status: int
+
+
+_OPERATIONS = {
+    pj.PJMEDIA_CONF_OP_ADD_PORT: "add",
+    pj.PJMEDIA_CONF_OP_REMOVE_PORT: "remove",
+    pj.PJMEDIA_CONF_OP_CONNECT_PORTS: "connect",
+    pj.PJMEDIA_CONF_OP_DISCONNECT_PORTS: "disconnect",
+}
+
+
+class Connections:
+    """Who hears whom in the bridge: all that was asked for and not taken back. On the SIP thread.
+
+    The bridge names ports by numbers, which it gives to the next call as soon as a stream is gone,
+    and does what it is asked later, in the order of asking. So nothing may be asked for by the
+    number of a stream that is gone: :meth:`forget` is called as it goes. A connection is made once
+    and taken away once, so that an operation that fails is a fault.
+    """
+
+    def __init__(self) -> None:
+        self._ways: dict[int, dict[tuple[int, int], tuple[Any, Any, float | None]]] = {}
+        self._asked = 0
+        """Disconnections so far."""
+
+    def __len__(self) -> int:
+        return len({way for ways in self._ways.values() for way in ways})
+
+    def connect(self, source: Any, sink: Any, level: float | None = None) -> None:
+        """Let ``sink`` hear ``source`` at that level, a factor; None: as it is.
+
+        Raises ``pj.Error`` where one of them is gone.
+        """
+        way = (int(source.getPortId()), int(sink.getPortId()))
+        present = self._ways.get(way[0], {}).get(way)
+        if present is not None:
+            if present[2] == level:
+                return
+            self._separate(way)  # a connection keeps the level that it was made with
+        if level is None:
+            source.startTransmit(sink)
+        else:
+            param = pj.AudioMediaTransmitParam()
+            param.level = level
+            source.startTransmit2(sink, param)
+        for slot in way:
+            self._ways.setdefault(slot, {})[way] = (source, sink, level)
+
+    def separate(self, source: Any, sink: Any) -> None:
+        """Let ``sink`` hear ``source`` no more."""
+        way = (int(source.getPortId()), int(sink.getPortId()))
+        if way in self._ways.get(way[0], {}):
+            self._separate(way)
+
+    def part(self, media: Any) -> None:
+        """Let nobody hear ``media``, a port that stays, and it hear nobody."""
+        for way in list(self._ways.get(int(media.getPortId()), {})):
+            self._separate(way)
+
+    def forget(self, media: Any) -> None:
+        """Drop what is known of a stream that the library has removed with its connections."""
+        for way in list(self._ways.get(int(media.getPortId()), {})):
+            self._drop(way)
+
+    def _separate(self, way: tuple[int, int]) -> None:
+        source, sink, _level = self._drop(way)
+        try:
+            source.stopTransmit(sink)
+        except pj.Error as error:  # one of them is gone, and the connection with it
+            failure = BridgeFailure("disconnect", *way, int(error.status))
+            log.error("sip.bridge_failed", **asdict(failure))
+        else:
+            self._asked += 1
+
+    def _drop(self, way: tuple[int, int]) -> tuple[Any, Any, float | None]:
+        for slot in set(way):
+            ways = self._ways[slot]
+            found = ways.pop(way)
+            if not ways:
+                del self._ways[slot]
+        return found
+
+    @property
+    def asked(self) -> int:
+        """Disconnections asked for so far."""
+        return self._asked
+
+    @property
+    def done(self) -> int:
+        """Disconnections that the bridge has carried out. Any thread."""
+        return int(pj.nativeDisconnections())
+
+    @staticmethod
+    def failures() -> list[BridgeFailure]:
+        """Return the operations that have failed since the last time, some dozens at most."""
+        return [
+            BridgeFailure(_OPERATIONS.get(operation, str(operation)), *rest)
+            for operation, *rest in pj.nativeTakeBridgeFailures()
+        ]
 
 
 class PortPool:
     """Ports that exist, taken and given back on the SIP thread."""
 
     def __init__(self) -> None:
-        self._idle: list[Port] = []
+        self.connections = Connections()
+        self._idle: deque[tuple[int, Port]] = deque()
+        """Each with how many disconnections have to be done before it may serve another call."""
         self._all: list[Any] = []
 
     @property
@@ -355,7 +470,8 @@ class PortPool:
 
     def take(self, audio: CallAudio) -> Port:
         """A port that serves ``audio``. Raises ``pj.Error`` when the bridge has no place."""
-        port = self._idle.pop() if self._idle else self._make()
+        free = bool(self._idle) and self._idle[0][0] <= self.connections.done
+        port = self._idle.popleft()[1] if free else self._make()
         port.attach(audio.queues)
         return port
 
@@ -365,9 +481,10 @@ class PortPool:
         return len(self._all) - len(self._idle)
 
     def give_back(self, port: Port) -> None:
-        """End the port's service; the next call may take it."""
+        """End the port's service; the next call may take it once nobody hears it any more."""
         port.detach()
-        self._idle.append(port)
+        self.connections.part(port)
+        self._idle.append((self.connections.asked, port))
 
     def abandon(self) -> None:
         """Leave the ports to the end of the process: their destructors must not run any more.
@@ -403,6 +520,11 @@ def take_ready() -> list[int]:
 def waited() -> float:
     """How long (s) the first of :func:`take_ready` had waited for it."""
     return float(pj.nativeWaited())
+
+
+def bridge_failures() -> int:
+    """How many operations of the bridge have failed since the start. Any thread."""
+    return int(pj.nativeBridgeFailures())
 
 
 def late_beats() -> Distribution:
