@@ -24,6 +24,7 @@ from uvicorn.server import ServerState
 
 from gateway.api.limits import Connection
 from gateway.api.tokens import Role
+from gateway.config.operations import MAX_SOCKET_BYTES
 from gateway.tasks import TaskSet
 
 log = structlog.get_logger("control")
@@ -38,9 +39,6 @@ SPARE = 4
 
 LOOK_SECONDS = 5.0
 """Between two looks at whether the socket is still there."""
-
-MAX_PATH_BYTES = 107
-"""What a ``sockaddr_un`` holds."""
 
 
 class SocketError(Exception):
@@ -95,8 +93,8 @@ class LocalSocket:
 
     async def _listen(self) -> None:
         path = str(self._path)
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:
-            raise SocketError(f"control.socket: {path} is longer than {MAX_PATH_BYTES} bytes")
+        if len(os.fsencode(path)) > MAX_SOCKET_BYTES:
+            raise SocketError(f"control.socket: {path} is longer than {MAX_SOCKET_BYTES} bytes")
         self._make_room()
         before = os.umask(0o177)
         listener = socket.socket(socket.AF_UNIX)

@@ -10,12 +10,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.backend import EventFeed, RequestTimes
+import structlog
+
+from gateway.api.backend import EventFeed, NoCallError, RefusedError, RequestTimes
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named
@@ -26,18 +29,24 @@ from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
+from gateway.audio.g711 import Codec
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
-from gateway.planning.call_plan import server_names
+from gateway.planning.call_plan import server_names, session_plan
+from gateway.realtime.dialects import GA
+from gateway.realtime.session_object import plain_json
 from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 from gateway.sip.media.ports import bridge_failures, late_beats
+from gateway.text import json_of
+from gateway.tools.functions import ToolError
+from gateway.tools.http import read_answer
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
@@ -406,3 +415,60 @@ def _libraries() -> tuple[Any, Any, Any]:
     from gateway.api.siblings import Siblings
 
     return Metrics, Backend, Siblings
+
+
+log = structlog.get_logger("gateway")
+
+SECRET_SECONDS = 10.0  # for the provider's answer
+
+
+class SecretCommands:
+    """Brokers short-lived keys of the provider: for a browser, with the session of a route.
+
+    Args:
+        current: configuration and dialplan as they are now.
+    """
+
+    def __init__(self, current: Callable[[], tuple[Config, Dialplan]]) -> None:
+        self._current = current
+        self.commands: dict[str, Command] = {"client_secret": self._client_secret}
+
+    async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        import httpx
+
+        config, dialplan = self._current()
+        route = next((one for one in dialplan.routes if one.name == request.get("route")), None)
+        if route is None:
+            raise NoCallError(f"there is no route {request.get('route')!r}")
+        plan = session_plan(config, route, Codec.PCMU)
+        if plan.endpoint.dialect is not GA:
+            raise RefusedError("the route's server has no client secrets")
+        session = deepcopy(dict(plan.settings))
+        for way in ("input", "output"):  # a browser negotiates its own
+            session.get("audio", {}).get(way, {}).pop("format", None)
+        own = route.session.get("tools")
+        session.pop("tools", None)
+        if own:  # the gateway's tools are run in calls of the gateway only
+            session["tools"] = own
+        body = {
+            "expires_after": request.get("expires_after"),
+            "session": {"type": "realtime", "model": plan.endpoint.model, **session},
+        }
+        url = plan.endpoint.shown.replace("ws", "http", 1) + "/client_secrets"
+        headers = {**plan.endpoint.request_headers(), "Accept-Encoding": "gzip, deflate"}
+        try:
+            async with (
+                asyncio.timeout(SECRET_SECONDS),
+                httpx.AsyncClient(trust_env=False, timeout=SECRET_SECONDS) as client,
+                client.stream("POST", url, json=plain_json(body), headers=headers) as answer,
+            ):
+                text, _whole = await read_answer(answer)
+                found = json_of(text)
+        except (httpx.HTTPError, TimeoutError, ValueError, ToolError) as error:
+            log.warning("operator.client_secret_failed", error=type(error).__name__)
+            raise RefusedError("the provider gave no answer") from None
+        if not answer.is_success or not isinstance(found, dict) or "value" not in found:
+            told = plan.endpoint.redact(text)[:500]
+            log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
+            raise RefusedError(f"the provider refused it: {answer.status_code}")
+        return found

@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
@@ -19,7 +18,6 @@ from urllib.parse import unquote
 import structlog
 
 from gateway.api.backend import Command, NoCallError, RefusedError
-from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController, OutOfBandWaiters
 from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs
@@ -43,17 +41,10 @@ from gateway.call.tools.commands import (
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.call.transfer import TAKE_OVER_SECONDS
-from gateway.config import Config
-from gateway.dialplan import Dialplan
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
 from gateway.outbound.outbound_calls import OutboundCalls
-from gateway.planning.call_plan import session_plan
-from gateway.realtime.dialects import GA
-from gateway.realtime.session_object import plain_json
-from gateway.text import json_of
-from gateway.tools.functions import MAX_DISPOSITION, ImageError, ToolError, checked
-from gateway.tools.http import read_answer
+from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""
@@ -449,58 +440,3 @@ class ProcessCommands:
         if (level := request.get("level")) is not None:
             set_level(level)
         return {"level": level_now()}
-
-
-SECRET_SECONDS = 10.0  # for the provider's answer
-
-
-class SecretCommands:
-    """Brokers short-lived keys of the provider: for a browser, with the session of a route.
-
-    Args:
-        current: configuration and dialplan as they are now.
-    """
-
-    def __init__(self, current: Callable[[], tuple[Config, Dialplan]]) -> None:
-        self._current = current
-        self.commands: dict[str, Command] = {"client_secret": self._client_secret}
-
-    async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        import httpx
-
-        config, dialplan = self._current()
-        route = next((one for one in dialplan.routes if one.name == request.get("route")), None)
-        if route is None:
-            raise NoCallError(f"there is no route {request.get('route')!r}")
-        plan = session_plan(config, route, Codec.PCMU)
-        if plan.endpoint.dialect is not GA:
-            raise RefusedError("the route's server has no client secrets")
-        session = deepcopy(dict(plan.settings))
-        for way in ("input", "output"):  # a browser negotiates its own
-            session.get("audio", {}).get(way, {}).pop("format", None)
-        own = route.session.get("tools")
-        session.pop("tools", None)
-        if own:  # the gateway's tools are run in calls of the gateway only
-            session["tools"] = own
-        body = {
-            "expires_after": request.get("expires_after"),
-            "session": {"type": "realtime", "model": plan.endpoint.model, **session},
-        }
-        url = plan.endpoint.shown.replace("ws", "http", 1) + "/client_secrets"
-        headers = {**plan.endpoint.request_headers(), "Accept-Encoding": "gzip, deflate"}
-        try:
-            async with (
-                asyncio.timeout(SECRET_SECONDS),
-                httpx.AsyncClient(trust_env=False, timeout=SECRET_SECONDS) as client,
-                client.stream("POST", url, json=plain_json(body), headers=headers) as answer,
-            ):
-                text, _whole = await read_answer(answer)
-                found = json_of(text)
-        except (httpx.HTTPError, TimeoutError, ValueError, ToolError) as error:
-            log.warning("operator.client_secret_failed", error=type(error).__name__)
-            raise RefusedError("the provider gave no answer") from None
-        if not answer.is_success or not isinstance(found, dict) or "value" not in found:
-            told = plan.endpoint.redact(text)[:500]
-            log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
-            raise RefusedError(f"the provider refused it: {answer.status_code}")
-        return found

@@ -17,13 +17,12 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections, explained_refusal
-from gateway.app.api_backend import Api, Readings
+from gateway.app.api_backend import Api, Readings, SecretCommands
 from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
     OperatorCommands,
     ProcessCommands,
-    SecretCommands,
 )
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls

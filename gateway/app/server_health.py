@@ -18,9 +18,9 @@ from gateway.bridge.sessions import ServerWatch, SessionPlan
 from gateway.call.plan import CallPlan
 from gateway.measures import SESSION_OPEN, Distribution
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import Kind, Verdict, class_of
+from gateway.realtime.errors import Kind, SetupFailed, Verdict, class_of
 from gateway.realtime.session import SessionClosed
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 from gateway.tasks import TaskSet
 
 CALLS_IN_A_ROW = 3

@@ -19,9 +19,10 @@ from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import ATTEMPTS, BILLED, Sessions
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import Session, SessionClosed
-from gateway.realtime.setup import SetupFailed, open_with_retry
+from gateway.realtime.setup import open_with_retry
 from gateway.records.event_logs import SessionTap
 from gateway.sip.media.ports import CallAudio
 from gateway.tasks import TaskSet

@@ -18,8 +18,7 @@ import structlog
 from gateway.call.plan import CallPlan
 from gateway.config.values import shown
 from gateway.dialplan import Match
-from gateway.realtime.errors import Kind, Verdict
-from gateway.realtime.setup import SetupFailed, Step
+from gateway.realtime.errors import Kind, SetupFailed, Step, Verdict
 from gateway.records.caller_history import Earlier, Lookup
 from gateway.text import json_of
 from gateway.tools.functions import ToolError

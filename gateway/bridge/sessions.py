@@ -27,7 +27,7 @@ from gateway.call import inputs, outputs
 from gateway.call.conversation.control import message
 from gateway.dialplan.route_session import merged
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import Verdict, classify_error
+from gateway.realtime.errors import SetupFailed, Verdict, classify_error
 from gateway.realtime.events import (
     AudioDelta,
     ClientCommand,
@@ -48,7 +48,7 @@ from gateway.realtime.events import (
 from gateway.realtime.live_voice import NO_PLAYOUT, LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
-from gateway.realtime.setup import SetupFailed, open_with_retry
+from gateway.realtime.setup import open_with_retry
 from gateway.records.event_logs import EventLog, SessionTap
 from gateway.tasks import TaskSet
 

@@ -11,13 +11,8 @@ from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan
 from gateway.call.tools.commands import CallCommand
 from gateway.realtime.errors import Verdict
-from gateway.realtime.events import (
-    REALTIME,
-    Capabilities,
-    ClientCommand,
-    ServerError,
-    ServerEvent,
-)
+from gateway.realtime.events import ClientCommand, ServerError, ServerEvent
+from gateway.realtime.session_object import REALTIME, Capabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, get_args
 
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
@@ -169,22 +169,15 @@ class CallMachine:
             inputs.Confirmed: leg.on_confirmed,
             inputs.HoldChanged: leg.on_hold_changed,
             inputs.RemoteRinging: leg.on_remote_ringing,
-            inputs.ReferProgress: self._on_transfer,
-            inputs.BLegRinging: self._on_transfer,
-            inputs.BLegAnswered: self._on_transfer,
-            inputs.BLegEnded: self._on_transfer,
-            inputs.BLegDigit: self._on_transfer,
             inputs.ToolDone: self._on_tool_done,
             inputs.ToolRequest: self._on_tool_request,
+            **dict.fromkeys(get_args(inputs.TransferEvent), self._on_transfer),
             **dict.fromkeys(_FOR_RULES, lambda _input, _now: []),
             inputs.CallerHeard: lambda input, _now: conversation.response_times.heard(input),
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],
             inputs.BudgetThreshold: session.on_budget,
-            inputs.InterpreterUp: self._on_transfer,
-            inputs.InterpreterLost: self._on_transfer,
-            inputs.InterpreterEvent: self._on_transfer,
             inputs.DigitPressed: leg.on_digit,
             inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,

@@ -13,12 +13,8 @@ from gateway.config.config import (
     WorkerSettings,
     load_config,
 )
-from gateway.config.sections import (
-    AccessSettings,
-    ControlSettings,
-    OutboundSettings,
-    RealtimeSettings,
-)
+from gateway.config.operations import ControlSettings
+from gateway.config.sections import AccessSettings, OutboundSettings, RealtimeSettings
 from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings
 from gateway.config.source import ConfigError, Problem
 from gateway.config.trunks import TrunkSettings

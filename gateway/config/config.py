@@ -18,6 +18,7 @@ from pydantic import (
 
 from gateway.config.operations import (
     ApiSettings,
+    ControlSettings,
     RecordingSettings,
     RecordSettings,
     Redacted,
@@ -29,7 +30,6 @@ from gateway.config.operations import (
 from gateway.config.sections import (
     AccessSettings,
     CallbackSettings,
-    ControlSettings,
     CostSettings,
     OutboundSettings,
     RealtimeServerSettings,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``[records]``, ``[shared]``, ``[api]``, ``[[webhook]]``: what is kept of calls, who is told."""
+"""What is kept of calls, and who is told: ``[records]``, ``[shared]``, ``[api]``, ``[control]``."""
 
 from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -333,3 +334,21 @@ class WebhookSettings(Section):
         """Keys and the values of headers."""
         values = [self.secret, self.previous_secret, *self.headers.values()]
         return tuple(value.get_secret_value() for value in values if value)
+
+
+MAX_SOCKET_BYTES = 107
+"""The longest path of a Unix socket (``sun_path``, unix(7))."""
+
+
+def _socket_path(value: Path | None) -> Path | None:
+    if value is not None and (size := len(os.fsencode(value))) > MAX_SOCKET_BYTES:
+        raise ValueError(
+            f"the path {value} has {size} bytes; {MAX_SOCKET_BYTES} are allowed of a Unix socket"
+        )
+    return value
+
+
+class ControlSettings(Section):
+    """``[control]``: the socket that ``gateway status`` asks."""
+
+    socket: Annotated[FilePath | None, AfterValidator(_socket_path)] = None

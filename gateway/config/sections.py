@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -82,24 +81,6 @@ class AccessSettings(Section):
         if self.max_unacknowledged_calls is None:
             return 0 if self.max_concurrent_calls == 0 else -(-max_calls // 4)
         return self.max_unacknowledged_calls
-
-
-MAX_SOCKET_BYTES = 107
-"""The longest path of a Unix socket (``sun_path``, unix(7))."""
-
-
-def _socket_path(value: Path | None) -> Path | None:
-    if value is not None and (size := len(os.fsencode(value))) > MAX_SOCKET_BYTES:
-        raise ValueError(
-            f"the path {value} has {size} bytes; {MAX_SOCKET_BYTES} are allowed of a Unix socket"
-        )
-    return value
-
-
-class ControlSettings(Section):
-    """``[control]``: the socket that ``gateway status`` asks."""
-
-    socket: Annotated[FilePath | None, AfterValidator(_socket_path)] = None
 
 
 def _prefixes(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
 from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (
-    DATA,
     DEFAULT,
     Answer,
     Application,
@@ -42,7 +41,6 @@ from gateway.dialplan.route_sections import (
     PostCall,
     ResponseFailure,
     RouteBudget,
-    RouteData,
     RouteRecords,
     Silence,
     UserIdle,
@@ -70,8 +68,10 @@ from gateway.dialplan.tool_sections import (
 from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,
+    DATA,
     HEADER,
     LAST_CALL,
+    RouteData,
     is_known,
     key_of,
     names_in,

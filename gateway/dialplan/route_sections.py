@@ -4,20 +4,17 @@ detection, data fetched before the call, response failures, context, budget, rec
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from gateway.audio.sounds import BUILT_IN
 from gateway.config.operations import Redacted, Redaction
 from gateway.config.sections import Money, Part
-from gateway.config.source import KeyPath, MisplacedError, Section, plain
+from gateway.config.source import MisplacedError, Section
 from gateway.config.values import (
     Count,
     Flag,
@@ -31,7 +28,6 @@ from gateway.config.values import (
     Typed,
 )
 from gateway.dialplan.tool_sections import Sound
-from gateway.dialplan.variables import clean, render
 from gateway.text import words_of
 
 MAX_PROMPTS = 4
@@ -417,19 +413,6 @@ class HoldWait(Section):
         _turn_detection(session, "hold_wait")
 
 
-DATA = "data."
-"""Prefix of the variables."""
-
-
-def _defaults(value: Mapping[str, Any], path: KeyPath = ()) -> Mapping[str, Any]:
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            _defaults(inner, (*path, name))
-        elif not isinstance(inner, str | int | float | list):
-            raise MisplacedError((*path, name), "must be a text, a number, true, false or a list")
-    return MappingProxyType(plain(value))
-
-
 class Application(Section):
     """``[route.application]``: an application decides over the route's calls (OpenAI's SIP API).
 
@@ -439,63 +422,3 @@ class Application(Section):
     webhook: Text
     timeout: Annotated[Seconds, Field(le=120)] = 10.0
     on_timeout: Literal["session", "reject"] = "session"
-
-
-class RouteData(Section):
-    """One request for each call, its deadline (s), and what is done without an answer."""
-
-    url: HttpUrl
-    method: Literal["GET", "POST"] = "GET"
-    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
-    timeout: Annotated[Seconds, Field(le=30)] = 2.0
-    retries: Annotated[int, Strict(), Field(ge=0, le=3), Typed] = 0
-    on_failure: Literal["continue", "reject"] = "continue"
-    defaults: Annotated[
-        Mapping[str, Any], AfterValidator(_defaults), PlainSerializer(lambda value: dict(value))
-    ] = Field(default_factory=lambda: MappingProxyType({}))
-    max_value_chars: Annotated[Count, Field(le=100_000)] = 2000
-    preserve_newlines: Flag = False
-
-    def address(self, values: Mapping[str, str]) -> str:
-        """The URL for a call with these variables; what they stand for cannot leave its place."""
-        return render(self.url, {name: quote(value, safe="") for name, value in values.items()})
-
-    def values(self, names: Iterable[str], answer: Any) -> dict[str, str]:
-        """Return the values of the variables ``names``; ``answer`` is None where there was none."""
-        return {
-            name: self._text(_at(answer, name)) or self._text(_at(self.defaults, name))
-            for name in names
-        }
-
-    def _text(self, value: Any) -> str:
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-            return str(value)[: self.max_value_chars]
-        return (
-            _lines(value, self.max_value_chars)
-            if self.preserve_newlines
-            else clean(value, self.max_value_chars)
-        )
-
-
-def _at(value: Any, name: str) -> Any:
-    for step in name.removeprefix(DATA).split("."):
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            return None
-    return value
-
-
-def _lines(value: str, limit: int) -> str:
-    """A text of several lines: as it is, without what cannot be seen."""
-    seen = "".join(
-        char
-        for char in value.replace("\r\n", "\n")[: 2 * limit]
-        if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    ).strip()
-    return seen if len(seen) <= limit else seen[: limit - 1] + "…"

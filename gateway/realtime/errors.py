@@ -234,3 +234,31 @@ def at_setup(verdict: Verdict) -> Verdict:
         return replace(verdict, ends_session=True)
     kind = Kind.RETRYABLE if verdict.code == "1000" else Kind.FATAL
     return replace(verdict, kind=kind, ends_session=True)
+
+
+class Step(StrEnum):
+    """Stages of a set-up."""
+
+    CONNECT = "connect"
+    CREATED = "session.created"
+    STARTED = "session.started"
+    UPDATED = "session.updated"
+
+
+class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
+    """No session: ``step`` is what was being waited for, ``detail`` what came instead.
+
+    ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
+    ``retry_after`` is how long the server wants to be left alone (s), where it says so.
+    """
+
+    retry_after: float | None = None
+
+    def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
+        self.verdict = verdict
+        self.step = step
+        self.detail = detail
+        super().__init__(
+            f"realtime session not up, waiting for {step}: "
+            f"{verdict.meaning} ({verdict.code}{': ' if detail else ''}{detail})"
+        )

@@ -21,7 +21,6 @@ from gateway.realtime.connection import CLOSE_TIMEOUT
 from gateway.realtime.dialects.dialect import Audio, resampling
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
-    LIVE,
     AppendText,
     BackendEvent,
     CancelResponse,
@@ -56,6 +55,7 @@ from gateway.realtime.live_voice import Backend, LivePlayout, Voice, answers, is
 from gateway.realtime.parse import is_live_type, parse_live_event
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Handshake, Session, SessionClosed
+from gateway.realtime.session_object import LIVE
 
 CLOSED_SECONDS = 5.0
 """How long ``session.closed`` is waited for after ``session.close``."""

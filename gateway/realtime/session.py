@@ -23,10 +23,8 @@ from gateway.realtime.dialects.dialect import Pcm24
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
-    REALTIME,
     AudioDelta,
     AudioDone,
-    Capabilities,
     ClientCommand,
     OtherEvent,
     ResponseDone,
@@ -37,7 +35,7 @@ from gateway.realtime.events import (
 )
 from gateway.realtime.parse import BadEvent, is_known_type
 from gateway.realtime.sent_commands import SentCommands, encode_command
-from gateway.realtime.session_object import Refused
+from gateway.realtime.session_object import REALTIME, Capabilities, Refused
 
 log = structlog.get_logger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The GA session object of a call: the route's own, completed, or without what a server refuses.
+"""What a session can do; the GA session object of a call, completed, or without what is refused.
 
 One bad field makes the server refuse the whole ``session.update``. A call is better off without
 that field than without its session, so the field is taken out and the rest is sent again.
@@ -16,6 +16,66 @@ from typing import Any, Literal
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import CreateResponse, ServerError
 from gateway.text import whole_number
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a session can do. The decision core asks for these, and never for the kind of server.
+
+    The defaults are those of a Realtime session; :data:`LIVE` has those of a Live session.
+    """
+
+    turn_events: bool = True
+    """The server tells when turns of the caller begin and end, and their speech cuts the agent's.
+    Without it the gateway measures these turns by energy, and they cut nothing."""
+    truncation: bool = True
+    """The server can be told what of an item was heard (``conversation.item.truncate``)."""
+    cancel: bool = True
+    """A running response can be cancelled (``response.cancel``)."""
+    item_ids: bool = True
+    """Items have ids, by which they can be deleted and put in between."""
+    direct_tools: bool = True
+    """The session calls functions itself; without it a backend does, behind a delegation."""
+    requested_responses: bool = True
+    """An answer can be requested at any time; without it only words to be said can be."""
+    exact_words: bool = True
+    """Words that are to be said are said as they are, or very nearly."""
+    clips: bool = False
+    """The server plays audio of ours to the caller, byte for byte (:class:`PlayClip`)."""
+    settings_updates: bool = True
+    """Instructions, voice and turn detection can be changed in a running session."""
+    out_of_band: bool = True
+    """Responses in text can be requested outside of the conversation; of a Live session those of
+    its backend. One that is spoken can be of any session."""
+    billed_by_time: bool = False
+    """The session is billed by time, also in silence."""
+    late_words: bool = False
+    """Transcripts come seconds after the sound."""
+    seeded_at_start: bool = False
+    """Earlier conversation is part of the session's start, not added as items afterwards."""
+    responds: bool = True
+    """It takes messages and speaks. Without it the session only transcribes the caller."""
+
+
+REALTIME = Capabilities()
+
+
+LIVE = Capabilities(
+    turn_events=False,
+    truncation=False,
+    cancel=False,
+    item_ids=False,
+    direct_tools=False,
+    requested_responses=False,
+    exact_words=False,
+    clips=True,
+    billed_by_time=True,
+    late_words=True,
+    settings_updates=False,
+    out_of_band=False,
+    seeded_at_start=True,
+)
+
 
 Codec = Literal["PCMU", "PCMA", "G722"]
 
@@ -366,3 +426,16 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from _leaves(inner, (*path, index))
     else:
         yield path, value
+
+
+TRANSCRIPTION = Capabilities(
+    truncation=False,
+    cancel=False,
+    item_ids=False,
+    direct_tools=False,
+    requested_responses=False,
+    settings_updates=False,
+    out_of_band=False,
+    seeded_at_start=True,
+    responds=False,
+)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from enum import StrEnum
 from functools import partial
 from random import uniform
 from typing import Any, Literal, TypeVar
@@ -34,6 +33,8 @@ from gateway.realtime.dialects import GA, Edge
 from gateway.realtime.endpoint import Endpoint, tls_of
 from gateway.realtime.errors import (
     Kind,
+    SetupFailed,
+    Step,
     Verdict,
     at_setup,
     classify_close,
@@ -42,7 +43,6 @@ from gateway.realtime.errors import (
     classify_network,
 )
 from gateway.realtime.events import (
-    TRANSCRIPTION,
     ServerError,
     ServerEvent,
     SessionCreated,
@@ -64,6 +64,7 @@ from gateway.realtime.session import (
 )
 from gateway.realtime.session_object import (
     MAX_REFUSED,
+    TRANSCRIPTION,
     Refused,
     dotted,
     field_of,
@@ -93,34 +94,6 @@ OnEvent = Callable[[ServerEvent], None]
 OnClosed = Callable[[SessionClosed], None]
 
 _Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
-
-
-class Step(StrEnum):
-    """Stages of a set-up."""
-
-    CONNECT = "connect"
-    CREATED = "session.created"
-    STARTED = "session.started"
-    UPDATED = "session.updated"
-
-
-class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
-    """No session: ``step`` is what was being waited for, ``detail`` what came instead.
-
-    ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
-    ``retry_after`` is how long the server wants to be left alone (s), where it says so.
-    """
-
-    retry_after: float | None = None
-
-    def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
-        self.verdict = verdict
-        self.step = step
-        self.detail = detail
-        super().__init__(
-            f"realtime session not up, waiting for {step}: "
-            f"{verdict.meaning} ({verdict.code}{': ' if detail else ''}{detail})"
-        )
 
 
 async def open_session(

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 
 from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
 from gateway.records.spool import Entry, create_database
-from gateway.records.tables import CUT, TIMES, UtcTime, calls, events, metadata
+from gateway.records.tables import CUT, TIMES, UtcTime, calls, events, metadata, version_of
 
 HEAD: Final = "0001"
 """The newest migration; a database that has it needs none."""
@@ -134,7 +134,7 @@ class Database:
         elif version_of(engine) != HEAD:
             from gateway.records.tables import upgrade
 
-            upgrade(engine, HEAD, version_of)
+            upgrade(engine, HEAD)
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
@@ -413,15 +413,6 @@ def _turn(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def version_of(engine: sa.Engine) -> str:
-    """The migration that a database has; "" for one without tables."""
-    with engine.connect() as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
-            return ""
-        found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        return str(found or "")
 
 
 def _driver_url(url: str) -> URL:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -196,12 +196,20 @@ class NewerSchemaError(Exception):
     """The database was made by a newer version of the gateway."""
 
 
-def upgrade(engine: sa.Engine, head: str, version_of: Callable[[sa.Engine], str]) -> None:
+def version_of(engine: sa.Engine) -> str:
+    """The migration that a database has; "" for one without tables."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return ""
+        found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        return str(found or "")
+
+
+def upgrade(engine: sa.Engine, head: str) -> None:
     """Apply the migrations that are missing, while no other process does.
 
     Args:
         head: the schema's version that this gateway knows.
-        version_of: that of a database.
 
     Raises NewerSchemaError for a database that this version does not know, and SQLAlchemyError.
     """

@@ -20,10 +20,10 @@ from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import Kind, Verdict
-from gateway.realtime.events import REALTIME, ServerEvent
+from gateway.realtime.errors import Kind, SetupFailed, Step, Verdict
+from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import SessionClosed
-from gateway.realtime.setup import SetupFailed, Step
+from gateway.realtime.session_object import REALTIME
 from gateway.sip.leg import Leg
 
 LOST = Verdict(Kind.RETRYABLE, "1006", "lost", True)

@@ -43,14 +43,13 @@ from gateway.call.tools.definitions import TRANSFER_CALL, Target, ToolCallError
 from gateway.call.transfer import Transfer
 from gateway.ending import EndReason
 from gateway.realtime.events import (
-    REALTIME,
-    Capabilities,
     ClientCommand,
     ContinueWork,
     CreateItem,
     CreateResponse,
     UpdateSession,
 )
+from gateway.realtime.session_object import REALTIME, Capabilities
 from gateway.text import printable
 
 HELD = "The caller has put this call on hold, and hears nothing until they come back."

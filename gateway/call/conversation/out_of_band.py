@@ -16,7 +16,6 @@ from typing import Any, Literal
 from gateway.call.call_record import CallTimeline, OutOfBandResponse, keep
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.realtime.events import (
-    REALTIME,
     AudioDelta,
     CancelResponse,
     ClientCommand,
@@ -26,6 +25,7 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
 )
+from gateway.realtime.session_object import REALTIME
 
 KEY = "gateway_out_of_band"
 """Key of the metadata by which an out-of-band response is known."""

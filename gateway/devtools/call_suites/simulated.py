@@ -21,6 +21,7 @@ from gateway.devtools.scripted_caller.report import Span
 from gateway.devtools.scripted_caller.run import TalkingCall
 from gateway.devtools.scripted_caller.sound import SoundError, spoken_clip
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import (
     AgentTranscript,
     AudioDelta,
@@ -31,7 +32,7 @@ from gateway.realtime.events import (
 )
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.session_object import session_object
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 
 REACHED, GIVEN_UP = "[DONE]", "[GIVE UP]"
 """What the model ends its last words with."""

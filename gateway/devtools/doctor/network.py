@@ -32,7 +32,8 @@ from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.errors import SetupFailed
+from gateway.realtime.setup import open_session
 
 CONNECT_SECONDS = 5.0
 """For name, TCP and TLS together; a call that waits longer for its session is refused anyway."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.api.backend import NoCallError, RefusedError
-from gateway.app.api_commands import SecretCommands
+from gateway.app.api_backend import SecretCommands
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from tests.support.http_service import Answer, http_service

@@ -15,8 +15,8 @@ from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CancelResponse, OtherEvent, ResponseDone
-from gateway.realtime.setup import SetupFailed
 from tests.support.call_fakes import FakeServer, Fed, settle
 
 FIRST, OTHER = Endpoint("ws://first/v1/realtime"), Endpoint("ws://other/v1/realtime")

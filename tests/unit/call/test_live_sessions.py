@@ -24,7 +24,6 @@ from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import EndCall, Interrupt, RequestOutOfBand, Respond, Say, Tell
 from gateway.realtime.events import (
-    LIVE,
     AgentTranscript,
     AgentTranscriptDelta,
     DecisionMade,
@@ -35,6 +34,7 @@ from gateway.realtime.events import (
     SpeechStopped,
     WorkDelegated,
 )
+from gateway.realtime.session_object import LIVE
 from tests.support.call_scene import (
     ACK,
     BYE,

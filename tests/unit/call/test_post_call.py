@@ -14,7 +14,6 @@ from gateway.call.inputs import Input
 from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan
 from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.realtime.events import (
-    LIVE,
     InputCommitted,
     InputTranscribed,
     ResponseCreated,
@@ -22,6 +21,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.realtime.session_object import LIVE
 from tests.support.call_scene import (
     ACK,
     BYE,

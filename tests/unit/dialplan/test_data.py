@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.cli.main import main
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.route_sections import RouteData
+from gateway.dialplan.variables import RouteData
 from gateway.planning.check import check
 from tests.support.http_service import Answer, http_service
 

@@ -24,11 +24,12 @@ from gateway.realtime import events
 from gateway.realtime.dialects import DIALECTS, GA, Edge
 from gateway.realtime.dialects.dialect import DELAY_MS, Pcm24
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
 BETA = DIALECTS["beta"]

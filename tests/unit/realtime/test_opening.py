@@ -21,11 +21,11 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import Kind
+from gateway.realtime.errors import Kind, SetupFailed, Step
 from gateway.realtime.events import OtherEvent
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
-from gateway.realtime.setup import SetupFailed, Step, open_session, open_with_retry
+from gateway.realtime.setup import open_session, open_with_retry
 from tests.support.scripted_realtime import (
     KEY,
     WAIT,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CreateResponse, ServerError, UpdateSession
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import (
@@ -22,7 +23,7 @@ from gateway.realtime.session_object import (
     mended,
     without,
 )
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
 ASKED: dict[str, Any] = {

@@ -14,6 +14,7 @@ from gateway.realtime.errors import (
     ERROR_CODES,
     HANDSHAKE_STATUSES,
     Kind,
+    SetupFailed,
     Verdict,
     at_setup,
     classify_close,
@@ -23,7 +24,7 @@ from gateway.realtime.errors import (
 from gateway.realtime.events import CreateResponse, ResponseDone, ServerError
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 from tests.support.scripted_realtime import Heard
 
 QUIET = {"answer": "quiet", "answer__seconds": 0.1, "speed": 100}

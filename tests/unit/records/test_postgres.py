@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gateway.records.database import HEAD, Database, Filter, version_of
+from gateway.records.database import HEAD, Database, Filter
 from gateway.records.spool import Entry, Spool
-from gateway.records.tables import CLOSED, CUT, OPENED, NewerSchemaError, events, metadata
+from gateway.records.tables import (
+    CLOSED,
+    CUT,
+    OPENED,
+    NewerSchemaError,
+    events,
+    metadata,
+    version_of,
+)
 from tests.support.harness import eventually
 from tests.support.postgres import Postgres
 from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row

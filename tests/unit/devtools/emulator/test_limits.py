@@ -18,10 +18,10 @@ from gateway.devtools.emulator.rate_limits import Limits, RateLimits
 from gateway.devtools.emulator.script import BUILT_IN
 from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import Kind
+from gateway.realtime.errors import Kind, SetupFailed
 from gateway.realtime.events import CreateResponse, ResponseDone
 from gateway.realtime.session_object import session_object
-from gateway.realtime.setup import SetupFailed, open_session
+from gateway.realtime.setup import open_session
 from tests.support.emulator_client import PCMU_SESSION, session, with_emulator
 from tests.support.scripted_realtime import Heard
 
