@@ -190,6 +190,9 @@ class BrowserCall:
     def hold(self, _held: bool) -> None:
         """Do nothing: a page has no description that could say so."""
 
+    def offer(self, _codecs: list[Codec]) -> None:
+        """Do nothing, as for :meth:`hold`."""
+
     def refer(self, _target: str, told: Callable[[ReferProgress], None]) -> None:
         """Refuse: a page places no calls. Its calls are bridged instead."""
         progress = ReferProgress(_NOT_IMPLEMENTED, "a browser follows no REFER", True)

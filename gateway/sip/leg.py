@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from gateway.audio.g711 import Codec
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.thread import SipThread
 from gateway.sip.types import Invite, LegHandler
@@ -34,6 +35,7 @@ class LegCall(Protocol):
     def play(self, sound: str) -> None: ...
     def press(self, digit: str, how: str) -> None: ...
     def hold(self, held: bool) -> None: ...
+    def offer(self, codecs: list[Codec]) -> None: ...
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None: ...
     def refer_to(self, other: Any, told: Callable[[ReferProgress], None]) -> None: ...
     def join(self, other: Any, listen: bool, level: float | None) -> None: ...
@@ -111,6 +113,10 @@ class Leg:
     def hold(self, held: bool) -> None:
         """Put the peer on hold by a re-INVITE (RFC 3264 section 8.4), or take it back."""
         self._command(lambda call: call.hold(held))
+
+    def offer(self, codecs: list[Codec]) -> None:
+        """Offer these codecs, and no others, by a re-INVITE."""
+        self._command(lambda call: call.offer(codecs))
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
         """Blind transfer to a sip or tel URI."""

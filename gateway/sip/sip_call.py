@@ -227,6 +227,13 @@ class SipCall(TransferableCall):
             param.opt.flag |= pj.PJSUA_CALL_UNHOLD
             self.reinvite(param)
 
+    def offer(self, codecs: list[Codec]) -> None:
+        """Send a re-INVITE that offers these codecs."""
+        self.services.codecs.offer(codecs)
+        param = pj.CallOpParam(True)
+        param.opt.audioCount, param.opt.videoCount = 1, 0
+        self.reinvite(param)
+
     def take_info(self, rdata: Any) -> str | None:
         """An INFO request came: answer it where pjsua does not; returns the key in it."""
         message = text_of(rdata.wholeMsg)

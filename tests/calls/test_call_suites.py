@@ -100,6 +100,7 @@ GOOD = (
         + '[[call.step]]\ndo = "resume"\n'
         + '[[call.step]]\ndo = "digits"\nkeys = "42#"\nhow = "info"\n'
         + REPLY
+        + '[[call.step]]\ndo = "codec"\ncodec = "PCMA"\n'
         + '[[call.step]]\ndo = "digits"\nkeys = "7#"\n'
         + REPLY,
         'hears = ["you pressed 4, 2", "you pressed 7"]',
@@ -173,6 +174,7 @@ async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
         assert sound.getnframes() > 4 * 8000
     invites = world.gateway.all("call.invite")
     assert any(line["from"].startswith("sip:+49301234@") for line in invites), invites
+    assert [one["codec"] for one in world.gateway.all("call.codec_changed")] == ["PCMA"]
     ends = world.gateway.all("call.summary")
     (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
     assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20

@@ -66,7 +66,8 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;
 color:#1c1c1c;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin:0}
 table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.2rem .6rem .2rem 0;vertical-align:top}th{font-weight:600}
+td,th{text-align:left;overflow-wrap:anywhere;padding:.2rem .6rem .2rem 0;vertical-align:top}
+th{font-weight:600}
 section{border-top:1px solid #ccc;padding:1rem 0}.t{color:#555;white-space:nowrap;text-align:right;
 font-variant-numeric:tabular-nums}.passed{color:#176317}.failed{color:#a11313}.skipped{color:#6b5500}
 .mark{font-weight:600;white-space:nowrap}audio{width:100%;margin:.5rem 0}svg{width:100%;height:46px}
@@ -104,7 +105,8 @@ def _section(one: CallResult, folder: Path) -> str:
         sound = (
             f'<audio controls preload="metadata" src="{source}" '
             f'aria-label="Recording of {escape(one.call.name)}"></audio>'
-            f'<p>Caller left, agent right: <a href="{source}">{escape(one.sound.name)}</a></p>'
+            "<p>Caller left, and above in the picture; agent right, and below: "
+            f'<a href="{source}">{escape(one.sound.name)}</a></p>'
         )
     who = f"{escape(one.call.caller_id)} to {escape(report.uri)}"
     facts = f"{who}, {escape(report.codec or 'no media')}, {one.seconds:.1f} s"

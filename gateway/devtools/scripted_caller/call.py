@@ -14,6 +14,7 @@ from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outco
 from gateway.devtools.scripted_caller.script import (
     AnyStep,
     BadLine,
+    ChangeCodec,
     Dialling,
     Digits,
     ExpectEnd,
@@ -285,6 +286,8 @@ class ScriptedCall:
                 await self._press(step.keys, step.how)
             case Hold() | Resume():
                 await self._hold(step)
+            case ChangeCodec():
+                await self._change_codec(step)
             case Noise():
                 self._noise = None if step.dbfs == "off" else WhiteNoise(step.dbfs)
             case Line():
@@ -333,6 +336,12 @@ class ScriptedCall:
             await self.until(lambda: self._medias > known, step.within)
             if self._held:
                 self._held[-1] = Span(from_ms=self._held[-1].from_ms, to_ms=self.tape.now_ms)
+
+    async def _change_codec(self, step: ChangeCodec) -> None:
+        assert self._leg is not None
+        known = self._medias
+        self._leg.offer([step.codec])
+        await self.until(lambda: self._medias > known and self._codec is step.codec, step.within)
 
     async def play(self, clip: Clip, background: bool = False, interrupts: bool = False) -> None:
         """Play a sound; in the background, at once done."""

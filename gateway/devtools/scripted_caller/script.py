@@ -46,6 +46,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.audio.g711 import Codec
 from gateway.config.source import (
     ConfigError,
     KeyPath,
@@ -196,6 +197,18 @@ class Resume(Step):
     within: Seconds = 5.0
 
 
+class ChangeCodec(Step):
+    """Offer one codec by a re-INVITE; done when the other side has taken it."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["codec"] = "codec"
+    codec: Literal[Codec.PCMU, Codec.PCMA]
+    within: Seconds = 5.0
+
+    def __str__(self) -> str:
+        return f"codec {self.codec}"
+
+
 class Noise(Step):
     """White noise under all that the caller sends from now on, at ``dbfs``; "off" ends it."""
 
@@ -284,6 +297,7 @@ AnyStep = (
     | Digits
     | Hold
     | Resume
+    | ChangeCodec
     | Noise
     | Line
     | Wait
@@ -304,6 +318,7 @@ STEPS: dict[str, type[Step]] = {
         Digits,
         Hold,
         Resume,
+        ChangeCodec,
         Noise,
         Line,
         Wait,
