@@ -17,7 +17,8 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.backend import Backend, NoCallError, RefusedError
+from gateway.api.backend import Backend, NoCallError
+from gateway.api.client import RefusedError
 from gateway.api.limits import BEARER, UNAUTHORIZED
 from gateway.api.local import LOCAL, ROLE
 from gateway.api.tokens import Logins, Role, Token, recognized

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from gateway.api.client import RefusedError
 from gateway.api.siblings import LOOK_SECONDS, Siblings
 from gateway.measures import OTHER, REQUEST, Distribution
 
@@ -158,10 +159,6 @@ Answer = Mapping[str, Any]
 Command = Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
 """Takes the request; returns the answer, or raises RefusedError. One that takes time returns an
 awaitable, with a deadline of its own."""
-
-
-class RefusedError(Exception):
-    """A command cannot be carried out; the text is the answer."""
 
 
 class NoCallError(RefusedError):

@@ -59,7 +59,7 @@ class NoAnswerError(Exception):
 
 
 class RefusedError(Exception):
-    """The gateway refused the command; the message is its own."""
+    """The gateway cannot carry out a command; the text is its answer."""
 
 
 def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:

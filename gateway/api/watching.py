@@ -19,8 +19,9 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from gateway.api.access import NO_CALL, Paths, audit, no_call, token_of
-from gateway.api.backend import Backend, NoCallError, RefusedError
+from gateway.api.backend import Backend, NoCallError
 from gateway.api.calls import CallId
+from gateway.api.client import RefusedError
 from gateway.api.limits import BEARER, UNAUTHORIZED
 from gateway.api.local import HOP
 from gateway.api.tokens import Role

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.api.backend import EventFeed, NoCallError, RefusedError, RequestTimes
+from gateway.api.backend import EventFeed, NoCallError, RequestTimes
+from gateway.api.client import RefusedError
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 
 import structlog
 
-from gateway.api.backend import Command, NoCallError, RefusedError
+from gateway.api.backend import Command, NoCallError
+from gateway.api.client import RefusedError
 from gateway.bridge.call_controller import CallController, OutOfBandWaiters
 from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.api.backend import RefusedError
+from gateway.api.client import RefusedError
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.call.call_record import CallRecord
 from gateway.dialplan import Canary, Dialplan, Route

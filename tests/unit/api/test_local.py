@@ -17,9 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.api import local
-from gateway.api.backend import Backend, EventFeed, RefusedError
-from gateway.api.client import NoAnswerError, ask_within
-from gateway.api.client import RefusedError as RefusedByGateway
+from gateway.api.backend import Backend, EventFeed
+from gateway.api.client import NoAnswerError, RefusedError, ask_within
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token, hash_of
 from gateway.cli.live_calls import line_of, status
@@ -113,9 +112,9 @@ async def test_answers_and_goes_away(tmp_path: Path) -> None:
     async with opened(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await asked(path, "status") == STATUS
-        with pytest.raises(RefusedByGateway, match="not now"):
+        with pytest.raises(RefusedError, match="not now"):
             await asked(path, "say", call="c", text="words")
-        with pytest.raises(RefusedByGateway, match="the gateway's log says why"):
+        with pytest.raises(RefusedError, match="the gateway's log says why"):
             await asked(path, "hangup", call="c")
         with pytest.raises(AgentError, match="another gateway"):
             await server().open_socket(path)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.api.backend import NoCallError, RefusedError
+from gateway.api.backend import NoCallError
+from gateway.api.client import RefusedError
 from gateway.app.api_backend import SecretCommands
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.api.backend import RefusedError
+from gateway.api.client import RefusedError
 from gateway.app.api_commands import ContentCommands, call_named
 from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.api.backend import NoCallError, RefusedError
+from gateway.api.backend import NoCallError
+from gateway.api.client import RefusedError
 from gateway.app.api_commands import DialCommands
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
