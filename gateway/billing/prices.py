@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -325,14 +326,18 @@ class PriceBook:
 
 def load_prices(file: Path | None = None) -> PriceBook:
     """The gateway's own prices, behind those of ``file``. Raises ConfigError."""
-    files = [OWN_FILE] if file is None else [file, OWN_FILE]
-    read = [_read(one) for one in files]
+    read = [own_prices()] if file is None else [_read(file), own_prices()]
     retirements = [one for each in read for one in each.retirement]
     if len({one.currency for one in read}) > 1:
-        own = read[1]
         # Sums of two currencies mean nothing: a file in another one stands alone.
-        read = [one for one in read if one is not own]
+        read = read[:1]
     return PriceBook(read, retirements)
+
+
+@cache
+def own_prices() -> PriceFile:
+    """The gateway's own prices, read once in a process."""
+    return _read(OWN_FILE)
 
 
 def _read(file: Path) -> PriceFile:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import wave
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +14,7 @@ from gateway.devtools.emulator.dialogue import TextModel
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from tests.interop.lab.ports import free_port
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack
 
 PORT = free_port("127.0.0.1")
@@ -148,15 +147,12 @@ WRONG = (
 async def run(world: GatewayStack, folder: Path, suite: str) -> tuple[int, str, TestSuite]:
     """Run a suite's text; the exit status, what was printed, and its results."""
     (file := folder / "suite.toml").write_text(suite)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "test", file),
-        *("-c", world.gateway.config, "--parallel", "16"),
+    process = await Forked.command(
+        *("test", file, "-c", world.gateway.config, "--parallel", "16"),
         *("--junit", folder / "out.xml", "--report", folder / "report"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
     )
-    told, _ = await process.communicate()
-    assert process.returncode in (0, 1), told.decode()
+    told, error = await process.communicate()
+    assert process.returncode in (0, 1), (told + error).decode()
     (found,) = JUnitXml.fromfile(str(folder / "out.xml"))
     return process.returncode, told.decode(), found
 

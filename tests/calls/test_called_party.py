@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.support.answerer import Answerer, interval_of
+from tests.support.forked import Forked
 from tests.support.rtp_end import RtpEnd
 
 REFUSED, NO_ANSWER = 3, 4
@@ -23,11 +23,7 @@ async def calling(*options: str, status: int = 0) -> AsyncIterator[tuple[Answere
     callee = Answerer()
     await callee.start()
     rtp = RtpEnd(0, b"\xff")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "test-call",
-        f"sip:callee@127.0.0.1:{callee.port}", *options,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    process = await Forked.command("test-call", f"sip:callee@127.0.0.1:{callee.port}", *options)
     try:
         yield callee, rtp
         async with asyncio.timeout(30):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests import support
+from tests.support.forked import Forked
 from tests.support.listening import MOST_OF_IT, share_heard
 from tests.support.rtp_end import FRAME
 
@@ -90,8 +91,7 @@ def machine(machines: list[Machine], request: pytest.FixtureRequest) -> Iterator
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [PYTHON, "-c", CALL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return Forked.run("test-call", *arguments)
 
 
 @pytest.mark.parametrize("codec", CODECS)

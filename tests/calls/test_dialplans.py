@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gateway.api.client import ask
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import PCMU, synthesise
+from tests.support.forked import Forked
 from tests.support.harness import PATIENT, GatewayStack, rtp_range, wishes
 from tests.support.listening import is_silence, share_heard
 from tests.support.rtp_end import EVENTS
@@ -242,10 +242,9 @@ async def test_the_doctor_of_another_site_calls_the_echo(
         test_number = "9901"
         """
     )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "doctor", "--trunk", "other", "--json"),
-        *("--seconds", "3", "-c", str(tmp_path / "gateway.toml")),
-        stdout=asyncio.subprocess.PIPE,
+    process = await Forked.command(
+        *("doctor", "--trunk", "other", "--json", "--seconds", "3"),
+        *("-c", tmp_path / "gateway.toml"),
     )
     output, _ = await process.communicate()
     found = {one["code"]: one for one in json.loads(output)}

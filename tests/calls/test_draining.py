@@ -7,12 +7,11 @@ import asyncio
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.support.forked import Forked
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack
 from tests.support.sip_phone import Phone
@@ -123,21 +122,11 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
     assert not gateway.other_output
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", "run", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
     port = two_ports()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
         owner.bind(("127.0.0.1", port + 1))
-        done = run("-c", str(write(tmp_path, port)), "--workers", "2")
+        done = Forked.run("run", "-c", str(write(tmp_path, port)), "--workers", "2")
     assert done.returncode == 1
     assert f"cannot bind udp:127.0.0.1:{port + 1}" in done.stderr
     assert "`ss -lptu` shows which program has it" in done.stderr
@@ -148,12 +137,12 @@ def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    done = run("-c", str(write(tmp_path, 5060)), "--workers", "200")
+    done = Forked.run("run", "-c", str(write(tmp_path, 5060)), "--workers", "200")
     assert done.returncode == 2
     assert ": sip.rtp_ports: has room for 1 calls in each of 200 workers" in done.stderr
 
 
 def test_a_worker_that_there_is_not(tmp_path: Path) -> None:
-    done = run("-c", str(write(tmp_path, 5060)), "--workers", "2", "--worker", "2")
+    done = Forked.run("run", "-c", str(write(tmp_path, 5060)), "--workers", "2", "--worker", "2")
     assert done.returncode == 2
     assert "--worker 2: workers.count is 2, so the last is 1" in done.stderr

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from contextlib import suppress
 import pytest
 
 from tests.support.callee import CalledPhone, free_port
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
 
@@ -139,11 +139,7 @@ class Server:
 
     async def start(self) -> None:
         """Start it."""
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", "emulator", "--listen", f"127.0.0.3:{SERVER}"),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        self.process = await Forked.command("emulator", "--listen", f"127.0.0.3:{SERVER}")
         async with asyncio.timeout(30):
             while True:
                 try:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support import figures
+from tests.support.forked import Forked
 from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import (
     MOST_OF_IT,
@@ -286,12 +285,10 @@ async def test_gateway_call_plays_and_records_the_same_bytes(
     said = noise(7, 2)
     played.write_bytes(b"\x55" * LEAD_IN + said)
     host, port = world.gateway.sip
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "test-call",
-        f"sip:greeted@{host}:{port}", "--codec", codec,
-        "--play", str(played), "--record", str(heard), "--seconds", "4.5",
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = await Forked.command(
+        *("test-call", f"sip:greeted@{host}:{port}", "--codec", codec),
+        *("--play", played, "--record", heard, "--seconds", "4.5"),
+    )
     _out, error = await process.communicate()
     assert process.returncode == 0, error.decode()
     session = world.emulator.sessions[-1]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from functools import partial
 
 import pytest
@@ -14,6 +13,7 @@ from gateway.api.client import RefusedError, ask
 from gateway.cli.main import main
 from tests.calls.test_keys import events_of
 from tests.calls.test_transfer_blind import told
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack, eventually
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import Phone
@@ -41,13 +41,9 @@ GREETING = {"kind": "pattern", "seconds": 0.3}
 
 async def command(world: GatewayStack, *words: str) -> tuple[int, str]:
     """Run ``gateway WORDS`` against the gateway; exit status and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", *words, "-c", str(world.gateway.config)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
+    process = await Forked.command(*words, "-c", world.gateway.config)
+    output, error = await process.communicate()
+    return process.returncode or 0, (output + error).decode()
 
 
 async def talking(world: GatewayStack) -> ReferredCall:

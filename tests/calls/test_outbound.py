@@ -14,6 +14,7 @@ import pytest
 from gateway.api.client import RefusedError, ask
 from gateway.audio.g711 import Codec
 from tests.support.callee import CalledCall, CalledPhone
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_arrives, assert_beep, noise
 from tests.support.made_sounds import g711, tone
@@ -297,14 +298,11 @@ async def test_the_command_line(world: GatewayStack, callee: CalledPhone) -> Non
         ("busy-486", 1, "not answered: busy by callee, SIP 486"),
         ("0012345", 2, "not placed: outbound.denied_prefixes has '00'"),
     ]:
-        dial = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", "dial", callee.uri(user), "--route", "outward"),
-            *("-c", str(world.gateway.config)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        dial = await Forked.command(
+            *("dial", callee.uri(user), "--route", "outward", "-c", world.gateway.config)
         )
-        output, _ = await dial.communicate()
-        assert words in output.decode()
+        output, error = await dial.communicate()
+        assert words in (output + error).decode()
         assert dial.returncode == status
 
 

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from gateway.app.process import HARMLESS
 from tests import support
 from tests.support.faulty_gateway import PARTS
+from tests.support.forked import Forked
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 
@@ -54,10 +54,7 @@ async def test_signals_that_mean_nothing_end_no_call(world: GatewayStack) -> Non
 
 async def status_of(world: GatewayStack) -> tuple[int | None, str]:
     """Exit status and output of ``gateway status``."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "status", "-c", str(world.gateway.config)),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    process = await Forked.command("status", "-c", world.gateway.config)
     out, _ = await process.communicate()
     return process.returncode, out.decode()
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gateway.records.recording_files import decrypt
 from gateway.records.retention import Storage
 from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import is_silence, noise, share_heard
 from tests.support.rtp_end import FRAME
@@ -471,8 +471,7 @@ async def test_what_was_uploaded_is_deleted_and_erased_there(own_folder: Path) -
         await eventually(lambda: are(ids[0]), "the other upload")
     finally:
         await made.stop()
-    command = [sys.executable, "-m", "gateway", "erase", "tester", "-c", str(made.gateway.config)]
-    erased = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    erased = await Forked.command("erase", "tester", "-c", made.gateway.config)
     told, _ = await erased.communicate()
     assert b"2 recordings" in told
     assert await are()

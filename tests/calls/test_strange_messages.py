@@ -8,12 +8,12 @@ import contextlib
 import json
 import re
 import socket
-import sys
 
 import pytest
 
 from gateway.api.client import ask
 from tests.support.dialog import answered, dialog_call
+from tests.support.forked import Forked
 from tests.support.harness import GatewayStack, eventually
 from tests.support.sip_phone import PhoneCall
 
@@ -104,10 +104,7 @@ async def test_bytes_that_are_no_text_reach_nobody(world: GatewayStack) -> None:
     sock = world.folder / "gateway.sock"
     assert (await asyncio.to_thread(ask, sock, "status"))["calls"]
     for words in (("status",), ("calls",), ("status", "--json")):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", *words, "-c", str(world.gateway.config)),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        process = await Forked.command(*words, "-c", world.gateway.config)
         output, _ = await process.communicate()
         assert process.returncode == 0
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", output.decode())

@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.api.client import ask
+from tests.support.forked import Forked
 from tests.support.gateway_process import Line
 from tests.support.site_under_test import ANYBODY, CONFIG, Peer, Site, certificate, site
 
@@ -263,15 +263,10 @@ async def test_more_trunks_than_the_library_has_accounts_is_an_error_at_start(
             more=MANY_TRUNKS,
         )
     )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "run", "-c", str(config), "--no-supervisor"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 1, out
-    assert "no place for more than 127, and there are 128" in out.decode().splitlines()[-1]
+    process = await Forked.command("run", "-c", config, "--no-supervisor")
+    _, error = await process.communicate()
+    assert process.returncode == 1, error
+    assert "no place for more than 127, and there are 128" in error.decode().splitlines()[-1]
 
 
 async def test_public_address_in_contact_and_sdp(runner: object, own_folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import atexit
 import ctypes
 import gc
 import importlib
@@ -21,19 +22,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from tempfile import TemporaryFile
+from typing import Any, ClassVar, NoReturn
 
 MODULES = (
     *("gateway.cli.main", "gateway.cli.serve", "gateway.app.service"),
+    *("gateway.cli.develop", "gateway.cli.live_calls", "gateway.cli.test_suites"),
+    *("gateway.devtools.emulator.server", "gateway.devtools.scripted_caller"),
     *("gateway.api.app", "gateway.api.local", "gateway.api.metrics"),
     *("gateway.planning.check", "gateway.records.retention"),
     *("jsonschema", "httpcore", "anyio._backends._asyncio", "sqlalchemy.dialects.sqlite"),
 )
 """What a gateway imports at its start or for its first call."""
+GATEWAY = ("-m", "gateway")
+"""What Python is given for ``gateway``."""
+
+_LINE_BYTES = 1024 * 1024
 _REQUEST_BYTES = 256 * 1024
 _PR_SET_PDEATHSIG = 1
 
@@ -72,18 +82,12 @@ class Forked:
             entry: what Python would be given before the arguments: ``-m gateway``, a script, or
                 ``-c`` and a program.
         """
-        request = {
-            "entry": list(entry),
-            "arguments": list(arguments),
-            "environment": env,
-            "folder": str(Path.cwd()),
-            "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE),
-        }
         with ExitStack() as ours:
             pairs = [os.pipe() for _ in range(2)]
             for _, written in pairs:
                 ours.callback(os.close, written)
-            made = cls(int(cls._ask(request, [written for _, written in pairs])), limit)
+            pid = cls._fork(entry, arguments, env, [written for _, written in pairs])
+            made = cls(pid, limit)
         loop = asyncio.get_running_loop()
         for (read, _), stream in zip(pairs, (made.stdout, made.stderr), strict=True):
             transport, _ = await loop.connect_read_pipe(
@@ -91,6 +95,26 @@ class Forked:
             )
             made.pipes.append(transport)
         return made
+
+    @classmethod
+    async def command(cls, *words: str | Path) -> Forked:
+        """Start ``gateway WORDS``."""
+        return await cls.start(GATEWAY, [*map(str, words)], dict(os.environ), _LINE_BYTES)
+
+    @classmethod
+    def run(cls, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run ``gateway WORDS`` to its end."""
+        with TemporaryFile() as out, TemporaryFile() as error:
+            arguments, files = [*map(str, words)], [out.fileno(), error.fileno()]
+            pid = cls._fork(GATEWAY, arguments, dict(os.environ), files)
+            status = int(cls._ask({"wait": pid}))
+            told = [os.pread(file, os.fstat(file).st_size, 0).decode() for file in files]
+        return subprocess.CompletedProcess(arguments, status, *told)
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        """Wait for its end; what it wrote to standard output and error."""
+        out, error, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
+        return out, error
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
@@ -112,6 +136,20 @@ class Forked:
         os.close(self._handle)
         self.returncode = int(self._ask({"wait": self.pid}))
         self._ended.set()
+
+    @classmethod
+    def _fork(
+        cls, entry: Sequence[str], arguments: Sequence[str], env: dict[str, str], to: Sequence[int]
+    ) -> int:
+        """The process id; ``to`` are descriptors of its standard output and error."""
+        request = {
+            "entry": list(entry),
+            "arguments": list(arguments),
+            "environment": env,
+            "folder": str(Path.cwd()),
+            "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+        return int(cls._ask(request, to))
 
     @classmethod
     def _ask(cls, request: dict[str, Any], descriptors: Sequence[int] = ()) -> str:
@@ -186,16 +224,8 @@ def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
             connection.send(str(pid).encode())
 
 
-if __name__ == "__main__":
-    # What a terminal interrupts are the tests, which end what they have started.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What is imported stays: looking for garbage in it would copy its pages in each process.
-    gc.disable()
-    for module in MODULES:
-        importlib.import_module(module)
-    gc.enable()
-    gc.freeze()
-    entry, arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+def go_on(entry: list[str], arguments: list[str]) -> None:
+    """Do what Python would with these words."""
     sys.argv = [entry[0], *arguments]
     if entry[0] == "-m":
         sys.argv[0] = entry[1]
@@ -204,3 +234,40 @@ if __name__ == "__main__":
         exec(compile(entry[1], "<entry>", "exec"), {"__name__": "__main__"})
     else:
         runpy.run_path(entry[0], run_name="__main__")
+
+
+def finish(status: object) -> NoReturn:
+    """End the process without freeing all that was imported: each page of it would be copied."""
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status or 0))  # type: ignore[call-overload]
+
+
+if __name__ == "__main__":
+    # What a terminal interrupts are the tests, which end what they have started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is imported stays: looking for garbage in it would copy its pages in each process.
+    gc.disable()
+    for module in MODULES:
+        importlib.import_module(module)
+    # As every gateway does at its start.
+    importlib.import_module("gateway.billing.prices").own_prices()
+    importlib.import_module("gateway.tools.http").public_authorities()
+    gc.enable()
+    gc.freeze()
+    entry, arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        go_on(entry, arguments)
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    else:
+        status = 0
+    finish(status)

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +130,17 @@ def rtp_range() -> tuple[int, int]:
     return _claims[-1][0], _claims[-1][0] + _RTP_PORTS.step - 1
 
 
+@cache
+def _empty_database() -> Path:
+    """A database with its tables: making them takes a third of a gateway's start."""
+    file = Path(tempfile.mkdtemp()) / DATABASE_NAME
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    database = Database(f"sqlite:///{file}")
+    database.prepare()
+    database.close()
+    return file
+
+
 class GatewayStack:
     """One gateway with its emulator and a telephone.
 
@@ -183,6 +198,9 @@ class GatewayStack:
 
         routes = placed(self._routes)
         (self.folder / "routes" / "10-routes.toml").write_text(routes)
+        if "database" not in self._records:
+            self.records_folder.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy(_empty_database(), self.records_folder / DATABASE_NAME)
         config = CONFIG.format(
             listen=json.dumps(self._listen),
             rtp_low=low,
