@@ -50,6 +50,13 @@ class Codec(StrEnum):
         """One byte of silence: linear zero in this codec, or what dies away soonest."""
         return _SILENCE[self]
 
+    def quieter_than(self, level: int) -> bytes:
+        """The bytes of samples below an amplitude, of 32,768. G.722 has only the zero of its own."""
+        if self is Codec.G722:
+            return self.silence
+        linear = memoryview(self.to_linear(bytes(range(256)))).cast("h")
+        return bytes(byte for byte, sample in enumerate(linear) if abs(sample) < level)
+
     def to_linear(self, audio: bytes) -> bytes:
         """G.711 bytes to 16-bit samples in host byte order (two bytes for each). Not for G.722."""
         if self is Codec.PCMU:

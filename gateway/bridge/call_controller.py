@@ -99,7 +99,7 @@ class CallController:
         self._black_box: BlackBox | None = None
         self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec.narrow)
         """People who listen in."""
-        self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put)
+        self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put, plan.codec)
         self._sideband = sideband
         feed = driver.feed if sideband is None else sideband.seeing(driver.feed)
         self._host = host = CallHost(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
@@ -103,6 +104,10 @@ def entry_task(
     return run
 
 
+SILENT = 33
+"""Amplitude, of 32,768 (-60 dBFS), below which the model's audio is silence."""
+
+
 class MachineDriver:
     """Feeds ``machine`` and executes what it returns, by the type of each output.
 
@@ -112,6 +117,7 @@ class MachineDriver:
     Args:
         on_fault: told of what raises; ends the call.
         put: queues frames for playout, and returns how many it refused.
+        codec: of the session's audio.
     """
 
     def __init__(
@@ -119,9 +125,11 @@ class MachineDriver:
         machine: CallMachine,
         on_fault: Callable[[Exception], None],
         put: Callable[[bytes], int],
+        codec: Codec,
     ) -> None:
         self.machine = machine
         self._put = put
+        self._silence = codec.quieter_than(SILENT)
         self.executors: dict[type, Callable[[Any], None]] = {}
         self.started = False
         self.over = False
@@ -156,6 +164,7 @@ class MachineDriver:
 
     def feed_audio(self, delta: AudioDelta) -> None:
         """Hand over audio of the session, up to fifty times a second."""
+        delta.silent = not delta.audio.strip(self._silence)
         waits = self._busy or self._inbox or self.over
         frames = None if waits else self.machine.more_audio(delta)
         if frames is None:

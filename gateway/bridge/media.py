@@ -430,8 +430,7 @@ class InboundAudioAnalyzer:
         self._level = LevelMeter(codec) if plan.line.enabled and plan.line.min_level else None
         self._searches = any(one is not None for one in (self._keys, self._sounds, self._level))
         self._held = False
-        linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16)
-        self._quiet = bytes(byte for byte in range(256) if abs(int(linear[byte])) < LOUD)
+        self._quiet = codec.quieter_than(LOUD)
         self._loud = self._bytes = 0
         self.since: float | None = None
         """First loud audio of the present stretch, as it came from the network (s)."""

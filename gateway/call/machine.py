@@ -216,9 +216,10 @@ class CallMachine:
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
         """Return the frames to queue of a delta that follows on another; None: it is an input."""
-        if event.part != self._flowing:
+        if event.part != self._flowing or event.silent:
             return None
         self._silence.event_came()
+        self._silence.sounds()
         return self._playback.receive_more(event)
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:

@@ -298,6 +298,8 @@ class AudioDelta:
     item_id: str
     content_index: int
     audio: bytes
+    silent: bool = False
+    """Nobody would hear it; told by whoever knows the codec."""
 
     @property
     def part(self) -> tuple[str, str, int]:

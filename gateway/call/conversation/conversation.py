@@ -222,7 +222,9 @@ class Conversation:
                 outputs += control.playback.receive(event)
                 if not control.playback.was_cut(event.response_id):
                     self.response_times.audio(now, speaking=spoke)
-                return outputs + self.silence.heard() if control.speaking else outputs
+                if not control.speaking:
+                    return outputs
+                return outputs + self.silence.heard(event, now, speaking=spoke)
             case AudioDone():
                 return control.playback.part_done(event)
             case SpeechStarted():

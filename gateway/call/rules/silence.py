@@ -6,7 +6,8 @@ It does not matter how the silence of the model came about: a response that was 
 created, one that was created and brings no audio or stops in the middle of it, a turn of the caller
 that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
 event at all, though its connection is up, after a ``session.update`` or while the caller speaks;
-whatever event comes, it is an answer.
+whatever event comes, it is an answer. Nor is it an answer to be cancelled by the server, to send
+audio that is silence, or to hear a caller speak who is quiet.
 What follows (the route's
 ``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
 """
@@ -16,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from gateway.audio.g711 import SAMPLE_RATE
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output, PlaySound, Send
 from gateway.call.plan import SilencePlan, UserIdlePlan
 from gateway.ending import EndReason
 from gateway.realtime.events import (
+    AudioDelta,
     InputCommitted,
     OtherEvent,
     ResponseCreated,
@@ -115,6 +118,13 @@ class UserIdleTimeout:
         return max(self._since, self._control.playback.cut_at) + self._plan.timeout
 
 
+TURN_TIMEOUTS = 2
+"""Timeouts after which a turn that the server does not end is one that it should have ended: the
+caller is quiet for that long. A quiet voice may not be heard here, and pauses sooner or later."""
+
+MAX_WORK_SECONDS = 120.0
+"""Work of the server's own counts no longer than this without a word: MCP calls in a row (s)."""
+
 MCP_SECONDS = 60.0
 """An MCP call of the server's counts as a running tool for at most this long (s)."""
 
@@ -189,6 +199,14 @@ class Silence:
         self._loud = 0
         """Loud seconds of the caller's since the server's last event."""
         self._ask_after = LOUD_SECONDS
+        self._quiet_since: float | None = None
+        """Since when a caller who speaks, as the server says, is quiet; None once it answers."""
+        self._works_since: float | None = None
+        """Since when the server works without a word."""
+        self._silent_bytes = 0
+        """Of the model's audio, since its last sound."""
+        self._silent_since: float | None = None
+        """Since when there was nothing to be heard but silence of the model's."""
         self.rule: str | None = None
         """Which silence lasted too long, once one has."""
 
@@ -210,6 +228,8 @@ class Silence:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
+        if self._quiet_since is not None and isinstance(input, inputs.CallerSounds):
+            self._quiet_since = now
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
@@ -223,6 +243,9 @@ class Silence:
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._hears = True
                 self._turn = self._answered = False
+                self._works_since = None
+                if self._quiet_since is None and self._responds:
+                    self._quiet_since = now
             case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._turn = self._turn_is_answered_next()
             case inputs.ServerEventReceived(event=InputCommitted()):
@@ -234,18 +257,42 @@ class Silence:
             case inputs.ServerEventReceived(event=OtherEvent() as event):
                 self._on_mcp_call(event, now)
             case inputs.ServerEventReceived(event=WorkDelegated(target="responses")):
-                self._works_until = now + BACKEND_SECONDS
+                self._works_until = self._until(now, BACKEND_SECONDS)
             case inputs.ServerEventReceived(event=ResponseDone() as done) if done.backend:
                 self._on_backend_done(done, now)
+            case inputs.ServerEventReceived(event=ResponseDone() as done):
+                self._on_done(done)
             case inputs.SessionReady():
                 self.reset()
         return []
+
+    def _on_done(self, done: ResponseDone) -> None:
+        """Expect another response in the place of one that the server has cancelled by itself."""
+        if done.status != "cancelled":
+            self._quiet_since = None
+            return
+        ours = done.reason == "client_cancelled" or self._control.playback.was_cut(done.response_id)
+        if not ours and not self._caller_speaks():
+            self._turn = self._responds and self._control.gate.idle
+
+    @property
+    def _responds(self) -> bool:
+        """Return whether each turn of the caller is answered."""
+        plan = self._control.plan
+        answers = plan.interruptions.by_gateway or plan.server.responds
+        return answers and self._control.capabilities.turn_events
+
+    def _until(self, now: float, seconds: float) -> float:
+        """Return until when work of the server that begins now counts (s)."""
+        if self._works_since is None:
+            self._works_since = now
+        return min(now + seconds, self._works_since + MAX_WORK_SECONDS)
 
     def _on_backend_done(self, done: ResponseDone, now: float) -> None:
         """Note that the backend goes on with the results of functions, or is done."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
-            self._works_until = now + BACKEND_SECONDS
+            self._works_until = self._until(now, BACKEND_SECONDS)
         else:
             self._works_until, self._since = 0.0, None
 
@@ -258,13 +305,37 @@ class Silence:
         self._owed = self._owed or _UPDATE
         return self.settle(now, confirmed=True)
 
-    def heard(self) -> list[Output]:
-        """Audio of the model was put into the playout queue."""
-        self._since, self._spoke = None, True
-        return self._stop_filler()
+    def sounds(self) -> None:
+        """Note audio of the model that is no silence."""
+        self._silent_bytes, self._silent_since = 0, None
+
+    def heard(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
+        """Audio of the model was put into the playout queue.
+
+        Args:
+            speaking: whether other audio was in it.
+        """
+        self._since = None
+        if not delta.silent:
+            self.sounds()
+            self._spoke = True
+            self._quiet_since = self._works_since = None
+            return self._stop_filler()
+        self._silent_bytes += len(delta.audio)
+        if self._silent_since is None and not speaking:
+            self._silent_since = now
+        seconds, timeout = self._silent_bytes / SAMPLE_RATE, self._plan.timeout
+        if self._silent_since is not None:
+            seconds = max(seconds, now - self._silent_since)
+        if not (0 < timeout <= seconds and self._control.capabilities.turn_events):
+            return []
+        self._turn = self._responds
+        return self._report("audio_is_silence", timeout, now)
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start or stop the wait, once the input has taken effect."""
+        if self._quiet_since is not None and not (confirmed and self._idles()):
+            self._quiet_since = now
         if not (confirmed and self._caller_waits()):
             self._since = None
             return self._stop_filler()
@@ -278,16 +349,14 @@ class Silence:
             del self._mcp[item_id]
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
+        if self._turn_hangs_at is not None and now >= self._turn_hangs_at:
+            self._turn = True
+            return self._report("turn_not_ended", TURN_TIMEOUTS * self._timeout, now)
         if self._since is None or not self._caller_waits():
             return []
         plan, timeout = self._plan, self._timeout
         if now >= self._since + timeout and not self.backend_works:
-            self.rule = self._which_silence()
-            self._since = None
-            note = self._control.timeline.note(
-                now, "silence_detected", "warning", rule=self.rule, seconds=timeout
-            )
-            return [*self._stop_filler(), note]
+            return self._report(self._which_silence(), timeout, now)
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
             self._filler = True
             return [self._control.timeline.note(now, "filler"), PlaySound(plan.filler_sound)]
@@ -298,9 +367,11 @@ class Silence:
         """When :meth:`tick` is due next (s)."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
+        hangs_at = [] if self._turn_hangs_at is None else [self._turn_hangs_at]
         if self._since is None:
-            return min((*self._mcp.values(), *works_until), default=None)
+            return min((*self._mcp.values(), *works_until, *hangs_at), default=None)
         over = min(works_until, default=self._since + self._timeout)
+        over = min((over, *hangs_at))
         if plan.filler_sound and not self._filler:
             return min(self._since + plan.filler_delay, over)
         return over
@@ -313,6 +384,13 @@ class Silence:
             return given
         return FIRST_WORDS_SECONDS
 
+    @property
+    def _turn_hangs_at(self) -> float | None:
+        """When a turn that the server neither ends nor answers has lasted too long (s)."""
+        if self._quiet_since is None or self._timeout <= 0:
+            return None
+        return self._quiet_since + TURN_TIMEOUTS * self._timeout
+
     def reset(self) -> list[Output]:
         """Stop waiting: the session is lost, or another one has taken over."""
         self._since = self.rule = None
@@ -320,8 +398,20 @@ class Silence:
         self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
         self._works_until = 0.0
+        self._quiet_since = self._works_since = self._silent_since = None
+        self._silent_bytes = 0
         self._mcp.clear()
         return self._stop_filler()
+
+    def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
+        """Say which silence lasted too long."""
+        self.rule = rule
+        self._since = self._quiet_since = self._silent_since = None
+        self._silent_bytes = 0
+        note = self._control.timeline.note(
+            now, "silence_detected", "warning", rule=rule, seconds=seconds
+        )
+        return [*self._stop_filler(), note]
 
     def _turn_is_answered_next(self) -> bool:
         """Return whether a response to the turn that ends now is to come."""
@@ -337,14 +427,20 @@ class Silence:
 
     def _caller_waits(self) -> bool:
         """Return whether the caller hears nothing while a response is due."""
-        control = self._control
         limited = self._timeout > 0 or self.backend_works
-        if not limited or self._held or self._mcp or not (self.due or self._owed):
+        if not limited or not (self.due or self._owed):
+            return False
+        return self._idles() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
+
+    def _idles(self) -> bool:
+        """Return whether nothing is heard, and nothing is done that takes its time."""
+        control = self._control
+        if self._held or self._mcp:
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None
         busy = control.speaking or control.call_actions.busy or self._tool_runs() or control.waiting
-        return not (ends or busy or (self._caller_speaks() and self._owed != _NO_EVENTS))
+        return not (ends or busy)
 
     def _which_silence(self) -> str:
         """Return the name of the silence: what is missing of the response."""
@@ -360,7 +456,7 @@ class Silence:
         """Note an MCP call of the server that runs or has ended: nobody speaks meanwhile."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
-            self._mcp[item_id] = now + MCP_SECONDS
+            self._mcp[item_id] = self._until(now, MCP_SECONDS)
         elif event.type in _MCP_ENDS:
             self._mcp.pop(item_id, None)
 

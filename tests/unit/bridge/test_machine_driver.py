@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from gateway.audio.g711 import Codec
 from gateway.bridge.machine_driver import MachineDriver, ToolCalls
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine
@@ -51,7 +52,7 @@ class Machine:
 
 
 def driver_of(machine: Machine, faults: list[Exception]) -> MachineDriver:
-    return MachineDriver(cast(CallMachine, machine), faults.append, machine.put)
+    return MachineDriver(cast(CallMachine, machine), faults.append, machine.put, Codec.PCMU)
 
 
 async def test_an_input_from_an_output_waits_until_all_outputs_are_done() -> None:

@@ -75,6 +75,17 @@ def answer(scene: Scene, response: str, ms: int = 200) -> list[str]:
     return scene.listen(ms + 100)
 
 
+def speak(scene: Scene, seconds: int) -> list[list[str]]:
+    """The caller is loud, and the server sends events meanwhile."""
+    event = said(OtherEvent("rate_limits.updated", {}))
+    return [scene.at(scene.now + 1.0, LOUD, event) for _ in range(seconds)]
+
+
+def silent(response: str, ms: int) -> inputs.ServerEventReceived:
+    """A delta of digital silence."""
+    return said(AudioDelta(response, f"i-{response}", 0, b"\xff" * (ms * 8), silent=True))
+
+
 Begin = Callable[[Scene], object]
 
 WAYS: dict[str, tuple[CallPlan, Begin, str]] = {
@@ -144,6 +155,21 @@ WAYS: dict[str, tuple[CallPlan, Begin, str]] = {
         lambda s: (s.do(SPEECH, LOUD), s.at(s.now + 1.0, LOUD), s.at(s.now + 5.0, LOUD)),
         "no_events",
     ),
+    "a response that the server cancels by itself": (
+        QUIET,
+        lambda s: s.do(SPEECH, STOPPED, COMMITTED, created("r1"), done("r1", "cancelled")),
+        "turn_not_answered",
+    ),
+    "a call of a function without a name": (
+        QUIET,
+        lambda s: s.do(created("r1"), done("r1", calls=[("", "c1")])),
+        "response_not_created",
+    ),
+    "a response that is done under another name": (
+        QUIET,
+        lambda s: s.do(created("r1"), done("r2", "cancelled")),
+        "response_without_audio",
+    ),
     "a server's tool that is over": (
         QUIET,
         lambda s: s.do(
@@ -174,6 +200,70 @@ def test_silence_begins_the_fallback_steps(plan: CallPlan, begin: Begin, rule: s
     assert scene.record.session.failovers[-1].outcome == "recovered"
 
 
+LONG: dict[str, tuple[Callable[[Scene], object], float, str]] = {
+    "a turn that never ends": (lambda s: s.do(SPEECH), 12.0, "turn_not_ended"),
+    "a turn that never ends, of a caller who has spoken": (
+        lambda s: (s.do(SPEECH), speak(s, 20)),
+        12.0,
+        "turn_not_ended",
+    ),
+    "turns that begin again and again": (
+        lambda s: [s.at(s.now + 3.0, *turn) for turn in [(SPEECH, STOPPED)] * 4],
+        3.0,
+        "turn_not_ended",
+    ),
+    "responses that are cancelled again and again": (
+        lambda s: [
+            s.at(s.now + 3.0, SPEECH, STOPPED, created(f"r{n}"), done(f"r{n}", "cancelled"))
+            for n in range(4)
+        ],
+        3.0,
+        "turn_not_ended",
+    ),
+    "tools of the server's without end": (
+        lambda s: (
+            s.do(created("r1")),
+            [
+                s.do(
+                    said(OtherEvent("response.mcp_call.in_progress", {"item_id": f"m{n}"})),
+                )
+                or s.at(s.now + 10.0)
+                for n in range(12)
+            ],
+        ),
+        6.0,
+        "response_without_audio",
+    ),
+    "audio that is silence": (
+        lambda s: (s.do(created("r1"), silent("r1", 5980)), s.listen(5000)),
+        0.0,
+        "audio_is_silence",
+    ),
+    "audio that is silence, now and then": (
+        lambda s: (s.do(created("r1")), [(s.do(silent("r1", 20)), s.listen(700)) for _ in "1" * 9]),
+        0.0,
+        "audio_is_silence",
+    ),
+}
+
+
+@pytest.mark.parametrize(("begin", "seconds", "rule"), LONG.values(), ids=LONG.keys())
+def test_silence_that_looks_like_something(begin: Begin, seconds: float, rule: str) -> None:
+    scene = scene_of(replace(QUIET, limits=replace(QUIET.limits, rtp_timeout=0)))
+    begin(scene)
+    if seconds:
+        assert "silence_detected" not in scene.events
+        scene.at(scene.now + seconds - 0.1)
+        assert "silence_detected" not in scene.events
+        seen = scene.at(scene.now + 0.1)
+    else:
+        assert "silence_detected" not in scene.events
+        seen = scene.do(silent("r1", 20))
+    assert seen[-1] == "open", seen
+    assert rule_of(scene) == rule
+    assert scene.do(UP)[-1].startswith("create"), "of the session that takes over"
+
+
 def test_audio_that_stalls() -> None:
     scene = scene_of()
     scene.do(created("r1"), audio("r1", "i1", 1000))
@@ -194,7 +284,23 @@ def test_audio_that_trickles_is_no_silence() -> None:
 
 NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
     "nobody waits": (QUIET, lambda s: answer(s, "r1")),
-    "the caller speaks": (QUIET, lambda s: s.do(key("#"), SPEECH)),
+    "the caller speaks": (QUIET, lambda s: (s.do(key("#"), SPEECH), speak(s, 25))),
+    "the response to a turn is cut, and what comes then is no speech": (
+        QUIET,
+        lambda s: (
+            s.do(SPEECH, STOPPED, COMMITTED, created("r1"), audio("r1", "i1", 900)),
+            s.do(SPEECH, done("r1", "cancelled"), STOPPED, COMMITTED),
+            answer(s, "r2"),
+        ),
+    ),
+    "a pause in what is said": (
+        QUIET,
+        lambda s: (
+            s.do(created("r1"), audio("r1", "i1", 900), silent("r1", 4000)),
+            s.do(audio("r1", "i1", 900), silent("r1", 4000), audio("r1", "i1", 20), done("r1")),
+            s.listen(11000),
+        ),
+    ),
     "the caller has us on hold": (QUIET, lambda s: s.do(key("#"), inputs.HoldChanged(True))),
     "a tool runs": (QUIET, lambda s: s.do(created("r1"), done("r1", calls=[("search", "c1")]))),
     "a tool of the server's runs": (
