@@ -51,7 +51,7 @@ class Codec(StrEnum):
         return _SILENCE[self]
 
     def quieter_than(self, level: int) -> bytes:
-        """The bytes of samples below an amplitude, of 32,768. G.722 has only the zero of its own."""
+        """The bytes of samples below an amplitude, of 32,768; of G.722 only its zero."""
         if self is Codec.G722:
             return self.silence
         linear = memoryview(self.to_linear(bytes(range(256)))).cast("h")
