@@ -39,7 +39,7 @@ MAX_FRAGMENTS = 4096
 """Frames of one message: without a limit, a server that sends empty ones would fill the memory."""
 LARGE_MESSAGE = 64 * 1024
 """Bytes from which a message is decoded beside the event loop: four seconds of audio and more."""
-MESSAGES_PER_SECOND = 1000
+MESSAGES_PER_SECOND = 250
 MESSAGES_AT_ONCE = 10_000
 """What a session may take of the event loop, which is that of all calls: responses come many times
 faster than real time, in some fifty messages for a second of them at most. Of a server that sends

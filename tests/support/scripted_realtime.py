@@ -66,8 +66,8 @@ class Peer:
         await self._over.wait()
         self.ws.transport.abort()
 
-    async def until_closed(self) -> None:
-        async with asyncio.timeout(WAIT):
+    async def until_closed(self, within_s: float = WAIT) -> None:
+        async with asyncio.timeout(within_s):
             try:
                 while True:
                     self.received.append(json.loads(await self.ws.recv()))
