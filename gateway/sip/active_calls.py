@@ -72,12 +72,23 @@ class HeldCall(Protocol):
     @property
     def sip_call_id(self) -> str: ...
     def getId(self) -> int: ...  # noqa: N802 (pjsua2's name)
-    def challenged(self) -> Challenged: ...
-    def keys_known(self) -> bool: ...
-    def poll_quality(self) -> None: ...
-    def fail(self) -> None: ...
-    def release(self) -> None: ...
-    def give_back(self) -> None: ...
+    def challenged(self) -> Challenged:
+        """Return what :class:`Challenges` asks about this call."""
+
+    def keys_known(self) -> bool:
+        """Return whether SRTP keys are agreed, or none are needed."""
+
+    def poll_quality(self) -> None:
+        """Report the RTP counters to the leg's handler."""
+
+    def fail(self) -> None:
+        """End the call because of an error of the gateway's."""
+
+    def release(self) -> None:
+        """Drop the references between call and leg."""
+
+    def give_back(self) -> None:
+        """Return the permit of a call that following a REFER has placed."""
 
 
 class Calls:
@@ -113,7 +124,7 @@ class Calls:
         return self._parties.get(party, 0)
 
     def unacknowledged(self) -> int:
-        """Calls of no trunk's whose ACK has not come. On the SIP thread."""
+        """Return how many calls of unknown sources wait for their ACK. On the SIP thread."""
         return sum(
             call.party.startswith("source ") and not (call.acknowledged or call.ended)
             for call in self._all
@@ -139,7 +150,10 @@ class Calls:
             call.give_back()
 
     def release_all(self) -> None:
-        """Drop the ended calls whose library slot nobody has taken. No callback is on the stack."""
+        """Drop references to ended calls whose slot in the library is still free.
+
+        To be called outside of pjsua2's callbacks.
+        """
         if not self._retired:
             return
         # A Call's destructor hangs up, and makes deaf, whatever call has its library slot by then,
@@ -160,7 +174,7 @@ class Calls:
             call.release()
 
     def ask_for_keys(self, now: float) -> None:
-        """See whether a call has the keys that it waits for."""
+        """Poll the calls that wait for SRTP keys (DTLS), and tell those that have them."""
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
             waiting, self.awaiting_keys = self.awaiting_keys, []
@@ -174,14 +188,16 @@ class Calls:
             self._ask(call, call.poll_quality)
 
     def fail_at(self, slots: set[int]) -> None:
-        """End the calls whose ports of the bridge have these numbers."""
+        """End the calls that own these slots of the conference bridge."""
         for call in list(self._all):
             if not call.ended and any(call.link.at(slot) for slot in slots):
                 call.fail()
 
     def challenged(self, sip_call_id: str) -> Challenged | None:
-        """What is to be known of the call with this SIP Call-ID that somebody wants a password
-        for; its BYE is asked for one when it has ended."""
+        """Return the call that a 401 or 407 is about, by its SIP Call-ID; None when it is unknown.
+
+        A call that has ended is found too: its BYE may be challenged.
+        """
         for call in self._all:
             if sip_call_id == call.sip_call_id:
                 return call.challenged()
@@ -198,7 +214,7 @@ class Calls:
             what(call)
 
     def _ask(self, call: HeldCall, what: Callable[[], _T]) -> _T | None:
-        """Ask something of one call. What that raises ends this call, and no other."""
+        """Call a function about one call; an exception ends that call, and returns None."""
         try:
             return what()
         except Exception:
@@ -235,16 +251,17 @@ class ByeTracker:
         signalling.on_bye = self._on_bye
 
     def watch(self, call: Any) -> int:
-        """A BYE is about to be sent for this ``pj.Call``; the number for :meth:`wait`."""
+        """Follow the BYE that is about to be sent for a ``pj.Call``; return a number for
+        :meth:`wait`."""
         number = self._signalling.watch_bye(call)
         if number:
             self._watches[number] = _Watch(time.monotonic() + ANSWER_SECONDS)
         return number
 
     def wait(self, number: int, told: Callable[[str], None]) -> None:
-        """Tell what became of the BYE, once: empty for taken, else why it was not.
+        """Call ``told`` once with the outcome of a BYE: "" when it was accepted, else the reason.
 
-        At once where it is known, or no BYE is watched; by ``tick`` at the latest.
+        At once if the outcome is known or no BYE is watched, else when :meth:`tick` gives up.
         """
         watch = self._watches.get(number)
         if watch is None:
@@ -256,12 +273,13 @@ class ByeTracker:
             told(watch.outcome)
 
     def tick(self, now: float) -> None:
-        """Give up waiting where it took too long."""
+        """Give up on BYEs that nobody has answered in time. ``now`` in s."""
         for number in [n for n, watch in self._watches.items() if now >= watch.until]:
             self._settle(number, NO_ANSWER)
             self._watches.pop(number, None)
 
     def _settle(self, number: int, outcome: str) -> None:
+        """Store the outcome of a BYE, and tell whoever waits for it."""
         watch = self._watches.get(number)
         if watch is None or watch.outcome is not None:
             return
@@ -271,6 +289,7 @@ class ByeTracker:
             watch.told(outcome)
 
     def _on_bye(self, number: int, status: int) -> None:
+        """Translate the final status of a BYE: 0 not sent, 408 timed out, 481 as good as a 200."""
         if status == 0:
             outcome = NOT_SENT
         elif status == _TIMED_OUT:

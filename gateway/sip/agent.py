@@ -153,12 +153,15 @@ class UserAgent:
         caller_id: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Leg:
-        """Place a call to a sip URI, offering ``codecs`` in their order; returns at once.
+        """Place a call to a SIP URI, offering ``codecs`` in their order; return its leg at once.
 
-        Through a ``trunk`` it goes with its credentials, proxy, headers, SRTP, and caller id unless
-        one is given; raises KeyError when there is none of that name. ``headers`` are added to the
-        INVITE. What becomes of it is told to
-        ``handler``, a refused address included.
+        The result, a malformed address included, is reported to ``handler``.
+
+        Args:
+            trunk: send it with this trunk's credentials, proxy, headers, SRTP and caller ID. Raises
+                KeyError when there is none of that name.
+            caller_id: takes the place of the trunk's.
+            headers: are added to the INVITE.
         """
         invite = Invite(
             sip_call_id="",
@@ -239,7 +242,8 @@ class UserAgent:
             return await done
 
     def ask_rtp_source(self, leg: Leg, told: Callable[[str], None]) -> None:
-        """Have it told on the loop where a leg's RTP comes from: ``address:port``, or ""."""
+        """Call ``told`` on the event loop with the source of a leg's RTP: ``address:port``, or
+        ""."""
 
         def ask() -> None:
             found = leg.call.rtp_source() if isinstance(leg.call, SipCall) else ""
@@ -248,7 +252,8 @@ class UserAgent:
         self._thread.post(ask)
 
     def register(self, trunk: str) -> None:
-        """Have a trunk register now. Raises KeyError, and ValueError where it does not register."""
+        """Send a REGISTER for a trunk now. Raises KeyError, and ValueError where it has no
+        registrar."""
         if not self.trunks.by_name[trunk].registrar:
             raise ValueError(f"trunk {trunk!r} does not register")
         self._thread.post(lambda: self._running.accounts.register_now(trunk))
@@ -296,7 +301,7 @@ class UserAgent:
 
     @property
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Commands that wait for the SIP thread, and those that found no room."""
+        """Return, by queue, how many commands wait for the SIP thread and how many were dropped."""
         return {"sip commands": (self._thread.waiting, self._thread.dropped)}
 
     def bans(self) -> list[dict[str, Any]]:
@@ -315,6 +320,7 @@ class UserAgent:
         return self._stack
 
     def _on_ready(self) -> None:
+        """Handle the eventfd of calls with audio, at most once in ``COALESCING_SECONDS``."""
         note_ready()
         loop = self._thread.loop
         assert loop is not None
@@ -324,6 +330,7 @@ class UserAgent:
             self._turn = loop.call_at(self._next_turn, self._serve)
 
     def _serve(self) -> None:
+        """Pass the ids of calls that have audio on to the application."""
         assert self._thread.loop is not None
         self._next_turn = self._thread.loop.time() + COALESCING_SECONDS
         self._on_caller_audio(take_ready())
@@ -331,6 +338,7 @@ class UserAgent:
     # ---- on the SIP thread
 
     def _open(self) -> None:
+        """Start pjsua2 on the SIP thread."""
         try:
             self._stack = Stack(
                 self.settings,

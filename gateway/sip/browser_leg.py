@@ -59,7 +59,7 @@ class BrowserEnd:
         self._least = self._looked = 0
 
     def say(self, audio: bytes) -> None:
-        """Take whole frames of the microphone."""
+        """Take audio of the microphone: G.711, whole frames of 20 ms."""
         for start in range(0, len(audio), FRAME_BYTES):
             frame = audio[start : start + FRAME_BYTES]
             if self.leg.audio is not None:
@@ -82,18 +82,18 @@ class BrowserEnd:
         playout.put(frame)
 
     def hear(self) -> bytes:
-        """All that the page is to hear since the last time."""
+        """Return all audio for the page since the last call, as G.711."""
         audio = self.audio.uplink.drain()
         self.sent += len(audio) // FRAME_BYTES
         return audio
 
     def press(self, digit: str) -> None:
-        """Take a key that was pressed in the page."""
+        """Take a DTMF digit that was pressed in the page."""
         if self.leg.handler is not None:
             self.leg.handler.on_digit(digit)
 
     def leave(self) -> None:
-        """The page has hung up, or is gone."""
+        """End the leg because the page has hung up or disconnected."""
         self._thread.post(lambda: None if self.call is None else self.call.left())
 
 
@@ -142,6 +142,7 @@ class BrowserCall:
             self._tell({"type": "ringing" if code == 180 else "progress"})
 
     def _open(self, audio: CallAudio) -> None:
+        """Connect the page's audio with the conference bridge, and report that media is up."""
         far = self._end.audio
         far.uplink.listen(Source.BRIDGE)
         far.uplink.heard_by_caller_of(audio)
@@ -158,7 +159,7 @@ class BrowserCall:
         self.end(code, found[1] if found else "")
 
     def left(self) -> None:
-        """The page has ended the leg."""
+        """End the leg because the page has hung up or disconnected."""
         if self._answered:
             self.end(_OK, "Normal call clearing", "BYE")
         else:
@@ -184,7 +185,7 @@ class BrowserCall:
         self.link.play(sound)
 
     def press(self, digit: str, _how: str) -> None:
-        """Have the page hear and see a key."""
+        """Send a DTMF digit to the page, as a tone and as a message."""
         self._tell({"type": "dtmf", "digit": digit})
 
     def hold(self, _held: bool) -> None:
@@ -207,7 +208,7 @@ class BrowserCall:
         self.link.join(other.link, listen, level)
 
     def poll_quality(self) -> None:
-        """Tell how many frames have come and gone; TCP loses none."""
+        """Report counts of frames received and sent; TCP loses none."""
         quality = RtpQuality(self._end.received, 0, 0.0, self._end.sent)
         self._handle(lambda handler: handler.on_quality(quality))
 

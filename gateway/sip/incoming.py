@@ -81,7 +81,7 @@ class Incoming:
         self._refused(Refused(invite, refusal_code(objection.why), objection.text, objection.why))
 
     def on_rejected(self, prm: Any) -> None:
-        """pjsua refused an INVITE by itself."""
+        """Report an INVITE that pjsua has refused by itself."""
         message = text_of(prm.rdata.wholeMsg)
         invite = self._facts_of(message, text_of(prm.rdata.srcAddress)) if message else None
         code, reason = int(prm.statusCode), text_of(prm.reason)
@@ -90,7 +90,8 @@ class Incoming:
         self._refused(Refused(invite, code, reason))
 
     def _refused(self, refused: Refused) -> None:
-        """Tell of a refusal below the application; of what could not be read, count it only."""
+        """Report a refusal below the application; a request that could not be read is only
+        counted."""
         if refused.code in _UNREADABLE:
             source = "" if refused.invite is None else refused.invite.source.rpartition(":")[0]
             rule = f"INVITE that cannot be read: {refused.code}"
@@ -99,7 +100,7 @@ class Incoming:
             self._services.thread.to_loop(lambda: self._callbacks.on_refused(refused))
 
     def on_connection(self, prm: Any) -> None:
-        """A connection over TCP or TLS stands, or has ended."""
+        """Register a TCP or TLS connection that was opened or closed."""
         self._accounts.on_connection(prm)
         handle = int(prm.hnd)
         if prm.state != pj.PJSIP_TP_STATE_CONNECTED:
@@ -108,7 +109,7 @@ class Incoming:
             self._access.on_connection(handle, source, pj.nativeShutConnection)
 
     def account_for(self, rdata: Any) -> Account:
-        """The account of an incoming request. The codecs that its call may speak are set, too."""
+        """Return the account that answers an incoming request, and set the codecs of its call."""
         message, source = text_of(rdata.wholeMsg), text_of(rdata.srcAddress)
         found = self._attribute(message, source)
         trunk = None if found is None else found.trunk
@@ -125,20 +126,22 @@ class Incoming:
         return self._accounts.of(trunk, current.local, current.transport)
 
     def _attribute(self, message: str, source: str) -> Attribution | None:
+        """Return the trunk that a request is attributed to; None for an unknown source."""
         if self._access.current is not None:
             return self._access.found
         host, _, port = source.rpartition(":")
         return self._trunks.attribute(host, int(port or 0), False, request_uri_of(message))
 
     def _offered(self, message: str) -> tuple[Codec, ...] | None:
-        """The codecs of the line that is answered; those of the message where none was chosen."""
+        """Return the codecs of the audio line that will be answered, or else those of the whole
+        offer."""
         chosen = self._access.chosen
         if self._access.current is not None and isinstance(chosen, Media):
             return chosen.codecs
         return offered_codecs(message)
 
     def _facts_of(self, message: str, source: str) -> Invite:
-        """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
+        """Return the :class:`Invite` of a message that pjsua handles, with its trunk."""
         found = self._attribute(message, source)
         current = self._access.current
         how = "" if found is None else found.how
@@ -161,9 +164,9 @@ class Incoming:
         )
 
     def on_call(self, account: Account, prm: Any) -> None:
-        """An INVITE that pjsua has made a call of: announce its leg.
+        """Create and announce the leg of an INVITE for which pjsua has made a call.
 
-        Where something of ours raises, the call ends with 500, and is told of as refused.
+        An exception ends the call with 500, and the call is reported as refused.
         """
         call = SipCall(self._services, account, prm.callId)
         try:
@@ -190,6 +193,7 @@ class Incoming:
             self._services.thread.to_loop(lambda: self._callbacks.on_refused(refused))
 
     def _announce(self, call: SipCall, message: str, source: str) -> None:
+        """Bind a call to a new leg, send 100 Trying, and report the leg to the application."""
         found = self._attribute(message, source)
         invite = self._facts_of(message, source)
         self._callbacks.on_arrival(invite)
@@ -210,11 +214,11 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
     """Who answers; None while the library is being set up."""
 
     def onRejectedIncomingCall(self, prm: Any) -> None:  # noqa: N802
-        """pjsua refused an INVITE by itself."""
+        """Handle pjsua's report that it has refused an INVITE by itself."""
         self._guard("onRejectedIncomingCall", lambda incoming: incoming.on_rejected(prm))
 
     def onSelectAccount(self, prm: Any) -> None:  # noqa: N802
-        """pjsua asks whose a request outside of a dialog is, before it makes anything of it."""
+        """Choose the account for a request outside of a dialog."""
 
         def select(incoming: Incoming) -> None:
             prm.accountIndex = incoming.account_for(prm.rdata).getId()
@@ -222,10 +226,11 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
         self._guard("onSelectAccount", select)
 
     def onTransportState(self, prm: Any) -> None:  # noqa: N802
-        """A connection stands, or has ended."""
+        """Handle a TCP or TLS connection that was opened or closed."""
         self._guard("onTransportState", lambda incoming: incoming.on_connection(prm))
 
     def _guard(self, callback: str, run: Callable[[Incoming], None]) -> None:
+        """Run a callback; an exception is logged and goes no further."""
         try:
             if self.incoming is not None:
                 run(self.incoming)

@@ -89,14 +89,17 @@ class Leg:
         self._command(lambda call: call.finish(code, headers or {}))
 
     def hang_up(self, headers: Mapping[str, str] | None = None) -> None:
-        """BYE, CANCEL or a 603, as the dialog's state wants, with these headers added."""
+        """End the leg with BYE, CANCEL or 603, whichever its dialog's state allows.
+
+        ``headers`` are added to that message.
+        """
         self.given_up = True
         self._command(lambda call: call.finish(0, headers or {}))
 
     def play(self, sound: str) -> None:
-        """Let the peer hear a sound over and over; "" ends it.
+        """Play a sound to the peer in a loop; "" stops it.
 
-        The SIP thread ends it, and may be late: the session's audio begins after it.
+        It is stopped on the SIP thread, so the session's audio is held until that has happened.
         """
         audio, ends = self.audio, self._plays and not sound
         self._plays = bool(sound)
@@ -107,11 +110,11 @@ class Leg:
             self._thread.post(lambda: audio.playout.await_sound(False))
 
     def press(self, digit: str, how: str = "auto") -> None:
-        """Send one key: ``how`` is auto, rfc4733 or info."""
+        """Send one DTMF digit; ``how`` is auto, rfc4733 or info."""
         self._command(lambda call: call.press(digit, how))
 
     def hold(self, held: bool) -> None:
-        """Put the peer on hold by a re-INVITE (RFC 3264 section 8.4), or take it back."""
+        """Hold (True) or resume the peer by a re-INVITE (RFC 3264 section 8.4)."""
         self._command(lambda call: call.hold(held))
 
     def offer(self, codecs: list[Codec]) -> None:
@@ -119,11 +122,11 @@ class Leg:
         self._command(lambda call: call.offer(codecs))
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
-        """Blind transfer to a sip or tel URI."""
+        """Send REFER to a sip or tel URI: blind transfer (RFC 3515)."""
         self._command(lambda call: call.refer(target, told))
 
     def refer_to(self, other: Leg, told: Callable[[ReferProgress], None]) -> None:
-        """Attended transfer: the peer is to take over our call ``other``."""
+        """Send REFER with Replaces: the peer takes over our call ``other`` (RFC 3891)."""
 
         def run(call: LegCall) -> None:
             if other.call is None or other.call.ended:
@@ -151,6 +154,8 @@ class Leg:
         self._command(run)
 
     def _command(self, command: Callable[[LegCall], None]) -> None:
+        """Post a command to the SIP thread; it is dropped when the call has ended by then."""
+
         def run() -> None:
             call = self.call
             if call is not None and not call.ended:

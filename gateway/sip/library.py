@@ -41,22 +41,23 @@ def silence_log() -> None:
 
 
 def calls() -> int:
-    """Calls of the library now, those that are ending included."""
+    """Return how many calls the library has now, calls that are ending included."""
     return int(pj.nativeCallCount())
 
 
 def capacity() -> int:
-    """Calls that the library can have at the same time (``PJSUA_MAX_CALLS``)."""
+    """Return how many calls the library can have at a time (``PJSUA_MAX_CALLS``)."""
     return int(pj.BUILD["max_calls"])
 
 
 def account_capacity() -> int:
-    """Accounts that the library has a place for (``PJSUA_MAX_ACC``)."""
+    """Return how many accounts the library can have (``PJSUA_MAX_ACC``)."""
     return int(pj.BUILD["max_accounts"])
 
 
 def media_handles() -> int:
-    """Sockets that a queue of the library holds (``PJ_IOQUEUE_MAX_HANDLES``)."""
+    """Return how many sockets one I/O queue of the library can hold
+    (``PJ_IOQUEUE_MAX_HANDLES``)."""
     return int(pj.BUILD["max_sockets"])
 
 
@@ -118,7 +119,7 @@ def endpoint_config(settings: SipSettings, log_writer: Any, *, messages: bool = 
 
 
 def configure_media(media: Any, settings: SipSettings) -> None:
-    """8 kHz from end to end, in frames of 20 ms."""
+    """Set media to 8 kHz and frames of 20 ms."""
     media.clockRate = media.sndClockRate = SAMPLE_RATE
     media.channelCount = 1
     media.audioFramePtime = FRAME_MS
@@ -150,7 +151,7 @@ class CodecOrder:
         self.offer(list(G711))
 
     def offer(self, codecs: list[Codec]) -> None:
-        """Let SDP that is made from now on have these codecs, in their order."""
+        """Set the codecs, in order of preference, of SDP that the library makes from now on."""
         if codecs == self._offered:
             return
         self._offered = list(codecs)
@@ -168,7 +169,8 @@ MAX_TEXT = 2000
 
 
 def _says_port_taken(text: str) -> bool:
-    """Ports in quarantine after their call are found taken; pjsua tries the next."""
+    """Return whether a log line reports a port in use: ports in quarantine after a call cause
+    these."""
     return "P socket bind() at " in text and " in use" in text
 
 
@@ -186,7 +188,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
         self._dropped = 0
 
     def write(self, entry: Any) -> None:
-        """Log one line of pjsip's."""
+        """Log one line of pjsip's log at the matching level."""
         try:
             if self._on_line is not None:
                 self._on_line(unicode_of(str(entry.msg)))
@@ -211,7 +213,7 @@ class _NoLog(pj.LogWriter):  # type: ignore[misc]
 
 
 def probe() -> None:
-    """Start an endpoint with a null device, look, and end it."""
+    """Start and stop an endpoint with a null sound device, and print facts about the library."""
     settings = SipSettings(listen=(), log_level=0)
     silence_log()
     endpoint, writer = pj.Endpoint(), _NoLog()

@@ -55,7 +55,7 @@ class SipMessage(NamedTuple):
 
 
 def _without_credentials(header: str) -> str:
-    """Return a header field; of credentials only the scheme, the user and the realm."""
+    """Return a header field with only scheme, user and realm of its credentials."""
     found = _CREDENTIALS.match(header)
     if found is None:
         return header

@@ -38,7 +38,7 @@ Resolve = Callable[[str], list[str]]
 
 
 def addresses_of(name: str) -> list[str]:
-    """What the system says that a name stands for; waits. Raises OSError."""
+    """Resolve a host name with the system's resolver; blocks. Raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -66,7 +66,7 @@ class Names:
         self._renewal: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look up the names of the configuration, and again from time to time."""
+        """Resolve the names of the configuration now and every ``RENEW_SECONDS``."""
         waits = [self._look_up(name) for name in sorted(self._lasting)]
         if waits:
             await asyncio.wait(waits, timeout=START_SECONDS)
@@ -75,43 +75,49 @@ class Names:
             self._renewal = asyncio.create_task(self._renew(), name="sip names")
 
     async def stop(self) -> None:
-        """Look nothing up any more; what is under way is left to its thread."""
+        """Stop resolving; look-ups under way end on their threads."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
             self._renewal = None
 
     def known(self, host: str) -> bool:
-        """Whether pjsip can send there."""
+        """Return whether pjsip can send to a host: an address, or a name that was resolved."""
         return not is_name(host) or host in self._known
 
     def addresses(self, host: str) -> tuple[str, ...]:
-        """What a name stands for, as far as that is known. Any thread."""
+        """Return the addresses of a name, empty while they are unknown. Any thread."""
         return tuple(self._known.get(host, ()))
 
     def lasting(self, host: str) -> bool:
-        """Whether nothing is waited for: an address, or a known name of the configuration."""
+        """Return whether a host needs no look-up: an address, or a resolved name of the
+        configuration."""
         return not is_name(host) or (host in self._lasting and host in self._known)
 
     async def settle(self, host: str) -> bool:
-        """Have pjsip know a name, in ``LOOKUP_SECONDS`` at most; whether it does."""
+        """Resolve a name within ``LOOKUP_SECONDS``; return whether pjsip can send to it then."""
         if self.lasting(host):
             return True
         done, _ = await asyncio.wait([self._look_up(host)], timeout=LOOKUP_SECONDS)
         return bool(done) and host in self._known
 
     def note(self, host: str) -> None:
-        """Look a name up, so that it is known the next time."""
+        """Start to resolve a name in the background."""
         if is_name(host):
             self._look_up(host)
 
     async def _renew(self) -> None:
+        """Resolve the names of the configuration again, for ever."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             for name in sorted(self._lasting):
                 self._look_up(name)
 
     def _look_up(self, name: str) -> asyncio.Future[bool]:
+        """Resolve a name on a thread of its own, at most ``MAX_AT_ONCE`` at a time.
+
+        Returns a future: whether it was resolved. Look-ups of the same name share one.
+        """
         found = self._underway.get(name)
         if found is not None:
             return found

@@ -48,7 +48,7 @@ class JitterBuffer:
     """Cut speech here and there to win back the delay that a burst of jitter brought."""
 
     def apply(self, target: Any) -> None:
-        """To a ``MediaConfig``, or to the ``StreamInfo`` of one call that is about to begin."""
+        """Write these values into a ``MediaConfig``, or into the ``StreamInfo`` of one call."""
         target.jbInit, target.jbMinPre = self.init, self.min_prefetch
         target.jbMaxPre, target.jbMax = self.max_prefetch, self.maximum
         if not self.catch_up:
@@ -64,7 +64,7 @@ class Peer:
 
     @property
     def host_port(self) -> str:
-        """``host[:port]`` where it is a single address; else empty."""
+        """Return ``host[:port]`` where the network is a single address, else ""."""
         if self.network.num_addresses != 1:
             return ""
         host = bracketed(str(self.network.network_address))
@@ -126,7 +126,7 @@ class Access:
     bans: BanPolicy = field(default_factory=BanPolicy)
 
     def verdict(self, source: str, have_trunks: bool) -> str:
-        """allow, reject or drop, for a request from ``source`` that is no trunk's."""
+        """Return allow, reject or drop for a request of a source that belongs to no trunk."""
         if self.unknown != "auto":
             return self.unknown
         return "allow" if not have_trunks and is_inside(source) else "reject"
@@ -171,10 +171,11 @@ class Trunk:
         return "" if self.transport == "udp" else f";transport={self.transport}"
 
     def misfit(self, transport: str, names: Iterable[str]) -> str:
-        """Why a request by ``transport`` cannot be this trunk's, though its address is; or "".
+        """Return why a request from the trunk's address is not the trunk's, or "": wrong transport
+        or name.
 
         Args:
-            names: those in the certificate of whose connection it is, in lower case.
+            names: names in the certificate of the connection, in lower case.
         """
         if _PROTECTION.index(transport) < _PROTECTION.index(self.transport):
             return f'transport = "{self.transport}"'

@@ -75,12 +75,12 @@ class Received:
 
     @property
     def reliable(self) -> bool:
-        """Over a connection, whose source port means nothing."""
+        """Whether it came over TCP or TLS, where the source port identifies nobody."""
         return self.transport != "udp"
 
     @property
     def request_uri(self) -> str:
-        """As it came."""
+        """The Request-URI as it stands in the message."""
         parts = self.message.split(b"\n", 1)[0].split(b" ")
         return parts[1].decode("utf-8", "replace") if len(parts) > 1 else ""
 
@@ -145,7 +145,8 @@ class Signalling:
 
     @property
     def failures(self) -> int:
-        """Messages refused because nothing could be decided on them; each is a defect of ours."""
+        """Return how many messages were refused because deciding about them raised: errors of
+        ours."""
         return int(self._native.failures())
 
     def open(self) -> None:
@@ -154,21 +155,21 @@ class Signalling:
 
     @property
     def errors(self) -> int:
-        """Times that Python could not be told of something, as of a message that was sent."""
+        """Return how many events, such as a message sent, could not be passed to Python."""
         return int(self._native.errors())
 
     def tick(self) -> None:
-        """Say what Python could not be told. To be called once a second."""
+        """Log new :attr:`errors`. To be called once a second."""
         if (errors := self.errors) != self._errors:
             log.error("sip.not_told", count=errors - self._errors, advice="a black box lacks it")
             self._errors = errors
 
     def close(self) -> None:
-        """Forget whom to ask and tell. After the library has been destroyed."""
+        """Drop all callbacks. To be called after the library has been destroyed."""
         self._native.close()
 
     def headers(self, name: str) -> tuple[str, ...]:
-        """Fields of the message that is being decided on, as pjsip has parsed them.
+        """Return the values of a header field of the current message, as parsed by pjsip.
 
         Raises RuntimeError outside of ``on_message`` and ``on_request``.
         """
@@ -176,28 +177,29 @@ class Signalling:
         return found
 
     def receive_instead(self, message: bytes, *, known_only: bool) -> bool:
-        """Have pjsip take another message for the one that is being decided on.
+        """Have pjsip process another message in place of the current one; return whether it does.
 
-        With ``known_only`` only where a dialog or transaction of ours has it. False: it cannot be
-        read, or is not known, and nothing has happened.
+        With ``known_only``, only if it belongs to a dialog or transaction of ours. False, without
+        any effect, when it cannot be parsed or is not known.
         """
         return bool(self._native.receiveInstead(message, known_only))
 
     def hold(self) -> int:
-        """Keep the message that is being decided on; returns its number for :meth:`resume`.
+        """Keep a copy of the current message for :meth:`resume`; return its number.
 
-        0 where too many are kept.
+        0 when too many are kept already.
         """
         return int(self._native.hold())
 
     def resume(self, number: int) -> bool:
-        """Have pjsip take a message that was kept, and dropped meanwhile."""
+        """Have pjsip process a message kept by :meth:`hold`; return whether it was still there."""
         return bool(self._native.resume(number))
 
     def watch_bye(self, call: Any) -> int:
-        """A BYE is about to be sent for a ``pj.Call``: the number that ``on_bye`` is told.
+        """Watch the BYE that is about to be sent for a ``pj.Call``; return its number for
+        ``on_bye``.
 
-        0 where the call has no dialog any more.
+        0 when the call has no dialog any more.
         """
         return int(self._native.watchBye(call))
 
@@ -207,7 +209,7 @@ class Signalling:
 
 
 class _Handler:
-    """What the C++ side calls. It is no part of :class:`Signalling`, which owns that side."""
+    """Receives the calls of the C++ side. Apart from :class:`Signalling`, which owns that side."""
 
     def __init__(
         self,
@@ -228,6 +230,8 @@ class _Handler:
         self._next_log = 0.0
 
     def on_message(self, *fields: Any) -> Decision:
+        """Log a message for black boxes and decide on it; a message put in its place is not
+        logged."""
         received = Received(*fields)
         # One that is mended comes again within the decision on it.
         if self._messages.wanted and not self._asked:
@@ -262,6 +266,8 @@ class _Handler:
         self._said(lambda: self._on_options()(token, status))
 
     def _said(self, ask: Callable[[], _T]) -> _T:
+        """Call a function; log its exception, at most every ``FAILED_SECONDS``, and raise it
+        again."""
         try:
             return ask()
         except Exception:
@@ -280,20 +286,22 @@ _NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
 
 
 class Negotiation:
-    """Used on the SIP thread; :meth:`settle` while it is decided on a message."""
+    """Chooses and repairs the SDP of messages. On the SIP thread; :meth:`settle` within a
+    decision."""
 
     def __init__(self, settings: SipSettings) -> None:
         self._settings = settings
 
     def settle(self, method: str, trunk: Trunk | None, local: str) -> Media | Objection | None:
-        """Mend the description of a message; returns the audio line to answer, or why none can be.
+        """Repair the SDP of the current message; return the audio line to answer, or why there is
+        none.
+
+        Returns None where it has no SDP.
 
         Args:
             method: of a request; empty for a response, in which nothing is chosen.
-            trunk: whose message it is.
+            trunk: the trunk that the message is attributed to.
             local: our address that it came to.
-
-        None where it has no description.
         """
         raw = pj.sessionDescription()
         if raw is None:
@@ -315,23 +323,25 @@ class Negotiation:
         return chosen
 
     def discard(self) -> None:
-        """Put an empty description in place of the message's: nothing can be agreed on by it."""
+        """Replace the SDP of the current message by an empty one, so that nothing is negotiated."""
         if pj.sessionDescription() is not None:
             pj.replaceSessionDescription(_NOTHING)
 
     def objection(self, text: str, trunk: Trunk | None, local: str) -> Objection | None:
-        """Why an offer inside of a call cannot be taken, if so."""
+        """Return why the offer of a re-INVITE or UPDATE is answered with 488; None where it is
+        accepted."""
         security, codecs = self._asked(trunk)
         chosen = parse(text, codecs).choose(security, codecs, self.is_six(local))
         return chosen if isinstance(chosen, Objection) else None
 
     def is_six(self, local: str) -> bool:
-        """Whether a call that came to this address of ours has RTP over IPv6."""
+        """Return whether a call that came to this address of ours has RTP over IPv6."""
         address = address_of(local)
         known = address is not None and not address.is_unspecified
         return ":" in (str(address) if known else self._settings.listen[0].host)
 
     def _asked(self, trunk: Trunk | None) -> tuple[Security, tuple[Codec, ...]]:
+        """Return the SRTP policy and the codecs of a trunk, or the defaults."""
         if trunk is None:
             return self._settings.security, G711
         return trunk.security, trunk.codecs

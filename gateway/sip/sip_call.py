@@ -75,10 +75,10 @@ _PLAIN_RTP = "rtp"
 
 
 def media_security(call: Any, stream: Any) -> str:
-    """``rtp``, or ``srtp`` with its keying and crypto suite: ``srtp sdes AES_CM_128_HMAC_SHA1_80``.
+    """Return how media is secured: ``rtp``, or as ``srtp sdes AES_CM_128_HMAC_SHA1_80``.
 
-    Empty while keys are still agreed by DTLS, which begins with the answer. Read from the library's
-    own account of the call.
+    Empty while DTLS, which begins with the answer, has not agreed keys. Read from the library's
+    description of the call.
 
     Args:
         stream: the call's ``StreamInfo``.
@@ -142,12 +142,12 @@ class SipCall(TransferableCall):
             return ""
 
     def challenged(self) -> Challenged:
-        """What is to be known of it where somebody wants a password for it."""
+        """What :class:`Challenges` has to know when a 401 or 407 to this call comes."""
         to_uri = "" if self.leg is None else self.leg.invite.to_uri
         return Challenged(self.account.trunk, to_uri, self.followed)
 
     def run(self, command: Callable[[SipCall], None]) -> None:
-        """Run a command of the event loop; one that fails because the call just ended is moot."""
+        """Run a command of the event loop. An error is ignored if the call has ended meanwhile."""
         try:
             command(self)
         except pj.Error as error:
@@ -184,14 +184,14 @@ class SipCall(TransferableCall):
         self.hangup(param)
 
     def rtp_source(self) -> str:
-        """``address:port`` that RTP comes from; empty before it does."""
+        """Return the ``address:port`` that RTP comes from; empty before any came."""
         try:
             return "" if self.ended else str(self.getMedTransportInfo(self._audio_index).srcRtpName)
         except pj.Error:
             return ""
 
     def play(self, sound: str) -> None:
-        """Let the peer hear a sound over and over; "" ends it."""
+        """Play a sound to the peer in a loop; "" stops it."""
         self.link.play(sound)
 
     def join(self, other: SipCall, listen: bool, level: float | None) -> None:
@@ -201,7 +201,8 @@ class SipCall(TransferableCall):
         self.link.join(other.link, listen, level)
 
     def press(self, digit: str, how: str) -> None:
-        """Send one key, by RFC 4733 or INFO; ``auto`` takes INFO where the peer knows no other."""
+        """Send one DTMF digit by RFC 4733 or INFO; ``auto`` chooses INFO if the peer lacks RFC
+        4733."""
         if how != "info":
             try:
                 self.dialDtmf(digit)
@@ -218,7 +219,7 @@ class SipCall(TransferableCall):
             log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
 
     def hold(self, held: bool) -> None:
-        """Send a re-INVITE that holds the peer, or takes it back."""
+        """Send a re-INVITE that holds (True) or resumes the peer (RFC 3264 section 8.4)."""
         param = pj.CallOpParam(True)
         param.opt.audioCount, param.opt.videoCount = 1, 0
         if held:
@@ -235,7 +236,7 @@ class SipCall(TransferableCall):
         self.reinvite(param)
 
     def take_info(self, rdata: Any) -> str | None:
-        """An INFO request came: answer it where pjsua does not; returns the key in it."""
+        """Answer an INFO request where pjsua does not; return the DTMF digit in it, or None."""
         message = text_of(rdata.wholeMsg)
         content_type = first_of(headers_of(message), "content-type")
         body = body_of(message)
@@ -245,7 +246,7 @@ class SipCall(TransferableCall):
         return info_digit(content_type, body)
 
     def fail(self, code: int = _GATEWAY_ERROR) -> None:
-        """End the leg after a defect of ours, or 503 for want of something: ``code``, or BYE."""
+        """End the leg after an error: with ``code`` before the answer, with BYE after it."""
         text = "Gateway error" if code == _GATEWAY_ERROR else NOTHING_FREE
         try:
             if not self.ended:
@@ -266,7 +267,7 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallState(self, prm: Any) -> None:  # noqa: N802
-        """The dialog's state changed."""
+        """Handle a change of the dialog's state: early, confirmed, disconnected."""
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             self.acknowledged = True
@@ -291,8 +292,10 @@ class SipCall(TransferableCall):
             self.end(code, reason)
 
     def _why_not_answered(self, event: Any, code: int, reason: str) -> tuple[int, str]:
-        """Code and words of a call of ours that failed; 0 where nobody answered: the library's own
-        503 stands for connections, TLS handshakes and sockets that failed."""
+        """Return code and reason of a call of ours that failed; code 0 where nobody answered.
+
+        The library's own 503 stands for connections, TLS handshakes and sockets that failed.
+        """
         transition = event.body.tsxState.type if event.type == pj.PJSIP_EVENT_TSX_STATE else None
         if transition == pj.PJSIP_EVENT_TRANSPORT_ERROR:
             code = 0
@@ -303,7 +306,7 @@ class SipCall(TransferableCall):
         return code, f"{reason}; check {keys}" if keys else reason
 
     def end(self, code: int, reason: str) -> None:
-        """The call is over, by this status: let go of all that it has, and tell of it, once."""
+        """Release everything that the call holds, and report its end with this status, once."""
         if self.ended:
             return
         self.ended = True
@@ -326,7 +329,7 @@ class SipCall(TransferableCall):
             self.services.rtp_ports.release(self._rtp_name, calls, time.monotonic())
 
     def _tell_ended(self, end: LegEnd) -> None:
-        """Tell of the end as soon as it is known whether the other side knows of it, too."""
+        """Report the end of the leg to its handler, after the outcome of our BYE is known."""
         leg, name = self.leg, self.name
 
         def tell(undelivered: str) -> None:
@@ -342,7 +345,7 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
-        """A transaction moved; a BYE or CANCEL from the peer is noted for the ending."""
+        """Handle a change of a transaction: note the peer's BYE or CANCEL for the ending."""
         event = prm.e
         if event.type != pj.PJSIP_EVENT_TSX_STATE:
             return
@@ -360,12 +363,13 @@ class SipCall(TransferableCall):
             self._ending.reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
 
     def onCallRedirected(self, prm: Any) -> int:  # noqa: N802
-        """A 3xx names other places (RFC 3261 section 8.1.3.4), which nobody has allowed."""
+        """Refuse to follow a 3xx (RFC 3261 section 8.1.3.4): its targets were allowed by nobody."""
         self._note_redirection(prm)
         return int(pj.PJSIP_REDIRECT_STOP)
 
     @contain_errors
     def _note_redirection(self, prm: Any) -> None:
+        """Note the target of a 3xx as the reason why the call failed."""
         # The library would end the call with a code of its own, as if we had given up.
         tsx = prm.e.body.tsxState.tsx
         reason = f"{text_of(tsx.statusText)}: {text_of(prm.targetUri)[:MAX_URI]} is not followed"
@@ -373,7 +377,7 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
-        """Media came up or changed: join the call's stream with its port."""
+        """Handle media that came up or changed: connect the call's stream with its port."""
         info = self.getInfo()
         leg = self.leg
         if leg is None or self.ended:
@@ -404,6 +408,7 @@ class SipCall(TransferableCall):
             return
 
     def _note_hold(self, held: bool) -> None:
+        """Report that the peer holds or resumes us."""
         # While the peer holds, its stream is not joined again: what it sends then is its music,
         # and the session gets silence.
         if held is not self._held:
@@ -413,22 +418,22 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
-        """A stream stands."""
+        """Pass a new media stream to the link with the bridge."""
         self.link.stream_created(int(prm.stream))
 
     @contain_errors
     def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
-        """A stream is gone."""
+        """Detach the link from a media stream that the library has removed."""
         self.link.stream_destroyed(int(prm.stream))
 
     @contain_errors
     def onStreamPreCreate(self, _prm: Any) -> None:  # noqa: N802
-        """A stream is about to begin."""
+        """Note that a media stream is about to be created."""
         self._stream_is_new = True
 
     @contain_errors
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
-        """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
+        """Check the offer of a re-INVITE or UPDATE: 488 where the library would answer 500."""
         text, leg = text_of(prm.offer.wholeSdp), self.leg
         trunk, local = self.account.trunk, self.account.host
         objection = self.services.negotiation.objection(text, trunk, local)
@@ -443,7 +448,7 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
-        """A telephone-event packet. A key counts once, when it is first heard of."""
+        """Handle a telephone-event packet (RFC 4733): the digit counts once, when it begins."""
         if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
             return  # an INFO, which is read as it comes
         event = (str(prm.digit), int(prm.timestamp))
@@ -454,6 +459,7 @@ class SipCall(TransferableCall):
             self._pressed(event[0])
 
     def _pressed(self, key: str) -> None:
+        """Report a DTMF digit, unless the peer sends more than ``KEYS_PER_SECOND``."""
         now = time.monotonic()
         if self._keys is None:
             self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE, now)
@@ -465,7 +471,7 @@ class SipCall(TransferableCall):
         self._keys_dropped = True
 
     def keys_known(self) -> bool:
-        """Whether there is nothing more to wait for, see :func:`media_security`."""
+        """Return whether SRTP keys are agreed, or none are needed; see :func:`media_security`."""
         if self.link.port is None or self.ended or self.leg is None:
             return True
         try:

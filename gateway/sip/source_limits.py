@@ -19,7 +19,7 @@ MAX_SOURCES = 4096
 
 
 class TokenBucket:
-    """``rate`` a second in the long run, ``burst`` at once."""
+    """Token bucket: ``rate`` tokens a second, ``burst`` at most."""
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
@@ -30,7 +30,7 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float) -> bool:
-        """One more, if there is one left."""
+        """Take a token; return whether there was one. ``now`` in s."""
         self._left = min(self.burst, self._left + (now - self._at) * self.rate)
         self._at = now
         if self._left < 1:
@@ -40,7 +40,7 @@ class TokenBucket:
 
 
 class SourceBuckets:
-    """A bucket for each source."""
+    """A token bucket for each source."""
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._max = max_sources
@@ -50,7 +50,7 @@ class SourceBuckets:
         return len(self._buckets)
 
     def take(self, source: str, rate: float, burst: float, now: float) -> bool:
-        """One more of ``source``, if its bucket has one; a ``rate`` of 0 is no limit."""
+        """Take a token of ``source``; return whether there was one. A ``rate`` of 0 is no limit."""
         if not rate:
             return True
         bucket = self._buckets.get(source)
@@ -87,10 +87,12 @@ MAX_INVITES = 1000
 
 
 class RefusalLog:
-    """Counts refusals by rule and says them. Lives on the SIP thread; ``by_rule`` may be read.
+    """Counts refused requests by rule, and logs them at a limited rate.
+
+    Lives on the SIP thread; ``by_rule`` may be read on others.
 
     Args:
-        write: writes one line with these fields.
+        write: writes one log line with these fields.
     """
 
     def __init__(self, write: Write) -> None:
@@ -108,14 +110,16 @@ class RefusalLog:
         """The last INVITEs that were refused, by SIP Call-ID; these have no record."""
 
     def keep(self, call_id: str, fields: Mapping[str, Any]) -> None:
-        """Keep what is known of a refused INVITE; the oldest ones make room."""
+        """Keep the facts of a refused INVITE for a query by its Call-ID; the oldest ones are
+        dropped."""
         self.invites[call_id] = fields
         self.invites.move_to_end(call_id)
         if len(self.invites) > MAX_INVITES:
             self.invites.popitem(last=False)
 
     def note(self, rule: str, source: str, now: float, **fields: Any) -> None:
-        """One refusal of ``source`` (an address without port) by ``rule``."""
+        """Count a refusal of ``source`` (an address without port) by ``rule``, and log the first
+        one."""
         self.by_rule[rule] += 1
         key = (rule, source)
         entry = self._logged.get(key)
@@ -128,7 +132,7 @@ class RefusalLog:
         self._say({"rule": rule, "source": source, **fields}, now)
 
     def tick(self, now: float) -> None:
-        """Say what has been counted for long enough. To be called about once a second."""
+        """Log counts of repeated refusals that are due. To be called about once a second."""
         while self._logged and next(iter(self._logged.values())).since <= now - REPEAT_SECONDS:
             self._release(now)
         if self._unlogged and now - self._unlogged_since >= REPEAT_SECONDS:
@@ -136,6 +140,8 @@ class RefusalLog:
             self._unlogged = 0
 
     def _release(self, now: float) -> None:
+        """Log how often the oldest pair of rule and source was repeated, and start its count
+        anew."""
         (rule, source), entry = self._logged.popitem(last=False)
         if not entry.repeated:
             return
@@ -146,6 +152,7 @@ class RefusalLog:
             self._logged[rule, source] = _Logged(now)  # it goes on: the next line is a minute away
 
     def _say(self, fields: Mapping[str, Any], now: float) -> None:
+        """Write a log line, or count it where there are too many."""
         if self._lines is None:
             self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, now)
         if self._lines.take(now):
@@ -200,7 +207,10 @@ class _Ban:
 
 
 class Bans:
-    """Lives on the SIP thread; :meth:`as_json` may be asked on any."""
+    """Bans of sources after repeated refusals.
+
+    Lives on the SIP thread; :meth:`as_json` may be asked on any.
+    """
 
     def __init__(self, policy: BanPolicy) -> None:
         self._policy = policy
@@ -209,11 +219,11 @@ class Bans:
         self._known: OrderedDict[str, float] = OrderedDict()
 
     def drops(self, source: str, now: float, *, may_prove: bool = False) -> bool:
-        """Whether a request of ``source`` is to be left without an answer; counts it if so.
+        """Return whether a request of ``source`` gets no answer because of a ban; count it if so.
 
         Args:
-            may_prove: the request can show who sent it. It is dropped only where the refusals were
-                proven to be the source's own, and not somebody's who wrote its address into UDP.
+            may_prove: the request can prove who sent it. Then only bans apply that rest on refusals
+                proven to be the source's own: others can write its address into UDP packets.
         """
         ban = self._banned.get(source)
         if ban is None:
@@ -230,12 +240,12 @@ class Bans:
         return source in self._banned
 
     def refused(self, source: str, now: float, *, surely: bool, connected: bool = False) -> bool:
-        """Count a refusal; returns whether that bans the source.
+        """Count a refusal; return whether it bans the source.
 
         Args:
-            surely: nobody else can have sent the request in its name. What others could have does
-                not count against a source that proved who it is a while ago.
-            connected: it came over TCP or TLS, so nobody outside of that host or its NAT sent it.
+            surely: the request is proven to be the source's. Refusals that others could have caused
+                do not count against a source that has proven itself lately.
+            connected: it came over TCP or TLS, so from that host or its NAT.
         """
         if not self._policy.after:
             return False
@@ -261,7 +271,7 @@ class Bans:
         return ban is None and source in self._banned
 
     def take(self, found: Iterable[tuple[str, float, bool]], now: float) -> None:
-        """Ban sources for so many seconds that others have banned, where they are not yet."""
+        """Ban sources that other processes have banned: source, seconds left, whether proven."""
         for source, seconds, proven in found:
             ban = self._banned.get(source)
             known = not proven and source in self._known
@@ -272,19 +282,19 @@ class Bans:
             _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
-        """The source has shown who it is."""
+        """Note that the source has proven who it is."""
         self._refused.pop(source, None)
         self._known[source] = now
         self._known.move_to_end(source)
         _forget_oldest(self._known)
 
     def tick(self, now: float) -> None:
-        """Let go of bans that are over. To be called about once a second."""
+        """Drop bans that have expired. To be called about once a second."""
         while self._banned and next(iter(self._banned.values())).until <= now:
             self._banned.popitem(last=False)
 
     def as_json(self, now: float) -> list[dict[str, Any]]:
-        """The bans in force, the latest first."""
+        """Return the bans in force, the latest first."""
         return [
             {"source": source, "seconds": round(ban.until - now, 1), "dropped": ban.dropped}
             for source, ban in reversed(tuple(self._banned.items()))
@@ -341,7 +351,7 @@ class Connections:
         self._strangers: Counter[str] = Counter()
 
     def opened(self, connection: int, source: str, now: float) -> str:
-        """A connection has been accepted; returns why it is to be closed at once, or ""."""
+        """Count an accepted connection; return why it is to be closed at once, or ""."""
         self.closed(connection)
         if self._is_trunk(source):
             self._open[connection] = _Open(source, now, stranger=False)
@@ -357,13 +367,13 @@ class Connections:
         return ""
 
     def heard(self, connection: int, now: float) -> None:
-        """A message came by it that was let in."""
+        """Note an accepted message on a connection, which keeps it open."""
         found = self._open.get(connection)
         if found is not None:
             found.heard, found.since = True, now
 
     def closed(self, connection: int) -> None:
-        """It is gone."""
+        """Forget a connection that was closed."""
         found = self._open.pop(connection, None)
         if found is not None and found.stranger:
             self._strangers[found.source] -= 1
@@ -371,7 +381,7 @@ class Connections:
                 del self._strangers[found.source]
 
     def overdue(self, now: float) -> list[tuple[int, str, str]]:
-        """Those to be closed for their silence: connection, source and rule."""
+        """Return idle connections that are to be closed: connection, source and rule."""
         late = []
         for connection, one in self._open.items():
             limit = IDLE_SECONDS if one.heard else FIRST_MESSAGE_SECONDS

@@ -110,6 +110,7 @@ class Stack:
         callbacks: InviteCallbacks,
         messages: MessageLog,
     ) -> None:
+        """Start the library: endpoint, listeners, access control, accounts, trunks."""
         trunks, capacity = self._trunks, library.capacity()
         low, high = settings.rtp_ports
         sounds, rtp_ports = Sounds(), RtpPortQuarantine((high - low + 1) // 2)
@@ -201,7 +202,8 @@ class Stack:
         self._endpoint.libHandleEvents(ms)
 
     def tick(self) -> None:
-        """To be called after every turn of the thread, outside of all callbacks."""
+        """Run the periodic work of all parts, after every turn of the thread and outside of
+        callbacks."""
         services, now = self.services, time.monotonic()
         services.codecs.offer(list(G711))  # SDP of what came in this turn has been made
         services.calls.release_all()
@@ -224,7 +226,7 @@ class Stack:
         self.pinger.tick(now)
 
     def _see_bridge(self) -> None:
-        """Log what the bridge could not do, and end the calls that it could not connect."""
+        """Log failed operations of the conference bridge, and end the calls that they concern."""
         lost = set[int]()
         for failure in Connections.failures():
             log.error("sip.bridge_failed", **asdict(failure))
@@ -237,12 +239,12 @@ class Stack:
                     page.run(lambda one: one.finish(_UNAVAILABLE, {}))
 
     def drain(self) -> None:
-        """Take no further call: answer OPTIONS with 503, and unregister."""
+        """Ask for no more calls: answer OPTIONS with 503, and unregister at all trunks."""
         self.draining = True
         self.accounts.leave()
 
     def take_browser(self, end: BrowserEnd) -> None:
-        """Announce the leg of a page as that of an INVITE."""
+        """Announce the leg of a page in a browser as if its INVITE had come."""
         self._callbacks.on_arrival(end.leg.invite)
         self._browsers.add(BrowserCall(self.services, end, self._browsers.discard))
         self.services.thread.to_loop(lambda: self._callbacks.on_invite(end.leg))
@@ -256,7 +258,7 @@ class Stack:
         caller_id: str,
         headers: Mapping[str, str],
     ) -> None:
-        """Place the call of a leg; what becomes of it is told to its handler."""
+        """Place the call of a leg; its progress is reported to the leg's handler."""
         services = self.services
         call: SipCall | None = None
         try:
@@ -288,7 +290,7 @@ class Stack:
             services.codecs.offer(list(G711))
 
     def close(self) -> None:
-        """Hang up, unregister, and end the library; at most a few seconds."""
+        """Hang up, unregister, and stop the library, within a few seconds."""
         try:
             self._endpoint.hangupAllCalls()
             for page in tuple(self._browsers):
@@ -308,6 +310,7 @@ class Stack:
         self._destroy()
 
     def _destroy(self) -> None:
+        """Destroy the library, and release what lived as long as it."""
         try:
             self._endpoint.libDestroy()
         except pj.Error as error:

@@ -85,20 +85,20 @@ class SipThread:
 
     @property
     def waiting(self) -> int:
-        """Commands that have not run yet."""
+        """Return how many commands are queued."""
         return len(self._commands)
 
     def to_loop(self, callback: Callable[[], object]) -> None:
-        """Run a callback on the event loop; one that has closed is past being told."""
+        """Run a callback on the event loop; dropped when the loop is closed."""
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(callback)
 
     def answer(
         self, future: asyncio.Future[_T], function: Callable[[], _T]
     ) -> BaseException | None:
-        """Run a function here, and settle a future of the event loop with what comes of it.
+        """Run a function on this thread, and set the result of a future of the event loop.
 
-        Returns what it raised.
+        Returns the exception that it raised, or None.
         """
         try:
             result = function()
@@ -110,7 +110,11 @@ class SipThread:
         return None
 
     def trouble(self, seconds: float) -> str:
-        """Why it carries no calls: it has ended, or polled nothing for ``seconds``. Any thread."""
+        """Return why the thread carries no calls: ended, or no poll for ``seconds``; "" if it is
+        well.
+
+        Any thread may ask.
+        """
         if self._ended or not self._polled:
             return self._ended
         silent = time.monotonic() - self._polled
@@ -131,6 +135,7 @@ class SipThread:
         self._stopping = True
 
     def _turn_until_stopped(self) -> None:
+        """Poll pjsip, run the queued commands and the housekeeping, again and again."""
         while not self._stopping:
             if self._run(lambda: self._poll(POLL_MS), "poll"):
                 self._polled = time.monotonic()
@@ -139,7 +144,7 @@ class SipThread:
             self._run(self._housekeeping, "housekeeping")
 
     def _run(self, what: Callable[[], Any], part: str) -> bool:
-        """Run one part of a turn: what it raises must not end the calls of all."""
+        """Run one part of a turn and log its exception; return whether it succeeded."""
         try:
             what()
             return True

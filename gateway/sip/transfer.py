@@ -38,9 +38,9 @@ _F = TypeVar("_F", bound=Callable[..., None])
 
 
 def contain_errors(callback: _F) -> _F:
-    """Log what a pjsua2 callback raises, with its call, and end that call only.
+    """Decorate a pjsua2 callback: log its exception, and end only the call that it concerns.
 
-    SWIG prints such an exception and forgets it; the call would stay up, deaf.
+    SWIG would print the exception and go on; the call would stay up without audio.
     """
 
     @functools.wraps(callback)
@@ -55,10 +55,10 @@ def contain_errors(callback: _F) -> _F:
 
 
 class ReferQueue:
-    """Has REFERs wait until the processes' database has counted the calls that they make.
+    """Delays REFERs until the limits of all processes permit the calls that they cause.
 
-    pjsip places such a call in the callback that asks, so the request is kept from it meanwhile.
-    Used on the SIP thread.
+    pjsip places such a call within its callback, so the request is held back before that. Used on
+    the SIP thread.
     """
 
     def __init__(self, thread: SipThread, calls: Calls, signalling: Signalling) -> None:
@@ -68,7 +68,7 @@ class ReferQueue:
         self._held: dict[tuple[str, str], int] = {}
 
     def holds(self, headers: Mapping[str, Sequence[str]]) -> bool:
-        """Whether the REFER that is being decided on waits; its retransmissions do as well."""
+        """Return whether the current REFER is held back; its retransmissions are as well."""
         ask = self._calls.permit_refer
         sip_call_id = next(iter(headers.get("call-id", ())), "")
         key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
@@ -90,6 +90,7 @@ class ReferQueue:
         return True
 
     def _resume(self, key: tuple[str, str], permit: ReferPermit) -> None:
+        """Have pjsip process a REFER that was held back, with its permit."""
         self._calls.permit = permit
         try:
             self._signalling.resume(self._held.pop(key))
@@ -100,7 +101,7 @@ class ReferQueue:
 
 
 class TransferableCall(pj.Call):  # type: ignore[misc]
-    """A pjsua2 call that can be sent elsewhere, and that another one can take the place of.
+    """A pjsua2 call that can be transferred by REFER, and replaced by another (RFC 3515, RFC 3891).
 
     Lives on the SIP thread; :class:`gateway.sip.sip_call.SipCall` is the rest of it.
 
@@ -134,16 +135,16 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """Calls that REFERs of our peer made; pjsua2 may name them while it is there."""
 
     def remark(self, level: str, event: str, **fields: Any) -> None:
-        """Log what a request of the peer came to; of very many in one call, some."""
+        """Log the result of a peer's request, at a limited rate within one call."""
         if self._remarks.take(time.monotonic()):
             getattr(log, level)(event, call=self.name, **fields)
 
     def bind(self, leg: Leg) -> None:
-        """Be the call of a leg. Before the leg is announced."""
+        """Attach the call to its leg. To be called before the leg is announced."""
         self.leg, leg.call = leg, self
 
     def release(self) -> None:
-        """Forget the leg, and have it forget this call."""
+        """Detach call and leg from each other."""
         if self.leg is not None:
             self.leg.call = None
             self.leg = None
@@ -154,13 +155,13 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         return self.leg.call_id if self.leg is not None else "?"
 
     def end(self, code: int, reason: str) -> None:
-        """The call is over, by this status."""
+        """End the call with this status."""
         raise NotImplementedError
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
-        """REFER the peer to ``target``; ``told`` of all that comes of it, on the loop.
+        """Send REFER to ``target``; call ``told`` on the event loop with each progress of it.
 
-        A tel URI becomes a sip URI of the call's trunk, all else goes as it is.
+        A tel URI becomes a sip URI of the call's trunk; others stay as they are.
         """
         trunk, leg = self.account.trunk, self.leg
         if trunk is not None and leg is not None:
@@ -168,10 +169,11 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self._refer(told, lambda param: self.xfer(target, param))
 
     def refer_to(self, other: TransferableCall, told: Callable[[ReferProgress], None]) -> None:
-        """REFER the peer to the peer of another call of ours, which it is to replace."""
+        """Send REFER with Replaces: the peer takes the place of our leg in another call of ours."""
         self._refer(told, lambda param: self.xferReplaces(other, param))
 
     def _refer(self, told: Callable[[ReferProgress], None], send: Callable[[Any], None]) -> None:
+        """Send a REFER; an error is reported as a final progress with status 500."""
         self._on_refer = told
         try:
             send(pj.CallOpParam())
@@ -183,7 +185,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
 
     @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
-        """The REFER was answered, or a NOTIFY came."""
+        """Handle the response to our REFER, or a NOTIFY about it (RFC 3515 section 2.4.5)."""
         told = self._on_refer
         if told is None:
             return  # of a call that had this library slot before
@@ -194,7 +196,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
 
     @contain_errors
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
-        """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
+        """Handle the peer's REFER: place the call that it asks for if the route allows (RFC
+        3515)."""
         target = refer_to_of(text_of(prm.dstUri))
         uri, why = target.uri, target.flaw
         leg, services = self.leg, self.services
@@ -236,13 +239,14 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.services.thread.post(lambda: self._see_placed(successor))
 
     def _see_placed(self, successor: TransferableCall) -> None:
-        """A call that pjsua could not even begin has no state that it would tell of."""
+        """Report a call that pjsua could not begin, for which no state callback comes."""
         if successor.getId() == pj.INVALID_ID:
             successor.end(_UNAVAILABLE, "cannot be sent")
 
     @contain_errors
     def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
-        """Somebody is to take the peer's place (RFC 3891); only who was told its tags can ask."""
+        """Handle an INVITE with Replaces (RFC 3891); only who was told the dialog's tags can
+        send it."""
         leg = self.leg
         if leg is None or leg.on_replaced is None or self.link.partner is not None:
             prm.statusCode = DECLINED
@@ -256,6 +260,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         prm.newCall = successor
 
     def _successor(self, invite: Invite) -> Self:
+        """Make the call that takes this one's place, with a leg of its own and the same id."""
         successor = type(self)(self.services, self.account)
         leg = Leg(self.services.thread, invite)
         if self.leg is not None:
@@ -265,13 +270,13 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         return successor
 
     def confirmed(self) -> None:
-        """The call is up: if it was made in another's place, that place is taken now."""
+        """Handle the confirmed dialog; a call made in another's place takes over from it now."""
         predecessor, self._predecessor = self._predecessor, None
         if predecessor is not None and not predecessor.ended:
             self.take_over(predecessor)
 
     def take_over(self, other: TransferableCall) -> None:
-        """Have the other call's port and owner from now on."""
+        """Take over port, audio and handler of the other call."""
         mine, theirs = self.leg, other.leg
         assert mine is not None
         assert theirs is not None

@@ -56,7 +56,7 @@ class Listeners:
         self._open: list[_Open] = []
 
     def open(self) -> None:
-        """Bind all. Raises AgentError, naming the address or the file that is at fault."""
+        """Bind all listeners. Raises AgentError with the address or file at fault."""
         if any(listen.transport == "tls" for listen in self._settings.listen):
             self._try_certificates()
         for listen in self._settings.listen:
@@ -95,6 +95,7 @@ class Listeners:
         return len(secure)
 
     def _bind(self, listen: Listen, port: int) -> _Open:
+        """Bind one listener. Raises AgentError."""
         config = pj.TransportConfig()
         config.boundAddress, config.port = listen.host, port
         public = self._settings.public_address
@@ -120,6 +121,7 @@ class Listeners:
         return _Open(listen, int(identity), name, int(bound))
 
     def _secure(self, config: Any) -> None:
+        """Set certificate, CAs and TLS versions of a listener."""
         tls = self._settings.tls
         config.certFile, config.privKeyFile = tls.certificate, tls.private_key
         # Of whom it is given, pjsip also tells every client that connects: the system's many CAs
@@ -140,6 +142,7 @@ class Listeners:
         _reuse_address(config.sockOptParams)
 
     def _try_certificates(self) -> None:
+        """Load the TLS files as OpenSSL will. Raises AgentError where they do not fit."""
         # pjsip would open a listener with a certificate that it could not read.
         tls = self._settings.tls
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -173,13 +176,14 @@ def _ciphers(names: str) -> Any:
 
 
 def system_cas() -> str:
-    """The file with the CAs that this system trusts; empty when there is none."""
+    """Return the file with the CAs that this system trusts; empty when there is none."""
     paths = ssl.get_default_verify_paths()
     known = (paths.cafile, paths.openssl_cafile, _SYSTEM_CAS)
     return next((path for path in known if path and Path(path).is_file()), "")
 
 
 def _readable(key: str, name: str) -> None:
+    """Raise AgentError where a file cannot be opened."""
     try:
         with Path(name).open("rb"):
             return
@@ -192,6 +196,7 @@ _REUSE_ADDRESS = pj.SockOpt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _reuse_address(params: Any) -> None:
+    """Set SO_REUSEADDR, so that a restart does not wait for old connections."""
     # A listener has to come back while connections to its port live on.
     options = pj.SockOptVector()
     options.append(_REUSE_ADDRESS)
@@ -230,7 +235,7 @@ def forced_contact(
 
 
 def hosts_of(trunk: Trunk) -> list[str]:
-    """Hosts that media of a trunk's calls may go to, as far as they are known."""
+    """Return the hosts that media of a trunk's calls may be sent to, as far as they are known."""
     named = [address for address in (trunk.outbound_proxy, trunk.registrar) if address]
     return [host_of(address) for address in named] + [
         str(peer.network.network_address) for peer in trunk.peers
@@ -264,7 +269,7 @@ def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -
 
 
 def carried_to(settings: SipSettings, peer: str) -> str:
-    """The address that SDP to this peer will carry; empty when there is no way to it."""
+    """Return the address that SDP to this peer will carry; empty when there is no route to it."""
     six = ":" in peer
     if settings.public_address and (":" in settings.public_address) is six:
         return settings.public_address

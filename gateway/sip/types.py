@@ -60,7 +60,7 @@ class Invite:
 
     @property
     def trusted(self) -> bool:
-        """What it costs to get ready for it may be spent before its ACK."""
+        """Whether the source is known, so that a session may be opened before its ACK."""
         return self.there or bool(self.trunk)
 
 
@@ -97,7 +97,8 @@ class LegEnd:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One direction, lately: since the last second, or the other side's last report."""
+    """Quality of one direction since the last second, or since the other side's last RTCP
+    report."""
 
     loss_percent: float
     """What came too late to be heard included, for what we receive."""
@@ -110,8 +111,8 @@ class Heard:
 class RtpQuality:
     """RTP counters of a leg so far, from RTCP's point of view (RFC 3550 section 6.4).
 
-    What we send (``tx``) the other side tells, by RTCP; until it does, or where it never does,
-    ``tx_reports`` is 0.
+    Those of what we send (``tx``) come from the peer's RTCP reports; ``tx_reports`` is 0 until the
+    first one.
     """
 
     rx_packets: int
@@ -140,7 +141,8 @@ class RtpQuality:
 
 @dataclass(frozen=True, slots=True)
 class UplinkCounts:
-    """What has become of the RTP packets of one caller; packets unless the name says otherwise."""
+    """Counts of what became of a caller's RTP packets; in packets unless the name says
+    otherwise."""
 
     packets: int
     lost: int
@@ -167,25 +169,25 @@ class UplinkCounts:
 
 
 class LegHandler(Protocol):
-    """Who is told what happens to a leg; every call comes on the event loop, in order."""
+    """Interface of the owner of a leg. All calls come on the event loop, in order."""
 
     def on_ringing(self, code: int) -> None:
-        """A provisional response came for a leg that we dialled."""
+        """Handle a provisional response to a call that we placed."""
 
     def on_media(self, codec: Codec) -> None:
-        """Media flows (again), in this codec."""
+        """Handle media that came up, or changed to this codec."""
 
     def on_confirmed(self) -> None:
-        """The dialog is confirmed: ACK came, or was sent."""
+        """Handle the ACK of the dialog, received or sent."""
 
     def on_hold(self, held: bool) -> None:
-        """The peer put us on hold, or took us back (RFC 3264 section 8.4)."""
+        """Handle a hold or resumption by the peer (RFC 3264 section 8.4)."""
 
     def on_digit(self, digit: str) -> None:
-        """A key was pressed: one of ``0-9 * # A-D`` (RFC 4733)."""
+        """Handle a DTMF digit of the peer: one of ``0-9 * # A-D`` (RFC 4733)."""
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters, about once a second."""
+        """Handle RTP counters, about once a second."""
 
     def on_ended(self, end: LegEnd) -> None:
-        """The leg is over; nothing comes after this."""
+        """Handle the end of the leg; nothing is called after this."""
