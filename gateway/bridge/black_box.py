@@ -69,7 +69,8 @@ class BlackBoxError(ValueError):
 
 
 class Commands:
-    """Numbers the commands that the machine sends: what answers one has to be the same object."""
+    """Numbers the commands that the machine sends: in a replay, answers must name the same
+    object."""
 
     def __init__(self) -> None:
         self._sent: dict[int, ClientCommand] = {}
@@ -79,7 +80,7 @@ class Commands:
         self._count = 0
 
     def note(self, todo: Iterable[Output]) -> None:
-        """Number those that these outputs send."""
+        """Number the commands that these outputs send."""
         for output in todo:
             if type(output) is Send:
                 self._sent[self._count] = output.command
@@ -111,7 +112,7 @@ def _kept_fields(kind: type) -> tuple[str, ...]:
 
 
 def plain(value: Any, commands: Commands | None = None) -> Any:
-    """Return a value as JSON has it."""
+    """Return a value as JSON types; the inverse of :func:`rebuilt`."""
     if value is None or type(value) in _JSON:
         return value
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):
@@ -148,8 +149,10 @@ def plain(value: Any, commands: Commands | None = None) -> Any:
 
 
 def masked_step(plain: Any) -> Any:
-    """Return a step without keys that were pressed and words that come in parts. The keys # and *
-    stay: they end an entry."""
+    """Return a step without DTMF digits, and without words that come in parts.
+
+    The keys # and * stay, since they end an entry.
+    """
     if isinstance(plain, list):
         return [masked_step(inner) for inner in plain]
     if not isinstance(plain, dict):
@@ -165,7 +168,7 @@ def masked_step(plain: Any) -> Any:
 
 
 def alike(plain: Any) -> Any:
-    """Return outputs with all figures alike: those of a masked black box are not the call's."""
+    """Return outputs with all digits alike: those of a masked black box are not the call's."""
     if isinstance(plain, list):
         return [alike(inner) for inner in plain]
     if isinstance(plain, dict):
@@ -221,6 +224,7 @@ def rebuilt(plain: Any, answers: Answers, commands: Commands) -> Any:
 
 
 def _class(name: str) -> Any:
+    """Return the class that a black box names. Raises BlackBoxError for any that is no call's."""
     module, _, kind = name.rpartition(".")
     if not f"{module}.".startswith(_PACKAGES):
         raise BlackBoxError(f"{name!r} is no class of a call")
@@ -234,7 +238,8 @@ def _class(name: str) -> Any:
 
 
 class Answers:
-    """What the machine is answered within a step, kept; in a replay, answered again in order."""
+    """Records what the machine is answered within a step; in a replay, returns it in the same
+    order."""
 
     def __init__(self, playout: Playout | None = None) -> None:
         self._playout = playout
@@ -251,26 +256,27 @@ class Answers:
         return length
 
     def flush(self) -> int:
-        """As :class:`gateway.call.playout.playback.Playout`."""
+        """Return the flushed frames; see :class:`gateway.call.playout.playback.Playout`."""
         if self._playout is None:
             return int(self.next() or 0)
         self.given.append(self._playout.flush())
         return cast(int, self.given[-1])
 
     def next(self, *_arguments: Any) -> Any:
-        """Return the next of those given; None where the machine asks more than it did."""
+        """Return the next recorded answer; None when the machine asks more often than it did."""
         return self.given.pop(0) if self.given else None
 
     def take(self) -> list[Any]:
-        """Return those given since the last time."""
+        """Return the answers since the last call."""
         given, self.given = self.given, []
         return given
 
     def noted(self, value: T) -> T:
-        """Return a plan whose functions have their results kept."""
+        """Return a plan in which the results of functions are recorded."""
         return cast(T, self._noted(value))
 
     def _noted(self, value: Any) -> Any:
+        """Return a copy of a value with its functions wrapped by :meth:`_noting`."""
         if is_dataclass(value) and not isinstance(value, type):
             kept = {
                 one.name: self._noted(getattr(value, one.name)) for one in fields(value) if one.init
@@ -291,6 +297,8 @@ class Answers:
         return value
 
     def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function so that its results are recorded."""
+
         def run(*arguments: Any) -> Any:
             result = function(*arguments)
             self.given.append(result)
@@ -300,11 +308,11 @@ class Answers:
 
 
 class RecordedMachine(CallMachine):
-    """A state machine whose steps are written down.
+    """A state machine that writes a line for each of its steps.
 
     Args:
         write: takes each line.
-        masked: leave out which keys are pressed.
+        masked: leave DTMF digits out.
     """
 
     def __init__(
@@ -335,17 +343,17 @@ class RecordedMachine(CallMachine):
         super().__init__(self._answers.noted(plan), record, now, self._answers)
 
     def start(self, now: float) -> list[Output]:
-        """As :meth:`CallMachine.start`."""
+        """Start the machine and record the step; see :meth:`CallMachine.start`."""
         return self._step(None, now, lambda: CallMachine.start(self, now))
 
     def handle(self, input: Input, now: float) -> list[Output]:
-        """As :meth:`CallMachine.handle`."""
+        """Feed the machine and record the step; see :meth:`CallMachine.handle`."""
         if type(input) is Prepared:
             input = replace(input, plan=self._answers.noted(input.plan))
         return self._step(input, now, lambda: CallMachine.handle(self, input, now))
 
     def more_audio(self, delta: AudioDelta) -> bytes | None:
-        """As :meth:`CallMachine.more_audio`: the step has no time, since none matters."""
+        """Feed audio and record the step, without its time; see :meth:`CallMachine.more_audio`."""
         frames = CallMachine.more_audio(self, delta)
         if frames is not None:
             queued = len(frames)
@@ -355,6 +363,7 @@ class RecordedMachine(CallMachine):
     def _step(
         self, input: Input | None, now: float, work: Callable[[], list[Output]]
     ) -> list[Output]:
+        """Run a step of the machine, and write its input, answers, outputs and deadline."""
         step: dict[str, Any] = {"at": now}
         self._attempt(lambda: step.update({"in": plain(input, self._commands)}))
         try:
@@ -371,11 +380,11 @@ class RecordedMachine(CallMachine):
         return {"asked": plain(self._answers.take())}
 
     def _put(self, made: Callable[[], dict[str, Any]]) -> None:
-        """Write a line, with what is to be masked in it masked."""
+        """Write a line, masked where the black box is."""
         self._attempt(lambda: self._write_line(masked_step(made()) if self._masks else made()))
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Do a part of the writing. What it raises ends the black box, and never the call."""
+        """Run a part of the recording; an exception ends the black box, never the call."""
         if self._write is None:
             self._answers.take()
             return
@@ -386,6 +395,7 @@ class RecordedMachine(CallMachine):
             self._write = None
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
+        """Write an object as a line of JSON."""
         assert self._write is not None
         try:
             line = orjson.dumps(values).decode()

@@ -178,18 +178,21 @@ class CallController:
 
     @property
     def levels(self) -> tuple[int, int]:
-        """Peaks (of 32,767) of what the caller sends and of what they hear, just now."""
+        """Return the current peaks (of 32,767) of what the caller sends and of what the caller
+        hears."""
         return self._audio.levels
 
     def record_with(self, recordings: Recordings) -> None:
-        """Before the start: have recordings of the call written by these."""
+        """Set what writes recordings of the call. To be called before the start."""
         self._recorder.recordings = recordings
 
     def watch(
         self, account: Account, events: EventLog | None, black_box: BlackBox | None = None
     ) -> None:
-        """Before the start: count what the call uses, let ``events`` see its session and
-        ``black_box`` the steps of its machine."""
+        """Set what observes the call: costs, events of its session, steps of its machine.
+
+        To be called before the start.
+        """
         self._sessions.watch(account, events)
         if black_box is not None:
             self._black_box = black_box
@@ -207,7 +210,10 @@ class CallController:
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Ring and connect the session; or connect, and dial. ``prepare`` runs first."""
+        """Send 180 and connect the session, or, for an outbound call, connect and dial.
+
+        ``prepare`` runs first.
+        """
         prepare()
         self._legs.take()
         self._log.info(
@@ -220,15 +226,15 @@ class CallController:
         self._driver.start()
 
     def feed(self, input: inputs.Input) -> None:
-        """Hand something that happened to the machine, and do what it says."""
+        """Feed an input to the machine and execute its outputs."""
         self._driver.feed(input)
 
     def act(self, act: CallCommand) -> None:
-        """Hand a command to the conversation; ignored while no session is up."""
+        """Feed a command of an operator or tool; ignored while no session is up."""
         self.feed(inputs.ToolRequest(act))
 
     def shut_down(self) -> None:
-        """End the call now, properly on both sides."""
+        """End the call now with BYE and a closed session."""
         self.feed(inputs.ShutDown())
 
     def give_up(self, detail: str) -> None:
@@ -251,12 +257,12 @@ class CallController:
         self._finish()
 
     async def wait_closed(self) -> None:
-        """Wait until the tasks of its sessions are gone too; they have their own deadlines."""
+        """Wait until the tasks of its sessions have ended; they have their own deadlines."""
         await self._interpreter.wait_closed()
         await self._sessions.wait_closed()
 
     def on_fault(self, error: Exception) -> None:
-        """End the call because of a defect of ours: by the machine, or else without it."""
+        """End the call after an internal error: by the machine if it still can, else without it."""
         self._log.error("call.internal_error", exc_info=error)
         if self._driver.over:
             return
@@ -272,12 +278,14 @@ class CallController:
             self.give_up(detail)
 
     def _conceal(self, concealed: bool) -> None:
+        """Hide sensitive digits from recording, listeners and application, or show them again."""
         self._recorder.conceal(concealed)
         self.listeners.conceal(concealed)
         if self._sideband is not None:
             self._sideband.concealed = concealed
 
     def _finish(self) -> None:
+        """Complete and report the record; each step runs even if another raises."""
         if self._driver.over:
             return
         self._driver.stop()
@@ -302,7 +310,7 @@ class CallController:
             self._attempt(step)
 
     def keep_black_box(self) -> bool:
-        """Have the black box stay, however the call ends; False where none is written."""
+        """Keep the black box whatever the ending; return False where none is written."""
         if self._black_box is not None:
             self._black_box.keep()
         return self._black_box is not None
@@ -312,12 +320,14 @@ class CallController:
             self._black_box.end(self.record, linger=self._legs.b_leg_ending)
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        """Run a step; log its exception."""
         try:
             step()
         except Exception:
             self._log.exception("call.internal_error")
 
     def _log_event(self, output: outputs.LogEvent) -> None:
+        """Log an event of the machine, at a limited rate per event."""
         event, now = output.event, self._host.now_ms() / 1000
         if output.level != "debug" and not self._lines.take(
             event, LINES_PER_SECOND, LINES_AT_ONCE, now
@@ -336,7 +346,7 @@ class CallController:
 
 
 class OutOfBandWaiters:
-    """Waits from outside of a call for out-of-band responses of its session."""
+    """Futures of out-of-band responses that were requested from outside the call."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[outputs.OutOfBandDone]] = {}
@@ -348,7 +358,7 @@ class OutOfBandWaiters:
         return f"outside-{self._asked}"
 
     def wait(self, key: str) -> asyncio.Future[outputs.OutOfBandDone]:
-        """Wait for the response to ``key``, from before it is requested until ``close``."""
+        """Return a future for the response to ``key``. To be called before it is requested."""
         future: asyncio.Future[outputs.OutOfBandDone] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
         return future
@@ -366,5 +376,5 @@ class OutOfBandWaiters:
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary without what the log line is bound to already."""
+    """Return the summary without fields that the log line has already."""
     return {key: value for key, value in summary.items() if key not in ("call_id", "route")}

@@ -30,7 +30,7 @@ from gateway.tasks import TaskSet
 
 @dataclass(slots=True, eq=False)
 class _Direction:
-    """From one party to the other."""
+    """One direction of the interpretation: from speaker to listener."""
 
     listener: str
     """caller or callee."""
@@ -49,8 +49,10 @@ class _Direction:
             self.session.append(audio)
 
     def play(self, audio: bytes, *, more: bool) -> None:
-        """Queue whole frames for the listener, the rest with what follows (``more``) or with
-        silence; what finds no room is counted there."""
+        """Queue whole frames for the listener; a rest waits for more, or is filled with silence.
+
+        Frames that do not fit are counted by the queue.
+        """
         self.rest += audio
         if not more and self.rest:
             self.rest += self.audio.playout.codec.silence * (-len(self.rest) % FRAME_BYTES)
@@ -61,11 +63,11 @@ class _Direction:
 
 
 class Interpreter(CallPart):
-    """Executes :class:`outputs.Interpret`, and what is asked of its sessions, for one call.
+    """Executes :class:`outputs.Interpret` and what is sent to its two sessions, for one call.
 
     Args:
         audio: of the caller.
-        redirect: has the caller's audio taken by another than the call's own session.
+        redirect: sends the caller's audio to another session than the call's own.
     """
 
     def __init__(
@@ -100,10 +102,11 @@ class Interpreter(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
-        """The servers at which sessions are up."""
+        """Return the servers at which sessions are open."""
         return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:
+        """Open a session for each direction at the call's present server, or close both."""
         b_audio = self._legs.b_leg_audio
         if not output.to_caller or b_audio is None:
             self.end()
@@ -122,7 +125,7 @@ class Interpreter(CallPart):
             self._open(direction)
 
     def end(self) -> None:
-        """Close both sessions; the legs, if they stay, hear each other at full volume."""
+        """Close both sessions; the legs hear each other at full volume from then on."""
         directions, self._directions = self._directions, {}
         if self._b_audio is not None:
             self._pump.remove(self._b_audio)
@@ -148,6 +151,7 @@ class Interpreter(CallPart):
 
     @entry
     def _move(self, audio: CallAudio, direction: _Direction) -> None:
+        """Send a party's audio to its session."""
         said, moved = audio.uplink.take()
         if said:
             direction.hear(said)
@@ -155,6 +159,7 @@ class Interpreter(CallPart):
             pass  # nobody asks when the callee hears something
 
     def _open(self, direction: _Direction) -> None:
+        """Start the task that opens a direction's session."""
         name = f"open interpreter {self._host.record.call_id}"
         task = asyncio.create_task(self._set_up(direction), name=name)
         self._opening.add(task)
@@ -162,6 +167,7 @@ class Interpreter(CallPart):
 
     @entry_task
     async def _set_up(self, direction: _Direction) -> None:
+        """Open a direction's session; feed :class:`inputs.InterpreterLost` when that fails."""
         clock, watch = asyncio.get_running_loop().time, self._sessions.plan.watch
         began, endpoint = clock(), self._endpoint
         if endpoint.live:
@@ -197,6 +203,7 @@ class Interpreter(CallPart):
 
     @entry
     def _on_event(self, direction: _Direction, event: ServerEvent) -> None:
+        """Count the cost of an event, and feed it to the machine."""
         if isinstance(event, BILLED):
             self._sessions.count(self._endpoint, event)
         if self._wanted(direction):
@@ -204,6 +211,7 @@ class Interpreter(CallPart):
 
     @entry
     def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
+        """Feed the end of a session that we did not close."""
         if direction.log is not None:
             direction.log.closed(closed.code, closed.reason, closed.by_us)
         direction.session = None

@@ -55,15 +55,15 @@ class OutboundTarget:
 
 
 class Legs(CallPart):
-    """Executes outputs for the legs of one call; lives as long as it.
+    """Executes outputs for the legs of one call.
 
     Args:
-        main: the leg that came in, or whom to call.
+        main: the leg that came in, or the target to call.
         dial: places calls; None where none may be placed.
-        allowed_refer_to: where the caller's side may move the call to, by REFER.
+        allowed_refer_to: targets to which the caller's side may move the call by REFER.
         permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
-        permit_dial: waited for before a B-leg is dialled, with the call's id; returns what to call
-            at its end, or raises DialRefusedError. None where nobody has to be asked.
+        permit_dial: awaited before a B-leg is dialled, with the call's id; returns what to call
+            at its end, or raises DialRefusedError. None for no limits shared with other processes.
         tell_quality: feed the quality of both directions, too.
     """
 
@@ -111,7 +111,7 @@ class Legs(CallPart):
         }
 
     def take(self) -> None:
-        """Handle the leg that came in from now on."""
+        """Become the handler of the leg that came in."""
         if self._main is not None:
             self._main.handler, self._main.audio = self._handler, self._audio
             self._watch(self._main)
@@ -134,14 +134,14 @@ class Legs(CallPart):
         )
 
     def release(self, code: int, headers: dict[str, str]) -> None:
-        """End both legs in whatever state they are; reject with ``code`` what was not answered."""
+        """End both legs in any state; reject with ``code`` what was not answered."""
         if self._main is not None:
             self._main.refuse(code, headers)
         if self._b_leg is not None:
             self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
-        """Complete the record: the call is over."""
+        """Complete the record of the legs."""
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
@@ -154,12 +154,12 @@ class Legs(CallPart):
 
     @property
     def security(self) -> str:
-        """Return ``rtp``, or the SRTP that was negotiated, of the caller's leg."""
+        """Return how the caller's leg is secured: ``rtp``, or the negotiated SRTP."""
         return "" if self._main is None else self._main.security
 
     @property
     def sip_call_ids(self) -> list[str]:
-        """Call-IDs of all legs so far, the caller's first; empty for one that is no SIP."""
+        """Return the Call-IDs of all legs so far, the caller's first; "" for a browser."""
         legs = [self._main, *(one.leg for one in self._b_legs)]
         return [leg.invite.sip_call_id for leg in legs if leg is not None]
 
@@ -174,6 +174,7 @@ class Legs(CallPart):
         return self._main
 
     def _dial_main(self, _output: outputs.Dial) -> None:
+        """Place the call of an outbound call; feed its refusal."""
         assert self._target is not None
         assert self._dial is not None
         way = self._target
@@ -187,6 +188,7 @@ class Legs(CallPart):
             self._host.feed(inputs.LegEnded(403, str(refused), "", "", True))
 
     def _refer(self, output: outputs.Refer) -> None:
+        """Send REFER to the caller's side, if permitted."""
         if not output.replaces:
             try:
                 self._permit_refer(output.target, output.by_pattern)
@@ -202,6 +204,7 @@ class Legs(CallPart):
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
+        """Dial a B-leg, after the limits of all processes permit it."""
         record = BLegRecord(
             output.uri,
             parent_id=self._host.record.call_id,
@@ -225,7 +228,7 @@ class Legs(CallPart):
     async def _dial_permitted(
         self, second: _BLeg, output: outputs.DialBLeg, permit: PermitDial
     ) -> None:
-        """Dial a B-leg when all processes have counted it."""
+        """Await the permit for a B-leg, then dial it or report its refusal."""
         try:
             second.release = await permit(self._host.record.call_id)
         except DialRefusedError as refused:
@@ -239,6 +242,7 @@ class Legs(CallPart):
             second.on_ended(LegEnd(487, "Given up", "", "", local=True))
 
     def _place_second(self, second: _BLeg, output: outputs.DialBLeg) -> None:
+        """Dial a B-leg, with audio of its own where it is briefed or interpreted."""
         assert self._dial is not None
         first = self._audio.codec
         codecs = list(dict.fromkeys((first.narrow, *G711)))
@@ -268,6 +272,7 @@ class Legs(CallPart):
             self._host.feed(input)
 
     def _hang_up_second(self, output: outputs.HangUpBLeg) -> None:
+        """Hang up the B-leg, or give up the one that waits for its permit."""
         if self._b_leg is not None:
             self._b_leg.hang_up(output.headers)
         elif self._b_legs:
@@ -280,10 +285,11 @@ class Legs(CallPart):
 
     @property
     def b_leg_audio(self) -> CallAudio | None:
-        """The audio of the current B-leg's own, where it is briefed or interpreted."""
+        """The own audio of the current B-leg; None unless it is briefed or interpreted."""
         return self._b_legs[-1].audio if self._b_legs else None
 
     def _play_briefing(self, output: outputs.PlayBriefing) -> None:
+        """Play a briefing to the B-leg; without audio, stop it."""
         audio = self.b_leg_audio
         if audio is not None and output.audio:
             audio.playout.put(output.audio)  # there is room for the longest
@@ -291,6 +297,7 @@ class Legs(CallPart):
             audio.playout.flush()
 
     def _join(self, output: outputs.BridgeLegs) -> None:
+        """Connect both legs; with ``original_db``, each hears the other at that level."""
         if self._b_leg is not None:
             level = None if output.original_db is None else 10 ** (output.original_db / 20)
             self._leg.join(self._b_leg, output.listen, level)
@@ -325,7 +332,7 @@ class _MainLeg(CallPart):
 
     @entry
     def on_media(self, codec: Codec) -> None:
-        """RTP flows."""
+        """Feed media that came up, and note in the record how it is secured."""
         if self._host.is_over():
             return  # the record is written
         self._host.record.leg.security = self._legs.security
@@ -364,7 +371,7 @@ class _MainLeg(CallPart):
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
-        """The dialog is over."""
+        """Feed the end of the caller's leg."""
         if self._host.is_over():
             return  # the record is written
         self.over = True
@@ -396,13 +403,13 @@ class _BLeg(CallPart):
         self._tell = tell
 
     def refused(self, why: DialRefusedError) -> None:
-        """End the leg with 403: it is not dialled."""
+        """End the leg with 403 without dialling it."""
         self._record.sip_code = 403
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> bool:
-        """Complete the record: the call is over, and what comes later is not written any more.
-        Returns whether the leg is still up."""
+        """Complete the record, to which nothing is added later; return whether the leg is still
+        up."""
         up = self.leg is not None and self._record.ended_ms is None
         if self._record.ended_ms is None:
             self._record.ended_ms = round(self._host.now_ms(), 1)
@@ -411,14 +418,14 @@ class _BLeg(CallPart):
 
     @entry
     def on_ringing(self, code: int) -> None:
-        """A provisional response came."""
+        """Feed a provisional response of the callee."""
         self._name()
         if code >= 180:
             self._tell(self, inputs.BLegRinging(code))
 
     @entry
     def on_media(self, codec: Codec) -> None:
-        """RTP flows."""
+        """Note that media of the callee came up."""
         self._record.codec = codec.value
 
     @entry
@@ -439,12 +446,12 @@ class _BLeg(CallPart):
 
     @entry
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters."""
+        """Keep the RTP counters of the B-leg for its record."""
         self._record.rtp = quality_of(quality)
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
-        """The dialog is over."""
+        """Feed the end of the B-leg."""
         self._name()
         self.release()
         self._record.ended_ms = round(self._host.now_ms(), 1)
@@ -457,7 +464,7 @@ class _BLeg(CallPart):
 
 
 def quality_of(quality: RtpQuality) -> dict[str, float]:
-    """Return RTP counters as a record has them."""
+    """Return RTP counters in the form of the record."""
     return {
         "rx_packets": quality.rx_packets,
         "rx_lost": quality.rx_lost,

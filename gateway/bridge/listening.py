@@ -40,7 +40,7 @@ class Listener:
         self._over = False
 
     def put(self, frames: list[bytes]) -> None:
-        """Queue frames; the oldest go where there is no room."""
+        """Queue frames; the oldest are dropped when it is full."""
         self._frames.extend(frames)
         while len(self._frames) > QUEUED_FRAMES:
             self._frames.popleft()
@@ -53,7 +53,8 @@ class Listener:
         self._pulse.set()
 
     async def next(self) -> tuple[int, bytes] | None:
-        """Wait for sound: the frames dropped so far, and all that waits; None at the end."""
+        """Await audio; return the count of frames dropped so far and all queued frames, None at
+        the end."""
         while not self._frames:
             if self._over:
                 return None
@@ -65,11 +66,11 @@ class Listener:
 
 
 class Listeners:
-    """All who listen to one call. The sound is taken from the media only while there are any.
+    """The listeners of one call. Audio is taken from the media only while there are any.
 
     Args:
         monitor: has both sides as the caller hears them.
-        codec: of the call now.
+        codec: current codec of the call.
     """
 
     def __init__(self, monitor: Recorder, codec: Callable[[], Codec]) -> None:
@@ -86,7 +87,7 @@ class Listeners:
         return len(self._there)
 
     def join(self) -> Listener:
-        """Begin to listen. Raises FullError."""
+        """Add a listener. Raises FullError."""
         if len(self._there) >= MAX_LISTENERS:
             raise FullError(f"{MAX_LISTENERS} listen already")
         if not self._there and not self._over:
@@ -116,7 +117,7 @@ class Listeners:
         self._monitor.silence(concealed)
 
     def end(self) -> None:
-        """The call is over."""
+        """End all listeners."""
         self._over = True
         for listener in self._there:
             listener.end()
@@ -124,6 +125,7 @@ class Listeners:
         self._monitor.end()
 
     async def _hand_out(self) -> None:
+        """Give the frames of both sides to all listeners, as long as there are any."""
         try:
             while self._there:
                 taken, dropped = self._monitor.take(), self._monitor.counts.dropped

@@ -37,12 +37,12 @@ class HasFaults(Protocol):
     """Owner of methods with :func:`entry`."""
 
     def on_fault(self, error: Exception) -> None:
-        """End the call because of a defect of ours. Never raises."""
+        """End the call after an internal error. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallHost:
-    """What the parts of one call's handling share: its record, its machine's input, its clock."""
+    """What the parts of one call share: record, input of the machine, clock."""
 
     record: CallRecord
     feed: Callable[[Input], None]
@@ -60,7 +60,7 @@ class CallHost:
 
 
 class CallPart:
-    """Base of the parts of a call's handling: their defects end the call."""
+    """Base of the parts of a call: an exception in one of them ends the call."""
 
     def __init__(self, host: CallHost) -> None:
         self._host = host
@@ -77,7 +77,7 @@ _Self = TypeVar("_Self", bound=HasFaults)
 def entry(
     method: Callable[Concatenate[_Self, _P], None],
 ) -> Callable[Concatenate[_Self, _P], None]:
-    """Hand what ``method`` raises to ``on_fault``."""
+    """Decorate a method: an exception of it goes to ``on_fault`` of its object."""
 
     @functools.wraps(method)
     def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -92,7 +92,7 @@ def entry(
 def entry_task(
     method: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]],
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]]:
-    """As :func:`entry`, for a coroutine that a task runs."""
+    """Decorate a coroutine method as :func:`entry` does a plain one."""
 
     @functools.wraps(method)
     async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -109,13 +109,13 @@ SILENT = 33
 
 
 class MachineDriver:
-    """Feeds ``machine`` and executes what it returns, by the type of each output.
+    """Feeds inputs to ``machine`` and executes its outputs, by their type.
 
-    An input that comes up while outputs are executed waits until all of them are. Lives on the
-    event loop.
+    An input that comes while outputs are executed waits until all of them are. Lives on the event
+    loop.
 
     Args:
-        on_fault: told of what raises; ends the call.
+        on_fault: ends the call after an exception.
         put: queues frames for playout, and returns how many it refused.
         codec: of the session's audio.
     """
@@ -156,14 +156,15 @@ class MachineDriver:
 
     @entry
     def feed(self, input: inputs.Input, at: float | None = None) -> None:
-        """Hand over something that happened, now or ``at`` a time of the event loop."""
+        """Queue and handle an input that happened now, or at a time ``at`` of the event loop
+        (s)."""
         if self.over:
             return  # a function, say, that outlives its call
         self._inbox.append((input, self._loop.time() if at is None else at))
         self._work()
 
     def feed_audio(self, delta: AudioDelta) -> None:
-        """Hand over audio of the session, up to fifty times a second."""
+        """Handle an audio delta of the session, up to fifty times a second."""
         delta.silent = not delta.audio.strip(self._silence)
         waits = self._busy or self._inbox or self.over
         frames = None if waits else self.machine.more_audio(delta)
@@ -173,16 +174,17 @@ class MachineDriver:
             self.feed(inputs.PlayoutRefused(refused))
 
     def feed_first(self, input: inputs.Input) -> None:
-        """Put an input before all that wait; :meth:`work` handles it."""
+        """Queue an input before all others; :meth:`work` handles it."""
         if not self.over:
             self._inbox.appendleft((input, self._loop.time()))
 
     @entry
     def work(self) -> None:
-        """Handle the inputs that wait."""
+        """Handle the queued inputs."""
         self._work()
 
     def _work(self) -> None:
+        """Handle the queued inputs, unless that happens already, and set the timer."""
         if self._busy or self.over:
             return
         self._busy = True
@@ -213,6 +215,7 @@ class MachineDriver:
             self.executors[type(output)](output)
 
     def _schedule(self) -> None:
+        """Set the timer to the machine's deadline."""
         at = self.machine.deadline
         if at == self._timer_at:
             return
@@ -228,9 +231,9 @@ class MachineDriver:
 
 
 def _moves_deadline(input: inputs.Input) -> bool:
-    """Return whether a deadline may come earlier by this input.
+    """Return whether an input may bring a deadline forward.
 
-    Audio that is queued moves none. RTP packets put one off; the tick at the old one does nothing.
+    Audio that is queued does not. RTP packets put one off; the tick at the old time does nothing.
     """
     if type(input) is inputs.ServerEventReceived:
         return type(input.event) is not AudioDelta
@@ -241,12 +244,12 @@ _COLLECTS_NOTHING = CollectPlan()
 
 
 class ToolCalls:
-    """Asks ``runner`` for what the machine wants, and feeds the results.
+    """Passes tool calls, approvals and content checks to ``runner``, and feeds the results.
 
     Args:
         runner: None where nothing runs functions: each is answered with an error.
         guardrails: the route's; :class:`outputs.CheckContent` counts them from 0.
-        collect: where sensitive digits go.
+        collect: receives sensitive digits.
         variables: the call's own, as they are when a function is called.
     """
 
@@ -271,6 +274,8 @@ class ToolCalls:
         }
 
     def _run(self, output: outputs.RunTool) -> None:
+        """Run a function; feed its result as :class:`inputs.ToolDone`."""
+
         def done(text: str) -> None:
             self._host.feed(inputs.ToolDone(output.call_id, text))
 
@@ -282,6 +287,8 @@ class ToolCalls:
             self._runner.run(call, done)
 
     def _ask(self, output: outputs.RequestApproval) -> None:
+        """Ask for an approval; feed it as :class:`inputs.ApprovalResult`."""
+
         def done(approve: bool, reason: str) -> None:
             self._host.feed(inputs.ApprovalResult(output.key, approve, reason))
 
@@ -292,6 +299,8 @@ class ToolCalls:
             self._runner.ask(Question(call, output.rule), done)
 
     def _check(self, output: outputs.CheckContent) -> None:
+        """Have a guardrail check text; feed the verdict as :class:`inputs.ContentChecked`."""
+
         def done(allow: bool | None, reason: str) -> None:
             self._host.feed(inputs.ContentChecked(output.key, allow, reason))
 
@@ -302,6 +311,8 @@ class ToolCalls:
             self._runner.check(self._guardrails[output.rule], call, done)
 
     def _store(self, output: outputs.StoreDigits) -> None:
+        """Validate sensitive digits and pass them on; feed :class:`inputs.DigitsStored`."""
+
         def done(result: Mapping[str, Any]) -> None:
             self._host.feed(inputs.DigitsStored(result))
 
@@ -316,6 +327,7 @@ class ToolCalls:
             self._runner.store(self._collect, call, output.digits, done)
 
     def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
+        """Return a tool call with the facts of this call."""
         record = self._host.record
         return ToolCall(
             call_id,

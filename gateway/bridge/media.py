@@ -39,7 +39,7 @@ FASTEST_BYTES = 1.05 * SAMPLE_RATE
 
 
 class MediaPump:
-    """Moves the audio of the calls that have some, or whose playout began or ended."""
+    """Moves audio of the calls that have any, and reports starts and ends of their playout."""
 
     def __init__(self) -> None:
         self._moves: dict[int, Callable[[], None]] = {}
@@ -52,7 +52,7 @@ class MediaPump:
 
     @property
     def beats(self) -> int:
-        """Count of moves; it stands still when no audio moves in either direction."""
+        """Return the count of moves, which stands still when no audio moves in either direction."""
         return self._beats if self._moves else ports.beats()
 
     def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ class MediaPump:
         self._faulty.discard(audio.uplink.id)
 
     def serve(self, calls: Iterable[int]) -> None:
-        """Serve these calls, which are named by the ids of their uplinks."""
+        """Move audio of these calls, given by the ids of their uplinks."""
         tick = ports.beats()
         if tick != self._last_tick:
             self._last_tick = tick
@@ -89,7 +89,7 @@ class CallRecorder(CallPart):
     """Starts and stops the recording of one call, and writes its figures into the call's record.
 
     Args:
-        b_leg_audio: returns that of a B-leg that is briefed, which is recorded by itself.
+        b_leg_audio: returns the audio of a briefed B-leg, which has a recording of its own.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CallRecorder(CallPart):
         self._audio.recorder.silence(self._paused or concealed)
 
     def finish(self) -> None:
-        """Complete the file: the call is over."""
+        """Complete the recording's file and figures."""
         record = self._host.record.recording
         if record is not None and record.state in ("recording", "paused"):
             record.state = "stopped"
@@ -130,6 +130,7 @@ class CallRecorder(CallPart):
         self._stop(outputs.StopRecording())
 
     def _start_briefing(self) -> None:
+        """Start the recording of a briefing."""
         audio, legs = self._b_leg_audio(), self._host.record.actions.b_legs
         if audio is None or not legs or self.recordings is None:
             return
@@ -147,6 +148,7 @@ class CallRecorder(CallPart):
         audio.recorder.start(WAITING_FRAMES)
 
     def _stop_briefing(self) -> None:
+        """Stop the recording of a briefing."""
         if self._briefings and self.recordings is not None:
             made, audio = self._briefings[-1]
             if not made.over:
@@ -154,6 +156,7 @@ class CallRecorder(CallPart):
                 self.recordings.end(made)
 
     def _start(self, output: outputs.StartRecording) -> None:
+        """Start or resume the recording; a failure is in the record."""
         if output.b_leg:
             self._start_briefing()
             return
@@ -184,6 +187,7 @@ class CallRecorder(CallPart):
         self._audio.recorder.silence(self._paused or self._concealed)
 
     def _stop(self, output: outputs.StopRecording) -> None:
+        """Stop the recording, and erase it if it is discarded."""
         if output.b_leg:
             self._stop_briefing()
             return
@@ -212,6 +216,7 @@ class CallRecorder(CallPart):
         self.recordings.end(made, discard=output.discard)
 
     def _erase_briefings(self) -> None:
+        """Erase the recordings of all briefings."""
         self._stop_briefing()
         for made, _audio in self._briefings:
             if self.recordings is not None:
@@ -222,14 +227,13 @@ class CallRecorder(CallPart):
 
 
 class CallMedia(CallPart):
-    """Sends the caller's audio to the session as it comes, queues the session's audio for playout,
-    and feeds the machine what it learns from either.
+    """Moves audio between leg and session, and feeds the machine what it detects on the way.
 
     Args:
-        feed_first: hands an input to the machine before all others that wait.
-        send: takes caller audio for the session.
-        feed_at: hands an input to the machine that happened at that time of the event loop.
-        on_conceal: told when the caller's audio is kept from the session, and when no more.
+        feed_first: feeds an input to the machine before all others that wait.
+        send: sends caller audio to the session.
+        feed_at: feeds an input that happened at that time of the event loop (s).
+        on_conceal: called when the caller's audio is hidden from the session, and shown again.
     """
 
     def __init__(
@@ -272,7 +276,7 @@ class CallMedia(CallPart):
         }
 
     def redirect(self, send: Callable[[bytes], None]) -> None:
-        """Have caller audio taken by another session from now on."""
+        """Send caller audio to another session from now on."""
         self._send = send
 
     def stop(self) -> None:
@@ -293,10 +297,12 @@ class CallMedia(CallPart):
 
     @property
     def heard(self) -> tuple[float | None, float | None]:
-        """When the caller's present stretch of sound began, and when they were last loud (s)."""
+        """Return when the caller's current speech began, and when the caller was last loud (s)."""
         return self._analyzer.since, self._analyzer.until
 
     def _move(self) -> None:
+        """Send caller audio to the session and feed what was detected in it. Fifty times a
+        second."""
         try:  # as entry does: this runs fifty times a second
             audio, moved = self._audio.uplink.take()
             if audio:
@@ -317,7 +323,7 @@ class CallMedia(CallPart):
             self.on_fault(error)
 
     def _as_fast_as_real(self, audio: bytes) -> bytes:
-        """Leave out what comes faster than somebody can speak: each second of it costs."""
+        """Drop audio beyond real time: nobody speaks faster, and each second of it costs."""
         now = time.monotonic()
         room = min(AHEAD_BYTES, self._room + (now - self._heard_at) * FASTEST_BYTES)
         self._heard_at = now
@@ -330,11 +336,13 @@ class CallMedia(CallPart):
         return audio
 
     def _in_place_of(self, audio: bytes) -> bytes:
+        """Return what the session gets on hold or mute: silence, or nothing."""
         if self._hold is not None and not self._hold.silent:
             return b""
         return self._audio.codec.silence * len(audio)
 
     def _note_transitions(self) -> None:
+        """Feed starts and ends of playout with their times."""
         playout = self._audio.playout
         while (transition := playout.transition()) is not None:
             if transition.playing:
@@ -345,6 +353,7 @@ class CallMedia(CallPart):
                 self._feed_at(inputs.PlayoutDrained(), transition.at)
 
     def _start(self, output: outputs.StartMedia) -> None:
+        """Start to move audio, without what came before the ACK."""
         if not self._streaming:  # else it is in the middle of what a callee says
             self._audio.uplink.take()  # what came before the ACK is older than the conversation
         self._streaming = True
@@ -363,6 +372,7 @@ class CallMedia(CallPart):
         self._muted = output.muted
 
     def _on_withhold(self, output: outputs.Withhold) -> None:
+        """Keep caller audio back, or send what was kept."""
         kept, self._withheld = self._withheld, bytearray() if output.withheld else None
         if kept and self._streaming and not output.withheld:
             self._send(bytes(kept))
@@ -372,6 +382,7 @@ class CallMedia(CallPart):
         self._audio.playout.pause(bool(self._paused))
 
     def _play(self, output: outputs.Play) -> None:
+        """Queue audio of the session for playout; feed how many frames did not fit."""
         playout = self._audio.playout
         playout.expecting = output.more
         if output.audio:
@@ -398,7 +409,7 @@ Found = DigitPressed | SoundHeard | BeepHeard | CallerSounds | CallerLevel
 
 
 class LevelMeter:
-    """Measures how loud a caller speaks: the louder half of each second, without its pauses."""
+    """Measures how loud a caller speaks: the level of the louder half of each second."""
 
     def __init__(self, codec: Codec) -> None:
         linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float64)
@@ -417,8 +428,8 @@ class LevelMeter:
 
 
 class InboundAudioAnalyzer:
-    """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it, and
-    in every call whether the caller sounds."""
+    """Detects sound in the caller's audio and, where the route asks, DTMF tones, beeps and
+    music."""
 
     def __init__(self, plan: CallPlan) -> None:
         codec = plan.codec.narrow
@@ -438,9 +449,9 @@ class InboundAudioAnalyzer:
         """The last."""
 
     def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
-        """Return what is found in these bytes of the call's codec.
+        """Return what is detected in these bytes of the call's codec.
 
-        While the call is on hold only keys are: the caller's side may play music then.
+        On hold only DTMF tones are detected: the caller's side may play music.
         """
         if self._narrow is not None:
             audio = self._narrow(audio)
@@ -457,6 +468,7 @@ class InboundAudioAnalyzer:
         return self._found(audio, held)
 
     def _found(self, audio: bytes, held: bool) -> list[Found]:
+        """Run the detectors on a piece of audio."""
         heard: list[Found] = []
         if self._bytes >= SAMPLE_RATE:
             if self._loud >= LOUD_SHARE * self._bytes and not held:

@@ -129,6 +129,8 @@ def replay(lines: Iterable[str], most: int = 20) -> Replay:
 
 
 def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: int) -> Replay:
+    """Feed each step to a machine of this version, and compare its outputs with the recorded
+    ones."""
     answers, commands = Answers(), Commands()
     record = rebuilt(head["record"], answers, commands)
     began = last = head["at"]
@@ -166,7 +168,7 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
 
 
 def _more(machine: CallMachine, delta: AudioDelta, now: float, commands: Commands) -> list[Any]:
-    """Return what the machine does with audio that follows on other audio."""
+    """Return the outputs for audio that follows other audio."""
     frames = machine.more_audio(delta)
     if frames is not None:
         return [{"queued": len(frames)}]
@@ -180,7 +182,7 @@ def _more(machine: CallMachine, delta: AudioDelta, now: float, commands: Command
 def _again(
     machine: CallMachine, step: Mapping[str, Any], answers: Answers, commands: Commands
 ) -> list[Any]:
-    """Return what the machine does in a step, as the line has it."""
+    """Return the outputs for a recorded step, in the form of its line."""
     given = rebuilt(step["in"], answers, commands)
     try:
         todo = machine.start(step["at"]) if given is None else machine.handle(given, step["at"])
@@ -192,7 +194,7 @@ def _again(
 
 
 def _told(value: Any) -> Any:
-    """Return outputs without fields that say nothing: newer versions have more of them."""
+    """Return outputs without empty fields, since newer versions have more fields."""
     if isinstance(value, list):
         return [_told(inner) for inner in value]
     if not isinstance(value, dict):
@@ -206,7 +208,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _since(done: Sequence[Any], began: float) -> list[Any]:
-    """Return outputs with the next deadline in seconds since the beginning."""
+    """Return outputs in which the next deadline is relative to the beginning (s)."""
     return [
         {"due": round(one["due"] - began, 3)}
         if isinstance(one, dict) and one.keys() == {"due"} and isinstance(one["due"], int | float)
@@ -216,7 +218,7 @@ def _since(done: Sequence[Any], began: float) -> list[Any]:
 
 
 def values(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    """Return the objects of the lines; the last line may be cut, as a crash leaves it.
+    """Yield the objects of the lines; the last line may be incomplete after a crash.
 
     Raises BlackBoxError.
     """
@@ -245,7 +247,7 @@ def _number(value: object) -> float:
 
 
 def words(output: Any) -> str:
-    """Return an output, or a part of one, in few words: ``Send(TruncateItem(item_id='a'))``."""
+    """Return an output, or a part of one, as short text: ``Send(TruncateItem(item_id='a'))``."""
     if isinstance(output, list):
         return f"[{', '.join(map(words, output))}]"
     if not isinstance(output, dict):
@@ -276,7 +278,7 @@ def _clock(seconds: float) -> str:
 
 
 def shortened(lines: Iterable[str]) -> Iterator[str]:
-    """Return what a replay needs of a black box: nothing of the wire, no last line that is cut."""
+    """Yield the lines that a replay needs: none of SIP and RTP, and no incomplete last line."""
     for read in values(lines):
         if "in" in read or "more" in read or "black_box" in read:
             yield json.dumps(read, ensure_ascii=False, separators=(",", ":")) + "\n"

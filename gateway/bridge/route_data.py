@@ -29,10 +29,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The complete plan of a call, with its data or without.
-
-    ``plan`` and ``settings`` are complete now; ``failure`` says why the data are not in them.
-    """
+    """The complete plan of a call, with its data or without; ``failure`` says why without."""
 
     plan: CallPlan
     settings: Mapping[str, Any]
@@ -96,6 +93,7 @@ class DataLookup:
             self._task.cancel()
 
     async def _run(self, call_id: str) -> Prepared:
+        """Fetch data and call history at the same time, and complete the plan with them."""
         structlog.contextvars.bind_contextvars(call=call_id, route=self._match.route.name)
         (answer, failure, ms), earlier = await asyncio.gather(self._data(), self._earlier())
         match, history, told = with_data(self._match, answer), None, ""
@@ -108,6 +106,7 @@ class DataLookup:
         return Prepared(plan, settings, ms, failure, live, history, len(match.route.message))
 
     async def _data(self) -> tuple[Any, str, int | None]:
+        """Return the data, the failure if any, and the time it took (ms)."""
         if self._match.route.data is None or self._client is None:
             return None, "", None
         loop = asyncio.get_running_loop()
@@ -135,7 +134,7 @@ def with_data(match: Match, answer: Any) -> Match:
 
 
 async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
-    """Return the JSON object that the service answers, and else None and why. Never raises."""
+    """Return the JSON object of the data service, or None and the reason. Never raises."""
     data = match.route.data
     if data is None:
         return None, ""

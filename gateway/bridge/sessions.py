@@ -71,16 +71,17 @@ SPREAD_SECONDS = 0.25
 
 
 class ServerWatch:
-    """Observer of what calls meet at realtime servers; this one does nothing."""
+    """Observer of attempts, errors and ends of sessions at realtime servers; does nothing
+    itself."""
 
     def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
-        """An attempt to open a session has ended after ``seconds``."""
+        """Handle an attempt to open a session that has ended after ``seconds``."""
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """A session has ended."""
+        """Handle the end of a session."""
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
-        """A session reported an error."""
+        """Handle an ``error`` event of a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,13 @@ class SessionPlan:
     """Of a Live session's speech, waiting to be played, from which silence is left out."""
 
     def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
-        """The session object for this server."""
+        """Return the session object for this server."""
         return self.live_settings if endpoint.live else self.settings
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """One session, from the attempt to open it."""
+    """One session, beginning with the attempt to open it."""
 
     spare: bool
     endpoint: Endpoint
@@ -158,24 +159,25 @@ class Sessions(CallPart):
         }
 
     def watch(self, account: Account, events: EventLog | None) -> None:
-        """Before the start: count what the call uses, and let ``events`` see its sessions."""
+        """Set what observes the call: costs, and events of its sessions. To be called before the
+        start."""
         self._account, self._events = account, events
         account.on_reached = self._on_reached
 
     @property
     def open(self) -> list[Endpoint]:
-        """The servers at which sessions are up."""
+        """Return the servers at which sessions are open."""
         lines = (self._line, self._spare)
         return [one.endpoint for one in lines if one and one.session and not one.over]
 
     def append(self, audio: bytes) -> None:
-        """Send caller audio, in the session's codec; it is dropped while there is no session."""
+        """Send caller audio in the session's codec; dropped while there is no session."""
         line = self._line
         if line is not None and line.session is not None and not line.over:
             line.session.append(audio)
 
     def finish(self) -> None:
-        """Complete the record: the call is over on both sides."""
+        """Complete the record of the sessions."""
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
         for line in (self._line, self._spare):
@@ -189,7 +191,7 @@ class Sessions(CallPart):
             self._host.record.session.event_log = self._events.as_json()
 
     async def wait_closed(self) -> None:
-        """Wait until the sessions' tasks are gone too; they have their own deadlines."""
+        """Wait until the tasks of the sessions have ended; they have their own deadlines."""
         lines = [line for line in (self._line, self._spare) if line is not None]
         tasks = [line.opening for line in lines if line.opening is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,6 +205,7 @@ class Sessions(CallPart):
     # ---- what the machine says
 
     def _open(self, output: outputs.OpenSession) -> None:
+        """Start the task that opens a session, the active one or a standby."""
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         line = _Line(output.standby, endpoint, seed=list(output.seed))
         again = False
@@ -220,6 +223,7 @@ class Sessions(CallPart):
 
     @entry_task
     async def _set_up(self, line: _Line, again: bool) -> None:
+        """Open a session; feed :class:`inputs.SessionReady`, or why it failed."""
         record, endpoint, watch = self._host.record, line.endpoint, self.plan.watch
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
@@ -307,6 +311,7 @@ class Sessions(CallPart):
             self._release(old, 1000, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
+        """Send a command to the active session; words that must be exact are synthesised first."""
         if self._line is None or self._line.session is None:
             return
         command, session = output.command, self._line.session
@@ -317,7 +322,8 @@ class Sessions(CallPart):
             session.send(command)
 
     async def _say_exactly(self, session: Session, command: CreateResponse) -> None:
-        """Have words played as audio; where none can be made, said as nearly as they are."""
+        """Synthesise the words of a response and have them played; if that fails, ask the model
+        for them."""
         try:
             clip = await clip_of(self.plan.speech_command, command.words)
         except SpeechError as error:
@@ -328,7 +334,7 @@ class Sessions(CallPart):
             session.send(replace(command, clip=clip))
 
     def _relay(self, command: ClientCommand) -> str:
-        """Send an application's event; returns its id, "" where no session is up."""
+        """Send an application's event; return its id, "" where no session is open."""
         line = self._line
         if isinstance(command, RelayedUpdate):
             # A session that replaces this one begins with what holds now.
@@ -339,7 +345,7 @@ class Sessions(CallPart):
         return "" if line is None or line.session is None else line.session.send(command)
 
     def tap_of(self, name: str) -> SessionTap | None:
-        """Return what logs a session beside the call's own; None where no events are logged."""
+        """Return the event log of another session of the call; None where no events are logged."""
         return None if self._events is None else SessionTap(self._events, name)
 
     def _tap(self, line: _Line) -> Tap | None:
@@ -357,6 +363,7 @@ class Sessions(CallPart):
     # ---- what the sessions tell
 
     def _on_event(self, line: _Line, event: ServerEvent) -> None:
+        """Feed an event of a session; an exception ends the call."""
         try:
             if type(event) is AudioDelta and line is self._line and line.early is None:
                 self._host.feed_audio(event)  # fifty times a second
@@ -366,6 +373,7 @@ class Sessions(CallPart):
             self.on_fault(error)
 
     def _on_other(self, line: _Line, event: ServerEvent) -> None:
+        """Count the cost of an event, and feed it if its session is the active one."""
         if line.early is not None:
             line.early.append(event)
             return
@@ -396,13 +404,14 @@ class Sessions(CallPart):
             self.count(line.endpoint, event)
 
     def _tell_heard(self, line: _Line) -> None:
+        """Feed when the caller spoke, and the round trips to caller and server (ms)."""
         since, until = self._host.heard()
         leg = (self._host.record.media.quality.get("rtt_ms") or {}).get("mean")
         server = 0.0 if line.session is None else line.session.round_trip_ms
         self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
     def count(self, endpoint: Endpoint, event: ServerEvent) -> None:
-        """Count what an event of a session of the call at this server says was used."""
+        """Add the usage that an event of a session at this server reports to the call's cost."""
         if self._account is None:
             return
         # A fallback's server has a model and prices of its own.
@@ -420,6 +429,7 @@ class Sessions(CallPart):
 
     @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
+        """Feed the end of the active or the standby session."""
         line.over = True
         self.plan.watch.closed(line.endpoint, closed)
         if self._events is not None:
@@ -433,6 +443,7 @@ class Sessions(CallPart):
     # ---- how
 
     def _release(self, line: _Line, code: int, reason: str) -> None:
+        """Close a session, or stop opening it."""
         line.over = True
         if line.session is not None:
             line.session.tell_usage()  # before the record is written
@@ -447,6 +458,7 @@ class Sessions(CallPart):
             line.opening.cancel()
 
     def _count_dropped(self, line: _Line) -> None:
+        """Add a session's dropped frames and audio counts to the record."""
         if line.session is None:
             return
         self._frames_dropped += line.session.counters.audio_dropped

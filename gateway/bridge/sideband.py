@@ -89,26 +89,27 @@ log = structlog.get_logger("sideband")
 
 
 class SidebandTap:
-    """Shows a session's messages to the event log, and those that come to the sideband."""
+    """Passes a session's messages to the event log, and those received to the sideband."""
 
     def __init__(self, events: Tap | None, received: Callable[[bytes], None]) -> None:
         self._events = events
         self._received = received
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """As :meth:`gateway.realtime.session.Tap.sent`."""
+        """Log a message that was sent; see :meth:`gateway.realtime.session.Tap.sent`."""
         if self._events is not None:
             self._events.sent(message, audio)
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """As :meth:`gateway.realtime.session.Tap.received`."""
+        """Pass on a message that was received; see
+        :meth:`gateway.realtime.session.Tap.received`."""
         if self._events is not None:
             self._events.received(message, delta)
         self._received(message)
 
 
 class Follower:
-    """One WebSocket of an application, seen from the call."""
+    """One WebSocket of an application."""
 
     def __init__(self) -> None:
         self._events: deque[bytes] = deque()
@@ -117,7 +118,7 @@ class Follower:
         """Set when nothing comes any more but what waits."""
 
     def put(self, event: Mapping[str, Any]) -> None:
-        """Queue an event; a follower that is too slow is let go instead."""
+        """Queue an event; a follower that is too slow is disconnected."""
         if self.close_code is not None:
             return
         if len(self._events) >= QUEUED:
@@ -128,12 +129,12 @@ class Follower:
         self._pulse.set()
 
     def close(self, code: int) -> None:
-        """End it after what waits."""
+        """Close it with ``code`` after the queued events."""
         self.close_code = self.close_code or code
         self._pulse.set()
 
     async def next(self) -> bytes | None:
-        """Wait for the next event; None at the end."""
+        """Await the next event; None at the end."""
         while not self._events:
             if self.close_code is not None:
                 return None
@@ -143,10 +144,10 @@ class Follower:
 
 
 class Sideband:
-    """Joins a call with the application that has it. Lives on the event loop.
+    """Connects a call's session with the application that has the call. Lives on the event loop.
 
     Args:
-        on_end: told when the call is over.
+        on_end: called when the call is over.
     """
 
     relayed = RELAYED
@@ -176,7 +177,7 @@ class Sideband:
     # ---- the application
 
     def attach(self) -> Follower:
-        """Begin to follow: ``session.created`` comes first, once the session is up."""
+        """Add a follower; it gets ``session.created`` once the session is open."""
         follower = Follower()
         if self._over:
             follower.close(OVER)
@@ -187,12 +188,12 @@ class Sideband:
         return follower
 
     def detach(self, follower: Follower) -> None:
-        """Follow no longer; the call goes on."""
+        """Remove a follower; the call goes on."""
         if follower in self._followers:
             self._followers.remove(follower)
 
     def take(self, message: str | bytes, follower: Follower) -> None:
-        """Take an event of the application's: it is sent on, or answered with an error."""
+        """Handle an event of the application: send it on, or answer it with an error."""
         try:
             event = json.loads(message)
         except (ValueError, RecursionError):
@@ -216,7 +217,7 @@ class Sideband:
             self._refuse(follower, event_id, message, "invalid_value")
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
-        """Do what the call itself does of the application's events; False for the others."""
+        """Execute an event that the gateway handles itself; return False for the others."""
         del event
         if kind == "output_audio_buffer.clear":
             self.act(Interrupt())
@@ -224,6 +225,7 @@ class Sideband:
         return False
 
     def _hold(self, event: dict[str, Any], follower: Follower, *, now: bool) -> None:
+        """Send an event now, or keep it until it may be sent; ``HELD`` at most."""
         if now:
             self._send(event)
         elif len(self._held) >= HELD:
@@ -232,7 +234,7 @@ class Sideband:
             self._held.append(event)
 
     def _release(self) -> None:
-        """Send what has waited, and may be sent now."""
+        """Send the kept events that may be sent by now."""
         if self._session is None:
             return
         kept = [
@@ -244,6 +246,7 @@ class Sideband:
             self._send(event)
 
     def _send(self, event: dict[str, Any]) -> None:
+        """Send an event to the session, without fields that the gateway sets."""
         command: ClientCommand
         if event["type"] == "session.update":
             session = deepcopy(event["session"])
@@ -276,7 +279,7 @@ class Sideband:
     # ---- the session
 
     def up(self, session: Mapping[str, Any]) -> None:
-        """The session is up; it may be another one than before."""
+        """Keep the session object; for the first session, greet followers and release events."""
         first, self._session = self._session is None, dict(session)
         if not first:
             return
@@ -288,7 +291,7 @@ class Sideband:
         self._release()
 
     def received(self, message: bytes) -> None:
-        """Show a message of the session to the application. Neither waits nor raises."""
+        """Pass a message of the session on to the application. Neither waits nor raises."""
         if _AUDIO_HEAD in message[:200]:
             return
         try:
@@ -306,6 +309,7 @@ class Sideband:
             self._pass_on(event)
 
     def _pass_on(self, event: dict[str, Any]) -> None:
+        """Pass an event on, with the ``event_id`` that the application gave it."""
         kind = event.get("type")
         if kind == "session.created":
             return
@@ -339,7 +343,7 @@ class Sideband:
     # ---- the telephone
 
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
-        """Return ``feed`` of the call's machine, which the sideband sees too."""
+        """Return ``feed`` of the call's machine, wrapped so that the sideband sees the inputs."""
 
         def fed(input: inputs.Input, *rest: Any) -> None:
             feed(input, *rest)
@@ -348,6 +352,7 @@ class Sideband:
         return fed
 
     def _on_input(self, input: inputs.Input) -> None:
+        """Tell followers of DTMF digits and playout, and release events at the ACK."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:
                 told = {"event": digit, "received_at": int(time.time())}
@@ -362,12 +367,12 @@ class Sideband:
                 self._played("stopped")
 
     def _played(self, what: str) -> None:
-        """Tell that what the caller hears of a response has begun, ended or been cut."""
+        """Tell followers that playout of a response has begun, ended or been cut."""
         self._playing = what == "started"
         self._tell({"type": f"output_audio_buffer.{what}", "response_id": self._response})
 
     def end(self) -> None:
-        """The call is over."""
+        """Close the followers: the call is over."""
         self._over = True
         for follower in self._followers:
             follower.close(OVER)
@@ -380,7 +385,7 @@ class Sideband:
 
 
 class LiveSideband(Sideband):
-    """As :class:`Sideband`, for a Live session: ``/v1/live/sessions/{session_id}/attach``."""
+    """Sideband of a Live session: ``/v1/live/sessions/{session_id}/attach``."""
 
     relayed = LIVE_RELAYED
 
@@ -391,6 +396,7 @@ class LiveSideband(Sideband):
         self._waits: asyncio.TimerHandle | None = None
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
+        """Execute ``session.close`` and ``transport.dtmf.send``; return False for other events."""
         digit = event.get("event")
         if kind == "session.close":
             self.hang_up()
@@ -403,6 +409,7 @@ class LiveSideband(Sideband):
         return True
 
     def _send(self, event: dict[str, Any]) -> None:
+        """Send an event, with the gateway's tools added to those of the backend."""
         if event["type"] == "session.update" and self.tools:
             event = deepcopy(event)
             backend = (event["session"].get("delegation") or {}).get("responses")
@@ -416,6 +423,7 @@ class LiveSideband(Sideband):
         follower.put({"event_id": self._id(), **told})
 
     def _pass_on(self, event: dict[str, Any]) -> None:
+        """Pass an event on, with the ``client_event_id`` that the application gave it."""
         kind = event.get("type")
         if kind == "session.started":
             return
@@ -445,6 +453,7 @@ class LiveSideband(Sideband):
         follower.put(told)
 
     def _on_input(self, input: inputs.Input) -> None:
+        """Tell followers of DTMF digits, and note who hung up."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:
                 self._tell({"type": "transport.dtmf.received", "event": digit})
@@ -454,7 +463,7 @@ class LiveSideband(Sideband):
                 self._hung_up = True
 
     def end(self) -> None:
-        """The call is over; the end of its session is told yet."""
+        """Close the followers, after the end of the session was passed on."""
         if self._over or self._session is None or not self._followers:
             super().end()
             return
@@ -473,7 +482,7 @@ class LiveSideband(Sideband):
 def take_out(
     session: dict[str, Any], path: tuple[str, ...], kept: dict[str, Any] | None = None
 ) -> None:
-    """Take a field out of a session object, and keep it in ``kept``."""
+    """Move a field from a session object into ``kept``."""
     node, kept = session, {} if kept is None else kept
     for step in path[:-1]:
         inner = node.get(step)
@@ -485,6 +494,7 @@ def take_out(
 
 
 def _changes_something(session: Mapping[str, Any]) -> bool:
+    """Return whether a ``session.update`` has fields besides ``type``."""
     audio = session.get("audio")
     sides = any(audio.values()) if isinstance(audio, dict) else audio is not None
     return sides or bool(session.keys() - {"type", "audio"})

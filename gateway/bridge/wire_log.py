@@ -51,13 +51,13 @@ class Packet:
 
 
 class WireLog:
-    """What a black box has of the wire.
+    """Collects the SIP messages and RTP headers of a call for its black box.
 
     Args:
         messages: where the messages of calls wait.
-        call_ids: Call-IDs of the legs of the call, its own first; empty for what is no SIP.
+        call_ids: Call-IDs of the legs of the call, its own first; empty for a browser's.
         with_payload: keep the payloads of RTP, too.
-        masked: keys that are pressed are to be left out: bodies other than SDP are.
+        masked: leave out DTMF digits: bodies other than SDP.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class WireLog:
         audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
 
     def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
-        """Return what is new since the last time; ``last``: the call is followed no further."""
+        """Yield the lines since the last call; with ``last``, messages are followed no further."""
         for call_id in filter(None, self._call_ids()):
             self._legs.setdefault(call_id, len(self._legs))
         for call_id, leg in self._legs.items():  # those that others have replaced, too
@@ -88,6 +88,7 @@ class WireLog:
         yield from packet_lines(data, lost)
 
     def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
+        """Yield the SIP messages of one leg, and how many did not fit."""
         messages, lost = self._messages.take(call_id, last=last)
         for one in messages:
             if len(one.data) > self._sip_left:
@@ -107,7 +108,7 @@ class WireLog:
 
 
 def packet_lines(data: bytes, lost: int) -> Iterator[dict[str, Any]]:
-    """Return the lines of these packets, one for each direction."""
+    """Yield the lines of these RTP packets, one for each direction."""
     ways: tuple[list[_Facts], list[_Facts]] = [], []
     payloads: tuple[list[bytes], list[bytes]] = [], []
     at = 0
@@ -130,6 +131,7 @@ _Facts = tuple[int, int, int, int, int, int]
 
 
 def _line(name: str, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
+    """Return one line for packets of one direction."""
     at, ssrc, timestamp, sequence, size, kind = packets[0]
     gaps: list[int] = []
     odd: list[list[int]] = []

@@ -141,7 +141,7 @@ class AccessControl:
         self.policy.bans.tick(now)
 
     def on_connection(self, connection: int, source: str, close: Callable[[int], None]) -> None:
-        """Somebody has connected to us: ``close`` what is not welcome, or comes to be."""
+        """Check a new TCP or TLS connection; call ``close`` now or later if it is not allowed."""
         now, source = time.monotonic(), plain(source)
         rule = self.connections.opened(connection, source, now)
         if rule:
@@ -149,7 +149,8 @@ class AccessControl:
             close(connection)
 
     def close_idle(self, now: float, close: Callable[[int], None]) -> None:
-        """Close the connections that are silent for too long. To be called about once a second."""
+        """Close connections that have been silent for too long. To be called about once a
+        second."""
         for connection, source, rule in self.connections.overdue(now):
             self.refusals.note(rule, source, now)
             self.connections.closed(connection)
@@ -163,6 +164,7 @@ class AccessControl:
         return decision
 
     def _on_message(self, received: Received) -> Decision:
+        """Check form, source, credentials and limits of a message, in this order."""
         if received.status:
             return self._on_response(received)
         self.current = self.found = self.chosen = None
@@ -231,7 +233,7 @@ class AccessControl:
         return PASS
 
     def on_unread(self, unread: Unread) -> bytes:
-        """The answer to what pjsip's parser gave up; empty for none."""
+        """Return the answer to a message that pjsip's parser rejected; empty for none."""
         now, source = time.monotonic(), plain(unread.source)
         found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
         if found is None and self.policy.bans.drops(source, now):
@@ -254,13 +256,15 @@ class AccessControl:
         return self._answers.refuse_unread(unread, rule, code, now)
 
     def _take_stripped(self, came: Received | Unread, data: bytes) -> bool:
-        """Have what ends a call, or confirms it, do so whatever is wrong in the rest of it."""
+        """Have pjsip process a malformed BYE, CANCEL or ACK without the parts that are wrong."""
         if method_of(data) not in STRIPPED:
             return False
         less = stripped(data, came.source, came.port, came.transport)
         return any(self._take(message, known_only=True) for message in less)
 
     def _take(self, message: bytes, *, known_only: bool) -> bool:
+        """Have pjsip process another message in place of the current one; return whether it
+        does."""
         if not message or self._instead:
             return False
         self._instead = True
@@ -270,6 +274,8 @@ class AccessControl:
             self._instead = False
 
     def _on_response(self, received: Received) -> Decision:
+        """Check a response: its form, the addresses in its SDP, and who challenges for a
+        password."""
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
         flaw = flaw_of(start_line_of(message), headers)
@@ -330,7 +336,7 @@ class _Answers:
         return self.answer(source, reply, now)
 
     def keep(self, received: Received, rule: str, code: int) -> None:
-        """Keep by which rule an INVITE was refused, for who asks about its Call-ID."""
+        """Keep the rule by which an INVITE was refused, for a query by its Call-ID."""
         if received.method != "INVITE" or (found := _CALL_ID.search(received.message)) is None:
             return
         fields = {
@@ -357,7 +363,7 @@ class _Answers:
         return answer
 
     def answer(self, source: str, reply: Reply, now: float) -> Decision:
-        """Answer a request that does not get in, unless its source had too many answers."""
+        """Answer a request that is not let in, unless its source had too many answers already."""
         if not reply.code:
             return DROP
         if not self._requests.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
@@ -366,7 +372,7 @@ class _Answers:
         return self.decision(reply)
 
     def decision(self, reply: Reply) -> Decision:
-        """Return an answer as pjsip takes it."""
+        """Return a reply as a :class:`Decision`."""
         headers = [("WWW-Authenticate", value) for value in reply.challenges]
         if reply.header is not None:
             headers.append(reply.header)
@@ -424,7 +430,8 @@ class _RequestLimits:
 
 
 def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
-    """A datagram that ends before its body does (RFC 3261 section 18.3)."""
+    """Return what is wrong with a datagram that ends before its body does (RFC 3261 section
+    18.3)."""
     length = first_of(headers, "content-length")
     _head, end, body = received.message.partition(b"\r\n\r\n")
     if received.reliable or not end or not (length.isascii() and length.isdigit()):
@@ -433,5 +440,5 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
 
 
 def party_of(found: Attribution | None, source: str) -> str:
-    """Whose calls are counted together: a trunk's, or those of one address."""
+    """Return the name under which calls are counted: the trunk's, or the source address."""
     return f"source {source}" if found is None else f"trunk {found.trunk.name}"

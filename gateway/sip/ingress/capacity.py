@@ -37,7 +37,7 @@ _SOCKETS_PER_CALL = 2
 
 
 class Arrivals:
-    """New INVITEs as they come, before any call is made of them.
+    """Remembers new INVITEs, before a call is made of them.
 
     Args:
         handles: sockets that the library's media queue holds.
@@ -51,17 +51,17 @@ class Arrivals:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def exhausted(self, now: float) -> bool:
-        """Whether one more call might find no handle for its sockets."""
+        """Return whether one more call might find no handle for its sockets. ``now`` in s."""
         while self._admitted and self._admitted[0] <= now - HANDLE_REST_SECONDS:
             self._admitted.popleft()
         return len(self._admitted) >= self._most
 
     def admit(self, now: float) -> None:
-        """A call is made of this one."""
+        """Count a call that is about to be made. ``now`` in s."""
         self._admitted.append(now)
 
     def is_repeat(self, identity: str, now: float) -> bool:
-        """Whether this INVITE has been here already; remembers it when not."""
+        """Return whether this INVITE came before (RFC 6026 section 7.1); remember it if not."""
         while self._seen:
             oldest, at = next(iter(self._seen.items()))
             if at > now - REPEAT_SECONDS and len(self._seen) < MAX_REMEMBERED:
@@ -101,7 +101,7 @@ class CapacityCheck:
         self._unavailable = Decision(503, (("Retry-After", str(retry_after)),))
 
     def decide(self, received: Received) -> Decision:
-        """On a new request outside of dialogs."""
+        """Decide on a new request outside of dialogs: pass, drop, or refuse with 503."""
         if received.method == "INVITE":
             return self._on_invite(received.message.decode("utf-8", "replace"))
         if received.method == "OPTIONS" and self._unready():
@@ -109,6 +109,7 @@ class CapacityCheck:
         return PASS
 
     def _on_invite(self, message: str) -> Decision:
+        """Drop a repeated INVITE; refuse a new one with 503 where no call is free."""
         now = time.monotonic()
         identity = _identity_of(message)
         if identity and self._arrivals.is_repeat(identity, now):
@@ -121,7 +122,7 @@ class CapacityCheck:
 
 
 def _identity_of(message: str) -> str:
-    """What two copies of one INVITE have in common and no other has; empty when unknown."""
+    """Return what identifies the copies of one INVITE; empty when that cannot be read."""
     headers = headers_of(message)
     if any(name not in headers for name in ("via", "from", "call-id", "cseq")):
         return ""
@@ -141,7 +142,7 @@ SPARE_DESCRIPTORS = 24
 
 
 def descriptors_needed(calls: int) -> int:
-    """Descriptors for so many calls at a time."""
+    """Return the file descriptors needed for so many calls at a time."""
     return OWN_DESCRIPTORS + DESCRIPTORS_PER_CALL * calls
 
 
@@ -162,7 +163,7 @@ def raise_descriptor_limit(calls: int) -> bool:
 
 
 def descriptors_left(count: int) -> bool:
-    """Whether the process may open so many more, by trying."""
+    """Return whether the process can open so many more descriptors, by opening them."""
     opened: list[int] = []
     try:
         for _ in range(count):

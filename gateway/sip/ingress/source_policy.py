@@ -65,7 +65,7 @@ class Checked:
 
 
 class DigestAuth:
-    """Makes challenges, and checks what comes in answer to them.
+    """Makes digest challenges and checks credentials (RFC 3261 section 22, RFC 7616).
 
     Args:
         realm: what the user agents show, and store passwords by.
@@ -122,6 +122,7 @@ class DigestAuth:
         message: bytes,
         now: float,
     ) -> Checked:
+        """Check one set of credentials: nonce, nonce count, response."""
         nonce, username = given.get("nonce", ""), given.get("username", "")
         ours, fresh = self._look_at(nonce, source, now)
         count = _count_of(given.get("nc", ""))
@@ -138,7 +139,11 @@ class DigestAuth:
         return Checked(Outcome.GOOD, username)
 
     def _count(self, nonce: str, count: int, request: int, now: float) -> bool:
-        """Whether this nonce count is a new one, or a retransmission's."""
+        """Return whether a nonce count (``nc``, RFC 7616 section 3.4) is new, or a
+        retransmission's.
+
+        ``request`` is a hash of the request, ``now`` in s.
+        """
         last = self._used.get(nonce)
         if last is not None and count <= last[0]:
             return (count, request) == last[:2] and now - last[2] <= REPEAT_SECONDS
@@ -157,7 +162,7 @@ class DigestAuth:
         return signature.hexdigest()[: 2 * _TAG_BYTES]
 
     def _look_at(self, nonce: str, source: str, now: float) -> tuple[bool, bool]:
-        """Whether a nonce was given to this address, and whether it is still good."""
+        """Return whether a nonce was made for this address, and whether it has not expired."""
         plain, _, tag = nonce.rpartition(".")
         if not hmac.compare_digest(
             self._sign(plain, source).encode(), tag.encode("utf-8", "replace")
@@ -168,7 +173,7 @@ class DigestAuth:
 
 
 def response_of(given: Mapping[str, str], algorithm: str, method: str, password: str) -> str:
-    """The response to a challenge with these parameters (RFC 7616 section 3.4.1)."""
+    """Return the digest response for these parameters (RFC 7616 section 3.4.1)."""
 
     def digest(*parts: str) -> str:
         text = ":".join(parts).encode("utf-8", "replace")
@@ -185,9 +190,9 @@ def response_of(given: Mapping[str, str], algorithm: str, method: str, password:
 
 
 def parameters_of(field: str) -> dict[str, str] | None:
-    """The parameters of digest credentials by lower-case name; None when they are none.
+    """Return the parameters of digest credentials by lower-case name; None when malformed.
 
-    Reads each character once, whatever comes. A parameter that is there twice makes it none.
+    A parameter that occurs twice is malformed. Runs in linear time.
     """
     if len(field) > MAX_FIELD or field[:6].lower() != "digest" or not field[6:].strip():
         return None
@@ -221,7 +226,7 @@ def parameters_of(field: str) -> dict[str, str] | None:
 
 
 def _quoted(field: str, at: int) -> tuple[str, int]:
-    """A quoted string from behind its first quote, and where it ends."""
+    """Return the text of a quoted string that begins before ``at``, and where it ends."""
     parts: list[str] = []
     while at < len(field) and field[at] != '"':
         at += field[at] == "\\"
@@ -231,7 +236,7 @@ def _quoted(field: str, at: int) -> tuple[str, int]:
 
 
 def _count_of(text: str) -> int:
-    """A nonce count: eight hexadecimal digits; 0 for anything else."""
+    """Return a nonce count of eight hexadecimal digits; 0 for anything else."""
     good = len(text) == 8 and all(char in "0123456789abcdefABCDEF" for char in text)
     return int(text, 16) if good else 0
 
@@ -296,20 +301,20 @@ class SourcePolicy:
 
     @property
     def reply(self) -> Reply:
-        """The answer to strangers who may not call: 403 or none."""
+        """The answer to unknown sources that may not call: 403, or none."""
         return Reply(0 if self._access.unknown == "drop" else _FORBIDDEN)
 
     @property
     def rule(self) -> str:
-        """The rule by which strangers may not call."""
+        """The name of the rule by which unknown sources may not call."""
         return f'access.unknown_sources = "{self._access.unknown}"'
 
     def allows(self, source: str) -> bool:
-        """Return whether strangers at this address may call."""
+        """Return whether an unknown source at this address may call."""
         return self._access.verdict(source, bool(self._trunks.all)) == "allow"
 
     def may_connect(self, source: str) -> bool:
-        """Return whether a connection of a stranger can lead to anything."""
+        """Return whether an unknown source may open a TCP or TLS connection."""
         if self.bans.drops(source, time.monotonic(), may_prove=bool(self._trunks.callers)):
             return False
         # A registrar's other servers are known by our contact's parameter only.
@@ -326,7 +331,8 @@ class SourcePolicy:
         headers: Headers,
         now: float,
     ) -> Attribution | Stopped | None:
-        """Return whose a request outside of dialogs is (None: a stranger's), if it gets in."""
+        """Return the trunk of a request outside of dialogs (None: unknown source), or its
+        refusal."""
         method = received.method
         if found is None and is_scanner(first_of(headers, "user-agent")):
             self.count_refusal(received, now)
@@ -351,7 +357,7 @@ class SourcePolicy:
         return Stopped(self.rule, self.reply)
 
     def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
-        """Whether an INVITE has to have credentials to be taken, or taken for a trunk's."""
+        """Return whether an INVITE needs credentials to get in, or to be attributed to a trunk."""
         if found is not None:
             return found.trunk.inbound_auth is not None
         return bool(self._trunks.callers) and not welcome
@@ -364,7 +370,8 @@ class SourcePolicy:
         headers: Headers,
         now: float,
     ) -> Attribution | Stopped:
-        """Challenge an INVITE, or take the trunk's whose credentials it has (RFC 3261 22.1)."""
+        """Challenge an INVITE, or attribute it to the trunk of its credentials (RFC 3261 section
+        22.1)."""
         fields = headers.get("authorization", ())
         checked = self._digest.check(fields, received.method, source, received.message, now)
         outcome = checked.outcome
@@ -391,7 +398,7 @@ class SourcePolicy:
         return Stopped("" if outcome is Outcome.NONE else f"digest: {outcome.value}", reply)
 
     def _trunk_of(self, found: Attribution | None, username: str) -> Trunk | None:
-        """The trunk whose credentials are good where the request came from."""
+        """Return the trunk whose credentials are accepted from where the request came."""
         if found is None:
             return self._trunks.callers.get(username)
         own = found.trunk.inbound_auth
@@ -400,10 +407,10 @@ class SourcePolicy:
     def is_banned(
         self, received: Received, found: Attribution | None, source: str, now: float
     ) -> bool:
-        """Return whether a request outside of dialogs gets no answer because of its source.
+        """Return whether a request outside of dialogs gets no answer because its source is banned.
 
-        A trunk that is known without credentials is never banned. Who has credentials may show them
-        unless wrong ones brought the ban: anybody can write another's address into UDP packets.
+        A trunk without credentials is never banned. A source with credentials may still show them,
+        unless wrong credentials caused the ban: others can write its address into UDP packets.
         """
         if found is not None and found.trunk.inbound_auth is None:
             return False

@@ -36,7 +36,7 @@ all are taken hears the file from wherever it is just then."""
 
 
 class Sounds:
-    """Made and used on the SIP thread."""
+    """Players of sounds in the conference bridge. Made and used on the SIP thread."""
 
     def __init__(self) -> None:
         self._players: dict[str, Any] = {}
@@ -44,7 +44,8 @@ class Sounds:
         self._own = 0
 
     def get(self, name: str) -> Any:
-        """The player of a built-in sound or a WAV file; None, with a warning, if there is none."""
+        """Return the shared player of a built-in sound or WAV file; None, with a warning,
+        without one."""
         if name not in self._players:
             try:
                 self._players[name] = self._make(name)
@@ -55,10 +56,8 @@ class Sounds:
         return self._players[name]
 
     def take(self, name: str) -> Any:
-        """A player at the beginning of its sound, for one call; else the one of all calls.
-
-        A sound that is heard for two seconds must not begin in the pause of a chime.
-        """
+        """Return a player of a sound's beginning for one call, or the shared one when there are
+        too many."""
         if self.get(name) is None:
             return None
         idle = self._idle.setdefault(name, [])
@@ -84,13 +83,14 @@ class Sounds:
         return self._make(name)
 
     def disown(self) -> None:
-        """Leave the players to the end of the process, after the library has been destroyed."""
+        """Leave the players undestroyed until the process ends, after the library was destroyed."""
         own = [player for players in self._idle.values() for player in players]
         for player in (*self._players.values(), *own):
             if player is not None:
                 player.this.disown()
 
     def _make(self, name: str) -> Any:
+        """Make a player of a built-in sound or a WAV file. Raises SoundError, ``pj.Error``."""
         if name not in (*BUILT_IN, MILLIWATT):
             check_wav(Path(name))
             return _play(name)
@@ -107,11 +107,11 @@ def _play(path: str) -> Any:
 
 
 class ConferenceLink:
-    """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
+    """Connections of a call's stream in the conference bridge. Lives on the SIP thread.
 
     Args:
         packet_wait_ms: how long a missing RTP packet of the peer is waited for.
-        may_send: the peer is there: it has acknowledged the call, or is whom we called.
+        may_send: RTP may be sent: the peer has acknowledged the call, or we called it.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class ConferenceLink:
         self._player: Any = None
 
     def wire(self, media: Any) -> None:
-        """The stream is up, perhaps anew: join it with all that it belongs to."""
+        """Connect a stream that came up, or was replaced, with everything that the call is
+        joined to."""
         if self.media is not None and self.media.getPortId() != media.getPortId():
             self._leave()
         if self.media is None:
@@ -152,31 +153,31 @@ class ConferenceLink:
         self.play(self._sound)
 
     def take_port(self, audio: CallAudio) -> None:
-        """Have a port of ours that serves ``audio``, unless there is one."""
+        """Take a port of the bridge for ``audio``, unless the call has one."""
         if self.port is None:
             self.port, self._audio = self._pool.take(audio), audio
             self._tap()
 
     @property
     def uplink(self) -> UplinkCounts | None:
-        """What became of the peer's packets; None where no session hears them."""
+        """Return the counts of the peer's packets; None where no session hears them."""
         return None if self._audio is None else self._audio.uplink.counts
 
     def await_keys(self, waiting: bool) -> None:
-        """Keep what the peer is to hear of the session until SRTP has its keys."""
+        """Hold playout while SRTP has no keys."""
         self._without_keys = waiting
         if self._audio is not None:
             self._audio.playout.await_keys(waiting)
 
     def let_send(self) -> None:
-        """Let RTP go out: the peer is there to hear us."""
+        """Allow RTP to be sent, since the peer is there."""
         self.may_send = True
         self._gate()
 
     def _gate(self) -> None:
-        """Let RTP go out, or hold it: silence that nobody asked for is traffic, too.
+        """Send RTP or hold it back: before the peer asked for audio, even silence is traffic.
 
-        Where it goes to before the ACK, the library's own gate decides.
+        Before the ACK, the library's own gate decides where RTP may go.
         """
         held = not self.may_send and self._playing is None
         if self._stream and held is not self._send_held:
@@ -184,12 +185,13 @@ class ConferenceLink:
             pj.nativeHoldStream(self._stream, held)
 
     def stream_created(self, stream: int) -> None:
-        """A stream stands; it sends from its first frame on unless it is held."""
+        """Attach to a new stream; unless held, it sends from its first frame on."""
         self._stream, self._send_held = stream, False
         self._tap()
         self._gate()
 
     def _tap(self) -> None:
+        """Connect the stream's packets with the uplink, and its state with playout."""
         if self._audio is None:
             return
         self._audio.playout.await_keys(self._without_keys)
@@ -199,29 +201,29 @@ class ConferenceLink:
                 self._audio.line.attach(self._stream)
 
     def stream_destroyed(self, stream: int) -> None:
-        """A stream is gone."""
+        """Detach from a stream that was removed."""
         if stream == self._stream:
             self._stream = 0
             self._leave()
 
     def _leave(self) -> None:
-        """The library has removed the stream; its number is the next call's."""
+        """Forget the stream's connections: its slot of the bridge goes to the next call."""
         if self.media is not None:
             self._connections.forget(self.media)
         self.media = self._playing = None
 
     def at(self, slot: int) -> bool:
-        """Return whether the bridge's port of this number is ours."""
+        """Return whether a slot of the bridge is this call's."""
         ends = (self.media, self.port)
         return any(one is not None and int(one.getPortId()) == slot for one in ends)
 
     def disconnect(self) -> None:
-        """Part the stream from all that it is joined with, where it is a port that stays."""
+        """Remove all connections of a stream that stays in the bridge."""
         if self.media is not None:
             self._connections.part(self.media)
 
     def close(self) -> None:
-        """The call is over; pjsua has removed its stream, and what was joined with it."""
+        """Give back port and player after pjsua has removed the call's stream."""
         self._leave()
         self._sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
@@ -239,7 +241,7 @@ class ConferenceLink:
             self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
-        """Let the peer hear this sound, or itself, beside all else; "" ends it."""
+        """Play a sound to the peer in addition to everything else; "" stops it."""
         if sound != self._sound or self._player is None:
             self._sounds.give_back(self._sound, self._player)
             self._player = self._sounds.take(sound) if sound not in ("", ECHO) else None
@@ -255,11 +257,11 @@ class ConferenceLink:
         self._gate()
 
     def join(self, other: ConferenceLink, listen: bool, level: float | None = None) -> None:
-        """Let both peers hear each other; our own port hears both, or nobody (``listen``).
+        """Let both peers hear each other; with ``listen``, our own port hears both, else nobody.
 
-        The other call gives back a port that it had. With ``level`` (a factor) each peer hears the
-        other so loud, and each port has its own peer alone. A partner from before, whose call may
-        not be over yet, is heard no more.
+        The other call gives its port back. With ``level``, a factor, each peer hears the other at
+        that volume, and each port hears its own peer only. A former partner, whose call may go on,
+        is disconnected.
         """
         if self.partner is not None and self.partner is not other:
             self._part_from(self.partner)
@@ -273,6 +275,7 @@ class ConferenceLink:
             other._connect()
 
     def _part_from(self, partner: ConferenceLink) -> None:
+        """Remove all connections with a former partner."""
         for one in (self.media, self.port):
             for other in (partner.media, partner.port):
                 if one is not None and other is not None:
@@ -280,13 +283,13 @@ class ConferenceLink:
                     self._connections.separate(other, one)
 
     def hear_fully(self) -> None:
-        """Let our peer hear the partner's at full volume."""
+        """Let our peer hear the partner at full volume."""
         if self._level is not None:
             self._level = 1.0
             self._connect()
 
     def take_over(self, other: ConferenceLink) -> None:
-        """Have the other call's port, the audio that it serves, partner and sound from now on."""
+        """Take over port, audio, partner and sound of the other call."""
         partner, other.partner = other.partner, None
         if partner is not None:
             other._part_from(partner)
@@ -303,11 +306,12 @@ class ConferenceLink:
             self.play(other._sound)
 
     def hold(self, held: bool) -> None:
-        """The peer holds us: what it sends then, as music, is not for the session."""
+        """Disconnect the session from a peer that holds us, whose music it should not hear."""
         self._held = held
         self._listen()
 
     def _connect(self) -> None:
+        """Connect stream, partner and port as the state of the call requires."""
         media, partner, port = self._place, self.partner, self.port
         if media is None:
             return
@@ -332,14 +336,14 @@ class ConferenceLink:
 
     @property
     def _place(self) -> Any:
-        """Return the media that can be joined with others now."""
+        """Return the bridge port of the call that can be connected now, or None."""
         return None if self._held else self.media
 
     def _source(self) -> Source:
-        """Where the session's audio is taken from.
+        """Return where the session's audio comes from.
 
-        The bridge decodes a stream only while somebody is connected to it: alone, a call's packets
-        go to the session as they are.
+        The bridge decodes a stream only while something is connected to it; otherwise the call's
+        packets go to the session undecoded.
         """
         if self._held or self._audio is None:
             return Source.NOBODY

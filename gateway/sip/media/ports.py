@@ -53,17 +53,17 @@ class Source(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Playout began (``playing``) or ran empty, at ``at`` (``time.monotonic()`` seconds)."""
+    """A start (``playing``) or end of playout at ``at`` (``time.monotonic()``, s)."""
 
     playing: bool
     at: float
 
 
 class Playout:
-    """Frames of one call, in the order in which the caller is to hear them.
+    """Queue of the frames that one caller will hear, in order.
 
-    A frame is taken by the media clock (and so goes into RTP) or by :meth:`flush`, never by both
-    and never by neither: that is what makes ``audio_end_ms`` exact.
+    Each frame is taken exactly once, by the media clock (which sends it) or by :meth:`flush`. That
+    makes ``audio_end_ms`` exact.
     """
 
     def __init__(self, queues: Any, codec: Codec, max_frames: int) -> None:
@@ -82,7 +82,7 @@ class Playout:
 
     @property
     def codec(self) -> Codec:
-        """Codec of the audio put in, and of what the caller says."""
+        """Codec of the audio in both directions."""
         return self._codec
 
     @codec.setter
@@ -92,7 +92,8 @@ class Playout:
 
     @property
     def expecting(self) -> bool:
-        """More audio of the current part is to come: an empty queue is an underrun, no end."""
+        """Whether more audio of the current part will come, so that an empty queue is an
+        underrun."""
         return self._expecting
 
     @expecting.setter
@@ -103,66 +104,66 @@ class Playout:
 
     @property
     def frames_played(self) -> int:
-        """Frames handed to the media clock, silence not counted."""
+        """Return frames handed to the media clock, without silence."""
         return int(self._queues.counters()[0])
 
     @property
     def underruns(self) -> int:
-        """Times the clock found the queue empty in the middle of a part."""
+        """Return how often the clock found the queue empty in the middle of a part."""
         return int(self._queues.counters()[1])
 
     @property
     def underrun_frames(self) -> int:
-        """20 ms frames of silence played because of that."""
+        """Return the frames (20 ms) of silence played in underruns."""
         return int(self._queues.counters()[2])
 
     @property
     def frames_refused(self) -> int:
-        """Frames that did not fit."""
+        """Return frames that did not fit into the queue."""
         return int(self._queues.counters()[3])
 
     @property
     def queued_ms(self) -> int:
-        """Audio waiting, ms."""
+        """Return the audio in the queue, in ms."""
         return len(self) * FRAME_MS
 
     def __len__(self) -> int:
         return int(self._queues.queued())
 
     def flush(self) -> int:
-        """Take out what the clock has not taken; returns its frames."""
+        """Remove and return the frames that the clock has not taken."""
         self._expecting = False
         return int(self._queues.flush())
 
     def pause(self, paused: bool) -> None:
-        """Hold the queue as it is and play silence, or go on."""
+        """Pause playout (silence is sent, the queue is kept), or resume it."""
         self._queues.pause(paused)
 
     def await_keys(self, waiting: bool) -> None:
-        """As :meth:`pause`, while SRTP has no keys: nobody could hear it."""
+        """Pause playout as :meth:`pause` does, while SRTP has no keys."""
         with self._silenced:
             self._awaits_keys = waiting
             self._queues.awaitKeys(waiting or self._awaits_sound)
 
     def await_sound(self, waiting: bool) -> None:
-        """As :meth:`pause`, while a sound plays that is to end before what is put in begins."""
+        """Pause playout as :meth:`pause` does, until a sound that plays has ended."""
         with self._silenced:
             self._awaits_sound = waiting
             self._queues.awaitKeys(waiting or self._awaits_keys)
 
     def transition(self) -> Transition | None:
-        """The oldest start or stop that the event loop has not seen yet."""
+        """Return the oldest start or end of playout that was not returned yet; None for none."""
         found = self._queues.transition()
         return None if found is None else Transition(*found)
 
     def pull(self) -> bytes | None:
-        """Take a frame as the media clock does, as linear samples; None for silence. For tests."""
+        """Take a frame as the media clock does: linear samples, None for silence. For tests."""
         frame: bytes | None = self._queues.pull()
         return frame
 
 
 class Uplink:
-    """The audio of one caller, in order, bounded, with counts of what was lost."""
+    """Queue of one caller's audio, in order and bounded, with counts of losses."""
 
     def __init__(self, queues: Any) -> None:
         self._queues = queues
@@ -176,13 +177,13 @@ class Uplink:
 
     @property
     def counts(self) -> UplinkCounts:
-        """What has become of the packets so far. Any thread."""
+        """Return the counts of packets so far. Any thread."""
         counted: tuple[int, ...] = self._queues.uplinkCounters()
         in_ms = (-(-samples * 1000 // SAMPLE_RATE) for samples in counted[8:])
         return UplinkCounts(*counted[:8], *in_ms)
 
     def tap(self, stream: int, wait_ms: int) -> None:
-        """Have the packets of this stream, by its address. SIP thread, while it is there.
+        """Take the packets of a stream, given by its address. On the SIP thread, while it exists.
 
         Args:
             wait_ms: how long a missing packet is waited for.
@@ -190,31 +191,32 @@ class Uplink:
         self._queues.tap(stream, wait_ms)
 
     def receive(self, number: int, audio: bytes) -> None:
-        """Take the caller's frame of this number, which came otherwise than by RTP."""
+        """Take the caller's frame of this sequence number, which came without RTP."""
         now = time.monotonic_ns() // 1000
         samples = number * len(audio) & 0xFFFFFFFF
         self._queues.receive(now, 0, number & 0xFFFF, samples, audio, _NATIVE_CODECS[Codec.PCMU])
 
     def heard_by_caller_of(self, call: CallAudio) -> None:
-        """What comes here from the bridge is what the caller of ``call`` hears. SIP thread."""
+        """Record what comes here from the bridge as heard by the caller of ``call``. On the SIP
+        thread."""
         self._queues.bringTo(call.queues)
 
     def listen(self, source: Source) -> None:
-        """Take the audio from there. SIP thread."""
+        """Take the audio from this source from now on. On the SIP thread."""
         self._queues.listen(int(source))
 
     def drain(self) -> bytes:
-        """All that waits, as G.711 bytes; empty when nothing does."""
+        """Remove and return all audio, as G.711; empty when there is none."""
         return self.take()[0]
 
     def push(self, pcm: bytes) -> None:
-        """Let the media clock beat, with a frame of the bridge. For tests."""
+        """Take a frame of the bridge as the media clock does. For tests."""
         self._queues.push(pcm)
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderCounts:
-    """What became of the frames (20 ms) of a recording."""
+    """Counts of the frames (20 ms) of a recording."""
 
     frames: int
     """All that the recording is long."""
@@ -227,12 +229,12 @@ class RecorderCounts:
 
 
 class Recorder:
-    """Both sides of one call as the caller heard them, frame by frame on the clock of playout.
+    """Records both sides of a call as the caller hears them: a frame each per 20 ms of playout.
 
-    Left what the caller sent, right what was sent to them, whoever it came from.
+    Left is what the caller sends, right what is sent to the caller, from whatever source.
 
     Args:
-        which: what for: a recording, or people who listen in.
+        which: purpose: a recording, or people who listen in.
     """
 
     def __init__(self, queues: Any, which: int = pj.NativeCallAudio.RECORDING) -> None:
@@ -240,20 +242,22 @@ class Recorder:
         self._which = which
 
     def start(self, max_frames: int) -> None:
-        """Record from now on; at most so many frames wait until they are taken."""
+        """Start to record; at most so many frames wait to be taken."""
         self._queues.startRecording(self._which, max_frames)
 
     def end(self) -> None:
-        """Record no more; what is left can still be taken."""
+        """Stop recording; the frames that are left can still be taken."""
         self._queues.endRecording(self._which)
 
     def silence(self, silent: bool) -> None:
-        """Record silence, or sound again."""
+        """Record silence instead of sound, or sound again."""
         self._queues.silenceRecording(self._which, silent)
 
     def take(self) -> bytes:
-        """Return what was recorded since the last time: G.711, left and right by turns. Any
-        thread."""
+        """Return what was recorded since the last call: G.711, left and right interleaved.
+
+        Any thread may call it.
+        """
         taken: bytes = self._queues.takeRecording(self._which)
         return taken
 
@@ -302,36 +306,39 @@ class CallAudio:
         """For those who listen in."""
 
     def spoil(self, loss_percent: int, jitter_ms: int) -> None:
-        """Lose packets in both directions, and send them late, from now on: for tests of others.
+        """Lose RTP packets in both directions and delay those sent, to simulate a bad network.
 
-        Has an effect on a call that it was called for before the call was placed.
+        To be called before the call is placed, and again to change the values.
 
         Args:
             loss_percent: 0, or 2 and more.
-            jitter_ms: how late at most, each packet at random.
+            jitter_ms: largest delay; each packet has a random one.
         """
         if self.line is None:
             self.line = pj.NativeLine()
         self.line.set(loss_percent, jitter_ms)
 
     def log_packets(self, max_bytes: int, payload: bool) -> None:
-        """Keep the header of each RTP packet that comes or is sent, until it is taken.
+        """Log the header of each RTP packet sent or received, until it is taken.
 
         Args:
-            max_bytes: that are kept at most.
-            payload: keep what is in the packets, too.
+            max_bytes: size of the log at most.
+            payload: keep the payload of the packets, too.
         """
         self.queues.logPackets(max_bytes, payload)
 
     def take_packets(self) -> tuple[bytes, int]:
-        """Return packets since the last time, as ``call_audio.hpp`` has them, and how many found no
-        room."""
+        """Return the logged packets since the last call, and how many did not fit.
+
+        Their format is in ``call_audio.hpp``.
+        """
         found: tuple[bytes, int] = self.queues.takePackets()
         return found
 
     @property
     def levels(self) -> tuple[int, int]:
-        """Peaks (of 32,767) of what the caller sends and of what is sent to them, just now."""
+        """Return the current peaks (of 32,767) of what the caller sends and of what is sent to
+        the caller."""
         found: tuple[int, int] = self.queues.levels()
         return found
 
@@ -365,12 +372,12 @@ _OPERATIONS = {
 
 
 class Connections:
-    """Who hears whom in the bridge: all that was asked for and not taken back. On the SIP thread.
+    """Connections of the conference bridge: those requested and not removed. On the SIP thread.
 
-    The bridge names ports by numbers, which it gives to the next call as soon as a stream is gone,
-    and does what it is asked later, in the order of asking. So nothing may be asked for by the
-    number of a stream that is gone: :meth:`forget` is called as it goes. A connection is made once
-    and taken away once, so that an operation that fails is a fault.
+    The bridge identifies ports by slot numbers, which it reuses as soon as a stream is gone, and
+    executes requests later, in their order. So no request may use the slot of a stream that is
+    gone: :meth:`forget` is called when it goes. Each connection is made and removed once, so a
+    failed operation is an error.
     """
 
     def __init__(self) -> None:
@@ -382,7 +389,7 @@ class Connections:
         return len({way for ways in self._ways.values() for way in ways})
 
     def connect(self, source: Any, sink: Any, level: float | None = None) -> None:
-        """Let ``sink`` hear ``source`` at that level, a factor; None: as it is.
+        """Let ``sink`` hear ``source``, at this level (a factor) or, with None, unchanged.
 
         Raises ``pj.Error`` where one of them is gone.
         """
@@ -402,22 +409,23 @@ class Connections:
             self._ways.setdefault(slot, {})[way] = (source, sink, level)
 
     def separate(self, source: Any, sink: Any) -> None:
-        """Let ``sink`` hear ``source`` no more."""
+        """Stop ``sink`` from hearing ``source``."""
         way = (int(source.getPortId()), int(sink.getPortId()))
         if way in self._ways.get(way[0], {}):
             self._separate(way)
 
     def part(self, media: Any) -> None:
-        """Let nobody hear ``media``, a port that stays, and it hear nobody."""
+        """Remove all connections of ``media``, a port that stays."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
             self._separate(way)
 
     def forget(self, media: Any) -> None:
-        """Drop what is known of a stream that the library has removed with its connections."""
+        """Forget the connections of a stream that the library has removed."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
             self._drop(way)
 
     def _separate(self, way: tuple[int, int]) -> None:
+        """Remove one connection; log a failure."""
         source, sink, _level = self._drop(way)
         try:
             source.stopTransmit(sink)
@@ -437,12 +445,12 @@ class Connections:
 
     @property
     def asked(self) -> int:
-        """Disconnections asked for so far."""
+        """Return how many disconnections were requested so far."""
         return self._asked
 
     @property
     def done(self) -> int:
-        """Disconnections that the bridge has carried out. Any thread."""
+        """Return how many disconnections the bridge has carried out. Any thread."""
         return int(pj.nativeDisconnections())
 
     @staticmethod
@@ -465,11 +473,11 @@ class PortPool:
 
     @property
     def size(self) -> int:
-        """Ports made so far: the peak of concurrent calls with media."""
+        """Return how many ports were made: the peak of concurrent calls with media."""
         return len(self._all)
 
     def take(self, audio: CallAudio) -> Port:
-        """A port that serves ``audio``. Raises ``pj.Error`` when the bridge has no place."""
+        """Return a port that serves ``audio``. Raises ``pj.Error`` when the bridge is full."""
         free = bool(self._idle) and self._idle[0][0] <= self.connections.done
         port = self._idle.popleft()[1] if free else self._make()
         port.attach(audio.queues)
@@ -481,15 +489,15 @@ class PortPool:
         return len(self._all) - len(self._idle)
 
     def give_back(self, port: Port) -> None:
-        """End the port's service; the next call may take it once nobody hears it any more."""
+        """Free a port; the next call may take it after its disconnections were carried out."""
         port.detach()
         self.connections.part(port)
         self._idle.append((self.connections.asked, port))
 
     def abandon(self) -> None:
-        """Leave the ports to the end of the process: their destructors must not run any more.
+        """Leave the ports undestroyed until the process ends: their destructors would crash.
 
-        Called after the library has been destroyed, when a destructor would call into nothing.
+        To be called after the library has been destroyed.
         """
         for port in self._all:
             port.this.disown()
@@ -502,38 +510,38 @@ class PortPool:
 
 
 def ready_fd() -> int:
-    """Readable when calls have something for the event loop."""
+    """Return the file descriptor that is readable when calls have audio for the event loop."""
     return int(pj.nativeReadyFd())
 
 
 def note_ready() -> None:
-    """Make the descriptor unreadable until :func:`take_ready` was called and a call has more."""
+    """Make the descriptor unreadable until :func:`take_ready` was called and new audio has come."""
     pj.nativeReadyNoted()
 
 
 def take_ready() -> list[int]:
-    """The ids of the calls that have something; each is named once until it is drained."""
+    """Return the ids of calls that have audio; each is returned once until it is drained."""
     ready: list[int] = pj.nativeTakeReady()
     return ready
 
 
 def waited() -> float:
-    """How long (s) the first of :func:`take_ready` had waited for it."""
+    """Return how long (s) the first call of the last :func:`take_ready` had waited."""
     return float(pj.nativeWaited())
 
 
 def bridge_failures() -> int:
-    """How many operations of the bridge have failed since the start. Any thread."""
+    """Return how many operations of the bridge have failed since the start. Any thread."""
     return int(pj.nativeBridgeFailures())
 
 
 def late_beats() -> Distribution:
-    """By how much (s) the media clock came late, since the start. Any thread."""
+    """Return the distribution of the media clock's lateness (s) since the start. Any thread."""
     found = Distribution(LAG)
     found.counts, found.total = pj.nativeLateBeats()
     return found
 
 
 def beats() -> int:
-    """How often the media clock has ticked while ports were in use. Any thread."""
+    """Return how often the media clock has ticked while ports were in use. Any thread."""
     return int(pj.nativeBeats())

@@ -109,7 +109,7 @@ def _stream(stat: Any) -> Stream:
 
 
 class Meter:
-    """Makes of a call's counters what has happened since they were last read."""
+    """Computes RTP quality between two readings of a call's counters."""
 
     def __init__(self) -> None:
         self._before = Counters()
@@ -121,11 +121,11 @@ class Meter:
         self._tx: Heard | None = None
 
     def read(self, now: Counters, uplink: UplinkCounts | None = None) -> RtpQuality:
-        """The quality since the last reading, and the totals of the call.
+        """Return the quality since the last reading, and the totals of the call.
 
         Args:
-            now: of the stream that there is now.
-            uplink: what became of the call's packets, where they do not pass the jitter buffer.
+            now: counters of the current stream.
+            uplink: counts of the call's packets, where they do not pass the jitter buffer.
         """
         late = 0 if uplink is None else uplink.late
         before = self._before
@@ -165,9 +165,9 @@ class Meter:
 
 
 def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Heard | None:
-    """Quality of an interval, None when nothing was to be heard in it.
+    """Return the quality of an interval, None when no packets were due in it.
 
-    A late packet that filled a gap takes back an earlier loss, so ``lost`` may be negative.
+    ``lost`` may be negative: a late packet takes an earlier loss back.
     """
     lost = max(0, lost)
     if came + lost <= 0:
@@ -177,6 +177,8 @@ def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Heard | N
 
 
 def _together(first: Counters, second: Counters) -> Counters:
+    """Add the counters of a call's earlier streams to those of the current one."""
+
     def both(one: Stream, other: Stream) -> Stream:
         return Stream(
             one.packets + other.packets,
@@ -199,7 +201,7 @@ def _together(first: Counters, second: Counters) -> Counters:
 
 @dataclass(slots=True)
 class Spread:
-    """Least, mean and most of what was measured."""
+    """Minimum, mean and maximum of measured values."""
 
     count: int = 0
     total: float = 0.0
@@ -207,7 +209,7 @@ class Spread:
     most: float = 0.0
 
     def add(self, value: float) -> None:
-        """Take one more in."""
+        """Add a value."""
         self.least = min(self.least, value) if self.count else value
         self.most = max(self.most, value) if self.count else value
         self.count += 1
@@ -309,7 +311,7 @@ class _Held:
 
 
 class RtpPortQuarantine:
-    """Lives on the SIP thread.
+    """Keeps RTP ports of ended calls bound while their peers still send. Lives on the SIP thread.
 
     Args:
         pairs: how many pairs the range has.
@@ -328,7 +330,8 @@ class RtpPortQuarantine:
         return len(self._held)
 
     def hold(self, host: str, port: int, calls: int, now: float) -> None:
-        """A call has let go of ``port`` and the one above; ``calls`` are still up."""
+        """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up.
+        ``now`` in s."""
         if not self._take(host, port, now):
             self._leaving[host, port] = now + LEAVE_SECONDS
         self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
@@ -340,16 +343,17 @@ class RtpPortQuarantine:
         self.hold(host.strip("[]"), int(port), calls, now)
 
     def retry(self, now: float) -> None:
-        """Take what the library has let go of meanwhile. To be called in every turn."""
+        """Bind ports that the library has freed meanwhile. To be called in every turn."""
         for key, until in list(self._leaving.items()):
             if self._take(*key, now) or now > until:
                 del self._leaving[key]
         self._make_room()
 
     def make_way(self, calls: int) -> bool:
-        """A call comes while ``calls`` are there: gives a held pair back where no other is free.
+        """Free a held pair if a new call, beside ``calls``, would find no other; return whether one
+        is free.
 
-        False: there is none to be had. The library would look for one through the whole range.
+        Otherwise the library would search the whole range.
         """
         taken = calls + len(self._leaving)
         while self._held and taken + len(self._held) >= self._pairs:
@@ -361,6 +365,7 @@ class RtpPortQuarantine:
             self._give_up()
 
     def _take(self, host: str, port: int, now: float) -> bool:
+        """Bind a pair of ports; return False while the library still has them."""
         sockets: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -377,7 +382,7 @@ class RtpPortQuarantine:
         return True
 
     def tick(self, now: float) -> None:
-        """Give back what has been quiet for long enough. To be called about once a second."""
+        """Free ports that were silent for long enough. To be called about once a second."""
         for key, held in list(self._held.items()):
             drained = [_drain(end) for end in held.sockets]
             if any(drained):
@@ -392,6 +397,7 @@ class RtpPortQuarantine:
             self._close(key)
 
     def _give_up(self) -> None:
+        """Free the pair that has been held for longest."""
         key = next(iter(self._held))
         self.given_up += 1
         if self._held[key].noisy:
@@ -408,7 +414,7 @@ class RtpPortQuarantine:
 
 
 def _drain(end: socket.socket) -> bool:
-    """Whether something had come."""
+    """Read and drop what a socket has received; return whether there was anything."""
     came = False
     with contextlib.suppress(OSError):
         for _ in range(_DATAGRAMS_AT_A_TIME):

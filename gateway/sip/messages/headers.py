@@ -34,7 +34,8 @@ class NameAddr:
 
 
 def name_addr_of(text: str) -> NameAddr:
-    """One address, with or without angle brackets; all empty where it is none, or too long."""
+    """Parse one address, with or without angle brackets; all fields are empty if it is
+    malformed."""
     text = text.strip()
     if len(text) > MAX_FIELD:
         return NameAddr()
@@ -56,7 +57,7 @@ def name_addr_of(text: str) -> NameAddr:
 
 
 def split_list(text: str, separator: str = ",") -> Iterator[str]:
-    """The parts between separators that stand neither in quotes nor in angle brackets."""
+    """Yield the parts between separators that are neither in quotes nor in angle brackets."""
     inside, quoted, start, skip = False, False, 0, False
     for at, char in enumerate(text):
         if skip:
@@ -77,7 +78,7 @@ def split_list(text: str, separator: str = ",") -> Iterator[str]:
 
 
 def parameter_of(parameters: str, name: str) -> str | None:
-    """The value of a parameter, without quotes; empty where it has none, None without it."""
+    """Return the value of a parameter, without quotes; "" if it has none, None if it is absent."""
     for part in split_list(parameters, ";"):
         key, _, value = part.partition("=")
         if key.strip().lower() == name:
@@ -88,7 +89,7 @@ def parameter_of(parameters: str, name: str) -> str | None:
 
 
 def _end_of_quotes(text: str) -> int:
-    """Where the quotes that ``text`` begins with are closed; -1 when nowhere."""
+    """Return where the quoted string that ``text`` begins with ends; -1 if it does not."""
     skip = False
     for at in range(1, len(text)):
         if skip:
@@ -101,6 +102,7 @@ def _end_of_quotes(text: str) -> int:
 
 
 def _unescaped(text: str) -> str:
+    """Return a quoted string's text with backslash escapes resolved (RFC 3261 section 25.1)."""
     if "\\" not in text:
         return text
     kept: list[str] = []
@@ -138,14 +140,14 @@ _EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
 
 
 def text_of(value: object) -> str:
-    """A text of pjsua2's, decoded once and for all: what was no UTF-8 in it is U+FFFD."""
+    """Return a string of pjsua2's; bytes that are no UTF-8 become U+FFFD."""
     return unicode_of(str(value))
 
 
 def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
-    """Header fields of a SIP message by lower-case full name, repeats kept in order.
+    """Return the header fields of a SIP message by lower-case full name, repeats in order.
 
-    What is no field is left out, whatever comes behind it is not.
+    Lines that are no fields are skipped.
     """
     head = _FOLD.sub(" ", _EMPTY_LINE.split(message, 1)[0])
     fields: dict[str, list[str]] = {}
@@ -158,7 +160,8 @@ def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def session_interval(message: bytes) -> float:
-    """The Session-Expires (s) of a caller who knows of Min-SE (RFC 4028 section 9); none is inf."""
+    """Return the Session-Expires (s) of a caller that supports Min-SE (RFC 4028 section 9), else
+    inf."""
     headers = headers_of(message.decode("utf-8", "replace"))
     supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
     interval = re.match(r"\d{1,9}", first_of(headers, "session-expires"))
@@ -166,37 +169,37 @@ def session_interval(message: bytes) -> float:
 
 
 def first_of(headers: Mapping[str, tuple[str, ...]], name: str) -> str:
-    """The first value of a header field, or ""."""
+    """Return the first value of a header field, or ""."""
     return next(iter(headers.get(name, ())), "")
 
 
 def body_of(message: str) -> str:
-    """What follows the header, empty when nothing does."""
+    """Return the body of a message, or ""."""
     parts = _EMPTY_LINE.split(message, 1)
     return parts[1] if len(parts) > 1 else ""
 
 
 def start_line_of(message: str) -> str:
-    """The request line or status line."""
+    """Return the request line or status line."""
     return _LINE_END.split(message, maxsplit=1)[0]
 
 
 def request_uri_of(message: str) -> str:
-    """The Request-URI of a request, empty when the start line is not one."""
+    """Return the Request-URI of a request; "" for another start line."""
     parts = start_line_of(message).split(" ")
     return parts[1] if len(parts) == 3 and parts[2].startswith("SIP/") else ""
 
 
 def uri_of(field: str) -> str:
-    """The URI inside a From, To or Contact field, with or without angle brackets."""
+    """Return the URI of a From, To or Contact field, with or without angle brackets."""
     return name_addr_of(field).uri
 
 
 def user_of(uri: str) -> str:
-    """The user of a sip URI, or the number of a tel URI; empty when there is none.
+    """Return the user of a sip URI, or the number of a tel URI; "" when there is none.
 
-    Without a password, without a telephone number's parameters (``;phone-context=``), and with
-    escapes undone, as ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
+    Without password and without parameters of a telephone number (``;phone-context=``); escapes are
+    resolved, since ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
     """
     scheme, _, rest = uri[:MAX_FIELD].partition(":")
     if scheme.lower() not in ("sip", "sips", "tel"):
@@ -211,12 +214,12 @@ def user_of(uri: str) -> str:
 
 
 def display_name_of(field: str) -> str:
-    """The display name before the angle bracket, without quotes; empty when there is none."""
+    """Return the display name before the angle bracket, without quotes; "" when there is none."""
     return name_addr_of(field).name
 
 
 def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
-    """The Reason header of a BYE or CANCEL (RFC 3326), empty without one."""
+    """Return the Reason header of a BYE or CANCEL (RFC 3326), or ""."""
     return ", ".join(headers.get("reason", ()))
 
 
@@ -249,7 +252,7 @@ class ReferTo:
 
 
 def refer_to_of(field: str) -> ReferTo:
-    """Read a Refer-To field: a URI in angle brackets, with a name before it or not, or bare."""
+    """Parse a Refer-To field: a bare URI, or one in angle brackets with or without a name."""
     text = field.strip()
     if len(text) > MAX_BYTES:
         return ReferTo("", "too long")
@@ -274,7 +277,7 @@ def refer_to_of(field: str) -> ReferTo:
 
 
 def sip_target(uri: str, trunk: Trunk, source: str) -> str:
-    """A tel URI as a sip URI of a trunk (RFC 3261 section 19.1.6); all else as it is.
+    """Return a tel URI as a sip URI of a trunk (RFC 3261 section 19.1.6); others unchanged.
 
     PBXs refuse a REFER to a tel URI, Asterisk with 400.
 
@@ -293,7 +296,7 @@ def sip_target(uri: str, trunk: Trunk, source: str) -> str:
 
 
 def _header_flaw(headers: str) -> str:
-    """What is wrong with the header fields of a URI: only what replaces a call may be there."""
+    """Return what is wrong with the header fields of a URI, or "": only Replaces is allowed."""
     if not headers:
         return ""
     for header in headers.split("&"):

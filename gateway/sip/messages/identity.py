@@ -42,7 +42,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """One entry: ``number`` is the user of its URI, or the number of a tel URI."""
+    """One name-addr: ``number`` is the user of its URI, or the number of a tel URI."""
 
     number: str
     name: str
@@ -52,7 +52,7 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Diverted:
-    """``numbers`` that the call was diverted from, the last one first."""
+    """Who diverted the call: ``numbers``, the last diversion first."""
 
     numbers: tuple[str, ...] = ()
     reason: str = ""
@@ -60,9 +60,9 @@ class Diverted:
 
 
 def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
-    """The entries of header fields that hold name-addr lists, in their order.
+    """Return the entries of header fields with name-addr lists, in order; at most ``MAX_PARTIES``.
 
-    A field that is too long is left out whole.
+    A field of more than ``MAX_FIELD`` characters is skipped.
     """
     found: list[Party] = []
     for field in fields:
@@ -76,12 +76,12 @@ def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
 
 
 def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[Party, ...]:
-    """P-Asserted-Identity, at most a sip and a tel URI."""
+    """Return the entries of P-Asserted-Identity (RFC 3325 section 9.1) that have a number."""
     return tuple(party for party in _of(headers, "p-asserted-identity") if party.number)
 
 
 def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
-    """Who diverted the call: by Diversion, or else by History-Info."""
+    """Return who diverted the call, by Diversion (RFC 5806) or else by History-Info (RFC 7044)."""
     entries = [party for party in _of(headers, "diversion") if party.number]
     if entries:
         reason = parameter_of(entries[0].parameters, "reason") or ""
@@ -100,7 +100,7 @@ def _of(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[Party, ...]:
 
 
 def _cause_of(uri: str) -> str:
-    """The ``cause`` parameter of a URI (RFC 4458), among its headers too."""
+    """Return the ``cause`` parameter of a URI (RFC 4458), "" without one."""
     for part in uri.replace("?", ";").replace("&", ";").split(";"):
         name, _, value = part.partition("=")
         if name.lower() == "cause":
@@ -109,7 +109,7 @@ def _cause_of(uri: str) -> str:
 
 
 def invite_of(message: str, source: str) -> Invite:
-    """The facts of an INVITE."""
+    """Parse an INVITE that came from ``source`` (``host:port``)."""
     headers = headers_of(message)
     to_field = first_of(headers, "to")
     from_field = first_of(headers, "from")

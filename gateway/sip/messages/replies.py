@@ -18,7 +18,7 @@ _KNOWN = _HANDLED_BELOW | _INSIDE_ONLY | _NOT_HERE | {"OPTIONS"}
 
 
 def name_of(method: str) -> str:
-    """The method, or "unknown": what strangers make up is no rule's name."""
+    """Return the method if it is a known one, else "unknown", for use in the names of rules."""
     return method if method in _KNOWN else "unknown"
 
 
@@ -51,7 +51,8 @@ EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer"})
 
 
 def reply_outside(method: str) -> Reply | None:
-    """For a new request outside of any dialog; None where pjsua has to see it."""
+    """Return the reply to a request outside of dialogs by its method; None where pjsua handles
+    it."""
     if method in _INSIDE_ONLY:
         return _NO_DIALOG
     if method in _NOT_HERE:
@@ -60,9 +61,10 @@ def reply_outside(method: str) -> Reply | None:
 
 
 def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
-    """Refuse a request whose Require fields name an extension that is unknown (RFC 3261 8.2.2.3).
+    """Return 420 for a request that requires an unknown extension (RFC 3261 section 8.2.2.3), or
+    None.
 
-    ACK and CANCEL are taken all the same. To a new INVITE the library says it.
+    ACK and CANCEL are exempt; for a new INVITE the library replies.
     """
     tags = [tag.strip() for field in required for tag in field[:MAX_FIELD].split(",")]
     unknown = [tag for tag in tags if tag and tag.lower() not in EXTENSIONS]
@@ -72,10 +74,10 @@ def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
 
 
 def reply_inside(method: str, headers: Mapping[str, tuple[str, ...]], body: str) -> Reply | None:
-    """For a request inside a dialog of ours; None where the library answers it.
+    """Return the reply to a request inside a dialog; None where the library replies.
 
-    A NOTIFY of a transfer goes to the library, which knows whether there was one (RFC 6665
-    section 4.1.3).
+    The library gets the NOTIFYs of transfers, since it knows the subscriptions (RFC 6665 section
+    4.1.3).
     """
 
     def first(name: str) -> str:
@@ -102,6 +104,7 @@ _NO_DESCRIPTION = Reply(415, ("Accept", "application/sdp"))
 
 
 def _may_be_description(kind: str, headers: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether a body may be SDP, or may be ignored by its Content-Disposition."""
     disposition = ",".join(headers.get("content-disposition", ()))[:MAX_FIELD].lower()
     optional = "handling=optional" in disposition.replace(" ", "")
     return kind in ("", "application/sdp") or kind.startswith("multipart/") or optional
@@ -124,7 +127,7 @@ _ANSWERED_BY_PJSUA = frozenset(
 
 
 def info_digit(content_type: str, body: str) -> str | None:
-    """The key of an INFO request, one of ``0-9 * # A-D``; None when there is none in it."""
+    """Return the DTMF digit of an INFO request, one of ``0-9 * # A-D``; None without one."""
     kind = media_type(content_type)
     if kind not in (RELAY, PLAIN):
         return None
@@ -139,6 +142,7 @@ def info_digit(content_type: str, body: str) -> str | None:
 
 
 def _signal_in(body: str) -> str | None:
+    """Return the value of ``Signal=`` in an ``application/dtmf-relay`` body, or None."""
     for line in body.splitlines():
         name, equals, value = line.partition("=")
         if equals and name.strip().lower() == "signal":
@@ -147,14 +151,14 @@ def _signal_in(body: str) -> str | None:
 
 
 def media_type(content_type: str) -> str:
-    """Type and subtype in lower case, without parameters."""
+    """Return type and subtype in lower case, without parameters."""
     return content_type[:MAX_BODY].partition(";")[0].strip().lower()
 
 
 def info_status(content_type: str, body: str) -> int:
-    """The response to an INFO request that pjsua leaves to us; 0 where it answers by itself.
+    """Return the status for an INFO request that pjsua leaves to us; 0 where it replies by itself.
 
-    Unanswered, its dialog would say 500. An empty one asks whether the call is still there.
+    Without a reply its dialog would answer 500. An empty INFO asks whether the call still exists.
     """
     kind = media_type(content_type)
     if kind in _ANSWERED_BY_PJSUA:
@@ -174,7 +178,7 @@ NAMES = {"from": "From", "to": "To", "call-id": "Call-ID", "cseq": "CSeq"}
 
 
 def method_of(data: bytes) -> str:
-    """The method of a request; empty for a response, and for what is no SIP message."""
+    """Return the method of a request; "" for a response or anything else."""
     words = data[:MAX_FIELD].split(b"\n", 1)[0].strip().split(b" ")
     name = words[0].decode("ascii", "replace")
     known = len(words) >= 3 and words[-1].upper().startswith(b"SIP/") and name.isalpha()
@@ -182,11 +186,11 @@ def method_of(data: bytes) -> str:
 
 
 def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
-    """A response to the request in ``data``; empty where there is nothing to answer.
+    """Return a response to the malformed request in ``data``; empty where none is due.
 
-    It goes to where the request came from; the fields that name its transaction are sent back as
-    they came (RFC 3261 section 8.2.6.2, RFC 3581 section 4), as far as it has them. It is never
-    longer than they are, but for a few words: nobody is flooded through us.
+    It is for the address that the request came from, with the fields of its transaction copied (RFC
+    3261 section 8.2.6.2, RFC 3581 section 4). It is hardly longer than the request, so that nobody
+    can be flooded through us.
     """
     method = method_of(data)
     if not method or method == "ACK":
@@ -215,6 +219,7 @@ def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
 
 
 def _received(via: str, source: str, port: int) -> str:
+    """Return a Via with ``received`` and ``rport`` filled in (RFC 3581 section 4)."""
     parts = via.split(";")
     told = [f"rport={port}" if part.strip().lower() == "rport" else part for part in parts]
     return ";".join([*told, f"received={source}"])

@@ -64,12 +64,13 @@ class Objection(Enum):
 
     @property
     def why(self) -> EndReason:
-        """The reason in the record; its row says SIP code and Reason."""
+        """The end reason in the record; its row in ``gateway/ending.py`` has SIP code and
+        Reason."""
         return self.value[0]
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The reason in words, for the log."""
         return self.value[1]
 
 
@@ -89,7 +90,7 @@ _STATIC = {"0": Codec.PCMU, "8": Codec.PCMA, "9": Codec.G722}
 
 @dataclass(slots=True)
 class Media:
-    """One ``m=`` line and what belongs to it; ``lines`` are the other lines, mended."""
+    """One ``m=`` line with its attributes; ``lines`` are the lines below it, repaired."""
 
     kind: str
     port: int
@@ -110,12 +111,12 @@ class Media:
         self.port, self.misread, self.written = 0, True, ""
 
     def attributes(self, name: str) -> list[str]:
-        """The values of an attribute, in order."""
+        """Return the values of an attribute, in order."""
         return values_of(self.lines, name)
 
     @property
     def names(self) -> dict[str, str]:
-        """``encoding/clock`` in upper case by payload number, by rtpmap."""
+        """Return ``encoding/clock`` in upper case by payload number, from rtpmap."""
         found: dict[str, str] = {}
         for value in self.attributes("rtpmap"):
             number, _, encoding = value.partition(" ")
@@ -124,13 +125,13 @@ class Media:
 
     @property
     def codecs(self) -> tuple[Codec, ...]:
-        """The codecs that it offers, of those that calls can speak, in its order."""
+        """Return the codecs that it offers and calls can use, in its order."""
         names = self.names
         found = dict.fromkeys(_codec_of(number, names, self.known) for number in self.formats)
         return tuple(codec for codec in found if codec is not None)
 
     def line(self, port: int) -> str:
-        """The ``m=`` line, with this port."""
+        """Return the ``m=`` line with this port."""
         if port == self.port and self.written:
             return self.written
         return f"m={self.kind} {port} {self.profile} {' '.join(self.formats)}"
@@ -138,7 +139,7 @@ class Media:
 
 @dataclass(slots=True)
 class Description:
-    """What could be understood of a description."""
+    """A session description as far as it could be parsed."""
 
     head: list[str]
     """Lines of the session, mended: v, o, s and t are there, once each and first."""
@@ -148,7 +149,7 @@ class Description:
 
     @property
     def lacks_keys(self) -> bool:
-        """Whether a line of audio is SRTP by its profile, without a key or fingerprint."""
+        """Return whether an audio line has an SRTP profile and neither key nor fingerprint."""
         if values_of(self.head, "fingerprint"):
             return False
         return any(
@@ -162,12 +163,13 @@ class Description:
     def choose(
         self, security: Security, codecs: tuple[Codec, ...] = G711, six: bool | None = None
     ) -> Media | Objection:
-        """The audio line to answer, the first one that can be taken; else why there is none.
+        """Return the first audio line that can be answered, or the :class:`Objection` to the
+        nearest one.
 
         Args:
-            security: what the account asks of media.
-            codecs: those that its calls may speak.
-            six: whether our RTP is IPv6; None takes either.
+            security: SRTP policy of the account.
+            codecs: those that its calls may use.
+            six: whether our RTP is IPv6; None accepts either.
         """
         if self.flaw is not None:
             return self.flaw
@@ -185,6 +187,8 @@ class Description:
     def _objection(
         self, media: Media, security: Security, codecs: tuple[Codec, ...], six: bool | None
     ) -> tuple[int, Objection] | None:
+        """Return why an audio line cannot be answered, and how many checks it passed; None if it
+        can."""
         if not any(codec in codecs for codec in media.codecs):
             return 1, Objection.CODEC
         address = media.address or address_in(self.head)
@@ -195,6 +199,7 @@ class Description:
         return None if why is None else (3, why)
 
     def _keying_objection(self, media: Media, security: Security) -> Objection | None:
+        """Return why RTP profile or SRTP keys of a line cannot be accepted; None if they can."""
         base = _BASES.get(media.profile)
         if base is None:
             return Objection.PROFILE
@@ -214,7 +219,7 @@ class Description:
 
 
 class _Reader:
-    """Reads the lines of a description, one by one."""
+    """Parses the lines of a description one by one."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
@@ -227,11 +232,11 @@ class _Reader:
 
     @property
     def _lines(self) -> list[str]:
-        """Lines of the part that is read: the last media section, or the head."""
+        """The lines of the last media section, or of the part before the first one."""
         return self.media[-1].lines if self.media else self.head
 
     def take(self, kind: str, value: str) -> None:
-        """Take one line, or leave it out."""
+        """Parse one line; skip it if it cannot be parsed."""
         match kind:
             case "m":
                 self._take_media(value)
@@ -258,6 +263,7 @@ class _Reader:
         self._connection_at = None
 
     def _take_connection(self, value: str) -> None:
+        """Parse a ``c=`` line; of several, the last one holds, as for pjmedia."""
         address = connection_of(value)
         if address is None:
             self._give_up()
@@ -279,7 +285,7 @@ class _Reader:
             self._lines.append(f"a={attribute}")
 
     def _give_up(self) -> None:
-        """Give up the media section that is read; without one the description is malformed."""
+        """Disable the current media section; outside of one the description is malformed."""
         if self.media:
             self.media[-1].give_up()
         else:
@@ -328,11 +334,11 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> Description:
 
 
 def mended(description: Description, chosen: Media | None = None, *, sdes: bool = True) -> str:
-    """The description that the library gets.
+    """Return the description that the library gets.
 
     Args:
-        chosen: the line to answer; the other audio lines are disabled. None leaves all as they are.
-        sdes: whether its crypto lines may be taken.
+        chosen: the line to answer; the other audio lines are disabled. None keeps all.
+        sdes: whether its crypto lines may be used.
     """
     lines = list(description.head)
     for media in description.media:
@@ -345,9 +351,10 @@ def mended(description: Description, chosen: Media | None = None, *, sdes: bool 
 
 
 def offered_codecs(message: str) -> tuple[Codec, ...] | None:
-    """The codecs of an INVITE's audio, in the order of the offer; None without an offer.
+    """Return the codecs of an INVITE's first audio line with any, in its order; None without an
+    offer.
 
-    Those of the first audio line that has any: which line is answered depends on its profile too.
+    The line that is answered may be another one, depending on its profile.
     """
     found = description_in(message)
     if found is None:
@@ -359,7 +366,7 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
 
 
 def description_in(message: str) -> Description | None:
-    """The first description in a message's body, of which it may be one part of several."""
+    """Return the first description in a message's body, which may be one part of several."""
     text = message.replace("\r\n", "\n").replace("\r", "\n")
     _header, empty, body = text.partition("\n\n")
     if not empty or ("\nm=" not in body and not body.startswith("m=")):
@@ -372,6 +379,7 @@ def description_in(message: str) -> Description | None:
 
 
 def _media(value: str) -> Media | None:
+    """Parse the value of an ``m=`` line; None if it cannot be parsed. A wrong port becomes 0."""
     words = value.split()
     if len(words) < 3 or not is_token(words[0]):
         return None
@@ -390,7 +398,7 @@ def _media(value: str) -> Media | None:
 
 
 def _mend_media(media: Media) -> None:
-    """Leave out what would have pjmedia refuse the line, or take another meaning from it."""
+    """Remove attributes for which pjmedia would refuse the line, or that it would misinterpret."""
     if media.kind != "audio":
         names = media.names
         known = [n for n in media.formats if n in names or not n.isdigit() or int(n[:9]) < 96]
@@ -425,7 +433,7 @@ def _mend_media(media: Media) -> None:
 
 
 def _codec_of(number: str, names: dict[str, str], known: tuple[Codec, ...]) -> Codec | None:
-    """The codec of a payload number, if calls can speak it."""
+    """Return the codec of a payload number, if calls can use it."""
     fixed, encoding = _STATIC.get(number), names.get(number)
     if encoding is None:
         return fixed if fixed in known else None
@@ -435,7 +443,7 @@ def _codec_of(number: str, names: dict[str, str], known: tuple[Codec, ...]) -> C
 
 
 def _format_of(line: str) -> str | None:
-    """The payload number that a rtpmap or fmtp line is of, for those that have one of their own."""
+    """Return the payload number that an rtpmap or fmtp line is about; None for other lines."""
     for begin in ("a=rtpmap:", "a=fmtp:"):
         if line.startswith(begin):
             return line[len(begin) :].partition(" ")[0]
@@ -443,7 +451,7 @@ def _format_of(line: str) -> str | None:
 
 
 def _one_fingerprint(description: Description) -> None:
-    """One fingerprint for each line, the strongest: pjmedia reads the first one only."""
+    """Keep one fingerprint per line, the strongest: pjmedia reads the first one only."""
     for lines in (description.head, *(media.lines for media in description.media)):
         values = values_of(lines, "fingerprint")
         if len(values) > 1:

@@ -40,25 +40,25 @@ UNUSABLE = "\0"
 
 
 def printable(line: str) -> str:
-    """The line without characters that no line has, and without white space around it."""
+    """Return the line without control characters and surrounding white space."""
     if line.isprintable():
         return line.strip()
     return "".join(c for c in line if c == "\t" or c >= " ").replace("\x7f", "").strip()
 
 
 def is_token(text: str) -> bool:
-    """Whether it is a token of RFC 4566 section 9."""
+    """Return whether a text is a token of RFC 4566 section 9."""
     return bool(text) and all(c in _TOKEN for c in text)
 
 
 def values_of(lines: list[str], name: str) -> list[str]:
-    """The values of an attribute, in order."""
+    """Return the values of an attribute, in order."""
     begin = f"a={name}:"
     return [line[len(begin) :] for line in lines if line.startswith(begin)]
 
 
 def address_in(lines: list[str]) -> str | None:
-    """The address of the first ``c=`` line."""
+    """Return the address of the first ``c=`` line, or None."""
     for line in lines:
         if line.startswith("c="):
             return line.split(" ")[2].partition("/")[0]
@@ -66,13 +66,14 @@ def address_in(lines: list[str]) -> str | None:
 
 
 def ordered_head(head: list[str], time: str) -> list[str]:
-    """RFC 4566 section 5 has ``t=`` behind ``c=`` and ``b=`` and before the attributes."""
+    """Return the head with ``t=`` after ``c=`` and ``b=`` and before attributes (RFC 4566
+    section 5)."""
     before = [line for line in head if line[0] in "iuepcb"]
     return [*before, time, *(line for line in head if line[0] not in "iuepcb")]
 
 
 def origin_of(value: str) -> str:
-    """The value of ``o=`` with its six words, made up where they are missing."""
+    """Return the value of ``o=`` with its six words; missing ones are made up."""
     words = value.split()
     user = words[0] if words else "-"
     numbers = [w[-18:] if w.isascii() and w.isdigit() else "0" for w in words[1:3]]
@@ -84,7 +85,7 @@ def origin_of(value: str) -> str:
 
 
 def time_of(value: str) -> str:
-    """The value of ``t=``; ``0 0`` for one that cannot be read."""
+    """Return the value of ``t=``; ``0 0`` for one that cannot be parsed."""
     words = value.split()
     if len(words) == 2 and all(whole_number(word, 19) is not None for word in words):
         return " ".join(words)
@@ -92,7 +93,7 @@ def time_of(value: str) -> str:
 
 
 def connection_of(value: str) -> str | None:
-    """The address of a ``c=`` line; None where it is no literal: names are not resolved."""
+    """Return the address of a ``c=`` line; None where it is a name: names are not resolved."""
     words = value.split()
     if len(words) < 3 or words[0].upper() != "IN":
         return None
@@ -105,7 +106,7 @@ def connection_of(value: str) -> str | None:
 
 
 def address_and_ttl(value: str) -> str:
-    """Address and TTL of a ``c=`` line; a TTL or count that is none is left out."""
+    """Return address and TTL of a ``c=`` line, without a malformed TTL or count."""
     text, *more = value.split()[2].split("/")
     good = len(more) <= 2 and all(
         (n := whole_number(one, 3)) is not None and n < 256 for one in more
@@ -114,7 +115,8 @@ def address_and_ttl(value: str) -> str:
 
 
 def attribute_of(value: str) -> str | None:
-    """An attribute mended; None: leave it out; :data:`UNUSABLE`: refuse the description."""
+    """Return an attribute repaired; None to leave it out, :data:`UNUSABLE` to refuse the
+    description."""
     name, colon, rest = value.partition(":")
     name, rest = name.strip(), rest.strip()
     if not is_token(name):
@@ -151,6 +153,7 @@ def attribute_of(value: str) -> str | None:
 
 
 def _rtpmap(rest: str) -> str | None:
+    """Return an rtpmap attribute repaired, or None where it cannot be parsed."""
     number, _, encoding = rest.replace("\t", " ").partition(" ")
     parts = [part.strip() for part in encoding.split("/")]
     if len(parts) == 1 and parts[0].upper() in ("PCMU", "PCMA", EVENTS.upper()):
@@ -164,6 +167,7 @@ def _rtpmap(rest: str) -> str | None:
 
 
 def _is_crypto(value: str) -> bool:
+    """Return whether a crypto attribute (RFC 4568) has a known suite and a key of its length."""
     words = value.split()
     if len(words) < 3 or not words[2].lower().startswith("inline:"):
         return False
@@ -177,6 +181,7 @@ def _is_crypto(value: str) -> bool:
 
 
 def _is_fingerprint(value: str) -> bool:
+    """Return whether a fingerprint attribute (RFC 8122) has a known hash and its octets."""
     words = value.split()
     if len(words) != 2 or words[0].lower() not in _HASHES:
         return False
@@ -187,7 +192,7 @@ def _is_fingerprint(value: str) -> bool:
 
 
 def one_rtpmap_each(lines: list[str]) -> list[str]:
-    """One rtpmap for each payload number: of several, the first at 8 kHz, or else the first."""
+    """Keep one rtpmap per payload number: the first at 8 kHz, or else the first."""
     best: dict[str, str] = {}
     for value in values_of(lines, "rtpmap"):
         number, _, encoding = value.partition(" ")
@@ -206,7 +211,7 @@ def one_rtpmap_each(lines: list[str]) -> list[str]:
 
 
 def distinct_crypto(lines: list[str]) -> list[str]:
-    """One crypto line for each tag: a tag that is there twice refuses the line (RFC 4568)."""
+    """Keep one crypto line per tag: a repeated tag makes the line invalid (RFC 4568)."""
     seen: set[int] = set()
     kept: list[str] = []
     for line in lines:
@@ -220,7 +225,7 @@ def distinct_crypto(lines: list[str]) -> list[str]:
 
 
 def one_direction(lines: list[str]) -> list[str]:
-    """The first direction; pjmedia would read the last of some and the first of others."""
+    """Keep the first direction attribute: pjmedia is not consistent about several."""
     first = next((line for line in lines if line[2:] in DIRECTIONS), None)
     kept = [line for line in lines if line[2:] not in DIRECTIONS]
     return lines if first is None or len(kept) == len(lines) - 1 else [*kept, first]

@@ -73,7 +73,7 @@ class InvalidMessage:
 
 
 def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
-    """What is wrong with a message, of which ``headers`` are by lower-case full name."""
+    """Return what is wrong with a message, or None; ``headers`` are by lower-case full name."""
     count = sum(len(values) for values in headers.values())
     if count > MAX_HEADERS:
         return InvalidMessage(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
@@ -111,7 +111,8 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidM
 
 
 def body_flaw_of(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMessage | None:
-    """What is wrong with a body: the library takes a multipart without its parts for no body."""
+    """Return what is wrong with a multipart body, which the library would take for none; or
+    None."""
     for value in headers.get("content-type", ()):
         kind, _, parameters = value[:MAX_FIELD].partition(";")
         if kind.strip().lower().startswith("multipart/"):
@@ -122,7 +123,7 @@ def body_flaw_of(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMe
 
 
 def call_id_allowed(value: str) -> bool:
-    """Whether RFC 3261 section 25.1 has such a Call-ID: ``word [ "@" word ]``."""
+    """Return whether a Call-ID is a valid one: ``word [ "@" word ]`` (RFC 3261 section 25.1)."""
     words = value.split("@")
     return (
         len(value) <= MAX_FIELD
@@ -133,13 +134,14 @@ def call_id_allowed(value: str) -> bool:
 
 
 def _scheme_of(uri: str) -> str:
-    """The scheme in lower case, empty without one."""
+    """Return the scheme of a URI in lower case, or ""."""
     scheme, colon, _ = uri[:MAX_FIELD].lstrip().partition(":")
     good = colon and scheme.isascii() and all(c.isalnum() or c in "+-." for c in scheme)
     return scheme.lower() if good and scheme[:1].isalpha() else ""
 
 
 def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
+    """Return what is wrong with the URI of a header field, or None."""
     if name == "contact" and text.strip() == "*":
         return None
     uri = name_addr_of(text).uri.strip()
@@ -158,7 +160,7 @@ def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
 
 
 def _is_host(text: str) -> bool:
-    """Whether ``text`` begins with a host, and a port where there is one (RFC 3261 25.1)."""
+    """Return whether ``text`` begins with a host and an optional port (RFC 3261 section 25.1)."""
     end = next((at for at, c in enumerate(text) if c in ";?>" or c.isspace()), len(text))
     text = text[:end]
     if text.startswith("["):
@@ -183,6 +185,7 @@ def _is_host(text: str) -> bool:
 
 
 def _line_flaw(start_line: str) -> InvalidMessage | None:
+    """Return what is wrong with a start line, or None."""
     if start_line.startswith("SIP/"):
         return None
     words = start_line.split(" ")
@@ -193,11 +196,11 @@ def _line_flaw(start_line: str) -> InvalidMessage | None:
 
 
 def refused_address(body: str, source: str) -> str:
-    """The first address of ``body`` that RTP must not be sent to; empty when all are good.
+    """Return the first address in ``body`` that RTP must not be sent to; "" when all are allowed.
 
-    A description is anybody's word. Multicast and broadcast would multiply what we send; loopback
-    is this machine, which only its own programs may name. 0.0.0.0 means that nothing is sent: the
-    call is held (RFC 3264 section 8.4), also in a first offer (RFC 3725 section 4.1).
+    Anyone can write a description. Multicast and broadcast would multiply what we send; loopback is
+    this machine, which only its own programs may name. 0.0.0.0 means that nothing is sent: the call
+    is on hold (RFC 3264 section 8.4), even in a first offer (RFC 3725 section 4.1).
 
     Args:
         source: IP literal that the message came from.
@@ -216,6 +219,7 @@ def refused_address(body: str, source: str) -> str:
 
 
 def _is_nobodys(address: IPAddress) -> bool:
+    """Return whether an address is multicast, broadcast or reserved."""
     if address.is_multicast:
         return True
     return address.version == 4 and any(address in network for network in _NOBODY)
@@ -224,7 +228,7 @@ def _is_nobodys(address: IPAddress) -> bool:
 def request_flaw(
     message: str, headers: Mapping[str, tuple[str, ...]], source: str
 ) -> InvalidMessage | None:
-    """What is wrong with a request, its body included, that came from ``source`` (IP literal)."""
+    """Return what is wrong with a request and its body, or None; ``source`` is an IP literal."""
     body = body_of(message)
     flaw = flaw_of(start_line_of(message), headers) or body_flaw_of(headers, body)
     if flaw is None and (address := refused_address(body, source)):
@@ -235,7 +239,8 @@ def request_flaw(
 def _content_flaw(
     method: str, headers: Mapping[str, tuple[str, ...]], body: str
 ) -> InvalidMessage | None:
-    """A body in a coding that is not read (RFC 3261 21.4.13), or no description wanted (21.4.7)."""
+    """Return 415 for a body in an unknown encoding or of an unwanted type, or None (RFC 3261
+    21.4.13)."""
     coding = ",".join(headers.get("content-encoding", ()))[:MAX_FIELD].strip().lower()
     if body and method not in STRIPPED and coding not in ("", "identity"):
         return InvalidMessage(
@@ -275,10 +280,10 @@ _ANONYMOUS = "anonymous.invalid"
 
 
 def mended(data: bytes, source: str, port: int) -> bytes:
-    """The message with a user and a host in addresses that lack them; empty where none does.
+    """Return the message with user and host where addresses lack them; empty if none does.
 
-    ``From: <sip:@host>`` is what some PBXs send of a caller who is withheld: the caller becomes
-    anonymous (RFC 3323). A Contact without a host becomes where the message came from.
+    ``From: <sip:@host>`` is what some PBXs send for a withheld number: the caller becomes anonymous
+    (RFC 3323). A Contact without a host becomes the address that the message came from.
     """
     text = data.decode("latin-1")
     lines = text.split("\n")
@@ -302,10 +307,10 @@ def mended(data: bytes, source: str, port: int) -> bytes:
 
 
 def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[bytes]:
-    """A BYE, CANCEL or ACK with less and less of what came, down to what names its dialog.
+    """Yield a BYE, CANCEL or ACK with fewer and fewer fields, down to those that name its dialog.
 
-    Whoever sends it takes the call for ended, whatever else is wrong in it. None where Call-ID or
-    tags cannot be read.
+    The sender takes the call for ended, whatever else is wrong in the message. Nothing is yielded
+    where Call-ID or tags cannot be read.
     """
     method = method_of(data)
     headers = headers_of(data.decode("latin-1"))
@@ -345,11 +350,11 @@ _MAX_KEPT = 10
 
 
 def stripped_response(data: bytes, source: str, port: int) -> bytes:
-    """A final response without body and without what cannot be read in it; empty for all else.
+    """Return a final response without body and malformed fields; empty for anything else.
 
-    Whoever refuses says all there is with its code: a Contact of another scheme (RFC 3261 section
-    21.3) is no reason to ask until nobody answers. A 200 to an INVITE is acknowledged, and the
-    call ended, at the address that it came from where its Contact names none.
+    The code alone refuses a call: a Contact of another scheme (RFC 3261 section 21.3) must not make
+    it go on until a timeout. A 200 to an INVITE is acknowledged, and the call ended, at the address
+    that it came from if its Contact names none.
     """
     start = _FINAL.match(data)
     if start is None:
@@ -388,7 +393,7 @@ def _stripped(
     data: bytes,
     came_by: str,
 ) -> Iterator[bytes]:
-    """Those of one From, To, Call-ID and CSeq; ``came_by`` as a Via names it."""
+    """Yield the message made of these From, To, Call-ID and CSeq; ``came_by`` is for its Via."""
     sender, recipient, call_id, cseq = told
     tags = [_TAG.search(one.rpartition(">")[2] or one) for one in (sender, recipient)]
     number = _NUMBER.match(cseq)

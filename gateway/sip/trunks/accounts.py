@@ -61,14 +61,14 @@ class Account(pj.Account):  # type: ignore[misc]
         self._accounts = accounts
 
     def onIncomingCall(self, prm: Any) -> None:  # noqa: N802
-        """An INVITE that pjsua has a call and a common codec for."""
+        """Handle an INVITE for which pjsua has made a call."""
         try:
             self._accounts.on_call(self, prm)
         except Exception:
             log.exception("sip.callback_failed", callback="onIncomingCall")
 
     def onRegState(self, prm: Any) -> None:  # noqa: N802
-        """A registrar has answered, or has not."""
+        """Handle a registrar's response to REGISTER, or its absence."""
         try:
             if self.trunk is not None:
                 self._accounts.on_registrar(self.trunk, prm)
@@ -123,9 +123,9 @@ class Accounts:
                 self.registrations[trunk.name] = Registration(random.random)
 
     def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
-        """The account for a call of ``trunk`` whose INVITE came to our address ``local``.
+        """Return the account for a call of ``trunk`` whose INVITE came to our address ``local``.
 
-        ``transport`` is that of the call; one that we place goes by the trunk's own.
+        ``transport`` is that of the INVITE; a call that we place uses the trunk's.
         """
         known = _specific(local)
         host = known or self._host
@@ -144,13 +144,13 @@ class Accounts:
         return found or self._accounts[name, self._host, ""]
 
     def from_uri(self, trunk: Trunk | None, caller_id: str = "") -> str:
-        """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
+        """Return the From URI of calls to this trunk: the caller ID at our domain there."""
         user = caller_id or (trunk.caller_id if trunk else "") or self._user(trunk)
         host = bracketed(host_of(trunk.registrar)) if trunk else ""
         return f"sip:{user}@{host or self._own}"
 
     def tick(self, now: float) -> None:
-        """Register where it is due. To be called about once a second."""
+        """Send the REGISTERs that are due. To be called about once a second."""
         for name, registration in self.registrations.items():
             if not registration.due(now):
                 continue
@@ -160,11 +160,11 @@ class Accounts:
                 self._tell(name, registration.failed(0, text_of(error.reason), now))
 
     def register_now(self, name: str) -> None:
-        """Have the next tick register, unless an answer is awaited or we have left."""
+        """Register at the next tick, unless a response is awaited or we have unregistered."""
         self.registrations[name].renew()
 
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
-        """What came of a REGISTER."""
+        """Handle the result of a REGISTER."""
         now = time.monotonic()
         registration = self.registrations.get(trunk.name)
         if registration is None:
@@ -185,13 +185,13 @@ class Accounts:
             self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
     def on_back(self, trunk: Trunk) -> None:
-        """A trunk answers again after a silence."""
+        """Register again at a trunk that answers after a silence."""
         registration = self.registrations.get(trunk.name)
         if registration is not None:
             registration.reachable(time.monotonic())
 
     def on_connection(self, prm: Any) -> None:
-        """A connection over TCP or TLS stands, or has ended."""
+        """Handle a TCP or TLS connection that was opened or closed."""
         transport, handle = str(prm.type).lower()[:3], int(prm.hnd)
         if prm.state == pj.PJSIP_TP_STATE_CONNECTED:
             if transport == "tls":  # pjsua tells whose it is for TLS only, and only now
@@ -211,11 +211,11 @@ class Accounts:
                 registration.disconnected(now, surely=bool(remote))
 
     def names_of(self, connection: int) -> tuple[str, ...]:
-        """Names in the verified certificate of who is at the other end, in lower case."""
+        """Return the names in the verified certificate of a connection's peer, in lower case."""
         return self._names.get(connection, ())
 
     def leave(self) -> None:
-        """Unregister everywhere; what comes of it is waited for by :meth:`wait_gone`."""
+        """Unregister everywhere; :meth:`wait_gone` waits for the responses."""
         now = time.monotonic()
         for name, registration in self.registrations.items():
             if registration.state in (State.LEAVING, State.GONE) or not registration.leave(now):
@@ -242,11 +242,13 @@ class Accounts:
             account.shutdown()
 
     def disown(self) -> None:
-        """Leave the objects to the end of the process, when the library is gone."""
+        """Leave the accounts undestroyed until the process ends, after the library was
+        destroyed."""
         for account in self._accounts.values():
             account.this.disown()
 
     def _tell(self, name: str, change: Change | None) -> None:
+        """Log a change of a registration."""
         if change is None:
             return
         fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
@@ -270,6 +272,7 @@ class Accounts:
     def _make(
         self, trunk: Trunk | None, host: str, contact: str = "", *, default: bool = False
     ) -> Account:
+        """Create an account of a trunk, or of no trunk, bound to an address of ours."""
         settings = self._settings
         config = pj.AccountConfig()
         config.sipConfig.contactForced = contact
@@ -302,6 +305,7 @@ class Accounts:
         return account
 
     def _fill(self, config: Any, trunk: Trunk) -> None:
+        """Set identity, registrar, proxy and credentials of a trunk's account."""
         config.idUri = f"sip:{self._user(trunk)}@{bracketed(host_of(trunk.registrar)) or self._own}"
         through = trunk.uri_parameters
         if trunk.registrar:
@@ -327,7 +331,7 @@ class Accounts:
 
 
 def header_vector(headers: Mapping[str, str]) -> Any:
-    """Header fields to be added to a message, for pjsua2."""
+    """Return header fields in pjsua2's form."""
     vector = pj.SipHeaderVector()
     for name, value in headers.items():
         header = pj.SipHeader()
@@ -337,6 +341,7 @@ def header_vector(headers: Mapping[str, str]) -> Any:
 
 
 def _secure_media(config: Any, security: Security) -> None:
+    """Set the SRTP policy and keying of an account."""
     config.srtpUse = _SRTP[security.srtp]
     config.srtpSecureSignaling = 0  # who wants SDES kept secret says transport = "tls"
     keyings = pj.IntVector()
@@ -350,7 +355,7 @@ def _secure_media(config: Any, security: Security) -> None:
 
 
 def _names_in(tls: Any) -> tuple[str, ...]:
-    """The names of a verified certificate by its subjectAltName (RFC 5922 section 7.1)."""
+    """Return the names of a verified certificate by its subjectAltName (RFC 5922 section 7.1)."""
     if tls.isEmpty() or not tls.established or tls.verifyStatus:
         return ()
     names = tls.remoteCertInfo.subjectAltName

@@ -66,11 +66,11 @@ class Trunks:
     def attribute(
         self, source: str, port: int, reliable: bool, request_uri: str
     ) -> Attribution | None:
-        """Whose request this is.
+        """Return the trunk that a request belongs to; None for an unknown source.
 
         Args:
             source: IP literal that it came from.
-            port: port that it came from; means nothing over TCP and TLS (``reliable``).
+            port: source port; means nothing over TCP and TLS (``reliable``).
             request_uri: as it came.
         """
         line = _LINE.search(request_uri)
@@ -93,7 +93,8 @@ class Trunks:
         return None
 
     def is_server(self, trunk: Trunk, source: str) -> bool | None:
-        """Whether an address is of a trunk's own servers; None when none of them is known."""
+        """Return whether an address is one of a trunk's own servers; None when none of them is
+        known."""
         address = address_of(source)
         registrars = self._registrars.get(trunk.name, [])
         named = [
@@ -113,11 +114,11 @@ class Trunks:
         )
 
     def leads_to(self, trunk: Trunk, host: str, addresses: Iterable[str]) -> bool:
-        """Whether a call through a trunk reaches its own servers first.
+        """Return whether a call through a trunk goes to the trunk's own servers first.
 
         Args:
-            host: whom the call is for.
-            addresses: what that name stands for.
+            host: host of the call's URI.
+            addresses: addresses of that host.
         """
         if trunk.outbound_proxy or not (trunk.peers or trunk.registrar):
             return True
@@ -126,7 +127,7 @@ class Trunks:
         return any(self.is_server(trunk, one) for one in (host, *addresses))
 
     def is_peer(self, source: str) -> bool:
-        """Whether calls of a trunk come from this address."""
+        """Return whether calls of a trunk come from this address."""
         address = address_of(source)
         if address is None:
             return False
@@ -136,7 +137,7 @@ class Trunks:
         )
 
     def learn(self, name: str, source: str) -> None:
-        """The registrar of trunk ``name`` has answered a registration from this address."""
+        """Remember the address that trunk ``name``'s registrar has answered a REGISTER from."""
         address = address_of(source)
         known = self._registrars[name]
         if address is not None and address not in known:
@@ -160,11 +161,10 @@ class Challenged:
 
 
 class Challenges:
-    """Who may ask for a trunk's password: its own servers, in its realm (RFC 3261 section 22).
+    """Decides who may challenge for a trunk's password: its servers, in its realm (RFC 3261 22.1).
 
-    pjsip answers whoever asks. A call that goes elsewhere, or a proxy that hands on what others
-    say, would make it send a digest of the password to somebody who can guess the password by it.
-    Used on the SIP thread.
+    pjsip answers every challenge. A call to another host, or a proxy that forwards responses, would
+    get a digest by which the password can be guessed. Used on the SIP thread.
 
     Args:
         call_of: the call with a SIP Call-ID.
@@ -177,7 +177,8 @@ class Challenges:
         self._realms: dict[str, frozenset[str]] = {}
 
     def is_foreign(self, code: int, headers: Mapping[str, tuple[str, ...]], source: str) -> bool:
-        """Whether a 401 or 407 is one that gets no digest.
+        """Return whether a 401 or 407 comes from someone else than the trunk, so that it gets no
+        digest.
 
         Args:
             headers: of the response, by lower-case name.
@@ -214,12 +215,14 @@ class Challenges:
         return False
 
     def registered(self, trunk: str, call_id: str) -> None:
-        """The trunk's registrar took a registration: the realm that it asked for is its own."""
+        """Note that a REGISTER succeeded: the realm in which it was challenged is the
+        registrar's."""
         realms = self._registrations.get(call_id)
         if realms:
             self._realms[trunk] = realms
 
     def _is_server(self, trunk: Trunk, source: str, call: Challenged) -> bool:
+        """Return whether a response to a call comes from the trunk's own server."""
         known = self._trunks.is_server(trunk, source)
         if known is not None:
             return known

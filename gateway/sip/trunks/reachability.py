@@ -97,14 +97,14 @@ class Registration:
         self._rejected = False
 
     def due(self, now: float) -> bool:
-        """Whether REGISTER is to be sent now; if so, it counts as sent."""
+        """Return whether a REGISTER is to be sent now; if so, it counts as sent. ``now`` in s."""
         if self.next_try is None or now < self.next_try:
             return False
         self.next_try = None
         return True
 
     def succeeded(self, expires: float, now: float) -> Change | None:
-        """A 200, for ``expires`` seconds; a refresh is no change."""
+        """Handle a 200 valid for ``expires`` seconds; a refresh returns None."""
         fresh = self.state is not State.REGISTERED
         self._failures, self.next_try, self.last_error = 0, None, ""
         self._renewed = now
@@ -115,30 +115,34 @@ class Registration:
         return Change(State.REGISTERED, 200, "", expires)
 
     def disconnected(self, now: float, *, surely: bool) -> None:
-        """The connection that calls come back through has ended (``surely``), or may have.
+        """Register again because the connection for incoming calls has ended (``surely``) or may
+        have.
 
-        A registrar that was restarted forgets connections, and sometimes registrations, and we
-        would be out of reach until the next refresh.
+        A restarted registrar forgets connections, and sometimes registrations; without this, calls
+        would not arrive until the next refresh.
         """
         if self.state is State.REGISTERED and self.next_try is None:
             soon = now + RECONNECT_SECONDS * (1 + self._chance())
             self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
     def reachable(self, now: float) -> None:
-        """The registrar answers again after a silence: it may have been restarted, and have
-        forgotten us; or it waits for a try of ours that is far off."""
+        """Register soon, since the registrar answers again after a silence: it may have
+        restarted."""
         told = self.state is State.REGISTERED and self.next_try is None
         waits = self.state is State.FAILED and self.next_try is not None and not self._rejected
         if told or waits:
             self.next_try = now
 
     def renew(self) -> None:
-        """Send REGISTER as soon as can be, whatever is waited for."""
+        """Register as soon as possible."""
         if self.state in (State.REGISTERED, State.FAILED):
             self.next_try = 0.0
 
     def failed(self, code: int, reason: str, now: float) -> Change | None:
-        """No 200: refused, no answer, no connection. Says so once, until it changes."""
+        """Handle a failed REGISTER; return the change to log, None while it is the same as before.
+
+        ``code`` is 0 where nobody answered.
+        """
         rejected = self._rejected = code in _REJECTIONS
         first = REJECTED_RETRY_SECONDS if rejected else FIRST_RETRY_SECONDS
         last = LAST_REJECTED_RETRY_SECONDS if rejected else LAST_RETRY_SECONDS
@@ -158,19 +162,20 @@ class Registration:
         return None if known else Change(State.FAILED, code, reason, round(wait, 1))
 
     def leave(self, now: float) -> bool:
-        """No more of it; True when the registrar has to be told."""
+        """Register no more; return whether an unregistration has to be sent."""
         told = self.state is State.REGISTERED
         self.state = State.LEAVING if told else State.GONE
         self.next_try, self.since = None, now
         return told
 
     def left(self, now: float) -> None:
-        """The registrar has answered the goodbye."""
+        """Handle the registrar's response to the unregistration."""
         self.state, self.since, self.expires_at = State.GONE, now, None
 
 
 def target_of(trunk: Trunk) -> str:
-    """Whom to ask: the proxy, the registrar or the only address of the trunk; empty for nobody."""
+    """Return the URI that OPTIONS go to: proxy, registrar or only address of the trunk; "" for
+    none."""
     address = trunk.outbound_proxy or trunk.registrar
     if not address and trunk.peers:
         address = trunk.peers[0].host_port
@@ -178,11 +183,13 @@ def target_of(trunk: Trunk) -> str:
 
 
 class OptionsPinger:
-    """Made and used on the SIP thread; ``results`` may be read from others.
+    """Sends OPTIONS to trunks (RFC 3261 section 11).
+
+    Made and used on the SIP thread; ``results`` may be read from others.
 
     Args:
         account_of: pjsua's number of a trunk's account.
-        on_back: told of each trunk that answers after it did not.
+        on_back: called with each trunk that answers after it did not.
     """
 
     def __init__(
@@ -202,7 +209,7 @@ class OptionsPinger:
         self._signalling = signalling
 
     def tick(self, now: float) -> None:
-        """Ask where it is due. To be called about once a second."""
+        """Send the OPTIONS that are due. To be called about once a second."""
         for index, trunk in enumerate(self._trunks):
             if now >= self._due.get(trunk.name, 0.0):
                 self._due[trunk.name] = now + trunk.options_interval
@@ -217,6 +224,7 @@ class OptionsPinger:
         self._note(self._trunks[index], str(status) if status else "no answer")
 
     def _note(self, trunk: Trunk, result: str) -> None:
+        """Keep the result of an OPTIONS, and log its change."""
         before = self.results.get(trunk.name)
         self.results[trunk.name] = result
         if result == before:
