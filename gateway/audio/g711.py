@@ -47,7 +47,10 @@ class Codec(StrEnum):
 
     @property
     def silence(self) -> bytes:
-        """One byte of silence: linear zero in this codec, or what dies away soonest."""
+        """One byte of silence: linear zero in this codec.
+
+        For G.722 it is one that no encoder has: our decoder's memory passes it by.
+        """
         return _SILENCE[self]
 
     def quieter_than(self, level: int) -> bytes:
@@ -76,7 +79,7 @@ class Codec(StrEnum):
 G711 = (Codec.PCMU, Codec.PCMA)
 """What calls speak unless a trunk's ``codecs`` say otherwise."""
 
-_SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5", Codec.G722: b"\xfa"}
+_SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5", Codec.G722: b"\0"}
 
 
 class G722Coder(Protocol):

@@ -147,7 +147,7 @@ Ready &ready()
 }
 
 constexpr int kG722 = 2; // a law beside 0 and 1: one byte for 125 us, too
-constexpr uint8_t kSilence[3] = {0xff, 0xd5, 0xfa};
+constexpr uint8_t kSilence[3] = {0xff, 0xd5, G722::kNothing};
 
 // Bytes of one law in the other, through linear samples.
 const uint8_t *translation(int from)

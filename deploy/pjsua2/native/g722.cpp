@@ -75,10 +75,21 @@ G722::~G722() {}
 
 void G722::decode(const uint8_t *bytes, size_t count, int16_t *wide)
 {
-    pj_size_t samples = 2 * count;
-    g722_dec_decode(&coder_->decoder, const_cast<uint8_t *>(bytes), count, wide, &samples);
-    for (size_t i = 0; i < 2 * count; ++i)
-        wide[i] = (int16_t)std::min(32767, std::max(-32768, wide[i] * (1 << kShift)));
+    while (count > 0) {
+        const uint8_t *end = bytes + count, *gap = std::find(bytes, end, kNothing);
+        if (gap > bytes) {
+            pj_size_t size = (pj_size_t)(gap - bytes), samples = 2 * size;
+            g722_dec_decode(&coder_->decoder, const_cast<uint8_t *>(bytes), size, wide, &samples);
+            for (size_t i = 0; i < 2 * size; ++i)
+                wide[i] = (int16_t)std::min(32767, std::max(-32768, wide[i] * (1 << kShift)));
+        }
+        wide += 2 * (gap - bytes);
+        const uint8_t *on = std::find_if(gap, end, [](uint8_t byte) { return byte != kNothing; });
+        std::fill(wide, wide + 2 * (on - gap), (int16_t)0);
+        wide += 2 * (on - gap);
+        count -= (size_t)(on - bytes);
+        bytes = on;
+    }
 }
 
 void G722::encode(const int16_t *wide, size_t count, uint8_t *bytes)

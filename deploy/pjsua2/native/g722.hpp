@@ -21,6 +21,9 @@ namespace pj {
 class G722 {
 public:
     static constexpr size_t kMost = 2048; // bytes at a time
+    // Silence in place of what is not there. No encoder has this byte (its lower six bits begin at 4),
+    // and the decoder's memory passes it by: what comes after a lost packet is as loud as it was.
+    static constexpr uint8_t kNothing = 0;
 
     G722();
     ~G722();
