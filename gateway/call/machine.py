@@ -49,7 +49,6 @@ class LegEvents:
     def __init__(self, call: CallContext, session: SessionEvents) -> None:
         self._call = call
         self._session = session
-        self._codec = call.plan.codec
         self._listening_early = False
 
     def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
@@ -61,17 +60,18 @@ class LegEvents:
 
     def on_media_up(self, input: inputs.MediaUp, now: float) -> list[outputs.Output]:
         """Listen to early media of an outbound call; note a codec that has changed."""
+        leg = self._call.record.leg
         if self._call.state is State.DIALLING and self._call.plan.outbound is not None:
+            leg.codec = input.codec.value  # the callee's choice of those that were offered
             if not self._call.plan.outbound.early_media or self._listening_early:
                 return []
             self._listening_early = True
             note = self._call.timeline.note(now, "early_media", "info")
             return [outputs.StartMedia(playout=False), note]
         heard = self._call.live or self._call.state is State.CONNECTING
-        if input.codec is self._codec or not heard:
+        if input.codec.value == (leg.codec or self._call.plan.codec.value) or not heard:
             return []
-        self._codec = input.codec
-        self._call.record.leg.codec = input.codec.value
+        leg.codec = input.codec.value
         # The session keeps its codec. What lies between the two sides is linear, so each is right
         # in its own; a change in the session would meet answers that are on their way in the old.
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import audioop
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,20 @@ from typing import Any
 import numpy as np
 import pjsua2 as pj
 import pytest
+import soundfile
 from numpy.typing import NDArray
 
+from gateway.api.client import ask
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_every_byte import by_dtls, by_sdes, over, own_certificate, up
+from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import PATIENT, GatewayStack
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import assert_continuous
+from tests.support.referred import dial
 from tests.support.rtp_end import Packet, Sender
-from tests.support.sip_phone import CODECS
+from tests.support.sip_phone import CODECS, PhoneCall
 
 HIGH = 5000
 """Hz: between what G.711 and what G.722 can carry."""
@@ -40,6 +46,8 @@ async def without_keys(
 
 WAYS: dict[str, Any] = {"": without_keys, "sdes": by_sdes, "dtls": by_dtls}
 
+PORT = free_port()
+
 WORLD = {
     "more": f"""{PATIENT}
 [[trunk]]
@@ -49,8 +57,57 @@ codecs = ["G722", "PCMU"]
 srtp = "optional"
 srtp_keying = ["sdes", "dtls"]
 sdes_without_tls = true
+[[trunk]]
+name = "pbx"
+peers = ["127.0.0.9"]
+codecs = ["G722", "PCMU"]
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+country = "DE"
+allowed_prefixes = ["answer", "wide", "ring"]
+max_calls_per_minute = 60
+[recording]
+folder = "recordings"
 """,
-    "routes": """
+    "routes": f"""
+[[route]]
+name = "kept"
+to = "^kept$"
+[route.greeting]
+say = "Hello."
+[route.recording]
+mode = "always"
+[route.dtmf]
+inband = true
+
+[[route]]
+name = "outward"
+to = "^nobody$"
+[route.greeting]
+say = "Hello."
+
+[[route]]
+name = "joined"
+to = "^joined$"
+[route.greeting]
+say = "Hello."
+[[route.transfer]]
+name = "anna"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "bridge"
+[[route.transfer]]
+name = "blind"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "blind"
+[[route.transfer]]
+name = "briefed"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "bridge"
+[route.transfer.briefing]
+"""
+    """
 [[route]]
 name = "live"
 to = "^live$"
@@ -211,3 +268,147 @@ async def test_only_what_the_network_loses_is_missing(
     # A lost packet costs its own frames, cut off, and two in which the decoder finds its way.
     assert there.count(False) <= gone * (ptime // 20 + 3)
     assert 46 <= len(found) <= 48
+
+
+def tones(hz: int, seconds: float, **more: Any) -> dict[str, Any]:
+    """An answer of the model's, sent at once."""
+    return {"kind": "tones", "frequencies_hz": [hz], "seconds": seconds, "burst": True, **more}
+
+
+async def test_the_server_is_told_what_was_heard(world: GatewayStack) -> None:
+    """To the frame, as with G.711; what is said next is not cut."""
+    speech = {"at_ms": [700, 1500, 2420], "length_ms": 40}
+    world.behave(vad="scripted", answers=[tones(1000, 20)] * 4, speech=speech)
+    call = await world.dial("greeted", codecs=("G722",))
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.truncations) == 3, 30)
+    await call.rtp.heard_bytes(8 * 4000)
+    await call.hang_up()
+    packets = call.rtp.packets[:]
+    assert_continuous(packets)
+    loud = levels(heard(packets), 1000) > 2000
+    edges = np.flatnonzero(np.diff(loud.astype(int), prepend=0, append=0))
+    stretches = [int(end - begin) * 20 for begin, end in edges.reshape(-1, 2)]
+    print(stretches, [cut.requested_ms for cut in session.truncations])
+    assert stretches[:3] == [cut.requested_ms for cut in session.truncations]
+
+
+async def test_hold_keys_and_recording(world: GatewayStack, tmp_path: Path) -> None:
+    world.behave(vad="off", answers=[tones(1000, 6), *[{"kind": "silent"}] * 4])
+    call = await answered(dialog_call(world.phone, "kept", codecs=("G722", "PCMU")))
+    session = await world.session_of(call)
+    coder, time = pj.NativeG722(), np.arange(1600) / 16000
+    call.rtp.say(coder.encode(tone(700, 0.5)))
+    await session.wait_until(hears(700), 20)
+    await call.renegotiate(direction="sendonly")
+    await world.gateway.wait("call.held", call=call.call_id)
+    since = session.received_total
+    call.rtp.say(coder.encode(tone(900, 0.5)))
+    await call.rtp.quiet()
+    count = len(call.rtp.packets)
+    await call.renegotiate(direction="sendrecv")
+    await call.rtp.until(lambda: len(call.rtp.packets) >= count + 50)
+    assert level(bytes(session.received[since:]), 900, 24000) < 500
+    assert levels(heard(call.rtp.packets[-25:]), 1000)[5:].min() > 1500
+    for low, high in [(770, 1336), (941, 1477)]:  # 5 #
+        samples = 0.2 * (np.sin(2 * np.pi * low * time) + np.sin(2 * np.pi * high * time))
+        pcm = (samples * 32767).astype("<i2").tobytes()
+        call.rtp.say(coder.encode(pcm + bytes(len(pcm))))
+    await call.rtp.quiet()
+    call.rtp.press("7#")
+    await call.rtp.quiet()
+    await session.wait_until(lambda s: len(s.seen("conversation.item.create")) >= 2, 20)
+    summary = await world.summary_at_end(call)
+    assert [run["digits"] for run in summary["digits"]] == ["5", "7"]
+    record = await world.record(call)
+    path = world.folder / "recordings" / record["recording"]["file"]
+    await eventually(path.exists, "the recording")
+    sound, rate = soundfile.read(path, dtype="int16")
+    assert (rate, record["recording"]["dropped_frames"]) == (8000, 0)
+    for side, hz in ((0, 700), (1, 1000)):
+        track = sound[:, side].astype("<i2").tobytes()
+        print(side, [int(x) for x in levels(track, hz, 8000)])
+        assert level(track, hz, 8000) > 1500
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """A telephone to call."""
+    phone = runner.run(CalledPhone().start(PORT))
+    yield phone
+    runner.run(phone.stop())
+
+
+async def hear_each_other(call: PhoneCall, there: CalledCall) -> None:
+    """The caller in G.722, the callee in PCMU."""
+    call.rtp.say(pj.NativeG722().encode(tone(700, 3.0)))
+    there.rtp.say(Codec.PCMU.from_linear(tone(900, 3.0, 8000)))
+    await there.rtp.until(
+        lambda: level(Codec.PCMU.to_linear(there.rtp.heard[-16000:]), 700, 8000) > 4000
+    )
+    await call.rtp.until(lambda: level(heard(call.rtp.packets[-100:]), 900, 16000) > 4000)
+
+
+@pytest.mark.parametrize("destination", ["anna", "briefed"])
+async def test_joined_with_a_leg_in_g711(
+    world: GatewayStack, callee: CalledPhone, destination: str
+) -> None:
+    arguments = {"destination": destination, "briefing": "Mr Smith."}
+    if destination == "anna":
+        del arguments["briefing"]
+    tool = {"name": "transfer_call", "arguments": json.dumps(arguments)}
+    world.behave(
+        vad="off",
+        answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}],
+        out_of_band=tones(1200, 0.6),
+    )
+    call = await dial(world, "joined", codecs=("G722", "PCMU"))
+    there = await callee.called()
+    if destination == "briefed":
+        await there.rtp.until(
+            lambda: level(Codec.PCMU.to_linear(there.rtp.heard), 1200, 8000) > 1500
+        )
+        there.rtp.press("1")
+    await world.gateway.wait("call.bridged", call=call.call_id)
+    await hear_each_other(call, there)
+    there.bye()
+    await call.hung_up()
+    record = await world.record(call)
+    (leg,) = record["b_legs"]
+    assert (record["codec"], leg["codec"]) == ("G722", "PCMU")
+
+
+async def test_transferred_by_refer(world: GatewayStack) -> None:
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": "blind"})}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}])
+    call = await dial(world, "joined", codecs=("G722",))
+    await call.asked()
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+
+
+@pytest.mark.parametrize("codec", ["G722", "PCMU"])
+async def test_a_call_that_is_placed(world: GatewayStack, callee: CalledPhone, codec: str) -> None:
+    """The session is wide, as its trunk offers G.722, whatever the callee answers."""
+    world.behave(vad="off", answers=[tones(1000, 3), {"kind": "silent"}])
+    uri = callee.uri("wide" if codec == "G722" else "answer")
+    path = world.folder / "gateway.sock"
+    answer = await asyncio.to_thread(ask, path, "dial", to=uri, route="outward", trunk="pbx")
+    there = await callee.called()
+    there.rtp.payload_type = CODECS[codec][0]
+    line = await world.gateway.wait("call.session_up", call=answer["call"])
+    (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+    if codec == "G722":
+        there.rtp.say(pj.NativeG722().encode(tone(HIGH, 2.0)))
+        await session.wait_until(hears(HIGH), 20)
+        await there.rtp.until(lambda: level(heard(there.rtp.packets), 1000, 16000) > 1500)
+    else:
+        there.rtp.say(Codec.PCMU.from_linear(tone(700, 2.0, 8000)))
+        await session.wait_until(hears(700), 20)
+        await there.rtp.until(
+            lambda: level(Codec.PCMU.to_linear(there.rtp.heard), 1000, 8000) > 1500
+        )
+    assert {p.payload_type for p in there.rtp.packets} == {CODECS[codec][0]}
+    there.bye()
+    summary = await world.gateway.wait("call.summary", call=answer["call"])
+    assert summary["codec"] == codec

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone that is called: on one UDP socket, it does what the called user's name says.
 
-``answer`` rings and answers; ``busy-486`` or any other name that ends in a code refuses with it;
-``ring`` rings until it is cancelled; ``race`` answers when it is cancelled; ``early`` sends audio
-before it answers, when told to (:meth:`CalledCall.answer`); ``silent`` never says anything.
+``answer`` rings and answers, ``wide`` does so in G.722; ``busy-486`` or any other name that ends in
+a code refuses with it; ``ring`` rings until it is cancelled; ``race`` answers when it is cancelled;
+``early`` sends audio before it answers, when told to (:meth:`CalledCall.answer`); ``silent`` never
+says anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
-from tests.support.sip_phone import Message, _parsed
+from tests.support.sip_phone import CODECS, Message, _parsed
 
 
 @dataclass(eq=False)
@@ -227,7 +228,9 @@ class CalledPhone(asyncio.DatagramProtocol):
             call.respond(183, sdp=True)
         else:
             call.respond(180)
-            if call.user == "answer":
+            if call.user == "wide":
+                call.rtp.payload_type = CODECS["G722"][0]
+            if call.user in ("answer", "wide"):
                 call.respond(200, sdp=True)
 
 

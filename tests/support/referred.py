@@ -67,12 +67,17 @@ class ReferredCall(PhoneCall):
         return [m.code for m in self.messages if m.code and m.method == method]
 
 
-async def dial(world: GatewayStack, user: str, refer_code: int = 202) -> ReferredCall:
+async def dial(
+    world: GatewayStack,
+    user: str,
+    refer_code: int = 202,
+    codecs: tuple[str, ...] = ("PCMU", "PCMA"),
+) -> ReferredCall:
     """Place such a call, and wait until it is up on both sides."""
     phone: Phone = world.phone
-    payload_type, silence = CODECS["PCMU"]
+    payload_type, silence = CODECS[codecs[0]]
     rtp = RtpEnd(payload_type, silence)
-    call = ReferredCall(phone, user, ("PCMU", "PCMA"), (), rtp, refer_code=refer_code)
+    call = ReferredCall(phone, user, codecs, (), rtp, refer_code=refer_code)
     phone.calls[call.call_id] = call
     call.invite()
     await call.answered()
