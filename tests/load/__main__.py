@@ -93,6 +93,13 @@ def _prefer(nice: int) -> None:
 @click.option("--tls", is_flag=True, help="Have the sessions on wss://, with a CA of the run's.")
 @click.option("--live", is_flag=True, help="Have Live sessions: an endless track each way.")
 @click.option(
+    "--codec",
+    type=click.Choice(["pcmu", "g722"]),
+    default="pcmu",
+    show_default=True,
+    help="Of all calls; sessions of G.722 are in 24 kHz PCM.",
+)
+@click.option(
     "--record",
     type=click.Choice(["wav", "wav+age", "wav_pcm", "opus", "opus+age"]),
     default=None,
@@ -124,6 +131,7 @@ def main(
     jitter: float,
     tls: bool,
     live: bool,
+    codec: str,
     record: str | None,
     no_floor: bool,
     no_setup: bool,
@@ -137,7 +145,7 @@ def main(
     timing = QUICK if quick else Timing()
     if repetitions is not None:
         timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
-    conditions = Conditions(int(ptime), loss, jitter, tls, live, record or "")
+    conditions = Conditions(int(ptime), loss, jitter, tls, live, codec, record or "")
     whole = not wanted and not quick and conditions == Conditions()
     work = output / "run"
     shutil.rmtree(work, ignore_errors=True)

@@ -77,6 +77,8 @@ class Server:
         self._tick_number = 0
         self._late: list[int] = []
         self._bulk_mode = "steady"
+        self.codec = "pcmu"
+        """Of the calls; sessions of ``g722`` are in 24 kHz PCM."""
         self._rng = random.Random(7)
         self._tls: ssl.SSLContext | None = None
         self._totals = {"sessions": 0, "messages": 0, "bytes": 0, "sent": 0, "stalls": 0}
@@ -136,9 +138,9 @@ class Server:
         frame = self._frames.get(session)
         if frame is None:
             session.begin()
-            frame = session.audio(marks.speech(1))
+            frame = session.audio((session.wide or marks).speech(1))
             self._frames[session] = frame
-            session.write(session.audio(marks.speech(LEAD_FRAMES)))
+            session.write(session.audio((session.wide or marks).speech(LEAD_FRAMES)))
         session.write(frame)
         self._totals["sent"] += 1
 
@@ -148,7 +150,11 @@ class Server:
             return
         if sent == 0:
             session.begin()
-        session.write(wire.delta(session.response, session.item, marks.speech(_BURST_MS // 20)))
+        session.write(
+            wire.delta(
+                session.response, session.item, (session.wide or marks).speech(_BURST_MS // 20)
+            )
+        )
         self._totals["sent"] += 1
         sent += 1
         if sent * _BURST_MS < _ANSWER_MS:
@@ -315,6 +321,7 @@ class Server:
                 self._tls = tls.server_context(Path(command["certificate"]), Path(command["key"]))
             case "bulk":
                 self._bulk_mode = command["mode"]
+                self.codec = command.get("codec", "pcmu")
             case "steady":
                 self._steady(command["on"])
             case "probe":

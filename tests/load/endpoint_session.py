@@ -49,7 +49,9 @@ class Session:
         self.first = 0
         """Sequence number with which the answer began that is to be interrupted."""
         self.turn = 0
-        self.finder = marks.Finder()
+        self.wide = marks.Wide(24000) if server.codec == "g722" else None
+        """Makes and finds marks in linear PCM."""
+        self.finder = self.wide or marks.Finder()
         self._data = b""
         self._handshake: ServerProtocol | None = ServerProtocol()
         self._new_response()
@@ -178,7 +180,7 @@ class Session:
         """Send one marked delta of so many frames, with the time of each."""
         first = self.sequence
         self.sequence += frames
-        audio = b"".join(marks.frame(self.call, first + n) for n in range(frames))
+        audio = b"".join((self.wide or marks).frame(self.call, first + n) for n in range(frames))
         message = self.audio(audio)
         at = time.monotonic_ns()
         self.write(message)

@@ -47,11 +47,14 @@ class Conditions:
     """Sessions are on ``wss://``."""
     live: bool = False
     """Sessions are Live ones."""
+    codec: str = "pcmu"
+    """Or ``g722``: of all calls."""
     record: str = ""
     """Format in which every call is recorded; ``+age`` behind it: encrypted."""
 
     def __str__(self) -> str:
         parts = (
+            "calls in G.722" if self.codec == "g722" else "",
             "Live sessions" if self.live else "",
             "sessions through TLS" if self.tls else "",
             f"packets of {self.ptime} ms" if self.ptime != 20 else "",
@@ -68,6 +71,7 @@ class Conditions:
             "ptime": float(self.ptime),
             "loss_percent": self.loss_percent,
             "jitter_ms": self.jitter_ms,
+            "g722": float(self.codec == "g722"),
         }
 
 
@@ -174,7 +178,9 @@ def run_floor(folder: Path, calls: int, timing: Timing, say: Say) -> Level:
     return level
 
 
-def _mass(folder: Path, target: tuple[str, int], calls: int) -> sipp.Callers | None:
+def _mass(
+    folder: Path, target: tuple[str, int], calls: int, codec: str = "pcmu"
+) -> sipp.Callers | None:
     if calls <= 0:
         return None
     return sipp.Callers(
@@ -182,7 +188,7 @@ def _mass(folder: Path, target: tuple[str, int], calls: int) -> sipp.Callers | N
         folder,
         target,
         "bulk",
-        sipp.holding(sipp.sound(folder)),
+        sipp.holding(sipp.sound(folder, codec), codec),
         calls=calls,
         rate=RAMP_RATE,
         limit=calls,
@@ -269,21 +275,29 @@ class GatewayLevel:
         with ExitStack() as stack:
             endpoint = stack.enter_context(Worker.python("endpoint", "tests.load.endpoint", folder))
             phone = stack.enter_context(Worker.python("phone", "tests.load.phone", folder))
-            endpoint.ask("bulk", mode=self._mode)
+            endpoint.ask("bulk", mode=self._mode, codec=self._conditions.codec)
             port = endpoint.ask("where")["port"]
             ca = None
             if self._conditions.tls:
                 keys = self_signed(folder, "endpoint")
                 ca = keys.certificate
                 endpoint.ask("tls", certificate=str(ca), key=str(keys.key))
-            record, live = self._conditions.record, self._conditions.live
+            codec = self._conditions.codec
             gateway = stack.enter_context(
-                subject.gateway(folder, port, level.calls + 20, ca=ca, record=record, live=live)
+                subject.gateway(
+                    folder,
+                    port,
+                    level.calls + 20,
+                    ca=ca,
+                    record=self._conditions.record,
+                    live=(live := self._conditions.live),
+                    codec=codec,
+                )
             )
             time.sleep(0.5)
             idle = proc.look(gateway.pid)
             mass = level.calls - level.measured
-            callers = _mass(folder, gateway.address, mass)
+            callers = _mass(folder, gateway.address, mass, codec)
             stack.callback(_end, callers)
             helpers = {"endpoint": endpoint.pid, "phone": phone.pid}
             if callers is not None:

@@ -61,6 +61,8 @@ class Line:
         """In a packet."""
         self._loss = network.get("loss_percent", 0.0) / 100
         self._jitter_ns = network.get("jitter_ms", 0.0) * 1e6
+        self.wide = marks.G722() if network.get("g722") else None
+        """Codes what it says and hears."""
         self.number = phone.next_number()
         self.rtp = _bound()
         self.keep = keep
@@ -74,7 +76,12 @@ class Line:
         """How long it lasts after its answer; 0 where somebody else ends it."""
         self._silent = False
         self.sip = SipCall(
-            phone.send_to(target), target, phone.own, user, int(self.rtp.getsockname()[1])
+            phone.send_to(target),
+            target,
+            phone.own,
+            user,
+            int(self.rtp.getsockname()[1]),
+            "0" if self.wide is None else "9",
         )
 
     def speak(self, now: int) -> None:
@@ -96,8 +103,9 @@ class Line:
     def _send(self, first: int) -> None:
         number, frames = first // self._frames, range(first, first + self._frames)
         packet = _HEADER.pack(
-            0x80, 0, number & 0xFFFF, first * marks.FRAME, 0x10AD0000 + self.number
-        ) + b"".join(marks.frame(self.number, frame) for frame in frames)
+            *(0x80, 0 if self.wide is None else 9, number & 0xFFFF),
+            *(first * marks.FRAME, 0x10AD0000 + self.number),
+        ) + b"".join((self.wide or marks).frame(self.number, frame) for frame in frames)
         at = time.monotonic_ns()
         if self.closed or self.sip.media is None:
             return
@@ -119,7 +127,7 @@ class Line:
                     continue
                 return
             if self.keep and len(data) > _HEADER.size:
-                found = next(marks.find(data[_HEADER.size :]), None)
+                found = next((self.wide or marks).find(data[_HEADER.size :]), None)
                 mark = -1 if found is None else found[1]
                 sequence = int.from_bytes(data[2:4], "big")
                 at = self.phone.arrivals.at(ancillary)

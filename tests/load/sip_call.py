@@ -33,6 +33,7 @@ class SipCall:
     own: str
     user: str
     rtp_port: int
+    payload_type: str = "0"
     call_id: str = field(default_factory=lambda: f"{random.getrandbits(64):x}@phone")
     tag: str = field(default_factory=lambda: f"{random.getrandbits(32):x}")
     branch: str = field(default_factory=lambda: f"z9hG4bK{random.getrandbits(48):x}")
@@ -64,8 +65,8 @@ class SipCall:
             "s=-",
             "c=IN IP4 127.0.0.1",
             "t=0 0",
-            f"m=audio {self.rtp_port} RTP/AVP 0 101",
-            "a=rtpmap:0 PCMU/8000",
+            f"m=audio {self.rtp_port} RTP/AVP {self.payload_type} 101",
+            f"a=rtpmap:{self.payload_type} {'G722' if self.payload_type == '9' else 'PCMU'}/8000",
             "a=rtpmap:101 telephone-event/8000",
             "a=ptime:20",
         ]

@@ -96,9 +96,17 @@ def _speak(sound: Path) -> str:
     return f'<nop><action><exec rtp_stream="{sound},-1,0,PCMU/8000"/></action></nop>\n'
 
 
-def holding(sound: Path) -> str:
+def holding(sound: Path, codec: str = "pcmu") -> str:
     """Calls that speak until the other side hangs up."""
-    return _scenario("holding", _INVITE, _speak(sound), _AWAIT_BYE)
+    parts: tuple[str, ...] = _INVITE, _speak(sound), _AWAIT_BYE
+    if codec == "g722":
+        parts = tuple(
+            part.replace("RTP/AVP 0", "RTP/AVP 9")
+            .replace("rtpmap:0 PCMU", "rtpmap:9 G722")
+            .replace("0,PCMU/8000", "9,G722/8000")
+            for part in parts
+        )
+    return _scenario("holding", *parts)
 
 
 def brief(milliseconds: int) -> str:
@@ -144,11 +152,12 @@ def hangup(sound: Path, waits_ms: Sequence[int]) -> str:
     )
 
 
-def sound(folder: Path) -> Path:
-    """A file of G.711 to speak."""
-    path = folder / "speech.ul"
+def sound(folder: Path, codec: str = "pcmu") -> Path:
+    """A file of G.711, or of G.722, to speak."""
+    path = folder / f"speech.{codec}"
     if not path.exists():
-        path.write_bytes(marks.speech(50 * SOUND_SECONDS))
+        speaker = marks.G722() if codec == "g722" else marks
+        path.write_bytes(speaker.speech(50 * SOUND_SECONDS))
     return path
 
 

@@ -44,6 +44,13 @@ max_call_duration = {max_call_seconds}
 {record}
 """
 
+_WIDE = """
+[[trunk]]
+name = "wide"
+peers = ["127.0.0.1"]
+codecs = ["G722"]
+"""
+
 _ROUTE = """\
 [[route]]
 name = "{name}"
@@ -123,9 +130,10 @@ def gateway(
     ca: Path | None = None,
     record: str = "",
     live: bool = False,
+    codec: str = "pcmu",
 ) -> Iterator[Gateway]:
     """A gateway that joins its calls to the endpoint on ``endpoint_port``, by TLS with a ``ca``;
-    ``record`` and ``live`` are those of :class:`tests.load.level.Conditions`."""
+    ``record``, ``live`` and ``codec`` are those of :class:`tests.load.level.Conditions`."""
     (folder / "dialplan").mkdir(exist_ok=True)
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
@@ -139,7 +147,7 @@ def gateway(
             port=endpoint_port,
             ca="" if ca is None else f'ca = "{ca}"',
             max_call_seconds=max_call_seconds,
-            record=_recording(record),
+            record=_recording(record) + (_WIDE if codec == "g722" else ""),
             low=low,
             high=low + PORTS - 1,
         )

@@ -7,7 +7,12 @@ import json
 import os
 from pathlib import Path
 
+import pjsua2 as pj
 import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.realtime.dialects.dialect import Pcm24
+from gateway.sip.media import ports  # noqa: F401 -- G.722 is coded there
 
 from . import figures, marks, proc, report, wire
 from .sip_call import SipCall
@@ -173,3 +178,13 @@ def test_events_are_json() -> None:
     event = json.loads(framed[4:])
     assert event["type"] == "response.output_audio.delta"
     assert marks.decoded(event["delta"]) == marks.speech(1)
+
+
+def test_chords_are_found_behind_g722_and_24_khz() -> None:
+    phone, session, pcm, sent = marks.G722(), marks.Wide(24000), Pcm24(Codec.G722), range(1000)
+    up = b"".join(pcm.up(phone.frame(3, number)) for number in sent)
+    assert session.feed(up) == [(3, number) for number in sent[: len(up) // 960]]
+    down = pcm.down(b"".join(session.frame(3, number) for number in sent)) + pcm.part_over()
+    again = pj.NativeG722().encode(pj.NativeG722().decode(down))
+    assert list(phone.find(again)) == [(3, number) for number in sent]
+    assert list(marks.G722().find(marks.G722().speech(50))) == []
