@@ -297,9 +297,16 @@ class MediaFindings(Facts):
             sent, received = quality.tx_packets, quality.rx_packets
         ours = "?" if self.offered is None else self.offered.where
         theirs = "?" if self.agreed is None else self.agreed.where
-        source = self.call.rtp_source if received else ""
-        came = f" from {source}" if source and source != theirs else ""
+        came = f" from {self._elsewhere}" if self._elsewhere else ""
         return f"RTP sent {sent} packets to {theirs}, received {received}{came} at {ours}"
+
+    @property
+    def _elsewhere(self) -> str:
+        """Where RTP comes from, if that is not the address of the answer's SDP."""
+        quality, source = self.call.quality, self.call.rtp_source
+        received = quality is not None and quality.rx_packets > 0
+        told = self.agreed is not None and self.agreed.where == source
+        return source if received and not told else ""
 
     @property
     def _their_report(self) -> str:
@@ -332,6 +339,15 @@ class MediaFindings(Facts):
         if sound.tone_ms >= RETURNED_MS:
             after = "" if sound.delay_ms is None else f" after {sound.delay_ms} ms"
             yield ok("", f"audio goes both ways: our tone came back{after}").of("audio")
+        elif self._elsewhere:
+            theirs = "?" if self.agreed is None else self.agreed.where
+            yield bad(
+                "",
+                f"RTP comes from {self._elsewhere}, and the answer's SDP names {theirs}. We send to "
+                f"where it comes from (symmetric RTP), and our tone did not come back{report}",
+                "make the other side receive where it sends from (RFC 4961), or name in its SDP "
+                "the address that it sends from",
+            ).of("rtp_source", *proof)
         elif received <= FEW and self._reached_them:
             yield bad(
                 "",

@@ -142,6 +142,13 @@ CASES = {
     ),
     "one-way down": (answered(sound=SILENT, quality=THEY_HEAR), {"bad:audio_down"}),
     "one-way up": (answered(sound=SILENT, quality=WE_HEAR), {"bad:audio_up"}),
+    "RTP from elsewhere": (
+        answered(
+            sound=SILENT, quality=replace(NOTHING, rx_packets=1), rtp_source="203.0.113.9:41000"
+        ),
+        {"bad:rtp_source"},
+    ),
+    "RTP from elsewhere, which is heard": (answered(rtp_source="203.0.113.9:41000"), set()),
     "no audio": (answered(sound=SILENT, quality=NOTHING), {"bad:audio_none"}),
     "no echo": (
         answered(sound=SILENT, quality=replace(GOOD, tx_reports=1, tx_reported=300)),
