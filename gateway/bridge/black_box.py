@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -231,9 +232,41 @@ def _class(name: str) -> Any:
     try:
         found = getattr(import_module(module), kind)
     except (ImportError, AttributeError):
-        raise BlackBoxError(f"this version has no {name}") from None
-    if not (isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))):
+        found = _moved(module, kind)
+        if found is None:
+            raise BlackBoxError(f"this version has no {name}") from None
+    if not _is_kept(found):
         raise BlackBoxError(f"{name!r} is no class of a call")
+    return found
+
+
+def _is_kept(found: object) -> bool:
+    return isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
+
+
+def _moved(module: str, kind: str) -> Any:
+    """Return the class of this name that has another module in this version: in the same package,
+    or else in any; None where there is none, or several."""
+    package = ".".join(module.split(".")[:2])
+    for packages in ((package,), tuple(one.rstrip(".") for one in _PACKAGES)):
+        found = [one for package in packages for one in _classes(package).get(kind, ())]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+@cache
+def _classes(package: str) -> Mapping[str, Sequence[type]]:
+    """Return the classes of a package by their names."""
+    root = import_module(package)
+    modules = [root]
+    if hasattr(root, "__path__"):
+        modules += [import_module(one.name) for one in walk_packages(root.__path__, f"{package}.")]
+    found: dict[str, list[type]] = {}
+    for module in modules:
+        for kind, one in vars(module).items():
+            if _is_kept(one) and one.__module__ == module.__name__:
+                found.setdefault(kind, []).append(one)
     return found
 
 

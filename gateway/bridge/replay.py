@@ -194,12 +194,16 @@ def _again(
 
 
 def _told(value: Any) -> Any:
-    """Return outputs without empty fields, since newer versions have more fields."""
+    """Return outputs without empty fields, since newer versions have more fields, and classes by
+    their names, since other versions have them in other modules."""
     if isinstance(value, list):
         return [_told(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    told = {key: _told(inner) for key, inner in value.items()}
+    told = {
+        key: inner.rpartition(".")[2] if key == KIND and isinstance(inner, str) else _told(inner)
+        for key, inner in value.items()
+    }
     return {key: inner for key, inner in told.items() if key == "due" or not _is_nothing(inner)}
 
 

@@ -343,8 +343,8 @@ class MediaFindings(Facts):
             theirs = "?" if self.agreed is None else self.agreed.where
             yield bad(
                 "",
-                f"RTP comes from {self._elsewhere}, and the answer's SDP names {theirs}. We send to "
-                f"where it comes from (symmetric RTP), and our tone did not come back{report}",
+                f"RTP comes from {self._elsewhere}, and the answer's SDP names {theirs}. We send "
+                f"to where it comes from (symmetric RTP), and our tone did not come back{report}",
                 "make the other side receive where it sends from (RFC 4961), or name in its SDP "
                 "the address that it sends from",
             ).of("rtp_source", *proof)

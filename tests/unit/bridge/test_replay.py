@@ -34,6 +34,17 @@ def test_a_kept_call_goes_as_it_went(file: Path) -> None:
     assert found.record.ending is not None
 
 
+def test_classes_that_have_moved_are_found() -> None:
+    """Of a call that an older version has kept; a name that is nowhere is told."""
+    lines = list(read_lines(FOLDER / f"server_lost_and_replaced{SUFFIX}"))
+    for old in ("gateway.call.inputs", "gateway.call.outputs", "gateway.realtime.events"):
+        lines = [line.replace(f'"{old}.', f'"{old}_of_old.') for line in lines]
+        assert list(replay(lines).differences) == []
+    gone = [line.replace("inputs_of_old.SessionReady", "inputs.SessionUp") for line in lines]
+    with pytest.raises(BlackBoxError, match=r"this version has no gateway.call.inputs.SessionUp"):
+        replay(gone)
+
+
 def test_every_kind_of_ending_is_kept() -> None:
     records = [replay(read_lines(file)).record for file in FILES]
     kinds = {record.ending.why for record in records if record.ending is not None}
