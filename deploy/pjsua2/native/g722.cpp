@@ -20,7 +20,8 @@ constexpr size_t kHalf = 16;     // taps of the half-band filter beside every se
 
 int16_t clipped(float sample)
 {
-    return (int16_t)std::lround(std::min(32767.0f, std::max(-32768.0f, sample)));
+    const float bounded = std::min(32767.0f, std::max(-32768.0f, sample));
+    return (int16_t)(bounded + (bounded < 0 ? -0.5f : 0.5f));
 }
 
 // Half-band filter: half of what it passes is the middle tap, every other one beside it is zero.
@@ -46,6 +47,18 @@ const Taps &taps()
 {
     static const Taps made;
     return made;
+}
+
+// The filter's part of the odd offsets, of as many samples; in four sums, which the processor adds at a
+// time.
+float beside(const float *samples)
+{
+    const float *side = taps().side;
+    float sums[4] = {0};
+    for (size_t tap = 0; tap < 2 * kHalf; tap += 4)
+        for (size_t i = 0; i < 4; ++i)
+            sums[i] += side[tap + i] * samples[tap + i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 struct Wide {
@@ -109,30 +122,35 @@ void G722::encode(const int16_t *wide, size_t count, uint8_t *bytes)
 
 void G722::lower(const int16_t *wide, size_t count, int16_t *narrow)
 {
-    float *even = coder_->even, *odd = coder_->odd;
-    for (size_t i = 0; i < count; ++i) {
-        memmove(odd, odd + 1, (2 * kHalf - 1) * sizeof *odd);
-        odd[2 * kHalf - 1] = wide[2 * i + 1];
-        memmove(even, even + 1, (kHalf - 1) * sizeof *even);
-        even[kHalf - 1] = wide[2 * i];
-        float sum = 0.5f * even[0];
-        for (size_t tap = 0; tap < 2 * kHalf; ++tap)
-            sum += taps().side[tap] * odd[tap];
-        narrow[i] = clipped(sum);
+    float even[kHalf + kFrame], odd[2 * kHalf + kFrame];
+    for (size_t part; count > 0; count -= part, wide += 2 * part, narrow += part) {
+        part = std::min(count, kFrame);
+        memcpy(even, coder_->even, sizeof coder_->even);
+        memcpy(odd, coder_->odd, sizeof coder_->odd);
+        for (size_t i = 0; i < part; ++i) {
+            even[kHalf + i] = wide[2 * i];
+            odd[2 * kHalf + i] = wide[2 * i + 1];
+        }
+        for (size_t i = 0; i < part; ++i)
+            narrow[i] = clipped(0.5f * even[i + 1] + beside(odd + i + 1));
+        memcpy(coder_->even, even + part, sizeof coder_->even);
+        memcpy(coder_->odd, odd + part, sizeof coder_->odd);
     }
 }
 
 void G722::raise(const int16_t *narrow, size_t count, int16_t *wide)
 {
-    float *past = coder_->narrow;
-    for (size_t i = 0; i < count; ++i) {
-        memmove(past, past + 1, (2 * kHalf - 1) * sizeof *past);
-        past[2 * kHalf - 1] = narrow[i];
-        float sum = 0;
-        for (size_t tap = 0; tap < 2 * kHalf; ++tap)
-            sum += taps().side[tap] * past[tap];
-        wide[2 * i] = clipped(past[kHalf - 1]);
-        wide[2 * i + 1] = clipped(2 * sum);
+    float past[2 * kHalf + kFrame];
+    for (size_t part; count > 0; count -= part, wide += 2 * part, narrow += part) {
+        part = std::min(count, kFrame);
+        memcpy(past, coder_->narrow, sizeof coder_->narrow);
+        for (size_t i = 0; i < part; ++i)
+            past[2 * kHalf + i] = narrow[i];
+        for (size_t i = 0; i < part; ++i) {
+            wide[2 * i] = clipped(past[i + kHalf]);
+            wide[2 * i + 1] = clipped(2 * beside(past + i + 1));
+        }
+        memcpy(coder_->narrow, past + part, sizeof coder_->narrow);
     }
 }
 

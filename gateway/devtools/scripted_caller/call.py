@@ -171,7 +171,7 @@ class ScriptedCall:
             self._times["media"] = (self.tape.first_at - self._dialled_at) * 1000
         if self._noise is not None and self._codec and len(self.tape.playout) < NOISE_FRAMES:
             size = NOISE_FRAMES * PCM_FRAME_BYTES
-            self.tape.playout.put(self._codec.from_linear(self._noise.take(size)))
+            self.tape.playout.put(self.tape.codec.from_linear(self._noise.take(size)))
             self.queued_frames += NOISE_FRAMES
         self._wake()
 
@@ -345,15 +345,15 @@ class ScriptedCall:
 
     async def play(self, clip: Clip, background: bool = False, interrupts: bool = False) -> None:
         """Play a sound; in the background, at once done."""
-        assert self._codec is not None
-        frames = clip.frames(self._codec)
+        codec = self.tape.codec  # also where the call has changed to another
+        frames = clip.frames(codec)
         if self._noise is not None:
-            frames = self._noise.under(frames, self._codec)
+            frames = self._noise.under(frames, codec)
         count = len(frames) // FRAME_BYTES
         # The queue holds two of the longest sounds; a third in the background waits for a place.
         await self.until(lambda: not self._waits() or self._fits(count), clip.ms / 1000 + 1200)
         self.tape.playout.put(frames)
-        loud = clip.loud(self._codec)
+        loud = clip.loud(codec)
         self._played.append(Played(clip.name, self.queued_frames, count, loud, interrupts))
         self.queued_frames += count
         if background:

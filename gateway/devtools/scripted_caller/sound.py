@@ -110,7 +110,7 @@ class Tape:
     """The two tracks of one call, put together on the event loop of what the clock recorded."""
 
     def __init__(self, codec: Codec) -> None:
-        self.codec = codec
+        self.codec = codec = codec.narrow
         self.audio = CallAudio(codec, MAX_PLAYOUT_FRAMES, recorded=MAX_WAITING)
         self.playout = self.audio.playout
         self.first_at: float | None = None
@@ -129,9 +129,9 @@ class Tape:
         return self._lost_waiting + self._lost_late
 
     def negotiated(self, codec: Codec) -> None:
-        """The codec of the call; set before the first sound is queued."""
+        """The codec of the call, whose G.711 is taken; set before the first sound is queued."""
         if not self.ticks:
-            self.codec = self.playout.codec = self.audio.codec = codec
+            self.codec = self.playout.codec = self.audio.codec = codec.narrow
 
     def collect(self) -> list[float]:
         """Write down the ticks that came; returns the level of each as heard, dBFS."""
