@@ -70,7 +70,7 @@ def is_inside(address: str) -> bool:
 
 
 def host_of(uri_or_address: str) -> str:
-    """The host of a sip URI or of ``host[:port]``, without brackets; in lower case."""
+    """Return the host of a sip URI or of ``host[:port]``, in lower case and without brackets."""
     rest = uri_or_address.strip().strip("<>")
     scheme, colon, behind = rest.partition(":")
     if colon and scheme.lower() == "tel":
@@ -128,6 +128,7 @@ class LookupLoop(asyncio.SelectorEventLoop):
         return await asyncio.shield(found)
 
     def _resolve(self, key: tuple[Any, ...], found: asyncio.Future[Any]) -> None:
+        """Resolve a host name on a thread of its own, sharing a look-up that is under way."""
         result: Any = []
         error: Exception | None = None
         try:

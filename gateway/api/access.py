@@ -83,9 +83,10 @@ class Access:
         self._delayed = 0
 
     def token_of(self, scope: Scope) -> Token | None:
-        """The token of a request, or the one that its console login stands for.
+        """Return the token of a request, or the one that its console login stands for.
 
-        Who comes by the Unix socket without one is an admin, or what another worker says of them.
+        A request on the Unix socket without one is an admin's, or has the role that another worker
+        passes on.
         """
         given = Headers(scope=scope).get("authorization", "")
         if given:

@@ -60,14 +60,14 @@ class EventFeed:
         self.followers -= 1
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """An event of a call."""
+        """Add an event of a call."""
         self._last += 1
         self._events.append((self._last, event))
         self._pulse.set()
         self._pulse = asyncio.Event()
 
     def position(self, after: str = "") -> str:
-        """The id behind which :meth:`follow` begins."""
+        """Return the id after which :meth:`follow` begins."""
         return f"{self._boot}.{self._resumed(after)[0]}"
 
     def follow(self, after: str = "") -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
@@ -93,6 +93,7 @@ class EventFeed:
     async def _follow(
         self, seen: int, unknown: bool
     ) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
+        """Yield events after a position, and wait for more."""
         if unknown:
             yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": None}
         while True:
@@ -214,11 +215,11 @@ class BrowserCalls(Protocol):
 
     @property
     def limit(self) -> int:
-        """How many there may be at a time."""
+        """Return how many calls from browsers there may be at a time."""
 
     @property
     def active(self) -> int:
-        """How many there are."""
+        """Return how many calls from browsers there are."""
 
     def numbers(self) -> list[dict[str, str]]:
         """Numbers that routes name as such, with the route."""
@@ -235,7 +236,7 @@ class BrowserCalls(Protocol):
         """Call a number for the token ``who``; ``hear`` is called when there is audio."""
 
     def over(self, end: BrowserEnd) -> None:
-        """The page is gone."""
+        """Handle a page that has left."""
 
     def closed(self, reason: str, unread: int) -> None:
         """Count why a page's WebSocket was closed, and frames that it did not take in time."""

@@ -158,6 +158,7 @@ class _Page:
             self.end.say(audio)
 
     def _on_text(self, text: str, end: BrowserEnd) -> None:
+        """Handle a JSON message of the page: ping, count of frames played, DTMF digit."""
         if len(text) > MAX_TEXT:
             raise _Closed(1009, "too_large")
         if not self._told.take(1, self._clock()):

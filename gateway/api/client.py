@@ -142,5 +142,5 @@ def _exchange(
 
 
 def _quoted(text: str) -> str:
-    """A segment of a path; a slash in it, which a SIP Call-ID may have, is quoted twice."""
+    """Return a path segment, quoted twice where it has a slash, as SIP Call-IDs may."""
     return quote(text.replace("/", "%2F"), "")

@@ -139,7 +139,7 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
 
 
 def _answer(error: Refusal) -> Response:
-    """Clients do not try again."""
+    """Return an error response that tells OpenAI's client library not to retry."""
     return JSONResponse(error.body, error.status, {"x-should-retry": "false"})
 
 

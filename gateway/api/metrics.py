@@ -150,6 +150,7 @@ class _Calls(_Made):
         self._started.labels(record.direction, route, trunk).inc()
 
     def over(self, record: CallRecord, outcome: str) -> None:
+        """Count a call that has ended."""
         route, ending, end = self._routes.of(record.route), record.ending, record.times.end
         self._ended.labels(record.direction, route, outcome).inc()
         if record.variant:
@@ -196,6 +197,7 @@ class _Waits(_Made):
         )
 
     def over(self, record: CallRecord) -> None:
+        """Count the waiting times of a call that has ended."""
         route, times = self._routes.of(record.route), record.times
         for stage in ("ringing", "session", "answered"):
             if (reached := getattr(times, stage)) is not None:
@@ -227,6 +229,7 @@ class _Sound(_Made):
         self._mos = histogram("call_mos", "Mean of a call", _MOS, "direction")
 
     def over(self, record: CallRecord) -> None:
+        """Count the audio quality of a call that has ended."""
         media, quality = record.media, record.media.quality
         self._underruns.inc(media.underruns)
         self._underrun.inc(media.underrun_ms / 1000)
@@ -266,7 +269,7 @@ class Metrics:
         registry.register(self._readings)
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
-        """An event of a call."""
+        """Count an event of a call."""
         if event["type"] in ("call.incoming", "call.dialing"):
             self._calls.begun(record)
         elif event["type"] == "call.ended":

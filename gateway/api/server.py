@@ -100,7 +100,7 @@ class ApiServer:
             client.close()
 
     def _left(self, others: int) -> None:
-        """A client of the socket is gone."""
+        """Forget a client of the socket that has disconnected."""
         if self._socket is not None and not others:
             self._socket.keep_spare()  # nobody else's command needs them now
 

@@ -60,7 +60,7 @@ class Siblings:
         self._clients: dict[Path, httpx.AsyncClient] = {}
 
     def client(self, path: Path) -> httpx.AsyncClient:
-        """The client of a worker."""
+        """Return the HTTP client for a worker."""
         if path not in self._clients:
             self._clients[path] = httpx.AsyncClient(
                 transport=httpx.AsyncHTTPTransport(uds=str(path)),
@@ -70,7 +70,8 @@ class Siblings:
         return self._clients[path]
 
     async def live(self) -> list[dict[str, Any]]:
-        """Rows of the calls that are up elsewhere; a worker that does not answer has none."""
+        """Return the rows of calls in progress at other workers; none of a worker that does not
+        answer."""
         parameters = {"live": "true", "limit": "1000"}
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/calls", parameters) for one in self.sockets)
@@ -78,14 +79,14 @@ class Siblings:
         return [row for answer in answers for row in answer.get("calls", ())]
 
     async def levels(self) -> dict[str, Any]:
-        """Levels of the calls that are up elsewhere."""
+        """Return the audio levels of calls in progress at other workers."""
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/levels", {}) for one in self.sockets)
         )
         return {call: pair for one in answers for call, pair in one.get("levels", {}).items()}
 
     async def that_has(self, call: str) -> Path | None:
-        """The worker that knows a call by this name; None where none does."""
+        """Return the worker that has a call of this name, or None."""
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/here", {"call": call}) for one in self.sockets)
         )
@@ -166,7 +167,7 @@ class HandOn:
             await self._join(WebSocket(scope, receive, send), path)
 
     async def _where(self, scope: Scope) -> Path | None:
-        """The worker that the request is for; None for this one."""
+        """Return the worker that a request is for; None for this one."""
         if scope["type"] not in ("http", "websocket") or HOP in Headers(scope=scope):
             return None
         call = ""
@@ -179,6 +180,7 @@ class HandOn:
         return await self._siblings.that_has(call)
 
     async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
+        """Forward a request to another worker, and return its response."""
         # As it came: of a Call-ID, "?" and "#" would begin something else.
         path_of = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
         target = path_of + (f"?{request.url.query}" if request.url.query else "")

@@ -338,6 +338,7 @@ class Admission:
             self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
+        """Find route and plan of an INVITE, apply caps, and start its call; or refuse it."""
         refuse = self._rejections.refuse
         others: list[Explanation] = []
         record.explanation = [explained_source(leg.invite, self._config)]
@@ -449,6 +450,7 @@ class Admission:
         sideband: Sideband | None = None,
         began: float | None = None,
     ) -> CallController:
+        """Start the call of an admitted INVITE."""
         codec = codec_of(leg.invite)
         record.route, record.leg.codec = match.route.name, codec.value
         plan, session_plan = plans(

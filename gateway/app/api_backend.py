@@ -74,7 +74,7 @@ class RequestKeys:
         self._shared = shared
 
     async def first(self, key: str, request: str) -> tuple[str, str | None]:
-        """See :class:`gateway.api.backend.RequestKeys`."""
+        """Claim an idempotency key; see :class:`gateway.api.backend.RequestKeys`."""
         from gateway.records.shared import first_with_key
 
         try:
@@ -84,7 +84,8 @@ class RequestKeys:
             raise TimeoutError from None
 
     def answered(self, key: str, answer: str | None) -> None:
-        """See :class:`gateway.api.backend.RequestKeys`. What is not kept stays under way."""
+        """Keep the answer of a request with an idempotency key; without it the key stays under
+        way."""
         from gateway.records.shared import answer_key
 
         told = self._shared.run(partial(answer_key, key=key, answer=answer))

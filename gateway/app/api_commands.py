@@ -246,7 +246,7 @@ class _Asked:
 
 
 def _refusals(record: CallRecord) -> list[str]:
-    """Why commands were rejected so far."""
+    """Return why commands were rejected so far."""
     rejected = (mark for mark in record.timeline if mark["event"] == "command_rejected")
     return [str(mark.get("reason", "")) for mark in rejected]
 

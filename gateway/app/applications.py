@@ -114,7 +114,7 @@ class Waiting:
     def on_quality(self, quality: RtpQuality) -> None: ...
 
     def on_ended(self, end: LegEnd) -> None:
-        """The caller has given up."""
+        """Handle a caller who gave up before the application accepted."""
         del end
         self._on_ended()
 
@@ -277,6 +277,8 @@ class Applications:
         self._known.pop(call_id, None)
 
     async def _wait(self, call_id: str, asked: _PendingCall, settings: Application) -> None:
+        """Wait for the application's decision until its deadline, then act as ``on_timeout``
+        says."""
         try:
             async with asyncio.timeout(settings.timeout):
                 await asked.over.wait()

@@ -96,7 +96,8 @@ class Canaries:
         }
 
     def use(self, dialplan: Dialplan) -> None:
-        """Know the canaries of further calls; one that changes begins anew."""
+        """Apply the canaries of a new dialplan to further calls; one that has changed begins
+        anew."""
         self._routes = {
             route.name: route.canary
             for route in dialplan.routes
@@ -205,6 +206,7 @@ class Canaries:
             pause = max(1.0, JUDGE_PART * (time.monotonic() - began))
 
     async def _judge(self, route: str) -> None:
+        """Stop a canary whose calls go worse than the others by its limits."""
         settings = self._routes[route]
         try:
             report = await asyncio.to_thread(self._figures, route, self._states[route])

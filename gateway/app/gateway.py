@@ -407,7 +407,7 @@ class Gateway:
         self.agent.drain()
 
     def _status(self) -> dict[str, object]:
-        """What ``gateway status`` shows; times in seconds."""
+        """Return what ``gateway status`` shows; times in seconds."""
         return {
             "version": __version__,
             "pjsua2": asdict(library.build()),

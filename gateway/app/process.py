@@ -217,6 +217,7 @@ class Health:
         }
 
     async def _run(self) -> None:
+        """Look regularly whether SIP thread, media clock and tasks are alive."""
         loop = asyncio.get_running_loop()
         while True:
             # By a thread that needs no interpreter: also where something never gives it back.

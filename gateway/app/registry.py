@@ -78,7 +78,7 @@ class CallRegistry:
 
     @property
     def ids(self) -> list[str]:
-        """The gateway's ids of the calls in progress."""
+        """Return the gateway's ids of the calls in progress."""
         return sorted(call.record.call_id for call in self._calls)
 
     @property
@@ -98,7 +98,7 @@ class CallRegistry:
         return None if reached is None else str(reached)
 
     def use(self, config: Config, dialplan: Dialplan) -> None:
-        """Know the routes of further calls; those of calls in progress are kept until they end."""
+        """Apply a new dialplan to further calls; calls in progress keep their routes."""
         self._config, self._dialplan = config, dialplan
         self._routes.update({route.name: route for route in dialplan.routes})
         self._box_facts.clear()
@@ -321,7 +321,7 @@ def deciding(
 
 
 def facts_for_slot(invite: Invite) -> Mapping[str, Any]:
-    """What is kept of an INVITE before its first provisional response."""
+    """Return what is kept of an INVITE before its first provisional response."""
     return {
         "direction": "inbound",
         "sip_call_id": invite.sip_call_id,

@@ -163,7 +163,7 @@ def _told(key: str, old: Any, new: Any, hidden: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str | None:
-    """A plain value as TOML would say it; None for what is not shown."""
+    """Return a value as TOML would have it; None for what must not be shown."""
     if value is None:
         return "unset"
     if isinstance(value, bool):

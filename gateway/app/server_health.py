@@ -53,18 +53,18 @@ class ServerHealth:
         self._servers: dict[str, _Server] = {}
 
     def worked(self, url: str, now: float) -> ServerChange | None:
-        """A session was had there."""
+        """Note that a session was opened; return the change if the server was unhealthy before."""
         server = self._servers.setdefault(url, _Server())
         since, server.since = server.since, None
         server.failures, server.detail = 0, ""
         return None if since is None else ServerChange(url, False, "", now - since)
 
     def probe_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
-        """A probe could have none."""
+        """Note that a health check could not open a session."""
         return self._fail(url, detail, now, at_once=True)
 
     def call_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
-        """A call could have none."""
+        """Note that a call could not open a session."""
         return self._fail(url, detail, now, at_once=False)
 
     def trouble(self, url: str) -> str | None:

@@ -123,6 +123,7 @@ class Service:
 
     @asynccontextmanager
     async def _running(self, *, serving: bool) -> AsyncIterator[None]:
+        """Start everything, and stop it in reverse order at the end."""
         loop = asyncio.get_running_loop()
         # Signals, health and the link to the supervisor last until every part has stopped.
         async with AsyncExitStack() as process:
@@ -157,6 +158,7 @@ class Service:
             self._enter(State.DRAINING)
 
     async def _end_calls(self) -> None:
+        """Wait for calls to end, and end those that are left at the deadline."""
         calls, limits = self._gateway.calls, self._gateway.config.limits
         self._drain()
         reporting = TaskSet()

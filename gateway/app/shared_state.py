@@ -140,12 +140,13 @@ class SharedState:
 
     @property
     def holder(self) -> str:
-        """The name of this process among those on the database."""
+        """Return the name of this process in the shared database."""
         return self._costs.holder
 
     @property
     def refusing(self) -> str:
-        """Why calls are refused until the database is reached again; empty: they are not."""
+        """Return why calls are refused until the database can be reached; empty when they are
+        not."""
         return self.unavailable if self._refusing else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class SharedState:
             self._database.close()
 
     def _carry_out(self, batch: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
-        """Carry operations out in one transaction; where one is refused, each in its own."""
+        """Execute operations in one transaction; if one is refused, each in its own."""
         try:
             if self._database is None:
                 from gateway.records.database import Database
@@ -244,11 +245,11 @@ class SharedState:
     def wanted(
         self, call_id: str, route: Route, number: str, invite: Invite | None = None
     ) -> Wanted | None:
-        """What a call needs of what is shared before it may begin; None for nothing.
+        """Return what a call has to reserve in the shared database; None for nothing.
 
         Args:
             number: whose budget it spends.
-            invite: of one that came in; None for one that we place.
+            invite: of an inbound call; None for one that we place.
         """
         if not self.active:
             return None
@@ -269,7 +270,7 @@ class SharedState:
         return Wanted(call_id, tuple(caps), limits, self._costs.today())
 
     def outbound_wanted(self, call_id: str, *, followed: bool = False) -> Wanted | None:
-        """What a further leg of a call needs before it is dialled, by us or as a REFER asks."""
+        """Return what a B-leg or a call caused by REFER has to reserve before it is dialled."""
         caps = self.outbound_caps()
         if followed:
             most = most_followed(self._config.outbound)
@@ -277,7 +278,7 @@ class SharedState:
         return Wanted(call_id, tuple(caps)) if self.active else None
 
     def outbound_caps(self) -> list[Cap]:
-        """The caps of ``[outbound]``."""
+        """Return the caps of ``[outbound]``."""
         outbound = self._config.outbound
         most, rate = outbound.max_concurrent_calls, outbound.max_calls_per_minute
         return [
@@ -357,7 +358,7 @@ class SharedState:
         self.run(partial(shared.release, ids=ids)).add_done_callback(_ignore)
 
     def _late(self, asked: asyncio.Future[Answer], *, keep: bool) -> None:
-        """An answer came too late: its leases are not wanted, unless its call goes on."""
+        """Release leases that were granted too late, unless their call goes on."""
         if not asked.cancelled() and asked.exception() is None and not keep:
             self._give_back([one.id for one in asked.result().leases])
 
@@ -373,7 +374,7 @@ class SharedState:
     # ---- now and then
 
     def on_banned(self, source: str, seconds: float, proven: bool) -> None:
-        """This process has banned a source; the others will."""
+        """Share a ban of a source with the other processes."""
         if self.active and len(self._banned) < QUEUE_ITEMS:
             self._banned.append((source, seconds, proven))
 
@@ -424,7 +425,7 @@ class SharedState:
         self._costs.others_spent(*_day_sums(told))
 
     def _spent(self) -> tuple[str, dict[Pair, Decimal], dict[Pair, int]]:
-        """What this process has spent today and the others have not seen; the same in units."""
+        """Return what this process has spent today and not shared yet, as amount and in units."""
         sums = self._costs.pending_sums()
         return self._costs.today(), sums, {pair: units(one) for pair, one in sums.items()}
 
@@ -447,7 +448,7 @@ class SharedState:
 
 
 def units(amount: Decimal) -> int:
-    """An amount in the database's whole numbers."""
+    """Return an amount in the database's integer units."""
     return int((amount * UNITS).to_integral_value(ROUND_HALF_EVEN))
 
 

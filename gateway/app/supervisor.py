@@ -239,6 +239,8 @@ class Supervisor:
     # ---- one worker
 
     async def _keep(self, index: int) -> None:
+        """Run one worker, and start it again after it ended, up to its limit of crashes in a
+        row."""
         deaths = 0
         while not self._stop.is_set():
             worker = Worker(index, self._command(index))

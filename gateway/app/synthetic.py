@@ -68,11 +68,11 @@ class _Caller:
     def on_quality(self, quality: RtpQuality) -> None: ...
 
     def on_confirmed(self) -> None:
-        """The call was answered."""
+        """Note that the call was answered."""
         self.answered.set()
 
     def on_ended(self, end: LegEnd) -> None:
-        """The call is over, or was refused."""
+        """Note that the call has ended or was refused."""
         self.code = end.code
         self.ended.set()
 
@@ -110,7 +110,7 @@ class SyntheticCalls:
         self._tasks = TaskSet()
 
     def use(self, dialplan: Dialplan) -> None:
-        """Know the routes of further calls."""
+        """Apply a new dialplan to further calls."""
         self._dialplan = dialplan
 
     async def start(self) -> None:
@@ -201,7 +201,7 @@ class SyntheticCalls:
             del self._legs[leg]
 
     def _address(self) -> str | None:
-        """Host and port of a listener of ours, as a URI has them."""
+        """Return host and port of a listener of ours, in the form of a URI."""
         for wanted in ("udp", "tcp"):
             for address in self._agent.addresses:
                 transport, _, place = address.partition(":")
@@ -253,32 +253,32 @@ class LocalLine:
             self._leg.hang_up({"Reason": reason_header(why)})
 
     def on_ringing(self, code: int) -> None:
-        """Of calls that are placed."""
+        """Ignore: only for calls that are placed."""
 
     def on_media(self, codec: Codec) -> None:
-        """The codec is known; what is heard has been chosen before."""
+        """Note the codec; the audio to play was chosen before."""
         self._record.leg.codec = codec.value
         self._record.leg.security = self._leg.security
 
     def on_confirmed(self) -> None:
-        """The ACK has come."""
+        """Start to play after the ACK."""
         self._record.times.confirmed = self._ms()
         self._log.info("call.confirmed")
 
     def on_hold(self, held: bool) -> None:
-        """Nothing is played to a caller who holds; the library sees to that."""
+        """Ignore: the library plays nothing to a caller who holds."""
 
     def on_digit(self, digit: str) -> None:
-        """An echo returns keys, too."""
+        """Send a DTMF digit back, where the line is an echo."""
         if self._sound == ECHO:
             self._leg.press(digit)
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters."""
+        """Keep the RTP counters."""
         self._record.media.rtp = quality_of(quality)
 
     def on_ended(self, end: LegEnd) -> None:
-        """The call is over: write its record."""
+        """Write the record of the call."""
         self._limit.cancel()
         record = self._record
         confirmed = record.times.confirmed is not None

@@ -139,7 +139,7 @@ class Tracing:
         return traceparent(self.trace_id(call_id))
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
-        """An event of a call: at its end, its trace is made."""
+        """Handle an event of a call: at its end, make its trace."""
         if event["type"] != "call.ended" or not record.trace_id or self._thread is None:
             return
         try:

@@ -83,7 +83,7 @@ class Budgets:
     """What is set aside for the next response of each call, where processes share a database."""
 
     def limit(self, scope: Scope) -> Decimal | None:
-        """The limit of one scope."""
+        """Return the limit of one scope."""
         found: Decimal | None = getattr(self, scope.value)
         return found
 
@@ -143,7 +143,7 @@ def budget_plan(config: Config, route: Route) -> BudgetPlan:
 
 
 def transcriber_of(session: Any) -> str:
-    """The model that transcribes the caller, of a session object; empty without one."""
+    """Return the model that transcribes the caller, of a session object; "" without one."""
     for key in ("audio", "input", "transcription", "model"):
         session = session.get(key) if isinstance(session, Mapping) else None
     return session if isinstance(session, str) else ""
@@ -182,7 +182,7 @@ class Accounts:
     def open(
         self, *, model: str, host: str, transcriber: str, route: str, number: str, budgets: Budgets
     ) -> Account:
-        """The account of a call that begins now."""
+        """Open the account of a call that begins now."""
         self.ledger.begin(self.today())
         account = Account(self, model, host, transcriber, route, number, budgets)
         self.live.add(account)
@@ -267,10 +267,10 @@ class Account:
         }
 
     def look_again(self, reserved: Mapping[Pair, Decimal]) -> None:
-        """Others have spent something: tell of a budget that is reached by that.
+        """Report a budget that is reached because of what other calls have spent.
 
-        What is set aside for all calls counts in a call that has spent something: there has to be
-        as much left for its next response.
+        Amounts reserved for all calls count in a call that has spent something: its next response
+        must be affordable, too.
         """
         spent = self._accounts.spent(self._route, self._number)
         if self._fresh and self._watch.budgets.reserve:
@@ -397,7 +397,7 @@ class Costs:
         self._config = config
 
     def exhausted(self, route: Route, number: str) -> Reached | None:
-        """The budget that leaves nothing for another call, if one does."""
+        """Return the budget that leaves nothing for another call, or None."""
         return self._accounts.exhausted(route.name, number, budgets_of(self._config, route))
 
     def open(
@@ -421,12 +421,12 @@ class Costs:
 
     @property
     def holder(self) -> str:
-        """The name of this process in the sums of all."""
+        """Return the name of this process in the shared sums."""
         return self._keeper.holder
 
     @property
     def left(self) -> DaySums | None:
-        """What the process before this one had spent, which the others may not know."""
+        """Return what the process before this one had spent, which others may not know."""
         return self._keeper.left
 
     def budgets(self, route: Route) -> Budgets:
@@ -443,18 +443,18 @@ class Costs:
         return {pair: ledger.own_sum(day, pair) for pair in ledger.touched}
 
     def said(self, day: str, sums: Mapping[Pair, Decimal]) -> None:
-        """The others can see these sums of ours."""
+        """Note that these sums of ours were shared."""
         ledger = self._accounts.ledger
         for pair, amount in sums.items():
             if ledger.own_sum(day, pair) == amount:
                 ledger.touched.discard(pair)
 
     def watched(self) -> set[Pair]:
-        """The sums that budgets of calls in progress limit."""
+        """Return the sums that budgets of calls in progress limit."""
         return {pair for account in self._accounts.live for pair in account.pairs.values()}
 
     def others_spent(self, sums: DaySums, reserved: Mapping[Pair, Decimal]) -> None:
-        """Others have spent so much of the sums that are watched; ``reserved`` is of all calls."""
+        """Note what others have spent of the watched sums; ``reserved`` is of all calls."""
         self._accounts.ledger.others = (sums,)
         for account in tuple(self._accounts.live):
             account.look_again(reserved)

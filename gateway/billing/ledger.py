@@ -112,7 +112,7 @@ class Ledger:
         self.touched = set(sums.pairs())
 
     def begin(self, day: str) -> None:
-        """A call begins."""
+        """Count a call that begins."""
         self._turn(day)
         self.own.calls += 1
         self.changed = True
@@ -134,7 +134,7 @@ class Ledger:
             own.numbers_left_out += 1
 
     def own_sum(self, day: str, pair: Pair) -> Decimal:
-        """What this process has spent of one sum on this day."""
+        """Return what this process has spent of one sum on this day."""
         scope, key = pair
         if self.own.day != day:
             return Decimal(0)
@@ -253,7 +253,7 @@ def read_sums(path: Path) -> DaySums | None:
 
 
 def files_of_other_workers(path: Path) -> list[Path]:
-    """The files of the other workers."""
+    """Return the ledger files of the other workers."""
     named = re.fullmatch(r"(.+)-\d+", path.stem)
     if named is None:
         return []

@@ -36,7 +36,7 @@ class Tokens:
         return self.text + self.audio + self.image
 
     def as_json(self) -> dict[str, int]:
-        """By modality."""
+        """Return the counts by modality."""
         return {"text": self.text, "audio": self.audio, "image": self.image}
 
 
@@ -89,7 +89,7 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
 
 
 def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
-    """The same for a response of a Live session's backend, which is all text."""
+    """Return the usage of a response of a Live session's backend, which is all text."""
     taken = _count(raw.get("input_tokens"))
     cached = _count(_table(raw.get("input_tokens_details")).get("cached_tokens"))
     output = Tokens(text=_count(raw.get("output_tokens")))
@@ -97,7 +97,7 @@ def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
 
 
 def transcription_usage_of(raw: Mapping[str, Any]) -> Usage:
-    """The same for a transcription, whose output is text."""
+    """Return the usage of a transcription, whose output is text."""
     usage = usage_of(raw)
     return Usage(usage.input, usage.cached, Tokens(text=usage.output.total), usage.seconds)
 

@@ -279,8 +279,10 @@ class CallActions:
         return self._call_id
 
     def drop(self, now: float) -> list[Output]:
-        """Discard the action in favour of an urgent one; a transfer under way must be interpreted:
-        the callee and the interpreter are let go."""
+        """Discard the action in favour of an urgent one.
+
+        Of an interpreted transfer, callee and interpreter are released.
+        """
         if self.interpreted:
             return self.abandon(now)
         action, self._action, self._begin_by = self._action, None, None

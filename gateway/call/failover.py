@@ -204,7 +204,7 @@ class Failover:
 
     @property
     def why(self) -> EndReason:
-        """Why the session was lost last."""
+        """Return why the session was lost last."""
         return self._why
 
     def escaped(self) -> list[Output]:

@@ -71,6 +71,8 @@ class Interpretation:
                 return self._on_event(listener, event)
 
     def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
+        """Open a session again that was up for ``REOPENED_SECONDS``; else let its listener hear
+        fully."""
         listener = lost.listener
         self._owed.discard(listener)
         up_at = self._up.pop(listener, None)
@@ -80,6 +82,7 @@ class Interpretation:
         return [note, HearFully(listener)]
 
     def _on_event(self, listener: str, event: ServerEvent) -> list[Output]:
+        """Play audio of an interpreting session; request a response that is still due."""
         match event:
             case AudioDelta():
                 return [InterpreterPlay(listener, event.audio, more=True)]

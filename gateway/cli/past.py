@@ -138,7 +138,7 @@ def _section_of(config: Path, name: str, model: type[S]) -> S:
 
 
 def fail(text: str) -> click.ClickException:
-    """An error that ends the command with 1."""
+    """Return an error that ends the command with status 1."""
     return click.ClickException(printable(text))
 
 
@@ -275,7 +275,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
 
 
 def _refused(config: Path, call: str) -> dict[str, Any]:
-    """What a running gateway says of a refused INVITE; empty where it knows none."""
+    """Return what a running gateway says of a refused INVITE; empty where it knows none."""
     from gateway.api.client import NoAnswerError, RefusedError, ask, socket_of, sockets_at
 
     try:

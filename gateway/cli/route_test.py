@@ -154,7 +154,7 @@ def given_data(text: str) -> Fetch:
 
 
 def asked(match: Match) -> tuple[Any, str]:
-    """What the service answers now."""
+    """Return what the data service answers now."""
 
     async def ask() -> tuple[Any, str]:
         client = HttpClient(1)

@@ -91,7 +91,7 @@ def _user(uri: str) -> str:
 
 
 def _figures(call: Mapping[str, Any]) -> str:
-    """How well it is heard, and what it has cost so far."""
+    """Return quality and cost of a call as text."""
     quality, cost = call.get("quality") or {}, call.get("cost") or {}
     scores = [(quality.get(way) or {}).get("mos") for way in ("rx", "tx")]
     told = "/".join(f"{score['mean']:.1f}" if score else "-" for score in scores)

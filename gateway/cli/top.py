@@ -68,7 +68,7 @@ class Question(ModalScreen[str | None]):
         self._told, self._value = told, value
 
     def compose(self) -> ComposeResult:
-        """Lay it out."""
+        """Yield the widgets of the dialog."""
         with Vertical():
             yield Label(Text(printable(self._told)))
             yield Input(self._value)
@@ -124,7 +124,7 @@ class Top(App[None]):
         self._table: DataTable[Text] = DataTable(cursor_type="row", zebra_stripes=True)
 
     def compose(self) -> ComposeResult:
-        """Lay it out."""
+        """Yield the widgets of the screen."""
         for name in COLUMNS:
             self._table.add_column(name, key=name)
         yield self._head

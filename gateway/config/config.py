@@ -144,11 +144,11 @@ class Config(Section):
     _origin: tuple[Path, Mapping[KeyPath, int]] = PrivateAttr(default=(Path("gateway.toml"), {}))
 
     def read_from(self, file: Path, lines: Mapping[KeyPath, int]) -> None:
-        """Know the file that these settings came from, and the lines of its keys."""
+        """Set the file that these settings came from, and the lines of its keys, for messages."""
         self._origin = file, lines
 
     def as_read_with(self, other: Config) -> None:
-        """Know the file and lines of ``other``."""
+        """Take file and lines of ``other`` for messages about these settings."""
         self._origin = other._origin
 
     def place(self, key: str, trunk: str = "") -> str:

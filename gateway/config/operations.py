@@ -163,7 +163,7 @@ class RecordingSettings(Section):
         return self
 
     def secrets(self) -> tuple[str, ...]:
-        """The keys of the storage."""
+        """Return the keys of the storage."""
         if self.upload is None:
             return ()
         return tuple(
@@ -296,7 +296,7 @@ class TracingSettings(Section):
     sample_ratio: Annotated[float, Strict(), Field(ge=0, le=1), Typed] = 1.0
 
     def secrets(self) -> tuple[str, ...]:
-        """The values of headers."""
+        """Return the values of headers."""
         return tuple(value.get_secret_value() for value in self.headers.values())
 
 
@@ -331,7 +331,7 @@ class WebhookSettings(Section):
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
 
     def secrets(self) -> tuple[str, ...]:
-        """Keys and the values of headers."""
+        """Return the signing keys and the values of headers."""
         values = [self.secret, self.previous_secret, *self.headers.values()]
         return tuple(value.get_secret_value() for value in values if value)
 

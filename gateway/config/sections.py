@@ -259,7 +259,7 @@ class McpServerSettings(Section):
         return tool in needs.always or (bool(needs.never) and tool not in needs.never)
 
     def secrets(self) -> Iterator[str]:
-        """Texts that no log may hold."""
+        """Yield the texts that no log may contain."""
         if self.authorization is not None:
             yield self.authorization.get_secret_value()
         for value in (*self.headers.values(), *self.env.values()):
@@ -299,7 +299,7 @@ class ToolSettings(Section):
         return self
 
     def secrets(self) -> Iterator[str]:
-        """Texts that no log may hold."""
+        """Yield the texts that no log may contain."""
         for server in self.mcp:
             yield from server.secrets()
 

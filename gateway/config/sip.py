@@ -31,7 +31,7 @@ class ListenAddress(NamedTuple):
         return f"{self.transport}:{host}:{self.port}"
 
     def shifted(self, ports: int) -> ListenAddress:
-        """The address so many ports higher."""
+        """Return the address with a port higher by ``step``."""
         return self._replace(port=self.port + ports)
 
     def collides(self, other: ListenAddress) -> bool:

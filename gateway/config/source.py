@@ -122,7 +122,7 @@ class TomlSource:
         return self.lines.get(path, 1)
 
     def value(self, path: KeyPath) -> Any:
-        """What the file has at ``path``; None where it has nothing."""
+        """Return the file's value at ``path``; None where it has none."""
         found: Any = self.data
         for part in path:
             try:
@@ -223,6 +223,7 @@ def _syntax_hint(line: str, message: str) -> str:
 
 
 def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, str]) -> Any:
+    """Return a value with its references replaced; report those that cannot be."""
     if isinstance(value, dict):
         return {name: _fill(inner, (*path, name), source, environ) for name, inner in value.items()}
     if isinstance(value, list):
@@ -427,6 +428,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def _message(
     detail: ErrorDetails, model: type[BaseModel], source: TomlSource, path: KeyPath
 ) -> str:
+    """Return the message for the author of a file about one error of pydantic's."""
     kind = detail["type"]
     loc = detail["loc"]
     if kind == "extra_forbidden":

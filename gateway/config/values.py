@@ -31,10 +31,10 @@ _MANY = 16
 
 
 def pattern_of(text: str) -> re.Pattern[str]:
-    """The compiled expression. Raises ValueError, saying what is wrong.
+    r"""Compile a regular expression. Raises ValueError with the reason.
 
-    A repetition in a repetition with nothing fixed between them, as in ``(\\d+)+``, is refused: it
-    takes twice as long for each character more of a text that does not match.
+    A repetition within a repetition with nothing fixed between them, as in ``(\d+)+``, is refused:
+    its time doubles with each further character of a text that does not match.
     """
     try:
         compiled = re.compile(text)
@@ -194,5 +194,5 @@ HttpHeaders = Annotated[
 
 
 def shown(values: Mapping[str, SecretStr]) -> dict[str, str]:
-    """The values themselves, for sending."""
+    """Return the plain values of secrets, for sending."""
     return {name: value.get_secret_value() for name, value in values.items()}

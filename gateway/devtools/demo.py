@@ -226,7 +226,7 @@ class Child:
         return self.returncode
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not end it in ``END_SECONDS``."""
+        """Stop the process with SIGTERM, and with SIGKILL after ``END_SECONDS``."""
         process = self._process
         if process is None:
             return
@@ -354,7 +354,7 @@ def read_live_events(file: Path) -> LiveLog:
 
 
 def judge(evidence: Evidence[LiveLog]) -> list[Check]:
-    """All checks, failed ones too."""
+    """Yield all checks, failed ones too."""
     return [
         *caller_checks(evidence),
         *_greeting(evidence),

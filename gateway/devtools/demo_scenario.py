@@ -269,7 +269,7 @@ class Evidence(Generic[Log]):
 
 
 def judge(evidence: Evidence[EventLog]) -> list[Check]:
-    """All checks, failed ones too."""
+    """Yield all checks, failed ones too."""
     return [
         *caller_checks(evidence),
         *_greeting(evidence),

@@ -131,7 +131,7 @@ def texts_in(
 
 
 def key_of(name: str) -> str:
-    """The name under which a variable is kept: names of header fields do not tell case apart."""
+    """Return the name of a variable: names of header fields are case-insensitive."""
     return name.lower() if name.startswith(HEADER) else name
 
 

@@ -62,7 +62,7 @@ class ScheduledCallback:
 
     @property
     def due(self) -> datetime:
-        """The time at which it is to be placed."""
+        """Return the time at which it is to be placed."""
         return datetime.fromisoformat(self.at)
 
     def as_json(self) -> dict[str, Any]:
@@ -195,7 +195,8 @@ class Store:
         )
 
     async def pending(self, now: datetime) -> tuple[int, list[ScheduledCallback], float | None]:
-        """How many there are, the first of them, and when the next is due (Unix time)."""
+        """Return how many callbacks wait, the first of them, and when the next is due (Unix
+        time)."""
 
         def look(connection: Any) -> tuple[int, list[dict[str, Any]], float | None]:
             count, rows = self._table.pending_callbacks(connection, SHOWN)

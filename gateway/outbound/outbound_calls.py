@@ -357,12 +357,12 @@ class OutboundCalls:
         *,
         parent: str = "",
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
-        """As :meth:`dial`, once the caps and budgets of all processes allow it.
+        """Place a call as :meth:`dial` does, after caps and budgets of all processes permit it.
+
+        Returns its record, and a future of the same at its end.
 
         Args:
-            parent: the call in which it was asked for.
-
-        Returns its record, and the same once the call is over.
+            parent: the call in which it was requested.
         """
         asked = self._ask(to, route, trunk, caller_id)
         asked.record.parent_id = parent

@@ -138,7 +138,7 @@ def _secrets_written(source: TomlSource, folder: Path) -> Iterator[Problem]:
 
 
 def _folder(data: Mapping[str, Any], path: Path) -> Path:
-    """The dialplan folder of a configuration that is wrong elsewhere."""
+    """Return the dialplan folder of a configuration that has mistakes elsewhere."""
     section = data.get("dialplan")
     name = section.get("folder") if isinstance(section, dict) else None
     return path.absolute().parent / (name if isinstance(name, str) and name else "dialplans")
@@ -447,6 +447,7 @@ def _others(config: Config) -> str:
 
 
 def _summary(source: TomlSource, config: Config, dialplan: Dialplan) -> list[str]:
+    """Return the lines that ``gateway check`` prints about a good configuration."""
     path, sip, realtime = source.file, config.sip, config.realtime
     names = ", ".join(route.name for route in dialplan.routes if route.enabled)
     files = len(dialplan_files(config.dialplan.folder))

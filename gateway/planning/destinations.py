@@ -64,7 +64,7 @@ class OutboundCaps:
     def refusal(
         self, to: str, active: int, now: float, *, on_demand: bool, by_pattern: bool = False
     ) -> str | None:
-        """Why this call may not be placed; None when it may, and then it counts.
+        """Return why a call may not be placed; None if it may, and count it.
 
         Args:
             to: the URI that is to be called.
@@ -86,7 +86,7 @@ class OutboundCaps:
         return None
 
     def destination_refusal(self, to: str, on_demand: bool, by_pattern: bool) -> str | None:
-        """Why nobody may be called there, whenever it is; None when it may be."""
+        """Return why a destination may never be called; None if it may."""
         caps, number = self._settings, called(to, self._settings.country)
         for prefix in sorted(caps.denied_prefixes, key=len, reverse=True):
             if matches(number, prefix, caps.country, all_readings=True):
@@ -111,10 +111,10 @@ class OutboundCaps:
         return None
 
     def callback_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
-        """Why a call to this number may not be promised; None when it may.
+        """Return why a callback to a number may not be scheduled; None if it may.
 
-        Where ``outbound.allowed_prefixes`` says nothing, the route's own ``allowed_numbers`` has
-        to, the caller's number included: From can be forged.
+        Where ``outbound.allowed_prefixes`` is empty, the route's own ``allowed_numbers`` must allow
+        it, even the caller's number: From can be forged.
         """
         if self._settings.allowed_prefixes:
             return self.destination_refusal(number, on_demand=True, by_pattern=False)

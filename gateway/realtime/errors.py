@@ -224,11 +224,9 @@ def classify_network(error: BaseException) -> Verdict:
 
 
 def at_setup(verdict: Verdict) -> Verdict:
-    """The same failure while the session is being set up, where nothing can be shrugged off.
+    """Return the verdict on the same failure during set-up, where no failure can be ignored.
 
-    What a running session survives (a refused value, an unknown error) leaves a session without
-    its settings, and asking again for the same brings the same: fatal. A server that closes
-    normally before the session is up is tried again.
+    An error that a running session survives leaves one that is being set up without its settings.
     """
     if verdict.kind in (Kind.FATAL, Kind.RETRYABLE):
         return replace(verdict, ends_session=True)

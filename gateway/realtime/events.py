@@ -303,7 +303,7 @@ class AudioDelta:
 
     @property
     def part(self) -> tuple[str, str, int]:
-        """What it is a piece of."""
+        """Return the part of a response that it belongs to."""
         return self.response_id, self.item_id, self.content_index
 
 
@@ -346,7 +346,7 @@ class TrackAudio:
 
     @property
     def part(self) -> tuple[str, str, int]:
-        """What it is a piece of, as :attr:`AudioDelta.part`: there is only one track."""
+        """Return the same for every piece, since a Live session has one track."""
         return "", "", 0
 
 

@@ -164,7 +164,7 @@ class LiveSession(Session):
         self._send_due()
 
     def send(self, command: ClientCommand) -> str:
-        """As :meth:`Session.send`; what a Live session has no word for is dropped and counted."""
+        """Send a command; one that Live sessions lack is dropped and counted."""
         if is_question(command) and self._backend is not None:
             self._backend.ask(command)
             return self._ask_next(self._backend)
@@ -369,7 +369,7 @@ class LiveSession(Session):
         return self._usage[0] + now - self._usage[1]
 
     def tell_usage(self) -> None:
-        """As :meth:`Session.tell_usage`: seconds by our clock, since the server's last report."""
+        """Report the seconds used by our clock since the server's last report."""
         if not self.closed:
             self._tell_usage(self._seconds(self._loop.time()), reported=False)
 

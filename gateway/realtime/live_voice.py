@@ -119,7 +119,7 @@ class Backend:
         return self._asked, bodies
 
     def refused(self, question: object) -> None:
-        """The server has not taken a question."""
+        """Handle a question that the server has refused."""
         if question is self._asked:
             self._asked = None
 

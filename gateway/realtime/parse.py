@@ -149,7 +149,7 @@ def parse_event(
 
 
 def parse_live_event(frame: str | bytes) -> ServerEvent:
-    """As :func:`parse_event`, of a Live session."""
+    """Parse an event of a Live session; see :func:`parse_event`."""
     event_type, event = _object_of(frame)
     reader = _LIVE_READERS.get(event_type)
     if reader is None:

@@ -227,7 +227,7 @@ class Session:
         return event_id
 
     def audio_counts(self) -> dict[str, int]:
-        """What was added to or taken from either stream so far, by name; nothing here."""
+        """Return what was added to or removed from either audio stream, by name: nothing here."""
         return {}
 
     def tell_usage(self) -> None:
@@ -266,6 +266,7 @@ class Session:
         return written
 
     async def _read(self, waiting: Sequence[ServerEvent]) -> None:
+        """Read messages until the connection closes."""
         closed = SessionClosed(1006, "", False, classify_close(1006, ""))
         try:
             for event in waiting:
@@ -369,6 +370,8 @@ class Session:
                 self._log.exception("session.handler_failed", event_class=type(event).__name__)
 
     def _closed(self, error: ConnectionClosed) -> SessionClosed:
+        """Return who closed the connection, with code, reason (RFC 6455 section 7.1.5) and
+        verdict."""
         received, sent = error.rcvd, error.sent
         if self._close_asked is not None and not (received and error.rcvd_then_sent):
             code, reason = self._close_asked
@@ -419,7 +422,7 @@ class ResampledSession(Session):
     _part: tuple[str, str, int] | None = None
 
     def append(self, audio: bytes) -> None:
-        """As :meth:`Session.append`; the first two frames wait in the filter."""
+        """Resample and send caller audio; the filter delays the first two frames."""
         assert self._edge.pcm is not None
         wire = self._edge.pcm.up(audio)
         if wire:

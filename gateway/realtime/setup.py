@@ -179,14 +179,7 @@ async def open_with_retry(
     attempts: int | None = None,
     playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
-    """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
-
-    Waits about 0.25, 0.5, 1, … s between attempts (each up to a quarter longer, so that calls that
-    lost their server at one moment do not all come back at one). Raises the last
-    :class:`SetupFailed`: at once for a fatal one, else after ``attempts`` of them, or when another
-    wait would pass the deadline. A ``Retry-After`` of the server's (RFC 9110 section 10.2.3) is
-    waited for.
-    """
+    """Open a session, and retry failures that may pass while ``timeout`` seconds allow."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     wait, made = FIRST_BACKOFF, 0
@@ -332,6 +325,7 @@ class _Opening:
             await discard(self.connection)
 
     async def _connect(self) -> Connection:
+        """Connect the WebSocket. Raises SetupFailed."""
         endpoint = self._endpoint
         try:
             connection = await Connect(
@@ -368,6 +362,7 @@ class _Opening:
             raise self._failed(classify_network(error), detail) from None
 
     async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
+        """Wait for an event of the set-up. Raises SetupFailed."""
         while True:
             try:
                 message = await connection.next_message()

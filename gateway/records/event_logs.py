@@ -139,7 +139,7 @@ class EventLog:
         self._add("meta", facts)
 
     def end(self) -> None:
-        """The call is over."""
+        """Complete the log of a call."""
         self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
@@ -176,15 +176,15 @@ class SessionTap:
         self._name = name
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """As :meth:`EventLog.sent`."""
+        """Log a message that was sent."""
         self._events.sent(message, audio, self._name)
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """As :meth:`EventLog.received`."""
+        """Log a message that was received."""
         self._events.received(message, delta, self._name)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:
-        """As :meth:`EventLog.closed`."""
+        """Log the end of the connection."""
         self._events.closed(code, reason, by_us, self._name)
 
 

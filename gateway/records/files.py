@@ -169,6 +169,7 @@ class BackgroundWriter:
                 channel.dropped += len(channel)
 
     def _run(self) -> None:
+        """Write what the channels have until stopped."""
         retry, due = False, 0.0
         while True:
             with self.changed:

@@ -158,6 +158,7 @@ class Forwarder:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
+        """Move rows from the spool to the database until stopped."""
         while True:
             stopping = self._stopping.is_set()
             try:

@@ -60,7 +60,7 @@ class WavFile:
         self._out.write(data)
 
     def close(self) -> None:
-        """Nothing is to be added."""
+        """Do nothing: the header is complete already."""
 
     def header(self, length: int | None = None) -> bytes:
         """The header for what was written so far, or for ``length`` bytes of audio."""
@@ -122,7 +122,7 @@ class _Pages:
         self._at = 0
 
     def write(self, data: Any) -> int:
-        """Append."""
+        """Append bytes."""
         taken = bytes(data)
         self._out.write(taken)
         self._at += len(taken)
@@ -137,11 +137,11 @@ class _Pages:
         return self._at
 
     def readinto(self, _buffer: Any) -> int:
-        """Nothing can be read."""
+        """Read nothing: the stream is only written."""
         return 0
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: nothing is buffered."""
 
 
 @contextmanager

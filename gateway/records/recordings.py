@@ -148,7 +148,7 @@ class Recording:
 
     @property
     def pending(self) -> Path:
-        """The link that says that the file is still to be uploaded."""
+        """Return the link that marks the file as not uploaded yet."""
         return self.path.parent / PENDING / self.path.name
 
     def work(self, *, final: bool = False) -> bool:
@@ -363,6 +363,7 @@ class Recordings:
         return {"open": self.open, "failing": failing, "lost_bytes": lost}
 
     def _run(self) -> None:
+        """Write the frames of all recordings until stopped."""
         due = sweep_at = time.monotonic()
         while True:
             with self._changed:

@@ -326,7 +326,7 @@ def drop_callback(connection: sa.Connection, holder: str, row: Mapping[str, Any]
 
 
 def pending_callbacks(connection: sa.Connection, count: int) -> tuple[int, list[dict[str, Any]]]:
-    """How many callbacks there are, and the first of them."""
+    """Return how many callbacks wait, and the first of them."""
     total = connection.execute(sa.select(sa.func.count()).select_from(callbacks)).scalar()
     rows = connection.execute(sa.select(callbacks).order_by(callbacks.c.at).limit(count))
     return int(total or 0), [dict(row) for row in rows.mappings()]

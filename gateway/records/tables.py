@@ -32,7 +32,7 @@ class UtcTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """To the database: UTC."""
+        """Return a time in UTC for the database."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
@@ -197,7 +197,7 @@ class NewerSchemaError(Exception):
 
 
 def version_of(engine: sa.Engine) -> str:
-    """The migration that a database has; "" for one without tables."""
+    """Return the migration that a database has; "" for one without tables."""
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return ""
@@ -305,9 +305,9 @@ def number_of(uri: str) -> str:
 
 
 def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
-    """What is known of a call, as values of JSON; ``now`` has a time zone.
+    """Return the columns of a call as JSON values; ``now`` has a time zone.
 
-    Numbers and whatever else the record masks are masked. The whole record is not among them.
+    Numbers and other masked fields of the record are masked. The whole record is not a column here.
     """
     times, ending = record.times, record.ending
     began = datetime.fromisoformat(record.started_at)

@@ -182,6 +182,7 @@ class WebhookSender:
         return found
 
     async def _run(self) -> None:
+        """Deliver webhooks that are due until stopped."""
         failing = False
         while True:
             try:
@@ -203,6 +204,7 @@ class WebhookSender:
                 self._sending.spawn(self._deliver(delivery), f"webhook {delivery.id}")
 
     async def _deliver(self, delivery: Delivery) -> None:
+        """Deliver one webhook, and schedule the next attempt if that fails."""
         try:
             endpoint = self._endpoints.get(delivery.endpoint)
             if endpoint is None:

@@ -111,7 +111,7 @@ class ToolExecutor:
         }
 
     def of(self, route: str) -> dict[str, Function]:
-        """The functions of a route as they are now, by name."""
+        """Return the current functions of a route by name."""
         found = dict(self._fixed.get(route, {}))
         for name in self._offers.get(route, _NOTHING).mcp:
             found.update(self._servers[name].functions)
@@ -190,6 +190,7 @@ class ToolExecutor:
         done(*answer)
 
     async def _run(self, call: ToolCall, done: Callable[[str], None]) -> None:
+        """Run a function with its deadline, and return its result as text."""
         function = self.of(call.route).get(call.name)
         loop = asyncio.get_running_loop()
         began, outcome = loop.time(), "done"

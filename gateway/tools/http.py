@@ -152,6 +152,10 @@ class HttpClient:
         raise AssertionError("unreachable")
 
     async def _once(self, request: Request) -> str:
+        """Send one request and return the answer's text.
+
+        Raises ToolError, and _AgainError where another attempt may help.
+        """
         import httpx
 
         try:
@@ -313,7 +317,7 @@ def _quoted(value: object) -> str:
 
 
 def _header(value: str) -> str:
-    """Ids are whatever a caller's side made of them."""
+    """Return a call id as a header value: callers may have put anything into it."""
     return "".join(char for char in value if " " < char < "\x7f")[:256]
 
 

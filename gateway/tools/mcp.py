@@ -97,6 +97,7 @@ class McpServer:
         await asyncio.wait((self._owner,), timeout=CLOSE_SECONDS)
 
     async def _own(self) -> None:
+        """Keep a server connected, and reconnect after failures, until stopped."""
         pause = FIRST_PAUSE
         # What it says on standard error is not ours to log.
         hint = {"advice": "run its command by hand to see"} if self.settings.command else {}

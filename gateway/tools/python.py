@@ -68,6 +68,7 @@ def python_tools(
 
 
 def _imported(name: str, folder: Path) -> ModuleType:
+    """Import a module by name, or a file of the tools' folder. Raises ToolModuleError."""
     path = folder / Path(name).expanduser() if name.endswith(".py") else None
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # for what the module imports beside itself

@@ -155,6 +155,7 @@ class ConversationControl:
         self._handed_on = False
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
+        """Return the action that transfers the caller to a target."""
         speak = self.out_of_band if session_up else None
         plan = self.plan.tools.transfer
         interpreter = (

@@ -89,9 +89,15 @@ class OutOfBandResponses:
         audio: Heard | None = None,
         words: str = "",
     ) -> list[Output]:
-        """Request a response about ``items``; none: the whole conversation.
+        """Request an out-of-band response about ``items``, or about the whole conversation.
 
-        In text, or with ``audio`` spoken; ``words`` are those that are to be said.
+        Args:
+            key: name under which its result is reported.
+            purpose: what it is for, in the record.
+            seconds: time that it may take.
+            then: called with the result, in place of :class:`OutOfBandDone`.
+            audio: receives speech; None for a response in text.
+            words: the words that it should say.
         """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         keep(self._timeline.record.content.out_of_band, out_of_band_response)

@@ -249,8 +249,10 @@ class ResponseGate:
         self._waiting.appendleft(create)
 
     def stopped(self, now: float) -> None:
-        """The answer that has just begun is not wanted: a request for something else, which it may
-        have been taken for, goes first once it is done."""
+        """Send the request again that the unwanted response, just begun, was taken to answer.
+
+        It goes first once that response is done.
+        """
         if self._taken is not None and self._taken.response is not None:
             self.collided(self._taken, now)
 

@@ -348,7 +348,7 @@ def _text_of(part: Mapping[str, Any]) -> str:
 
 
 def _image_text(uri: str) -> str:
-    """Kind and size of an image in a data URI (RFC 2397), which itself is not kept."""
+    """Return kind and size of an image in a data URI (RFC 2397), which itself is not kept."""
     head, _, data = uri.partition(";base64,")
     size = len(data) * 3 // 4 - data[-2:].count("=")
     return f"({head.removeprefix('data:')}, {size} bytes)"

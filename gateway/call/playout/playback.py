@@ -264,7 +264,7 @@ class Playback:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio (ms) that came after its response was cut, and was dropped."""
+        """Return the audio (ms) that came after its response was cut, and was dropped."""
         return self._tracker.dropped_bytes // 8
 
     def _cut_of(self, response_id: str) -> _Cut | None:

@@ -201,7 +201,8 @@ class PlayoutTracker:
         return sum(part.received for part in parts) // BYTES_PER_MS
 
     def heard_ms(self, response_id: str) -> int:
-        """What is known to have been heard of this response, all its parts together."""
+        """Return how much of a response (ms), all its parts together, is known to have been
+        heard."""
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // BYTES_PER_MS
 

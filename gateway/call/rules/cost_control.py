@@ -59,7 +59,7 @@ class Budget:
         return [control.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
 
     def tick(self, now: float) -> list[Output]:
-        """Nothing here waits for time."""
+        """Return nothing: the budget has no deadline."""
         return []
 
 
@@ -115,7 +115,7 @@ class ContextTrimmer:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Nothing here waits for time."""
+        """Return nothing: trimming has no deadline."""
         return []
 
     # ---- how

@@ -67,7 +67,7 @@ class Escape:
         return self.begin("word", now)
 
     def tick(self, _now: float) -> list[Output]:
-        """Nothing waits for time."""
+        """Return nothing: escape has no deadline."""
         return []
 
     def begin(self, by: str, now: float) -> list[Output]:

@@ -102,16 +102,17 @@ class _Turns:
         return any(turn in self._refused for turn in turns)
 
     def refuse(self, item_id: str, running: str | None) -> str:
-        """This turn is not to be answered; returns the response that does, empty: still to come.
+        """Note that a turn must not be answered; return the id of its response, "" if it is still
+        to come.
 
-        Of a turn that the server did not tell of, what runs is taken to be the answer.
+        A turn that the server has not reported is taken to be answered by the running response.
         """
         self.complete(item_id, running or "")
         self._refused.append(item_id)
         return self._answers[item_id]
 
     def allow(self) -> None:
-        """An answer to what was said is wanted after all."""
+        """Note that the caller's turns may be answered again."""
         self._refused.clear()
 
 
@@ -165,7 +166,7 @@ class Guardrails:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """A check has not been answered in time."""
+        """Give up on checks that were not answered in time."""
         late = [key for key, check in self._checks.items() if now >= check.until]
         return [output for key in late for output in self._on_answer(key, None, "too late", now)]
 

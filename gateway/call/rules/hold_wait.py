@@ -159,6 +159,8 @@ class HoldWait:
     # ---- how
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
+        """Begin a wait when hold music plays; in a wait, hide music from the model and pass
+        voices on."""
         if self._held or self._control.call_actions.busy or self._control.termination is not None:
             self._music.reset()
             return []
@@ -209,6 +211,7 @@ class HoldWait:
         return outputs + pressed
 
     def _press(self, text: str, now: float) -> list[Output]:
+        """Press the keys that an announcement asks for, ``MAX_KEYS`` times at most."""
         assert self._wait is not None
         for key in self._plan.keys:
             if self._key_count < MAX_KEYS and key.words.search(text):
@@ -222,6 +225,7 @@ class HoldWait:
         return []
 
     def _begin(self, why: str, now: float, *, music: bool) -> list[Output]:
+        """Begin a wait: silence the model and tell it that it waits in a queue."""
         control = self._control
         self._wait = HoldWaitRecord(round(control.timeline.ms(now), 1), why)
         keep(control.timeline.record.content.hold_waits, self._wait)
@@ -247,6 +251,7 @@ class HoldWait:
         return outputs + control.ask(CreateResponse(), now)
 
     def _give_up(self, now: float) -> list[Output]:
+        """End the call because the wait took too long."""
         assert self._wait is not None
         outputs = self._over(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
@@ -255,6 +260,7 @@ class HoldWait:
         return outputs
 
     def _over(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
+        """End the wait, and record how long it took."""
         self._wait, self._control.waiting = None, False
         self._music.reset()
         wait.ms, wait.ended = round((now - self._since) * 1000, 1), why

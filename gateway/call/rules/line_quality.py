@@ -65,10 +65,11 @@ class LineWatch:
         return []
 
     def tick(self, _now: float) -> list[Output]:
-        """Nothing waits for time: measurements come once a second."""
+        """Return nothing: measurements come once a second."""
         return []
 
     def _judge(self, side: str, what: str, now: float) -> list[Output]:
+        """Report a line that has been bad for ``after`` seconds, or that has recovered."""
         if what:
             self._within = None
             since = self._beyond.setdefault(side, now)
@@ -104,6 +105,7 @@ class LineWatch:
         return [note, *control.tell(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
 
     def _look_at_recovery(self, now: float) -> list[Output]:
+        """Report a line that has been good for ``recovered_after`` seconds."""
         bad, plan = self._bad, self._plan
         if bad is None or self._beyond:
             return []

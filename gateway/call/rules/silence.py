@@ -310,10 +310,11 @@ class Silence:
         self._silent_bytes, self._silent_since = 0, None
 
     def heard(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
-        """Audio of the model was put into the playout queue.
+        """Note audio of the model that was put into the playout queue; report it if it stays
+        silent.
 
         Args:
-            speaking: whether other audio was in it.
+            speaking: whether other audio was in the queue.
         """
         self._since = None
         if not delta.silent:

@@ -158,7 +158,7 @@ def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
 
 
 def judge(found: Mapping[str, Any], config: Config | None) -> Iterator[Finding]:
-    """What the probe's answer means."""
+    """Yield findings from the output of the library's probe."""
     build = found["build"]
     yield ok("pjsua2", f"{build['distribution']}, pjproject {build['version']}, {build['path']}")
     yield ok("tls", str(build["tls"]))
@@ -180,7 +180,7 @@ _NOTE = "  note: "
 
 
 def examine(path: Path) -> Iterator[Finding]:
-    """Everything that can be found out with the configuration at ``path``."""
+    """Yield every finding about the configuration at ``path`` and this machine."""
     config: Config | None = None
     dialplan = Dialplan(())
     try:

@@ -77,6 +77,7 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
 
 
 async def _server(settings: _Server) -> Finding:
+    """Open one session at a realtime server; return what was found."""
     url = settings.url
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -219,6 +220,7 @@ def _gateway_runs(config: Config) -> bool:
 
 
 def _port_finding(subject: str, where: str, number: int) -> Finding:
+    """Return the finding for the result of binding an address."""
     if number == 0:
         return ok(subject, f"{where} is free")
     if number == errno.EADDRINUSE:
@@ -255,7 +257,7 @@ def rtp_ports(config: Config) -> Finding:
 
 
 def _bind(address: ListenAddress) -> int:
-    """0, or the error number."""
+    """Bind an address for a moment; return 0, or the error number."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     kind = socket.SOCK_DGRAM if address.transport == "udp" else socket.SOCK_STREAM
     with socket.socket(family, kind) as probe:

@@ -150,7 +150,7 @@ class SessionRecord:
         self._pulse.set()
 
     def note_end(self, code: int | None, reason: str) -> None:
-        """The connection is over."""
+        """Note the end of the connection."""
         self.close_code, self.close_reason = code, reason
         self.ended_at = time.monotonic()
         if self.log is not None:

@@ -131,7 +131,7 @@ class ScriptedCall:
             self.progress(f"{code} from the other side")
 
     def on_media(self, codec: Codec) -> None:
-        """The codec is known."""
+        """Note the codec."""
         self._codec = codec
         self._medias += 1
         self.tape.negotiated(codec)
@@ -153,11 +153,11 @@ class ScriptedCall:
         self.progress(f"heard the key {digit}")
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters."""
+        """Keep the RTP counters."""
         self._quality = quality
 
     def on_ended(self, end: LegEnd) -> None:
-        """The call is over."""
+        """Note the end of the call."""
         self._mark("ended")
         self._end = end
         self._wake()
@@ -263,6 +263,7 @@ class ScriptedCall:
             )
 
     async def _step(self, number: int, step: AnyStep) -> None:
+        """Execute one step of the script."""
         match step:
             case WaitAnswer():
                 await self.until(lambda: "answered" in self._times, step.within)

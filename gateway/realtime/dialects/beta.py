@@ -186,7 +186,7 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
 
 
 def _tools(flat: Json, left_out: list[str]) -> None:
-    """Beta has function tools only."""
+    """Return the function tools: Beta has no others."""
     tools = flat.get("tools")
     if isinstance(tools, Sequence):
         flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]
