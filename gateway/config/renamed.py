@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Old names of keys and values, for the error that gives the new one."""
+"""What to write instead: new names of keys and values, places of absent ones, TOML syntax."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -212,3 +213,28 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
     }
 )
 """Full path of the key and its old value, and the value's name now."""
+
+_STATEMENT = re.compile(r"""\s*[\w."'-]+\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$""")
+
+
+def syntax_hint(line: str, message: str) -> str:
+    """Return what to write in place of a line that the parser refuses, where it is known."""
+    found = _STATEMENT.match(line)
+    value = found["value"] if found else ""
+    if found and found["sign"] == ":":
+        return '; write name = "value"'
+    if line.lstrip().startswith(("//", "/*", ";", "--")):
+        return "; a comment begins with #"
+    if value[:1] in tuple("\u201c\u201d\u201e\u2018\u2019\u00ab"):
+        return f'; {value[0]} is no quotation mark of TOML: write "'
+    if message.startswith("Unescaped"):
+        return "; write \\\\ for a backslash, or put the text in single quotes"
+    if value[:1] in ('"', "'") and value.count(value[0]) == 1:
+        return (
+            f"; the closing {value[0]} is missing (text of several lines stands in {value[0] * 3})"
+        )
+    if value in ("True", "False", "yes", "no", "on", "off"):
+        return "; write true or false"
+    if value[:1].isalpha():
+        return "; text stands in quotation marks"
+    return ""

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config.renamed import ABSENT_KEYS, RENAMED_KEYS, RENAMED_VALUES
+from gateway.config.renamed import ABSENT_KEYS, RENAMED_KEYS, RENAMED_VALUES, syntax_hint
 
 KeyPath = tuple[str | int, ...]
 """Path of a value: names of tables and keys, and 0-based indexes into arrays."""
@@ -192,34 +192,8 @@ def _syntax_problem(file: Path, text: str, said: str) -> Problem:
         line, column = int(match[1]), f" (column {match[2]})"
     message = said[: match.start()] if match else said
     lines = text.splitlines()
-    hint = _syntax_hint(lines[line - 1] if line <= len(lines) else "", message)
+    hint = syntax_hint(lines[line - 1] if line <= len(lines) else "", message)
     return Problem(file, line, "", f"TOML syntax: {message}{column}{hint}")
-
-
-_STATEMENT = re.compile(r"""\s*[\w."'-]+\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$""")
-
-
-def _syntax_hint(line: str, message: str) -> str:
-    """Return what to write in place of a line that the parser refuses, where it is known."""
-    found = _STATEMENT.match(line)
-    value = found["value"] if found else ""
-    if found and found["sign"] == ":":
-        return '; write name = "value"'
-    if line.lstrip().startswith(("//", "/*", ";", "--")):
-        return "; a comment begins with #"
-    if value[:1] in tuple("\u201c\u201d\u201e\u2018\u2019\u00ab"):
-        return f'; {value[0]} is no quotation mark of TOML: write "'
-    if message.startswith("Unescaped"):
-        return "; write \\\\ for a backslash, or put the text in single quotes"
-    if value[:1] in ('"', "'") and value.count(value[0]) == 1:
-        return (
-            f"; the closing {value[0]} is missing (text of several lines stands in {value[0] * 3})"
-        )
-    if value in ("True", "False", "yes", "no", "on", "off"):
-        return "; write true or false"
-    if value[:1].isalpha():
-        return "; text stands in quotation marks"
-    return ""
 
 
 def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, str]) -> Any:
