@@ -48,6 +48,12 @@ WORTH_IT = frozenset({429, 502, 503, 504})
 MAX_BODY = 1024 * 1024
 """Bytes read of an answer; the model gets less of it."""
 
+PARTS_A_TURN = 50
+"""Chunks of a body that are taken before others have their turn."""
+
+MAX_COMPACTED = 64 * 1024
+"""Characters of an answer whose white space is taken out; the model gets less of a larger one."""
+
 MAX_DETAIL = 500
 """Characters of a failure's body that the model is told."""
 
@@ -206,9 +212,14 @@ async def read_answer(response: httpx.Response) -> tuple[str, bool]:
         raise ToolError("the service answered in a content coding that was not asked for")
     window = _WINDOWS[coding]
     unpack = None if window is None else zlib.decompressobj(window)
-    body = bytearray()
+    body, read, parts = bytearray(), 0, 0
     async for part in response.aiter_raw():
         room = MAX_BODY + 1 - len(body)
+        read, parts = read + len(part), parts + 1
+        if read > MAX_BODY:
+            return "", False
+        if parts % PARTS_A_TURN == 0:  # chunks of a byte have all come at once
+            await asyncio.sleep(0)
         try:
             body += part[:room] if unpack is None else unpack.decompress(part, room)
         except zlib.error:
@@ -236,6 +247,8 @@ def _host(url: str) -> str:
 
 def compact(text: str) -> str:
     """JSON without its white space, which costs tokens; other text as it is."""
+    if len(text) > MAX_COMPACTED:
+        return text
     try:
         return json.dumps(json_of(text), ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,25 @@ from pydantic_core import to_json
 
 from gateway.tasks import background
 from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
+from gateway.tools.http import PARTS_A_TURN
 from gateway.tools.schema import NAME, check_schema
 
 log = structlog.get_logger("mcp")
 
 MAX_TOOLS = 128
 """Tools of one server; the realtime API accepts about as many in all."""
+
+MAX_PAGES = 8
+"""Pages of a list of tools."""
+
+MAX_SHOWN = 128
+"""Characters of a tool's name in the log."""
+
+MAX_ANSWER = 4 * 1024 * 1024
+"""Bytes of one answer of a server over HTTP."""
+
+STREAM_AT_ONCE, STREAM_PER_SECOND = 4 * 1024 * 1024, 256 * 1024
+"""Bytes of a stream of events, which has no end, that are read at once, and per second then."""
 
 MAX_RUNNING = 16
 """Calls of one server at a time; a further one is told so."""
@@ -76,6 +89,8 @@ class McpServer:
         self._listed = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
         self._running = 0
+        self._left_out: set[tuple[str, str]] = set()
+        """Tools that the log has, and why they are not offered."""
 
     @property
     def functions(self) -> Mapping[str, Function]:
@@ -155,14 +170,18 @@ class McpServer:
         found: dict[str, Function] = {}
         cursor: str | None = None
         async with asyncio.timeout(self.settings.connect_timeout):
-            while True:
+            for _ in range(MAX_PAGES):
                 page = await client.list_tools(cursor=cursor)
-                for tool in page.tools:
-                    self._add(tool, found)
+                # A schema takes up to a second to check: calls go on meanwhile.
+                await asyncio.to_thread(self._add_all, page.tools[: 2 * MAX_TOOLS], found)
                 cursor = page.next_cursor
                 if not cursor or len(found) >= MAX_TOOLS:
                     break
         self._functions = found
+
+    def _add_all(self, tools: Iterable[Any], found: dict[str, Function]) -> None:
+        for tool in tools:
+            self._add(tool, found)
 
     def _add(self, tool: Any, found: dict[str, Function]) -> None:
         settings = self.settings
@@ -170,16 +189,18 @@ class McpServer:
             return
         name = f"{settings.name}_{tool.name}"
         problem = None
-        try:
-            check_schema(tool.input_schema)
-        except ValueError as error:
-            problem = f"its input schema {error}"
+        before = self._functions.get(name)
         if not NAME.fullmatch(name):
             problem = "its name is none that a function may have"
-        if len(found) >= MAX_TOOLS:
+        elif len(found) >= MAX_TOOLS:
             problem = f"more than {MAX_TOOLS} tools"
+        elif before is None or before.parameters != tool.input_schema:
+            try:
+                check_schema(tool.input_schema)
+            except ValueError as error:
+                problem = f"its input schema {error}"
         if problem is not None:
-            log.warning("mcp.tool_left_out", server=settings.name, tool=tool.name, why=problem)
+            self._leave_out(tool.name[:MAX_SHOWN], problem)
             return
         found[name] = Function(
             name=name,
@@ -191,6 +212,13 @@ class McpServer:
             waiting=settings.waiting,
             approval=settings.needs_approval(tool.name),
         )
+
+    def _leave_out(self, tool: str, problem: str) -> None:
+        """Say it once: tools are listed again and again."""
+        if (tool, problem) in self._left_out or len(self._left_out) >= MAX_TOOLS:
+            return
+        self._left_out.add((tool, problem))
+        log.warning("mcp.tool_left_out", server=self.settings.name, tool=tool, why=problem)
 
     async def _run(self, tool: str, call: ToolCall, given: dict[str, Any]) -> str:
         client = self._client
@@ -247,7 +275,7 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
     client = await stack.enter_async_context(
         httpx2.AsyncClient(
             headers={**settings.headers, "Accept-Encoding": "identity"},
-            event_hooks={"response": [_refuse_compressed]},
+            event_hooks={"response": [_guard]},
             timeout=httpx2.Timeout(settings.connect_timeout, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
             proxy=settings.proxy,
@@ -257,10 +285,45 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
     return streamable_http_client(settings.url, http_client=client)
 
 
-async def _refuse_compressed(response: Any) -> None:
-    """A small body that is compressed may become a very large one, and none was asked for."""
+async def _guard(response: Any) -> None:
+    """Bound what a server may send.
+
+    A small body that is compressed may become a very large one, and none was asked for. The
+    package reads a JSON answer whole, and events as fast as they come.
+    """
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise ValueError("compressed")
+    events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    response.stream = _bounded(response.stream, paced=events)
+
+
+def _bounded(stream: Any, *, paced: bool) -> Any:
+    """Return a response's stream that ends with an error, or is read no faster, above its bound."""
+    import httpx2
+
+    class Bounded(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            clock = asyncio.get_running_loop().time
+            room, at = float(STREAM_AT_ONCE if paced else MAX_ANSWER), clock()
+            parts = 0
+            async for part in stream:
+                room, parts = room - len(part), parts + 1
+                if paced:
+                    room, at = (
+                        min(STREAM_AT_ONCE, room + (clock() - at) * STREAM_PER_SECOND),
+                        clock(),
+                    )
+                    await asyncio.sleep(max(0.0, -room / STREAM_PER_SECOND))
+                elif room < 0:
+                    raise httpx2.ReadError("the answer is too large")
+                elif parts % PARTS_A_TURN == 0:
+                    await asyncio.sleep(0)
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
 
 
 def _kind(error: BaseException) -> str:

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import threading
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -25,25 +29,44 @@ MAX_ARGUMENTS = 64 * 1024
 """Characters; a model that writes more than its own output limit allows is no model."""
 
 
+MAX_SCHEMA = 32 * 1024
+"""Bytes of a schema as JSON, one of an MCP server's included."""
+
+MAX_STEPS = 5_000
+"""Keywords looked at for one set of arguments: schemas may refer to themselves, twice each time."""
+
+_STEPS_OF_REF = 20
+"""A reference is looked for in the whole schema."""
+
+
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise ValueError where this is no JSON Schema of a function's parameters."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
+        size = len(json.dumps(schema))
+        if size > MAX_SCHEMA:
+            raise ValueError(f"is too large: {size} bytes, of {MAX_SCHEMA} at most")
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         where = ".".join(map(str, error.absolute_path))
-        raise ValueError(f"is no JSON Schema: {where}: {error.message}") from None
+        raise ValueError(f"is no JSON Schema: {where}: {error.message}"[:MAX_WORDS]) from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     if schema.get("type") != "object":
         raise ValueError('must be a JSON Schema of type "object"')
+
+
+MAX_WORDS = 500
+"""Characters of a message about a schema."""
 
 
 def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
     """The model's arguments (JSON text) as an object that the schema allows.
 
-    Raises ToolError with up to five mistakes, each with where it is.
+    The schema may be a stranger's, and so may the arguments: patterns are RE2's, and what takes too
+    many steps is refused. Raises ToolError with up to five mistakes, each with where it is.
     """
-    from jsonschema import Draft202012Validator
     from referencing import Registry
 
     if len(arguments) > MAX_ARGUMENTS:
@@ -56,13 +79,119 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
         raise ToolError("arguments: must be one JSON object")
     try:
         # An empty registry: a schema may refer to itself, and to nothing on the network.
-        found = list(Draft202012Validator(schema, registry=Registry()).iter_errors(given))
+        validator = _validator()(schema, registry=Registry())
+        _steps.left = MAX_STEPS
+        found = list(islice(validator.iter_errors(given), MAX_ERRORS))
     except Exception as error:  # a reference that leads nowhere, a pattern that is none
-        raise ToolError(f"the schema of this function is not usable: {error}") from None
+        said = str(error)[:MAX_WORDS]
+        raise ToolError(f"the schema of this function is not usable: {said}") from None
     if found:
         first = sorted(found, key=lambda error: [str(part) for part in error.absolute_path])[:5]
         raise ToolError("; ".join(_words(error) for error in first))
     return given
+
+
+MAX_ERRORS = 100
+
+
+class _Steps(threading.local):
+    """What is left for the arguments that a thread checks now."""
+
+    left = 0
+
+    def take(self, count: int = 1) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("it takes too long to check")
+
+
+_steps = _Steps()
+
+
+@cache
+def _validator() -> Any:
+    """Make the validator whose keywords all take a bounded time."""
+    from jsonschema import Draft202012Validator, ValidationError, validators
+
+    known = Draft202012Validator.VALIDATORS
+
+    def counted(check: Any, steps: int) -> Any:
+        def run(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            _steps.take(steps + (len(value) if isinstance(value, list) else 0))
+            yield from check(validator, value, instance, schema) or ()
+
+        return run
+
+    def pattern(validator: Any, value: Any, instance: Any, _schema: Any) -> Any:
+        if validator.is_type(instance, "string") and not _found(value, instance):
+            yield ValidationError(f"{instance!r} does not match {value!r}")
+
+    def pattern_properties(validator: Any, value: Any, instance: Any, _schema: Any) -> Any:
+        for one, inner in value.items() if validator.is_type(instance, "object") else ():
+            for key, given in instance.items():
+                _steps.take()
+                if _found(one, key):
+                    yield from validator.descend(given, inner, path=key, schema_path=one)
+
+    def additional_properties(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if not validator.is_type(instance, "object"):
+            return
+        patterns = schema.get("patternProperties", ())
+        more = [
+            key
+            for key in instance
+            if key not in schema.get("properties", ()) and not any(_found(p, key) for p in patterns)
+        ]
+        if value is False and more:
+            were = "was" if len(more) == 1 else "were"
+            names = ", ".join(map(repr, more))
+            yield ValidationError(
+                f"Additional properties are not allowed ({names} {were} unexpected)"
+            )
+        elif validator.is_type(value, "object"):
+            for key in more:
+                yield from validator.descend(instance[key], value, path=key)
+
+    def unique_items(validator: Any, value: Any, instance: Any, _schema: Any) -> Any:
+        if value and validator.is_type(instance, "array"):
+            texts = {json.dumps(item, sort_keys=True) for item in instance}
+            if len(texts) < len(instance):
+                yield ValidationError(f"{instance!r} has non-unique elements")
+
+    own = {
+        "pattern": pattern,
+        "patternProperties": pattern_properties,
+        "additionalProperties": additional_properties,
+        "uniqueItems": unique_items,
+    }
+    # What was evaluated is looked for in all of the schema, as often as it refers to itself.
+    left_out = ("unevaluatedProperties", "unevaluatedItems")
+    checks = {name: check for name, check in (known | own).items() if name not in left_out}
+    refs = ("$ref", "$dynamicRef")
+    limited = {
+        name: counted(check, _STEPS_OF_REF if name in refs else 1) for name, check in checks.items()
+    }
+    return validators.create(
+        Draft202012Validator.META_SCHEMA, limited, type_checker=Draft202012Validator.TYPE_CHECKER
+    )
+
+
+def _found(pattern: str, text: str) -> bool:
+    """Whether a pattern is found; one that RE2 does not know is left to the function itself."""
+    compiled = _compiled(pattern)
+    return compiled is None or compiled.search(text) is not None
+
+
+@lru_cache(maxsize=1000)
+def _compiled(pattern: str) -> Any:
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error:
+        return None
 
 
 def _words(error: SchemaMismatch) -> str:
