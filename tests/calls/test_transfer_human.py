@@ -19,7 +19,7 @@ from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import MOST_OF_IT, noise, share_heard
 from tests.support.referred import ReferredCall, dial
-from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, Sender
+from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, RtpEnd, Sender
 from tests.support.sip_phone import PhoneCall
 
 PORT = free_port()
@@ -53,7 +53,8 @@ sound = "silence"
 WORLD = {
     # Winning back delay, a jitter buffer would cut here and there what is compared here.
     "more": "[media]\njb_catch_up = false\npacket_wait_ms = 500\n"
-    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
+    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 1000\n'
+    + "max_concurrent_calls = 20\n"
     + f'[[trunk]]\nname = "pbx"\npeers = ["127.0.0.1:{PORT}"]\n'
     + 'caller_id = "1000"\ncaller_ids = "[a-z]+"\n',
     "routes": _route("office", "false")
@@ -182,6 +183,83 @@ def _came(there: CalledCall, packets: int) -> bool:
 
 def _hears(said: bytes, there: CalledCall) -> bool:
     return share_heard(said, there.rtp.heard) > MOST_OF_IT
+
+
+async def test_many_are_joined_and_parted_at_once(world: GatewayStack, callee: CalledPhone) -> None:
+    """Nobody hears another pair, whose streams and ports were others' a moment ago; nor does a
+    session."""
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": "anna"})}
+    world.behave(vad="off", answer={"kind": "nothing", "tools": [tool]})
+    for turn in range(TURNS):
+        first = len(callee.calls)
+        users = ["office", "heard"] * (PAIRS // 2)
+        calls = await asyncio.gather(*(dial(world, user) for user in users))
+        sessions = [await world.session_of(call) for call in calls]
+        for call in calls:
+            await world.gateway.wait("call.bridged", call=call.call_id)
+        there = [one.rtp for one in callee.calls[first:]]
+        assert len(there) == PAIRS
+        heard = await _who_hears_whom([call.rtp for call in calls], there, 10_000 + turn)
+        answered = await _who_hears_whom(there, [call.rtp for call in calls], 20_000 + turn)
+        assert sorted(heard.values()) == sorted(answered) == list(range(PAIRS))
+        assert {one: other for other, one in answered.items()} == heard
+        for number, session in enumerate(sessions):
+            hears = partial(_pairs_heard, session, 10_000 + turn)
+            own = {number} if users[number] == "heard" else set()
+            await eventually(lambda hears=hears, own=own: hears() >= own, "the session listens")
+            assert hears() == own
+        for number, call in enumerate(calls):  # at once, from either side
+            if number % 3:
+                callee.calls[first + heard[number]].bye()
+            else:
+                call.bye()
+    await eventually(lambda: len(world.gateway.all("call.summary")) >= TURNS * PAIRS, "all over")
+
+
+PAIRS, TURNS = 6, 3
+
+
+def _words(seed: int, number: int) -> bytes:
+    return noise(100 * seed + number, 0.5)
+
+
+def _pairs_heard(session: SessionRecord, seed: int) -> set[int]:
+    received = bytes(session.received)
+    return {
+        number
+        for number in range(PAIRS)
+        if any(share_heard(_words(seed + 1000 * n, number), received) > 0.2 for n in range(4))
+    }
+
+
+async def _who_hears_whom(
+    speakers: list[RtpEnd], listeners: list[RtpEnd], seed: int
+) -> dict[int, int]:
+    """All of them speak at once, each its own words; returns the one listener of each."""
+    heard: dict[int, int] = {}
+    for attempt in range(4):  # see hear_each_other
+        await _time_passes(speakers, 5)  # what they owe since we compared is sent
+        for number, end in enumerate(speakers):
+            end.say(_words(seed + 1000 * attempt, number))
+        await asyncio.gather(*(end.quiet() for end in speakers))
+        await _time_passes(listeners, 30)
+        for number in range(len(speakers)):
+            words = _words(seed + 1000 * attempt, number)
+            found = [n for n, end in enumerate(listeners) if share_heard(words, end.heard) > 0.2]
+            assert len(found) <= 1, f"{number} is heard by {found}"
+            if found:
+                heard[number] = found[0]
+        if len(heard) == len(speakers):
+            return heard
+    raise AssertionError(f"only {sorted(heard)} are heard, in turn {seed}")
+
+
+async def _time_passes(ends: list[RtpEnd], packets: int) -> None:
+    def come(end: RtpEnd, wanted: int) -> bool:
+        return len(end.packets) > wanted
+
+    waits = (end.until(partial(come, end, len(end.packets) + packets)) for end in ends)
+    await asyncio.gather(*waits)
 
 
 async def test_the_caller_hangs_up_while_joined(world: GatewayStack, callee: CalledPhone) -> None:
