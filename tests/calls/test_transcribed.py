@@ -4,16 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import wave
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from gateway.audio.g711 import Codec
+from gateway.bridge.replay import read_lines, replay
+from gateway.cli.main import main
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_api import API, Client
+from tests.calls.test_webhooks import hooks
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
+from tests.support.http_service import HttpService, http_service
 from tests.support.made_sounds import g711, tone
 from tests.support.official_types import check_client_event
 from tests.support.referred import dial
@@ -27,6 +34,7 @@ def _route(name: str, more: str = "") -> str:
 [[route]]
 name = "{name}"
 to = "^{name}$"
+records = {{ events = true, black_box = "always" }}
 [route.transcription]
 enabled = true
 end_phrases = ["that is all"]
@@ -55,8 +63,15 @@ CONSENT = g711(tone(700, 600), Codec.PCMU)
 
 
 @pytest.fixture(scope="module")
+def receiver() -> Iterator[HttpService]:
+    """Who is told of calls."""
+    with http_service() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
 def shared_world(
-    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory, receiver: HttpService
 ) -> Iterator[GatewayStack]:
     """A world whose callers hear at first that they are transcribed."""
     folder = tmp_path_factory.mktemp("world")
@@ -66,7 +81,8 @@ def shared_world(
         file.setframerate(8000)
         file.writeframes(Codec.PCMU.to_linear(CONSENT))
     routes = ROUTES.replace("WAV", str(folder / "consent.wav"))
-    made = GatewayStack(folder / "own", more=MORE, routes=routes)
+    more = MORE + hooks(receiver.url, ["call.answered", "call.ended"])
+    made = GatewayStack(folder / "own", more=more, routes=routes)
     runner.run(made.start())
     yield made
     runner.run(made.stop())
@@ -136,6 +152,35 @@ async def test_a_human_takes_it(world: GatewayStack, callee: CalledPhone, by: st
     record = await world.record(call)
     assert [one["outcome"] for one in record["transfers"]] == ["answered"]
     valid(session)
+
+
+async def test_it_is_told_logged_and_replayed(world: GatewayStack, receiver: HttpService) -> None:
+    """Webhooks, the event log and the black box of a call that is only transcribed."""
+    world.behave(vad="off", transcripts=["Two boxes, please."])
+    call = await world.dial("notes")
+    session = await world.session_of(call)
+    await says(world, call, session)
+    line = await world.gateway.wait("call.caller_transcript", call=call.call_id)
+    await call.hang_up()
+    record = await world.record(call)
+
+    def told() -> dict[str, Any]:
+        mine = (one.json for one in receiver.asked if one.json["data"]["call_id"] == line["call"])
+        return {one["type"]: one["data"] for one in mine}
+
+    await eventually(lambda: len(told()) == 2, "both events")
+    assert told()["call.answered"]["route"] == "notes"
+    assert told()["call.ended"]["why"] == "remote_hangup"
+    log = world.records_folder / record["event_log"]["file"]
+    await eventually(lambda: '"over":true' in log.read_text(), "the end of the event log")
+    shown = CliRunner().invoke(main, ["events", str(log)]).output
+    assert "Two boxes, please." in shown
+    lines = [json.loads(one) for one in log.read_text().splitlines()]
+    sessions = [one["event"]["session"] for one in lines if "session" in one.get("event", {})]
+    assert {one["type"] for one in sessions} == {"transcription"}
+    box = world.records_folder / record["black_box"]
+    await eventually(lambda: "outputs.Finished" in box.read_text(), "its end")
+    assert list(replay(read_lines(box)).differences) == []
 
 
 async def test_a_lost_session_is_replaced(world: GatewayStack) -> None:
