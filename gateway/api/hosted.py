@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from typing import Any
 
 import structlog
@@ -18,9 +19,13 @@ from fastapi.responses import JSONResponse
 from gateway.api.backend import LIVE_ID, HostedCalls, Refusal, not_found
 from gateway.api.tokens import Role, Token, recognized
 from gateway.bridge.sideband import Follower, Sideband
+from gateway.sip.source_limits import TokenBucket
 
 MAX_BODY_BYTES = 1024 * 1024
 REFUSED_BY_DEFAULT = 603
+
+EVENTS_AT_ONCE, EVENTS_PER_SECOND = 200, 50
+"""Events of an application that are read; each may ask the realtime server for a response."""
 
 log = structlog.get_logger("api")
 
@@ -152,8 +157,11 @@ async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None
         await socket.close(follower.close_code or 1000)
 
     sending = asyncio.create_task(out(), name="sideband")
+    events = TokenBucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE, time.monotonic())
     try:
         while True:
+            if not events.take(time.monotonic()):
+                await asyncio.sleep(1 / EVENTS_PER_SECOND)
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return

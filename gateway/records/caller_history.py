@@ -144,8 +144,8 @@ def trusted_number(invite: Invite, trust: str) -> str:
     """Return the caller's number as rows have it; "" where it is withheld, none, or nobody's word.
 
     Args:
-        trust: ``trunk``: a call of any trunk; ``asserted``: P-Asserted-Identity of that trunk has
-            the same number (RFC 3325); ``any``: From of whoever calls.
+        trust: ``trunk``: a call of any trunk whose P-Asserted-Identity (RFC 3325), if there is one,
+            has the same number; ``asserted``: there has to be one; ``any``: From of whoever calls.
     """
     number = number_of(invite.from_uri)
     privacy = {
@@ -157,9 +157,11 @@ def trusted_number(invite: Invite, trust: str) -> str:
         return ""
     if trust != "any" and not invite.trunk:
         return ""
-    if trust == "asserted":
-        return number if number in {number_of(one.uri) for one in asserted(invite.headers)} else ""
-    return number
+    if trust == "any":
+        return number
+    # What callers show may be their own word, while the network knows who they are.
+    known = {number_of(one.uri) for one in asserted(invite.headers)}
+    return number if number in known or (not known and trust == "trunk") else ""
 
 
 def earlier_of(route: Route, rows: Sequence[Mapping[str, Any]], ms: int = 0) -> Earlier:

@@ -22,7 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import gateway as package
-from gateway.api import limits
+from gateway.api import hosted, limits
 from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
@@ -557,6 +557,34 @@ async def test_a_follower_that_does_not_read_is_let_go() -> None:
     sideband.end()
     assert [await quick.next() is None, await quick.next() is None] == [False, True]
     assert (quick.close_code, over) == (OVER, [True])
+
+
+class _Chatty:
+    """The WebSocket of an application that sends as fast as it is read."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    async def receive(self) -> dict[str, str]:
+        self._left -= 1
+        if self._left < 0:
+            return {"type": "websocket.disconnect"}
+        return {"type": "websocket.receive", "text": '{"type": "output_audio_buffer.clear"}'}
+
+
+@pytest.mark.usefixtures("runner")
+async def test_an_application_is_read_no_faster_than_it_may_send(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hosted, "EVENTS_AT_ONCE", 5)
+    acts: list[Any] = []
+    sideband = Sideband(lambda: None)
+    sideband.act = acts.append
+    began = asyncio.get_running_loop().time()
+    await hosted._joined(cast("Any", _Chatty(10)), sideband, sideband.attach())
+    took = asyncio.get_running_loop().time() - began
+    assert len(acts) == 10
+    assert took > 3 / hosted.EVENTS_PER_SECOND
 
 
 @pytest.mark.usefixtures("runner")
