@@ -22,6 +22,7 @@ from gateway.api.client import ask
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_every_byte import by_dtls, by_sdes, over, own_certificate, up
+from tests.support import dialog
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import PATIENT, GatewayStack, eventually
@@ -412,3 +413,16 @@ async def test_a_call_that_is_placed(world: GatewayStack, callee: CalledPhone, c
     there.bye()
     summary = await world.gateway.wait("call.summary", call=answer["call"])
     assert summary["codec"] == codec
+
+
+async def test_another_payload_number(world: GatewayStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dialog.PAYLOADS, "G722", 96)
+    monkeypatch.setitem(CODECS, "G722", (96, b"\xfa"))
+    world.behave(vad="off", answer=tones(HIGH, 2))
+    call = await answered(dialog_call(world.phone, "greeted", codecs=("G722", "PCMU")))
+    session = await world.session_of(call)
+    call.rtp.say(pj.NativeG722().encode(tone(HIGH, 1.0)))
+    await session.wait_until(hears(HIGH), 20)
+    await call.rtp.until(lambda: level(heard(call.rtp.packets), HIGH, 16000) > 1000)
+    assert {packet.payload_type for packet in call.rtp.packets} == {96}
+    await world.summary_at_end(call)
