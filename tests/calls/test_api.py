@@ -381,6 +381,8 @@ async def test_draining_is_not_ready_and_ends_the_process(own_folder: Path) -> N
 
 
 async def test_no_token_is_in_any_log(world: GatewayStack) -> None:
+    async with Client(world) as http:
+        await http.put("/api/v1/log", json={"level": "debug"})
     await eventually(lambda: bool(world.gateway.all("api.audit")), "an audit line")
     text = json.dumps(world.gateway.lines)
     assert not any(token in text for token in TOKENS.values())
