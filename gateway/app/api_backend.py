@@ -44,7 +44,7 @@ from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
-from gateway.sip.media.ports import bridge_failures, late_beats
+from gateway.sip.library import bridge_failures, late_beats
 from gateway.text import json_of
 from gateway.tools.functions import ToolError
 from gateway.tools.http import read_answer

@@ -26,6 +26,7 @@ from gateway.records.recordings import (
     Recordings,
     seconds_of,
 )
+from gateway.sip import library
 from gateway.sip.media import ports
 from gateway.sip.media.ports import CallAudio
 
@@ -53,7 +54,7 @@ class MediaPump:
     @property
     def beats(self) -> int:
         """Return the count of moves, which stands still when no audio moves in either direction."""
-        return self._beats if self._moves else ports.beats()
+        return self._beats if self._moves else library.beats()
 
     def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
         """Call ``move`` whenever this call has audio or a change of playout."""
@@ -66,7 +67,7 @@ class MediaPump:
 
     def serve(self, calls: Iterable[int]) -> None:
         """Move audio of these calls, given by the ids of their uplinks."""
-        tick = ports.beats()
+        tick = library.beats()
         if tick != self._last_tick:
             self._last_tick = tick
             self._beats += 1

@@ -415,8 +415,6 @@ class CallMachine:
             todo += self._session.handover.tick(now)
         return todo + self._call.conversation.on_tick(now)
 
-    # ---- ending
-
     def _end_call(
         self,
         why: EndReason,

@@ -407,8 +407,7 @@ def _message(
     loc = detail["loc"]
     if kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
-        name = RENAMED_KEYS.get(_dotted(path))
-        if name is not None:
+        if (name := RENAMED_KEYS.get(_dotted(path))) is not None:
             return f'unknown key; it is called "{name}" now'
         if (why := ABSENT_KEYS.get(_dotted(path))) is not None:
             return f"unknown key; {why}"
@@ -431,8 +430,7 @@ def _message(
     text = text.replace("a integer", "an integer").replace("Tuple should", "must")
     if kind == "literal_error":
         value = source.value(path)
-        name = RENAMED_VALUES.get((_dotted(path), value)) if isinstance(value, str) else None
-        if name is not None:
+        if isinstance(value, str) and (name := RENAMED_VALUES.get((_dotted(path), value))):
             return f'{text}; "{value}" is called "{name}" now'
     return text + _as_written(source.value(path), quote=kind == "literal_error")
 
@@ -458,9 +456,7 @@ def _as_written(value: Any, quote: bool = False) -> str:
 def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel] | None:
     """The section that ``loc`` leads to, through optional fields and arrays of tables."""
     here: type[BaseModel] | None = model
-    for part in loc:
-        if isinstance(part, int):
-            continue
+    for part in (part for part in loc if isinstance(part, str)):
         if here is None:
             return None
         fields = {item.alias or name: item for name, item in here.model_fields.items()}

@@ -34,12 +34,12 @@ from gateway.call.plan import (
     SilencePlan,
     ToolsPlan,
 )
-from gateway.config import Config, MediaSettings, TrunkSettings
+from gateway.config import Config
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings
-from gateway.config.trunks import InboundAuthSettings
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan, InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
+from gateway.planning.destinations import trunk_of
 from gateway.planning.joined_sessions import (
     hold_wait_plan,
     interpreter_plan,
@@ -73,16 +73,13 @@ from gateway.sip.messages.identity import asserted, diverted
 from gateway.sip.settings import (
     Access,
     BanPolicy,
-    Credentials,
     DigestPolicy,
     JitterBuffer,
     Limits,
     Listen,
-    Peer,
     Security,
     SipSettings,
     Tls,
-    Trunk,
 )
 from gateway.sip.types import Invite, new_call_id
 from gateway.text import printable, words_of
@@ -128,34 +125,6 @@ def sip_settings(config: Config) -> SipSettings:
             DigestPolicy(access.realm, access.auth_algorithms, access.nonce_lifetime),
             BanPolicy(access.ban_after, access.ban_window, access.ban_seconds),
         ),
-    )
-
-
-def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
-    return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
-
-
-def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
-    """One ``[[trunk]]``, as the user agent needs it."""
-    return Trunk(
-        name=trunk.name,
-        peers=tuple(Peer(*peer) for peer in trunk.peers),
-        username=trunk.username,
-        password="" if trunk.password is None else trunk.password.get_secret_value(),
-        realms=trunk.realm,
-        registrar=str(trunk.registrar or ""),
-        outbound_proxy=str(trunk.outbound_proxy or ""),
-        transport=trunk.transport,
-        codecs=tuple(Codec(name) for name in trunk.codecs),
-        security=Security(trunk.srtp, trunk.srtp_keying),
-        headers=trunk.headers,
-        caller_id=trunk.caller_id,
-        expires=trunk.expires,
-        options_interval=trunk.options_interval,
-        packet_wait_ms=trunk.packet_wait_ms,
-        limits=Limits(trunk.calls_per_second, burst, trunk.max_concurrent_calls),
-        inbound_auth=_credentials(trunk.inbound_auth),
-        certificate_names=trunk.certificate_names,
     )
 
 

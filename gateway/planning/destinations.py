@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Limits on the numbers that the gateway calls, and the URIs it calls them by. Pure."""
+"""Trunks as the user agent needs them; limits on numbers that are called, and their URIs. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 from collections import deque
 from urllib.parse import unquote
 
-from gateway.config import OutboundSettings, TrunkSettings
+from gateway.audio.g711 import Codec
+from gateway.config import MediaSettings, OutboundSettings, TrunkSettings
 from gateway.config.numbers import called, matches, named_country
+from gateway.config.trunks import InboundAuthSettings
 from gateway.sip.messages.headers import GOES_ELSEWHERE
+from gateway.sip.settings import Credentials, Limits, Peer, Security, Trunk
 
 MINUTE = 60.0
 
@@ -121,3 +124,31 @@ class OutboundCaps:
         if allow is None or not allow.fullmatch(number):
             return "outbound.allowed_prefixes is empty"
         return self.destination_refusal(number, on_demand=False, by_pattern=True)
+
+
+def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
+    return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
+
+
+def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
+    """One ``[[trunk]]``, as the user agent needs it."""
+    return Trunk(
+        name=trunk.name,
+        peers=tuple(Peer(*peer) for peer in trunk.peers),
+        username=trunk.username,
+        password="" if trunk.password is None else trunk.password.get_secret_value(),
+        realms=trunk.realm,
+        registrar=str(trunk.registrar or ""),
+        outbound_proxy=str(trunk.outbound_proxy or ""),
+        transport=trunk.transport,
+        codecs=tuple(Codec(name) for name in trunk.codecs),
+        security=Security(trunk.srtp, trunk.srtp_keying),
+        headers=trunk.headers,
+        caller_id=trunk.caller_id,
+        expires=trunk.expires,
+        options_interval=trunk.options_interval,
+        packet_wait_ms=trunk.packet_wait_ms,
+        limits=Limits(trunk.calls_per_second, burst, trunk.max_concurrent_calls),
+        inbound_auth=_credentials(trunk.inbound_auth),
+        certificate_names=trunk.certificate_names,
+    )

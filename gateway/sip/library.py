@@ -19,6 +19,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, G711, SAMPLE_RATE, Codec
+from gateway.measures import LAG, Distribution
 from gateway.sip.settings import SipSettings
 from gateway.sip.source_limits import TokenBucket
 from gateway.text import unicode_of
@@ -158,6 +159,23 @@ class CodecOrder:
         for codec in Codec:
             priority = 220 - codecs.index(codec) if codec in codecs else 0
             self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
+
+
+def bridge_failures() -> int:
+    """Return how many operations of the bridge have failed since the start. Any thread."""
+    return int(pj.nativeBridgeFailures())
+
+
+def late_beats() -> Distribution:
+    """Return the distribution of the media clock's lateness (s) since the start. Any thread."""
+    found = Distribution(LAG)
+    found.counts, found.total = pj.nativeLateBeats()
+    return found
+
+
+def beats() -> int:
+    """Return how often the media clock has ticked while ports were in use. Any thread."""
+    return int(pj.nativeBeats())
 
 
 LINES_PER_SECOND = 1.0

@@ -191,3 +191,25 @@ class LegHandler(Protocol):
 
     def on_ended(self, end: LegEnd) -> None:
         """Handle the end of the leg; nothing is called after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A start (``playing``) or end of playout at ``at`` (``time.monotonic()``, s)."""
+
+    playing: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderCounts:
+    """Counts of the frames (20 ms) of a recording."""
+
+    frames: int
+    """All that the recording is long."""
+    dropped: int
+    """In whose place there is silence, since the writer took none for too long."""
+    silenced: int
+    """Of which nothing is kept, as somebody wanted."""
+    shifted_samples: int
+    """Of the caller, left out, or of silence put in, to follow the clock of playout."""

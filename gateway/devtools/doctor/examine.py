@@ -34,9 +34,9 @@ from gateway.devtools.doctor import (
     warn,
 )
 from gateway.dialplan import Dialplan
-from gateway.planning.call_plan import sip_settings, trunk_of
+from gateway.planning.call_plan import sip_settings
 from gateway.planning.check import check, load_all
-from gateway.planning.destinations import OutboundCaps, dial_uri
+from gateway.planning.destinations import OutboundCaps, dial_uri, trunk_of
 from gateway.sip.ingress.capacity import descriptor_limits, descriptors_needed
 
 WANTED_BUFFER = 1024 * 1024

@@ -26,8 +26,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec, g722_coder
-from gateway.measures import LAG, Distribution
-from gateway.sip.types import UplinkCounts
+from gateway.sip.types import RecorderCounts, Transition, UplinkCounts
 
 log = structlog.get_logger("sip")
 
@@ -49,14 +48,6 @@ class Source(IntEnum):
     """RTP payloads, in order, as they come."""
     BRIDGE = pj.NativeCallAudio.BRIDGE
     """A mix of several legs, every 20 ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """A start (``playing``) or end of playout at ``at`` (``time.monotonic()``, s)."""
-
-    playing: bool
-    at: float
 
 
 class Playout:
@@ -212,20 +203,6 @@ class Uplink:
     def push(self, pcm: bytes) -> None:
         """Take a frame of the bridge as the media clock does. For tests."""
         self._queues.push(pcm)
-
-
-@dataclass(frozen=True, slots=True)
-class RecorderCounts:
-    """Counts of the frames (20 ms) of a recording."""
-
-    frames: int
-    """All that the recording is long."""
-    dropped: int
-    """In whose place there is silence, since the writer took none for too long."""
-    silenced: int
-    """Of which nothing is kept, as somebody wanted."""
-    shifted_samples: int
-    """Of the caller, left out, or of silence put in, to follow the clock of playout."""
 
 
 class Recorder:
@@ -528,20 +505,3 @@ def take_ready() -> list[int]:
 def waited() -> float:
     """Return how long (s) the first call of the last :func:`take_ready` had waited."""
     return float(pj.nativeWaited())
-
-
-def bridge_failures() -> int:
-    """Return how many operations of the bridge have failed since the start. Any thread."""
-    return int(pj.nativeBridgeFailures())
-
-
-def late_beats() -> Distribution:
-    """Return the distribution of the media clock's lateness (s) since the start. Any thread."""
-    found = Distribution(LAG)
-    found.counts, found.total = pj.nativeLateBeats()
-    return found
-
-
-def beats() -> int:
-    """Return how often the media clock has ticked while ports were in use. Any thread."""
-    return int(pj.nativeBeats())

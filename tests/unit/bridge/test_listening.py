@@ -17,7 +17,7 @@ from gateway.bridge.listening import (
     FullError,
     Listeners,
 )
-from gateway.sip.media.ports import RecorderCounts
+from gateway.sip.types import RecorderCounts
 
 
 class Monitor:
