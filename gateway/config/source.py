@@ -403,8 +403,7 @@ def _message(
     detail: ErrorDetails, model: type[BaseModel], source: TomlSource, path: KeyPath
 ) -> str:
     """Return the message for the author of a file about one error of pydantic's."""
-    kind = detail["type"]
-    loc = detail["loc"]
+    kind, loc = detail["type"], detail["loc"]
     if kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
         if (name := RENAMED_KEYS.get(_dotted(path))) is not None:

@@ -168,6 +168,16 @@ class UplinkCounts:
     """Audio that the event loop did not take in time."""
 
 
+@dataclass(frozen=True, slots=True)
+class BridgeFailure:
+    """An operation of the bridge that failed after it was accepted."""
+
+    operation: str
+    source: int
+    sink: int
+    status: int
+
+
 class LegHandler(Protocol):
     """Interface of the owner of a leg. All calls come on the event loop, in order."""
 

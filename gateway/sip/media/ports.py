@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec, g722_coder
-from gateway.sip.types import RecorderCounts, Transition, UplinkCounts
+from gateway.sip.types import BridgeFailure, RecorderCounts, Transition, UplinkCounts
 
 log = structlog.get_logger("sip")
 
@@ -328,16 +328,6 @@ class Port(Protocol):
     def getPortId(self) -> int: ...  # noqa: N802 (pjsua2's name)
     def startTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
     def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeFailure:
-    """An operation of the bridge that failed after it was accepted."""
-
-    operation: str
-    source: int
-    sink: int
-    status: int
 
 
 _OPERATIONS = {
