@@ -16,7 +16,8 @@ import pytest
 from tests.calls.test_connections import options
 from tests.support.site_under_test import ANYBODY, Site, site
 
-CIPHER, OTHER = "ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-RSA-AES128-GCM-SHA256"
+CIPHER, OTHER = "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"
+EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
 class Authority:
@@ -25,23 +26,23 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ca = str(folder / "ca.pem")
+        self.key = str(folder / "ca.key")
         self._run(
-            *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=Test"),
-            *("-keyout", str(folder / "ca.key"), "-out", self.ca),
+            *("req", "-x509", *EC_KEY, "-nodes", "-days", "2", "-subj", "/CN=Test"),
+            *("-keyout", self.key, "-out", self.ca),
         )
 
     def certificate(self, name: str, cn: str, san: str) -> tuple[str, str]:
         """A certificate with its key; ``san`` is a subjectAltName, or empty for none."""
         key, request, made = (str(self.folder / f"{name}.{end}") for end in ("key", "csr", "pem"))
         self._run(
-            *("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request),
-            *("-subj", f"/CN={cn}"),
+            *("req", *EC_KEY, "-nodes", "-keyout", key, "-out", request, "-subj", f"/CN={cn}"),
         )
         more = self.folder / f"{name}.ext"
         more.write_text(f"subjectAltName={san}\n" if san else "basicConstraints=CA:FALSE\n")
         self._run(
             *("x509", "-req", "-in", request, "-CA", self.ca, "-days", "2", "-out", made),
-            *("-CAkey", str(self.folder / "ca.key"), "-CAcreateserial", "-extfile", str(more)),
+            *("-CAkey", self.key, "-CAcreateserial", "-extfile", str(more)),
         )
         return made, key
 
