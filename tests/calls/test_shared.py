@@ -351,11 +351,16 @@ peers = ["127.0.0.1:{port}"]
 
 
 async def test_a_call_that_is_asked_for_twice_is_placed_once(own_folder: Path, url: str) -> None:
+    """And what two processes are asked for in one moment passes no cap."""
     callee = await CalledPhone().start()
     more = f"""{PATIENT}{API}
 [outbound]
 enabled = true
 allowed_prefixes = ["answer"]
+max_concurrent_calls = 3
+[access]
+unknown_sources = "allow"
+max_concurrent_calls = 3
 [[trunk]]
 name = "carrier"
 peers = ["127.0.0.9"]
@@ -392,5 +397,14 @@ peers = ["127.0.0.9"]
                 assert refused.json()["error"]["code"] == "refused"
             await callee.called()
             assert len(callee.calls) == 1
+            raced = await asyncio.gather(
+                *(http.post("/api/v1/calls", json=wanted) for http in (first, second) * 3)
+            )
+            assert sorted(one.status_code for one in raced) == [201] * 2 + [409] * 4
+            calls = [world.phone.call("plain") for world in (one, other) * 4]
+            for call in calls:
+                call.invite()
+            assert sorted(await decided(calls)) == [200] * 3 + [486] * 5
+            assert len(callee.calls) == 3
     finally:
         await callee.stop()
