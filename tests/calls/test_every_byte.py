@@ -10,6 +10,8 @@ import contextlib
 import os
 import random
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +67,7 @@ async def by_sdes(
     lines = (f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{inline}",)
     call = await up(world, codec, ptime, profile="RTP/SAVP", security=lines)
     sender = Sender(call.rtp, ptime=ptime)
-    protection, send = Protection(key, salt), sender.send
-    sender.send = lambda packet: send(protection.protect(packet))
+    sender.protect = Protection(key, salt).protect
     yield call, sender
 
 
@@ -84,10 +85,17 @@ def print_of(folder: Path) -> tuple[str, ...]:
     return f"a=fingerprint:sha-256 {fingerprint_of(folder)}", "a=setup:active"
 
 
+class Agreed(Sender):
+    """Whose keys are those of a handshake."""
+
+    client: asyncio.subprocess.Process
+    """The openssl that it was with."""
+
+
 @contextlib.asynccontextmanager
-async def agreed(call: DialogCall, ptime: int, folder: Path) -> AsyncIterator[Sender]:
+async def agreed(call: DialogCall, ptime: int, folder: Path) -> AsyncIterator[Agreed]:
     """The handshake is openssl's; RTP goes out of the same port."""
-    sender = Sender(call.rtp, ptime=ptime)
+    sender = Agreed(call.rtp, ptime=ptime)
     own, relay = call.rtp.port, Relay()
     await call.rtp.close()
     call.rtp, call.sdp.port = RtpEnd(*CODECS[call.sdp.codecs[0]]), own
@@ -115,8 +123,9 @@ async def agreed(call: DialogCall, ptime: int, folder: Path) -> AsyncIterator[Se
                 assert line, "no handshake"
         material = bytes.fromhex(found[1].decode())
         salt = material[2 * KEY_BYTES :][:SALT_BYTES]
-        protection = Protection(material[:KEY_BYTES], salt)
-        sender.send = lambda packet: transport.sendto(protection.protect(packet), relay.gateway)
+        sender.protect = Protection(material[:KEY_BYTES], salt).protect
+        sender.send = lambda packet: transport.sendto(packet, relay.gateway)
+        sender.client = client
         yield sender
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -183,6 +192,130 @@ async def test_every_byte(
         expected.count(bytes([silence]) * ptime * 8) if network == "loss" else 0
     )
     assert counted["late"] == counted["dropped_ms"] == counted["timestamp_jumps"] == 0
+
+
+def replayed(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    return heard[-30:] * 2 + heard[:5]
+
+
+def forged(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """Its SSRC and others, all over the index (RFC 3711 section 3.3.1), with tags that are none."""
+    near = [0, 1, 2, 63, 64, 65, 1 << 14, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 65535, 65472]
+    return [
+        struct.pack("!BBHII", 0x80, 0, sender.sequence + step & 0xFFFF, sender.timestamp, ssrc)
+        + os.urandom(170)
+        for step in near
+        for ssrc in (sender.source, sender.source ^ 1, 0)
+    ]
+
+
+def odd(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """Cut, or with lengths that lead out of the packet; and of another kind."""
+    last = heard[-1]
+    return [
+        *(last[:size] for size in range(1, 30)),
+        *(bytes([first]) + last[1:] for first in range(256)),
+        last[:12] + b"\xbe\xde\xff\xff" + last[12:],
+        b"\x90" + last[1:12] + b"\xbe\xde\xff\xff" + last[12:],
+        b"\xbf" + last[1:20],
+    ]
+
+
+def plain(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    return [
+        struct.pack("!BBHII", 0x80, 0, sender.sequence, sender.timestamp, ssrc) + bytes(160)
+        for ssrc in (sender.source, 1)
+        for _ in range(20)
+    ]
+
+
+def handshakes(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """Records of DTLS that nobody has signed (RFC 6347 section 4.1): alerts, a hello, garbage."""
+    hello = bytes(2) + bytes(32) + b"\0\0\0\2\xc0\x2f\1\0"
+    bodies = [
+        (21, b"\1\0"),
+        (21, b"\2\x28"),
+        (20, b"\1"),
+        (22, b"\0\0\0\0" + bytes(8)),
+        (22, b"\1" + len(hello).to_bytes(3) + bytes(2) + bytes(3) + len(hello).to_bytes(3) + hello),
+        (22, b"\1\xff\xff\xff" + bytes(2) + bytes(3) + b"\0\0\x20" + bytes(32)),
+        (23, os.urandom(40)),
+        (63, b""),
+    ]
+    return [
+        bytes([kind])
+        + b"\xfe\xfd"
+        + epoch
+        + bytes(5)
+        + bytes([number])
+        + len(body).to_bytes(2)
+        + body
+        for kind, body in bodies
+        for epoch in (b"\0\0", b"\0\1", b"\xff\xff")
+        for number in (0, 200)
+    ]
+
+
+def rtcp(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """BYE, XR, feedback and reports beyond their length, unsigned; on RTP's port, too."""
+    source = sender.source.to_bytes(4)
+    kinds = [
+        b"\x81\xcb\0\1" + source,
+        b"\x9f\xcb\0\1" + source,
+        b"\x81\xcf\xff\xff" + source + bytes(1200),
+        b"\x80\xcf\0\2" + source + b"\4\0\xff\xff",
+        b"\x81\xce\0\2" + source * 2,
+        b"\x8f\xcd\0\2" + source * 2,
+        b"\x9f\xc8\0\6" + source + bytes(20),
+        b"\x9f\xc9\0\1" + source,
+        b"\x9f\xca\0\2" + source + b"\1\xff\xff\xff",
+    ]
+    signed = [one + (1 << 31 | 1).to_bytes(4) + os.urandom(10) for one in kinds]
+    return (kinds + signed) * 5
+
+
+ATTACKS = (replayed, forged, odd, plain, handshakes, rtcp)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[one.__name__ for one in ATTACKS])
+@pytest.mark.parametrize("way", [by_sdes, by_dtls], ids=["sdes", "dtls"])
+async def test_every_byte_under_attack(
+    world: GatewayStack, own_certificate: Path, way: Any, attack: Any
+) -> None:
+    """From its own port and from another, to RTP's and RTCP's, while a caller speaks."""
+    async with way(world, "PCMU", 20, own_certificate) as (call, sender):
+        session = await world.session_of(call)
+        other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        heard, send = list[bytes](), sender.send
+
+        def keep(packet: bytes) -> None:
+            heard.append(packet)
+            send(packet)
+
+        sender.send = keep
+        host, port = sender.peer
+        sender.burst(b"\x55" * LEAD_IN_MS * 8)
+        said = noise(31, 0.6)
+        for at in range(0, len(said), 1600):
+            for packet in attack(sender, heard):
+                send(packet)
+                for to in (port, port + 1):
+                    other.sendto(packet, (host, to))
+            await asyncio.sleep(0)
+            sender.burst(said[at : at + 1600])
+        if way is by_dtls and attack is handshakes:
+            sender.client.stdin.write(b"R\n")  # another handshake within its association
+            await sender.client.stdin.drain()
+        sender.burst(b"\x55" * LEAD_IN_MS * 8)
+        await session.wait_until(lambda s: said in bytes(s.received), 10)
+        again = noise(32, 0.2)
+        sender.burst(again + b"\x55" * LEAD_IN_MS * 8)
+        await session.wait_until(lambda s: again in bytes(s.received), 10)
+        other.close()
+        summary = await world.summary_at_end(call)
+    assert summary["ending"]["why"] == "remote_hangup"
+    assert summary["security"].startswith("srtp ")
+    assert world.gateway.all("gateway.started")
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["the same", "new ones"])

@@ -241,8 +241,10 @@ class Sender:
         self.timestamp = random.getrandbits(30)
         self._size = ptime * 8
         self.payload_type = 0
+        self.protect: Callable[[bytes], bytes] = bytes
+        """Makes SRTP of each packet, where there are keys."""
         self.send: Callable[[bytes], object] = self._send
-        """Takes each packet."""
+        """Takes each packet as it goes out."""
 
     def _send(self, packet: bytes) -> None:
         with contextlib.suppress(ConnectionRefusedError):  # of a packet before
@@ -265,7 +267,7 @@ class Sender:
         header = struct.pack(
             "!BBHII", 0x80, payload_type, self.sequence, self.timestamp, self.source
         )
-        self.send(header + payload)
+        self.send(self.protect(header + payload))
         self.sequence = (self.sequence + 1) & 0xFFFF
         step = len(payload) if samples is None else samples
         self.timestamp = (self.timestamp + step) & 0xFFFFFFFF
