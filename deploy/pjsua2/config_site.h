@@ -62,6 +62,10 @@
 /* Keys of SRTP by DTLS (RFC 5764) besides SDES; a trunk has to ask for them. */
 #define PJMEDIA_SRTP_HAS_DTLS 1
 
+/* No packet begins an SRTP session anew: anybody can send one again. */
+#define PJMEDIA_SRTP_CHECK_SSRC_ON_RESTART 0
+#define PJMEDIA_SRTP_CHECK_RTP_SEQ_ON_RESTART 0
+
 #define PJ_LOG_MAX_LEVEL 5
 
 /* G.711, and G.722 by native/g722.cpp, which is a codec of 8 kHz for the bridge: nothing to resample,

@@ -274,11 +274,13 @@ def rtcp(sender: Sender, heard: list[bytes]) -> list[bytes]:
     return (kinds + signed) * 5
 
 
-ATTACKS = (replayed, forged, odd, plain, handshakes, rtcp)
+ATTACKS = [
+    *((by_sdes, one) for one in (replayed, forged, odd, plain, rtcp)),
+    *((by_dtls, one) for one in (replayed, handshakes)),
+]
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=[one.__name__ for one in ATTACKS])
-@pytest.mark.parametrize("way", [by_sdes, by_dtls], ids=["sdes", "dtls"])
+@pytest.mark.parametrize(("way", "attack"), ATTACKS)
 async def test_every_byte_under_attack(
     world: GatewayStack, own_certificate: Path, way: Any, attack: Any
 ) -> None:
@@ -295,13 +297,15 @@ async def test_every_byte_under_attack(
         sender.send = keep
         host, port = sender.peer
         sender.burst(b"\x55" * LEAD_IN_MS * 8)
+        await session.wait_until(lambda s: b"\x55" * 800 in bytes(s.received), 10)
         said = noise(31, 0.6)
         for at in range(0, len(said), 1600):
-            for packet in attack(sender, heard):
+            for number, packet in enumerate(attack(sender, heard)):
                 send(packet)
                 for to in (port, port + 1):
                     other.sendto(packet, (host, to))
-            await asyncio.sleep(0)
+                if number % 30 == 0:  # the kernel keeps some 170 packets of a socket
+                    await asyncio.sleep(0.02)
             sender.burst(said[at : at + 1600])
         if way is by_dtls and attack is handshakes:
             sender.client.stdin.write(b"R\n")  # another handshake within its association
@@ -309,13 +313,12 @@ async def test_every_byte_under_attack(
         sender.burst(b"\x55" * LEAD_IN_MS * 8)
         await session.wait_until(lambda s: said in bytes(s.received), 10)
         again = noise(32, 0.2)
-        sender.burst(again + b"\x55" * LEAD_IN_MS * 8)
+        sender.burst(b"\x55" * LEAD_IN_MS * 8 + again + b"\x55" * LEAD_IN_MS * 8)
         await session.wait_until(lambda s: again in bytes(s.received), 10)
         other.close()
         summary = await world.summary_at_end(call)
     assert summary["ending"]["why"] == "remote_hangup"
-    assert summary["security"].startswith("srtp ")
-    assert world.gateway.all("gateway.started")
+    assert summary["uplink"]["lost"] == summary["uplink"]["foreign"] == 0
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["the same", "new ones"])

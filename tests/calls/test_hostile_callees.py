@@ -13,23 +13,50 @@ from typing import Any
 import pytest
 
 from gateway.api.client import ask
-from tests.support.callee import CalledCall, CalledPhone
-from tests.support.dialog import DialogCall, bystander, unharmed
+from tests.support.callee import CalledCall, CalledPhone, free_port
+from tests.support.dialog import DialogCall, answered, bystander, dialog_call, unharmed
 from tests.support.harness import GatewayStack
+from tests.support.rtp_end import Sender
+
+PORT = free_port()
+
+
+def _second_leg(name: str, more: str) -> str:
+    return f"""
+[[route]]
+name = "{name}"
+to = "^{name}$"
+[[route.transfer]]
+name = "anna"
+to = "sip:attack@127.0.0.1:{PORT}"
+mode = "bridge"
+ring_timeout = 2
+{more}
+"""
+
 
 WORLD = {
+    "keep_sessions": 500,
     "routes": """
 [[route]]
 name = "outward"
 to = "^nobody$"
-""",
+"""
+    + _second_leg(
+        "warm", '[route.greeting]\nsay = "Hello."\n[route.transfer.briefing]\ntimeout = 2'
+    )
+    + _second_leg(
+        "interpreted",
+        '[route.interpreter]\nto = "anna"\n[route.interpreter.caller]\nlanguage = "English"\n'
+        '[route.interpreter.callee]\nlanguage = "German"',
+    ),
     "more": """
 [control]
 socket = "gateway.sock"
 [outbound]
 enabled = true
 allowed_prefixes = ["attack"]
-max_concurrent_calls = 10
+max_concurrent_calls = 90
 max_calls_per_minute = 1000
 ring_timeout = 2
 early_media = true
@@ -279,5 +306,82 @@ async def test_each_call_ends_with_an_outcome(
 
 UNREADABLE = [CASES[name] for name in ("a contact for telephones", "a route that is none")]
 """Answers that cannot be read: they are acknowledged, and the call is ended."""
+
+
+def keys(*digits: str, early: bool = False) -> Script:
+    """Accepts and declines a briefing, by INFO, over and over."""
+    relay = tuple(
+        ("INFO", ("Content-Type: application/dtmf-relay",), f"Signal={digit}\r\nDuration=100\r\n")
+        for digit in digits
+    )
+    return early_requests(*relay) if early else requests(*relay, count=40)
+
+
+def early_media(phone: Attacker, call: CalledCall) -> None:
+    """A flood of it, of keys too, before and behind the answer."""
+    phone.put(call, 183, body=UP)
+    call.hear()
+    sender = Sender(call.rtp)
+    for number in range(400):
+        sender.put(bytes([number % 256]) * 160, 0)
+        sender.put(bytes([1, 0x8A, 3, 32]), call.rtp.event_payload, samples=0)
+    phone.put(call, 200, body=UP)
+
+
+SECOND_LEGS: dict[str, Script] = {
+    **{
+        name: CASES[name]
+        for name in (
+            "300 provisional answers",
+            "20 answers of other dialogs",
+            "200 early dialogs",
+            "reliable ones out of order",
+            "100 times the answer, each another",
+            "no description",
+            "a contact for telephones",
+            "re-INVITEs at once",
+            "re-INVITEs with other addresses",
+            "UPDATEs at once",
+            "requests of other kinds",
+            "offers before the answer",
+            "a BYE before the answer",
+        )
+    },
+    "keys before the answer": keys("1", "2", early=True),
+    "keys of both kinds": keys("2", "1"),
+    "a flood of early media": early_media,
+}
+
+
+@pytest.fixture
+def second(runner: asyncio.Runner) -> Iterator[Attacker]:
+    """Whom calls are handed to."""
+    phone = Attacker()
+    runner.run(phone.start(PORT))
+    yield phone
+    runner.run(phone.stop())
+
+
+@pytest.mark.parametrize("way", ["warm", "interpreted"])
+@pytest.mark.parametrize("script", SECOND_LEGS.values(), ids=SECOND_LEGS)
+async def test_second_legs(
+    world: GatewayStack, beside: DialogCall, second: Attacker, script: Script, way: str
+) -> None:
+    """Of a transfer with a briefing, and of an interpreter: the caller hangs up when they like."""
+    tool = {"name": "transfer_call", "arguments": '{"destination": "anna", "briefing": "A bill."}'}
+    first = {"kind": "nothing", "tools": [tool]} if way == "warm" else {"kind": "silent"}
+    words = {"kind": "pattern", "seconds": 0.3}
+    world.behave(vad="off", answers=[first, {"kind": "silent"}], out_of_band=words)
+    type(second).script = staticmethod(script)
+    call = await answered(dialog_call(world.phone, way))
+    there = await second.called()
+    await there.until(lambda c: c.requests("ACK") or c.requests("BYE") or c.requests("CANCEL"))
+    assert (await world.phone.options()).code == 200
+    assert second.served < 15
+    call.bye()
+    summary = await world.gateway.wait("call.summary", call=call.call_id)
+    assert summary["ending"]["why"] in ("remote_hangup", "bridge_ended"), summary["ending"]
+    assert not beside.byes
+
 
 ENDINGS = ("remote_hangup", "call_failed", "no_answer", "busy", "leg_lost")

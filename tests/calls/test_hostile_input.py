@@ -211,6 +211,155 @@ async def test_mutated_requests_inside_a_call(world: GatewayStack) -> None:
     await unharmed(world, bystanding)
 
 
+def _new(call: DialogCall, number: int, *headers: str, method: str = "INVITE") -> bytes:
+    """A request of no dialog, from the same telephone."""
+    host = call.phone.address[0]
+    request = call._inside(method, 1, headers, call.sdp.text(call.rtp.port))
+    text = request.decode().replace(call.call_id, f"storm-{number}-{call.call_id}")
+    return text.replace(f"To: {call._to}", f"To: <sip:greeted@{host}>").encode()
+
+
+def _dialog(call: DialogCall) -> str:
+    """Its Call-ID and tags, as Replaces and Join name it (RFC 3891, RFC 3911)."""
+    return f"{call.call_id};to-tag={call._to.rpartition('tag=')[2]};from-tag={call._tag}"
+
+
+def odd_numbers(call: DialogCall) -> Iterator[bytes]:
+    sdp = call.sdp.text(call.rtp.port)
+    for method in ("INVITE", "UPDATE", "INFO", "BYE", "ACK"):
+        for number in (0, 1, 2**31 - 1, 2**31, 2**32, 2**64):
+            if (method, number) != ("BYE", 2**31 - 1):
+                yield call._inside(method, number, (), sdp if method != "BYE" else "")
+
+
+def glare(call: DialogCall) -> Iterator[bytes]:
+    """Re-INVITEs and UPDATEs without a pause, and without an ACK."""
+    for number in range(2, 62):
+        method = "INVITE" if number % 2 else "UPDATE"
+        body = call.sdp.text(call.rtp.port) if number % 3 else ""
+        yield call._inside(method, number, (), body)
+
+
+def pracks(call: DialogCall) -> Iterator[bytes]:
+    for number, rack in enumerate(
+        (
+            "0 0 INVITE",
+            "4294967295 1 INVITE",
+            "1 4294967296 INVITE",
+            "x",
+            "",
+            "1 1 FLY",
+            "1 1",
+            "-1",
+        )
+    ):
+        yield call._inside("PRACK", 2 + number, (f"RAck: {rack}",))
+    yield call._inside("PRACK", 20)
+
+
+def replaces(call: DialogCall) -> Iterator[bytes]:
+    """Of a call that is not theirs to replace, and of none."""
+    named = _dialog(call)
+    for number, header in enumerate((
+        f"Replaces: {named}", f"Replaces: {named};early-only", f"Join: {named}",
+        "Replaces: x;to-tag=y;from-tag=z", "Replaces: ;;;", f"Replaces: {'x' * 3000}",
+        f"Replaces: {named}\r\nReplaces: {named}", f"Replaces: {named}\r\nJoin: {named}",
+        f"Require: replaces\r\nReplaces: {named}", f"Require: join\r\nJoin: {named}",
+    )):  # fmt: skip
+        yield _new(call, number, header)
+        yield call._inside("INVITE", 2 + number, (header,), call.sdp.text(call.rtp.port))
+
+
+def forged_ends(call: DialogCall) -> Iterator[bytes]:
+    """Of its Call-ID, with tags and branches that are guesses; by its user, who may be anybody."""
+    good = call._inside("BYE", 9).decode()
+    for number in range(100):
+        yield good.replace(f"tag={call._tag}", f"tag={number}").encode()
+        yield good.replace(call._to.rpartition("tag=")[2], f"{number}").encode()
+        yield call._request("CANCEL", f"z9hG4bK{number}", 1)
+
+
+def loops(call: DialogCall) -> Iterator[bytes]:
+    """What came by us already, or is to go by us again (RFC 3261 section 16.3, 16.4)."""
+    host, port = call.phone.gateway
+    us = f"sip:{host}:{port};lr"
+    for number, header in enumerate((
+        f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bKloop", f"Route: <{us}>",
+        "Route: " + ", ".join([f"<{us}>"] * 60), f"Record-Route: <{us}>",
+        "Record-Route: " + ", ".join([f"<{us}>"] * 60),
+        "\r\n".join(f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{n}" for n in range(60)),
+    )):  # fmt: skip
+        yield _new(call, number, header, method="OPTIONS")
+        yield _new(call, 100 + number, header)
+        yield call._inside("INFO", 2 + number, (header,), "Signal=1", "application/dtmf-relay")
+    for number, hops in enumerate(("0", "-1", "256", "99999999999", "x")):
+        for method in ("OPTIONS", "INVITE"):
+            request = _new(call, 200 + number, method=method)
+            yield request.replace(b"Max-Forwards: 70", f"Max-Forwards: {hops}".encode())
+
+
+def other_kinds(call: DialogCall) -> Iterator[bytes]:
+    for number in range(40):
+        for method in ("OPTIONS", "SUBSCRIBE", "NOTIFY", "MESSAGE", "PUBLISH", "REGISTER", "REFER"):
+            yield _new(call, number, "Event: dialog", "Refer-To: <sip:a@b>", method=method)
+
+
+def descriptions(call: DialogCall) -> Iterator[bytes]:
+    """In re-INVITEs: as many lines as a datagram has, and bodies whose parts never end."""
+    good = call.sdp.text(call.rtp.port)
+    many = (
+        "m=video 9 RTP/AVP 31\r\n" * 300, "m=audio 0 RTP/AVP 0\r\n" * 300, "a=x\r\n" * 1200,
+        "".join(f"a=candidate:{n} 1 UDP 1 10.0.0.1 {n} typ host\r\n" for n in range(150)),
+        "".join(f"a=ssrc:{n} cname:x\r\n" for n in range(300)),
+        "".join(f"m=x {n} UDP/TLS/RTP/SAVPF 9\r\na=mid:{n}\r\n" for n in range(150)),
+        "a=group:BUNDLE " + " ".join(map(str, range(1000))) + "\r\n",
+    )  # fmt: skip
+    mixed = "multipart/mixed;boundary="
+    for number, lines in enumerate(many):
+        yield call._inside("INVITE", 10 + number, (), good + lines)
+    for number, (kind, body) in enumerate((
+        (f"{mixed}a", "--a\r\n" * 1000), (f"{mixed}{'a' * 2000}", good), (f'{mixed}"', good),
+        (f"{mixed}--", "----\r\n\r\n----" * 200), (f"{mixed}a;start=x", "--a--" * 900),
+        (f"{mixed}a", "--a\r\nContent-Type: application/sdp\r\n\r\n" * 100 + good),
+        ("application/sdp;charset=utf-7", good),
+    )):  # fmt: skip
+        yield call._inside("INVITE", 30 + number, (), body, kind)
+
+
+STORMS = (
+    odd_numbers, glare, pracks, replaces, forged_ends, loops, other_kinds, descriptions,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def beside(runner: asyncio.Runner, shared_world: GatewayStack) -> Iterator[None]:
+    """A call goes on during all of them."""
+    call = runner.run(bystander(shared_world))
+    shared_world.lasting.append(call)
+    yield
+    shared_world.lasting.remove(call)
+    runner.run(unharmed(shared_world, call))
+
+
+@pytest.mark.parametrize("moment", ["before the ACK", "in the call", "after its end"])
+@pytest.mark.parametrize("storm", STORMS, ids=[one.__name__ for one in STORMS])
+async def test_storms(world: GatewayStack, beside: None, storm: Any, moment: str) -> None:
+    """Nobody waits for an answer to any of it."""
+    world.behave(vad="off", answer="silent")
+    call = dialog_call(world.phone, "plain")
+    call.acknowledge = moment != "before the ACK"
+    await answered(call)
+    if moment == "after its end":
+        await world.summary_at_end(call)
+    for request in storm(call):
+        world.phone.send(request)
+    assert (await world.phone.options()).code == 200
+    if moment != "after its end":
+        call._sequence = 2**31 - 2
+        call.bye()
+        await world.gateway.wait("call.summary", call=call.call_id)
+
+
 async def test_odd_packets_to_a_live_call(world: GatewayStack) -> None:
     """RTP and RTCP with something wrong, from the caller's own ports."""
     bystanding = await bystander(world)
