@@ -19,6 +19,7 @@ from rich.table import Table
 from gateway.api.client import NoAnswerError, socket_of
 from gateway.cli import CONFIG, examples
 from gateway.cli.develop import local_address, quiet_logs
+from gateway.config.sip import SipSettings
 from gateway.config.source import ConfigError, read_toml
 from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult, RunOptions, run_calls
@@ -114,8 +115,10 @@ def _gateway_of(config: Path) -> tuple[str, Witness]:
         return "", Witness(None, f"{config} is not there")
     data = read_toml(config).data
     listen = _at(data, "sip", "listen")
+    if listen is None:
+        listen = list(SipSettings().listen)
     target = _target_of(listen[0]) if isinstance(listen, list) and listen else ""
-    keeps = bool(_at(data, "records", "folder") or _at(data, "records", "database", "url"))
+    keeps = bool(_at(data, "records", "folder") or _at(data, "records", "database"))
     try:
         return target, Witness(socket_of(config), keeps_records=keeps)
     except NoAnswerError as error:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.main import main
+from gateway.cli.test_suites import _gateway_of
 from tests.interop.lab.ports import free_port
 
 CALL = '[[call]]\nname = "one"\n[[call.step]]\ndo = "wait_answer"\n'
@@ -38,3 +39,13 @@ def test_nobody_is_called(
     result = CliRunner().invoke(main, ["test", str(tmp_path / "s.toml"), *told_config, *options])
     assert result.exit_code == 2, result.output
     assert told in result.output, result.output
+
+
+def test_a_gateway_that_names_no_address_is_at_the_default_one(tmp_path: Path) -> None:
+    """And the records of one with a database only are waited for."""
+    config = tmp_path / "gateway.toml"
+    for text, keeps in (("", False), ('[records]\ndatabase = "sqlite:///calls"\n', True)):
+        config.write_text(f'[control]\nsocket = "s"\n{text}')
+        target, witness = _gateway_of(config)
+        assert target == "sip:127.0.0.1:5060"
+        assert witness._keeps_records is keeps
