@@ -162,6 +162,7 @@ class Sink:
             self._write(line)
 
     def _write(self, line: str) -> None:
+        """Write a line; count it as lost where that fails."""
         try:
             with self._lock:
                 self._target.write(line + "\n")

@@ -144,6 +144,8 @@ def add_administration(paths: Paths, backend: Backend) -> None:
 
 
 def _add_webhooks(paths: Paths, backend: Backend) -> None:
+    """Add the paths about webhook deliveries."""
+
     @paths.add("GET", "/webhooks/deliveries", Role.ADMIN, Deliveries, tags=["webhooks"])
     async def list_deliveries(dead: bool = False, limit: Limit = 100, after: Term = "") -> Any:
         """Deliveries that wait, or those that were given up."""
@@ -170,6 +172,8 @@ def _add_webhooks(paths: Paths, backend: Backend) -> None:
 
 
 def _add_events(paths: Paths, backend: Backend) -> None:
+    """Add the path that streams events, as Server-Sent Events or WebSocket."""
+
     @paths.add("GET", "/events", Role.READONLY, tags=["events"], response_class=StreamingResponse)
     async def follow_events(request: Request, after: EventId = "") -> Any:
         """Events of all calls as they come (Server-Sent Events), or as a WebSocket of JSON texts.
@@ -229,6 +233,8 @@ class _EventStream(StreamingResponse):
 
 
 async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
+    """Send events to a WebSocket until it or the gateway ends."""
+
     async def out() -> None:
         ending = backend.feed.ending[LOCAL in socket.scope]
         async for number, event in _numbered(_followed(backend, last), ending):
@@ -248,6 +254,7 @@ async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
 
 
 async def _stream(backend: Backend, request: Request, last: str) -> AsyncIterator[str]:
+    """Yield events as Server-Sent Events."""
     alone = HOP in request.headers
     follower = _followed(backend, last, alone=alone)
     if alone or backend.siblings is None:

@@ -90,6 +90,8 @@ _UNWELL: dict[int | str, Any] = {503: {"description": "No; the body says why"}}
 
 
 def _add_health(app: FastAPI, backend: Backend) -> None:
+    """Add ``/healthz`` and ``/readyz``."""
+
     @app.get("/healthz", tags=["health"], openapi_extra=_FOR_ALL, responses=_UNWELL)
     async def healthz() -> JSONResponse:
         """Whether the process works; true while draining."""
@@ -124,6 +126,8 @@ def _describe(app: FastAPI) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
+    """Give every error of the API one JSON form."""
+
     @app.exception_handler(StarletteHTTPException)
     async def refused(_request: Request, error: StarletteHTTPException) -> Response:
         detail: Any = error.detail

@@ -219,6 +219,8 @@ def add_calls(paths: Paths, backend: Backend) -> None:
 
 
 def _add_queries(paths: Paths, backend: Backend) -> None:
+    """Add the paths that read calls, past and in progress."""
+
     @paths.add("GET", "/calls", Role.READONLY, Rows, _DATABASE, tags=["calls"])
     async def list_calls(
         request: Request,
@@ -400,6 +402,8 @@ _COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] 
 
 
 def _add_commands(paths: Paths, backend: Backend) -> None:
+    """Add the paths that act on calls in progress."""
+
     def add(path: str, name: str, model: Any, more: Mapping[str, Any], text: str) -> None:
         async def act(call_id: CallId, request: Request, body: Any = None) -> Any:
             given = {} if body is None else body.model_dump()
@@ -468,6 +472,7 @@ def _without_words(record: Any) -> Any:
 
 
 def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
+    """Return whether a row of a call fits a query."""
     names = ("route", "trunk", "direction", "outcome", "why", "sip_call_id")
     if any(getattr(wanted, name) not in ("", row[name]) for name in names):
         return False

@@ -86,6 +86,7 @@ def add_console(paths: Paths) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
+    """Add the console's files."""
     files = {
         file.name: (file.read_bytes(), _KINDS[file.suffix])
         for file in FOLDER.iterdir()

@@ -92,6 +92,7 @@ class LocalSocket:
                 await self._listen()
 
     async def _listen(self) -> None:
+        """Listen on the Unix socket, for the gateway's user alone. Raises SocketError."""
         path = str(self._path)
         if len(os.fsencode(path)) > MAX_SOCKET_BYTES:
             raise SocketError(f"control.socket: {path} is longer than {MAX_SOCKET_BYTES} bytes")
@@ -119,6 +120,7 @@ class LocalSocket:
         self._give_up_spare()
 
     def _make_room(self) -> None:
+        """Remove a socket that nobody listens on. Raises SocketError where somebody does."""
         if not self._path.is_socket():
             if self._path.exists():
                 raise SocketError(f"control.socket: {self._path} is there and is no socket")
@@ -133,6 +135,7 @@ class LocalSocket:
         raise SocketError(f"control.socket: another gateway listens on {self._path}")
 
     def _on_client(self) -> None:
+        """Accept a client, even when file descriptors have run out."""
         listener = self._listener
         assert listener is not None
         self._give_up_spare()  # the command may need one, too

@@ -72,6 +72,7 @@ class ApiServer:
         await self._end(local=False)
 
     async def _serve(self, listeners: list[socket.socket], *, local: bool) -> Any:
+        """Start a server on listeners of the network, or on the Unix socket (``local``)."""
         async with self._making:
             # On a thread: its libraries take a while to load.
             server = await asyncio.to_thread(self._make, local)
@@ -80,6 +81,7 @@ class ApiServer:
         return server
 
     async def _end(self, *, local: bool) -> None:
+        """Stop one of the servers, after its streams of events have ended."""
         server, task = self._serving.pop(local, (None, None))
         if server is None or task is None:
             return
@@ -105,6 +107,7 @@ class ApiServer:
             self._socket.keep_spare()  # nobody else's command needs them now
 
     def _make(self, local: bool) -> Any:
+        """Make the uvicorn server of the network, or of the Unix socket. On a thread."""
         import uvicorn
 
         from gateway.api.app import make_app
@@ -144,6 +147,7 @@ class ApiServer:
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises AgentError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -128,6 +128,7 @@ class Siblings:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _get(self, path: Path, target: str, parameters: dict[str, str]) -> dict[str, Any]:
+        """Return the JSON answer of another worker; empty where it does not answer in time."""
         try:
             asked = self.client(path).get(target, params=parameters, headers={HOP: "1"})
             async with asyncio.timeout(LOOK_SECONDS):

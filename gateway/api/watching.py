@@ -124,6 +124,7 @@ def add_watching(paths: Paths, backend: Backend) -> None:
 
 
 def _add_recording(paths: Paths, backend: Backend) -> None:
+    """Add the path that sends a call's recording, and log who reads it."""
     path = "/calls/{call_id}/recording"
     readers: OrderedDict[tuple[str, str], float] = OrderedDict()
     """When each was logged last, by who and call; the latest last."""

@@ -396,6 +396,7 @@ class Admission:
         return explained_routes(match, others, self._dialplan.origins.get(match.route.name))
 
     def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
+        """Start the call of an INVITE, wait for its application, or play a test line."""
         asked, line = match.route.application, match.route.test_line
         if line:
             record.route = match.route.name

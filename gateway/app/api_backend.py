@@ -136,6 +136,7 @@ class Readings:
         return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self._more()]
 
     def _calls_now(self) -> Iterator[Reading]:
+        """Yield gauges of calls by direction and state."""
         yield "calls_limit", {}, float(self._calls.max_calls)
         counts: Counter[tuple[str, str]] = Counter()
         for direction in ("inbound", "outbound"):
@@ -153,6 +154,7 @@ class Readings:
             yield "budget_used_ratio", {"budget": "day"}, ratio
 
     def _trunks(self) -> Iterator[Reading]:
+        """Yield gauges of trunks: registration and OPTIONS."""
         for trunk in self._agent.trunk_states():
             labels = {"trunk": trunk["name"]}
             if trunk["state"] != "static":
@@ -162,6 +164,7 @@ class Readings:
                 yield "trunk_up", labels, up
 
     def _servers_now(self) -> Iterator[Reading]:
+        """Yield gauges of realtime servers: sessions, openings, health."""
         active = Counter(dict.fromkeys(self._names.values(), 0))
         active.update(self._server(one.shown) for call in self._calls for one in call.servers)
         for name, count in active.items():
@@ -177,6 +180,7 @@ class Readings:
     def _kept(
         self, waiting: Mapping[str, tuple[int, float | None, int]], free: float | None
     ) -> Iterator[Reading]:
+        """Yield gauges of webhooks, recordings, uploads and disk space."""
         now = time.time()
         for endpoint, (pending, oldest, dead) in waiting.items():
             labels = {"endpoint": endpoint}
@@ -209,6 +213,7 @@ class Readings:
             yield "uploads", {"result": "failed"}, float(self._stores.uploads.failures)
 
     def _process(self) -> Iterator[Reading]:
+        """Yield gauges of the process: queues, media clock, event loop."""
         traces = {"traces": (len(self._stores.tracing), self._stores.tracing.dropped)}
         queues = {**self._stores.writer.queues, **self._agent.queues, **traces}
         for result in ("exported", "failed"):
@@ -309,6 +314,7 @@ class Api:
             await self._server.stop()
 
     async def _made(self) -> ApiServer:
+        """Return the server of the API, made at first use."""
         if self._server is None:
             tokens = tuple(
                 Token(one.name, Role[one.role.upper()], one.hash, one.routes)
@@ -318,6 +324,7 @@ class Api:
         return self._server
 
     async def _backend(self) -> Backend:
+        """Make what the paths of the API need of the process."""
         metrics, backend, siblings = await asyncio.to_thread(_libraries)
         feed = EventFeed(secrets.token_hex(4))
         counting = metrics(
@@ -358,6 +365,7 @@ class Api:
         return made
 
     def _live(self) -> list[dict[str, Any]]:
+        """Return the rows of calls in progress."""
         now = datetime.now(UTC)
         records = sorted((*self._calls.records,), key=lambda one: one.started_at)
         return [
@@ -373,6 +381,7 @@ class Api:
         return next((record.as_json() for record in found), None)
 
     def _progress(self, name: str, place: int, spoken: int) -> dict[str, Any]:
+        """Return what is new in a call's transcript and timeline."""
         call = call_named({"call": name}, self._calls)
         record = call.record
         entries = [] if record.transcript is None else record.transcript.as_json()
@@ -436,6 +445,7 @@ class SecretCommands:
         self.commands: dict[str, Command] = {"client_secret": self._client_secret}
 
     async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Create an ephemeral key at the provider for a route's session."""
         import httpx
 
         config, dialplan = self._current()

@@ -133,6 +133,7 @@ class ContentCommands:
         return self._do(request, Tell(_text(request, "text"), role, respond))
 
     def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add an image to a call's conversation."""
         try:
             uri = checked(request["image"])
         except ImageError as error:
@@ -141,6 +142,7 @@ class ContentCommands:
         return self._do(request, Show(uri, text, request.get("respond", False)))
 
     def _ask(self, request: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
+        """Request an out-of-band response, and return the wait for its answer."""
         instructions = _text(request, "text")
         call = self._up(request)
         key = call.out_of_band.key()
@@ -149,6 +151,7 @@ class ContentCommands:
         return _answered(call, answer, key)
 
     def _transcript(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the entries of a call's transcript after a position."""
         call = call_named(request, self._calls())
         after = request.get("after", 0)
         told = call.record.transcript
@@ -166,6 +169,7 @@ class ContentCommands:
     # ---- how
 
     def _do(self, request: Mapping[str, Any], act: CallCommand) -> Mapping[str, Any]:
+        """Feed a command to a call; raise RefusedError if it rejects it at once."""
         call = self._up(request)
         before = len(_refusals(call.record))
         call.act(act)
@@ -181,6 +185,7 @@ class ContentCommands:
 
 
 async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) -> Mapping[str, Any]:
+    """Wait for an out-of-band response. Raises RefusedError when it is late or fails."""
     call_id = call.record.call_id
     try:
         async with asyncio.timeout(RESPONSE_SECONDS):
@@ -194,6 +199,7 @@ async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) ->
 
 
 def _text(request: Mapping[str, Any], name: str) -> str:
+    """Return a non-empty text of a request. Raises RefusedError."""
     text = request.get(name)
     if not isinstance(text, str) or not text.strip():
         raise RefusedError(f"{name} must be a text that is not empty")
@@ -296,6 +302,7 @@ class OperatorCommands:
         return [*self._calls, *map(_Waiting, self._waiting())]
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Hang a call up, or reject one that waits for its application."""
         found = call_named(request, self._all())
         call_id = found.record.call_id
         log.info("operator.hangup", call=call_id)
@@ -306,6 +313,7 @@ class OperatorCommands:
         return {"call": call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Transfer a call to a destination of its route. Raises RefusedError."""
         controller = call_named(request, self._calls)
         call = controller.record.call_id
         if not controller.talking:
@@ -336,6 +344,7 @@ class OperatorCommands:
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
     def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Start, stop, pause, resume or delete a recording. Raises RefusedError."""
         controller = call_named(request, self._calls)
         record, action = controller.record, str(request.get("action"))
         if action not in RECORDING_ACTIONS:
@@ -349,6 +358,7 @@ class OperatorCommands:
         return {"call": record.call_id, "state": state}
 
     def _set_disposition(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Set a call's disposition. Raises RefusedError."""
         record = (controller := call_named(request, self._calls)).record
         text = _text(request, "disposition")
         if len(text) > MAX_DISPOSITION:
@@ -357,6 +367,7 @@ class OperatorCommands:
         return {"call": record.call_id, "disposition": record.disposition}
 
     def _keep_black_box(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keep a call's black box. Raises RefusedError."""
         controller = call_named(request, self._calls)
         call_id = controller.record.call_id
         if not controller.keep_black_box():
@@ -381,6 +392,7 @@ class DialCommands:
         self.commands: dict[str, Command] = {"dial": self._dial, "call": self._outcome}
 
     async def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Place a call. Raises RefusedError."""
         variables = request.get("variables") or {}
         texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
         try:
@@ -428,6 +440,7 @@ class ProcessCommands:
         return {"call": call, "explanation": told}
 
     def _on_register(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Register a trunk now. Raises NoCallError and RefusedError."""
         name = str(request["trunk"])
         try:
             self._register(name)

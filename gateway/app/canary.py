@@ -150,6 +150,7 @@ class Canaries:
             await wait_any(LOOK_SECONDS, self._changed)
 
     async def _refresh(self) -> None:
+        """Read from the database which canaries run."""
         if not self._routes:
             return
         from gateway.records import shared
@@ -164,6 +165,7 @@ class Canaries:
         self._states = found
 
     async def _set(self, request: Mapping[str, Any], *, running: bool) -> Mapping[str, Any]:
+        """Start or stop a canary for an operator. Raises RefusedError."""
         route, who = str(request.get("route")), str(request.get("who") or "operator")
         if route not in self._routes:
             raise RefusedError(f"route {route!r} has no canary")
@@ -175,6 +177,7 @@ class Canaries:
         return {"route": route, "running": self._runs(route), "changed": changed}
 
     async def _change(self, route: str, stopped_by: str, why: str) -> bool:
+        """Start or stop a canary in the database; return whether that changed it."""
         from gateway.records import shared
 
         def change(connection: Connection) -> bool:
@@ -193,6 +196,7 @@ class Canaries:
             self._due.set()
 
     async def _judge_on(self) -> None:
+        """Judge all canaries regularly, and soon after calls have ended."""
         pause = 1.0
         while True:
             self._due.clear()
@@ -237,6 +241,7 @@ class Canaries:
             database.close()
 
     async def _list(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return state and figures of all canaries."""
         found = []
         for route, canary in self._routes.items():
             state = self._states.get(route)

@@ -107,6 +107,7 @@ class Maintenance:
             self._agent.set_ready(self._ready())
 
     async def _look_at_addresses(self) -> None:
+        """Resolve the hosts of trunks, and warn about addresses that they cannot reach."""
         found: dict[str, list[str]] = {}
         for trunk in self._agent.trunks.all:
             found[trunk.name] = []
@@ -117,6 +118,7 @@ class Maintenance:
 
 
 async def _resolved(host: str) -> list[str]:
+    """Return the addresses of a host; none when it cannot be resolved in time."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):

@@ -120,6 +120,7 @@ class SupervisorLink:
         self._socket.close()
 
     def _read(self) -> None:
+        """Drain the process when the supervisor has ended."""
         try:
             if self._socket.recv(64):
                 return  # nothing is ever sent to a worker
@@ -236,6 +237,7 @@ class Health:
             self._look(loop.time())
 
     def _look(self, now: float) -> None:
+        """Note a SIP thread or media clock that has stopped."""
         unfit = {"SIP thread": self._sip(), "media clock": self._clock(now)}
         for part, error in unfit.items():
             if error and part not in self.problems:
@@ -244,6 +246,7 @@ class Health:
         self._on_look(not self.problems)
 
     def _clock(self, now: float) -> str:
+        """Return why the media clock is unfit: it has stood still for too long; or ""."""
         beats = self._beats()
         if beats is None or beats != self._last_beats:
             self._last_beats, self._silent_since = beats, now

@@ -240,6 +240,7 @@ class CallRegistry:
         self._stores.records.opened(record)
 
     def _black_box_wanted(self, route: Route) -> Wanted:
+        """Return what black boxes of a route have, and when they are kept."""
         own, base = route.records, self._settings
         kept = own.black_box or base.black_box
         if kept == "off":

@@ -194,6 +194,7 @@ def changed_routes(before: Dialplan, after: Dialplan) -> list[str]:
 
 
 def _is_applied(key: str) -> bool:
+    """Return whether a changed key takes effect without a restart."""
     section = key.partition(".")[0]
     return (
         section in APPLIED

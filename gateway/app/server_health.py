@@ -85,6 +85,7 @@ class ServerHealth:
         ]
 
     def _fail(self, url: str, detail: str, now: float, *, at_once: bool) -> ServerChange | None:
+        """Count a failure; return the change if the server becomes unhealthy by it."""
         server = self._servers.setdefault(url, _Server())
         server.failures += 1
         server.detail = detail
@@ -177,6 +178,7 @@ class HealthChecker(ServerWatch):
         return self.health.as_json(asyncio.get_running_loop().time())
 
     async def _ask_on(self, url: str, endpoint: Endpoint) -> None:
+        """Try an unhealthy server again and again until it opens a session."""
         while True:
             with structlog.contextvars.bound_contextvars(probe=True):
                 failure = await self._ask(endpoint)
@@ -189,6 +191,7 @@ class HealthChecker(ServerWatch):
             await asyncio.sleep(self._seconds * uniform(0.9, 1.1))
 
     async def _ask(self, endpoint: Endpoint) -> str | None:
+        """Open and close a session; return why that failed, or None."""
         try:
             session = await open_session(
                 endpoint,
@@ -207,6 +210,7 @@ class HealthChecker(ServerWatch):
 
 
 def _tell(changed: ServerChange | None) -> None:
+    """Log a change of a server's health."""
     if changed is None:
         return
     if changed.down:

@@ -196,6 +196,7 @@ class Service:
         self._drain()
 
     def _on_look(self, well: bool) -> None:
+        """Report health to supervisor and systemd."""
         if self._link is not None:
             self._link.report_health(well)
         if well:

@@ -173,6 +173,7 @@ class SharedState:
         return future
 
     def _work(self) -> None:
+        """Execute the queued operations in batches. Runs on a thread of its own."""
         while (first := self._queue.get()) is not None:
             batch = [first]
             ended = False
@@ -217,6 +218,7 @@ class SharedState:
         error: Exception | None,
         results: Iterable[Any] = (),
     ) -> None:
+        """Set the results of a batch, or note an outage."""
         if error is not None:
             if _is_outage(error):
                 text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
@@ -287,6 +289,7 @@ class SharedState:
         ]
 
     def _caps(self, invite: Invite) -> list[Cap]:
+        """Return the caps that an inbound call counts for: its trunk's, or its source's."""
         trunk = next((one for one in self._config.trunk if one.name == invite.trunk), None)
         if trunk is not None and trunk.max_concurrent_calls:
             most = trunk.max_concurrent_calls
@@ -350,6 +353,7 @@ class SharedState:
         self._give_back([one.id for one in back if not one.seconds])
 
     def _give_back(self, ids: list[str]) -> None:
+        """Release leases; those that cannot be released expire."""
         if not ids:
             return
         from gateway.records import shared
@@ -364,6 +368,7 @@ class SharedState:
 
     @staticmethod
     def _why(answer: Answer) -> str:
+        """Return the rule by which a reservation was refused, with its figures."""
         if answer.limit is None:
             return answer.rule
         scope, limit = answer.limit.scope, answer.limit
@@ -379,6 +384,7 @@ class SharedState:
             self._banned.append((source, seconds, proven))
 
     async def _tick_on(self) -> None:
+        """Renew leases, share sums and bans, and clean up, at their intervals."""
         clock = asyncio.get_running_loop().time
         renewed = bans = swept = 0.0
         while True:
@@ -410,6 +416,7 @@ class SharedState:
         await self.run(partial(shared.renew, holder=self.holder, held=held))
 
     async def _settle(self) -> None:
+        """Share what this process has spent, and read what others have."""
         from gateway.records import shared
 
         day, sums, amounts = self._spent()
@@ -430,6 +437,7 @@ class SharedState:
         return self._costs.today(), sums, {pair: units(one) for pair, one in sums.items()}
 
     async def _exchange_bans(self) -> None:
+        """Share new bans of this process, and take those of others."""
         from gateway.records import shared
 
         new, self._banned = self._banned, []
@@ -453,6 +461,7 @@ def units(amount: Decimal) -> int:
 
 
 def _day_sums(sums: Sums) -> tuple[DaySums, dict[tuple[str, str], Decimal]]:
+    """Return the shared sums of a day in the ledger's form, and those of other scopes."""
     found = DaySums(sums.day)
     for (scope, key), amount in sums.others.items():
         value = Decimal(amount) / UNITS

@@ -288,6 +288,7 @@ class Supervisor:
         return await worker.ended()
 
     async def _listen(self, worker: Worker) -> None:
+        """Read a worker's reports; log and end it when none comes for too long."""
         try:
             await worker.listen(SILENT_SECONDS)
         except TimeoutError:
@@ -296,6 +297,7 @@ class Supervisor:
                 worker.send(signal.SIGKILL)
 
     def _tell_systemd(self) -> None:
+        """Report to systemd whether all workers are well."""
         ill = [one.index for one in self._workers.values() if one.running and not one.well]
         if ill:
             notify(f"STATUS=not well: worker {ill[0]}")
@@ -304,6 +306,7 @@ class Supervisor:
         self._watchdog = asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, self._tell_systemd)
 
     def _note_up(self, worker: Worker) -> None:
+        """Note that a worker is ready, and log when all are for the first time."""
         log.info("worker.ready", worker=worker.index, pid=worker.pid)
         self._ever_up.add(worker.index)
         if len(self._ever_up) == self._count and not self._announced:

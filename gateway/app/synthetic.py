@@ -153,6 +153,7 @@ class SyntheticCalls:
         return placed_match(route, invite.to_uri, invite.trunk, {}, datetime.now(UTC))
 
     async def _repeat(self, number: int, settings: SyntheticCall) -> None:
+        """Place one synthetic call after another at its interval."""
         pause = FIRST_SECONDS + number
         while True:
             await asyncio.sleep(pause)
@@ -161,6 +162,7 @@ class SyntheticCalls:
             self._tell(settings.name, why, heard)
 
     def _tell(self, name: str, why: str, heard: float | None) -> None:
+        """Count and log the outcome of a synthetic call."""
         result = self._results[name]
         before, result.up, result.heard_seconds = result.up, not why, heard
         outcome = "failed" if why else "passed"

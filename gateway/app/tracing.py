@@ -175,6 +175,7 @@ class Tracing:
             log.warning("trace.dropped", calls=len(self))
 
     def _run(self) -> None:
+        """Export the traces of ended calls. Runs on a thread of its own."""
         while True:
             records = [self._waiting.get()]
             while len(records) < QUEUE_CALLS and not self._waiting.empty():
@@ -187,6 +188,7 @@ class Tracing:
                 return
 
     def _export(self, records: list[CallRecord]) -> None:
+        """Export the spans of these calls, and count the result."""
         try:
             why = self._spans.export([one for record in records for one in self._spans.of(record)])
         except Exception as error:

@@ -198,6 +198,7 @@ async def clip_of(command: Sequence[str], words: str) -> bytes:
 
 
 async def _output(command: Sequence[str], given: bytes) -> bytes:
+    """Run a program with input; return its output. Raises SpeechError."""
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
@@ -226,6 +227,7 @@ async def _output(command: Sequence[str], given: bytes) -> bytes:
 
 
 def _pcm(file: bytes) -> bytes:
+    """Return the samples of a WAV file as 24 kHz PCM. Raises SpeechError."""
     try:
         with wave.open(io.BytesIO(file), "rb") as wav:
             if wav.getnchannels() != 1 or wav.getsampwidth() != 2:

@@ -95,6 +95,7 @@ class InBandDetector:
         return "".join(found)
 
     def _step(self, heard: str) -> str:
+        """Return a DTMF digit that begins with this evaluation, or ""."""
         if heard and heard == self._key:
             self._misses = 0
             return ""
@@ -113,6 +114,7 @@ class InBandDetector:
 
 
 def _key_of(samples: NDArray[np.float64]) -> str:
+    """Return the DTMF digit whose two tones are in these samples, or "" (ITU-T Q.23, Q.24)."""
     power = np.abs(_FILTERS @ samples) ** 2
     low, high = power[:4], power[4:8]
     row, column = int(low.argmax()), int(high.argmax())
@@ -241,6 +243,8 @@ class Listener:
         return found
 
     def _block(self, samples: Array) -> list[Second | Beep]:
+        """Analyse a block of samples; return a beep or the figures of a second that it
+        completes."""
         joined = np.concatenate((self._tail, samples))
         self._tail = joined[-(WINDOW - HOP) :]
         frames = np.lib.stride_tricks.sliding_window_view(joined, WINDOW)[::HOP]
@@ -275,6 +279,7 @@ class Listener:
         return found
 
     def _second(self) -> Second:
+        """Return the figures of a complete second."""
         size = float(np.linalg.norm(self._sum))
         mean = self._sum / size if size else None
         change = 0.0
@@ -287,6 +292,7 @@ class Listener:
         return second
 
     def _look_for_beep(self, power: Array, peak: int, level: float) -> Beep | None:
+        """Return a beep that ends with this block, or None."""
         self._since_beep += 1
         near = power[peak - 3 : peak + 4]
         hz = float(near @ np.arange(peak - 3, peak + 4) / near.sum()) * SAMPLE_RATE / WINDOW

@@ -321,6 +321,7 @@ class Account:
         return self._spend(event.model, None if price is None else price.of(usage), usage)
 
     def _spend(self, model: str, cost: Decimal | None, usage: Usage) -> Reached | None:
+        """Add a cost to call and day; return a budget that is reached by it."""
         accounts = self._accounts
         if cost is None and not (usage.total or usage.seconds):
             return None

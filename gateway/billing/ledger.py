@@ -225,6 +225,7 @@ class LedgerStore:
             await self._look()
 
     async def _look(self) -> None:
+        """Write the ledger if it has changed, and read those of other workers."""
         assert self._path is not None
         ledger = self._ledger
         told = {"holder": self.holder, **ledger.own.as_json()}

@@ -111,6 +111,7 @@ def _tokens(details: Mapping[str, Any], total: int) -> Tokens:
 
 
 def _cached(details: Mapping[str, Any], taken: Tokens) -> Tokens:
+    """Return the cached tokens by modality, at most those that were used."""
     left = _count(details.get("cached_tokens"))
     inner = _table(details.get("cached_tokens_details"))
     if inner:
@@ -176,6 +177,7 @@ class ModelPrice(Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
+        """Refuse a price of no kind, or of several."""
         by_kind = any((self.text, self.audio, self.image))
         if sum((by_kind, bool(self.flat), bool(self.same_as))) > 1:
             raise ValueError("may have only one of text/audio/image, flat and same_as")
@@ -316,6 +318,7 @@ class PriceBook:
         return [name for entry in here if _speaks(entry) for name in entry.match]
 
     def _entry(self, model: str, host: str) -> ModelPrice | None:
+        """Return the first entry that fits, one that names the host before others."""
         for file in self._files:
             fitting = [entry for entry in file.model if entry.fits(model, host)]
             fitting.sort(key=lambda entry: not entry.hosts)
@@ -341,6 +344,7 @@ def own_prices() -> PriceFile:
 
 
 def _read(file: Path) -> PriceFile:
+    """Read a price file. Raises ConfigError."""
     source = read_toml(file, {})
     problems = list(source.problems)
     try:

@@ -177,6 +177,7 @@ def init(
 
 
 def _ask(question: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+    """Ask on the terminal; without one return the default, or raise UsageError."""
     if not sys.stdin.isatty():
         if default is None:
             raise click.UsageError(f"{question} Give the option; there is no terminal to ask on")
@@ -199,6 +200,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _check(config: Path) -> None:
+    """Check the new configuration and exit with its status."""
     from gateway.planning.check import check
 
     status, lines = check(config)

@@ -97,6 +97,7 @@ def _begin(record: Record, wav_at: float | None) -> float:
 
 
 def _draw(png: Path, record: Record, sound: Sound | None) -> None:
+    """Draw the picture of a record."""
     try:
         from gateway.devtools.timeline.picture import draw
     except ImportError as error:
@@ -223,6 +224,7 @@ def _needs_packages() -> None:
 
 
 def _show(console: Console, stage: Stage, result: Result) -> None:
+    """Print timeline, checks and files of the demo's call."""
     from gateway.devtools.timeline.picture import draw  # a second of imports, once the call is over
 
     story = tell(result.record)
@@ -378,6 +380,7 @@ def test_call(
 def _steps_of(
     file: Path | None, play: Path | None, keys: str, seconds: float, answer_within: float
 ) -> Script:
+    """Return the script of a file, or one made of the options."""
     if file is not None:
         return load_script(file)
     try:
@@ -399,6 +402,7 @@ def local_address(text: str | None) -> tuple[str, int] | None:
 
 
 def _tell_outcome(console: Console, run: RunReport, many: bool) -> None:
+    """Print how the calls went."""
     if many:
         console.print(f"{run.completed} of {len(run.calls)} calls as scripted")
         return
@@ -408,6 +412,7 @@ def _tell_outcome(console: Console, run: RunReport, many: bool) -> None:
 
 
 def _figures(call: CallReport) -> str:
+    """Return a call's codec, delay of the answer and duration as text."""
     if call.answered_ms is None or call.ended_ms is None:
         return "nobody talked"
     heard = sum(span.to_ms - span.from_ms for span in call.heard) / 1000
@@ -418,6 +423,7 @@ def _figures(call: CallReport) -> str:
 
 
 def _write_report(file: Path, run: RunReport, many: bool) -> None:
+    """Write the report as JSON; ``-`` is standard output."""
     text = (run if many else run.calls[0]).model_dump_json(indent=2) + "\n"
     if str(file) == "-":
         click.echo(text, nl=False)

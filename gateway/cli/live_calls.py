@@ -441,6 +441,8 @@ def recording() -> None:
 
 
 def _action(name: str, help: str) -> None:
+    """Make the command for one action on a recording."""
+
     @recording.command(name, help=help, epilog=examples(f"gateway recording {name} 7f3a"))
     @click.argument("call")
     @CONFIG

@@ -77,6 +77,7 @@ def print_past(
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    """Return the line of a past call."""
     from gateway.records.tables import ending
 
     began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")
@@ -125,6 +126,7 @@ def recording_of(config: Path) -> RecordingSettings:
 
 
 def _section_of(config: Path, name: str, model: type[S]) -> S:
+    """Read one section of a configuration, without the rest. Raises ConfigError."""
     from pydantic import ValidationError
 
     from gateway.config.source import ConfigError, read_toml

@@ -113,6 +113,7 @@ def moment(text: str | None) -> datetime:
 
 
 def _via_source(message: str) -> str:
+    """Return the source that the first Via of a message names, or ""."""
     vias = headers_of(message).get("via", ())
     found = _VIA_HOST.match(vias[0]) if vias else None
     if found is None:
@@ -270,6 +271,7 @@ def _via(invite: Invite) -> str:
 def _with_route(
     found: Answer, config: Config, dialplan: Dialplan, invite: Invite, data: Fetch | None
 ) -> Answer:
+    """Add session, greeting and data of the route to an answer."""
     match = dialplan.match(found.facts)
     if match is None:
         return found
@@ -428,6 +430,7 @@ def show(found: Answer, console: Console) -> None:
 
 
 def _verdicts(found: Answer, console: Console) -> None:
+    """Print for each route whether it takes the call, and why not."""
     if not found.verdicts:
         console.print("  there is none")
     width = max((len(verdict.name) for verdict in found.verdicts), default=0)

@@ -105,6 +105,7 @@ def _serve(
     supervisor_link: int | None,
     read: Callable[[], tuple[Config, Dialplan]],
 ) -> None:
+    """Run the gateway until it ends; exit with 1 when it cannot start."""
     try:
         from gateway.app import service
         from gateway.sip.agent import AgentError
@@ -149,6 +150,7 @@ POLL_SECONDS = 0.5
 
 
 def _variables(_context: object, _parameter: object, values: tuple[str, ...]) -> dict[str, str]:
+    """Parse ``NAME=VALUE`` options. Raises BadParameter."""
     found = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -242,6 +244,7 @@ def _ask_gateway(
 
 
 def _tell(summary: dict[str, Any]) -> int:
+    """Print how the call ended; return the exit status."""
     ending = summary["ending"]
     answered = summary["times_ms"]["answered"] is not None
     code, detail = str(ending["sip_code"]), str(ending["detail"])
@@ -262,6 +265,7 @@ def _place(
     variables: dict[str, str],
     caller_id: str,
 ) -> int:
+    """Run a gateway for one call; return the exit status."""
     try:
         from gateway.app.service import Service
         from gateway.bridge.legs import DialRefusedError

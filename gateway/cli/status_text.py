@@ -100,6 +100,7 @@ def _figures(call: Mapping[str, Any]) -> str:
 
 
 def _trunk(trunk: Mapping[str, Any]) -> str:
+    """Return the state of a trunk as text."""
     parts = [f"{trunk['state']} for {duration(trunk['since_seconds'])}"]
     if trunk["state"] == "static":
         parts = ["by address"]

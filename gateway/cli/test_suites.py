@@ -144,6 +144,7 @@ def _target_of(listen: object) -> str:
 def _run(
     console: Console, calls: list[SuiteCall], options: RunOptions, witness: Witness, quiet: bool
 ) -> list[CallResult]:
+    """Place the calls of suites, and show progress."""
     lively = console.is_terminal and not quiet
     status = console.status("") if lively else nullcontext()
     going: dict[int, str] = {}
@@ -177,6 +178,7 @@ def _run(
 
 
 def _show(console: Console, results: Sequence[CallResult], wanted: int) -> None:
+    """Print the results of suites."""
     table = Table("suite", "calls", "passed", "failed", "checks", "not checked", box=None)
     for suite in dict.fromkeys(one.call.suite for one in results):
         mine = [one for one in results if one.call.suite == suite]
@@ -191,6 +193,7 @@ def _show(console: Console, results: Sequence[CallResult], wanted: int) -> None:
 
 
 def _write(results: Sequence[CallResult], xml: Path | None, report: Path | None) -> None:
+    """Write JUnit XML and report."""
     if xml is not None:
         xml.parent.mkdir(parents=True, exist_ok=True)
         xml.write_bytes(junit(results))

@@ -150,6 +150,7 @@ class Top(App[None]):
         self.run_worker(self._refresh_status(), group="status", exclusive=True)
 
     async def _refresh(self) -> None:
+        """Fetch calls, levels and status, and show them."""
         try:
             answer = await self._ask("calls", live="true", limit=500)
             levels = (await self._ask("levels"))["levels"]
@@ -172,6 +173,7 @@ class Top(App[None]):
             return  # said with the next look at the calls
 
     def _show_head(self, wrong: str) -> None:
+        """Show trunks, cost and errors in the first line."""
         status = self._status
         trunks = status.get("trunks", [])
         up = sum(one["state"] in ("registered", "static") for one in trunks)
@@ -190,6 +192,7 @@ class Top(App[None]):
         self._head.update(text)
 
     def _show_calls(self, levels: dict[str, Any]) -> None:
+        """Update the table of calls."""
         table = self._table
         there = {str(key.value) for key in table.rows}
         current = {call["id"]: call for call in self._calls}
@@ -214,6 +217,7 @@ class Top(App[None]):
         return str(key.value)
 
     async def _show_words(self) -> None:
+        """Update the transcript of the selected call."""
         name = self._selected
         words = self._words
         if name != self._shown:
@@ -245,6 +249,7 @@ class Top(App[None]):
         return next((one for one in reversed(self._marks) if one in events), "")
 
     def _act(self, command: str, done: str, **fields: Any) -> None:
+        """Send a command for the selected call, and show its result."""
         name = self._selected
         if not name:
             return
@@ -311,6 +316,7 @@ def _problems(status: dict[str, Any]) -> dict[str, str]:
 
 
 def _cells(call: dict[str, Any], levels: tuple[float | None, float | None]) -> list[Text]:
+    """Return the cells of a call's row."""
     age = (datetime.now(UTC) - datetime.fromisoformat(call["invited_at"])).total_seconds()
     wait = call.get("response_p50_ms")
     cost = call.get("cost")

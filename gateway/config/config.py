@@ -180,6 +180,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _servers_in_region(self) -> Self:
+        """Refuse servers outside of the region that data must stay in."""
         wanted = self.realtime.region
         places: list[tuple[tuple[str | int, ...], str, str]] = [
             (("realtime", "url"), self.realtime.url, wanted)
@@ -196,6 +197,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _webhooks_fit(self) -> Self:
+        """Refuse webhooks of the same name, and any without a spool."""
         names = [one.name for one in self.webhook]
         for number, name in enumerate(names):
             if name in names[:number]:
@@ -208,6 +210,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _shared_fits(self) -> Self:
+        """Refuse caps of all processes without a database."""
         if self.records.database_url is None:
             for section, key in (("shared", "max_calls"), ("cost", "budget.reserve")):
                 given = self.shared.max_calls if section == "shared" else self.cost.budget.reserve
@@ -220,6 +223,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
+        """Refuse settings that cannot be shared among ``workers.count`` workers."""
         count, sip = self.workers.count, self.sip
         if count == 1:
             return self

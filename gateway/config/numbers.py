@@ -248,6 +248,7 @@ def _dial_strings(user: str) -> list[str]:
 
 
 def _readings(number: str, context: str, country: str) -> Iterator[str]:
+    """Yield the E.164 numbers that a dialled number may stand for."""
     if number.startswith("+"):
         yield from _e164(number, "")
         return
@@ -278,6 +279,7 @@ def _readings(number: str, context: str, country: str) -> Iterator[str]:
 
 
 def _e164(number: str, country: str) -> Iterator[str]:
+    """Yield a number in E.164, as dialled in a country."""
     parsed = _parsed(number, country)
     if parsed is None:
         digits = re.sub(r"\D", "", number)
@@ -330,6 +332,7 @@ def _national(reading: str) -> str:
 
 
 def _short_classes(number: str, country: str) -> set[NumberClass]:
+    """Return the classes of a short number, as ``emergency``."""
     found: set[NumberClass] = set()
     if not country or len(number) > _SHORT or not number.isdigit():
         return found
@@ -347,6 +350,7 @@ def _short_classes(number: str, country: str) -> set[NumberClass]:
 
 
 def _classes_of(reading: str, country: str) -> set[NumberClass]:
+    """Return the classes of an E.164 number, as ``premium`` or ``international``."""
     found: set[NumberClass] = set()
     parsed = _parsed(reading)
     if parsed is None:

@@ -57,6 +57,7 @@ Days = SecondsOrOff
 
 
 def _database(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    """Make the path of a SQLite URL absolute. Raises ValueError for an unknown URL."""
     url = value.get_secret_value()
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         folder = (info.context or {}).get("folder")
@@ -136,6 +137,7 @@ class UploadSettings(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        """Refuse an endpoint with a path, or without TLS elsewhere than on this machine."""
         parts = urlsplit(self.endpoint)
         if parts.path.strip("/") or parts.query:
             raise MisplacedError(("endpoint",), "must be scheme and host only; use bucket, prefix")
@@ -231,6 +233,7 @@ class ApiSettings(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        """Refuse tokens of the same name, and tokens in plain text over a network."""
         names = [one.name for one in self.token]
         for number, name in enumerate(names):
             if name in names[:number]:
@@ -274,6 +277,7 @@ WebhookEvent = Literal[
 
 
 def _signing_key(value: SecretStr) -> SecretStr:
+    """Refuse a key that is no ``whsec_`` of at least 24 bytes."""
     text = value.get_secret_value()
     try:
         key = base64.b64decode(text.removeprefix("whsec_"), validate=True)

@@ -123,6 +123,7 @@ class OutboundSettings(Section):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
+        """Refuse outbound calls without allowed destinations."""
         if self.enabled and not self.allowed_prefixes:
             raise MisplacedError(
                 ("allowed_prefixes",),
@@ -214,6 +215,7 @@ class McpServerSettings(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse settings of an MCP server that exclude or need each other."""
         ways = [bool(self.url), bool(self.command), bool(self.connector_id)]
         if sum(ways) != 1:
             raise ValueError("must have one of url, command and connector_id")
@@ -347,6 +349,7 @@ def websocket_url(value: str) -> str:
 
 
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    """Refuse headers that the gateway sets itself, or that are malformed."""
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
             raise MisplacedError((name,), "is not a valid HTTP header name")
@@ -430,6 +433,7 @@ class _ServerSettings(Section):
 
     @model_validator(mode="after")
     def _ca_is_good(self) -> Self:
+        """Refuse a CA file without certificates, or for a server without TLS."""
         if self.ca is None:
             return self
         if urlsplit(self.url).scheme not in ("wss", "https"):

@@ -44,6 +44,7 @@ class ListenAddress(NamedTuple):
 
 
 def _listen_address(value: object) -> ListenAddress:
+    """Parse ``transport:address:port``. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError('must be a string like "udp:127.0.0.1:5060"')
     match = re.fullmatch(r"([a-z]+):(\[[^\]]*\]|[^:\[\]]+):(\d{1,5})", value)
@@ -78,6 +79,7 @@ class PortRange(NamedTuple):
 
 
 def _port_range(value: object) -> PortRange:
+    """Parse ``[lowest, highest]``. Raises ValueError."""
     match value:
         case [int(low), int(high)] if not isinstance(low, bool) and not isinstance(high, bool):
             pass
@@ -137,6 +139,7 @@ class TlsSettings(Section):
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
+        """Refuse a certificate without its key, and client certificates without CA."""
         if (self.certificate is None) != (self.private_key is None):
             lacking = "certificate" if self.certificate is None else "private_key"
             raise MisplacedError((lacking,), "certificate and private_key must be set together")
@@ -173,6 +176,7 @@ class SipSettings(Section):
 
     @model_validator(mode="after")
     def _ports_fit(self) -> Self:
+        """Refuse too few RTP ports, and listeners on one of them."""
         if self.rtp_ports.calls < self.max_calls:
             raise MisplacedError(
                 ("rtp_ports",),

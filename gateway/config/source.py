@@ -185,6 +185,7 @@ def _content(file: Path, most: int) -> bytes:
 
 
 def _syntax_problem(file: Path, text: str, said: str) -> Problem:
+    """Return the problem of a file that is no TOML, with line, column and hint."""
     match = _SYNTAX_POSITION.search(said)
     line = text.rstrip().count("\n") + 1
     column = ""
@@ -239,6 +240,7 @@ def _resolve(scheme: str, argument: str | None, folder: Path, environ: Mapping[s
 
 
 def _read_reference(folder: Path, name: str) -> str:
+    """Return the text of a ``${file:PATH}``. Raises LookupError."""
     try:
         raw = _content(folder / name, MAX_FILE_BYTES)
     except (OSError, ValueError) as error:

@@ -58,6 +58,7 @@ class Address(NamedTuple):
 
 
 def _peer(value: object) -> Peer:
+    """Parse an address or network, with or without port. Raises ValueError."""
     if isinstance(value, Peer):
         return value
     example = 'must be an address, with or without a port, or a network, like "192.0.2.0/24"'
@@ -82,6 +83,7 @@ def _peer(value: object) -> Peer:
 
 
 def _address(value: object) -> Address | None:
+    """Parse a host with or without port. Raises ValueError."""
     if value is None or isinstance(value, Address):
         return value
     match = _REGISTRAR.fullmatch(value) if isinstance(value, str) else None
@@ -134,6 +136,7 @@ def _realm(value: str) -> str:
 
 
 def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuse headers that the library sets, or that are malformed."""
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
             raise MisplacedError((name,), "is not a valid SIP header name")
@@ -145,6 +148,7 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _codec(value: object) -> object:
+    """Refuse other spellings of a codec, with the right one."""
     name = {"ulaw": "PCMU", "mulaw": "PCMU", "alaw": "PCMA"}.get(str(value).lower())
     if name is None and str(value).upper() in ("PCMU", "PCMA", "G722"):
         name = str(value).upper()
@@ -238,6 +242,7 @@ class TrunkSettings(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        """Refuse a trunk to which no call can belong, and keys that need each other."""
         if self.registrar is None and not self.peers and self.inbound_auth is None:
             raise MisplacedError(
                 ("peers",),

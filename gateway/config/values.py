@@ -52,6 +52,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 
 def _runs_away(parts: Any) -> bool:
+    """Return whether a parsed expression repeats a repetition with nothing fixed between."""
     for code, value in parts:
         if code in _REPEATS and value[1] > _MANY and _is_loose(value[2]) and _has_endless(value[2]):
             return True
@@ -80,6 +81,7 @@ def _has_endless(parts: Any) -> bool:
 
 
 def _inside(code: Any, value: Any) -> tuple[Any, ...]:
+    """Return the parts within a part of a parsed expression."""
     if code in _REPEATS:
         return (value[2],)
     if code is codes.SUBPATTERN:
@@ -176,6 +178,7 @@ def http_url(value: str) -> str:
 
 
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    """Refuse headers that the gateway sets itself, or that are malformed."""
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
             raise MisplacedError((name,), "is not a valid HTTP header name")

@@ -73,6 +73,8 @@ def networks_of(value: object) -> tuple[Network, ...]:
 
 
 def _network(text: str) -> Network:
+    """Parse an address or network; a network with host bits is an error that names the right
+    one."""
     try:
         return ipaddress.ip_network(text)
     except ValueError:
@@ -154,6 +156,7 @@ def _minute(text: str) -> int:
 
 
 def _days(text: str | None) -> frozenset[int]:
+    """Parse ``mon-fri`` or ``sat,sun`` to numbers of weekdays. Raises ValueError."""
     if text is None:
         return frozenset(range(7))
     days: set[int] = set()

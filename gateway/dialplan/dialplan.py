@@ -123,6 +123,7 @@ def _search(regex: re.Pattern[str], texts: tuple[str, ...], variables: dict[str,
 
 
 def _within(route: Route, source_ip: str) -> bool:
+    """Return whether a source address is in one of a route's networks."""
     try:
         address = ipaddress.ip_address(source_ip)
     except ValueError:

@@ -85,6 +85,7 @@ DIGITS, RESPONSE_MS = "digits", "response_ms"
 
 
 def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuse metadata beyond the protocol's limits."""
     if len(value) > 16:
         raise ValueError("may have 16 keys at most")
     for name in value:
@@ -107,6 +108,7 @@ class Greeting(Section):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
+        """Refuse a greeting without words or with two kinds of them, and read its clip."""
         if (self.say is None) == (self.instructions is None):
             raise ValueError("must have either say (the words) or instructions (what to do)")
         if self.exact and (self.say is None or self.clip is not None):
@@ -250,6 +252,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys of a route that exclude or need each other."""
         if self.test_line and self.application is not None:
             raise MisplacedError(("application",), "has no effect beside test_line")
         if self.hours and self.timezone is None:
@@ -319,6 +322,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         return self
 
     def _interpreter_can_work(self) -> None:
+        """Refuse an interpreter whose destination is missing or cannot be bridged."""
         given = self.interpreter
         if given is None:
             return
@@ -462,6 +466,7 @@ def call_settings(config: Config, route: Route) -> CallSettings:
 
 
 def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
+    """Return the realtime settings with those of a route in their place."""
     over = route.realtime
     update = {
         name: value

@@ -53,6 +53,7 @@ class Guardrail(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys of a guardrail that exclude or need each other."""
         if self.words and self.pattern is not None:
             raise MisplacedError(("pattern",), "and words exclude each other: set one of them")
         if not (self.words or self.pattern or self.url):
@@ -107,6 +108,7 @@ class ContextTrimming(Section):
 
 
 def _prompts(value: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuse too many prompts, and malformed names."""
     if len(value) > MAX_PROMPTS:
         raise ValueError(f"has {len(value)} prompts; {MAX_PROMPTS} are allowed")
     for name in value:
@@ -133,6 +135,7 @@ class Answer(Section):
 
     @model_validator(mode="after")
     def _of_a_file(self) -> Self:
+        """Refuse ``play_to_end`` without early audio from a file."""
         if self.play_to_end and (self.mode == "when_ready" or self.sound in BUILT_IN):
             raise MisplacedError(
                 ("play_to_end",),
@@ -165,6 +168,7 @@ class Fallback(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys that a step's action lacks or does not take."""
         needed = _NEEDS.get(self.action)
         if needed is not None and getattr(self, needed) is None:
             raise MisplacedError((needed,), f'is needed with action = "{self.action}"')

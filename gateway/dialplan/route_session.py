@@ -100,6 +100,7 @@ _TOOLS = (
 
 
 def _tool(value: Any) -> Any:
+    """Validate a tool of a Live session's backend by its type."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a table")
     kind = value.get("type", "function")
@@ -156,6 +157,7 @@ _DELEGATIONS: dict[str, type[Part]] = {
 
 
 def _delegation(value: Any) -> Any:
+    """Validate a delegation by its type."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a table")
     kind = value.get("type")
@@ -216,6 +218,7 @@ class Message(Section):
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
+        """Refuse a message without text or with two kinds of it, and read its file."""
         if (self.text is None) == (self.file is None):
             raise ValueError("must have either text or file")
         if self.file is None:
@@ -314,6 +317,7 @@ def _live(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) -> Any:
+    """Refuse fields that the gateway sets itself."""
     for path, why in set_by_gateway.items():
         node: Any = value
         for part in path:
@@ -326,6 +330,7 @@ def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) 
 
 
 def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the paths of values that JSON has no form for, such as dates."""
     if isinstance(value, Mapping | list):
         for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _not_json(inner, (*path, part))

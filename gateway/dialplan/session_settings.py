@@ -93,6 +93,7 @@ class _Transcription(Part):
 
     @model_validator(mode="after")
     def _taken_by_the_model(self) -> Self:
+        """Refuse fields that a transcription model does not accept."""
         live = self.model.startswith("gpt-realtime-whisper")
         known = live or self.model.startswith(("whisper-1", "gpt-4o", *_LANGUAGES_OF))
         if not known:
@@ -184,6 +185,7 @@ class _Audio(Part):
 
 
 def _tool_choice(value: Any) -> Any:
+    """Validate ``tool_choice``: a word, or an object that names a tool."""
     words = ("auto", "none", "required")
     if isinstance(value, str):
         if value not in words:
@@ -202,6 +204,7 @@ def _tool_choice(value: Any) -> Any:
 
 
 def _tool(value: Any) -> Any:
+    """Validate a tool by its type."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a table")
     kind = value.get("type", "function")
@@ -260,6 +263,7 @@ class _Retention(Part):
 
 
 def _truncation(value: Any) -> Any:
+    """Validate ``truncation``: a word, or a retention ratio."""
     if isinstance(value, Mapping):
         return _Retention.model_validate(dict(value))
     if value not in ("auto", "disabled"):
@@ -280,6 +284,7 @@ class _Reasoning(Part):
 
 
 def _variables(value: Any) -> Any:
+    """Validate the variables of a hosted prompt."""
     for name, one in value.items():
         if isinstance(one, Mapping):
             if one.get("type") not in ("input_text", "input_image", "input_file"):
@@ -310,6 +315,7 @@ def _tracing(value: Any) -> Any:
 
 
 def _modalities(value: Any) -> Any:
+    """Refuse output that no caller could hear."""
     if value == ["text"]:
         # The words would be in no transcript either: they come without an item of audio, and what
         # is not heard is not said. Out-of-band responses are text by themselves.
@@ -424,6 +430,7 @@ def _filled_in(session: Any, path: KeyPath) -> bool:
 
 
 def _finding(detail: Any, session: Any, hint: Callable[[list[str | int]], str]) -> Finding:
+    """Translate one error of pydantic's to path and message."""
     path: list[str | int] = []
     here: Any = session
     known = detail["type"] != "extra_forbidden"
@@ -460,6 +467,7 @@ _MOVED = {
 
 
 def _hint(path: list[str | int]) -> str:
+    """Return what an unknown field is called, or what there is instead."""
     if len(path) == 1 and (place := _MOVED.get(str(path[0]))) is not None:
         return f"; it is {place}"
     model: Any = SessionModel
@@ -472,6 +480,7 @@ def _hint(path: list[str | int]) -> str:
 
 
 def _words(detail: Any) -> str:
+    """Return an error of pydantic's in the words of the configuration."""
     kind, text = detail["type"], str(detail["msg"])
     if kind == "missing":
         return "is required"

@@ -55,6 +55,7 @@ _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 
 
 def _sound(value: object, info: ValidationInfo) -> object:
+    """Return a built-in sound, or the absolute path of a WAV file that can be played."""
     if not isinstance(value, str) or value in BUILT_IN:
         return value
     folder = (info.context or {}).get("folder")
@@ -114,6 +115,7 @@ class Transfer(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys of a destination that exclude or need each other."""
         if (self.allowed_numbers is not None) != ("{number}" in self.to):
             raise MisplacedError(
                 ("to",),
@@ -200,6 +202,7 @@ class WebTool(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys of a tool that exclude or need each other, and an invalid schema."""
         if self.parameters is not None and self.fields:
             raise MisplacedError(("parameters",), "set either fields or parameters, not both")
         key = "fields" if self.parameters is None else "parameters"
@@ -264,6 +267,7 @@ class Approval(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse keys of an approval that exclude or need each other."""
         if self.tool == END_CALL:
             raise MisplacedError(("tool",), "needs no approval: see end_call.enabled")
         if (self.policy == "ask_http") != (self.url is not None):
@@ -314,6 +318,7 @@ class CollectDigits(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse sensitive digits without a service that takes them."""
         if self.sensitive != (self.url is not None):
             why = "is needed for" if self.sensitive else "has no effect without"
             raise MisplacedError(("url",), f"{why} sensitive = true: digits go there")
@@ -397,6 +402,7 @@ class RouteEscape(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        """Refuse an escape without key, phrases or destination."""
         asked = self.key is not None or bool(self.phrases)
         if asked != bool(self.to):
             raise MisplacedError(

@@ -171,6 +171,7 @@ def values_of(
 
 
 def _known(route: str, facts: InviteFacts) -> dict[str, str]:
+    """Return the variables that every call has."""
     return {
         "to": facts.to_user,
         "to_name": facts.to_name,
@@ -193,6 +194,7 @@ def _known(route: str, facts: InviteFacts) -> dict[str, str]:
 
 
 def _clock(local: datetime) -> dict[str, str]:
+    """Return the variables of date and time."""
     # Not strftime's names, which are of whatever language the machine is set to.
     weekdays = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
     parts = ((5, "night"), (12, "morning"), (18, "afternoon"), (22, "evening"), (24, "night"))
@@ -212,6 +214,7 @@ def _headers(facts: InviteFacts, names: frozenset[str]) -> dict[str, str]:
 
 
 def _defaults(value: Mapping[str, Any], path: KeyPath = ()) -> Mapping[str, Any]:
+    """Refuse defaults that are no texts, numbers, flags or lists."""
     for name, inner in value.items():
         if isinstance(inner, Mapping):
             _defaults(inner, (*path, name))
@@ -251,6 +254,7 @@ class RouteData(Section):
         }
 
     def _text(self, value: Any) -> str:
+        """Return a value of the data as text, cleaned and cut."""
         if value is None:
             return ""
         if not isinstance(value, str):
@@ -264,6 +268,7 @@ class RouteData(Section):
 
 
 def _at(value: Any, name: str) -> Any:
+    """Return the value at a dotted name of the data, or None."""
     for step in name.removeprefix(DATA).split("."):
         if isinstance(value, Mapping):
             value = value.get(step)

@@ -99,6 +99,7 @@ def callback_of(
 
 
 def _time(text: str, rules: Rules, now: datetime) -> datetime:
+    """Parse the time of a callback. Raises ToolError for one outside of the rules."""
     try:
         due = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -114,6 +115,7 @@ def _time(text: str, rules: Rules, now: datetime) -> datetime:
 
 
 def _number(wanted: str, rules: Rules, caller: str) -> str:
+    """Return the number to call back. Raises ToolError."""
     number = _plain(wanted) or _plain(caller)
     if not NUMBER.fullmatch(number) or not any(char.isdigit() for char in number):
         raise ToolError(
@@ -335,6 +337,7 @@ class CallbackScheduler:
         return json.dumps({"status": status, "at": local, "number": callback.number})
 
     async def _tell(self, callback: ScheduledCallback) -> None:
+        """Report a callback to the configured URL."""
         settings = self._settings
         assert settings.url is not None
         body = callback.as_json()
@@ -349,6 +352,7 @@ class CallbackScheduler:
     # ---- their time comes
 
     async def _own(self) -> None:
+        """Place or report callbacks when they are due."""
         while True:
             self._changed.clear()
             now = self._now()

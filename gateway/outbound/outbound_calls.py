@@ -199,6 +199,7 @@ class OutboundLimiter:
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
     def _ask(self, uri: str, *, on_demand: bool, by_pattern: bool = False) -> None:
+        """Check the caps. Raises DialRefusedError."""
         with self._asking:
             rule = self._caps.refusal(
                 uri, self.active, time.monotonic(), on_demand=on_demand, by_pattern=by_pattern
@@ -397,6 +398,7 @@ class OutboundCalls:
     def _dial(
         self, asked: _Asked, variables: Mapping[str, str]
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        """Check caps and budgets of this process, and place the call."""
         chosen, through, uri, caller_id, record = asked
         route = chosen.name
         chosen = self._choose(chosen, user_of(uri), record)
@@ -433,6 +435,7 @@ class OutboundCalls:
         give_back: Callable[[], None],
         shown: str,
     ) -> asyncio.Future[CallRecord]:
+        """Start the call; return the future of its record."""
         codecs = G711 if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.leg.codec = codecs[0].value
         codec = session_codec(self._config, route, codecs[0])

@@ -390,6 +390,7 @@ def _endpoint(
     values: Mapping[str, str],
     transcription: bool = False,
 ) -> Endpoint:
+    """Return the endpoint of a server for one call, with its headers."""
     headers = {name: value.get_secret_value() for name, value in server.headers.items()}
     caller = values.get("from", "")
     if line.safety_identifier and caller:
@@ -419,6 +420,7 @@ def _session(
     values: Mapping[str, str],
     tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
+    """Return the session object of a call."""
     if route.transcription.enabled:
         return transcription_object(route.session_settings(values), codec.value)
     tools = _tools(config, route, tool_executor)
@@ -447,6 +449,7 @@ def _disclosure(route: Route, values: Mapping[str, str]) -> DisclosurePlan | Non
 
 
 def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """Return the ``response`` of the greeting's request; None without a greeting."""
     greeting = route.greeting
     if greeting is None:
         return None

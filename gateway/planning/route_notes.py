@@ -208,6 +208,7 @@ def _plain_text(config: Config, dialplan: Dialplan) -> Iterator[str]:
 
 
 def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
+    """Yield approval rules that fit no tool, and tools that a rule does not reach."""
     servers = [server for server in config.tools.mcp if server.name in route.mcp]
     known = [*OWN, *(name for name in functions), *(tool.name for tool in route.tool)]
     labels = [server.name for server in servers]

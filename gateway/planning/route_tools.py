@@ -144,6 +144,8 @@ def _question(text: str, values: Mapping[str, str], tool: str, given: Mapping[st
 def _offer(
     route: Route, settings: ToolSettings, python: Mapping[str, PythonTool], dialplan: Dialplan
 ) -> RouteTools:
+    """Return the tools that a route offers."""
+
     def chosen(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in route.tools)
 
@@ -163,6 +165,7 @@ def _offer(
 
 
 def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
+    """Return the plan of an HTTP tool."""
     return Webhook(
         name=tool.name,
         description=tool.description,
@@ -452,6 +455,7 @@ def function_plans(functions: Mapping[str, Function]) -> dict[str, FunctionPlan]
 
 
 def _function_plan(function: Function) -> FunctionPlan:
+    """Return what the call needs to know of a function."""
     waiting = function.waiting
     return FunctionPlan(
         check=partial(_wrong_arguments, function.parameters),

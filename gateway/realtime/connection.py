@@ -165,6 +165,7 @@ class Connection(ClientConnection):
         return message
 
     def process_event(self, event: Event) -> None:
+        """Handle a frame: whole data messages directly, all others by the library."""
         if isinstance(event, Frame):
             self._room -= 1 + len(event.data) // BYTES_OF_MESSAGE
         if isinstance(event, Frame) and event.opcode in _DATA:

@@ -142,6 +142,7 @@ class Endpoint:
         return key.get_secret_value() if isinstance(key, SecretStr) else key
 
     def _secrets(self) -> list[str]:
+        """Return key and secret parameters of the URL, in each spelling."""
         secrets = {self._key()}
         query = urlsplit(self.url).query
         as_written = [
@@ -158,6 +159,7 @@ class Endpoint:
         return sorted((s for s in spelled if len(s) >= 4), key=len, reverse=True)
 
     def _path(self) -> str:
+        """Return the path to connect to."""
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/")
         if self.live:

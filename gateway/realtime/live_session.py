@@ -256,6 +256,7 @@ class LiveSession(Session):
         }
 
     def _tick(self) -> None:
+        """Send audio that is due, and set the next tick."""
         now = self._loop.time()
         if now - self._tick_at > STALL_SECONDS and not self._stalled:
             # The process stood still: what the caller said meanwhile is about to come, and no
@@ -279,6 +280,7 @@ class LiveSession(Session):
             self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:
+        """Send the frames that are due."""
         if self._closing or self.closed:
             self.counters.audio_dropped += 1
             return
@@ -291,6 +293,7 @@ class LiveSession(Session):
                 self._caller_turn(turn)
 
     def _caller_turn(self, turn: SpeechBegins | SpeechEnds) -> None:
+        """Deliver beginning and end of the caller's speech."""
         if isinstance(turn, SpeechBegins):
             begun = self._caller.begin(turn.at_ms)
             self._deliver(SpeechStarted(begun.id, turn.at_ms))
@@ -304,6 +307,7 @@ class LiveSession(Session):
     # ---- from the server
 
     def _on_parsed(self, event: ServerEvent) -> None:
+        """Handle an event of the server."""
         match event:
             case TrackAudio(audio=audio):
                 self._voice.feed(
@@ -378,6 +382,7 @@ class LiveSession(Session):
         self._deliver(SessionUsage(self.id, self.model, self._told_seconds, reported))
 
     def _on_ended(self, event: SessionEnded) -> None:
+        """Handle ``session.closed``."""
         self.ended = event
         if event.seconds is not None:
             self._tell_usage(event.seconds, reported=True)

@@ -154,6 +154,7 @@ class Backend:
         ]
 
     def _done(self, event: BackendEvent) -> ResponseDone | None:
+        """Handle an event of the backend's response; return the response if it is done."""
         inner, name = event.event, event.delegation_id
         kind = inner.get("type")
         told = inner.get("response")
@@ -184,6 +185,7 @@ class Backend:
         told: Mapping[str, Any],
         inner: Mapping[str, Any],
     ) -> ResponseDone:
+        """Complete a response of the backend."""
         output = told.get("output")
         if not stream.items and isinstance(output, list):
             stream.items = [item for item in output if isinstance(item, Mapping)][:MAX_ITEMS]

@@ -288,6 +288,7 @@ class _Fields:
 
 
 def _audio(event: _Fields) -> bytes:
+    """Decode the audio of a delta. Raises BadEvent."""
     encoded = event.text("delta")
     if len(encoded) > MAX_AUDIO_TEXT:
         raise event.bad("delta", f"more than {MAX_AUDIO_TEXT} characters")
@@ -317,6 +318,7 @@ def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
 
 
 def _response_done(event: _Fields) -> ResponseDone:
+    """Parse ``response.done``."""
     response = event.inner("response")
     details = response.object_or_none("status_details") or {}
     error = details.get("error")
@@ -343,6 +345,7 @@ def _response_created(event: _Fields) -> ResponseCreated:
 
 
 def _server_error(event: _Fields) -> ServerError:
+    """Parse ``error``."""
     # An error must never be lost to its own shape: some servers send a string, or put code and
     # message beside ``type``.
     error = event.raw("error")
@@ -393,6 +396,7 @@ def _delegated(event: _Fields) -> WorkDelegated:
 
 
 def _decided(event: _Fields) -> DecisionMade:
+    """Parse a decision of the classifier."""
     decision = event.inner("event").inner("decision")
     answers = decision.raw("answers")
     return DecisionMade(

@@ -324,6 +324,7 @@ class Session:
             self._tap.received(frame, delta)
 
     def _bad(self, error: BadEvent, frame: bytes) -> None:
+        """Count and log an event that cannot be parsed."""
         self._count_in(frame, None)
         self.counters.bad_events += 1
         if self.counters.bad_events <= _LOGGED_COMPLAINTS:
@@ -386,6 +387,7 @@ class Session:
         return SessionClosed(code, reason, False, classify_close(code, reason))
 
     def _end(self, closed: SessionClosed) -> None:
+        """Log the session's counters and report its end, once."""
         self._ended = True
         counters = self.counters
         self._log.info(
@@ -429,6 +431,7 @@ class ResampledSession(Session):
             super().append(wire)
 
     def _deliver(self, event: ServerEvent) -> None:
+        """Resample an audio delta; complete the part before it."""
         if isinstance(event, AudioDelta):
             part = (event.response_id, event.item_id, event.content_index)
             if part != self._part:

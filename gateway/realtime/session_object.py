@@ -204,6 +204,7 @@ def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]])
 
 
 def _input_message(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item of the conversation as a message of a Live session's ``input``."""
     if item.get("type") == "function_call":
         role, text = "developer", f"Called {item.get('name')} with {item.get('arguments')}"
     elif item.get("type") == "function_call_output":

@@ -395,6 +395,7 @@ class _Opening:
                 self.early.append(event)
 
     def _check_formats(self, session: Mapping[str, Any]) -> None:
+        """Raise SetupFailed if the server confirms another audio format than was asked for."""
         if not session:
             return  # the server confirms without saying what; it was asked for these formats
         directions: tuple[Literal["input", "output"], ...] = ("input", "output")
@@ -457,6 +458,7 @@ class _LiveOpening(_Opening):
         await self._send(connection, {"type": "session.start", "session": session})
 
     def _check_format(self, session: Mapping[str, Any]) -> None:
+        """Raise SetupFailed if the server confirms another audio format than was asked for."""
         audio = session.get("audio")
         told = audio.get("format") if isinstance(audio, Mapping) else None
         got = told.get("type") if isinstance(told, Mapping) else None

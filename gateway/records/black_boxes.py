@@ -155,6 +155,7 @@ class BlackBox:
         return record.session.black_box
 
     def _hand_on(self, stays: bool | None, last: Sequence[str] = ()) -> None:
+        """Queue the lines so far, with those of SIP and RTP."""
         lines, self._lines, self._bytes = self._lines, [], 0
         try:
             lines += self.wire(stays is not None)
@@ -240,6 +241,7 @@ class BlackBoxes:
         return ()
 
     def _append(self, box: BlackBox, lines: list[str]) -> None:
+        """Append lines to a file, up to ``MAX_FILE_BYTES``."""
         if box.broken or not lines:
             return
         text = "".join(f"{self._redact(None, '', _masked(line, box.private))}\n" for line in lines)

@@ -311,6 +311,7 @@ def _text(entry: _Entry, of: EventLog) -> str:
 
 
 def _event(message: bytes) -> dict[str, Any]:
+    """Return a message as an object for the log; one that is no JSON as its length."""
     try:
         event = orjson.loads(message)
     except orjson.JSONDecodeError:
@@ -333,6 +334,7 @@ def elided(value: Any, delta_is_audio: bool = False) -> Any:
 
 
 def _elided(key: str, value: Any, delta_is_audio: bool) -> Any:
+    """Return a value for the log, without audio and credentials."""
     if key in _CREDENTIALS and value is not None:
         return BLANK
     if isinstance(value, str):

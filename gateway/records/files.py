@@ -268,6 +268,7 @@ class RecordFiles:
         return not self._writer.closed and now - self._failing_since <= KEEP_SECONDS
 
     def _drop(self, record: CallRecord, why: str) -> None:
+        """Count and log a record that could not be written."""
         self.dropped += 1
         try:
             whole = _text_of(record)
@@ -291,6 +292,7 @@ def private(path: str, flags: int) -> int:
 
 
 def _prepare(folder: Path) -> None:
+    """Make the folder. Raises OSError where it cannot be made or written."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -304,6 +306,7 @@ def _text_of(record: CallRecord, indent: int | None = None) -> str:
 
 
 def _write(folder: Path, record: CallRecord) -> None:
+    """Write a record's file, which appears whole or not at all."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = file_stem(record.started_at, record.call_id)
     text = _text_of(record, indent=1) + "\n"

@@ -224,6 +224,7 @@ class Forwarder:
         return True
 
     def _write(self, entries: Sequence[Entry]) -> bool:
+        """Write entries to the database; return whether they are done with."""
         try:
             self._connected().write(entries)
         except Exception as error:
@@ -244,6 +245,7 @@ class Forwarder:
         return True
 
     def _note_outage(self, error: Exception) -> bool:
+        """Note and log that the database cannot be reached."""
         if self._database is not None:  # else there was not even a descriptor to load its driver
             self._database.forget()
         text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]

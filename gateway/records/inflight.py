@@ -150,6 +150,7 @@ class InFlight:
 
 
 def _fitting(call_id: str, facts: Mapping[str, Any]) -> bytes:
+    """Return facts of a call as bytes that fit into a slot."""
     kept = {
         name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()
     }
@@ -194,6 +195,7 @@ def left_behind(folder: Path) -> Iterator[LeftBehind]:
 
 
 def _calls_in(content: bytes) -> Iterator[CutCall]:
+    """Yield the calls in the slots of a process that has ended."""
     if not content.startswith(MAGIC):
         return
     (alive_at,) = _TIME.unpack_from(content, len(MAGIC))

@@ -177,6 +177,7 @@ class Recording:
         return True
 
     def _write(self, data: bytes, over: bool) -> None:
+        """Write audio to the file, and silence for frames that are missing."""
         container = self._container or self._begin()
         if self._missing and not self._ended and len(self._spool.waiting) < MAX_WAITING_BYTES:
             count = min(self._missing, MAX_WAITING_BYTES)
@@ -202,6 +203,7 @@ class Recording:
             log.info("recording.write_resumed", call=self.call, lost_bytes=self.lost_bytes)
 
     def _begin(self) -> WavFile | OpusFile:
+        """Make the container, encrypted where recipients are set."""
         out: Sink = self._spool
         if self._recipients:
             out = self._sealed = SealedFile(out, self._recipients)
@@ -213,6 +215,7 @@ class Recording:
         return self._container
 
     def _open(self) -> BinaryIO:
+        """Create the file, locked while it is written."""
         folder = self.path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(self.path, "xb", buffering=0, opener=private)  # noqa: SIM115 (closed later)
@@ -229,6 +232,7 @@ class Recording:
         return cast(BinaryIO, file)
 
     def _close(self) -> None:
+        """Close the file, or delete it if it was discarded."""
         if self._file is not None:
             if self.discarded:
                 self.path.unlink(missing_ok=True)
@@ -394,6 +398,7 @@ class Recordings:
                 return
 
     def _sweep(self) -> None:
+        """Delete recordings older than the retention allows."""
         from gateway.records.retention import sweep_recordings
 
         assert self.options.folder is not None

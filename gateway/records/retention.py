@@ -132,6 +132,7 @@ class Uploads:
         return {"uploaded": self.uploaded, "waiting": self.waiting(), "failing": self.failing}
 
     def _run(self) -> None:
+        """Upload complete files until stopped."""
         while True:
             with self._changed:
                 if not (self._woken and not self.failing) and not self._closed:
@@ -157,6 +158,7 @@ class Uploads:
                 self.failing, self._pause = "", FIRST_PAUSE
 
     def _upload_all(self, client: Any) -> None:
+        """Upload all files that wait."""
         for link in sorted(self._pending.glob("*")) if self._pending.is_dir() else ():
             if self._closed:
                 return
@@ -324,6 +326,7 @@ def _pseudonym(folder: Path, number: str) -> str:
 
 
 def _files_before(folder: Path, before: datetime) -> Iterator[Path]:
+    """Yield the files whose name has an earlier day."""
     paths: Sequence[Path] = list(folder.iterdir())
     for path in paths:
         named = _NAMED.fullmatch(path.name)

@@ -247,6 +247,7 @@ def _taken(
 def _spent(
     connection: sa.Connection, day: str, pairs: Iterable[tuple[str, str]], but: str = ""
 ) -> dict[tuple[str, str], int]:
+    """Return what all but one process have spent of these sums on a day."""
     rows = connection.execute(
         sa.select(spending.c.scope, spending.c.key, sa.func.sum(spending.c.amount))
         .where(spending.c.day == day, _among(spending, pairs), spending.c.holder != but)

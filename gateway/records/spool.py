@@ -233,6 +233,7 @@ class Spool:
             connection.close()
 
     def _deliveries(self, where: str, *values: object) -> list[Delivery]:
+        """Return deliveries that fit an SQL condition."""
         rows = self._open().execute(
             "SELECT id, endpoint, call_id, body, created, due, tries, error, dead"
             f" FROM deliveries {where}",
@@ -296,6 +297,7 @@ def create_database(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """Open the spool's SQLite file, made where it is missing."""
     create_database(path)
     connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, check_same_thread=False)
     try:

@@ -230,6 +230,7 @@ class RecordStore:
     # ---- how
 
     def _prepare(self, folder: Path) -> None:
+        """Make the folder, and close calls that a killed process has left."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             for call in recover(folder, self._spool, self._outgoing):
@@ -265,6 +266,7 @@ class RecordStore:
         self._tell(live, kind, {"event": event, **fields})
 
     def _put_row(self, live: _Live, columns: Mapping[str, Any]) -> None:
+        """Queue a row of a call in progress."""
         record = live.record
         body = {
             **columns,
@@ -278,6 +280,7 @@ class RecordStore:
             self._channel.put(_Item((entry,)))
 
     def _tell(self, live: _Live, kind: str, fields: Mapping[str, Any]) -> None:
+        """Queue an event of a call for webhooks and followers."""
         record = live.record
         live.sequence += 1
         event = {
@@ -320,6 +323,7 @@ class RecordStore:
     # ---- on the writer's thread
 
     def _write(self, items: list[_Item]) -> Sequence[_Item]:
+        """Write queued entries to the spool; return those that could not be written."""
         for item in items:
             if item.closed is not None and not item.complete:
                 item.entries = (*item.entries, self._last_row(item))
@@ -355,6 +359,7 @@ class RecordStore:
                 self._slots.free(item.closed.call_id)
 
     def _last_row(self, item: _Item) -> Entry:
+        """Return the last row of a call, with its whole record."""
         record = item.closed
         assert record is not None
         whole = unicode_in(record.as_json())
@@ -369,6 +374,7 @@ class RecordStore:
         return Entry("row", record.call_id, body, time.time())
 
     def _lose(self, item: _Item) -> None:
+        """Count and log a call whose last row could not be written."""
         self.lost += 1
         assert item.closed is not None
         log.error(
@@ -380,6 +386,7 @@ class RecordStore:
 
 
 def _for_slot(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that shared memory keeps of a call in progress."""
     names: Iterable[str] = (
         "sip_call_id",
         "direction",

@@ -226,6 +226,7 @@ def upgrade(engine: sa.Engine, head: str) -> None:
 
 @contextlib.contextmanager
 def _locked(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a connection while no other process migrates."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
@@ -463,6 +464,7 @@ def ending(row: Mapping[str, Any]) -> str:
 
 
 def _milestones(row: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about session, failovers and transfers of a call."""
     times = record.get("times_ms") or {}
     if times.get("session") is not None:
         yield f"  session {row['session_id'] or '?'} after {times['session']:.0f} ms"

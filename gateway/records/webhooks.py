@@ -262,6 +262,7 @@ class WebhookSender:
         return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait
 
     async def _failed(self, delivery: Delivery, error: str, due: float | None) -> None:
+        """Note a failed delivery and when it is tried again, or that it is given up."""
         await self._on_spool(lambda spool: spool.failed(delivery, error, due))
         self.results[delivery.endpoint, "failed" if due else "dead"] += 1
         told = {"endpoint": delivery.endpoint, "id": delivery.id, "error": error}

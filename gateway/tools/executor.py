@@ -169,6 +169,7 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
+        """Send sensitive digits to their service; report the result."""
         reason = "the gateway could not send them"
         result: Mapping[str, Any] = {"status": "failed", "reason": reason}
         try:
@@ -181,6 +182,7 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
+        """Have a guardrail's service check content; report the verdict."""
         answer: http.Verdict = (None, "nobody could be asked")
         try:
             answer = await http.ask_content(self.http, rule, call)
@@ -216,6 +218,7 @@ class ToolExecutor:
         done(text)
 
     async def _ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
+        """Ask a service for an approval; report the answer."""
         call = question.request
         operator = self._offers.get(call.route, _NOTHING).operators.get(question.rule)
         answer = (False, "nobody could be asked")
@@ -230,6 +233,7 @@ class ToolExecutor:
         done(*answer)
 
     def _made(self, offer: RouteTools) -> dict[str, Function]:
+        """Make the functions of a route's offer."""
         limits = self._limits
         made = [
             python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)

@@ -151,6 +151,7 @@ class McpServer:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
+        """Connect to the server for as long as the context lasts."""
         from mcp import Client
 
         # It logs each line that is none of the protocol with a traceback, and what is in it.
@@ -167,6 +168,7 @@ class McpServer:
             yield yielded
 
     async def _list(self, client: Any) -> None:
+        """Read the tools of the server, page by page."""
         found: dict[str, Function] = {}
         cursor: str | None = None
         async with asyncio.timeout(self.settings.connect_timeout):
@@ -184,6 +186,7 @@ class McpServer:
             self._add(tool, found)
 
     def _add(self, tool: Any, found: dict[str, Function]) -> None:
+        """Add a tool, unless it is not allowed or its schema cannot be used."""
         settings = self.settings
         if settings.allowed_tools and tool.name not in settings.allowed_tools:
             return
@@ -221,6 +224,7 @@ class McpServer:
         log.warning("mcp.tool_left_out", server=self.settings.name, tool=tool, why=problem)
 
     async def _run(self, tool: str, call: ToolCall, given: dict[str, Any]) -> str:
+        """Call a tool. Raises ToolError."""
         client = self._client
         if client is None:
             raise ToolError("the server of this tool cannot be reached now")
@@ -252,6 +256,7 @@ class McpServer:
 
 
 async def _stdio(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
+    """Return the transport of a server that is a process of ours."""
     from mcp import StdioServerParameters, stdio_client
 
     command, *arguments = settings.command
@@ -269,6 +274,7 @@ async def _stdio(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any
 
 
 async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
+    """Return the transport of a server over HTTP."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
@@ -348,6 +354,7 @@ def text_of(result: Any) -> str:
 
 
 def _part(part: Any) -> str:
+    """Return a part of a tool's result as text."""
     kind = part.type
     if kind == "text":
         return str(part.text)

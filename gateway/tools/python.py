@@ -93,6 +93,7 @@ def _imported(name: str, folder: Path) -> ModuleType:
 
 
 def _fault(error: BaseException, name: str) -> ToolModuleError:
+    """Return the error of a module that cannot be imported, with file and line."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return ToolModuleError(f"{error.msg}", Path(error.filename), error.lineno or 1)
@@ -114,6 +115,7 @@ def _fault(error: BaseException, name: str) -> ToolModuleError:
 
 
 def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, PythonTool]:
+    """Return the tools of a module by name. Raises ToolModuleError."""
     members = [
         one for one in vars(module).values() if inspect.isfunction(one) or hasattr(one, MARK)
     ]
@@ -133,6 +135,7 @@ def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, Python
 
 
 def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> PythonTool:
+    """Return a function as a tool. Raises ToolModuleError."""
     options = getattr(function, MARK, Options())
     name = options.name or function.__name__
     if not NAME.fullmatch(name):
@@ -225,6 +228,7 @@ def function_of(
 
 
 async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dict[str, Any]) -> str:
+    """Call the function, on a thread unless it is a coroutine."""
     values = tool.signature.values(given)
     if tool.signature.call_name is not None:
         values[tool.signature.call_name] = _call_of(request)
@@ -245,6 +249,7 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
 
 
 def _call_of(request: ToolCall) -> Call:
+    """Return what a function sees of its call, usable on any thread."""
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
     def on_loop(ask: Callable[[], None]) -> None:

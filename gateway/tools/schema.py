@@ -195,6 +195,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def _words(error: SchemaMismatch) -> str:
+    """Return a validation error in words for the model."""
     from jsonschema.exceptions import best_match
 
     deeper = best_match(error.context) if error.context else None
@@ -243,6 +244,7 @@ class Signature:
     def _model_of(
         self, function: Callable[..., object], told: Mapping[str, str]
     ) -> type[BaseModel]:
+        """Return a model of a function's parameters. Raises SignatureError."""
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except Exception as error:

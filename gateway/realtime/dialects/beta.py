@@ -118,6 +118,7 @@ class Beta(Ga):
 
 
 def _flat_session(session: Mapping[str, Any]) -> tuple[Json, list[str]]:
+    """Return a GA session object in Beta's form, and the fields that it lacks."""
     flat: Json = {}
     left_out: list[str] = []
     for key, value in session.items():
@@ -130,6 +131,7 @@ def _flat_session(session: Mapping[str, Any]) -> tuple[Json, list[str]]:
 
 
 def _flat_response(response: Mapping[str, Any]) -> tuple[Json, list[str]]:
+    """Return a GA response object in Beta's form, and the fields that it lacks."""
     flat: Json = {}
     left_out: list[str] = []
     for key, value in response.items():
@@ -163,6 +165,7 @@ def _common(key: str, value: Any, flat: Json, same: frozenset[str]) -> bool:
 
 
 def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> None:
+    """Put the audio settings of a GA object into Beta's form."""
     for direction, names in (("input", _INPUT), ("output", _OUTPUT)):
         back = {ga: beta for beta, ga in names.items()}
         for key, value in (audio.get(direction) or {}).items():
@@ -198,6 +201,7 @@ def _tools(flat: Json, left_out: list[str]) -> None:
 
 
 def _deep_session(session: Json) -> Json:
+    """Return a Beta session object in GA's form."""
     deep: Json = {"type": "realtime"}
     audio: dict[str, Json] = {"input": {}, "output": {}}
     for key, value in session.items():
@@ -221,6 +225,7 @@ def _deep_session(session: Json) -> Json:
 
 
 def _deep_response(response: Json) -> Json:
+    """Return a Beta response object in GA's form."""
     deep: Json = {}
     output: Json = {}
     for key, value in response.items():
