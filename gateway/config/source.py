@@ -142,6 +142,9 @@ class TomlSource:
 
 MAX_TOML_BYTES = 8 * 1024 * 1024
 
+MAX_DOTS = 1000
+"""In a key."""
+
 
 def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSource:
     """Read ``file`` and fill in its references from ``environ`` (the process's by default).
@@ -160,9 +163,13 @@ def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSourc
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(file, line, "", "is not UTF-8 text")]) from None
     try:
+        if any(line.partition("=")[0].count(".") > MAX_DOTS for line in text.split("\n")):
+            raise RecursionError  # the parser's memory grows by the square of it
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax_problem(file, text, str(error))]) from None
+    except ValueError:  # of Python: thousands of digits
+        raise ConfigError([Problem(file, 1, "", "TOML syntax: a number is too long")]) from None
     except RecursionError:
         raise ConfigError([Problem(file, 1, "", "TOML syntax: nested too deeply")]) from None
     source = TomlSource(file, data, key_lines(text))

@@ -43,6 +43,8 @@ def pattern_of(text: str) -> re.Pattern[str]:
         if text.startswith(("+", "^+")):
             where += "; the + of a number is written \\+, in single quotes: '^\\+49'"
         raise ValueError(f"is not a valid regular expression: {error.msg}{where}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     if _runs_away(parser.parse(text)):
         raise ValueError(
             "may take exponential time: it repeats a repetition with nothing fixed between, "

@@ -360,6 +360,8 @@ def test_files_that_never_end(tmp_path: Path) -> None:
     (tmp_path / "device.toml").symlink_to("/dev/zero")
     (tmp_path / "loop.toml").symlink_to("loop.toml")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    (tmp_path / "dots.toml").write_text(".".join("a" * 100_000) + " = 1")
+    (tmp_path / "digits.toml").write_text("a = " + "9" * 6000)
     with (tmp_path / "long.toml").open("wb") as file:
         file.truncate(10**12)
     for name, said in (
@@ -367,6 +369,8 @@ def test_files_that_never_end(tmp_path: Path) -> None:
         ("device", "is no regular file"),
         ("loop", "Too many levels of symbolic links"),
         ("deep", "nested too deeply"),
+        ("dots", "nested too deeply"),
+        ("digits", "a number is too long"),
         ("long", "it is larger than 8388608 bytes"),
     ):
         with pytest.raises(ConfigError, match=said):

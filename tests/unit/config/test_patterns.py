@@ -28,6 +28,8 @@ def test_what_cannot_is_taken(text: str) -> None:
 def test_no_regular_expression() -> None:
     with pytest.raises(ValueError, match=r"is not a valid regular expression: .* at position 1"):
         pattern_of("(")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        pattern_of("(" * 5000 + ")" * 5000)
 
 
 def test_a_long_text_matches_nothing() -> None:
