@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.api.client import RefusedError, ask
 from gateway.audio.g711 import Codec
+from gateway.devtools.emulator.session_log import SessionRecord
+from tests import support
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.forked import Forked
 from tests.support.harness import GatewayStack
-from tests.support.listening import all_arrives, assert_beep, noise
+from tests.support.listening import all_arrives, assert_beep, missing_frames, noise
 from tests.support.made_sounds import g711, tone
 from tests.support.rtp_end import FRAME
 
@@ -252,6 +257,44 @@ async def test_what_comes_before_the_answer_is_heard(
     there.bye()
     summary = await summary_of(world, call)
     assert summary["ending"]["why"] == "remote_hangup"
+
+
+async def test_who_sends_before_we_read_is_heard(
+    own_folder: Path, callee: CalledPhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes to pass between what one thread of pjmedia does and the next: one that is
+    not read at first would not be heard in the whole call."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    here, library = Path(support.__file__).parent, own_folder / "held_up.so"
+    flags = ("-shared", "-fPIC", "-o", str(library))
+    command = [compiler, *flags, str(here / "held_up.c"), "-ldl"]
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+    monkeypatch.setenv("HELD_UP", str(library))
+    more = WORLD["more"].replace("calls = 2", "calls = 6").replace("timeout = 3", "timeout = 20")
+    entry = (str(here / "held_up_gateway.py"),)
+    world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=entry)
+    await world.start()
+    world.behave(vad="off", answer="silent")
+    calls = [await place(world, callee.uri("early"), "quiet") for _ in range(6)]
+    for number, call in enumerate(calls, 1):
+        there = await callee.called(number)
+        await world.gateway.wait("call.early_media", call=call)
+        there.rtp.say(noise(number, 0.2))
+    for call in calls:
+        line = await world.gateway.wait("call.session_up", call=call)
+        (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+        await session.wait_until(_has_one_of_them, 20)
+    for there in callee.calls:
+        there.respond(486)
+    for call in calls:
+        await summary_of(world, call)
+    await world.stop()
+
+
+def _has_one_of_them(session: SessionRecord) -> bool:
+    return any(not missing_frames(noise(n, 0.2), bytes(session.received)) for n in range(1, 7))
 
 
 async def test_no_session_no_call(world: GatewayStack, callee: CalledPhone) -> None:
