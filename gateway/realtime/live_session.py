@@ -69,6 +69,10 @@ LOOK_SECONDS = 0.1
 GRID_SECONDS = 0.005
 """Timers are due at multiples of this, so that those of many calls wake the process once."""
 
+FROZEN_SECONDS = 6.0
+"""The track never pauses: a server that sends nothing for so long, though the caller has begun to
+speak, is frozen, whatever its pongs say (s)."""
+
 STALL_SECONDS = 0.02
 """A timer so late tells that the process stood still."""
 
@@ -150,6 +154,10 @@ class LiveSession(Session):
         self._pacer.start(now)
         self._tick_at = self._pacer.next_at
         self._stalled = False
+        self._came_at = now
+        """When the last message came (s)."""
+        self._unheard = False
+        """The caller has begun to speak since."""
         self._look_at = 0.0
         """When words and costs are looked at next (s)."""
         self._timer = self._loop.call_at(self._tick_at, self._tick)
@@ -272,6 +280,9 @@ class LiveSession(Session):
                 self._send_held()
             self._look_at = now + LOOK_SECONDS
             self._tell_complete(now)
+            if self._unheard and now - self._came_at > FROZEN_SECONDS:
+                self._log.warning("session.frozen", seconds=FROZEN_SECONDS)
+                self._transport.abort()
             if self._seconds(now) - self._told_seconds >= USAGE_SECONDS:
                 self.tell_usage()
         if not (self.closed or self._closing):
@@ -295,6 +306,7 @@ class LiveSession(Session):
     def _caller_turn(self, turn: SpeechBegins | SpeechEnds) -> None:
         """Deliver beginning and end of the caller's speech."""
         if isinstance(turn, SpeechBegins):
+            self._unheard = True
             begun = self._caller.begin(turn.at_ms)
             self._deliver(SpeechStarted(begun.id, turn.at_ms))
             return
@@ -308,6 +320,7 @@ class LiveSession(Session):
 
     def _on_parsed(self, event: ServerEvent) -> None:
         """Handle an event of the server."""
+        self._came_at, self._unheard = self._loop.time(), False
         match event:
             case TrackAudio(audio=audio):
                 self._voice.feed(
