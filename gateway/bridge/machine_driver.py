@@ -66,7 +66,7 @@ class CallPart:
         self._host = host
 
     def on_fault(self, error: Exception) -> None:
-        """As :class:`HasFaults`."""
+        """End the call after an internal error; see :class:`HasFaults`."""
         self._host.on_fault(error)
 
 
@@ -141,7 +141,7 @@ class MachineDriver:
         self._timer_at: float | None = None
 
     def on_fault(self, error: Exception) -> None:
-        """As :class:`gateway.bridge.machine_driver.HasFaults`."""
+        """End the call after an internal error; see :class:`HasFaults`."""
         self._on_fault(error)
 
     def start(self) -> None:

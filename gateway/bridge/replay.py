@@ -269,6 +269,7 @@ def words(output: Any) -> str:
 
 
 def _short(kind: str, fields: Mapping[str, Any]) -> str:
+    """Return class name and non-empty fields as short text."""
     name = kind.rpartition(".")[2]
     told = [(key, value) for key, value in fields.items() if key != KIND]
     if [key for key, _value in told] in (["command"], ["event"], ["value"]):

@@ -37,7 +37,7 @@ class Line:
         return kind.strip() if isinstance(kind, str) else ""
 
     def get(self, *path: str | int) -> Any:
-        """What is at ``path`` of the body, None when it is not there."""
+        """Return what is at ``path`` of the body, None when there is nothing."""
         node: Any = self.body
         for part in path:
             if isinstance(node, dict) and isinstance(part, str):

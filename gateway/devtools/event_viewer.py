@@ -118,7 +118,7 @@ class _LiveTeller:
         return True
 
     def sent(self, line: Line) -> Iterator[Entry]:
-        """What the gateway sent; nothing for events that Realtime sessions have, too."""
+        """Return the entry of a sent event; None for those that Realtime sessions have, too."""
         at, kind = line.t_ms, line.type
         if kind == "session.start":
             yield Entry(at, GATEWAY, kind, session_words(line))
@@ -131,7 +131,7 @@ class _LiveTeller:
             yield Entry(at, GATEWAY, f"plays a clip of {ms / 1000:.1f} s")
 
     def came(self, line: Line) -> Iterator[Entry] | None:
-        """What the server sent; None for what only Realtime sessions have."""
+        """Return the entries of a received event; None for those of Realtime sessions only."""
         kind = line.type
         if kind in _LIVE_SIDES:
             return self._fragment(line)
@@ -141,7 +141,7 @@ class _LiveTeller:
         return iter(()) if kind in _LIVE_QUIET else None
 
     def over(self, at: float) -> Iterator[Entry]:
-        """What is left to tell of a session that ended."""
+        """Yield what is left to tell of a session that ended."""
         for side in list(self._open):
             yield self._spoken(side)
         (up, up_bytes), (down, down_bytes) = self._audio["up"], self._audio["down"]

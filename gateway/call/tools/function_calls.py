@@ -210,7 +210,7 @@ class Functions:
         return outputs + go_on
 
     def caller_acted(self) -> None:
-        """Count the responses that only call tools anew: they answer something else now."""
+        """Reset the count of consecutive responses that only call tools."""
         self._silent_rounds = 0
 
     def model_speaks(self) -> list[Output]:

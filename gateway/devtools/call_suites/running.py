@@ -102,7 +102,7 @@ Progress = Callable[[SuiteCall, str], None]
 
 
 def uri_of(target: str, to: str) -> str:
-    """Whom to call: ``to`` at the target, or ``to`` itself where it is an address."""
+    """Return the URI to call: ``to`` at the target, or ``to`` itself where it is one."""
     if re.match(r"sips?:", to, re.IGNORECASE):
         return to
     match = _USER_AND_HOST.fullmatch(target)
@@ -316,5 +316,5 @@ async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Ev
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's."""
+    """Return a name in a form for file names."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "call"

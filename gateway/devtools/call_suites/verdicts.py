@@ -145,6 +145,7 @@ def _digits(wanted: str, evidence: Evidence) -> Verdict:
 
 
 def _transfer_to(wanted: str, evidence: Evidence) -> Verdict:
+    """Judge ``transfer_to`` by REFERs seen and transfers in the record."""
     pattern, seen = re.compile(wanted), list(evidence.report.refers)
     # Through a PBX the REFER ends there, and the record has it.
     seen += [str(one.get("to", "")) for one in (evidence.record or {}).get("transfers", ())]
@@ -259,7 +260,7 @@ def _words(name: str, phrase: str, evidence: Evidence) -> Verdict:
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """A text that fits into a line."""
+    """Return a text that fits into a line."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -281,7 +282,7 @@ _CHECKS: dict[str, Callable[[Any, Evidence], Verdict]] = {
 
 
 def failed(verdicts: Iterable[Verdict]) -> Sequence[Verdict]:
-    """Those that failed."""
+    """Return the verdicts that failed."""
     return [one for one in verdicts if one.mark is Mark.FAILED]
 
 
@@ -327,7 +328,7 @@ class Witness:
     async def record(
         self, sip_call_id: str, caller: str, since: datetime
     ) -> tuple[dict[str, Any] | None, str]:
-        """The record of an ended call, waited for; or None, and why."""
+        """Wait for the record of an ended call; return it, or None and why."""
         if self._socket is None:
             return None, self.why_not
         if not self._keeps_records:
@@ -372,7 +373,7 @@ class Witness:
                 self._seen[caller] = row["record"]
 
     async def _name(self, sip_call_id: str, caller: str, since: datetime | None) -> str | None:
-        """What the target calls this call: a PBX in between gives it another Call-ID."""
+        """Return what the target calls this call: a PBX in between changes the Call-ID."""
         told = await self._ask("calls", sip_call_id=sip_call_id) if sip_call_id else None
         if told is not None and told["calls"]:
             return str(told["calls"][0]["id"])
@@ -409,7 +410,7 @@ class Witness:
 
 
 def said_in(transcript: Sequence[Mapping[str, Any]]) -> list[Said]:
-    """The words of a record's transcript, those of the agent as far as the caller heard them."""
+    """Return the words of a record's transcript, the agent's as far as the caller heard them."""
     said = []
     for one in transcript:
         text = one.get("heard", one.get("text")) or ""
@@ -419,7 +420,7 @@ def said_in(transcript: Sequence[Mapping[str, Any]]) -> list[Said]:
 
 
 def recogniser_of(settings: Recogniser) -> tuple[Recognise | None, str]:
-    """How sound is turned into words; or None, and why there is no way."""
+    """Return how sound is turned into words; or None, and why that is not possible."""
     if settings.command:
         return Recognise(settings), ""
     if settings.model:

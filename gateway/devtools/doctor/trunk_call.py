@@ -142,16 +142,16 @@ class _Call(ScriptedCall):
             asyncio.get_running_loop().call_later(seconds, self.ask_source)
 
     def note_source(self, source: str) -> None:
-        """Where RTP comes from now; empty for nowhere."""
+        """Note where RTP comes from now; "" for nowhere."""
         self.rtp_source = source or self.rtp_source
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """RTP counters."""
+        """Keep the RTP counters."""
         self.quality = quality
         super().on_quality(quality)
 
     def on_ended(self, end: LegEnd) -> None:
-        """The call is over."""
+        """Note the end of the call."""
         self.end = end
         super().on_ended(end)
 
@@ -193,7 +193,7 @@ def heard_in(track: bytes, codec: Codec, began_ms: int | None, sent_ms: int = TO
 
 
 def variants_of(trunk: Trunk) -> list[tuple[str, Trunk]]:
-    """The trunk with other settings of media, and which: tried where it answers 488."""
+    """Yield the trunk with other settings of media, tried where it answers 488."""
     keying = trunk.security.keying
     asked: list[tuple[str, Trunk]] = []
     codecs = tuple(dict.fromkeys((*trunk.codecs, *G711)))

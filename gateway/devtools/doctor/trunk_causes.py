@@ -71,7 +71,8 @@ def registration(evidence: Evidence, place: Place) -> Iterator[Finding]:
 def _binding(
     trunk: Trunk, asked: Packet, final: Packet, granted: int | None, place: Place
 ) -> Iterator[Finding]:
-    """A NAT in between, whose binding is gone before the next REGISTER."""
+    """Yield that a NAT is in between, where its binding must outlive the time to the next
+    REGISTER."""
     seen, own = seen_by(final), host_port_of(via_of(asked))
     if not seen or seen == own or trunk.transport != "udp" or not granted:
         return
@@ -99,7 +100,7 @@ def _login_failed(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> It
 
 
 def refused_login(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> Finding:
-    """What a refused REGISTER, or an INVITE refused with 401 or 407, means."""
+    """Return the finding for a refused REGISTER, or for an INVITE refused with 401 or 407."""
     answers = [one for one in packets if not one.sent and one.status >= 300]
     last = answers[-1]
     method = last.method
@@ -266,12 +267,12 @@ class Facts:
 
     @property
     def acks(self) -> list[Packet]:
-        """Our ACKs of 2xx."""
+        """Return our ACKs of 2xx."""
         return [one for one in self.call.packets if one.sent and one.start.startswith("ACK ")]
 
     @property
     def repeated(self) -> list[Packet]:
-        """200s that came again well after our ACK; some were under way with it."""
+        """Return 200s that came again well after our ACK, and so were not crossing it."""
         acks = self.acks
         if not acks:
             return []
@@ -280,7 +281,7 @@ class Facts:
 
     @property
     def bye(self) -> Packet | None:
-        """A BYE of the other side."""
+        """Return a BYE of the other side, or None."""
         packets = self.call.packets
         return next((one for one in packets if not one.sent and one.start.startswith("BYE ")), None)
 
@@ -310,7 +311,7 @@ class MediaFindings(Facts):
 
     @property
     def _their_report(self) -> str:
-        """What the other side says by RTCP of what it has received; empty where nothing."""
+        """Return what the other side reports by RTCP of what it received; "" for nothing."""
         quality = self.call.quality
         if quality is None or not quality.tx_reports or not quality.tx_reported:
             return ""
@@ -327,7 +328,7 @@ class MediaFindings(Facts):
         )
 
     def media(self) -> Iterator[Finding]:
-        """Audio, each way."""
+        """Yield findings about audio in each direction."""
         call, sound, quality = self.call, self.call.sound, self.call.quality
         if not sound.sent_ms:
             return
@@ -382,7 +383,7 @@ class MediaFindings(Facts):
             ).of("audio_up", *proof)
 
     def keys(self) -> Iterator[Finding]:
-        """DTMF by RFC 4733."""
+        """Yield findings about DTMF by RFC 4733."""
         call, agreed, offered = self.call, self.agreed, self.offered
         if agreed is None:
             return
@@ -421,7 +422,7 @@ class MediaFindings(Facts):
         ).of("dtmf", *shown(self.invite, self.answer))
 
     def quality(self) -> Iterator[Finding]:
-        """Loss, jitter and late packets, each way."""
+        """Yield findings about loss, jitter and late packets in each direction."""
         quality = self.call.quality
         if quality is None or quality.rx_packets <= FEW or self.explained:
             return  # an echo counts packets that it could not return

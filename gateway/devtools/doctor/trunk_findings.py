@@ -70,7 +70,7 @@ class _Judge(MediaFindings):
     # -- no answer
 
     def not_answered(self) -> Iterator[Finding]:
-        """Why nobody answered."""
+        """Yield why the call was not answered."""
         call, final, end = self.call, self.final, self.call.end
         if final is None:
             yield from self.unanswered()
@@ -101,7 +101,7 @@ class _Judge(MediaFindings):
             yield from self.port_matters()
 
     def unanswered(self) -> Iterator[Finding]:
-        """No final response at all."""
+        """Yield why no final response came."""
         end = self.call.end
         provisional = [one for one in self.answers if one.status > 100]
         if not self.invites:
@@ -136,7 +136,7 @@ class _Judge(MediaFindings):
         yield from self.port_matters()
 
     def port_matters(self) -> Iterator[Finding]:
-        """The trunk may want the gateway's own port."""
+        """Yield that the trunk may want the gateway's own port."""
         if self.evidence.own_port is not None and self.trunk.transport == "udp":
             taken, used = self.evidence.own_port
             yield warn(
@@ -147,7 +147,7 @@ class _Judge(MediaFindings):
             ).of("port_matters")
 
     def not_acceptable(self, final: Packet, said: str) -> Iterator[Finding]:
-        """488: codecs or SRTP, which calls with other settings have told apart."""
+        """Yield why 488 came: codecs or SRTP, as calls with other settings showed."""
         worked = next((one for one in self.others if one.code not in (0, 415, 488, 606)), None)
         warning = f"; Warning: {final.header('warning')}" if final.header("warning") else ""
         offered = self.line_of(self.offered)
@@ -183,7 +183,7 @@ class _Judge(MediaFindings):
     # -- session timers
 
     def timers(self) -> Iterator[Finding]:
-        """RFC 4028: 420, 421, 422."""
+        """Yield findings about session timers (RFC 4028): 420, 421, 422."""
         place = self.place_of("sip.session_timers", "")
         for one in self.answers:
             if one.status == 422:
@@ -229,7 +229,7 @@ class _Judge(MediaFindings):
     # -- addresses
 
     def own_address(self) -> Iterator[Finding]:
-        """The address in our SDP and Contact against the one that the other side sees."""
+        """Yield where our SDP and Contact have another address than the other side sees."""
         offered, invite = self.offered, self.invite
         answer = next((one for one in self.answers if via_of(one)), None)
         if offered is None or invite is None or answer is None:
@@ -260,7 +260,7 @@ class _Judge(MediaFindings):
         yield made("", fact, advice).of("nat", *shown(invite, answer))
 
     def their_address(self) -> Iterator[Finding]:
-        """The address in the answer's SDP against where the answer came from."""
+        """Yield where the answer's SDP has another address than the answer came from."""
         agreed, answer = self.agreed, self.answer
         if agreed is None or answer is None or is_name(agreed.address):
             return
@@ -332,7 +332,7 @@ class _Judge(MediaFindings):
         return f"{bye.at - began:.1f} s after the answer"
 
     def ended(self) -> Iterator[Finding]:
-        """Who ended the call before the doctor did."""
+        """Yield who ended the call before the doctor did."""
         call, bye, end = self.call, self.bye, self.call.end
         if bye is None or end is None or end.local or len(self.repeated) >= 2:
             return

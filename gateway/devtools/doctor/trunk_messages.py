@@ -85,7 +85,7 @@ class Packet:
         return int(found[0]) if found is not None else -1
 
     def shown(self, *, whole: bool = True) -> str:
-        """For people: when, which way, with whom, and the message or its first line."""
+        """Return time, direction, peer and message, or its first line, for people."""
         way = "sent to" if self.sent else "received from"
         head = f"{self.at:.3f} s, {way} {self.transport}:{self.peer}"
         return f"{head}\n{self.text.rstrip()}" if whole else f"{head}: {self.start}"
@@ -110,7 +110,7 @@ class Trace:
         self.packets.append(Packet(at, way == "TX", transport.lower()[:3], peer, kept))
 
     def of(self, call_ids: set[str]) -> tuple[Packet, ...]:
-        """The messages with one of these Call-IDs."""
+        """Return the messages with one of these Call-IDs."""
         return tuple(one for one in self.packets if one.header("call-id") in call_ids)
 
     def registrations(self, line: str) -> tuple[Packet, ...]:
@@ -160,6 +160,7 @@ def via_of(packet: Packet) -> str:
 
 
 def host_port_of(via: str) -> str:
+    """Return ``host:port`` of a Via header, or ""."""
     found = re.match(r"SIP\s*/\s*2\.0\s*/\s*\w+\s+([^;\s]+)", via)
     return found[1] if found is not None else ""
 

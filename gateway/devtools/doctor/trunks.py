@@ -289,7 +289,7 @@ async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
 
 
 def _target(trunk: TrunkSettings) -> tuple[Address | None, str]:
-    """Whom to ask, and the key that names it."""
+    """Return whom to ask, and the key that names it."""
     if trunk.outbound_proxy is not None:
         return trunk.outbound_proxy, "trunk.outbound_proxy"
     if trunk.registrar is not None:
@@ -482,7 +482,7 @@ class _Client:
 
 
 def _parsed(data: bytes) -> Answer | None:
-    """A response; None for anything else."""
+    """Return a response parsed; None for anything else."""
     head, *lines = data.decode("utf-8", "replace").partition("\r\n\r\n")[0].split("\r\n")
     found = re.match(r"SIP/2\.0 (\d{3}) ?(.*)", head)
     if found is None:

@@ -118,7 +118,8 @@ class BetaWire:
         self._temperature = 0.8
 
     def received(self, event: Json) -> Json:
-        """A client event in GA's words. Raises :class:`ProtocolError` where Beta refuses it."""
+        """Return a client event in GA's form. Raises :class:`ProtocolError` where Beta refuses
+        it."""
         type_, session = event["type"], event.get("session")
         if type_ == "session.update" and isinstance(session, dict):
             checked = validated(_Session, session, "session")
@@ -134,7 +135,8 @@ class BetaWire:
         return event
 
     def sent(self, event: Json) -> list[Json]:
-        """A server event as Beta has it: one, none, or with one that Beta sends after it."""
+        """Return a server event in Beta's form: none, one, or one and another that Beta sends
+        after it."""
         type_ = event["type"]
         if type_ in _GA_ONLY:
             return []
@@ -198,7 +200,7 @@ class BetaWire:
 
 
 def _deep(flat: Json, root: str) -> Json:
-    """GA's object of what a session or a response says flatly, and only of what it says."""
+    """Return the flat fields of a Beta session or response in GA's nested form."""
     deep: Json = {}
     heard: Json = {}
     said: Json = {}
@@ -239,7 +241,7 @@ def _refuse_ga_parts(item: Json) -> None:
 
 
 def _only(model: type[BaseModel], value: Json | None, other: type[BaseModel] | None = None) -> Any:
-    """The keys of ``value`` that Beta knows, those of one model or the other."""
+    """Return the keys of ``value`` that Beta knows."""
     known = set(model.model_fields) | set({} if other is None else other.model_fields)
     return None if value is None else {key: value[key] for key in value if key in known}
 

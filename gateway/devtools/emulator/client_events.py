@@ -241,7 +241,7 @@ def default_session(model: str) -> dict[str, Any]:
 
 
 def default_transcription() -> dict[str, Any]:
-    """The same of a session that only transcribes; it has no model of its own."""
+    """Return the default session that only transcribes; it has no model of its own."""
     return TranscriptionSession(type="transcription").model_dump()
 
 

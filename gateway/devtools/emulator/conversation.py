@@ -130,7 +130,7 @@ class Item:
         return self.body.get("role") == "assistant"
 
     def add_audio(self, data: bytes) -> None:
-        """More audio at the end of the item."""
+        """Append audio to the item."""
         self.audio += data
         self.audio_bytes += len(data)
 
@@ -297,7 +297,7 @@ def output_tokens(text: str, audio_ms: int) -> tuple[int, int]:
 
 
 def ms_of_output_tokens(tokens: int) -> int:
-    """How much audio so many output tokens are."""
+    """Return the duration of audio of so many output tokens (ms)."""
     return tokens * _MS_PER_TOKEN_OUT
 
 

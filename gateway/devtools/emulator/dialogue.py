@@ -91,7 +91,7 @@ def plan_of(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
 
 
 def exact_words(instructions: str) -> str:
-    """What ``instructions`` want said word for word; empty if they do not."""
+    """Return the words that ``instructions`` want verbatim; "" if they want none."""
     exact = _EXACTLY.search(instructions)
     return _unquoted(exact.group(1)) if exact else ""
 
@@ -184,7 +184,7 @@ class ContentMaker:
         turn: Turn,
         caller: CallerAudio | None,
     ) -> Content:
-        """Everything that a response will send. Raises ``SpeechError``."""
+        """Make everything that a response will send. Raises ``SpeechError``."""
         calls = tuple((tool.name, tool.arguments) for tool in answer.tools)
         if answer.end_call:
             calls += end_call_of(settings.tools)

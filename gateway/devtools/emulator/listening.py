@@ -158,7 +158,7 @@ class Transcribing:
         self._turns = 0
 
     def turn(self, item: Item, spoken_ms: int, model: str) -> None:
-        """A turn was committed whose session wants transcription, by this model."""
+        """Transcribe a committed turn, if the session wants that."""
         number, script = self._turns, self._host.script
         self._turns += 1
         words = f"({spoken_ms / 1000:.1f} seconds of speech, not transcribed)"
@@ -246,7 +246,7 @@ class Listener(Protocol):
     def caller_item(
         self, item_id: str, audio: bytes, audio_format: AudioFormat, spoken_ms: int
     ) -> None:
-        """Audio was committed as this item: add it to the conversation."""
+        """Add committed audio to the conversation as this item."""
 
     def turn_over(self, *, idle: bool) -> None:
         """A turn ended by itself: answer it, if the settings say so."""
@@ -277,7 +277,7 @@ class Listening:
 
     @property
     def written_ms(self) -> int:
-        """All audio that was appended in this session."""
+        """Return how much audio was appended in this session (ms)."""
         return int(self._buffer_end_ms)
 
     def configure(self, audio_input: Mapping[str, Any]) -> None:
@@ -371,7 +371,7 @@ class Listening:
     # Scripted speech
 
     def agent_audio_began(self) -> None:
-        """The first audio of a response went out: plan the next scripted interruption."""
+        """Plan the next scripted interruption, since the first audio of a response went out."""
         script = self._session.script
         if script.vad != "scripted" or self._scripted is not None:
             return

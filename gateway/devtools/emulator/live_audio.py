@@ -129,7 +129,7 @@ class Host(Protocol):
         """Stop speaking."""
 
     def next_answer(self) -> Answer:
-        """What the script says for the next answer."""
+        """Return what the script has for the next answer."""
 
     def answer(
         self,
@@ -265,6 +265,7 @@ class LiveListening:
             self._backchannelled = False
 
     def _ended(self, at_ms: int) -> None:
+        """Handle the end of the caller's speech at ``at_ms``."""
         if self._began_ms is None:
             return
         began, self._began_ms = self._began_ms, None

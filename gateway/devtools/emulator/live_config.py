@@ -361,7 +361,7 @@ class SessionUpdate(Strict):
 
 
 def tokens(text: str) -> int:
-    """How many tokens ``text`` has, about."""
+    """Return about how many tokens ``text`` has."""
     return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 

@@ -39,7 +39,7 @@ class Host(Protocol):
         """Call ``action`` when the session's clock is so far on."""
 
     def next_answer(self) -> Answer:
-        """What the script says for the next answer."""
+        """Return what the script has for the next answer."""
 
     def make(self, answer: Answer, turn: Turn, made: Callable[[Content], None]) -> None:
         """Make the sound of an answer."""

@@ -117,7 +117,7 @@ class BackendMessage(Strict):
 
 
 def words_of(content: str | list[BackendPart]) -> str:
-    """The words of a content that is a text, or parts."""
+    """Return the words of a content that is text or parts."""
     if isinstance(content, str):
         return content
     return " ".join(part.text for part in content if isinstance(part, BackendText))

@@ -116,7 +116,7 @@ class LiveSession:
         """Do nothing: the client speaks first."""
 
     async def stop(self) -> None:
-        """The connection is over: end what still runs."""
+        """End everything that runs: the connection is over."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -128,11 +128,11 @@ class LiveSession:
 
     @property
     def backlog_ms(self) -> int:
-        """Audio of the client that waits for the clock."""
+        """Return the client's audio that waits for the clock (ms)."""
         return self._format.length_ms(len(self._waiting))
 
     def append(self, data: bytes) -> None:
-        """``session.input_audio.append``, decoded."""
+        """Handle ``session.input_audio.append`` with its audio decoded."""
         if not self.started:
             raise ProtocolError("invalid_request_error", "The session has not started.", "type")
         if self._format.type == "audio/pcm" and len(data) % 2:
@@ -224,7 +224,7 @@ class LiveSession:
     # Answering
 
     def next_answer(self) -> Answer:
-        """What the script says for the next answer."""
+        """Return what the script has for the next answer."""
         answers = self.script.answers
         self._answered += 1
         return answers[min(self._answered, len(answers)) - 1] if answers else Answer()

@@ -71,7 +71,7 @@ def labels(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
 
 
 def allowed(tool: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Those of a server's tools that ``allowed_tools`` leaves."""
+    """Return the tools of a server that ``allowed_tools`` leaves."""
     wanted = tool.get("allowed_tools")
     if isinstance(wanted, Mapping):
         wanted = wanted.get("tool_names")
@@ -130,7 +130,8 @@ class McpServers:
                 self._host.later(delay_s, partial(self._over, item))
 
     def known(self, answer: Json) -> McpCall:
-        """The call that an ``mcp_approval_response`` is about. Raises :class:`ProtocolError`."""
+        """Return the call that an ``mcp_approval_response`` is about. Raises
+        :class:`ProtocolError`."""
         call = self.asked.get(answer["approval_request_id"])
         if call is None:
             text = f"Approval request with id not found: {answer['approval_request_id']}"

@@ -208,7 +208,7 @@ def usage_object(
 
 
 def transcription_usage(model: str, audio_ms: int, words: str) -> Json:
-    """What a transcription used: models that are billed by token tell tokens, others seconds."""
+    """Return the usage of a transcription: in tokens or in seconds, as its model is billed."""
     if not model.startswith("gpt-4o"):
         return {"type": "duration", "seconds": audio_ms / 1000}
     heard, said = max(1, audio_ms // 100), max(1, len(words) // 4)

@@ -130,7 +130,8 @@ class RateLimits:
         self._at = clock()
 
     def begin(self) -> str | None:
-        """A response is asked for; the message of ``rate_limit_exceeded`` if it cannot be had."""
+        """Count a response; return the message of ``rate_limit_exceeded`` if it is over the
+        limit."""
         self._refill()
         if self._endless:
             return None

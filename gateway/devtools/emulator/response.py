@@ -58,13 +58,13 @@ class Host(Protocol):
         """Wait until the client has taken what was sent."""
 
     def audio_began(self) -> None:
-        """The first audio of a response was sent."""
+        """Handle the first audio of a response."""
 
     def approval_asked(self, request_id: str, call: McpCall) -> None:
         """An ``mcp_approval_request`` was sent."""
 
     def mcp_answered(self, output: str) -> None:
-        """A call of an MCP tool is over."""
+        """Handle a completed call of an MCP tool."""
 
     def response_over(self, response: Response) -> None:
         """``response.done`` was sent."""

@@ -300,7 +300,7 @@ class Emulator:
 
 
 def _azure_mistake(path: str, query: str) -> str | None:
-    """Why Azure refuses a URL at its upgrade: JSON, as its gateway sends it."""
+    """Return why Azure refuses a URL at its upgrade: JSON, as its gateway sends it."""
     asked = parse_qs(query)
     version = asked.get("api-version", [""])[0]
     if path in (AZURE_PATH, AZURE_LIVE_PATH) and version:

@@ -91,7 +91,7 @@ class Session:
         self.emit({"type": "session.created", "session": self._session_object()})
 
     async def stop(self) -> None:
-        """The connection is over: end what still runs."""
+        """End everything that runs: the connection is over."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,7 +107,7 @@ class Session:
         self._listening.append(data)
 
     def update(self, session: object) -> None:
-        """``session.update``."""
+        """Apply ``session.update``, and answer ``session.updated``."""
         script = self.script
         self._settings = updated_session(self._settings, session, voice_locked=self._voice_locked)
         self._listening.configure(self._settings["audio"]["input"])
@@ -337,12 +337,12 @@ class Session:
         task.cancel()
 
     def audio_began(self) -> None:
-        """The first audio of a response went out: the voice is fixed from here."""
+        """Fix the voice, since the first audio of a response went out."""
         self._voice_locked = True
         self._listening.agent_audio_began()
 
     def response_over(self, response: Response) -> None:
-        """A response is done, whatever its fate."""
+        """Handle the end of a response, whatever its status."""
         self._running.pop(response, None)
         if response is self._active:
             self._active = None
@@ -359,7 +359,7 @@ class Session:
 
 
 def _turn_of_input(items: list[Json]) -> Turn:
-    """What ``response.create.response.input`` says in words, and gives as results of functions."""
+    """Return the words and function results of ``response.create.response.input``."""
     contents = [item["content"] for item in items if item["type"] == "message"]
     texts = [
         part.get("text") or part.get("transcript") or "" for content in contents for part in content

@@ -99,7 +99,7 @@ class SessionRecord:
         return [event for event in self.server_events if event.type == type_]
 
     def seen(self, type_: str) -> list[SeenEvent]:
-        """The client events of this type that came, oldest first."""
+        """Return the client events of this type so far, oldest first."""
         return [event for event in self.client_events if event.type == type_]
 
     async def wait_until(self, condition: Callable[[SessionRecord], bool], within_s: float) -> None:
@@ -131,7 +131,7 @@ class SessionRecord:
         self._pulse.set()
 
     def note_server(self, body: Mapping[str, Any], audio: bytes) -> None:
-        """An event is written; ``audio`` is what it carries, decoded."""
+        """Log a sent event; ``audio`` is what it carries, decoded."""
         type_ = str(body["type"])
         if audio:
             body = {key: value for key, value in body.items() if key != "delta"}

@@ -165,7 +165,7 @@ class ScriptedCall:
     # ---- the owner's side
 
     def on_audio(self) -> None:
-        """Ticks wait on the tape."""
+        """Take the audio that was heard, which also paces the steps: 20 ms a frame."""
         self.hearing.add(self.tape.collect())
         if "media" not in self._times and self.tape.first_at is not None:
             self._times["media"] = (self.tape.first_at - self._dialled_at) * 1000

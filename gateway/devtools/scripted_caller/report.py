@@ -72,7 +72,7 @@ class EndReport(_Part):
 
     @classmethod
     def of(cls, end: LegEnd, answered: bool) -> EndReport:
-        """The end that a leg was told of."""
+        """Return the report of a leg's end."""
         by = "caller" if end.local else "callee"
         if not end.local and answered and end.method != "BYE":
             by = "network"

@@ -86,7 +86,7 @@ class TalkingCall(ScriptedCall):
             await self.play(clip)
 
     async def audio(self) -> bytes:
-        """What was heard since the last time, at least a frame, in the codec of the tape."""
+        """Return what was heard since the last call, at least a frame, in the codec of the tape."""
         self._by_audio = True
         await self.until(lambda: len(self.tape.heard_track) > self._given, TURN_SECONDS)
         taken = bytes(self.tape.heard_track[self._given :])

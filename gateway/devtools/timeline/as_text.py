@@ -147,7 +147,7 @@ def _answer(turn: AgentTurn, reply: Reply | None) -> Text:
 
 
 def _interpreted(said: Said) -> tuple[Text | None, Text | None]:
-    """What a party has said, or heard in their language; the callee is in the agent's column."""
+    """Return the caller's and the agent's column for words in an interpreted call."""
     heard = "hears " if said.who.startswith("to_") else ""
     if said.who.endswith("caller"):
         return Text(f"{heard}“{said.text}”", CALLER), None

@@ -140,7 +140,7 @@ class _Drawing:
         self._flags: list[list[tuple[float, float]]] = [[] for _ in _FLAG_ROWS]
 
     def draw(self) -> None:
-        """All of it, from the back to the front."""
+        """Draw everything, from the back to the front."""
         self._frame()
         self._turns()
         if self.sound is not None:

@@ -224,12 +224,12 @@ class AgentTurn:
 
     @property
     def played_ms(self) -> float:
-        """What was heard of it."""
+        """How much of it was heard (ms)."""
         return self.cut.played_ms if self.cut is not None else self.to_ms - self.from_ms
 
     @property
     def received_ms(self) -> float:
-        """What the session sent of it."""
+        """How much of it the session sent (ms)."""
         return self.cut.received_ms if self.cut is not None else self.to_ms - self.from_ms
 
     def heard_text(self) -> tuple[str, str]:
@@ -269,7 +269,7 @@ class Story:
 
     @property
     def delays(self) -> list[float]:
-        """How long each answer to a caller's turn took to begin, ms."""
+        """How long each answer to a caller's turn took to begin (ms)."""
         return [turn.after_ms for turn in self.agent if turn.after_ms is not None]
 
 
