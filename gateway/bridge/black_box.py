@@ -29,10 +29,9 @@ import orjson
 
 from gateway import __version__
 from gateway.call.call_record import CallRecord
-from gateway.call.inputs import Input, Prepared
-from gateway.call.machine import CallMachine
+from gateway.call.machine import CallMachine, MachineInput
 from gateway.call.outputs import Output, Send
-from gateway.call.plan import CallPlan
+from gateway.call.plan import CallPlan, Prepared
 from gateway.call.playout.playback import Playout
 from gateway.config.values import pattern_of
 from gateway.realtime.events import AudioDelta, ClientCommand
@@ -379,7 +378,7 @@ class RecordedMachine(CallMachine):
         """Start the machine and record the step; see :meth:`CallMachine.start`."""
         return self._step(None, now, lambda: CallMachine.start(self, now))
 
-    def handle(self, input: Input, now: float) -> list[Output]:
+    def handle(self, input: MachineInput, now: float) -> list[Output]:
         """Feed the machine and record the step; see :meth:`CallMachine.handle`."""
         if type(input) is Prepared:
             input = replace(input, plan=self._answers.noted(input.plan))
@@ -394,7 +393,7 @@ class RecordedMachine(CallMachine):
         return frames
 
     def _step(
-        self, input: Input | None, now: float, work: Callable[[], list[Output]]
+        self, input: MachineInput | None, now: float, work: Callable[[], list[Output]]
     ) -> list[Output]:
         """Run a step of the machine, and write its input, answers, outputs and deadline."""
         step: dict[str, Any] = {"at": now}

@@ -25,7 +25,7 @@ from gateway.bridge.sideband import Sideband
 from gateway.bridge.wire_log import WireLog, as_text
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
-from gateway.call.machine import LEG_END_SECONDS, CallMachine
+from gateway.call.machine import LEG_END_SECONDS, CallMachine, MachineInput
 from gateway.call.plan import CallPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
@@ -225,7 +225,7 @@ class CallController:
         )
         self._driver.start()
 
-    def feed(self, input: inputs.Input) -> None:
+    def feed(self, input: MachineInput) -> None:
         """Feed an input to the machine and execute its outputs."""
         self._driver.feed(input)
 

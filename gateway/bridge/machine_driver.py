@@ -21,11 +21,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
-from gateway.call.inputs import Input
-from gateway.call.machine import CallMachine
-from gateway.call.plan import CollectPlan, GuardrailPlan
+from gateway.call.machine import CallMachine, MachineInput
+from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
-from gateway.call.tools.commands import CommandsFromTools
+from gateway.call.tools.commands import CollectPlan, CommandsFromTools
 from gateway.call.tools.definitions import entry_problem
 from gateway.call.tools.function_calls import MAX_NAME
 from gateway.measures import traceparent
@@ -45,7 +44,7 @@ class CallHost:
     """What the parts of one call share: record, input of the machine, clock."""
 
     record: CallRecord
-    feed: Callable[[Input], None]
+    feed: Callable[[MachineInput], None]
     """Hands an input to the machine."""
     feed_audio: Callable[[AudioDelta], None]
     """Hands audio of the session to the machine."""
@@ -135,7 +134,7 @@ class MachineDriver:
         self.over = False
         self._on_fault = on_fault
         self._loop = asyncio.get_running_loop()
-        self._inbox: deque[tuple[inputs.Input, float]] = deque()
+        self._inbox: deque[tuple[MachineInput, float]] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
@@ -155,7 +154,7 @@ class MachineDriver:
         self.work()
 
     @entry
-    def feed(self, input: inputs.Input, at: float | None = None) -> None:
+    def feed(self, input: MachineInput, at: float | None = None) -> None:
         """Queue and handle an input that happened now, or at a time ``at`` of the event loop
         (s)."""
         if self.over:
@@ -173,7 +172,7 @@ class MachineDriver:
         elif frames and (refused := self._put(frames)):
             self.feed(inputs.PlayoutRefused(refused))
 
-    def feed_first(self, input: inputs.Input) -> None:
+    def feed_first(self, input: MachineInput) -> None:
         """Queue an input before all others; :meth:`work` handles it."""
         if not self.over:
             self._inbox.appendleft((input, self._loop.time()))
@@ -230,7 +229,7 @@ class MachineDriver:
         self.feed(inputs.Tick())
 
 
-def _moves_deadline(input: inputs.Input) -> bool:
+def _moves_deadline(input: MachineInput) -> bool:
     """Return whether an input may bring a deadline forward.
 
     Audio that is queued does not. RTP packets put one off; the tick at the old time does nothing.

@@ -25,6 +25,7 @@ from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap
 from gateway.call import inputs, outputs
 from gateway.call.conversation.control import message
+from gateway.call.plan import Prepared
 from gateway.dialplan.route_session import merged
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed, Verdict, classify_error
@@ -287,7 +288,7 @@ class Sessions(CallPart):
                 first = [message(*one) for one in prepared.plan.content.messages]
                 line.seed[: prepared.messages] = first
                 self._host.feed(
-                    inputs.Prepared(prepared.plan, prepared.ms, prepared.failure, prepared.history)
+                    Prepared(prepared.plan, prepared.ms, prepared.failure, prepared.history)
                 )
         return self.plan.settings_for(line.endpoint)
 

@@ -19,6 +19,7 @@ import orjson
 import structlog
 
 from gateway.call import inputs
+from gateway.call.machine import MachineInput
 from gateway.call.tools.commands import CallCommand, Interrupt, PressKeys
 from gateway.dialplan.route_session import merged
 from gateway.realtime.events import (
@@ -345,13 +346,13 @@ class Sideband:
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
         """Return ``feed`` of the call's machine, wrapped so that the sideband sees the inputs."""
 
-        def fed(input: inputs.Input, *rest: Any) -> None:
+        def fed(input: MachineInput, *rest: Any) -> None:
             feed(input, *rest)
             self._on_input(input)
 
         return fed
 
-    def _on_input(self, input: inputs.Input) -> None:
+    def _on_input(self, input: MachineInput) -> None:
         """Tell followers of DTMF digits and playout, and release events at the ACK."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:
@@ -452,7 +453,7 @@ class LiveSideband(Sideband):
         told = {"type": "session.started", "event_id": self._id(), "session": self._session}
         follower.put(told)
 
-    def _on_input(self, input: inputs.Input) -> None:
+    def _on_input(self, input: MachineInput) -> None:
         """Tell followers of DTMF digits, and note who hung up."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 from gateway.call.call_record import CallTimeline
 from gateway.call.inputs import BLegAnswered, ReferProgress, TransferEvent
 from gateway.call.outputs import HangUpBLeg, Output, PlaySound, SendDtmf
-from gateway.call.plan import CallPlan, Destination, HoldPlan
+from gateway.call.plan import CallPlan
+from gateway.call.tools.commands import Destination, HoldPlan
 from gateway.call.tools.definitions import (
     HOLD,
     SEND_DTMF,

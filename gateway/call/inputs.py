@@ -8,26 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.audio.g711 import Codec
-from gateway.call.plan import CallPlan
 from gateway.call.tools.commands import CallCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ClientCommand, ServerError, ServerEvent
 from gateway.realtime.session_object import REALTIME, Capabilities
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What the call's texts wait for has come, or will not (``failure`` says why).
-
-    ``plan`` takes the place of the machine's: the same with the texts that the data are in. It
-    comes before the session is up, and once. ``ms`` is how long the data of ``[route.data]`` took,
-    None without that; ``history`` is what the record says of ``[route.caller_history]``.
-    """
-
-    plan: CallPlan
-    ms: int | None
-    failure: str = ""
-    history: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,8 +365,7 @@ TransferEvent = (
 """What becomes of a transfer."""
 
 Input = (
-    Prepared
-    | SessionReady
+    SessionReady
     | StandbyReady
     | StandbyFailed
     | SessionFailed

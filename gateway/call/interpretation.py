@@ -20,7 +20,7 @@ from gateway.call.outputs import (
     OpenInterpreter,
     Output,
 )
-from gateway.call.plan import InterpreterPlan
+from gateway.call.tools.commands import InterpreterPlan
 from gateway.realtime.events import (
     AudioDelta,
     AudioDone,

@@ -16,7 +16,7 @@ from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.control import HELD, RESUMED, record_call
 from gateway.call.failover import refusal_of
-from gateway.call.plan import CallPlan, FallbackStep
+from gateway.call.plan import CallPlan, FallbackStep, Prepared
 from gateway.call.playout.playback import Playout
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
@@ -36,11 +36,13 @@ from gateway.realtime.events import AudioDelta, UpdateSession
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
 
-
 _FOR_RULES = (
     *(inputs.ApprovalResult, inputs.ContentChecked, inputs.SoundHeard, inputs.CallerSounds),
     *(inputs.BeepHeard, inputs.LineQuality, inputs.CallerLevel),
 )
+
+MachineInput = inputs.Input | Prepared
+"""What a call's machine takes."""
 
 
 class LegEvents:
@@ -157,7 +159,6 @@ class CallMachine:
         conversation, note = call.conversation, call.timeline.note
         self._playback, self._silence = conversation.control.playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
-            inputs.Prepared: self._on_prepared,
             inputs.SessionReady: session.on_session_ready,
             inputs.SessionFailed: session.on_session_failed,
             inputs.SessionClosed: session.on_session_closed,
@@ -184,9 +185,7 @@ class CallMachine:
             inputs.LegEnded: self._on_leg_ended,
             inputs.PlayoutStarted: self._on_playout_started,
             inputs.PlayoutDrained: lambda _input, now: conversation.on_playout_drained(now),
-            inputs.PlayoutRefused: lambda input, now: conversation.on_playout_refused(
-                input.frames, now
-            ),
+            inputs.PlayoutRefused: lambda it, now: conversation.on_playout_refused(it.frames, now),
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end_call(EndReason.SHUTDOWN, now),
             inputs.HangupRequested: lambda _input, now: self._end_call(EndReason.OPERATOR, now),
@@ -222,7 +221,7 @@ class CallMachine:
         self._silence.sounds()
         return self._playback.receive_more(event)
 
-    def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
+    def handle(self, input: MachineInput, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
         if type(input) is inputs.RtpStats:  # once a second, and audio goes on meanwhile
             return self._handlers[inputs.RtpStats](input, now)
@@ -231,6 +230,8 @@ class CallMachine:
         flowing, self._flowing = self._flowing, None
         if self._call.state is State.FINISHED:
             return []
+        if isinstance(input, Prepared):
+            return [] if self._post_call is not None else self._on_prepared(input, now)
         if self._post_call is not None and type(input) is not inputs.InternalError:
             return self._wait_for_post_call(self._post_call, input, now)
         if type(input) in (inputs.ServerEventReceived, inputs.ServerErrorReceived):
@@ -333,7 +334,7 @@ class CallMachine:
         self._call.session_up = False
         return [*todo, outputs.CloseSession(1000, "bridged")]
 
-    def _on_prepared(self, input: inputs.Prepared, now: float) -> list[outputs.Output]:
+    def _on_prepared(self, input: Prepared, now: float) -> list[outputs.Output]:
         """Take the plan that was completed with fetched data."""
         self._call.plan = input.plan
         self._call.record.metadata = dict(input.plan.metadata)

@@ -30,7 +30,7 @@ from gateway.call.outputs import (
     StartRecording,
     StopRecording,
 )
-from gateway.call.plan import BriefingPlan, TransferPlan
+from gateway.call.tools.commands import BriefingPlan, TransferPlan
 from gateway.call.tools.definitions import Target
 from gateway.ending import EndReason, Outcome, outcome_of
 from gateway.realtime.events import CreateItem

@@ -18,8 +18,8 @@ import structlog
 
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
-from gateway.call.plan import SchedulePlan
 from gateway.call.tools import definitions
+from gateway.call.tools.commands import SchedulePlan
 from gateway.call.tools.definitions import NUMBER
 from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown

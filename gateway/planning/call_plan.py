@@ -20,20 +20,17 @@ from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
     CallPlan,
-    CollectPlan,
     DisclosurePlan,
-    DispositionPlan,
     DtmfPlan,
     EscapePlan,
-    HoldPlan,
     LimitsPlan,
     LinePlan,
     OutboundPlan,
-    SendDtmfPlan,
     ServerPlan,
     SilencePlan,
     ToolsPlan,
 )
+from gateway.call.tools.commands import CollectPlan, DispositionPlan, HoldPlan, SendDtmfPlan
 from gateway.config import Config
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings
 from gateway.config.values import shown

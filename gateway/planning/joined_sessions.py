@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call.plan import HoldKey, HoldWaitPlan, InterpreterPlan
+from gateway.call.plan import HoldKey, HoldWaitPlan
+from gateway.call.tools.commands import InterpreterPlan
 from gateway.dialplan import Route
 from gateway.dialplan.route import InterpreterSide
 from gateway.dialplan.route_session import merged

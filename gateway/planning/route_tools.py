@@ -15,29 +15,31 @@ from gateway.audio.sounds import wav_seconds
 from gateway.call.plan import (
     AnswerPlan,
     ApprovalRule,
-    BriefingPlan,
-    CollectPlan,
     ContentPlan,
     ContextPlan,
-    Destination,
-    DispositionPlan,
     FallbackStep,
     FunctionPlan,
     GuardrailPlan,
-    HoldPlan,
-    InterpreterPlan,
     InterruptionPlan,
-    LanguagePlan,
     MachineDetectionPlan,
     PostCallPlan,
-    RecordingPlan,
     ResponseFailurePlan,
-    SchedulePlan,
-    SendDtmfPlan,
-    TransferPlan,
     UserIdlePlan,
 )
 from gateway.call.tools import definitions
+from gateway.call.tools.commands import (
+    BriefingPlan,
+    CollectPlan,
+    Destination,
+    DispositionPlan,
+    HoldPlan,
+    InterpreterPlan,
+    LanguagePlan,
+    RecordingPlan,
+    SchedulePlan,
+    SendDtmfPlan,
+    TransferPlan,
+)
 from gateway.call.tools.definitions import OWN
 from gateway.config import TrunkSettings
 from gateway.config.sections import McpServerSettings, ToolSettings

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.call.plan import CollectPlan
+from gateway.call.tools.commands import CollectPlan
 from gateway.ending import EndReason
 from gateway.log import Redactor
 from gateway.records.files import BackgroundWriter, Channel, file_stem, private

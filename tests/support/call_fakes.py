@@ -18,6 +18,7 @@ from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import SessionPlan
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
+from gateway.call.machine import MachineInput
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed, Step, Verdict
@@ -143,7 +144,7 @@ class Fed:
     """The host of a call's parts: keeps what is fed to the machine."""
 
     def __init__(self) -> None:
-        self.inputs: list[inputs.Input] = []
+        self.inputs: list[MachineInput] = []
         self.faults: list[Exception] = []
         self.over = False
         self.ms = 0.0
@@ -157,7 +158,7 @@ class Fed:
             lambda: self.over,
         )
 
-    def take(self) -> list[inputs.Input]:
+    def take(self) -> list[MachineInput]:
         """What was fed since the last time."""
         taken, self.inputs[:] = list(self.inputs), []
         return taken

@@ -15,7 +15,7 @@ from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
 from gateway.bridge.black_box import RecordedMachine
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord, LegRecord
-from gateway.call.machine import CallMachine, State
+from gateway.call.machine import CallMachine, MachineInput, State
 from gateway.call.plan import CallPlan
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import (
@@ -133,7 +133,7 @@ class Scene:
         self._max_frames = max_frames
         self._playing = False
         self._paused = False
-        self._inbox: deque[inputs.Input] = deque()
+        self._inbox: deque[MachineInput] = deque()
         self.black_box: list[str] = []
         """Lines of every step, for a replay."""
         self.machine: CallMachine = RecordedMachine(
@@ -142,7 +142,7 @@ class Scene:
         scenes.append(self)
         self._execute(self.machine.start(self.now))
 
-    def at(self, seconds: float, *happenings: inputs.Input) -> list[str]:
+    def at(self, seconds: float, *happenings: MachineInput) -> list[str]:
         """Let the time come, with the ticks due by then, then feed; returns what was done."""
         before = len(self.seen)
         while self.machine.deadline is not None and self.machine.deadline <= seconds:
@@ -153,7 +153,7 @@ class Scene:
             self._feed(happening)
         return self.seen[before:]
 
-    def do(self, *happenings: inputs.Input) -> list[str]:
+    def do(self, *happenings: MachineInput) -> list[str]:
         """Feed now; returns what was done."""
         return self.at(self.now, *happenings)
 
@@ -206,7 +206,7 @@ class Scene:
         assert ending is not None
         return ending.by.value, ending.why.value, ending.sip_code
 
-    def _feed(self, happening: inputs.Input) -> None:
+    def _feed(self, happening: MachineInput) -> None:
         self._inbox.append(happening)
         while self._inbox:
             self._execute(self.machine.handle(self._inbox.popleft(), self.now))

@@ -21,7 +21,7 @@ from gateway.call.outputs import (
     StartRecording,
     StopRecording,
 )
-from gateway.call.plan import RecordingPlan
+from gateway.call.tools.commands import RecordingPlan
 from gateway.realtime.events import CreateResponse, InputTranscribed
 from gateway.text import contains_phrase, words_of
 

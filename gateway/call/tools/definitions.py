@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gateway.call.plan import (
+from gateway.call.tools.commands import (
     CollectPlan,
     Destination,
     DispositionPlan,

@@ -11,7 +11,7 @@ from typing import Any, cast
 from gateway.app.registry import CallRegistry
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
-from gateway.call.plan import CollectPlan
+from gateway.call.tools.commands import CollectPlan
 from gateway.records.black_boxes import BlackBoxes
 from gateway.records.files import BackgroundWriter
 from tests.support.call_fakes import settle

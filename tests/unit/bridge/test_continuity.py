@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.call.plan import Destination, FallbackStep, ServerPlan, ToolsPlan, TransferPlan
-from gateway.call.tools.commands import OperatorTransfer
+from gateway.call.plan import FallbackStep, ServerPlan, ToolsPlan
+from gateway.call.tools.commands import Destination, OperatorTransfer, TransferPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
 from gateway.sip.leg import ReferProgress

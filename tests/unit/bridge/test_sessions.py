@@ -14,6 +14,7 @@ from gateway.bridge.route_data import DataLookup, Prepared
 from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
+from gateway.call.plan import Prepared as PreparedPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CancelResponse, OtherEvent, ResponseDone
@@ -226,6 +227,6 @@ async def test_settings_wait_for_the_data_of_the_call(monkeypatch: pytest.Monkey
     call.do(outputs.OpenSession())
     await settle()
     assert lookup.started == ["call-1"]
-    assert call.fed.take() == [inputs.Prepared(plan, 12), inputs.SessionReady("sess_1")]
+    assert call.fed.take() == [PreparedPlan(plan, 12), inputs.SessionReady("sess_1")]
     settings: Mapping[str, Any] = call.sessions.plan.settings
     assert settings == {"instructions": "Hello Ada"}

@@ -11,16 +11,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import (
-    ApprovalRule,
-    CallPlan,
-    Destination,
-    FallbackStep,
-    FunctionPlan,
-    HoldPlan,
-    ToolsPlan,
-    TransferPlan,
-)
+from gateway.call.plan import ApprovalRule, CallPlan, FallbackStep, FunctionPlan, ToolsPlan
+from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan
 from gateway.realtime.events import CreateItem, ItemAdded, OtherEvent, ResponseDone
 from tests.support.call_scene import Scene, audio, audio_done, created, done, key
 from tests.unit.call.test_function_calls import outputs_of

@@ -10,18 +10,17 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import (
+from gateway.call.plan import CallPlan, EscapePlan, ToolsPlan
+from gateway.call.session_lifecycle import State
+from gateway.call.tools.commands import (
     BriefingPlan,
-    CallPlan,
     CollectPlan,
     Destination,
-    EscapePlan,
+    OperatorTransfer,
+    RecordCall,
     RecordingPlan,
-    ToolsPlan,
     TransferPlan,
 )
-from gateway.call.session_lifecycle import State
-from gateway.call.tools.commands import OperatorTransfer, RecordCall
 from gateway.call.tools.definitions import transfer_call
 from gateway.call.transfer import REPEAT_SECONDS, SPEECH_SECONDS
 from tests.support.call_scene import BYE, OUR_END, Scene, audio, closed, created, done, failed, key

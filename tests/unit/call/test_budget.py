@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import BudgetPlan, CallPlan, Destination, FunctionPlan, TransferPlan
+from gateway.call.plan import BudgetPlan, CallPlan, FunctionPlan
+from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import UpdateSession
 from tests.support.call_scene import (
     BYE,

@@ -13,23 +13,18 @@ from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.call_control import KEY_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
-from gateway.call.plan import (
-    CallPlan,
-    Destination,
-    FunctionPlan,
-    HoldPlan,
-    LimitsPlan,
-    SendDtmfPlan,
-    ToolsPlan,
-    TransferPlan,
-)
+from gateway.call.plan import CallPlan, FunctionPlan, LimitsPlan, ToolsPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import (
     CallCommand,
+    Destination,
+    HoldPlan,
     MuteCaller,
     OperatorHold,
     OperatorTransfer,
     PressKeys,
+    SendDtmfPlan,
+    TransferPlan,
     TransferTo,
 )
 from gateway.call.transfer import TAKE_OVER_SECONDS

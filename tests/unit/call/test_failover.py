@@ -13,14 +13,13 @@ from gateway.call import inputs
 from gateway.call.plan import (
     AnswerPlan,
     CallPlan,
-    Destination,
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
     OutboundPlan,
     ServerPlan,
-    TransferPlan,
 )
+from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import (
     AgentTranscriptDelta,

@@ -11,18 +11,19 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import (
-    CallPlan,
+from gateway.call.plan import CallPlan, FallbackStep, FunctionPlan, ToolsPlan
+from gateway.call.tools.commands import (
+    CallCommand,
     CollectPlan,
     Destination,
-    FallbackStep,
-    FunctionPlan,
+    EndCall,
     HoldPlan,
     LanguagePlan,
-    ToolsPlan,
+    Say,
+    Tell,
     TransferPlan,
+    TransferTo,
 )
-from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from gateway.realtime.events import AgentTranscript, CreateItem, CreateResponse, UpdateSession
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
 

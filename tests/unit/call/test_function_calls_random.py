@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import (
-    ApprovalRule,
-    CallPlan,
-    CollectPlan,
-    FunctionPlan,
-    HoldPlan,
-    LanguagePlan,
-    LimitsPlan,
-    ToolsPlan,
-)
+from gateway.call.plan import ApprovalRule, CallPlan, FunctionPlan, LimitsPlan, ToolsPlan
+from gateway.call.tools.commands import CollectPlan, HoldPlan, LanguagePlan
 from gateway.realtime.events import CreateItem, CreateResponse
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key
 

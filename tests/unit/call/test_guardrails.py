@@ -10,14 +10,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
-from gateway.call.plan import (
-    CallPlan,
-    ContentPlan,
-    Destination,
-    GuardrailPlan,
-    ToolsPlan,
-    TransferPlan,
-)
+from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, ToolsPlan
+from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import OUR_END, Scene, audio, audio_done, created, done, said
 

@@ -9,14 +9,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import (
-    CallPlan,
-    Destination,
-    FunctionPlan,
-    LimitsPlan,
-    TransferPlan,
-    UserIdlePlan,
-)
+from gateway.call.plan import CallPlan, FunctionPlan, LimitsPlan, UserIdlePlan
+from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
 

@@ -8,7 +8,8 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.interpretation import REOPENED_SECONDS
-from gateway.call.plan import CallPlan, Destination, InterpreterPlan, ToolsPlan, TransferPlan
+from gateway.call.plan import CallPlan, ToolsPlan
+from gateway.call.tools.commands import Destination, InterpreterPlan, TransferPlan
 from gateway.realtime.events import (
     AgentTranscript,
     AudioDelta,

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, LanguagePlan, ToolsPlan
+from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, Prepared, ToolsPlan
+from gateway.call.tools.commands import LanguagePlan
 from gateway.realtime.events import CreateItem, CreateResponse, ServerError, UpdateSession
 from tests.support.call_scene import (
     ACK,
@@ -47,8 +48,8 @@ FULL = replace(
 )
 
 
-def prepared(failure: str = "") -> inputs.Prepared:
-    return inputs.Prepared(FULL, 80, failure)
+def prepared(failure: str = "") -> Prepared:
+    return Prepared(FULL, 80, failure)
 
 
 @pytest.mark.parametrize("failure", ["", "no answer within 2 s"])

@@ -17,25 +17,31 @@ from gateway.call.conversation.out_of_band import KEY
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import (
     ApprovalRule,
-    BriefingPlan,
     CallPlan,
-    CollectPlan,
-    Destination,
     DtmfPlan,
     FallbackStep,
     FunctionPlan,
-    HoldPlan,
     InterruptionPlan,
-    LanguagePlan,
     LimitsPlan,
     MachineDetectionPlan,
-    SendDtmfPlan,
     ServerPlan,
     ToolsPlan,
-    TransferPlan,
     UserIdlePlan,
 )
-from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
+from gateway.call.tools.commands import (
+    BriefingPlan,
+    CallCommand,
+    CollectPlan,
+    Destination,
+    EndCall,
+    HoldPlan,
+    LanguagePlan,
+    Say,
+    SendDtmfPlan,
+    Tell,
+    TransferPlan,
+    TransferTo,
+)
 from gateway.realtime.errors import ERROR_CODES
 from gateway.realtime.events import (
     AgentTranscript,

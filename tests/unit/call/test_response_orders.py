@@ -24,17 +24,15 @@ from gateway.call.plan import (
     CallPlan,
     ContentPlan,
     ContextPlan,
-    Destination,
     FunctionPlan,
     GuardrailPlan,
     InterruptionPlan,
     MachineDetectionPlan,
     ResponseFailurePlan,
     ToolsPlan,
-    TransferPlan,
     UserIdlePlan,
 )
-from gateway.call.tools.commands import Say
+from gateway.call.tools.commands import Destination, Say, TransferPlan
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.call.call_record import CallRecord, ResponseTime
-from gateway.call.plan import CollectPlan
+from gateway.call.tools.commands import CollectPlan
 from gateway.ending import Ending, EndReason, Party
 from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted, went_wrong
 from gateway.records.files import BackgroundWriter
