@@ -341,8 +341,6 @@ class Sideband:
         told = {"type": "session.created", "event_id": self._id(), "session": session}
         follower.put(told)
 
-    # ---- the telephone
-
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
         """Return ``feed`` of the call's machine, wrapped so that the sideband sees the inputs."""
 
