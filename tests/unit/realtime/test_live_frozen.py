@@ -28,11 +28,11 @@ async def test_a_frozen_server_is_left_once_the_caller_speaks(
     async def script(peer: Peer) -> None:
         start = await peer.receive("session.start")
         await peer.send("session.started", session={"id": "sess_1", **start["session"]})
-        silence = {"type": "session.output_audio.delta", "delta": "////////"}
-        while talks:
-            await peer.ws.send(json.dumps(silence))
-            await asyncio.sleep(0.05)
-        await peer.until_closed()
+        track = json.dumps({"type": "session.output_audio.delta", "delta": "////////"})
+        closed = asyncio.ensure_future(peer.until_closed())
+        while not (await asyncio.wait((closed,), timeout=0.05))[0]:
+            if talks:
+                await peer.ws.send(track)
 
     async with serving(script) as server:
         heard = Heard()
