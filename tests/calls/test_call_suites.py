@@ -217,8 +217,9 @@ async def test_simulated_callers_talk_and_a_judge_marks(
     persona = '[call.caller]\npersona = "Vera"\ngoal = "a room"\nmax_turns = 4\n'
     suite = f'[model]\nurl = "{url}"\n[[call]]\nname = "model"\nto = "good"\n{persona}{JUDGE}'
     suite += f'[[call]]\nname = "session"\nto = "good"\n{persona}{by}'
+    suite += f'[[call]]\nname = "late"\nto = "mute"\n{persona}{by}max_seconds = 1.5\n'
     try:
-        status, told, (first, second) = await run(world, tmp_path, suite)
+        status, told, (first, second, third) = await run(world, tmp_path, suite)
     finally:
         await model.stop()
         await session.stop()
@@ -230,6 +231,9 @@ async def test_simulated_callers_talk_and_a_judge_marks(
     assert "agent: You spoke for" in first.system_out
     assert "caller: I need a room, please." in first.system_out
     assert model.requests == 3
+    assert [one.text for one in third.result] == [
+        "caller: max_seconds, 1.5, were over; 0 turns, 0 tokens; wanted a room"
+    ]
     assert second.is_passed, second.system_out
     assert "passed  caller: reached; 2 turns" in second.system_out
     assert "agent: You spoke for" in second.system_out

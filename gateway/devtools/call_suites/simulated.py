@@ -372,7 +372,8 @@ class RealtimeCaller:
             self._end(f"max_tokens, {persona.max_tokens}, were used up")
 
     def _on_closed(self, closed: SessionClosed) -> None:
-        self._end(f"its session was closed: {closed.code} {closed.reason}".rstrip())
+        if not closed.by_us:  # at a limit, which is why
+            self._end(f"its session was closed: {closed.code} {closed.reason}".rstrip())
 
     def _end(self, why: str) -> None:
         if not self._over.is_set():
