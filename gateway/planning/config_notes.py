@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from phonenumbers import country_code_for_region
+
 from gateway.addresses import is_inside, is_loopback
 from gateway.billing.costs import transcriber_of
 from gateway.billing.prices import load_prices
@@ -427,6 +429,12 @@ def _toll_fraud_notes(config: Config, dialplan: Dialplan) -> list[str]:
     for prefix in outbound.allowed_prefixes:
         if prefix in ("", "+", "0", "00"):
             advice.append(f"outbound.allowed_prefixes: {prefix!r} matches every number")
+        code = str(country_code_for_region(outbound.country)) if outbound.country else ""
+        if code and prefix.startswith(code):
+            advice.append(
+                f"outbound.allowed_prefixes: {prefix!r} is not the beginning of numbers with "
+                f'+{code}; write "+{prefix}"'
+            )
     for route in dialplan.routes:
         numbers = [
             (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)

@@ -274,6 +274,15 @@ def test_keys_that_are_not_what_they_should_be(
     assert "sk-123" not in told
 
 
+@pytest.mark.parametrize(
+    ("prefix", "noted"), [("49", True), ("+49", False), ("0049", False), ("10", False)]
+)
+def test_a_prefix_without_its_plus(tmp_path: Path, prefix: str, noted: bool) -> None:
+    outbound = f'[outbound]\nenabled = true\ncountry = "DE"\nallowed_prefixes = ["{prefix}"]\n'
+    told = checked(tmp_path, BASE + outbound)
+    assert ('write "+49"' in told) is noted
+
+
 def test_a_registrar_without_a_password(tmp_path: Path) -> None:
     trunk = '[sip]\nlisten = ["udp:0.0.0.0:5060"]\n[[trunk]]\nname = "c"\n'
     told = checked(tmp_path, f'{BASE}{trunk}registrar = "sip.example.net"\nusername = "me"\n')
