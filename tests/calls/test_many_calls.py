@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ async def test_many_short_calls(own_folder: Path) -> None:
     used = world.gateway.cpu_seconds() - used
 
     assert world.emulator.total_sessions == CALLS
-    assert after["tasks"] == before["tasks"]
+    # A wait for one of several events begins anew now and then, and its tasks end a turn later.
+    more = Counter(after["tasks"]) - Counter([*before["tasks"], "event"])
+    assert not more, more
     assert after["threads"] <= before["threads"] + RECORD_WRITERS
     # The last call may still be named by a loop that waits for the next one.
     left = {name: count for name, count in after["objects"].items() if name != "Task"}
