@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects import postgresql
 
 from gateway.call.call_record import CallRecord
@@ -213,6 +211,9 @@ def upgrade(engine: sa.Engine, head: str) -> None:
 
     Raises NewerSchemaError for a database that this version does not know, and SQLAlchemyError.
     """
+    from alembic import command  # not at the top: most starts find nothing to do
+    from alembic.config import Config
+
     with _locked(engine) as connection:
         found = version_of(engine)
         known = {path.name[:4] for path in (_FOLDER / "versions").glob("[0-9]*.py")}

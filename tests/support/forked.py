@@ -37,7 +37,13 @@ MODULES = (
     *("gateway.devtools.emulator.server", "gateway.devtools.scripted_caller"),
     *("gateway.api.app", "gateway.api.local", "gateway.api.metrics"),
     *("gateway.planning.check", "gateway.records.retention"),
-    *("jsonschema", "httpcore", "anyio._backends._asyncio", "sqlalchemy.dialects.sqlite"),
+    *(
+        "jsonschema",
+        "httpcore",
+        "anyio._backends._asyncio",
+        "sqlalchemy.dialects.sqlite",
+        "alembic.command",
+    ),
 )
 """What a gateway imports at its start or for its first call."""
 GATEWAY = ("-m", "gateway")

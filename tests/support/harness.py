@@ -141,6 +141,12 @@ def _empty_database() -> Path:
     return file
 
 
+def place_database(folder: Path) -> None:
+    """Put a database with its tables where a gateway would make one."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    shutil.copy(_empty_database(), folder / DATABASE_NAME)
+
+
 class GatewayStack:
     """One gateway with its emulator and a telephone.
 
@@ -199,8 +205,7 @@ class GatewayStack:
         routes = placed(self._routes)
         (self.folder / "routes" / "10-routes.toml").write_text(routes)
         if "database" not in self._records:
-            self.records_folder.mkdir(mode=0o700, exist_ok=True)
-            shutil.copy(_empty_database(), self.records_folder / DATABASE_NAME)
+            place_database(self.records_folder)
         config = CONFIG.format(
             listen=json.dumps(self._listen),
             rtp_low=low,

@@ -18,7 +18,7 @@ from gateway.api.client import ask_within
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from tests.support.gateway_process import WITHIN_S, Gateway
-from tests.support.harness import rtp_range
+from tests.support.harness import place_database, rtp_range
 from tests.support.sip_phone import Phone
 
 PEER = Path(__file__).parent / "peer.py"
@@ -126,6 +126,7 @@ async def site(
     await emulator.start()
     (folder / "routes").mkdir(exist_ok=True)
     (folder / "routes" / "10.toml").write_text(routes)
+    place_database(folder / "records")
     config = folder / "gateway.toml"
     config.write_text(
         CONFIG.format(
