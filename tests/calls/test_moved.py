@@ -13,8 +13,9 @@ import pytest
 
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import PATIENT, GatewayStack
-from tests.support.listening import all_arrives, noise
+from tests.support.listening import MOST_OF_IT, all_arrives, noise, share_heard
 from tests.support.referred import ReferredCall, dial
+from tests.support.rtp_end import RtpEnd
 from tests.support.sip_phone import PhoneCall
 
 PORT = free_port()
@@ -26,6 +27,12 @@ WORLD = {
 name = "follows"
 to = "^follows$"
 allowed_refer_to = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
+[route.greeting]
+say = "Hello."
+[[route.transfer]]
+name = "anna"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "bridge"
 """,
 }
 
@@ -89,6 +96,32 @@ async def test_the_session_moves_to_where_it_is_sent(
     summary = await world.summary(call)
     assert summary["ending"]["why"] == "remote_hangup"
     assert call.answers_to("REFER") == [202]
+
+
+def _has_heard(end: RtpEnd, said: bytes) -> bool:
+    return share_heard(said, end.heard) > MOST_OF_IT
+
+
+async def test_the_session_moves_while_it_is_joined(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
+    """Whom the caller was joined with hears who takes the caller's place, and is heard."""
+    tool = {"name": "transfer_call", "arguments": '{"destination": "anna"}'}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}])
+    call = await dial(world, "follows")
+    anna = await callee.called()
+    await world.gateway.wait("call.bridged", call=call.call_id)
+    refer(call, callee.uri("answer"))
+    there = await callee.called(2)
+    await call.hung_up()
+    await world.gateway.wait("call.caller_replaced", call=call.call_id)
+    for speaker, listener in ((there, anna), (anna, there)):
+        said = noise(5, 1.2)
+        speaker.rtp.say(said)
+        await listener.rtp.until(partial(_has_heard, listener.rtp, said[4800:]))
+    anna.bye()
+    await there.hung_up()
+    assert (await world.summary(call))["ending"]["why"] == "bridge_ended"
 
 
 async def test_the_caller_stays_when_nobody_takes_it(
