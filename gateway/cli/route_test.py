@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.audio.g711 import G711, Codec
 from gateway.bridge.route_data import fetch, with_data
 from gateway.call.plan import CallPlan
 from gateway.cli import CONFIG, examples
@@ -27,9 +28,17 @@ from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan, InviteFacts, Match
 from gateway.dialplan.variables import AS_WRITTEN
 from gateway.log import BLANK, Redactor
-from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
+from gateway.planning.call_plan import (
+    call_plan,
+    codec_of,
+    facts_of,
+    session_codec,
+    session_plan,
+    sip_settings,
+)
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import metadata_of, tool_executor
+from gateway.realtime.dialects.dialect import with_pcm
 from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.sip.messages.headers import headers_of
@@ -52,7 +61,7 @@ def invite_from_options(
     to: str, from_: str, headers: Iterable[str], source: str | None, codec: str
 ) -> Invite:
     """An INVITE for ``to`` by ``from_``: numbers, addresses, or ``"Name" <sip:...>``."""
-    payload = {"PCMU": "0", "PCMA": "8"}[codec]
+    payload = {"PCMU": "0", "PCMA": "8", "G722": "9"}[codec]
     lines = [
         f"INVITE {_uri(to)} SIP/2.0",
         f"To: {_field(to)}",
@@ -245,7 +254,9 @@ def answer(
     elif trunk not in trunks.by_name:
         known = ", ".join(trunks.by_name) or "none is configured"
         raise GivenError(f"--trunk {trunk!r}: there is no such trunk ({known})")
-    invite = replace(invite, trunk=trunk)
+    codecs = trunks.by_name[trunk].codecs if trunk in trunks.by_name else G711
+    offered = tuple(one for one in codecs if invite.offered is None or one in invite.offered)
+    invite = replace(invite, trunk=trunk, codecs=codecs, offered=offered or None)
     facts = facts_of(invite, at)
     verdicts = tuple(
         Verdict(
@@ -279,11 +290,13 @@ def _with_route(
     if match.route.data is not None:
         got, told = (None, "not fetched: the defaults") if data is None else data(match)
         match = with_data(match, got)
-    codec = codec_of(invite)
+    codec = session_codec(config, match.route, codec_of(invite))
     # Tools of MCP servers are not among these: nothing is started here.
     plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
     hide = _Hide((*config.secrets(), *dialplan.secrets()))
     session = plan.settings_for(plan.endpoint)
+    if codec is Codec.G722:
+        session = with_pcm({"session": session})["session"]
     return replace(
         found,
         route=match.route.name,
@@ -341,7 +354,7 @@ class _Hide:
 @click.option("--source", metavar="ADDRESS[:PORT]", help="Source address of the INVITE.")
 @click.option("--trunk", metavar="NAME", help="Trunk; default: found by the source address.")
 @click.option("--at", metavar="'DATE TIME'", help="Time of the call; default: now.")
-@click.option("--codec", type=click.Choice(["PCMU", "PCMA"]), default="PCMU", help="Offered codec.")
+@click.option("--codec", type=click.Choice(list(Codec)), default="PCMU", help="Offered codec.")
 @click.option("--invite", type=click.File("r"), help="File with the INVITE; - is stdin.")
 @click.option("--data", metavar="JSON", help="Response of the route's data service, or @FILE.")
 @click.option("--fetch", is_flag=True, help="Request the data from the route's service.")

@@ -243,6 +243,10 @@ async def test_a_session_goes_on_when_the_call_changes_to_g711_and_back(
             assert level(pj.NativeG722().decode(audio), 1000, 16000) > 1000
         else:
             assert level(codec.to_linear(audio), 1000, 8000) > 1000
+            # Packets that were on their way in the codec before are understood, too.
+            call.rtp.payload_type = CODECS["G722"][0]
+            call.rtp.say(pj.NativeG722().encode(tone(1500, 0.5)))
+            await session.wait_until(hears(1500), 20)
     await world.summary_at_end(call)
 
 

@@ -519,6 +519,8 @@ pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *paylo
         law = tap->law;
     else if ((type == PJMEDIA_RTP_PT_PCMU || type == PJMEDIA_RTP_PT_PCMA) && type != tap->event_type)
         law = type == PJMEDIA_RTP_PT_PCMA;
+    else if (type == PJMEDIA_RTP_PT_G722 && tap->audio->law == kG722 && type != tap->event_type)
+        law = kG722; // on its way while the call changed to G.711
     UplinkPacket packet{pj_ntohl(header->ssrc), pj_ntohs(header->seq), pj_ntohl(header->ts),
                         (const uint8_t *)payload, size};
     return tap->audio->receive(now, packet, law);

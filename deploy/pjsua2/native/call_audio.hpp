@@ -29,7 +29,7 @@ public:
     /** Where the caller's audio is taken from; from nobody it is silence, in real time. */
     enum { NOBODY, PACKETS, BRIDGE };
 
-    /** law: 0 PCMU, 1 PCMA. Bounds in frames of 20 ms. */
+    /** law: 0 PCMU, 1 PCMA, 2 G.722. Bounds in frames of 20 ms. */
     NativeCallAudio(int law, unsigned max_playout_frames, unsigned max_uplink_frames);
     ~NativeCallAudio();
 

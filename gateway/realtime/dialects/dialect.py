@@ -230,7 +230,7 @@ class Edge:
     def command(self, body: Json) -> Json:
         """A GA client event as it goes on the wire, without ``event_id``."""
         if self.pcm is not None:
-            body = _with_pcm(body)
+            body = with_pcm(body)
         body, left_out = self._dialect.command(body)
         if left_out:
             log.warning(
@@ -252,8 +252,8 @@ class Edge:
         return parse_event(frame, self._dialect.event)
 
 
-def _with_pcm(body: Json) -> Json:
-    """``body`` with linear PCM wherever it names an audio format."""
+def with_pcm(body: Json) -> Json:
+    """Return ``body`` with linear PCM wherever it names an audio format."""
     for key in ("session", "response"):
         inner = body.get(key)
         audio = inner.get("audio") if isinstance(inner, Mapping) else None

@@ -356,7 +356,7 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
 
     The line that is answered may be another one, depending on its profile.
     """
-    found = description_in(message)
+    found = description_in(message, tuple(Codec))
     if found is None:
         return None
     for media in found.media:
@@ -365,8 +365,12 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
     return ()
 
 
-def description_in(message: str) -> Description | None:
-    """Return the first description in a message's body, which may be one part of several."""
+def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> Description | None:
+    """Return the first description in a message's body, which may be one part of several.
+
+    Args:
+        codecs: as of :func:`parse`.
+    """
     text = message.replace("\r\n", "\n").replace("\r", "\n")
     _header, empty, body = text.partition("\n\n")
     if not empty or ("\nm=" not in body and not body.startswith("m=")):
@@ -375,7 +379,7 @@ def description_in(message: str) -> Description | None:
         parts = body.split("\n\n")
         body = next((part for part in parts if "\nm=" in part or part.startswith("m=")), "")
         body = body.partition("\n--")[0]
-    return parse(body)
+    return parse(body, codecs)
 
 
 def _media(value: str) -> Media | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from gateway.audio.g711 import Codec
 from gateway.text import whole_number
 
 _KEY_CHARS = {
@@ -156,7 +157,7 @@ def _rtpmap(rest: str) -> str | None:
     """Return an rtpmap attribute repaired, or None where it cannot be parsed."""
     number, _, encoding = rest.replace("\t", " ").partition(" ")
     parts = [part.strip() for part in encoding.split("/")]
-    if len(parts) == 1 and parts[0].upper() in ("PCMU", "PCMA", EVENTS.upper()):
+    if len(parts) == 1 and parts[0].upper() in (*Codec, EVENTS.upper()):
         parts.append("8000")  # what RFC 3551 and 4733 have it mean
     if len(parts) not in (2, 3) or whole_number(number, 3) is None or int(number) > 127:
         return None

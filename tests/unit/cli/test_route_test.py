@@ -128,7 +128,7 @@ def test_an_invite_from_a_file_belongs_to_its_trunk(config: Path, tmp_path: Path
     assert answer["variables"]["diversion_reason"] == "no-answer"
     assert answer["variables"]["from_name"] == "Ann' Lee"
     assert answer["cleaned"] == ["from_name"]
-    assert answer["session"]["audio"]["output"]["format"] == {"type": "audio/pcma"}
+    assert answer["session"]["audio"]["output"]["format"] == {"type": "audio/pcmu"}
     assert answer["access"] == ""
 
 
@@ -139,6 +139,24 @@ def test_an_invite_from_standard_input_with_a_header_more(config: Path) -> None:
     assert (answer["route"], answer["attributed_by"]) == ("vip", "as given")
     crlf = INVITE.replace("\n", "\r\n").replace("Ann", "J\xf6rg").encode("latin-1")
     assert _json(config, "--invite", "-", stdin=crlf)["route"] == "diverted"
+
+
+@pytest.mark.parametrize(
+    ("codecs", "shown"),
+    [
+        ('["G722", "PCMU"]', {"type": "audio/pcm", "rate": 24000}),
+        ('["PCMA", "G722"]', {"type": "audio/pcma"}),
+        ('["PCMU", "PCMA"]', {"type": "audio/pcmu"}),
+    ],
+)
+def test_the_session_has_the_format_of_the_codec_that_the_trunk_prefers(
+    config: Path, codecs: str, shown: dict[str, Any]
+) -> None:
+    with config.open("a", encoding="utf-8") as file:
+        file.write(f"codecs = {codecs}\n")
+    invite = INVITE.replace("RTP/AVP 8 0", "RTP/AVP 9 8 0")
+    found = _json(config, "--invite", "-", *AT, stdin=invite)
+    assert found["session"]["audio"]["input"]["format"] == shown
 
 
 def test_no_secret_is_shown(config: Path) -> None:

@@ -35,7 +35,7 @@ def _offer(*lines: str) -> str:
     return head + "\r\n".join(("v=0", "o=- 1 1 IN IP4 h", "s=-", "t=0 0", *lines)) + "\r\n"
 
 
-U, A = Codec.PCMU, Codec.PCMA
+U, A, W = Codec
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ U, A = Codec.PCMU, Codec.PCMA
         (["m=audio 4000 RTP/AVP 0 8 101"], (U, A)),
         (["m=audio 4000 RTP/AVP 8 0"], (A, U)),
         (["m=audio 4000 RTP/AVP 8"], (A,)),
-        (["m=audio 4000 RTP/AVP 9 18 8 0", "a=rtpmap:9 G722/8000"], (A, U)),
+        (["m=audio 4000 RTP/AVP 9 18 8 0", "a=rtpmap:9 G722/8000"], (W, A, U)),
         (
             ["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 pcma/8000/1", "a=rtpmap:97 PCMU/8000"],
             (A, U),
@@ -52,7 +52,10 @@ U, A = Codec.PCMU, Codec.PCMA
         (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 PCMU/8000", "a=rtpmap:0 PCMU/8000"], (U,)),
         (["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 PCMU/16000", "a=rtpmap:97 opus/48000/2"], ()),
         (["m=audio 4000 RTP/AVP 0 8", "a=rtpmap:0 PCMU/16000"], (A,)),
-        (["m=audio 4000 RTP/AVP 9", "a=rtpmap:9 G722/8000"], ()),
+        (["m=audio 4000 RTP/AVP 9"], (W,)),
+        (["m=audio 4000 RTP/AVP 9", "a=rtpmap:9 G722"], (W,)),
+        (["m=audio 4000 RTP/AVP 9 8", "a=rtpmap:9 G722/16000"], (A,)),
+        (["m=audio 4000 RTP/AVP 96", "a=rtpmap:96 g722/8000/1"], (W,)),
         (["m=audio 0 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (A,)),
         (["m=video 4000 RTP/AVP 31", "a=rtpmap:0 x/1", "m=audio 4002 RTP/AVP 0"], (U,)),
         (["m=audio 4000 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (U,)),
