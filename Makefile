@@ -6,7 +6,7 @@ CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
 ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
-	signalling renegotiation transports wideband)
+	signalling renegotiation transports wideband registrars)
 # Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy.
 # Calls, which take long, come first; tests/support/parallel.py.
 WORKERS ?= 4

@@ -80,6 +80,14 @@ async def by_dtls(
         yield call, sender
 
 
+@contextlib.asynccontextmanager
+async def in_clear(
+    world: GatewayStack, codec: str, ptime: int, _folder: Path
+) -> AsyncIterator[tuple[DialogCall, Sender]]:
+    call = await up(world, codec, ptime)
+    yield call, Sender(call.rtp, ptime=ptime)
+
+
 def print_of(folder: Path) -> tuple[str, ...]:
     """Lines of a description with the certificate there; the handshake is ours to begin."""
     return f"a=fingerprint:sha-256 {fingerprint_of(folder)}", "a=setup:active"
@@ -277,6 +285,7 @@ def rtcp(sender: Sender, heard: list[bytes]) -> list[bytes]:
 ATTACKS = [
     *((by_sdes, one) for one in (replayed, forged, odd, plain, rtcp)),
     *((by_dtls, one) for one in (replayed, handshakes)),
+    *((in_clear, one) for one in (rtcp, handshakes)),
 ]
 
 

@@ -41,7 +41,9 @@ class Registrar(asyncio.DatagramProtocol):
         self.count += 1
         asked = dict(re.findall(r"^([\w-]+): *(.*?)\r$", text, re.MULTILINE))
         code, lines = self._rule(asked)
-        head = [f"{name}: {asked[name]}" for name in ("Via", "From", "Call-ID", "CSeq")]
+        told = [line.partition(":")[0] for line in lines]
+        names = [name for name in ("Via", "From", "Call-ID", "CSeq") if name not in told]
+        head = [f"{name}: {asked[name]}" for name in names]
         answer = [f"SIP/2.0 {code} As told", *head, f"To: {asked['To']};tag=r", *lines]
         text = "\r\n".join([*answer, "Content-Length: 0"]) + "\r\n\r\n"
         self._transport.sendto(text.encode(), addr)
@@ -149,6 +151,14 @@ RULES: dict[str, tuple[int, Rule]] = {
 }
 
 
+def _received(address: str) -> Rule:
+    """Tells where the REGISTER came from (RFC 3581)."""
+    return lambda asked: (
+        200,
+        [f"Via: {asked['Via']};received={address}", f"Contact: {contact(asked)};expires=100"],
+    )
+
+
 def _growing() -> Rule:
     asked_for = itertools.count(301)
     return lambda _asked: (423, [f"Min-Expires: {next(asked_for)}"])
@@ -195,6 +205,11 @@ HOSTILE: dict[str, Rule] = {
         200,
         [f"Contact: {contact(asked)};expires=100", *["P-Associated-URI: <sip:a@b>"] * 200],
     ),
+    "we are a name": _received("nobody.example"),
+    "we are 3,000 characters": _received("a" * 3000),
+    "we are nowhere": _received("0.0.0.0;rport=0"),
+    "we are of another family": _received("2001:db8::1"),
+    "we are at no port": _received("192.0.2.1;rport=99999"),
     "two that we are": lambda asked: (200, [f"Contact: {contact(asked)}", f"To: {asked['To']}"]),
     "refused, with a telephone's number": lambda _asked: (403, ["Contact: <tel:+4930>"]),
     "sixty challenges": lambda _asked: (

@@ -42,6 +42,7 @@ from gateway.sip.messages.validation import (
     InvalidMessage,
     flaw_of,
     mended,
+    mended_via,
     refused_address,
     request_flaw,
     stripped,
@@ -240,7 +241,8 @@ class AccessControl:
             self.policy.count_banned()
             return b""
         if unread.code == _BAD_REQUEST and (
-            self._take(mended(unread.data, unread.source, unread.port), known_only=False)
+            self._take(mended_via(unread.data), known_only=False)
+            or self._take(mended(unread.data, unread.source, unread.port), known_only=False)
             or self._take(
                 stripped_response(unread.data, unread.source, unread.port), known_only=False
             )
@@ -274,6 +276,8 @@ class AccessControl:
             self._instead = False
 
     def _on_response(self, received: Received) -> Decision:
+        if self._take(mended_via(received.message), known_only=False):
+            return DROP
         """Check a response: its form, the addresses in its SDP, and who challenges for a
         password."""
         message = received.message.decode("utf-8", "replace")

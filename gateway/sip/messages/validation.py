@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gateway.addresses import IPAddress, address_of, bracketed
+from gateway.addresses import IPAddress, address_of, bracketed, host_of
 from gateway.sip.messages.headers import (
     MAX_FIELD,
     body_of,
@@ -321,6 +321,47 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
     values = [headers.get(name, ("",)) for name in _ONCE]
     for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
         yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
+
+
+def mended_via(response: bytes) -> bytes:
+    """A response without a ``received`` or ``rport`` that can be none (RFC 3581); empty if all can.
+
+    pjsip takes ``received`` for our own address: it would register a Contact that is no URI, and
+    read from it where there is nothing.
+    """
+    vias = headers_of(response.decode("latin-1")).get("via", ())
+    if not (response.startswith(b"SIP/") and vias):
+        return b""
+    by, *parameters = vias[0].partition(",")[0].split(";")
+    sent_by = address_of(host_of(by.strip().rpartition(" ")[2]))
+    if all(_can_be_ours(one, sent_by) for one in parameters):
+        return b""
+    head, end, body = response.partition(b"\r\n\r\n")
+    return _OURS.sub(b"", head) + end + body
+
+
+_OURS = re.compile(
+    rb";\s{0,9}(?:received|rport)(?![\w-])(?:\s{0,9}=\s{0,9}[^;,\s]{0,4096})?", re.IGNORECASE
+)
+
+
+def _can_be_ours(parameter: str, sent_by: IPAddress | None) -> bool:
+    """Whether a parameter of our Via has an address of our family, perhaps with a port, or one."""
+    name, _, value = (part.strip() for part in parameter.partition("="))
+    if name.lower() == "rport":
+        number = value[:6]
+        return not value or (number.isascii() and number.isdigit() and int(number) <= 65535)
+    if name.lower() != "received":
+        return True
+    six = sent_by is not None and sent_by.version == 6
+    found = (_RECEIVED_6 if six else _RECEIVED_4).fullmatch(value)
+    address = None if found is None else address_of(found[found.lastindex or 0])
+    return address is not None and (sent_by is None or address.version == sent_by.version)
+
+
+_RECEIVED_4 = re.compile(r"([0-9.]{7,15})(?::[0-9]{1,5})?")
+_RECEIVED_6 = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})")
+"""Some registrars add the port."""
 
 
 _FINAL = re.compile(rb"SIP/2\.0 ([2-6]\d\d)([^\r\n]{0,200})[\r\n]")

@@ -43,6 +43,7 @@ from gateway.sip.messages.validation import (
     body_flaw_of,
     call_id_allowed,
     flaw_of,
+    mended_via,
     stripped,
     stripped_response,
 )
@@ -134,6 +135,7 @@ def _unread(text: str) -> None:
         answer_unread(data, 400, "192.0.2.1", 5060)
         stripped(data, "192.0.2.1", 5060, "udp")
         stripped_response(data, "192.0.2.1", 5060)
+        mended_via(data)
         mended_message(data, "192.0.2.1", 5060)
 
 

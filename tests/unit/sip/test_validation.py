@@ -13,7 +13,7 @@ from gateway.sip.messages.replies import (
     reply_outside,
     reply_to_required,
 )
-from gateway.sip.messages.validation import body_flaw_of, flaw_of
+from gateway.sip.messages.validation import body_flaw_of, flaw_of, mended_via
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
@@ -190,3 +190,33 @@ def test_a_multipart_body_has_its_parts(content_type: str, good: bool) -> None:
 def test_made_up_methods_share_a_name() -> None:
     assert {name_of("X1"), name_of("X2")} == {"unknown"}
     assert name_of("BYE") == "BYE"
+
+
+@pytest.mark.parametrize(
+    ("sent_by", "told", "kept"),
+    [
+        ("192.0.2.1:5060", ";received=192.0.2.7;rport=5070", True),
+        ("192.0.2.1", ";rport;received=192.0.2.7:5060", True),
+        ("[2001:db8::1]:5060", ";received=2001:db8::2;rport=", True),
+        ("[2001:db8::1]", ";received=[2001:db8::2]:5060", True),
+        ("192.0.2.1", ";received=2001:db8::1", False),
+        ("192.0.2.1", ";received=::ffff:192.0.2.1", False),
+        ("192.0.2.1", ";received=[192.0.2.1", False),
+        ("192.0.2.1", ";received=nobody.example", False),
+        ("192.0.2.1", ";received", False),
+        ("192.0.2.1", ";\r\n Received =\r\n 2001:db8::1", False),
+        ("[2001:db8::1]", ";received=[2001:db8::2", False),
+        ("[2001:db8::1]", ";received=fe80::1%a", False),
+        ("192.0.2.1", ";rport=65536", False),
+        ("192.0.2.1", ";rport=-1", False),
+    ],
+)
+def test_addresses_that_a_response_says_are_ours(sent_by: str, told: str, kept: bool) -> None:
+    """What is none is left out of the first Via; all else stays."""
+    via = f"Via: SIP/2.0/UDP {sent_by};branch=z9"
+    more = ";x=y, SIP/2.0/UDP b\r\nTo: <sip:a>;tag=b"
+    body = "\r\n\r\nVia: x;received=y"
+    response = f"SIP/2.0 200 OK\r\n{via}{told}{more}{body}"
+    wanted = "" if kept else f"SIP/2.0 200 OK\r\n{via}{more}{body}"
+    assert mended_via(response.encode()) == wanted.encode()
+    assert mended_via(response.replace("SIP/2.0 200 OK", "BYE sip:a SIP/2.0").encode()) == b""
