@@ -23,6 +23,8 @@ BASE := $(VENV)/.made
 PJSUA2 := $(VENV)/.pjsua2
 APP := $(VENV)/.app
 DEV := $(VENV)/.dev
+RUNS := $(PJSUA2) $(APP)
+TESTED := $(PJSUA2) $(DEV)
 
 export PYTHON
 export PIP_NO_INPUT = 1
@@ -36,38 +38,38 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
+demo: $(RUNS) ## emulator, gateway and one scripted call on this machine, then its timeline
 	@$(BIN)/gateway demo
 
-run: $(APP) ## emulator and gateway until Ctrl-C: call from the browser, or sip:100@127.0.0.1:5060
+run: $(RUNS) ## emulator and gateway until Ctrl-C: call from the browser, or sip:100@127.0.0.1:5060
 	@$(BIN)/python $(SETUP)/run_local.py -c $(CONFIG)
 
-check: $(APP) ## what is wrong with the configuration and the dialplans
+check: $(RUNS) ## what is wrong with the configuration and the dialplans
 	@$(BIN)/gateway check -c $(CONFIG)
 
-test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
+test: $(TESTED) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@rm -f test-output/figures.txt
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
 
-black-boxes: $(DEV) ## make the black boxes anew that the tests replay, after a change of the core
+black-boxes: $(TESTED) ## make the black boxes anew that the tests replay, after a change of the core
 	@rm -rf tests/unit/bridge/black_boxes
 	@BLACK_BOXES_ANEW=1 $(BIN)/python -m pytest -q tests/unit/call tests/calls/test_incidents.py
 
-test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer watches
+test-asan: $(TESTED) ## calls and broken messages on a pjsua2 that AddressSanitizer watches
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl
 	@deploy/pjsua2/with-asan.sh $(BIN)/python $(BIN)/python -m pytest $(PARALLEL) $(ASAN_TESTS)
 
-interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
+interop: $(TESTED) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
 
-test-console: $(DEV) ## the console and calls from the browser, in a real Chromium
+test-console: $(TESTED) ## the console and calls from the browser, in a real Chromium
 	@$(SETUP)/need-debian.sh sipp:sip-tester chromium:chromium
 	@$(BIN)/python -m pytest tests/interop/test_console.py tests/interop/test_browser_calls.py
 
-test-container: $(DEV) ## the image of deploy/container: built, run, and called
+test-container: $(TESTED) ## the image of deploy/container: built, run, and called
 	@$(SETUP)/need-debian.sh sipp:sip-tester buildah:buildah mmdebstrap:mmdebstrap runc:runc
 	@$(BIN)/python -m pytest tests/interop/test_container.py
 
@@ -86,11 +88,11 @@ format: $(DEV) ## let ruff format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(DEV) ## figures of speed and memory, with their method (BENCH=--docs renews the page)
+bench: $(TESTED) ## figures of speed and memory, with their method (BENCH=--docs renews the page)
 	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@$(BIN)/python -m tests.load $(BENCH)
 
-venv: $(DEV) ## .venv with everything in it
+venv: $(TESTED) ## .venv with everything in it
 
 # The exact versions and hashes of everything, for all supported Pythons at once. The larger set is
 # resolved first, so that the gateway runs on the very versions that the tests saw.
@@ -120,7 +122,7 @@ $(PJSUA2): $(BASE) $(shell find deploy/pjsua2 -type f ! -name '*.pyc' ! -name '*
 	@sh deploy/pjsua2/build.sh $(BIN)/python
 	@touch $@
 
-$(APP): $(BASE) $(PJSUA2) requirements.lock pyproject.toml
+$(APP): $(BASE) requirements.lock pyproject.toml
 	@echo "Installing what the gateway needs into $(VENV)"
 	@$(PIP) --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .

@@ -39,7 +39,7 @@ trap 'rm -rf "$release"' EXIT
 mkdir "$release"
 tar -C "$here" --exclude=__pycache__ -c Makefile README.md LICENSE deploy dialplans docs gateway \
     gateway.toml pyproject.toml requirements.lock | tar -C "$release" --no-same-owner -x
-make -C "$release" .venv/.app
+make -C "$release" .venv/.pjsua2 .venv/.app
 "$release/.venv/bin/python" -c "import pjsua2"
 "$release/.venv/bin/python" -m compileall -q "$release/gateway" "$release/.venv/lib" || true
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 INSTALL = ROOT / "deploy" / "install.sh"
 
 MAKE = f"""#!/bin/sh
-# make -C RELEASE .venv/.app
+# make -C RELEASE .venv/.pjsua2 .venv/.app
 mkdir -p "$2/.venv/bin" && cd "$2/.venv/bin"
 echo '#!/bin/sh' >python
 echo 'case "$*" in *compileall*|*pjsua2*) ;; *) exec {sys.executable} "$@";; esac' >>python
