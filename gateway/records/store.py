@@ -26,7 +26,8 @@ from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
 from gateway.records.inflight import InFlight
 from gateway.records.spool import Delivery, Entry, Spool
-from gateway.records.tables import CLOSED, OPENED, columns_of, number_of
+from gateway.records.tables import CLOSED, OPENED, columns_of
+from gateway.sip.messages.headers import number_of
 from gateway.tasks import TaskSet
 from gateway.text import PrivateDigits, unicode_in
 

@@ -9,7 +9,6 @@ import fcntl
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ from sqlalchemy.dialects import postgresql
 
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, Party
+from gateway.sip.messages.headers import number_of
 from gateway.text import printable, unicode_in
 
 
@@ -275,9 +275,6 @@ _UNANSWERED = {
     EndReason.REMOTE_HANGUP: "cancelled",
 }
 
-_USER = re.compile(r"(?:.*<)?(?:sips?|tel):([^@;>]+)", re.IGNORECASE)
-_SEPARATORS = re.compile(r"[\s().\-]")
-
 
 def outcome_of(record: CallRecord) -> str:
     """How a call went: completed, transferred, busy, no_answer, cancelled, refused or failed.
@@ -296,14 +293,6 @@ def outcome_of(record: CallRecord) -> str:
     if record.times.answered is not None:
         return "completed"
     return _UNANSWERED.get(ending.why, "refused")
-
-
-def number_of(uri: str) -> str:
-    """The user part of a SIP or tel URI, a number without its separators."""
-    found = _USER.match(uri)
-    user = found[1] if found else ""
-    bare = _SEPARATORS.sub("", user)
-    return bare if re.fullmatch(r"\+?[0-9*#]+", bare) else user
 
 
 def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:

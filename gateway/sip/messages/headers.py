@@ -308,3 +308,15 @@ def _header_flaw(headers: str) -> str:
         elif (name, value.lower()) != ("require", "replaces"):
             return f"header {name}"
     return ""
+
+
+_USER = re.compile(r"(?:.*<)?(?:sips?|tel):([^@;>]+)", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[\s().\-]")
+
+
+def number_of(uri: str) -> str:
+    """The user part of a SIP or tel URI, a number without its separators."""
+    found = _USER.match(uri)
+    user = found[1] if found else ""
+    bare = _SEPARATORS.sub("", user)
+    return bare if re.fullmatch(r"\+?[0-9*#]+", bare) else user

@@ -23,7 +23,6 @@ from gateway.call.rules import guardrails
 from gateway.realtime.events import ServerError
 from gateway.realtime.parse import BadEvent, parse_event
 from gateway.realtime.session_object import field_of
-from gateway.records import tables
 from gateway.sip.ingress import source_policy
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
@@ -31,6 +30,7 @@ from gateway.sip.messages.headers import (
     display_name_of,
     headers_of,
     name_addr_of,
+    number_of,
     parameter_of,
     split_list,
     uri_of,
@@ -187,7 +187,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "unread": _unread,
     "masked": _masked,
     "sentences": lambda text: guardrails._SENTENCE.search(text),
-    "shown number": lambda text: tables.number_of(text),
+    "shown number": number_of,
     "session errors": _session_error,
     "truncation": lambda text: playback._SHORTER.search(text),
 }
