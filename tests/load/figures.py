@@ -171,5 +171,7 @@ def interruptions(
         result.last_ms.append(max((when - at) / NS for when in after) if after else 0.0)
         result.late_heard += sum(mark == following for mark, _when in by_call.get(call, []))
         if item in said:
-            result.truncation_error_ms.append(abs(said[item] - 20 * len(answer)))
+            # Up to the last: of a chord after silence, the coder may miss the first one.
+            frames = max((mark for mark, _when in answer), default=first - 1) + 1 - first
+            result.truncation_error_ms.append(abs(said[item] - 20 * frames))
     return result
