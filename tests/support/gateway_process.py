@@ -83,7 +83,7 @@ class Gateway:
         """Run it, until it listens."""
         arguments = ("run", "-c", str(self.config), *self._options)
         env = {**os.environ, **PROXIES}
-        if self._options == ("--no-supervisor",):
+        if "--no-supervisor" in self._options:
             self._process = await Forked.start(self._entry, arguments, env, LINE_BYTES)
         else:
             self._process = await asyncio.create_subprocess_exec(
