@@ -7,11 +7,11 @@ TESTS ?=
 INTEROP ?= tests/interop
 ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
 	signalling renegotiation transports wideband registrars)
-# Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy.
-# Calls, which take long, come first; tests/support/parallel.py.
+# Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy,
+# and unit tests in a seventh process use what is left (tests/support/parallel.py).
 WORKERS ?= 4
 PARALLEL ?= -p tests.support.parallel --workers $(WORKERS)
-test: WORKERS := 6
+test: WORKERS := 7
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from warnings import WarningMessage
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.support import figures
 from tests.support.forked import Forked, end_with_parent
 
 NICE = 5
-"""Of the worker that takes files from the end: what needs no real time uses what time is left."""
+"""Of the worker that runs unit tests beside calls: they use what time calls leave, and no more."""
 
 _FORKED = get_context("fork")
 
@@ -74,7 +75,7 @@ def _distribute(session: pytest.Session, left: deque[int], workers: list[_Worker
                     )
                 continue
             if kind == "next":
-                worker.connection.send(worker.take(left) if left else None)
+                worker.connection.send(worker.take(left))
             elif kind == "figures":
                 figures.found.update(value)
             elif kind == "start":
@@ -100,9 +101,11 @@ class _Worker:
         self.process.start()
         self._other.close()
 
-    def take(self, left: deque[int]) -> int:
-        """The next file: the last worker takes them from the end, where no calls are."""
-        return left.pop() if self._from_end else left.popleft()
+    def take(self, left: deque[int]) -> int | None:
+        """The next file for this worker, if there is one."""
+        if not left or (self._only_unit_tests and not self._is_unit_test(left[-1])):
+            return None
+        return left.pop() if self._only_unit_tests else left.popleft()
 
     def report(self, kind: str, value: Any) -> None:
         """In the process that prints: pass on what this worker's pytest said."""
@@ -114,16 +117,20 @@ class _Worker:
             hook.pytest_warning_recorded.call_historic(kwargs=value)
 
     @property
-    def _from_end(self) -> bool:
+    def _only_unit_tests(self) -> bool:
         workers: int = self._session.config.option.workers
-        return 0 < self._number == workers - 1
+        both = self._is_unit_test(-1) and not self._is_unit_test(0)
+        return both and self._number == workers - 1 > 0
+
+    def _is_unit_test(self, file: int) -> bool:
+        return "unit" in self._files[file][0].path.parts
 
     # ---- in the forked process
 
     def _run(self) -> None:
         end_with_parent()
         config = self._session.config
-        if self._from_end:
+        if self._only_unit_tests:
             os.nice(NICE)
         self.connection.close()
         # What is captured goes to files, which all processes would share.
@@ -166,7 +173,15 @@ class _Told:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._connection.send(("report", data))
 
-    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str) -> None:
-        """A warning of a test."""
-        said = {"warning_message": warning_message, "when": when, "nodeid": nodeid}
+    def pytest_warning_recorded(
+        self, warning_message: WarningMessage, when: str, nodeid: str
+    ) -> None:
+        """A warning of a test; without its source, which may be a coroutine."""
+        told = WarningMessage(
+            str(warning_message.message),
+            warning_message.category,
+            warning_message.filename,
+            warning_message.lineno,
+        )
+        said = {"warning_message": told, "when": when, "nodeid": nodeid}
         self._connection.send(("warning", {**said, "location": None}))
