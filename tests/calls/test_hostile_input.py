@@ -227,8 +227,8 @@ def _dialog(call: DialogCall) -> str:
 def odd_numbers(call: DialogCall) -> Iterator[bytes]:
     sdp = call.sdp.text(call.rtp.port)
     for method in ("INVITE", "UPDATE", "INFO", "BYE", "ACK"):
-        for number in (0, 1, 2**31 - 1, 2**31, 2**32, 2**64):
-            if (method, number) != ("BYE", 2**31 - 1):
+        for number in (0, 1, 2**31 - 9, 2**31, 2**32, 2**64):
+            if (method, number) != ("BYE", 2**31 - 9):
                 yield call._inside(method, number, (), sdp if method != "BYE" else "")
 
 
