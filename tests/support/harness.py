@@ -97,8 +97,10 @@ say = "Hello."
 LOGS = (black_boxes.SUFFIX, event_logs.SUFFIX)
 """Ends of the names of files beside the records."""
 
-_RTP_PORTS = range(12000, 32000, 400)
-"""Below what the kernel gives out by itself (32768 and above): a telephone's ports are those."""
+_RTP_STEP = 400
+_RTP_PORTS = (*range(10000, 18800, _RTP_STEP), *range(30000, 32400, _RTP_STEP))
+"""Below what the kernel gives out by itself (32768 and above): a telephone's ports are those. Not
+among the defaults either (20000 to 29999), which demos and answering machines take."""
 
 _RTP_RANGES = 3
 """Of one process: more than it has gateways at a time, so that the RTP that still comes for one
@@ -123,11 +125,11 @@ def rtp_range() -> tuple[int, int]:
                 claim.close()
                 continue
             _claims.append((low, claim))
-            return low, low + _RTP_PORTS.step - 1
+            return low, low + _RTP_STEP - 1
     if not _claims:
         raise OSError("no range of RTP ports is free")
     _claims.append(_claims.pop(0))
-    return _claims[-1][0], _claims[-1][0] + _RTP_PORTS.step - 1
+    return _claims[-1][0], _claims[-1][0] + _RTP_STEP - 1
 
 
 @cache
