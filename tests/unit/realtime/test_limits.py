@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -148,11 +149,13 @@ def test_a_bad_large_event_is_said_and_the_session_goes_on() -> None:
 def test_a_server_that_sends_without_end_takes_no_more_than_its_turn(
     audio_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it comes, in order, as fast as is allowed, and the others have their turns between."""
-    monkeypatch.setattr(connection, "MESSAGES_AT_ONCE", 400)
-    monkeypatch.setattr(connection, "MESSAGES_PER_SECOND", 20_000)
-    monkeypatch.setattr(connection.Connection, "_room", 400.0)
-    sent = 1500 if audio_bytes < 1000 else 150
+    """All of it comes, in order, as fast as allowed, and others have their turns between."""
+    at_once, per_second = 400, 4000
+    monkeypatch.setattr(connection, "MESSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(connection, "MESSAGES_PER_SECOND", per_second)
+    monkeypatch.setattr(connection.Connection, "_room", float(at_once))
+    sent = 1500 if audio_bytes < 1000 else 60
+    cost = sent * (1 + len(delta(b"\x42" * audio_bytes)) // connection.BYTES_OF_MESSAGE)
     most = 0
 
     async def script(peer: Peer) -> None:
@@ -183,11 +186,15 @@ def test_a_server_that_sends_without_end_takes_no_more_than_its_turn(
             return heard, session._connection.held_back
 
     with capture_logs() as logs:
+        began = time.monotonic()
         heard, held_back = asyncio.run(scenario())
+        seconds = time.monotonic() - began
     assert sum(type(event) is AudioDelta for event in heard.events) == sent
     created = [one.response_id for one in heard.events if isinstance(one, ResponseCreated)]
     assert created == [str(number) for number in range(0, sent, 500)]
     assert (heard.closed[0].code, heard.closed[0].reason) == (4001, "at the end")
     assert most <= 3 * MESSAGES_A_TURN
-    assert held_back > 0
-    assert sum(one["event"] == "session.too_many_messages" for one in logs) == 1
+    assert cost <= at_once + MESSAGES_A_TURN + per_second * seconds
+    # A machine that is so slow itself holds nobody back.
+    noted = [one for one in logs if one["event"] == "session.too_many_messages"]
+    assert len(noted) == bool(held_back)
