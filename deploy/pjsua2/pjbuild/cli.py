@@ -110,7 +110,7 @@ def _build(root: Path, progress: Progress, options: argparse.Namespace) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=root / "work") as name:
         work = Path(name)
         pj_version, tree = _library(root, found, work, progress, options)
-        build_module(tree, HERE, work, root / "objects", progress)
+        build_module(tree, HERE, work, root / "objects", options.jobs, progress)
         with progress.step("write and try the wheel"):
             return _wheel(root, tree, work, pj_version, found, progress)
 

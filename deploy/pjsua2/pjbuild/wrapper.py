@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import BuildError
@@ -46,11 +47,14 @@ def _interface(native: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Progress) -> None:
+def build_module(
+    tree: Path, here: Path, work: Path, objects: Path, jobs: int, progress: Progress
+) -> None:
     """Leaves ``pjsua2.py`` and the extension module in ``work``.
 
     ``tree`` is a compiled pjproject, ``here`` is ``deploy/pjsua2``, ``objects`` keeps the
-    compiled wrapper between builds that do not change it. Raises BuildError.
+    compiled wrapper between builds that do not change it, ``jobs`` files are compiled at once.
+    Raises BuildError.
     """
     native = here / "native"
     include = [f"-I{tree / name / 'include'}" for name in INCLUDES]
@@ -74,8 +78,8 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
     # Pools of a sanitized build have another size, so its wrapper is its own; it is for tests only.
     flags = [*WRAPPER_FLAGS, *common, *(("-O0",) if sanitizing() else ())]
     with progress.step("compile the Python wrapper"):
-        compiled = [_wrapper_object(wrapper, flags, work, objects, progress)]
-        for source in sorted(native.glob("*.cpp")):
+
+        def compile_native(source: Path) -> Path:
             target = work / f"{source.stem}.o"
             progress.run(
                 [
@@ -84,7 +88,12 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
                 ],
                 what=f"compiling {source.name}",
             )
-            compiled.append(target)
+            return target
+
+        with ThreadPoolExecutor(jobs) as pool:  # the wrapper takes as long as all others together
+            first = pool.submit(_wrapper_object, wrapper, flags, work, objects, progress)
+            others = pool.map(compile_native, sorted(native.glob("*.cpp")))
+            compiled = [first.result(), *others]
         link = [word for word in words if word.startswith(("-L", "-l", "-p", "/")) or ".a" in word]
         module = work / f"_pjsua2{sysconfig.get_config_var('EXT_SUFFIX')}"
         strip = () if sanitizing() else ("-s",)
