@@ -18,6 +18,7 @@ from gateway.bridge.replay import replay
 from gateway.cli.main import main
 from gateway.devtools.timeline.black_box import read_black_box
 from gateway.records.black_boxes import SUFFIX
+from tests.support.black_boxes import written
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise
 from tests.support.sip_phone import PhoneCall
@@ -65,7 +66,7 @@ async def kept(world: GatewayStack, call: PhoneCall) -> Path:
     record = await world.record(call)
     assert record["black_box"].endswith(SUFFIX)
     path = Path(world.records_folder, record["black_box"])
-    await eventually(lambda: path.exists() and "outputs.Finished" in path.read_text(), "its end")
+    await eventually(lambda: "outputs.Finished" in written(path), "its end")
     return path
 
 

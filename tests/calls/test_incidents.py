@@ -17,7 +17,7 @@ import pytest
 from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.timeline.black_box import read_black_box
-from tests.support.black_boxes import keep
+from tests.support.black_boxes import keep, written
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise
@@ -254,7 +254,7 @@ async def black_box_of(world: GatewayStack, call: PhoneCall) -> Path:
     path = Path(world.records_folder, record["black_box"])
 
     def is_whole() -> bool:
-        *_, last = ("", *path.read_text().splitlines(keepends=True)) if path.exists() else ("",)
+        *_, last = ("", *written(path).splitlines(keepends=True))
         return '"record":{' in last and last.endswith("\n")
 
     await eventually(is_whole, "its last line")

@@ -184,8 +184,7 @@ async def test_signals_to_a_process_with_a_call(own_folder: Path, options: tuple
         assert "gateway.stopped" not in moved.read_text()
         assert all(json.loads(line) for line in moved.read_text().splitlines())
         status = await world.gateway.stop()
-        await eventually(lambda: "gateway.stopped" in file.read_text(), "its last line")
-        await world.gateway.wait("gateway.stopped")
+        await eventually(lambda: bool(world.gateway.all("gateway.stopped")), "its last line")
         await world.stop(status)
     finally:
         following.cancel()

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from gateway.cli.main import main
 from tests.interop.lab.keys import self_signed
 from tests.support import figures
+from tests.support.black_boxes import written
 from tests.support.harness import GatewayStack, eventually
 
 CONTROL = '[control]\nsocket = "gateway.sock"\n'
@@ -51,7 +52,7 @@ def routes(world: GatewayStack) -> Path:
 
 def sent_in(box: Path) -> list[str]:
     """First lines of the SIP messages that a black box has of those sent."""
-    lines = [line for line in box.read_text().splitlines() if '"sip":"out"' in line]
+    lines = [line for line in written(box).splitlines() if '"sip":"out"' in line]
     return [json.loads(line)["text"].split("\n")[0] for line in lines]
 
 

@@ -18,6 +18,7 @@ from gateway.cli.main import main
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_api import API, Client
 from tests.calls.test_webhooks import hooks
+from tests.support.black_boxes import written
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import HttpService, http_service
@@ -179,7 +180,7 @@ async def test_it_is_told_logged_and_replayed(world: GatewayStack, receiver: Htt
     sessions = [one["event"]["session"] for one in lines if "session" in one.get("event", {})]
     assert {one["type"] for one in sessions} == {"transcription"}
     box = world.records_folder / record["black_box"]
-    await eventually(lambda: "outputs.Finished" in box.read_text(), "its end")
+    await eventually(lambda: "outputs.Finished" in written(box), "its end")
     assert list(replay(read_lines(box)).differences) == []
 
 

@@ -17,6 +17,11 @@ ANEW = "BLACK_BOXES_ANEW"
 """Environment variable: keep the black boxes of the tests that run; see ``make black-boxes``."""
 
 
+def written(path: Path) -> str:
+    """What is in a black box so far: it is written beside the calls; the record may be first."""
+    return path.read_text() if path.exists() else ""
+
+
 def keep(name: str, lines: Path | Iterable[str]) -> None:
     """Keep what a replay needs of a black box, where the set is made anew."""
     if os.environ.get(ANEW):
