@@ -152,7 +152,7 @@ class Gateway:
         try:
             async with asyncio.timeout(within_s):
                 while len(found := self.all(event, **fields)) < count:
-                    if self._process is not None and self._process.returncode is not None:
+                    if self._readers and all(one.done() for one in self._readers):
                         raise AssertionError(f"the gateway ended: {self.tail()}")
                     self._pulse.clear()
                     await self._pulse.wait()
