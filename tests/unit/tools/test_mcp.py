@@ -34,7 +34,9 @@ max_result_chars = 300
 [[tools.mcp]]
 name = "crm"
 """
-STDIO = f"command = [{json.dumps(sys.executable)}, {json.dumps(str(DOUBLE))}]\n"
+STDIO = f"""command = [{json.dumps(sys.executable)}, {json.dumps(str(DOUBLE))}]
+connect_timeout = 60.0
+"""
 NUMBER = '{"number": "1"}'
 ROUTE = '[[route]]\nname = "r"\nmcp = ["crm"]\n'
 
