@@ -160,7 +160,8 @@ class WebhookSender:
         await self._tasks.cancel()
         await self._sending.cancel()
         await self._client.aclose()
-        self._spool.close()
+        # Not on this thread: one whose task was cancelled may still read.
+        await self._on_spool(lambda spool: spool.close())
 
     async def deliveries(self, *, dead: bool) -> list[Delivery]:
         """Return the deliveries that wait, or those that were given up."""

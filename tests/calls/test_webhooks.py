@@ -10,6 +10,7 @@ import json
 import signal
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -351,6 +352,33 @@ async def test_receivers_that_misbehave(
         assert waiting == []
     assert len(asked) == (0 if kind == "tls" else 1)
     assert sum(sender.seconds["crm"].counts) == 1
+
+
+async def test_the_spool_is_closed_once_nobody_reads_it(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled look goes on in its thread: without its connection it would end the process."""
+    reads, go_on, steps = threading.Event(), threading.Event(), list[str]()
+
+    def due(_spool: Spool, _now: float, _count: int) -> list[Delivery]:
+        reads.set()
+        go_on.wait(30)
+        steps.append("read")
+        return []
+
+    monkeypatch.setattr(webhooks, "ATTEMPT_SECONDS", 0.1)
+    monkeypatch.setattr(Spool, "due", due)
+    monkeypatch.setattr(Spool, "close", lambda _spool: steps.append("closed"))
+    endpoint = Endpoint("crm", "http://127.0.0.1:9", (SECRET,), frozenset({"call.ended"}), {})
+    sender = WebhookSender(own_folder, [endpoint], lambda: True)
+    await sender.start()
+    await eventually(reads.is_set, "a look into the spool")
+    stopping = asyncio.create_task(sender.stop())
+    await eventually(lambda: sender._client is not None and sender._client.is_closed, "its stop")
+    go_on.set()
+    await stopping
+    assert steps[0] == "read"
+    assert "closed" in steps
 
 
 async def test_an_endpoint_that_is_gone_gets_nothing_more_until_it_is_asked_for(
