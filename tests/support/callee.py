@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tests.interop.lab import ports
 from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
 from tests.support.sip_phone import CODECS, Message, _parsed
 
@@ -235,7 +235,5 @@ class CalledPhone(asyncio.DatagramProtocol):
 
 
 def free_port() -> int:
-    """A UDP port that is free now, for a telephone whose address has to be known beforehand."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for a telephone whose address has to be known beforehand."""
+    return ports.free_port("127.0.0.1")

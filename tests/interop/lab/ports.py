@@ -4,6 +4,7 @@ peers are told apart by address: all of 127.0.0.0/8 is there on Linux."""
 
 from __future__ import annotations
 
+import random
 import socket
 
 PBX = "127.0.0.1"
@@ -15,18 +16,26 @@ EXTENSION = "127.0.0.4"
 PROXY = "127.0.0.5"
 
 
+_PORTS = range(2000, 5000)
+"""Below what the kernel gives out by itself: it would give one away before it is used."""
+
+_random = random.SystemRandom()
+_claims: list[socket.socket] = []
+
+
 def free_port(host: str) -> int:
-    """A port that is free for UDP and TCP alike."""
-    for _ in range(50):
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind((host, 0))
-            port = int(tcp.getsockname()[1])
-            try:
-                udp.bind((host, port))
-            except OSError:
-                continue
-            return port
+    """A port that is free for UDP and TCP alike, and is no other test's until this process ends."""
+    for _ in range(200):
+        port = _random.choice(_PORTS)
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0gateway-tests-port-{port}")
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind((host, port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return port
     raise RuntimeError(f"no free port on {host}")
