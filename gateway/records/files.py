@@ -122,6 +122,8 @@ class BackgroundWriter:
         self.pending = False
         """Whether the thread has been told of items. Set and cleared under ``changed``."""
         self.closed = False
+        self.stuck = False
+        """Whether the thread did not end in time, and may still use what it writes to."""
         self._channels: list[Channel[Any]] = []
         self._ticks: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
@@ -163,6 +165,7 @@ class BackgroundWriter:
             self.closed = True
             self.changed.notify()
         await asyncio.to_thread(thread.join, STOP_SECONDS)
+        self.stuck = thread.is_alive()
         for channel in self._channels:
             if len(channel):
                 log.error("records.write_failed", what=channel.name, lost=len(channel))

@@ -145,8 +145,9 @@ class RecordStore:
             return
         await self._tasks.cancel()
         await asyncio.to_thread(self.forwarder.stop)
-        self._spool.close()
-        self._slots.close()
+        if not self._writer.stuck:
+            self._spool.close()
+            self._slots.close()
 
     # ---- what happens to calls
 

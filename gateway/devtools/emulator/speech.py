@@ -319,9 +319,17 @@ class _Program:
             raise SpeechError(f"{self._path} failed: {error}") from error
 
 
-@cache
+_making = threading.Lock()
+
+
 def engine() -> Engine:
     """The engine of this process, made at first use. Raises :class:`SpeechError`."""
+    with _making:  # a cache would make two for two threads, and the library ends the process then
+        return _engine()
+
+
+@cache
+def _engine() -> Engine:
     try:
         return _Library()
     except (ImportError, OSError, AttributeError, SpeechError):

@@ -7,6 +7,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import pytest
 
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, ending_of
+from gateway.records import files
 from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
 from gateway.records.files import BackgroundWriter, RecordFiles
@@ -185,6 +187,37 @@ slots.free("c1")
 print("up", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+async def test_a_spool_that_a_hung_disk_holds_up_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread is in the middle of it: to close it would end the process."""
+    adds, go_on, closed = threading.Event(), threading.Event(), list[Spool]()
+
+    def add(_spool: Spool, _entries: object, _deliveries: object = ()) -> None:
+        adds.set()
+        go_on.wait(30)
+
+    kept = Kept(tmp_path)
+    await kept.store.start()
+    kept.writer.start()
+    monkeypatch.setattr(files, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(Spool, "add", add)
+    kept.store.opened(a_record())
+    await eventually(adds.is_set, "the disk")
+    monkeypatch.setattr(Spool, "close", lambda spool: closed.append(spool))
+    thread = kept.writer._thread
+    assert thread is not None
+    await kept.writer.stop()
+    await kept.store.stop()
+    assert kept.writer.stuck
+    assert kept.store._spool not in closed
+    go_on.set()
+    await asyncio.to_thread(thread.join, 30)
+    monkeypatch.undo()
+    kept.store._spool.close()
+    kept.store._slots.close()
 
 
 async def test_a_call_that_was_up_at_kill_9_has_its_row(tmp_path: Path) -> None:

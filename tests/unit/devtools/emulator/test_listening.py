@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
 
+from gateway.devtools.emulator import speech
 from gateway.devtools.emulator.listening import Started, Stopped, VadSettings, VoiceDetector
 from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.speech import (
@@ -321,11 +326,31 @@ def test_speech_differs_by_voice_and_is_loud_enough() -> None:
     assert words_of_keys("4 2#") == "4, 2, hash"
 
 
+def test_two_threads_that_speak_first_share_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has one state for the process, and frees what its first use has set."""
+    made, both = list[object](), threading.Barrier(2)
+
+    class Library:
+        def __init__(self) -> None:
+            made.append(self)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)  # for a second one
+
+    monkeypatch.setattr(speech, "_Library", Library)
+    monkeypatch.setattr(speech, "_engine", cache(speech._engine.__wrapped__))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: engine(), range(2))
+    assert first is second
+    assert len(made) == 1
+
+
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the espeak-ng program is missing")
 def test_the_program_speaks_as_the_library_does(monkeypatch: pytest.MonkeyPatch) -> None:
     library = engine()
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # importing it fails
-    program = engine.__wrapped__()
+    speech._engine.cache_clear()
+    program = engine()
+    speech._engine.cache_clear()
     assert type(program) is not type(library)
     lengths = [
         len(speaker.synthesise("One, two, three. Grüße!", "en-us+f2", 50, 165)) / speaker.rate
