@@ -18,13 +18,13 @@ from typing import Any, cast
 
 import pytest
 
-from tests.calls.test_outbound import callee, place
+from tests.calls.test_outbound import callee, held_up, place
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack
 from tests.support.site_under_test import certificate
 
-__all__ = ["callee"]
+__all__ = ["callee", "held_up"]
 
 WORLD = {
     "routes": '\n[[route]]\nname = "outward"\nto = "^nobody$"\n',
@@ -41,6 +41,8 @@ rtp_timeout = 2
 """,
 }
 RTP, RTCP = 0, 1
+HANDSHAKE_HEADER = slice(13, 25)
+"""Behind that of the record, whose number is another one each time (RFC 6347 section 4.2.2)."""
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +86,15 @@ class End:
 
     @contextlib.asynccontextmanager
     async def begun(
-        self, channel: int, folder: Path
+        self, channel: int, folder: Path, *, repeated: bool = False
     ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Only the first packet is on its way; what this yields lets the rest go, to the end."""
+        """Only the first packet is on its way; what this yields lets the rest go, to the end.
+
+        Args:
+            repeated: the rest goes from where the gateway sends its answer again.
+        """
         loop = asyncio.get_running_loop()
-        relay = Relay()
+        relay = Relay(repeated)
         await loop.create_datagram_endpoint(
             lambda: relay,
             ("127.0.0.1", self._own + channel),
@@ -106,7 +112,8 @@ class End:
         relay.gateway = ("127.0.0.1", self._gateway + channel)
 
         async def go_on() -> None:
-            relay.open()
+            if not repeated:
+                relay.open()
             async with asyncio.timeout(WITHIN_S):
                 while line := await output.readline():
                     if line.startswith(b"SRTP Extension negotiated"):
@@ -132,11 +139,17 @@ class End:
 
 
 class Relay(asyncio.DatagramProtocol):
-    """A port of the description; between the gateway and an openssl that is on any other port."""
+    """A port of the description; between the gateway and an openssl that is on any other port.
 
-    def __init__(self) -> None:
+    Args:
+        repeated: to open where the gateway sends a message again (RFC 6347 section 4.2.4).
+    """
+
+    def __init__(self, repeated: bool = False) -> None:
         self.gateway = ("127.0.0.1", 9)
         self.first = asyncio.Event()
+        self._repeated = repeated
+        self._answers: set[bytes] = set()
         self._client: tuple[str, int] | None = None
         self._held: list[bytes] | None = []
         self._transport: asyncio.DatagramTransport | None = None
@@ -157,6 +170,10 @@ class Relay(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         if addr == self.gateway:
+            message = data[HANDSHAKE_HEADER]
+            if self._repeated and message in self._answers:
+                self.open()
+            self._answers.add(message)
             if self._client is not None and self._held is None:
                 self._send(data, self._client)
             return
@@ -194,6 +211,29 @@ async def test_rtcp_is_through_before_rtp_and_the_answer(
     assert summary["ending"]["why"] == "rtp_timeout", "openssl does the handshake only"
     assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
     assert there.requests("BYE")
+
+
+async def test_an_answer_is_sent_again_while_the_handshake_ends(
+    own_folder: Path,
+    callee: CalledPhone,
+    certificates: tuple[Path, Path],
+    held_up: tuple[str, ...],
+) -> None:
+    """The thread that sends it again and the one that reads the end do not wait for each other."""
+    own, _other = certificates
+    more = WORLD["more"].replace("rtp_timeout = 2", "rtp_timeout = 20")
+    world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=held_up)
+    await world.start()
+    call, there, end = await called(world, callee)
+    async with end.begun(RTP, own, repeated=True) as go_on:
+        end.answer(own)
+        await world.gateway.wait("call.confirmed", call=call)
+        await go_on()
+        there.bye()
+        summary = await world.gateway.wait("call.summary", call=call)
+    assert summary["ending"]["why"] == "remote_hangup"
+    assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
+    await world.stop()
 
 
 @pytest.mark.parametrize("first", [RTP, RTCP], ids=["RTP first", "RTCP first"])

@@ -259,22 +259,27 @@ async def test_what_comes_before_the_answer_is_heard(
     assert summary["ending"]["why"] == "remote_hangup"
 
 
-async def test_who_sends_before_we_read_is_heard(
-    own_folder: Path, callee: CalledPhone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever comes to pass between what one thread of pjmedia does and the next: one that is
-    not read at first would not be heard in the whole call."""
+@pytest.fixture
+def held_up(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """How to start a gateway whose threads tests/support/held_up.c holds up."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     here, library = Path(support.__file__).parent, own_folder / "held_up.so"
     flags = ("-shared", "-fPIC", "-o", str(library))
     command = [compiler, *flags, str(here / "held_up.c"), "-ldl"]
-    await asyncio.to_thread(subprocess.run, command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=60)
     monkeypatch.setenv("HELD_UP", str(library))
+    return (str(here / "held_up_gateway.py"),)
+
+
+async def test_who_sends_before_we_read_is_heard(
+    own_folder: Path, callee: CalledPhone, held_up: tuple[str, ...]
+) -> None:
+    """Whatever comes to pass between what one thread of pjmedia does and the next: one that is
+    not read at first would not be heard in the whole call."""
     more = WORLD["more"].replace("calls = 2", "calls = 6").replace("timeout = 3", "timeout = 20")
-    entry = (str(here / "held_up_gateway.py"),)
-    world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=entry)
+    world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=held_up)
     await world.start()
     world.behave(vad="off", answer="silent")
     calls = [await place(world, callee.uri("early"), "quiet") for _ in range(6)]

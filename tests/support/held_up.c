@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Preloaded into a gateway, holds up a thread that has registered a UDP socket for some milliseconds at
- * each of the next locks that it lets go of: what others may do in between comes to pass.
+ * Preloaded into a gateway, holds up threads so that what others may do in between comes to pass: one that
+ * has registered a UDP socket for some milliseconds at each of the next locks that it lets go of, and the
+ * clock that repeats a flight of DTLS, behind each packet that it sends.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -10,9 +11,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { TIMES = 8, MICROSECONDS = 5000 };
+enum { TIMES = 8, MICROSECONDS = 5000, CLOCK_MICROSECONDS = 300000, DTLS_HANDSHAKE = 22 };
 
-static __thread int times;
+static __thread int times, reads;
 
 int epoll_ctl(int queue, int operation, int descriptor, struct epoll_event *event)
 {
@@ -37,4 +38,24 @@ int pthread_mutex_unlock(pthread_mutex_t *mutex)
         usleep(MICROSECONDS);
     }
     return status;
+}
+
+ssize_t recvfrom(int socket, void *data, size_t size, int flags, struct sockaddr *from, socklen_t *length)
+{
+    static ssize_t (*real)(int, void *, size_t, int, struct sockaddr *, socklen_t *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "recvfrom");
+    reads = 1;
+    return real(socket, data, size, flags, from, length);
+}
+
+ssize_t sendto(int socket, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t length)
+{
+    static ssize_t (*real)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "sendto");
+    ssize_t sent = real(socket, data, size, flags, to, length);
+    if (!reads && size && *(const unsigned char *)data == DTLS_HANDSHAKE)
+        usleep(CLOCK_MICROSECONDS);
+    return sent;
 }
