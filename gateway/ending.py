@@ -151,7 +151,6 @@ class Ending:
     detail: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for the record."""
         return {**asdict(self), "by": self.by.value, "why": self.why.value}
 
 

@@ -69,7 +69,6 @@ class Redactor:
         self._pattern = re.compile("|".join(map(re.escape, self._spellings)))
 
     def __call__(self, _logger: Any, _method: str, line: str) -> str:
-        """Return the line without secrets."""
         # To look for each is much faster than a pattern of all.
         if any(spelling in line for spelling in self._spellings):
             return self._pattern.sub(BLANK, line)
@@ -200,7 +199,6 @@ class _Redacted:
         self._private = PrivateDigits(what)
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        """Return the event without them."""
         masked: EventDict = self._private.masked(event)
         return masked
 
@@ -212,7 +210,6 @@ class _Worker:
         self._index = index
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        """Return the event with its worker."""
         event.setdefault("worker", self._index)
         return event
 
@@ -264,7 +261,6 @@ def set_level(level: str) -> None:
 
 
 def level_now() -> str:
-    """The level of the log."""
     return str(logging.getLevelName(_Logger.get_effective_level(None))).lower()
 
 

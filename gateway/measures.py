@@ -34,7 +34,6 @@ class Distribution:
         """Sum of the values."""
 
     def observe(self, value: float) -> None:
-        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
@@ -51,7 +50,6 @@ class Labels:
         self._closed = closed
 
     def of(self, value: str) -> str:
-        """Return the label of a value."""
         if value in self.values or not value:
             return value
         if self._closed or len(self.values) >= MAX_VALUES:

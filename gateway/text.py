@@ -200,7 +200,6 @@ def _masked_number(found: re.Match[str]) -> str:
 
 
 def _masked_keys(text: str) -> str:
-    """Return the text with every key of the telephone masked."""
     return re.sub(r"[0-9*#A-D]", "*", text)
 
 
@@ -347,7 +346,6 @@ class PrivateDigits:
         self.redact(redact)
 
     def __bool__(self) -> bool:
-        """Return whether anything is masked."""
         return bool(self._patterns or self._secrets or self._kinds or self._rules) or self.dtmf
 
     def redact(self, what: Collection[str], patterns: Collection[str] = ()) -> None:
@@ -389,7 +387,6 @@ class PrivateDigits:
         return value
 
     def _masked_value(self, key: str, value: Any) -> Any:
-        """Return the masked value of a key of a JSON object."""
         if key in _NAMES or key.endswith("_id"):
             return value
         if self.dtmf and key in _KEYS and isinstance(value, str):
@@ -397,7 +394,6 @@ class PrivateDigits:
         return self.masked(value)
 
     def _masked_text(self, text: str) -> str:
-        """Return the masked text."""
         if self._patterns or self._secrets:
             text = text.translate(_FULL_WIDTH)
         if self._secrets:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Find words that are not to be used, and sources without a licence line: `make lint`.
+"""Find words that are not to be used, sources without a licence line, modules that are too long.
 
 The words are those that this project once invented and that nobody in telephony knows; the glossary
 (docs/glossary.md) has the word to use. Prints ``file:line: word`` for each, ``file:1: ...`` for a
-source without its SPDX line, and exits with 1 if there is one.
+source without its SPDX line and for a module of more than 500 lines, and exits with 1 if there is
+one: `make lint`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ TEXTS = (".py", ".md", ".toml", ".sh", ".service", ".cfg", ".conf", ".yml", ".ht
 
 LICENCE = "SPDX-License-Identifier: GPL-2.0-or-later"
 SOURCES = (".py", ".sh", ".cpp", ".hpp", ".h", ".i")
+MOST_LINES = 500
+"""Of a module in ``gateway/``: what is longer has more than one thing in it."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CODE_SPAN = re.compile(r"`([^`\n]+)`")
@@ -91,6 +94,11 @@ def main() -> int:
         if ours and file.is_file() and lacks_licence(file):
             print(f"{name}:1: the line {LICENCE} is missing")
             found += 1
+        if name.startswith("gateway/") and file.suffix == ".py" and file.is_file():
+            count = len(file.read_text(encoding="utf-8").splitlines())
+            if count > MOST_LINES:
+                print(f"{name}:1: {count} lines, where {MOST_LINES} are allowed")
+                found += 1
         if name in EXEMPT or file.suffix not in TEXTS or not file.is_file():
             continue
         for number, word in sorted(set(found_in(file))):

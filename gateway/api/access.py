@@ -65,7 +65,6 @@ class ApiResponse(JSONResponse):
     """JSON of whatever a telephone or a server has sent: also of text that is no Unicode."""
 
     def render(self, content: Any) -> bytes:
-        """Return the body."""
         return super().render(unicode_in(content))
 
 
@@ -301,6 +300,5 @@ def _brief(text: str) -> str:
 
 
 def no_call(call_id: str, text: str = "") -> HTTPException:
-    """Return the error for a call that is not there."""
     message = _brief(text or f"there is no call {call_id!r}")
     return HTTPException(404, {"code": "call_not_found", "message": message})

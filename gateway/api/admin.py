@@ -70,7 +70,6 @@ class Reloaded(BaseModel):
 
 
 def add_administration(paths: Paths, backend: Backend) -> None:
-    """Add the paths."""
 
     @paths.add("GET", "/status", Role.READONLY, tags=["gateway"])
     async def get_status() -> Any:
@@ -144,7 +143,6 @@ def add_administration(paths: Paths, backend: Backend) -> None:
 
 
 def _add_webhooks(paths: Paths, backend: Backend) -> None:
-    """Add the paths about webhook deliveries."""
 
     @paths.add("GET", "/webhooks/deliveries", Role.ADMIN, Deliveries, tags=["webhooks"])
     async def list_deliveries(dead: bool = False, limit: Limit = 100, after: Term = "") -> Any:

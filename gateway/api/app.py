@@ -30,7 +30,6 @@ log = structlog.get_logger("api")
 
 
 def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
-    """Return the application."""
     app = FastAPI(
         title="SIP realtime gateway",
         version=__version__,

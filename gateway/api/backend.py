@@ -60,7 +60,6 @@ class EventFeed:
         self.followers -= 1
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Add an event of a call."""
         self._last += 1
         self._events.append((self._last, event))
         self._pulse.set()
@@ -255,7 +254,6 @@ class RequestTimes:
         self.seconds: dict[tuple[str, str, str], Distribution] = {}
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """Count a request."""
         method = method if method in self.METHODS else OTHER
         key = (handler or OTHER, method, f"{status // 100}xx")
         if key not in self.seconds:

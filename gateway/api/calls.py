@@ -213,7 +213,6 @@ class _Wanted:
 
 
 def add_calls(paths: Paths, backend: Backend) -> None:
-    """Add the paths."""
     _add_queries(paths, backend)
     _add_commands(paths, backend)
 
@@ -472,7 +471,6 @@ def _without_words(record: Any) -> Any:
 
 
 def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
-    """Return whether a row of a call fits a query."""
     names = ("route", "trunk", "direction", "outcome", "why", "sip_call_id")
     if any(getattr(wanted, name) not in ("", row[name]) for name in names):
         return False

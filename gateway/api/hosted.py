@@ -46,7 +46,6 @@ _DESCRIBED: dict[str, Any] = {
 
 
 def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> None:
-    """Add the paths to the application."""
 
     def known(authorization: str) -> Token:
         token = recognized(authorization, tokens)

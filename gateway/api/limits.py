@@ -90,7 +90,6 @@ class Connection(H11Protocol):
         self.loop.call_later(REQUEST_SECONDS, look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
         self._forget()
         super().connection_lost(exc)
 

@@ -192,7 +192,6 @@ class LocalConnection(Connection):
         self.client = (_NAMES.get(user, f"user {user}"), 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Say that it is over."""
         super().connection_lost(exc)
         self._left(len(self.connections))
 

@@ -150,7 +150,6 @@ class _Calls(_Made):
         self._started.labels(record.direction, route, trunk).inc()
 
     def over(self, record: CallRecord, outcome: str) -> None:
-        """Count a call that has ended."""
         route, ending, end = self._routes.of(record.route), record.ending, record.times.end
         self._ended.labels(record.direction, route, outcome).inc()
         if record.variant:
@@ -269,7 +268,6 @@ class Metrics:
         registry.register(self._readings)
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
-        """Count an event of a call."""
         if event["type"] in ("call.incoming", "call.dialing"):
             self._calls.begun(record)
         elif event["type"] == "call.ended":

@@ -60,7 +60,6 @@ class Siblings:
         self._clients: dict[Path, httpx.AsyncClient] = {}
 
     def client(self, path: Path) -> httpx.AsyncClient:
-        """Return the HTTP client for a worker."""
         if path not in self._clients:
             self._clients[path] = httpx.AsyncClient(
                 transport=httpx.AsyncHTTPTransport(uds=str(path)),

@@ -54,7 +54,6 @@ class Progress(BaseModel):
 
 
 def add_watching(paths: Paths, backend: Backend) -> None:
-    """Add the paths."""
 
     @paths.add("GET", "/levels", Role.READONLY, Levels, tags=["calls"])
     async def get_levels(request: Request) -> Any:
@@ -166,7 +165,6 @@ def _add_recording(paths: Paths, backend: Backend) -> None:
 
 
 async def _beginning(path: FilePath, length: int) -> AsyncIterator[bytes]:
-    """Yield so many bytes of a file."""
     with path.open("rb") as file:
         while length and (piece := await asyncio.to_thread(file.read, min(length, PIECE_BYTES))):
             length -= len(piece)

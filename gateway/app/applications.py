@@ -253,7 +253,6 @@ class Applications:
     # ---- the call that waits
 
     def _begin(self, asked: _PendingCall, match: Match, sideband: Sideband | None) -> None:
-        """Start a call that its application has accepted."""
         asked.over.set()
         self._calls.decided(asked.record.call_id)
         try:

@@ -48,7 +48,6 @@ class BrowserCalls:
 
     @property
     def active(self) -> int:
-        """Number of calls in progress."""
         return len(self._ends)
 
     def numbers(self) -> list[dict[str, str]]:
@@ -90,7 +89,6 @@ class BrowserCalls:
         return end
 
     def over(self, end: BrowserEnd) -> None:
-        """End the call of a page that is gone."""
         self._ends.discard(end)
         self._pump.remove(end.audio)
         self.skipped += end.skipped

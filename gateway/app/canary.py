@@ -112,7 +112,6 @@ class Canaries:
             self._tasks.serve(self._judge_on, "canary figures")
 
     async def stop(self) -> None:
-        """End that."""
         await self._tasks.cancel()
 
     def choose(self, route: Route, caller: str, record: CallRecord) -> Route:
@@ -241,7 +240,6 @@ class Canaries:
             database.close()
 
     async def _list(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return state and figures of all canaries."""
         found = []
         for route, canary in self._routes.items():
             state = self._states.get(route)

@@ -105,7 +105,6 @@ class SupervisorLink:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     def report_ready(self) -> None:
-        """Report that calls are taken."""
         with contextlib.suppress(OSError):  # a supervisor that is gone is noticed by reading
             self._socket.send(UP)
 
@@ -115,7 +114,6 @@ class SupervisorLink:
             self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
-        """Close the socket."""
         self._unwatch()
         self._socket.close()
 
@@ -188,7 +186,6 @@ class Health:
         self._tasks.serve(self._run, "health")
 
     async def stop(self) -> None:
-        """Stop looking."""
         await self._tasks.cancel()
         faulthandler.cancel_dump_traceback_later()
 

@@ -120,7 +120,6 @@ class CallRegistry:
 
     @property
     def waiting(self) -> list[CallRecord]:
-        """Records of calls that wait for a decision."""
         return [record for record, _end in self._undecided.values()]
 
     def wait_for_decision(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
@@ -185,7 +184,6 @@ class CallRegistry:
         await self._leaving.wait(seconds)
 
     def _mask(self, record: CallRecord) -> None:
-        """Set what is masked in a record, by its route."""
         base, own = self._settings, self._routes[record.route].records
         patterns = own.redact_patterns
         record.private.redact(

@@ -125,14 +125,12 @@ class HealthChecker(ServerWatch):
         """Sessions of calls that ended, by URL and reason."""
 
     def start(self) -> None:
-        """Start the checks."""
         if self._seconds <= 0:
             return
         for url, endpoint in self._endpoints.items():
             self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
-        """End the checks."""
         await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:
@@ -157,14 +155,12 @@ class HealthChecker(ServerWatch):
             _tell(self.health.call_failed(url, str(failure), now))
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """Note the end of a session."""
         reason = "by us" if closed.by_us else closed.verdict.kind.value
         self.ends[endpoint.shown, reason] += 1
         if not closed.by_us and closed.verdict.kind is not Kind.BENIGN:
             self.error(endpoint, closed.verdict)
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
-        """Count an error by its class."""
         self.errors[endpoint.shown, class_of(verdict)] += 1
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:

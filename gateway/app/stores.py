@@ -62,7 +62,6 @@ class Stores:
 
 
 def stores_of(config: Config, dialplan: Dialplan) -> Stores:
-    """Make the stores of a process."""
     folder, secrets = config.records.folder, (*config.secrets(), *dialplan.secrets())
     writer, messages = BackgroundWriter(), MessageLog()
     files = RecordFiles(folder, writer)

@@ -114,7 +114,6 @@ class SyntheticCalls:
         self._dialplan = dialplan
 
     async def start(self) -> None:
-        """Begin."""
         for number, one in enumerate(self._settings):
             self._tasks.serve(partial(self._repeat, number, one), f"synthetic {one.name}")
 
@@ -249,7 +248,6 @@ class LocalLine:
         return round((self._loop.time() - self._began) * 1000, 1)
 
     def end(self, why: EndReason) -> None:
-        """Hang up."""
         if self._why is None:
             self._why = why
             self._leg.hang_up({"Reason": reason_header(why)})
@@ -276,7 +274,6 @@ class LocalLine:
             self._leg.press(digit)
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """Keep the RTP counters."""
         self._record.media.rtp = quality_of(quality)
 
     def on_ended(self, end: LegEnd) -> None:

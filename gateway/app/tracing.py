@@ -248,7 +248,6 @@ class _Spans:
         self._success = SpanExportResult.SUCCESS
 
     def of(self, record: CallRecord) -> list[ReadableSpan]:
-        """Return the spans of a call."""
         from opentelemetry import trace
 
         began = datetime.fromisoformat(record.started_at).timestamp() * 1e9

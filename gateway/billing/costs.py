@@ -83,7 +83,6 @@ class Budgets:
     """What is set aside for the next response of each call, where processes share a database."""
 
     def limit(self, scope: Scope) -> Decimal | None:
-        """Return the limit of one scope."""
         found: Decimal | None = getattr(self, scope.value)
         return found
 

@@ -112,7 +112,6 @@ class Ledger:
         self.touched = set(sums.pairs())
 
     def begin(self, day: str) -> None:
-        """Count a call that begins."""
         self._turn(day)
         self.own.calls += 1
         self.changed = True
@@ -134,7 +133,6 @@ class Ledger:
             own.numbers_left_out += 1
 
     def own_sum(self, day: str, pair: Pair) -> Decimal:
-        """Return what this process has spent of one sum on this day."""
         scope, key = pair
         if self.own.day != day:
             return Decimal(0)
@@ -144,7 +142,6 @@ class Ledger:
         return sums.get(key, Decimal(0))
 
     def day(self, day: str) -> Decimal:
-        """Amount spent on this day."""
         return sum((sums.total for sums in self._of(day)), Decimal(0))
 
     def route(self, day: str, route: str) -> Decimal:
@@ -254,7 +251,6 @@ def read_sums(path: Path) -> DaySums | None:
 
 
 def files_of_other_workers(path: Path) -> list[Path]:
-    """Return the ledger files of the other workers."""
     named = re.fullmatch(r"(.+)-\d+", path.stem)
     if named is None:
         return []

@@ -36,7 +36,6 @@ class Tokens:
         return self.text + self.audio + self.image
 
     def as_json(self) -> dict[str, int]:
-        """Return the counts by modality."""
         return {"text": self.text, "audio": self.audio, "image": self.image}
 
 

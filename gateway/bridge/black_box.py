@@ -427,7 +427,6 @@ class RecordedMachine(CallMachine):
             self._write = None
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
-        """Write an object as a line of JSON."""
         assert self._write is not None
         try:
             line = orjson.dumps(values).decode()

@@ -158,12 +158,10 @@ class CallController:
 
     @property
     def session_plan(self) -> SessionPlan:
-        """How the sessions of the call are opened."""
         return self._sessions.plan
 
     @property
     def servers(self) -> list[Endpoint]:
-        """Realtime servers at which the call has sessions."""
         return [*self._sessions.open, *self._interpreter.open]
 
     @property
@@ -226,7 +224,6 @@ class CallController:
         self._driver.start()
 
     def feed(self, input: MachineInput) -> None:
-        """Feed an input to the machine and execute its outputs."""
         self._driver.feed(input)
 
     def act(self, act: CallCommand) -> None:
@@ -353,7 +350,6 @@ class OutOfBandWaiters:
         self._asked = 0
 
     def key(self) -> str:
-        """Return a new key for a request."""
         self._asked += 1
         return f"outside-{self._asked}"
 

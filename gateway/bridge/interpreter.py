@@ -102,7 +102,6 @@ class Interpreter(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
-        """Return the servers at which sessions are open."""
         return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:

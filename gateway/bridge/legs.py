@@ -141,7 +141,6 @@ class Legs(CallPart):
             self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
-        """Complete the record of the legs."""
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
@@ -149,7 +148,6 @@ class Legs(CallPart):
 
     @property
     def caller_gone(self) -> bool:
-        """Return whether the caller's leg has ended."""
         return self._handler.over
 
     @property

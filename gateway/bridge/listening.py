@@ -105,7 +105,6 @@ class Listeners:
         return listener
 
     def leave(self, listener: Listener) -> None:
-        """Remove a listener."""
         if listener in self._there:
             self._there.remove(listener)
             if not self._there:
@@ -117,7 +116,6 @@ class Listeners:
         self._monitor.silence(concealed)
 
     def end(self) -> None:
-        """End all listeners."""
         self._over = True
         for listener in self._there:
             listener.end()

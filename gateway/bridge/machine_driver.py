@@ -326,7 +326,6 @@ class ToolCalls:
             self._runner.store(self._collect, call, output.digits, done)
 
     def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
-        """Return a tool call with the facts of this call."""
         record = self._host.record
         return ToolCall(
             call_id,

@@ -61,7 +61,6 @@ class MediaPump:
         self._moves[audio.uplink.id] = move
 
     def remove(self, audio: CallAudio) -> None:
-        """Stop serving this call."""
         self._moves.pop(audio.uplink.id, None)
         self._faulty.discard(audio.uplink.id)
 
@@ -131,7 +130,6 @@ class CallRecorder(CallPart):
         self._stop(outputs.StopRecording())
 
     def _start_briefing(self) -> None:
-        """Start the recording of a briefing."""
         audio, legs = self._b_leg_audio(), self._host.record.actions.b_legs
         if audio is None or not legs or self.recordings is None:
             return
@@ -149,7 +147,6 @@ class CallRecorder(CallPart):
         audio.recorder.start(WAITING_FRAMES)
 
     def _stop_briefing(self) -> None:
-        """Stop the recording of a briefing."""
         if self._briefings and self.recordings is not None:
             made, audio = self._briefings[-1]
             if not made.over:
@@ -217,7 +214,6 @@ class CallRecorder(CallPart):
         self.recordings.end(made, discard=output.discard)
 
     def _erase_briefings(self) -> None:
-        """Erase the recordings of all briefings."""
         self._stop_briefing()
         for made, _audio in self._briefings:
             if self.recordings is not None:
@@ -281,7 +277,6 @@ class CallMedia(CallPart):
         self._send = send
 
     def stop(self) -> None:
-        """Stop moving audio."""
         self._pump.remove(self._audio)
 
     def finish(self) -> None:

@@ -81,7 +81,6 @@ class Replay:
 
     @property
     def call_id(self) -> str:
-        """The gateway's id of the call."""
         return self.record.call_id
 
 

@@ -108,7 +108,6 @@ class SessionPlan:
     """Of a Live session's speech, waiting to be played, from which silence is left out."""
 
     def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
-        """Return the session object for this server."""
         return self.live_settings if endpoint.live else self.settings
 
 
@@ -167,7 +166,6 @@ class Sessions(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
-        """Return the servers at which sessions are open."""
         lines = (self._line, self._spare)
         return [one.endpoint for one in lines if one and one.session and not one.over]
 
@@ -178,7 +176,6 @@ class Sessions(CallPart):
             line.session.append(audio)
 
     def finish(self) -> None:
-        """Complete the record of the sessions."""
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
         for line in (self._line, self._spare):
@@ -293,7 +290,6 @@ class Sessions(CallPart):
         return self.plan.settings_for(line.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
-        """Close the active session and the standby."""
         for line in (self._line, self._spare):
             if line is not None:
                 self._release(line, output.code, output.reason)

@@ -187,7 +187,6 @@ def packets_of(line: Mapping[str, Any]) -> list[Packet]:
 
 
 def as_text(line: Mapping[str, Any]) -> str:
-    """Return a line as it is written."""
     try:
         return orjson.dumps(line).decode()
     except TypeError:  # a surrogate in what a stranger sent

@@ -90,7 +90,6 @@ class Timers:
         self._ack_at = now + ACK_SECONDS
 
     def dialling(self, now: float, ring_seconds: float) -> None:
-        """Start the ring timeout."""
         self._ring_until = now + ring_seconds
 
     def confirmed(self, now: float, *, held: bool) -> None:

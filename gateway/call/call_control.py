@@ -73,7 +73,6 @@ class CallAction(Protocol):
         return []
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret."""
         return []
 
     def taken_over(self, now: float) -> bool:
@@ -95,7 +94,6 @@ class SendDtmfAction(CallAction):
         self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
-        """Send the first digit."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._next_digit(now)]
 
@@ -137,7 +135,6 @@ class HoldAction(CallAction):
         self._began = 0.0
 
     def begin(self, now: float) -> list[Output]:
-        """Start the music."""
         self._began = now
         self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)

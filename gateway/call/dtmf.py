@@ -159,7 +159,6 @@ class DtmfInput:
         return [note, item, *self._control.ask(CreateResponse(), now)]
 
     def _record_run(self, collected: Collected | None, now: float) -> None:
-        """Add a run to the record."""
         if collected is not None:
             timeline = self._control.timeline
             at_ms = round(timeline.ms(now), 1)

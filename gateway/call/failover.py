@@ -219,12 +219,10 @@ class Failover:
 
     @property
     def _step(self) -> FallbackStep:
-        """The step that is being taken."""
         return self._steps[self._at]
 
     @property
     def _entry(self) -> FailoverRecord:
-        """The entry of this loss in the record."""
         return self._timeline.record.session.failovers[-1]
 
     def _next_step(self, now: float) -> list[Output]:
@@ -280,7 +278,6 @@ class Failover:
         return [PlaySound(sound)]
 
     def _stop_sound(self) -> list[Output]:
-        """Stop the sound of a step."""
         was, self._sounding = self._sounding, ""
         return [PlaySound("")] if was else []
 
@@ -376,7 +373,6 @@ class Handover:
         self._open_at, self._opening, self._standby = None, False, None
 
     def standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
-        """Note that the standby session is ready."""
         if not self._opening:
             return
         self._opening = False
@@ -406,7 +402,6 @@ class Handover:
 
     @property
     def ready(self) -> bool:
-        """Return whether a standby session is ready."""
         return self._standby is not None
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:

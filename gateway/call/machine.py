@@ -54,7 +54,6 @@ class LegEvents:
         self._listening_early = False
 
     def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
-        """Note that the callee rings."""
         if self._call.state is not State.DIALLING or self._call.record.times.ringing is not None:
             return []
         self._call.record.times.ringing = self._call.timeline.ms(now)
@@ -194,12 +193,10 @@ class CallMachine:
 
     @property
     def state(self) -> State:
-        """Return the state of the call."""
         return self._call.state
 
     @property
     def record(self) -> CallRecord:
-        """Return the record of the call."""
         return self._call.record
 
     def start(self, now: float) -> list[outputs.Output]:
@@ -354,7 +351,6 @@ class CallMachine:
         return self._call.conversation.on_event(input.event, now, input.command)
 
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
-        """Hand an event of a transfer to the action that it is of."""
         if isinstance(input, inputs.InterpreterEvent):
             self._call.conversation.transcript.interpreted(input, now)
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []

@@ -183,7 +183,6 @@ class MachineDetectionPlan:
 
     @property
     def listens(self) -> bool:
-        """Return whether the audio is analyzed."""
         return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 

@@ -219,7 +219,6 @@ class Briefing:
         return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _spoken(self, status: str, text: str, now: float) -> list[Output]:
-        """Take the end of the spoken briefing."""
         if not self._by_model:
             return []
         if status != "completed" or self._speech_by is not None:
@@ -288,7 +287,6 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """Return the name of the destination."""
         return self._target.destination.name
 
     def begin(self, now: float) -> list[Output]:
@@ -339,7 +337,6 @@ class Transfer:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Fail the transfer at its deadline."""
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:
@@ -393,7 +390,6 @@ class Transfer:
         return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
 
     def _on_ringing(self, code: int, now: float) -> list[Output]:
-        """Note that the destination rings."""
         if self._ringing:
             return []
         self._ringing = True
@@ -480,7 +476,6 @@ class Transfer:
         return self._fail(outcome_of(ended.code), ended.code, now)
 
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
-        """End the transfer with an outcome for the model."""
         self._close(outcome, code, now)
         self.audio_cut, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
@@ -493,7 +488,6 @@ class Transfer:
         return [note, PlaySound(""), *self.abandon(now)]
 
     def _close(self, outcome: Outcome, code: int, now: float) -> None:
-        """Complete the record of the transfer."""
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code
         self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)

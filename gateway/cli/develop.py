@@ -97,7 +97,6 @@ def _begin(record: Record, wav_at: float | None) -> float:
 
 
 def _draw(png: Path, record: Record, sound: Sound | None) -> None:
-    """Draw the picture of a record."""
     try:
         from gateway.devtools.timeline.picture import draw
     except ImportError as error:

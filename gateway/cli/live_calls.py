@@ -370,7 +370,6 @@ def transcript(
 
 
 def line_of(entry: Mapping[str, Any]) -> str:
-    """Return one transcript entry as a line of text."""
     heard = entry.get("heard")
     cut = "" if heard is None else f"  [heard: {heard or 'nothing'}]"
     return f"{entry['at_ms'] / 1000:8.1f}  {entry['who']:<7} {entry['text'] or '(no words)'}{cut}"

@@ -77,7 +77,6 @@ def print_past(
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """Return the line of a past call."""
     from gateway.records.tables import ending
 
     began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")

@@ -211,7 +211,6 @@ class Answer:
     """What is in the place of the data that a call would fetch, if it would."""
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as JSON object."""
         facts = {**asdict(replace(self.facts, headers={})), "at": self.facts.at.isoformat()}
         facts["headers"] = {name: list(values) for name, values in self.facts.headers.items()}
         return {
@@ -406,7 +405,6 @@ def _read(file: TextIO) -> str:
 
 
 def show(found: Answer, console: Console) -> None:
-    """Print the answer for people."""
     facts = found.facts
     name = f' "{facts.from_name}"' if facts.from_name else ""
     trunk = f"trunk {facts.trunk} ({found.attributed_by})" if facts.trunk else "no trunk"

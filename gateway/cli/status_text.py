@@ -14,7 +14,6 @@ _BANS_SHOWN = 10
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """A status object as lines."""
     build = status["pjsua2"]
     state = "draining" if status["draining"] else "up"
     yield f"gateway {status['version']}, {state} for {duration(status['uptime_seconds'])}"
@@ -100,7 +99,6 @@ def _figures(call: Mapping[str, Any]) -> str:
 
 
 def _trunk(trunk: Mapping[str, Any]) -> str:
-    """Return the state of a trunk as text."""
     parts = [f"{trunk['state']} for {duration(trunk['since_seconds'])}"]
     if trunk["state"] == "static":
         parts = ["by address"]

@@ -178,7 +178,6 @@ def _run(
 
 
 def _show(console: Console, results: Sequence[CallResult], wanted: int) -> None:
-    """Print the results of suites."""
     table = Table("suite", "calls", "passed", "failed", "checks", "not checked", box=None)
     for suite in dict.fromkeys(one.call.suite for one in results):
         mine = [one for one in results if one.call.suite == suite]
@@ -193,7 +192,6 @@ def _show(console: Console, results: Sequence[CallResult], wanted: int) -> None:
 
 
 def _write(results: Sequence[CallResult], xml: Path | None, report: Path | None) -> None:
-    """Write JUnit XML and report."""
     if xml is not None:
         xml.parent.mkdir(parents=True, exist_ok=True)
         xml.write_bytes(junit(results))

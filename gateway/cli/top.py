@@ -38,7 +38,6 @@ _WHO = {"caller": ("caller", "bright_blue"), "agent": ("agent ", "cyan")}
 
 
 def bar(dbfs: float | None) -> str:
-    """A level as blocks."""
     part = 0.0 if dbfs is None else min(1.0, max(0.0, 1 - dbfs / _LEAST_DBFS))
     return ("█" * round(part * _BAR)).ljust(_BAR, "·")
 
@@ -68,17 +67,14 @@ class Question(ModalScreen[str | None]):
         self._told, self._value = told, value
 
     def compose(self) -> ComposeResult:
-        """Yield the widgets of the dialog."""
         with Vertical():
             yield Label(Text(printable(self._told)))
             yield Input(self._value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Answer."""
         self.dismiss(event.value)
 
     def action_dismiss_none(self) -> None:
-        """Take it back."""
         self.dismiss(None)
 
 
@@ -124,7 +120,6 @@ class Top(App[None]):
         self._table: DataTable[Text] = DataTable(cursor_type="row", zebra_stripes=True)
 
     def compose(self) -> ComposeResult:
-        """Yield the widgets of the screen."""
         for name in COLUMNS:
             self._table.add_column(name, key=name)
         yield self._head
@@ -133,7 +128,6 @@ class Top(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to ask."""
         self.set_interval(REFRESH_SECONDS, self._look)
         self.set_interval(STATUS_SECONDS, self._look_at_status)
         self._look_at_status()
@@ -192,7 +186,6 @@ class Top(App[None]):
         self._head.update(text)
 
     def _show_calls(self, levels: dict[str, Any]) -> None:
-        """Update the table of calls."""
         table = self._table
         there = {str(key.value) for key in table.rows}
         current = {call["id"]: call for call in self._calls}
@@ -270,7 +263,6 @@ class Top(App[None]):
         self.push_screen(Question(told, value), lambda text: then(text) if text else None)
 
     def action_hang_up(self) -> None:
-        """End the call."""
 
         def sure(answer: str) -> None:
             if answer.strip().casefold() in ("y", "yes"):
@@ -279,7 +271,6 @@ class Top(App[None]):
         self._asked("End this call? Type y.", sure)
 
     def action_transfer(self) -> None:
-        """Transfer the call."""
         names = ", ".join(self._destinations) or "this route has no destinations"
         first = self._destinations[0] if self._destinations else ""
         self._asked(
@@ -299,11 +290,9 @@ class Top(App[None]):
         self._act("unmute" if muted else "mute", "Unmuted." if muted else "Muted.")
 
     def action_say(self) -> None:
-        """Have the model say a text."""
         self._asked("Have the agent say", lambda text: self._act("say", "Said.", text=text))
 
     def action_dtmf(self) -> None:
-        """Send keys."""
         self._asked("Keys to send", lambda text: self._act("dtmf", "Sent.", digits=text.strip()))
 
     def action_cancel(self) -> None:
@@ -316,7 +305,6 @@ def _problems(status: dict[str, Any]) -> dict[str, str]:
 
 
 def _cells(call: dict[str, Any], levels: tuple[float | None, float | None]) -> list[Text]:
-    """Return the cells of a call's row."""
     age = (datetime.now(UTC) - datetime.fromisoformat(call["invited_at"])).total_seconds()
     wait = call.get("response_p50_ms")
     cost = call.get("cost")

@@ -165,7 +165,6 @@ class RecordingSettings(Section):
         return self
 
     def secrets(self) -> tuple[str, ...]:
-        """Return the keys of the storage."""
         if self.upload is None:
             return ()
         return tuple(
@@ -300,7 +299,6 @@ class TracingSettings(Section):
     sample_ratio: Annotated[float, Strict(), Field(ge=0, le=1), Typed] = 1.0
 
     def secrets(self) -> tuple[str, ...]:
-        """Return the values of headers."""
         return tuple(value.get_secret_value() for value in self.headers.values())
 
 

@@ -165,7 +165,6 @@ class SipSettings(Section):
     tls: TlsSettings = Field(default_factory=TlsSettings)
 
     def listens_on(self, transport: str) -> bool:
-        """Whether there is a listener of this transport."""
         return any(address.transport == transport for address in self.listen)
 
     @model_validator(mode="after")

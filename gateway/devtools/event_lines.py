@@ -105,7 +105,6 @@ class Entry:
 
 
 def item_words(line: Line) -> str:
-    """An item that the gateway creates."""
     kind = line.words("item", "type")
     if kind == "function_call_output":
         return f"answers a tool: {line.words('item', 'output')}"

@@ -347,7 +347,6 @@ class MachineDetection(Section):
 
     @property
     def actions(self) -> Mapping[str, str]:
-        """Action for each kind of machine."""
         return {"music": self.music, "voicemail": self.voicemail, "bot": self.bot}
 
     def agree_with(self, session: Mapping[str, Any]) -> None:

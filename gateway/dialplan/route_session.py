@@ -157,7 +157,6 @@ _DELEGATIONS: dict[str, type[Part]] = {
 
 
 def _delegation(value: Any) -> Any:
-    """Validate a delegation by its type."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a table")
     kind = value.get("type")

@@ -204,7 +204,6 @@ def _tool_choice(value: Any) -> Any:
 
 
 def _tool(value: Any) -> Any:
-    """Validate a tool by its type."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a table")
     kind = value.get("type", "function")

@@ -221,7 +221,6 @@ class WebTool(Section):
         return self
 
     def json_schema(self) -> dict[str, Any]:
-        """JSON Schema of its arguments."""
         if self.parameters is not None:
             whole: dict[str, Any] = plain(self.parameters)
             return whole
@@ -240,7 +239,6 @@ class WebTool(Section):
         }
 
     def templates(self) -> Iterator[tuple[KeyPath, str]]:
-        """Texts with variables."""
         yield ("url",), self.url
 
 
@@ -349,7 +347,6 @@ class ScheduleCallback(Section):
 
 
 def secrets_of(headers: Mapping[str, SecretStr]) -> Iterator[str]:
-    """The values of header fields."""
     for value in headers.values():
         if value.get_secret_value():
             yield value.get_secret_value()

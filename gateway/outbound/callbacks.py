@@ -62,7 +62,6 @@ class ScheduledCallback:
 
     @property
     def due(self) -> datetime:
-        """Return the time at which it is to be placed."""
         return datetime.fromisoformat(self.at)
 
     def as_json(self) -> dict[str, Any]:
@@ -190,7 +189,6 @@ class Store:
         )
 
     async def drop(self, callback: ScheduledCallback) -> None:
-        """Forget one."""
         row = _row_of(callback)
         await self._run(
             lambda connection: self._table.drop_callback(connection, self._holder(), row)
@@ -291,7 +289,6 @@ class CallbackScheduler:
         self.given_up = 0
 
     async def start(self) -> None:
-        """Start placing what is due."""
         await self._store.start()
         self._tasks.serve(self._own, "callbacks")
 

@@ -247,7 +247,6 @@ class _Counted:
         legs.add(self)
 
     def forget(self) -> None:
-        """Stop counting the leg."""
         self._legs.discard(self)
 
     def on_ended(self, end: LegEnd) -> None:
@@ -481,5 +480,4 @@ class OutboundCalls:
         return over
 
     def recent(self, call_id: str) -> CallRecord | None:
-        """The record of one of the last calls that were placed."""
         return self._recent.get(call_id)

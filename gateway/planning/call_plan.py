@@ -86,7 +86,6 @@ if TYPE_CHECKING:
 
 
 def sip_settings(config: Config) -> SipSettings:
-    """Return the settings of the SIP user agent."""
     media, tls, access = config.media, config.sip.tls, config.access
     return SipSettings(
         listen=tuple(Listen(*address) for address in config.sip.listen),
@@ -417,7 +416,6 @@ def _session(
     values: Mapping[str, str],
     tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
-    """Return the session object of a call."""
     if route.transcription.enabled:
         return transcription_object(route.session_settings(values), codec.value)
     tools = _tools(config, route, tool_executor)

@@ -250,7 +250,6 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
 
 
 def _prices_wrong(config: Config, source: TomlSource) -> list[Problem]:
-    """Return the problems of the price file, where there is one."""
     file = config.cost.prices
     if file is not None and not file.is_file():
         return [source.problem(("cost", "prices"), f"there is no file {file}")]

@@ -146,7 +146,6 @@ def _question(text: str, values: Mapping[str, str], tool: str, given: Mapping[st
 def _offer(
     route: Route, settings: ToolSettings, python: Mapping[str, PythonTool], dialplan: Dialplan
 ) -> RouteTools:
-    """Return the tools that a route offers."""
 
     def chosen(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in route.tools)
@@ -167,7 +166,6 @@ def _offer(
 
 
 def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
-    """Return the plan of an HTTP tool."""
     return Webhook(
         name=tool.name,
         description=tool.description,
@@ -403,7 +401,6 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
 
 
 def recording_plan(config: Config, route: Route) -> RecordingPlan:
-    """Return whether and how calls of the route are recorded."""
     given = route.recording
     return plan_of(
         RecordingPlan,

@@ -138,7 +138,6 @@ class Database:
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Apply entries in one transaction."""
         self.prepare()
         rows: dict[str, dict[str, Any]] = {}
         cut: dict[str, dict[str, Any]] = {}

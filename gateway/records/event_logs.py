@@ -139,7 +139,6 @@ class EventLog:
         self._add("meta", facts)
 
     def end(self) -> None:
-        """Complete the log of a call."""
         self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
@@ -148,7 +147,6 @@ class EventLog:
         return {"file": self.path.name, "dropped": self.dropped}
 
     def hand_on(self) -> None:
-        """Have what is held written."""
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up, self._down = {}, {}
@@ -176,11 +174,9 @@ class SessionTap:
         self._name = name
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """Log a message that was sent."""
         self._events.sent(message, audio, self._name)
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """Log a message that was received."""
         self._events.received(message, delta, self._name)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:

@@ -122,7 +122,6 @@ class _Pages:
         self._at = 0
 
     def write(self, data: Any) -> int:
-        """Append bytes."""
         taken = bytes(data)
         self._out.write(taken)
         self._at += len(taken)

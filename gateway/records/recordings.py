@@ -85,7 +85,6 @@ class _Spool:
         self._written = 0
 
     def write(self, data: bytes, /) -> int:
-        """Add bytes."""
         self.waiting += data
         return len(data)
 

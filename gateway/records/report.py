@@ -51,7 +51,6 @@ class Line:
     """Percentiles of each call's response times, ms."""
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count a call."""
         self.calls += 1
         self.answered += row["answered_at"] is not None
         self.talk_seconds += row["talk_seconds"] or 0.0
@@ -69,7 +68,6 @@ class Line:
                 times.append(row[name])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the line as JSON."""
         return {
             "name": self.name,
             "calls": self.calls,
@@ -109,7 +107,6 @@ class Report:
     forecast: list[Forecast] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
         return {
             "by": self.by,
             "since": self.since,
@@ -235,7 +232,6 @@ def _counted(counter: Counter[str]) -> str:
 
 
 def table_of(report: Report) -> Iterator[str]:
-    """Yield the report as lines of text."""
     rows: list[tuple[str, ...]] = [(report.by, *HEADINGS)]
     rows += [(line.name, *cells_of(line)) for line in (*report.lines, report.total)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

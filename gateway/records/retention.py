@@ -158,7 +158,6 @@ class Uploads:
                 self.failing, self._pause = "", FIRST_PAUSE
 
     def _upload_all(self, client: Any) -> None:
-        """Upload all files that wait."""
         for link in sorted(self._pending.glob("*")) if self._pending.is_dir() else ():
             if self._closed:
                 return

@@ -95,7 +95,6 @@ class Answer:
 
 
 def leases_of(wanted: Wanted) -> tuple[Lease, ...]:
-    """Return the leases of a call that is admitted."""
     made = [
         Lease(f"{wanted.id}-{number}", one.scope, one.key, wanted.call_id, 0, one.seconds)
         for number, one in enumerate(wanted.caps)

@@ -120,14 +120,12 @@ class Spool:
             )
 
     def entries(self, count: int) -> list[Entry]:
-        """Return the oldest entries."""
         rows = self._open().execute(
             "SELECT kind, call_id, body, at, seq FROM entries ORDER BY seq LIMIT ?", (count,)
         )
         return [Entry(kind, call, _body(text), at, seq) for kind, call, text, at, seq in rows]
 
     def done(self, entries: Sequence[Entry]) -> None:
-        """Delete entries that the database has."""
         with self._open() as connection:
             connection.executemany(
                 "DELETE FROM entries WHERE seq = ?", [(one.seq,) for one in entries]
@@ -188,7 +186,6 @@ class Spool:
         return {endpoint: (pending, oldest, dead) for endpoint, pending, oldest, dead in rows}
 
     def delivered(self, delivery: Delivery) -> None:
-        """Delete a delivery that arrived."""
         with self._open() as connection:
             connection.execute(
                 "DELETE FROM deliveries WHERE id = ? AND endpoint = ?",
@@ -227,7 +224,6 @@ class Spool:
         return count
 
     def close(self) -> None:
-        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -30,7 +30,6 @@ class UtcTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Return a time in UTC for the database."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
@@ -393,7 +392,6 @@ EXPORTED = (
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
         for name, value in row.items()

@@ -136,7 +136,6 @@ class WebhookSender:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Begin to send."""
         if not self._endpoints:
             return
         import httpx

@@ -116,7 +116,6 @@ class Calls:
 
     @property
     def live(self) -> int:
-        """Calls that have not ended."""
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
@@ -204,7 +203,6 @@ class Calls:
         return self._ended.get(sip_call_id)
 
     def named(self, sip_call_id: str) -> HeldCall | None:
-        """Return the call in progress with this SIP Call-ID."""
         named = (one for one in self._all if one.sip_call_id == sip_call_id and not one.ended)
         return next(named, None)
 

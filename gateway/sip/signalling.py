@@ -80,7 +80,6 @@ class Received:
 
     @property
     def request_uri(self) -> str:
-        """The Request-URI as it stands in the message."""
         parts = self.message.split(b"\n", 1)[0].split(b" ")
         return parts[1].decode("utf-8", "replace") if len(parts) > 1 else ""
 

@@ -187,7 +187,6 @@ _SCANNERS = (
 
 
 def is_scanner(user_agent: str) -> bool:
-    """Whether a User-Agent is that of a known scanner."""
     return user_agent.strip().lower().startswith(_SCANNERS)
 
 
@@ -282,7 +281,6 @@ class Bans:
             _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
-        """Note that the source has proven who it is."""
         self._refused.pop(source, None)
         self._known[source] = now
         self._known.move_to_end(source)
@@ -373,7 +371,6 @@ class Connections:
             found.heard, found.since = True, now
 
     def closed(self, connection: int) -> None:
-        """Forget a connection that was closed."""
         found = self._open.pop(connection, None)
         if found is not None and found.stranger:
             self._strangers[found.source] -= 1

@@ -155,7 +155,6 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         return self.leg.call_id if self.leg is not None else "?"
 
     def end(self, code: int, reason: str) -> None:
-        """End the call with this status."""
         raise NotImplementedError
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:

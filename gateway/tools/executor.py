@@ -111,7 +111,6 @@ class ToolExecutor:
         }
 
     def of(self, route: str) -> dict[str, Function]:
-        """Return the current functions of a route by name."""
         found = dict(self._fixed.get(route, {}))
         for name in self._offers.get(route, _NOTHING).mcp:
             found.update(self._servers[name].functions)
@@ -233,7 +232,6 @@ class ToolExecutor:
         done(*answer)
 
     def _made(self, offer: RouteTools) -> dict[str, Function]:
-        """Make the functions of a route's offer."""
         limits = self._limits
         made = [
             python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)

@@ -134,7 +134,6 @@ class HttpClient:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._client.aclose()
 
     async def send(self, request: Request) -> str:
@@ -279,7 +278,6 @@ class Webhook:
 
 
 def function_of(hook: Webhook, client: HttpClient) -> Function:
-    """The function of a webhook."""
     return Function(
         name=hook.name,
         description=hook.description,

@@ -195,7 +195,6 @@ def _compiled(pattern: str) -> Any:
 
 
 def _words(error: SchemaMismatch) -> str:
-    """Return a validation error in words for the model."""
     from jsonschema.exceptions import best_match
 
     deeper = best_match(error.context) if error.context else None

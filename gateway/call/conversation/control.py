@@ -155,7 +155,6 @@ class ConversationControl:
         self._handed_on = False
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
-        """Return the action that transfers the caller to a target."""
         speak = self.out_of_band if session_up else None
         plan = self.plan.tools.transfer
         interpreter = (
@@ -294,19 +293,16 @@ class ConversationControl:
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
-    """Return the item with the result of a function call."""
     text = result if isinstance(result, str) else json.dumps(result)
     item = {"type": "function_call_output", "call_id": call_id, "output": text}
     return Send(CreateItem(item))
 
 
 def send(command: ClientCommand | None) -> list[Output]:
-    """Return the output for a command, if there is one."""
     return [] if command is None else [Send(command)]
 
 
 def message(role: str, text: str) -> dict[str, Any]:
-    """Return a message item of one text."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
 

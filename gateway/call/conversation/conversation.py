@@ -332,7 +332,6 @@ class Conversation:
         return self._functions.digits_stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
-        """Carry out a command."""
         outputs = carry_out(command, self.control, now)
         if outputs and isinstance(command, Interrupt):
             outputs += interrupt(self.control, "application", now)
@@ -407,7 +406,6 @@ class Conversation:
 
     @property
     def goodbye_is_queued(self) -> bool:
-        """Return whether all of a goodbye is queued."""
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:

@@ -72,7 +72,6 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
-        """Return whether one runs."""
         return bool(self._running)
 
     def ask(
@@ -144,7 +143,6 @@ class OutOfBandResponses:
         return stop + self._finish(key, "cancelled", "", now)
 
     def takes(self, event: ServerEvent) -> bool:
-        """Return whether this event is of an out-of-band response."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
@@ -168,7 +166,6 @@ class OutOfBandResponses:
         return []
 
     def asked(self, command: ClientCommand | None) -> bool:
-        """Return whether this command requested an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )

@@ -183,7 +183,6 @@ class ResponseGate:
         return None
 
     def forget_waiting(self) -> None:
-        """Drop all waiting requests."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:

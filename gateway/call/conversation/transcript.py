@@ -74,7 +74,6 @@ class Entry:
     """All of its words have come."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry for the record."""
         told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
         if self.heard is not None:
             told["heard"] = self.heard
@@ -309,7 +308,6 @@ class Transcript:
             entry.heard = _part_of(entry, *entry.cut)
 
     def _cut_entry(self, heard: Heard) -> None:
-        """Cut the entry of an item to what the caller heard of it."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms

@@ -158,7 +158,6 @@ class Playback:
         return frames
 
     def part_done(self, event: AudioDone) -> list[Output]:
-        """End one part."""
         return self._last(self._tracker.finish((event.item_id, event.content_index)))
 
     def response_done(self, response_id: str) -> list[Output]:
@@ -203,7 +202,6 @@ class Playback:
         return self._cut_of(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
-        """Drop all further audio of this response."""
         if not self.was_cut(response_id):
             self._cuts.append(_Cut(response_id, []))
 

@@ -50,7 +50,6 @@ class BeepWaiter:
 
     @property
     def waiting(self) -> bool:
-        """Return whether a message waits for the beep."""
         return self._since is not None
 
     def speech_began(self, now: float) -> None:
@@ -82,7 +81,6 @@ class BeepWaiter:
         return ""
 
     def stop_waiting(self) -> None:
-        """Stop waiting."""
         self._since = None
 
     @property

@@ -88,12 +88,10 @@ class CallRecording:
 
     @property
     def _plan(self) -> RecordingPlan:
-        """Return the settings of the route."""
         return self._control.plan.recording
 
     @property
     def state(self) -> State:
-        """State of the recording."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
@@ -233,7 +231,6 @@ class CallRecording:
     # ---- the recorder
 
     def _start(self, by: str, consent: str, now: float) -> list[Output]:
-        """Begin to record."""
         record = self._enter(State.RECORDING)
         record.started_by, record.consent = by, consent
         record.began_ms = round(self._control.timeline.ms(now), 1)

@@ -219,7 +219,6 @@ class ResponseFallback:
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:
-        """Stop the sound."""
         if self._sound_until is None:
             return []
         self._sound_until = None

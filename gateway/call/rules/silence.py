@@ -217,7 +217,6 @@ class Silence:
 
     @property
     def due(self) -> bool:
-        """Whether a response is due."""
         owed = self._turn or self._owed == _NO_EVENTS
         return owed or self.backend_works or not self._control.gate.idle
 
@@ -462,6 +461,5 @@ class Silence:
             self._mcp.pop(item_id, None)
 
     def _stop_filler(self) -> list[Output]:
-        """Stop the filler sound."""
         was, self._filler = self._filler, False
         return [PlaySound("")] if was and not self._control.call_actions.busy else []

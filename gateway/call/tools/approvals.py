@@ -340,7 +340,6 @@ def _name_of(item: Mapping[str, Any]) -> str:
 
 
 def _request_of(call: Mapping[str, Any]) -> str:
-    """The request for approval that this call was made by."""
     return str(call.get("approval_request_id") or "")
 
 

@@ -248,7 +248,6 @@ def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
 
 
 def _with_optional(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of an object with optional properties."""
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 

@@ -65,7 +65,6 @@ class DelegatedTasks:
 
     @property
     def busy(self) -> bool:
-        """Return whether a task waits."""
         return bool(self._waiting)
 
     @property

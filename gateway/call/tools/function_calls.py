@@ -124,7 +124,6 @@ class Functions:
 
     @property
     def _plan(self) -> CallPlan:
-        """Return the plan of the call."""
         return self._control.plan
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:

@@ -76,12 +76,10 @@ class CallResult:
 
     @property
     def report(self) -> CallReport:
-        """What the caller reports."""
         return self.evidence.report
 
     @property
     def failed(self) -> bool:
-        """Whether an assertion failed."""
         return any(one.mark is Mark.FAILED for one in self.verdicts)
 
     @property

@@ -282,7 +282,6 @@ _CHECKS: dict[str, Callable[[Any, Evidence], Verdict]] = {
 
 
 def failed(verdicts: Iterable[Verdict]) -> Sequence[Verdict]:
-    """Return the verdicts that failed."""
     return [one for one in verdicts if one.mark is Mark.FAILED]
 
 

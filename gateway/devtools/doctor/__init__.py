@@ -43,17 +43,14 @@ class Finding:
 
 
 def ok(subject: str, fact: str) -> Finding:
-    """Return a finding that all is well."""
     return Finding(Verdict.OK, subject, fact)
 
 
 def warn(subject: str, fact: str, advice: str) -> Finding:
-    """Return a finding that is worth knowing."""
     return Finding(Verdict.WARN, subject, fact, advice)
 
 
 def bad(subject: str, fact: str, advice: str) -> Finding:
-    """Return a finding of something that has to be mended."""
     return Finding(Verdict.BAD, subject, fact, advice)
 
 

@@ -128,7 +128,6 @@ async def _server(settings: _Server) -> Finding:
 
 
 def _section(settings: _Server) -> str:
-    """Return the section of the configuration that a server is in."""
     name = getattr(settings, "name", "")
     return f"realtime_server[{name}]" if name else "realtime"
 
@@ -317,7 +316,6 @@ class Service:
 
 
 def name_server() -> tuple[str, int] | None:
-    """The first name server of this machine."""
     try:
         text = Path("/etc/resolv.conf").read_text()
     except OSError:

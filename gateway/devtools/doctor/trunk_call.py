@@ -146,12 +146,10 @@ class _Call(ScriptedCall):
         self.rtp_source = source or self.rtp_source
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """Keep the RTP counters."""
         self.quality = quality
         super().on_quality(quality)
 
     def on_ended(self, end: LegEnd) -> None:
-        """Note the end of the call."""
         self.end = end
         super().on_ended(end)
 

@@ -49,7 +49,6 @@ class _Judge(MediaFindings):
     """The findings of one call, and of those that were tried after it."""
 
     def all(self) -> Iterator[Finding]:
-        """Every finding."""
         yield from self.timers()
         if self.call.answered is None:
             yield from self.own_address()
@@ -70,7 +69,6 @@ class _Judge(MediaFindings):
     # -- no answer
 
     def not_answered(self) -> Iterator[Finding]:
-        """Yield why the call was not answered."""
         call, final, end = self.call, self.final, self.call.end
         if final is None:
             yield from self.unanswered()

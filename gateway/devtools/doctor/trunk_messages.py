@@ -64,7 +64,6 @@ class Packet:
 
     @property
     def body(self) -> str:
-        """What follows the header."""
         return body_of(self.text)
 
     @property
@@ -80,7 +79,6 @@ class Packet:
 
     @property
     def number(self) -> int:
-        """The number in CSeq."""
         found = re.match(r"\d{1,9}", self.header("cseq"))
         return int(found[0]) if found is not None else -1
 
@@ -100,7 +98,6 @@ class Trace:
         self._secrets = [one for one in secrets if one]
 
     def line(self, text: str) -> None:
-        """One entry of the log."""
         found = _MESSAGE.search(text)
         if found is None or len(self.packets) >= MAX_PACKETS:
             return
@@ -110,7 +107,6 @@ class Trace:
         self.packets.append(Packet(at, way == "TX", transport.lower()[:3], peer, kept))
 
     def of(self, call_ids: set[str]) -> tuple[Packet, ...]:
-        """Return the messages with one of these Call-IDs."""
         return tuple(one for one in self.packets if one.header("call-id") in call_ids)
 
     def registrations(self, line: str) -> tuple[Packet, ...]:
@@ -188,7 +184,6 @@ class Audio:
 
     @property
     def codecs(self) -> str:
-        """Names of all its formats."""
         names = self.media.names
         static = {"0": "PCMU/8000", "8": "PCMA/8000", "9": "G722/8000", "18": "G729/8000"}
         static["3"] = "GSM/8000"

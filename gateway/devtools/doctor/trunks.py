@@ -164,7 +164,6 @@ def _by_service(config: Config, trunk: TrunkSettings, services: list[Service]) -
 
 
 async def _is_one_of(services: list[Service], transport: str, address: str, port: int) -> bool:
-    """Whether an address is where the first service of a transport is."""
     loop = asyncio.get_running_loop()
     for one in services:
         if (one.transport, one.port) == (transport, port):

@@ -314,7 +314,6 @@ class ClientEvent(BaseModel):
     event_id: Annotated[str | None, Field(max_length=512)] = None
 
     def apply(self, session: Actions) -> None:
-        """Do what the event asks for."""
         raise NotImplementedError
 
 

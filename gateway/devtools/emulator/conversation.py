@@ -116,7 +116,6 @@ class Item:
 
     @property
     def id(self) -> str:
-        """The item's id."""
         return str(self.body["id"])
 
     @property
@@ -126,11 +125,9 @@ class Item:
 
     @property
     def by_agent(self) -> bool:
-        """Whether it is a message of the assistant."""
         return self.body.get("role") == "assistant"
 
     def add_audio(self, data: bytes) -> None:
-        """Append audio to the item."""
         self.audio += data
         self.audio_bytes += len(data)
 
@@ -189,7 +186,6 @@ class Conversation:
         return ids[ids.index(item.id) - 1]
 
     def retrieve(self, item_id: str) -> Json:
-        """The item with its audio."""
         item = self._get(item_id, "item_retrieve_invalid_item_id")
         body = copy.deepcopy(item.body)
         for part in body.get("content", []):
@@ -198,7 +194,6 @@ class Conversation:
         return body
 
     def delete(self, item_id: str) -> None:
-        """Forget the item."""
         self._items.remove(self._get(item_id, "item_delete_invalid_item_id"))
         self._record.deletions.append(item_id)
 

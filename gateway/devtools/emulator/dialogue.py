@@ -214,7 +214,6 @@ class ContentMaker:
                 return Content(message=False, calls=calls)
 
     def close(self) -> None:
-        """End the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _speak(self, text: str, settings: Settings, audio_format: AudioFormat) -> bytes:

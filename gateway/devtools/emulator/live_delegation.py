@@ -79,7 +79,6 @@ class Delegations:
         return str(self._session.settings["delegation"]["type"])
 
     def functions(self) -> Sequence[Mapping[str, Any]]:
-        """The function tools of the backend."""
         backend = self._session.settings["delegation"].get("responses") or {}
         return [tool for tool in backend.get("tools") or [] if tool["type"] == "function"]
 
@@ -290,7 +289,6 @@ class _Stream:
         return self._delegation_id is not None
 
     def send(self, type_: str, **fields: Any) -> None:
-        """Send an event of the stream."""
         event = {"type": type_, "sequence_number": self._number, **fields}
         self._number += 1
         outer: Json = {"type": "response.event", "event": event}
@@ -350,7 +348,6 @@ class _Stream:
         self._index += 1
 
     def message(self, text: str) -> None:
-        """A message as an output item."""
         item: Json = {
             "id": new_id("msg"),
             "type": "message",

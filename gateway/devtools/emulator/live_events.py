@@ -59,7 +59,6 @@ class LiveEvent(ClientEvent):
         self.act(session)
 
     def act(self, session: Actions) -> None:
-        """Do what the event asks for."""
         raise NotImplementedError
 
 

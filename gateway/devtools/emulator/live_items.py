@@ -97,7 +97,6 @@ class FunctionOutput(Strict):
 
     @property
     def text(self) -> str:
-        """All its words."""
         return words_of(self.output)
 
 
@@ -112,12 +111,10 @@ class BackendMessage(Strict):
 
     @property
     def text(self) -> str:
-        """All its words."""
         return words_of(self.content)
 
 
 def words_of(content: str | list[BackendPart]) -> str:
-    """Return the words of a content that is text or parts."""
     if isinstance(content, str):
         return content
     return " ".join(part.text for part in content if isinstance(part, BackendText))

@@ -212,7 +212,6 @@ class LiveSession:
         self._transcripts.plan("output", one.text, one.start_ms, length_ms, sent)
 
     def fragment(self, event: Json) -> None:
-        """Send a transcript fragment."""
         self._context_tokens += tokens(event["delta"])
         self.emit(event)
         self.delegations.fragment_sent(event)
@@ -224,7 +223,6 @@ class LiveSession:
     # Answering
 
     def next_answer(self) -> Answer:
-        """Return what the script has for the next answer."""
         answers = self.script.answers
         self._answered += 1
         return answers[min(self._answered, len(answers)) - 1] if answers else Answer()

@@ -150,7 +150,6 @@ class SessionRecord:
         self._pulse.set()
 
     def note_end(self, code: int | None, reason: str) -> None:
-        """Note the end of the connection."""
         self.close_code, self.close_reason = code, reason
         self.ended_at = time.monotonic()
         if self.log is not None:
@@ -184,7 +183,6 @@ class FolderLog:
         self._append_type = append_type or self._append_type
 
     def caller_audio(self, data: bytes) -> None:
-        """Add audio of the caller."""
         if self._wav is None:
             self._wav = wave.open(str(self._wav_path), "wb")  # noqa: SIM115 - closed in close()
             self._wav.setnchannels(1)
@@ -195,7 +193,6 @@ class FolderLog:
         self._appended += len(data)
 
     def event(self, side: Literal["client", "server"], seen: SeenEvent, audio: bytes = b"") -> None:
-        """Add a line for an event."""
         if self._appended:
             appended = {"type": self._append_type, "audio_bytes": self._appended}
             self._line(seen.at, "client", appended)

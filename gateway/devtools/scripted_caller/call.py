@@ -131,7 +131,6 @@ class ScriptedCall:
             self.progress(f"{code} from the other side")
 
     def on_media(self, codec: Codec) -> None:
-        """Note the codec."""
         self._codec = codec
         self._medias += 1
         self.tape.negotiated(codec)
@@ -142,7 +141,6 @@ class ScriptedCall:
         self.progress("held by the other side" if held else "taken back from hold")
 
     def on_confirmed(self) -> None:
-        """Answered."""
         self._mark("answered")
         self.progress("answered")
         self._wake()
@@ -153,11 +151,9 @@ class ScriptedCall:
         self.progress(f"heard the key {digit}")
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """Keep the RTP counters."""
         self._quality = quality
 
     def on_ended(self, end: LegEnd) -> None:
-        """Note the end of the call."""
         self._mark("ended")
         self._end = end
         self._wake()
@@ -263,7 +259,6 @@ class ScriptedCall:
             )
 
     async def _step(self, number: int, step: AnyStep) -> None:
-        """Execute one step of the script."""
         match step:
             case WaitAnswer():
                 await self.until(lambda: "answered" in self._times, step.within)

@@ -72,7 +72,6 @@ class EndReport(_Part):
 
     @classmethod
     def of(cls, end: LegEnd, answered: bool) -> EndReport:
-        """Return the report of a leg's end."""
         by = "caller" if end.local else "callee"
         if not end.local and answered and end.method != "BYE":
             by = "network"

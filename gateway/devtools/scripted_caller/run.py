@@ -99,11 +99,9 @@ class TalkingCall(ScriptedCall):
             self.queued_frames += len(frames) // FRAME_BYTES
 
     def flush(self) -> None:
-        """Stop speaking."""
         self.queued_frames -= self.tape.playout.flush()
 
     async def said(self) -> None:
-        """Wait until all that is queued was said."""
         await self.until(lambda: not len(self.tape.playout), TURN_SECONDS)
 
     def spans(self) -> dict[str, list[Span]]:

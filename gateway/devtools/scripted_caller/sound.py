@@ -37,7 +37,6 @@ class Speech:
         self.ms = 0
 
     def add(self, level_dbfs: float) -> None:
-        """One more frame."""
         loud = level_dbfs >= self.threshold_dbfs
         self.ms = self.ms + FRAME_MS if loud else max(self.ms - FRAME_MS // 2, 0)
 

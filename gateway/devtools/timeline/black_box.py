@@ -51,7 +51,6 @@ class Stream:
     _highest: int = 0
 
     def add(self, packets: Sequence[Packet], began: float) -> None:
-        """Take the packets of a line."""
         for one in packets:
             self._add(self._last, one, (one.at - began) * 1000)
             self._last = one
@@ -86,7 +85,6 @@ class Stream:
         self._seen.add(key)
 
     def in_short(self) -> str:
-        """Return the counts in words."""
         percent = 100 * self.lost / max(1, self.packets + self.lost)
         more = [
             f"{count} {name}"

@@ -294,7 +294,6 @@ _LANES = frozenset(
 
 
 def tell(record: Record) -> Story:
-    """Make a story of a record."""
     story = Story(record)
     end = record.length_ms
     # Words of a Live session come seconds later, in another turn or after the call: the transcript
@@ -411,7 +410,6 @@ class Reply:
 
     @property
     def delay_ms(self) -> float:
-        """Its length."""
         return self.to_ms - self.from_ms
 
 

@@ -237,7 +237,6 @@ class Accounts:
             log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 
     def shut_down(self) -> None:
-        """Delete all accounts."""
         for account in self._accounts.values():
             account.shutdown()
 
@@ -248,7 +247,6 @@ class Accounts:
             account.this.disown()
 
     def _tell(self, name: str, change: Change | None) -> None:
-        """Log a change of a registration."""
         if change is None:
             return
         fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
