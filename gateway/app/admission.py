@@ -43,7 +43,7 @@ from gateway.sip.browser_leg import TRANSPORT
 from gateway.sip.leg import Leg
 from gateway.sip.messages.headers import user_of
 from gateway.sip.source_limits import SourceBuckets, TokenBucket
-from gateway.sip.types import Invite, LegEnd, Refused, RtpQuality
+from gateway.sip.types import IgnoringHandler, Invite, Refused
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 
@@ -125,7 +125,7 @@ class Rejections:
         headers = {"Reason": reason_header(why)}
         if code == 503:
             headers["Retry-After"] = str(self._retry_after)
-        leg.handler = _Refusing()
+        leg.handler = IgnoringHandler()
         try:
             self.write(record, why, code, detail, at_ms=at_ms)
         finally:
@@ -200,18 +200,6 @@ class Rejections:
         self._count_due = None
         log.warning("call.refusals_counted", **self._counted)
         self._counted.clear()
-
-
-class _Refusing:
-    """Handler of a rejected leg: ignores everything."""
-
-    def on_ringing(self, code: int) -> None: ...
-    def on_media(self, codec: object) -> None: ...
-    def on_confirmed(self) -> None: ...
-    def on_hold(self, held: bool) -> None: ...
-    def on_digit(self, digit: str) -> None: ...
-    def on_quality(self, quality: RtpQuality) -> None: ...
-    def on_ended(self, end: LegEnd) -> None: ...
 
 
 MAX_EXPLAINED = 10

@@ -35,7 +35,7 @@ from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
 from gateway.records.webhooks import Endpoint, signature
 from gateway.sip.leg import Leg
-from gateway.sip.types import Invite, LegEnd, RtpQuality
+from gateway.sip.types import IgnoringHandler, Invite, LegEnd
 from gateway.tasks import TaskSet
 from gateway.text import unicode_in
 
@@ -100,18 +100,11 @@ class _PendingCall:
     call: CallController | None = None
 
 
-class Waiting:
+class Waiting(IgnoringHandler):
     """Handler of a leg that waits for a decision."""
 
     def __init__(self, on_ended: Callable[[], None]) -> None:
         self._on_ended = on_ended
-
-    def on_ringing(self, code: int) -> None: ...
-    def on_media(self, codec: object) -> None: ...
-    def on_confirmed(self) -> None: ...
-    def on_hold(self, held: bool) -> None: ...
-    def on_digit(self, digit: str) -> None: ...
-    def on_quality(self, quality: RtpQuality) -> None: ...
 
     def on_ended(self, end: LegEnd) -> None:
         """Handle a caller who gave up before the application accepted."""

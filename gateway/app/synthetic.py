@@ -34,7 +34,7 @@ from gateway.records.store import RecordStore
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
-from gateway.sip.types import Invite, LegEnd, RtpQuality
+from gateway.sip.types import IgnoringHandler, Invite, LegEnd, RtpQuality
 from gateway.tasks import TaskSet, wait_any
 
 FIRST_SECONDS = 2.0
@@ -52,7 +52,7 @@ PLAYOUT_FRAMES = 50
 log = structlog.get_logger("synthetic")
 
 
-class _Caller:
+class _Caller(IgnoringHandler):
     """Handler of the caller's leg."""
 
     def __init__(self) -> None:
@@ -60,12 +60,6 @@ class _Caller:
         self.ended = asyncio.Event()
         self.code = 0
         """Of the final response, or of the end."""
-
-    def on_ringing(self, code: int) -> None: ...
-    def on_media(self, codec: Codec) -> None: ...
-    def on_hold(self, held: bool) -> None: ...
-    def on_digit(self, digit: str) -> None: ...
-    def on_quality(self, quality: RtpQuality) -> None: ...
 
     def on_confirmed(self) -> None:
         """Note that the call was answered."""
@@ -213,7 +207,7 @@ class SyntheticCalls:
         return None
 
 
-class LocalLine:
+class LocalLine(IgnoringHandler):
     """Handler of a caller's leg on a route with ``test_line``. Lives on the event loop.
 
     Args:
@@ -252,9 +246,6 @@ class LocalLine:
             self._why = why
             self._leg.hang_up({"Reason": reason_header(why)})
 
-    def on_ringing(self, code: int) -> None:
-        """Ignore: only for calls that are placed."""
-
     def on_media(self, codec: Codec) -> None:
         """Note the codec; the audio to play was chosen before."""
         self._record.leg.codec = codec.value
@@ -264,9 +255,6 @@ class LocalLine:
         """Start to play after the ACK."""
         self._record.times.confirmed = self._ms()
         self._log.info("call.confirmed")
-
-    def on_hold(self, held: bool) -> None:
-        """Ignore: the library plays nothing to a caller who holds."""
 
     def on_digit(self, digit: str) -> None:
         """Send a DTMF digit back, where the line is an echo."""
