@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from functools import lru_cache
 from typing import Any
 
 MAX_LOOKUPS = 64
@@ -47,6 +48,19 @@ def plain(text: str) -> str:
     """Return an IP literal in its one spelling; what is none as it is."""
     address = address_of(text)
     return text if address is None else str(address)
+
+
+@lru_cache(maxsize=1024)
+def counted(text: str) -> str:
+    """Return what an IP literal is counted and limited as.
+
+    That of an IPv6 host on the Internet is its /64 network: it can have any address in
+    there. Within a private network, hosts share a /64, and each is counted by itself.
+    """
+    address = address_of(text)
+    if address is None or address.version == 4 or is_inside(text):
+        return plain(text)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 def bracketed(host: str) -> str:

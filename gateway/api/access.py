@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
+from gateway.addresses import counted
 from gateway.api.backend import Backend, NoCallError
 from gateway.api.client import RefusedError
 from gateway.api.limits import BEARER, UNAUTHORIZED
@@ -96,7 +97,7 @@ class Access:
 
     def failed(self, source: str) -> float:
         """Count a wrong token; return how long its answer is to take (s)."""
-        now = asyncio.get_running_loop().time()
+        now, source = asyncio.get_running_loop().time(), counted(source)
         count, since = self._failures.pop(source, (0, now))
         count = max(0, count - int((now - since) / FORGET_SECONDS)) + 1
         self._failures[source] = count, now

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import structlog
 
+from gateway.addresses import counted
 from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
@@ -297,7 +298,7 @@ class SharedState:
             return [Cap("trunk", trunk.name, most, rule)]
         most = self._config.access.max_concurrent_calls or 0
         if trunk is None and most:
-            source = invite.source.rpartition(":")[0]
+            source = counted(invite.source.rpartition(":")[0])
             rule = f"access: max_concurrent_calls = {most}"
             return [Cap("source", source, most, rule)]
         return []

@@ -235,8 +235,9 @@ class TrunkSettings(Section):
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0
     packet_wait_ms: PacketWait | None = None
-    calls_per_second: Rate = 0.0
+    calls_per_second: Rate | None = None
     max_concurrent_calls: CountOrOff = 0
+    max_unacknowledged_calls: CountOrOff | None = None
     inbound_auth: InboundAuthSettings | None = None
     certificate_names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
 

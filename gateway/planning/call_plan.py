@@ -109,7 +109,9 @@ def sip_settings(config: Config) -> SipSettings:
             ciphers=tls.ciphers,
         ),
         security=Security(media.srtp, media.srtp_keying),
-        trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),
+        trunks=tuple(
+            trunk_of(trunk, access.burst, config.sip.max_calls, media) for trunk in config.trunk
+        ),
         access=Access(
             access.unknown_sources,
             Limits(

@@ -130,7 +130,21 @@ def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
     return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
 
 
-def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
+LEAST_RATE = 50
+"""Calls a second of a trunk without a rate of its own, on a gateway for few calls."""
+
+
+def _limits_of(trunk: TrunkSettings, burst: int, max_calls: int) -> Limits:
+    """Return a trunk's limits. The defaults are above what it can have calls in progress for."""
+    rate, most = trunk.calls_per_second, trunk.max_unacknowledged_calls
+    if rate is None:
+        rate = max(max_calls, LEAST_RATE)
+        burst = max(burst, rate)
+    most = -(-max_calls // 2) if most is None else most
+    return Limits(rate, burst, trunk.max_concurrent_calls, most)
+
+
+def trunk_of(trunk: TrunkSettings, burst: int, max_calls: int, media: MediaSettings) -> Trunk:
     """One ``[[trunk]]``, as the user agent needs it."""
     return Trunk(
         name=trunk.name,
@@ -148,7 +162,7 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
         expires=trunk.expires,
         options_interval=trunk.options_interval,
         packet_wait_ms=trunk.packet_wait_ms,
-        limits=Limits(trunk.calls_per_second, burst, trunk.max_concurrent_calls),
+        limits=_limits_of(trunk, burst, max_calls),
         inbound_auth=_credentials(trunk.inbound_auth),
         certificate_names=trunk.certificate_names,
     )

@@ -56,6 +56,8 @@ class HeldCall(Protocol):
     """Interface of a call towards :class:`Calls`."""
 
     ended: bool
+    answered: bool
+    """We have sent 200."""
     acknowledged: bool
     """The ACK has come: only BYE ends it."""
     followed: bool
@@ -122,10 +124,19 @@ class Calls:
         """Calls in progress of a party (``access_control.party_of``). Any thread."""
         return self._parties.get(party, 0)
 
-    def unacknowledged(self) -> int:
-        """Return how many calls of unknown sources wait for their ACK. On the SIP thread."""
+    def unacknowledged(self, trunk: str) -> int:
+        """Return how many calls wait for their ACK. On the SIP thread.
+
+        Args:
+            trunk: of its calls those that we have answered; "": all calls of unknown sources.
+        """
         return sum(
-            call.party.startswith("source ") and not (call.acknowledged or call.ended)
+            not (call.acknowledged or call.ended)
+            and (
+                (call.answered and call.party == f"trunk {trunk}")
+                if trunk
+                else call.party.startswith("source ")
+            )
             for call in self._all
         )
 

@@ -87,7 +87,8 @@ class Limits:
     burst: int = 10
     concurrent_calls: int = 0
     unacknowledged_calls: int = 0
-    """Calls of all sources together that wait for an ACK: who forges addresses sends none."""
+    """Calls of a trunk, or of all other sources together, that wait for an ACK: who forges
+    addresses sends none."""
 
 
 @dataclass(frozen=True, slots=True)

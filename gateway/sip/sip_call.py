@@ -112,7 +112,7 @@ class SipCall(TransferableCall):
         self, services: CallServices, account: Account, call_id: int | None = None
     ) -> None:
         super().__init__(services, account, call_id)
-        self.acknowledged = False
+        self.answered = self.acknowledged = False
         self._held = False
         self._ending = _Ending()
         self._meter = Meter()
@@ -166,6 +166,7 @@ class SipCall(TransferableCall):
 
     def respond(self, code: int) -> None:
         """Answer the INVITE with ``code``."""
+        self.answered = code == pj.PJSIP_SC_OK
         param = pj.CallOpParam()
         param.statusCode = code
         if self.leg is not None and self.leg.invite.offered is None:

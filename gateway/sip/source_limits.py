@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.addresses import counted
 from gateway.sip.settings import BanPolicy
 
 MAX_SOURCES = 4096
@@ -206,7 +207,7 @@ class _Ban:
 
 
 class Bans:
-    """Bans of sources after repeated refusals.
+    """Bans of sources, as :func:`gateway.addresses.counted` has them, after repeated refusals.
 
     Lives on the SIP thread; :meth:`as_json` may be asked on any.
     """
@@ -224,6 +225,7 @@ class Bans:
             may_prove: the request can prove who sent it. Then only bans apply that rest on refusals
                 proven to be the source's own: others can write its address into UDP packets.
         """
+        source = counted(source)
         ban = self._banned.get(source)
         if ban is None:
             return False
@@ -236,7 +238,7 @@ class Bans:
         return True
 
     def __contains__(self, source: str) -> bool:
-        return source in self._banned
+        return counted(source) in self._banned
 
     def refused(self, source: str, now: float, *, surely: bool, connected: bool = False) -> bool:
         """Count a refusal; return whether it bans the source.
@@ -248,6 +250,7 @@ class Bans:
         """
         if not self._policy.after:
             return False
+        source = counted(source)
         known = self._known.get(source)
         if not surely and known is not None and now - known < KNOWN_SECONDS:
             return False
@@ -281,6 +284,7 @@ class Bans:
             _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
+        source = counted(source)
         self._refused.pop(source, None)
         self._known[source] = now
         self._known.move_to_end(source)
@@ -356,6 +360,7 @@ class Connections:
             return ""
         if not self._is_welcome(source):
             return "connection of a stranger"
+        source = counted(source)
         if self._strangers[source] >= PER_SOURCE:
             return f"more than {PER_SOURCE} connections"
         if self._strangers.total() >= OF_STRANGERS:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import figures
 from tests.support.listening import assert_continuous
+from tests.support.sip_phone import Phone
 from tests.support.site_under_test import ANYBODY, Site, site
 
 PROVIDER = """
@@ -194,8 +195,12 @@ max_concurrent_calls = 2
 
 
 async def test_calls_that_wait_for_an_ack(runner: object, own_folder: Path) -> None:
-    """Who forges addresses sends no ACK: a few calls of all strangers together may lack it."""
+    """Who forges addresses sends no ACK: a few calls of all strangers together may lack it, and
+    a few of each trunk."""
     more = '[access]\nunknown_sources = "allow"\nmax_unacknowledged_calls = 2\n'
+    for name, host in (("one", 3), ("two", 4)):
+        more += f'[[trunk]]\nname = "{name}"\npeers = ["127.0.0.{host}"]\n'
+        more += "max_unacknowledged_calls = 1\ncalls_per_second = 100\n"
     async with site(own_folder, more=more, routes=ANYBODY) as gateway:
         waiting = [gateway.phone.call("1", acknowledge=False) for _ in range(2)]
         for call in waiting:
@@ -206,14 +211,27 @@ async def test_calls_that_wait_for_an_ack(runner: object, own_folder: Path) -> N
         refused = await third.refused()
         assert (refused.code, refused.headers["retry-after"]) == (503, "5")
         await gateway.gateway.wait("sip.rejected", rule="access: max_unacknowledged_calls = 2")
+        phones = [Phone(gateway.phone.gateway) for _ in range(2)]
+        for phone, host in zip(phones, ("127.0.0.3", "127.0.0.4"), strict=True):
+            await phone.start(host)
+            waiting.append(phone.call("1", acknowledge=False))
+            waiting[-1].invite()
+            await waiting[-1].answered()
+        second = phones[0].call("1")
+        second.invite()
+        assert (await second.refused()).code == 503
+        await gateway.gateway.wait("sip.rejected", rule="trunk one: max_unacknowledged_calls = 1")
         for call in waiting:
             call.ack()
             await gateway.gateway.wait("call.confirmed", call=call.call_id)
-        fourth = gateway.phone.call("1")
-        fourth.invite()
-        await fourth.answered()
-        for call in (*waiting, fourth):
+        last = [phone.call("1") for phone in (gateway.phone, phones[0])]
+        for call in last:
+            call.invite()
+            await call.answered()
+        for call in (*waiting, *last):
             await call.hang_up()
+        for phone in phones:
+            await phone.stop()
 
 
 async def test_refused_calls_are_sampled(runner: object, own_folder: Path) -> None:

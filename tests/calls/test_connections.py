@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from gateway.api.client import ask
+from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,
     OF_STRANGERS,
     PER_SOURCE,
+    Bans,
     Connections,
 )
 from gateway.sip.transports import Listeners
@@ -338,6 +340,21 @@ def test_whose_connections_are_kept() -> None:
     for number in range(PER_SOURCE, OF_STRANGERS):
         assert kept.opened(1000 + number, f"s{number}", 0.0) == ""
     assert kept.opened(5000, "last", 0.0).startswith(f"more than {OF_STRANGERS}")
+
+
+def test_an_ipv6_host_is_one_source_by_all_its_addresses() -> None:
+    """Whoever has one address on the Internet has the other 2**64 - 1 as well."""
+    kept = Connections(lambda _: False, lambda _: True, lambda _: False)
+    bans = Bans(BanPolicy(after=PER_SOURCE))
+    for number in range(PER_SOURCE):
+        assert kept.opened(number, f"2001:db8::{number:x}", 0.0) == ""
+        bans.refused(f"2001:db8::{number:x}", 0.0, surely=False)
+    assert kept.opened(99, "2001:db8::99", 0.0) == f"more than {PER_SOURCE} connections"
+    assert bans.drops("2001:db8::99", 1.0)
+    assert not bans.drops("2001:db8:0:1::", 1.0)
+    assert bans.as_json(1.0)[0]["source"] == "2001:db8::/64"
+    for number in range(2 * PER_SOURCE):
+        assert kept.opened(1000 + number, f"fd00::{number:x}", 0.0) == ""
 
 
 SHORT = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Host names are looked up off the event loop's executor."""
+"""Host names are looked up off the event loop's executor; what a source is counted as."""
 
 from __future__ import annotations
 
@@ -11,7 +11,26 @@ from typing import Any
 
 import pytest
 
-from gateway.addresses import MAX_LOOKUPS, LookupLoop
+from gateway.addresses import MAX_LOOKUPS, LookupLoop, counted
+
+
+@pytest.mark.parametrize(
+    ("address", "as_what"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("[2001:DB8:1:2::9]", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+        ("fd00::0001", "fd00::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::1", "::1"),
+        ("::2", "::/64"),
+        ("local", "local"),
+    ],
+)
+def test_what_a_source_is_counted_as(address: str, as_what: str) -> None:
+    assert counted(address) == as_what
 
 
 def test_look_ups_that_hang_keep_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gateway.addresses import bracketed, plain
+from gateway.addresses import bracketed, counted, plain
 from gateway.ending import reason_header, refusal_code
 from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.messages.headers import (
@@ -85,7 +85,7 @@ class AccessControl:
         trunks: whose request is whose.
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
-        unacknowledged: number of strangers' calls that wait for their ACK.
+        unacknowledged: number of a trunk's calls, or for "" of strangers', that wait for their ACK.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
         descriptions: judges and mends what messages say of media.
         on_objection: told of each new INVITE whose offer cannot be taken.
@@ -103,7 +103,7 @@ class AccessControl:
         trunks: Trunks,
         retry_after: int,
         calls_of: Callable[[str], int],
-        unacknowledged: Callable[[], int],
+        unacknowledged: Callable[[str], int],
         min_session: int,
         descriptions: Negotiation,
         on_objection: Callable[[Received, Objection], None],
@@ -357,7 +357,9 @@ class _Answers:
         """Log that a message could not be read; return the answer, empty for none."""
         source, method = plain(unread.source), method_of(unread.data)
         answer = answer_unread(unread.data, code, unread.source, unread.port) if code else b""
-        if answer and not self._unread.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
+        if answer and not self._unread.take(
+            counted(source), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now
+        ):
             self._refusals.unanswered += 1
             answer = b""
         told = code if answer else 0
@@ -370,7 +372,7 @@ class _Answers:
         """Answer a request that is not let in, unless its source had too many answers already."""
         if not reply.code:
             return DROP
-        if not self._requests.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
+        if not self._requests.take(counted(source), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
             self._refusals.unanswered += 1
             return DROP
         return self.decision(reply)
@@ -392,7 +394,7 @@ class _RequestLimits:
         self,
         access: Access,
         calls_of: Callable[[str], int],
-        unacknowledged: Callable[[], int],
+        unacknowledged: Callable[[str], int],
         min_session: int,
     ) -> None:
         self._strangers = access.limits
@@ -418,15 +420,15 @@ class _RequestLimits:
             # pjsua would say so as well, but after it has told of the call.
             rule = f"Session-Expires below {self._min_session}"
             return rule, Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
-        source = plain(received.source)
+        source = plain(received.source) if found else counted(received.source)
         limits = self._strangers if found is None else found.trunk.limits
         where = "access" if found is None else f"trunk {found.trunk.name}"
         party = party_of(found, source)
         if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
             return f"{where}: max_concurrent_calls = {limits.concurrent_calls}", Reply(_BUSY)
         most = limits.unacknowledged_calls
-        if most and found is None and self._unacknowledged() >= most:
-            return f"access: max_unacknowledged_calls = {most}", Reply(_UNAVAILABLE)
+        if most and self._unacknowledged("" if found is None else found.trunk.name) >= most:
+            return f"{where}: max_unacknowledged_calls = {most}", Reply(_UNAVAILABLE)
         if not self._calls.take(source, limits.calls_per_second, limits.burst, now):
             rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
             return rule, Reply(_UNAVAILABLE)
@@ -444,5 +446,5 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
 
 
 def party_of(found: Attribution | None, source: str) -> str:
-    """Return the name under which calls are counted: the trunk's, or the source address."""
-    return f"source {source}" if found is None else f"trunk {found.trunk.name}"
+    """Return the name under which calls are counted: the trunk's, or the source's."""
+    return f"source {counted(source)}" if found is None else f"trunk {found.trunk.name}"
