@@ -193,6 +193,9 @@ class LegRecord:
 
     source: str = ""
     trunk: str = ""
+    number_trust: str = ""
+    """How far the number in From counts, as ``route.caller_history.trust`` has it: asserted, trunk
+    or any; "" where it is withheld, none, or by P-Asserted-Identity somebody else's."""
     transport: str = ""
     """Of the signalling: udp, tcp or tls."""
     security: str = ""

@@ -210,14 +210,14 @@ def _dialled(uri: str) -> tuple[str, str, bool]:
     """The user or number, plain, the digits of its ``phone-context`` (RFC 3966), and whether
     another parameter may lead elsewhere."""
     rest = re.sub(r"^\s*(?:tel|sips?):", "", uri, flags=re.IGNORECASE)
-    user, at, _host = rest.partition("@")
+    user, at, host = rest.partition("@")
     if not at:
         user = rest.partition("?")[0]
+    diverted = "@" in host  # one reads the first, another the last as the end of the user
     for _ in range(3):  # a proxy on the way may undo escapes that were escaped
         user = unquote(user)
     number, *parameters = user.split(";")
     context = ""
-    diverted = False
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if not equals and re.search(r"\d{3}", name):

@@ -64,7 +64,7 @@ from gateway.planning.route_tools import (
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
-from gateway.records.caller_history import Lookup
+from gateway.records.caller_history import Lookup, number_trust
 from gateway.sip.messages.headers import display_name_of, user_of
 from gateway.sip.messages.identity import asserted, diverted
 from gateway.sip.settings import (
@@ -160,6 +160,7 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
         record.from_name = printable(invite.from_name)[:64]
         record.sip_call_id, record.leg.source = invite.sip_call_id, invite.source
         record.leg.trunk, record.leg.transport = invite.trunk, invite.transport
+        record.leg.number_trust = number_trust(invite)
     return record
 
 

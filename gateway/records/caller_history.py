@@ -136,8 +136,21 @@ class CallerHistories:
             wanted.routes or (route.name,),
             since=datetime.now(UTC) - timedelta(days=wanted.max_age_days),
             limit=wanted.max_calls,
-            by_trunk=wanted.trust != "any",
+            trust=TRUST[: TRUST.index(wanted.trust) + 1],
         )
+
+
+TRUST = ("asserted", "trunk", "any")
+"""Values of ``route.caller_history.trust``, the strictest first."""
+
+
+def number_trust(invite: Invite) -> str:
+    """Return the strictest of :data:`TRUST` by which the number in From counts; "" for none.
+
+    An earlier call is told of by the same rule: who sends somebody else's number shall not put
+    words into what they are told later.
+    """
+    return next((trust for trust in TRUST if trusted_number(invite, trust)), "")
 
 
 def trusted_number(invite: Invite, trust: str) -> str:

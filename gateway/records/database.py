@@ -292,12 +292,12 @@ class Database:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def of_caller(
-        self, number: str, routes: Sequence[str], since: datetime, limit: int, *, by_trunk: bool
+        self, number: str, routes: Sequence[str], since: datetime, limit: int, trust: Sequence[str]
     ) -> list[dict[str, Any]]:
         """Return the latest answered calls from a number on these routes, the newest first.
 
         ``out_of_band`` and ``transcript`` are those of the whole record, None without one.
-        ``by_trunk``: only such as came by a trunk.
+        ``trust``: what ``leg.number_trust`` of their record has to be.
         """
         columns = (calls.c.id, calls.c.invited_at, calls.c.outcome, calls.c.disposition)
         parts = [calls.c.record[name].label(name) for name in ("out_of_band", "transcript")]
@@ -308,7 +308,7 @@ class Database:
             calls.c.invited_at >= since,
             calls.c.answered_at.is_not(None),
             calls.c.ended_at.is_not(None),
-            *((calls.c.trunk != "",) if by_trunk else ()),
+            calls.c.record["leg"]["number_trust"].as_string().in_(trust),
         )
         with self._connect() as connection:
             newest = query.order_by(calls.c.invited_at.desc()).limit(limit)

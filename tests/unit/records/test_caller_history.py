@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from gateway.dialplan import Route
-from gateway.records.caller_history import WAITING, CallerHistories, earlier_of, trusted_number
+from gateway.records.caller_history import (
+    TRUST,
+    WAITING,
+    CallerHistories,
+    earlier_of,
+    number_trust,
+    trusted_number,
+)
 from gateway.records.database import Database
 from gateway.records.tables import CLOSED
 from gateway.sip.messages.identity import invite_of
@@ -55,6 +62,7 @@ ASSERTED = f"P-Asserted-Identity: <sip:{NUMBER}@carrier.example>"
 )
 def test_whose_number_counts(asked: Invite, trust: str, found: str) -> None:
     assert trusted_number(asked, trust) == found
+    assert (number_trust(asked) in TRUST[: TRUST.index(trust) + 1]) == bool(found)
 
 
 def a_route(**history: Any) -> Route:
@@ -95,7 +103,7 @@ async def test_only_calls_that_count_are_read(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/calls.sqlite3"
     ago = (datetime.now(UTC) - timedelta(days=200)).isoformat()
     lately = (datetime.now(UTC) - timedelta(days=1)).isoformat()
-    good = {
+    good: dict[str, Any] = {
         "from_number": NUMBER,
         "direction": "inbound",
         "route": "r",
@@ -103,29 +111,36 @@ async def test_only_calls_that_count_are_read(tmp_path: Path) -> None:
         "invited_at": lately,
         "answered_at": lately,
         "ended_at": lately,
-        "record": {"out_of_band": [], "transcript": [{"who": "caller", "text": "Hello."}]},
+        "record": {
+            "leg": {"number_trust": "trunk"},
+            "out_of_band": [],
+            "transcript": [{"who": "caller", "text": "Hello."}],
+        },
     }
     wrong: list[dict[str, Any]] = [
         {"from_number": "+4930"},
         {"direction": "outbound"},
         {"route": "other"},
-        {"trunk": ""},
+        {"record": {**good["record"], "leg": {"number_trust": "any"}}},
+        {"record": {**good["record"], "leg": {"number_trust": ""}}},
+        {"record": None},
         {"invited_at": ago},
         {"answered_at": None},
         {"ended_at": None},
     ]
     database = Database(url)
     database.write([row("good", CLOSED, **good)])
-    database.write([row("stripped", CLOSED, **{**good, "invited_at": lately, "record": None})])
+    sure = {**good["record"], "leg": {"number_trust": "asserted"}}
+    database.write([row("sure", CLOSED, **{**good, "record": sure})])
     database.write([row(f"n{n}", CLOSED, **{**good, **one}) for n, one in enumerate(wrong)])
     histories = CallerHistories(url)
     lookup = histories.of(a_route(), invite())
     assert lookup is not None
     found = await lookup()
-    assert set(found.calls) == {"good", "stripped"}
+    assert set(found.calls) == {"good", "sure"}
     assert 'Its last words: "caller: Hello."' in found.text
     database.anonymize(["good"], "erased")
-    assert (await lookup()).calls == ("stripped",)
+    assert (await lookup()).calls == ("sure",)
     assert histories.of(Route.model_validate({"name": "r"}), invite()) is None
     histories.stop()
     database.close()

@@ -183,7 +183,9 @@ async def test_a_server_that_hangs_holds_nothing_up(
 def test_parts_of_records_are_read_for_a_caller_who_comes_back(database: Database) -> None:
     spoken = [{"who": "caller", "text": "Hello."}]
     at = {"answered_at": NOW.isoformat(), "ended_at": NOW.isoformat(), "direction": "inbound"}
-    known = {"from_number": "+4930", "route": "r", "trunk": "t", "record": {"transcript": spoken}}
-    database.write([row("c1", CLOSED, **at, **known)])
-    (found,) = database.of_caller("+4930", ["r"], NOW, 3, by_trunk=True)
+    known = {"from_number": "+4930", "route": "r", "trunk": "t"}
+    for name, trust in (("c1", "trunk"), ("c2", "any")):
+        record = {"leg": {"number_trust": trust}, "transcript": spoken}
+        database.write([row(name, CLOSED, **at, **known, record=record)])
+    (found,) = database.of_caller("+4930", ["r"], NOW, 3, ("asserted", "trunk"))
     assert (found["transcript"], found["out_of_band"]) == (spoken, None)
