@@ -198,8 +198,8 @@ async def test_calls_that_wait_for_an_ack(runner: object, own_folder: Path) -> N
     """Who forges addresses sends no ACK: a few calls of all strangers together may lack it, and
     a few of each trunk."""
     more = '[access]\nunknown_sources = "allow"\nmax_unacknowledged_calls = 2\n'
-    for name, host in (("one", 3), ("two", 4)):
-        more += f'[[trunk]]\nname = "{name}"\npeers = ["127.0.0.{host}"]\n'
+    for name, host in (("one", "127.0.0.3"), ("two", "127.0.0.4")):
+        more += f'[[trunk]]\nname = "{name}"\npeers = ["{host}"]\n'
         more += "max_unacknowledged_calls = 1\ncalls_per_second = 100\n"
     async with site(own_folder, more=more, routes=ANYBODY) as gateway:
         waiting = [gateway.phone.call("1", acknowledge=False) for _ in range(2)]
