@@ -54,7 +54,11 @@ def black_box(call: str, config: Path, path: Path | None, output: Path | None, k
     stem = file_stem(row["invited_at"].isoformat(timespec="milliseconds"), row["id"])
     found = folder / f"{stem}{SUFFIX}"
     if not found.exists():
-        raise fail(f"no black box of this call was kept ({found})")
+        kept = records_of(config).black_box
+        why = f'records.black_box is "{kept}"' + (
+            ", or the route's is off" if kept != "off" else ""
+        )
+        raise fail(f"no black box of this call was kept ({found}): {why}")
     if output is not None:
         try:
             _copy(found, output)

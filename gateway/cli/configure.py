@@ -134,14 +134,11 @@ def init(
         if file.exists():
             raise click.ClickException(f"{file} exists; nothing was written")
     kind = kind or _ask("Calls from a softphone, a pbx, or a trunk?", "softphone", _KINDS)
-    listen, trunk = "udp:127.0.0.1:5060", ""
+    listen, trunk, hint = "udp:127.0.0.1:5060", "", ""
     if kind == "pbx":
         address = _address(host or _ask("Address of the PBX?"))
         trunk = _PBX.format(peer=json.dumps(address))
-        if not ipaddress.ip_address(address).is_loopback:
-            listen = "udp:[::]:5060" if ":" in address else "udp:0.0.0.0:5060"
-        elif not numbers:
-            click.echo("The PBX is on this machine: port 5060 may be taken, see sip.listen.")
+        listen, hint = _beside_pbx(address)
     elif kind == "trunk":
         listen = "udp:0.0.0.0:5060"
         registrar = host or _ask("Host of the carrier's registrar?")
@@ -172,6 +169,8 @@ def init(
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
     click.echo(f"Written: {config}, {route}")
     _check(config)
+    if hint:
+        click.echo(hint)
     if local:
         click.echo(f"Nothing answers calls before a server is at {url}: gateway emulator")
 
@@ -192,6 +191,29 @@ def _address(host: str) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0])
     except OSError as error:
         raise click.ClickException(f"{host} cannot be resolved: {error.strerror}") from None
+
+
+def _beside_pbx(address: str) -> tuple[str, str]:
+    """Return where to listen for a PBX at this IP address, and what the PBX has to know of it."""
+    everywhere, shown = ("[::]", f"[{address}]") if ":" in address else ("0.0.0.0", address)
+    if not _is_ours(address):
+        return f"udp:{everywhere}:5060", ""
+    host = shown if ipaddress.ip_address(address).is_loopback else everywhere
+    return f"udp:{host}:5080", (
+        "The PBX is on this machine and has port 5060, so the gateway takes 5080; "
+        f"on an Asterisk: contact = sip:{shown}:5080, match = {address}"
+    )
+
+
+def _is_ours(address: str) -> bool:
+    """Return whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _write(file: Path, text: str) -> None:

@@ -87,14 +87,16 @@ def _port_range(value: object) -> PortRange:
             raise ValueError("must be two integers, [lowest, highest]")
     if not 1024 <= low <= 65535 or not 1024 <= high <= 65535:
         raise ValueError("both ports must be between 1024 and 65535")
+    if high <= low:
+        raise ValueError("the highest port must be above the lowest: [lowest, highest]")
     if low % 2:
         raise ValueError("the lowest port must be even: RTP takes the even port of each pair")
-    if high <= low:
-        raise ValueError("the highest port must be above the lowest")
     return PortRange(low, high)
 
 
 def _address_or_empty(value: str) -> str:
+    if re.fullmatch(r"[\d.]+:\d+|\[[^]]+\]:\d+", value):
+        raise ValueError("is an address alone, without a port")
     return ip_literal(value.strip("[]")) if value else ""
 
 

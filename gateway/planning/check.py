@@ -23,7 +23,8 @@ from gateway.config.source import (
 )
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
-from gateway.planning.config_notes import certificate_problem, notes, retirements
+from gateway.planning.certificate_notes import certificate_problem
+from gateway.planning.config_notes import notes, retirements
 from gateway.planning.route_notes import summary as tool_summary
 from gateway.planning.route_tools import (
     has_prompt,
@@ -84,8 +85,15 @@ def load_all(
 def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
     """Exit status and lines for ``gateway check``: 0 and a summary, or 2 and every problem.
 
-    A model that its provider has retired is one; ``gateway run`` starts all the same.
+    A model that its provider has retired is one; ``gateway run`` starts all the same. Files beside
+    the configuration are named as that was: relative where ``path`` is.
     """
+    status, lines = _checked(path, environ)
+    beside = str(path.parent / "x")[:-1]
+    return status, [line.replace(f"{path.absolute().parent}/", beside) for line in lines]
+
+
+def _checked(path: Path, environ: Mapping[str, str] | None) -> tuple[int, list[str]]:
     try:
         config, dialplan = load_all(path, environ)
     except ConfigError as error:
@@ -118,7 +126,7 @@ def _placed(note: str, source: TomlSource, dialplan: Dialplan) -> str:
         file, line = origin.file, origin.lines.get(tuple((key or "").split(".")), origin.line)
     elif kind == "trunk":
         names = [one.get("name") for one in source.data.get("trunk", [])]
-        line = source.line(("trunk", names.index(name))) if name in names else 0
+        line = source.line(("trunk", names.index(name), key)) if name in names else 0
     elif setting and (path := tuple(setting.split("."))) in source.lines:
         line = source.line(path)
     return f"{file}:{line}: {note}" if line else note

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import re
 import secrets
 import socket
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from gateway.addresses import is_loopback
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
 from gateway.config import Config, ListenAddress
 from gateway.config.operations import split_address
@@ -54,6 +56,33 @@ def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
     yield from servers(config, dialplan)
     yield from listening_ports(config)
     yield rtp_ports(config)
+
+
+def source_address(
+    listen: Sequence[ListenAddress], transport: str, remote: str
+) -> tuple[str, int] | None:
+    """Return the address to ask ``remote`` from, as calls come from it, and port 0.
+
+    A trunk that knows us by address answers no other. None where the gateway listens on all
+    addresses of the machine, or on none from which ``remote`` can be reached.
+    """
+    hosts = [
+        one.host
+        for one in listen
+        if one.transport == transport
+        and (":" in one.host) == (":" in remote)
+        and is_loopback(one.host) == is_loopback(remote)
+    ]
+    if not hosts or any(ipaddress.ip_address(host).is_unspecified for host in hosts):
+        return None
+    with socket.socket(
+        socket.AF_INET6 if ":" in remote else socket.AF_INET, socket.SOCK_DGRAM
+    ) as one:
+        try:
+            one.bind((hosts[0], 0))
+        except OSError:
+            return None
+    return hosts[0], 0
 
 
 # ---- the realtime side

@@ -335,6 +335,7 @@ class _Client:
         self.verify = config.sip.tls.verify_server
         self.shown: list[str] = []
         """Messages so far, without digests."""
+        self._from = network.source_address(config.sip.listen, trunk.transport, address[0])
         self._call_id, self._tag, self._sequence = secrets.token_hex(12), secrets.token_hex(6), 0
 
     async def ask(self, method: str, uri: str, challenge: Answer | None = None) -> Answer:
@@ -367,6 +368,8 @@ class _Client:
         loop = asyncio.get_running_loop()
         with socket.socket(self._family, socket.SOCK_DGRAM) as own:
             own.setblocking(False)
+            if self._from is not None:
+                own.bind(self._from)
             own.connect(self._address)
             request = self._request(method, uri, own.getsockname(), challenge)
             self._note("sent to", request)
@@ -387,7 +390,7 @@ class _Client:
         tls = self._context() if self._trunk.transport == "tls" else None
         name = self._host if tls is not None else None
         reader, writer = await asyncio.open_connection(
-            *self._address, ssl=tls, server_hostname=name
+            *self._address, ssl=tls, server_hostname=name, local_addr=self._from
         )
         try:
             own = writer.get_extra_info("sockname")

@@ -39,6 +39,16 @@ def test_a_pbx_and_the_live_service(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert dialplan.routes[0].to.fullmatch("+4930")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_pbx_on_this_machine_keeps_port_5060(tmp_path: Path, address: str) -> None:
+    result = run(tmp_path, "--kind", "pbx", "--host", address, "--number", "100")
+    assert result.exit_code == 0, result.output
+    config, _ = load_all(tmp_path / "gateway.toml", {})
+    (listen,) = config.sip.listen
+    assert (listen.host, listen.port) == (address, 5080)
+    assert f"contact = sip:{str(listen).removeprefix('udp:')}, match = {address}" in result.output
+
+
 def test_a_trunk_whose_password_is_not_set(tmp_path: Path) -> None:
     options = "--kind trunk --host sip.example.net --username me --password-env NO_SUCH_PASSWORD"
     result = run(tmp_path, *options.split())

@@ -372,7 +372,7 @@ def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
 
 def test_an_expired_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_two_days = time.time() + 2 * 86400
-    monkeypatch.setattr("gateway.planning.config_notes.time.time", lambda: in_two_days)
+    monkeypatch.setattr("gateway.planning.certificate_notes.time.time", lambda: in_two_days)
     assert "expired on" in checked(tmp_path, tls(*certificate(tmp_path, days=1)))
 
 
@@ -381,6 +381,85 @@ def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     _, other = certificate(tmp_path, name="b")
     told = checked(tmp_path, tls(crt, other))
     assert f"sip.tls.private_key: {other} is not the key of {crt}" in told
+
+
+def test_a_key_with_a_passphrase(tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path)
+    locked = tmp_path / "locked.key"
+    command: list[str | Path] = [
+        "openssl",
+        "pkey",
+        "-in",
+        key,
+        "-aes128",
+        "-passout",
+        "pass:secret",
+        "-out",
+        locked,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    told = checked(tmp_path, tls(crt, locked))
+    assert f"sip.tls.private_key: {locked} is protected by a passphrase" in told
+
+
+def test_a_chain_without_its_intermediate(tmp_path: Path) -> None:
+    key = tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-out", key],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    made: list[Path] = []
+    for name in ("root", "between", "gateway"):
+        signed: list[str | Path] = ["-CA", made[-1], "-CAkey", key] if made else []
+        made.append(tmp_path / f"{name}.pem")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-key", key, "-subj", f"/CN={name}", *signed,
+             "-out", made[-1]],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    root, between, leaf = made
+    both = tmp_path / "both.pem"
+    both.write_bytes(leaf.read_bytes() + between.read_bytes())
+    gap = "does not lead to a CA"
+    for number, (chain, ca, says) in enumerate(
+        [(leaf, root, True), (leaf, between, False), (both, root, False), (both, leaf, True)]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        told = checked(folder, f'{tls(chain, key)}ca = "{ca}"\n')
+        assert (gap in told) is says, (chain, ca, told)
+
+
+def test_files_beside_the_configuration_are_named_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked(tmp_path, routes="[[route]]\nnam = 'r'\n")
+    monkeypatch.chdir(tmp_path)
+    assert check(Path("gateway.toml"), {})[1][0].startswith("dialplans/r.toml:")
+    assert check(tmp_path / "gateway.toml", {})[1][0].startswith(f"{tmp_path}/dialplans/r.toml:")
+    monkeypatch.chdir(tmp_path / "dialplans")
+    assert check(Path("../gateway.toml"), {})[1][0].startswith("../dialplans/r.toml:")
+
+
+@pytest.mark.parametrize(
+    ("sip", "says"),
+    [
+        ("rtp_ports = [29999, 20000]", "the highest port must be above the lowest"),
+        ('public_address = "203.0.113.9:5060"', "is an address alone, without a port"),
+    ],
+)
+def test_addresses_and_ports_of_sip(tmp_path: Path, sip: str, says: str) -> None:
+    assert says in checked(tmp_path, f"{BASE}[sip]\n{sip}\n")
+
+
+def test_tls_at_the_port_of_udp(tmp_path: Path) -> None:
+    trunk = (
+        '[[trunk]]\nname = "t"\ntransport = "tls"\nregistrar = "192.0.2.1:5060"\nusername = "u"\n'
+    )
+    config = tls(*certificate(tmp_path)).replace("127.0.0.1:5061", "0.0.0.0:5061")
+    told = checked(tmp_path, config + trunk)
+    assert "gateway.toml:11: trunk t, registrar: 192.0.2.1:5060 is no port of TLS" in told
 
 
 def test_a_certificate_that_is_no_pem(tmp_path: Path) -> None:

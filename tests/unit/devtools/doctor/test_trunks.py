@@ -106,6 +106,22 @@ def test_a_trunk_by_address(tmp_path: Path, registrar: int) -> None:
     assert "answers OPTIONS with 200 OK" in finding.fact
 
 
+def test_a_trunk_is_asked_from_the_address_that_calls_come_from(
+    tmp_path: Path, registrar: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = answer_to
+
+    def noted(request: str) -> str:
+        asked.append(request)
+        return answer(request)
+
+    monkeypatch.setattr(f"{__name__}.answer_to", noted)
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{registrar}"]\n', "udp:127.0.0.7:0")
+    assert finding.verdict is Verdict.OK, finding
+    assert "Via: SIP/2.0/UDP 127.0.0.7:" in asked[0]
+
+
 def test_a_trunk_by_address_behind_nat(
     tmp_path: Path, registrar: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
