@@ -407,23 +407,26 @@ async def test_the_colleague_is_recorded_after_a_transfer(
 async def test_a_file_that_cannot_be_written_is_a_failed_recording(
     world: GatewayStack, tmp_path: Path
 ) -> None:
-    folder = world.folder / "recordings"
-    folder.rename(kept := world.folder / "kept")
-    try:
+    folder, kept = world.folder / "recordings", world.folder / "kept"
+    async with Client(world) as http:
+
+        async def told(name: str, count: int) -> bool:
+            return bool((await http.get("/api/v1/status")).json()["recordings"][name] == count)
+
+        # One that is still to be opened would make the folder anew.
+        await eventually(lambda: told("open", 0), "the files of the calls before")
+        folder.rename(kept)
         folder.write_text("")
-        call = await world.dial("recorded")
-        await world.gateway.wait("recording.write_failed", level="error")
-        async with Client(world) as http:
-
-            async def told() -> bool:
-                state = (await http.get("/api/v1/status")).json()["recordings"]
-                return bool(state["failing"])
-
-            await eventually(told, "what is not written")
-        assert (await world.summary_at_end(call))["recording"]["state"] == "failed"
-    finally:
-        folder.unlink(missing_ok=True)
-        kept.rename(folder)
+        try:
+            call = await world.dial("recorded")
+            await world.gateway.wait("recording.write_failed", level="error")
+            await eventually(lambda: told("failing", 1), "what is not written")
+            await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets) > 10)
+            assert (await world.summary_at_end(call))["recording"]["state"] == "failed"
+        finally:
+            # In one step: the thread that tries again would make a folder in between.
+            (link := world.folder / "link").symlink_to(kept)
+            link.replace(folder)
     # There is room again: the file comes, though its call is over.
     call_id = (await world.summary(call))["call"]
     await world.gateway.wait("recording.write_resumed", call=call_id)
