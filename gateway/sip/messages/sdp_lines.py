@@ -11,6 +11,9 @@ import ipaddress
 from gateway.audio.g711 import Codec
 from gateway.text import whole_number
 
+_OTHER_PACKETS = ("UNENCRYPTED_SRTP", "UNAUTHENTICATED_SRTP", "KDR", "FEC_ORDER", "FEC_KEY")
+"""Session parameters (RFC 4568 section 6.3) with which packets are not as their suite says. With
+UNENCRYPTED_SRTCP reports are lost, and audio is not: that line is taken."""
 _KEY_CHARS = {
     "AES_CM_128_HMAC_SHA1_80": 40,
     "AES_CM_128_HMAC_SHA1_32": 40,
@@ -168,11 +171,16 @@ def _rtpmap(rest: str) -> str | None:
 
 
 def _is_crypto(value: str) -> bool:
-    """Return whether a crypto attribute (RFC 4568) has a known suite and a key of its length."""
+    """Return whether a crypto attribute (RFC 4568) has a known suite, a key of its length, and
+    nothing that changes how packets look: a master key identifier, or session parameters."""
     words = value.split()
     if len(words) < 3 or not words[2].lower().startswith("inline:"):
         return False
-    key = words[2][len("inline:") :].partition("|")[0]
+    key, _, lifetime = words[2][len("inline:") :].partition("|")
+    if ":" in lifetime or any(
+        word.upper().partition("=")[0] in _OTHER_PACKETS for word in words[3:]
+    ):
+        return False
     return (
         whole_number(words[0], 9) is not None
         and len(key) == _KEY_CHARS.get(words[1].upper(), -1)
