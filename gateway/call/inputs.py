@@ -122,6 +122,9 @@ class SoundHeard:
 class CallerSounds:
     """A second of the caller's audio was loud: a voice, music or noise."""
 
+    faint: bool = False
+    """It was not, but rose and fell as a soft voice does."""
+
 
 @dataclass(frozen=True, slots=True)
 class LineQuality:

@@ -7,9 +7,9 @@ created, one that was created and brings no audio or stops in the middle of it, 
 that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
 event at all, though its connection is up, after a ``session.update`` or while the caller speaks;
 whatever event comes, it is an answer. Nor is it an answer to be cancelled by the server, to send
-audio that is silence, or to hear a caller speak who is quiet.
-What follows (the route's
-``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
+audio that is silence, or to hear a caller speak who is quiet. A Live session may have nothing to
+say to a turn, and not to several.
+What follows (``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,15 @@ TURN_TIMEOUTS = 2
 """Timeouts after which a turn that the server does not end is one that it should have ended: the
 caller is quiet for that long. A quiet voice may not be heard here, and pauses sooner or later."""
 
+FAINT_SECONDS = 60.0
+"""A caller who speaks too softly to count as loud is believed to speak for this long (s)."""
+
+UNANSWERED_TURNS = 3
+"""Turns in a row to which a Live session says nothing, after which it counts as silent, ..."""
+
+UNANSWERED_TIMEOUTS = 5
+"""... and timeouts since the first of them: the caller may speak with somebody else."""
+
 MAX_WORK_SECONDS = 120.0
 """Work of the server's own counts no longer than this without a word: MCP calls in a row (s)."""
 
@@ -201,6 +210,10 @@ class Silence:
         self._ask_after = LOUD_SECONDS
         self._quiet_since: float | None = None
         """Since when a caller who speaks, as the server says, is quiet; None once it answers."""
+        self._faint_until = 0.0
+        """Until when a soft voice counts in this turn (s)."""
+        self._unanswered: list[float] = []
+        """Ends of turns to which a Live session has said nothing (s): the first, and the last."""
         self._works_since: float | None = None
         """Since when the server works without a word."""
         self._silent_bytes = 0
@@ -227,12 +240,15 @@ class Silence:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
-        if self._quiet_since is not None and isinstance(input, inputs.CallerSounds):
-            self._quiet_since = now
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
+            case inputs.CallerSounds(faint=True):
+                if self._quiet_since is not None and now < self._faint_until:
+                    self._quiet_since = now
             case inputs.CallerSounds() if self._control.capabilities.turn_events:
+                if self._quiet_since is not None:
+                    self._quiet_since = now
                 self._loud += 1
                 if self._hears and self._loud >= LOUD_SECONDS:
                     self._owed, self._since = _NO_EVENTS, None
@@ -244,9 +260,11 @@ class Silence:
                 self._turn = self._answered = False
                 self._works_since = None
                 if self._quiet_since is None and self._responds:
-                    self._quiet_since = now
+                    self._quiet_since, self._faint_until = now, now + FAINT_SECONDS
             case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._turn = self._turn_is_answered_next()
+                if self._spoke and not self._control.capabilities.turn_events:
+                    self._unanswered = [*self._unanswered[: UNANSWERED_TURNS - 1], now]
             case inputs.ServerEventReceived(event=InputCommitted()):
                 # From here on the request for the response says that one is due.
                 by_gateway = self._control.plan.interruptions.by_gateway
@@ -319,6 +337,7 @@ class Silence:
         if not delta.silent:
             self.sounds()
             self._spoke = True
+            self._unanswered.clear()
             self._quiet_since = self._works_since = None
             return self._stop_filler()
         self._silent_bytes += len(delta.audio)
@@ -336,6 +355,8 @@ class Silence:
         """Start or stop the wait, once the input has taken effect."""
         if self._quiet_since is not None and not (confirmed and self._idles()):
             self._quiet_since = now
+        if self._unanswered and (self.backend_works or not (confirmed and self._idles())):
+            self._unanswered.clear()
         if not (confirmed and self._caller_waits()):
             self._since = None
             return self._stop_filler()
@@ -352,6 +373,9 @@ class Silence:
         if self._turn_hangs_at is not None and now >= self._turn_hangs_at:
             self._turn = True
             return self._report("turn_not_ended", TURN_TIMEOUTS * self._timeout, now)
+        if self._turns_unanswered_at is not None and now >= self._turns_unanswered_at:
+            self._turn = True
+            return self._report("turn_not_answered", self._timeout, now)
         if self._since is None or not self._caller_waits():
             return []
         plan, timeout = self._plan, self._timeout
@@ -367,7 +391,7 @@ class Silence:
         """When :meth:`tick` is due next (s)."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
-        hangs_at = [] if self._turn_hangs_at is None else [self._turn_hangs_at]
+        hangs_at = [at for at in (self._turn_hangs_at, self._turns_unanswered_at) if at is not None]
         if self._since is None:
             return min((*self._mcp.values(), *works_until, *hangs_at), default=None)
         over = min(works_until, default=self._since + self._timeout)
@@ -391,6 +415,14 @@ class Silence:
             return None
         return self._quiet_since + TURN_TIMEOUTS * self._timeout
 
+    @property
+    def _turns_unanswered_at(self) -> float | None:
+        """When a Live session has said nothing for too long to a caller who speaks (s)."""
+        timeout, ends = self._plan.timeout, self._unanswered
+        if len(ends) < UNANSWERED_TURNS or timeout <= 0 or self._caller_speaks():
+            return None
+        return max(ends[0] + UNANSWERED_TIMEOUTS * timeout, ends[-1] + timeout)
+
     def reset(self) -> list[Output]:
         """Stop waiting: the session is lost, or another one has taken over."""
         self._since = self.rule = None
@@ -400,6 +432,7 @@ class Silence:
         self._works_until = 0.0
         self._quiet_since = self._works_since = self._silent_since = None
         self._silent_bytes = 0
+        self._unanswered.clear()
         self._mcp.clear()
         return self._stop_filler()
 
@@ -408,6 +441,7 @@ class Silence:
         self.rule = rule
         self._since = self._quiet_since = self._silent_since = None
         self._silent_bytes = 0
+        self._unanswered.clear()
         note = self._control.timeline.note(
             now, "silence_detected", "warning", rule=rule, seconds=seconds
         )

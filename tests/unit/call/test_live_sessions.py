@@ -186,6 +186,46 @@ def test_a_model_that_has_spoken_may_be_silent() -> None:
     assert "silence_detected" not in scene.events
 
 
+def says(scene: Scene, at: float) -> None:
+    """A turn of the caller that ends then."""
+    scene.at(at, *TURN)
+
+
+def test_a_model_that_says_nothing_to_several_turns_is_replaced() -> None:
+    scene = live(replace(ANSWERS, silence=SilencePlan(6.0)))
+    speaks(scene, "speech_1", 500)
+    ends(scene, "speech_1")
+    scene.listen(600)
+    for at in (10.0, 20.0, 38.0):
+        says(scene, at)
+    scene.at(43.9)
+    assert "silence_detected" not in scene.events
+    scene.at(44.1)
+    assert scene.record.session.failovers[0].why == "session_silent"
+    assert scene.seen[-1] == "open"
+
+
+@pytest.mark.parametrize("between", ["words", "hold", "time"])
+def test_what_comes_between_unanswered_turns(between: str) -> None:
+    """The voice has spoken, we were on hold, or three turns were soon over."""
+    scene = live(replace(ANSWERS, silence=SilencePlan(6.0)))
+    speaks(scene, "speech_1", 500)
+    ends(scene, "speech_1")
+    scene.listen(600)
+    for at in (10.0, 11.0):
+        says(scene, at)
+    if between == "words":
+        speaks(scene, "speech_2", 500)
+        ends(scene, "speech_2")
+        scene.listen(600)
+    elif between == "hold":
+        scene.do(inputs.HoldChanged(True))
+        scene.do(inputs.HoldChanged(False))
+    says(scene, 13.0)
+    scene.at(39.5)
+    assert "silence_detected" not in scene.events
+
+
 def test_words_that_come_after_the_end_are_in_the_record() -> None:
     scene = live()
     scene.do(*TURN)

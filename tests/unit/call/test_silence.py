@@ -48,7 +48,7 @@ from tests.support.call_scene import (
 
 STOPPED = said(SpeechStopped("item_user", 2000))
 COMMITTED = said(InputCommitted("item_user"))
-LOUD = inputs.CallerSounds()
+LOUD, FAINT = inputs.CallerSounds(), inputs.CallerSounds(faint=True)
 RECONNECT = FallbackStep("reconnect", 10.0, "chime")
 PLAN = CallPlan(
     "route",
@@ -207,6 +207,11 @@ LONG: dict[str, tuple[Callable[[Scene], object], float, str]] = {
         12.0,
         "turn_not_ended",
     ),
+    "a turn that never ends, of a caller who is thought to speak softly for a minute": (
+        lambda s: (s.do(SPEECH), [s.at(s.now + 1.0, FAINT) for _ in range(65)]),
+        12.0 - 6.0,
+        "turn_not_ended",
+    ),
     "turns that begin again and again": (
         lambda s: [s.at(s.now + 3.0, *turn) for turn in [(SPEECH, STOPPED)] * 4],
         3.0,
@@ -285,6 +290,19 @@ def test_audio_that_trickles_is_no_silence() -> None:
 NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
     "nobody waits": (QUIET, lambda s: answer(s, "r1")),
     "the caller speaks": (QUIET, lambda s: (s.do(key("#"), SPEECH), speak(s, 25))),
+    "the caller speaks softly": (
+        QUIET,
+        lambda s: (
+            s.do(SPEECH),
+            [s.at(s.now + 1.0, FAINT) for _ in range(35)],
+            s.do(STOPPED),
+            answer(s, "r1"),
+        ),
+    ),
+    "soft voices in the caller's room, and a server that says nothing of them": (
+        QUIET,
+        lambda s: (s.do(SPEECH, STOPPED, COMMITTED), answer(s, "r1"), s.do(*[FAINT] * 20)),
+    ),
     "the response to a turn is cut, and what comes then is no speech": (
         QUIET,
         lambda s: (
