@@ -21,7 +21,6 @@ from tests.support.harness import GatewayStack
 
 TEST_SECONDS = float(os.environ.get("GATEWAY_TEST_SECONDS", "110"))
 """More for ``python -m tests.load.survive``."""
-_runner = pytest.StashKey[asyncio.Runner]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,10 +42,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+def runner() -> Iterator[asyncio.Runner]:
     """The one event loop of emulator, telephone and log readers; it stands still between tests."""
     with asyncio.Runner() as made:
-        request.config.stash[_runner] = made
         yield made
 
 
@@ -55,7 +53,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an ``async def`` test on the loop that its fixtures live on."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    runner = pyfuncitem.config.stash[_runner]
+    # That of its own folder: tests of interop have another one.
+    runner = pyfuncitem._request.getfixturevalue("runner")
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
 

@@ -25,6 +25,13 @@ from tests.support.forked import Forked, end_with_parent
 NICE = 5
 """Of the worker that runs unit tests beside calls: they use what time calls leave, and no more."""
 
+LONGEST = (
+    *("test_many_calls", "test_dialogs", "test_live_matrix", "test_demo", "test_process"),
+    *("test_odd_rtp", "test_recordings", "test_shared", "test_transports", "test_live_tools"),
+    *("test_media_offers", "test_webhooks", "test_media", "test_live", "test_demo_live"),
+)
+"""Files that take half a minute and more, most of it waiting."""
+
 _FORKED = get_context("fork")
 
 
@@ -44,6 +51,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if session.testsfailed or session.config.option.collectonly:
         return None  # pytest says so
     files = [list(items) for _, items in groupby(session.items, lambda item: item.path)]
+    files.sort(key=_when)
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     workers = [
         _Worker(session, files, number)
@@ -58,21 +66,29 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
+def _when(items: list[pytest.Item]) -> int:
+    """The order of files: the longest first, so that no process is left with one at the end."""
+    name, of_units = items[0].path.stem, "unit" in items[0].path.parts
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST) + of_units
+
+
 def _distribute(session: pytest.Session, left: deque[int], workers: list[_Worker]) -> None:
-    """Answer each worker that asks for a file, and report what they say, until all have ended."""
+    """Answer each worker that asks for a file, and report what they say, until all have ended.
+
+    The test in which a worker ends has failed; another worker goes on with those after it.
+    """
     going_on = {worker.connection: worker for worker in workers}
     while going_on:
         for ready in wait(list(going_on)):
             worker = going_on[ready]  # type: ignore[index]
             try:
                 kind, value = worker.connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 del going_on[worker.connection]
-                worker.process.join()
-                if worker.process.exitcode:
-                    session.shouldfail = (
-                        f"a worker ended with {worker.process.exitcode} in {worker.running}"
-                    )
+                following = worker.ended()
+                if following:
+                    workers.append(following)
+                    going_on[following.connection] = following
                 continue
             if kind == "next":
                 worker.connection.send(worker.take(left))
@@ -90,12 +106,19 @@ class _Worker:
     """One process, and the connection to it."""
 
     def __init__(
-        self, session: pytest.Session, files: list[list[pytest.Item]], number: int
+        self,
+        session: pytest.Session,
+        files: list[list[pytest.Item]],
+        number: int,
+        first: tuple[int, int] | None = None,
     ) -> None:
         self._session = session
         self._files = files
         self._number = number
-        self.running = "no test"
+        self._first = first
+        """The file and the test with which it begins, where another has left them."""
+        self.running = (-1, -1)
+        """Positions of the file and of the test in it."""
         self.connection, self._other = _FORKED.Pipe()
         self.process = _FORKED.Process(target=self._run)
         self.process.start()
@@ -115,6 +138,27 @@ class _Worker:
             hook.pytest_runtest_logreport(report=made)
         elif kind == "warning":
             hook.pytest_warning_recorded.call_historic(kwargs=value)
+
+    def ended(self) -> _Worker | None:
+        """In the process that prints: the worker that goes on where this one ended too soon."""
+        self.process.join()
+        if not self.process.exitcode:
+            return None
+        file, position = self.running
+        if position < 0:
+            self._session.shouldfail = f"a worker ended with {self.process.exitcode}"
+            return None
+        item = self._files[file][position]
+        report = pytest.TestReport(
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords=dict.fromkeys(item.keywords, 1),
+            outcome="failed",
+            longrepr=f"its process ended with {self.process.exitcode}",
+            when="call",
+        )
+        self._session.config.hook.pytest_runtest_logreport(report=report)
+        return _Worker(self._session, self._files, self._number, (file, position + 1))
 
     @property
     def _only_unit_tests(self) -> bool:
@@ -142,23 +186,33 @@ class _Worker:
         config.pluginmanager.register(_Told(config, self._other))
         temporary = config._tmp_path_factory  # type: ignore[attr-defined]
         temporary._basetemp = temporary.getbasetemp() / f"worker-{self._number}"
-        temporary._basetemp.mkdir()
-        items = self._items()
-        item = next(items, None)
-        while item is not None:
-            following = None if self._session.shouldfail else next(items, None)
-            self._other.send(("start", item.nodeid))
-            config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            item = following
+        temporary._basetemp.mkdir(exist_ok=True)
+        places = self._places()
+        place = next(places, None)
+        while place is not None:
+            following = None if self._session.shouldfail else next(places, None)
+            self._other.send(("start", place))
+            config.hook.pytest_runtest_protocol(
+                item=self._item(place), nextitem=following and self._item(following)
+            )
+            place = following
         self._other.send(("figures", figures.found))
 
-    def _items(self) -> Iterator[pytest.Item]:
+    def _item(self, place: tuple[int, int]) -> pytest.Item:
+        file, position = place
+        return self._files[file][position]
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        file, position = self._first or (None, 0)
         while True:
-            self._other.send(("next", None))
-            number = self._other.recv()
-            if number is None:
-                return
-            yield from self._files[number]
+            if file is None:
+                self._other.send(("next", None))
+                file = self._other.recv()
+                if file is None:
+                    return
+            for test in range(position, len(self._files[file])):
+                yield file, test
+            file, position = None, 0
 
 
 class _Told:
