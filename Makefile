@@ -10,7 +10,7 @@ ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread 
 # Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy,
 # and unit tests in a seventh process use what is left (tests/support/parallel.py).
 WORKERS ?= 4
-MARKED ?= -m "not interop"
+LEFT_OUT ?= -m "not interop"
 PARALLEL ?= -p tests.support.parallel --workers $(WORKERS)
 test: WORKERS := 7
 
@@ -48,10 +48,10 @@ run: $(RUNS) ## emulator and gateway until Ctrl-C: call from the browser, or sip
 check: $(RUNS) ## what is wrong with the configuration and the dialplans
 	@$(BIN)/gateway check -c $(CONFIG)
 
-test: $(TESTED) ## all tests but those of interop (TESTS=tests/unit for some; MARKED= for all)
+test: $(TESTED) ## all tests but those of interop (TESTS=tests/unit for some; LEFT_OUT= for all)
 	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@rm -f test-output/figures.txt
-	@$(BIN)/python -m pytest $(PARALLEL) $(MARKED) $(TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(LEFT_OUT) $(TESTS)
 
 black-boxes: $(TESTED) ## make the black boxes anew that the tests replay, after a change of the core
 	@rm -rf tests/unit/bridge/black_boxes
