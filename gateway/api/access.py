@@ -301,5 +301,6 @@ def _brief(text: str) -> str:
 
 
 def no_call(call_id: str, text: str = "") -> HTTPException:
+    """Return the 404 for an unknown call, with the code ``call_not_found``."""
     message = _brief(text or f"there is no call {call_id!r}")
     return HTTPException(404, {"code": "call_not_found", "message": message})

@@ -56,10 +56,11 @@ class EventFeed:
         return True
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Take a follower away, so that another may come."""
         self.followers -= 1
 
     def add(self, event: Mapping[str, Any]) -> None:
+        """Add an event under the next number, and wake the followers."""
         self._last += 1
         self._events.append((self._last, event))
         self._pulse.set()
@@ -188,11 +189,20 @@ def not_found(call_id: str) -> Refusal:
 class HostedCalls(Protocol):
     """What applications do with calls. Everything raises Refusal."""
 
-    def accept(self, token: Token, call_id: str, session: Any) -> None: ...
-    def reject(self, token: Token, call_id: str, code: int) -> None: ...
-    def refer(self, token: Token, call_id: str, target: str) -> None: ...
-    def hang_up(self, token: Token, call_id: str) -> None: ...
-    def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]: ...
+    def accept(self, token: Token, call_id: str, session: Any) -> None:
+        """Let a call that waits in, with this session object."""
+
+    def reject(self, token: Token, call_id: str, code: int) -> None:
+        """Refuse a call that waits, with this SIP code."""
+
+    def refer(self, token: Token, call_id: str, target: str) -> None:
+        """Transfer an accepted call blindly to a SIP or tel URI."""
+
+    def hang_up(self, token: Token, call_id: str) -> None:
+        """End an accepted call."""
+
+    def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]:
+        """Open a WebSocket on the events of an accepted call."""
 
 
 class RequestKeys(Protocol):
@@ -254,6 +264,7 @@ class RequestTimes:
         self.seconds: dict[tuple[str, str, str], Distribution] = {}
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count a request in the distribution of its path, method and class of status (``2xx``)."""
         method = method if method in self.METHODS else OTHER
         key = (handler or OTHER, method, f"{status // 100}xx")
         if key not in self.seconds:

@@ -71,7 +71,7 @@ class _Allowance:
         self._left, self._at = at_once, now
 
     def take(self, count: int, now: float) -> bool:
-        """Whether so many may come now."""
+        """Take ``count`` from the allowance at ``now`` (s); return whether it had as many."""
         self._left = min(self._most, self._left + (now - self._at) * self._rate) - count
         self._at = now
         return self._left >= 0
@@ -98,7 +98,7 @@ class _Page:
         self.announced = self.over = False
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message, soon."""
+        """Queue a JSON message for the page."""
         self.announced = self.announced or message["type"] != "trying"
         self._texts.append(message)
         self._pulse.set()
@@ -142,7 +142,11 @@ class _Page:
             self.over = any(text["type"] == "ended" for text in texts)
 
     async def receive(self) -> None:
-        """Take what comes until the page leaves. Raises _Closed where it sends what is wrong."""
+        """Take audio and messages of the page until it leaves.
+
+        Raises _Closed with a close code for frames of another size (1003), too many at once (1009)
+        or too fast (1008).
+        """
         assert self.end is not None
         while (message := await self._socket.receive())["type"] != "websocket.disconnect":
             audio = message.get("bytes")

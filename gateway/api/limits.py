@@ -56,11 +56,11 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether nothing is being answered."""
+        """Whether no request is being answered."""
         return self._overdue is not None or self.cycle is None or self.cycle.response_complete
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection at once, whatever waits to be sent."""
         self.connections.discard(self)
         self.transport.abort()
 

@@ -309,7 +309,7 @@ class Api:
             await self._server.close_socket()
 
     async def stop(self) -> None:
-        """End what is being answered."""
+        """Stop the server of the API; its responses are completed or cut."""
         if self._server is not None:
             await self._server.stop()
 

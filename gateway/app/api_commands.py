@@ -103,7 +103,7 @@ class TalkingCall(Protocol):
         """Whether the call is up, with a session that talks."""
 
     def act(self, act: CallCommand) -> None:
-        """Do this in the conversation."""
+        """Feed a command to the call's conversation."""
 
 
 class ContentCommands:
@@ -392,7 +392,7 @@ class DialCommands:
         self.commands: dict[str, Command] = {"dial": self._dial, "call": self._outcome}
 
     async def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Place a call. Raises RefusedError."""
+        """Place a call by a request of the API, and return its id. Raises RefusedError."""
         variables = request.get("variables") or {}
         texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
         try:

@@ -188,7 +188,7 @@ class Applications:
         log.info("application.accepted", call=asked.record.call_id, who=token.name)
 
     def reject(self, token: Token, call_id: str, code: int) -> None:
-        """Refuse the call. Raises Refusal."""
+        """Refuse a call that waits for this application, with ``code``. Raises Refusal."""
         asked = self._named(token, call_id)
         if self._first(asked, "reject", code):
             asked.decision = ("reject", _text(code))
@@ -211,7 +211,7 @@ class Applications:
         call.act(ReferTo(target))
 
     def hang_up(self, token: Token, call_id: str) -> None:
-        """End the call. Raises Refusal."""
+        """End a call that this application has accepted. Raises Refusal."""
         call = self._accepted(self._named(token, call_id))
         log.info("application.hangup", call=call.record.call_id, who=token.name)
         call.feed(inputs.HangupRequested())

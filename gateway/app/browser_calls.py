@@ -48,6 +48,7 @@ class BrowserCalls:
 
     @property
     def active(self) -> int:
+        """Number of calls that pages have now."""
         return len(self._ends)
 
     def numbers(self) -> list[dict[str, str]]:
@@ -89,6 +90,7 @@ class BrowserCalls:
         return end
 
     def over(self, end: BrowserEnd) -> None:
+        """Take away a call whose page has left."""
         self._ends.discard(end)
         self._pump.remove(end.audio)
         self.skipped += end.skipped

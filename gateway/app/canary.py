@@ -112,6 +112,7 @@ class Canaries:
             self._tasks.serve(self._judge_on, "canary figures")
 
     async def stop(self) -> None:
+        """Stop looking at the figures; the canaries of routes go on."""
         await self._tasks.cancel()
 
     def choose(self, route: Route, caller: str, record: CallRecord) -> Route:

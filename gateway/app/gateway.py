@@ -90,6 +90,7 @@ class Maintenance:
         self._tasks.serve(self._tell_ready, "answer to OPTIONS")
 
     async def stop(self) -> None:
+        """Stop handling SIGHUP, which is ignored from now on, and the tasks."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
         await self._tasks.cancel()

@@ -105,6 +105,7 @@ class SupervisorLink:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     def report_ready(self) -> None:
+        """Tell the supervisor that calls are answered."""
         with contextlib.suppress(OSError):  # a supervisor that is gone is noticed by reading
             self._socket.send(UP)
 
@@ -114,6 +115,7 @@ class SupervisorLink:
             self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
+        """Close the connection to the supervisor."""
         self._unwatch()
         self._socket.close()
 
@@ -186,6 +188,7 @@ class Health:
         self._tasks.serve(self._run, "health")
 
     async def stop(self) -> None:
+        """Stop looking, and call off the dump of threads that hang."""
         await self._tasks.cancel()
         faulthandler.cancel_dump_traceback_later()
 

@@ -108,7 +108,7 @@ class CallRegistry:
         )
 
     def begin(self, call: CallController) -> None:
-        """Count a call, and start it."""
+        """Count a call as live until it ends, and start it."""
         self._calls.add(call)
         self._idle.clear()
         call.start(lambda: self._watch(call))
@@ -120,6 +120,7 @@ class CallRegistry:
 
     @property
     def waiting(self) -> list[CallRecord]:
+        """Records of calls that an application has not decided on yet."""
         return [record for record, _end in self._undecided.values()]
 
     def wait_for_decision(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
@@ -156,7 +157,7 @@ class CallRegistry:
         self._stores.records.write(record)
 
     def shut_down(self) -> None:
-        """End every call now."""
+        """End every call now, those that wait for an application too; counted in ``forced``."""
         for _record, end in tuple(self._undecided.values()):
             end(EndReason.SHUTDOWN)
         for call in self:

@@ -125,12 +125,14 @@ class HealthChecker(ServerWatch):
         """Sessions of calls that ended, by URL and reason."""
 
     def start(self) -> None:
+        """Start to probe each server, every ``health_check_interval`` s; nothing when that is 0."""
         if self._seconds <= 0:
             return
         for url, endpoint in self._endpoints.items():
             self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
+        """Stop probing."""
         await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:
@@ -155,12 +157,15 @@ class HealthChecker(ServerWatch):
             _tell(self.health.call_failed(url, str(failure), now))
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
+        """Count the end of a session by its reason; one that is a failure counts as an error
+        too."""
         reason = "by us" if closed.by_us else closed.verdict.kind.value
         self.ends[endpoint.shown, reason] += 1
         if not closed.by_us and closed.verdict.kind is not Kind.BENIGN:
             self.error(endpoint, closed.verdict)
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
+        """Count an error of a server, by its class."""
         self.errors[endpoint.shown, class_of(verdict)] += 1
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:

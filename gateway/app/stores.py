@@ -62,6 +62,7 @@ class Stores:
 
 
 def stores_of(config: Config, dialplan: Dialplan) -> Stores:
+    """Make all that keeps something of calls, by the configuration; nothing is started."""
     folder, secrets = config.records.folder, (*config.secrets(), *dialplan.secrets())
     writer, messages = BackgroundWriter(), MessageLog()
     files = RecordFiles(folder, writer)

@@ -205,6 +205,7 @@ class Supervisor:
         self._end(signal.Signals(number).name)
 
     def _on_usr1(self) -> None:
+        """Reopen the log, and have the workers do so (SIGUSR1)."""
         self._reopen_log()
         self._hand_on(signal.SIGUSR1)
 

@@ -108,6 +108,7 @@ class SyntheticCalls:
         self._dialplan = dialplan
 
     async def start(self) -> None:
+        """Start a task for each ``[[synthetic_call]]``, which repeats its call."""
         for number, one in enumerate(self._settings):
             self._tasks.serve(partial(self._repeat, number, one), f"synthetic {one.name}")
 
@@ -242,6 +243,7 @@ class LocalLine(IgnoringHandler):
         return round((self._loop.time() - self._began) * 1000, 1)
 
     def end(self, why: EndReason) -> None:
+        """Hang up, with ``why`` in the Reason header; only the first reason counts."""
         if self._why is None:
             self._why = why
             self._leg.hang_up({"Reason": reason_header(why)})

@@ -158,10 +158,12 @@ class CallController:
 
     @property
     def session_plan(self) -> SessionPlan:
+        """What sessions of the call are opened with."""
         return self._sessions.plan
 
     @property
     def servers(self) -> list[Endpoint]:
+        """Realtime servers that the call has a session at now, one entry for each session."""
         return [*self._sessions.open, *self._interpreter.open]
 
     @property
@@ -224,6 +226,7 @@ class CallController:
         self._driver.start()
 
     def feed(self, input: MachineInput) -> None:
+        """Queue an input for the machine. On the event loop."""
         self._driver.feed(input)
 
     def act(self, act: CallCommand) -> None:
@@ -350,6 +353,7 @@ class OutOfBandWaiters:
         self._asked = 0
 
     def key(self) -> str:
+        """Return a key that no other request of the call has."""
         self._asked += 1
         return f"outside-{self._asked}"
 
@@ -360,13 +364,13 @@ class OutOfBandWaiters:
         return future
 
     def done(self, output: outputs.OutOfBandDone) -> None:
-        """Complete the wait for a response."""
+        """Complete the wait for the response under this key, if anybody waits."""
         future = self._waiting.pop(output.key, None)
         if future is not None and not future.done():
             future.set_result(output)
 
     def close(self) -> None:
-        """End every wait: the call is over."""
+        """End every wait with the status ``over``: the call has ended."""
         for key in tuple(self._waiting):
             self.done(outputs.OutOfBandDone(key, "over", ""))
 

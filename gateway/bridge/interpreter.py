@@ -102,6 +102,7 @@ class Interpreter(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
+        """Endpoints of the interpreting sessions that are up."""
         return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:

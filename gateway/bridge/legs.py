@@ -141,6 +141,7 @@ class Legs(CallPart):
             self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
+        """Complete the record: Call-ID of the caller's leg, and each B-leg."""
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
@@ -148,6 +149,7 @@ class Legs(CallPart):
 
     @property
     def caller_gone(self) -> bool:
+        """Whether the caller's leg has ended."""
         return self._handler.over
 
     @property
@@ -338,7 +340,7 @@ class _MainLeg(CallPart):
 
     @entry
     def on_confirmed(self) -> None:
-        """Feed the ACK."""
+        """Tell the machine of the ACK."""
         self._host.feed(inputs.Confirmed())
 
     @entry

@@ -87,7 +87,7 @@ class Listeners:
         return len(self._there)
 
     def join(self) -> Listener:
-        """Add a listener. Raises FullError."""
+        """Add a listener; the first starts the copy of the call's audio. Raises FullError."""
         if len(self._there) >= MAX_LISTENERS:
             raise FullError(f"{MAX_LISTENERS} listen already")
         if not self._there and not self._over:
@@ -105,6 +105,7 @@ class Listeners:
         return listener
 
     def leave(self, listener: Listener) -> None:
+        """Remove a listener; with the last, the call's audio is no longer copied."""
         if listener in self._there:
             self._there.remove(listener)
             if not self._there:
@@ -116,6 +117,7 @@ class Listeners:
         self._monitor.silence(concealed)
 
     def end(self) -> None:
+        """End all listening: the call has ended."""
         self._over = True
         for listener in self._there:
             listener.end()

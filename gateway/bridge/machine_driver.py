@@ -179,7 +179,7 @@ class MachineDriver:
 
     @entry
     def work(self) -> None:
-        """Handle the queued inputs."""
+        """Let the machine handle the queued inputs now, and execute what it returns."""
         self._work()
 
     def _work(self) -> None:
@@ -203,7 +203,7 @@ class MachineDriver:
         return self.started and not self.over and self.machine.state is not State.FINISHED
 
     def stop(self) -> None:
-        """Take no more inputs."""
+        """Drop the queued inputs and take no more."""
         self.over = True
         self._inbox.clear()
         if self._timer is not None:

@@ -63,6 +63,7 @@ class MediaPump:
         self._moves[audio.uplink.id] = move
 
     def remove(self, audio: CallAudio) -> None:
+        """Stop moving the audio of a call that has ended."""
         self._moves.pop(audio.uplink.id, None)
         self._faulty.discard(audio.uplink.id)
 
@@ -279,6 +280,7 @@ class CallMedia(CallPart):
         self._send = send
 
     def stop(self) -> None:
+        """Stop moving the caller's audio."""
         self._pump.remove(self._audio)
 
     def finish(self) -> None:

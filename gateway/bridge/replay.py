@@ -66,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replay showed."""
+    """Outcome of feeding a black box to the machine: what it now does otherwise."""
 
     record: CallRecord
     """As the machine of today has left it; of media and cost it knows nothing."""

@@ -79,7 +79,7 @@ class ServerWatch:
         """Handle an attempt to open a session that has ended after ``seconds``."""
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """Handle the end of a session."""
+        """Handle the end of a session that was up."""
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
         """Handle an ``error`` event of a session."""
@@ -108,6 +108,7 @@ class SessionPlan:
     """Of a Live session's speech, waiting to be played, from which silence is left out."""
 
     def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
+        """Return the session object for a server: Live sessions have one of their own."""
         return self.live_settings if endpoint.live else self.settings
 
 
@@ -166,6 +167,7 @@ class Sessions(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
+        """Endpoints of the sessions that are up: the active one, and a standby session."""
         lines = (self._line, self._spare)
         return [one.endpoint for one in lines if one and one.session and not one.over]
 
@@ -176,6 +178,7 @@ class Sessions(CallPart):
             line.session.append(audio)
 
     def finish(self) -> None:
+        """Stop opening sessions, and complete the record with what they dropped and refused."""
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
         for line in (self._line, self._spare):
@@ -290,6 +293,7 @@ class Sessions(CallPart):
         return self.plan.settings_for(line.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
+        """Close the active and the standby session with the code and reason of ``output``."""
         for line in (self._line, self._spare):
             if line is not None:
                 self._release(line, output.code, output.reason)

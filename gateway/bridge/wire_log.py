@@ -187,6 +187,7 @@ def packets_of(line: Mapping[str, Any]) -> list[Packet]:
 
 
 def as_text(line: Mapping[str, Any]) -> str:
+    """Return a line as JSON; characters that UTF-8 does not have are escaped."""
     try:
         return orjson.dumps(line).decode()
     except TypeError:  # a surrogate in what a stranger sent

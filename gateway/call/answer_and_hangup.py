@@ -90,6 +90,7 @@ class Timers:
         self._ack_at = now + ACK_SECONDS
 
     def dialling(self, now: float, ring_seconds: float) -> None:
+        """Start the wait for the callee's answer: ``ring_seconds`` from now on."""
         self._ring_until = now + ring_seconds
 
     def confirmed(self, now: float, *, held: bool) -> None:

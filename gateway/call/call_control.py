@@ -55,24 +55,25 @@ class CallAction(Protocol):
     detail: str = ""
 
     def begin(self, now: float) -> list[Output]:
-        """Start it."""
+        """Start the action: the call is up, and the speech before it has been heard."""
 
     def tick(self, now: float) -> list[Output]:
-        """Act on a deadline that has come."""
+        """Act on :attr:`deadline`, if it has come."""
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
         """Return what follows from progress of a REFER, or from an event of the B-leg."""
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Continue without the model."""
+        """Continue without the model, or end; only a transfer needs to."""
         return []
 
     def abandon(self, now: float) -> list[Output]:
-        """Cancel it because the call ends."""
+        """Cancel the action because the call ends: its B-leg is hung up, if it has one."""
         return []
 
     def stop_interpreting(self) -> list[Output]:
+        """Close the sessions that interpret, of a transfer that has them."""
         return []
 
     def taken_over(self, now: float) -> bool:
@@ -94,6 +95,7 @@ class SendDtmfAction(CallAction):
         self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
+        """Log the digits, and send the first."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._next_digit(now)]
 
@@ -135,6 +137,7 @@ class HoldAction(CallAction):
         self._began = 0.0
 
     def begin(self, now: float) -> list[Output]:
+        """Start the music, and its time."""
         self._began = now
         self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
@@ -145,7 +148,8 @@ class HoldAction(CallAction):
         return self.stop(now) if self.deadline is not None and now >= self.deadline else []
 
     def stop(self, now: float) -> list[Output]:
-        """Stop the music; the caller is back."""
+        """Stop the music; the model is told that the caller is back, and for how long they
+        waited."""
         self.audio_cut, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
@@ -287,7 +291,8 @@ class CallActions:
         return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
 
     def model_speaks(self, now: float) -> list[Output]:
-        """Stop hold music, since the model speaks."""
+        """Stop the hold music that a tool call has started, since the model speaks; an
+        operator's goes on."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []

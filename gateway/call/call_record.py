@@ -350,7 +350,7 @@ class CallRecord:
     _held: bool = False
 
     def mark(self, t_ms: float, event: str, **fields: Any) -> None:
-        """Add an entry to the timeline."""
+        """Add an entry, ``t_ms`` after the INVITE; a full timeline only counts it."""
         self._held = _HOLDS.get(event, self._held)
         if self.on_mark is not None:
             self.on_mark(event, fields)

@@ -269,7 +269,10 @@ class DigitCollection:
         return [note, *self._told(result, now)]
 
     def _finish(self, ended_by: str, now: float) -> list[Output]:
-        """End the collection; hand the digits to the tool call, or to the service."""
+        """End the collection; hand the digits to the tool call, or sensitive ones to the service.
+
+        ``ended_by`` says what ended it, for the model and the record.
+        """
         self._due = None
         plan, digits = self._control.plan.tools.collect_digits, self._digits
         self._digits = ""

@@ -373,6 +373,7 @@ class Handover:
         self._open_at, self._opening, self._standby = None, False, None
 
     def standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
+        """Keep the standby session that was being opened, until :meth:`settle` promotes it."""
         if not self._opening:
             return
         self._opening = False
@@ -402,6 +403,7 @@ class Handover:
 
     @property
     def ready(self) -> bool:
+        """Whether a standby session waits to be promoted."""
         return self._standby is not None
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:

@@ -183,6 +183,7 @@ class MachineDetectionPlan:
 
     @property
     def listens(self) -> bool:
+        """Whether sounds decide on a machine too (music, voicemail), not words alone."""
         return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 

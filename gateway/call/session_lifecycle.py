@@ -185,10 +185,12 @@ class SessionEvents:
         return todo + (control.ask(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
+        """Keep the standby session for the hand-over."""
         self.handover.standby_ready(input, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
+        """Try another standby session later, while a session is up."""
         return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:

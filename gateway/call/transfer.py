@@ -81,10 +81,14 @@ class Speaker(Protocol):
         then: Callable[[str, str, float], list[Output]],
         audio: Callable[[bytes, float], list[Output]],
     ) -> list[Output]:
-        """Request it."""
+        """Request a response of at most ``seconds`` that should say ``words``; ``key`` is for
+        :meth:`cancel`.
+
+        ``audio`` is called with each piece of G.711, ``then`` once, with status and text.
+        """
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel it, if it runs."""
+        """Cancel the response that was asked for under ``key``, if it has not ended."""
 
 
 class Interpreter(Protocol):
@@ -97,7 +101,7 @@ class Interpreter(Protocol):
         """Close both sessions, once."""
 
     def on(self, happening: InterpreterInput, now: float) -> list[Output]:
-        """Take what a session has done."""
+        """Take an event of a session that interprets, or its end."""
 
 
 class Briefing:
@@ -208,7 +212,8 @@ class Briefing:
         return [*over, StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
-        """Pass on what the model says."""
+        """Play what the model says to the colleague, in whole frames, up to
+        ``MAX_BRIEFING_SECONDS``."""
         if not self._by_model:
             return []
         if self._speech_by is not None:
@@ -227,7 +232,7 @@ class Briefing:
         return self._complete(now)
 
     def _complete(self, now: float) -> list[Output]:
-        """Set the time of the repetition."""
+        """Set the time of the repetition: after all of it has been heard."""
         heard_at = self._began + len(self._audio) / BYTES_PER_MS / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
@@ -287,6 +292,7 @@ class Transfer:
 
     @property
     def name(self) -> str:
+        """Name of the destination, as the route has it."""
         return self._target.destination.name
 
     def begin(self, now: float) -> list[Output]:
@@ -337,6 +343,7 @@ class Transfer:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
+        """Repeat the briefing, or give the transfer up, when :attr:`deadline` has come."""
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:

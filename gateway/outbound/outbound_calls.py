@@ -150,7 +150,15 @@ class OutboundLimiter:
         by_pattern: bool = False,
         caller_id: str = "",
     ) -> Leg:
-        """Place a call to a destination of a route. Raises DialRefusedError."""
+        """Place a call to a destination of a route; return its leg at once, not yet answered.
+
+        Args:
+            trunk: name of the trunk, "" for none.
+            by_pattern: a number that was chosen in the call and that the route's pattern allows.
+            caller_id: user part of From, "" for the trunk's own.
+
+        Raises DialRefusedError where ``[outbound]`` or a limit does not permit it.
+        """
         self._ask(uri, on_demand=False, by_pattern=by_pattern)
         return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 

@@ -235,7 +235,7 @@ def at_setup(verdict: Verdict) -> Verdict:
 
 
 class Step(StrEnum):
-    """Stages of a set-up."""
+    """Stages of a set-up: the connection, then the event that each waits for."""
 
     CONNECT = "connect"
     CREATED = "session.created"

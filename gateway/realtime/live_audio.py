@@ -56,11 +56,11 @@ class Pacer:
         """Frames left out, because more came than time has passed."""
 
     def start(self, now: float) -> None:
-        """Begin now."""
+        """Begin the clock of frames at ``now`` (s)."""
         self._began = now
 
     def put(self, audio: bytes) -> None:
-        """Take caller audio."""
+        """Queue caller audio, G.711 of any length, in frames of 20 ms."""
         if self._rest or len(audio) != FRAME_BYTES:
             audio = self._rest + audio
             whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -153,7 +153,7 @@ class Energy:
         self.quiet = quiet_codes(codec, level)
 
     def sounds(self, frame: bytes) -> bool:
-        """Return whether this frame sounds."""
+        """Return whether at least ``LOUD_BYTES`` of a frame's samples are loud."""
         return len(frame.translate(None, self.quiet)) >= LOUD_BYTES
 
 
@@ -211,11 +211,12 @@ class SpeechTrack:
 
     @property
     def ms(self) -> int:
-        """Length of the track so far."""
+        """Length of the track so far (ms)."""
         return self._bytes // BYTES_PER_MS
 
     def feed(self, audio: bytes) -> Iterable[SpeechBegins | bytes | SpeechEnds]:
-        """Take the next piece."""
+        """Take the next piece of the track; return the speech in it, with where it begins and
+        ends."""
         if self.speaking:
             if len(audio) == FRAME_BYTES and not self._rest and self._energy.sounds(audio):
                 self._bytes += FRAME_BYTES
@@ -230,7 +231,7 @@ class SpeechTrack:
         return self._cut_up(audio)
 
     def _cut_up(self, audio: bytes) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
-        """Look at each frame of a piece."""
+        """Take a piece frame by frame: yield speech in it, leave out the rest of long pauses."""
         audio = self._rest + audio
         self._bytes -= len(self._rest)
         whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -354,11 +355,11 @@ class Stretches:
 
     @property
     def latest(self) -> Stretch | None:
-        """The last one that began."""
+        """The stretch that began last; None before the first."""
         return self._kept[-1] if self._kept else None
 
     def begin(self, at_ms: int) -> Stretch:
-        """Add one."""
+        """Add a stretch of speech that begins at ``at_ms`` of the track, and return it."""
         self._made += 1
         made = Stretch(f"{self._prefix}{self._made}", at_ms)
         self._kept.append(made)

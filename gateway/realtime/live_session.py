@@ -291,7 +291,8 @@ class LiveSession(Session):
             self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:
-        """Send the frames that are due."""
+        """Send the frames that the clock of the session wants now, and look for the caller's
+        turns."""
         if self._closing or self.closed:
             self.counters.audio_dropped += 1
             return
@@ -395,7 +396,8 @@ class LiveSession(Session):
         self._deliver(SessionUsage(self.id, self.model, self._told_seconds, reported))
 
     def _on_ended(self, event: SessionEnded) -> None:
-        """Handle ``session.closed``."""
+        """Handle ``session.closed``: what was said is complete; close the WebSocket, if we have
+        not."""
         self.ended = event
         if event.seconds is not None:
             self._tell_usage(event.seconds, reported=True)

@@ -389,7 +389,7 @@ class Voice:
         return texts("instructions", TO_THE_CALLER)
 
     def feed(self, audio: bytes, now: float) -> None:
-        """Take the next piece of the track."""
+        """Take the next piece of the track: deliver its speech as events of responses."""
         if self._discarding and now >= self._discard_until:
             # It has gone on without a pause: what comes now is for the caller.
             self._discarding, self.track.end_ms = False, END_MS
@@ -436,7 +436,8 @@ class Voice:
         self._speech_over(self.track.ms)
 
     def words(self, words: TrackWords, now: float) -> None:
-        """Take words of what was said."""
+        """Take words of the track and deliver them as transcript of the stretch that they are
+        of."""
         stretch = self._stretches.words(words.text, words.start_ms, now)
         until = max(0, words.end_ms - stretch.start_ms)
         self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))

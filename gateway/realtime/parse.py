@@ -217,7 +217,7 @@ def is_known_type(event_type: str) -> bool:
 
 
 def is_live_type(event_type: str) -> bool:
-    """The same of a Live session."""
+    """Return whether a Live session may send events of this type."""
     return event_type in _LIVE_READERS or event_type in _LIVE_UNUSED
 
 

@@ -236,7 +236,7 @@ class _Opening:
         self.edge = self._ga
 
     def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
-        """Return the session that is up."""
+        """Make the session of the connection that is set up."""
         assert self.connection is not None
         handshake = Handshake(
             connection=self.connection,
@@ -254,7 +254,7 @@ class _Opening:
         return made
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
-        """Return what makes the session."""
+        """Return the class to make the session of: with or without resampling."""
         return Session if self.edge.pcm is None else ResampledSession
 
     @property
@@ -321,6 +321,7 @@ class _Opening:
         return True
 
     async def discard(self) -> None:
+        """Close the connection, if there is one."""
         if self.connection is not None:
             await discard(self.connection)
 

@@ -126,7 +126,8 @@ class BlackBox:
         self._bytes = 0
 
     def write(self, line: str) -> None:
-        """Add a line, soon."""
+        """Add a line; lines are handed to the thread in parcels, by size or after
+        ``WRITE_SECONDS``."""
         self._lines.append(line)
         self._bytes += len(line)
         if self._bytes >= PARCEL_BYTES or monotonic() - self._since >= WRITE_SECONDS:

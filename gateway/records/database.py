@@ -138,6 +138,7 @@ class Database:
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
+        """Write rows and events; of several versions of a row only the newest, older ones never."""
         self.prepare()
         rows: dict[str, dict[str, Any]] = {}
         cut: dict[str, dict[str, Any]] = {}
@@ -160,7 +161,7 @@ class Database:
                 connection.execute(self._insert_event, list(told.values()))
 
     def forget(self) -> None:
-        """Drop the connections: they failed."""
+        """Close the connections, since one failed; the next use opens others."""
         self._ready = False
         if self._engine is not None:
             self._engine.dispose()

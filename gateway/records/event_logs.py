@@ -135,10 +135,11 @@ class EventLog:
         self._add("close", {"code": code, "reason": reason, "by_us": by_us}, session)
 
     def begin(self, **facts: Any) -> None:
-        """The call's id."""
+        """Add the facts that the log begins with, as a ``meta`` line."""
         self._add("meta", facts)
 
     def end(self) -> None:
+        """Add the last line, with the count of messages that were dropped."""
         self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
@@ -147,6 +148,7 @@ class EventLog:
         return {"file": self.path.name, "dropped": self.dropped}
 
     def hand_on(self) -> None:
+        """Hand what is held to the thread that writes; what it has no room for is counted."""
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up, self._down = {}, {}
@@ -174,9 +176,11 @@ class SessionTap:
         self._name = name
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
+        """Log a message that was sent; ``audio`` is what it appends, if it does."""
         self._events.sent(message, audio, self._name)
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
+        """Log a message of the server; ``delta`` is its audio, parsed."""
         self._events.received(message, delta, self._name)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:

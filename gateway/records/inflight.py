@@ -174,7 +174,7 @@ class LeftBehind:
         os.close(self.descriptor)
 
     def leave(self) -> None:
-        """Let the next one find it."""
+        """Release the file as it is, for the next process to find."""
         os.close(self.descriptor)
 
 

@@ -34,7 +34,8 @@ class RecordingError(Exception):
 class Sink(Protocol):
     """Destination of a container's bytes."""
 
-    def write(self, data: bytes, /) -> int: ...
+    def write(self, data: bytes, /) -> int:
+        """Take bytes; returns how many."""
 
 
 class WavFile:
@@ -110,7 +111,7 @@ class OpusFile:
         self._sound.buffer_write(self._codec.to_linear(interleaved), dtype="int16")
 
     def close(self) -> None:
-        """Write what the encoder still has."""
+        """Write what the encoder still holds, and end the container."""
         self._sound.close()
 
 
@@ -165,12 +166,13 @@ class SealedFile:
         out.write(SEALED)
 
     def write(self, data: bytes, /) -> int:
-        """Keep for the next segment."""
+        """Keep bytes of the container for the next segment."""
         self._waiting += data
         return len(data)
 
     def seal(self, *, last: bool = False) -> None:
-        """Write what waits as a segment."""
+        """Encrypt the bytes that wait and write them as one segment; ``last`` marks the end of
+        the file."""
         if not (self._waiting or last):
             return
         import pyrage

@@ -282,7 +282,7 @@ class Recordings:
 
     @property
     def open(self) -> int:
-        """Files that are being written."""
+        """Number of files that are being written."""
         return len(self._open)
 
     def prepare(self) -> None:

@@ -51,6 +51,7 @@ class Line:
     """Percentiles of each call's response times, ms."""
 
     def add(self, row: Mapping[str, Any]) -> None:
+        """Count a call, by its row in the database."""
         self.calls += 1
         self.answered += row["answered_at"] is not None
         self.talk_seconds += row["talk_seconds"] or 0.0
@@ -232,6 +233,7 @@ def _counted(counter: Counter[str]) -> str:
 
 
 def table_of(report: Report) -> Iterator[str]:
+    """Yield the lines of a report as text in columns, then the forecast of its cost."""
     rows: list[tuple[str, ...]] = [(report.by, *HEADINGS)]
     rows += [(line.name, *cells_of(line)) for line in (*report.lines, report.total)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

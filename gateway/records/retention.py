@@ -80,7 +80,8 @@ class Storage:
 
 
 class Uploads:
-    """Owns the thread that uploads."""
+    """Uploads complete recordings to S3 in a thread of its own; a try that fails is repeated,
+    with longer and longer pauses."""
 
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.uploaded = 0

@@ -95,6 +95,7 @@ class Answer:
 
 
 def leases_of(wanted: Wanted) -> tuple[Lease, ...]:
+    """Return the leases that a request needs: one of each cap, and the reserve of each budget."""
     made = [
         Lease(f"{wanted.id}-{number}", one.scope, one.key, wanted.call_id, 0, one.seconds)
         for number, one in enumerate(wanted.caps)
@@ -173,7 +174,7 @@ def renew(
 
 
 def release(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Give leases back."""
+    """Delete leases, so that others may have them."""
     if ids:
         connection.execute(sa.delete(leases).where(leases.c.id.in_(ids)))
 
@@ -408,7 +409,7 @@ def answer_key(connection: sa.Connection, key: str, answer: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CanaryState:
-    """Whether a route's canary runs."""
+    """Whether a route's canary runs, for all processes."""
 
     began_at: datetime
     """Calls since then count in its figures."""
@@ -471,5 +472,5 @@ def erase_number(connection: sa.Connection, number: str) -> int:
 
 
 def day_before(days: int) -> str:
-    """The ISO date so many days ago."""
+    """Return the ISO date (UTC) ``days`` days ago."""
     return datetime.fromtimestamp(time.time() - days * 86_400, UTC).date().isoformat()

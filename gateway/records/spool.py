@@ -120,12 +120,14 @@ class Spool:
             )
 
     def entries(self, count: int) -> list[Entry]:
+        """Return the ``count`` oldest entries, in the order in which they were put."""
         rows = self._open().execute(
             "SELECT kind, call_id, body, at, seq FROM entries ORDER BY seq LIMIT ?", (count,)
         )
         return [Entry(kind, call, _body(text), at, seq) for kind, call, text, at, seq in rows]
 
     def done(self, entries: Sequence[Entry]) -> None:
+        """Delete entries: the database has them."""
         with self._open() as connection:
             connection.executemany(
                 "DELETE FROM entries WHERE seq = ?", [(one.seq,) for one in entries]
@@ -186,6 +188,7 @@ class Spool:
         return {endpoint: (pending, oldest, dead) for endpoint, pending, oldest, dead in rows}
 
     def delivered(self, delivery: Delivery) -> None:
+        """Delete a delivery: its endpoint has it."""
         with self._open() as connection:
             connection.execute(
                 "DELETE FROM deliveries WHERE id = ? AND endpoint = ?",
@@ -224,6 +227,7 @@ class Spool:
         return count
 
     def close(self) -> None:
+        """Close the file."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -336,7 +340,7 @@ class Leadership:
         return True
 
     def give_up(self) -> None:
-        """Let another process take over."""
+        """Release the lock, so that another process may lead."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

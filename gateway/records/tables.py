@@ -392,6 +392,7 @@ EXPORTED = (
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for JSON: times in ISO 8601, texts without what UTF-8 does not have."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
         for name, value in row.items()
@@ -419,6 +420,8 @@ def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
 
 
 def cell_of(value: Any) -> Any:
+    """Return a value for a cell of CSV: a text that a spreadsheet would run as a formula gets an
+    apostrophe."""
     text = value if isinstance(value, str) else ""
     # A number's + is no formula, nor is a lone dash.
     run = len(text) > 1 and text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()

@@ -136,6 +136,7 @@ class WebhookSender:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
+        """Start to deliver, where any endpoint is set."""
         if not self._endpoints:
             return
         import httpx

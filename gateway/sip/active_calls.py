@@ -118,6 +118,7 @@ class Calls:
 
     @property
     def live(self) -> int:
+        """Number of calls that have not ended."""
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
@@ -214,6 +215,7 @@ class Calls:
         return self._ended.get(sip_call_id)
 
     def named(self, sip_call_id: str) -> HeldCall | None:
+        """Return the call with this SIP Call-ID that has not ended, or None."""
         named = (one for one in self._all if one.sip_call_id == sip_call_id and not one.ended)
         return next(named, None)
 
@@ -252,7 +254,8 @@ class _Watch:
 
 
 class ByeTracker:
-    """Made and used on the SIP thread."""
+    """Tells what became of the BYEs that we sent: accepted, refused or unanswered. On the SIP
+    thread."""
 
     def __init__(self, signalling: Signalling) -> None:
         self._signalling = signalling

@@ -192,7 +192,7 @@ class BrowserCall:
         """Do nothing: a page has no description that could say so."""
 
     def offer(self, _codecs: list[Codec]) -> None:
-        """Do nothing, as for :meth:`hold`."""
+        """Do nothing: there is no SDP, and the page's codec is fixed."""
 
     def refer(self, _target: str, told: Callable[[ReferProgress], None]) -> None:
         """Refuse: a page places no calls. Its calls are bridged instead."""
@@ -200,7 +200,7 @@ class BrowserCall:
         self._services.thread.to_loop(lambda: told(progress))
 
     def refer_to(self, _other: Any, told: Callable[[ReferProgress], None]) -> None:
-        """Refuse, as :meth:`refer`."""
+        """Refuse with 501, as :meth:`refer`."""
         self.refer("", told)
 
     def join(self, other: Any, listen: bool, level: float | None) -> None:

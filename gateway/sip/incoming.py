@@ -71,7 +71,7 @@ class Incoming:
         self._callbacks = callbacks
 
     def on_full(self, message: str) -> None:
-        """Report a new INVITE that got 503."""
+        """Report a new INVITE (its text) that got 503, as the library had no call left for it."""
         self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
     def on_objection(self, received: Received, objection: Objection) -> None:

@@ -38,7 +38,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class JitterBuffer:
-    """Adaptive, in ms."""
+    """pjmedia's adaptive jitter buffer: how much audio it holds back, in ms."""
 
     init: int = 60
     min_prefetch: int = 40

@@ -80,6 +80,7 @@ class Received:
 
     @property
     def request_uri(self) -> str:
+        """Request-URI as it stands in the first line; "" where there is none."""
         parts = self.message.split(b"\n", 1)[0].split(b" ")
         return parts[1].decode("utf-8", "replace") if len(parts) > 1 else ""
 

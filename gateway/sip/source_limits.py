@@ -188,6 +188,7 @@ _SCANNERS = (
 
 
 def is_scanner(user_agent: str) -> bool:
+    """Return whether a User-Agent is that of a known scanner, which gets no answer."""
     return user_agent.strip().lower().startswith(_SCANNERS)
 
 
@@ -284,6 +285,7 @@ class Bans:
             _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
+        """Note that a source has proved a password: its refusals are forgotten."""
         source = counted(source)
         self._refused.pop(source, None)
         self._known[source] = now
@@ -376,6 +378,7 @@ class Connections:
             found.heard, found.since = True, now
 
     def closed(self, connection: int) -> None:
+        """Forget a connection that was closed; one that is not known is ignored."""
         found = self._open.pop(connection, None)
         if found is not None and found.stranger:
             self._strangers[found.source] -= 1

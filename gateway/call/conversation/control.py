@@ -87,7 +87,7 @@ class DtmfConsumer(Protocol):
         """Return whether it wants digits now."""
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """Take a digit."""
+        """Take a digit; only while :attr:`wants_digits`."""
 
 
 class RecordingCommands(DtmfConsumer, Protocol):
@@ -293,16 +293,19 @@ class ConversationControl:
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
+    """Return the output that sends the result of a function call as an item, a mapping as JSON."""
     text = result if isinstance(result, str) else json.dumps(result)
     item = {"type": "function_call_output", "call_id": call_id, "output": text}
     return Send(CreateItem(item))
 
 
 def send(command: ClientCommand | None) -> list[Output]:
+    """Return the output that sends a client event; none for None."""
     return [] if command is None else [Send(command)]
 
 
 def message(role: str, text: str) -> dict[str, Any]:
+    """Return a ``message`` item of this role, with one part of text."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
 

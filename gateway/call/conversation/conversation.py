@@ -306,7 +306,7 @@ class Conversation:
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
-        """Take a DTMF digit of the caller."""
+        """Take a DTMF digit of the caller; ``in_band``: found in the audio."""
         self._functions.caller_acted()
         return self._keys.press(digit, now, in_band=in_band)
 
@@ -332,6 +332,7 @@ class Conversation:
         return self._functions.digits_stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
+        """Carry out a command of a tool function, an operator or an application."""
         outputs = carry_out(command, self.control, now)
         if outputs and isinstance(command, Interrupt):
             outputs += interrupt(self.control, "application", now)
@@ -406,6 +407,7 @@ class Conversation:
 
     @property
     def goodbye_is_queued(self) -> bool:
+        """Whether all closing audio is queued, so that the session may close."""
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:

@@ -72,6 +72,7 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
+        """Whether a response that was asked for has not ended."""
         return bool(self._running)
 
     def ask(
@@ -143,6 +144,7 @@ class OutOfBandResponses:
         return stop + self._finish(key, "cancelled", "", now)
 
     def takes(self, event: ServerEvent) -> bool:
+        """Return whether an event belongs to an out-of-band response, not to the conversation."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
@@ -166,6 +168,7 @@ class OutOfBandResponses:
         return []
 
     def asked(self, command: ClientCommand | None) -> bool:
+        """Return whether a command of ours asked for an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )
@@ -185,7 +188,7 @@ class OutOfBandResponses:
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """Give up responses that are late."""
+        """Give up responses that have not ended in their time, with the status ``late``."""
         late = [key for key, one in self._running.items() if now >= one.until]
         return [output for key in late for output in self._finish(key, "late", "", now)]
 

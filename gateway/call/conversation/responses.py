@@ -183,6 +183,7 @@ class ResponseGate:
         return None
 
     def forget_waiting(self) -> None:
+        """Drop requests that wait for the running response to end."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:

@@ -54,7 +54,7 @@ _MARKS = 512
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of the transcript."""
+    """Words, or another item, of one side. Times in ms since the INVITE."""
 
     at_ms: float
     who: str
@@ -74,6 +74,8 @@ class Entry:
     """All of its words have come."""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the entry for the record; ``heard`` only where the caller did not hear all of
+        it."""
         told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
         if self.heard is not None:
             told["heard"] = self.heard

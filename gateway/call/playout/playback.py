@@ -158,6 +158,7 @@ class Playback:
         return frames
 
     def part_done(self, event: AudioDone) -> list[Output]:
+        """Queue what is left of a part, less than a frame, filled up with silence."""
         return self._last(self._tracker.finish((event.item_id, event.content_index)))
 
     def response_done(self, response_id: str) -> list[Output]:
@@ -202,6 +203,7 @@ class Playback:
         return self._cut_of(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
+        """Drop all audio of a response that is still to come."""
         if not self.was_cut(response_id):
             self._cuts.append(_Cut(response_id, []))
 
@@ -296,7 +298,8 @@ class Playback:
         return outputs
 
     def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        """Add an interruption to the record and the log."""
+        """Note a cut item in the record and the log; ``action``: truncate, delete, or none where
+        the server can do neither."""
         self._timeline.record.actions.interruptions.append(
             Interruption(
                 at_ms=round(self._timeline.ms(now), 1),

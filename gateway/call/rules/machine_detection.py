@@ -50,6 +50,7 @@ class BeepWaiter:
 
     @property
     def waiting(self) -> bool:
+        """Whether the greeting is over and a beep is waited for."""
         return self._since is not None
 
     def speech_began(self, now: float) -> None:

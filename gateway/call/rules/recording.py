@@ -92,6 +92,7 @@ class CallRecording:
 
     @property
     def state(self) -> State:
+        """State of the recording, as the record has it."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
@@ -149,7 +150,7 @@ class CallRecording:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Go on without an answer."""
+        """Take the prompt for heard, or go on without an answer, when the time for it is over."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None

@@ -230,6 +230,7 @@ class Silence:
 
     @property
     def due(self) -> bool:
+        """Whether the agent is due to speak: a turn is unanswered, or work goes on."""
         owed = self._turn or self._owed == _NO_EVENTS
         return owed or self.backend_works or not self._control.gate.idle
 
@@ -437,7 +438,7 @@ class Silence:
         return self._stop_filler()
 
     def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
-        """Say which silence lasted too long."""
+        """Log the rule that was broken (``rule``), stop the filler, and begin to count anew."""
         self.rule = rule
         self._since = self._quiet_since = self._silent_since = None
         self._silent_bytes = 0

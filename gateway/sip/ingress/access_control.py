@@ -158,7 +158,10 @@ class AccessControl:
             close(connection)
 
     def on_message(self, received: Received) -> Decision:
-        """Decide on every message, before pjsip's own layers."""
+        """Decide on a message before pjsip's own layers read it: pass, drop or answer it.
+
+        One that passes keeps its connection open.
+        """
         decision = self._on_message(received)
         if decision == PASS:
             self.connections.heard(received.connection, time.monotonic())
@@ -323,7 +326,8 @@ class _Answers:
         """Apart from the other answers: what is no message shall not cost those to messages."""
 
     def refuse(self, received: Received, rule: str, reply: Reply, detail: str = "") -> Decision:
-        """Log a refusal, and answer it."""
+        """Count and log a refusal by ``rule``, keep that of an INVITE for a query by its
+        Call-ID, and return the answer to it."""
         now = time.monotonic()
         source = plain(received.source)
         self._refusals.note(

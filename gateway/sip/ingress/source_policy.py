@@ -420,6 +420,7 @@ class SourcePolicy:
         return self.bans.drops(source, now, may_prove=may_prove)
 
     def count_banned(self) -> None:
+        """Count a request of a banned source, which gets no answer and no line in the log."""
         self._refusals.by_rule["banned"] += 1
 
     def count_refusal(self, by: Received | Unread, now: float, *, surely: bool = False) -> None:

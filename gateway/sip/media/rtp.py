@@ -209,7 +209,7 @@ class Spread:
     most: float = 0.0
 
     def add(self, value: float) -> None:
-        """Add a value."""
+        """Add a value to minimum, mean and maximum."""
         self.least = min(self.least, value) if self.count else value
         self.most = max(self.most, value) if self.count else value
         self.count += 1
@@ -233,6 +233,7 @@ class _Direction:
         self._mos = Spread()
 
     def add(self, heard: Heard | None) -> None:
+        """Add the quality of an interval; None: nothing was measured in it."""
         if heard is not None:
             self._jitter.add(heard.jitter_ms)
             self._mos.add(heard.mos)

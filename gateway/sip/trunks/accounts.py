@@ -164,7 +164,8 @@ class Accounts:
         self.registrations[name].renew()
 
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
-        """Handle the result of a REGISTER."""
+        """Handle a registrar's final response to a REGISTER, or pjsip's 408 or 503 where none
+        came."""
         now = time.monotonic()
         registration = self.registrations.get(trunk.name)
         if registration is None:
@@ -237,6 +238,7 @@ class Accounts:
             log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 
     def shut_down(self) -> None:
+        """Delete the accounts in pjsua2."""
         for account in self._accounts.values():
             account.shutdown()
 

@@ -57,7 +57,7 @@ def keys_to_check(code: int, trunk: Trunk) -> str:
 
 
 class State(Enum):
-    """Where a registration is."""
+    """State of a registration; ``LEAVING``: the REGISTER that ends it is sent."""
 
     TRYING = "trying"
     REGISTERED = "registered"
@@ -134,7 +134,7 @@ class Registration:
             self.next_try = now
 
     def renew(self) -> None:
-        """Register as soon as possible."""
+        """Register at the next tick, whether it has failed or is good for longer."""
         if self.state in (State.REGISTERED, State.FAILED):
             self.next_try = 0.0
 
