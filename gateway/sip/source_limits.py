@@ -317,6 +317,10 @@ PER_SOURCE = 20
 OF_STRANGERS = 500
 """Connections of all strangers together."""
 
+OF_A_PEER = 200
+"""Connections of one address of a trunk. One more closes the one that was silent for longest: of a
+peer that was restarted, the old ones may be open here for hours."""
+
 FIRST_MESSAGE_SECONDS = 10.0
 """How long a stranger may be silent at first. A telephone connects because it has something to
 say."""
@@ -353,12 +357,14 @@ class Connections:
         self._has_call = has_call
         self._open: dict[int, _Open] = {}
         self._strangers: Counter[str] = Counter()
+        self._of_peers: Counter[str] = Counter()
 
     def opened(self, connection: int, source: str, now: float) -> str:
         """Count an accepted connection; return why it is to be closed at once, or ""."""
         self.closed(connection)
         if self._is_trunk(source):
             self._open[connection] = _Open(source, now, stranger=False)
+            self._of_peers[source] += 1
             return ""
         if not self._is_welcome(source):
             return "connection of a stranger"
@@ -380,10 +386,18 @@ class Connections:
     def closed(self, connection: int) -> None:
         """Forget a connection that was closed; one that is not known is ignored."""
         found = self._open.pop(connection, None)
-        if found is not None and found.stranger:
-            self._strangers[found.source] -= 1
-            if not self._strangers[found.source]:
-                del self._strangers[found.source]
+        if found is not None:
+            counts = self._strangers if found.stranger else self._of_peers
+            counts[found.source] -= 1
+            if not counts[found.source]:
+                del counts[found.source]
+
+    def surplus(self, source: str) -> int | None:
+        """Return the connection of a trunk's address that is to make room; None for none."""
+        if self._of_peers[source] <= OF_A_PEER:
+            return None
+        own = (one for one in self._open.items() if one[1].source == source)
+        return min(own, key=lambda one: one[1].since)[0]
 
     def overdue(self, now: float) -> list[tuple[int, str, str]]:
         """Return idle connections that are to be closed: connection, source and rule."""

@@ -26,6 +26,7 @@ from pydantic_core import to_json
 from gateway.tasks import background
 from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
 from gateway.tools.http import PARTS_A_TURN
+from gateway.tools.mcp_stdio import Pace, stdio_transport
 from gateway.tools.schema import NAME, check_schema
 
 log = structlog.get_logger("mcp")
@@ -43,7 +44,8 @@ MAX_ANSWER = 4 * 1024 * 1024
 """Bytes of one answer of a server over HTTP."""
 
 STREAM_AT_ONCE, STREAM_PER_SECOND = 4 * 1024 * 1024, 256 * 1024
-"""Bytes of a stream of events, which has no end, that are read at once, and per second then."""
+"""Bytes of a stream of events or of a process, which has no end, that are read at once, and per
+second then."""
 
 MAX_RUNNING = 16
 """Calls of one server at a time; a further one is told so."""
@@ -159,7 +161,7 @@ class McpServer:
         settings = self.settings
         async with contextlib.AsyncExitStack() as stack:
             if settings.command:
-                transport = await _stdio(settings, stack)
+                transport = _stdio(settings)
             else:
                 transport = await _http(settings, stack)
             client = Client(transport, cache=None)
@@ -255,22 +257,13 @@ class McpServer:
         return getattr(getattr(error, "error", None), "code", None) == CONNECTION_CLOSED
 
 
-async def _stdio(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
+def _stdio(settings: McpSettings) -> Any:
     """Return the transport of a server that is a process of ours."""
-    from mcp import StdioServerParameters, stdio_client
-
-    command, *arguments = settings.command
-    # What it writes on standard error would stand between our log's lines, secrets and all.
-    nothing = stack.enter_context(Path(os.devnull).open("w"))  # noqa: ASYNC230, SIM115
     # "python3" is the one that we run on, with the packages that are beside us.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    parameters = StdioServerParameters(
-        command=command,
-        args=arguments,
-        env={"PATH": path, **settings.env},
-        cwd=settings.folder or None,
-    )
-    return stdio_client(parameters, errlog=nothing)
+    env = {"PATH": path, **settings.env}
+    pace = Pace(STREAM_AT_ONCE, STREAM_PER_SECOND)
+    return stdio_transport(settings.command, env, settings.folder or None, pace)
 
 
 async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
@@ -309,17 +302,12 @@ def _bounded(stream: Any, *, paced: bool) -> Any:
 
     class Bounded(httpx2.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            clock = asyncio.get_running_loop().time
-            room, at = float(STREAM_AT_ONCE if paced else MAX_ANSWER), clock()
-            parts = 0
+            pace = Pace(STREAM_AT_ONCE, STREAM_PER_SECOND)
+            room, parts = MAX_ANSWER, 0
             async for part in stream:
                 room, parts = room - len(part), parts + 1
                 if paced:
-                    room, at = (
-                        min(STREAM_AT_ONCE, room + (clock() - at) * STREAM_PER_SECOND),
-                        clock(),
-                    )
-                    await asyncio.sleep(max(0.0, -room / STREAM_PER_SECOND))
+                    await pace.take(len(part))
                 elif room < 0:
                     raise httpx2.ReadError("the answer is too large")
                 elif parts % PARTS_A_TURN == 0:

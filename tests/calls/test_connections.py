@@ -20,6 +20,7 @@ from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,
+    OF_A_PEER,
     OF_STRANGERS,
     PER_SOURCE,
     Bans,
@@ -327,7 +328,13 @@ def test_whose_connections_are_kept() -> None:
     calls: set[str] = set()
     kept = Connections(lambda s: s == "trunk", lambda s: s != "banned", lambda s: s in calls)
     assert kept.opened(1, "banned", 0.0) == "connection of a stranger"
-    assert [kept.opened(n, "trunk", 0.0) for n in range(100, 900)] == [""] * 800
+    assert [kept.opened(n, "trunk", 0.0) for n in range(100, 100 + OF_A_PEER)] == [""] * OF_A_PEER
+    kept.heard(100, 1.0)
+    assert kept.surplus("trunk") is None
+    assert kept.opened(999, "trunk", 2.0) == ""
+    assert kept.surplus("trunk") == 101, "the one that was silent for longest"
+    kept.closed(101)
+    assert kept.surplus("trunk") is None
     assert [kept.opened(n, "a", 0.0) for n in range(PER_SOURCE)] == [""] * PER_SOURCE
     assert kept.opened(99, "a", 0.0) == f"more than {PER_SOURCE} connections"
     kept.closed(0)
@@ -362,7 +369,7 @@ SHORT = (
     f"""
 import {Connections.__module__} as sources, {Listeners.__module__} as transports
 sources.FIRST_MESSAGE_SECONDS, sources.IDLE_SECONDS = 1.0, 2.5
-sources.PER_SOURCE, transports.HANDSHAKE_MS = 3, 1500
+sources.PER_SOURCE, sources.OF_A_PEER, transports.HANDSHAKE_MS = 3, 8, 1500
 from gateway.__main__ import main
 main()
 """,
@@ -468,6 +475,20 @@ async def test_a_source_has_so_many_connections(hurried: Site, transport: str) -
         if transport == "tcp":
             line = await hurried.gateway.wait("sip.rejected", source="127.0.0.5")
             assert line["rule"] == "more than 3 connections"
+
+
+async def test_a_trunk_has_no_descriptors_of_others(hurried: Site) -> None:
+    """Of a trunk's address that opens one connection after another, the silent ones are closed."""
+    async with connection(hurried) as own:
+        opened = [await stranger(hurried, "tcp", "127.0.0.1") for _ in range(7)]
+        assert await probed(own, hurried.port("tcp"), 1) == "200"
+        opened += [await stranger(hurried, "tcp", "127.0.0.1") for _ in range(5)]
+        for one in opened[:5]:
+            await is_closed(one)
+        await hurried.gateway.wait("sip.rejected", source="127.0.0.1")
+        assert await probed(own, hurried.port("tcp"), 2) == "200"
+        for one in opened:
+            one.close()
 
 
 async def test_handshakes_that_are_not_begun(hurried: Site) -> None:

@@ -50,7 +50,7 @@ from gateway.sip.messages.validation import (
 )
 from gateway.sip.settings import Access
 from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
-from gateway.sip.source_limits import Connections, RefusalLog, SourceBuckets
+from gateway.sip.source_limits import OF_A_PEER, Connections, RefusalLog, SourceBuckets
 from gateway.sip.trunks.matching import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")
@@ -148,6 +148,10 @@ class AccessControl:
         if rule:
             self.refusals.note(rule, source, now)
             close(connection)
+        elif (longest := self.connections.surplus(source)) is not None:
+            self.refusals.note(f"more than {OF_A_PEER} connections", source, now)
+            self.connections.closed(longest)
+            close(longest)
 
     def close_idle(self, now: float, close: Callable[[int], None]) -> None:
         """Close connections that have been silent for too long. To be called about once a

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolError
 from gateway.tools.http import MAX_BODY, HttpClient, Request
 from gateway.tools.schema import MAX_SCHEMA, check_schema, parsed
+from tests.support.harness import eventually
 from tests.unit.tools.test_mcp import config_of, use
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -269,3 +271,18 @@ async def test_an_mcp_server_without_measure(tmp_path: Path) -> None:
     left_out = [one for one in logs if one["event"] == "mcp.tool_left_out"]
     assert 3 <= len(left_out) <= 128
     assert all(len(one["tool"]) <= 128 for one in left_out)
+
+
+async def test_an_mcp_process_whose_line_has_no_end(tmp_path: Path) -> None:
+    program = "while True: print('x' * 65536, end='', flush=True)"
+    server = f"command = {json.dumps([sys.executable, '-c', program])}\nconnect_timeout = 20.0\n"
+    box = tool_executor(*load_all(config_of(tmp_path, server), {}))
+    with capture_logs() as logs:
+        async with Turns() as turns:
+            starting = asyncio.create_task(box.start())
+            await eventually(lambda: any(one["event"] == "mcp.down" for one in logs), "its end")
+            starting.cancel()
+            await box.stop()
+    assert next(one["why"] for one in logs if one["event"] == "mcp.down") == "MCPError"
+    assert turns.count > 20
+    assert turns.grown_kib < 60_000
