@@ -201,11 +201,12 @@ class CallController:
             black_box.write(as_text({"facts": black_box.wanted.facts}))
             wire = WireLog(
                 black_box.messages,
-                lambda: self._legs.sip_call_ids,
-                self._audio,
+                lambda: self._legs.on_wire,
                 with_payload=black_box.wanted.payload,
                 masked=black_box.masks,
             )
+            wire.log_packets(self._audio)
+            self._legs.log_packets = wire.log_packets
             black_box.wire = lambda last: map(as_text, wire.lines(last))
 
     @entry

@@ -91,9 +91,11 @@ class Legs(CallPart):
         self.tell_quality = tell_quality
         self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
+        """All that were dialled; the last one is the current one."""
         self.b_leg_ending = False
         """The call is over, and the BYE of a B-leg is still on its way."""
-        """All that were dialled; the last one is the current one."""
+        self.log_packets: Callable[[CallAudio], None] | None = None
+        """Has the RTP headers of an audio logged; None where nobody wants them."""
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Progress: lambda _out: self._leg.progress(),
@@ -158,10 +160,10 @@ class Legs(CallPart):
         return "" if self._main is None else self._main.security
 
     @property
-    def sip_call_ids(self) -> list[str]:
-        """Return the Call-IDs of all legs so far, the caller's first; "" for a browser."""
-        legs = [self._main, *(one.leg for one in self._b_legs)]
-        return [leg.invite.sip_call_id for leg in legs if leg is not None]
+    def on_wire(self) -> list[tuple[Leg, CallAudio | None]]:
+        """Return all legs so far, the caller's first, each with the audio that logs its packets."""
+        legs = [(self._main, self._audio)] if self._main is not None else []
+        return [*legs, *((one.leg, one.leg.logged) for one in self._b_legs if one.leg is not None)]
 
     @property
     def _b_leg(self) -> Leg | None:
@@ -252,6 +254,10 @@ class Legs(CallPart):
                 frames = max(frames, self._audio.playout.max_frames)
             second.audio = CallAudio(first, frames)
             second.audio.own_source = Source.NOBODY
+        logged = second.audio
+        if self.log_packets is not None:
+            logged = logged or CallAudio(first, 1)  # nothing is ever played from it
+            self.log_packets(logged)
         try:
             second.leg = leg = self._dial(
                 output.uri,
@@ -262,7 +268,7 @@ class Legs(CallPart):
                 output.by_pattern,
                 output.caller_id,
             )
-            leg.call_id = self._host.record.call_id
+            leg.call_id, leg.logged = self._host.record.call_id, logged
         except DialRefusedError as refused:
             second.release()
             second.refused(refused)

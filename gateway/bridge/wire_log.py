@@ -2,9 +2,10 @@
 """Lines of a black box that say what was on the wire: SIP messages of both legs, headers of RTP.
 
 A line of SIP has ``sip`` (``in`` or ``out``), ``leg`` (0 is the caller's, others are those of
-transfers), ``peer``, ``transport`` and ``text``. A line of RTP has ``rtp`` (``in`` or ``out``), the
-first packet of up to a second (``seq``, ``ts``, ``ssrc``, ``type``, ``size`` of its payload), the
-``gaps`` between arrivals (0.1 ms) and those packets that do not follow the one before (``odd``).
+transfers), ``peer``, ``transport`` and ``text``. A line of RTP has ``rtp`` (``in`` or ``out``),
+``leg``, the first packet of up to a second (``seq``, ``ts``, ``ssrc``, ``type``, ``size`` of its
+payload), the ``gaps`` between arrivals (0.1 ms) and those packets that do not follow the one before
+(``odd``).
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import orjson
 from gateway.audio.g711 import FRAME_BYTES
 
 if TYPE_CHECKING:
+    from gateway.sip.leg import Leg
     from gateway.sip.media.ports import CallAudio
     from gateway.sip.message_log import MessageLog
 
 PACKETS_BYTES = 128 * 1024
-"""Headers that wait to be written: a minute of a call in which nothing happens."""
+"""Headers of one leg that wait to be written: a minute of a call in which nothing happens."""
 PAYLOAD_BYTES = 1024 * 1024
 """The same with payloads."""
 SIP_BYTES = 8 * 1024 * 1024
@@ -55,7 +57,8 @@ class WireLog:
 
     Args:
         messages: where the messages of calls wait.
-        call_ids: Call-IDs of the legs of the call, its own first; empty for a browser's.
+        legs: returns the legs of the call so far, its own first, each with the audio that logs
+            its packets, where there is one.
         with_payload: keep the payloads of RTP, too.
         masked: leave out DTMF digits: bodies other than SDP.
     """
@@ -63,29 +66,33 @@ class WireLog:
     def __init__(
         self,
         messages: MessageLog,
-        call_ids: Callable[[], Iterable[str]],
-        audio: CallAudio,
+        legs: Callable[[], Iterable[tuple[Leg, CallAudio | None]]],
         *,
         with_payload: bool,
         masked: bool,
     ) -> None:
         self._messages = messages
-        self._call_ids = call_ids
-        self._audio = audio
+        self._on_wire = legs
         self._masked = masked
         self._sip_left = SIP_BYTES
         self._payload = with_payload and not masked
-        self._legs: dict[str, int] = {}
+        self._legs: dict[Leg, int] = {}
+
+    def log_packets(self, audio: CallAudio) -> None:
+        """Have the packets of an audio logged, as far as the black box wants them."""
         audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
 
     def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the lines since the last call; with ``last``, messages are followed no further."""
-        for call_id in filter(None, self._call_ids()):
-            self._legs.setdefault(call_id, len(self._legs))
-        for call_id, leg in self._legs.items():  # those that others have replaced, too
-            yield from self._sip(call_id, leg, last)
-        data, lost = self._audio.take_packets()
-        yield from packet_lines(data, lost)
+        streams = list(self._on_wire())
+        for leg, _audio in streams:
+            self._legs.setdefault(leg, len(self._legs))
+        for leg, number in self._legs.items():  # those that others have replaced, too
+            if leg.invite.sip_call_id:  # none in a browser
+                yield from self._sip(leg.invite.sip_call_id, number, last)
+        for leg, audio in streams:
+            if audio is not None:
+                yield from packet_lines(*audio.take_packets(), self._legs[leg])
 
     def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
         """Yield the SIP messages of one leg, and how many did not fit."""
@@ -107,8 +114,8 @@ class WireLog:
             yield {"sip_left_out": lost, "leg": leg}
 
 
-def packet_lines(data: bytes, lost: int) -> Iterator[dict[str, Any]]:
-    """Yield the lines of these RTP packets, one for each direction."""
+def packet_lines(data: bytes, lost: int, leg: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the lines of these RTP packets of a leg, one for each direction."""
     ways: tuple[list[_Facts], list[_Facts]] = [], []
     payloads: tuple[list[bytes], list[bytes]] = [], []
     at = 0
@@ -121,23 +128,24 @@ def packet_lines(data: bytes, lost: int) -> Iterator[dict[str, Any]]:
             at += kept
     for name, packets, payload in zip(("in", "out"), ways, payloads, strict=True):
         if packets:
-            yield _line(name, packets, b"".join(payload))
+            yield _line(name, leg, packets, b"".join(payload))
     if lost:
-        yield {"rtp_left_out": lost}
+        yield {"rtp_left_out": lost, "leg": leg}
 
 
 _Facts = tuple[int, int, int, int, int, int]
 """Microseconds, SSRC, timestamp, sequence number, size of the payload, marker and type."""
 
 
-def _line(name: str, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
-    """Return one line for packets of one direction."""
+def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
+    """Return one line for packets of one direction of a leg."""
     at, ssrc, timestamp, sequence, size, kind = packets[0]
     gaps: list[int] = []
     odd: list[list[int]] = []
     line: dict[str, Any] = {
         "at": at / 1e6,
         "rtp": name,
+        "leg": leg,
         "ssrc": ssrc,
         "type": kind & 0x7F,
         "marker": kind > 0x7F,

@@ -55,6 +55,8 @@ class Leg:
         self.invite = invite
         self.handler: LegHandler | None = None
         self.audio: CallAudio | None = None
+        self.logged: CallAudio | None = None
+        """Takes the headers of the leg's packets while it has no ``audio``."""
         self.call_id = invite.call_id
         """The gateway's id of the call that it belongs to, for logs."""
         self.security = ""

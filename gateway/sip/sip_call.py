@@ -420,6 +420,7 @@ class SipCall(TransferableCall):
     @contain_errors
     def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
         """Pass a new media stream to the link with the bridge."""
+        self.link.logged = None if self.leg is None else self.leg.logged
         self.link.stream_created(int(prm.stream))
 
     @contain_errors

@@ -142,12 +142,12 @@ async def test_what_was_on_the_wire_is_in_it(world: GatewayStack) -> None:
     host, port = world.phone.address
     assert {one["peer"] for one in sip} == {f"{host}:{port}"}
     found = read_black_box(path)
-    told_of = {way: stream.packets for way, stream in found.streams.items()}
+    told_of = {way: found.streams[0, way].packets for way in ("in", "out")}
     record = await world.record(call)
     assert found.record.ending is not None
     assert abs(told_of["in"] - record["uplink"]["packets"]) <= 2, "but for the last of them"
     assert len(call.rtp.packets) - 5 <= told_of["out"] <= len(call.rtp.packets) + 5
-    assert found.streams["in"].lost == 0
+    assert found.streams[0, "in"].lost == 0
     heard = b"".join(base64.b64decode(one["payload"]) for one in lines if one.get("rtp") == "out")
     assert bytes(call.rtp.heard)[1600:4000] in heard, "what the caller heard"
     copy = path.parent.with_name("incident.jsonl")

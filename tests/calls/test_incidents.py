@@ -43,7 +43,8 @@ PORT = free_port()
 RULES = {
     "simple": "",
     "joined": '[[route.transfer]]\nname = "desk"\nmode = "bridge"\n'
-    f'to = "sip:busy-486@127.0.0.1:{PORT}"',
+    f'to = "sip:busy-486@127.0.0.1:{PORT}"\n'
+    f'[[route.transfer]]\nname = "anna"\nmode = "bridge"\nto = "sip:answer@127.0.0.1:{PORT}"',
     "interpreted": f"""[[route.transfer]]
 name = "anna"
 mode = "bridge"
@@ -154,6 +155,23 @@ async def callee_busy(world: GatewayStack) -> PhoneCall:
     return call
 
 
+async def callee_hangs_up(world: GatewayStack) -> PhoneCall:
+    callee = await CalledPhone().start(PORT)
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": "anna"})}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}])
+    try:
+        call = await world.dial("joined")
+        other = await callee.called()
+        await world.gateway.wait("call.bridged", call=call.call_id)
+        other.rtp.say(noise(1, 0.5))
+        await other.rtp.heard_bytes(4000)
+        other.bye()
+        await call.hung_up()
+    finally:
+        await callee.stop()
+    return call
+
+
 async def interpreter_lost(world: GatewayStack) -> PhoneCall:
     callee = await CalledPhone().start(PORT)
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.2})
@@ -239,6 +257,7 @@ INCIDENTS: dict[Callable[[GatewayStack], Awaitable[PhoneCall]], tuple[str, str]]
     crossed_byes: ("model", "agent_hangup"),
     transfer_refused: ("caller", "remote_hangup"),
     callee_busy: ("caller", "remote_hangup"),
+    callee_hangs_up: ("callee", "bridge_ended"),
     interpreter_lost: ("caller", "remote_hangup"),
     budget_spent: ("gateway", "budget"),
     tool_that_never_answers: ("caller", "remote_hangup"),
@@ -280,13 +299,19 @@ async def test_an_incident_is_replayed_as_it_went(
     assert "BYE" in starts
     second = [one.text.split("\n")[0].split(" sip:")[0] for one in wire.messages if one.leg == 1]
     busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
-    if incident is interpreter_lost:
+    if incident is callee_hangs_up:
+        rung = ["SIP/2.0 180 As asked", "SIP/2.0 200 As asked"]
+        assert second == [*busy[:2], *rung, "ACK", "BYE", "SIP/2.0 200 OK"]
+    elif incident is interpreter_lost:
         assert second[0] == "INVITE"
         assert second[-2:] == ["BYE", "SIP/2.0 200 As asked"]
         events = path.read_text().count("inputs.InterpreterEvent")
         assert events > 20, "what both sessions sent"
     else:
         assert second == (busy if incident is callee_busy else [])
-    assert wire.streams["in"].packets > 0
-    assert wire.streams["out"].packets > 0
+    joined = incident in (interpreter_lost, callee_hangs_up)
+    assert sorted(wire.streams) == [
+        (leg, way) for leg in range(1 + joined) for way in ("in", "out")
+    ]
+    assert min(one.packets for one in wire.streams.values()) > 0
     keep(incident.__name__, path)

@@ -27,10 +27,8 @@ SILENCE_MS = 200.0
 MOST_ROWS = 500
 """Of the ladder; a call with more is a flood, and the file has them."""
 
-_WORDS = {
-    "in": {"rtp": "from the caller", "arrow": "──▶"},
-    "out": {"rtp": "to the caller", "arrow": "◀──"},
-}
+_WAYS = {"in": ("from", "──▶"), "out": ("to", "◀──")}
+"""The word and the arrow of each direction."""
 
 
 @dataclass(slots=True)
@@ -127,7 +125,8 @@ class BlackBoxFile:
 
     record: Record
     messages: list[Message]
-    streams: dict[str, Stream]
+    streams: dict[tuple[int, str], Stream]
+    """By leg (0 is the caller's) and direction (``in`` or ``out``)."""
     left_out: int
     """Messages and packets that were counted only."""
 
@@ -147,7 +146,7 @@ def read_black_box(file: Path) -> BlackBoxFile:
     """
     began, whole = 0.0, None
     messages: list[Message] = []
-    streams = {"in": Stream(), "out": Stream()}
+    streams: dict[tuple[int, str], Stream] = {}
     left_out = 0
     try:
         for number, line in enumerate(values(read_lines(file)), 1):
@@ -156,7 +155,8 @@ def read_black_box(file: Path) -> BlackBoxFile:
             elif "sip" in line:
                 messages.append(_message(line, began))
             elif "rtp" in line:
-                streams[line["rtp"]].add(packets_of(line), began)
+                key = (int(line.get("leg", 0)), _way(line["rtp"]))
+                streams.setdefault(key, Stream()).add(packets_of(line), began)
             elif "record" in line:
                 whole = line["record"]
             left_out += line.get("sip_left_out", 0) + line.get("rtp_left_out", 0)
@@ -175,9 +175,19 @@ def read_black_box(file: Path) -> BlackBoxFile:
 
 def _message(line: Any, began: float) -> Message:
     at = (float(line["at"]) - began) * 1000
-    if line["sip"] not in _WORDS:
-        raise ValueError("a message goes in or out")
-    return Message(at, line["sip"], int(line["leg"]), str(line["peer"]), str(line["text"]))
+    way = _way(line["sip"])
+    return Message(at, way, int(line["leg"]), str(line["peer"]), str(line["text"]))
+
+
+def _way(told: Any) -> str:
+    if told not in _WAYS:
+        raise ValueError("a message or packet goes in or out")
+    return str(told)
+
+
+def _rtp(leg: int, way: str) -> str:
+    """Return whose packets these are, in words."""
+    return f"RTP {_WAYS[way][0]} {f'leg {leg + 1}' if leg else 'the caller'}"
 
 
 def render_wire(found: BlackBoxFile) -> RenderableType:
@@ -196,9 +206,8 @@ def render_wire(found: BlackBoxFile) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style=QUIET)
     grid.add_column()
-    for way, stream in found.streams.items():
-        if stream.packets:
-            grid.add_row(f"RTP {_WORDS[way]['rtp']}", stream.in_short())
+    for key, stream in sorted(found.streams.items()):
+        grid.add_row(_rtp(*key), stream.in_short())
     if found.left_out:
         grid.add_row("left out", f"{found.left_out:,} messages and packets")
     return Group(table, Text(), grid)
@@ -208,9 +217,9 @@ def _rows(found: BlackBoxFile) -> Iterator[tuple[float, Text, Text]]:
     for one in found.messages:
         who = "" if one.leg == 0 else f" (leg {one.leg + 1})"
         style = CALLER if one.way == "in" else AGENT
-        text = Text.assemble((f"{_WORDS[one.way]['arrow']} ", style), one.in_short())
+        text = Text.assemble((f"{_WAYS[one.way][1]} ", style), one.in_short())
         yield one.at_ms, Text(printable(one.peer) + who, QUIET), text
-    for way, stream in found.streams.items():
+    for key, stream in found.streams.items():
         for at, words, trouble in stream.happenings[:MOST_ROWS]:
-            told = f"RTP {_WORDS[way]['rtp']} {words}"
+            told = f"{_rtp(*key)} {words}"
             yield at, Text("RTP", QUIET), Text(told, RED if trouble else QUIET)

@@ -128,6 +128,8 @@ class ConferenceLink:
         """Ours, which the session's audio comes from, and goes to where several are mixed."""
         self._audio: CallAudio | None = None
         """What our port serves."""
+        self.logged: CallAudio | None = None
+        """Sees the stream's packets, and takes none, while our port serves nothing."""
         self._held = False
         self.partner: ConferenceLink | None = None
         self._session_hears = True
@@ -192,13 +194,14 @@ class ConferenceLink:
 
     def _tap(self) -> None:
         """Connect the stream's packets with the uplink, and its state with playout."""
-        if self._audio is None:
+        audio = self._audio or self.logged
+        if audio is None:
             return
-        self._audio.playout.await_keys(self._without_keys)
+        audio.playout.await_keys(self._without_keys)
         if self._stream:
-            self._audio.uplink.tap(self._stream, self._packet_wait_ms)
-            if self._audio.line is not None:
-                self._audio.line.attach(self._stream)
+            audio.uplink.tap(self._stream, self._packet_wait_ms)
+            if audio.line is not None:
+                audio.line.attach(self._stream)
 
     def stream_destroyed(self, stream: int) -> None:
         """Detach from a stream that was removed."""

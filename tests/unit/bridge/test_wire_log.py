@@ -14,6 +14,7 @@ from gateway.bridge.wire_log import Packet, WireLog, packet_lines, packets_of
 from gateway.devtools.timeline.black_box import Stream
 from gateway.sip import message_log
 from gateway.sip.message_log import MessageLog, SipMessage
+from tests.support.call_fakes import FakeLeg
 
 INVITE = b"""INVITE sip:100@gw SIP/2.0\r
 Call-ID: a\r
@@ -116,24 +117,41 @@ class Audio:
 
 
 def test_legs_have_numbers_and_a_call_that_is_replaced_keeps_its_own() -> None:
-    log, ids, audio = MessageLog(), ["a", ""], Audio()
+    log, audio, other = MessageLog(), Audio(), Audio()
+    first, successor, second = (FakeLeg(name).leg for name in "acb")
     log.wanted = True
-    wire = WireLog(log, lambda: ids, audio, with_payload=True, masked=True)  # type: ignore[arg-type]
+    legs: list[Any] = [(first, audio)]
+    wire = WireLog(log, lambda: legs, with_payload=True, masked=True)
+    wire.log_packets(audio)  # type: ignore[arg-type]
     assert audio.asked == (wire_log.PACKETS_BYTES, False), "no payload where keys are masked"
     add(log, "a", INFO)
     assert [(one["leg"], one["sip"]) for one in wire.lines()] == [(0, "in")]
-    ids[:] = ["c", "b"]
+    legs[:] = [(successor, audio), (second, other)]
     for one in ("a", "b", "c"):
         add(log, one)
-    assert [one["leg"] for one in wire.lines()] == [0, 1, 2]
+    audio.data = other.data = native(Packet(100.0, 7, 0, 1, 160, 0), sent=False)
+    lines = list(wire.lines())
+    assert [one["leg"] for one in lines if "sip" in one] == [0, 1, 2]
+    assert [one["leg"] for one in lines if "rtp" in one] == [1, 2]
     assert "Signal" not in json.dumps(list(wire.lines()))
+
+
+def test_a_leg_that_a_browser_has_called_is_no_callers() -> None:
+    log = MessageLog()
+    log.wanted = True
+    legs: list[Any] = [(FakeLeg("").leg, None), (FakeLeg("b").leg, None)]
+    add(log, "b")
+    assert [
+        one["leg"] for one in WireLog(log, lambda: legs, with_payload=False, masked=False).lines()
+    ] == [1]
 
 
 def test_sip_of_one_call_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_log, "SIP_BYTES", 10)
     log = MessageLog()
     log.wanted = True
-    wire = WireLog(log, lambda: ["a"], Audio(), with_payload=False, masked=False)  # type: ignore[arg-type]
+    legs: list[Any] = [(FakeLeg("a").leg, None)]
+    wire = WireLog(log, lambda: legs, with_payload=False, masked=False)
     for _ in range(3):
         add(log, "a", b"12345")
     *_messages, last = wire.lines()
@@ -169,7 +187,7 @@ def test_packets_are_the_same_when_they_are_read() -> None:
         assert abs(one.at - was.at) < 0.0002
         same = ("ssrc", "timestamp", "sequence", "size", "type", "marker")
         assert [getattr(one, name) for name in same] == [getattr(was, name) for name in same]
-    assert list(packet_lines(b"", 3)) == [{"rtp_left_out": 3}]
+    assert list(packet_lines(b"", 3)) == [{"rtp_left_out": 3, "leg": 0}]
 
 
 def test_a_second_of_rtp_takes_few_bytes() -> None:
