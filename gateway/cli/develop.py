@@ -302,7 +302,7 @@ Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is 
     "--codec",
     "codecs",
     multiple=True,
-    type=click.Choice([codec.value for codec in G711], case_sensitive=False),
+    type=click.Choice([codec.value for codec in Codec], case_sensitive=False),
     help="Codec to offer first. Default: PCMU.",
 )
 @click.option("--local", metavar="HOST:PORT", help="Local address; port 0 is any.")

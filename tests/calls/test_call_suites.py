@@ -60,7 +60,8 @@ api_key = "{{key}}"
 WORLD = {
     "routes": ROUTES,
     "listen": (f"udp:127.0.0.1:{PORT}",),
-    "more": '[control]\nsocket = "gateway.sock"\n',
+    "more": '[control]\nsocket = "gateway.sock"\n[[trunk]]\nname = "suites"\n'
+    'peers = ["127.0.0.1"]\ncodecs = ["PCMU", "PCMA", "G722"]\n',
 }
 
 ANSWER = '[[call.step]]\ndo = "wait_answer"\n'
@@ -120,6 +121,17 @@ GOOD = (
         'hears = ["you spoke for"]',
         'from = "lossy"\nline = { loss_percent = 20 }\n',
     )
+    + call(
+        "speaks in G.722, in between in PCMA",
+        "good",
+        GREETING
+        + '[[call.step]]\ndo = "codec"\ncodec = "PCMA"\n'
+        + '[[call.step]]\ndo = "codec"\ncodec = "G722"\n'
+        + ASK
+        + REPLY,
+        'hears = ["you spoke for"]',
+        'codec = "G722"\n',
+    )
     + call("is not there", "nowhere", '[[call.step]]\ndo = "expect_end"\n', "code = 404")
 )
 
@@ -160,17 +172,18 @@ async def run(world: GatewayStack, folder: Path, suite: str) -> tuple[int, str, 
 async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
     status, told, results = await run(world, tmp_path, GOOD)
     assert status == 0, told
-    assert (results.tests, results.failures) == (6, 0)
-    assert ["suite", "6", "6", "0", "25", "0"] in [line.split() for line in told.splitlines()]
+    assert (results.tests, results.failures) == (7, 0)
+    assert ["suite", "7", "7", "0", "27", "0"] in [line.split() for line in told.splitlines()]
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "6 of 6 calls passed" in page
+    assert "7 of 7 calls passed" in page
     assert "How can I help you today?" in page
     with wave.open(str(tmp_path / "report" / "001-talks.wav")) as sound:
         assert (sound.getnchannels(), sound.getframerate()) == (2, 8000)
         assert sound.getnframes() > 4 * 8000
     invites = world.gateway.all("call.invite")
     assert any(line["from"].startswith("sip:+49301234@") for line in invites), invites
-    assert [one["codec"] for one in world.gateway.all("call.codec_changed")] == ["PCMA"]
+    changed = [one["codec"] for one in world.gateway.all("call.codec_changed")]
+    assert sorted(changed) == ["G722", "PCMA", "PCMA"]
     ends = world.gateway.all("call.summary")
     (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
     assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20

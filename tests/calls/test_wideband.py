@@ -16,17 +16,23 @@ import numpy as np
 import pjsua2 as pj
 import pytest
 import soundfile
+import soxr
 from numpy.typing import NDArray
+from websockets.asyncio.client import unix_connect
 
 from gateway.api.client import ask
 from gateway.audio.g711 import Codec
+from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.devtools.emulator.speech import synthesise
 from tests.calls.test_every_byte import by_dtls, by_sdes, over, own_certificate, up
 from tests.support import dialog
+from tests.support.black_boxes import written
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import PATIENT, GatewayStack, eventually
-from tests.support.listening import assert_continuous
+from tests.support.listening import assert_beep, assert_continuous
+from tests.support.made_sounds import Array, melody
 from tests.support.referred import dial
 from tests.support.rtp_end import Packet, Sender
 from tests.support.sip_phone import CODECS, PhoneCall
@@ -82,6 +88,39 @@ say = "Hello."
 mode = "always"
 [route.dtmf]
 inband = true
+
+[[route]]
+name = "queue"
+to = "^queue$"
+records.black_box = "always"
+[route.greeting]
+say = "Hello."
+[route.hold_wait]
+enabled = true
+music_threshold = 2
+
+[[route]]
+name = "box"
+to = "^box$"
+[route.greeting]
+say = "Hello."
+[route.session.audio.input.transcription]
+model = "whisper-1"
+[route.machine_detection]
+voicemail = "leave_message"
+voicemail_message = "Your room."
+
+[[route]]
+name = "interpreted"
+to = "^interpreted$"
+[[route.transfer]]
+name = "anna"
+to = "sip:answer@127.0.0.1:{PORT}"
+mode = "bridge"
+[route.interpreter]
+to = "anna"
+caller.language = "English"
+callee.language = "German"
 
 [[route]]
 name = "outward"
@@ -275,6 +314,23 @@ async def test_only_what_the_network_loses_is_missing(
     assert 46 <= len(found) <= 48
 
 
+WORDS = "Hello, this is Anna. What can I do for you?"
+
+
+def wide(samples: Array) -> bytes:
+    """Sound of 8 kHz, -1 to 1, as linear samples at 16 kHz."""
+    return (soxr.resample(samples, 8000, 16000) * 32767).astype("<i2").tobytes()
+
+
+def spoken(text: str) -> Array:
+    pcm, rate = synthesise(text, "alloy")
+    return np.asarray(soxr.resample(np.frombuffer(pcm, "<i2") / 32768, rate, 8000))
+
+
+def ulaw(audio: bytes) -> bytes:
+    return Codec.PCMU.to_linear(bytes(audio))
+
+
 def tones(hz: int, seconds: float, **more: Any) -> dict[str, Any]:
     """An answer of the model's, sent at once."""
     return {"kind": "tones", "frequencies_hz": [hz], "seconds": seconds, "burst": True, **more}
@@ -349,9 +405,7 @@ async def hear_each_other(call: PhoneCall, there: CalledCall) -> None:
     """The caller in G.722, the callee in PCMU."""
     call.rtp.say(pj.NativeG722().encode(tone(700, 3.0)))
     there.rtp.say(Codec.PCMU.from_linear(tone(900, 3.0, 8000)))
-    await there.rtp.until(
-        lambda: level(Codec.PCMU.to_linear(there.rtp.heard[-16000:]), 700, 8000) > 4000
-    )
+    await there.rtp.until(lambda: level(ulaw(there.rtp.heard[-16000:]), 700, 8000) > 4000)
     await call.rtp.until(lambda: level(heard(call.rtp.packets[-100:]), 900, 16000) > 4000)
 
 
@@ -371,9 +425,7 @@ async def test_joined_with_a_leg_in_g711(
     call = await dial(world, "joined", codecs=("G722", "PCMU"))
     there = await callee.called()
     if destination == "briefed":
-        await there.rtp.until(
-            lambda: level(Codec.PCMU.to_linear(there.rtp.heard), 1200, 8000) > 1500
-        )
+        await there.rtp.until(lambda: level(ulaw(there.rtp.heard), 1200, 8000) > 1500)
         there.rtp.press("1")
     await world.gateway.wait("call.bridged", call=call.call_id)
     await hear_each_other(call, there)
@@ -382,6 +434,75 @@ async def test_joined_with_a_leg_in_g711(
     record = await world.record(call)
     (leg,) = record["b_legs"]
     assert (record["codec"], leg["codec"]) == ("G722", "PCMU")
+
+
+async def test_interpreted_with_a_leg_in_g711(world: GatewayStack, callee: CalledPhone) -> None:
+    """Each session hears its speaker, and is heard by its listener only."""
+    world.behave(vad="off", answer=tones(1200, 1.0))
+    call = await world.dial("interpreted", codecs=("G722", "PCMU"))
+    there = await callee.called()
+    heard_by: dict[str, SessionRecord] = {}
+    for listener in ("caller", "callee"):
+        line = await world.gateway.wait("call.interpreter_up", call=call.call_id, listener=listener)
+        (heard_by[listener],) = [o for o in world.emulator.sessions if o.id == line["session_id"]]
+    call.rtp.say(pj.NativeG722().encode(tone(700, 1.5)))
+    there.rtp.say(Codec.PCMU.from_linear(tone(900, 1.5, 8000)))
+    await heard_by["callee"].wait_until(hears(700), 20)
+    await heard_by["caller"].wait_until(hears(900), 20)
+    assert level(bytes(heard_by["callee"].received), 900, 24000) < 500
+    assert level(bytes(heard_by["caller"].received), 700, 24000) < 500
+    world.emulator.live[heard_by["callee"].id].session.pretend_speech(100)
+    await there.rtp.until(lambda: level(ulaw(there.rtp.heard), 1200, 8000) > 1500)
+    assert level(heard(call.rtp.packets), 1200, 16000) < 500
+    world.emulator.live[heard_by["caller"].id].session.pretend_speech(100)
+    await call.rtp.until(lambda: level(heard(call.rtp.packets), 1200, 16000) > 1500)
+    await call.hang_up()
+    await there.hung_up()
+
+
+async def test_a_queue_is_waited_in_and_listened_to(world: GatewayStack) -> None:
+    """Music, then a human; an operator listens in, and the black box is replayed."""
+    say = {"kind": "say", "text": "I call about my room."}
+    world.behave(vad="auto", answers=[{"kind": "nothing"}, say])
+    call = await world.dial("queue", codecs=("G722",))
+    session = await world.session_of(call)
+    (name,) = world.gateway.ids_of(call.call_id)
+    url, socket = f"ws://localhost/api/v1/calls/{name}/audio", world.folder / "gateway.sock"
+    async with unix_connect(str(socket), url) as ear:
+        told = json.loads(await ear.recv())
+        assert told == {"codec": "PCMU", "rate": 8000, "frame_ms": 20}
+        coder = pj.NativeG722()
+        call.rtp.say(coder.encode(tone(700, 0.4) + wide(melody(3.0)) + wide(spoken(WORDS))))
+        sound = bytearray()
+        async for message in ear:
+            assert isinstance(message, bytes)
+            sound += message[4:]
+            if len(sound) >= 2 * 8000 and level(ulaw(sound[0::2]), 700, 8000) > 4000:
+                break
+    assert level(ulaw(sound[1::2]), 700, 8000) < 500
+    ended = await world.gateway.wait("call.hold_wait_ended", 40, call=call.call_id)
+    assert ended["why"] == "human"
+    done = len(session.sent("response.done"))
+    await session.wait_until(lambda s: len(s.sent("response.done")) > done, 30)
+    await call.hang_up()
+    record = await world.record(call)
+    assert [one["ended"] for one in record["hold_waits"]] == ["human"]
+    path = world.records_folder / record["black_box"]
+    await eventually(lambda: "outputs.Finished" in written(path), "its end")
+    assert list(replay(read_lines(path)).differences) == []
+
+
+async def test_a_message_is_left_after_the_beep(world: GatewayStack) -> None:
+    words = ["Please leave a message after the tone."]
+    speech = {"at_ms": [200], "length_ms": 500}
+    world.behave(vad="scripted", speech=speech, transcripts=words)
+    call = await world.dial("box", codecs=("G722",))
+    await world.gateway.wait("call.machine_detected", call=call.call_id)
+    pause = bytes(8000)  # as an encoder has it, not the telephone's own silence
+    call.rtp.say(pj.NativeG722().encode(pause + tone(1000, 0.4) + pause))
+    await call.hung_up()
+    (found,) = (await world.record(call))["machine_detection"]
+    assert_beep(found["beep"], 1000, 400)
 
 
 async def test_transferred_by_refer(world: GatewayStack) -> None:
@@ -411,9 +532,7 @@ async def test_a_call_that_is_placed(world: GatewayStack, callee: CalledPhone, c
     else:
         there.rtp.say(Codec.PCMU.from_linear(tone(700, 2.0, 8000)))
         await session.wait_until(hears(700), 20)
-        await there.rtp.until(
-            lambda: level(Codec.PCMU.to_linear(there.rtp.heard), 1000, 8000) > 1500
-        )
+        await there.rtp.until(lambda: level(ulaw(there.rtp.heard), 1000, 8000) > 1500)
     assert {p.payload_type for p in there.rtp.packets} == {CODECS[codec][0]}
     there.bye()
     summary = await world.gateway.wait("call.summary", call=answer["call"])

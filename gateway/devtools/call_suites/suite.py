@@ -194,7 +194,7 @@ class Call(Section):
     caller: Persona | None = None
     from_: Annotated[str, Field(alias="from", pattern=r"^[A-Za-z0-9+_.~*#-]{0,64}$")] = ""
     headers: dict[Annotated[str, AfterValidator(_header)], Line] = Field(default_factory=dict)
-    codec: Literal[Codec.PCMU, Codec.PCMA] = Codec.PCMU
+    codec: Codec = Codec.PCMU
     follow_refer: Pattern | None = None
     """Targets of REFERs that the caller follows; others it declines with 603."""
     repeat: Annotated[Count, Field(le=1000)] = 1

@@ -202,7 +202,7 @@ class ChangeCodec(Step):
 
     needs_media: ClassVar[bool] = True
     do: Literal["codec"] = "codec"
-    codec: Literal[Codec.PCMU, Codec.PCMA]
+    codec: Codec
     within: Seconds = 5.0
 
     def __str__(self) -> str:
