@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from gateway.audio.g711 import FRAME_BYTES
 from gateway.bridge.legs import Legs
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
@@ -168,6 +170,10 @@ class Interpreter(CallPart):
     @entry_task
     async def _set_up(self, direction: _Direction) -> None:
         """Open a direction's session; feed :class:`inputs.InterpreterLost` when that fails."""
+        record, listener = self._host.record, direction.listener
+        structlog.contextvars.bind_contextvars(
+            call=record.call_id, route=record.route, listener=listener
+        )
         clock, watch = asyncio.get_running_loop().time, self._sessions.plan.watch
         began, endpoint = clock(), self._endpoint
         if endpoint.live:

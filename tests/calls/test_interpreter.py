@@ -177,6 +177,8 @@ async def test_each_hears_the_other_in_their_language(
     record = await world.record(made.call)
     assert record["ending"]["why"] == "remote_hangup"
     assert record["cost"]["responses"] == 2
+    for listener in ("caller", "callee"):  # each of its sessions is told of as the call's
+        await world.gateway.wait("session.closed", call=made.call.call_id, listener=listener)
     told = [(one["who"], one["text"]) for one in record["transcript"] if one["text"]]
     assert {"caller", "callee", "to_caller", "to_callee"} <= {who for who, _ in told}
     assert ("caller", "Good morning.") in told

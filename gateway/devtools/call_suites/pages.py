@@ -67,7 +67,7 @@ body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:60rem;paddin
 color:#1c1c1c;background:#fff}h1{font-size:1.4rem}h2{font-size:1.1rem;margin:0}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;overflow-wrap:anywhere;padding:.2rem .6rem .2rem 0;vertical-align:top}
-th{font-weight:600}
+th{font-weight:600}td.mark+td,.t+td{white-space:nowrap}td.mark+td+td{min-width:10rem}
 section{border-top:1px solid #ccc;padding:1rem 0}.t{color:#555;white-space:nowrap;text-align:right;
 font-variant-numeric:tabular-nums}.passed{color:#176317}.failed{color:#a11313}.skipped{color:#6b5500}
 .mark{font-weight:600;white-space:nowrap}audio{width:100%;margin:.5rem 0}svg{width:100%;height:46px}
