@@ -300,8 +300,8 @@ async def test_an_incident_is_replayed_as_it_went(
     second = [one.text.split("\n")[0].split(" sip:")[0] for one in wire.messages if one.leg == 1]
     busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
     if incident is callee_hangs_up:
-        rung = ["SIP/2.0 180 As asked", "SIP/2.0 200 As asked"]
-        assert second == [*busy[:2], *rung, "ACK", "BYE", "SIP/2.0 200 OK"]
+        rang = ["SIP/2.0 180 As asked", "SIP/2.0 200 As asked"]
+        assert second == [*busy[:2], *rang, "ACK", "BYE", "SIP/2.0 200 OK"]
     elif incident is interpreter_lost:
         assert second[0] == "INVITE"
         assert second[-2:] == ["BYE", "SIP/2.0 200 As asked"]
