@@ -168,7 +168,7 @@ _FULL_WIDTH = {0xFF10 + figure: str(figure) for figure in range(10)}
 _NAMES = frozenset(
     {"id", "call", "session", "event", "started_at", "timestamp", "file", "source", "type", "name"}
 )
-"""Keys of values that nobody says; masking them would only break them."""
+"""Keys of texts that nobody says; masking them would only break them."""
 
 
 _NUMBERS = re.compile(
@@ -374,24 +374,26 @@ class PrivateDigits:
             return
         self._secrets = sorted({*self._secrets, digits}, key=len, reverse=True)
 
-    def masked(self, value: Any) -> Any:
-        """Return a copy of a JSON value with :data:`MASK` in place of the digits."""
+    def masked(self, value: Any, kept: str = "") -> Any:
+        """Return a copy of a JSON value with :data:`MASK` in place of the digits; values of the key
+        ``kept`` stay."""
         if not self:
             return value
         if isinstance(value, str):
             return self._masked_text(value)
         if isinstance(value, Mapping):
-            return {key: self._masked_value(str(key), inner) for key, inner in value.items()}
+            return {key: self._masked_value(str(key), inner, kept) for key, inner in value.items()}
         if isinstance(value, list | tuple):
-            return [self.masked(inner) for inner in value]
+            return [self.masked(inner, kept) for inner in value]
         return value
 
-    def _masked_value(self, key: str, value: Any) -> Any:
-        if key in _NAMES or key.endswith("_id"):
+    def _masked_value(self, key: str, value: Any, kept: str) -> Any:
+        # An event or a session as a whole has such a key, too.
+        if isinstance(value, str) and (key in _NAMES or key == kept or key.endswith("_id")):
             return value
         if self.dtmf and key in _KEYS and isinstance(value, str):
             return _masked_keys(value)
-        return self.masked(value)
+        return self.masked(value, kept)
 
     def _masked_text(self, text: str) -> str:
         if self._patterns or self._secrets:

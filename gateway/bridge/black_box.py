@@ -173,7 +173,8 @@ def alike(plain: Any) -> Any:
         return [alike(inner) for inner in plain]
     if isinstance(plain, dict):
         return {key: alike(inner) for key, inner in plain.items()}
-    return re.sub(r"[\d*]+", "0", plain) if isinstance(plain, str) else plain
+    # As they are read out, too: a mask has no pauses.
+    return re.sub(r"[\d*](?: ?[\d*])*", "0", plain) if isinstance(plain, str) else plain
 
 
 @cache

@@ -256,4 +256,7 @@ class BlackBoxes:
 
 
 def _masked(line: str, private: PrivateDigits) -> str:
-    return json.dumps(private.masked(json.loads(line)), ensure_ascii=False) if private else line
+    """Return a line masked, but for the keys of its steps, which have been: # and * end entries."""
+    if not private:
+        return line
+    return json.dumps(private.masked(json.loads(line), kept="digit"), ensure_ascii=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.bridge.replay import replay
+from gateway.bridge.replay import read_lines, replay
 from gateway.cli.main import main
 from gateway.devtools.timeline.black_box import read_black_box
 from gateway.records.black_boxes import SUFFIX
@@ -36,6 +36,20 @@ say = "Hello."
 name = "boxed"
 to = "^boxed$"
 records = { black_box = "always", black_box_payload = true }
+[route.greeting]
+say = "Hello."
+
+[[route]]
+name = "masked"
+to = "^masked$"
+[route.records]
+black_box = "always"
+events = true
+redact = ["numbers", "dtmf"]
+redact_patterns = ["(?i)sesame"]
+[route.session]
+instructions = "The word is sesame, the caller +493012345678."
+audio.input.transcription.model = "whisper-1"
 [route.greeting]
 say = "Hello."
 
@@ -203,6 +217,30 @@ async def test_private_keys_are_in_none(world: GatewayStack) -> None:
     ]
     assert digits == ["0", "0", "#"]
     assert list(replay(text.splitlines()).differences) == []
+
+
+async def test_what_is_masked_is_in_no_file_and_the_replay_is_the_same(world: GatewayStack) -> None:
+    said = "Sesame, +493012345678, and 4 7 1 1."
+    tool = {"name": "nothing", "arguments": json.dumps({"word": said, "digits": "4711"})}
+    answers = [{"kind": "pattern"}, {"kind": "say", "text": said, "tools": [tool]}]
+    world.behave(vad="off", answers=answers, transcripts=[said])
+    call = await world.dial("masked")
+    session = await world.session_of(call)
+    call.rtp.press("4711#")
+    await world.gateway.wait("call.dtmf_collected", call=call.call_id)
+    world.emulator.live[session.id].session.pretend_speech(300)
+    await session.wait_until(
+        lambda s: s.sent("conversation.item.input_audio_transcription.completed"), 20
+    )
+    await session.wait_until(lambda s: len(s.sent("response.done")) >= 3, 20)
+    await call.hang_up()
+    path = await kept(world, call)
+    found = replay(read_lines(path))
+    assert [list(one.lines()) for one in found.differences] == []
+    events = world.records_folder / (await world.record(call))["event_log"]["file"]
+    for file in (path, events):
+        text = file.read_text().lower()
+        assert re.findall(r".{99}(?:sesame|3012345|(?<![\d.])4 ?7 ?1 ?1(?!\d))", text) == [], file
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,15 @@ def test_numbers_but_for_their_last_digits(text: str, masked: str) -> None:
     assert PrivateDigits(["numbers"]).masked(text) == masked
 
 
+def test_what_is_in_an_event_a_session_or_a_call_is_masked() -> None:
+    """Those that are texts are names, and stay."""
+    for key in ("event", "session", "call", "source", "response_id"):
+        told = {"event": "call.invite", key: {"name": "n", "transcript": "I am 493012345678"}}
+        found = PrivateDigits(["numbers"]).masked(told)[key]
+        assert found == {"name": "n", "transcript": "I am *********678"}
+    assert PrivateDigits(["numbers"]).masked({"call": "493012345678"}) == {"call": "493012345678"}
+
+
 def test_keys() -> None:
     made = PrivateDigits(["dtmf"])
     made.pressed("4711")
