@@ -319,7 +319,7 @@ WORDS = "Hello, this is Anna. What can I do for you?"
 
 def wide(samples: Array) -> bytes:
     """Sound of 8 kHz, -1 to 1, as linear samples at 16 kHz."""
-    return (soxr.resample(samples, 8000, 16000) * 32767).astype("<i2").tobytes()
+    return bytes((soxr.resample(samples, 8000, 16000) * 32767).astype("<i2"))
 
 
 def spoken(text: str) -> Array:
@@ -327,7 +327,7 @@ def spoken(text: str) -> Array:
     return np.asarray(soxr.resample(np.frombuffer(pcm, "<i2") / 32768, rate, 8000))
 
 
-def ulaw(audio: bytes) -> bytes:
+def ulaw(audio: bytes | bytearray) -> bytes:
     return Codec.PCMU.to_linear(bytes(audio))
 
 

@@ -115,10 +115,15 @@ class Model:
                 url = f"{settings.url.rstrip('/')}/{path}"
                 answer = await client.post(url, json=body, headers=headers)
                 told = answer.json()
+        except httpx.TimeoutException:
+            raise ModelError(f"{path}: no reply within {settings.timeout:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise ModelError(f"{path}: {type(error).__name__}: {error}"[:300]) from None
         if answer.status_code != 200:
-            raise ModelError(f"{path}: {answer.status_code}: {_error_in(told)}")
+            why = _error_in(told)
+            if settings.api_key:
+                why = why.replace(settings.api_key, "***")  # some servers say which one was wrong
+            raise ModelError(f"{path}: {answer.status_code}: {why}")
         try:
             text = str(_text_of_chat(told) if chat else _text_of_response(told)).strip()
             used = int(told["usage"]["total_tokens"])
@@ -126,6 +131,8 @@ class Model:
             raise ModelError(f"{path}: the reply has no text or no usage") from None
         budget.used += used
         self._budget.used += used
+        if not text:
+            raise ModelError(f"{path}: the reply is empty")
         return text
 
 

@@ -105,6 +105,7 @@ def test_a_goal_is_reached_by_turns() -> None:
         ({"text_replies": ["No? Goodbye. [GIVE UP]"]}, {}, "We are full.", "given up"),
         ({"text_replies": ["Hm."]}, {"max_turns": 3}, "x", "max_turns, 3, were over"),
         ({"text_replies": ["Hm."]}, {"max_tokens": 200}, "x", "max_tokens of the call, 200"),
+        ({"text_replies": [""]}, {}, "x", "chat/completions: the reply is empty"),
         (REACHED, {}, None, "the agent is not understood"),
     ],
 )
@@ -156,3 +157,31 @@ def test_a_model_that_is_not_there_fails_the_call() -> None:
     assert kind.mark is Mark.FAILED
     assert "ConnectError" in kind.found
     assert "sk-secret" not in kind.found
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "no reply within 0.2 s"),
+        ("401 X", "401: Incorrect API key provided: ***"),
+        ("200 OK", "the reply has no text or no usage"),
+    ],
+)
+def test_what_a_server_answers_is_told_without_the_key(answer: str | None, why: str) -> None:
+    body = b'{"error": {"message": "Incorrect API key provided: sk-secret"}}'
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answer is not None:
+            head = f"HTTP/1.1 {answer}\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+
+    async def run() -> list[Any]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            settings = TextModel(
+                url=url, api_key="sk-secret", timeout=0.2 if answer is None else 20
+            )
+            return await marks_of(JUDGE, Model(settings), TALK)
+
+    kind, _true = asyncio.run(run())
+    assert (kind.mark, kind.found) == (Mark.FAILED, f"chat/completions: {why}")
