@@ -230,7 +230,7 @@ async def test_what_is_masked_is_in_no_file_and_the_replay_is_the_same(world: Ga
     await world.gateway.wait("call.dtmf_collected", call=call.call_id)
     world.emulator.live[session.id].session.pretend_speech(300)
     await session.wait_until(
-        lambda s: s.sent("conversation.item.input_audio_transcription.completed"), 20
+        lambda s: bool(s.sent("conversation.item.input_audio_transcription.completed")), 20
     )
     await session.wait_until(lambda s: len(s.sent("response.done")) >= 3, 20)
     await call.hang_up()
