@@ -370,7 +370,9 @@ class PrivateDigits:
             alone = figures if len(digits) == 1 else f"(?:{figures}|{words})"
             # Not in 14:30, 4.5 or +49: a figure of another number is none of these.
             found = rf"(?<![\w+])(?<!\d[.,:/-]){alone}(?![.,:/-]?\d)(?!\w)"
-            self._patterns.append(re.compile(found, re.IGNORECASE))
+            pattern = re.compile(found, re.IGNORECASE)
+            if pattern not in self._patterns:
+                self._patterns.append(pattern)
             return
         self._secrets = sorted({*self._secrets, digits}, key=len, reverse=True)
 

@@ -350,6 +350,11 @@ class CallActions:
         return self._action is not None
 
     @property
+    def call_id(self) -> str | None:
+        """Return the tool call that the action answers, or who asked for it; None without one."""
+        return None if self._action is None else self._call_id
+
+    @property
     def underway(self) -> bool:
         """Return whether a transfer is under way, which can outlive the session."""
         action = self._action

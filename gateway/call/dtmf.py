@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gateway.call.call_record import DigitRun
+from gateway.call.call_record import DigitRun, keep
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Conceal, Output, Send, SendDtmf, StoreDigits
 from gateway.call.plan import RESPONSE_MS
@@ -164,7 +164,7 @@ class DtmfInput:
             at_ms = round(timeline.ms(now), 1)
             timeline.record.private.pressed(collected.digits)
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
-            timeline.record.actions.digits.append(run)
+            keep(timeline.record.actions.digits, run)
 
 
 LONGEST_SECONDS = 120.0

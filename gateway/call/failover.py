@@ -327,7 +327,8 @@ class Handover:
     """Opens standby sessions and promotes them. Methods take the time (s) and return outputs.
 
     Args:
-        quiet: returns whether neither side speaks and no action is under way.
+        quiet: returns whether neither side speaks, no response is due, and no action is under way.
+        due: returns whether a response is due.
         detach: lets go of the active session; its queued audio is played to the end.
     """
 
@@ -337,12 +338,14 @@ class Handover:
         transcript: Transcript,
         timeline: CallTimeline,
         quiet: Callable[[], bool],
+        due: Callable[[], bool],
         detach: Callable[[float], list[Output]],
     ) -> None:
         self._control = control
         self._transcript = transcript
         self._timeline = timeline
         self._quiet = quiet
+        self._due = due
         self._detach = detach
         self._lead = control.plan.server.handover_before_expiry
         self._open_at: float | None = None
@@ -413,6 +416,7 @@ class Handover:
         if self._standby is None or not (at_once or pause or now >= self._latest):
             return []
         (session_id, ends, capabilities), self._standby = self._standby, None
+        due = self._due()
         rest = self._detach(now)
         self.session_up(None if ends is None else ends - now, now)
         self._timeline.record.session.session_id = session_id
@@ -420,7 +424,8 @@ class Handover:
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         self._control.use(capabilities)
         outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript, self._control)]
-        return outputs + (self._control.resume(now) if self._transcript.owed else [])
+        due = due or self._transcript.owed
+        return outputs + (self._control.resume(now) if due else [])
 
     @property
     def deadline(self) -> float | None:

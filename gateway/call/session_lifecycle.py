@@ -86,6 +86,7 @@ class SessionEvents:
             transcript,
             call.timeline,
             lambda: call.conversation.quiet,
+            lambda: call.conversation.silence.due,
             call.conversation.detach,
         )
         self.lost_meanwhile: tuple[EndReason, str] | None = None

@@ -340,6 +340,9 @@ in pieces, three seconds after the sound."""
 
 _STRETCHES = 32
 
+MAX_TEXT = 16_000
+"""Characters kept of one stretch; ten minutes of talk have fewer."""
+
 
 class Stretches:
     """The latest stretches of speech of one side, and which of them words belong to.
@@ -373,7 +376,7 @@ class Stretches:
         if found is None:
             found = self.begin(start_ms)
             found.end_ms = start_ms
-        found.text += text
+        found.text = (found.text + text)[:MAX_TEXT]
         found.words_at = now
         return found
 

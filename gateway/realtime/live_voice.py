@@ -35,6 +35,7 @@ from gateway.realtime.events import (
     ServerEvent,
     TrackWords,
 )
+from gateway.realtime.items import item_of, items_of
 from gateway.realtime.live_audio import END_MS, SpeechBegins, SpeechTrack, Stretches
 
 MAX_STREAMS = 16
@@ -97,6 +98,8 @@ class Backend:
         """Calls of a response were answered; and what it does next belongs to no delegation."""
         self._asked: CreateResponse | None = None
         """The one that is being answered."""
+        self._over_count = 0
+        """Responses that are over."""
 
     def ask(self, question: CreateResponse) -> None:
         """Have something asked beside the conversation, once the backend does nothing else."""
@@ -170,7 +173,7 @@ class Backend:
         item = inner.get("item")
         if kind == "response.output_item.done" and isinstance(item, Mapping):
             if len(stream.items) < MAX_ITEMS:
-                stream.items.append(item)
+                stream.items.append(item_of(item))
             return None
         status = _ENDS.get(kind) if isinstance(kind, str) else None
         if status is None:
@@ -187,8 +190,8 @@ class Backend:
     ) -> ResponseDone:
         """Complete a response of the backend."""
         output = told.get("output")
-        if not stream.items and isinstance(output, list):
-            stream.items = [item for item in output if isinstance(item, Mapping)][:MAX_ITEMS]
+        if not stream.items:
+            stream.items += items_of(output)[:MAX_ITEMS]
         if status == "completed":
             for item in stream.items:
                 call_id = item.get("call_id")
@@ -200,8 +203,9 @@ class Backend:
         error = error if isinstance(error, Mapping) else inner
         details = told.get("incomplete_details")
         usage = told.get("usage")
+        self._over_count += 1
         return ResponseDone(
-            stream.id,
+            stream.id or f"backend_{self._over_count}",
             status,
             _text(details.get("reason")) if isinstance(details, Mapping) else None,
             _text(error.get("code")) if status == "failed" else None,

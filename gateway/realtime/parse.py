@@ -49,6 +49,7 @@ from gateway.realtime.events import (
     TrackWords,
     WorkDelegated,
 )
+from gateway.realtime.items import item_of, items_of
 from gateway.text import unicode_in
 
 # GA events that nothing here acts on. They are OtherEvent as well, but no news to an operator.
@@ -323,7 +324,6 @@ def _response_done(event: _Fields) -> ResponseDone:
     details = response.object_or_none("status_details") or {}
     error = details.get("error")
     error = error if isinstance(error, dict) else {}
-    output = response.raw("output")
     status = response.text_or_none("status") or ("failed" if error else "completed")
     return ResponseDone(
         response_id=response.id("id"),
@@ -332,9 +332,7 @@ def _response_done(event: _Fields) -> ResponseDone:
         # Servers differ in which of the two they fill.
         error_code=_string(error.get("code")) or _string(error.get("type")),
         error_message=_string(error.get("message")),
-        output=tuple(item for item in output if isinstance(item, dict))
-        if isinstance(output, list)
-        else (),
+        output=items_of(response.raw("output")),
         usage=response.object_or_none("usage"),
     )
 
@@ -428,8 +426,8 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "conversation.item.input_audio_transcription.completed": lambda e: InputTranscribed(
         e.id("item_id"), e.text("transcript"), e.object_or_none("usage")
     ),
-    "conversation.item.added": lambda e: ItemAdded(e.object("item")),
-    "conversation.item.created": lambda e: ItemAdded(e.object("item")),
+    "conversation.item.added": lambda e: ItemAdded(item_of(e.object("item"))),
+    "conversation.item.created": lambda e: ItemAdded(item_of(e.object("item"))),
     "conversation.item.truncated": lambda e: ItemTruncated(
         e.text("item_id"), e.content_index(), e.number("audio_end_ms")
     ),

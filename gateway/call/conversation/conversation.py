@@ -8,7 +8,6 @@ inputs that it registers for, and acts through ``ConversationControl``.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from gateway.call.call_control import BY_OPERATOR
 from gateway.call.call_record import CallTimeline
@@ -18,6 +17,7 @@ from gateway.call.conversation.control import (
     carry_out,
     send,
 )
+from gateway.call.conversation.response_names import ResponseNames
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
@@ -42,7 +42,6 @@ from gateway.call.tools.function_calls import Functions
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
-    UNNAMED,
     AgentTranscript,
     AgentTranscriptDelta,
     AudioDelta,
@@ -87,14 +86,15 @@ class Conversation:
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
-        self._unnamed = 0
-        """Responses that came without an id."""
+        self._names = ResponseNames(self.control)
+        self.complete = self._names.complete
         self.silence = Silence(
             self.control,
             lambda: self._caller_speaks,
             lambda: self._functions.busy or approvals.wants_digits,
         )
         self._response_fallback = ResponseFallback(self.control)
+        self._guardrails = Guardrails(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
         self.escape = Escape(self.control)
         self.control.escape = self.escape.next_destination
@@ -112,7 +112,7 @@ class Conversation:
             LineWatch(self.control),
             approvals,
             McpWatch(self.control, approvals),
-            Guardrails(self.control),
+            self._guardrails,
             ContextTrimmer(self.control),
             self._response_fallback,
             self.silence,
@@ -177,35 +177,6 @@ class Conversation:
             kind = type(input.event)
         return [output for rule in self._rules_for.get(kind, ()) for output in rule.on(input, now)]
 
-    def complete(self, event: ServerEvent) -> ServerEvent:
-        """Return the event with ids that the server left out: an event without a response id
-        belongs to the running response, one without an item id to an item of that response."""
-        match event:
-            case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
-                self._name_active(event.response_id)
-                if event.response_id and event.item_id:
-                    return event
-                response_id = event.response_id or self.control.gate.active or UNNAMED
-                item_id = event.item_id or f"item_of_{response_id}"
-                return replace(event, response_id=response_id, item_id=item_id)
-            case ResponseCreated(response_id=""):
-                self._unnamed += 1
-                return replace(event, response_id=f"{UNNAMED}{self._unnamed}")
-            case ResponseDone(response_id=""):
-                return replace(event, response_id=self.control.gate.active or UNNAMED)
-            case ResponseDone():
-                self._name_active(event.response_id)
-        return event
-
-    def _name_active(self, response_id: str) -> None:
-        """Rename a response that was created without an id, once its id is known."""
-        control, active = self.control, self.control.gate.active
-        if active is None or not active.startswith(UNNAMED) or not response_id:
-            return
-        if response_id != active and not control.playback.was_cut(response_id):
-            control.playback.rename(active, response_id)
-            control.gate.rename(active, response_id)
-
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
@@ -249,7 +220,8 @@ class Conversation:
                 request = control.gate.created(event.response_id, request)
                 self._interruptions.created(event.response_id, request)
                 control.hangup_after_playout.speech_begins()
-                return []
+                over = self._names.is_over(event.response_id)
+                return send(control.gate.done(event.response_id, now)) if over else []
             case AgentTranscriptDelta():
                 self._interruptions.agent_words(event)
                 return []
@@ -373,6 +345,8 @@ class Conversation:
     def detach(self, now: float) -> list[Output]:
         """Detach from a session that another one replaces."""
         self.transcript.detached()
+        self._names.forget()
+        self._guardrails.session_over()
         outputs = self.control.playback.session_over() + self._interruptions.session_over()
         outputs += self.silence.reset()
         self.control.gate = ResponseGate()
@@ -385,14 +359,14 @@ class Conversation:
 
     @property
     def quiet(self) -> bool:
-        """Return whether neither side speaks and no action is under way."""
+        """Return whether neither side speaks, no response is due, and no action is under way."""
         control = self.control
         busy = (
             control.call_actions.busy
             or self._functions.busy
             or control.hangup_after_playout.deadline is not None
         )
-        return not (busy or control.speaking or self._caller_speaks) and control.gate.idle
+        return not (busy or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
         """Record what was not sent, since the session ends."""

@@ -72,6 +72,8 @@ class Entry:
     """Ms of its audio that were heard, and that had come, when it was cut."""
     complete: bool = False
     """All of its words have come."""
+    past: bool = False
+    """It is of a session that another one has replaced."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry for the record; ``heard`` only where the caller did not hear all of
@@ -164,7 +166,10 @@ class Transcript:
         self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
     def detached(self) -> None:
-        """Cut the entry of a response that the end of its session interrupts."""
+        """Cut the entry of a response that the end of its session interrupts; items of another
+        session may have the same ids."""
+        for entry in self._by_item.values():
+            entry.past = True
         active = self._control.gate.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
         if active is None or last is None or last is not self._entries[-1]:
@@ -241,7 +246,7 @@ class Transcript:
     def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
         """Return the entry of an item, added if it is new."""
         entry = self._by_item.get(item_id)
-        if entry is None:
+        if entry is None or entry.past:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 

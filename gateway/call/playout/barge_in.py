@@ -67,10 +67,10 @@ def drop_response(
     """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
     if control.playback.to_be_heard(response_id):
         return interrupt(control, trigger, now)
-    if control.playback.was_cut(response_id) or response_id not in control.gate.running:
+    if control.playback.was_cut(response_id):
         return []
     control.playback.drop_response(response_id)
-    return _cancel(control, [response_id])
+    return _cancel(control, [one for one in control.gate.running if one == response_id])
 
 
 def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.audio.g711 import BYTES_PER_MS
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import CallTimeline, keep
 from gateway.call.outputs import Output, Play, Send
-from gateway.call.playout.tracker import Heard, Interruption, PlayoutTracker
+from gateway.call.playout.tracker import MAX_PARTS, Heard, Interruption, PlayoutTracker
 from gateway.realtime.events import (
     AudioDelta,
     AudioDone,
@@ -142,8 +142,10 @@ class Playback:
         cut = self._cut_of(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
-            if event.item_id not in cut.unplayed_items and not self._tracker.knows(event.item_id):
-                cut.unplayed_items.append(event.item_id)
+            unplayed = cut.unplayed_items
+            new = event.item_id not in unplayed and not self._tracker.knows(event.item_id)
+            if new and len(unplayed) < MAX_PARTS:
+                unplayed.append(event.item_id)
             return []
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
@@ -208,8 +210,11 @@ class Playback:
             self._cuts.append(_Cut(response_id, []))
 
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
-        """Stop playing, drop the rest of ``running`` responses, tell the server what was heard."""
-        for response_id in running:
+        """Stop playing, drop the rest of ``running`` responses, tell the server what was heard.
+
+        More may come of what is being heard, too, though it was said to be over, or never to begin.
+        """
+        for response_id in {*running, *self._tracker.responses}:
             self.drop_response(response_id)
         if not (self.queued_ms or self._tracker or running):
             return []
@@ -300,7 +305,8 @@ class Playback:
     def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
         """Note a cut item in the record and the log; ``action``: truncate, delete, or none where
         the server can do neither."""
-        self._timeline.record.actions.interruptions.append(
+        keep(
+            self._timeline.record.actions.interruptions,
             Interruption(
                 at_ms=round(self._timeline.ms(now), 1),
                 trigger=trigger,
@@ -310,7 +316,7 @@ class Playback:
                 flushed_ms=heard.received_ms - heard.played_ms,
                 action=action,
                 after_ms=self.interrupted_after(now) if trigger == "speech" else None,
-            )
+            ),
         )
         return self._timeline.note(
             now,

@@ -21,6 +21,9 @@ MAX_PARTS = 64
 """Parts remembered, not counting those still to be heard: late audio of a part that was cut, which
 is dropped, belongs to one of the latest."""
 
+MAX_UNENDED = 4 * MAX_PARTS
+"""The same of parts that were heard and that the server does not end."""
+
 
 @dataclass(slots=True)
 class _Part:
@@ -39,9 +42,14 @@ class _Part:
     """The cut was reported; nothing more is to be reported of this part."""
 
     @property
+    def all_heard(self) -> bool:
+        """Return whether nothing of what was received is left to be heard."""
+        return self.heard == self.received
+
+    @property
     def settled(self) -> bool:
         """Return whether nothing of it is left to be heard or reported."""
-        return self.told or (self.done and self.heard == self.received)
+        return self.told or (self.done and self.all_heard)
 
 
 @dataclass(slots=True)
@@ -108,7 +116,9 @@ class PlayoutTracker:
         """
         if not audio:
             return b""
-        part = self._parts.get(key) or self._add_part(response_id, key)
+        part = self._parts.get(key)
+        if part is None or part.response_id != response_id:  # some servers use ids again
+            part = self._add_part(response_id, key)
         if part.cut:
             self.dropped_bytes += len(audio)
             return b""
@@ -211,14 +221,25 @@ class PlayoutTracker:
         return any(run.part.response_id == response_id for run in self._runs)
 
     @property
+    def responses(self) -> set[str]:
+        """The responses of which something was queued since the queue was last empty."""
+        return {run.part.response_id for run in self._runs}
+
+    @property
     def first_item(self) -> str:
         """The item that is heard first of those that are left; empty without one."""
         return self._runs[0].part.key[0] if self._runs else ""
 
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
-        """Add a part; the oldest one that is settled goes, where there are too many."""
+        """Add a part; the oldest one that is settled goes, where there are too many, or else the
+        oldest of which all that came was heard: a server need not tell of the end of any."""
+        self._parts.pop(key, None)
         if len(self._parts) >= MAX_PARTS:
-            oldest = next((k for k, part in self._parts.items() if part.settled), None)
+            parts = self._parts.items()
+            oldest = next((k for k, part in parts if part.settled), None)
+            if oldest is None and len(self._parts) >= MAX_UNENDED:
+                heard = (k for k, part in parts if part is not self._open and part.all_heard)
+                oldest = next(heard, None)
             if oldest is not None:
                 del self._parts[oldest]
         part = self._parts[key] = _Part(response_id, key)
@@ -256,7 +277,7 @@ class PlayoutTracker:
                 content_index=part.key[1],
                 played_ms=part.heard // BYTES_PER_MS,
                 received_ms=part.received // BYTES_PER_MS,
-                complete=part.done and part.heard == part.received,
+                complete=part.done and part.all_heard,
                 item_heard=part.key[0] in heard_items,
             )
             for part in parts

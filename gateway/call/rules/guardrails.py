@@ -79,10 +79,15 @@ class _Turns:
         self._answers: OrderedDict[str, str] = OrderedDict()
         """By turn; empty while its answer is still to come."""
         self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
+        self._unnamed = 0
+        """Turns that came without an id."""
         self.latest = ""
 
     def complete(self, item_id: str, answer: str = "") -> None:
         """Note a turn of the caller; ``answer`` is the response that answers it, if known."""
+        if not item_id:  # some servers give no ids: each is another turn
+            self._unnamed += 1
+            item_id = f"turn_{self._unnamed}"
         if item_id in self._answers:
             return
         self._answers[item_id] = answer
@@ -101,13 +106,20 @@ class _Turns:
                 self._answers[turn] = response_id
         return any(turn in self._refused for turn in turns)
 
-    def refuse(self, item_id: str, running: str | None) -> str:
+    def named(self, item_id: str) -> str:
+        """Return the id of a turn; of words that come without one it is the latest turn."""
+        return item_id or self.latest
+
+    def refuse(self, item_id: str, running: str | None) -> str | None:
         """Note that a turn must not be answered; return the id of its response, "" if it is still
-        to come.
+        to come, None if it was refused before.
 
         A turn that the server has not reported is taken to be answered by the running response.
         """
+        if item_id in self._refused:
+            return None
         self.complete(item_id, running or "")
+        item_id = item_id or self.latest
         self._refused.append(item_id)
         return self._answers[item_id]
 
@@ -162,8 +174,16 @@ class Guardrails:
                 new = _not_in_deltas(words, said.transcript)
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                return self._check_words("caller", item_id, "", text[-MAX_TEXT:], text, now)
+                turn = self._turns.named(item_id)
+                return self._check_words("caller", turn, "", text[-MAX_TEXT:], text, now)
         return []
+
+    def session_over(self) -> None:
+        """Forget the items and responses of a session: another one may use their ids again."""
+        self._items.clear()
+        self._stopped.clear()
+        self._turns = _Turns()
+        self._checks.clear()
 
     def tick(self, now: float) -> list[Output]:
         """Give up on checks that were not answered in time."""
@@ -189,7 +209,7 @@ class Guardrails:
         """Return what was said so far in an item of the agent."""
         items = self._items
         words = items.get(item_id)
-        if words is None:
+        if words is None or words.response_id != response_id:  # some servers use ids again
             words = items[item_id] = _Words(response_id)
             while len(items) > MAX_ITEMS:
                 items.popitem(last=False)
@@ -292,7 +312,10 @@ class Guardrails:
             return []
         # Of the agent the answer itself is stopped; of the caller, what answers them.
         if check.who == "caller":
-            response = self._turns.refuse(check.item_id, control.gate.active)
+            found = self._turns.refuse(check.item_id, control.gate.active)
+            if found is None:
+                return []
+            response = found
             if self._turns.latest == check.item_id:
                 control.gate.forget_answers()
         if response:
@@ -323,6 +346,8 @@ class Guardrails:
         over = response and response not in control.gate.running
         if not over or control.playback.to_be_heard(response):
             outputs += interrupt(control, "guard", now)
+        if response:
+            control.playback.drop_response(response)  # over or not: more of it may come
         decision.heard_ms = control.playback.heard_ms(response)
         if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""

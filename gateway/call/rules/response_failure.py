@@ -8,7 +8,6 @@ length, function calls without end), be refused (``error``), or never come at al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from gateway.call import inputs
@@ -227,8 +226,7 @@ class ResponseFallback:
 
 def content_of(done: ResponseDone) -> str:
     """Return what a response without audio contained."""
-    parts = [part for item in done.output for part in item.get("content") or () if part]
-    kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
+    kinds = {part.get("type") for item in done.output for part in item.get("content") or () if part}
     if kinds & {"output_audio", "audio"}:
         return "audio of zero length"
     return "text" if kinds else "empty"

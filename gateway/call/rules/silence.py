@@ -193,6 +193,8 @@ class Silence:
         """The caller's turn is over, and the server has not begun to answer it."""
         self._answered = False
         """A response was created since the caller last began to speak."""
+        self._starts_told = False
+        """The server says when the caller begins to speak."""
         self._held = False
         self._spoke = False
         """This session has said something."""
@@ -257,7 +259,7 @@ class Silence:
                     self._ask_after = min(2 * self._ask_after, MAX_LOUD_SECONDS)
                     return [Send(UpdateSession({}))] if self._plan.timeout > 0 else []
             case inputs.ServerEventReceived(event=SpeechStarted()):
-                self._hears = True
+                self._hears = self._starts_told = True
                 self._turn = self._answered = False
                 self._works_since = None
                 if self._quiet_since is None and self._responds:
@@ -267,6 +269,8 @@ class Silence:
                 if self._spoke and not self._control.capabilities.turn_events:
                     self._unanswered = [*self._unanswered[: UNANSWERED_TURNS - 1], now]
             case inputs.ServerEventReceived(event=InputCommitted()):
+                if not self._starts_told:  # of a response that is over, this is another turn
+                    self._answered = self._answered and self._control.gate.active is not None
                 # From here on the request for the response says that one is due.
                 by_gateway = self._control.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
@@ -336,6 +340,8 @@ class Silence:
         """
         self._since = None
         if not delta.silent:
+            if delta.response_id not in self._control.gate.running:
+                self._turn = False  # the answer, though nothing announced it
             self.sounds()
             self._spoke = True
             self._unanswered.clear()
@@ -428,7 +434,7 @@ class Silence:
         """Stop waiting: the session is lost, or another one has taken over."""
         self._since = self.rule = None
         self._spoke = False
-        self._turn = self._answered = self._hears = False
+        self._turn = self._answered = self._hears = self._starts_told = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
         self._works_until = 0.0
         self._quiet_since = self._works_since = self._silent_since = None

@@ -30,9 +30,13 @@ from gateway.realtime.events import (
     ResponseDone,
     SpeechStarted,
 )
+from gateway.realtime.items import item_of
 from gateway.text import json_of
 
 YES, NO = "1", "2"
+
+MAX_ASKED = 8
+"""Questions of one call that wait for their answers; a model that asks more is refused."""
 
 QUESTION_SECONDS = 15.0
 """For the question itself to be said; the rule's time begins when it was heard."""
@@ -66,7 +70,7 @@ class Approvals:
         self._control = control
         self._pending: dict[str, _Pending] = {}
         self._callers: deque[_Pending] = deque()
-        """What the caller is asked, the first of it now. Bounded by what asks."""
+        """What the caller is asked, the first of it now."""
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
@@ -108,6 +112,8 @@ class Approvals:
         if rule.policy in ("allow", "deny"):
             yes = rule.policy == "allow"
             return [note, *decided(yes, "rule", "" if yes else "this may not be done", now)]
+        if len(self._pending) >= MAX_ASKED or key in self._pending:
+            return [note, *decided(False, "rule", "too many questions wait for answers", now)]
         pending = _Pending(key, name, rule, given, decided)
         self._pending[key] = pending
         if rule.policy == "ask_http":
@@ -116,6 +122,10 @@ class Approvals:
             return [note, RequestApproval(key, name, arguments, self._rules.index(rule))]
         self._callers.append(pending)
         return [note, *(self._ask_caller(now) if len(self._callers) == 1 else [])]
+
+    def asks(self, key: str) -> bool:
+        """Return whether a decision about this use is being waited for."""
+        return key in self._pending
 
     # ---- what happens
 
@@ -259,7 +269,9 @@ class McpWatch:
         """Take events of MCP calls and lists that have no type of their own."""
         if event.type in ("conversation.item.done", "response.output_item.done"):
             item = event.raw.get("item")
-            return self._on_item(item, now, whole=True) if isinstance(item, Mapping) else []
+            if not isinstance(item, Mapping):
+                return []
+            return self._on_item(item_of(item), now, whole=True)
         if event.type == "mcp_list_tools.failed":
             item_id = str(event.raw.get("item_id"))
             return [self._control.timeline.note(now, "mcp_list_failed", "warning", item_id=item_id)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -431,3 +431,14 @@ def _parse_arguments(model: type[_M], arguments: str) -> _M:
             for one in error.errors(include_url=False, include_input=False)
         ]
         raise ToolCallError("; ".join(told[:5])) from None
+
+
+def calls_of(output: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the function calls among the items of a response; one that is there twice, once."""
+    calls = [item for item in output if item.get("type") == "function_call"]
+    return list({call_id_of(call) or str(at): call for at, call in enumerate(calls)}.values())
+
+
+def call_id_of(call: Mapping[str, Any]) -> str:
+    """Return the ``call_id`` of a function call; "" where it has none."""
+    return str(call.get("call_id", ""))

@@ -22,21 +22,23 @@ from gateway.call.tools.definitions import (
     SET_DISPOSITION,
     SET_LANGUAGE,
     ToolCallError,
+    call_id_of,
+    calls_of,
     disposition_of,
     language_of,
     record_action,
 )
 from gateway.call.tools.delegated_tasks import DelegatedTasks
-from gateway.realtime.events import (
-    CreateResponse,
-    ResponseDone,
-)
+from gateway.realtime.events import CreateResponse, ResponseDone
 
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
 
 MAX_CALLS = 32
-"""Function calls of one response that are carried out; those beyond are not answered either."""
+"""Function calls of one response that are carried out; those beyond get an error."""
+
+MAX_ANSWERED = 256
+"""Function calls of one response that get any answer."""
 
 MAX_NAME = 128
 """Characters of a function's name in log and record; the API allows 64."""
@@ -128,24 +130,23 @@ class Functions:
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
         """Start the function calls of a response that is done; reject those that cannot be."""
-        control = self._control
-        outputs: list[Output] = []
-        calls = [item for item in event.output if item.get("type") == "function_call"]
-        if len(calls) > MAX_CALLS:
-            reason = f"{len(calls)} calls in one response, {MAX_CALLS} are carried out"
-            fields = {"name": "", "reason": reason}
-            outputs.append(control.timeline.note(now, "tool_refused", "warning", **fields))
-        calls = calls[:MAX_CALLS]
-        self.in_loop = False
-        for call in calls:
-            name = str(call.get("name"))[:MAX_NAME]
-            outputs.append(control.timeline.note(now, "tool", "info", name=name))
+        control, note = self._control, self._control.timeline.note
+        calls = calls_of(event.output)
+        names = [str(call.get("name"))[:MAX_NAME] for call in calls[:MAX_CALLS]]
+        outputs: list[Output] = [note(now, "tool", "info", name=name) for name in names]
+        calls = [call for call in calls if not self._is_open(call_id_of(call))]
         if self._plan.tools.application:
             calls = [call for call in calls if self._is_ours(call.get("name"))]
+        calls, beyond = calls[:MAX_CALLS], calls[MAX_CALLS:MAX_ANSWERED]
+        if beyond:
+            reason = f"too many calls in one response: {MAX_CALLS} are carried out"
+            outputs.append(note(now, "tool_refused", "warning", name="", reason=reason))
+            outputs += [tool_output(call_id_of(call), {"error": reason}) for call in beyond]
+        self.in_loop = False
         if control.playback.was_cut(event.response_id):
             # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
-            return outputs + [tool_output(_id_of(call), result) for call in calls]
+            return outputs + [tool_output(call_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
         most = self._plan.content.response_failure.max_tool_rounds
         spoke = control.playback.spoke(event.response_id)
@@ -155,23 +156,27 @@ class Functions:
             self._silent_rounds += 1
         self.in_loop = bool(calls) and not end_call and self._silent_rounds > most
         if self.in_loop:
-            outputs.append(control.timeline.note(now, "tool_loop", "warning", rounds=most))
+            outputs.append(note(now, "tool_loop", "warning", rounds=most))
             why = f"{most} responses in a row called tools"
-            return outputs + [tool_output(_id_of(call), {"error": why}) for call in calls]
+            return outputs + [tool_output(call_id_of(call), {"error": why}) for call in calls]
         group = _Group()
         for call in calls:
             if call.get("name") == END_CALL:
                 continue
             if end_call is not None and call.get("name") in control.call_actions.names:
                 result = {"status": "not done", "reason": "the call is being ended"}
-                outputs.append(tool_output(_id_of(call), result))
+                outputs.append(tool_output(call_id_of(call), result))
                 continue
             outputs += self._start_call(call, group, now)
         group.whole = True
         outputs += self._send_results(group, now, respond=end_call is None)
-        if end_call is not None:
-            return outputs + self._end_call(end_call, spoke, now)
-        return outputs
+        return outputs + ([] if end_call is None else self._end_call(end_call, spoke, now))
+
+    def _is_open(self, call_id: str) -> bool:
+        """Return whether this call is carried out: told of again, it gets its one answer."""
+        waits = self._collecting_for and self._collecting_for[0] == call_id
+        acts = self._control.call_actions.call_id == call_id or call_id in self._running
+        return bool(call_id and (waits or acts or self._approvals.asks(call_id)))
 
     def _is_ours(self, name: object) -> bool:
         """Return whether the gateway answers calls of this function, not the application."""
@@ -256,14 +261,14 @@ class Functions:
         group = _Group()
         note = self._control.timeline.note(now, "tool", "info", name=name)
         call = {"name": name, "call_id": task, "arguments": arguments}
-        started = self._start_call(call, group, now)
+        outputs = [note, *self._start_call(call, group, now)]
         group.whole = True
-        return [note, *started, *self._send_results(group, now)]
+        return outputs + self._send_results(group, now)
 
     def _start_call(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
         """Start one function call of a response once it is allowed; answer a refused one."""
         control = self._control
-        name, call_id = str(call.get("name", "")), _id_of(call)
+        name, call_id = str(call.get("name", "")), call_id_of(call)
         arguments = str(call.get("arguments") or "{}")
         at_ms = round(control.timeline.ms(now), 1)
         use = ToolUse(at_ms, name[:MAX_NAME], id=call_id[:MAX_NAME])
@@ -477,23 +482,18 @@ class Functions:
     def _end_call(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
         """Hang up for ``end_call`` after the words that were said, or request a goodbye."""
         control = self._control
-        noted = control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
-        outputs: list[Output] = [noted]
+        note = control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
+        outputs: list[Output] = [note]
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         if not control.capabilities.direct_tools:
             # It was asked for by a backend; the voice says goodbye when it learns of it.
             control.hangup_after_playout.after_speech(now)
             if control.speaking:
                 result["next"] = "Say no more."
-            return [*outputs, tool_output(_id_of(call), result), *control.go_on(now)]
+            return [*outputs, tool_output(call_id_of(call), result), *control.go_on(now)]
         if spoke or control.speaking:
-            control.hangup_after_playout.said(_id_of(call), now)
+            control.hangup_after_playout.said(call_id_of(call), now)
             return outputs
         control.hangup_after_playout.asked_for(now)
-        outputs.append(tool_output(_id_of(call), result))
+        outputs.append(tool_output(call_id_of(call), result))
         return outputs + control.ask(CreateResponse({"tools": []}), now)
-
-
-def _id_of(call: Mapping[str, Any]) -> str:
-    """Return the ``call_id`` of a function call."""
-    return str(call.get("call_id", ""))

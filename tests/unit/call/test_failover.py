@@ -353,7 +353,7 @@ def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
     scene = living(3600.0)
     scene.at(3541.0, created("r1"))
     scene.do(inputs.StandbyReady("sess_2", None))
-    assert scene.do(LOST) == ["take over"]
+    assert scene.do(LOST) == ["take over", "create"]
     assert scene.record.session.failovers == []
 
 

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Servers that use ids again, leave them out, or tell of a beginning or an end twice, or of the end
+first: each rule holds, each function runs once, and nobody waits for what is over."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    ContentPlan,
+    FallbackStep,
+    FunctionPlan,
+    GuardrailPlan,
+    LimitsPlan,
+    ServerPlan,
+    SilencePlan,
+    ToolsPlan,
+)
+from gateway.call.tools.commands import CollectPlan, DispositionPlan
+from gateway.realtime.events import (
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    OtherEvent,
+    SpeechStarted,
+    SpeechStopped,
+)
+from tests.support.call_scene import ACK, Scene, audio, audio_done, closed, created, done, key, said
+
+PLAN = CallPlan("r", Codec.PCMU, silence=SilencePlan(6.0), limits=LimitsPlan(rtp_timeout=0))
+FUNCTIONS = replace(PLAN, tools=ToolsPlan(functions={"f": FunctionPlan()}))
+BOMB, CAKE = "A bomb is ", "A cake is "
+
+
+def guarded(speaker: str, **more: Any) -> CallPlan:
+    rule = GuardrailPlan(speaker, re.compile("bomb", re.I), replacement="No bomb.", name="g")
+    return replace(PLAN, content=ContentPlan(guardrails=(rule,)), **more)
+
+
+def transcribed(item: str, words: str) -> inputs.ServerEventReceived:
+    return said(InputTranscribed(item, words))
+
+
+ORDERS = {
+    "cwad": "as it should be",
+    "ccwad": "created twice",
+    "cwacd": "created twice, late",
+    "cwadd": "done twice",
+    "wadc": "done first",
+    "dcwa": "done before created",
+    "cdwa": "done before the audio",
+    "wacd": "audio first",
+    "wad": "never created",
+    "Cwad": "without an id at first",
+    "CWAD": "without any id",
+    "cWAd": "audio without ids",
+    "cwaD": "done without an id",
+}
+"""Events of one response; in capitals those without ids."""
+
+AGAIN = {"cwad", "ccwad", "cwacd", "cwadd", "CWAD", "cWAd", "cwaD"}
+"""With these orders each response can be told from the one before, though it has the same id."""
+
+
+def respond(
+    scene: Scene, order: str, words: str = CAKE, *, of: str = "r1", asked: Any = None
+) -> list[str]:
+    """One response of 200 ms; returns what was done."""
+    seen: list[str] = []
+    for event in order:
+        response = of if event.islower() else ""
+        item = f"item-{of}" if event.islower() else ""
+        happens = {
+            "c": [created(response, asked)],
+            "w": [said(AgentTranscriptDelta(response, item, 0, words))],
+            "a": [audio(response, item, 200), audio_done(response, item)],
+            "d": [done(response)],
+        }
+        seen += scene.do(*happens[event.lower()])
+    return seen + scene.listen(300)
+
+
+def name_of(turn: int, order: str) -> str:
+    """The id of the response to this turn."""
+    return "r" if order in AGAIN else f"r{turn}"
+
+
+def replaced(scene: Scene) -> None:
+    """The server says what was requested in place of an answer, and it is heard."""
+    heard, name = scene.heard_ms, f"phrase-{len(scene.requests)}"
+    respond(scene, "cwad", "No bomb.", of=name, asked=scene.requests[-1])
+    assert scene.heard_ms - heard == 200
+
+
+in_each_order = pytest.mark.parametrize("order", ORDERS, ids=ORDERS.values())
+whole = [order for order in ORDERS if order not in ("dcwa", "cdwa")]
+in_each_whole_order = pytest.mark.parametrize("order", whole, ids=[ORDERS[one] for one in whole])
+"""Where its end comes before all of its sound, a response is asked for again."""
+
+
+@in_each_whole_order
+def test_an_answer_is_heard_once_and_over_when_it_is(order: str) -> None:
+    scene = Scene(PLAN).up()
+    for turn in range(3):
+        heard = scene.heard_ms
+        scene.do(said(InputCommitted(f"u{turn}")))
+        respond(scene, order, of=name_of(turn, order))
+        assert scene.heard_ms - heard == 200
+    scene.at(scene.now + 20.0)
+    assert "silence_detected" not in scene.events
+    assert scene.requests == []
+    assert scene.record.ending is None
+
+
+@in_each_order
+def test_the_caller_interrupts_and_hears_no_more_of_it(order: str) -> None:
+    scene = Scene(PLAN).up()
+    for turn in range(3):
+        name = name_of(turn, order)
+        before, _, after = order.lower().partition("a")
+        respond(scene, order[: len(before)], of=name)
+        scene.do(audio(name, f"item-{name}", 200))
+        scene.listen(60)
+        assert "flush" in scene.do(said(SpeechStarted(f"u{turn}", 0)))
+        late = scene.do(audio(name, f"item-{name}", 200))
+        assert not [one for one in late if one.startswith("play")]
+        scene.do(said(SpeechStopped(f"u{turn}", 900)), said(InputCommitted(f"u{turn}")))
+        respond(scene, after, of=name)
+
+
+@in_each_order
+def test_forbidden_words_are_not_heard(order: str) -> None:
+    scene = Scene(guarded("agent")).up()
+    for turn in range(3):
+        heard = scene.heard_ms
+        respond(scene, order, BOMB, of=name_of(turn, order))
+        assert scene.heard_ms == heard
+        replaced(scene)
+    assert len(scene.record.content.guardrails) == 3
+    heard = scene.heard_ms
+    respond(scene, order, of=name_of(3, order))
+    assert scene.heard_ms == heard + 200
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "no ids"])
+@in_each_whole_order
+def test_each_turn_of_the_caller_is_judged_by_its_own_words(order: str, ids: bool) -> None:
+    scene = Scene(guarded("caller")).up()
+    for turn, asked in enumerate([BOMB, CAKE, BOMB, CAKE]):
+        item, heard = f"u{turn}" if ids else "", scene.heard_ms
+        scene.do(said(SpeechStarted(item, 0)), said(SpeechStopped(item, 500)))
+        scene.do(said(InputCommitted(item)), transcribed(item, asked), transcribed(item, asked))
+        respond(scene, order, of=name_of(turn, order))
+        if asked == CAKE:
+            assert scene.heard_ms == heard + 200
+        elif order[0] in "cC":  # what nobody announces answers nothing
+            assert scene.heard_ms == heard
+        if asked == BOMB:
+            replaced(scene)
+    assert len(scene.record.content.guardrails) == 2
+
+
+def test_ids_of_the_session_before_mean_nothing_in_another() -> None:
+    plan = guarded("agent", server=ServerPlan(fallback=(FallbackStep("reconnect", 8.0),)))
+    scene = Scene(plan)
+    scene.do(inputs.SessionReady("sess_1"), ACK)
+    for session in range(2):
+        scene.do(said(InputCommitted("u1")), transcribed("u1", f"Number {session}?"))
+        respond(scene, "cwad", BOMB)
+        assert scene.heard_ms == 200 * session
+        replaced(scene)
+        scene.do(closed(1006), inputs.SessionReady("sess_2"))
+    told = [one["text"] for one in scene.record.as_json()["transcript"] if one["who"] == "caller"]
+    assert told == ["Number 0?", "Number 1?"]
+
+
+def test_a_function_that_is_told_of_again_runs_once_and_is_answered_once() -> None:
+    calls = [("f", "c1"), ("f", "c1"), ("f", "c2")]
+    for result_first in (False, True):
+        scene = Scene(FUNCTIONS).up()
+        results = [inputs.ToolDone("c1", "{}"), inputs.ToolDone("c2", "{}")]
+        again = [done("r1", calls=calls), created("r2"), done("r2", calls=calls[:1])]
+        scene.do(created("r1"), done("r1", calls=calls))
+        scene.do(*(results + again[:1] if result_first else again + results))
+        told = [one for one in scene.seen if one.startswith(("run", "output"))]
+        assert told == ["run f c1 {}", "run f c2 {}", "output c1", "output c2"]
+
+
+def test_a_decision_about_a_use_is_asked_for_once() -> None:
+    rule = ApprovalRule("collect_digits", "ask_caller", timeout=4.0)
+    collect = CollectPlan(True, timeout=2.0)
+    scene = Scene(replace(PLAN, tools=ToolsPlan(collect_digits=collect, approvals=(rule,)))).up()
+    scene.do(created("r1"), done("r1", calls=[("collect_digits", "c1")] * 3))
+    scene.do(done("r2", calls=[("collect_digits", "c1")]))
+    scene.do(created("r3", scene.requests[-1]), done("r3"))
+    scene.do(key("1"), key("4"), key("#"))
+    assert scene.seen.count("output c1") == 1
+    assert len(scene.requests) == 2
+
+
+def test_a_model_that_asks_without_end_is_refused() -> None:
+    rule = ApprovalRule("*", "ask_caller", timeout=4.0)
+    scene = Scene(replace(PLAN, tools=ToolsPlan(approvals=(rule,)))).up()
+    for number in range(40):
+        item = {"type": "mcp_approval_request", "id": f"m{number}", "name": "n"}
+        scene.do(said(OtherEvent("conversation.item.done", {"item": item})))
+    assert len([one for one in scene.seen if one.startswith("approve")]) == 32
+    for _ in range(8):
+        scene.do(key("1"))
+    assert len({one for one in scene.seen if one.startswith("approve")}) == 40
+    assert not scene.machine._call.conversation.control.approvals.wants_digits
+
+
+def test_hundreds_of_calls_in_one_response_are_all_answered() -> None:
+    values = DispositionPlan({"good": "went well"})
+    scene = Scene(replace(PLAN, tools=ToolsPlan(disposition=values))).up()
+    calls = [("set_disposition", f"c{number}", '{"disposition": "good"}') for number in range(200)]
+    scene.do(created("r1"), done("r1", calls=calls))
+    outputs = [one for one in scene.seen if one.startswith("output")]
+    assert sorted(outputs) == sorted(f"output c{number}" for number in range(200))
+    assert len(scene.record.actions.tools) == 32
+    assert len(scene.requests) == 1
+
+
+def test_the_end_of_a_turn_is_no_pause_in_which_a_session_is_replaced() -> None:
+    """The caller's question would be in the old session, and nobody would answer it."""
+    plan = replace(PLAN, server=ServerPlan(fallback=(FallbackStep("reconnect", 8.0),)))
+    scene = Scene(plan)
+    scene.do(inputs.SessionReady("sess_1", 600.0), ACK)
+    scene.at(541.0, said(SpeechStarted("u1", 0)), inputs.StandbyReady("sess_2", None))
+    scene.do(said(SpeechStopped("u1", 900)), said(InputCommitted("u1")))
+    assert "take over" not in scene.do(transcribed("u1", "What is open?"))
+    assert "take over" in respond(scene, "cwad")
+
+
+def test_what_came_too_late_for_that_is_answered_by_the_other() -> None:
+    scene = Scene(PLAN)
+    scene.do(inputs.SessionReady("sess_1", 600.0), ACK)
+    scene.at(596.0, said(SpeechStarted("u1", 0)), inputs.StandbyReady("sess_2", None))
+    scene.do(said(SpeechStopped("u1", 900)))
+    assert scene.at(597.5)[-1] == "create"
+
+
+def test_what_a_server_never_ends_fills_no_memory() -> None:
+    scene = Scene(PLAN).up()
+    for number in range(300):
+        scene.do(audio(f"r{number}", f"i{number}", 20), said(SpeechStarted("u", 0)))
+        scene.do(audio(f"r{number}", f"late-{number}", 20), audio("r0", f"more-{number}", 20))
+        scene.do(audio("endless", f"e{number}", 20))
+        scene.listen(20)
+    playback = scene.machine._call.conversation.control.playback
+    assert len(playback._tracker._parts) <= 256
+    assert max(len(cut.unplayed_items) for cut in playback._cuts) <= 64
+    assert len(scene.record.actions.interruptions) <= 500
