@@ -107,6 +107,10 @@ SILENT = 33
 """Amplitude, of 32,768 (-60 dBFS), below which the model's audio is silence."""
 
 
+TICK_SECONDS = 0.005
+"""From one tick to the next at least: a deadline that stays must not take the whole processor."""
+
+
 class MachineDriver:
     """Feeds inputs to ``machine`` and executes its outputs, by their type.
 
@@ -138,6 +142,8 @@ class MachineDriver:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._not_before = 0.0
+        """When the next tick may be (s)."""
 
     def on_fault(self, error: Exception) -> None:
         """End the call after an internal error; see :class:`HasFaults`."""
@@ -221,11 +227,14 @@ class MachineDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+        self._timer = None
+        if at is not None:
+            self._timer = self._loop.call_at(max(at, self._not_before), self._tick)
 
     @entry
     def _tick(self) -> None:
         self._timer = self._timer_at = None
+        self._not_before = self._loop.time() + TICK_SECONDS
         self.feed(inputs.Tick())
 
 

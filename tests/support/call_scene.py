@@ -144,8 +144,10 @@ class Scene:
 
     def at(self, seconds: float, *happenings: MachineInput) -> list[str]:
         """Let the time come, with the ticks due by then, then feed; returns what was done."""
-        before = len(self.seen)
+        before, ticks = len(self.seen), 0
         while self.machine.deadline is not None and self.machine.deadline <= seconds:
+            ticks = 0 if self.machine.deadline > self.now else ticks + 1
+            assert ticks < 20, "a deadline that has come stays: the process would do nothing else"
             self.now = max(self.now, self.machine.deadline)
             self._feed(TICK)
         self.now = max(self.now, seconds)

@@ -53,7 +53,7 @@ class PostCallAnalysis:
         self._transcript = transcript
         self._prompts = prompts
         self._timeout = control.plan.content.post_call.timeout
-        self._until = now + (self._timeout if prompts else 0.0)
+        self._until = now + self._timeout if prompts else 0.0
         late = control.capabilities.late_words and transcript.words_missing
         self._words_until = now + LATE_WORDS_SECONDS if late else 0.0
         self._gone = False
@@ -61,8 +61,8 @@ class PostCallAnalysis:
     @property
     def deadline(self) -> float:
         """When the wait is over at the latest (s)."""
-        words = [self._words_until] if self._words_until else []
-        return min([self._until, *words]) if self._out_of_band.busy else max([0.0, *words])
+        answers = self._until if self._out_of_band.busy else 0.0
+        return min((at for at in (answers, self._words_until) if at), default=0.0)
 
     def ask(self, now: float) -> list[Output]:
         """Ask all questions at once."""
@@ -89,6 +89,7 @@ class PostCallAnalysis:
                 self._gone = True
             case inputs.Tick():
                 self._words_until = self._words_until if now < self._words_until else 0.0
+                self._until = self._until if now < self._until else 0.0
                 return self._out_of_band.tick(now)
         return []
 

@@ -193,8 +193,6 @@ class Silence:
         """The caller's turn is over, and the server has not begun to answer it."""
         self._answered = False
         """A response was created since the caller last began to speak."""
-        self._starts_told = False
-        """The server says when the caller begins to speak."""
         self._held = False
         self._spoke = False
         """This session has said something."""
@@ -259,7 +257,7 @@ class Silence:
                     self._ask_after = min(2 * self._ask_after, MAX_LOUD_SECONDS)
                     return [Send(UpdateSession({}))] if self._plan.timeout > 0 else []
             case inputs.ServerEventReceived(event=SpeechStarted()):
-                self._hears = self._starts_told = True
+                self._hears = True
                 self._turn = self._answered = False
                 self._works_since = None
                 if self._quiet_since is None and self._responds:
@@ -269,8 +267,8 @@ class Silence:
                 if self._spoke and not self._control.capabilities.turn_events:
                     self._unanswered = [*self._unanswered[: UNANSWERED_TURNS - 1], now]
             case inputs.ServerEventReceived(event=InputCommitted()):
-                if not self._starts_told:  # of a response that is over, this is another turn
-                    self._answered = self._answered and self._control.gate.active is not None
+                # Where no beginning was told: after a response that is over, this is another turn.
+                self._answered &= self._hears or self._control.gate.active is not None
                 # From here on the request for the response says that one is due.
                 by_gateway = self._control.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
@@ -340,8 +338,7 @@ class Silence:
         """
         self._since = None
         if not delta.silent:
-            if delta.response_id not in self._control.gate.running:
-                self._turn = False  # the answer, though nothing announced it
+            self._turn &= delta.response_id in self._control.gate.running  # else: unannounced
             self.sounds()
             self._spoke = True
             self._unanswered.clear()
@@ -373,8 +370,7 @@ class Silence:
 
     def tick(self, now: float) -> list[Output]:
         """Report a silence that has lasted too long."""
-        for item_id in [one for one, until in self._mcp.items() if now >= until]:
-            del self._mcp[item_id]
+        self._mcp = {one: until for one, until in self._mcp.items() if now < until}
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
         if self._turn_hangs_at is not None and now >= self._turn_hangs_at:
@@ -433,8 +429,7 @@ class Silence:
     def reset(self) -> list[Output]:
         """Stop waiting: the session is lost, or another one has taken over."""
         self._since = self.rule = None
-        self._spoke = False
-        self._turn = self._answered = self._hears = self._starts_told = False
+        self._spoke = self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
         self._works_until = 0.0
         self._quiet_since = self._works_since = self._silent_since = None

@@ -247,6 +247,15 @@ def test_words_that_come_after_the_end_are_in_the_record() -> None:
     ]
 
 
+def test_a_question_that_is_asked_meanwhile_is_not_waited_for() -> None:
+    scene = Scene()
+    scene.do(inputs.SessionReady("live_1", 7200.0, replace(LIVE, out_of_band=True)), ACK)
+    speaks(scene, "speech_1", 400)
+    scene.do(done("speech_1"), inputs.ToolRequest(RequestOutOfBand("k", "Is it a complaint?")), BYE)
+    assert scene.machine.deadline == scene.now + LATE_WORDS_SECONDS
+    assert scene.at(scene.now + LATE_WORDS_SECONDS)[-1] == "finished"
+
+
 def test_words_that_do_not_come_hold_nothing_up() -> None:
     scene = live()
     scene.do(*TURN)
