@@ -8,8 +8,7 @@ that the server does not answer, an ``error`` without ``response.done``; or a se
 event at all, though its connection is up, after a ``session.update`` or while the caller speaks;
 whatever event comes, it is an answer. Nor is it an answer to be cancelled by the server, to send
 audio that is silence, or to hear a caller speak who is quiet. A Live session may have nothing to
-say to a turn, and not to several.
-What follows (``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
+say to a turn, and not to several. What follows (``fallback``) is decided by ``SessionEvents``.
 """
 
 from __future__ import annotations
@@ -267,9 +266,9 @@ class Silence:
                 if self._spoke and not self._control.capabilities.turn_events:
                     self._unanswered = [*self._unanswered[: UNANSWERED_TURNS - 1], now]
             case inputs.ServerEventReceived(event=InputCommitted()):
-                # Where no beginning was told: after a response that is over, this is another turn.
+                # Where no beginning was told, one that is over was the answer to another turn. From
+                # here on the request for the response says that one is due.
                 self._answered &= self._hears or self._control.gate.active is not None
-                # From here on the request for the response says that one is due.
                 by_gateway = self._control.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
             case inputs.ServerEventReceived(event=ResponseCreated()):
