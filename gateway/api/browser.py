@@ -162,7 +162,11 @@ class _Page:
             self.end.say(audio)
 
     def _on_text(self, text: str, end: BrowserEnd) -> None:
-        """Handle a JSON message of the page: ping, count of frames played, DTMF digit."""
+        """Handle a JSON message of the page: ping, count of frames played, DTMF digit, hang-up.
+
+        Raises _Closed where it is too long (1009), comes too fast (1008) or is none of these
+        (1003).
+        """
         if len(text) > MAX_TEXT:
             raise _Closed(1009, "too_large")
         if not self._told.take(1, self._clock()):

@@ -74,7 +74,8 @@ class RequestKeys:
         self._shared = shared
 
     async def first(self, key: str, request: str) -> tuple[str, str | None]:
-        """Claim an idempotency key; see :class:`gateway.api.backend.RequestKeys`."""
+        """Claim an idempotency key; see :class:`gateway.api.backend.RequestKeys`. Raises
+        TimeoutError."""
         from gateway.records.shared import first_with_key
 
         try:
@@ -445,7 +446,7 @@ class SecretCommands:
         self.commands: dict[str, Command] = {"client_secret": self._client_secret}
 
     async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Create an ephemeral key at the provider for a route's session."""
+        """Create an ephemeral key at the provider for a route's session. Raises RefusedError."""
         import httpx
 
         config, dialplan = self._current()

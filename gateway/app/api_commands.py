@@ -133,7 +133,7 @@ class ContentCommands:
         return self._do(request, Tell(_text(request, "text"), role, respond))
 
     def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Add an image to a call's conversation."""
+        """Add an image to a call's conversation. Raises RefusedError."""
         try:
             uri = checked(request["image"])
         except ImageError as error:

@@ -230,7 +230,8 @@ class Applications:
         return asked
 
     def _first(self, asked: _PendingCall, what: str, told: Any) -> bool:
-        """Return whether this is the decision; False where it was made already, and just so."""
+        """Return whether this is the decision, False for the same once more. Raises Refusal for
+        another."""
         if asked.decision == (what, _text(told)):
             return False
         if asked.decision is not None or asked.over.is_set():

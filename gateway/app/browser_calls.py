@@ -48,7 +48,6 @@ class BrowserCalls:
 
     @property
     def active(self) -> int:
-        """Number of calls that pages have now."""
         return len(self._ends)
 
     def numbers(self) -> list[dict[str, str]]:

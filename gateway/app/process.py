@@ -115,7 +115,6 @@ class SupervisorLink:
             self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
-        """Close the connection to the supervisor."""
         self._unwatch()
         self._socket.close()
 

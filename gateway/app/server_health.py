@@ -132,7 +132,6 @@ class HealthChecker(ServerWatch):
             self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
-        """Stop probing."""
         await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:

@@ -129,9 +129,9 @@ class SyntheticCalls:
                 yield "synthetic_calls", told, float(result.counts[outcome])
 
     def mark(self, invite: Invite, record: CallRecord) -> Match | None:
-        """Mark the record of a call that is one of these; return its match where it names a route.
+        """Mark the record of an INVITE that a synthetic call has sent, known by its Call-ID.
 
-        By its Call-ID, which nobody else has seen yet.
+        Returns the match of the route that it names; None for other calls, and where it names none.
         """
         made = (
             one for leg, one in self._legs.items() if leg.invite.sip_call_id == invite.sip_call_id

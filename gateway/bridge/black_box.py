@@ -112,7 +112,7 @@ def _kept_fields(kind: type) -> tuple[str, ...]:
 
 
 def plain(value: Any, commands: Commands | None = None) -> Any:
-    """Return a value as JSON types; the inverse of :func:`rebuilt`."""
+    """Return a value as JSON types; the inverse of :func:`rebuilt`. Raises TypeError."""
     if value is None or type(value) in _JSON:
         return value
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):

@@ -151,7 +151,6 @@ class Legs(CallPart):
 
     @property
     def caller_gone(self) -> bool:
-        """Whether the caller's leg has ended."""
         return self._handler.over
 
     @property

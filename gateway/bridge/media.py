@@ -280,7 +280,6 @@ class CallMedia(CallPart):
         self._send = send
 
     def stop(self) -> None:
-        """Stop moving the caller's audio."""
         self._pump.remove(self._audio)
 
     def finish(self) -> None:

@@ -129,7 +129,7 @@ def replay(lines: Iterable[str], most: int = 20) -> Replay:
 
 def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: int) -> Replay:
     """Feed each step to a machine of this version, and compare its outputs with the recorded
-    ones."""
+    ones. Raises BlackBoxError."""
     answers, commands = Answers(), Commands()
     record = rebuilt(head["record"], answers, commands)
     began = last = head["at"]

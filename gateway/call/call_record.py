@@ -389,15 +389,15 @@ class CallRecord:
         """Return what is known of a live call; ``now`` has a time zone."""
         age = now - datetime.fromisoformat(self.started_at)
         return {
-            **self._always(),
+            **self._common_fields(),
             "state": self.state,
             "age_seconds": round(age.total_seconds(), 1),
             "recording": "" if self.recording is None else self.recording.state,
             "quality": dict(self.media.quality),
         }
 
-    def _always(self) -> dict[str, Any]:
-        """Return what is told of live and of ended calls alike."""
+    def _common_fields(self) -> dict[str, Any]:
+        """Return the fields that the record of a live call has as well as that of an ended one."""
         return {
             "call_id": self.call_id,
             "parent_id": self.parent_id,
@@ -434,7 +434,7 @@ class CallRecord:
     def _summary(self) -> dict[str, Any]:
         """The record without transcript and timeline, not masked yet."""
         return {
-            **self._always(),
+            **self._common_fields(),
             "started_at": self.started_at,
             "times_ms": {k: v and round(v, 1) for k, v in asdict(self.times).items()},
             "talk_ms": self.talk_ms,

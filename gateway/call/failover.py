@@ -406,7 +406,6 @@ class Handover:
 
     @property
     def ready(self) -> bool:
-        """Whether a standby session waits to be promoted."""
         return self._standby is not None
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:

@@ -91,7 +91,7 @@ class SessionEvents:
         )
         self.lost_meanwhile: tuple[EndReason, str] | None = None
         """Why the session was lost while the caller was being transferred; None: it was not."""
-        self._opened = False
+        self._greeting_requested = False
         self._release_at: float | None = None
         """When the session is closed because the caller has us on hold (s)."""
         self._released = self._returning = False
@@ -180,13 +180,12 @@ class SessionEvents:
         resume, self._resume = self._resume, False
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
-        if not self._opened or (resume and unheard):
-            return todo + self.open(now)
+        if not self._greeting_requested or (resume and unheard):
+            return todo + self.request_greeting(now)
         again = resume and control.gate.idle and control.capabilities.requested_responses
         return todo + (control.ask(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
-        """Keep the standby session for the hand-over."""
         self.handover.standby_ready(input, now)
         return []
 
@@ -194,16 +193,20 @@ class SessionEvents:
         """Try another standby session later, while a session is up."""
         return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
 
-    def open(self, now: float) -> list[outputs.Output]:
-        """Request the greeting; from an untrusted source not before the ACK."""
+    def request_greeting(self, now: float) -> list[outputs.Output]:
+        """Request the greeting; of a source that is not trusted, not before the ACK."""
         if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
             return []
-        self._opened = True
+        self._greeting_requested = True
         return self._call.conversation.open(now)
 
     def confirmed(self, now: float) -> list[outputs.Output]:
         """Request the greeting if it waited for the ACK."""
-        return self.open(now) if self._call.session_up and not self._opened else []
+        return (
+            self.request_greeting(now)
+            if self._call.session_up and not self._greeting_requested
+            else []
+        )
 
     def answer(self, now: float) -> list[outputs.Output]:
         """Answer the call, since the model is ready, and request the greeting."""
@@ -216,7 +219,7 @@ class SessionEvents:
         else:
             self._call.state = State.ANSWERED
             self._call.timers.answered(now)
-        return todo + self.open(now)
+        return todo + self.request_greeting(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
         """Answer the call for a fallback step that needs that, without a session."""

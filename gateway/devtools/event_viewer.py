@@ -118,7 +118,7 @@ class _LiveTeller:
         return True
 
     def sent(self, line: Line) -> Iterator[Entry]:
-        """Return the entry of a sent event; None for those that Realtime sessions have, too."""
+        """Yield the entry of a sent event; nothing for those that Realtime sessions have, too."""
         at, kind = line.t_ms, line.type
         if kind == "session.start":
             yield Entry(at, GATEWAY, kind, session_words(line))

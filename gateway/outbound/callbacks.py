@@ -334,7 +334,7 @@ class CallbackScheduler:
         return json.dumps({"status": status, "at": local, "number": callback.number})
 
     async def _tell(self, callback: ScheduledCallback) -> None:
-        """Report a callback to the configured URL."""
+        """Report a callback to the configured URL. Raises ToolError."""
         settings = self._settings
         assert settings.url is not None
         body = callback.as_json()

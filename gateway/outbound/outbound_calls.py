@@ -367,7 +367,7 @@ class OutboundCalls:
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
         """Place a call as :meth:`dial` does, after caps and budgets of all processes permit it.
 
-        Returns its record, and a future of the same at its end.
+        Returns its record, and a future of the same at its end. Raises DialRefusedError.
 
         Args:
             parent: the call in which it was requested.
@@ -405,7 +405,7 @@ class OutboundCalls:
     def _dial(
         self, asked: _Asked, variables: Mapping[str, str]
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
-        """Check caps and budgets of this process, and place the call."""
+        """Check caps and budgets of this process, and place the call. Raises DialRefusedError."""
         chosen, through, uri, caller_id, record = asked
         route = chosen.name
         chosen = self._choose(chosen, user_of(uri), record)

@@ -161,7 +161,7 @@ def parse_live_event(frame: str | bytes) -> ServerEvent:
 def _object_of(
     frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the type of a frame, and its object."""
+    """Return the type of a frame, and its object. Raises BadEvent."""
     if len(frame) > _LARGE and _values_in(frame) > MAX_VALUES:
         raise BadEvent(None, None, f"more than {MAX_VALUES} values")
     try:
@@ -203,7 +203,7 @@ def _values_in(frame: str | bytes) -> int:
 
 
 def _lenient(frame: str | bytes) -> Any:
-    """Parse JSON that the strict parser rejects: NaN, lone surrogates."""
+    """Parse JSON that the strict parser rejects: NaN, lone surrogates. Raises BadEvent."""
     try:
         return unicode_in(json.loads(frame if isinstance(frame, str) else frame.decode()))
     except (ValueError, RecursionError) as error:

@@ -150,7 +150,6 @@ class BackgroundWriter:
         return {one.name: (len(one), one.dropped) for one in self._channels}
 
     def start(self) -> None:
-        """Start the thread."""
         self.closed = False
         # A daemon: a disk that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)

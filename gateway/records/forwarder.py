@@ -142,7 +142,6 @@ class Forwarder:
         return self._leader.held
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._thread.start()
 

@@ -227,7 +227,6 @@ class Spool:
         return count
 
     def close(self) -> None:
-        """Close the file."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

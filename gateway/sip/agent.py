@@ -338,7 +338,7 @@ class UserAgent:
     # ---- on the SIP thread
 
     def _open(self) -> None:
-        """Start pjsua2 on the SIP thread."""
+        """Start pjsua2 on the SIP thread. Raises AgentError."""
         try:
             self._stack = Stack(
                 self.settings,

@@ -25,7 +25,8 @@ class ReferProgress:
 
 
 class LegCall(Protocol):
-    """The pjsua2 call behind a leg; used on the SIP thread."""
+    """The pjsua2 call behind a leg; used on the SIP thread. See
+    :class:`gateway.sip.sip_call.SipCall` for what each command does."""
 
     ended: bool
 

@@ -201,10 +201,10 @@ class _AgainError(Exception):
 
 
 async def read_answer(response: httpx.Response) -> tuple[str, bool]:
-    """The body as text, and whether that is all of it.
+    """Return the body as text, and whether that is all of it. Raises ToolError.
 
-    A small body that is compressed may become a very large one: it is decompressed here, where
-    the bound holds for what comes out, and not by the client, which does it packet by packet.
+    A small body that is compressed may become a very large one: it is decompressed here, where the
+    bound holds for what comes out, and not by the client, which does it packet by packet.
     """
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in _WINDOWS:

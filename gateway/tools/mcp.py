@@ -285,10 +285,10 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
 
 
 async def _guard(response: Any) -> None:
-    """Bound what a server may send.
+    """Bound what a server may send. Raises ValueError for a compressed body.
 
-    A small body that is compressed may become a very large one, and none was asked for. The
-    package reads a JSON answer whole, and events as fast as they come.
+    A small body that is compressed may become a very large one, and none was asked for. The package
+    reads a JSON answer whole, and events as fast as they come.
     """
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise ValueError("compressed")

@@ -228,7 +228,7 @@ def function_of(
 
 
 async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dict[str, Any]) -> str:
-    """Call the function, on a thread unless it is a coroutine."""
+    """Call the function, on a thread unless it is a coroutine. Raises ToolError."""
     values = tool.signature.values(given)
     if tool.signature.call_name is not None:
         values[tool.signature.call_name] = _call_of(request)

@@ -183,7 +183,6 @@ class ResponseGate:
         return None
 
     def forget_waiting(self) -> None:
-        """Drop requests that wait for the running response to end."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:

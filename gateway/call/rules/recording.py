@@ -92,7 +92,6 @@ class CallRecording:
 
     @property
     def state(self) -> State:
-        """State of the recording, as the record has it."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
@@ -161,7 +160,8 @@ class CallRecording:
         return self._decide(State.UNANSWERED, "unanswered", now)
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
-        """Do what the model, an application or an operator wants; returns why not, or ""."""
+        """Start, stop, pause, resume or delete the recording (``action``); return why not, or
+        ""."""
         refused = refusal_of(self._control.timeline.record.recording, self._plan, action)
         if refused:
             return refused, []

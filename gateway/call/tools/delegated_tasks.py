@@ -65,7 +65,6 @@ class DelegatedTasks:
 
     @property
     def busy(self) -> bool:
-        """Whether the results of tasks are still to come."""
         return bool(self._waiting)
 
     @property

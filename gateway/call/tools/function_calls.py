@@ -312,7 +312,7 @@ class Functions:
     def _run_function(
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
-        """Run a function of the route, or ask for its approval first."""
+        """Run a function of the route, or ask for its approval first. Raises ToolCallError."""
         if len(self._running) >= MAX_RUNNING:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
@@ -445,7 +445,7 @@ class Functions:
     def _record(
         self, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
-        """Start, stop, pause, resume or delete the recording."""
+        """Start, stop, pause, resume or delete the recording. Raises ToolCallError."""
         recording = self._control.recording
         assert recording is not None
         refused, outputs = recording.command(record_action(arguments), "tool", now)
@@ -463,7 +463,7 @@ class Functions:
     def _collect_digits(
         self, call_id: str, arguments: str, group: _Group, now: float
     ) -> list[Output]:
-        """Start the collection of digits for ``collect_digits``."""
+        """Start the collection of digits for ``collect_digits``. Raises ToolCallError."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
         outputs = self._collecting.begin(arguments, now)

@@ -128,7 +128,7 @@ class Delegations:
         self._hushed += 1
 
     def check_reply(self, delegation_id: str | None) -> None:
-        """Whether a text may name this delegation. Raises :class:`ProtocolError`."""
+        """Check that a text may name this delegation. Raises :class:`ProtocolError`."""
         if delegation_id is None:
             return
         if self.type != "client":

@@ -165,7 +165,8 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
 
 
 def response_object(response_id: str, settings: Mapping[str, Any]) -> Json:
-    """A response in progress; ``settings`` are those in force for it (:class:`ResponseState`)."""
+    """Return a response in progress; ``settings`` are those in force for it
+    (:class:`gateway.devtools.emulator.response.Settings`)."""
     return {
         "object": "realtime.response",
         "id": response_id,

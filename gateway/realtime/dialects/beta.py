@@ -189,7 +189,7 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
 
 
 def _tools(flat: Json, left_out: list[str]) -> None:
-    """Return the function tools: Beta has no others."""
+    """Keep the function tools only: Beta has no others. ``left_out`` is told of the rest."""
     tools = flat.get("tools")
     if isinstance(tools, Sequence):
         flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]

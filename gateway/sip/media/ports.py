@@ -403,6 +403,7 @@ class Connections:
             self._asked += 1
 
     def _drop(self, way: tuple[int, int]) -> tuple[Any, Any, float | None]:
+        """Forget a connection, and return its source, sink and level."""
         for slot in set(way):
             ways = self._ways[slot]
             found = ways.pop(way)
