@@ -330,6 +330,8 @@ class Admission:
         refuse = self._rejections.refuse
         others: list[Explanation] = []
         record.explanation = [explained_source(leg.invite, self._config)]
+        # Of a refused one, too: it is no caller's.
+        synthetic = self._synthetic.mark(leg.invite, record)
         if self.closed or self._calls.closed:
             record.explanation.append("refused before any route: the gateway drains")
             refuse(leg, record, EndReason.SHUTDOWN)
@@ -346,8 +348,7 @@ class Admission:
             )
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
         elif (
-            match := self._synthetic.mark(leg.invite, record)
-            or self._dialplan.match(facts_of(leg.invite, now), others)
+            match := synthetic or self._dialplan.match(facts_of(leg.invite, now), others)
         ) is None:
             record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")

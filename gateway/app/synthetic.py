@@ -55,7 +55,10 @@ log = structlog.get_logger("synthetic")
 class _Caller(IgnoringHandler):
     """Handler of the caller's leg."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: SyntheticCall) -> None:
+        self.settings = settings
+        self.record: CallRecord | None = None
+        """Of the call as it came in."""
         self.answered = asyncio.Event()
         self.ended = asyncio.Event()
         self.code = 0
@@ -69,6 +72,12 @@ class _Caller(IgnoringHandler):
         """Note that the call has ended or was refused."""
         self.code = end.code
         self.ended.set()
+
+    @property
+    def how(self) -> str:
+        """Return how the call ended: the code, and the reason that its record has."""
+        ending = None if self.record is None else self.record.ending
+        return f"SIP {self.code}" if ending is None else f"SIP {self.code}, {ending.why}"
 
 
 @dataclass(slots=True)
@@ -99,7 +108,7 @@ class SyntheticCalls:
         self._dialplan = dialplan
         self._agent = agent
         self._records = records
-        self._legs: dict[Leg, SyntheticCall] = {}
+        self._legs: dict[Leg, _Caller] = {}
         self._results = {one.name: _Result() for one in settings}
         self._tasks = TaskSet()
 
@@ -136,9 +145,10 @@ class SyntheticCalls:
         made = (
             one for leg, one in self._legs.items() if leg.invite.sip_call_id == invite.sip_call_id
         )
-        settings = next(made, None)
-        if settings is None:
+        caller = next(made, None)
+        if caller is None:
             return None
+        caller.record, settings = record, caller.settings
         record.variant = SYNTHETIC
         record.explanation.append(f"synthetic call {settings.name}")
         route = next((one for one in self._dialplan.routes if one.name == settings.route), None)
@@ -171,16 +181,16 @@ class SyntheticCalls:
         address = self._address()
         if address is None:
             return "there is no listener by UDP or TCP to call", None
-        caller, audio = _Caller(), CallAudio(Codec.PCMU, PLAYOUT_FRAMES)
+        caller, audio = _Caller(settings), CallAudio(Codec.PCMU, PLAYOUT_FRAMES)
         clock = asyncio.get_running_loop().time
         began = clock()
         uri = f"sip:{settings.to or SYNTHETIC}@{address}"
         leg = self._agent.dial(uri, caller, audio, [Codec.PCMU])
-        self._legs[leg] = settings
+        self._legs[leg] = caller
         try:
             await wait_any(settings.answer_within, caller.answered, caller.ended)
             if caller.ended.is_set():
-                return f"not answered: SIP {caller.code}", None
+                return f"not answered: {caller.how}", None
             if not caller.answered.is_set():
                 return f"not answered within {settings.answer_within:g} s", None
             until = clock() + settings.heard_within
@@ -189,7 +199,7 @@ class SyntheticCalls:
                     return "", clock() - began
                 await asyncio.sleep(LOOK_SECONDS)
             if caller.ended.is_set():
-                return f"ended before the agent was heard: SIP {caller.code}", None
+                return f"ended before the agent was heard: {caller.how}", None
             return f"the agent was not heard within {settings.heard_within:g} s", None
         finally:
             leg.hang_up()

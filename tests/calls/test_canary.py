@@ -46,6 +46,9 @@ to = "greeted"
 name = "mute"
 route = "mute"
 heard_within = 0.3
+[[synthetic_call]]
+name = "nobody"
+to = "nobody"
 """
 SHARED = Canary.model_validate({"share": 50, "session": {"instructions": "x"}})
 OURS, OTHERS = (
@@ -128,12 +131,14 @@ async def test_a_canary_that_falls_behind_is_stopped(
 
         def hooked() -> bool:
             kinds = [body["type"] for body in bodies()]
-            return kinds.count("canary.stopped") == 2 and kinds.count("synthetic.failed") == 2
+            return kinds.count("canary.stopped") == 2 and kinds.count("synthetic.failed") == 4
 
         passed = await one.gateway.wait("synthetic.passed", name="greets")
         assert passed["heard_ms"] > 0
         failed = await one.gateway.wait("synthetic.failed", name="mute")
         assert failed["why"] == "the agent was not heard within 0.3 s"
+        failed = await one.gateway.wait("synthetic.failed", name="nobody")
+        assert failed["why"] == "not answered: SIP 404, no_route"
         await eventually(hooked, "webhooks")
         assert await metric(http, "gateway_synthetic_up", name="greets") == 1
         assert await metric(http, "gateway_synthetic_up", name="mute") == 0
@@ -147,7 +152,7 @@ async def test_a_canary_that_falls_behind_is_stopped(
         }
         rows = (await http.get("/api/v1/calls", params={"live": False})).json()["calls"]
         ours = [row for row in rows if row["variant"] == "synthetic"]
-        assert {row["route"] for row in ours} == {"greeted", "mute"}
+        assert {row["route"] for row in ours} == {"greeted", "mute", ""}
         report = await asyncio.to_thread(run, ["report", "-c", str(one.gateway.config)])
         assert "greeted" not in report.output
         assert "sales" in report.output

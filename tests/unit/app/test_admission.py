@@ -42,6 +42,7 @@ class Gateway:
         self.written: list[CallRecord] = []
         self.begun: list[Begun] = []
         self.spent = ""
+        self.marked: list[CallRecord] = []
         self.calls = SimpleNamespace(
             closed=False,
             full=False,
@@ -67,7 +68,7 @@ class Gateway:
             cast(Any, None),
             cast(Any, None),
             cast(Any, SimpleNamespace(choose=lambda route, _caller, _record: route)),
-            cast(Any, SimpleNamespace(mark=lambda _invite, _record: None)),
+            cast(Any, SimpleNamespace(mark=lambda _invite, record: self.marked.append(record))),
             CallerHistories(None),
         )
 
@@ -132,6 +133,7 @@ async def test_a_full_gateway_says_when_to_try_again(gateway: Gateway) -> None:
     leg = gateway.invite()
     assert refused(gateway, leg) == (503, "over_capacity")
     assert leg.done[0][2]["Retry-After"] == "7"
+    assert gateway.marked == gateway.written, "a synthetic call counts as one, too"
 
 
 @pytest.mark.parametrize("what", ["draining", "places only"])
