@@ -111,6 +111,7 @@ module = {json.dumps(str(HERE / "hotel_tools.py"))}
 [[tools.mcp]]
 name = "crm"
 command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE / "mcp_double.py"))}]
+connect_timeout = 60.0
 [[realtime_server]]
 name = "live"
 url = "ws://127.0.0.1:{{port}}/v1/live/sessions"

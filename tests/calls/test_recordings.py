@@ -321,6 +321,7 @@ async def test_an_operator_controls_and_reads_it(world: GatewayStack, tmp_path: 
         assert (part.status_code, part.content) == (206, got.content[:20])
         wrong = await http.get("/api/v1/calls/..%2F..%2Frecords/recording")
         assert wrong.status_code == 404
+    await world.gateway.wait("api.audit", action="recording.read", call=call_id)
     audited = [line["action"] for line in world.gateway.all("api.audit", call=call_id)]
     assert audited == ["recording"] * 3 + ["recording.read"], "its parts are not logged again"
 

@@ -231,6 +231,7 @@ async def test_a_browser_s_key_by_http_and_the_gateway_s_nowhere(own_folder: Pat
         assert asked.headers["authorization"] == "Bearer canary-provider-key-8"
         assert asked.json["session"]["instructions"] == "You are the desk."
         assert asked.json["expires_after"] == {"anchor": "created_at", "seconds": 60}
+        await world.gateway.wait("api.audit", action="client_secret", count=3)
         audited = world.gateway.all("api.audit", action="client_secret")
         results = [(line["route"], line["result"]) for line in audited]
         assert results == [("nobody", "404"), ("desk", "ok"), ("desk", "409")]

@@ -30,6 +30,7 @@ module = {json.dumps(str(HERE / "hotel_tools.py"))}
 [[tools.mcp]]
 name = "crm"
 command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE / "mcp_double.py"))}]
+connect_timeout = 60.0
 env = {{ CRM_KEY = "${{env:TOOLS_SECRET}}" }}
 [[tools.mcp]]
 name = "docs"

@@ -29,6 +29,7 @@ MCP = f"""
 [[tools.mcp]]
 name = "crm"
 command = ["python3", "{HERE / "mcp_double.py"}"]
+connect_timeout = 60.0
 """
 
 ROUTES = """
