@@ -83,8 +83,8 @@ async def server_lost_in_mid_answer(world: GatewayStack) -> PhoneCall:
 
 async def server_lost_and_replaced(world: GatewayStack) -> PhoneCall:
     world.behave(end={"at": "response.output_audio.delta", "nth": 2, "drop": True}, answer=LONG)
+    world.then(answer=LONG)
     call = await world.dial("again")
-    world.behave(answer=LONG)
     await world.gateway.wait("call.session_replaced", call=call.call_id)
     await call.hang_up()
     return call

@@ -82,11 +82,11 @@ async def test_the_caller_hears_something_soon(
     world: GatewayStack, route: str, script: dict[str, Any], rule: str
 ) -> None:
     world.behave(**script)
+    world.then(vad="off", answers=[HELLO])
     call = await world.dial(route)
     line = await world.gateway.wait("call.silence_detected", call=call.call_id)
     assert line["rule"] == rule
     before = len(call.rtp.packets)
-    world.behave(vad="off", answers=[HELLO])
     # A sound of the gateway's own, before any model has spoken: within 2 s of packets.
     await call.rtp.until(lambda: any(not is_silence(one) for one in call.rtp.packets[before:]))
     first = next(n for n, one in enumerate(call.rtp.packets[before:]) if not is_silence(one))

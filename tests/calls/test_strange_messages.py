@@ -210,7 +210,7 @@ async def test_a_contact_of_another_way_is_answered_and_hung_up(
     host, port = world.gateway.sip
     assert f"@{host}:{port}>" in call.final.headers["contact"]
     await world.gateway.wait("call.confirmed", call=call.call_id)
-    (name,) = world.gateway.ids_of(call.call_id)
+    name = (await world.gateway.wait("call.invite", call=call.call_id))["call"]
     await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
     await call.hung_up()
     await world.summary(call)
@@ -224,7 +224,7 @@ async def test_a_route_by_ipv6_is_answered(world: GatewayStack) -> None:
         (b"Via: ", b"Via: SIP/2.0/UDP [2001:db8::7];rport;branch=z9hG4bKa\r\nVia: "),
     )
     assert code_of(await answer_to(world, call._invite)) == 200
-    (name,) = world.gateway.ids_of(call.call_id)
+    name = (await world.gateway.wait("call.invite", call=call.call_id))["call"]
     await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
     await world.gateway.wait("call.summary", call=name)
     await world.phone.forget(call)
@@ -255,7 +255,7 @@ async def test_requests_find_back_whatever_the_route(
     call.invite()
     await call.answered()
     await world.gateway.wait("call.confirmed", call=call.call_id)
-    (name,) = world.gateway.ids_of(call.call_id)
+    name = (await world.gateway.wait("call.invite", call=call.call_id))["call"]
     await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
     bye = await call.hung_up()
     assert routes[0] in bye.headers["route"]

@@ -119,9 +119,9 @@ async def test_a_session_lost_in_the_middle_of_an_answer(world: GatewayStack) ->
         answers=[{"kind": "say", "text": "It is open from nine to five, every day of the week."}],
         end={"at": "response.output_audio.delta", "nth": 6, "drop": True},
     )
+    world.then(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 3}])
     call = await world.dial("again")
     first = await world.session_of(call)
-    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 3}])
     second = await session_after(world, call)
     await second.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
     (item,) = second.sent_items.values()
@@ -195,8 +195,8 @@ async def test_an_announcement_and_the_end(world: GatewayStack, when: str) -> No
 async def test_a_tool_that_ends_while_there_is_no_session(world: GatewayStack) -> None:
     """Lost between the function call and its result, or a key: nothing of it is lost."""
     world.behave(vad="off", answer="silent", end={"after_s": 0.4, "code": 1011})
+    world.then(refuse={"step": "upgrade", "http_status": 503})
     call = await world.dial("again")
-    world.behave(refuse={"step": "upgrade", "http_status": 503})
     await world.gateway.wait("call.session_lost", call=call.call_id)
     call.rtp.press("4#")
     await world.gateway.wait("call.dtmf_collected", call=call.call_id)

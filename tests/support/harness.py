@@ -16,6 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
 from gateway.config.config import LEDGER_NAME
 from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.script import Script
@@ -149,6 +152,19 @@ def place_database(folder: Path) -> None:
     shutil.copy(_empty_database(), folder / DATABASE_NAME)
 
 
+class _Emulator(Emulator):
+    """Whose script is another one from the next connection on, where a test says so."""
+
+    following: list[Script]
+    """One for each connection after the next."""
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        refused = super()._admit(connection, request)
+        if self.following:
+            self.script = self.following.pop(0)
+        return refused
+
+
 class GatewayStack:
     """One gateway with its emulator and a telephone.
 
@@ -175,9 +191,10 @@ class GatewayStack:
         listen: tuple[str, ...] = ("udp:127.0.0.1:0",),
     ) -> None:
         self.folder = folder
-        self.emulator = Emulator(
+        self.emulator = _Emulator(
             api_key=API_KEY, audio_limit=AUDIO_LIMIT, keep_sessions=keep_sessions
         )
+        self.emulator.following = []
         self.gateway = Gateway(folder / "gateway.toml", entry)
         self.phone = Phone(("127.0.0.1", 0))
         self.lasting: list[PhoneCall] = []
@@ -274,6 +291,12 @@ class GatewayStack:
     def behave(self, **fields: Any) -> None:
         """Set the script from its fields."""
         self.emulator.script = Script.model_validate(fields)
+        self.emulator.following.clear()
+
+    def then(self, **fields: Any) -> None:
+        """Set that of the connection after the next one: it may come before a test has learned
+        that the first has ended."""
+        self.emulator.following.append(Script.model_validate(fields))
 
     @property
     def records_folder(self) -> Path:
