@@ -72,6 +72,13 @@ async def _restarting(loop: Callable[[], Work], name: str) -> None:
         await asyncio.sleep(RESTART_SECONDS)
 
 
+def is_being_cancelled() -> bool:
+    """Return whether somebody has asked this task to end: else a cancellation comes from what it
+    waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class TaskSet:
     """The tasks of one owner. Whatever one raises is logged with its name, and ends no other."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from gateway.tasks import TaskSet
+from gateway.tasks import TaskSet, is_being_cancelled
 from gateway.tools import http, python
 from gateway.tools.functions import (
     ContentService,
@@ -191,13 +191,24 @@ class ToolExecutor:
         done(*answer)
 
     async def _run(self, call: ToolCall, done: Callable[[str], None]) -> None:
+        """Run a function with its deadline; report its result as text, whatever becomes of it."""
+        text = error_text("the function failed")
+        try:
+            text = await self._result(call)
+        except asyncio.CancelledError:
+            if is_being_cancelled():
+                raise
+        except Exception as error:  # of an exception that cannot be told
+            log.error("tool.failed", tool=call.name, call=call.call, error=type(error).__name__)
+        done(text)
+
+    async def _result(self, call: ToolCall) -> str:
         """Run a function with its deadline, and return its result as text."""
         function = self.of(call.route).get(call.name)
         loop = asyncio.get_running_loop()
         began, outcome = loop.time(), "done"
         if function is None:
-            done(error_text("this function is not available now"))
-            return
+            return error_text("this function is not available now")
         try:
             given = parsed(function.parameters, call.arguments)
             async with asyncio.timeout(function.timeout):
@@ -214,7 +225,7 @@ class ToolExecutor:
             text = error_text(f"the function failed ({type(error).__name__})")
         ms = round((loop.time() - began) * 1000)
         log.debug("tool.ran", tool=call.name, call=call.call, outcome=outcome, ms=ms)
-        done(text)
+        return text
 
     async def _ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
         """Ask a service for an approval; report the answer."""

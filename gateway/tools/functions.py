@@ -11,12 +11,16 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, get_args, overload
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from gateway.text import unicode_of
 
 MAX_BYTES = 512 * 1024
 """Of one image. It goes to the server between two packets of the caller's voice, which wait for
@@ -231,14 +235,48 @@ class Call:
 # ---- functions and their runner
 
 
-def text_of(value: Any) -> str:
-    """A result as text: texts as they are, anything else as JSON. Raises ValueError."""
-    if isinstance(value, str):
-        return value
+class _Series(list[Any]):
+    """What an iterator gives, as a list that is read only as far as it is written."""
+
+    def __init__(self, first: Any, more: Iterator[Any]) -> None:
+        super().__init__((first,))
+        self._more = more
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(super().__iter__(), self._more)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has no form of as one that it has. Raises ValueError."""
+    if isinstance(value, Iterator):
+        for first in value:
+            return _Series(first, value)
+        return []
     try:
-        return to_json(value).decode()
+        return to_jsonable_python(value)
     except PydanticSerializationError as error:
         raise ValueError(str(error)) from None
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def text_of(value: Any, most: int = sys.maxsize) -> str:
+    """A result as text: texts as they are, anything else as JSON. Raises ValueError.
+
+    Not much more than ``most`` characters are made of it, however large it is.
+    """
+    if isinstance(value, str):
+        return value
+    text = ""
+    try:
+        for piece in _ENCODER.iterencode(value):
+            text += piece
+            if len(text) > most:
+                break
+    except (TypeError, RecursionError) as error:  # keys that are no texts, or too deep
+        raise ValueError(str(error)) from None
+    return text
 
 
 def error_text(message: str, **more: object) -> str:
@@ -249,8 +287,8 @@ def error_text(message: str, **more: object) -> str:
 def bounded(text: str, limit: int) -> str:
     """At most ``limit`` characters, and a note behind them where more were there."""
     if len(text) <= limit:
-        return text
-    return f"{text[:limit]}\n[cut: only the first {limit} of {len(text)} characters are shown]"
+        return unicode_of(text)
+    return f"{unicode_of(text[:limit])}\n[cut: only the first {limit} characters are shown]"
 
 
 @dataclass(frozen=True, slots=True)

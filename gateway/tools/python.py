@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from gateway.tasks import is_being_cancelled
 from gateway.tools.functions import MARK, Call, Function, Options, ToolCall, ToolError, text_of
 from gateway.tools.schema import NAME, Signature, SignatureError
 
@@ -220,15 +221,20 @@ def function_of(
         name=tool.name,
         description=tool.description,
         parameters=tool.signature.parameters,
-        run=partial(_run, tool, threads),
+        run=partial(_run, tool, threads, max_result_chars),
         timeout=tool.options.timeout or timeout,
         max_result_chars=max_result_chars,
         waiting=tool.options.waiting,
     )
 
 
-async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dict[str, Any]) -> str:
-    """Call the function, on a thread unless it is a coroutine. Raises ToolError."""
+async def _run(
+    tool: PythonTool, threads: Threads, most: int, request: ToolCall, given: dict[str, Any]
+) -> str:
+    """Call the function, on a thread unless it is a coroutine; ``most``: characters of interest.
+
+    Raises ToolError.
+    """
     values = tool.signature.values(given)
     if tool.signature.call_name is not None:
         values[tool.signature.call_name] = _call_of(request)
@@ -239,10 +245,12 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
             result = await threads.run(partial(tool.function, **values))
             if inspect.isawaitable(result):  # a coroutine function behind a decorator
                 result = await result
-        return text_of(result)
+        return text_of(result, most)
     except ToolError:
         raise
-    except Exception as error:
+    except BaseException as error:  # an exit, too: it is the function's, not the process's
+        if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+            raise
         log.exception("tool.failed", tool=tool.name, call=request.call)
         # The words may hold what the model has no business to know; the kind of it helps already.
         raise ToolError(f"the function failed ({type(error).__name__})") from None

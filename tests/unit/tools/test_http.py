@@ -147,7 +147,7 @@ def test_a_service_says_when_to_come_again(value: str, seconds: float | None) ->
         ([Answer(hang_up=True), Answer(body="ok")], 'method = "GET"', "ok", 2),
         ([Answer(hang_up=True), Answer(body="ok")], "", "whether it was done is not known", 1),
         ([Answer(302, headers={"Location": "/elsewhere"})], "", "answered 302", 1),
-        ([Answer(body="x" * 300)], "", "[cut: only the first 200 of 300 characters", 1),
+        ([Answer(body="x" * 300)], "", "[cut: only the first 200 characters", 1),
         ([Answer(body="x" * (MAX_BODY + 1))], "", "larger than", 1),
         ([Answer(seconds=5)], "timeout = 0.2", "no result within 0.2 s", 1),
     ],

@@ -59,6 +59,11 @@ STARTED = threading.Semaphore(0)
 GO_ON = threading.Event()
 
 
+class Untold(ToolError):
+    def __str__(self):
+        raise ValueError("no words")
+
+
 class Guest(BaseModel):
     name: str
     age: Annotated[int, Field(ge=0)]
@@ -147,6 +152,37 @@ def acts(call: Call) -> str:
     return "done"
 
 
+ENDS = [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), BaseException(), Untold()]
+RESULTS = {
+    "endless": lambda: iter(int, 1),
+    "large": lambda: [0] * 10_000,
+    "circle": lambda: (circle := [], circle.append(circle), circle)[-1],
+    "deep": lambda: functools.reduce(lambda inner, _: [inner], range(100_000), 1),
+    "half": lambda: "a\\ud800b",
+    "few": lambda: (number for number in range(3)),
+    "none": lambda: iter(()),
+    "keys": lambda: {(1, 2): 3},
+}
+
+
+@tool
+async def ends(kind: int) -> None:
+    """Ends as no function should."""
+    raise ENDS[kind]
+
+
+@tool
+def ends_its_thread(kind: int) -> None:
+    """The same in a thread."""
+    raise ENDS[kind]
+
+
+@tool
+def gives(what: str) -> object:
+    """Results of every kind."""
+    return RESULTS[what]()
+
+
 def helper(unknown):
     """Is no tool: others are marked."""
 '''
@@ -225,6 +261,9 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
         "odd",
         "decorated",
         "acts",
+        "ends",
+        "ends_its_thread",
+        "gives",
     }
     assert told["room_price"] == {
         "type": "function",
@@ -276,6 +315,36 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
 def test_what_comes_of_a_call(tmp_path: Path, name: str, arguments: str, result: str) -> None:
     (said,) = use(tmp_path, (name, arguments))
     assert result in said
+
+
+def _drop(*_line: object) -> dict[str, object]:
+    """As log: the default one shows all variables of each of a thousand frames."""
+    raise structlog.DropEvent
+
+
+def test_whatever_a_function_raises_its_call_is_answered(tmp_path: Path) -> None:
+    names = ["ends"] * 5 + ["ends_its_thread"] * 5
+    said = use(tmp_path, *((name, f'{{"kind": {at % 5}}}') for at, name in enumerate(names)))
+    assert all(one.startswith('{"error": "the function failed') for one in said)
+
+
+@pytest.mark.parametrize(
+    ("what", "result"),
+    [
+        ("few", "[0,1,2]"),
+        ("none", "[]"),
+        ("half", "a\ufffdb"),
+        *[(what, "the function failed (ValueError)") for what in ("circle", "deep", "keys")],
+        *[(what, "[cut: only the first 8000 characters") for what in ("endless", "large")],
+    ],
+)
+def test_a_result_is_text_of_bounded_length(
+    tmp_path: Path, what: str, result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(python_tools, "log", structlog.wrap_logger(None, [_drop]))
+    (said,) = use(tmp_path, ("gives", f'{{"what": "{what}"}}'))
+    assert result in said
+    assert len(said) < 8100
 
 
 def test_a_failure_is_logged_with_its_traceback(
