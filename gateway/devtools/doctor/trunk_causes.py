@@ -226,6 +226,12 @@ UNDER_WAY = 0.5
 """Seconds after an ACK in which what was sent before it may still come."""
 STALL_MS = 30
 """A machine that lets the doctor wait for so long makes packets late itself."""
+_ONE_WAY = {
+    "sendonly": "sends, and does not listen",
+    "recvonly": "listens, and sends nothing",
+    "inactive": "neither sends nor listens",
+}
+"""What the other side does with such a direction in its answer (RFC 3264 section 6.1)."""
 FEW = 5
 """Packets: fewer of them are no share of anything."""
 RETURNED_MS = 300
@@ -330,6 +336,15 @@ class MediaFindings(Facts):
     def media(self) -> Iterator[Finding]:
         """Yield findings about audio in each direction."""
         call, sound, quality = self.call, self.call.sound, self.call.quality
+        way = "" if self.agreed is None else self.agreed.direction
+        if way in _ONE_WAY:
+            yield bad(
+                "",
+                f"the answer's SDP has a={way}: the other side {_ONE_WAY[way]}",
+                "is the number an announcement, or on hold there? Its log; a number that speaks "
+                f"and listens in {self.place('test_number')}",
+            ).of("held", *shown(self.invite, self.answer))
+            return
         if not sound.sent_ms:
             return
         if self.explained or (self.bye is not None and not call.keys_sent):

@@ -82,6 +82,8 @@ class _Judge(MediaFindings):
             return  # timers() has it
         elif final.status < 300:
             why = "" if end is None else end.reason
+            if self.agreed is not None and not self.agreed.media.port:
+                why = "its audio line has port 0, which declines audio"
             yield bad(
                 "",
                 f"the answer cannot be used: {why}. Offered {self.line_of(self.offered)}; answered "

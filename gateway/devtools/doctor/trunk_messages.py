@@ -18,7 +18,7 @@ from gateway.sip.messages.headers import (
     start_line_of,
 )
 from gateway.sip.messages.sdp import Media, parse
-from gateway.sip.messages.sdp_lines import EVENTS, address_in
+from gateway.sip.messages.sdp_lines import DIRECTIONS, EVENTS, address_in
 from gateway.sip.trunks.matching import LINE_PARAMETER
 
 MAX_PACKETS = 5000
@@ -176,6 +176,8 @@ class Audio:
 
     address: str
     media: Media
+    direction: str = "sendrecv"
+    """As its side sees it (RFC 4566 section 6)."""
 
     @property
     def where(self) -> str:
@@ -210,4 +212,8 @@ def audio_of(packet: Packet | None) -> Audio | None:
     media = next((one for one in description.media if one.kind == "audio"), None)
     if media is None:
         return None
-    return Audio(media.address or address_in(description.head) or "", media)
+    named = [
+        line[2:] for line in (*media.lines, *description.head) if line[2:] in DIRECTIONS
+    ]  # that of the line counts before that of the session
+    direction = next(iter(named), "sendrecv")
+    return Audio(media.address or address_in(description.head) or "", media, direction)

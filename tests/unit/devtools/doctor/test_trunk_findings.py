@@ -110,6 +110,7 @@ def codes(findings: list[Finding]) -> set[str]:
     return {f"{one.verdict}:{one.code}" for one in findings if one.verdict != "ok"}
 
 
+held_answer = replace(answer(), text=f"{answer().text}a=sendonly\n")
 REPEATED = (invite(), answer(), ack(), answer(1.6), ack(1.61), answer(2.6), ack(2.61))
 ELSEWHERE = (invite(), answer(), ack(peer="10.0.0.9:5060"), answer(1.6), answer(2.6))
 NOTHING = RtpQuality(rx_packets=0, rx_lost=0, rx_jitter_ms=0, tx_packets=400)
@@ -133,6 +134,10 @@ CASES = {
         {"warn:sdp_address"},
     ),
     "another media server": (answered(invite(), answer(1, "198.51.100.77"), ack()), set()),
+    "on hold": (
+        answered(invite(), held_answer, ack(), codec=None, sound=Sound(), quality=None),
+        {"bad:held"},
+    ),
     "ACK lost on the way": (answered(*REPEATED), {"bad:ack_lost"}),
     "ACK sent elsewhere": (answered(*ELSEWHERE), {"bad:ack_lost"}),
     "a 200 that crossed the ACK": (answered(*REPEATED[:5]), set()),
