@@ -78,7 +78,7 @@ class _Allowance:
 
 
 class _Page:
-    """A page in a call: judges what it sends, and keeps what it is to get until it takes it."""
+    """A page in a call: checks what the page sends, and queues messages and audio for it."""
 
     def __init__(self, socket: WebSocket) -> None:
         self.end: BrowserEnd | None = None
@@ -254,7 +254,7 @@ def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None
 
 
 async def _follow(backend: Backend, page: _Page, call_id: str) -> None:
-    """Send what is said, and what changes of it, as it is said; never ends."""
+    """Send the page new and changed entries of the transcript; never ends."""
     sent: dict[int, Any] = {}
     while True:
         await asyncio.sleep(LOOK_SECONDS)

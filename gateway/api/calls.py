@@ -127,7 +127,7 @@ class Destination(BaseModel):
 
 
 class Expiry(BaseModel):
-    """How long a key is good for (s)."""
+    """Lifetime of a key (s)."""
 
     anchor: Literal["created_at"] = "created_at"
     seconds: Annotated[int, Field(ge=10, le=7200)] = 600

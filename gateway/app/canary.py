@@ -68,7 +68,8 @@ def behind(canary: Line, control: Line, settings: Canary) -> str:
 
 
 class Canaries:
-    """Chooses a call's side, and stops canaries that fall behind. Lives on the event loop.
+    """Chooses for each call between the route's session and its canary's; stops canaries that are
+    worse. Lives on the event loop.
 
     Args:
         shared: its database has the state of all processes.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """All that is kept and told of calls; what the configuration does not want is None."""
+    """Everything that keeps or reports data of calls; None for what is not configured."""
 
     writer: BackgroundWriter
     files: RecordFiles

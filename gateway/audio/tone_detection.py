@@ -69,7 +69,7 @@ _SHAPE_POWER = float(np.mean(_DTMF_SHAPE**2))
 
 
 class InBandDetector:
-    """Finds the keys in one call's audio. Feed it all of it, in order."""
+    """Detects DTMF digits in one call's audio. Feed it all of the audio, in order."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -191,7 +191,7 @@ _CADENCE_LOOKS = 5 * _LOOKS
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of sound; parts of it, 0 to 1."""
+    """Features of one second of sound; the parts are 0 to 1."""
 
     sounding: float
     held: float

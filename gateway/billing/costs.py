@@ -88,7 +88,8 @@ class Budgets:
 
 
 class Watch:
-    """Says once for a call that a budget is nearly spent, and once that it is."""
+    """Watches the budgets of one call: reports once that one is nearly spent, and once that it
+    is."""
 
     def __init__(self, budgets: Budgets) -> None:
         self.budgets = budgets
@@ -336,7 +337,7 @@ class Account:
         return self._watch.look(spent)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for the call's record. ``total`` is null when something of it has no price."""
+        """Return the cost for the call's record; ``total`` is null when any part has no price."""
         told: dict[str, Any] = {
             "currency": self._accounts.prices.currency,
             "total": None if self._unpriced or self._without_usage else exact(self.total),

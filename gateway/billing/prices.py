@@ -185,7 +185,7 @@ class ModelPrice(Section):
         return self
 
     def fits(self, model: str, host: str) -> bool:
-        """Whether it is the price of ``model`` at ``host``."""
+        """Return whether this price is for ``model`` at the server ``host``."""
         return _fits(self.match, model) and (not self.hosts or _fits(self.hosts, host))
 
 

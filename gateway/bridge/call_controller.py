@@ -365,7 +365,7 @@ class OutOfBandWaiters:
         return future
 
     def done(self, output: outputs.OutOfBandDone) -> None:
-        """Complete the wait for the response under this key, if anybody waits."""
+        """Complete the wait for the response under this key, if a request waits for it."""
         future = self._waiting.pop(output.key, None)
         if future is not None and not future.done():
             future.set_result(output)

@@ -105,9 +105,9 @@ class Legs(CallPart):
             outputs.Dial: self._dial_main,
             outputs.PlaySound: self._play_sound,
             outputs.Refer: self._refer,
-            outputs.DialBLeg: self._dial_second,
+            outputs.DialBLeg: self._dial_b_leg,
             outputs.PlayBriefing: self._play_briefing,
-            outputs.HangUpBLeg: self._hang_up_second,
+            outputs.HangUpBLeg: self._hang_up_b_leg,
             outputs.BridgeLegs: self._join,
             outputs.SendDtmf: self._press,
         }
@@ -204,7 +204,7 @@ class Legs(CallPart):
     def _on_refer(self, progress: ReferProgress) -> None:
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
-    def _dial_second(self, output: outputs.DialBLeg) -> None:
+    def _dial_b_leg(self, output: outputs.DialBLeg) -> None:
         """Dial a B-leg, after the limits of all processes permit it."""
         record = BLegRecord(
             output.uri,
@@ -213,36 +213,36 @@ class Legs(CallPart):
             dialled_ms=round(self._host.now_ms(), 1),
         )
         self._host.record.actions.b_legs.append(record)
-        second = _BLeg(self._host, record, self._feed_if_current)
-        self._b_legs.append(second)
+        b_leg = _BLeg(self._host, record, self._feed_if_current)
+        self._b_legs.append(b_leg)
         if self._dial is None:
-            second.refused(DialRefusedError("this gateway places no calls"))
+            b_leg.refused(DialRefusedError("this gateway places no calls"))
             return
         if self._permit_dial is None:
-            self._place_second(second, output)
+            self._place_b_leg(b_leg, output)
         else:
             self._asking.spawn(
-                self._dial_permitted(second, output, self._permit_dial), "ask to dial"
+                self._dial_permitted(b_leg, output, self._permit_dial), "ask to dial"
             )
 
     @entry_task
     async def _dial_permitted(
-        self, second: _BLeg, output: outputs.DialBLeg, permit: PermitDial
+        self, b_leg: _BLeg, output: outputs.DialBLeg, permit: PermitDial
     ) -> None:
         """Await the permit for a B-leg, then dial it or report its refusal."""
         try:
-            second.release = await permit(self._host.record.call_id)
+            b_leg.release = await permit(self._host.record.call_id)
         except DialRefusedError as refused:
-            second.refused(refused)
+            b_leg.refused(refused)
             return
-        if not second.given_up and not self._host.is_over():
-            self._place_second(second, output)
+        if not b_leg.given_up and not self._host.is_over():
+            self._place_b_leg(b_leg, output)
             return
-        second.release()
-        if second.given_up:
-            second.on_ended(LegEnd(487, "Given up", "", "", local=True))
+        b_leg.release()
+        if b_leg.given_up:
+            b_leg.on_ended(LegEnd(487, "Given up", "", "", local=True))
 
-    def _place_second(self, second: _BLeg, output: outputs.DialBLeg) -> None:
+    def _place_b_leg(self, b_leg: _BLeg, output: outputs.DialBLeg) -> None:
         """Dial a B-leg, with audio of its own where it is briefed or interpreted."""
         assert self._dial is not None
         first = self._audio.codec
@@ -251,17 +251,17 @@ class Legs(CallPart):
             frames = MAX_BRIEFING_SECONDS * 1000 // FRAME_MS
             if output.interpreted:
                 frames = max(frames, self._audio.playout.max_frames)
-            second.audio = CallAudio(first, frames)
-            second.audio.own_source = Source.NOBODY
-        logged = second.audio
+            b_leg.audio = CallAudio(first, frames)
+            b_leg.audio.own_source = Source.NOBODY
+        logged = b_leg.audio
         if self.log_packets is not None:
             logged = logged or CallAudio(first, 1)  # nothing is ever played from it
             self.log_packets(logged)
         try:
-            second.leg = leg = self._dial(
+            b_leg.leg = leg = self._dial(
                 output.uri,
-                second,
-                second.audio,
+                b_leg,
+                b_leg.audio,
                 codecs,
                 output.trunk,
                 output.by_pattern,
@@ -269,14 +269,14 @@ class Legs(CallPart):
             )
             leg.call_id, leg.logged = self._host.record.call_id, logged
         except DialRefusedError as refused:
-            second.release()
-            second.refused(refused)
+            b_leg.release()
+            b_leg.refused(refused)
 
-    def _feed_if_current(self, second: _BLeg, input: inputs.Input) -> None:
-        if second is self._b_legs[-1]:
+    def _feed_if_current(self, b_leg: _BLeg, input: inputs.Input) -> None:
+        if b_leg is self._b_legs[-1]:
             self._host.feed(input)
 
-    def _hang_up_second(self, output: outputs.HangUpBLeg) -> None:
+    def _hang_up_b_leg(self, output: outputs.HangUpBLeg) -> None:
         """Hang up the B-leg, or give up the one that waits for its permit."""
         if self._b_leg is not None:
             self._b_leg.hang_up(output.headers)

@@ -322,7 +322,7 @@ class CallMedia(CallPart):
             self.on_fault(error)
 
     def _as_fast_as_real(self, audio: bytes) -> bytes:
-        """Drop audio beyond real time: nobody speaks faster, and each second of it costs."""
+        """Cut audio that comes faster than real time, and count it: each second of it costs."""
         now = time.monotonic()
         room = min(AHEAD_BYTES, self._room + (now - self._heard_at) * FASTEST_BYTES)
         self._heard_at = now

@@ -148,8 +148,7 @@ class HoldAction(CallAction):
         return self.stop(now) if self.deadline is not None and now >= self.deadline else []
 
     def stop(self, now: float) -> list[Output]:
-        """Stop the music; the model is told that the caller is back, and for how long they
-        waited."""
+        """Stop the music; the model's result has the seconds that the caller was on hold."""
         self.audio_cut, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}

@@ -129,8 +129,8 @@ class PlaySound:
 class Refer:
     """Ask the caller's side to call ``target`` in our place (REFER, RFC 3515).
 
-    With ``replaces``, ``target`` is empty: it is to take over our call with the second leg
-    (RFC 3891).
+    With ``replaces``, ``target`` is empty: the caller's side is to take over our call with the
+    B-leg (RFC 3891).
     """
 
     target: str = ""

@@ -88,7 +88,7 @@ class Speaker(Protocol):
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel the response that was asked for under ``key``, if it has not ended."""
+        """Cancel the response that was requested under ``key``, if it has not ended."""
 
 
 class Interpreter(Protocol):
@@ -284,7 +284,7 @@ class Transfer:
         self._taken = False
         self._ringing = False
         self._replacing = False
-        self._second = False
+        self._has_b_leg = False
         self._speak = speak
         self._briefing: Briefing | None = None
         """From the answer on; it stays when it is over."""
@@ -310,7 +310,7 @@ class Transfer:
         by_pattern = destination.allowed_numbers is not None
         if destination.mode == "blind":
             return [note, PlaySound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
-        self._second = True
+        self._has_b_leg = True
         return [
             note,
             PlaySound(self._plan.sound),
@@ -350,7 +350,7 @@ class Transfer:
             return self._briefed(lambda briefing: briefing.tick(now), now)
         if self._replacing or (self._taken and not self._ringing):
             return self._fail(Outcome.UNKNOWN, 0, now)
-        if not self._second and not self._taken:
+        if not self._has_b_leg and not self._taken:
             return self._fail(Outcome.FAILED, 408, now)
         return self._fail(Outcome.NO_ANSWER, 0, now)
 
@@ -360,9 +360,9 @@ class Transfer:
             return []
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
-        second, self._second = self._second, False
+        dialled, self._has_b_leg = self._has_b_leg, False
         silent = self.stop_interpreting()
-        return [*silent, HangUpBLeg()] if second else silent
+        return [*silent, HangUpBLeg()] if dialled else silent
 
     def stop_interpreting(self) -> list[Output]:
         """Close the sessions that interpret, if any do."""
@@ -380,7 +380,7 @@ class Transfer:
 
     def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
         """Take a response to the REFER, or a NOTIFY about it."""
-        if self._second and not self._replacing:
+        if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
             outcome = outcome_of(told.code) if self._taken or told.by_us else Outcome.REFUSED
@@ -409,7 +409,7 @@ class Transfer:
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
         """Bridge the legs, or send the REFER that replaces the B-leg."""
-        if not self._second or self._replacing or self.joined:
+        if not self._has_b_leg or self._replacing or self.joined:
             return []
         note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
         plan = self._target.destination.briefing
@@ -424,7 +424,7 @@ class Transfer:
     @property
     def being_briefed(self) -> bool:
         """Return whether the colleague has answered and not decided yet."""
-        return self._second and self._briefing is not None and not self._attempt.briefing
+        return self._has_b_leg and self._briefing is not None and not self._attempt.briefing
 
     def session_lost(self, now: float) -> list[Output]:
         """Finish the briefing without the model."""
@@ -464,11 +464,11 @@ class Transfer:
 
     def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         """Fail the transfer, or end the call with the B-leg that was joined."""
-        if not self._second:
+        if not self._has_b_leg:
             return []
         if self.being_briefed:
             return self._briefed(lambda briefing: briefing.end("hung_up", now), now)
-        self._second = False
+        self._has_b_leg = False
         if self.joined:
             self.over, self.detail = (
                 EndReason.BRIDGE_ENDED,

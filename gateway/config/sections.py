@@ -419,7 +419,7 @@ def region_problem(url: str, declared: str, wanted: str) -> str | None:
 
 
 class _ServerSettings(Section):
-    """Address of one realtime server, and how it is spoken to."""
+    """Address, key, model and dialect of one realtime server."""
 
     url: Url
     api_key: ApiKey = None

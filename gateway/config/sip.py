@@ -129,7 +129,7 @@ def _cipher_list(value: str) -> str:
 
 
 class TlsSettings(Section):
-    """``[sip.tls]``: certificates and what is asked of the other side's."""
+    """``[sip.tls]``: our certificate, and how that of the other side is verified."""
 
     certificate: FilePath | None = None
     private_key: FilePath | None = None

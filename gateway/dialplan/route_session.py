@@ -398,7 +398,7 @@ class Canary(Section):
 
     @property
     def fingerprint(self) -> str:
-        """Of what it changes: its figures begin anew with another one."""
+        """Hash of what the canary changes: with another one its figures begin anew."""
         given = self.model_dump(mode="json", exclude={"share", "stop"})
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 

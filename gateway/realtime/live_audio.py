@@ -166,7 +166,7 @@ class SpeechBegins:
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnds:
-    """It was last heard at ``at_ms``, :data:`END_MS` ago."""
+    """The stretch of speech was last heard at ``at_ms``, :data:`END_MS` ago."""
 
     at_ms: int
 
@@ -264,7 +264,7 @@ class SpeechTrack:
             yield b"".join(out)
 
     def _lead(self, into_ms: int) -> bytes:
-        """What is played before a first frame that sounds, ``into_ms`` into its piece."""
+        """Return the audio to play before a first frame that sounds, ``into_ms`` into its piece."""
         soft = min(len(self._before.lstrip(self._still)) // BYTES_PER_MS, LEAD_MS)
         lead = max(into_ms + self._margin_ms - self._queued_ms(), soft, 0) * BYTES_PER_MS
         return self._before[-lead:] if lead else b""

@@ -256,7 +256,7 @@ class LiveSession(Session):
         return []
 
     def audio_counts(self) -> dict[str, int]:
-        """As :meth:`Session.audio_counts`: frames of 20 ms, and ms."""
+        """Return what was added to or removed from either audio stream: frames of 20 ms, and ms."""
         return {
             "filled_frames": self._pacer.filled,
             "dropped_frames": self._pacer.dropped,
@@ -431,7 +431,7 @@ class LiveSession(Session):
 
 
 def _backend_of(session: Mapping[str, Any]) -> Backend | None:
-    """What answers the backend; None where the session has none."""
+    """Return the backend that answers delegated work; None where the session has none."""
     delegation = session.get("delegation")
     if not isinstance(delegation, Mapping) or delegation.get("type") != "responses":
         return None

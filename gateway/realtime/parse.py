@@ -181,7 +181,8 @@ def _object_of(
 
 
 def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
-    """Whether what was read from a frame is nested deeper than those who go through it can go."""
+    """Return whether an event is nested more than ``MAX_DEPTH`` deep, beyond what recursion
+    allows."""
     raw = frame.encode() if isinstance(frame, str) else frame
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
@@ -197,7 +198,7 @@ def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
 
 
 def _values_in(frame: str | bytes) -> int:
-    """At most so many values are in a JSON text."""
+    """Return an upper bound of the number of values in a JSON text."""
     raw = frame.encode() if isinstance(frame, str) else frame
     return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
 

@@ -293,6 +293,7 @@ class Session:
             self._end(closed)
 
     def _take(self, frame: bytes) -> None:
+        """Parse a frame, count it, and deliver its event."""
         try:
             event = self._edge.parse(frame)
         except BadEvent as error:
@@ -302,7 +303,8 @@ class Session:
         self._on_parsed(event)
 
     async def _take_large(self, frame: bytes) -> None:
-        """As :meth:`_take`, so that other calls are served meanwhile."""
+        """Do as :meth:`_take`, parsing on a thread and in parts, so that other calls are served
+        meanwhile."""
         try:
             event = await asyncio.to_thread(self._edge.parse, frame)
         except BadEvent as error:

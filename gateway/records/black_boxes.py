@@ -90,7 +90,7 @@ class Wanted:
 
 
 class BlackBox:
-    """That of one call. Lives on the event loop; takes lines, and a thread writes them."""
+    """The black box of one call: takes lines on the event loop; a thread writes them."""
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class BlackBoxes:
             self._end(end)
 
     def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
-        """On the writer's thread. What cannot be written ends its black box."""
+        """Write lines, on the writer's thread; a black box whose lines cannot be written ends."""
         for box, lines, stays in parcels:
             try:
                 self._append(box, lines)

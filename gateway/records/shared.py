@@ -235,7 +235,7 @@ def sweep(connection: sa.Connection, oldest_day: str) -> None:
 def _taken(
     connection: sa.Connection, pairs: Iterable[tuple[str, str]], now: float
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """How many leases there are of each pair, and the sum of their amounts."""
+    """Return the number of leases of each pair, and the sum of their amounts."""
     rows = connection.execute(
         sa.select(leases.c.scope, leases.c.key, sa.func.count(), sa.func.sum(leases.c.amount))
         .where(_among(leases, pairs), leases.c.expires_at > now)

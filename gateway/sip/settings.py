@@ -73,7 +73,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What is asked of media: ``srtp`` off, optional or required; ``keying`` in order of offer."""
+    """SRTP of a trunk: ``srtp`` off, optional or required; ``keying`` in the order of the offer."""
 
     srtp: str = "off"
     keying: tuple[str, ...] = ("sdes",)
@@ -93,7 +93,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What somebody who calls us has to know (RFC 3261 section 22)."""
+    """User name and password that a caller has to prove (RFC 3261 section 22)."""
 
     username: str
     password: str = field(repr=False)
@@ -101,7 +101,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class DigestPolicy:
-    """How those with credentials are asked for them; ``nonce_lifetime`` in s."""
+    """How a caller is challenged (RFC 7616): realm, algorithms, and the life of a nonce (s)."""
 
     realm: str = "sip-realtime-gateway"
     algorithms: tuple[str, ...] = ("MD5", "SHA-256")
@@ -187,7 +187,7 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True)
 class SipSettings:
-    """How the user agent shall run."""
+    """Settings of the SIP user agent: ``[sip]``, with what other sections say of SIP."""
 
     listen: tuple[Listen, ...]
     rtp_ports: tuple[int, int] = (20000, 29999)

@@ -87,7 +87,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """What pjsip could not make a message of."""
+    """Bytes that pjsip's parser could not read as a message."""
 
     source: str
     """IP literal."""
@@ -103,7 +103,9 @@ Decide = Callable[[Received], Decision]
 
 
 class Signalling:
-    """Made, opened, used and closed on the SIP thread.
+    """The native module in pjsip that shows us messages before pjsip's own layers have them.
+
+    Made, opened, used and closed on the SIP thread.
 
     Args:
         on_message: decides on every request and response, before pjsip's own layers.

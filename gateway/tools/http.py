@@ -83,7 +83,7 @@ class Request:
 
     @property
     def whole_url(self) -> str:
-        """With the query; what stands in the URL already stays there."""
+        """The URL with the query added to what it has already."""
         if not self.query:
             return self.url
         return f"{self.url}{'&' if '?' in self.url else '?'}{urlencode(self.query)}"

@@ -96,7 +96,7 @@ class McpServer:
 
     @property
     def functions(self) -> Mapping[str, Function]:
-        """Its functions as last listed, by the names that the model uses."""
+        """Functions of the server as last listed, by the names that the model uses."""
         return self._functions
 
     async def start(self) -> None:
@@ -142,7 +142,8 @@ class McpServer:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self, client: Any) -> None:
-        """Until the connection is gone: a call has said so, or the next listing does."""
+        """List the functions every ``LIST_SECONDS``, until a call reports the connection broken,
+        or a listing fails."""
         while True:
             try:
                 async with asyncio.timeout(LIST_SECONDS):

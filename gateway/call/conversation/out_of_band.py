@@ -72,7 +72,7 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
-        """Whether a response that was asked for has not ended."""
+        """Whether a response that was requested has not ended."""
         return bool(self._running)
 
     def ask(
@@ -168,7 +168,7 @@ class OutOfBandResponses:
         return []
 
     def asked(self, command: ClientCommand | None) -> bool:
-        """Return whether a command of ours asked for an out-of-band response."""
+        """Return whether a command of ours requested an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )

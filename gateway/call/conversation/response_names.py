@@ -95,7 +95,8 @@ class ResponseNames:
         return replace(event, response_id=name)
 
     def _done(self, event: ResponseDone) -> ServerEvent:
-        """Return the end of a response, if it is the first one that is told."""
+        """Return the end of a response under the name it has here; a second end of the same is
+        ignored."""
         response_id = event.response_id
         if event.backend and response_id not in self._begun:
             return event  # of no response that is heard

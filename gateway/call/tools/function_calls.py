@@ -89,7 +89,7 @@ class _Running:
 
     @property
     def due(self) -> float | None:
-        """When it is late, or the filler is due (s)."""
+        """When the time of the function is over, or its filler is due (s)."""
         due = [self.began + self.plan.timeout] if self.started else []
         if self.plan.filler_delay and not self.told and (self.started or self.asking):
             due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
@@ -173,7 +173,8 @@ class Functions:
         return outputs + ([] if end_call is None else self._end_call(end_call, spoke, now))
 
     def _is_open(self, call_id: str) -> bool:
-        """Return whether this call is carried out: told of again, it gets its one answer."""
+        """Return whether this call is still carried out; reported again, it gets one result
+        only."""
         waits = self._collecting_for and self._collecting_for[0] == call_id
         acts = self._control.call_actions.call_id == call_id or call_id in self._running
         return bool(call_id and (waits or acts or self._approvals.asks(call_id)))

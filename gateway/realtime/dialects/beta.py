@@ -189,7 +189,7 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
 
 
 def _tools(flat: Json, left_out: list[str]) -> None:
-    """Keep the function tools only: Beta has no others. ``left_out`` is told of the rest."""
+    """Keep the function tools only: Beta has no others. The rest is named in ``left_out``."""
     tools = flat.get("tools")
     if isinstance(tools, Sequence):
         flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]

@@ -78,7 +78,9 @@ _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,256})", re.IGNOREC
 
 
 class AccessControl:
-    """Made, opened and used on the SIP thread.
+    """Decides on each SIP message: whether it gets in, whose it is, or how it is refused.
+
+    Made, opened and used on the SIP thread.
 
     Args:
         access: the policy for strangers.
@@ -396,7 +398,8 @@ class _Answers:
 
 
 class _RequestLimits:
-    """How many calls a source or trunk may have and begin, and how many requests a call."""
+    """Limits on the calls of a source or trunk (at a time, and per second), and on the requests
+    within one call."""
 
     def __init__(
         self,

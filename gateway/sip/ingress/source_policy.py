@@ -43,7 +43,7 @@ _TAG_BYTES = 16
 
 
 class Outcome(Enum):
-    """What credentials are worth."""
+    """Outcome of checking the credentials of a request."""
 
     NONE = "no credentials"
     """There are none for our realm, or none that we asked for."""

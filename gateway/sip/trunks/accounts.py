@@ -77,7 +77,9 @@ class Account(pj.Account):  # type: ignore[misc]
 
 
 class Accounts:
-    """Made and used on the SIP thread; ``registrations`` may be read from others.
+    """pjsua2's accounts: one for each trunk, which may register, and one for all other calls.
+
+    Made and used on the SIP thread; ``registrations`` may be read from others.
 
     Args:
         own: ``host:port`` that our own URI names, where no registrar gives us another.
