@@ -363,7 +363,8 @@ async def test_hold_keys_and_recording(world: GatewayStack, tmp_path: Path) -> N
     await call.renegotiate(direction="sendonly")
     await world.gateway.wait("call.held", call=call.call_id)
     since = session.received_total
-    call.rtp.say(coder.encode(tone(900, 0.5)))
+    # Silence after it, so that none of it is still on its way when the hold ends.
+    call.rtp.say(coder.encode(tone(900, 0.5) + bytes(2 * 16000)))
     await call.rtp.quiet()
     count = len(call.rtp.packets)
     await call.renegotiate(direction="sendrecv")
