@@ -20,8 +20,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.addresses import counted
 from gateway.api.backend import Backend, NoCallError
 from gateway.api.client import RefusedError
-from gateway.api.limits import BEARER, UNAUTHORIZED
-from gateway.api.local import LOCAL, ROLE
+from gateway.api.connections import BEARER, LOCAL, ROLE, UNAUTHORIZED
 from gateway.api.tokens import Logins, Role, Token, recognized
 from gateway.text import unicode_in
 

@@ -18,8 +18,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.access import NO_CALL, Paths, audit, audited, run, token_of
 from gateway.api.backend import MAX_FOLLOWERS, POSITION, Backend, merged
 from gateway.api.calls import Term, part
-from gateway.api.limits import BEARER, UNAUTHORIZED
-from gateway.api.local import HOP, LOCAL
+from gateway.api.connections import BEARER, HOP, LOCAL, UNAUTHORIZED
 from gateway.api.tokens import Role
 from gateway.text import unicode_in
 

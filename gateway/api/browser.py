@@ -17,7 +17,7 @@ from pydantic import BaseModel, StringConstraints
 from gateway.addresses import bracketed
 from gateway.api.access import Paths, audit, run
 from gateway.api.backend import Backend, BrowserCalls
-from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.connections import BEARER, UNAUTHORIZED
 from gateway.api.tokens import Role, same_site
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS
 from gateway.sip.browser_leg import BrowserEnd

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, once, run, token_of
 from gateway.api.backend import Backend
-from gateway.api.local import HOP
+from gateway.api.connections import HOP
 from gateway.api.tokens import Role
 from gateway.records.database import Filter
 from gateway.records.tables import exported

@@ -17,7 +17,7 @@ from gateway.tasks import TaskSet
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend
-    from gateway.api.local import LocalSocket
+    from gateway.api.connections import LocalSocket
     from gateway.api.tokens import Token
 
 STOP_SECONDS = 5.0
@@ -51,7 +51,7 @@ class ApiServer:
     async def open_socket(self, path: Path) -> None:
         """Listen on a Unix socket, whose clients need no token. Raises AgentError."""
         server = await self._serve([], local=True)
-        from gateway.api.local import LocalSocket, SocketError
+        from gateway.api.connections import LocalSocket, SocketError
 
         self._socket = LocalSocket(path, lambda client: self._take(server, client))
         try:
@@ -111,8 +111,7 @@ class ApiServer:
         import uvicorn
 
         from gateway.api.app import make_app
-        from gateway.api.limits import CONNECTIONS, Connection
-        from gateway.api.local import LocalConnection, as_local
+        from gateway.api.connections import CONNECTIONS, Connection, LocalConnection, as_local
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager

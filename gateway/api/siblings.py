@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,7 +28,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from gateway.api.local import HOP, LOCAL, PEER, RIGHTS, ROLE, USER
+from gateway.api.connections import HOP, LOCAL, PEER, RIGHTS, ROLE, USER
 from gateway.api.tokens import Token
 
 CONNECT_SECONDS = 1.0
@@ -137,6 +138,7 @@ class Siblings:
             return {}  # it is being started, has ended or hangs
 
 
+@dataclass(eq=False)
 class HandOn:
     """Hands requests about another worker's call on to it (ASGI).
 
@@ -145,22 +147,15 @@ class HandOn:
         token_of: the token of a request; one without goes nowhere.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        siblings: Siblings,
-        here: Callable[[str], bool],
-        token_of: Callable[[Scope], Token | None],
-    ) -> None:
-        self._app = app
-        self._siblings = siblings
-        self._here = here
-        self._token_of = token_of
+    app: Any
+    siblings: Siblings
+    here: Callable[[str], bool]
+    token_of: Callable[[Scope], Token | None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = await self._where(scope)
         if path is None:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await self._hand_on(Request(scope, receive), path, send)
         else:
@@ -175,16 +170,16 @@ class HandOn:
             call = QueryParams(scope["query_string"]).get("call_id", "")
         elif found := _CALL.fullmatch(scope["path"]):
             call = "" if found[1] in _NOT_CALLS else found[1]
-        if not call or self._here(call) or self._token_of(scope) is None:
+        if not call or self.here(call) or self.token_of(scope) is None:
             return None
-        return await self._siblings.that_has(call)
+        return await self.siblings.that_has(call)
 
     async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
         """Forward a request to another worker, and return its response."""
         # As it came: of a Call-ID, "?" and "#" would begin something else.
         path_of = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
         target = path_of + (f"?{request.url.query}" if request.url.query else "")
-        client = self._siblings.client(path)
+        client = self.siblings.client(path)
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -269,7 +264,7 @@ class HandOn:
         """Header fields of a request, and who has sent it: a token, or a login of this worker's."""
         fields = [(name, value) for name, value in Headers(scope=scope).items() if name not in _OWN]
         told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
-        token = self._token_of(scope)
+        token = self.token_of(scope)
         if LOCAL in scope:
             told |= {USER: unquote(scope[LOCAL]), RIGHTS: scope[ROLE].name.lower()}
         elif token is not None and "authorization" not in Headers(scope=scope):

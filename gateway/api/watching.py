@@ -22,8 +22,7 @@ from gateway.api.access import NO_CALL, Paths, audit, no_call, token_of
 from gateway.api.backend import Backend, NoCallError
 from gateway.api.calls import CallId
 from gateway.api.client import RefusedError
-from gateway.api.limits import BEARER, UNAUTHORIZED
-from gateway.api.local import HOP
+from gateway.api.connections import BEARER, HOP, UNAUTHORIZED
 from gateway.api.tokens import Role
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
 from gateway.bridge.listening import FullError, Listener

@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -266,6 +266,7 @@ def explained_routes(
     return lines
 
 
+@dataclass(eq=False)
 class Admission:
     """Takes INVITEs that the user agent has let in.
 
@@ -274,43 +275,29 @@ class Admission:
         shared: asked before a call begins whose caps or budgets processes share.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dialplan: Dialplan,
-        calls: CallRegistry,
-        rejections: Rejections,
-        pump: MediaPump,
-        limiter: OutboundLimiter,
-        servers: HealthChecker,
-        tools: ToolExecutor,
-        applications: Applications,
-        canaries: Canaries,
-        synthetic: SyntheticCalls,
-        histories: CallerHistories,
-        shared: SharedState | None = None,
-    ) -> None:
-        self._canaries = canaries
-        self._synthetic = synthetic
-        self._histories = histories
-        self._shared = shared
+    config: Config
+    dialplan: Dialplan
+    calls: CallRegistry
+    rejections: Rejections
+    pump: MediaPump
+    limiter: OutboundLimiter
+    servers: HealthChecker
+    tools: ToolExecutor
+    applications: Applications
+    canaries: Canaries
+    synthetic: SyntheticCalls
+    histories: CallerHistories
+    shared: SharedState | None = None
+    closed: bool = field(default=False, init=False)
+    """Take no INVITE: the process places calls only."""
+
+    def __post_init__(self) -> None:
         self._asking = TaskSet()
-        self._config = config
-        self._retry_after = sip_settings(config).retry_after
-        self._dialplan = dialplan
-        self._calls = calls
-        self._rejections = rejections
-        self._pump = pump
-        self._limiter = limiter
-        self._servers = servers
-        self._tools = tools
-        self._applications = applications
-        self.closed = False
-        """Take no INVITE: the process places calls only."""
+        self._retry_after = sip_settings(self.config).retry_after
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
         """Use this configuration and dialplan for further calls."""
-        self._config, self._dialplan, self._tools = config, dialplan, tools
+        self.config, self.dialplan, self.tools = config, dialplan, tools
 
     def on_invite(self, leg: Leg) -> None:
         """Make a call of an INVITE, or refuse it. Never raises."""
@@ -323,50 +310,50 @@ class Admission:
             # Of what comes before there is a call: a call ends by itself.
             log.exception("call.internal_error", call=record.call_id, route=record.route)
             detail = f"{type(error).__name__}: {error}"
-            self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
+            self.rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
         """Find route and plan of an INVITE, apply caps, and start its call; or refuse it."""
-        refuse = self._rejections.refuse
+        refuse = self.rejections.refuse
         others: list[Explanation] = []
-        record.explanation = [explained_source(leg.invite, self._config)]
+        record.explanation = [explained_source(leg.invite, self.config)]
         # Of a refused one, too: it is no caller's.
-        synthetic = self._synthetic.mark(leg.invite, record)
-        if self.closed or self._calls.closed:
+        synthetic = self.synthetic.mark(leg.invite, record)
+        if self.closed or self.calls.closed:
             record.explanation.append("refused before any route: the gateway drains")
             refuse(leg, record, EndReason.SHUTDOWN)
-        elif self._calls.full:
+        elif self.calls.full:
             record.explanation.append(
-                f"refused before any route: {self._config.place('sip.max_calls')}"
+                f"refused before any route: {self.config.place('sip.max_calls')}"
             )
-            detail = f"{self._calls.max_calls} calls in progress"
+            detail = f"{self.calls.max_calls} calls in progress"
             refuse(leg, record, EndReason.OVER_CAPACITY, detail)
         elif leg.invite.offered == ():
             record.explanation.append(
                 "refused before any route: no codec is offered of "
-                + self._config.place("codecs", leg.invite.trunk)
+                + self.config.place("codecs", leg.invite.trunk)
             )
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
         elif (
-            match := synthetic or self._dialplan.match(facts_of(leg.invite, now), others)
+            match := synthetic or self.dialplan.match(facts_of(leg.invite, now), others)
         ) is None:
             record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")
         elif (
             record.variant != SYNTHETIC
-            and (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None
+            and (spent := self.calls.spent(match.route, leg.invite.from_user)) is not None
         ):
             record.route = match.route.name
             record.explanation += self._explained(match, others)
-            by = deciding(EndReason.BUDGET, spent, match.route.name, self._config, self._dialplan)
+            by = deciding(EndReason.BUDGET, spent, match.route.name, self.config, self.dialplan)
             record.explanation += [f"refused by {by}"] if by else []
             refuse(leg, record, EndReason.BUDGET, spent)
         else:
             record.explanation += self._explained(match, others)
-            route = self._canaries.choose(match.route, leg.invite.from_user, record)
+            route = self.canaries.choose(match.route, leg.invite.from_user, record)
             match, wanted = replace(match, route=route), None
-            if self._shared is not None and record.variant != SYNTHETIC:
-                wanted = self._shared.wanted(
+            if self.shared is not None and record.variant != SYNTHETIC:
+                wanted = self.shared.wanted(
                     record.call_id, match.route, user_of(record.from_uri), leg.invite
                 )
             if wanted is None:
@@ -377,22 +364,22 @@ class Admission:
     def not_placed(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
         """Write the record of a call that was asked for, and not placed."""
         if why is EndReason.REFUSED:
-            by = explained_rule(detail, record.route, self._config, self._dialplan)
+            by = explained_rule(detail, record.route, self.config, self.dialplan)
             record.explanation.append(f"refused by {by}")
-        self._rejections.write(record, why, code, detail)
+        self.rejections.write(record, why, code, detail)
 
     def _explained(self, match: Match, others: list[Explanation]) -> list[str]:
-        return explained_routes(match, others, self._dialplan.origins.get(match.route.name))
+        return explained_routes(match, others, self.dialplan.origins.get(match.route.name))
 
     def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
         """Start the call of an INVITE, wait for its application, or play a test line."""
         asked, line = match.route.application, match.route.test_line
         if line:
             record.route = match.route.name
-            seconds = call_settings(self._config, match.route).max_call_duration
-            LocalLine(leg, record, line, seconds, self._calls)
+            seconds = call_settings(self.config, match.route).max_call_duration
+            LocalLine(leg, record, line, seconds, self.calls)
         elif asked is not None:
-            self._applications.ask(leg, record, match, asked, self._take)
+            self.applications.ask(leg, record, match, asked, self._take)
         else:
             self._take(leg, record, match)
 
@@ -403,33 +390,33 @@ class Admission:
 
         def end(why: EndReason, detail: str, code: int = 0) -> None:
             asking.cancel()
-            self._calls.decided(record.call_id)
+            self.calls.decided(record.call_id)
             at_ms = (asyncio.get_running_loop().time() - began) * 1000
-            self._rejections.refuse(leg, record, why, detail, code=code, at_ms=at_ms)
+            self.rejections.refuse(leg, record, why, detail, code=code, at_ms=at_ms)
 
         async def ask() -> None:
-            assert self._shared is not None
-            rule = await self._shared.admit(wanted)
+            assert self.shared is not None
+            rule = await self.shared.admit(wanted)
             if rule:
                 why = EndReason.BUDGET if rule.startswith("budget") else EndReason.OVER_CAPACITY
-                self._calls.decided(record.call_id)
-                by = explained_rule(rule, match.route.name, self._config, self._dialplan)
+                self.calls.decided(record.call_id)
+                by = explained_rule(rule, match.route.name, self.config, self.dialplan)
                 record.explanation.append(f"refused by {by}")
                 # As where this process alone counts: too many calls of one trunk, or of one source.
                 code = 486 if rule.startswith(("trunk", "access")) else 0
                 detail = rule.removeprefix("budget: ")
-                self._rejections.refuse(leg, record, why, detail, code=code)
+                self.rejections.refuse(leg, record, why, detail, code=code)
                 return
             try:
-                self._calls.decided(record.call_id)
+                self.calls.decided(record.call_id)
                 self._begin(leg, record, match)
             except Exception as error:
                 log.exception("call.internal_error", call=record.call_id, route=record.route)
                 detail = f"{type(error).__name__}: {error}"
-                self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
+                self.rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
         leg.handler = Waiting(lambda: end(EndReason.CANCELLED, "by the caller", 487))
-        self._calls.wait_for_decision(record, lambda why: end(why, ""))
+        self.calls.wait_for_decision(record, lambda why: end(why, ""))
         asking = self._asking.spawn(ask(), f"ask for {record.call_id}")
 
     def _take(
@@ -444,25 +431,25 @@ class Admission:
         codec = codec_of(leg.invite)
         record.route, record.leg.codec = match.route.name, codec.value
         plan, session_plan = plans(
-            self._config,
+            self.config,
             match,
-            session_codec(self._config, match.route, codec),
+            session_codec(self.config, match.route, codec),
             self._retry_after,
-            self._tools,
+            self.tools,
             trusted=leg.invite.trusted,
             bridged=leg.invite.transport == TRANSPORT,
-            history=self._histories.of(match.route, leg.invite),
+            history=self.histories.of(match.route, leg.invite),
         )
         call = CallController(
             leg,
-            *self._servers.inform(plan, session_plan),
+            *self.servers.inform(plan, session_plan),
             record,
-            self._pump,
-            self._calls.finished,
-            dial=self._limiter.dial,
-            permit_refer=self._limiter.permit_refer,
-            permit_dial=self._limiter.permit if self._limiter.asks_first else None,
-            tools=self._tools,
+            self.pump,
+            self.calls.finished,
+            dial=self.limiter.dial,
+            permit_refer=self.limiter.permit_refer,
+            permit_dial=self.limiter.permit if self.limiter.asks_first else None,
+            tools=self.tools,
             sideband=sideband,
             began=began,
         )
@@ -470,5 +457,5 @@ class Admission:
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
             log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))
-        self._calls.begin(call)
+        self.calls.begin(call)
         return call

@@ -10,16 +10,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from copy import deepcopy
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
-from gateway.api.backend import EventFeed, NoCallError, RequestTimes
-from gateway.api.client import RefusedError
+from gateway.api.backend import EventFeed, RequestTimes
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named
@@ -30,24 +27,18 @@ from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
-from gateway.audio.g711 import Codec
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
-from gateway.planning.call_plan import server_names, session_plan
-from gateway.realtime.dialects import GA
-from gateway.realtime.session_object import plain_json
+from gateway.planning.call_plan import server_names
 from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 from gateway.sip.library import bridge_failures, late_beats
-from gateway.text import json_of
-from gateway.tools.functions import ToolError
-from gateway.tools.http import read_answer
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
@@ -93,70 +84,59 @@ class RequestKeys:
         told.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
+@dataclass(eq=False)
 class Readings:
     """Metrics that ``/metrics`` reads at each request. Used on the event loop."""
 
-    def __init__(
-        self,
-        config: Config,
-        agent: UserAgent,
-        calls: CallRegistry,
-        stores: Stores,
-        servers: HealthChecker,
-        pump: MediaPump,
-        costs: Costs,
-        reloader: Reloader,
-        lag: Distribution,
-        browsers: BrowserCalls,
-        more: Callable[[], list[Reading]],
-    ) -> None:
+    config: Config
+    agent: UserAgent
+    calls: CallRegistry
+    stores: Stores
+    servers: HealthChecker
+    pump: MediaPump
+    costs: Costs
+    reloader: Reloader
+    lag: Distribution
+    browsers: BrowserCalls
+    more: Callable[[], list[Reading]]
+
+    def __post_init__(self) -> None:
         self.requests = RequestTimes()
-        self._more = more
-        self._config = config
-        self._agent = agent
-        self._calls = calls
-        self._stores = stores
-        self._servers = servers
-        self._pump = pump
-        self._costs = costs
-        self._reloader = reloader
-        self._lag = lag
-        self.browsers = browsers
         self._rules = Labels()
-        self._names = server_names(config)
+        self._names = server_names(self.config)
 
     async def all(self) -> list[Reading]:
         """Return them; the disk is read on threads."""
-        waiting = {} if self._stores.webhooks is None else await self._stores.webhooks.waiting()
-        folder = self._config.records.spool_folder
+        waiting = {} if self.stores.webhooks is None else await self.stores.webhooks.waiting()
+        folder = self.config.records.spool_folder
         free = None if folder is None else await asyncio.to_thread(_free, folder)
-        store = self._stores.uploads
+        store = self.stores.uploads
         uploads = None if store is None else await asyncio.to_thread(store.waiting)
         kept = (*self._kept(waiting, free), *self._recorded(uploads))
         parts = (self._calls_now(), self._trunks(), self._servers_now(), kept)
-        return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self._more()]
+        return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self.more()]
 
     def _calls_now(self) -> Iterator[Reading]:
         """Yield gauges of calls by direction and state."""
-        yield "calls_limit", {}, float(self._calls.max_calls)
+        yield "calls_limit", {}, float(self.calls.max_calls)
         counts: Counter[tuple[str, str]] = Counter()
         for direction in ("inbound", "outbound"):
             for state in ("ringing", "placing", "talking", "held", "transferring"):
                 counts[direction, state] = 0
-        counts.update((call.record.direction, call.record.state) for call in self._calls)
+        counts.update((call.record.direction, call.record.state) for call in self.calls)
         for (direction, state), count in counts.items():
             yield "calls_active", {"direction": direction, "state": state}, float(count)
-        yield "drain_forced_calls", {}, float(self._calls.forced)
-        for rule, count in self._agent.refusals().items():
+        yield "drain_forced_calls", {}, float(self.calls.forced)
+        for rule, count in self.agent.refusals().items():
             yield "invites_refused", {"rule": self._rules.of(_ADDRESS.sub("", rule))}, float(count)
-        limit = self._config.cost.budget.per_day
+        limit = self.config.cost.budget.per_day
         if limit:
-            ratio = float(self._costs.as_json()["shared_total"]) / limit
+            ratio = float(self.costs.as_json()["shared_total"]) / limit
             yield "budget_used_ratio", {"budget": "day"}, ratio
 
     def _trunks(self) -> Iterator[Reading]:
         """Yield gauges of trunks: registration and OPTIONS."""
-        for trunk in self._agent.trunk_states():
+        for trunk in self.agent.trunk_states():
             labels = {"trunk": trunk["name"]}
             if trunk["state"] != "static":
                 yield "trunk_registered", labels, float(trunk["state"] in _UP)
@@ -167,15 +147,15 @@ class Readings:
     def _servers_now(self) -> Iterator[Reading]:
         """Yield gauges of realtime servers: sessions, openings, health."""
         active = Counter(dict.fromkeys(self._names.values(), 0))
-        active.update(self._server(one.shown) for call in self._calls for one in call.servers)
+        active.update(self._server(one.shown) for call in self.calls for one in call.servers)
         for name, count in active.items():
             yield "sessions_active", {"server": name}, float(count)
-        for (url, result), seconds in self._servers.opened.items():
+        for (url, result), seconds in self.servers.opened.items():
             labels = {"server": self._server(url), "result": result}
             yield "session_open_seconds", labels, seconds
-        for (url, reason), count in self._servers.ends.items():
+        for (url, reason), count in self.servers.ends.items():
             yield "session_ends", {"server": self._server(url), "reason": reason}, float(count)
-        for (url, kind), count in self._servers.errors.items():
+        for (url, kind), count in self.servers.errors.items():
             yield "server_errors", {"server": self._server(url), "class": kind}, float(count)
 
     def _kept(
@@ -189,13 +169,13 @@ class Readings:
             age = 0.0 if oldest is None else now - oldest
             yield "webhooks_oldest_pending_seconds", labels, age
             yield "webhooks_dead", labels, float(dead)
-        if self._stores.webhooks is not None:
-            for endpoint, seconds in self._stores.webhooks.seconds.items():
+        if self.stores.webhooks is not None:
+            for endpoint, seconds in self.stores.webhooks.seconds.items():
                 yield "webhook_seconds", {"endpoint": endpoint}, seconds
                 for result in ("delivered", "failed", "dead"):
-                    count = self._stores.webhooks.results[endpoint, result]
+                    count = self.stores.webhooks.results[endpoint, result]
                     yield "webhooks", {"endpoint": endpoint, "result": result}, float(count)
-        if kept := self._stores.records.as_json():
+        if kept := self.stores.records.as_json():
             labels = {"sink": "database"}
             yield "records_pending", labels, float(kept["pending"])
             oldest_row = float(kept["oldest_pending_seconds"] or 0)
@@ -207,18 +187,18 @@ class Readings:
             yield "storage_free_bytes", {"volume": "records"}, free
 
     def _recorded(self, waiting: int | None) -> Iterator[Reading]:
-        yield "recordings_lost_bytes", {}, float(self._stores.recordings.as_json()["lost_bytes"])
-        if self._stores.uploads is not None and waiting is not None:
+        yield "recordings_lost_bytes", {}, float(self.stores.recordings.as_json()["lost_bytes"])
+        if self.stores.uploads is not None and waiting is not None:
             yield "uploads_pending", {}, float(waiting)
-            yield "uploads", {"result": "uploaded"}, float(self._stores.uploads.uploaded)
-            yield "uploads", {"result": "failed"}, float(self._stores.uploads.failures)
+            yield "uploads", {"result": "uploaded"}, float(self.stores.uploads.uploaded)
+            yield "uploads", {"result": "failed"}, float(self.stores.uploads.failures)
 
     def _process(self) -> Iterator[Reading]:
         """Yield gauges of the process: queues, media clock, event loop."""
-        traces = {"traces": (len(self._stores.tracing), self._stores.tracing.dropped)}
-        queues = {**self._stores.writer.queues, **self._agent.queues, **traces}
+        traces = {"traces": (len(self.stores.tracing), self.stores.tracing.dropped)}
+        queues = {**self.stores.writer.queues, **self.agent.queues, **traces}
         for result in ("exported", "failed"):
-            yield "traces", {"result": result}, float(self._stores.tracing.results[result])
+            yield "traces", {"result": result}, float(self.stores.tracing.results[result])
         for name, (items, dropped) in queues.items():
             yield "queue_items", {"queue": name}, float(items)
             yield "queue_dropped", {"queue": name}, float(dropped)
@@ -227,13 +207,13 @@ class Readings:
         for (handler, method, status), seconds in tuple(self.requests.seconds.items()):
             labels = {"handler": handler, "method": method, "status": status}
             yield "http_request_seconds", labels, seconds
-        yield "event_loop_lag_seconds", {}, self._lag
-        yield "uplink_delay_seconds", {}, self._pump.delay
+        yield "event_loop_lag_seconds", {}, self.lag
+        yield "uplink_delay_seconds", {}, self.pump.delay
         yield "media_clock_lag_seconds", {}, late_beats()
-        yield "media_faults", {}, float(self._pump.faults + bridge_failures())
-        for result, count in self._reloader.counts.items():
+        yield "media_faults", {}, float(self.pump.faults + bridge_failures())
+        for result, count in self.reloader.counts.items():
             yield "config_reloads", {"result": result}, float(count)
-        yield "config_last_success_timestamp_seconds", {}, self._reloader.read_at
+        yield "config_last_success_timestamp_seconds", {}, self.reloader.read_at
 
     def _server(self, url: str) -> str:
         return self._names.get(url, OTHER)
@@ -247,6 +227,7 @@ def _free(folder: Path) -> float | None:
     return float(shutil.disk_usage(folder).free) if folder.is_dir() else None
 
 
+@dataclass(eq=False)
 class Api:
     """What the API says of the process, on ``api.listen`` and ``control.socket``.
 
@@ -257,52 +238,34 @@ class Api:
         drain: begins the drain of the process.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dialplan: Dialplan,
-        agent: UserAgent,
-        calls: CallRegistry,
-        records: RecordStore,
-        commands: Mapping[str, Command],
-        state: Callable[[], Mapping[str, Any]],
-        servers: Callable[[], list[dict[str, object]]],
-        drain: Callable[[], None],
-        webhooks: WebhookSender | None,
-        reload: Callable[[], Awaitable[Mapping[str, Any]]],
-        applications: Applications,
-        readings: Readings,
-        knows: Callable[[str], bool],
-        shared: SharedState,
-    ) -> None:
-        self._config = config
-        self._knows = knows
-        self._shared = shared
-        self._dialplan = dialplan
-        self._agent = agent
-        self._calls = calls
-        self._records = records
-        self._commands = commands
-        self._state = state
-        self._servers = servers
-        self._drain = drain
-        self._webhooks = webhooks
-        self._reload = reload
-        self._applications = applications
-        self._readings = readings
-        self._server: ApiServer | None = None
+    config: Config
+    dialplan: Dialplan
+    agent: UserAgent
+    calls: CallRegistry
+    records: RecordStore
+    commands: Mapping[str, Command]
+    state: Callable[[], Mapping[str, Any]]
+    servers: Callable[[], list[dict[str, object]]]
+    drain: Callable[[], None]
+    webhooks: WebhookSender | None
+    reload: Callable[[], Awaitable[Mapping[str, Any]]]
+    applications: Applications
+    readings: Readings
+    knows: Callable[[str], bool]
+    shared: SharedState
+    _server: ApiServer | None = field(default=None, init=False)
 
     async def start(self) -> None:
         """Listen on the address. Raises AgentError where it cannot be had."""
-        settings = self._config.api
+        settings = self.config.api
         if settings.listen is not None:
             host, port = split_address(settings.listen)
             await (await self._made()).listen(host, int(port))
 
     async def open_socket(self) -> None:
         """Listen on the Unix socket. Raises AgentError where it cannot be had."""
-        if self._config.control.socket is not None:
-            await (await self._made()).open_socket(self._config.control.socket)
+        if self.config.control.socket is not None:
+            await (await self._made()).open_socket(self.config.control.socket)
 
     async def close_socket(self) -> None:
         """Stop listening on the Unix socket."""
@@ -319,7 +282,7 @@ class Api:
         if self._server is None:
             tokens = tuple(
                 Token(one.name, Role[one.role.upper()], one.hash, one.routes)
-                for one in self._config.api.token
+                for one in self.config.api.token
             )
             self._server = ApiServer(await self._backend(), tokens)
         return self._server
@@ -329,61 +292,61 @@ class Api:
         metrics, backend, siblings = await asyncio.to_thread(_libraries)
         feed = EventFeed(secrets.token_hex(4))
         counting = metrics(
-            [route.name for route in self._dialplan.routes],
-            [trunk.name for trunk in self._config.trunk],
+            [route.name for route in self.dialplan.routes],
+            [trunk.name for trunk in self.config.trunk],
         )
-        self._records.listeners += [lambda event, _record: feed.add(event), counting.told]
+        self.records.listeners += [lambda event, _record: feed.add(event), counting.told]
 
         async def rendered() -> bytes:
-            state, values = self._state(), await self._readings.all()
+            state, values = self.state(), await self.readings.all()
             values.append(("ready", {}, float(not self.not_ready())))
             values.append(("draining", {}, float(state["draining"])))
             return bytes(await asyncio.to_thread(counting.render, values))
 
         made: Backend = backend(
-            commands=self._commands,
+            commands=self.commands,
             live=self._live,
             record=self._record,
-            database=None if self._config.records.database_url is None else self._database,
+            database=None if self.config.records.database_url is None else self._database,
             feed=feed,
             ready=self.not_ready,
-            problems=lambda: self._state()["health"]["problems"],
+            problems=lambda: self.state()["health"]["problems"],
             metrics=rendered,
-            drain=self._drain,
-            requests=self._readings.requests,
-            webhooks=self._webhooks,
-            reload=self._reload,
-            recordings=self._config.recording.folder,
-            applications=self._applications,
-            request_keys=RequestKeys(self._shared),
-            browser_calls=self._readings.browsers,
+            drain=self.drain,
+            requests=self.readings.requests,
+            webhooks=self.webhooks,
+            reload=self.reload,
+            recordings=self.config.recording.folder,
+            applications=self.applications,
+            request_keys=RequestKeys(self.shared),
+            browser_calls=self.readings.browsers,
             here=self._here,
-            siblings=siblings(others) if (others := self._config.sibling_sockets) else None,
-            levels=lambda: {call.record.call_id: call.levels for call in self._calls},
+            siblings=siblings(others) if (others := self.config.sibling_sockets) else None,
+            levels=lambda: {call.record.call_id: call.levels for call in self.calls},
             progress=self._progress,
-            listeners=lambda name: call_named({"call": name}, self._calls).listeners,
+            listeners=lambda name: call_named({"call": name}, self.calls).listeners,
         )
         return made
 
     def _live(self) -> list[dict[str, Any]]:
         """Return the rows of calls in progress."""
         now = datetime.now(UTC)
-        records = sorted((*self._calls.records,), key=lambda one: one.started_at)
+        records = sorted((*self.calls.records,), key=lambda one: one.started_at)
         return [
             {"id": one.call_id, **columns_of(one, now), "explanation": list(one.explanation)}
             for one in records
         ]
 
     def _here(self, call: str) -> bool:
-        return self._knows(call) or self._applications.knows(call)
+        return self.knows(call) or self.applications.knows(call)
 
     def _record(self, call_id: str) -> dict[str, Any] | None:
-        found = (one for one in self._calls.records if one.call_id == call_id)
+        found = (one for one in self.calls.records if one.call_id == call_id)
         return next((record.as_json() for record in found), None)
 
     def _progress(self, name: str, place: int, spoken: int) -> dict[str, Any]:
         """Return what is new in a call's transcript and timeline."""
-        call = call_named({"call": name}, self._calls)
+        call = call_named({"call": name}, self.calls)
         record = call.record
         entries = [] if record.transcript is None else record.transcript.as_json()
         first = max(spoken, record.transcript_dropped)
@@ -401,20 +364,20 @@ class Api:
     def _database(self) -> Database:
         from gateway.records.database import Database
 
-        return Database(self._config.records.database_url or "", read_only=True)
+        return Database(self.config.records.database_url or "", read_only=True)
 
     def not_ready(self) -> Mapping[str, str]:
         """Return why no further call should come here, by part; empty while they should."""
-        state = self._state()
+        state = self.state()
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":
             reasons["state"] = str(state["state"])
-        if refusing := self._shared.refusing:
+        if refusing := self.shared.refusing:
             reasons["shared"] = f"calls are refused: the database was not reached ({refusing})"
-        trunks = self._agent.trunk_states()
+        trunks = self.agent.trunk_states()
         if trunks and not any(_may_bring_calls(one) for one in trunks):
             reasons["trunks"] = "no trunk is registered, or answers OPTIONS"
-        servers = self._servers()
+        servers = self.servers()
         if servers and all(one["state"] != "up" for one in servers):
             reasons["realtime"] = "no realtime server works"
         return reasons
@@ -427,61 +390,3 @@ def _libraries() -> tuple[Any, Any, Any]:
     from gateway.api.siblings import Siblings
 
     return Metrics, Backend, Siblings
-
-
-log = structlog.get_logger("gateway")
-
-SECRET_SECONDS = 10.0  # for the provider's answer
-
-
-class SecretCommands:
-    """Brokers short-lived keys of the provider: for a browser, with the session of a route.
-
-    Args:
-        current: configuration and dialplan as they are now.
-    """
-
-    def __init__(self, current: Callable[[], tuple[Config, Dialplan]]) -> None:
-        self._current = current
-        self.commands: dict[str, Command] = {"client_secret": self._client_secret}
-
-    async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Create an ephemeral key at the provider for a route's session. Raises RefusedError."""
-        import httpx
-
-        config, dialplan = self._current()
-        route = next((one for one in dialplan.routes if one.name == request.get("route")), None)
-        if route is None:
-            raise NoCallError(f"there is no route {request.get('route')!r}")
-        plan = session_plan(config, route, Codec.PCMU)
-        if plan.endpoint.dialect is not GA:
-            raise RefusedError("the route's server has no client secrets")
-        session = deepcopy(dict(plan.settings))
-        for way in ("input", "output"):  # a browser negotiates its own
-            session.get("audio", {}).get(way, {}).pop("format", None)
-        own = route.session.get("tools")
-        session.pop("tools", None)
-        if own:  # the gateway's tools are run in calls of the gateway only
-            session["tools"] = own
-        body = {
-            "expires_after": request.get("expires_after"),
-            "session": {"type": "realtime", "model": plan.endpoint.model, **session},
-        }
-        url = plan.endpoint.shown.replace("ws", "http", 1) + "/client_secrets"
-        headers = {**plan.endpoint.request_headers(), "Accept-Encoding": "gzip, deflate"}
-        try:
-            async with (
-                asyncio.timeout(SECRET_SECONDS),
-                httpx.AsyncClient(trust_env=False, timeout=SECRET_SECONDS) as client,
-                client.stream("POST", url, json=plain_json(body), headers=headers) as answer,
-            ):
-                text, _whole = await read_answer(answer)
-                found = json_of(text)
-        except (httpx.HTTPError, TimeoutError, ValueError, ToolError) as error:
-            log.warning("operator.client_secret_failed", error=type(error).__name__)
-            raise RefusedError("the provider gave no answer") from None
-        if not answer.is_success or not isinstance(found, dict) or "value" not in found:
-            told = plan.endpoint.redact(text)[:500]
-            log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
-            raise RefusedError(f"the provider refused it: {answer.status_code}")
-        return found

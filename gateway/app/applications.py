@@ -112,6 +112,7 @@ class Waiting(IgnoringHandler):
         self._on_ended()
 
 
+@dataclass(eq=False)
 class Applications:
     """Asks applications about calls, and carries out their decisions. Used on the event loop.
 
@@ -120,22 +121,14 @@ class Applications:
         is_live: whether the sessions of a route are Live sessions.
     """
 
-    def __init__(
-        self,
-        endpoints: Callable[[], Sequence[Endpoint]],
-        calls: CallRegistry,
-        refuse: Refuse,
-        permit_refer: Callable[[str, bool], None],
-        is_live: Callable[[Route], bool],
-    ) -> None:
-        self._endpoints = endpoints
-        self._calls = calls
-        self._refuse = refuse
-        self._permit_refer = permit_refer
-        self._is_live = is_live
-        self._known: dict[str, _PendingCall] = {}
-        self._tasks = TaskSet()
-        self._client: Any = None
+    endpoints: Callable[[], Sequence[Endpoint]]
+    calls: CallRegistry
+    refuse: Refuse
+    permit_refer: Callable[[str, bool], None]
+    is_live: Callable[[Route], bool]
+    _known: dict[str, _PendingCall] = field(default_factory=dict, init=False)
+    _tasks: TaskSet = field(default_factory=TaskSet, init=False)
+    _client: Any = field(default=None, init=False)
 
     async def stop(self) -> None:
         """End the requests that are under way."""
@@ -147,12 +140,12 @@ class Applications:
         self, leg: Leg, record: CallRecord, match: Match, settings: Application, take: Take
     ) -> None:
         """Let the INVITE wait, and send the webhook."""
-        endpoint = next(one for one in self._endpoints() if one.name == settings.webhook)
-        call_id = f"{LIVE_ID if self._is_live(match.route) else 'rtc_'}{record.call_id}"
+        endpoint = next(one for one in self.endpoints() if one.name == settings.webhook)
+        call_id = f"{LIVE_ID if self.is_live(match.route) else 'rtc_'}{record.call_id}"
         now = asyncio.get_running_loop().time()
         asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
         leg.handler = Waiting(lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487))
-        self._calls.wait_for_decision(record, lambda why: self._end(call_id, why, ""))
+        self.calls.wait_for_decision(record, lambda why: self._end(call_id, why, ""))
         log.info("application.asked", call=record.call_id, application=settings.webhook)
         self._tasks.spawn(self._send(call_id, asked, endpoint), f"application {call_id}")
         self._tasks.spawn(self._wait(call_id, asked, settings), f"decision {call_id}")
@@ -204,7 +197,7 @@ class Applications:
         if not call.talking:
             raise Refusal(400, "call_not_answered", "the call is not up yet, or is being ended")
         try:
-            self._permit_refer(target, True)
+            self.permit_refer(target, True)
         except DialRefusedError as refused:
             raise Refusal(403, "target_not_allowed", str(refused), "target_uri") from None
         log.info("application.refer", call=call.record.call_id, who=token.name, to=target)
@@ -248,7 +241,7 @@ class Applications:
 
     def _begin(self, asked: _PendingCall, match: Match, sideband: Sideband | None) -> None:
         asked.over.set()
-        self._calls.decided(asked.record.call_id)
+        self.calls.decided(asked.record.call_id)
         try:
             asked.call = asked.take(asked.leg, asked.record, match, sideband, asked.began)
         except Exception as error:
@@ -263,9 +256,9 @@ class Applications:
         if asked is None or asked.call is not None:
             return
         asked.over.set()
-        self._calls.decided(asked.record.call_id)
+        self.calls.decided(asked.record.call_id)
         at_ms = (asyncio.get_running_loop().time() - asked.began) * 1000
-        self._refuse(asked.leg, asked.record, why, detail, code=code, at_ms=at_ms)
+        self.refuse(asked.leg, asked.record, why, detail, code=code, at_ms=at_ms)
 
     def _forget(self, call_id: str) -> None:
         self._known.pop(call_id, None)

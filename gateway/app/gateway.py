@@ -17,7 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections, explained_refusal
-from gateway.app.api_backend import Api, Readings, SecretCommands
+from gateway.app.api_backend import Api, Readings
 from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
@@ -25,7 +25,7 @@ from gateway.app.api_commands import (
     ProcessCommands,
 )
 from gateway.app.applications import Applications
-from gateway.app.browser_calls import BrowserCalls
+from gateway.app.browser_calls import BrowserCalls, SecretCommands
 from gateway.app.canary import Canaries
 from gateway.app.process import Part
 from gateway.app.registry import (

@@ -173,7 +173,6 @@ class CallController:
 
     @property
     def conversing(self) -> bool:
-        """Whether the call is up, with a session that talks."""
         return self._driver.machine.talking
 
     @property

@@ -48,6 +48,7 @@ Complete = Callable[[Match, str], Completed]
 """Completes a match with all its values, and with what the model is told of earlier calls."""
 
 
+@dataclass(eq=False)
 class DataLookup:
     """Fetches the data of one call, once. Belongs to the event loop.
 
@@ -55,18 +56,11 @@ class DataLookup:
         history: looks up the caller's earlier calls; None where none are wanted.
     """
 
-    def __init__(
-        self,
-        match: Match,
-        client: HttpClient | None,
-        complete: Complete,
-        history: Lookup | None = None,
-    ) -> None:
-        self._match = match
-        self._client = client
-        self._complete = complete
-        self._history = history
-        self._task: asyncio.Task[Prepared] | None = None
+    match: Match
+    client: HttpClient | None
+    complete: Complete
+    history: Lookup | None = None
+    _task: asyncio.Task[Prepared] | None = field(default=None, init=False)
 
     async def ready(self) -> Prepared:
         """Wait for the data or their deadline; return the complete plan.
@@ -76,7 +70,7 @@ class DataLookup:
         self.start("")
         assert self._task is not None
         prepared = await asyncio.shield(self._task)
-        data = self._match.route.data
+        data = self.match.route.data
         if prepared.failure and data is not None and data.on_failure == "reject":
             verdict = Verdict(Kind.FATAL, "no_data", "the data of this call cannot be had", True)
             raise SetupFailed(verdict, Step.CREATED, prepared.failure)
@@ -94,24 +88,24 @@ class DataLookup:
 
     async def _run(self, call_id: str) -> Prepared:
         """Fetch data and call history at the same time, and complete the plan with them."""
-        structlog.contextvars.bind_contextvars(call=call_id, route=self._match.route.name)
+        structlog.contextvars.bind_contextvars(call=call_id, route=self.match.route.name)
         (answer, failure, ms), earlier = await asyncio.gather(self._data(), self._earlier())
-        match, history, told = with_data(self._match, answer), None, ""
+        match, history, told = with_data(self.match, answer), None, ""
         if earlier is not None:
             match = replace(match, values={**match.values, **earlier.values})
             told = earlier.text if match.route.caller_history.message else ""
             history = {"calls": list(earlier.calls), "ms": earlier.ms}
             history |= {"failed": earlier.failure} if earlier.failure else {}
-        plan, settings, live = self._complete(match, told)
+        plan, settings, live = self.complete(match, told)
         return Prepared(plan, settings, ms, failure, live, history, len(match.route.message))
 
     async def _data(self) -> tuple[Any, str, int | None]:
         """Return the data, the failure if any, and the time it took (ms)."""
-        if self._match.route.data is None or self._client is None:
+        if self.match.route.data is None or self.client is None:
             return None, "", None
         loop = asyncio.get_running_loop()
         began = loop.time()
-        answer, failure = await fetch(self._match, self._client)
+        answer, failure = await fetch(self.match, self.client)
         ms = round((loop.time() - began) * 1000)
         if failure:
             log.warning("call.data_failed", detail=failure, ms=ms)
@@ -120,7 +114,7 @@ class DataLookup:
         return answer, failure, ms
 
     async def _earlier(self) -> Earlier | None:
-        return None if self._history is None else await self._history()
+        return None if self.history is None else await self.history()
 
 
 def with_data(match: Match, answer: Any) -> Match:

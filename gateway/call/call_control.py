@@ -338,7 +338,6 @@ class CallActions:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` or :meth:`settle` is due next (s)."""
         if self._begin_by is not None:
             return self._not_before or self._begin_by
         return None if self._action is None else self._action.deadline

@@ -140,7 +140,6 @@ class DtmfInput:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return self._collector.deadline
 
     def _send_run(self, collected: Collected | None, now: float) -> list[Output]:

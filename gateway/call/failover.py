@@ -198,7 +198,6 @@ class Failover:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
@@ -428,7 +427,6 @@ class Handover:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` or :meth:`settle` is due next (s)."""
         if self._standby is not None:
             return self._latest
         return None if self._opening else self._open_at

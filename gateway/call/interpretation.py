@@ -47,13 +47,11 @@ class Interpretation:
         self._open = False
 
     def begin(self) -> list[Output]:
-        """Join the legs, and open both sessions."""
         self._open = True
         joined = BridgeLegs(listen=False, original_db=self._plan.original_db)
         return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]
 
     def end(self) -> list[Output]:
-        """Close both sessions, once."""
         was_open, self._open = self._open, False
         return [Interpret()] if was_open else []
 

@@ -138,7 +138,6 @@ class SessionEvents:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:

@@ -11,6 +11,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
@@ -300,6 +301,7 @@ Reject = Callable[[CallRecord, EndReason, int, str], None]
 """Writes the record of a call that was not placed: why, SIP code, detail."""
 
 
+@dataclass(eq=False)
 class OutboundCalls:
     """Places calls, and remembers what became of the last ones. Lives on the event loop.
 
@@ -307,32 +309,20 @@ class OutboundCalls:
         choose: returns the route for a number that is called: itself, or with its canary.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        dialplan: Dialplan,
-        pump: MediaPump,
-        limiter: OutboundLimiter,
-        calls: Calls,
-        reject: Reject,
-        tools: ToolExecutor | None = None,
-        shared: Shared | None = None,
-        choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route,
-    ) -> None:
-        self._shared = shared
-        self._choose = choose
-        self._config = config
-        self._dialplan = dialplan
-        self._pump = pump
-        self._limiter = limiter
-        self._calls = calls
-        self._reject = reject
-        self._tools = tools
-        self._recent: OrderedDict[str, CallRecord] = OrderedDict()
+    config: Config
+    dialplan: Dialplan
+    pump: MediaPump
+    limiter: OutboundLimiter
+    calls: Calls
+    reject: Reject
+    tools: ToolExecutor | None = None
+    shared: Shared | None = None
+    choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route
+    _recent: OrderedDict[str, CallRecord] = field(default_factory=OrderedDict, init=False)
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
         """Place further calls by these."""
-        self._config, self._dialplan, self._tools = config, dialplan, tools
+        self.config, self.dialplan, self.tools = config, dialplan, tools
 
     def dial(
         self,
@@ -374,15 +364,15 @@ class OutboundCalls:
         """
         asked = self._ask(to, route, trunk, caller_id)
         asked.record.parent_id = parent
-        shared, record = self._shared, asked.record
+        shared, record = self.shared, asked.record
         wanted = None
-        if shared is not None and self._limiter.may_call(asked.uri):
+        if shared is not None and self.limiter.may_call(asked.uri):
             wanted = shared.wanted(record.call_id, asked.route, user_of(asked.uri))
         if shared is None or wanted is None:
             return self._dial(asked, variables or {})
         if rule := await shared.admit(wanted):
             log.warning("gateway.call_not_placed", to=asked.uri, rule=rule)
-            self._reject(record, EndReason.REFUSED, 403, rule)
+            self.reject(record, EndReason.REFUSED, 403, rule)
             raise DialRefusedError(rule)
         try:
             return self._dial(asked, variables or {})
@@ -392,10 +382,10 @@ class OutboundCalls:
 
     def _ask(self, to: str, route: str, trunk: str, caller_id: str) -> _Asked:
         """Raises ValueError where route, trunk or address are not to be had."""
-        chosen = next((one for one in self._dialplan.routes if one.name == route), None)
+        chosen = next((one for one in self.dialplan.routes if one.name == route), None)
         if chosen is None:
             raise ValueError(f"there is no route {route!r}")
-        through = next((one for one in self._config.trunk if one.name == trunk), None)
+        through = next((one for one in self.config.trunk if one.name == trunk), None)
         if trunk and through is None:
             raise ValueError(f"there is no trunk {trunk!r}")
         uri, caller_id = dial_uri(to, through), caller_id_of(caller_id, through)
@@ -408,15 +398,15 @@ class OutboundCalls:
         """Check caps and budgets of this process, and place the call. Raises DialRefusedError."""
         chosen, through, uri, caller_id, record = asked
         route = chosen.name
-        chosen = self._choose(chosen, user_of(uri), record)
+        chosen = self.choose(chosen, user_of(uri), record)
         try:
-            if (rule := self._calls.no_room()) is not None:
+            if (rule := self.calls.no_room()) is not None:
                 raise DialRefusedError(rule)
-            if (budget := self._calls.spent(chosen, user_of(uri))) is not None:
+            if (budget := self.calls.spent(chosen, user_of(uri))) is not None:
                 raise DialRefusedError(f"budget: {budget}")
-            give_back = self._limiter.admit(uri)
+            give_back = self.limiter.admit(uri)
         except DialRefusedError as refused:
-            self._reject(record, EndReason.REFUSED, 403, str(refused))
+            self.reject(record, EndReason.REFUSED, 403, str(refused))
             raise
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:
@@ -429,7 +419,7 @@ class OutboundCalls:
             give_back()
             detail = f"{type(error).__name__}: {error}"
             log.exception("call.internal_error", call=record.call_id, route=route)
-            self._reject(record, EndReason.INTERNAL_ERROR, 500, detail)
+            self.reject(record, EndReason.INTERNAL_ERROR, 500, detail)
             raise DialRefusedError(f"a defect of the gateway: {detail}") from error
 
     def _place(
@@ -445,13 +435,13 @@ class OutboundCalls:
         """Start the call; return the future of its record."""
         codecs = G711 if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.leg.codec = codecs[0].value
-        codec = session_codec(self._config, route, codecs[0])
+        codec = session_codec(self.config, route, codecs[0])
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
         def finished(call: CallController) -> None:
             try:
                 give_back()
-                self._calls.finished(call)
+                self.calls.finished(call)
             finally:
                 if not over.done():
                     over.set_result(call.record)
@@ -466,25 +456,25 @@ class OutboundCalls:
             caller_id: str = "",
         ) -> Leg:
             if audio is None:
-                return self._limiter.dial(uri, handler, audio, codecs, trunk, by_pattern, caller_id)
+                return self.limiter.dial(uri, handler, audio, codecs, trunk, by_pattern, caller_id)
             give_back()  # it was asked for before its session was opened
-            return self._limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
+            return self.limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
 
         match = placed_match(route, uri, record.leg.trunk, variables, datetime.now(UTC))
-        retry_after = sip_settings(self._config).retry_after
+        retry_after = sip_settings(self.config).retry_after
         call = CallController(
             OutboundTarget(uri, record.leg.trunk, codecs),
-            *plans(self._config, match, codec, retry_after, self._tools, placed=True),
+            *plans(self.config, match, codec, retry_after, self.tools, placed=True),
             record,
-            self._pump,
+            self.pump,
             finished,
             dial=dial,
-            permit_refer=self._limiter.permit_refer,
-            permit_dial=self._limiter.permit if self._limiter.asks_first else None,
-            tools=self._tools,
+            permit_refer=self.limiter.permit_refer,
+            permit_dial=self.limiter.permit if self.limiter.asks_first else None,
+            tools=self.tools,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": shown} if shown else {}))
-        self._calls.begin(call)
+        self.calls.begin(call)
         return over
 
     def recent(self, call_id: str) -> CallRecord | None:

@@ -53,22 +53,15 @@ class InviteCallbacks:
     """Told there of each that was refused below the application."""
 
 
+@dataclass(eq=False)
 class Incoming:
     """Handles requests while pjsua looks at them, on the SIP thread."""
 
-    def __init__(
-        self,
-        services: CallServices,
-        access: AccessControl,
-        accounts: Accounts,
-        trunks: Trunks,
-        callbacks: InviteCallbacks,
-    ) -> None:
-        self._services = services
-        self._access = access
-        self._accounts = accounts
-        self._trunks = trunks
-        self._callbacks = callbacks
+    services: CallServices
+    access: AccessControl
+    accounts: Accounts
+    trunks: Trunks
+    callbacks: InviteCallbacks
 
     def on_full(self, message: str) -> None:
         """Report a new INVITE (its text) that got 503, as the library had no call left for it."""
@@ -95,18 +88,18 @@ class Incoming:
         if refused.code in _UNREADABLE:
             source = "" if refused.invite is None else refused.invite.source.rpartition(":")[0]
             rule = f"INVITE that cannot be read: {refused.code}"
-            self._access.refusals.note(rule, source, time.monotonic(), code=refused.code)
+            self.access.refusals.note(rule, source, time.monotonic(), code=refused.code)
         else:
-            self._services.thread.to_loop(lambda: self._callbacks.on_refused(refused))
+            self.services.thread.to_loop(lambda: self.callbacks.on_refused(refused))
 
     def on_connection(self, prm: Any) -> None:
         """Register a TCP or TLS connection that was opened or closed."""
-        self._accounts.on_connection(prm)
+        self.accounts.on_connection(prm)
         handle = int(prm.hnd)
         if prm.state != pj.PJSIP_TP_STATE_CONNECTED:
-            self._access.connections.closed(handle)
+            self.access.connections.closed(handle)
         elif source := str(pj.nativeConnectedFrom(handle)):
-            self._access.on_connection(handle, source, pj.nativeShutConnection)
+            self.access.on_connection(handle, source, pj.nativeShutConnection)
 
     def account_for(self, rdata: Any) -> Account:
         """Return the account that answers an incoming request, and set the codecs of its call."""
@@ -115,35 +108,35 @@ class Incoming:
         trunk = None if found is None else found.trunk
         offered = self._offered(message)
         if trunk is not None and offered is not None:
-            self._services.codecs.offer([codec for codec in trunk.codecs if codec in offered][:1])
+            self.services.codecs.offer([codec for codec in trunk.codecs if codec in offered][:1])
         elif trunk is not None:
-            self._services.codecs.offer(list(trunk.codecs))
+            self.services.codecs.offer(list(trunk.codecs))
         else:
-            self._services.codecs.offer(list(G711))
-        current = self._access.current
+            self.services.codecs.offer(list(G711))
+        current = self.access.current
         if current is None:
-            return self._accounts.of(trunk)
-        return self._accounts.of(trunk, current.local, current.transport)
+            return self.accounts.of(trunk)
+        return self.accounts.of(trunk, current.local, current.transport)
 
     def _attribute(self, message: str, source: str) -> Attribution | None:
         """Return the trunk that a request is attributed to; None for an unknown source."""
-        if self._access.current is not None:
-            return self._access.found
+        if self.access.current is not None:
+            return self.access.found
         host, _, port = source.rpartition(":")
-        return self._trunks.attribute(host, int(port or 0), False, request_uri_of(message))
+        return self.trunks.attribute(host, int(port or 0), False, request_uri_of(message))
 
     def _offered(self, message: str) -> tuple[Codec, ...] | None:
         """Return the codecs of the audio line that will be answered, or else those of the whole
         offer."""
-        chosen = self._access.chosen
-        if self._access.current is not None and isinstance(chosen, Media):
+        chosen = self.access.chosen
+        if self.access.current is not None and isinstance(chosen, Media):
             return chosen.codecs
         return offered_codecs(message)
 
     def _facts_of(self, message: str, source: str) -> Invite:
         """Return the :class:`Invite` of a message that pjsua handles, with its trunk."""
         found = self._attribute(message, source)
-        current = self._access.current
+        current = self.access.current
         how = "" if found is None else found.how
         invite = replace(
             invite_of(message, source),
@@ -168,13 +161,13 @@ class Incoming:
 
         An exception ends the call with 500, and the call is reported as refused.
         """
-        call = SipCall(self._services, account, prm.callId)
+        call = SipCall(self.services, account, prm.callId)
         try:
             self._announce(call, text_of(prm.rdata.wholeMsg), text_of(prm.rdata.srcAddress))
         except Exception as error:
             log.exception("sip.callback_failed", callback="onIncomingCall", call=call.name)
             if not call.party:
-                self._services.calls.hold(call, "?")
+                self.services.calls.hold(call, "?")
             call.fail()
             info = call.getInfo()
             # Not by _facts_of, which may be what raised.
@@ -190,21 +183,21 @@ class Incoming:
                 offered=None,
             )
             refused = Refused(invite, 500, f"{type(error).__name__}: {error}")
-            self._services.thread.to_loop(lambda: self._callbacks.on_refused(refused))
+            self.services.thread.to_loop(lambda: self.callbacks.on_refused(refused))
 
     def _announce(self, call: SipCall, message: str, source: str) -> None:
         """Bind a call to a new leg, send 100 Trying, and report the leg to the application."""
         found = self._attribute(message, source)
         invite = self._facts_of(message, source)
-        self._callbacks.on_arrival(invite)
+        self.callbacks.on_arrival(invite)
         host = invite.source.rpartition(":")[0].strip("[]")
-        self._services.calls.hold(call, party_of(found, host))
-        leg = Leg(self._services.thread, invite)
+        self.services.calls.hold(call, party_of(found, host))
+        leg = Leg(self.services.thread, invite)
         call.bind(leg)
         call.respond(100)  # only now: pjsua sends none by itself (config_site.h)
         if invite.attributed_by in _PROVEN:
             pj.nativeOpenGate(call.getId())
-        self._services.thread.to_loop(lambda: self._callbacks.on_invite(leg))
+        self.services.thread.to_loop(lambda: self.callbacks.on_invite(leg))
 
 
 class Endpoint(pj.Endpoint):  # type: ignore[misc]

@@ -18,9 +18,9 @@ from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.api import limits
+from gateway.api import connections
 from gateway.api.backend import MAX_FOLLOWERS
-from gateway.api.limits import CONNECTIONS
+from gateway.api.connections import CONNECTIONS
 from gateway.api.tokens import hash_of
 from tests.calls.test_keys import events_of
 from tests.support.harness import GatewayStack, eventually
@@ -445,17 +445,17 @@ async def test_connections_that_say_nothing_keep_nobody_out(world: GatewayStack)
 async def test_a_request_that_never_ends_is_given_up(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
 
     async def app(_scope: Any, receive: Any, _send: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    config = uvicorn.Config(app, http=limits.Connection, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=connections.Connection, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: limits.Connection(config, state, {}), "127.0.0.1", 0
+        lambda: connections.Connection(config, state, {}), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.write(beginning)

@@ -22,7 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import gateway as package
-from gateway.api import hosted, limits
+from gateway.api import connections, hosted
 from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
@@ -591,7 +591,7 @@ async def test_an_application_is_read_no_faster_than_it_may_send(
 async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
     app = FastAPI()
 
     @app.websocket("/quiet")
@@ -600,7 +600,7 @@ async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
         await link.send_text(await link.receive_text())
 
     listener = socket.create_server(("127.0.0.1", 0))
-    http, ws = limits.Connection, "websockets-sansio"
+    http, ws = connections.Connection, "websockets-sansio"
     server = uvicorn.Server(uvicorn.Config(app, http=http, ws=ws, log_config=None, lifespan="off"))
     monkeypatch.setattr(server, "capture_signals", nullcontext)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -184,7 +184,6 @@ class OutOfBandResponses:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:

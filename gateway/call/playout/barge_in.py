@@ -234,7 +234,6 @@ class Interruptions:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         if not self._paused:
             return None
         due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]

@@ -192,7 +192,6 @@ class Guardrails:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return min((check.until for check in self._checks.values()), default=None)
 
     # ---- how

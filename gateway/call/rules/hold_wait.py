@@ -145,7 +145,6 @@ class HoldWait:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         if self._wait is None or self._control.termination is not None:
             return None
         latest = self._since + self._plan.max_wait

@@ -192,7 +192,6 @@ class MachineDetector:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         due = (self._beeps.deadline, self._music_deadline)
         return min((at for at in due if at is not None), default=None)
 

@@ -104,7 +104,6 @@ class ResponseFallback:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return self._sound_until
 
     def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:

@@ -111,7 +111,6 @@ class UserIdleTimeout:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
             return None
         return max(self._since, self._control.playback.cut_at) + self._plan.timeout
@@ -390,7 +389,6 @@ class Silence:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
         hangs_at = [at for at in (self._turn_hangs_at, self._turns_unanswered_at) if at is not None]

@@ -164,7 +164,6 @@ class Approvals:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         due = [one.deadline for one in self._pending.values() if one.deadline is not None]
         return min(due, default=None)
 

@@ -69,7 +69,6 @@ class DelegatedTasks:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         return min(self._waiting.values(), default=None)
 
     def take(self, event: WorkDelegated, now: float) -> list[Output]:

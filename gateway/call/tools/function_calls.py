@@ -249,7 +249,6 @@ class Functions:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s)."""
         due = [self._collecting.deadline, *(one.due for one in self._running.values())]
         due += [] if self._paused is None else [self._paused[0]]
         due += [] if self.tasks.deadline is None else [self.tasks.deadline]

@@ -8,8 +8,8 @@ the events: it comes fifty times a second and call, and has a path of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -390,17 +390,12 @@ class _CancelResponse(ClientEvent):
         session.cancel_response(self.response_id)
 
 
-CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
-    "session.update": _Update,
-    "input_audio_buffer.commit": _Commit,
-    "input_audio_buffer.clear": _Clear,
-    "conversation.item.create": _CreateItem,
-    "conversation.item.retrieve": _RetrieveItem,
-    "conversation.item.truncate": _TruncateItem,
-    "conversation.item.delete": _DeleteItem,
-    "response.create": _CreateResponse,
-    "response.cancel": _CancelResponse,
-}
+def by_type(models: Iterable[type[ClientEvent]]) -> dict[str, type[ClientEvent]]:
+    """Return models by the types of event that their field ``type`` names."""
+    return {name: one for one in models for name in get_args(one.model_fields["type"].annotation)}
+
+
+CLIENT_EVENTS = by_type(ClientEvent.__subclasses__())
 
 TRANSCRIPTION_EVENTS = {
     name: event

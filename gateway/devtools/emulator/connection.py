@@ -213,11 +213,9 @@ class Connection:
         self._outbox.end(code, reason, drop=drop)
 
     async def room(self) -> None:
-        """Wait until the client has taken what was sent."""
         await self._outbox.room()
 
     def later(self, delay_s: float, action: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call ``action`` after a delay, unless the connection ends before."""
 
         def fire() -> None:
             self._timers.discard(handle)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import audioop
 import random
+from asyncio import TimerHandle
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from gateway.devtools.emulator.conversation import Item
 from gateway.devtools.emulator.objects import (
     Json,
     ProtocolError,
+    Sender,
     new_id,
     pieces,
     transcription_usage,
@@ -138,22 +140,10 @@ _TYPE = "conversation.item.input_audio_transcription"
 _WORDS_IN_A_SEGMENT = 4
 
 
-class Host(Protocol):
-    """What is needed of the session."""
-
-    script: Script
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put an event in the way to the client."""
-
-    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
-        """Call ``action`` after a delay, unless the connection ends before."""
-
-
 class Transcribing:
     """Counts the turns of one session, and says what each was."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Listener) -> None:
         self._host = host
         self._turns = 0
 
@@ -222,23 +212,10 @@ _PREROLL_S = 10
 _SHORTEST_COMMIT_MS = 100
 
 
-class Cancellable(Protocol):
-    """A timer that can be stopped."""
-
-    def cancel(self) -> None:
-        """Stop it, harmlessly when it has fired."""
-
-
-class Listener(Protocol):
+class Listener(Sender, Protocol):
     """What the listening side tells its session."""
 
     script: Script
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put an event in the way to the client."""
-
-    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
-        """Call ``action`` after a delay, unless the session ends before."""
 
     def speech_began(self) -> None:
         """``speech_started`` was sent: interrupt what runs, if the settings say so."""
@@ -265,10 +242,10 @@ class Listening:
         self._item_id: str | None = None
         self._began_ms = 0
         self._voice_began_ms = 0
-        self._idle: Cancellable | None = None
+        self._idle: TimerHandle | None = None
         self._random = random.Random(session.script.speech.seed)
         self._interruptions = 0
-        self._scripted: Cancellable | None = None
+        self._scripted: TimerHandle | None = None
 
     @property
     def format(self) -> AudioFormat:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import Turn
 from gateway.devtools.emulator.live_items import FunctionOutput, backend_item, check_decision_item
-from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
+from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, new_id, pieces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
 
@@ -21,7 +21,7 @@ ONE_MOMENT = "One moment, please."
 _TOKENS_PER_ITEM = 50
 
 
-class Host(Protocol):
+class Host(Sender, Protocol):
     """What delegated work needs of its session."""
 
     script: Script
@@ -31,9 +31,6 @@ class Host(Protocol):
     @property
     def speaking(self) -> bool:
         """Whether there is something to say on the track."""
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put an event in the way to the client."""
 
     def at(self, delay_ms: float, action: Callable[[], None]) -> None:
         """Call ``action`` when the session's clock is so far on."""

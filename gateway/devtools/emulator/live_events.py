@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from gateway.devtools.emulator.client_events import ClientEvent
+from gateway.devtools.emulator.client_events import ClientEvent, by_type
 from gateway.devtools.emulator.live_config import tokens, too_long
 from gateway.devtools.emulator.live_delegation import Delegations
 from gateway.devtools.emulator.objects import ProtocolError
@@ -154,19 +154,4 @@ class Close(LiveEvent):
         session.close()
 
 
-LIVE_EVENTS: dict[str, type[LiveEvent]] = {
-    "session.start": Start,
-    "session.update": Update,
-    "session.input_audio.mute": Mute,
-    "session.input_audio.unmute": Mute,
-    "session.output_audio.fixture.play": PlayFixture,
-    "session.instructions.append": AppendText,
-    "session.thinking.append": AppendText,
-    "session.commentary.append": AppendText,
-    "response.item.create": CreateItem,
-    "response.create": CreateResponse,
-    "decision.create": CreateDecision,
-    "decision.item.create": CreateDecisionItem,
-    "decision.item.delete": DeleteDecisionItem,
-    "session.close": Close,
-}
+LIVE_EVENTS = by_type(LiveEvent.__subclasses__())

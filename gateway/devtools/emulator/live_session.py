@@ -26,12 +26,11 @@ from gateway.devtools.emulator.dialogue import (
     Turn,
     answer_to_append,
 )
-from gateway.devtools.emulator.listening import Cancellable
 from gateway.devtools.emulator.live_audio import LiveListening, Track, Transcripts, Utterance
 from gateway.devtools.emulator.live_config import started_session, tokens, updated_session
 from gateway.devtools.emulator.live_delegation import Delegations
 from gateway.devtools.emulator.live_events import FIXTURE_RATE, TextKind
-from gateway.devtools.emulator.objects import Json, ProtocolError
+from gateway.devtools.emulator.objects import Json, ProtocolError, Sender
 from gateway.devtools.emulator.response import Content, Settings
 from gateway.devtools.emulator.script import Answer, LiveError, Script
 from gateway.devtools.emulator.session_log import SessionRecord
@@ -48,21 +47,15 @@ MAX_WAITING_S = 60
 _log = structlog.get_logger("gateway.devtools.emulator")
 
 
-class Wire(Protocol):
+class Wire(Sender, Protocol):
     """The connection, as a Live session uses it."""
 
     azure: bool
     client_event_id: str | None
     """Of the client event that is being handled."""
 
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put a server event in the way to the client."""
-
     def error(self, error: ProtocolError, client_event_id: str | None) -> None:
         """Put an ``error`` event in the way."""
-
-    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
-        """Call ``action`` after a delay, unless the connection ends before."""
 
     def close(self, code: int, reason: str = "", *, drop: bool = False) -> None:
         """End the connection after what was sent so far."""
@@ -91,7 +84,7 @@ class LiveSession:
         self._format: AudioFormat = PCM
         self._waiting = bytearray()
         self._due = 0.0
-        self._stepping: Cancellable | None = None
+        self._stepping: asyncio.TimerHandle | None = None
         self._fed_at = 0.0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -187,7 +180,6 @@ class LiveSession:
 
     @property
     def speaking(self) -> bool:
-        """Whether there is something to say on the track."""
         return bool(self._track)
 
     def _put(self, utterance: Utterance) -> None:
@@ -286,12 +278,10 @@ class LiveSession:
             self._advance()
 
     def speak_text(self, text: str) -> None:
-        """Say these words."""
         answer = Answer(kind="say", text=text)
         self.make(answer, Turn(), lambda content: self.say_content(content, answer))
 
     def say_content(self, content: Content, answer: Answer, *, cuttable: bool = True) -> None:
-        """Put the sound of an answer on the track."""
         if content.audio:
             self._put(Utterance(content.audio, content.text, answer, cuttable=cuttable))
 
@@ -461,7 +451,6 @@ class LiveSession:
             self.later(left, self._watch_input)
 
     def handoff_incomplete(self) -> None:
-        """Report a backend that used up its tokens."""
         text = "Responses handoff incomplete"
         self._wire.error(ProtocolError("responses_handoff_incomplete", text), None)
 
@@ -486,7 +475,6 @@ class LiveSession:
         }
 
     def acknowledge(self, type_: str, **fields: Any) -> None:
-        """Answer the client event that is being handled."""
         self._reply(type_, self._wire.client_event_id, **fields)
 
     def _reply(self, type_: str, client_event_id: str | None, **fields: Any) -> None:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from gateway.devtools.emulator.conversation import Item
-from gateway.devtools.emulator.listening import Cancellable
-from gateway.devtools.emulator.objects import Json, ProtocolError, new_id
+from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, new_id
 from gateway.devtools.emulator.script import McpCall, Script
 from gateway.devtools.emulator.speech import AudioFormat
 
@@ -92,16 +91,10 @@ def needs_approval(call: McpCall, tools: Sequence[Mapping[str, Any]]) -> bool:
     return call.name not in ((rule.get("never") or {}).get("tool_names") or [])
 
 
-class Host(Protocol):
+class Host(Sender, Protocol):
     """What is needed of the session."""
 
     script: Script
-
-    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
-        """Call ``action`` after a delay."""
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put an event in the way to the client."""
 
     def add_item(self, item: Item) -> None:
         """An item at the end of the conversation."""

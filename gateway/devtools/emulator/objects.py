@@ -7,12 +7,24 @@ Errors have the codes and texts that the service was seen to use.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from asyncio import TimerHandle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+Json = dict[str, Any]
+
+
+class Sender(Protocol):
+    """The connection, or a session on it, as the parts of a session use it."""
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put a server event in the way to the client; ``audio`` is its ``delta``."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> TimerHandle:
+        """Call ``action`` after a delay, unless the connection ends before."""
 
 
 class ProtocolError(Exception):
@@ -115,9 +127,6 @@ def pieces(text: str, count: int) -> list[str]:
 def chunks(text: str, size: int) -> list[str]:
     """``text`` in pieces of ``size`` characters."""
     return [text[start : start + size] for start in range(0, len(text), size)]
-
-
-Json = dict[str, Any]
 
 
 def new_id(prefix: str) -> str:

@@ -30,6 +30,7 @@ from gateway.devtools.emulator.mcp_servers import (
 )
 from gateway.devtools.emulator.objects import (
     Json,
+    Sender,
     call_item,
     chunks,
     message_item,
@@ -44,15 +45,12 @@ from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 
 
-class Host(Protocol):
+class Host(Sender, Protocol):
     """What a response needs of its session."""
 
     conversation: Conversation
     script: Script
     limits: RateLimits
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put an event in the way to the client."""
 
     def room(self) -> Awaitable[None]:
         """Wait until the client has taken what was sent."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 import structlog
@@ -19,9 +19,9 @@ from gateway.devtools.emulator.client_events import (
 )
 from gateway.devtools.emulator.conversation import Conversation, Item
 from gateway.devtools.emulator.dialogue import ContentMaker, Turn
-from gateway.devtools.emulator.listening import Cancellable, Listening, Transcribing
+from gateway.devtools.emulator.listening import Listening, Transcribing
 from gateway.devtools.emulator.mcp_servers import McpServers
-from gateway.devtools.emulator.objects import Json, ProtocolError, message_item
+from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, message_item
 from gateway.devtools.emulator.rate_limits import RateLimits
 from gateway.devtools.emulator.response import Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
@@ -35,20 +35,14 @@ _TEXTS_REMEMBERED = 20
 _log = structlog.get_logger("gateway.devtools.emulator")
 
 
-class Wire(Protocol):
+class Wire(Sender, Protocol):
     """The connection, as a session uses it."""
-
-    def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put a server event in the way to the client."""
 
     def error(self, error: ProtocolError, client_event_id: str | None) -> None:
         """Put an ``error`` event in the way."""
 
     def room(self) -> Awaitable[None]:
         """Wait until the client has taken what was sent."""
-
-    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
-        """Call ``action`` after a delay, unless the connection ends before."""
 
 
 class Session:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api.backend import NoCallError
 from gateway.api.client import RefusedError
-from gateway.app.api_backend import SecretCommands
+from gateway.app.browser_calls import SecretCommands
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from tests.support.http_service import Answer, http_service

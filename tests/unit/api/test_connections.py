@@ -16,7 +16,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from gateway.api import local
+from gateway.api import connections
 from gateway.api.backend import Backend, EventFeed
 from gateway.api.client import NoAnswerError, RefusedError, ask_within
 from gateway.api.server import ApiServer
@@ -178,7 +178,7 @@ async def test_what_a_dead_gateway_left_is_replaced_and_nothing_else(tmp_path: P
 async def test_a_socket_that_was_removed_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.01)
     path = tmp_path / "socket"
     async with opened(path):
         path.unlink()
