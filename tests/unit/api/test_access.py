@@ -205,7 +205,7 @@ def test_sources_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         guarded = Access(TOKENS)
         assert [guarded.failed("192.0.2.1") for _ in range(20)] == [0.0] * 20
         for number in range(50):
-            guarded.failed(f"2001:db8::{number}")
+            guarded.failed(f"2001:db8:{number}::1")
         assert len(guarded._failures) == 10
 
     asyncio.run(run())
