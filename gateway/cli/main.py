@@ -73,8 +73,8 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "report": _Entry("past", "Report on calls by route, trunk, day or ending.", "report"),
         "canary": _Entry("past", "Compare, stop or start the canary of a route.", "canary"),
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
-        "blackbox": _Entry("black_boxes", "Print where the black box of a call is.", "black_box"),
-        "replay": _Entry("black_boxes", "Replay a black box, and show what differs.", "replay"),
+        "blackbox": _Entry("past", "Print where the black box of a call is.", "black_box"),
+        "replay": _Entry("past", "Replay a black box, and show what differs.", "replay"),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },
     "Develop": {

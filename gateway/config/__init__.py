@@ -15,9 +15,8 @@ from gateway.config.config import (
 )
 from gateway.config.operations import ControlSettings
 from gateway.config.sections import AccessSettings, OutboundSettings, RealtimeSettings
-from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings
+from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings, TrunkSettings
 from gateway.config.source import ConfigError, Problem
-from gateway.config.trunks import TrunkSettings
 
 __all__ = [
     "AccessSettings",

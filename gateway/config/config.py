@@ -38,7 +38,15 @@ from gateway.config.sections import (
     on_loopback,
     region_problem,
 )
-from gateway.config.sip import ListenAddress, SipSettings
+from gateway.config.sip import (
+    Keying,
+    ListenAddress,
+    SipSettings,
+    Srtp,
+    TrunkSettings,
+    judge_keying,
+    judge_trunks,
+)
 from gateway.config.source import (
     ConfigError,
     KeyPath,
@@ -49,13 +57,6 @@ from gateway.config.source import (
     TomlSource,
     problems_of,
     read_toml,
-)
-from gateway.config.trunks import (
-    Keying,
-    Srtp,
-    TrunkSettings,
-    judge_keying,
-    judge_trunks,
 )
 from gateway.config.values import (
     Count,

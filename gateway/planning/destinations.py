@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from gateway.audio.g711 import Codec
 from gateway.config import MediaSettings, OutboundSettings, TrunkSettings
 from gateway.config.numbers import called, matches, named_country
-from gateway.config.trunks import InboundAuthSettings
+from gateway.config.sip import InboundAuthSettings
 from gateway.sip.messages.headers import GOES_ELSEWHERE
 from gateway.sip.settings import Credentials, Limits, Peer, Security, Trunk
 

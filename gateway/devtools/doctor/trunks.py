@@ -21,8 +21,7 @@ from datetime import UTC, datetime
 
 from gateway.addresses import is_inside, is_loopback, is_name
 from gateway.config import Config
-from gateway.config.sip import Transport
-from gateway.config.trunks import Address, TrunkSettings
+from gateway.config.sip import Address, Transport, TrunkSettings
 from gateway.devtools.doctor import Finding, Verdict, bad, network, ok, warn
 from gateway.devtools.doctor.network import CERTIFICATE_DAYS, Service
 from gateway.devtools.doctor.trunk_messages import redacted
