@@ -130,7 +130,7 @@ class SecretCommands:
         self.commands: dict[str, Command] = {"client_secret": self._client_secret}
 
     async def _client_secret(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Create an ephemeral key at the provider for a route's session."""
+        """Create an ephemeral key at the provider for a route's session. Raises RefusedError."""
         import httpx
 
         config, dialplan = self._current()
