@@ -20,21 +20,13 @@ from gateway.api.client import (
     NoAnswerError,
     RefusedError,
     ask,
-    ask_within,
     socket_of,
     sockets_at,
 )
-from gateway.cli import CONFIG, examples
+from gateway.cli import CONFIG, SOCKET, ask_each, asked, examples
 from gateway.cli.status_text import call_lines, duration, status_lines
 from gateway.ending import OUTCOMES
 from gateway.text import printable
-
-SOCKET = click.option(
-    "--socket",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Control socket of the gateway; overrides control.socket.",
-)
 
 
 @click.command("status", epilog=examples("gateway status", "gateway status --json"))
@@ -46,7 +38,7 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
 
     Exit 0; 1 when no gateway answers; 3 when a part of it has failed.
     """
-    each = _each(config, path, "status", all_workers=True)
+    each = ask_each(config, path, "status", all_workers=True)
     if as_json:
         told = each[0][1] if len(each) == 1 else {"workers": dict(each)}
         click.echo(printable(json.dumps(told, ensure_ascii=False)))
@@ -57,53 +49,6 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
             click.echo(printable(line))
     if any((status.get("health") or {}).get("problems") for _, status in each):
         sys.exit(3)
-
-
-def asked(
-    config: Path,
-    path: Path | None,
-    command: str,
-    seconds: float = ANSWER_SECONDS,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Return the answer of the gateway that the options name, within ``seconds``.
-
-    Without an answer, prints why and exits with 1.
-    """
-    return _each(config, path, command, seconds, **fields)[0][1]
-
-
-def _each(
-    config: Path,
-    path: Path | None,
-    command: str,
-    seconds: float = ANSWER_SECONDS,
-    *,
-    all_workers: bool = False,
-    **fields: Any,
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return the answer of the first worker that answers, or of ``all_workers``, with its socket.
-
-    Without an answer, prints why and exits with 1.
-    """
-    found: list[tuple[str, dict[str, Any]]] = []
-    failed: Exception | None = None
-    try:
-        for one in sockets_at(path or socket_of(config)):
-            try:
-                found.append((one.name, ask_within(seconds, one, command, **fields)))
-            except NoAnswerError as error:
-                failed = failed or error
-                continue
-            if not all_workers:
-                break
-    except (NoAnswerError, RefusedError) as error:
-        failed = error
-    if failed is not None and (all_workers or not found):
-        click.echo(printable(str(failed)), err=True)
-    if not found:
-        sys.exit(1)
-    return found
 
 
 RELOAD_SECONDS = 30.0
@@ -158,7 +103,7 @@ def calls(
         return
     if since or until or form or any(wanted.values()):
         raise click.UsageError("filters and --format are for past calls: add --past")
-    workers = _each(config, path, "status", all_workers=True)
+    workers = ask_each(config, path, "status", all_workers=True)
     found = [call for _, status in workers for call in status["calls"]]
     if as_json:
         click.echo(printable(json.dumps(found, ensure_ascii=False)))
@@ -384,7 +329,7 @@ def reload(config: Path, path: Path | None) -> None:
     Prints what changed and what needs a restart. Where a file is wrong, the gateway keeps all of
     the old: exit 2, with file, line and key.
     """
-    each = _each(config, path, "reload", RELOAD_SECONDS, all_workers=True)
+    each = ask_each(config, path, "reload", RELOAD_SECONDS, all_workers=True)
     for name, told in each:
         who = f"{name}: " if len(each) > 1 else ""
         for problem in told["problems"]:

@@ -17,8 +17,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from gateway.cli import CONFIG, examples
-from gateway.cli.live_calls import SOCKET, asked
+from gateway.cli import CONFIG, SOCKET, asked, examples
 from gateway.text import printable
 
 if TYPE_CHECKING:

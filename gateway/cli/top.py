@@ -19,8 +19,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from gateway.api.client import NoAnswerError, RefusedError, ask, socket_of, sockets_at
-from gateway.cli import CONFIG, examples
-from gateway.cli.live_calls import SOCKET
+from gateway.cli import CONFIG, SOCKET, examples
 from gateway.text import printable
 
 Ask = Callable[..., Awaitable[dict[str, Any]]]
