@@ -334,9 +334,7 @@ class Admission:
                 + self.config.place("codecs", leg.invite.trunk)
             )
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
-        elif (
-            match := synthetic or self.dialplan.match(facts_of(leg.invite, now), others)
-        ) is None:
+        elif (match := synthetic or self.dialplan.match(facts_of(leg.invite, now), others)) is None:
             record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")
         elif (
