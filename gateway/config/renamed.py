@@ -161,8 +161,29 @@ ABSENT_KEYS: Mapping[str, str] = MappingProxyType(
         f"trunk.{key}": 'registrar has it: registrar = "sip.example.net"'
         for key in ("domain", "register")
     }
-    | {f"trunk.{key}": "it is called username" for key in ("user", "login", "auth_user")}
+    | {
+        f"trunk.{key}": "it is called username"
+        for key in ("user", "login", "auth_user", "defaultuser")
+    }
     | {f"trunk.{key}": "it is called password" for key in ("secret", "pass")}
+    | {  # an Asterisk's
+        "trunk.context": 'routes say whose calls they take: [[route]] trunk = "pbx"',
+        "trunk.insecure": "peers are known by their address: leave it out",
+        "trunk.nat": "RTP goes where it comes from: leave it out; for SDP: sip.public_address",
+        "trunk.type": "a trunk has no type: leave it out",
+    }
+    | {f"trunk.{key}": "it is called caller_id" for key in ("callerid", "fromuser", "from_user")}
+    | {f"trunk.{key}": 'codecs has it: codecs = ["PCMA"]' for key in ("allow", "disallow")}
+    | {f"trunk.{key}": "options_interval has it (s)" for key in ("qualify", "qualify_frequency")}
+    | {
+        f"trunk.{key}": "all kinds are taken; how it is sent: [route.send_dtmf] mode"
+        for key in ("dtmf_mode", "dtmfmode")
+    }
+    | {
+        f"trunk.{key}": 'srtp has it: srtp = "required"'
+        for key in ("encryption", "media_encryption")
+    }
+    | {f"trunk.{key}": "it is called outbound_proxy" for key in ("outboundproxy", "proxy")}
     | {
         f"route.greeting.{key}": 'words: say = "Hello."; a WAV file: clip = "hello.wav"'
         for key in ("text", "message", "play", "file", "audio", "sound")

@@ -107,7 +107,7 @@ def _port_range(value: object) -> PortRange:
 
 def _address_or_empty(value: str) -> str:
     if re.fullmatch(r"[\d.]+:\d+|\[[^]]+\]:\d+", value):
-        raise ValueError("is an address alone, without a port")
+        raise ValueError("must be an address alone, without a port")
     return ip_literal(value.strip("[]")) if value else ""
 
 

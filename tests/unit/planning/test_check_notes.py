@@ -446,11 +446,26 @@ def test_files_beside_the_configuration_are_named_as_it_is(
     ("sip", "says"),
     [
         ("rtp_ports = [29999, 20000]", "the highest port must be above the lowest"),
-        ('public_address = "203.0.113.9:5060"', "is an address alone, without a port"),
+        ('public_address = "203.0.113.9:5060"', "must be an address alone, without a port"),
     ],
 )
 def test_addresses_and_ports_of_sip(tmp_path: Path, sip: str, says: str) -> None:
     assert says in checked(tmp_path, f"{BASE}[sip]\n{sip}\n")
+
+
+def test_keys_of_an_asterisk(tmp_path: Path) -> None:
+    keys = (
+        'type = "endpoint"\ncontext = "from-pbx"\nfromuser = "100"\nallow = "alaw"\nqualify = 30\n'
+    )
+    told = checked(tmp_path, f'{BASE}[[trunk]]\nname = "t"\npeers = ["192.0.2.1"]\n{keys}')
+    for says in (
+        "trunk[0].type: unknown key; a trunk has no type",
+        'trunk[0].context: unknown key; routes say whose calls they take: [[route]] trunk = "pbx"',
+        "trunk[0].fromuser: unknown key; it is called caller_id",
+        'trunk[0].allow: unknown key; codecs has it: codecs = ["PCMA"]',
+        "trunk[0].qualify: unknown key; options_interval has it",
+    ):
+        assert says in told
 
 
 def test_tls_at_the_port_of_udp(tmp_path: Path) -> None:
