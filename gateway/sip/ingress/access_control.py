@@ -22,9 +22,11 @@ from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.messages.headers import (
     body_of,
     first_of,
+    has_unreadable_number,
     headers_of,
     session_interval,
     start_line_of,
+    without_unreadable,
 )
 from gateway.sip.messages.replies import (
     Reply,
@@ -187,6 +189,13 @@ class AccessControl:
             return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
+        # Before credentials are looked at, which are good once.
+        if (
+            method == "INVITE"
+            and has_unreadable_number(headers)
+            and self._take(without_unreadable(received.message), known_only=False)
+        ):
+            return DROP
         if not inside:
             admitted = self.policy.admit(received, self.found, source, headers, now)
             if isinstance(admitted, Stopped):
@@ -256,6 +265,10 @@ class AccessControl:
                 stripped_response(unread.data, unread.source, unread.port), known_only=False
             )
             or self._take_stripped(unread, unread.data)
+            or (
+                method_of(unread.data) == "INVITE"
+                and self._take(without_unreadable(unread.data), known_only=False)
+            )
         ):
             return b""
         rule, code = "malformed: cannot be read", unread.code

@@ -46,7 +46,8 @@ def name_addr_of(text: str) -> NameAddr:
             return NameAddr()
         quoted, rest = _unescaped(text[1:end]), text[end + 1 :]
     before, bracket, inside = rest.partition("<")
-    if not bracket:
+    # Not one that is quoted, in a parameter: sip:a@h;+sip.instance="<urn:uuid:1>"
+    if not bracket or (quoted is None and before.count('"') % 2):
         uri, _, parameters = ("", "", "") if quoted is not None else rest.partition(";")
         return NameAddr("", uri.strip(), parameters)
     uri, closed, after = inside.partition(">")
@@ -320,3 +321,41 @@ def number_of(uri: str) -> str:
     user = found[1] if found else ""
     bare = _SEPARATORS.sub("", user)
     return bare if re.fullmatch(r"\+?[0-9*#]+", bare) else user
+
+
+_NUMBERS = ("expires", "min-expires", "min-se", "session-expires", "retry-after")
+"""Fields that begin with a number, and that a call can do without."""
+
+_NUMBER_FIELD = re.compile(
+    rb"(?:expires|min-expires|min-se|session-expires|x|retry-after)[ \t]*:", re.I
+)
+_FIELD = re.compile(rb"[\w.!%*+`'~-]{1,256}[ \t]*:")
+_BEGINS_WITH_NUMBER = re.compile(r"\s*[0-9]{1,10}\s*(?:[;(].*)?", re.DOTALL)
+
+
+def has_unreadable_number(headers: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether an optional field that is to begin with a number does not."""
+    return any(
+        _BEGINS_WITH_NUMBER.fullmatch(value) is None
+        for name in _NUMBERS
+        for value in headers.get(name, ())
+    )
+
+
+def without_unreadable(request: bytes) -> bytes:
+    """Return a request without optional numbers that are none, and without lines that are no field.
+
+    What is malformed and not needed is to be ignored (RFC 3261 section 8.2). Empty where the
+    request has nothing of the kind.
+    """
+    head, end, body = request.partition(b"\r\n\r\n")
+    first, *lines = re.split(rb"\r\n(?![ \t])", head)
+    kept = [line for line in lines if _is_readable(line)]
+    return b"" if len(kept) == len(lines) else b"\r\n".join([first, *kept]) + end + body
+
+
+def _is_readable(line: bytes) -> bool:
+    if _NUMBER_FIELD.match(line) is None:
+        return _FIELD.match(line) is not None
+    value = line.partition(b":")[2].decode("latin-1")
+    return _BEGINS_WITH_NUMBER.fullmatch(value) is not None

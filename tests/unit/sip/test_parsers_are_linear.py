@@ -28,6 +28,7 @@ from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
     body_of,
     display_name_of,
+    has_unreadable_number,
     headers_of,
     name_addr_of,
     number_of,
@@ -35,6 +36,7 @@ from gateway.sip.messages.headers import (
     split_list,
     uri_of,
     user_of,
+    without_unreadable,
 )
 from gateway.sip.messages.identity import asserted, diverted, invite_of
 from gateway.sip.messages.replies import answer_unread, method_of
@@ -166,6 +168,10 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "display_name_of": display_name_of,
     "headers_of": lambda text: headers_of(f"INVITE sip:1@h SIP/2.0\r\nA: {text}"),
     "body_of": body_of,
+    "has_unreadable_number": lambda text: has_unreadable_number({"expires": (text,)}),
+    "without_unreadable": lambda text: without_unreadable(
+        f"INVITE sip:1@h SIP/2.0\r\n{text}\r\nMin-SE: {text}\r\n\r\n".encode()
+    ),
     "offered_codecs": offered_codecs,
     "asserted": lambda text: asserted({"p-asserted-identity": (text,)}),
     "diverted": lambda text: diverted({"diversion": (text,)}),
