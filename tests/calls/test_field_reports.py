@@ -312,8 +312,8 @@ HEADERS: dict[str, tuple[Report, ...]] = {
                'sip:t@{me};+sip.instance="<urn:gsma:imei:A-B-0>";+g.3gpp.icsi-ref="urn%3Aa";audio')),
         Report("linphone-android #1366", "a token for pushes in Contact", head=contact(
                '"T" <sip:t@{me};pn-tok=fmoXY:APA91bHy9_i-u;pn-silent=1>;q=1.0;expires=3396')),
-        Report("imsdroid #17", "a Contact over lines, within a quoted string",
-               head=contact('\r\n <sip:t@{me}>;expires=600;language="e\r\n n,fr";+g.oma.sip-im')),
+        Report("imsdroid #17", "a Contact over lines, a comma in a parameter",
+               head=contact('\r\n <sip:t@{me}>;expires=600\r\n ;language="en,fr";+g.oma.sip-im')),
         Report("sipgo #304", "two Contacts in one field",
                head=contact("<sip:t@{me}>;q=1, <sip:u@{me}>;q=0.5")),
         Report("pjproject #2724", "From with a line end in it", head=sender("<sip:100@{me}\n>"),

@@ -170,7 +170,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "body_of": body_of,
     "has_unreadable_number": lambda text: has_unreadable_number({"expires": (text,)}),
     "without_unreadable": lambda text: without_unreadable(
-        f"INVITE sip:1@h SIP/2.0\r\n{text}\r\nMin-SE: {text}\r\n\r\n".encode()
+        f"INVITE sip:1@h SIP/2.0\r\n{text}\r\nMin-SE: {text}\r\n\r\n".encode("utf-8", "replace")
     ),
     "offered_codecs": offered_codecs,
     "asserted": lambda text: asserted({"p-asserted-identity": (text,)}),
