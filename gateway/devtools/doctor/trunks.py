@@ -83,7 +83,11 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
             if own and is_inside(own) and not is_inside(address) and not config.sip.stun_server:
                 fact = f"{shown} answers OPTIONS, but SDP would carry {own}, which it cannot reach"
                 return warn("trunk", fact, "set sip.public_address, and forward the ports")
-            return ok("trunk", f"{shown} answers OPTIONS with {answer.code} {answer.reason}")
+            fact = f"{shown} answers OPTIONS with {answer.code} {answer.reason}"
+            if answer.code in (401, 407) and trunk.password is None:
+                advice = "does it know our address (an Asterisk: match of its identify)? "
+                return warn("trunk", fact, f"{advice}Else it refuses the calls that we place")
+            return ok("trunk", fact)
         return await _login(client, trunk, shown)
     except _ProbeError as error:
         return bad("trunk", f"{shown}: {error.fact}", error.advice)

@@ -106,6 +106,19 @@ def test_a_trunk_by_address(tmp_path: Path, registrar: int) -> None:
     assert "answers OPTIONS with 200 OK" in finding.fact
 
 
+def test_a_trunk_that_does_not_know_our_address(
+    tmp_path: Path, registrar: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = answer_to
+    monkeypatch.setattr(
+        f"{__name__}.answer_to", lambda request: answer(request).replace("200 OK", "401 No", 1)
+    )
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{registrar}"]\n')
+    assert finding.verdict is Verdict.WARN, finding
+    assert "401 No" in finding.fact
+    assert "does it know our address" in finding.advice
+
+
 def test_a_trunk_is_asked_from_the_address_that_calls_come_from(
     tmp_path: Path, registrar: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
