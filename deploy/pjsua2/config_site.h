@@ -68,8 +68,8 @@
 
 #define PJ_LOG_MAX_LEVEL 5
 
-/* G.711, and G.722 by native/g722.cpp, which is a codec of 8 kHz for the bridge: nothing to resample,
- * to show or to play on this machine. */
+/* G.711, and G.722 and Opus by native/wide_codecs.cpp, which are codecs of 8 kHz for the bridge: nothing
+ * to resample, to show or to play on this machine. */
 #define PJMEDIA_HAS_VIDEO 0
 #define PJMEDIA_HAS_L16_CODEC 0
 #define PJMEDIA_HAS_G722_CODEC 1

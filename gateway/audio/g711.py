@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two codecs and the sizes that follow from them.
 
-One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8. G.722 (section
-4.5.2) has as many bytes, each of them two samples at 16 kHz: queues and counts are the same.
+One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8. The queues of
+a call in G.722 or Opus have linear samples at 24 kHz instead, 48 bytes in a millisecond.
 """
 
 from __future__ import annotations
 
 import audioop
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Protocol
 
 SAMPLE_RATE = 8000
 """Samples, and G.711 bytes, a second."""
@@ -33,35 +31,53 @@ class Codec(StrEnum):
     PCMU = "PCMU"
     PCMA = "PCMA"
     G722 = "G722"
+    OPUS = "opus"
+
+    @property
+    def wide(self) -> bool:
+        """Whether its calls have sound above 4 kHz; their audio is linear samples at 24 kHz."""
+        return self not in G711
+
+    @property
+    def rtpmap(self) -> str:
+        """What SDP says of it: encoding, clock rate and, for more than one, channels."""
+        return "opus/48000/2" if self is Codec.OPUS else f"{self.value}/{SAMPLE_RATE}"
 
     @property
     def narrow(self) -> Codec:
         """The G.711 codec for what is kept, measured or joined at 8 kHz."""
-        return Codec.PCMU if self is Codec.G722 else self
+        return Codec.PCMU if self.wide else self
 
     @property
     def session_format(self) -> str:
         """The realtime protocol's name of the format: ``audio/pcmu`` or ``audio/pcma``; it has none
-        for G.722, which is never on the wire."""
+        for the others, which are never on the wire."""
         return f"audio/{self.value.lower()}"
 
     @property
-    def silence(self) -> bytes:
-        """One byte of silence: linear zero in this codec.
+    def bytes_per_ms(self) -> int:
+        """Bytes of a call's audio in a millisecond."""
+        return BYTES_PER_MS * 6 if self.wide else BYTES_PER_MS
 
-        For G.722 it is one that no encoder has: our decoder's memory passes it by.
-        """
-        return _SILENCE[self]
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a call's audio in a frame."""
+        return self.bytes_per_ms * FRAME_MS
+
+    @property
+    def silence(self) -> bytes:
+        """One byte of silence: linear zero in this codec."""
+        return _SILENCE.get(self, b"\0")
 
     def quieter_than(self, level: int) -> bytes:
-        """The bytes of samples below an amplitude, of 32,768; of G.722 only its zero."""
-        if self is Codec.G722:
+        """The bytes of samples below an amplitude, of 32,768; of linear samples only their zero."""
+        if self.wide:
             return self.silence
         linear = memoryview(self.to_linear(bytes(range(256)))).cast("h")
         return bytes(byte for byte, sample in enumerate(linear) if abs(sample) < level)
 
     def to_linear(self, audio: bytes) -> bytes:
-        """G.711 bytes to 16-bit samples in host byte order (two bytes for each). Not for G.722."""
+        """G.711 bytes to 16-bit samples in host byte order (two bytes for each)."""
         if self is Codec.PCMU:
             return audioop.ulaw2lin(audio, 2)
         return audioop.alaw2lin(audio, 2)
@@ -79,25 +95,4 @@ class Codec(StrEnum):
 G711 = (Codec.PCMU, Codec.PCMA)
 """What calls speak unless a trunk's ``codecs`` say otherwise."""
 
-_SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5", Codec.G722: b"\0"}
-
-
-class G722Coder(Protocol):
-    """One direction of G.722, whose bytes and samples go through it in their order."""
-
-    def decode(self, audio: bytes) -> bytes:
-        """16-bit samples at 16 kHz in host byte order, four bytes for each byte."""
-
-    def encode(self, pcm: bytes) -> bytes:
-        """G.722 of such samples; what is no whole pair of them is left out."""
-
-    def narrow(self, audio: bytes) -> bytes:
-        """The same as PCMU, one byte for each; what is above 4 kHz is left out."""
-
-
-def _no_coder() -> G722Coder:
-    raise RuntimeError("G.722 is coded by the SIP library, which is not loaded")
-
-
-g722_coder: list[Callable[[], G722Coder]] = [_no_coder]
-"""Makes a coder: the last one, which :mod:`gateway.sip.media.ports` adds when it is imported."""
+_SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5"}

@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-from gateway.audio.g711 import FRAME_BYTES
 from gateway.bridge.legs import Legs
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.media import MediaPump
@@ -56,9 +55,10 @@ class _Direction:
         Frames that do not fit are counted by the queue.
         """
         self.rest += audio
+        codec = self.audio.playout.codec
         if not more and self.rest:
-            self.rest += self.audio.playout.codec.silence * (-len(self.rest) % FRAME_BYTES)
-        whole = len(self.rest) - len(self.rest) % FRAME_BYTES
+            self.rest += codec.silence * (-len(self.rest) % codec.frame_bytes)
+        whole = len(self.rest) - len(self.rest) % codec.frame_bytes
         if whole:
             self.audio.playout.put(bytes(self.rest[:whole]))
             del self.rest[:whole]

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, SAMPLE_RATE
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
 from gateway.bridge.inbound_audio import InboundAudioAnalyzer
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs
@@ -30,13 +30,13 @@ from gateway.sip.media.ports import CallAudio
 
 log = structlog.get_logger("media")
 
-AHEAD_BYTES = 5 * SAMPLE_RATE
+AHEAD_MS = 5000
 """Caller's audio that may come at once: what a network held back for five seconds."""
 
-FASTEST_BYTES = 1.05 * SAMPLE_RATE
-"""A second, in the long run: a clock that is fast by a twentieth."""
+FASTEST = 1.05
+"""Of real time, in the long run: a clock that is fast by a twentieth."""
 
-WITHHELD_BYTES = SAMPLE_RATE * 5 // 2
+WITHHELD_MS = 2500
 """Of audio that is kept from the session: it was analysed a second at a time, and the beginning of
 a word is in the second before."""
 
@@ -257,7 +257,8 @@ class CallMedia(CallPart):
         self._analyzer = InboundAudioAnalyzer(plan)
         self._hold: outputs.Hold | None = None
         self._streaming = self._concealed = self._muted = False
-        self._room, self._heard_at = float(AHEAD_BYTES), time.monotonic()
+        self._bytes_per_ms = plan.codec.bytes_per_ms
+        self._room, self._heard_at = float(AHEAD_MS * self._bytes_per_ms), time.monotonic()
         self._too_fast = 0
         """Bytes that came faster than real time, and were left out."""
         self._withheld: bytearray | None = None
@@ -291,7 +292,7 @@ class CallMedia(CallPart):
         record.media.refused_playout_frames = playout.frames_refused
         counts = self._audio.uplink.counts
         record.media.dropped_uplink_frames = -(-counts.dropped_ms // FRAME_MS)
-        record.media.dropped_uplink_frames += self._too_fast // FRAME_BYTES
+        record.media.dropped_uplink_frames += self._too_fast // (FRAME_MS * self._bytes_per_ms)
         record.media.uplink = asdict(counts)
 
     @property
@@ -312,7 +313,7 @@ class CallMedia(CallPart):
                     audio = self._in_place_of(audio)
                 if self._withheld is not None:
                     self._withheld += audio
-                    del self._withheld[:-WITHHELD_BYTES]
+                    del self._withheld[: -WITHHELD_MS * self._bytes_per_ms]
                     audio = self._audio.codec.silence * len(audio)
                 if audio and self._streaming:
                     self._send(audio)
@@ -324,13 +325,15 @@ class CallMedia(CallPart):
     def _as_fast_as_real(self, audio: bytes) -> bytes:
         """Cut audio that comes faster than real time, and count it: each second of it costs."""
         now = time.monotonic()
-        room = min(AHEAD_BYTES, self._room + (now - self._heard_at) * FASTEST_BYTES)
+        passed = (now - self._heard_at) * 1000 * FASTEST * self._bytes_per_ms
+        room = min(AHEAD_MS * self._bytes_per_ms, self._room + passed)
         self._heard_at = now
         if len(audio) > room:
             if not self._too_fast:
                 log.warning("call.audio_too_fast", call=self._host.record.call_id)
-            self._too_fast += len(audio) - int(room)
-            audio = audio[: int(room)]
+            kept = int(room) - int(room) % (self._bytes_per_ms // 8)
+            self._too_fast += len(audio) - kept
+            audio = audio[:kept]
         self._room = room - len(audio)
         return audio
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
+from gateway.audio.g711 import BYTES_PER_MS, FRAME_MS
 from gateway.call.call_record import CallTimeline, TransferAttempt
 from gateway.call.inputs import (
     BLegAnswered,
@@ -115,6 +115,7 @@ class Briefing:
         words: what is said before the prompt; "" for a summary by the model.
         speak: has the model speak; None where no session is up.
         step: takes a step of the briefing for its transfer, which draws the conclusions.
+        bytes_per_ms: of the session's audio.
     """
 
     def __init__(
@@ -124,7 +125,9 @@ class Briefing:
         timeline: CallTimeline,
         speak: Speaker | None,
         step: Callable[[Callable[[Briefing], list[Output]], float], list[Output]],
+        bytes_per_ms: int,
     ) -> None:
+        self._bytes_per_ms = bytes_per_ms
         self.answer = ""
         """accepted, declined, hung_up, no_key, or skipped where it could not be given; "" yet."""
         self._plan = plan
@@ -218,8 +221,9 @@ class Briefing:
             return []
         if self._speech_by is not None:
             self._speech_by, self._began = None, now
-        self._audio += audio[: MAX_BRIEFING_SECONDS * 1000 * BYTES_PER_MS - len(self._audio)]
-        whole = len(self._audio) - len(self._audio) % FRAME_BYTES
+        most = MAX_BRIEFING_SECONDS * 1000 * self._bytes_per_ms
+        self._audio += audio[: most - len(self._audio)]
+        whole = len(self._audio) - len(self._audio) % (FRAME_MS * self._bytes_per_ms)
         begun, self._played = self._played, whole
         return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
@@ -233,7 +237,7 @@ class Briefing:
 
     def _complete(self, now: float) -> list[Output]:
         """Set the time of the repetition: after all of it has been heard."""
-        heard_at = self._began + len(self._audio) / BYTES_PER_MS / 1000
+        heard_at = self._began + len(self._audio) / self._bytes_per_ms / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
 
@@ -266,7 +270,9 @@ class Transfer:
         timeline: CallTimeline,
         speak: Speaker | None,
         interpreter: Interpreter | None = None,
+        bytes_per_ms: int = BYTES_PER_MS,
     ) -> None:
+        self._bytes_per_ms = bytes_per_ms
         self.deadline: float | None = None
         self.audio_cut = True
         """No audio passes between caller and model."""
@@ -418,7 +424,9 @@ class Transfer:
         if self._briefing is not None:
             return []
         words = plan.text or self._target.briefing
-        self._briefing = Briefing(plan, words, self._timeline, self._speak, self._briefed)
+        self._briefing = Briefing(
+            plan, words, self._timeline, self._speak, self._briefed, self._bytes_per_ms
+        )
         return [note, *self._briefed(lambda briefing: briefing.begin(now), now)]
 
     @property

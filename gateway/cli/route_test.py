@@ -61,7 +61,7 @@ def invite_from_options(
     to: str, from_: str, headers: Iterable[str], source: str | None, codec: str
 ) -> Invite:
     """An INVITE for ``to`` by ``from_``: numbers, addresses, or ``"Name" <sip:...>``."""
-    payload = {"PCMU": "0", "PCMA": "8", "G722": "9"}[codec]
+    payload = {"PCMU": "0", "PCMA": "8", "G722": "9", "opus": "107"}[codec]
     lines = [
         f"INVITE {_uri(to)} SIP/2.0",
         f"To: {_field(to)}",
@@ -70,6 +70,7 @@ def invite_from_options(
         *header_lines(headers),
         "",
         f"m=audio 4000 RTP/AVP {payload}",
+        f"a=rtpmap:{payload} {Codec(codec).rtpmap}",
     ]
     return invite_of("\r\n".join(lines), full_source(source or DEFAULT_SOURCE))
 
@@ -294,7 +295,7 @@ def _with_route(
     plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
     hide = _Hide((*config.secrets(), *dialplan.secrets()))
     session = plan.settings_for(plan.endpoint)
-    if codec is Codec.G722:
+    if codec.wide:
         session = with_pcm({"session": session})["session"]
     return replace(
         found,

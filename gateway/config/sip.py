@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
@@ -339,11 +339,14 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+CodecName = Literal["PCMU", "PCMA", "G722", "opus"]
+
+
 def _codec(value: object) -> object:
     """Refuse other spellings of a codec, with the right one."""
     name = {"ulaw": "PCMU", "mulaw": "PCMU", "alaw": "PCMA"}.get(str(value).lower())
-    if name is None and str(value).upper() in ("PCMU", "PCMA", "G722"):
-        name = str(value).upper()
+    if name is None:
+        name = next((one for one in get_args(CodecName) if one.upper() == str(value).upper()), None)
     if name is not None and value != name:
         raise ValueError(f'"{value}" is written "{name}" here')
     return value
@@ -411,7 +414,7 @@ class TrunkSettings(Section):
     outbound_proxy: Annotated[Address | None, BeforeValidator(_address)] = None
     transport: Transport = "udp"
     codecs: Annotated[
-        tuple[Annotated[Literal["PCMU", "PCMA", "G722"], BeforeValidator(_codec)], ...],
+        tuple[Annotated[CodecName, BeforeValidator(_codec)], ...],
         Field(min_length=1),
         AfterValidator(_codecs),
     ] = ("PCMU", "PCMA")

@@ -188,8 +188,8 @@ def codec_of(invite: Invite) -> Codec:
 
 
 def session_codec(config: Config, route: Route, codec: Codec) -> Codec:
-    """The codec of a call's queues: G.722 only where no server of the route has Live sessions,
-    which are fed at 8 kHz."""
+    """The codec of a call's queues: G.722 or Opus only where no server of the route has Live
+    sessions, which are fed at 8 kHz."""
     named = {step.server for step in route.fallback}
     servers = [one for one in config.realtime_server if one.name in named]
     own = call_settings(config, route).realtime

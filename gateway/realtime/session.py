@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
-from gateway.realtime.dialects.dialect import Pcm24
+from gateway.realtime.dialects.dialect import Linear24, Pcm24
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
@@ -59,7 +59,7 @@ _AUDIO = (AudioDelta, TrackAudio)
 class Wire(Protocol):
     """Reads and writes the messages of a session as its server has them."""
 
-    pcm: Pcm24 | None
+    pcm: Pcm24 | Linear24 | None
     parse: Callable[[str | bytes], ServerEvent]
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -414,10 +414,10 @@ class Session:
 
 
 class ResampledSession(Session):
-    """A session whose server takes 24 kHz PCM only (``Pcm24`` in :mod:`.dialects.dialect`).
+    """A session in 24 kHz PCM (``Pcm24``, or ``Linear24``, in :mod:`.dialects.dialect`).
 
-    G.711 outside, as with every other; ``audio_sent_bytes`` counts what went on the wire. What is
-    left in the filter comes with the end of a part, as a delta of its own before it.
+    The call's audio outside, as with every other; ``audio_sent_bytes`` counts what went on the
+    wire. What is left in a filter comes with the end of a part, as a delta of its own before it.
     """
 
     part_bytes = 48_000

@@ -77,10 +77,15 @@ LIVE = Capabilities(
 )
 
 
-Codec = Literal["PCMU", "PCMA", "G722"]
+Codec = Literal["PCMU", "PCMA", "G722", "opus"]
 
-AUDIO_FORMATS: dict[Codec, str] = {"PCMU": "audio/pcmu", "PCMA": "audio/pcma", "G722": "audio/g722"}
-"""RTP encoding name (RFC 3551) → ``type`` of a session's audio format. That of G.722 is
+AUDIO_FORMATS: dict[Codec, str] = {
+    "PCMU": "audio/pcmu",
+    "PCMA": "audio/pcma",
+    "G722": "audio/g722",
+    "opus": "audio/opus",
+}
+"""RTP encoding name (RFC 3551) → ``type`` of a session's audio format. Those of G.722 and Opus are
 only ours: on the wire it is linear PCM at 24 kHz."""
 
 _REACTIONS: dict[str, Any] = {"create_response": True, "interrupt_response": True}

@@ -27,7 +27,14 @@ from gateway.text import unicode_of
 log = structlog.get_logger("sip")
 
 
-_NEEDED = ("BUILD", "NativeCallAudio", "NativeSignalling", "nativeTakeReady", "nativeWatchBridge")
+_NEEDED = (
+    "BUILD",
+    "NativeCallAudio",
+    "NativeNarrow",
+    "NativeSignalling",
+    "nativeTakeReady",
+    "nativeWatchBridge",
+)
 _lacking = [name for name in _NEEDED if not hasattr(pj, name)]
 if _lacking:
     raise ImportError(
@@ -144,8 +151,8 @@ class CodecOrder:
     def __init__(self, endpoint: Any) -> None:
         self._endpoint = endpoint
         self._offered: list[Codec] = []
-        if pj.nativeRegisterG722():
-            log.error("sip.no_g722")
+        if pj.nativeRegisterWideCodecs():
+            log.error("sip.no_wide_codecs")
         codecs = endpoint.codecEnum2()
         for index in range(len(codecs)):
             endpoint.codecSetPriority(str(codecs[index].codecId), 0)
@@ -158,7 +165,7 @@ class CodecOrder:
         self._offered = list(codecs)
         for codec in Codec:
             priority = 220 - codecs.index(codec) if codec in codecs else 0
-            self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
+            self._endpoint.codecSetPriority(codec.rtpmap, priority)
 
 
 def bridge_failures() -> int:

@@ -395,7 +395,7 @@ class SipCall(TransferableCall):
             if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
                 continue
             stream = self.getStreamInfo(index)
-            codec = Codec(str(stream.codecName).upper())
+            codec = next(one for one in Codec if one.upper() == str(stream.codecName).upper())
             audio = self.getAudioMedia(place)
             if leg.audio is not None:
                 self.link.take_port(leg.audio)

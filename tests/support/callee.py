@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone that is called: on one UDP socket, it does what the called user's name says.
 
-``answer`` rings and answers, ``wide`` does so in G.722; ``busy-486`` or any other name that ends in
-a code refuses with it; ``ring`` rings until it is cancelled; ``race`` answers when it is cancelled;
-``early`` sends audio before it answers, when told to (:meth:`CalledCall.answer`); ``silent`` never
-says anything.
+``answer`` rings and answers, ``wide`` does so in G.722, ``opus`` in Opus; ``busy-486`` or any other
+name that ends in a code refuses with it; ``ring`` rings until it is cancelled; ``race`` answers
+when it is cancelled; ``early`` sends audio before it answers, when told to
+(:meth:`CalledCall.answer`); ``silent`` never says anything.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tests.interop.lab import ports
-from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
-from tests.support.sip_phone import CODECS, Message, _parsed
+from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd, frame_of
+from tests.support.sip_phone import CODECS, Message, _parsed, rtpmap
 
 
 @dataclass(eq=False)
@@ -72,10 +72,12 @@ class CalledCall:
     def hear(self) -> None:
         """Begin to send and receive audio."""
         host = re.search(r"^c=IN IP4 (\S+)", self.invite.body, re.M)
-        media = re.search(r"^m=audio (\d+) RTP/AVP (\d+)", self.invite.body, re.M)
+        media = re.search(r"^m=audio (\d+) RTP/AVP ([\d ]+)", self.invite.body, re.M)
         assert host
         assert media
-        self.rtp.payload_type = int(media[2])
+        offered = [int(number) for number in media[2].split()]
+        if self.rtp.payload_type not in offered:  # else it is the one that we answered
+            self.rtp.payload_type = offered[0]
         events = re.search(r"^a=rtpmap:(\d+) telephone-event/8000", self.invite.body, re.M)
         self.rtp.event_payload = EVENT_PAYLOAD if events is None else int(events[1])
         self.rtp.connect(host[1], int(media[1]))
@@ -134,6 +136,11 @@ class CalledCall:
             "c=IN IP4 127.0.0.1",
             "t=0 0",
             f"m=audio {self.rtp.port} RTP/AVP {payload} {EVENT_PAYLOAD}",
+            *(
+                f"a=rtpmap:{payload} {rtpmap(name)}"
+                for name, one in CODECS.items()
+                if one[0] == payload
+            ),
             f"a=rtpmap:{EVENT_PAYLOAD} telephone-event/8000",
             f"a=fmtp:{EVENT_PAYLOAD} 0-16",
             "a=sendrecv",
@@ -228,9 +235,11 @@ class CalledPhone(asyncio.DatagramProtocol):
             call.respond(183, sdp=True)
         else:
             call.respond(180)
-            if call.user == "wide":
-                call.rtp.payload_type = CODECS["G722"][0]
-            if call.user in ("answer", "wide"):
+            if call.user in ("wide", "opus"):
+                name = "G722" if call.user == "wide" else "opus"
+                call.rtp.payload_type, silence = CODECS[name]
+                call.rtp._silence = frame_of(silence)
+            if call.user in ("answer", "wide", "opus"):
                 call.respond(200, sdp=True)
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous
-from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
-from tests.support.sip_phone import CODECS, Message, Phone, PhoneCall
+from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd, frame_of
+from tests.support.sip_phone import CODECS, Message, Phone, PhoneCall, rtpmap
 
 PAYLOADS = {name: number for name, (number, _silence) in CODECS.items()}
 
@@ -35,11 +35,14 @@ class Sdp:
     version: int = 1
     profile: str = "RTP/AVP"
     security: tuple[str, ...] = ()
-    """Lines about keys."""
+    """Lines about keys, and others."""
+    events: tuple[int, ...] = (8000,)
+    """Clocks of telephone-event, the first one's number being that of our keys."""
 
     def text(self, own_port: int) -> str:
         """As it goes into a body."""
         numbers = [str(PAYLOADS[name]) for name in self.codecs]
+        events = [str(EVENT_PAYLOAD + number) for number in range(len(self.events))]
         lines = [
             "v=0",
             f"o=- 1 {self.version} IN IP4 127.0.0.1",
@@ -49,11 +52,13 @@ class Sdp:
             "m=audio {} {} {}".format(
                 own_port if self.port is None else self.port,
                 self.profile,
-                " ".join([*numbers, *(["13"] if self.comfort_noise else []), str(EVENT_PAYLOAD)]),
+                " ".join([*numbers, *(["13"] if self.comfort_noise else []), *events]),
             ),
-            *(f"a=rtpmap:{PAYLOADS[name]} {name}/8000" for name in self.codecs),
-            f"a=rtpmap:{EVENT_PAYLOAD} telephone-event/8000",
-            f"a=fmtp:{EVENT_PAYLOAD} 0-16",
+            *(f"a=rtpmap:{PAYLOADS[name]} {rtpmap(name)}" for name in self.codecs),
+            *(
+                f"a=rtpmap:{number} telephone-event/{clock}\r\na=fmtp:{number} 0-16"
+                for number, clock in zip(events, self.events, strict=True)
+            ),
             *([f"a=ptime:{self.ptime}"] if self.ptime else []),
             f"a={self.direction}",
             *self.security,
@@ -202,7 +207,7 @@ class DialogCall(PhoneCall):
         if host and media and int(media[1]):
             self.rtp.payload_type = int(media[2])
             self.rtp._silence = next(
-                silence * 160 for number, silence in CODECS.values() if number == int(media[2])
+                frame_of(silence) for number, silence in CODECS.values() if number == int(media[2])
             )
             self.rtp.connect(host[1], int(media[1]))
 

@@ -15,11 +15,14 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 FRAME = 160
 """G.711 bytes of 20 ms, and RTP timestamp units."""
+OPUS_PAYLOAD = 107
+OPUS_STEP = 960
+"""RTP timestamp units of 20 ms in Opus."""
 EVENTS = "0123456789*#ABCD"
 EVENT_PAYLOAD = 101
 _SO_TIMESTAMPNS = 35
@@ -67,7 +70,7 @@ class RtpEnd:
         """Of the next packet."""
         self.latest_s = 0.0
         """How late a packet was sent at worst: what this machine kept us waiting."""
-        self._silence = silence * FRAME
+        self._silence = frame_of(silence)
         self._socket, self._rtcp = _pair()
         self._peer: tuple[str, int] | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -84,6 +87,11 @@ class RtpEnd:
         """The RTP port."""
         return int(self._socket.getsockname()[1])
 
+    @property
+    def step(self) -> int:
+        """RTP timestamp units of 20 ms."""
+        return OPUS_STEP if self.payload_type == OPUS_PAYLOAD else FRAME
+
     def connect(self, host: str, port: int) -> None:
         """Send to this address from now on."""
         self._peer = (host, port)
@@ -95,6 +103,11 @@ class RtpEnd:
         for start in range(0, len(audio), FRAME):
             frame = audio[start : start + FRAME]
             self._queue.append(frame + self._silence[: FRAME - len(frame)])
+        self._quiet.clear()
+
+    def say_packets(self, packets: Sequence[bytes]) -> None:
+        """Speak these packets of 20 ms, after what waits already."""
+        self._queue.extend(packets)
         self._quiet.clear()
 
     def press(self, keys: str, *, packets: int = 4, pause: int = 3) -> None:
@@ -187,7 +200,7 @@ class RtpEnd:
                 else:
                     self.lost += 1
                 self.sequence = (self.sequence + 1) & 0xFFFF
-            timestamp = (timestamp + FRAME) & 0xFFFFFFFF
+            timestamp = (timestamp + self.step) & 0xFFFFFFFF
             self.latest_s = max(self.latest_s, time.monotonic() - start - tick * 0.02)
             tick += 1
             await asyncio.sleep(max(0.0, start + tick * 0.02 - time.monotonic()))
@@ -204,10 +217,10 @@ class RtpEnd:
             key.timestamp = timestamp
         key.sent += 1
         if key.sent <= key.packets:
-            body = struct.pack("!BBH", key.event, 10, key.sent * FRAME)
+            body = struct.pack("!BBH", key.event, 10, key.sent * self.step)
             return [(self.event_payload, key.sent == 1, key.timestamp, body)]
         if key.sent == key.packets + 1:
-            body = struct.pack("!BBH", key.event, 0x80 | 10, key.packets * FRAME)
+            body = struct.pack("!BBH", key.event, 0x80 | 10, key.packets * self.step)
             return [(self.event_payload, False, key.timestamp, body)] * 3
         if key.sent >= key.packets + 1 + key.pause:
             self._keys.popleft()
@@ -271,6 +284,11 @@ class Sender:
         self.sequence = (self.sequence + 1) & 0xFFFF
         step = len(payload) if samples is None else samples
         self.timestamp = (self.timestamp + step) & 0xFFFFFFFF
+
+
+def frame_of(silence: bytes) -> bytes:
+    """20 ms of silence, given one byte of it, or a whole packet."""
+    return silence * FRAME if len(silence) == 1 else silence
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

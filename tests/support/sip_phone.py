@@ -15,9 +15,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
-from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
+from tests.support.rtp_end import EVENT_PAYLOAD, OPUS_PAYLOAD, RtpEnd
 
-CODECS = {"PCMU": (0, b"\xff"), "PCMA": (8, b"\xd5"), "G722": (9, b"\xfa"), "GSM": (3, b"\xd5")}
+CODECS = {
+    "PCMU": (0, b"\xff"),
+    "PCMA": (8, b"\xd5"),
+    "G722": (9, b"\xfa"),
+    "GSM": (3, b"\xd5"),
+    "opus": (OPUS_PAYLOAD, b"\xf8\xff\xfe"),
+}
+
+
+def rtpmap(name: str) -> str:
+    """Encoding, clock and channels of a codec."""
+    return "opus/48000/2" if name == "opus" else f"{name}/8000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +233,7 @@ class PhoneCall:
 
     def _sdp(self, codecs: tuple[str, ...]) -> str:
         numbers = [str(CODECS[name][0]) for name in codecs]
-        maps = [f"a=rtpmap:{CODECS[name][0]} {name}/8000" for name in codecs]
+        maps = [f"a=rtpmap:{CODECS[name][0]} {rtpmap(name)}" for name in codecs]
         lines = [
             "v=0",
             "o=- 1 1 IN IP4 127.0.0.1",

@@ -2,9 +2,9 @@
 #include "call_audio.hpp"
 
 #include "call_recorder.hpp"
-#include "g722.hpp"
 #include "ring.hpp"
 #include "sequencer.hpp"
+#include "wide_codecs.hpp"
 
 #define THIS_FILE "call_audio.cpp"
 
@@ -146,8 +146,14 @@ Ready &ready()
     return the_list;
 }
 
-constexpr int kG722 = 2; // a law beside 0 and 1: one byte for 125 us, too
-constexpr uint8_t kSilence[3] = {0xff, 0xd5, G722::kNothing};
+constexpr uint8_t kSilence[4] = {0xff, 0xd5, 0, 0};
+
+bool is_wide(int law) { return law >= kG722; }
+
+// Bytes that a queue has for 125 us.
+size_t unit_of(int law) { return is_wide(law) ? 6 : 1; }
+
+const uint8_t *codes_of(int law) { return is_wide(law) ? nullptr : tables().coded[law]; }
 
 // Bytes of one law in the other, through linear samples.
 const uint8_t *translation(int from)
@@ -221,9 +227,10 @@ struct Level {
 
 struct NativeCallAudio::State {
     State(int law_, unsigned max_playout, unsigned max_uplink)
-        : id(ready().next.fetch_add(1)), law(law_), playout((size_t)max_playout * kFrame),
-          uplink((size_t)max_uplink * kFrame), sequencer(uplink, kSilence[law_])
+        : id(ready().next.fetch_add(1)), law(law_), playout((size_t)max_playout * kFrame * unit_of(law_)),
+          uplink((size_t)max_uplink * kFrame * unit_of(law_)), sequencer(uplink, kSilence[law_])
     {
+        sequencer.use_form(kSilence[law], unit_of(law));
         sequencer.restart(now_us());
     }
 
@@ -250,9 +257,12 @@ struct NativeCallAudio::State {
     int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
     uint64_t beat = 0; // of the clock that a test plays
-    std::unique_ptr<G722> played_coder, packet_coder, bridge_coder; // where the call speaks G.722
-    int16_t wide[2 * kFrame], wide_lowered[kFrame];  // the frame that was taken last from playout
+    std::unique_ptr<PacketDecoder> decoder, level_decoder; // where call or packet are G.722 or Opus
+    std::unique_ptr<Resampler> lower, raise;               // 24 kHz to 8 for the bridge, and back
+    int16_t wide[3 * kFrame], wide_lowered[kFrame];  // the frame that was taken last from playout
     bool has_wide = false;
+    std::atomic<int> opus_type{-1}; // the payload number of Opus, once the call had any
+    struct { uint32_t raw = 0, units = 0; } opus_time;  // of the packet that came last
     std::weak_ptr<State> caller; // whose caller hears what the bridge gives this side
 
     void mark(bool now_playing)
@@ -280,10 +290,8 @@ struct NativeCallAudio::State {
     // bridge shall have it.
     bool receive(int64_t now, UplinkPacket packet, int packet_law)
     {
-        if (packet_law == kG722 || (packet_law >= 0 && law == kG722)) {
-            receive_wide(now, packet, packet_law);
-            return source == NativeCallAudio::PACKETS;
-        }
+        if (is_wide(packet_law) || (packet_law >= 0 && is_wide(law)))
+            return receive_coded(now, packet, packet_law);
         if (packet_law >= 0) {
             int loudest = 0;
             for (size_t i = 0; i < packet.size; ++i)
@@ -313,57 +321,53 @@ struct NativeCallAudio::State {
         return true;
     }
 
-    // The same, where the packet or the call is in G.722. What is told and recorded of it is its copy in
-    // PCMU; packets that overtake each other are decoded as they come.
-    void receive_wide(int64_t now, UplinkPacket packet, int packet_law)
+    // The same, where the packet has to be decoded, or the call has linear samples.
+    bool receive_coded(int64_t now, UplinkPacket packet, int packet_law)
     {
-        uint8_t coded[G722::kMost];
-        int16_t narrow[G722::kMost], wide_audio[2 * G722::kMost];
-        packet.size = std::min(packet.size, (size_t)G722::kMost);
         std::lock_guard<std::mutex> hold(mutex);
-        if (!packet_coder)
-            packet_coder.reset(new G722);
-        UplinkPacket copy = packet;
-        if (packet_law == kG722) {
-            packet_coder->decode(packet.audio, packet.size, wide_audio);
-            packet_coder->lower(wide_audio, packet.size, narrow);
-        } else {
-            for (size_t i = 0; i < packet.size; ++i)
-                narrow[i] = tables().linear[packet_law][packet.audio[i]];
-        }
-        int loudest = 0;
-        for (size_t i = 0; i < packet.size; ++i) {
-            loudest = std::max(loudest, std::abs((int)narrow[i]));
-            coded[i] = tables().coded[law == 1][(uint16_t)narrow[i]];
-        }
-        levels[0].add(now, loudest);
-        copy.audio = coded;
+        packet.coded = packet.size;
+        packet.size = PacketDecoder::length(packet_law, packet.audio, packet.coded);
+        if (packet_law == kOpus)
+            packet.timestamp = units_at(packet.timestamp);
         for (auto &recorder : recorders)
             if (recorder)
-                recorder->receive(now, copy, law == 1);
-        if (source != NativeCallAudio::PACKETS)
-            return;
-        if (law != kG722) {
-            packet.audio = coded;
-        } else if (packet_law != kG722) {
-            packet_coder->raise(narrow, packet.size, wide_audio);
-            packet_coder->encode(wide_audio, packet.size, coded);
-            packet.audio = coded;
+                recorder->receive(now, packet, packet.size ? packet_law : -1);
+        if (source != NativeCallAudio::PACKETS) {
+            if (!level_decoder)
+                level_decoder.reset(new PacketDecoder(tables().coded[0]));
+            level_decoder->decode(packet_law, packet.audio, packet.coded, packet.size);
+            levels[0].add(now, level_decoder->takePeak());
+            return false;
         }
+        if (!decoder) {
+            decoder.reset(new PacketDecoder(codes_of(law)));
+            sequencer.use_decoder(decoder.get());
+        }
+        packet.law = packet_law;
         size_t waiting = uplink.size();
         sequencer.packet(now, packet);
+        levels[0].add(now, decoder->takePeak());
         if (uplink.size() != waiting)
             announce();
+        return true;
     }
 
-    // Have a frame of the stream sent at 16 kHz where it is ours alone, not mixed or made softer.
+    // Opus counts 48 samples a millisecond; the rest of a division is kept for the next one.
+    uint32_t units_at(uint32_t timestamp)
+    {
+        int32_t units = (int32_t)(timestamp - opus_time.raw) / 6;
+        opus_time.raw += (uint32_t)(6 * units);
+        return opus_time.units += (uint32_t)units;
+    }
+
+    // Have a frame of the stream sent at 24 kHz where it is ours alone, not mixed or made softer.
     void widen(const int16_t *samples, size_t count)
     {
         if (!has_wide)
             return;
         has_wide = false;
         if (count == kFrame && memcmp(samples, wide_lowered, sizeof wide_lowered) == 0)
-            g722_send_wide(samples, wide, 2 * kFrame);
+            send_wide(samples, wide, 3 * kFrame);
     }
 
     // Some 20 ms have passed; `samples` is what the bridge has of the caller, if anything.
@@ -418,6 +422,8 @@ struct NativeCallAudio::State {
         sequencer.restart(now_us());
     }
 
+    unsigned queued() const { return (unsigned)(playout.size() / (kFrame * unit_of(law))); }
+
     // The next frame for the caller; false where silence is due.
     bool pull(int16_t *samples)
     {
@@ -433,7 +439,7 @@ struct NativeCallAudio::State {
         has_wide = false;
         if (paused || without_keys)
             return false;
-        if (playout.size() < kFrame) {
+        if (playout.size() < kFrame * unit_of(law)) {
             if (playing) {
                 mark(false);
                 underruns += expecting;
@@ -441,20 +447,20 @@ struct NativeCallAudio::State {
             underrun_frames += expecting;
             return false;
         }
-        uint8_t coded[kFrame];
-        playout.pop(coded, kFrame);
         ++played;
         if (!playing)
             mark(true);
-        if (law == kG722) {
-            if (!played_coder)
-                played_coder.reset(new G722);
-            played_coder->decode(coded, kFrame, wide);
-            played_coder->lower(wide, kFrame, samples);
+        if (is_wide(law)) {
+            playout.pop((uint8_t *)wide, sizeof wide);
+            if (!lower)
+                lower.reset(new Resampler(24000, 8000));
+            lower->run(wide, 3 * kFrame, samples, kFrame);
             memcpy(wide_lowered, samples, sizeof wide_lowered);
             has_wide = true;
             return true;
         }
+        uint8_t coded[kFrame];
+        playout.pop(coded, kFrame);
         const int16_t *linear = tables().linear[law];
         for (unsigned i = 0; i < kFrame; ++i)
             samples[i] = linear[coded[i]];
@@ -474,18 +480,18 @@ private:
             recording->end(samples);
             return;
         }
-        if (law == kG722) {
-            int16_t raised[2 * kFrame];
-            if (!bridge_coder)
-                bridge_coder.reset(new G722);
-            bridge_coder->raise(samples, kFrame, raised);
-            bridge_coder->encode(raised, kFrame, frame);
-        } else {
-            const uint8_t *code = tables().coded[law];
-            for (unsigned i = 0; i < kFrame; ++i)
-                frame[i] = code[(uint16_t)samples[i]];
-        }
         // A loop that hung shall hear what is said now, not what was said first.
+        if (is_wide(law)) {
+            int16_t raised[3 * kFrame];
+            if (!raise)
+                raise.reset(new Resampler(8000, 24000));
+            raise->run(samples, kFrame, raised, 3 * kFrame);
+            bridge_dropped += uplink.push_newest((const uint8_t *)raised, sizeof raised) / unit_of(law);
+            return;
+        }
+        const uint8_t *code = tables().coded[law];
+        for (unsigned i = 0; i < kFrame; ++i)
+            frame[i] = code[(uint16_t)samples[i]];
         bridge_dropped += uplink.push_newest(frame, kFrame);
     }
 };
@@ -521,6 +527,8 @@ pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *paylo
         law = type == PJMEDIA_RTP_PT_PCMA;
     else if (type == PJMEDIA_RTP_PT_G722 && tap->audio->law == kG722 && type != tap->event_type)
         law = kG722; // on its way while the call changed to G.711
+    else if (type == tap->audio->opus_type && type != tap->event_type)
+        law = kOpus; // likewise
     UplinkPacket packet{pj_ntohl(header->ssrc), pj_ntohs(header->seq), pj_ntohl(header->ts),
                         (const uint8_t *)payload, size};
     return tap->audio->receive(now, packet, law);
@@ -539,14 +547,14 @@ void on_sent(void *data, const pjmedia_frame *frame, const void *packet, unsigne
     else if (frame && frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->buf &&
              tap->number == tap->audio->taps.load(std::memory_order_relaxed)) {
         tap->audio->sent(frame->timestamp.u64, (const int16_t *)frame->buf, frame->size / 2);
-        if (tap->law == kG722)
+        if (is_wide(tap->law))
             tap->audio->widen((const int16_t *)frame->buf, frame->size / 2);
     }
 }
 
 CallRecorder::Law law_of(int law)
 {
-    law = law == kG722 ? 0 : law;
+    law = is_wide(law) ? 0 : law;
     return {law, kSilence[law], tables().linear[law], tables().coded[law], translation(1 - law)};
 }
 
@@ -567,10 +575,12 @@ unsigned NativeCallAudio::put(PyObject *audio)
         PyErr_Clear();
         return 0;
     }
-    unsigned frames = (unsigned)(view.len / kFrame), refused = 0;
+    unsigned frames, refused = 0;
     {
         std::lock_guard<std::mutex> hold(state_->mutex);
-        if (!state_->playout.push((const uint8_t *)view.buf, (size_t)frames * kFrame))
+        const size_t size = kFrame * unit_of(state_->law);
+        frames = (unsigned)((size_t)view.len / size);
+        if (!state_->playout.push((const uint8_t *)view.buf, frames * size))
             state_->refused += refused = frames;
     }
     PyBuffer_Release(&view);
@@ -580,7 +590,7 @@ unsigned NativeCallAudio::put(PyObject *audio)
 unsigned NativeCallAudio::flush()
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
-    unsigned frames = (unsigned)(state_->playout.size() / kFrame);
+    unsigned frames = state_->queued();
     state_->playout.clear();
     state_->expecting = false;
     // Whoever flushes knows that playing has stopped; what is put next has a start of its own.
@@ -609,8 +619,14 @@ void NativeCallAudio::expect(bool expecting)
 void NativeCallAudio::useLaw(int law)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
+    if (unit_of(law) != unit_of(state_->law)) {
+        state_->playout.clear();
+        state_->uplink.clear();
+    }
+    state_->sequencer.use_form(kSilence[law], unit_of(law));
+    state_->sequencer.use_decoder(nullptr);
+    state_->decoder.reset();
     state_->law = law;
-    state_->sequencer.use_silence(kSilence[law]);
 }
 
 unsigned NativeCallAudio::id() const { return state_->id; }
@@ -629,6 +645,10 @@ void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
     int law = pj_stricmp2(&info.fmt.encoding_name, "PCMA") == 0;
     if (pj_stricmp2(&info.fmt.encoding_name, "G722") == 0)
         law = kG722;
+    if (pj_stricmp2(&info.fmt.encoding_name, "opus") == 0) {
+        law = kOpus;
+        state_->opus_type = (int)info.rx_pt;
+    }
     const Tap tap{state_, ++state_->taps, (int)info.rx_pt, law, (int)info.rx_event_pt};
     pjmedia_stream_set_rx_tap(tapped, &on_packet, new Tap(tap));
     pjmedia_stream_set_tx_tap(tapped, &on_sent, new Tap(tap));
@@ -667,7 +687,7 @@ PyObject *NativeCallAudio::transition()
 unsigned NativeCallAudio::queued() const
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
-    return (unsigned)(state_->playout.size() / kFrame);
+    return state_->queued();
 }
 
 PyObject *NativeCallAudio::counters() const

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The audio of one call between pjmedia's threads and Python's event loop, without Python on their
- * side: two queues of G.711, and a pooled port of the conference bridge.
+ * side: two queues of G.711 or linear samples, and a pooled port of the conference bridge.
  *
  * Towards the caller the port is given a frame every 20 ms by the clock thread. From the caller,
  * RTP payloads come in the thread that receives them, by patches/tap-received-packets.patch, and go
@@ -29,7 +29,8 @@ public:
     /** Where the caller's audio is taken from; from nobody it is silence, in real time. */
     enum { NOBODY, PACKETS, BRIDGE };
 
-    /** law: 0 PCMU, 1 PCMA, 2 G.722. Bounds in frames of 20 ms. */
+    /** law: 0 PCMU, 1 PCMA; 2 for G.722, 3 for Opus: then both queues have linear samples at 24 kHz, 960
+     *  bytes a frame in place of 160. Bounds in frames of 20 ms. */
     NativeCallAudio(int law, unsigned max_playout_frames, unsigned max_uplink_frames);
     ~NativeCallAudio();
 
@@ -45,7 +46,7 @@ public:
      *  leg that has no stream of pjmedia's. Before a port serves this side. */
     void bringTo(NativeCallAudio &call);
 
-    /** Queue whole frames of G.711; returns the number of frames refused (0 or all). */
+    /** Queue whole frames; returns the number of frames refused (0 or all). */
     unsigned put(PyObject *audio);
     /** Take out all that was not played; returns its frames. */
     unsigned flush();
@@ -57,8 +58,7 @@ public:
     void expect(bool expecting);
     /** The leg speaks another law from now on. */
     void useLaw(int law);
-    /** All that the caller said since the last time, as G.711 bytes, and whether a transition
-     *  waits. */
+    /** All that the caller said since the last time, and whether a transition waits. */
     PyObject *take();
     /** (playing, monotonic seconds) of the oldest start or stop not yet reported, or None. */
     PyObject *transition();

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "ring.hpp"
@@ -52,8 +53,15 @@ public:
         uint8_t translated[2048];
         if (finished_)
             return;
+        packet.law = -1;
         if (packet_law < 0) {
             packet.size = 0;
+        } else if (packet_law >= kG722) {
+            packet.law = packet_law;
+            if (!decoder_) {
+                decoder_.reset(new PacketDecoder(law_.coded));
+                sequencer_.use_decoder(decoder_.get());
+            }
         } else if (packet_law != law_.number) {
             packet.size = std::min(packet.size, sizeof translated);
             for (size_t i = 0; i < packet.size; ++i)
@@ -175,6 +183,7 @@ private:
     const unsigned delay_;
     Ring out_, caller_;
     Sequencer sequencer_;
+    std::unique_ptr<PacketDecoder> decoder_; // where the caller speaks G.722 or Opus
     std::vector<uint8_t> sent_;
     Counts counts_;
     bool begun_ = false, finished_ = false, silent_ = false;

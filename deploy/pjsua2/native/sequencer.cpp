@@ -5,7 +5,8 @@ namespace pj {
 namespace {
 
 constexpr int64_t kSample = 125;             // microseconds
-constexpr size_t kFrame = 160;               // samples of silence that are put at a time
+constexpr size_t kFrame = 160;               // units of silence that are put at a time
+constexpr size_t kMostUnit = 6;              // bytes
 constexpr int64_t kMillisecond = 1000;
 constexpr int64_t kFormerHold = 200 * kMillisecond; // a source is followed as long as it speaks
 constexpr int kMaxDropout = 3000;            // RFC 3550 appendix A.1, as the next one
@@ -114,8 +115,7 @@ void Sequencer::consider_restart(int64_t now, const UplinkPacket &packet)
             while (!held_.empty())
                 deliver_held();
             ++counts_.source_changes;
-            UplinkPacket one{first.ssrc, first.seq, first.timestamp, first.audio.data(),
-                             first.audio.size()};
+            UplinkPacket one = first.packet();
             begin(one);
             deliver(first.arrival, one);
             place(now, packet);
@@ -123,8 +123,14 @@ void Sequencer::consider_restart(int64_t now, const UplinkPacket &packet)
         }
         ++counts_.foreign;
     }
-    apart_.push_back({now, packet.ssrc, packet.seq, packet.timestamp,
-                      {packet.audio, packet.audio + packet.size}});
+    apart_.push_back(kept(now, packet));
+}
+
+Sequencer::Held Sequencer::kept(int64_t now, const UplinkPacket &packet) const
+{
+    const size_t bytes = packet.law < 0 ? packet.size * unit_ : packet.coded;
+    return {now, packet.ssrc, packet.seq, packet.timestamp, {packet.audio, packet.audio + bytes},
+            packet.size, packet.law, packet.coded};
 }
 
 void Sequencer::hold(int64_t now, const UplinkPacket &packet)
@@ -136,8 +142,7 @@ void Sequencer::hold(int64_t now, const UplinkPacket &packet)
         ++counts_.duplicates;
         return;
     }
-    held_.insert(at, {now, packet.ssrc, packet.seq, packet.timestamp,
-                      {packet.audio, packet.audio + packet.size}});
+    held_.insert(at, kept(now, packet));
     if (held_.size() > kMaxHeld) {
         deliver_held();
         release();
@@ -168,8 +173,7 @@ void Sequencer::deliver_held()
     Held first = std::move(held_.front());
     held_.erase(held_.begin());
     missing_ += (unsigned)distance(first.seq, next_seq_);
-    deliver(first.arrival, {first.ssrc, first.seq, first.timestamp, first.audio.data(),
-                            first.audio.size()});
+    deliver(first.arrival, first.packet());
 }
 
 void Sequencer::deliver(int64_t arrival, const UplinkPacket &packet)
@@ -187,9 +191,12 @@ void Sequencer::deliver(int64_t arrival, const UplinkPacket &packet)
         counts_.overtaken += (uint64_t)-fill;
         fill = 0;
     }
-    put_silence((size_t)fill);
+    put_gap((size_t)fill, packet);
     counts_.filled += (uint64_t)fill;
-    put(packet.audio, packet.size);
+    if (packet.law < 0)
+        put(packet.audio, packet.size);
+    else if (decoder_)
+        put(decoder_->decode(packet.law, packet.audio, packet.coded, packet.size), packet.size);
     end_ += fill * kSample;
     int64_t length = (int64_t)packet.size * kSample;
     int64_t lead = end_ - arrival;
@@ -248,12 +255,23 @@ void Sequencer::tick(int64_t now)
 
 void Sequencer::put(const uint8_t *audio, size_t size)
 {
-    counts_.dropped += out_.push_newest(audio, size);
+    counts_.dropped += out_.push_newest(audio, size * unit_) / unit_;
+}
+
+// What stands between the audio delivered last and the next packet: guessed where packets are lost.
+void Sequencer::put_gap(size_t size, const UplinkPacket &next)
+{
+    const bool lost = missing_ && !standing_in_ && next.law >= 0 && decoder_;
+    const uint8_t *guessed = lost ? decoder_->conceal(next.law, next.audio, next.coded, size) : nullptr;
+    if (guessed)
+        put(guessed, size);
+    else
+        put_silence(size);
 }
 
 void Sequencer::put_silence(size_t size)
 {
-    uint8_t frame[kFrame];
+    uint8_t frame[kFrame * kMostUnit];
     std::fill(std::begin(frame), std::end(frame), silence_);
     for (; size > 0; size -= std::min(size, kFrame))
         put(frame, std::min(size, kFrame));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ring.hpp"
+#include "wide_codecs.hpp"
 
 namespace pj {
 
@@ -21,7 +22,9 @@ struct UplinkPacket {
     uint16_t seq;
     uint32_t timestamp;
     const uint8_t *audio;
-    size_t size; // G.711: as many samples
+    size_t size;      // in units of 125 us: samples and bytes of G.711
+    int law = -1;     // of what a decoder has to make audio of; below 0 it is as the queue has it
+    size_t coded = 0; // bytes of that
 };
 
 /** Counts since the call began, packets unless they say otherwise. */
@@ -51,7 +54,10 @@ public:
     void tick(int64_t now);
     /** Nothing is known of a sender: silence from now until one is heard. */
     void restart(int64_t now);
-    void use_silence(uint8_t silence) { silence_ = silence; }
+    /** Bytes of silence, and how many of them a unit has. */
+    void use_form(uint8_t silence, size_t unit) { silence_ = silence, unit_ = unit; }
+    /** Who makes audio of packets with a law, once they are in order; outlives them. */
+    void use_decoder(PacketDecoder *decoder) { decoder_ = decoder; }
     /** How long (microseconds) a missing packet is waited for, and one that is due before silence
      *  begins. */
     void use_wait(int64_t wait) { wait_ = wait; }
@@ -65,6 +71,11 @@ private:
         uint16_t seq;
         uint32_t timestamp;
         std::vector<uint8_t> audio;
+        size_t size;
+        int law;
+        size_t coded;
+
+        UplinkPacket packet() const { return {ssrc, seq, timestamp, audio.data(), size, law, coded}; }
     };
 
     void begin(const UplinkPacket &packet);
@@ -77,11 +88,15 @@ private:
     void release();
     void expire(int64_t now);
     int64_t gap_before(int64_t arrival, const UplinkPacket &packet);
+    Held kept(int64_t now, const UplinkPacket &packet) const;
     void put(const uint8_t *audio, size_t size);
+    void put_gap(size_t size, const UplinkPacket &next);
     void put_silence(size_t size);
 
     Ring &out_;
     uint8_t silence_;
+    size_t unit_ = 1;
+    PacketDecoder *decoder_ = nullptr;
     int64_t wait_ = 60000;
     UplinkCounts counts_;
 

@@ -45,6 +45,8 @@ NEEDS = (
         check="#if OPENSSL_VERSION_NUMBER < 0x30000000L\n#error OpenSSL 3 is needed\n#endif",
     ),
     Need("libsrtp2-dev", header="srtp2/srtp.h"),
+    Need("libopus-dev", header="opus/opus.h"),
+    Need("libspeexdsp-dev", header="speex/speex_resampler.h"),
     Need("uuid-dev", header="uuid/uuid.h"),
 )
 

@@ -32,6 +32,8 @@ NATIVE_FLAGS = ("-O2", "-g0", "-fPIC", "-DNDEBUG", "-Wall")
 # Calls inside the module are bound when it is linked: no lookup by name, and no mix-up with
 # another pjproject in the same process.
 LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,--as-needed")
+# Of the codecs in native/. Debian's libopus.a is not made for shared objects.
+LIBRARIES = ("-lopus", "-l:libspeexdsp.a")
 
 # Lists that are wrapped, of those in pjsua2.i: each costs half a second of compiling.
 VECTORS = frozenset(
@@ -117,7 +119,7 @@ def build_module(
         progress.run(
             [
                 *("g++", *LINK_FLAGS, *strip, *sanitizer_flags(undefined=True)),
-                *(*compiled, *link, "-o", module),
+                *(*compiled, *link, *LIBRARIES, "-o", module),
             ],
             what="linking",
         )

@@ -127,9 +127,7 @@ class ConversationControl:
         """Of the active session."""
         self.timeline = timeline
         self.response_times = ResponseTimes(timeline)
-        self.playback = Playback(
-            playout, plan.codec.silence, plan.server.truncate_margin_ms, timeline
-        )
+        self.playback = Playback(playout, plan.codec, plan.server.truncate_margin_ms, timeline)
         self.playback.interrupted_after = self.response_times.interrupted_after
         self.gate = ResponseGate()
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
@@ -163,7 +161,9 @@ class ConversationControl:
             and plan.interpreter.destination == target.destination.name
             else None
         )
-        return Transfer(target, plan, self.timeline, speak, interpreter)
+        return Transfer(
+            target, plan, self.timeline, speak, interpreter, self.plan.codec.bytes_per_ms
+        )
 
     def use(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.audio.g711 import BYTES_PER_MS
+from gateway.audio.g711 import Codec
 from gateway.call.call_record import CallTimeline, keep
 from gateway.call.outputs import Output, Play, Send
 from gateway.call.playout.tracker import MAX_PARTS, Heard, Interruption, PlayoutTracker
@@ -112,16 +112,17 @@ class Playback:
     """Plays the responses of one call. Every method takes the time (s) and returns outputs.
 
     Args:
-        silence: one byte of silence in the session's codec.
+        codec: of the session's audio.
         margin_ms: see :class:`gateway.call.playout.playback.Truncations`.
     """
 
     def __init__(
-        self, playout: Playout, silence: bytes, margin_ms: int, timeline: CallTimeline
+        self, playout: Playout, codec: Codec, margin_ms: int, timeline: CallTimeline
     ) -> None:
         self._playout = playout
+        self._bytes_per_ms = codec.bytes_per_ms
         self._timeline = timeline
-        self._tracker = PlayoutTracker(silence)
+        self._tracker = PlayoutTracker(codec.silence, codec.bytes_per_ms)
         self._truncations = Truncations(margin_ms)
         self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
         self._audible = False
@@ -156,7 +157,7 @@ class Playback:
         """Return what to queue of a response that is heard: not interrupted, and not its first."""
         key = (event.item_id, event.content_index)
         frames = self._tracker.receive(event.response_id, key, event.audio)
-        self.queued_ms += len(frames) // BYTES_PER_MS
+        self.queued_ms += len(frames) // self._bytes_per_ms
         return frames
 
     def part_done(self, event: AudioDone) -> list[Output]:
@@ -270,7 +271,7 @@ class Playback:
     @property
     def late_audio_ms(self) -> int:
         """Return the audio (ms) that came after its response was cut, and was dropped."""
-        return self._tracker.dropped_bytes // 8
+        return self._tracker.dropped_bytes // self._bytes_per_ms
 
     def _cut_of(self, response_id: str) -> _Cut | None:
         """Return the interruption of this response, if there was one."""
@@ -278,7 +279,7 @@ class Playback:
 
     def _last(self, frames: bytes) -> list[Output]:
         """Return the output that puts the last frames of a part into the playout queue."""
-        self.queued_ms += len(frames) // BYTES_PER_MS
+        self.queued_ms += len(frames) // self._bytes_per_ms
         return [Play(frames, more=False)]
 
     def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:

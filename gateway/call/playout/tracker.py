@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
+from gateway.audio.g711 import BYTES_PER_MS, FRAME_MS
 
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
@@ -27,7 +27,7 @@ MAX_UNENDED = 4 * MAX_PARTS
 
 @dataclass(slots=True)
 class _Part:
-    """Audio of one part as far as received; counts in G.711 bytes."""
+    """Audio of one part as far as received; counts in bytes."""
 
     response_id: str
     key: PartKey
@@ -97,10 +97,13 @@ class PlayoutTracker:
 
     Args:
         silence: one byte of silence in the session's codec; fills the last frame of a part.
+        bytes_per_ms: of the session's audio.
     """
 
-    def __init__(self, silence: bytes) -> None:
+    def __init__(self, silence: bytes, bytes_per_ms: int = BYTES_PER_MS) -> None:
         self._silence = silence
+        self._bytes_per_ms = bytes_per_ms
+        self._frame_bytes = bytes_per_ms * FRAME_MS
         self._parts: dict[PartKey, _Part] = {}
         self._runs: deque[_Run] = deque()
         self._open: _Part | None = None
@@ -126,12 +129,13 @@ class PlayoutTracker:
         self._open = part
         part.done = False
         part.received += len(audio)
-        if self._rest or len(audio) % FRAME_BYTES:
+        size = self._frame_bytes
+        if self._rest or len(audio) % size:
             audio = self._rest + audio
-            whole = len(audio) // FRAME_BYTES * FRAME_BYTES
+            whole = len(audio) // size * size
             self._rest = audio[whole:]
             audio = audio[:whole]
-        self._add_frames(part, len(audio) // FRAME_BYTES, len(audio))
+        self._add_frames(part, len(audio) // size, len(audio))
         return due + audio if due else audio
 
     def finish(self, key: PartKey) -> bytes:
@@ -163,7 +167,7 @@ class PlayoutTracker:
             taken = min(frames, run.frames)
             frames -= taken
             run.frames -= taken
-            run.audio = min(run.audio, run.frames * FRAME_BYTES)
+            run.audio = min(run.audio, run.frames * self._frame_bytes)
             run.part.cut = True
             if run.part is self._open:
                 self._open, self._rest = None, b""
@@ -192,7 +196,7 @@ class PlayoutTracker:
         for run in reversed(self._runs):
             unplayed = min(unplayed_frames, run.frames)
             unplayed_frames -= unplayed
-            run.part.heard += min(run.audio, (run.frames - unplayed) * FRAME_BYTES)
+            run.part.heard += min(run.audio, (run.frames - unplayed) * self._frame_bytes)
         self._runs.clear()
         self._open, self._rest = None, b""
         return self._heard_of(unsettled)
@@ -208,13 +212,13 @@ class PlayoutTracker:
     def received_ms(self, item_id: str) -> int:
         """Return how much audio (ms) of this item has come so far, all its parts together."""
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
-        return sum(part.received for part in parts) // BYTES_PER_MS
+        return sum(part.received for part in parts) // self._bytes_per_ms
 
     def heard_ms(self, response_id: str) -> int:
         """Return how much of a response (ms), all its parts together, is known to have been
         heard."""
         parts = (part for part in self._parts.values() if part.response_id == response_id)
-        return sum(part.heard for part in parts) // BYTES_PER_MS
+        return sum(part.heard for part in parts) // self._bytes_per_ms
 
     def queued(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
@@ -250,7 +254,7 @@ class PlayoutTracker:
         if frames == 0:
             return
         run = self._runs[-1] if self._runs else None
-        if run is None or run.part is not part or run.audio < run.frames * FRAME_BYTES:
+        if run is None or run.part is not part or run.audio < run.frames * self._frame_bytes:
             run = _Run(part, 0, 0)
             self._runs.append(run)
         run.frames += frames
@@ -263,7 +267,7 @@ class PlayoutTracker:
         if part is None or not rest:
             return b""
         self._add_frames(part, 1, len(rest))
-        return rest + self._silence * (FRAME_BYTES - len(rest))
+        return rest + self._silence * (self._frame_bytes - len(rest))
 
     def _heard_of(self, parts: list[_Part]) -> list[Heard]:
         """Return what was heard of these parts, and mark them as cut and reported."""
@@ -275,8 +279,8 @@ class PlayoutTracker:
                 response_id=part.response_id,
                 item_id=part.key[0],
                 content_index=part.key[1],
-                played_ms=part.heard // BYTES_PER_MS,
-                received_ms=part.received // BYTES_PER_MS,
+                played_ms=part.heard // self._bytes_per_ms,
+                received_ms=part.received // self._bytes_per_ms,
                 complete=part.done and part.all_heard,
                 item_heard=part.key[0] in heard_items,
             )

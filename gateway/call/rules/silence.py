@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from gateway.audio.g711 import SAMPLE_RATE
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output, PlaySound, Send
@@ -214,6 +213,7 @@ class Silence:
         """Ends of turns to which a Live session has said nothing (s): the first, and the last."""
         self._works_since: float | None = None
         """Since when the server works without a word."""
+        self._bytes_per_ms = control.plan.codec.bytes_per_ms
         self._silent_bytes = 0
         """Of the model's audio, since its last sound."""
         self._silent_since: float | None = None
@@ -345,7 +345,7 @@ class Silence:
         self._silent_bytes += len(delta.audio)
         if self._silent_since is None and not speaking:
             self._silent_since = now
-        seconds, timeout = self._silent_bytes / SAMPLE_RATE, self._plan.timeout
+        seconds, timeout = self._silent_bytes / self._bytes_per_ms / 1000, self._plan.timeout
         if self._silent_since is not None:
             seconds = max(seconds, now - self._silent_since)
         if not (0 < timeout <= seconds and self._control.capabilities.turn_events):

@@ -8,6 +8,7 @@ GA is what OpenAI's hosts speak, Azure's ``/openai/v1``, and servers like them.
 
 from __future__ import annotations
 
+import audioop
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import soxr
 import structlog
 
-from gateway.audio.g711 import SAMPLE_RATE, Codec, g722_coder
+from gateway.audio.g711 import SAMPLE_RATE, Codec
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session_object import format_of
@@ -113,15 +114,12 @@ _HOST = "<i2" if sys.byteorder == "little" else ">i2"
 Samples = npt.NDArray[Any]
 
 
-_NOTHING = np.zeros(0, np.float32)
-
-
 class Pcm24:
-    """The resamplers of one session, G.711 at 8 kHz or G.722 at 16 kHz on our side.
+    """The resamplers of one session, G.711 at 8 kHz on our side.
 
     Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a
     quarter of a millisecond, the filters' delay taken out. So milliseconds mean the same on both
-    sides, and a part of ``b`` bytes of PCM becomes ``b // 6`` bytes of our codec, never one more:
+    sides, and a part of ``b`` bytes of PCM becomes ``b // 6`` bytes of G.711, never one more:
     its whole milliseconds (``b // 48``) are those that the server counts for it.
 
     Args:
@@ -130,21 +128,15 @@ class Pcm24:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self._to_linear, self._from_linear = codec.to_linear, codec.from_linear
-        self._each = 1  # samples of a byte
-        if codec is Codec.G722:
-            self._each = 2
-            self._to_linear, self._from_linear = g722_coder[-1]().decode, g722_coder[-1]().encode
-        self._up = _resampler(SAMPLE_RATE * self._each, PCM_RATE)
-        self._down = _resampler(PCM_RATE, SAMPLE_RATE * self._each)
+        self._up = _resampler(SAMPLE_RATE, PCM_RATE)
+        self._down = _resampler(PCM_RATE, SAMPLE_RATE)
         self._rest = b""
         self._taken = 0  # samples of the part, at 24 kHz
-        self._given = 0  # on our side
-        self._odd = _NOTHING  # a sample whose byte has another
+        self._given = 0  # at 8 kHz
 
     def up(self, audio: bytes) -> bytes:
         """Caller audio for the wire. Nothing at first, then as much time as comes in."""
-        samples = np.frombuffer(self._to_linear(audio), _HOST).astype(np.float32)
+        samples = np.frombuffer(self.codec.to_linear(audio), _HOST).astype(np.float32)
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
@@ -159,19 +151,46 @@ class Pcm24:
         """Return the rest of the part; the next piece begins another."""
         tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
-        self._rest, self._taken, self._given, self._odd = b"", 0, 0, _NOTHING
+        self._rest, self._taken, self._given = b"", 0, 0
         return tail
 
     def _out(self, samples: Samples, *, last: bool) -> bytes:
         made = self._down.resample_chunk(samples.astype(np.float32), last=last)
-        due = self._taken // _RATIO * self._each - self._given
-        made = np.concatenate([self._odd, made[: due - len(self._odd)]])
-        whole = len(made) if last else len(made) // self._each * self._each
-        made, self._odd = made[:whole], made[whole:]
+        due = self._taken // _RATIO - self._given
+        made = made[:due]
         if last and len(made) < due:
             made = np.concatenate([made, np.zeros(due - len(made), np.float32)])
         self._given += len(made)
-        return self._from_linear(_whole(made).astype(_HOST).tobytes())
+        return self.codec.from_linear(_whole(made).astype(_HOST).tobytes())
+
+
+class Linear24:
+    """What :class:`Pcm24` is to a call whose audio is at 24 kHz itself: the order of bytes, and
+    whole samples."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def up(self, audio: bytes) -> bytes:
+        """Caller audio for the wire."""
+        return _little_endian(audio)
+
+    def down(self, audio: bytes) -> bytes:
+        """Return the samples that a piece completes."""
+        audio = self._rest + audio if self._rest else audio
+        whole = len(audio) // _SAMPLE * _SAMPLE
+        self._rest = audio[whole:]
+        return _little_endian(audio[:whole])
+
+    def part_over(self) -> bytes:
+        """Nothing: half a sample is none."""
+        self._rest = b""
+        return b""
+
+
+def _little_endian(audio: bytes) -> bytes:
+    """Samples in host byte order as they are on the wire, or the other way round."""
+    return audio if sys.byteorder == "little" else audioop.byteswap(audio, _SAMPLE)
 
 
 def _whole(samples: Samples) -> npt.NDArray[np.int16]:
@@ -191,18 +210,21 @@ Audio = Literal["g711", "pcm24"]
 _PCM = {"type": "audio/pcm", "rate": PCM_RATE}
 
 
-def resampling(audio: Audio, codec: Codec) -> Pcm24 | None:
-    """The resamplers of a session with ``audio`` on the wire, told in the log; None for G.711."""
-    if audio == "g711" and codec is not Codec.G722:
+def resampling(audio: Audio, codec: Codec) -> Pcm24 | Linear24 | None:
+    """What makes the audio of a call that of a session with ``audio`` on the wire; None for G.711.
+
+    Resamplers are told in the log.
+    """
+    if codec.wide:
+        return Linear24()
+    if audio == "g711":
         return None
     log.info(
         "session.resampled",
         codec=codec.value,
         wire_rate=PCM_RATE,
         caller_delay_ms=DELAY_MS,
-        why="the call is in G.722: its session is in 24 kHz PCM"
-        if codec is Codec.G722
-        else "the server takes 24 kHz PCM: this call is not G.711 from end to end",
+        why="the server takes 24 kHz PCM: this call is not G.711 from end to end",
     )
     return Pcm24(codec)
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec, g722_coder
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
 from gateway.sip.types import BridgeFailure, RecorderCounts, Transition, UplinkCounts
 
 log = structlog.get_logger("sip")
@@ -34,9 +34,15 @@ MAX_UPLINK_FRAMES = 250
 """Five seconds. The loop drains the queue as it fills; only a loop that hangs lets it grow, and
 audio older than that is worth less to a conversation than what is said now."""
 
-_NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1, Codec.G722: 2}
+_NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1, Codec.G722: 2, Codec.OPUS: 3}
 
-g722_coder.append(pj.NativeG722)
+
+def narrowing() -> Callable[[bytes], bytes]:
+    """Return what makes PCMU, for those who listen at 8 kHz, of a call's samples at 24 kHz.
+
+    They go through it in their order.
+    """
+    return pj.NativeNarrow().narrow  # type: ignore[no-any-return]
 
 
 class Source(IntEnum):
@@ -60,7 +66,7 @@ class Playout:
     def __init__(self, queues: Any, codec: Codec, max_frames: int) -> None:
         self.max_frames = max_frames
         self.put: Callable[[bytes], int] = partial(pj._pjsua2.NativeCallAudio_put, queues)
-        """Queues whole frames of G.711; returns how many were refused (0 or all).
+        """Queues whole frames of the codec; returns how many were refused (0 or all).
 
         All or nothing, so that what was heard of a part is always a prefix of it. Fifty times a
         second and call, so the wrapper is called past SWIG's Python part.
@@ -161,8 +167,7 @@ class Uplink:
         self.take: Callable[[], tuple[bytes, bool]] = partial(
             pj._pjsua2.NativeCallAudio_take, queues
         )
-        """Takes all that waits, as G.711 bytes; and whether :meth:`Playout.transition` has
-        something."""
+        """Takes all that waits, and whether :meth:`Playout.transition` has something."""
         self.id = int(queues.id())
         """By which :func:`take_ready` names the call."""
 
@@ -197,7 +202,7 @@ class Uplink:
         self._queues.listen(int(source))
 
     def drain(self) -> bytes:
-        """Remove and return all audio, as G.711; empty when there is none."""
+        """Remove and return all audio; empty when there is none."""
         return self.take()[0]
 
     def push(self, pcm: bytes) -> None:

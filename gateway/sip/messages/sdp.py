@@ -412,7 +412,8 @@ def _mend_media(media: Media) -> None:
     media.lines = one_direction(one_rtpmap_each(distinct_crypto(media.lines)))
     names = media.names
     events = {n: name for n, name in names.items() if name.startswith(EVENTS.upper() + "/")}
-    good = {n for n, name in events.items() if name == f"{EVENTS.upper()}/8000"}
+    clocks = {one.rtpmap.split("/")[1] for one in (Codec.PCMU, *media.codecs)}
+    good = {n for n, name in events.items() if name.partition("/")[2] in clocks}
     formats: list[str] = []
     for number in media.formats:
         value = whole_number(number, 3)
@@ -442,7 +443,7 @@ def _codec_of(number: str, names: dict[str, str], known: tuple[Codec, ...]) -> C
     if encoding is None:
         return fixed if fixed in known else None
     encoding = encoding.removesuffix("/1")
-    codec = next((one for one in known if encoding == f"{one.value}/8000"), None)
+    codec = next((one for one in known if encoding == one.rtpmap.upper()), None)
     return codec if fixed in (None, codec) else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import G711, Codec
 from gateway.text import whole_number
 
 _OTHER_PACKETS = ("UNENCRYPTED_SRTP", "UNAUTHENTICATED_SRTP", "KDR", "FEC_ORDER", "FEC_KEY")
@@ -160,7 +160,7 @@ def _rtpmap(rest: str) -> str | None:
     """Return an rtpmap attribute repaired, or None where it cannot be parsed."""
     number, _, encoding = rest.replace("\t", " ").partition(" ")
     parts = [part.strip() for part in encoding.split("/")]
-    if len(parts) == 1 and parts[0].upper() in (*Codec, EVENTS.upper()):
+    if len(parts) == 1 and parts[0].upper() in (*G711, Codec.G722, EVENTS.upper()):
         parts.append("8000")  # what RFC 3551 and 4733 have it mean
     if len(parts) not in (2, 3) or whole_number(number, 3) is None or int(number) > 127:
         return None
