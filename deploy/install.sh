@@ -34,8 +34,8 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")
 release=$home-$version-$(date -u +%Y%m%dT%H%M%S)
 before=$(readlink "$home" || true)
 trap 'rm -rf "$release"' EXIT
-# No command is called libsrtp2: a wheel out of the cache does not bring the library it needs.
-"$here/deploy/setup/need-debian.sh" adduser:adduser make:make libsrtp2:libsrtp2-1
+# No command is called libsrtp2 or libopus: a wheel out of the cache does not bring the libraries it needs.
+"$here/deploy/setup/need-debian.sh" adduser:adduser make:make libsrtp2:libsrtp2-1 libopus:libopus0
 mkdir "$release"
 tar -C "$here" --exclude=__pycache__ -c Makefile README.md LICENSE deploy dialplans docs gateway \
     gateway.toml pyproject.toml requirements.lock | tar -C "$release" --no-same-owner -x

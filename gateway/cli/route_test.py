@@ -61,7 +61,7 @@ def invite_from_options(
     to: str, from_: str, headers: Iterable[str], source: str | None, codec: str
 ) -> Invite:
     """An INVITE for ``to`` by ``from_``: numbers, addresses, or ``"Name" <sip:...>``."""
-    payload = {"PCMU": "0", "PCMA": "8", "G722": "9", "opus": "107"}[codec]
+    payload = {"PCMU": "0", "PCMA": "8", "G722": "9", "opus": "96"}[codec]
     lines = [
         f"INVITE {_uri(to)} SIP/2.0",
         f"To: {_field(to)}",

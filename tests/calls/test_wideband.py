@@ -540,13 +540,13 @@ async def test_a_call_that_is_placed(world: GatewayStack, callee: CalledPhone, c
 
 
 async def test_another_payload_number(world: GatewayStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dialog.PAYLOADS, "G722", 96)
-    monkeypatch.setitem(CODECS, "G722", (96, b"\xfa"))
+    monkeypatch.setitem(dialog.PAYLOADS, "G722", 97)
+    monkeypatch.setitem(CODECS, "G722", (97, b"\xfa"))
     world.behave(vad="off", answer=tones(HIGH, 2))
     call = await answered(dialog_call(world.phone, "greeted", codecs=("G722", "PCMU")))
     session = await world.session_of(call)
     call.rtp.say(pj.NativeG722().encode(tone(HIGH, 1.0)))
     await session.wait_until(hears(HIGH), 20)
     await call.rtp.until(lambda: level(heard(call.rtp.packets), HIGH, 16000) > 1000)
-    assert {packet.payload_type for packet in call.rtp.packets} == {96}
+    assert {packet.payload_type for packet in call.rtp.packets} == {97}
     await world.summary_at_end(call)

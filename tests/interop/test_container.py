@@ -36,7 +36,7 @@ NAME = "localhost/sip-realtime-gateway"
 BASE = "localhost/debian"
 LIMIT_BYTES = 200_000_000
 
-PACKAGES = "binutils,ca-certificates,libsrtp2-1,python3,python3-venv,tini"
+PACKAGES = "binutils,ca-certificates,libopus0,libsrtp2-1,python3,python3-venv,tini"
 """In the base already, so that they are fetched and unpacked once."""
 
 CONFIG = """

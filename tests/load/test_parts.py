@@ -7,12 +7,10 @@ import json
 import os
 from pathlib import Path
 
-import pjsua2 as pj
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.realtime.dialects.dialect import Pcm24
-from gateway.sip.media import ports  # noqa: F401 -- G.722 is coded there
+from gateway.sip.media.ports import CallAudio, Source
 
 from . import figures, marks, proc, report, wire
 from .sip_call import SipCall
@@ -181,10 +179,12 @@ def test_events_are_json() -> None:
 
 
 def test_chords_are_found_behind_g722_and_24_khz() -> None:
-    phone, session, pcm, sent = marks.G722(), marks.Wide(24000), Pcm24(Codec.G722), range(1000)
-    up = b"".join(pcm.up(phone.frame(3, number)) for number in sent)
-    assert session.feed(up) == [(3, number) for number in sent[: len(up) // 960]]
-    down = pcm.down(b"".join(session.frame(3, number) for number in sent)) + pcm.part_over()
-    again = pj.NativeG722().encode(pj.NativeG722().decode(down))
-    assert list(phone.find(again)) == [(3, number) for number in sent]
+    phone, session, sent = marks.G722(), marks.Wide(24000), range(1000)
+    queues = CallAudio(Codec.G722, 10).uplink
+    queues.listen(Source.PACKETS)
+    up = b""
+    for number in sent:
+        queues._queues.receive(number * 20000, 1, number, number * 160, phone.frame(3, number), 2)
+        up += queues.drain()
+    assert session.feed(up) == [(3, number) for number in sent]
     assert list(marks.G722().find(marks.G722().speech(50))) == []

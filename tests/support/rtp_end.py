@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 FRAME = 160
 """G.711 bytes of 20 ms, and RTP timestamp units."""
-OPUS_PAYLOAD = 107
+OPUS_PAYLOAD = 96
 OPUS_STEP = 960
 """RTP timestamp units of 20 ms in Opus."""
 EVENTS = "0123456789*#ABCD"

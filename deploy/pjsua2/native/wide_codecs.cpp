@@ -421,7 +421,7 @@ pj_status_t decode(pjmedia_codec *codec, const pjmedia_frame *input, unsigned ro
 pjmedia_codec_op operations = {&do_nothing, &open,   &close,  &modify,
                                &parse,      &encode, &decode, nullptr};
 
-constexpr unsigned kOpusNumber = 107; // where we make the offer
+constexpr unsigned kOpusNumber = 96; // pjmedia offers the first that is free
 
 bool is_opus(const pjmedia_codec_info *info) { return pj_stricmp2(&info->encoding_name, "opus") == 0; }
 

@@ -146,6 +146,7 @@ def test_an_invite_from_standard_input_with_a_header_more(config: Path) -> None:
     [
         ('["G722", "PCMU"]', {"type": "audio/pcm", "rate": 24000}),
         ('["PCMA", "G722"]', {"type": "audio/pcma"}),
+        ('["opus", "PCMU"]', {"type": "audio/pcm", "rate": 24000}),
         ('["PCMU", "PCMA"]', {"type": "audio/pcmu"}),
     ],
 )
@@ -154,7 +155,7 @@ def test_the_session_has_the_format_of_the_codec_that_the_trunk_prefers(
 ) -> None:
     with config.open("a", encoding="utf-8") as file:
         file.write(f"codecs = {codecs}\n")
-    invite = INVITE.replace("RTP/AVP 8 0", "RTP/AVP 9 8 0")
+    invite = INVITE.replace("RTP/AVP 8 0", "RTP/AVP 97 9 8 0\na=rtpmap:97 opus/48000/2")
     found = _json(config, "--invite", "-", *AT, stdin=invite)
     assert found["session"]["audio"]["input"]["format"] == shown
 

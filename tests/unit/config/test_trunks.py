@@ -52,7 +52,7 @@ def problem(folder: Path, text: str) -> tuple[int, str, str]:
             'name = "a"\npeers = ["::1"]\ncodecs = ["GSM"]',
             4,
             "codecs[0]",
-            "'PCMU', 'PCMA' or 'G722'",
+            "'PCMU', 'PCMA', 'G722' or 'opus'",
         ),
         ('name = "a"\npeers = ["::1"]\ncodecs = ["PCMU", "PCMU"]', 4, "codecs", "twice"),
         ('name = "a"\npeers = ["::1"]\nexpires = 5', 4, "expires", "equal to 30"),

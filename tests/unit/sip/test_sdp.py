@@ -35,7 +35,7 @@ def _offer(*lines: str) -> str:
     return head + "\r\n".join(("v=0", "o=- 1 1 IN IP4 h", "s=-", "t=0 0", *lines)) + "\r\n"
 
 
-U, A, W = Codec
+U, A, W, X = Codec
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,14 @@ U, A, W = Codec
             (A, U),
         ),
         (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 PCMU/8000", "a=rtpmap:0 PCMU/8000"], (U,)),
-        (["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 PCMU/16000", "a=rtpmap:97 opus/48000/2"], ()),
+        (
+            ["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 PCMU/16000", "a=rtpmap:97 opus/48000/2"],
+            (X,),
+        ),
+        (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 OPUS/48000/2"], (X, U)),
+        (["m=audio 4000 RTP/AVP 96", "a=rtpmap:96 opus/48000"], ()),
+        (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 opus/8000/2"], (U,)),
+        (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 opus"], (U,)),
         (["m=audio 4000 RTP/AVP 0 8", "a=rtpmap:0 PCMU/16000"], (A,)),
         (["m=audio 4000 RTP/AVP 9"], (W,)),
         (["m=audio 4000 RTP/AVP 9", "a=rtpmap:9 G722"], (W,)),
