@@ -305,6 +305,7 @@ async def test_whoever_makes_no_offer_gets_ours(world: GatewayStack) -> None:
     call = dialog_call(world.phone, "greeted", offer=False, codecs=BOTH)
     call.invite()
     await call.answered()
+    call.sdp.codecs = ("opus",)  # we answered with two: the gateway offers the first one alone
     assert call.final is not None
     assert re.search(rf"m=audio \d+ \S+ {OPUS_PAYLOAD} 9 0 ", call.final.body)
     await call.rtp.until(lambda: level(heard(call.rtp.packets), 1000, 48000) > 4000)
