@@ -69,6 +69,8 @@ _REASONS = {
 class Speaker(Protocol):
     """Has the model speak out of band: :class:`OutOfBandResponses`."""
 
+    bytes_per_ms: int
+
     def ask(
         self,
         key: str,
@@ -84,7 +86,7 @@ class Speaker(Protocol):
         """Request a response of at most ``seconds`` that should say ``words``; ``key`` is for
         :meth:`cancel`.
 
-        ``audio`` is called with each piece of G.711, ``then`` once, with status and text.
+        ``audio`` is called with each piece of speech, ``then`` once, with status and text.
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
@@ -115,7 +117,6 @@ class Briefing:
         words: what is said before the prompt; "" for a summary by the model.
         speak: has the model speak; None where no session is up.
         step: takes a step of the briefing for its transfer, which draws the conclusions.
-        bytes_per_ms: of the session's audio.
     """
 
     def __init__(
@@ -125,9 +126,8 @@ class Briefing:
         timeline: CallTimeline,
         speak: Speaker | None,
         step: Callable[[Callable[[Briefing], list[Output]], float], list[Output]],
-        bytes_per_ms: int,
     ) -> None:
-        self._bytes_per_ms = bytes_per_ms
+        self._bytes_per_ms = BYTES_PER_MS if speak is None else speak.bytes_per_ms
         self.answer = ""
         """accepted, declined, hung_up, no_key, or skipped where it could not be given; "" yet."""
         self._plan = plan
@@ -215,14 +215,12 @@ class Briefing:
         return [*over, StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
-        """Play what the model says to the colleague, in whole frames, up to
-        ``MAX_BRIEFING_SECONDS``."""
+        """Play what the model says, in whole frames, up to ``MAX_BRIEFING_SECONDS``."""
         if not self._by_model:
             return []
         if self._speech_by is not None:
             self._speech_by, self._began = None, now
-        most = MAX_BRIEFING_SECONDS * 1000 * self._bytes_per_ms
-        self._audio += audio[: most - len(self._audio)]
+        self._audio += audio[: MAX_BRIEFING_SECONDS * 1000 * self._bytes_per_ms - len(self._audio)]
         whole = len(self._audio) - len(self._audio) % (FRAME_MS * self._bytes_per_ms)
         begun, self._played = self._played, whole
         return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
@@ -270,9 +268,7 @@ class Transfer:
         timeline: CallTimeline,
         speak: Speaker | None,
         interpreter: Interpreter | None = None,
-        bytes_per_ms: int = BYTES_PER_MS,
     ) -> None:
-        self._bytes_per_ms = bytes_per_ms
         self.deadline: float | None = None
         self.audio_cut = True
         """No audio passes between caller and model."""
@@ -407,11 +403,9 @@ class Transfer:
             return []
         self._ringing = True
         self._attempt.outcome = Outcome.RINGING
-        text = f"The transfer to {self.name} is ringing."
-        content = [{"type": "input_text", "text": text}]
-        item = {"type": "message", "role": "system", "content": content}
+        content = [{"type": "input_text", "text": f"The transfer to {self.name} is ringing."}]
         note = self._timeline.note(now, "transfer_ringing", "info", code=code)
-        return [note, Send(CreateItem(item))]
+        return [note, Send(CreateItem({"type": "message", "role": "system", "content": content}))]
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
         """Bridge the legs, or send the REFER that replaces the B-leg."""
@@ -424,9 +418,7 @@ class Transfer:
         if self._briefing is not None:
             return []
         words = plan.text or self._target.briefing
-        self._briefing = Briefing(
-            plan, words, self._timeline, self._speak, self._briefed, self._bytes_per_ms
-        )
+        self._briefing = Briefing(plan, words, self._timeline, self._speak, self._briefed)
         return [note, *self._briefed(lambda briefing: briefing.begin(now), now)]
 
     @property

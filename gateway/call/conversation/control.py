@@ -133,7 +133,7 @@ class ConversationControl:
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""
-        self.out_of_band = OutOfBandResponses(timeline)
+        self.out_of_band = OutOfBandResponses(timeline, plan.codec.bytes_per_ms)
         self.call_actions = CallActions(plan, timeline, self._transfer_to)
         self.trimmed_items: set[str] = set()
         """Old items that were deleted from the session, and stay in the transcript."""
@@ -161,9 +161,7 @@ class ConversationControl:
             and plan.interpreter.destination == target.destination.name
             else None
         )
-        return Transfer(
-            target, plan, self.timeline, speak, interpreter, self.plan.codec.bytes_per_ms
-        )
+        return Transfer(target, plan, self.timeline, speak, interpreter)
 
     def use(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""

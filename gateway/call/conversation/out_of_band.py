@@ -61,10 +61,14 @@ class _Running:
 
 
 class OutOfBandResponses:
-    """Out-of-band responses of one call. Methods take the time (s) and return outputs."""
+    """Out-of-band responses of one call. Methods take the time (s) and return outputs.
 
-    def __init__(self, timeline: CallTimeline) -> None:
-        self._timeline = timeline
+    Args:
+        bytes_per_ms: of speech in them.
+    """
+
+    def __init__(self, timeline: CallTimeline, bytes_per_ms: int) -> None:
+        self._timeline, self.bytes_per_ms = timeline, bytes_per_ms
         self.capabilities = REALTIME
         """Of the active session."""
         self._running: dict[str, _Running] = {}

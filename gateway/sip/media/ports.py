@@ -38,10 +38,7 @@ _NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1, Codec.G722: 2, Codec.OPUS: 3}
 
 
 def narrowing() -> Callable[[bytes], bytes]:
-    """Return what makes PCMU, for those who listen at 8 kHz, of a call's samples at 24 kHz.
-
-    They go through it in their order.
-    """
+    """Return what makes PCMU of a call's samples at 24 kHz, in their order."""
     return pj.NativeNarrow().narrow  # type: ignore[no-any-return]
 
 
