@@ -344,10 +344,9 @@ CodecName = Literal["PCMU", "PCMA", "G722", "opus"]
 
 def _codec(value: object) -> object:
     """Refuse other spellings of a codec, with the right one."""
-    name = {"ulaw": "PCMU", "mulaw": "PCMU", "alaw": "PCMA"}.get(str(value).lower())
-    if name is None:
-        name = next((one for one in get_args(CodecName) if one.upper() == str(value).upper()), None)
-    if name is not None and value != name:
+    upper = str(value).upper()
+    name = {"ULAW": "PCMU", "MULAW": "PCMU", "ALAW": "PCMA", "OPUS": "opus"}.get(upper, upper)
+    if name in get_args(CodecName) and value != name:
         raise ValueError(f'"{value}" is written "{name}" here')
     return value
 
