@@ -104,7 +104,8 @@ class _Page:
         self._pulse.set()
 
     def hear(self) -> None:
-        """Send the audio that there is, soon."""
+        """Queue the audio that there is for the page; what exceeds ``WAITING_FRAMES`` is
+        dropped, counted."""
         assert self.end is not None
         self._audio += self.end.hear()
         excess = len(self._audio) - WAITING_FRAMES * FRAME_BYTES

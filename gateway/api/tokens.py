@@ -108,7 +108,7 @@ class Logins:
         return secret
 
     def end(self, scope: Mapping[str, Any]) -> None:
-        """Log out whoever asks this."""
+        """End the log-in of this request's cookie."""
         self._logins.pop(_hashed(_cookie(scope)), None)
 
     def token_of(self, scope: Mapping[str, Any]) -> Token | None:

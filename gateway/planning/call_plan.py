@@ -280,7 +280,7 @@ def call_plan(
 
 
 def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
-    """The same for a call that we place."""
+    """Return the plan of a route for a call that we place: with the limits of ``[outbound]``."""
     caps = config.outbound
     return replace(
         plan,

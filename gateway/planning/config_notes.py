@@ -20,8 +20,13 @@ from gateway.config.sections import on_loopback
 from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.certificate_notes import certificate_notes
-from gateway.planning.route_notes import advice as tool_advice
-from gateway.planning.route_notes import has_live_sessions, history_notes, live_notes, route_notes
+from gateway.planning.route_notes import (
+    has_live_sessions,
+    history_notes,
+    live_notes,
+    route_notes,
+    tool_notes,
+)
 from gateway.planning.route_tools import (
     has_prompt,
     offers_of,
@@ -62,7 +67,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += _azure_keys(config, enabled)
     advice += _access_notes(config)
     advice += _toll_fraud_notes(config, dialplan)
-    advice += tool_advice(config, dialplan)
+    advice += tool_notes(config, dialplan)
     advice += [
         f"route {route.name}: the guardrail {guard.name} checks the caller, who is not transcribed "
         "(set session.audio.input.transcription)"

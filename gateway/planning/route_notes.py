@@ -160,8 +160,9 @@ def _covers(route: Route, later: Route) -> bool:
     return True
 
 
-def advice(config: Config, dialplan: Dialplan) -> Iterator[str]:
-    """Yield one line for each note."""
+def tool_notes(config: Config, dialplan: Dialplan) -> Iterator[str]:
+    """Yield a line for each tool that no route offers, secret sent by plain HTTP, and approval
+    rule that fits no tool."""
     python = module_tools(config.tools)
     shared = [tool.name for tool in dialplan.tools]
     offered = [pattern for route in dialplan.routes for pattern in route.tools]
@@ -190,7 +191,7 @@ def summary(config: Config, dialplan: Dialplan) -> list[str]:
 
 
 def _plain_text(config: Config, dialplan: Dialplan) -> Iterator[str]:
-    """Secrets that can be read on the way."""
+    """Yield a line for each server that gets secrets by plain HTTP."""
     sent = [
         (server.url, server.authorization or server.headers)
         for server in config.tools.mcp

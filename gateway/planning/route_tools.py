@@ -325,7 +325,8 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
 
 
 def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
-    """The session object of a server that tells of turns and does nothing by itself."""
+    """Change a session object so that the server reports turns, and neither interrupts nor
+    responds."""
     detection = session["audio"]["input"].setdefault("turn_detection", {})
     complete_detection(detection)
     detection |= {"interrupt_response": False, "create_response": False}

@@ -195,7 +195,8 @@ class Connection(ClientConnection):
             self.transport.pause_reading()
 
     def _work(self, data: bytes) -> None:
-        """Handle what has come, as far as it is this connection's turn."""
+        """Handle as many messages as this connection may in its turn; the rest waits for the
+        next."""
         now = self.loop.time()
         room = min(MESSAGES_AT_ONCE, self._room + (now - self._room_at) * MESSAGES_PER_SECOND)
         self._room, self._room_at = room, now

@@ -114,7 +114,7 @@ class Endpoint:
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), "", ""))
 
     def least_session(self) -> dict[str, Any]:
-        """A session object that asks for nothing, to try the server with."""
+        """The smallest session object that this server takes, for a trial of it."""
         if self.transcription:
             return transcription_object({}, "PCMU")
         return live_object({}, "PCMU") if self.live else session_object({}, "PCMU", ())

@@ -346,7 +346,7 @@ class TrackAudio:
 
     @property
     def part(self) -> tuple[str, str, int]:
-        """Return the same for every piece, since a Live session has one track."""
+        """The same part for every piece, since a Live session has one track."""
         return "", "", 0
 
 

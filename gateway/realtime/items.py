@@ -46,6 +46,6 @@ def _part_of(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def items_of(value: object) -> tuple[dict[str, Any], ...]:
-    """Return the items of a list in which there may be other things."""
+    """Return the items of a list, without entries that are no objects."""
     found = value if isinstance(value, list) else []
     return tuple(item_of(item) for item in found if isinstance(item, Mapping))

@@ -227,7 +227,7 @@ class LiveSession(Session):
             self._write(self._held.popleft())
 
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
-        """Return the client events that say what ``command`` does."""
+        """Return the client events of a Live session that do what ``command`` wants."""
         match command:
             case CreateResponse(response=dict() as response) if "conversation" in response:
                 return [] if is_question(command) else self._voice.brief(command)
@@ -377,7 +377,7 @@ class LiveSession(Session):
         self._tell_complete(now)
 
     def _tell_complete(self, now: float, *, all: bool = False) -> None:
-        """Hand on the words of stretches that have come to their end."""
+        """Deliver the words of stretches that have ended; with ``all`` those of the others too."""
         self._voice.tell_complete(now, all=all)
         for one in self._caller.complete(now, all=all):
             self._deliver(InputTranscribed(one.id, one.text.strip()))

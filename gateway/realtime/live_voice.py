@@ -102,7 +102,7 @@ class Backend:
         """Responses that are over."""
 
     def ask(self, question: CreateResponse) -> None:
-        """Have something asked beside the conversation, once the backend does nothing else."""
+        """Queue a question beside the conversation, for when the backend does nothing else."""
         if len(self._questions) < MAX_QUESTIONS:
             self._questions.append(question)
 
@@ -265,7 +265,7 @@ def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
 
 
 def answers(output: str, task: str) -> list[dict[str, Any]]:
-    """What a function found for a task that was handed over to us, for the voice.
+    """Return the client events that give the voice what a function found for a delegated task.
 
     A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
     object is known.
@@ -380,7 +380,7 @@ class Voice:
         return told + texts("instructions", str(response.get("instructions") or ""))
 
     def briefs(self, response_id: str) -> bool:
-        """Return whether this names what is being said to somebody else, or is about to be."""
+        """Return whether this response is the briefing of a B-leg, spoken now or about to be."""
         return response_id == self._briefed and bool(response_id or self._briefing)
 
     def end_briefing(self, now: float) -> list[dict[str, Any]]:

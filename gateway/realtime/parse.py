@@ -252,7 +252,7 @@ class _Fields:
         return value if isinstance(value, str) else None
 
     def id(self, key: str) -> str:
-        """Empty where it is missing."""
+        """Return a text field; "" where it is missing."""
         return self.text_or_none(key) or ""
 
     def number_or_none(self, key: str) -> int | None:
@@ -301,7 +301,7 @@ def _audio(event: _Fields) -> bytes:
 
 
 def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
-    """Fifty times a second and call: in as few steps as it takes."""
+    """Read an audio delta in as few steps as it takes: fifty of them come a second and call."""
     value: Callable[[str], Any] = event.get
     response_id, item_id = value("response_id"), value("item_id")
     encoded, index = value("delta"), value("content_index")

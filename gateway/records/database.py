@@ -406,7 +406,7 @@ class Database:
 
 @contextlib.contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Wait for this file's lock, in the order of those who wait."""
+    """Hold this file's lock, after those who have waited for longer."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -70,8 +70,10 @@ class _Entry:
         self.audio += audio
 
     def add(self, audio: bytes) -> None:
-        """Audio that follows, up to fifty times a second each way: copied, so that the message's
-        memory is free at once for the next one."""
+        """Add audio that follows, up to fifty times a second each way.
+
+        It is copied, so that the message's memory is free at once for the next one.
+        """
         self.audio += audio
         self.messages += 1
         self.until = monotonic()
@@ -241,7 +243,7 @@ class EventLogs:
         return made
 
     def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Every two seconds, have all that has happened until now written."""
+        """Have all that has happened until now written; called every ``WRITE_SECONDS``."""
         self._open = {one for one in self._open if not one.over}
         for event_log in self._open:
             event_log.hand_on()

@@ -187,7 +187,7 @@ class Forwarder:
         self._leader.give_up()
 
     def _turn(self) -> bool:
-        """Forward one batch; whether there may be more at once."""
+        """Forward one batch, if this process leads; return whether there may be more at once."""
         if not self._leader.have():
             return False
         for call in recover(self._folder, self._spool, self._outgoing):
@@ -279,7 +279,7 @@ def _shown(call: CutCall) -> dict[str, Any]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the database takes everything but one of these entries."""
+    """Return whether the database refused an entry for its content, and takes others."""
     import sqlalchemy.exc as exc
 
     if isinstance(error, exc.DBAPIError):

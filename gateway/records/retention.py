@@ -236,7 +236,8 @@ def sweep(
 
 
 def sweep_recordings(folder: Path, before: datetime, held: Container[str] = ()) -> int:
-    """Delete recordings from before then, but those of calls on hold; returns how many."""
+    """Delete recordings from before ``before``, but those of calls on legal hold; return how
+    many."""
     count = 0
     for path in _files_before(folder, before):
         if path.name.split("_", 1)[1].split(".")[0] not in held:
@@ -303,7 +304,10 @@ UPLOAD_SECONDS = 60.0
 
 
 def _delete_unlocked(path: Path) -> None:
-    """Delete a file that nobody uploads: what arrives after its deletion would stay there."""
+    """Delete a file once no upload has it locked, or after ``UPLOAD_SECONDS``.
+
+    What is uploaded after its deletion would stay in the storage.
+    """
     until = time.monotonic() + UPLOAD_SECONDS
     while path.exists():
         with suppress(FileNotFoundError), locked(path) as mine:

@@ -466,7 +466,7 @@ class Silence:
         return self._idles() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
 
     def _idles(self) -> bool:
-        """Return whether nothing is heard, and nothing is done that takes its time."""
+        """Return whether neither speech, nor an action, nor a tool explains the silence."""
         control = self._control
         if self._held or self._mcp:
             return False
