@@ -18,6 +18,9 @@ from tests.support.forked import Forked, end_with_parent
 WITHIN_S = 30.0
 """Deadline of a wait that should take milliseconds; only something stuck gets there."""
 
+START_S = 90.0
+"""Of a start, which on a busy machine waits for others' imports."""
+
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"), "http://[::1]:9")
 """In the environment of every gateway: a proxy that nobody asked for is not used."""
 
@@ -102,7 +105,7 @@ class Gateway:
             asyncio.create_task(self._read(stream), name="gateway log")
             for stream in (self._process.stdout, self._process.stderr)
         ]
-        await self.wait("gateway.started")
+        await self.wait("gateway.started", START_S)
 
     @property
     def pid(self) -> int:
