@@ -215,7 +215,8 @@ class _Worker:
 
 
 def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
-    """For people, the summary of a call is what there is to say: nothing empty, nothing twice.
+    """Leave empty fields, and the session that stands twice, out of a call's summary for the
+    console.
 
     The record, and the log as JSON, have all of it.
     """

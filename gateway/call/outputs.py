@@ -157,7 +157,7 @@ class DialBLeg:
 
 @dataclass(frozen=True, slots=True)
 class PlayBriefing:
-    """Queue whole frames of G.711 audio for the B-leg; none: play no more of what is queued."""
+    """Queue whole frames for the B-leg, in the codec of the call; none: drop what is queued."""
 
     audio: bytes
 
@@ -274,7 +274,7 @@ class OutOfBandDone:
 
 @dataclass(slots=True)
 class Play:
-    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come.
+    """Queue whole frames in the codec of the call. ``more``: more audio of this part is to come.
 
     Not frozen, for the sake of time: there is one for each audio delta.
     """

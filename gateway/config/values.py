@@ -64,7 +64,7 @@ def _runs_away(parts: Any) -> bool:
 
 
 def _is_loose(parts: Any) -> bool:
-    """Return whether nothing in it has to occur exactly once."""
+    """Return whether every part of a parsed expression may be left out or repeated without end."""
     return all(
         code is codes.AT
         or (code in _REPEATS and (value[0] == 0 or value[1] > _MANY))

@@ -46,7 +46,7 @@ Then = Callable[[str, str, float], list[Output]]
 """Takes status, text and time (s)."""
 
 Heard = Callable[[bytes, float], list[Output]]
-"""Takes audio, G.711 as the session has it, and time (s)."""
+"""Takes audio, in the codec of the call, and time (s)."""
 
 
 @dataclass(slots=True)

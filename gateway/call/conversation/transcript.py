@@ -315,6 +315,7 @@ class Transcript:
             entry.heard = _part_of(entry, *entry.cut)
 
     def _cut_entry(self, heard: Heard) -> None:
+        """Keep which of the agent's words were heard of an item that was cut."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms
