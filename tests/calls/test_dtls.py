@@ -103,6 +103,7 @@ class End:
             *("openssl", "s_client", "-dtls1_2", "-use_srtp", "SRTP_AES128_CM_SHA1_80"),
             *("-connect", f"127.0.0.1:{self._own + channel}"),
             *("-cert", str(folder / "cert.pem"), "-key", str(folder / "key.pem")),
+            *("-mtu", "576"),  # a packet of RTCP has no more than 600 bytes
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -234,6 +235,19 @@ async def test_an_answer_is_sent_again_while_the_handshake_ends(
     assert summary["ending"]["why"] == "remote_hangup"
     assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
     await world.stop()
+
+
+async def test_a_large_certificate(
+    world: GatewayStack, callee: CalledPhone, tmp_path: Path
+) -> None:
+    """One that does not fit into a datagram, nor into the buffer for one."""
+    certificate(tmp_path, "large", "1.2.3.4=ASN1:UTF8String:" + "x" * 2500)
+    call, there, end = await called(world, callee)
+    async with end.handshake(RTCP, tmp_path), end.handshake(RTP, tmp_path):
+        end.answer(tmp_path)
+        summary = await world.gateway.wait("call.summary", call=call)
+    assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
+    assert there.requests("BYE")
 
 
 @pytest.mark.parametrize("first", [RTP, RTCP], ids=["RTP first", "RTCP first"])

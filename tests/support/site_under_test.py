@@ -71,8 +71,12 @@ def rsa_key() -> str:
     return made.stdout
 
 
-def certificate(folder: Path, name: str) -> dict[str, str]:
-    """A fresh self-signed certificate for 127.0.0.1 and ::1, called ``name``; its files."""
+def certificate(folder: Path, name: str, *more: str) -> dict[str, str]:
+    """A fresh self-signed certificate for 127.0.0.1 and ::1, called ``name``; its files.
+
+    Args:
+        more: extensions, as openssl's ``-addext`` has them.
+    """
     files = {"certificate": str(folder / "cert.pem"), "private_key": str(folder / "key.pem")}
     Path(files["private_key"]).write_text(rsa_key())
     subprocess.run(
@@ -80,6 +84,7 @@ def certificate(folder: Path, name: str) -> dict[str, str]:
             *("openssl", "req", "-x509", "-key", files["private_key"], "-days", "2"),
             *("-out", files["certificate"]),
             *("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,IP:::1"),
+            *(word for extension in more for word in ("-addext", extension)),
         ],
         check=True,
         capture_output=True,
