@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.forked import Forked
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_arrives, assert_beep, missing_frames, noise
 from tests.support.made_sounds import g711, tone
@@ -277,7 +282,8 @@ async def test_who_sends_before_we_read_is_heard(
     own_folder: Path, callee: CalledPhone, held_up: tuple[str, ...]
 ) -> None:
     """Whatever comes to pass between what one thread of pjmedia does and the next: one that is
-    not read at first would not be heard in the whole call."""
+    not read at first would not be heard in the whole call. And who sends to one port faster than
+    its packets are read takes nothing from the others."""
     more = WORLD["more"].replace("calls = 2", "calls = 6").replace("timeout = 3", "timeout = 20")
     world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=held_up)
     await world.start()
@@ -291,11 +297,38 @@ async def test_who_sends_before_we_read_is_heard(
         line = await world.gateway.wait("call.session_up", call=call)
         (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
         await session.wait_until(_has_one_of_them, 20)
+    async with _flooded(callee.calls[0].rtp._peer):
+        callee.calls[-1].rtp.say(said := noise(9, 0.2))
+        await session.wait_until(lambda s: not missing_frames(said, bytes(s.received)), 20)
     for there in callee.calls:
         there.respond(486)
     for call in calls:
         await summary_of(world, call)
     await world.stop()
+
+
+@contextlib.asynccontextmanager
+async def _flooded(port: tuple[str, int] | None) -> AsyncIterator[None]:
+    """More packets come to this port than are read, of those that take their time."""
+    assert port is not None
+    begun, over = threading.Event(), threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                end.sendto(b"\xff", port)
+                if number == 5000:
+                    begun.set()
+
+    sending = asyncio.create_task(asyncio.to_thread(send))
+    try:
+        await asyncio.to_thread(begun.wait, WITHIN_S)
+        yield
+    finally:
+        over.set()
+        await sending
 
 
 def _has_one_of_them(session: SessionRecord) -> bool:

@@ -2,7 +2,8 @@
 /*
  * Preloaded into a gateway, holds up threads so that what others may do in between comes to pass: one that
  * has registered a UDP socket for some milliseconds at each of the next locks that it lets go of, and the
- * clock that repeats a flight of DTLS, behind each packet that it sends.
+ * clock that repeats a flight of DTLS, behind each packet that it sends. A packet that begins with SLOW takes
+ * its time to be read.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 enum { TIMES = 8, MICROSECONDS = 5000, CLOCK_MICROSECONDS = 300000, DTLS_HANDSHAKE = 22 };
+enum { SLOW = 255, SLOW_MICROSECONDS = 200 };
 
 static __thread int times, reads;
 
@@ -46,7 +48,10 @@ ssize_t recvfrom(int socket, void *data, size_t size, int flags, struct sockaddr
     if (!real)
         real = dlsym(RTLD_NEXT, "recvfrom");
     reads = 1;
-    return real(socket, data, size, flags, from, length);
+    ssize_t got = real(socket, data, size, flags, from, length);
+    if (got > 0 && *(const unsigned char *)data == SLOW)
+        usleep(SLOW_MICROSECONDS);
+    return got;
 }
 
 ssize_t sendto(int socket, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t length)
