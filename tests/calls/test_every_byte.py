@@ -62,13 +62,27 @@ async def up(world: GatewayStack, codec: str, ptime: int, **sdp: Any) -> DialogC
 async def by_sdes(
     world: GatewayStack, codec: str, ptime: int, _folder: Path
 ) -> AsyncIterator[tuple[DialogCall, Sender]]:
-    key, salt = os.urandom(KEY_BYTES), os.urandom(SALT_BYTES)
-    inline = base64.b64encode(key + salt).decode()
-    lines = (f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{inline}",)
-    call = await up(world, codec, ptime, profile="RTP/SAVP", security=lines)
-    sender = Sender(call.rtp, ptime=ptime)
-    sender.protect = Protection(key, salt).protect
+    keys = os.urandom(KEY_BYTES), os.urandom(SALT_BYTES)
+    call = await up(world, codec, ptime, profile="RTP/SAVP", security=inline(*keys))
+    sender = Keyed(call.rtp, ptime=ptime)
+    sender.use(*keys)
     yield call, sender
+
+
+def inline(key: bytes, salt: bytes) -> tuple[str, ...]:
+    """Lines of a description with these keys."""
+    return (f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{base64.b64encode(key + salt).decode()}",)
+
+
+class Keyed(Sender):
+    """Whose keys are those of a description."""
+
+    keys: tuple[bytes, bytes]
+
+    def use(self, key: bytes, salt: bytes, roll_over: int = 0) -> None:
+        """Go on with these."""
+        self.keys = key, salt
+        self.protect = Protection(key, salt, roll_over=roll_over).protect
 
 
 @contextlib.asynccontextmanager
@@ -282,8 +296,29 @@ def rtcp(sender: Sender, heard: list[bytes]) -> list[bytes]:
     return (kinds + signed) * 2
 
 
+def signed_rtcp(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """The caller's own, each of them three times: BYE, reports of another century, odd names."""
+    source = sender.source.to_bytes(4)
+    protection = sender.protect.__self__  # type: ignore[attr-defined]
+    kinds = [
+        *(b"\x80\xc8\0\6" + source + year + bytes(16) for year in (bytes(4), b"\xff" * 4)),
+        b"\x81\xc9\0\7" + source + os.urandom(24),
+        b"\x81\xca\0\4" + source + b"\1\x09\xff\xfe\x1b[31m\0\0\0\0",
+        b"\x81\xcb\0\4" + source + b"\x0bbye\x1b[2J" + bytes(4),
+    ]
+    return [protection.protect_rtcp(one) for one in kinds] * 3
+
+
+def other_tags(sender: Sender, heard: list[bytes]) -> list[bytes]:
+    """Of all lengths but the agreed one, over what would be right."""
+    packet = struct.pack("!BBHII", 0x80, 0, sender.sequence, sender.timestamp, sender.source)
+    assert isinstance(sender, Keyed)
+    sealed = Protection(*sender.keys, tag_bytes=20).protect(packet + bytes(160))
+    return [sealed[:-20] + sealed[-20:][:size] for size in (0, 4, 8, 9, 11, 16, 20)]
+
+
 ATTACKS = [
-    *((by_sdes, one) for one in (replayed, forged, odd, plain, rtcp)),
+    *((by_sdes, one) for one in (replayed, forged, odd, plain, rtcp, signed_rtcp, other_tags)),
     *((by_dtls, one) for one in (replayed, handshakes)),
     *((in_clear, one) for one in (rtcp, handshakes)),
 ]
