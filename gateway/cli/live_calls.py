@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -114,34 +115,63 @@ def calls(
         click.echo(printable(line))
 
 
-@click.command("hangup", epilog=examples("gateway hangup 7f3a"))
-@click.argument("call")
-@CONFIG
-@SOCKET
-def hangup(call: str, config: Path, path: Path | None) -> None:
+FOLLOW_SECONDS = 0.5
+QUERY_SECONDS = 25.0
+
+_RESPOND = click.option("--respond", is_flag=True, help="Also request a response to it.")
+
+Ask = Callable[..., dict[str, Any]]
+"""Asks the gateway for a command about the call, by its name and fields."""
+
+
+def _on_call(name: str, *lines: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command about CALL of a function that is given how to ask, and its own parameters."""
+
+    def made(function: Callable[..., None]) -> click.Command:
+        @click.command(name, epilog=examples(*lines))
+        @click.argument("call")
+        @CONFIG
+        @SOCKET
+        @wraps(function)
+        def command(call: str, config: Path, path: Path | None, **given: Any) -> None:
+            def ask(command: str, **fields: Any) -> dict[str, Any]:
+                seconds = QUERY_SECONDS if command == "ask" else ANSWER_SECONDS
+                return asked(config, path, command, seconds, **{"call": call, **fields})
+
+            function(ask, **given)
+
+        return command
+
+    return made
+
+
+def _confirm(answer: Mapping[str, Any], what: str, respond: bool) -> None:
+    more = " and response requested" if respond else ""
+    click.echo(printable(f"{answer['call']}: {what} added{more}"))
+
+
+@_on_call("hangup", "gateway hangup 7f3a")
+def hangup(ask: Ask) -> None:
     """End CALL, given by its id, its beginning or its end. Exit 0, or 1 with the reason."""
-    answer = asked(config, path, "hangup", call=call)
+    answer = ask("hangup")
     click.echo(f"{answer['call']} is hung up")
 
 
-@click.command("transfer", epilog=examples("gateway transfer 7f3a sales"))
-@click.argument("call")
+@_on_call("transfer", "gateway transfer 7f3a sales")
 @click.argument("destination")
 @click.option("--briefing", default="", help="What whoever answers is told first.")
-@CONFIG
-@SOCKET
-def transfer(call: str, destination: str, briefing: str, config: Path, path: Path | None) -> None:
+def transfer(ask: Ask, destination: str, briefing: str) -> None:
     """Transfer CALL to DESTINATION, the name of one of its route's [[route.transfer]].
 
     The transfer runs in the mode that the route sets; without an answer the caller returns to the
     model. Waits for the outcome: exit 0 when the call was answered, or 1 with the reason. Ctrl-C
     does not cancel the transfer.
     """
-    answer = asked(config, path, "transfer", call=call, destination=destination, briefing=briefing)
+    answer = ask("transfer", destination=destination, briefing=briefing)
     click.echo(printable(f"{answer['call']} goes to {answer['to']}"))
     until = time.monotonic() + answer["seconds"]
     which = {"call": answer["call"], "transfer": answer["transfer"]}
-    while not (told := asked(config, path, "transfer_outcome", **which))["over"]:
+    while not (told := ask("transfer_outcome", **which))["over"]:
         if time.monotonic() >= until:
             click.echo(f"no outcome yet: {told['outcome']}", err=True)
             sys.exit(1)
@@ -151,64 +181,30 @@ def transfer(call: str, destination: str, briefing: str, config: Path, path: Pat
         sys.exit(1)
 
 
-FOLLOW_SECONDS = 0.5
-QUERY_SECONDS = 25.0
-
-_RESPOND = click.option("--respond", is_flag=True, help="Also request a response to it.")
-_CALL = click.argument("call")
-
-
-def _asked(config: Path, path: Path | None, command: str, **fields: Any) -> dict[str, Any]:
-    seconds = QUERY_SECONDS if command == "ask" else ANSWER_SECONDS
-    return asked(config, path, command, seconds, **fields)
-
-
-def _confirm(answer: Mapping[str, Any], what: str, respond: bool) -> None:
-    more = " and response requested" if respond else ""
-    click.echo(printable(f"{answer['call']}: {what} added{more}"))
-
-
-@click.command("say", epilog=examples('gateway say 7f3a "Please hold the line."'))
-@_CALL
+@_on_call("say", 'gateway say 7f3a "Please hold the line."')
 @click.argument("text")
-@CONFIG
-@SOCKET
-def say(call: str, text: str, config: Path, path: Path | None) -> None:
+def say(ask: Ask, text: str) -> None:
     """Have the model say TEXT in CALL, word for word, after the current response."""
-    answer = _asked(config, path, "say", call=call, text=text)
+    answer = ask("say", text=text)
     click.echo(printable(f"{answer['call']}: queued; the model says it after the current response"))
 
 
-@click.command(
-    "send-message", epilog=examples('gateway send-message 7f3a "The order has shipped." --respond')
-)
-@_CALL
+@_on_call("send-message", 'gateway send-message 7f3a "The order has shipped." --respond')
 @click.argument("text")
 @click.option("--user", is_flag=True, help="Send it as the caller, not the system.")
 @_RESPOND
-@CONFIG
-@SOCKET
-def send_message(
-    call: str, text: str, user: bool, respond: bool, config: Path, path: Path | None
-) -> None:
+def send_message(ask: Ask, text: str, user: bool, respond: bool) -> None:
     """Add TEXT to the conversation of CALL as a message."""
     role = "user" if user else "system"
-    answer = _asked(config, path, "tell", call=call, text=text, role=role, respond=respond)
+    answer = ask("tell", text=text, role=role, respond=respond)
     _confirm(answer, f"{role} message", respond)
 
 
-@click.command(
-    "send-image", epilog=examples('gateway send-image 7f3a parcel.jpg --text "Their parcel."')
-)
-@_CALL
+@_on_call("send-image", 'gateway send-image 7f3a parcel.jpg --text "Their parcel."')
 @click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--text", default="", help="Text to send with it.")
 @_RESPOND
-@CONFIG
-@SOCKET
-def send_image(
-    call: str, image: Path, text: str, respond: bool, config: Path, path: Path | None
-) -> None:
+def send_image(ask: Ask, image: Path, text: str, respond: bool) -> None:
     """Add IMAGE, a PNG or JPEG file, to the conversation of CALL."""
     from gateway.tools.functions import ImageError, data_uri
 
@@ -217,70 +213,52 @@ def send_image(
     except (OSError, ImageError) as error:
         click.echo(f"{image}: {error}", err=True)
         sys.exit(1)
-    answer = _asked(config, path, "show", call=call, image=uri, text=text, respond=respond)
+    answer = ask("show", image=uri, text=text, respond=respond)
     _confirm(answer, "image", respond)
 
 
-@click.command(
-    "create-response",
-    epilog=examples('gateway create-response 7f3a "Ask for the order number."'),
-)
-@_CALL
+@_on_call("create-response", 'gateway create-response 7f3a "Ask for the order number."')
 @click.argument("instructions")
-@CONFIG
-@SOCKET
-def create_response(call: str, instructions: str, config: Path, path: Path | None) -> None:
+def create_response(ask: Ask, instructions: str) -> None:
     """Have the model speak in CALL, with INSTRUCTIONS for this response only."""
-    answer = _asked(config, path, "respond", call=call, text=instructions)
+    answer = ask("respond", text=instructions)
     click.echo(printable(f"{answer['call']}: response requested"))
 
 
-@click.command("query", epilog=examples('gateway query 7f3a "Sum the call up in one line."'))
-@_CALL
+@_on_call("query", 'gateway query 7f3a "Sum the call up in one line."')
 @click.argument("question")
-@CONFIG
-@SOCKET
-def query(call: str, question: str, config: Path, path: Path | None) -> None:
+def query(ask: Ask, question: str) -> None:
     """Ask the model QUESTION about CALL; the caller does not hear it."""
-    answer = _asked(config, path, "ask", call=call, text=question)
+    answer = ask("ask", text=question)
     click.echo(printable(answer["text"]))
 
 
-@click.command("hold", epilog=examples("gateway hold 7f3a", "gateway hold 7f3a --off"))
-@_CALL
+@_on_call("hold", "gateway hold 7f3a", "gateway hold 7f3a --off")
 @click.option("--off", is_flag=True, help="Take the caller back from hold.")
-@CONFIG
-@SOCKET
-def hold(call: str, off: bool, config: Path, path: Path | None) -> None:
+def hold(ask: Ask, off: bool) -> None:
     """Put the caller of CALL on hold, with music."""
-    answer = _asked(config, path, "unhold" if off else "hold", call=call)
+    answer = ask("unhold" if off else "hold")
     click.echo(printable(f"{answer['call']}: {'back from' if off else 'on'} hold"))
 
 
-@click.command("mute", epilog=examples("gateway mute 7f3a", "gateway mute 7f3a --off"))
-@_CALL
+@_on_call("mute", "gateway mute 7f3a", "gateway mute 7f3a --off")
 @click.option("--off", is_flag=True, help="Let the model hear the caller again.")
-@CONFIG
-@SOCKET
-def mute(call: str, off: bool, config: Path, path: Path | None) -> None:
+def mute(ask: Ask, off: bool) -> None:
     """Let the model hear silence in place of the caller of CALL."""
-    answer = _asked(config, path, "unmute" if off else "mute", call=call)
+    answer = ask("unmute" if off else "mute")
     click.echo(printable(f"{answer['call']}: {'unmuted' if off else 'muted'}"))
 
 
-@click.command("dtmf", epilog=examples("gateway dtmf 7f3a 12w#"))
-@_CALL
+@_on_call("dtmf", "gateway dtmf 7f3a 12w#")
 @click.argument("digits")
-@CONFIG
-@SOCKET
-def dtmf(call: str, digits: str, config: Path, path: Path | None) -> None:
+def dtmf(ask: Ask, digits: str) -> None:
     """Send DIGITS to the caller's side of CALL; w is a pause."""
-    answer = _asked(config, path, "dtmf", call=call, digits=digits)
+    answer = ask("dtmf", digits=digits)
     click.echo(printable(f"{answer['call']}: digits sent"))
 
 
 @click.command("transcript", epilog=examples("gateway transcript 7f3a --follow"))
-@_CALL
+@click.argument("call")
 @click.option("-f", "--follow", is_flag=True, help="Continue until the call ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print each entry as one JSON object.")
 @click.option("--unmasked", is_flag=True, help="Show private digits and what records.redact masks.")
@@ -299,7 +277,7 @@ def transcript(
             told = json.dumps(one, ensure_ascii=False) if as_json else line_of(one)
             click.echo(printable(told))
 
-    answer = _asked(config, path, "transcript", call=call, unmasked=unmasked)
+    answer = asked(config, path, "transcript", call=call, unmasked=unmasked)
     while follow:
         # Words are added to the latest entry as they come: it is shown when the next is there.
         last = answer["transcript"][-1:]
