@@ -5,7 +5,6 @@ it names, make tokens for the HTTP API.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import socket
@@ -198,8 +197,7 @@ def _beside_pbx(address: str) -> tuple[str, str]:
     everywhere, shown = ("[::]", f"[{address}]") if ":" in address else ("0.0.0.0", address)
     if not _is_ours(address):
         return f"udp:{everywhere}:5060", ""
-    host = shown if ipaddress.ip_address(address).is_loopback else everywhere
-    return f"udp:{host}:5080", (
+    return f"udp:{shown}:5080", (
         "The PBX is on this machine and has port 5060, so the gateway takes 5080; "
         f"on an Asterisk: contact = sip:{shown}:5080, match = {address}"
     )
