@@ -11,6 +11,7 @@ Functions, approvals and content checks are run by a tool runner outside of the 
 from __future__ import annotations
 
 import asyncio
+import audioop
 import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -132,7 +133,8 @@ class MachineDriver:
     ) -> None:
         self.machine = machine
         self._put = put
-        self._silence = codec.quieter_than(SILENT)
+        self._silence = None if codec.wide else codec.quieter_than(SILENT)
+        """Bytes of silence; None where audio is linear samples."""
         self.executors: dict[type, Callable[[Any], None]] = {}
         self.started = False
         self.over = False
@@ -170,7 +172,10 @@ class MachineDriver:
 
     def feed_audio(self, delta: AudioDelta) -> None:
         """Handle an audio delta of the session, up to fifty times a second."""
-        delta.silent = not delta.audio.strip(self._silence)
+        if self._silence is None:
+            delta.silent = audioop.max(delta.audio[: len(delta.audio) & ~1], 2) < SILENT
+        else:
+            delta.silent = not delta.audio.strip(self._silence)
         waits = self._busy or self._inbox or self.over
         frames = None if waits else self.machine.more_audio(delta)
         if frames is None:

@@ -51,8 +51,21 @@ class Machine:
         return found
 
 
-def driver_of(machine: Machine, faults: list[Exception]) -> MachineDriver:
-    return MachineDriver(cast(CallMachine, machine), faults.append, machine.put, Codec.PCMU)
+def driver_of(
+    machine: Machine, faults: list[Exception], codec: Codec = Codec.PCMU
+) -> MachineDriver:
+    return MachineDriver(cast(CallMachine, machine), faults.append, machine.put, codec)
+
+
+async def test_audio_that_nobody_would_hear_is_known_in_each_codec() -> None:
+    for codec in Codec:
+        machine = Machine()
+        driver = driver_of(machine, [], codec)
+        for sample, silent in ((0, True), (20, True), (-8000, False)):
+            pcm = sample.to_bytes(2, "little", signed=True) * 160
+            delta = AudioDelta("r", "i", 0, pcm if codec.wide else codec.from_linear(pcm))
+            driver.feed_audio(delta)
+            assert delta.silent is silent, (codec, sample)
 
 
 async def test_an_input_from_an_output_waits_until_all_outputs_are_done() -> None:
