@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -472,8 +473,9 @@ def test_any_sender_in_cpp_with_sanitizers(tmp_path: Path) -> None:
     program, native = tmp_path / "sequencer_fuzz", ROOT / "deploy" / "pjsua2" / "native"
     sources = [Path(__file__).with_name("sequencer_fuzz.cpp"), native / "sequencer.cpp"]
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    headers = [f"-I{folder}" for folder in (native, sysconfig.get_path("include"))]
     built = subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-g", *sanitize, f"-I{native}", *sources, "-o", program],
+        ["g++", "-std=c++17", "-O1", "-g", *sanitize, *headers, *sources, "-o", program],
         capture_output=True,
         text=True,
         timeout=120,
