@@ -274,6 +274,8 @@ def rtp_ports(config: Config) -> Finding:
     )
     need = config.sip.max_calls * config.workers.count
     fact = f"{low}-{high}: {free} pairs free, {need} needed"
+    if not free and _bind(ListenAddress("udp", host, 0)) != 0:
+        return bad("rtp ports", f"{host} has no ports on this machine", "see sip.listen")
     if free < need:
         return bad("rtp ports", fact, "widen sip.rtp_ports, or see `ss -lnu` for who has them")
     taken = _ephemeral()

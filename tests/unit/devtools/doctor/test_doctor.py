@@ -227,6 +227,8 @@ def test_rtp_ports(tmp_path: Path, taken: int) -> None:
     finding = network.rtp_ports(config)
     assert finding.verdict is Verdict.BAD
     assert finding.fact == f"{low}-{low + 1}: 0 pairs free, 1 needed"
+    config, _ = load_all(write(tmp_path, text.replace("127.0.0.1", "192.0.2.1")), {})
+    assert network.rtp_ports(config).advice == "see sip.listen"
 
 
 def the_server(file: Path) -> Finding:
