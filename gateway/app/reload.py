@@ -50,6 +50,7 @@ class _Files:
     """Changed keys that need a restart."""
 
 
+@dataclass(eq=False)
 class Reloader:
     """Carries out one reload at a time. What takes long is done on a thread: calls go on.
 
@@ -61,17 +62,12 @@ class Reloader:
         renew_certificates: returns for how many listeners; raises AgentError, then all are kept.
     """
 
-    def __init__(
-        self,
-        read: Read,
-        current: Callable[[], tuple[Config, Dialplan]],
-        use: Callable[[Config, Dialplan, Callable[[], Awaitable[None]]], Awaitable[None]],
-        renew_certificates: Callable[[], Awaitable[int]],
-    ) -> None:
-        self._read = read
-        self._current = current
-        self._use = use
-        self._renew_certificates = renew_certificates
+    read: Read
+    current: Callable[[], tuple[Config, Dialplan]]
+    use: Callable[[Config, Dialplan, Callable[[], Awaitable[None]]], Awaitable[None]]
+    renew_certificates: Callable[[], Awaitable[int]]
+
+    def __post_init__(self) -> None:
         self._lock = asyncio.Lock()
         self.counts = {"applied": 0, "kept": 0}
         self.read_at = time.time()
@@ -83,7 +79,7 @@ class Reloader:
             try:
                 files = await asyncio.to_thread(self._compare)
                 redact_also(files.secrets)
-                await self._use(files.config, files.dialplan, self._reload_certificates)
+                await self.use(files.config, files.dialplan, self._reload_certificates)
             except ConfigError as error:
                 return self._kept([str(one) for one in error.problems])
             except (AgentError, OSError, ValueError) as error:
@@ -102,8 +98,8 @@ class Reloader:
         # A full collection of what a large dialplan is made of would stop the calls' threads, too.
         gc.disable()
         try:
-            config, dialplan = self._read()
-            before, routes = self._current()
+            config, dialplan = self.read()
+            before, routes = self.current()
             secrets = (*config.secrets(), *dialplan.secrets())
             hidden = (*before.secrets(), *routes.secrets(), *secrets)
             keys = list(changed_keys(before, config))
@@ -127,7 +123,7 @@ class Reloader:
     async def _reload_certificates(self) -> None:
         """Have the listeners take their certificates anew. Raises AgentError."""
         try:
-            count = await self._renew_certificates()
+            count = await self.renew_certificates()
         except (AgentError, TimeoutError) as error:
             text = str(error) or "the SIP thread does not answer"
             log.error("sip.certificate_reload_failed", error=text)

@@ -89,6 +89,7 @@ class _Result:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(eq=False)
 class SyntheticCalls:
     """Makes them, and knows those in progress. Lives on the event loop.
 
@@ -97,28 +98,23 @@ class SyntheticCalls:
         records: tells webhooks of what failed, and of what works again.
     """
 
-    def __init__(
-        self,
-        settings: Sequence[SyntheticCall],
-        dialplan: Dialplan,
-        agent: UserAgent,
-        records: RecordStore,
-    ) -> None:
-        self._settings = settings
-        self._dialplan = dialplan
-        self._agent = agent
-        self._records = records
+    settings: Sequence[SyntheticCall]
+    dialplan: Dialplan
+    agent: UserAgent
+    records: RecordStore
+
+    def __post_init__(self) -> None:
         self._legs: dict[Leg, _Caller] = {}
-        self._results = {one.name: _Result() for one in settings}
+        self._results = {one.name: _Result() for one in self.settings}
         self._tasks = TaskSet()
 
     def use(self, dialplan: Dialplan) -> None:
         """Apply a new dialplan to further calls."""
-        self._dialplan = dialplan
+        self.dialplan = dialplan
 
     async def start(self) -> None:
         """Start a task for each ``[[synthetic_call]]``, which repeats its call."""
-        for number, one in enumerate(self._settings):
+        for number, one in enumerate(self.settings):
             self._tasks.serve(partial(self._repeat, number, one), f"synthetic {one.name}")
 
     async def stop(self) -> None:
@@ -151,7 +147,7 @@ class SyntheticCalls:
         caller.record, settings = record, caller.settings
         record.variant = SYNTHETIC
         record.explanation.append(f"synthetic call {settings.name}")
-        route = next((one for one in self._dialplan.routes if one.name == settings.route), None)
+        route = next((one for one in self.dialplan.routes if one.name == settings.route), None)
         if route is None:
             return None
         return placed_match(route, invite.to_uri, invite.trunk, {}, datetime.now(UTC))
@@ -174,7 +170,7 @@ class SyntheticCalls:
         told = {"name": name, "why": why, "heard_ms": None if heard is None else round(heard * 1e3)}
         (log.warning if why else log.info)(f"synthetic.{outcome}", **told)
         if why or before is False:
-            self._records.announce(f"synthetic.{outcome}", told)
+            self.records.announce(f"synthetic.{outcome}", told)
 
     async def _call(self, settings: SyntheticCall) -> tuple[str, float | None]:
         """Make one call; return why it has failed, or "", and when the agent was heard (s)."""
@@ -185,7 +181,7 @@ class SyntheticCalls:
         clock = asyncio.get_running_loop().time
         began = clock()
         uri = f"sip:{settings.to or SYNTHETIC}@{address}"
-        leg = self._agent.dial(uri, caller, audio, [Codec.PCMU])
+        leg = self.agent.dial(uri, caller, audio, [Codec.PCMU])
         self._legs[leg] = caller
         try:
             await wait_any(settings.answer_within, caller.answered, caller.ended)
@@ -209,7 +205,7 @@ class SyntheticCalls:
     def _address(self) -> str | None:
         """Return host and port of a listener of ours, in the form of a URI."""
         for wanted in ("udp", "tcp"):
-            for address in self._agent.addresses:
+            for address in self.agent.addresses:
                 transport, _, place = address.partition(":")
                 if transport == wanted:
                     host, _, port = place.rpartition(":")

@@ -256,6 +256,7 @@ def _moves_deadline(input: MachineInput) -> bool:
 _COLLECTS_NOTHING = CollectPlan()
 
 
+@dataclass(eq=False)
 class ToolCalls:
     """Passes tool calls, approvals and content checks to ``runner``, and feeds the results.
 
@@ -266,19 +267,13 @@ class ToolCalls:
         variables: the call's own, as they are when a function is called.
     """
 
-    def __init__(
-        self,
-        host: CallHost,
-        runner: ToolRunner | None,
-        guardrails: Sequence[GuardrailPlan],
-        variables: Callable[[], Mapping[str, str]],
-        collect: CollectPlan = _COLLECTS_NOTHING,
-    ) -> None:
-        self._host = host
-        self._runner = runner
-        self._guardrails = guardrails
-        self._variables = variables
-        self._collect = collect
+    host: CallHost
+    runner: ToolRunner | None
+    guardrails: Sequence[GuardrailPlan]
+    variables: Callable[[], Mapping[str, str]]
+    collect: CollectPlan = _COLLECTS_NOTHING
+
+    def __post_init__(self) -> None:
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.RunTool: self._run,
             outputs.RequestApproval: self._ask,
@@ -290,57 +285,57 @@ class ToolCalls:
         """Run a function; feed its result as :class:`inputs.ToolDone`."""
 
         def done(text: str) -> None:
-            self._host.feed(inputs.ToolDone(output.call_id, text))
+            self.host.feed(inputs.ToolDone(output.call_id, text))
 
-        if self._runner is None:
+        if self.runner is None:
             done('{"error": "nothing runs this function"}')
         else:
             part = f"tool {output.call_id[:MAX_NAME]}"
             call = self._call(output.call_id, output.name, output.arguments, part)
-            self._runner.run(call, done)
+            self.runner.run(call, done)
 
     def _ask(self, output: outputs.RequestApproval) -> None:
         """Ask for an approval; feed it as :class:`inputs.ApprovalResult`."""
 
         def done(approve: bool, reason: str) -> None:
-            self._host.feed(inputs.ApprovalResult(output.key, approve, reason))
+            self.host.feed(inputs.ApprovalResult(output.key, approve, reason))
 
-        if self._runner is None:
+        if self.runner is None:
             done(False, "nobody can be asked")
         else:
             call = self._call(output.key, output.name, output.arguments)
-            self._runner.ask(Question(call, output.rule), done)
+            self.runner.ask(Question(call, output.rule), done)
 
     def _check(self, output: outputs.CheckContent) -> None:
         """Have a guardrail check text; feed the verdict as :class:`inputs.ContentChecked`."""
 
         def done(allow: bool | None, reason: str) -> None:
-            self._host.feed(inputs.ContentChecked(output.key, allow, reason))
+            self.host.feed(inputs.ContentChecked(output.key, allow, reason))
 
-        if self._runner is None:
+        if self.runner is None:
             done(None, "nobody can be asked")
         else:
             call = self._call(output.key, output.who, output.text)
-            self._runner.check(self._guardrails[output.rule], call, done)
+            self.runner.check(self.guardrails[output.rule], call, done)
 
     def _store(self, output: outputs.StoreDigits) -> None:
         """Validate sensitive digits and pass them on; feed :class:`inputs.DigitsStored`."""
 
         def done(result: Mapping[str, Any]) -> None:
-            self._host.feed(inputs.DigitsStored(result))
+            self.host.feed(inputs.DigitsStored(result))
 
         today = date.today()
         problem = entry_problem(output.kind, output.digits, today.year, today.month)
         if problem:
             done({"status": "invalid", "reason": problem})
-        elif self._runner is None:
+        elif self.runner is None:
             done({"status": "failed", "reason": "nothing takes the digits"})
         else:
             call = self._call("", output.kind, "")
-            self._runner.store(self._collect, call, output.digits, done)
+            self.runner.store(self.collect, call, output.digits, done)
 
     def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
-        record = self._host.record
+        record = self.host.record
         return ToolCall(
             call_id,
             name,
@@ -349,7 +344,7 @@ class ToolCalls:
             route=record.route,
             caller=record.from_uri,
             called=record.to_uri,
-            variables=self._variables(),
+            variables=self.variables(),
             traceparent=traceparent(record.trace_id, part),
-            control=CommandsFromTools(lambda command: self._host.feed(inputs.ToolRequest(command))),
+            control=CommandsFromTools(lambda command: self.host.feed(inputs.ToolRequest(command))),
         )
