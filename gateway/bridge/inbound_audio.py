@@ -43,7 +43,7 @@ class LevelMeter:
         self._second = bytearray()
 
     def feed(self, audio: bytes) -> float | None:
-        """Return the level (dBFS) of a second once it is complete."""
+        """Return the level (dBFS) of the louder half of a second, once the second is complete."""
         self._second += audio
         if len(self._second) < SAMPLE_RATE:
             return None

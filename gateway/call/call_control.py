@@ -318,7 +318,8 @@ class CallActions:
         return self._action.tick(now)
 
     def take_result(self) -> Result | None:
-        """Return the result of an action that is done, and forget it."""
+        """Return the result of an action that is done, and forget the action; of an operator's
+        action that is no transfer, None."""
         if (action := self._action) is None or action.result is None:
             return None
         self._action = None

@@ -192,7 +192,8 @@ class Interruptions:
         return outputs
 
     def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
-        """Decide about a turn that is over, if its length or missing transcription allows it."""
+        """Decide about a turn that is over by its length, or as nobody transcribes it; else wait
+        for its transcript."""
         turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []

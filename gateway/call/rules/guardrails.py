@@ -361,7 +361,8 @@ class Guardrails:
 def _not_in_deltas(words: _Words, transcript: str) -> str:
     """Return the part of the final transcript from where it differs from the deltas on.
 
-    A delta may have been lost. Differences in white space only are none.
+    A delta may have been lost. Differences in white space only are none. Where words differ,
+    ``words`` goes on from the final ones.
     """
     if not words.said:
         return transcript
