@@ -114,6 +114,10 @@ class HttpClient:
     ) -> None:
         import httpx  # not at the top: `gateway check` needs none of it
 
+        # The library's own queue for connections keeps those of requests that are cancelled in it.
+        self._places = asyncio.Semaphore(max_connections)
+        self._most_of_one = max(1, max_connections // 2)
+        self._services: dict[str, asyncio.Semaphore] = {}
         trusted = public_authorities()
         if ca is not None:
             trusted = httpx.create_ssl_context(trust_env=False)
@@ -163,13 +167,20 @@ class HttpClient:
         """
         import httpx
 
+        # A service that does not answer leaves connections to the others.
+        service = "/".join(request.url.split("/", 3)[:3])
+        of_service = self._services.setdefault(service, asyncio.Semaphore(self._most_of_one))
         try:
-            async with self._client.stream(
-                request.method,
-                request.whole_url,
-                headers=dict(request.headers),
-                json=request.body,
-            ) as response:
+            async with (
+                of_service,
+                self._places,
+                self._client.stream(
+                    request.method,
+                    request.whole_url,
+                    headers=dict(request.headers),
+                    json=request.body,
+                ) as response,
+            ):
                 text, whole = await read_answer(response)
         except httpx.ConnectError:
             raise _AgainError(f"{_host(request.url)} cannot be reached") from None

@@ -286,3 +286,25 @@ async def test_an_mcp_process_whose_line_has_no_end(tmp_path: Path) -> None:
     assert next(one["why"] for one in logs if one["event"] == "mcp.down") == "MCPError"
     assert turns.count > 20
     assert turns.grown_kib < 60_000
+
+
+async def test_a_service_that_never_answers_holds_up_no_other(tmp_path: Path) -> None:
+    """Neither while its requests wait, nor once they were given up."""
+
+    async def mute(_asked: dict[str, Any], _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def answers(_asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 2\r\n\r\n{}")
+
+    client = HttpClient(10)
+    async with serving(mute) as slow, serving(answers) as good:
+        asking = [asyncio.create_task(client.send(Request("GET", slow))) for _ in range(40)]
+        async with asyncio.timeout(20):
+            assert await client.send(Request("GET", good)) == "{}"
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            for _ in range(20):
+                assert await client.send(Request("GET", good)) == "{}"
+        await client.close()
