@@ -86,6 +86,9 @@ class Truncations:
 _CUT_RESPONSES = 32
 """Interrupted responses remembered; audio of one stops coming at its ``response.done``."""
 
+SHORTEST_MS = 20
+"""A response of less sound, which fills no frame, is one without (ms)."""
+
 AT_END = "end"
 """Trigger of the last cut: the leg has ended."""
 
@@ -180,8 +183,9 @@ class Playback:
         return self._last(self._tracker.finish_all())
 
     def spoke(self, response_id: str) -> bool:
-        """Return whether audio of this response was ever queued."""
-        return response_id in self._spoken
+        """Return whether audio of this response was ever queued that fills a frame."""
+        received = self._tracker.response_ms(response_id)
+        return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
 
     def heard_ms(self, response_id: str) -> int:
         """Return how much (ms) of this response the caller is known to have heard."""

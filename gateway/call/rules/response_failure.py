@@ -20,6 +20,9 @@ from gateway.realtime.events import CreateResponse, ResponseDone
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 
 
+_FOLLOWED = {"function_call", "mcp_call", "mcp_approval_request"}
+"""Types of items whose results, or approvals, are followed by a response."""
+
 MAX_CONTINUED = 5
 """Incomplete responses in a row that are continued; bounds the cost of a model in a loop."""
 
@@ -40,6 +43,8 @@ class ResponseFallback:
         self._failures = 0
         self._retries = 0
         self._continued = 0
+        self._tool_rounds = 0
+        """Responses in a row that only had the server call tools."""
         self._words: CreateResponse | None = None
         """The fixed phrase that was asked for last."""
         self._in_loop = False
@@ -93,7 +98,7 @@ class ResponseFallback:
         if done.status != "cancelled" and not control.playback.spoke(done.response_id):
             return self._no_audio(done, asked, now)
         if done.status == "completed":
-            self._failures = self._retries = self._continued = 0
+            self._failures = self._retries = self._continued = self._tool_rounds = 0
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -120,9 +125,13 @@ class ResponseFallback:
             return []
         return self._response_failed(verdict.code, asked, now)
 
-    def tool_loop(self, now: float) -> list[Output]:
-        """Count a model that only calls functions as failed; ask for words without tools."""
-        self._in_loop = True
+    def tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
+        """Count a model that only calls functions as failed; ask for words without tools.
+
+        Args:
+            counted: the end of the response is still to be taken, and is not to count again.
+        """
+        self._in_loop = counted
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
@@ -138,9 +147,11 @@ class ResponseFallback:
         self, done: ResponseDone, asked: CreateResponse | None, now: float
     ) -> list[Output]:
         """Act on a completed response of which the caller heard nothing."""
-        kinds = [item.get("type") for item in done.output]
-        if any(kind != "message" for kind in kinds):
-            return []  # a tool's result, or an approval, is followed by a response
+        kinds = {item.get("type") for item in done.output}
+        if kinds & _FOLLOWED:
+            return self._server_tools_called(now) if "mcp_call" in kinds else []
+        if kinds - {"message", "reasoning"} and self._control.plan.tools.application:
+            return []  # it may know what follows
         content = content_of(done)
         note = self._control.timeline.note(
             now, "response_without_audio", "warning", content=content, response_id=done.response_id
@@ -148,6 +159,15 @@ class ResponseFallback:
         if not self._control.gate.idle:
             return [note]  # another response was asked for already
         return [note, *self._response_failed(f"no sound: {content}", asked, now)]
+
+    def _server_tools_called(self, now: float) -> list[Output]:
+        """Count a model that only has the server call tools as failed, where it does not end."""
+        self._tool_rounds += 1
+        if self._tool_rounds <= self._plan.max_tool_rounds:
+            return []
+        rounds = self._plan.max_tool_rounds
+        note = self._control.timeline.note(now, "tool_loop", "warning", rounds=rounds)
+        return [note, *self.tool_loop(now, counted=False)]
 
     def _content_filtered(self, now: float) -> list[Output]:
         """Say the message for a response that the content filter stopped."""

@@ -144,7 +144,6 @@ class Functions:
             outputs += [tool_output(call_id_of(call), {"error": reason}) for call in beyond]
         self.in_loop = False
         if control.playback.was_cut(event.response_id):
-            # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
@@ -173,8 +172,7 @@ class Functions:
         return outputs + ([] if end_call is None else self._end_call(end_call, spoke, now))
 
     def _is_open(self, call_id: str) -> bool:
-        """Return whether this call is still carried out; reported again, it gets one result
-        only."""
+        """Return whether this call is carried out; reported again, it gets one result only."""
         waits = self._collecting_for and self._collecting_for[0] == call_id
         acts = self._control.call_actions.call_id == call_id or call_id in self._running
         return bool(call_id and (waits or acts or self._approvals.asks(call_id)))
@@ -485,13 +483,16 @@ class Functions:
         note = control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
         outputs: list[Output] = [note]
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
+        again = control.hangup_after_playout.deadline is not None
+        if not control.capabilities.direct_tools and again:
+            return [*outputs, tool_output(call_id_of(call), result)]
         if not control.capabilities.direct_tools:
             # It was asked for by a backend; the voice says goodbye when it learns of it.
             control.hangup_after_playout.after_speech(now)
             if control.speaking:
                 result["next"] = "Say no more."
             return [*outputs, tool_output(call_id_of(call), result), *control.go_on(now)]
-        if spoke or control.speaking:
+        if spoke or control.speaking or again:  # without the words that it was asked for
             control.hangup_after_playout.said(call_id_of(call), now)
             return outputs
         control.hangup_after_playout.asked_for(now)

@@ -30,6 +30,7 @@ from gateway.realtime.events import (
     InputCommitted,
     InputTranscribed,
     OtherEvent,
+    ResponseDone,
     SpeechStarted,
     SpeechStopped,
 )
@@ -228,6 +229,44 @@ def test_hundreds_of_calls_in_one_response_are_all_answered() -> None:
     assert sorted(outputs) == sorted(f"output c{number}" for number in range(200))
     assert len(scene.record.actions.tools) == 32
     assert len(scene.requests) == 1
+
+
+def item_done(response: str, *items: dict[str, str]) -> inputs.ServerEventReceived:
+    return said(ResponseDone(response, "completed", None, None, None, items, None))
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "computer_call", "function_call_output", "mcp_call"])
+def test_responses_that_say_nothing_are_said_to_and_end(kind: str) -> None:
+    """Also those that have the server call tools, one after the other, without end."""
+    scene, served = Scene(PLAN).up(), 0
+    scene.do(said(InputCommitted("u1")), created("r0"), item_done("r0", {"type": kind}))
+    while scene.state.name == "TALKING" and scene.now < 60.0:
+        while served < len(scene.requests):
+            served += 1
+            scene.do(created(f"r{served}", scene.requests[served - 1]))
+            scene.do(item_done(f"r{served}", {"type": kind, "id": f"m{served}"}))
+        scene.at(scene.now + 0.5)
+        if scene.now % 8 == 0:
+            scene.do(said(InputCommitted(f"u{scene.now}")), created("again"))
+            scene.do(item_done("again", {"type": kind, "id": f"m{scene.now}"}))
+    assert "response_failures_exceeded" in scene.events
+    assert len(scene.requests) < 25
+    assert "sound chime" in scene.seen
+
+
+def test_a_click_is_no_answer() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1), done("r1"))
+    assert "response_without_audio" in scene.events
+
+
+def test_a_model_that_wants_to_end_and_says_no_goodbye_gets_the_end() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), done("r1", calls=[("end_call", "c1")]))
+    (goodbye,) = scene.requests
+    scene.do(created("r2", goodbye), done("r2", calls=[("end_call", "c2")]))
+    assert scene.requests == [goodbye], "and is not asked for it without end"
+    assert "bye 16" in scene.seen
 
 
 def test_the_end_of_a_turn_is_no_pause_in_which_a_session_is_replaced() -> None:
