@@ -344,7 +344,7 @@ def test_call(
     if script is not None and (play is not None or dtmf):
         raise click.UsageError("--script has its own steps; leave out --play and --dtmf")
     options = CallOptions(
-        codecs=tuple(dict.fromkeys(Codec(name.upper()) for name in codecs)) or G711,
+        codecs=tuple(dict.fromkeys(Codec(name) for name in codecs)) or G711,
         local=local_address(local),
         user=user,
         record=record,

@@ -61,7 +61,7 @@ WORLD = {
     "routes": ROUTES,
     "listen": (f"udp:127.0.0.1:{PORT}",),
     "more": '[control]\nsocket = "gateway.sock"\n[[trunk]]\nname = "suites"\n'
-    'peers = ["127.0.0.1"]\ncodecs = ["PCMU", "PCMA", "G722"]\n',
+    'peers = ["127.0.0.1"]\ncodecs = ["PCMU", "PCMA", "G722", "opus"]\n',
 }
 
 ANSWER = '[[call.step]]\ndo = "wait_answer"\n'
@@ -122,11 +122,11 @@ GOOD = (
         'from = "lossy"\nline = { loss_percent = 20 }\n',
     )
     + call(
-        "speaks in G.722, in between in PCMA",
+        "speaks in G.722, then in PCMA and in Opus",
         "good",
         GREETING
         + '[[call.step]]\ndo = "codec"\ncodec = "PCMA"\n'
-        + '[[call.step]]\ndo = "codec"\ncodec = "G722"\n'
+        + '[[call.step]]\ndo = "codec"\ncodec = "opus"\n'
         + ASK
         + REPLY,
         'hears = ["you spoke for"]',
@@ -183,7 +183,7 @@ async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
     invites = world.gateway.all("call.invite")
     assert any(line["from"].startswith("sip:+49301234@") for line in invites), invites
     changed = [one["codec"] for one in world.gateway.all("call.codec_changed")]
-    assert sorted(changed) == ["G722", "PCMA", "PCMA"]
+    assert sorted(changed) == ["PCMA", "PCMA", "opus"]
     ends = world.gateway.all("call.summary")
     (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
     assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20

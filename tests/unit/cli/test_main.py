@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from gateway.audio.g711 import Codec
 from gateway.cli.main import main
 
 COMMANDS = main.list_commands(click.Context(main))
@@ -57,6 +58,7 @@ def imported(code: str) -> set[str]:
 
 HELP = """
 from click.testing import CliRunner
+from gateway.audio.g711 import Codec
 from gateway.cli.main import main
 assert CliRunner().invoke(main, [{name!r}, "--help"]).exit_code == 0
 """
@@ -75,3 +77,13 @@ def test_live_commands_import_little(name: str) -> None:
     """They answer at once: neither configuration models nor pjsua2 are loaded."""
     names = imported(HELP.format(name=name))
     assert not names & {"pydantic", "pjsua2", "structlog", "rich", "numpy", "websockets"}
+
+
+@pytest.mark.parametrize(
+    "codec", [name for one in Codec for name in (one.value, one.value.lower())]
+)
+def test_a_test_call_takes_each_codec_in_any_case(codec: str) -> None:
+    call = ["test-call", "sip:1@127.0.0.1:9", "--codec", codec, "--local", "x"]
+    run = CliRunner().invoke(main, call)
+    assert (run.exit_code, type(run.exception)) == (2, SystemExit), run.output
+    assert "--local x: write HOST:PORT" in run.output
