@@ -290,6 +290,7 @@ struct NativeCallAudio::State {
     // bridge shall have it.
     bool receive(int64_t now, UplinkPacket packet, int packet_law)
     {
+        packet.sum = sum_of(packet.audio, packet.size);
         if (is_wide(packet_law) || (packet_law >= 0 && is_wide(law)))
             return receive_coded(now, packet, packet_law);
         if (packet_law >= 0) {

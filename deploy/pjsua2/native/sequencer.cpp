@@ -87,8 +87,12 @@ void Sequencer::place(int64_t now, const UplinkPacket &packet)
         hold(now, packet);
     } else if (ahead < 0 && ahead >= -kMaxMisorder &&
                (packet.size == 0 || !timestamp_known_ || is_of_the_past(packet))) {
-        bool known = delivered_[packet.seq & 255] == (packet.seq | kDelivered);
-        ++(known ? counts_.duplicates : counts_.late);
+        if (!was_delivered(packet))
+            ++counts_.late;
+        else if (packet.size == 0 || sums_[packet.seq & 255] == packet.sum)
+            ++counts_.duplicates;
+        else
+            consider_restart(now, packet); // a number that is used again, for something else
     } else if (packet.size) {
         consider_restart(now, packet);
     } else {
@@ -101,6 +105,11 @@ bool Sequencer::is_of_the_past(const UplinkPacket &packet) const
 {
     int32_t age = (int32_t)(next_timestamp_ - packet.timestamp);
     return age > 0 && age <= kMaxAge;
+}
+
+bool Sequencer::was_delivered(const UplinkPacket &packet) const
+{
+    return delivered_[packet.seq & 255] == (packet.seq | kDelivered);
 }
 
 // The sender began anew without another SSRC if a second packet follows on this one; alone it is a
@@ -130,7 +139,7 @@ Sequencer::Held Sequencer::kept(int64_t now, const UplinkPacket &packet) const
 {
     const size_t bytes = packet.law < 0 ? packet.size * unit_ : packet.coded;
     return {now, packet.ssrc, packet.seq, packet.timestamp, {packet.audio, packet.audio + bytes},
-            packet.size, packet.law, packet.coded};
+            packet.size, packet.law, packet.coded, packet.sum};
 }
 
 void Sequencer::hold(int64_t now, const UplinkPacket &packet)
@@ -183,6 +192,7 @@ void Sequencer::deliver(int64_t arrival, const UplinkPacket &packet)
         ++counts_.foreign;
     }
     delivered_[packet.seq & 255] = packet.seq | kDelivered;
+    sums_[packet.seq & 255] = packet.sum;
     next_seq_ = (uint16_t)(packet.seq + 1);
     if (packet.size == 0)
         return;

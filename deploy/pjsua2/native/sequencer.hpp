@@ -25,7 +25,17 @@ struct UplinkPacket {
     size_t size;      // in units of 125 us: samples and bytes of G.711
     int law = -1;     // of what a decoder has to make audio of; below 0 it is as the queue has it
     size_t coded = 0; // bytes of that
+    uint32_t sum = 0; // of the payload as it came: another one is another packet of that number
 };
+
+/** FNV-1a. */
+inline uint32_t sum_of(const uint8_t *payload, size_t size)
+{
+    uint32_t sum = 2166136261u;
+    for (size_t i = 0; i < size; ++i)
+        sum = (sum ^ payload[i]) * 16777619u;
+    return sum;
+}
 
 /** Counts since the call began, packets unless they say otherwise. */
 struct UplinkCounts {
@@ -74,14 +84,19 @@ private:
         size_t size;
         int law;
         size_t coded;
+        uint32_t sum;
 
-        UplinkPacket packet() const { return {ssrc, seq, timestamp, audio.data(), size, law, coded}; }
+        UplinkPacket packet() const
+        {
+            return {ssrc, seq, timestamp, audio.data(), size, law, coded, sum};
+        }
     };
 
     void begin(const UplinkPacket &packet);
     void place(int64_t now, const UplinkPacket &packet);
     void hold(int64_t now, const UplinkPacket &packet);
     bool is_of_the_past(const UplinkPacket &packet) const;
+    bool was_delivered(const UplinkPacket &packet) const;
     void consider_restart(int64_t now, const UplinkPacket &packet);
     void deliver(int64_t arrival, const UplinkPacket &packet);
     void deliver_held();
@@ -106,6 +121,7 @@ private:
     int64_t heard_ = 0; // when a packet of ssrc_ last came
     uint16_t next_seq_ = 0;
     uint32_t delivered_[256]; // by the low byte of their number, with a bit that says it was
+    uint32_t sums_[256];      // of what was delivered
 
     bool timestamp_known_ = false;
     uint32_t next_timestamp_ = 0;

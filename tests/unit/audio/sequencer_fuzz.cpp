@@ -95,6 +95,7 @@ struct Run {
             }
             bool has_audio = orderly || below(30);
             UplinkPacket packet{ssrc, seq, timestamp, audio, (size_t)(has_audio ? size : 0)};
+            packet.sum = (uint32_t)below(3);
             in += packet.size;
             sequencer.packet(now, packet);
             look(kMostFilled * 257);

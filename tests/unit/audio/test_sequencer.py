@@ -232,6 +232,8 @@ def _at(**values: int) -> Callable[[Line], None]:
         (_goes_elsewhere(seq=-30, timestamp=77), {"source_changes": 1}),
         *((_goes_elsewhere(seq=seq, timestamp=by), {"source_changes": 1})
           for seq in (-2, -30, -99) for by in (-480_000, -(2**30), -(2**31))),
+        *((_goes_elsewhere(seq=seq, timestamp=160 * seq + by), {"source_changes": 1})
+          for seq in (-2, -30, -99) for by in (0, -7, -80_000)),
         (_at(seq=0, timestamp=0), {"source_changes": 1}),
     ],
 )  # fmt: skip
