@@ -63,7 +63,11 @@ class Siblings:
     def client(self, path: Path) -> httpx.AsyncClient:
         if path not in self._clients:
             self._clients[path] = httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=str(path)),
+                # Without a limit, which that of the API's connections is: requests that are
+                # cancelled in httpcore's queue would leave connections in its pool for ever.
+                transport=httpx.AsyncHTTPTransport(
+                    uds=str(path), limits=httpx.Limits(max_connections=None)
+                ),
                 base_url="http://gateway",
                 timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             )

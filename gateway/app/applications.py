@@ -294,8 +294,13 @@ class Applications:
         import httpx
 
         if self._client is None:
+            # Calls are limited, and requests that are cancelled in httpcore's queue for connections
+            # would leave some of them in its pool for ever.
             self._client = httpx.AsyncClient(
-                timeout=ATTEMPT_SECONDS, follow_redirects=False, trust_env=False
+                timeout=ATTEMPT_SECONDS,
+                follow_redirects=False,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             )
         message_id = f"wh_{asked.record.call_id}"
         body = json.dumps(
