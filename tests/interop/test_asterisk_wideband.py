@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trunk of Asterisk's in G.722, whose coder is another than ours."""
+"""A trunk of Asterisk's in G.722, whose coder is another than ours, and in Opus."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -21,16 +21,19 @@ pytestmark = pytest.mark.interop
 
 def wide(scene: Scene) -> tuple[str, str]:
     pjsip, extensions = plain(scene)
-    return pjsip.replace("allow = ulaw,alaw", "allow = g722,ulaw"), extensions
+    return pjsip.replace("allow = ulaw,alaw", "allow = g722,opus,ulaw"), extensions
 
 
-def wide_gateway(scene: Scene) -> str:
-    return plain_gateway(scene) + 'codecs = ["G722", "PCMU"]\n'
+def wide_gateway(codec: str) -> Callable[[Scene], str]:
+    return lambda scene: plain_gateway(scene) + f'codecs = ["{codec}", "PCMU"]\n'
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["G722", "opus"])
 def wide_scene(
-    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+    runner: asyncio.Runner,
+    root: Root,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Scene]:
     made = Scene(
         root,
@@ -38,7 +41,7 @@ def wide_scene(
         wide,
         listen=f"udp:{GATEWAY}:0",
         includes=("to-agent",),
-        gateway=wide_gateway,
+        gateway=wide_gateway(request.param),
     )
     try:
         runner.run(made.start())
@@ -47,7 +50,7 @@ def wide_scene(
         runner.run(made.stop())
 
 
-async def test_another_coder_of_g722(wide_scene: Scene) -> None:
+async def test_another_coder(wide_scene: Scene, request: pytest.FixtureRequest) -> None:
     """Asterisk's understands ours, and ours understands it, as loud as it was."""
     tones = {"kind": "tones", "frequencies_hz": [1000], "seconds": 4, "burst": True}
     wide_scene.agent.behave(vad="off", answer=tones)
@@ -63,7 +66,7 @@ async def test_another_coder_of_g722(wide_scene: Scene) -> None:
     )
     await eventually(lambda: as_loud(phone.heard.samples(), 1000, 8000), "the model's tone")
     await phone.hang_up()
-    assert (await call.summary())["codec"] == "G722"
+    assert (await call.summary())["codec"] == request.node.callspec.params["wide_scene"]
 
 
 def as_loud(samples: NDArray[np.int16], hz: int, rate: int) -> bool:
