@@ -8,7 +8,7 @@ import audioop
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ import soundfile
 from gateway.api.client import ask
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
-from tests.calls.test_wideband import WAYS, hears, level, levels, stretch, tone, tones
+from tests.calls.test_wideband import PORT, WAYS, hears, level, levels, stretch, tone, tones
 from tests.calls.test_wideband import WORLD as WIDE
-from tests.calls.test_wideband import callee as callee
 from tests.calls.test_wideband import own_certificate as own_certificate
-from tests.support.callee import CalledPhone
+from tests.support.callee import CalledPhone, free_port
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.opus import STEP, Encoder, decoded
@@ -35,11 +34,12 @@ from tests.support.sip_phone import CODECS
 
 HIGH = 9000
 """Hz: above what G.722 carries."""
+OWN_PORT = free_port()
 WORLD = {
     "more": WIDE["more"]
     .replace('codecs = ["G722", "PCMU"]', 'codecs = ["opus", "G722", "PCMU"]')
     .replace('"ring"]', '"ring", "opus"]'),
-    "routes": WIDE["routes"],
+    "routes": WIDE["routes"].replace(str(PORT), str(OWN_PORT)),
 }
 BOTH = ("opus", "PCMU")
 
@@ -261,6 +261,14 @@ async def test_a_live_session_has_the_call_at_8_khz(world: GatewayStack) -> None
     await call.rtp.until(lambda: len(call.rtp.packets) > 50)
     assert_continuous(call.rtp.packets)
     await world.summary_at_end(call)
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """A telephone to call, beside that of the calls in G.722."""
+    phone = runner.run(CalledPhone().start(OWN_PORT))
+    yield phone
+    runner.run(phone.stop())
 
 
 async def test_joined_with_a_leg_in_g711(world: GatewayStack, callee: CalledPhone) -> None:
