@@ -4,16 +4,18 @@
 A line of SIP has ``sip`` (``in`` or ``out``), ``leg`` (0 is the caller's, others are those of
 transfers), ``peer``, ``transport`` and ``text``. A line of RTP has ``rtp`` (``in`` or ``out``),
 ``leg``, the first packet of up to a second (``seq``, ``ts``, ``ssrc``, ``type``, ``size`` of its
-payload), the ``gaps`` between arrivals (0.1 ms) and those packets that do not follow the one before
-(``odd``).
+payload), the ``gaps`` between arrivals (0.1 ms), by how much the timestamp rises (``step``), all
+``sizes`` where they differ, and those packets that do not follow the one before (``odd``).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,10 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
     at, ssrc, timestamp, sequence, size, kind = packets[0]
     gaps: list[int] = []
     odd: list[list[int]] = []
+    sizes = [one[4] for one in packets]
+    differ = any(one != size for one in sizes)  # those of Opus do
+    steps = Counter((after[2] - before[2]) & 0xFFFFFFFF for before, after in pairwise(packets))
+    step = steps.most_common(1)[0][0] if steps else FRAME_BYTES
     line: dict[str, Any] = {
         "at": at / 1e6,
         "rtp": name,
@@ -152,9 +158,12 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
         "seq": sequence,
         "ts": timestamp,
         "size": size,
+        "step": step,
         "gaps": gaps,
         "odd": odd,
     }
+    if differ:
+        line["sizes"] = sizes
     kind &= 0x7F
     told = 0
     for one in packets[1:]:
@@ -162,8 +171,8 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
         now = (one[0] - at + 50) // 100
         gaps.append(now - told)
         told = now
-        sequence, timestamp = (sequence + 1) & 0xFFFF, (timestamp + FRAME_BYTES) & 0xFFFFFFFF
-        if one[1:] != (ssrc, timestamp, sequence, size, kind):
+        sequence, timestamp = (sequence + 1) & 0xFFFF, (timestamp + step) & 0xFFFFFFFF
+        if one[1:] != (ssrc, timestamp, sequence, one[4] if differ else size, kind):
             _at, ssrc, timestamp, sequence, size, marked = one
             kind = marked & 0x7F
             odd.append([len(gaps), sequence, timestamp, ssrc, kind, size, int(marked > 0x7F)])
@@ -175,6 +184,10 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
 def packets_of(line: Mapping[str, Any]) -> list[Packet]:
     """Return the packets of a line of RTP. Raises KeyError, TypeError or ValueError."""
     odd = {index: facts for index, *facts in line["odd"]}
+    step = line.get("step", FRAME_BYTES)
+    sizes = line.get("sizes")
+    if sizes and len(sizes) <= len(line["gaps"]):
+        raise ValueError("a line of RTP has fewer sizes than packets")
     one = Packet(
         line["at"], line["ssrc"], line["ts"], line["seq"], line["size"], line["type"],
         bool(line["marker"]),
@@ -183,10 +196,10 @@ def packets_of(line: Mapping[str, Any]) -> list[Packet]:
     for index, gap in enumerate(line["gaps"], 1):
         sequence, timestamp, ssrc, kind, size, marker = odd.get(index) or (
             (one.sequence + 1) & 0xFFFF,
-            (one.timestamp + FRAME_BYTES) & 0xFFFFFFFF,
+            (one.timestamp + step) & 0xFFFFFFFF,
             one.ssrc,
             one.type,
-            one.size,
+            sizes[index] if sizes else one.size,
             0,
         )
         one = Packet(one.at + gap / 10_000, ssrc, timestamp, sequence, size, kind, bool(marker))

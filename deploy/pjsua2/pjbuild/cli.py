@@ -101,6 +101,7 @@ def _build(root: Path, progress: Progress, options: argparse.Namespace) -> Path:
         f"pjsua2: building it from source for Python {version} ({sys.executable}): once, one to "
         f"two minutes on two cores; log: {progress.log}"
     )
+    key = wheel_key(HERE, "*")
     with progress.step("look for what the build needs"):
         requirements.ensure(progress, may_install=not options.no_packages)
     with progress.step("get pjproject's source"):
@@ -109,14 +110,25 @@ def _build(root: Path, progress: Progress, options: argparse.Namespace) -> Path:
     (root / "work").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=root / "work") as name:
         work = Path(name)
-        pj_version, tree = _library(root, found, work, progress, options)
+        pj_version, tree = _library(root, found, work, progress, options, key)
         build_module(tree, HERE, work, root / "objects", options.jobs, progress)
         with progress.step("write and try the wheel"):
-            return _wheel(root, tree, work, pj_version, found, progress)
+            return _wheel(root, tree, work, pj_version, found, progress, key)
+
+
+def _require_unchanged(key: str) -> None:
+    """Raise BuildError if the files are others than those that ``key`` stands for."""
+    if wheel_key(HERE, "*") != key:
+        raise BuildError(f"files below {HERE} changed while they were built: start it again")
 
 
 def _library(
-    root: Path, found: source.Source, work: Path, progress: Progress, options: argparse.Namespace
+    root: Path,
+    found: source.Source,
+    work: Path,
+    progress: Progress,
+    options: argparse.Namespace,
+    key: str,
 ) -> tuple[str, Path]:
     """The compiled libraries' version and folder, from the cache if they are there."""
     with progress.step("unpack"):
@@ -128,13 +140,20 @@ def _library(
         return version, tree
     compile_library(work / "pjproject", HERE, options.jobs, progress)
     slim(work / "pjproject")
+    _require_unchanged(key)
     tree.parent.mkdir(exist_ok=True)
     (work / "pjproject").rename(tree)
     return version, tree
 
 
 def _wheel(
-    root: Path, tree: Path, work: Path, version: str, found: source.Source, progress: Progress
+    root: Path,
+    tree: Path,
+    work: Path,
+    version: str,
+    found: source.Source,
+    progress: Progress,
+    key: str,
 ) -> Path:
     module = next(work.glob("_pjsua2*.so"))
     build = {
@@ -157,6 +176,7 @@ def _wheel(
     made = work / wheel_name(version)
     write_wheel(made, version, files, (tree / "COPYING").read_bytes())
     try_wheel(made, work, progress)
+    _require_unchanged(key)
     target = root / "wheels" / wheel_key(HERE, version) / made.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(made, target.with_suffix(".part"))

@@ -163,7 +163,8 @@ def native(one: Packet, sent: bool, payload: bytes = b"") -> bytes:
     return wire_log._PACKET.pack(*facts, one.type | one.marker << 7, sent) + payload
 
 
-def test_packets_are_the_same_when_they_are_read() -> None:
+@pytest.mark.parametrize("step", [160, 960])
+def test_packets_are_the_same_when_they_are_read(step: int) -> None:
     rng = random.Random(1)
     packets = [Packet(100.0, 7, 0xFFFFFF00, 0xFFFE, 160, 0, True)]
     for number in range(200):
@@ -173,7 +174,7 @@ def test_packets_are_the_same_when_they_are_read() -> None:
             Packet(
                 round(last.at + rng.choice([0.02, 0.0195, 0.3]), 4),
                 rng.choice([7, 8]) if odd else last.ssrc,
-                (last.timestamp + 160) & 0xFFFFFFFF,
+                (last.timestamp + step) & 0xFFFFFFFF,
                 (last.sequence + (rng.choice([2, 3, 65535]) if odd else 1)) & 0xFFFF,
                 4 if number % 50 == 7 else 160,
                 101 if number % 50 == 7 else 0,
@@ -190,12 +191,15 @@ def test_packets_are_the_same_when_they_are_read() -> None:
     assert list(packet_lines(b"", 3)) == [{"rtp_left_out": 3, "leg": 0}]
 
 
-def test_a_second_of_rtp_takes_few_bytes() -> None:
+@pytest.mark.parametrize(("step", "differ", "most"), [(160, 0, 410), (960, 9, 600)])
+def test_a_second_of_rtp_takes_few_bytes(step: int, differ: int, most: int) -> None:
     data = b"".join(
-        native(Packet(100 + n / 50, 7, n * 160, n, 160, 0), sent=False) for n in range(50)
+        native(Packet(100 + n / 50, 7, n * step, n, 60 + n % 7 * differ, 0), sent=False)
+        for n in range(50)
     )
     (line,) = packet_lines(data, 0)
-    assert len(wire_log.as_text(line)) < 400
+    assert len(wire_log.as_text(line)) < most
+    assert [one.size for one in packets_of(line)] == [60 + n % 7 * differ for n in range(50)]
 
 
 def test_loss_order_repeats_and_sources_of_rtp_are_counted() -> None:
