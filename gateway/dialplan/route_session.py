@@ -252,7 +252,7 @@ class CallerHistory(Section):
     max_calls: Annotated[Count, Field(le=10)] = 3
     max_age_days: Annotated[Count, Field(le=3650)] = 90
     max_chars: Annotated[Count, Field(ge=500, le=20_000)] = 2000
-    timeout: Annotated[Seconds, Field(le=0.3)] = 0.2
+    timeout: Annotated[Seconds, Field(le=5)] = 0.2
     trust: Literal["trunk", "asserted", "any"] = "trunk"
     message: Flag = True
 

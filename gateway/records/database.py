@@ -298,7 +298,7 @@ class Database:
         """Return the latest answered calls from a number on these routes, the newest first.
 
         ``out_of_band`` and ``transcript`` are those of the whole record, None without one.
-        ``trust``: what ``leg.number_trust`` of their record has to be.
+        ``trust``: what ``number_trust`` of their record has to be.
         """
         columns = (calls.c.id, calls.c.invited_at, calls.c.outcome, calls.c.disposition)
         parts = [calls.c.record[name].label(name) for name in ("out_of_band", "transcript")]
@@ -309,7 +309,7 @@ class Database:
             calls.c.invited_at >= since,
             calls.c.answered_at.is_not(None),
             calls.c.ended_at.is_not(None),
-            calls.c.record["leg"]["number_trust"].as_string().in_(trust),
+            calls.c.record["number_trust"].as_string().in_(trust),
         )
         with self._connect() as connection:
             newest = query.order_by(calls.c.invited_at.desc()).limit(limit)

@@ -25,6 +25,7 @@ HISTORY = """
 [route.caller_history]
 enabled = true
 max_calls = 2
+timeout = 5
 [route.post_call]
 prompts = { summary = "Sum it up." }
 [[route.message]]
@@ -311,6 +312,8 @@ async def test_a_caller_who_comes_back_is_known(world: GatewayStack) -> None:
         ("back", "+4930112", ()),
         ("back", "+4930111", ("Privacy: id",)),
         ("other", "+4930111", ()),
+        ("back", "+4930113", ("P-Asserted-Identity: <tel:+4930999>",)),  # who forges it,
+        ("back", "+4930113", ()),  # and its owner
     ):
         items, record = await comes(user, caller, *headers)
         assert (items, given(record)) == ([nothing], [])

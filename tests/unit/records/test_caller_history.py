@@ -112,7 +112,7 @@ async def test_only_calls_that_count_are_read(tmp_path: Path) -> None:
         "answered_at": lately,
         "ended_at": lately,
         "record": {
-            "leg": {"number_trust": "trunk"},
+            "number_trust": "trunk",
             "out_of_band": [],
             "transcript": [{"who": "caller", "text": "Hello."}],
         },
@@ -121,8 +121,8 @@ async def test_only_calls_that_count_are_read(tmp_path: Path) -> None:
         {"from_number": "+4930"},
         {"direction": "outbound"},
         {"route": "other"},
-        {"record": {**good["record"], "leg": {"number_trust": "any"}}},
-        {"record": {**good["record"], "leg": {"number_trust": ""}}},
+        {"record": {**good["record"], "number_trust": "any"}},
+        {"record": {**good["record"], "number_trust": ""}},
         {"record": None},
         {"invited_at": ago},
         {"answered_at": None},
@@ -130,7 +130,7 @@ async def test_only_calls_that_count_are_read(tmp_path: Path) -> None:
     ]
     database = Database(url)
     database.write([row("good", CLOSED, **good)])
-    sure = {**good["record"], "leg": {"number_trust": "asserted"}}
+    sure = {**good["record"], "number_trust": "asserted"}
     database.write([row("sure", CLOSED, **{**good, "record": sure})])
     database.write([row(f"n{n}", CLOSED, **{**good, **one}) for n, one in enumerate(wrong)])
     histories = CallerHistories(url)

@@ -185,7 +185,7 @@ def test_parts_of_records_are_read_for_a_caller_who_comes_back(database: Databas
     at = {"answered_at": NOW.isoformat(), "ended_at": NOW.isoformat(), "direction": "inbound"}
     known = {"from_number": "+4930", "route": "r", "trunk": "t"}
     for name, trust in (("c1", "trunk"), ("c2", "any")):
-        record = {"leg": {"number_trust": trust}, "transcript": spoken}
+        record = {"number_trust": trust, "transcript": spoken}
         database.write([row(name, CLOSED, **at, **known, record=record)])
     (found,) = database.of_caller("+4930", ["r"], NOW, 3, ("asserted", "trunk"))
     assert (found["transcript"], found["out_of_band"]) == (spoken, None)
