@@ -345,6 +345,12 @@ def _toll_fraud_notes(config: Config, dialplan: Dialplan) -> list[str]:
             "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
             "abroad not to be such"
         )
+    workers = config.workers.count
+    if outbound.enabled and workers > 1 and config.records.database_url is None:
+        advice.append(
+            f"workers.count is {workers}: the caps in [outbound] hold for each worker by itself, "
+            "as there is no records.folder or records.database in which they are shared"
+        )
     for prefix in outbound.allowed_prefixes:
         if prefix in ("", "+", "0", "00"):
             advice.append(f"outbound.allowed_prefixes: {prefix!r} matches every number")

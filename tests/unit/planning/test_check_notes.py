@@ -283,6 +283,14 @@ def test_a_prefix_without_its_plus(tmp_path: Path, prefix: str, noted: bool) -> 
     assert ('write "+49"' in told) is noted
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_caps_that_workers_do_not_share(tmp_path: Path, shared: bool) -> None:
+    config = f'{BASE}[workers]\ncount = 2\n[outbound]\nenabled = true\ncountry = "DE"\n'
+    config += 'allowed_prefixes = ["+49"]\n' + '[records]\nfolder = "r"\n' * shared
+    told = checked(tmp_path, config)
+    assert ("the caps in [outbound] hold for each worker by itself" in told) is not shared
+
+
 def test_a_registrar_without_a_password(tmp_path: Path) -> None:
     trunk = '[sip]\nlisten = ["udp:0.0.0.0:5060"]\n[[trunk]]\nname = "c"\n'
     told = checked(tmp_path, f'{BASE}{trunk}registrar = "sip.example.net"\nusername = "me"\n')
