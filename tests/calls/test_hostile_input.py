@@ -50,8 +50,8 @@ PACE_S = 0.02
 """After every eighth message: as fast as one process can send and another can answer."""
 
 HELD_KIB = 20 if "PJSUA2_ASAN" in os.environ else 12
-"""By each INVITE for 32 s (RFC 3261 timer H): its transaction with the answer, and a record. Between 7.6
-and 9.3 of them in the first 3,000, 0.4 and 0.9 in those that follow."""
+"""By each INVITE for 32 s (RFC 3261 timer H): its transaction with the answer, and a record. 7.6 to
+9.3 of them in the first 3,000, 0.4 to 0.9 in those that follow."""
 
 KEPT_KIB = 1
 """Of an RTP or RTCP packet, at most: nothing of it is held."""
