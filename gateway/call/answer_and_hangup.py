@@ -148,7 +148,7 @@ class _LastWords:
     counted_ms: int = 0
     """Queued audio that the deadline allows for."""
     playing: bool = False
-    """Audio was queued when :meth:`HangupAfterPlayout.over` was last asked."""
+    """Audio was queued when :meth:`HangupAfterPlayout.due` was last asked."""
     heard_until: float = 0.0
     """Until when a sound in place of the words is played (s)."""
     said: bool = False

@@ -280,14 +280,16 @@ class CallActions:
         return self._call_id
 
     def drop(self, now: float) -> list[Output]:
-        """Discard the action in favour of an urgent one.
+        """Give up what the call does for the model or an operator (a transfer, a hold, digits).
 
-        Of an interpreted transfer, callee and interpreter are released.
+        The caller has asked for a human (``[route.escape]``). Returns what ends it: hold music
+        stops; of an interpreted transfer, callee and interpreter are released.
         """
         if self.interpreted:
             return self.abandon(now)
+        has_begun = self._begin_by is None
         action, self._action, self._begin_by = self._action, None, None
-        return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
+        return action.stop(now) if isinstance(action, HoldAction) and has_begun else []
 
     def model_speaks(self, now: float) -> list[Output]:
         """Stop the hold music that a tool call has started, since the model speaks; an

@@ -254,9 +254,9 @@ class SessionRecord:
     settings_refused: list[Refused] = field(default_factory=list)
     """Settings that a session's server did not take, each once."""
     event_log: dict[str, Any] = field(default_factory=dict)
+    """The file of the session's events, and how many are not in it, where they are written."""
     black_box: str = ""
     """Name of its file, where one was kept."""
-    """The file of the session's events, and how many are not in it, where they are written."""
 
 
 @dataclass(slots=True)

@@ -250,7 +250,7 @@ class HoldWait:
         return outputs + control.ask(CreateResponse(), now)
 
     def _give_up(self, now: float) -> list[Output]:
-        """End the call because the wait took too long."""
+        """Have the call transferred (``transfer_to``) or ended: the wait took too long."""
         assert self._wait is not None
         outputs = self._over(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"

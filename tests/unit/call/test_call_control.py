@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.call_control import KEY_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
-from gateway.call.plan import CallPlan, FunctionPlan, LimitsPlan, ToolsPlan
+from gateway.call.plan import CallPlan, EscapePlan, FunctionPlan, LimitsPlan, ToolsPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import (
     CallCommand,
@@ -202,6 +203,15 @@ def test_an_operator_holds_until_they_take_the_caller_back() -> None:
     assert results(scene) == []
     scene.do(inputs.ToolRequest(OperatorHold(False)))
     assert rejected(scene)[1:] == ["the caller is not on hold"]
+
+
+def test_a_caller_on_hold_asks_for_a_human_whom_nobody_can_call() -> None:
+    scene = Scene(replace(PLAN, escape=EscapePlan(key="0", to=("nobody",)))).up()
+    scene.do(inputs.ToolRequest(OperatorHold(True)))
+    seen = scene.do(key("0"))
+    assert "sound" in seen, "the music stops"
+    assert "resume" in seen
+    assert [mark["event"] for mark in scene.record.timeline].count("hold_ended") == 1
 
 
 def test_an_operator_presses_keys_and_mutes() -> None:

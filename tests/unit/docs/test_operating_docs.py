@@ -13,6 +13,7 @@ import click
 import pytest
 
 from gateway.app.supervisor import OWN_END_SECONDS
+from gateway.call.call_record import CallRecord
 from gateway.cli import main as cli
 from gateway.config.config import LimitSettings
 from gateway.ending import EndReason
@@ -30,6 +31,10 @@ def first_column(header: str) -> list[str]:
     rows = table.splitlines()[2:]
     assert rows, header
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_every_field_of_a_record_is_told() -> None:
+    assert sorted(first_column("fields | what they are")) == sorted(CallRecord("c").as_json())
 
 
 def test_every_event_of_the_log_table_is_logged() -> None:
