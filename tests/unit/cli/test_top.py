@@ -160,7 +160,9 @@ async def test_keys_act_on_the_call_under_the_cursor(monkeypatch: pytest.MonkeyP
         gateway.calls = []
         await until(lambda: "No call is in progress" in text_of(app, "#words"))
         await press(pilot, "h")
-        await until(lambda: app._message_queue.empty())
+        handled = asyncio.Event()
+        app.call_later(handled.set)  # behind the key in its queue: the app is closed after this
+        await asyncio.wait_for(handled.wait(), 10)
         assert not app.screen.query(Input)
 
     await shown(body, monkeypatch)
