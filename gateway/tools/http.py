@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -117,7 +118,7 @@ class HttpClient:
         # The library's own queue for connections keeps those of requests that are cancelled in it.
         self._places = asyncio.Semaphore(max_connections)
         self._most_of_one = max(1, max_connections // 2)
-        self._services: dict[str, asyncio.Semaphore] = {}
+        self._services: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         trusted = public_authorities()
         if ca is not None:
             trusted = httpx.create_ssl_context(trust_env=False)

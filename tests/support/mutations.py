@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages and packets with something wrong, the same ones for the same seed."""
+"""Messages, packets and events with something wrong, the same ones for the same seed."""
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 PIECES = (
     b"%s%s%n", b"\x00", b"\xff\xfe", b"999999999999999999999", b"-1", b"0", b"4294967296",
@@ -114,3 +117,28 @@ def rtcp(chance: random.Random) -> bytes:
     if chance.random() < 0.5:
         packet += part(202, chance.randrange(3), chance.randrange(1, 9))
     return (mutated(chance, packet) if chance.random() < 0.3 else packet)[:1400]
+
+
+LEFT_OUT = object()
+"""In place of a value: the field is not there."""
+
+
+def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths (keys and indexes) of all fields and entries of an event."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*before, key)
+        if isinstance(inner, dict | list):
+            yield from paths_in(inner, (*before, key))
+
+
+def damaged(event: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A copy of the event with this value at that path, or with nothing there."""
+    copied = copy.deepcopy(event)
+    target: Any = copied
+    for key in path[:-1]:
+        target = target[key]
+    if value is LEFT_OUT:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = copy.deepcopy(value)
+    return copied

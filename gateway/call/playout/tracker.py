@@ -217,7 +217,7 @@ class PlayoutTracker:
     def response_ms(self, response_id: str) -> int | None:
         """Return how much audio (ms) of a response has come so far; None where it is forgotten."""
         parts = [part for part in self._parts.values() if part.response_id == response_id]
-        return sum(part.received for part in parts) // BYTES_PER_MS if parts else None
+        return sum(part.received for part in parts) // self._bytes_per_ms if parts else None
 
     def heard_ms(self, response_id: str) -> int:
         """Return how much of a response (ms), all its parts together, is known to have been

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import ClassVar
 
-from gateway.call.call_control import BY_CALLER
-from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.call_control import BY_CALLER, BY_GATEWAY, BY_OPERATOR
+from gateway.call.conversation.control import ConversationControl, Termination, tool_output
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import interrupt
@@ -74,7 +74,12 @@ class Escape:
         """Stop the agent, and call the first destination; ``by``: key or word."""
         control = self._control
         note = control.timeline.note(now, "escape", "info", by=by)
-        outputs = [note, *interrupt(control, "escape", now), *control.call_actions.drop(now)]
+        outputs = [note, *interrupt(control, "escape", now)]
+        call_id = control.call_actions.call_id
+        outputs += control.call_actions.drop(now)
+        if call_id is not None and call_id not in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
+            result = {"status": "ended", "reason": "the caller asked for a human"}
+            outputs.append(tool_output(call_id, result))
         self._left = list(control.plan.escape.to)
         return outputs + self.next_destination(now)
 

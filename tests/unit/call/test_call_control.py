@@ -214,6 +214,14 @@ def test_a_caller_on_hold_asks_for_a_human_whom_nobody_can_call() -> None:
     assert [mark["event"] for mark in scene.record.timeline].count("hold_ended") == 1
 
 
+def test_a_hold_of_the_model_is_answered_once_where_the_caller_asks_for_a_human() -> None:
+    scene = Scene(replace(PLAN, escape=EscapePlan(key="0", to=("nobody",)))).up()
+    scene.at(1.0, created("r1"), wants("hold", seconds=10))
+    assert "sound" in scene.do(key("0"))
+    scene.at(30.0)
+    assert results(scene) == [{"status": "ended", "reason": "the caller asked for a human"}]
+
+
 def test_an_operator_presses_keys_and_mutes() -> None:
     scene = Scene(PLAN).up()
     seen = scene.do(inputs.ToolRequest(PressKeys("1w2"))) + scene.at(10.0)

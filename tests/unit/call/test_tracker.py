@@ -198,6 +198,16 @@ def test_cut_in_the_middle() -> None:
     assert tracker.finish(("i", 0)) == b""
 
 
+@pytest.mark.parametrize("codec", [Codec.PCMU, Codec.OPUS])
+def test_milliseconds_are_those_of_the_codec(codec: Codec) -> None:
+    tracker = PlayoutTracker(codec.silence, codec.bytes_per_ms)
+    tracker.receive("r", ("i", 0), bytes(10 * codec.bytes_per_ms))
+    assert tracker.response_ms("r") == tracker.received_ms("i") == 10
+    assert len(tracker.finish(("i", 0))) == codec.frame_bytes
+    assert _heard(tracker.flush(0)) == [("i", 0, 10, 10, True)]
+    assert tracker.heard_ms("r") == 10
+
+
 def test_padding_does_not_count_as_heard() -> None:
     tracker = PlayoutTracker(PAD)
     assert tracker.receive("r", ("i", 0), bytes(170)) == bytes(160)

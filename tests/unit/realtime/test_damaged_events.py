@@ -8,11 +8,9 @@ From the frame to the decisions, as a session does it; of GA, Beta and Live.
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -59,6 +57,7 @@ from gateway.realtime.live_voice import NO_PLAYOUT
 from gateway.realtime.parse import BadEvent
 from gateway.realtime.session import Handshake, Session
 from tests.support.call_scene import ACK, Scene, scenes
+from tests.support.mutations import LEFT_OUT, damaged, paths_in
 from tests.unit.realtime.test_missing_fields import AUDIO, EVENTS, OF_RESPONSE, RESPONSE
 
 CALL = {"type": "function_call", "id": "fc", "status": "completed", "call_id": "c1"}
@@ -149,7 +148,6 @@ LIVE_EVENTS: list[dict[str, Any]] = [
     },
 ]
 
-LEFT_OUT = object()
 VALUES: list[Any] = [
     *(LEFT_OUT, None, [], {}, "", True, 7, -0.5, 2**70, 1e308, "words", "\ud800", "x" * 20_000),
     *(["x"], [None], [[]], [{}], [{"type": 5}], {"type": ["x"]}, "function_call"),
@@ -261,25 +259,6 @@ class Call:
         except BadEvent:
             return
         cast(Any, self.session)._on_parsed(parsed)
-
-
-def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield (*before, key)
-        if isinstance(inner, dict | list):
-            yield from paths_in(inner, (*before, key))
-
-
-def damaged(event: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    copied = copy.deepcopy(event)
-    target: Any = copied
-    for key in path[:-1]:
-        target = target[key]
-    if value is LEFT_OUT:
-        del target[path[-1]]
-    else:
-        target[path[-1]] = copy.deepcopy(value)
-    return copied
 
 
 ROUND = 40

@@ -5,9 +5,8 @@ said to be bad with what follows from that; and a caller can interrupt all the s
 from __future__ import annotations
 
 import base64
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -20,6 +19,7 @@ from gateway.realtime.dialects.dialect import Edge
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import BadEvent, parse_event
 from tests.support.call_scene import Scene, said
+from tests.support.mutations import LEFT_OUT, damaged, paths_in
 
 AUDIO = base64.b64encode(b"\x42" * 3200).decode()
 
@@ -85,27 +85,7 @@ NEEDED = {
 }
 """Fields without which an event says nothing."""
 
-LEFT_OUT = object()
 WRONG: list[Any] = [LEFT_OUT, None, [], {}, "words", 7, True]
-
-
-def paths_in(event: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in event.items():
-        yield (*before, key)
-        if isinstance(value, dict):
-            yield from paths_in(value, (*before, key))
-
-
-def damaged(event: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    copied: dict[str, Any] = copy.deepcopy(event)
-    target = copied
-    for key in path[:-1]:
-        target = target[key]
-    if value is LEFT_OUT:
-        del target[path[-1]]
-    else:
-        target[path[-1]] = copy.deepcopy(value)
-    return copied
 
 
 def read(parse: Callable[[str], ServerEvent], frame: str) -> ServerEvent | BadEvent:
@@ -116,7 +96,7 @@ def read(parse: Callable[[str], ServerEvent], frame: str) -> ServerEvent | BadEv
 
 
 CASES = [
-    pytest.param(event, path, id=f"{event['type']}-{'.'.join(path)}")
+    pytest.param(event, path, id=f"{event['type']}-{'.'.join(map(str, path))}")
     for event in EVENTS
     for path in paths_in(event)
 ]
@@ -165,7 +145,7 @@ SPEECH = (
     "input_audio_buffer.committed",
 )
 IN_A_TURN = [
-    pytest.param(name, path, id=f"{name}-{'.'.join(path)}")
+    pytest.param(name, path, id=f"{name}-{'.'.join(map(str, path))}")
     for event in EVENTS
     if (name := event["type"]) in (*TURN, *SPEECH)
     for path in paths_in(event)
