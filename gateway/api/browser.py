@@ -19,7 +19,7 @@ from gateway.api.access import Paths, audit, run
 from gateway.api.backend import Backend, BrowserCalls
 from gateway.api.connections import BEARER, UNAUTHORIZED
 from gateway.api.tokens import Role, same_site
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS
+from gateway.audio.codecs import FRAME_BYTES, FRAME_MS
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS
 

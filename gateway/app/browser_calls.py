@@ -24,7 +24,7 @@ from gateway.tools.http import read_answer
 if TYPE_CHECKING:
     from gateway.api.backend import Command
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.dialplan import Dialplan

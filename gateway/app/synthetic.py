@@ -20,7 +20,7 @@ from random import uniform
 import structlog
 
 from gateway.app.registry import CallRegistry
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.audio.sounds import ECHO
 from gateway.bridge.legs import quality_of
 from gateway.call.call_record import CallRecord

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.audio.g711 import FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.audio.codecs import FRAME_BYTES, SAMPLE_RATE, Codec
 from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.call.inputs import BeepHeard, CallerLevel, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan

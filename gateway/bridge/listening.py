@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.codecs import FRAME_MS, Codec
 from gateway.sip.media.ports import Recorder
 from gateway.tasks import TaskSet
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
+from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE
 from gateway.bridge.inbound_audio import InboundAudioAnalyzer
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs

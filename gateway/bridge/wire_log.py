@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.audio.g711 import FRAME_BYTES
+from gateway.audio.codecs import FRAME_BYTES
 
 if TYPE_CHECKING:
     from gateway.sip.leg import Leg

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call.tools.commands import (
     CollectPlan,
     DispositionPlan,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-from gateway.audio.g711 import BYTES_PER_MS, FRAME_MS
+from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
 from gateway.call.call_record import CallTimeline, TransferAttempt
 from gateway.call.inputs import (
     BLegAnswered,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import structlog
 
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaPump

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from urllib.parse import unquote
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.config import MediaSettings, OutboundSettings, TrunkSettings
 from gateway.config.numbers import called, matches, named_country
 from gateway.config.sip import InboundAuthSettings

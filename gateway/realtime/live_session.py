@@ -16,7 +16,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.realtime.connection import CLOSE_TIMEOUT
 from gateway.realtime.dialects.dialect import Audio, resampling
 from gateway.realtime.errors import classify_live_end

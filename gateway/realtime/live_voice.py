@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.codecs import FRAME_MS, Codec
 from gateway.records.files import private
 from gateway.records.recording_files import (
     PENDING,

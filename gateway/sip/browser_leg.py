@@ -15,7 +15,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.audio.codecs import FRAME_BYTES, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink

@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import bracketed
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.ending import refusal_code
 from gateway.sip.active_calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of

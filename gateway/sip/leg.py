@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.thread import SipThread
 from gateway.sip.types import Invite, LegHandler

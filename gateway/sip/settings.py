@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.addresses import Network, bracketed, is_inside
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 
 
 @dataclass(frozen=True, slots=True)

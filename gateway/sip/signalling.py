@@ -20,7 +20,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.sdp import Media, Objection, mended, parse
 from gateway.sip.settings import Security, SipSettings, Trunk

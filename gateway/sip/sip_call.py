@@ -14,7 +14,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg
 from gateway.sip.media.rtp import Meter, counters_of

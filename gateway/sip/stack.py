@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.sip import library
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd

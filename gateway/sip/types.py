@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.ending import EndReason
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.replay import read_lines, replay
 from gateway.cli.main import main
 from gateway.devtools.emulator.session_log import SessionRecord

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import unix_connect
 
 from gateway.api.client import ask
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
@@ -353,11 +353,42 @@ async def test_the_server_is_told_what_was_heard(world: GatewayStack) -> None:
     assert spoken[:3] == [cut.requested_ms for cut in session.truncations]
 
 
-async def test_hold_keys_and_recording(world: GatewayStack, tmp_path: Path) -> None:
+KEY_HZ = {"5": (770, 1336), "#": (941, 1477)}
+
+
+def key_tone(key: str, rate: int) -> bytes:
+    """100 ms of a DTMF digit between pauses as an encoder has them."""
+    time = np.arange(rate // 10) / rate
+    low, high = KEY_HZ[key]
+    samples = 0.2 * (np.sin(2 * np.pi * low * time) + np.sin(2 * np.pi * high * time))
+    pcm = (samples * 32767).astype("<i2").tobytes()
+    return bytes(len(pcm)) + pcm + bytes(len(pcm))
+
+
+async def presses_and_is_recorded(
+    world: GatewayStack, call: DialogCall, session: SessionRecord, above: float
+) -> None:
+    """After the tones of 5 and #: 7 and # as events; both sides stand in the recording."""
+    await call.rtp.quiet()
+    call.rtp.press("7#")
+    await call.rtp.quiet()
+    await session.wait_until(lambda s: len(s.seen("conversation.item.create")) >= 2, 20)
+    summary = await world.summary_at_end(call)
+    assert [run["digits"] for run in summary["digits"]] == ["5", "7"]
+    record = await world.record(call)
+    path = world.folder / "recordings" / record["recording"]["file"]
+    await eventually(path.exists, "the recording")
+    sound, rate = soundfile.read(path, dtype="int16")
+    assert (rate, record["recording"]["dropped_frames"]) == (8000, 0)
+    for side, hz in ((0, 700), (1, 1000)):
+        assert level(sound[:, side].astype("<i2").tobytes(), hz, 8000) > above
+
+
+async def test_hold_keys_and_recording(world: GatewayStack) -> None:
     world.behave(vad="off", answers=[tones(1000, 6), *[{"kind": "silent"}] * 4])
     call = await answered(dialog_call(world.phone, "kept", codecs=("G722", "PCMU")))
     session = await world.session_of(call)
-    coder, time = pj.NativeG722(), np.arange(1600) / 16000
+    coder = pj.NativeG722()
     call.rtp.say(coder.encode(tone(700, 0.5)))
     await session.wait_until(hears(700), 20)
     await call.renegotiate(direction="sendonly")
@@ -371,26 +402,9 @@ async def test_hold_keys_and_recording(world: GatewayStack, tmp_path: Path) -> N
     await call.rtp.until(lambda: len(call.rtp.packets) >= count + 50)
     assert level(bytes(session.received[since:]), 900, 24000) < 500
     assert levels(heard(call.rtp.packets[-25:]), 1000)[5:].min() > 1500
-    for low, high in [(770, 1336), (941, 1477)]:  # 5 #
-        samples = 0.2 * (np.sin(2 * np.pi * low * time) + np.sin(2 * np.pi * high * time))
-        pcm = (samples * 32767).astype("<i2").tobytes()
-        pause = bytes(len(pcm))  # as an encoder has it, not the telephone's own silence
-        call.rtp.say(coder.encode(pause + pcm + pause))
-    await call.rtp.quiet()
-    call.rtp.press("7#")
-    await call.rtp.quiet()
-    await session.wait_until(lambda s: len(s.seen("conversation.item.create")) >= 2, 20)
-    summary = await world.summary_at_end(call)
-    assert [run["digits"] for run in summary["digits"]] == ["5", "7"]
-    record = await world.record(call)
-    path = world.folder / "recordings" / record["recording"]["file"]
-    await eventually(path.exists, "the recording")
-    sound, rate = soundfile.read(path, dtype="int16")
-    assert (rate, record["recording"]["dropped_frames"]) == (8000, 0)
-    for side, hz in ((0, 700), (1, 1000)):
-        track = sound[:, side].astype("<i2").tobytes()
-        print(side, [int(x) for x in levels(track, hz, 8000)])
-        assert level(track, hz, 8000) > 1500
+    for key in "5#":
+        call.rtp.say(coder.encode(key_tone(key, 16000)))
+    await presses_and_is_recorded(world, call, session, 1500)
 
 
 @pytest.fixture

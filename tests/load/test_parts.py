@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.sip.media.ports import CallAudio, Source
 
 from . import figures, marks, proc, report, wire

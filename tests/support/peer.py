@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.media.ports import CallAudio

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call.call_record import CallTimeline, keep
 from gateway.call.outputs import Output, Play, Send
 from gateway.call.playout.tracker import MAX_PARTS, Heard, Interruption, PlayoutTracker

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from gateway.audio.g711 import BYTES_PER_MS, FRAME_MS
+from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
 
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.audio.g711 import FRAME_BYTES
+from gateway.audio.codecs import FRAME_BYTES
 from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
 from gateway.devtools.scripted_caller.report import Span

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
-from gateway.audio.g711 import SAMPLE_RATE, Codec
+from gateway.audio.codecs import SAMPLE_RATE, Codec
 from gateway.devtools.call_suites.suite import Expect, Recogniser
 from gateway.devtools.scripted_caller.report import CallReport, Outcome, Span
 from gateway.devtools.scripted_caller.sound import PAUSE_MS, write_sound

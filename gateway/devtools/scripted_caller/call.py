@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
+from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
     AnyStep,

@@ -46,7 +46,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.config.source import (
     ConfigError,
     KeyPath,

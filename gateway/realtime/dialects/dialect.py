@@ -18,7 +18,7 @@ import numpy.typing as npt
 import soxr
 import structlog
 
-from gateway.audio.g711 import SAMPLE_RATE, Codec
+from gateway.audio.codecs import SAMPLE_RATE, Codec
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session_object import format_of

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE, Codec
 from gateway.sip.types import BridgeFailure, RecorderCounts, Transition, UplinkCounts
 
 log = structlog.get_logger("sip")

@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from gateway.api import browser
 from gateway.api.browser import WAITING_FRAMES, WAITING_TEXTS, _Allowance, _Closed, _Page, _permit
 from gateway.api.tokens import Role, Token
-from gateway.audio.g711 import FRAME_BYTES
+from gateway.audio.codecs import FRAME_BYTES
 
 
 class Socket:

@@ -12,7 +12,7 @@ import pytest
 from gateway.app import admission as admission_module
 from gateway.app.admission import Admission, Rejections
 from gateway.app.registry import CallRegistry
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan

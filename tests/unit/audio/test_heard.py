@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soxr
 
-from gateway.audio.g711 import FRAME_BYTES, G711, Codec
+from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.music_and_repeats import MusicOnHoldDetector

@@ -8,7 +8,7 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from gateway.audio.g711 import FRAME_BYTES, G711, Codec
+from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import InBandDetector
 from gateway.devtools.emulator.speech import synthesise
 

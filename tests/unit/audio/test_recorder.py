@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 import time
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.sip.media.ports import CallAudio, Recorder
 
 FRAME = 160

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gateway.audio.g711 import FRAME_BYTES, G711, Codec
+from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.sip.media.ports import (
     MAX_UPLINK_FRAMES,
     CallAudio,

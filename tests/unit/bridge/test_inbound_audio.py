@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.audio.g711 import SAMPLE_RATE, Codec
+from gateway.audio.codecs import SAMPLE_RATE, Codec
 from gateway.bridge.inbound_audio import InboundAudioAnalyzer
 from gateway.call.inputs import CallerSounds
 from gateway.call.plan import CallPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
 from gateway.call import inputs, outputs
 from gateway.sip.leg import ReferProgress

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge import listening
 from gateway.bridge.listening import (
     FRAME_BYTES,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.media import CallMedia, MediaPump
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.bridge.route_data import DataLookup, Prepared
 from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.call import inputs, outputs

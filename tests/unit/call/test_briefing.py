@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, EscapePlan, ToolsPlan
 from gateway.call.session_lifecycle import State

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import CallPlan, ContentPlan, ContextPlan, LimitsPlan
 from gateway.realtime.events import (

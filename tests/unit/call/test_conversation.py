@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
 from gateway.call.plan import CallPlan, DtmfPlan, ServerPlan

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from gateway.audio.g711 import FRAME_BYTES, G711, Codec
+from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.call.playout.tracker import MAX_PARTS, Heard, PartKey, PlayoutTracker
 from gateway.sip.media.ports import CallAudio
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.audio.g711 import G711, Codec
+from gateway.audio.codecs import G711, Codec
 from gateway.config import ConfigError, load_config
 from gateway.planning.check import check
 from gateway.realtime import events
@@ -630,7 +630,7 @@ def test_a_server_that_answers_in_another_format_is_refused() -> None:
     asyncio.run(scenario())
 
 
-def test_g711_bytes_of_a_ga_session_are_untouched() -> None:
+def test_codecs_bytes_of_a_ga_session_are_untouched() -> None:
     """What a call says and hears goes through as it is, and as one known frame."""
     said = bytes(range(256))[:160]
     frames: list[str] = []

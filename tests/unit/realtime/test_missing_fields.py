@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.call.plan import CallPlan, InterruptionPlan
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.dialects.dialect import Edge

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.records import retention
 from gateway.records.recordings import Options, Recordings
 from gateway.records.retention import Storage, Uploads, forget

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pjsua2 as pj
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.sip_call import SipCall

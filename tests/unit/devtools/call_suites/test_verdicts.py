@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.g711 import Codec
+from gateway.audio.codecs import Codec
 from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult
 from gateway.devtools.call_suites.suite import Expect, Recogniser, load_suites

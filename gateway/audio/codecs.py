@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two codecs and the sizes that follow from them.
+"""The codecs of calls, and the sizes that follow from them.
 
-One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8. The queues of
-a call in G.722 or Opus have linear samples at 24 kHz instead, 48 bytes in a millisecond.
+G.711 (RFC 3551 section 4.5.14) has one byte a sample and 8,000 samples a second: 20 ms are 160
+bytes, a millisecond is 8. The queues of a call in G.722 (section 4.5.2) or Opus (RFC 7587) have
+linear samples at 24 kHz instead, 48 bytes in a millisecond.
 """
 
 from __future__ import annotations
