@@ -118,7 +118,7 @@ records.events = true
     try:
         call = await world.dial("+49301234567")
         session = await world.session_of(call)
-        call.rtp.press("4715#")
+        call.rtp.press("47156083#")
         await session.wait_until(lambda one: bool(one.seen("conversation.item.create")), 20)
         summary = await world.summary_at_end(call)
         record = await world.record(call)
@@ -129,8 +129,8 @@ records.events = true
         lines = [line for line in world.gateway.lines if line.get("call") == summary["call"]]
         for text in (json.dumps(lines), json.dumps(record), log.read_text()):
             assert "4930123" not in text
-            assert "4715" not in text
-            assert "4 7 1 5" not in text
+            assert "47156083" not in text
+            assert "4 7 1 5 6 0 8 3" not in text
         assert "+********567@" in summary["to"]
     finally:
         await world.stop()
