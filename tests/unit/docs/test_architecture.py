@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What docs/architecture.md names is there, and its walks are short."""
+"""What docs/architecture.md and docs/standards.md name is there, and the walks are short."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def test_every_file_that_it_names_is_there() -> None:
     }
     assert len(named) > 30
     assert not missing
+
+
+def test_every_test_that_shows_a_standard_is_there() -> None:
+    page = (ROOT / "docs" / "standards.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"`(tests/[a-z_0-9/]+\.py)`", page))
+    assert len(shown) > 20
+    assert not [name for name in shown if not (ROOT / name).is_file()]
 
 
 def test_every_name_that_it_gives_is_in_its_file() -> None:
