@@ -308,12 +308,13 @@ class Actions(Protocol):
 
 
 class ClientEvent(BaseModel):
-    """What all have in common."""
+    """A client event, of the Realtime or the Live protocol."""
 
     model_config = ConfigDict(extra="forbid")
     event_id: Annotated[str | None, Field(max_length=512)] = None
 
-    def apply(self, session: Actions) -> None:
+    def apply(self, session: Any) -> None:
+        """Have ``session`` do what the event asks for. Raises :class:`ProtocolError`."""
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gateway.devtools.emulator.client_events import FunctionTool, ToolFilter
-from gateway.devtools.emulator.live_items import DecisionPart, InputText, Strict
+from gateway.devtools.emulator.live_events import DecisionPart, InputText, Strict, tokens, too_long
 from gateway.devtools.emulator.objects import Json, ProtocolError, validated
 
 DEFAULT_INSTRUCTIONS = (
@@ -27,7 +27,6 @@ _VOICES = (
 VOICES = frozenset(_VOICES.split())
 MAX_INSTRUCTIONS_TOKENS = 16_384
 MAX_INPUT_TOKENS = 8_192
-_CHARACTERS_PER_TOKEN = 4  # of English, about: the service's tokeniser is not public
 
 
 class Pcm(Strict):
@@ -360,11 +359,6 @@ class SessionUpdate(Strict):
     triggers: list[Trigger] | None = None
 
 
-def tokens(text: str) -> int:
-    """Return about how many tokens ``text`` has."""
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)
-
-
 def started_session(data: object, *, azure: bool = False) -> Json:
     """The session in force after ``session.start``: what was sent, and the server's defaults.
 
@@ -377,9 +371,9 @@ def started_session(data: object, *, azure: bool = False) -> Json:
     session = config.model_dump(exclude_none=True)
     session["instructions"] = (config.instructions or "").strip() or DEFAULT_INSTRUCTIONS
     if tokens(session["instructions"]) > MAX_INSTRUCTIONS_TOKENS:
-        too_long("session.instructions", MAX_INSTRUCTIONS_TOKENS)
+        raise too_long("session.instructions", MAX_INSTRUCTIONS_TOKENS)
     if sum(tokens(item.content[0].text) for item in config.input or []) > MAX_INPUT_TOKENS:
-        too_long("session.input", MAX_INPUT_TOKENS)
+        raise too_long("session.input", MAX_INPUT_TOKENS)
     audio = session.setdefault("audio", {})
     audio.setdefault("format", {"type": "audio/pcm", "rate": 24000})
     voice = audio.setdefault("output", {}).setdefault("voice", "marin")
@@ -430,9 +424,3 @@ def _one_trigger_each(triggers: list[Json]) -> None:
     if len(set(types)) != len(types):
         text = "At most one trigger for each event type."
         raise ProtocolError("invalid_value", text, "session.triggers")
-
-
-def too_long(param: str, limit: int) -> None:
-    """Raise the :class:`ProtocolError` of a text with more than ``limit`` tokens."""
-    text = f"Invalid '{param}': string too long. Expected at most {limit} tokens."
-    raise ProtocolError("string_above_max_length", text, param)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import Turn
-from gateway.devtools.emulator.live_items import FunctionOutput, backend_item, check_decision_item
+from gateway.devtools.emulator.live_events import FunctionOutput, backend_item, check_decision_item
 from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, new_id, pieces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script

@@ -27,9 +27,9 @@ from gateway.devtools.emulator.dialogue import (
     answer_to_append,
 )
 from gateway.devtools.emulator.live_audio import LiveListening, Track, Transcripts, Utterance
-from gateway.devtools.emulator.live_config import started_session, tokens, updated_session
+from gateway.devtools.emulator.live_config import started_session, updated_session
 from gateway.devtools.emulator.live_delegation import Delegations
-from gateway.devtools.emulator.live_events import FIXTURE_RATE, TextKind
+from gateway.devtools.emulator.live_events import FIXTURE_RATE, TextKind, tokens
 from gateway.devtools.emulator.objects import Json, ProtocolError, Sender
 from gateway.devtools.emulator.response import Content, Settings
 from gateway.devtools.emulator.script import Answer, LiveError, Script

@@ -19,8 +19,7 @@ from openai.types.responses.response_input_item import FunctionCallOutput, Messa
 from websockets.asyncio.client import connect
 
 from gateway.devtools.emulator import live_config
-from gateway.devtools.emulator.live_events import LIVE_EVENTS
-from gateway.devtools.emulator.live_items import backend_item, check_decision_item
+from gateway.devtools.emulator.live_events import LIVE_EVENTS, backend_item, check_decision_item
 from gateway.devtools.emulator.objects import ProtocolError, validated
 from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.speech import PCMU
