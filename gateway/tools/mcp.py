@@ -23,10 +23,9 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 
-from gateway.tasks import background
+from gateway.tasks import TaskSet, background
 from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
 from gateway.tools.http import PARTS_A_TURN
-from gateway.tools.mcp_stdio import Pace, stdio_transport
 from gateway.tools.schema import NAME, check_schema
 
 log = structlog.get_logger("mcp")
@@ -46,6 +45,12 @@ MAX_ANSWER = 4 * 1024 * 1024
 STREAM_AT_ONCE, STREAM_PER_SECOND = 4 * 1024 * 1024, 256 * 1024
 """Bytes of a stream of events or of a process, which has no end, that are read at once, and per
 second then."""
+
+MAX_LINE = 4 * 1024 * 1024
+"""Bytes of a message; a longer one ends the connection."""
+
+EXIT_SECONDS = 2.0
+"""For the server to end once its input is closed, and again after SIGTERM; then it is killed."""
 
 MAX_RUNNING = 16
 """Calls of one server at a time; a further one is told so."""
@@ -80,7 +85,7 @@ class McpSettings:
 
 
 class McpServer:
-    """Owner of one server's client. Lives on the event loop."""
+    """Connection to one MCP server, and its tools as functions. Lives on the event loop."""
 
     def __init__(self, settings: McpSettings) -> None:
         self.settings = settings
@@ -92,7 +97,7 @@ class McpServer:
         self._owner: asyncio.Task[None] | None = None
         self._running = 0
         self._left_out: set[tuple[str, str]] = set()
-        """Tools that the log has, and why they are not offered."""
+        """Name and reason of each tool that was logged as not offered."""
 
     @property
     def functions(self) -> Mapping[str, Function]:
@@ -100,7 +105,7 @@ class McpServer:
         return self._functions
 
     async def start(self) -> None:
-        """Connect; returns when its tools are listed, or the deadline is over."""
+        """Connect; return when its tools are listed, or after ``connect_timeout``."""
         self._owner = background(self._own, f"mcp {self.settings.name}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.connect_timeout):
@@ -114,7 +119,7 @@ class McpServer:
         await asyncio.wait((self._owner,), timeout=CLOSE_SECONDS)
 
     async def _own(self) -> None:
-        """Keep a server connected, and reconnect after failures, until stopped."""
+        """Connect, watch the connection, and connect again after a pause, until cancelled."""
         pause = FIRST_PAUSE
         # What it says on standard error is not ours to log.
         hint = {"advice": "run its command by hand to see"} if self.settings.command else {}
@@ -129,7 +134,7 @@ class McpServer:
                     await self._watch(client)
                 self.state = "connection lost"
             except (Exception, BaseExceptionGroup) as error:
-                self.state = _kind(error)
+                self.state = _error_name(error)
             finally:
                 self._client = None
                 self._broken.clear()
@@ -142,8 +147,7 @@ class McpServer:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self, client: Any) -> None:
-        """List the functions every ``LIST_SECONDS``, until a call reports the connection broken,
-        or a listing fails."""
+        """List the tools every ``LIST_SECONDS`` until a call finds the connection lost."""
         while True:
             try:
                 async with asyncio.timeout(LIST_SECONDS):
@@ -154,7 +158,7 @@ class McpServer:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
-        """Connect to the server for as long as the context lasts."""
+        """Yield an ``mcp.Client`` that is connected to the server."""
         from mcp import Client
 
         # It logs each line that is none of the protocol with a traceback, and what is in it.
@@ -167,11 +171,11 @@ class McpServer:
                 transport = await _http(settings, stack)
             client = Client(transport, cache=None)
             async with asyncio.timeout(settings.connect_timeout):
-                yielded = await stack.enter_async_context(client)
-            yield yielded
+                connected = await stack.enter_async_context(client)
+            yield connected
 
     async def _list(self, client: Any) -> None:
-        """Read the tools of the server, page by page."""
+        """Replace :attr:`functions` by the tools that the server lists, page by page."""
         found: dict[str, Function] = {}
         cursor: str | None = None
         async with asyncio.timeout(self.settings.connect_timeout):
@@ -185,11 +189,12 @@ class McpServer:
         self._functions = found
 
     def _add_all(self, tools: Iterable[Any], found: dict[str, Function]) -> None:
+        """Add listed tools to ``found``. On a thread."""
         for tool in tools:
             self._add(tool, found)
 
     def _add(self, tool: Any, found: dict[str, Function]) -> None:
-        """Add a tool, unless it is not allowed or its schema cannot be used."""
+        """Add a listed tool to ``found``, if it is allowed and its name and schema are usable."""
         settings = self.settings
         if settings.allowed_tools and tool.name not in settings.allowed_tools:
             return
@@ -220,62 +225,184 @@ class McpServer:
         )
 
     def _leave_out(self, tool: str, problem: str) -> None:
-        """Say it once: tools are listed again and again."""
+        """Log a tool that is not offered, and why; once, since tools are listed again and again."""
         if (tool, problem) in self._left_out or len(self._left_out) >= MAX_TOOLS:
             return
         self._left_out.add((tool, problem))
         log.warning("mcp.tool_left_out", server=self.settings.name, tool=tool, why=problem)
 
     async def _run(self, tool: str, call: ToolCall, given: dict[str, Any]) -> str:
-        """Call a tool. Raises ToolError."""
+        """Call a tool of the server; return its result as text. Raises ToolError."""
         client = self._client
         if client is None:
             raise ToolError("the server of this tool cannot be reached now")
         if self._running >= MAX_RUNNING:
             raise ToolError("the server of this tool is busy; try again later")
         from mcp import MCPError
+        from mcp_types import CONNECTION_CLOSED
 
         self._running += 1
         try:
             # As OpenTelemetry's conventions for MCP have it.
             result = await client.call_tool(tool, given, meta=call.trace_headers or None)
         except MCPError as error:
-            if self._is_gone(error):
+            if getattr(getattr(error, "error", None), "code", None) == CONNECTION_CLOSED:
                 self._broken.set()
                 raise ToolError("the connection to the server of this tool is lost") from None
             raise ToolError(f"the server refused: {str(error)[:500]}") from None
         except (OSError, RuntimeError, ValueError) as error:
             self._broken.set()
-            log.warning("mcp.call_failed", server=self.settings.name, tool=tool, why=_kind(error))
+            log.warning(
+                "mcp.call_failed", server=self.settings.name, tool=tool, why=_error_name(error)
+            )
             raise ToolError("the connection to the server of this tool is lost") from None
         finally:
             self._running -= 1
         return text_of(result)
 
-    def _is_gone(self, error: Any) -> bool:
-        from mcp_types import CONNECTION_CLOSED
 
-        return getattr(getattr(error, "error", None), "code", None) == CONNECTION_CLOSED
+def _error_name(error: BaseException) -> str:
+    """Return the class name of an error: its text may hold a URL or a header."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return type(error).__name__
 
 
-def _stdio(settings: McpSettings) -> Any:
-    """Return the transport of a server that is a process of ours."""
+def text_of(result: Any) -> str:
+    """Return a ``CallToolResult`` as text for the model; an image or a sound is only mentioned.
+
+    Raises ToolError if the result says that the tool failed (``isError``).
+    """
+    parts = [_content_text(part) for part in result.content]
+    text = "\n".join(part for part in parts if part)
+    if result.is_error:
+        raise ToolError(text or "the tool failed, and does not say why")
+    if result.structured_content is not None and not text:
+        return to_json(result.structured_content).decode()
+    return text or "done"
+
+
+def _content_text(part: Any) -> str:
+    """Return one content block of a tool's result as text."""
+    kind = part.type
+    if kind == "text":
+        return str(part.text)
+    if kind == "resource":
+        text = getattr(part.resource, "text", None)
+        return str(text) if text is not None else f"[a file: {part.resource.uri}]"
+    if kind == "resource_link":
+        return f"[a link: {part.uri}]"
+    return f"[{'an image' if kind == 'image' else 'a sound'}, which cannot be told in words]"
+
+
+# ---- transports
+
+
+class _Pace:
+    """Rate at which a stream is read: ``STREAM_AT_ONCE`` bytes, then ``STREAM_PER_SECOND``."""
+
+    def __init__(self) -> None:
+        self._room, self._at = float(STREAM_AT_ONCE), asyncio.get_running_loop().time()
+
+    async def take(self, size: int) -> None:
+        """Wait until ``size`` bytes that have come may be passed on."""
+        now = asyncio.get_running_loop().time()
+        earned = (now - self._at) * STREAM_PER_SECOND
+        self._room, self._at = min(STREAM_AT_ONCE, self._room + earned) - size, now
+        await asyncio.sleep(max(0.0, -self._room / STREAM_PER_SECOND))
+
+
+@contextlib.asynccontextmanager
+async def _stdio(settings: McpSettings) -> AsyncIterator[tuple[Any, Any]]:
+    """Start the server's command, and yield the streams of its messages for ``mcp.Client``: one
+    JSON-RPC message a line on its standard input and output. Raises OSError if it cannot be
+    started.
+
+    The transport of the ``mcp`` package keeps a line of any length, and reads as fast as the server
+    writes.
+    """
+    import anyio  # not at the top: most gateways start without it
+    from mcp.client.stdio import get_default_environment
+    from mcp.os.posix.utilities import terminate_posix_process_tree
+    from mcp.shared.message import SessionMessage
+
     # "python3" is the one that we run on, with the packages that are beside us.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    env = {"PATH": path, **settings.env}
-    pace = Pace(STREAM_AT_ONCE, STREAM_PER_SECOND)
-    return stdio_transport(settings.command, env, settings.folder or None, pace)
+    process = await asyncio.create_subprocess_exec(
+        *settings.command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        # What it writes there would stand between our log's lines, secrets and all.
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**get_default_environment(), "PATH": path, **settings.env},
+        cwd=settings.folder or None,
+        start_new_session=True,
+        limit=MAX_LINE,
+    )
+    came, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    write, going = anyio.create_memory_object_stream[SessionMessage](0)
+    tasks = TaskSet()
+    tasks.spawn(_receive(process.stdout, came), f"mcp output of {process.pid}")
+    tasks.spawn(_send(process.stdin, going, came), f"mcp input of {process.pid}")
+    try:
+        yield read, write
+    finally:
+        with anyio.CancelScope(shield=True):
+            await tasks.cancel()
+            for stream in (read, write, came, going):
+                await stream.aclose()
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                async with asyncio.timeout(EXIT_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                await terminate_posix_process_tree(process, EXIT_SECONDS)  # type: ignore[arg-type]
+            # It has ended; what it wrote last may be unread, and its pipe held by a child of it.
+            process._transport.close()  # type: ignore[attr-defined]
+
+
+async def _receive(output: Any, came: Any) -> None:
+    """Pass on the server's messages, until its output ends or a line exceeds ``MAX_LINE``."""
+    from anyio import BrokenResourceError
+    from mcp.shared.message import SessionMessage
+    from mcp_types import jsonrpc_message_adapter
+
+    pace = _Pace()
+    async with came:
+        with contextlib.suppress(ValueError, OSError, BrokenResourceError):
+            while line := await output.readline():
+                await pace.take(len(line))
+                try:
+                    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+                except ValueError as error:
+                    await came.send(error)
+                else:
+                    await came.send(SessionMessage(message))
+
+
+async def _send(input: Any, going: Any, came: Any) -> None:
+    """Write the client's messages to the server; close ``came`` if its input is closed."""
+    try:
+        async with going:
+            async for session_message in going:
+                message = session_message.message
+                line = message.model_dump_json(by_alias=True, exclude_unset=True)
+                input.write(line.encode() + b"\n")
+                await input.drain()
+    except OSError:
+        await came.aclose()
 
 
 async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
-    """Return the transport of a server over HTTP."""
+    """Return the transport of a server at a URL (Streamable HTTP); ``stack`` closes its client."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
     client = await stack.enter_async_context(
         httpx2.AsyncClient(
             headers={**settings.headers, "Accept-Encoding": "identity"},
-            event_hooks={"response": [_guard]},
+            event_hooks={"response": [_bound_response]},
             timeout=httpx2.Timeout(settings.connect_timeout, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
             proxy=settings.proxy,
@@ -285,11 +412,11 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
     return streamable_http_client(settings.url, http_client=client)
 
 
-async def _guard(response: Any) -> None:
-    """Bound what a server may send. Raises ValueError for a compressed body.
+async def _bound_response(response: Any) -> None:
+    """Limit the size of a response with JSON, and the rate of one with events (an httpx2 hook).
 
-    A small body that is compressed may become a very large one, and none was asked for. The package
-    reads a JSON answer whole, and events as fast as they come.
+    Raises ValueError for a compressed body: a small one may become very large, and none was asked
+    for. The package reads a JSON answer whole, and events as fast as they come.
     """
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise ValueError("compressed")
@@ -298,12 +425,13 @@ async def _guard(response: Any) -> None:
 
 
 def _bounded(stream: Any, *, paced: bool) -> Any:
-    """Return a response's stream that ends with an error, or is read no faster, above its bound."""
+    """Wrap a response's stream: with ``paced`` it is read at the rate of :class:`_Pace`, otherwise
+    it raises ReadError beyond ``MAX_ANSWER`` bytes."""
     import httpx2
 
     class Bounded(httpx2.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            pace = Pace(STREAM_AT_ONCE, STREAM_PER_SECOND)
+            pace = _Pace()
             room, parts = MAX_ANSWER, 0
             async for part in stream:
                 room, parts = room - len(part), parts + 1
@@ -319,37 +447,3 @@ def _bounded(stream: Any, *, paced: bool) -> Any:
             await stream.aclose()
 
     return Bounded()
-
-
-def _kind(error: BaseException) -> str:
-    """Return the kind of error, without a text that may hold a URL or a header."""
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
-        error = error.exceptions[0]
-    return type(error).__name__
-
-
-def text_of(result: Any) -> str:
-    """Texts of a ``CallToolResult``; of an image or a sound, that there is one.
-
-    Raises ToolError where the result says that the tool failed.
-    """
-    parts = [_part(part) for part in result.content]
-    text = "\n".join(part for part in parts if part)
-    if result.is_error:
-        raise ToolError(text or "the tool failed, and does not say why")
-    if result.structured_content is not None and not text:
-        return to_json(result.structured_content).decode()
-    return text or "done"
-
-
-def _part(part: Any) -> str:
-    """Return a part of a tool's result as text."""
-    kind = part.type
-    if kind == "text":
-        return str(part.text)
-    if kind == "resource":
-        text = getattr(part.resource, "text", None)
-        return str(text) if text is not None else f"[a file: {part.resource.uri}]"
-    if kind == "resource_link":
-        return f"[a link: {part.uri}]"
-    return f"[{'an image' if kind == 'image' else 'a sound'}, which cannot be told in words]"
