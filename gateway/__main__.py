@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-from gateway.cli.main import main
+from gateway.cli import main
 
 main()

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.bridge.replay import read_lines, replay
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.devtools.timeline.black_box import read_black_box
 from gateway.records.black_boxes import SUFFIX
 from tests.support.black_boxes import written

@@ -9,7 +9,7 @@ import itertools
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.support.figures import show
 from tests.support.harness import GatewayStack
 from tests.support.rtcp_end import ReportingEnd

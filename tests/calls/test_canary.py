@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.dialplan import Canary
 from tests.calls.test_api import API, Client, metric
 from tests.calls.test_applications import SECRET

@@ -196,7 +196,7 @@ async def test_not_one_descriptor_left(runner: object, own_folder: Path) -> None
 
 UNASKED = (
     "from gateway.sip import stack; stack.descriptors_left = lambda _count: True; "
-    "from gateway.cli.main import main; main()"
+    "from gateway.cli import main; main()"
 )
 """A gateway whose admission finds that all is well."""
 

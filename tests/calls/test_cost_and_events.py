@@ -10,7 +10,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.support.figures import show
 from tests.support.gateway_process import Gateway
 from tests.support.harness import API_KEY, GatewayStack, eventually

@@ -408,7 +408,7 @@ say = "Hello."
 SHORT_WAIT = """
 from gateway.sip import sip_call
 sip_call.KEYS_TIMEOUT = 0.3
-from gateway.cli.main import main
+from gateway.cli import main
 main()
 """
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.api.client import RefusedError, ask
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.support.harness import GatewayStack, closed_port, eventually
 from tests.support.referred import dial
 from tests.support.sip_phone import Phone, PhoneCall

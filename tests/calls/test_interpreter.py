@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.audio.codecs import Codec
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern

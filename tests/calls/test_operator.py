@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.api.client import RefusedError, ask
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.calls.test_keys import events_of
 from tests.calls.test_transfer_blind import told
 from tests.support.forked import Forked

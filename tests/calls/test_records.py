@@ -14,7 +14,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.config.operations import DATABASE_NAME
 from gateway.records.database import Database, Filter
 from tests.support import figures

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.interop.lab.keys import self_signed
 from tests.support import figures
 from tests.support.black_boxes import written

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from gateway.audio.codecs import Codec
 from gateway.bridge.replay import read_lines, replay
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_api import API, Client
 from tests.calls.test_webhooks import hooks

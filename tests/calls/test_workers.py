@@ -22,7 +22,7 @@ from websockets.typing import Origin
 
 from gateway.api.siblings import ANSWER_SECONDS
 from gateway.api.tokens import hash_of
-from gateway.cli.main import main
+from gateway.cli import main
 from tests.calls.test_api import TOKENS
 from tests.calls.test_applications import KEY, ROUTES, SESSION, settings
 from tests.calls.test_draining import two_ports

@@ -119,6 +119,6 @@ if __name__ == "__main__":
     from gateway.app import tracing
 
     tracing.QUEUE_CALLS = 1  # so that few calls fill the queue
-    from gateway.cli.main import main
+    from gateway.cli import main
 
     main()

@@ -32,7 +32,7 @@ from tempfile import TemporaryFile
 from typing import Any, ClassVar, NoReturn
 
 MODULES = (
-    *("gateway.cli.main", "gateway.cli.serve", "gateway.app.service"),
+    *("gateway.cli", "gateway.cli.serve", "gateway.app.service"),
     *("gateway.cli.develop", "gateway.cli.live_calls", "gateway.cli.test_suites"),
     *("gateway.devtools.emulator.server", "gateway.devtools.scripted_caller"),
     *("gateway.api.app", "gateway.api.connections", "gateway.api.metrics"),
@@ -235,7 +235,7 @@ def go_on(entry: list[str], arguments: list[str]) -> None:
     sys.argv = [entry[0], *arguments]
     if entry[0] == "-m":
         sys.argv[0] = entry[1]
-        importlib.import_module("gateway.cli.main").main()
+        importlib.import_module("gateway.cli").main()
     elif entry[0] == "-c":
         exec(compile(entry[1], "<entry>", "exec"), {"__name__": "__main__"})
     else:

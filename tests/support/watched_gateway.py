@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from types import FrameType
 
-from gateway.cli.main import main
+from gateway.cli import main
 
 WATCHED = (
     "CallController",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.planning.check import load_all
 
 

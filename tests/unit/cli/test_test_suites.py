@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.cli.test_suites import _gateway_of
 from tests.interop.lab.ports import free_port
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.variables import RouteData

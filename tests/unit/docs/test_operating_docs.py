@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
+from gateway import cli
 from gateway.app.supervisor import OWN_END_SECONDS
 from gateway.call.call_record import CallRecord
-from gateway.cli import main as cli
 from gateway.config.config import LimitSettings
 from gateway.ending import EndReason
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.devtools.event_lines import Entry, read_lines
 from gateway.devtools.event_viewer import entries_of
 from gateway.realtime.events import AudioDelta

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.main import main
+from gateway.cli import main
 from gateway.records.database import Database
 from gateway.records.report import By, forecast_of, report_of
 from gateway.records.spool import Entry

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import main as cli
+from gateway import cli
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools.functions import ToolCall

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.audio.codecs import Codec
-from gateway.cli.main import main
+from gateway.cli import main
 
 COMMANDS = main.list_commands(click.Context(main))
 
@@ -59,7 +59,7 @@ def imported(code: str) -> set[str]:
 HELP = """
 from click.testing import CliRunner
 from gateway.audio.codecs import Codec
-from gateway.cli.main import main
+from gateway.cli import main
 assert CliRunner().invoke(main, [{name!r}, "--help"]).exit_code == 0
 """
 
