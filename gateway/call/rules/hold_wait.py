@@ -23,7 +23,7 @@ from gateway.call.line import HoldWaitRecord
 from gateway.call.outputs import Output, Send, Withhold
 from gateway.call.plan import HoldWaitPlan
 from gateway.call.playout.barge_in import interrupt
-from gateway.call.rules.music_and_repeats import HELD, MIXED, MusicOnHoldDetector, Repeats
+from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
 from gateway.realtime.events import (

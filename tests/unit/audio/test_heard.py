@@ -13,7 +13,7 @@ import soxr
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
-from gateway.call.rules.music_and_repeats import MusicOnHoldDetector
+from gateway.call.rules.machine_detection import MusicOnHoldDetector
 from gateway.devtools.emulator.speech import synthesise
 from tests.support.made_sounds import Array, g711, melody, tone
 
