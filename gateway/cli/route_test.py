@@ -38,9 +38,9 @@ from gateway.planning.call_plan import (
 )
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import metadata_of, tool_executor
-from gateway.realtime.dialects.dialect import with_pcm
 from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
+from gateway.realtime.wire import with_pcm
 from gateway.sip.messages.headers import headers_of
 from gateway.sip.messages.identity import invite_of
 from gateway.sip.trunks.matching import Trunks

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
 
 from pydantic import SecretStr
 
-from gateway.realtime.dialects import GA, Dialect
-from gateway.realtime.dialects.dialect import AZURE_HOSTS, Audio
+from gateway.realtime.dialects import AZURE_HOSTS, GA, Dialect
 from gateway.realtime.session_object import live_object, session_object, transcription_object
+from gateway.realtime.wire import Audio
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")

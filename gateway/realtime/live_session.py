@@ -18,7 +18,6 @@ from typing import Any
 
 from gateway.audio.codecs import Codec
 from gateway.realtime.connection import CLOSE_TIMEOUT
-from gateway.realtime.dialects.dialect import Audio, resampling
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
     AppendText,
@@ -53,9 +52,9 @@ from gateway.realtime.live_audio import (
 )
 from gateway.realtime.live_voice import Backend, LivePlayout, Voice, answers, is_question, texts
 from gateway.realtime.parse import is_live_type, parse_live_event
-from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import Handshake, Session, SessionClosed
 from gateway.realtime.session_object import LIVE
+from gateway.realtime.wire import Audio, encode_command, resampling
 
 CLOSED_SECONDS = 5.0
 """How long ``session.closed`` is waited for after ``session.close``."""

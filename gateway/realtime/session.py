@@ -19,7 +19,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
-from gateway.realtime.dialects.dialect import Linear24, Pcm24
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
@@ -34,8 +33,8 @@ from gateway.realtime.events import (
     TrackAudio,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
-from gateway.realtime.sent_commands import SentCommands, encode_command
 from gateway.realtime.session_object import REALTIME, Capabilities, Refused
+from gateway.realtime.wire import Linear24, Pcm24, SentCommands, encode_command
 
 log = structlog.get_logger(__name__)
 
@@ -414,7 +413,7 @@ class Session:
 
 
 class ResampledSession(Session):
-    """A session in 24 kHz PCM (``Pcm24``, or ``Linear24``, in :mod:`.dialects.dialect`).
+    """A session in 24 kHz PCM (``Pcm24``, or ``Linear24``, in :mod:`.wire`).
 
     The call's audio outside, as with every other; ``audio_sent_bytes`` counts what went on the
     wire. What is left in a filter comes with the end of a part, as a delta of its own before it.

@@ -29,7 +29,7 @@ from gateway.realtime.connection import (
     discard,
     retry_after_of,
 )
-from gateway.realtime.dialects import GA, Edge
+from gateway.realtime.dialects import GA
 from gateway.realtime.endpoint import Endpoint, tls_of
 from gateway.realtime.errors import (
     Kind,
@@ -52,7 +52,6 @@ from gateway.realtime.events import (
 from gateway.realtime.live_session import LiveEdge, LiveSession
 from gateway.realtime.live_voice import NO_PLAYOUT, LivePlayout
 from gateway.realtime.parse import BadEvent
-from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import (
     WRITE_BUFFER_LIMIT,
     Handshake,
@@ -72,6 +71,7 @@ from gateway.realtime.session_object import (
     with_history,
     without,
 )
+from gateway.realtime.wire import Edge, encode_command
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.devtools.emulator.server import AZURE_LIVE_PATH
 from gateway.devtools.emulator.session_log import TRACK, SessionRecord
-from gateway.realtime.dialects.dialect import Pcm24
+from gateway.realtime.wire import Pcm24
 from tests.support import figures
 from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence

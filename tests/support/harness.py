@@ -24,7 +24,7 @@ from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.realtime.sent_commands import REQUEST_KEY
+from gateway.realtime.wire import REQUEST_KEY
 from gateway.records import black_boxes, event_logs
 from gateway.records.database import Database, Filter
 from gateway.records.spool import LOCK_NAME, NAME

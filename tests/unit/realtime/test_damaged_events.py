@@ -49,13 +49,13 @@ from gateway.call.tools.commands import (
 )
 from gateway.realtime.connection import Connection
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.dialects.dialect import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import AudioDelta, ResponseCreated, ServerError, ServerEvent
 from gateway.realtime.live_session import LiveEdge, LiveSession
 from gateway.realtime.live_voice import NO_PLAYOUT
 from gateway.realtime.parse import BadEvent
 from gateway.realtime.session import Handshake, Session
+from gateway.realtime.wire import Edge
 from tests.support.call_scene import ACK, Scene, scenes
 from tests.support.mutations import LEFT_OUT, damaged, paths_in
 from tests.unit.realtime.test_missing_fields import AUDIO, EVENTS, OF_RESPONSE, RESPONSE

@@ -21,8 +21,7 @@ from gateway.audio.codecs import G711, Codec
 from gateway.config import ConfigError, load_config
 from gateway.planning.check import check
 from gateway.realtime import events
-from gateway.realtime.dialects import DIALECTS, GA, Edge
-from gateway.realtime.dialects.dialect import DELAY_MS, Pcm24
+from gateway.realtime.dialects import DIALECTS, GA
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CreateItem, CreateResponse, TruncateItem, UpdateSession
@@ -30,6 +29,7 @@ from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session
+from gateway.realtime.wire import DELAY_MS, Edge, Pcm24
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
 BETA = DIALECTS["beta"]

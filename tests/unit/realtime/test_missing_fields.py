@@ -15,9 +15,9 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.call.plan import CallPlan, InterruptionPlan
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.dialects.dialect import Edge
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import BadEvent, parse_event
+from gateway.realtime.wire import Edge
 from tests.support.call_scene import Scene, said
 from tests.support.mutations import LEFT_OUT, damaged, paths_in
 

@@ -27,8 +27,8 @@ from gateway.realtime.events import (
     TruncateItem,
     UpdateSession,
 )
-from gateway.realtime.sent_commands import REQUEST_KEY
 from gateway.realtime.session import WRITE_BUFFER_LIMIT, Session
+from gateway.realtime.wire import REQUEST_KEY
 from tests.support.scripted_realtime import Heard, Peer, Server, client_tasks, opened, serving
 
 

@@ -1,16 +1,91 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Beta protocol (``OpenAI-Beta: realtime=v1``), as third-party servers still speak it.
+"""Dialects of the protocol: URL and headers of a server, and the translation of its events and of
+ours. Inside the gateway everything is GA, which OpenAI's hosts speak, Azure's ``/openai/v1``, and
+servers like them.
 
-Its session is flat, its audio formats have short names, and some events and content parts are
-called otherwise. What is not named here is the same in both."""
+:data:`DIALECTS` has the dialects by their name in the configuration.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
-from gateway.realtime.dialects.dialect import Ga, Json
+Json = dict[str, Any]
+
+
+class Dialect(Protocol):
+    """A dialect. Stateless: one object serves all sessions.
+
+    Audio has a path of its own: ``input_audio_buffer.append`` is the same in every dialect.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration."""
+
+    @property
+    def api_base(self) -> str:
+        """End of the path of a vendor's API base, to which ``/realtime`` is added."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Header fields of the handshake that the dialect itself wants."""
+
+    @property
+    def translates(self) -> bool:
+        """Whether :meth:`event` and :meth:`command` do anything."""
+
+    def path(self, host: str) -> str:
+        """Path for a URL without one."""
+
+    def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
+        """Return what to add to the query of a URL that has the parameters ``given``."""
+
+    def command(self, body: Json) -> tuple[Json, list[str]]:
+        """A GA client event as the server wants it, and the names of what it has no word for."""
+
+    def event(self, event: Json) -> Json:
+        """A server event in GA's words. One that is GA already, or unknown, stays as it is."""
+
+
+AZURE_HOSTS = (
+    ".openai.azure.com",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+    ".openai.azure.us",
+)
+"""Ends of the host names of Azure resources."""
+
+_MODEL_PARAMETERS = {"model", "call_id", "deployment"}
+
+
+class Ga:
+    """The dialect of the gateway itself. ``model`` is Azure's deployment there."""
+
+    name = "ga"
+    api_base = "/v1"
+    headers: Mapping[str, str] = {}
+    translates = False
+
+    def path(self, host: str) -> str:
+        """``/v1/realtime``, below ``/openai`` on Azure."""
+        return "/openai/v1/realtime" if host.endswith(AZURE_HOSTS) else "/v1/realtime"
+
+    def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
+        """``model``, unless the URL says by itself what to talk to."""
+        return [] if not model or _MODEL_PARAMETERS & set(given) else [("model", model)]
+
+    def command(self, body: Json) -> tuple[Json, list[str]]:
+        """``body`` as it is."""
+        return body, []
+
+    def event(self, event: Json) -> Json:
+        """``event`` as it is."""
+        return event
+
 
 FORMATS: Mapping[str, Json] = {
     "pcm16": {"type": "audio/pcm", "rate": 24000},
@@ -74,7 +149,11 @@ _PARTS_BACK = {ga: beta for beta, ga in _PARTS.items()}
 
 
 class Beta(Ga):
-    """Stands for :class:`gateway.realtime.dialects.dialect.Dialect`; URLs are as GA's."""
+    """The Beta protocol (``OpenAI-Beta: realtime=v1``), as third-party servers still speak it.
+
+    Its session is flat, its audio formats have short names, and some events and content parts are
+    called otherwise. What is not named here is the same in both. URLs are as GA's.
+    """
 
     name = "beta"
     headers: Mapping[str, str] = {"OpenAI-Beta": "realtime=v1"}
@@ -323,3 +402,10 @@ class AzurePreview(Beta):
         """``api-version`` and ``deployment``."""
         wanted = [("api-version", API_VERSION), ("deployment", model)]
         return [(name, value) for name, value in wanted if value and name not in given]
+
+
+GA: Dialect = Ga()
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {dialect.name: dialect for dialect in (GA, Beta(), AzurePreview())}
+)
+"""By the name that ``realtime.dialect`` has for it."""
