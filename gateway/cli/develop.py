@@ -32,7 +32,7 @@ from gateway.devtools.event_lines import (
     read_lines,
 )
 from gateway.devtools.event_viewer import entries_of
-from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
+from gateway.devtools.scripted_caller import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.run import CallOptions, PhoneError, place_calls
 from gateway.devtools.scripted_caller.script import Digits, Script, load_script, simple_script
 from gateway.devtools.scripted_caller.sound import SoundError

@@ -35,7 +35,7 @@ from gateway.devtools.demo_scenario import (
     caller_checks,
     process_checks,
 )
-from gateway.devtools.scripted_caller.report import CallReport
+from gateway.devtools.scripted_caller import CallReport
 from gateway.devtools.timeline.story import Record, RecordError, read_record
 
 UP_SECONDS = 30.0

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
-from gateway.devtools.scripted_caller.report import CallReport, Outcome
+from gateway.devtools.scripted_caller import CallReport, Outcome
 from gateway.devtools.scripted_caller.script import Script, load_script
 from gateway.devtools.timeline.story import Record, tell
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 from gateway.devtools.call_suites.running import CallResult
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict
-from gateway.devtools.scripted_caller.report import Span
+from gateway.devtools.scripted_caller import Span
 
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 has no way to write (section 2.2)."""

@@ -30,8 +30,8 @@ from gateway.devtools.call_suites.verdicts import (
     recogniser_of,
     said_in,
 )
+from gateway.devtools.scripted_caller import CallReport, Span
 from gateway.devtools.scripted_caller.call import ScriptedCall
-from gateway.devtools.scripted_caller.report import CallReport, Span
 from gateway.devtools.scripted_caller.run import (
     Phone,
     PhoneError,

@@ -17,7 +17,7 @@ from typing import Any
 from gateway.audio.codecs import FRAME_BYTES
 from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
-from gateway.devtools.scripted_caller.report import Span
+from gateway.devtools.scripted_caller import Span
 from gateway.devtools.scripted_caller.run import TalkingCall
 from gateway.devtools.scripted_caller.sound import SoundError, spoken_clip
 from gateway.realtime.endpoint import Endpoint

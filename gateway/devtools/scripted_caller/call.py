@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
-from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
+from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
     AnyStep,
     BadLine,

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from gateway.audio.codecs import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
+from gateway.devtools.scripted_caller import CallReport, Outcome, RunReport, Span
 from gateway.devtools.scripted_caller.call import EndedError, ScriptedCall
-from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport, Span
 from gateway.devtools.scripted_caller.script import (
     SPEECH_DBFS,
     Dialling,

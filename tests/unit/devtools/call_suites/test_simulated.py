@@ -22,7 +22,7 @@ from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said
 from gateway.devtools.emulator.dialogue import TextModel as Server
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.scripted_caller.report import Span
+from gateway.devtools.scripted_caller import Span
 
 ASK = [{"role": "system", "content": "x"}, {"role": "user", "content": "Hello."}]
 JUDGE = Judge.model_validate(

@@ -16,7 +16,7 @@ from gateway.devtools.call_suites.pages import junit, page
 from gateway.devtools.call_suites.running import CallResult
 from gateway.devtools.call_suites.suite import Expect, Recogniser, load_suites
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge, recogniser_of
-from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
+from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span, StepReport
 
 
 def span(first: int, last: int) -> Span:
