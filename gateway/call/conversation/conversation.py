@@ -108,7 +108,7 @@ class Conversation:
                 ),
             ),
             HoldWait(self.control),
-            MachineDetector(self.control),
+            MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
             LineWatch(self.control),
             approvals,
             McpWatch(self.control, approvals),

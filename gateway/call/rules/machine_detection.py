@@ -9,7 +9,7 @@ detected at most once in a call; the evidence is in the record and the log.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from statistics import fmean, pstdev
 from typing import ClassVar
 
@@ -17,7 +17,6 @@ from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.line import MachineDetected
 from gateway.call.outputs import Output
-from gateway.call.playout.barge_in import interrupt
 from gateway.ending import EndReason
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 from gateway.text import words_of
@@ -215,7 +214,11 @@ said twelve times, is even, too."""
 
 
 class MachineDetector:
-    """Detects hold music, voicemail and bots on the caller's side. Methods take the time (s)."""
+    """Detects hold music, voicemail and bots on the caller's side. Methods take the time (s).
+
+    Args:
+        interrupt: stops what the agent says, and cancels its responses.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.SoundHeard,
@@ -228,8 +231,11 @@ class MachineDetector:
         ResponseCreated,
     )
 
-    def __init__(self, control: ConversationControl) -> None:
+    def __init__(
+        self, control: ConversationControl, interrupt: Callable[[float], list[Output]]
+    ) -> None:
         self._control = control
+        self._interrupt = interrupt
         self._plan = control.plan.machine_detection
         self._turns = 0
         self._started: tuple[float, int | None] | None = None
@@ -271,7 +277,7 @@ class MachineDetector:
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
-                return interrupt(self._control, "machine", now)  # nobody is there to be answered
+                return self._interrupt(now)  # nobody is there to be answered
             case inputs.SoundHeard():
                 return self._on_sound(input, now)
             case inputs.BeepHeard():
@@ -392,22 +398,21 @@ class MachineDetector:
             beep = self._beeps.wait_for_beep(now)
             if beep:
                 return outputs + self._leave_message(beep, now)
-            return outputs + self._interrupt(now)
+            return outputs + self._silence_agent(now)
         return outputs + self._end_conversation(found, now)
 
     def _end_conversation(self, found: MachineDetected, now: float) -> list[Output]:
         """Interrupt the agent, then transfer or hang up, with last words if there are any."""
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
-        outputs = self._interrupt(now)
+        outputs = self._silence_agent(now)
         self._control.terminate(
             Termination(EndReason.MACHINE_DETECTED, f"{found.kind}: {found.why}", words, to)
         )
         return outputs
 
-    def _interrupt(self, now: float) -> list[Output]:
+    def _silence_agent(self, now: float) -> list[Output]:
         """Interrupt the agent, if it is heard or a response runs."""
         control = self._control
-        if control.speaking or control.gate.active is not None:
-            return interrupt(control, "machine", now)
-        return []
+        heard = control.speaking or control.gate.active is not None
+        return self._interrupt(now) if heard else []
