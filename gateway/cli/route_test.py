@@ -41,8 +41,7 @@ from gateway.planning.route_tools import metadata_of, tool_executor
 from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.realtime.wire import with_pcm
-from gateway.sip.messages.headers import headers_of
-from gateway.sip.messages.identity import invite_of
+from gateway.sip.messages.headers import headers_of, invite_of
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.types import Invite
 from gateway.tools.http import HttpClient

@@ -65,8 +65,7 @@ from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.records.caller_history import Lookup, number_trust
-from gateway.sip.messages.headers import display_name_of, user_of
-from gateway.sip.messages.identity import asserted, diverted
+from gateway.sip.messages.headers import asserted, display_name_of, diverted, user_of
 from gateway.sip.settings import (
     Access,
     BanPolicy,

@@ -21,8 +21,7 @@ import structlog
 
 from gateway.dialplan import Route
 from gateway.dialplan.variables import LAST_CALL, clean
-from gateway.sip.messages.headers import number_of
-from gateway.sip.messages.identity import asserted
+from gateway.sip.messages.headers import asserted, number_of
 from gateway.sip.types import Invite
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from gateway.sip.active_calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.leg import Leg
 from gateway.sip.messages.headers import (
+    invite_of,
     request_uri_of,
     text_of,
 )
-from gateway.sip.messages.identity import invite_of
 from gateway.sip.messages.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import Received
 from gateway.sip.sip_call import NOTHING_FREE, SipCall

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Header fields and addresses of a SIP message (RFC 3261 sections 7.3, 20.10). Pure.
+"""Header fields and addresses of a SIP message (RFC 3261 sections 7.3, 20.10), and the parties that
+an INVITE names. Pure.
 
 Each character is looked at once. Strangers write these fields: a regular expression that tries its
 alternatives again may take minutes for a few kilobytes, and all calls with it.
@@ -7,16 +8,21 @@ alternatives again may take minutes for a few kilobytes, and all calls with it.
 A Refer-To (RFC 3515, RFC 3891) has to be of a plain form: pjsip puts header fields of its URI into
 the INVITE, and goes where ``maddr`` says; a Route there would take the call, and what it offers,
 elsewhere.
+
+P-Asserted-Identity is RFC 3325, Diversion RFC 5806, History-Info RFC 7044. Any peer can write
+them: use them on routes of a trunk that removes them from what its own callers send.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from gateway.sip.messages.sdp import offered_codecs
 from gateway.sip.settings import Trunk
+from gateway.sip.types import Invite
 from gateway.text import unicode_of
 
 MAX_FIELD = 1024
@@ -224,7 +230,8 @@ def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
     return ", ".join(headers.get("reason", ()))
 
 
-MAX_BYTES = 1000
+MAX_REFER_TO = 1000
+"""Characters of a Refer-To field that is read."""
 
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?)"
 _SIP = re.compile(
@@ -255,7 +262,7 @@ class ReferTo:
 def refer_to_of(field: str) -> ReferTo:
     """Parse a Refer-To field: a bare URI, or one in angle brackets with or without a name."""
     text = field.strip()
-    if len(text) > MAX_BYTES:
+    if len(text) > MAX_REFER_TO:
         return ReferTo("", "too long")
     if text.endswith(">"):
         name, bracket, uri = text[:-1].rpartition("<")
@@ -359,3 +366,106 @@ def _is_readable(line: bytes) -> bool:
         return _FIELD.match(line) is not None
     value = line.partition(b":")[2].decode("latin-1")
     return _BEGINS_WITH_NUMBER.fullmatch(value) is not None
+
+
+MAX_PARTIES = 16
+"""Entries read of one header; a call that was diverted more often is in a loop."""
+
+_REASONS = {
+    "302": "unconditional",
+    "486": "user-busy",
+    "408": "no-answer",
+    "480": "deflection",
+    "487": "deflection",
+    "503": "unavailable",
+    "404": "unknown",
+}
+"""Causes of RFC 4458 in the words of RFC 5806."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One name-addr: ``number`` is the user of its URI, or the number of a tel URI."""
+
+    number: str
+    name: str
+    uri: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverted:
+    """Who diverted the call: ``numbers``, the last diversion first."""
+
+    numbers: tuple[str, ...] = ()
+    reason: str = ""
+    """Of the last diversion, in the words of RFC 5806: user-busy, no-answer, unconditional ..."""
+
+
+def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
+    """Return the entries of header fields with name-addr lists, in order; at most ``MAX_PARTIES``.
+
+    A field of more than ``MAX_FIELD`` characters is skipped.
+    """
+    found: list[Party] = []
+    for field in fields:
+        if len(field) > MAX_FIELD:
+            continue
+        for entry in split_list(field):
+            if entry.strip() and len(found) < MAX_PARTIES:
+                read = name_addr_of(entry)
+                found.append(Party(user_of(read.uri), read.name, read.uri, read.parameters))
+    return tuple(found)
+
+
+def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[Party, ...]:
+    """Return the entries of P-Asserted-Identity (RFC 3325 section 9.1) that have a number."""
+    return tuple(party for party in _of(headers, "p-asserted-identity") if party.number)
+
+
+def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
+    """Return who diverted the call, by Diversion (RFC 5806) or else by History-Info (RFC 7044)."""
+    entries = [party for party in _of(headers, "diversion") if party.number]
+    if entries:
+        reason = parameter_of(entries[0].parameters, "reason") or ""
+        return Diverted(tuple(party.number for party in entries), reason)
+    history = [party for party in _of(headers, "history-info") if party.number]
+    if not history:
+        return Diverted()
+    now = history[-1]
+    before = [party.number for party in reversed(history) if party.number != now.number]
+    reason = _REASONS.get(_cause_of(now.uri), "") if before else ""
+    return Diverted(tuple(dict.fromkeys(before)), reason)
+
+
+def _of(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[Party, ...]:
+    return parties_of(headers.get(name, ()))
+
+
+def _cause_of(uri: str) -> str:
+    """Return the ``cause`` parameter of a URI (RFC 4458), "" without one."""
+    for part in uri.replace("?", ";").replace("&", ";").split(";"):
+        name, _, value = part.partition("=")
+        if name.lower() == "cause":
+            return value[:3]
+    return ""
+
+
+def invite_of(message: str, source: str) -> Invite:
+    """Parse an INVITE that came from ``source`` (``host:port``)."""
+    headers = headers_of(message)
+    to_field = first_of(headers, "to")
+    from_field = first_of(headers, "from")
+    to_uri = request_uri_of(message) or uri_of(to_field)
+    from_uri = uri_of(from_field)
+    return Invite(
+        sip_call_id=first_of(headers, "call-id"),
+        to_uri=to_uri,
+        from_uri=from_uri,
+        to_user=user_of(to_uri),
+        from_user=user_of(from_uri),
+        from_name=display_name_of(from_field),
+        source=source,
+        headers=headers,
+        offered=offered_codecs(message),
+    )

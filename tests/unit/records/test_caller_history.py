@@ -21,7 +21,7 @@ from gateway.records.caller_history import (
 )
 from gateway.records.database import Database
 from gateway.records.tables import CLOSED
-from gateway.sip.messages.identity import invite_of
+from gateway.sip.messages.headers import invite_of
 from gateway.sip.types import Invite
 from tests.unit.records.test_store import row
 

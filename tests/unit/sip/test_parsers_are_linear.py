@@ -26,10 +26,13 @@ from gateway.realtime.session_object import field_of
 from gateway.sip.ingress import source_policy
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
+    asserted,
     body_of,
     display_name_of,
+    diverted,
     has_unreadable_number,
     headers_of,
+    invite_of,
     name_addr_of,
     number_of,
     parameter_of,
@@ -38,7 +41,6 @@ from gateway.sip.messages.headers import (
     user_of,
     without_unreadable,
 )
-from gateway.sip.messages.identity import asserted, diverted, invite_of
 from gateway.sip.messages.replies import answer_unread, method_of
 from gateway.sip.messages.sdp import mended, offered_codecs, parse
 from gateway.sip.messages.validation import (
