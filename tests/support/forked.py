@@ -35,7 +35,7 @@ MODULES = (
     *("gateway.cli", "gateway.cli.serve", "gateway.app.service"),
     *("gateway.cli.develop", "gateway.cli.live_calls", "gateway.cli.test_suites"),
     *("gateway.devtools.emulator.server", "gateway.devtools.scripted_caller"),
-    *("gateway.api.app", "gateway.api.connections", "gateway.api.metrics"),
+    *("gateway.api.server", "gateway.api.connections", "gateway.api.metrics"),
     *("gateway.planning.check", "gateway.records.retention"),
     *(
         "jsonschema",

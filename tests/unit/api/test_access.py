@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from gateway.api import access
 from gateway.api.access import Access
-from gateway.api.app import make_app
 from gateway.api.backend import Backend, EventFeed, Refusal
+from gateway.api.server import make_app
 from gateway.api.tokens import Role, Token, hash_of
 
 ROLES = ["", "wrong", "application", "readonly", "operator", "admin"]

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from fastapi import FastAPI
 
-from gateway.api.app import FOLDER
+from gateway.api.server import FOLDER
 from gateway.api.tokens import ASKED_BY, IDLE_SECONDS, LIFETIME_SECONDS, Logins, Role, Token
 from tests.unit.api.test_access import app
 
