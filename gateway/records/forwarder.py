@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -14,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.records.inflight import CutCall, left_behind
-from gateway.records.spool import Delivery, Entry, Leadership, Spool
+from gateway.records.files import private
+from gateway.records.spool import SLOTS_SUFFIX, CutCall, Delivery, Entry, Spool, cut_calls
 from gateway.records.tables import CLOSED, CUT, cut_columns
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
 
+LOCK_NAME = "spool.lock"
 BATCH = 200
 IDLE_SECONDS = 1.0
 GATHER_SECONDS = 0.3
@@ -59,14 +62,17 @@ Outgoing = Callable[[dict[str, Any]], Sequence[Delivery]]
 
 
 def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) -> list[CutCall]:
-    """Put rows and events of calls that were cut into the spool. Raises OSError, sqlite3.Error."""
+    """Put the last row and event of each call of a dead process into the spool; return the calls.
+
+    Raises OSError or sqlite3.Error; what was not recovered is found again.
+    """
     found: list[CutCall] = []
-    for left in left_behind(folder):
-        closed = spool.closed_among([call.call_id for call in left.calls], CLOSED)
-        calls = [call for call in left.calls if call.call_id not in closed]
-        entries: list[Entry] = []
-        deliveries: list[Delivery] = []
-        try:
+    for path in sorted(folder.glob(f"*{SLOTS_SUFFIX}")):
+        with cut_calls(path) as cut:
+            closed = spool.closed_among([call.call_id for call in cut], CLOSED)
+            calls = [call for call in cut if call.call_id not in closed]
+            entries: list[Entry] = []
+            deliveries: list[Delivery] = []
             for call in calls:
                 row = cut_columns(call.facts, call.alive_at, LOST)
                 body = {**row, "id": call.call_id, "revision": CUT}
@@ -76,10 +82,6 @@ def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) 
                 deliveries += outgoing(event)
             if entries:
                 spool.add(entries, deliveries)
-        except BaseException:
-            left.leave()
-            raise
-        left.remove()
         found += calls
     return found
 
@@ -94,6 +96,40 @@ def ended_event(call_id: str, row: dict[str, Any]) -> dict[str, Any]:
         "type": "call.ended",
         "data": {"state": "ended", **{name: row.get(name) for name in _TOLD}},
     }
+
+
+class Leadership:
+    """Lock held by the one process, of those on a folder, that forwards the spool."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_NAME
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process had the lock when :meth:`acquire` was last called."""
+        return self._descriptor is not None
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free; return whether this process has it. Raises OSError."""
+        if self._descriptor is not None:
+            if self._path.exists():
+                return True
+            self.release()
+        descriptor = private(os.fspath(self._path), os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Let another process have the lock."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class Forwarder:
@@ -184,11 +220,11 @@ class Forwarder:
         if self._database is not None:
             self._database.close()
         self._spool.close()
-        self._leader.give_up()
+        self._leader.release()
 
     def _turn(self) -> bool:
         """Forward one batch, if this process leads; return whether there may be more at once."""
-        if not self._leader.have():
+        if not self._leader.acquire():
             return False
         for call in recover(self._folder, self._spool, self._outgoing):
             self.recovered += 1

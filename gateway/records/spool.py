@@ -1,30 +1,216 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The spool: rows and events of calls on this machine's disk until the database has them.
+"""Calls, events and deliveries on this machine's disk until the database has them, in two stages.
 
-One SQLite file (WAL) in the records' folder, shared by the processes that write there. What was
-committed survives ``kill -9``. Entries are applied in their order and more than once without harm:
-rows carry a revision, events an id.
+**Slots**, one for each call that has no closed row yet, in a memory-mapped file. Writing one copies
+some hundred bytes into memory: it needs no system call and waits for no disk, so it is done before
+the first provisional response. The kernel keeps the pages when the process is killed. Each process
+has a file of its own and holds a lock on it; a file that nobody locks was left by a process that
+died, and its slots are the calls that were cut.
+
+**The spool**, one SQLite file (WAL) in the records' folder, shared by the processes that write
+there. What was committed survives ``kill -9``. Entries are applied in their order and more than
+once without harm: rows carry a revision, events an id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import mmap
 import os
+import secrets
 import sqlite3
+import struct
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
 from gateway.records.files import private
 from gateway.text import unicode_in
 
+log = structlog.get_logger("records")
+
+# ---- slots
+
+MAGIC = b"calls-1\n"
+HEADER_BYTES = 4096
+SLOT_BYTES = 2048
+SLOTS = 4096
+"""Calls in progress, and ended ones whose rows wait for a disk; 8 MiB of file."""
+MAX_TEXT = 200
+"""Characters kept of one text in a slot: a URI may be longer than the slot."""
+
+SLOTS_SUFFIX = ".slots"
+
+_TIME = struct.Struct("<d")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class CutCall:
+    """A call in progress whose process died."""
+
+    call_id: str
+    facts: Mapping[str, Any]
+    """What its slot has: columns of its row."""
+    alive_at: float
+    """When its process is known to have run last, Unix time (s); 0.0 if not known."""
+
+
+class CallSlots:
+    """The slots of this process. :meth:`take` and :meth:`free` may be called from any thread.
+
+    Args:
+        folder: of the file.
+        slots: number of calls; further ones have no slot, and are counted in :attr:`missed`.
+    """
+
+    def __init__(self, folder: Path, slots: int = SLOTS) -> None:
+        self.missed = 0
+        """Calls that had no slot."""
+        self.path = folder / f"{secrets.token_hex(8)}{SLOTS_SUFFIX}"
+        self._lock = threading.Lock()
+        self._used: dict[str, int] = {}
+        self._free = list(range(slots))
+        self._map: mmap.mmap | None = None
+        self._descriptor: int | None = None
+        self._size = HEADER_BYTES + slots * SLOT_BYTES
+
+    def open(self) -> None:
+        """Create and lock the file, or create it again where it was removed. Raises OSError."""
+        # Under another name until it is locked: an unlocked one is that of a dead process.
+        made = self.path.with_suffix(".new")
+        descriptor = private(os.fspath(made), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # With its blocks: a page of a sparse file that finds the disk full would be a SIGBUS.
+            os.posix_fallocate(descriptor, 0, self._size)
+            pages = mmap.mmap(descriptor, self._size)
+            made.rename(self.path)
+        except OSError:
+            os.close(descriptor)
+            made.unlink(missing_ok=True)
+            raise
+        with self._lock:
+            old, self._map = self._map, pages
+            old_descriptor, self._descriptor = self._descriptor, descriptor
+            if old is not None:
+                pages[:] = old[:]
+                old.close()
+            else:
+                pages[: len(MAGIC)] = MAGIC
+        if old_descriptor is not None:
+            os.close(old_descriptor)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file was removed meanwhile; :meth:`open` creates it again, with its slots."""
+        return self._map is not None and not self.path.exists()
+
+    def take(self, call_id: str, facts: Mapping[str, Any]) -> None:
+        """Write a call's facts into a free slot. Never raises and never waits for a disk."""
+        text = _slot_text(call_id, facts)
+        with self._lock:
+            pages = self._map
+            if pages is None or call_id in self._used:
+                return
+            if not self._free:
+                self.missed += 1
+                return
+            index = self._used[call_id] = self._free.pop()
+            start = HEADER_BYTES + index * SLOT_BYTES
+            pages[start + _LENGTH.size : start + _LENGTH.size + len(text)] = text
+            # The length last: a slot that is half written is none.
+            pages[start : start + _LENGTH.size] = _LENGTH.pack(len(text))
+
+    def free(self, call_id: str) -> None:
+        """Empty a call's slot: its closed row is on the disk."""
+        with self._lock:
+            index = self._used.pop(call_id, None)
+            if index is None or self._map is None:
+                return
+            start = HEADER_BYTES + index * SLOT_BYTES
+            self._map[start : start + _LENGTH.size] = _LENGTH.pack(0)
+            self._free.append(index)
+
+    def alive(self, now: float) -> None:
+        """Write into the file that the process still ran at ``now``, Unix time (s)."""
+        with self._lock:
+            if self._map is not None:
+                self._map[len(MAGIC) : len(MAGIC) + _TIME.size] = _TIME.pack(now)
+
+    def close(self) -> None:
+        """Close the file, and delete it if all slots are empty; else the next start finds it."""
+        with self._lock:
+            pages, self._map = self._map, None
+            descriptor, self._descriptor = self._descriptor, None
+            if pages is not None:
+                pages.close()
+            if not self._used:
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _slot_text(call_id: str, facts: Mapping[str, Any]) -> bytes:
+    """Return a call's id and facts as JSON that fits into a slot: the id alone if need be."""
+    kept = {
+        name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()
+    }
+    text = json.dumps(unicode_in({"call_id": call_id, **kept})).encode()
+    if len(text) > SLOT_BYTES - _LENGTH.size:
+        text = json.dumps({"call_id": call_id}).encode()
+    return text
+
+
+@contextlib.contextmanager
+def cut_calls(path: Path) -> Iterator[list[CutCall]]:
+    """Yield the calls in the slots of a process that has died, and delete their file afterwards.
+
+    The file stays where the block raises. Yields none for a file that another process holds.
+    """
+    with contextlib.ExitStack() as held:
+        calls: list[CutCall] | None = None
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            calls = list(_calls_in(path.read_bytes()))
+        yield calls or []
+        if calls is not None:
+            path.unlink(missing_ok=True)
+
+
+def _calls_in(content: bytes) -> Iterator[CutCall]:
+    """Yield the calls in a file of slots; a slot that cannot be read is logged and left out."""
+    if not content.startswith(MAGIC):
+        return
+    (alive_at,) = _TIME.unpack_from(content, len(MAGIC))
+    for start in range(HEADER_BYTES, len(content) - SLOT_BYTES + 1, SLOT_BYTES):
+        (length,) = _LENGTH.unpack_from(content, start)
+        if not 0 < length <= SLOT_BYTES - _LENGTH.size:
+            continue
+        begin = start + _LENGTH.size
+        try:
+            facts = json.loads(content[begin : begin + length])
+            call_id = str(facts.pop("call_id"))
+        except (ValueError, KeyError, AttributeError):
+            log.error("records.slot_unreadable", file="slots", at=start)
+            continue
+        yield CutCall(call_id, facts, alive_at)
+
+
+# ---- spool
+
 NAME = "spool.sqlite3"
-LOCK_NAME = "spool.lock"
 BUSY_MS = 5000
 MAX_BYTES = 4 * 1024**3
 """What it may grow to while the database is away; then it is as full as a full disk."""
@@ -152,14 +338,15 @@ class Spool:
             )
 
     def closed_among(self, call_ids: Sequence[str], revision: int) -> set[str]:
-        """Return those of these calls whose closed row, of this revision, is here."""
-        wanted = set(call_ids)
+        """Return the calls, of these, whose row of the given revision waits in the spool."""
+        if not call_ids:  # as for each file that a live process holds, at every turn
+            return set()
         rows = self._open().execute(
             "SELECT call_id FROM entries WHERE kind = 'row'"
             " AND json_extract(body, '$.revision') = ?",
             (revision,),
         )
-        return wanted & {row[0] for row in rows}
+        return {row[0] for row in rows} & set(call_ids)
 
     def pending(self) -> tuple[int, float | None]:
         """Return how many entries wait, and since when the oldest does (Unix time)."""
@@ -309,37 +496,3 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-class Leadership:
-    """Which of the processes on one folder brings the spool to the database: who has the lock."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK_NAME
-        self._descriptor: int | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether it was this process when it was last looked at."""
-        return self._descriptor is not None
-
-    def have(self) -> bool:
-        """Whether it is this process; takes the lock where nobody has it. Raises OSError."""
-        if self._descriptor is not None:
-            if self._path.exists():
-                return True
-            self.give_up()
-        descriptor = private(os.fspath(self._path), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
-
-    def give_up(self) -> None:
-        """Release the lock, so that another process may lead."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)

@@ -24,8 +24,7 @@ import structlog
 from gateway.call.call_record import CallRecord
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
-from gateway.records.inflight import InFlight
-from gateway.records.spool import Delivery, Entry, Spool
+from gateway.records.spool import CallSlots, Delivery, Entry, Spool
 from gateway.records.tables import CLOSED, OPENED, columns_of
 from gateway.sip.messages.headers import number_of
 from gateway.tasks import TaskSet
@@ -122,7 +121,7 @@ class RecordStore:
         """Rows that are only in the log."""
         if folder is None:
             return
-        self._slots = InFlight(folder)
+        self._slots = CallSlots(folder)
         self._spool = Spool(folder)
         self._channel = writer.channel("rows", self._write, QUEUE_ITEMS)
         self.forwarder = Forwarder(folder, database, outgoing, idle)

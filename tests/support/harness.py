@@ -27,7 +27,8 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.wire import REQUEST_KEY
 from gateway.records import black_boxes, event_logs
 from gateway.records.database import Database, Filter
-from gateway.records.spool import LOCK_NAME, NAME
+from gateway.records.forwarder import LOCK_NAME
+from gateway.records.spool import NAME
 from gateway.records.tables import CLOSED, CUT
 from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.official_types import check_live_client_event

@@ -23,9 +23,8 @@ from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, recover
-from gateway.records.inflight import InFlight, left_behind
 from gateway.records.retention import erase
-from gateway.records.spool import Entry, Spool
+from gateway.records.spool import CallSlots, Entry, Spool, cut_calls
 from gateway.records.store import RecordStore
 from gateway.records.tables import CLOSED, CUT, OPENED
 from tests.support.harness import eventually
@@ -89,6 +88,10 @@ class Kept:
             database.close()
 
 
+def _slot_files(folder: Path) -> list[Path]:
+    return list(folder.glob("*.slots"))
+
+
 def _modes(folder: Path) -> set[str]:
     return {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
 
@@ -123,7 +126,7 @@ async def test_a_call_has_one_row_from_its_beginning_to_its_end(tmp_path: Path) 
         "call.ended",
     ]
     assert _modes(tmp_path) == {"0o600"}
-    assert list(left_behind(tmp_path)) == [], "no slots are left by a process that ended"
+    assert not _slot_files(tmp_path), "no slots are left by a process that ended"
 
 
 async def test_rows_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
@@ -177,8 +180,8 @@ async def test_what_finds_no_room_is_in_the_log(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gateway.records.inflight import InFlight
-slots = InFlight(Path(sys.argv[1]))
+from gateway.records.spool import CallSlots
+slots = CallSlots(Path(sys.argv[1]))
 slots.open()
 slots.alive(1795168810.0)
 for number in range(3):
@@ -234,21 +237,22 @@ async def test_a_call_that_was_up_at_kill_9_has_its_row(tmp_path: Path) -> None:
 
 
 def test_slots_of_a_living_process_are_its_own(tmp_path: Path) -> None:
-    mine = InFlight(tmp_path)
+    mine = CallSlots(tmp_path)
     mine.open()
     mine.take("c1", {"route": "r"})
-    assert list(left_behind(tmp_path)) == []
+    with cut_calls(mine.path) as calls:
+        assert calls == [], "its process still runs"
     mine.path.unlink()
     assert mine.lost
     mine.open()
     mine.close()
-    (left,) = left_behind(tmp_path)
-    assert [call.call_id for call in left.calls] == ["c1"]
-    left.remove()
+    with cut_calls(mine.path) as calls:
+        assert [call.call_id for call in calls] == ["c1"]
+    assert not mine.path.exists()
 
 
 def test_a_call_that_was_closed_before_the_kill_stays_closed(tmp_path: Path) -> None:
-    mine = InFlight(tmp_path)
+    mine = CallSlots(tmp_path)
     mine.open()
     mine.take("c1", {"route": "r"})
     spool = Spool(tmp_path)
