@@ -35,8 +35,8 @@ from gateway.realtime.events import (
     ServerEvent,
     TrackWords,
 )
-from gateway.realtime.items import item_of, items_of
 from gateway.realtime.live_audio import END_MS, SpeechBegins, SpeechTrack, Stretches
+from gateway.realtime.parse import item_of, items_of
 
 MAX_STREAMS = 16
 """Responses that run at a time; the oldest is forgotten."""

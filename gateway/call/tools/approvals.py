@@ -30,7 +30,7 @@ from gateway.realtime.events import (
     ResponseDone,
     SpeechStarted,
 )
-from gateway.realtime.items import item_of
+from gateway.realtime.parse import item_of
 from gateway.text import json_of
 
 YES, NO = "1", "2"
