@@ -19,14 +19,12 @@ from gateway.devtools.emulator.client_events import ResponseParameters
 from gateway.devtools.emulator.conversation import (
     Conversation,
     Item,
-    ms_of_output_tokens,
-    output_tokens,
-)
-from gateway.devtools.emulator.mcp_servers import (
-    failure,
+    mcp_call_error,
     mcp_call_item,
+    mcp_request_item,
+    ms_of_output_tokens,
     needs_approval,
-    request_item,
+    output_tokens,
 )
 from gateway.devtools.emulator.objects import (
     Json,
@@ -312,7 +310,7 @@ class Response:
 
     def _mcp(self, call: McpCall, approved_by: str | None) -> None:
         if approved_by is None and needs_approval(call, self.settings.tools):
-            body = request_item(call)
+            body = mcp_request_item(call)
             item = Item(body, self.audio_format)
             self._added(body, item)
             self._done(body, len(self._output), item)
@@ -332,7 +330,7 @@ class Response:
             body["output"] = call.output
             self._emit("response.mcp_call.completed", **at)
         else:
-            body["error"] = failure(call)
+            body["error"] = mcp_call_error(call)
             self._emit("response.mcp_call.failed", **at)
         self._done(body, len(self._output), item)
         self._host.mcp_answered(call.output if call.error is None else call.error_message)

@@ -17,10 +17,9 @@ from gateway.devtools.emulator.client_events import (
     default_transcription,
     updated_session,
 )
-from gateway.devtools.emulator.conversation import Conversation, Item
+from gateway.devtools.emulator.conversation import Conversation, Item, McpServers
 from gateway.devtools.emulator.dialogue import ContentMaker, Turn
 from gateway.devtools.emulator.listening import Listening, Transcribing
-from gateway.devtools.emulator.mcp_servers import McpServers
 from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, message_item
 from gateway.devtools.emulator.rate_limits import RateLimits
 from gateway.devtools.emulator.response import Response, Settings
