@@ -42,7 +42,7 @@ from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.realtime.wire import with_pcm
 from gateway.sip.messages.headers import headers_of, invite_of
-from gateway.sip.trunks.matching import Trunks
+from gateway.sip.trunks import Trunks
 from gateway.sip.types import Invite
 from gateway.tools.http import HttpClient
 

@@ -23,7 +23,7 @@ from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.names import Names
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.matching import Challenged
+from gateway.sip.trunks import Challenged
 
 log = structlog.get_logger("sip")
 

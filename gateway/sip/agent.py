@@ -27,7 +27,7 @@ from gateway.sip.settings import SipSettings
 from gateway.sip.sip_call import SipCall
 from gateway.sip.stack import Stack
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.matching import Trunks
+from gateway.sip.trunks import Trunks
 from gateway.sip.types import AgentError as AgentError
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused
 

@@ -14,6 +14,7 @@ import structlog
 from gateway.addresses import bracketed
 from gateway.audio.codecs import G711, Codec
 from gateway.ending import refusal_code
+from gateway.sip.accounts import Account, Accounts
 from gateway.sip.active_calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.leg import Leg
@@ -25,8 +26,7 @@ from gateway.sip.messages.headers import (
 from gateway.sip.messages.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import Received
 from gateway.sip.sip_call import NOTHING_FREE, SipCall
-from gateway.sip.trunks.accounts import Account, Accounts
-from gateway.sip.trunks.matching import Attribution, Trunks
+from gateway.sip.trunks import Attribution, Trunks
 from gateway.sip.types import Invite, Refused
 
 log = structlog.get_logger("sip")

@@ -15,6 +15,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.codecs import G711, Codec
+from gateway.sip.accounts import Account, header_vector
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg
 from gateway.sip.media.rtp import Meter, counters_of
@@ -22,9 +23,7 @@ from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_o
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.transfer import TransferableCall, contain_errors
-from gateway.sip.trunks.accounts import Account, header_vector
-from gateway.sip.trunks.matching import Challenged
-from gateway.sip.trunks.reachability import TLS_KEYS, keys_to_check
+from gateway.sip.trunks import TLS_KEYS, Challenged, keys_to_check
 from gateway.sip.types import LegEnd, LegHandler
 
 log = structlog.get_logger("sip")

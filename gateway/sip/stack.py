@@ -14,6 +14,7 @@ import structlog
 from gateway.addresses import host_of
 from gateway.audio.codecs import G711, Codec
 from gateway.sip import library
+from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
 from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
@@ -38,9 +39,7 @@ from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
 from gateway.sip.transfer import ReferQueue
 from gateway.sip.transports import Listeners
-from gateway.sip.trunks.accounts import Accounts, header_vector
-from gateway.sip.trunks.matching import Challenges, Trunks
-from gateway.sip.trunks.reachability import OptionsPinger
+from gateway.sip.trunks import Challenges, OptionsPinger, Trunks
 from gateway.sip.types import LegEnd
 
 log = structlog.get_logger("sip")

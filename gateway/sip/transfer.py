@@ -13,6 +13,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
+from gateway.sip.accounts import Account
 from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink
@@ -20,7 +21,6 @@ from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, te
 from gateway.sip.signalling import Signalling
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.accounts import Account
 from gateway.sip.types import Invite
 from gateway.text import matched
 

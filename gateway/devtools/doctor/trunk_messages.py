@@ -19,7 +19,7 @@ from gateway.sip.messages.headers import (
 )
 from gateway.sip.messages.sdp import Media, parse
 from gateway.sip.messages.sdp_lines import DIRECTIONS, EVENTS, address_in
-from gateway.sip.trunks.matching import LINE_PARAMETER
+from gateway.sip.trunks import LINE_PARAMETER
 
 MAX_PACKETS = 5000
 """SIP messages that are kept, of all calls together; a call has about ten."""

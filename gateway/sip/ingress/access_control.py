@@ -53,7 +53,7 @@ from gateway.sip.messages.validation import (
 from gateway.sip.settings import Access
 from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
 from gateway.sip.source_limits import OF_A_PEER, Connections, RefusalLog, SourceBuckets
-from gateway.sip.trunks.matching import Attribution, Challenges, Trunks
+from gateway.sip.trunks import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")
 

@@ -26,7 +26,7 @@ from gateway.sip.messages.replies import Reply
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import Received, Unread
 from gateway.sip.source_limits import Bans, RefusalLog, TokenBucket, is_scanner
-from gateway.sip.trunks.matching import Attribution, Trunks
+from gateway.sip.trunks import Attribution, Trunks
 
 MAX_FIELD = 2048
 """Characters of an Authorization field that are read; a real one has some 300."""

@@ -11,7 +11,7 @@ import pytest
 from gateway.planning.check import check
 from gateway.sip.messages.headers import refer_to_of, sip_target
 from gateway.sip.settings import Peer, Trunk
-from gateway.sip.trunks.matching import Challenged, Challenges, Trunks
+from gateway.sip.trunks import Challenged, Challenges, Trunks
 
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "routes"\n'
 

@@ -12,7 +12,7 @@ from gateway.sip.active_calls import Calls, HeldCall
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.matching import Challenged
+from gateway.sip.trunks import Challenged
 
 
 @pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])

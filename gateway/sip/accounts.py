@@ -22,8 +22,7 @@ from gateway.sip.library import account_capacity
 from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
 from gateway.sip.transports import forced_contact
-from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
-from gateway.sip.trunks.reachability import Change, Registration, State, keys_to_check
+from gateway.sip.trunks import LINE_PARAMETER, Change, Registration, State, Trunks, keys_to_check
 
 if TYPE_CHECKING:
     from gateway.sip.settings import Listen, SipSettings
