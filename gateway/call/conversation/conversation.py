@@ -17,8 +17,7 @@ from gateway.call.conversation.control import (
     carry_out,
     send,
 )
-from gateway.call.conversation.response_names import ResponseNames
-from gateway.call.conversation.responses import ResponseGate
+from gateway.call.conversation.responses import ResponseNames
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
 from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
@@ -86,7 +85,7 @@ class Conversation:
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
-        self._names = ResponseNames(self.control)
+        self._names = ResponseNames(self.control.gate, self.control.playback)
         self.complete = self._names.complete
         self.silence = Silence(
             self.control,
@@ -338,7 +337,7 @@ class Conversation:
     def on_session_over(self, now: float) -> list[Output]:
         """Note that the session closed normally; its queued audio is played to the end."""
         self.control.hangup_after_playout.session_over(now)
-        self.control.gate = ResponseGate()
+        self.control.gate.reset()
         self.on_end(now)
         return self._interruptions.session_over()
 
@@ -349,13 +348,13 @@ class Conversation:
         self._guardrails.session_over()
         outputs = self.control.playback.session_over() + self._interruptions.session_over()
         outputs += self.silence.reset()
-        self.control.gate = ResponseGate()
+        self.control.gate.reset()
         self._caller_speaks = self._session_failed = False
         return outputs
 
     def attach(self) -> None:
         """Start with a new session; requests to the old one are forgotten."""
-        self.control.gate = ResponseGate()
+        self.control.gate.reset()
 
     @property
     def quiet(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One response at a time: ``response.create`` waits until none is running.
+"""Responses of a session: one at a time, each under one name, and how long the caller waits.
 
 The server refuses a second response in the default conversation
 (``conversation_already_has_active_response``), and starts some by itself when a caller's turn
@@ -13,11 +13,24 @@ server's own between a request and its answer.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from gateway.call.call_record import MAX_KEPT, CallTimeline, ResponseTime
 from gateway.call.inputs import CallerHeard
 from gateway.call.outputs import Output
-from gateway.realtime.events import CreateResponse
+from gateway.realtime.events import (
+    UNNAMED,
+    AgentTranscript,
+    AgentTranscriptDelta,
+    AudioDelta,
+    AudioDone,
+    CreateResponse,
+    OtherEvent,
+    ResponseCreated,
+    ResponseDone,
+    ServerEvent,
+)
 
 MAX_WAITING = 8
 """Requests kept while a response runs. Each stands for something the caller did; of more than
@@ -26,14 +39,13 @@ these the oldest is dropped and counted."""
 UNANSWERED_SECONDS = 10.0
 """A request that brings neither ``response.created`` nor an error within this is given up."""
 
-
 MAX_RUNNING = 8
 """Responses that run at a time, and turns that wait for one; a server has one, as a rule, and one
 that never tells of an end must not fill the memory."""
 
 MAX_REMEMBERED = 64
-"""Responses of which it is known what asked for them."""
-
+"""Responses of which the request, the name and the end are remembered; a repetition of an event
+follows soon, or never."""
 
 MAX_ENDPOINTING_SECONDS = 10.0
 """What was loud longer before the end of a turn did not belong to it: the turn was too quiet."""
@@ -113,8 +125,12 @@ class ResponseGate:
 
     def __init__(self) -> None:
         self.given_up = 0
-        """Requests that the server did not answer."""
+        """Requests of this call that the server did not answer."""
         self.dropped = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget responses and requests: their session is over. The counters go on."""
         self._running: list[str] = []
         self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
         self._waiting: deque[CreateResponse] = deque()
@@ -213,9 +229,7 @@ class ResponseGate:
         elif request is self._sent:
             self._sent = None
         self._running = [*self._running, response_id][-MAX_RUNNING:]
-        self._requests[response_id] = request
-        if len(self._requests) > MAX_REMEMBERED:
-            self._requests.popitem(last=False)
+        _remember(self._requests, response_id, request)
         return request
 
     def rename(self, response_id: str, name: str) -> None:
@@ -284,3 +298,130 @@ class ResponseGate:
             return None
         self._sent, self._sent_at = self._waiting.popleft(), now
         return self._sent
+
+
+class CutResponses(Protocol):
+    """Responses whose playout was cut: :class:`gateway.call.playout.playback.Playback`."""
+
+    def was_cut(self, response_id: str) -> bool:
+        """Return whether this response was interrupted."""
+
+    def rename(self, response_id: str, name: str) -> None:
+        """Know an interrupted response by another id."""
+
+
+class ResponseNames:
+    """Gives each response of a session one name, whatever its server makes of their ids.
+
+    Servers leave ids out, use one again for the next response, and say twice that a response begins
+    or ends, or that it begins after it has ended. With :meth:`complete` everything else sees a
+    response under one name, from one beginning to one end. A repetition becomes an
+    :class:`OtherEvent` that nothing acts on.
+    """
+
+    def __init__(self, gate: ResponseGate, playback: CutResponses) -> None:
+        self._gate = gate
+        self._playback = playback
+        self._made = 0
+        """Names of ours so far."""
+        self._nameless = ""
+        """The latest response that was created without an id, until it has one."""
+        self._begun: OrderedDict[str, None] = OrderedDict()
+        """Ids whose latest response was created."""
+        self._over: OrderedDict[str, None] = OrderedDict()
+        """Ids whose latest response is done."""
+        self._ours: OrderedDict[str, str] = OrderedDict()
+        """Our name of the latest response, by the id that an earlier one had, too."""
+
+    def complete(self, event: ServerEvent) -> ServerEvent:
+        """Return the event with the names that are valid here.
+
+        An event without a response id belongs to the running response, one without an item id to
+        an item of that response.
+        """
+        match event:
+            case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
+                response_id = self._name_of(event.response_id)
+                if response_id == event.response_id and event.item_id:
+                    return event
+                return replace(
+                    event,
+                    response_id=response_id,
+                    item_id=event.item_id or f"item_of_{response_id}",
+                )
+            case ResponseCreated():
+                return self._created(event)
+            case ResponseDone():
+                return self._done(event)
+        return event
+
+    def is_over(self, response_id: str) -> bool:
+        """Return whether a response was done before it was created."""
+        return response_id in self._over
+
+    def forget(self) -> None:
+        """Forget the ids of a session that another one replaces."""
+        self._begun.clear()
+        self._over.clear()
+        self._ours.clear()
+
+    def _created(self, event: ResponseCreated) -> ServerEvent:
+        """Return the beginning of a response, or of another one with an id that was used before."""
+        response_id = event.response_id
+        if not response_id:
+            self._nameless = self._new_name()
+            return replace(event, response_id=self._nameless)
+        begun, over = response_id in self._begun, response_id in self._over
+        if begun and not over:
+            return OtherEvent("response.created", {})
+        _remember(self._begun, response_id, None)
+        if not begun:
+            return event
+        self._over.pop(response_id)
+        name = self._new_name()
+        _remember(self._ours, response_id, name)
+        return replace(event, response_id=name)
+
+    def _done(self, event: ResponseDone) -> ServerEvent:
+        """Return the end of a response under the name it has here; a second end of the same is
+        ignored."""
+        response_id = event.response_id
+        if event.backend and response_id not in self._begun:
+            return event  # of no response that is heard
+        if response_id in self._over:
+            return OtherEvent("response.done", {})
+        name = self._name_of(response_id)
+        known = (one for one, ours in self._ours.items() if ours == name)
+        _remember(self._over, response_id or next(known, name), None)
+        return event if name == response_id else replace(event, response_id=name)
+
+    def _name_of(self, response_id: str) -> str:
+        """Return the name of the response with this id; of the running one where it has none."""
+        active = self._gate.active
+        if not response_id:
+            return active or UNNAMED
+        name = self._ours.get(response_id, response_id)
+        if active is None or active != self._nameless or response_id in self._begun:
+            return name
+        if not self._playback.was_cut(response_id):
+            # A response that was created without an id has one after all.
+            self._playback.rename(active, response_id)
+            self._gate.rename(active, response_id)
+            _remember(self._begun, response_id, None)
+            self._nameless = ""
+        return name
+
+    def _new_name(self) -> str:
+        self._made += 1
+        return f"{UNNAMED}{self._made}"
+
+
+_Value = TypeVar("_Value")
+
+
+def _remember(known: OrderedDict[str, _Value], key: str, value: _Value) -> None:
+    """Add an entry as the latest; the oldest goes where there are too many."""
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > MAX_REMEMBERED:
+        known.popitem(last=False)

@@ -19,7 +19,7 @@ from gateway.call.plan import (
     OutboundPlan,
     ServerPlan,
 )
-from gateway.call.tools.commands import Destination, TransferPlan
+from gateway.call.tools.commands import Destination, Respond, TransferPlan
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import (
     AgentTranscriptDelta,
@@ -31,6 +31,7 @@ from tests.support.call_scene import (
     ACK,
     OUR_END,
     REFUSED,
+    TICK,
     UNREACHABLE,
     UP,
     Scene,
@@ -428,3 +429,15 @@ def test_in_a_call_the_server_is_left_alone_as_long_as_it_asks() -> None:
     scene.do(_busy(4.0))
     assert "open" not in scene.at(scene.now + 3.9)
     assert "open" in scene.at(scene.now + 0.2)
+
+
+def test_a_request_given_up_in_the_lost_session_is_not_counted_in_the_next() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(inputs.ToolRequest(Respond("Say hello.")))
+    assert scene.at(scene.now + 10.0) == ["create"]
+    assert scene.events.count("response_unanswered") == 1
+    scene.do(created("r1"), audio("r1", "i1", 40), audio_done("r1", "i1"), done("r1"))
+    scene.at(scene.now + 1.0, LOST, AGAIN)
+    requested = len(scene.requests)
+    scene.at(scene.now + 1.0, TICK)
+    assert len(scene.requests) == requested, "nobody said anything in the new session"
