@@ -22,12 +22,12 @@ from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason
 from gateway.records.black_boxes import Wanted
 from gateway.records.report import SYNTHETIC
-from gateway.sip.ingress.capacity import (
+from gateway.sip.library import (
+    build,
     descriptor_limits,
     descriptors_needed,
     raise_descriptor_limit,
 )
-from gateway.sip.library import build
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import Invite
 from gateway.tasks import TaskSet, wait_any

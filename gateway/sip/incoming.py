@@ -1,9 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Incoming requests: their trunk, the account under which pjsua answers, and the leg of a call."""
+"""Incoming requests just before pjsua takes them, and the legs of new calls.
+
+:class:`CapacityCheck` answers where the library has no call left, or the gateway drains:
+
+* The INVITE that finds every call of the library taken, or no handle for its sockets: pjsua would
+  say 486. RFC 3261 section 21.5.4 wants 503, so that a proxy or trunk tries another gateway.
+  A socket that was closed holds its place in pjlib's queue of handles for half a second more: where
+  calls come and go faster than that, the queue is full long before the calls are, and pjlib ends
+  the process. Even a call that is refused has had two sockets, for RTP and RTCP.
+* An INVITE that comes once more after its 200 was acknowledged meets no transaction any more.
+  RFC 6026 section 7.1 lets it be absorbed for 64 * T1; without that it would be a second call.
+* OPTIONS while the gateway drains, or lacks a server or a database that calls need: pjsua would say
+  200, and a dispatcher would go on sending calls. While every call is taken it stays 200: one that
+  took a full gateway out would lose it for longer than it is full, and single calls that find
+  no place are refused one by one.
+
+:class:`Incoming` finds the trunk and the account of the others, and makes a leg of each new call.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +32,13 @@ import structlog
 from gateway.addresses import bracketed
 from gateway.audio.codecs import G711, Codec
 from gateway.ending import refusal_code
+from gateway.sip.access_control import AccessControl, party_of
 from gateway.sip.accounts import Account, Accounts
 from gateway.sip.active_calls import CallServices
-from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.leg import Leg
-from gateway.sip.messages.headers import (
-    invite_of,
-    request_uri_of,
-    text_of,
-)
+from gateway.sip.messages.headers import headers_of, invite_of, request_uri_of, text_of
 from gateway.sip.messages.sdp import Media, Objection, offered_codecs
-from gateway.sip.signalling import Received
+from gateway.sip.signalling import DROP, PASS, Decision, Received
 from gateway.sip.sip_call import NOTHING_FREE, SipCall
 from gateway.sip.trunks import Attribution, Trunks
 from gateway.sip.types import Invite, Refused
@@ -229,3 +243,108 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
                 run(self.incoming)
         except Exception:
             log.exception("sip.callback_failed", callback=callback)
+
+
+HANDLE_REST_SECONDS = 0.6
+"""pjlib's ``PJ_IOQUEUE_KEY_FREE_DELAY`` is 0.5 s; the rest is for a thread that comes late."""
+
+REPEAT_SECONDS = 32.0
+"""64 * T1 (RFC 6026 section 7.1)."""
+
+MAX_REMEMBERED = 16_384
+"""INVITEs remembered for being repeated: 500 a second. Beyond, the oldest is forgotten first."""
+
+_SOCKETS_PER_CALL = 2
+
+
+class Arrivals:
+    """Remembers new INVITEs, before a call is made of them.
+
+    Args:
+        handles: sockets that the library's media queue holds.
+        capacity: calls that the library carries.
+    """
+
+    def __init__(self, handles: int, capacity: int) -> None:
+        # Calls that hold sockets now were up when the rest began, or have come since.
+        self._most = max(1, handles // _SOCKETS_PER_CALL - capacity - 1)
+        self._admitted: deque[float] = deque()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def exhausted(self, now: float) -> bool:
+        """Return whether one more call might find no handle for its sockets. ``now`` in s."""
+        while self._admitted and self._admitted[0] <= now - HANDLE_REST_SECONDS:
+            self._admitted.popleft()
+        return len(self._admitted) >= self._most
+
+    def admit(self, now: float) -> None:
+        """Count a call that is about to be made. ``now`` in s."""
+        self._admitted.append(now)
+
+    def is_repeat(self, identity: str, now: float) -> bool:
+        """Return whether this INVITE came before (RFC 6026 section 7.1); remember it if not."""
+        while self._seen:
+            oldest, at = next(iter(self._seen.items()))
+            if at > now - REPEAT_SECONDS and len(self._seen) < MAX_REMEMBERED:
+                break
+            del self._seen[oldest]
+        if identity in self._seen:
+            return True
+        self._seen[identity] = now
+        return False
+
+
+class CapacityCheck:
+    """Answers new INVITEs while ``full()``, and OPTIONS while ``unready()``.
+
+    Made and used on the SIP thread.
+
+    Args:
+        full: whether the library has no call left; asked for each new INVITE.
+        unready: whether no new call is wanted; asked for each OPTIONS outside of dialogs.
+        arrivals: what the INVITEs before say about the next one.
+        retry_after: seconds for the Retry-After header.
+        on_refused: told the message of each refused INVITE.
+    """
+
+    def __init__(
+        self,
+        full: Callable[[], bool],
+        unready: Callable[[], bool],
+        arrivals: Arrivals,
+        retry_after: int,
+        on_refused: Callable[[str], None],
+    ) -> None:
+        self._full = full
+        self._unready = unready
+        self._arrivals = arrivals
+        self._on_refused = on_refused
+        self._unavailable = Decision(503, (("Retry-After", str(retry_after)),))
+
+    def decide(self, received: Received) -> Decision:
+        """Decide on a new request outside of dialogs: pass, drop, or refuse with 503."""
+        if received.method == "INVITE":
+            return self._on_invite(received.message.decode("utf-8", "replace"))
+        if received.method == "OPTIONS" and self._unready():
+            return self._unavailable
+        return PASS
+
+    def _on_invite(self, message: str) -> Decision:
+        """Drop a repeated INVITE; refuse a new one with 503 where no call is free."""
+        now = time.monotonic()
+        identity = _identity_of(message)
+        if identity and self._arrivals.is_repeat(identity, now):
+            return DROP
+        if not self._full() and not self._arrivals.exhausted(now):
+            self._arrivals.admit(now)
+            return PASS
+        self._on_refused(message)
+        return self._unavailable
+
+
+def _identity_of(message: str) -> str:
+    """Return what identifies the copies of one INVITE; empty when that cannot be read."""
+    headers = headers_of(message)
+    if any(name not in headers for name in ("via", "from", "call-id", "cseq")):
+        return ""
+    return "\n".join(headers[name][0] for name in ("via", "from", "call-id", "cseq"))

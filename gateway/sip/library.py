@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""pjsua2 (built in ``deploy/pjsua2``) in this process: its build, configuration and log.
+"""pjsua2 (built in ``deploy/pjsua2``) in this process: its build, configuration and log; and
+what the process can carry: file descriptors.
 
 ``python -m gateway.sip.library`` prints what it says of itself as JSON, in a process of its
 own: a library that does not fit the machine may take its process along.
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -230,6 +233,57 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
             log.warning("pjsip", text=text, **more)
         except Exception:  # a log line is never worth a call
             return
+
+
+DESCRIPTORS_PER_CALL = 3
+"""RTP, RTCP, and the session's WebSocket."""
+
+OWN_DESCRIPTORS = 128
+"""What the process has without a call: libraries, log, listeners, wake-up pipes, records; and
+sockets of calls that have ended and linger for a moment."""
+
+
+SPARE_DESCRIPTORS = 24
+"""Kept free of calls: for sessions of calls that have just begun, and for who asks how we are."""
+
+
+def descriptors_needed(calls: int) -> int:
+    """Return the file descriptors needed for so many calls at a time."""
+    return OWN_DESCRIPTORS + DESCRIPTORS_PER_CALL * calls
+
+
+def descriptor_limits() -> tuple[int, int]:
+    """Soft and hard limit of open files (``ulimit -Sn``, ``-Hn``)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _counted(soft), _counted(hard)
+
+
+def raise_descriptor_limit(calls: int) -> bool:
+    """Raise the soft limit to what ``calls`` need; False when the hard limit is below that."""
+    need = descriptors_needed(calls)
+    soft, hard = descriptor_limits()
+    if soft < need:
+        top = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard), top))
+    return hard >= need
+
+
+def descriptors_left(count: int) -> bool:
+    """Return whether the process can open so many more descriptors, by opening them."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.dup(0 if not opened else opened[0]))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
+
+
+def _counted(limit: int) -> int:
+    return 2**31 - 1 if limit == resource.RLIM_INFINITY else limit
 
 
 class _NoLog(pj.LogWriter):  # type: ignore[misc]

@@ -14,17 +14,11 @@ import structlog
 from gateway.addresses import host_of
 from gateway.audio.codecs import G711, Codec
 from gateway.sip import library
+from gateway.sip.access_control import AccessControl
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
-from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
-from gateway.sip.ingress.access_control import AccessControl
-from gateway.sip.ingress.capacity import (
-    SPARE_DESCRIPTORS,
-    Arrivals,
-    CapacityCheck,
-    descriptors_left,
-)
+from gateway.sip.incoming import Arrivals, CapacityCheck, Endpoint, Incoming, InviteCallbacks
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.media.conference import Sounds
@@ -150,7 +144,7 @@ class Stack:
             return (
                 count >= capacity
                 or not rtp_ports.make_way(count)
-                or not descriptors_left(SPARE_DESCRIPTORS)
+                or not library.descriptors_left(library.SPARE_DESCRIPTORS)
             )
 
         capacity_check = CapacityCheck(

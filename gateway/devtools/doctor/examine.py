@@ -37,7 +37,7 @@ from gateway.dialplan import Dialplan
 from gateway.planning.call_plan import sip_settings
 from gateway.planning.check import check, load_all
 from gateway.planning.destinations import OutboundCaps, dial_uri, trunk_of
-from gateway.sip.ingress.capacity import descriptor_limits, descriptors_needed
+from gateway.sip.library import descriptor_limits, descriptors_needed
 
 WANTED_BUFFER = 1024 * 1024
 """Bytes: half a second of the SIP of 500 calls a second, or a stall of 100 ms at 1,000 calls."""

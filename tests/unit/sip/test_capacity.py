@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.ingress.capacity import (
+from gateway.sip.incoming import (
     HANDLE_REST_SECONDS,
     MAX_REMEMBERED,
     REPEAT_SECONDS,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.ingress import source_policy
-from gateway.sip.ingress.source_policy import DigestAuth, Outcome, parameters_of, response_of
+from gateway.sip import source_policy
 from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
+from gateway.sip.source_policy import DigestAuth, Outcome, parameters_of, response_of
 from tests.support.digest_answer import answer
 
 HOST = "192.0.2.7"

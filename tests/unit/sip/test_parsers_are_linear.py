@@ -23,7 +23,7 @@ from gateway.call.rules import guardrails
 from gateway.realtime.events import ServerError
 from gateway.realtime.parse import BadEvent, parse_event
 from gateway.realtime.session_object import field_of
-from gateway.sip.ingress import source_policy
+from gateway.sip import source_policy
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
     asserted,

@@ -23,7 +23,7 @@ from gateway.devtools.doctor import examine as machine
 from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
-from gateway.sip.ingress.capacity import (
+from gateway.sip.library import (
     DESCRIPTORS_PER_CALL,
     descriptor_limits,
     descriptors_needed,

@@ -18,7 +18,6 @@ import structlog
 
 from gateway.addresses import bracketed, counted, plain
 from gateway.ending import reason_header, refusal_code
-from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.messages.headers import (
     body_of,
     first_of,
@@ -53,6 +52,7 @@ from gateway.sip.messages.validation import (
 from gateway.sip.settings import Access
 from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
 from gateway.sip.source_limits import OF_A_PEER, Connections, RefusalLog, SourceBuckets
+from gateway.sip.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.trunks import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")
