@@ -49,7 +49,7 @@ def background(loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
 
     Where it raises, it is started again once, after :data:`RESTART_SECONDS`. Where it raises again,
     the event loop's exception handler is told, with the task as ``background``: that part of the
-    process has failed (:class:`gateway.app.process.Health`).
+    process has failed (:class:`gateway.app.service.Health`).
     """
     task = asyncio.create_task(_restarting(loop, name), name=name)
     task.add_done_callback(_report_failed_part)

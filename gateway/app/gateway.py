@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,6 @@ from gateway.app.api_commands import (
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls, SecretCommands
 from gateway.app.canary import Canaries
-from gateway.app.process import Part
 from gateway.app.registry import (
     CallRegistry,
     facts_for_slot,
@@ -36,7 +35,7 @@ from gateway.app.registry import (
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
-from gateway.app.stores import endpoints_of, stores_of
+from gateway.app.stores import Step, endpoints_of, stores_of
 from gateway.app.synthetic import SyntheticCalls
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
@@ -126,6 +125,31 @@ async def _resolved(host: str) -> list[str]:
     except (OSError, TimeoutError):
         return []  # what needs it will say so
     return [str(info[4][0]) for info in infos]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that is started and stopped with the process."""
+
+    name: str
+    start: Step | None
+    stop: Step
+    only_serving: bool = False
+
+    async def start_on(self, stack: AsyncExitStack) -> None:
+        """Start it, and have ``stack`` stop it. Raises what its start raises."""
+        if self.start is not None and (starting := self.start()) is not None:
+            await starting
+        stack.push_async_callback(self._stop)
+
+    async def _stop(self) -> None:
+        """Stop it; what that raises is logged, and skips no other part."""
+        try:
+            stopping = self.stop()
+            if stopping is not None:
+                await stopping
+        except Exception:
+            log.exception("gateway.stop_failed", part=self.name)
 
 
 RETIRE_SECONDS = 1.0
@@ -288,7 +312,7 @@ class Gateway:
             agent, reloader.reload, lambda: not api.not_ready().keys() - {"trunks"}
         )
         self._parts = (
-            *stores.parts(),
+            *(Part(*one) for one in stores.parts()),
             Part("cost state", costs.start, costs.stop),
             Part("shared state", shared.start, shared.stop),
             Part("callback requests", None, http.close),

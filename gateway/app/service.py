@@ -1,27 +1,153 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The life of a gateway process: start, serve, drain, stop."""
+"""The life of a gateway process: start, serve, drain, stop; and its health.
+
+SIP thread, media clock, event loop and background tasks are checked once a second. A failure after
+which no call can be carried ends the process, so that its supervisor starts it again; any other is
+reported by ``gateway status`` and to systemd.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
+from typing import Any
 
 import structlog
 
 from gateway.addresses import LookupLoop
 from gateway.app.gateway import Gateway
-from gateway.app.process import HUNG_SECONDS, Health, SupervisorLink, notify
 from gateway.app.reload import Read
+from gateway.app.supervisor import SupervisorLink, notify
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan
+from gateway.measures import Distribution
 from gateway.sip.agent import AgentError
 from gateway.tasks import TaskSet, wait_any
 
 log = structlog.get_logger("gateway")
+
+LOOK_SECONDS = 1.0
+
+LAG_LOOKS = 5
+"""Measurements of the event loop's lag in that time."""
+
+STALL_SECONDS = 1.0
+"""The event loop late by so much is a line in the log: every call stood still."""
+
+HUNG_SECONDS = 20.0
+"""An event loop or a SIP thread that has not turned for so long is not waited for any more."""
+
+SILENT_CLOCK_SECONDS = 5.0
+"""A media clock that brings nothing for so long, while calls have media, has stopped."""
+
+
+class Health:
+    """Keeps what has failed in this process, by the name of the part.
+
+    Args:
+        sip: what is wrong with the SIP thread; empty while nothing is.
+        beats: how often the media clock has brought audio; None while no call has media.
+        on_look: told each second whether all is well.
+        on_unfit: told once, with the reason, that no call can be carried any more.
+        lag: counts by how much (s) a timer of the event loop comes late.
+    """
+
+    def __init__(
+        self,
+        sip: Callable[[], str],
+        beats: Callable[[], int | None],
+        on_look: Callable[[bool], None],
+        on_unfit: Callable[[str], None],
+        lag: Distribution,
+    ) -> None:
+        self.problems: dict[str, str] = {}
+        self._lag = lag
+        self._sip = sip
+        self._beats = beats
+        self._on_look = on_look
+        self._on_unhealthy = on_unfit
+        self._stalls = 0
+        self._longest_stall = 0.0
+        self._last_beats: int | None = None
+        self._silent_since = 0.0
+        self._tasks = TaskSet()
+
+    def start(self) -> None:
+        """Start looking, once a second."""
+        self._tasks.serve(self._run, "health")
+
+    async def stop(self) -> None:
+        """Stop looking, and call off the dump of threads that hang."""
+        await self._tasks.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+    def failed(self, part: str, error: object) -> None:
+        """Report that a part of the process has failed, from now until the process ends."""
+        self.problems[part] = str(error)
+        log.error("gateway.not_well", part=part, error=str(error))
+
+    def on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        """Log what nobody has caught: the event loop's exception handler."""
+        error, task = context.get("exception"), context.get("background")
+        log.error(
+            "gateway.unhandled",
+            what=context.get("message"),
+            exc_info=error if isinstance(error, BaseException) else None,
+        )
+        if isinstance(task, asyncio.Task):
+            self.failed(task.get_name(), f"{type(error).__name__}: {error}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state of the process for ``gateway status``."""
+        return {
+            "well": not self.problems,
+            "problems": dict(self.problems),
+            "loop_stalls": self._stalls,
+            "longest_loop_stall_seconds": round(self._longest_stall, 1),
+        }
+
+    async def _run(self) -> None:
+        """Look regularly whether SIP thread, media clock and tasks are alive."""
+        loop = asyncio.get_running_loop()
+        while True:
+            # By a thread that needs no interpreter: also where something never gives it back.
+            faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
+            late = 0.0
+            for _ in range(LAG_LOOKS):
+                began = loop.time()
+                await asyncio.sleep(LOOK_SECONDS / LAG_LOOKS)
+                one = loop.time() - began - LOOK_SECONDS / LAG_LOOKS
+                self._lag.observe(one)
+                late = max(late, one)
+            if late >= STALL_SECONDS:
+                self._stalls += 1
+                self._longest_stall = max(self._longest_stall, late)
+                log.error("gateway.loop_stalled", seconds=round(late, 1))
+            self._look(loop.time())
+
+    def _look(self, now: float) -> None:
+        """Note a SIP thread or media clock that has stopped."""
+        unfit = {"SIP thread": self._sip(), "media clock": self._clock(now)}
+        for part, error in unfit.items():
+            if error and part not in self.problems:
+                self.failed(part, error)
+                self._on_unhealthy(f"{part}: {error}")
+        self._on_look(not self.problems)
+
+    def _clock(self, now: float) -> str:
+        """Return why the media clock is unfit: it has stood still for too long; or ""."""
+        beats = self._beats()
+        if beats is None or beats != self._last_beats:
+            self._last_beats, self._silent_since = beats, now
+            return ""
+        silent = now - self._silent_since
+        return f"no beat for {silent:.0f} s" if silent >= SILENT_CLOCK_SECONDS else ""
+
 
 BYE_SECONDS = 4.0
 """Wait (s) of a shutdown for calls that were ended."""

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from gateway.app.process import Part
 from gateway.app.tracing import Tracing
 from gateway.config import Config
 from gateway.config.values import shown
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
     from gateway.records.database import Database
 
 
+Step = Callable[[], Awaitable[None] | None]
+"""A start or stop; one that takes time returns an awaitable."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stores:
     """Everything that keeps or reports data of calls; None for what is not configured."""
@@ -43,17 +46,17 @@ class Stores:
     uploads: Uploads | None
     recordings: Recordings
 
-    def parts(self) -> Iterator[Part]:
-        """Yield what is started and stopped with the process, in order."""
-        yield Part("traces", self.tracing.start, self.tracing.stop)
+    def parts(self) -> Iterator[tuple[str, Step | None, Step]]:
+        """Yield name, start and stop of each, in the order of their starts."""
+        yield ("traces", self.tracing.start, self.tracing.stop)
         if self.webhooks is not None:
-            yield Part("webhooks", self.webhooks.start, self.webhooks.stop)
-        yield Part("records", self.records.start, self.records.stop)
-        yield Part("writer", self.writer.start, self.writer.stop)
-        yield Part("black boxes", None, self.black_boxes.stop)
+            yield ("webhooks", self.webhooks.start, self.webhooks.stop)
+        yield ("records", self.records.start, self.records.stop)
+        yield ("writer", self.writer.start, self.writer.stop)
+        yield ("black boxes", None, self.black_boxes.stop)
         if self.uploads is not None:
-            yield Part("uploads", self.uploads.start, self.uploads.stop)
-        yield Part("recordings", self.recordings.start, self.recordings.stop)
+            yield ("uploads", self.uploads.start, self.uploads.stop)
+        yield ("recordings", self.recordings.start, self.recordings.stop)
 
     def recordings_as_json(self) -> dict[str, object]:
         """Return the state of recordings and their uploads for ``gateway status``."""

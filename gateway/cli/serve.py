@@ -54,7 +54,7 @@ def run_gateway(
 
     Calls in progress may then end within limits.drain_timeout; a second signal ends them at once.
     """
-    from gateway.app.process import keep_running
+    from gateway.app.supervisor import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
     from gateway.planning.check import load_all
@@ -194,7 +194,7 @@ def dial(
     gateway; `gateway hangup` does.
     """
     from gateway.api.client import sockets_at
-    from gateway.app.process import keep_running
+    from gateway.app.supervisor import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
     from gateway.planning.check import load_all

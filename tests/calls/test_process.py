@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app.process import HARMLESS
+from gateway.app.supervisor import HARMLESS
 from tests import support
 from tests.support.faulty_gateway import PARTS
 from tests.support.forked import Forked

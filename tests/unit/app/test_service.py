@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.app import service as service_module
-from gateway.app.process import Part
+from gateway.app.gateway import Part
 from gateway.app.service import Service, State
 from gateway.call.call_record import CallRecord
 from gateway.measures import Distribution
@@ -223,3 +225,27 @@ async def test_a_part_whose_stop_raises_skips_no_other() -> None:
     assert did == ["slow"]
     (line,) = logs
     assert (line["event"], line["part"]) == ("gateway.stop_failed", "second")
+
+
+HANGS = """
+import asyncio, time
+from gateway.app import service
+from gateway.measures import Distribution
+service.HUNG_SECONDS = 1.5
+
+async def main():
+    lag = Distribution(())
+    service.Health(lambda: "", lambda: None, lambda well: None, lambda why: None, lag).start()
+    await asyncio.sleep(0.1)
+    time.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_whose_event_loop_hangs_ends_and_says_where() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert 'File "<string>", line 11 in main' in done.stderr

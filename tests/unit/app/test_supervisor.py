@@ -16,8 +16,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from gateway.app import supervisor as module
-from gateway.app.process import notify
-from gateway.app.supervisor import Supervisor, how_ended
+from gateway.app.supervisor import Supervisor, how_ended, notify
 from tests import support
 from tests.support.harness import eventually
 
