@@ -21,9 +21,9 @@ from gateway.cli import CONFIG, examples
 from gateway.cli.develop import local_address, quiet_logs
 from gateway.config.sip import SipSettings
 from gateway.config.source import ConfigError, read_toml
-from gateway.devtools.call_suites.pages import junit, page
+from gateway.devtools.call_suites import SuiteCall, load_suites
+from gateway.devtools.call_suites.result_files import junit, page
 from gateway.devtools.call_suites.running import CallResult, RunOptions, run_calls
-from gateway.devtools.call_suites.suite import SuiteCall, load_suites
 from gateway.devtools.call_suites.verdicts import Mark, Witness
 from gateway.devtools.scripted_caller.run import PhoneError
 from gateway.devtools.scripted_caller.sound import SoundError

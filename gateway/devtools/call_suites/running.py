@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.audio.codecs import G711
+from gateway.devtools.call_suites import SuiteCall, TextModel
 from gateway.devtools.call_suites.simulated import (
     Conversation,
     Model,
@@ -18,7 +19,6 @@ from gateway.devtools.call_suites.simulated import (
     SimulatedCaller,
     marks_of,
 )
-from gateway.devtools.call_suites.suite import SuiteCall, TextModel
 from gateway.devtools.call_suites.verdicts import (
     POLL_SECONDS,
     Evidence,

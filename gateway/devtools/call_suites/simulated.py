@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.audio.codecs import FRAME_BYTES
-from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
+from gateway.devtools.call_suites import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
 from gateway.devtools.scripted_caller import Span
 from gateway.devtools.scripted_caller.run import TalkingCall

@@ -25,7 +25,7 @@ from typing import Any
 
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
 from gateway.audio.codecs import SAMPLE_RATE, Codec
-from gateway.devtools.call_suites.suite import Expect, Recogniser
+from gateway.devtools.call_suites import Expect, Recogniser
 from gateway.devtools.scripted_caller import CallReport, Outcome, Span
 from gateway.devtools.scripted_caller.sound import PAUSE_MS, write_sound
 from gateway.text import has_words

@@ -26,6 +26,7 @@ from gateway.devtools.emulator.conversation import (
     needs_approval,
     output_tokens,
 )
+from gateway.devtools.emulator.faults import RateLimits
 from gateway.devtools.emulator.objects import (
     Json,
     Sender,
@@ -38,7 +39,6 @@ from gateway.devtools.emulator.objects import (
     response_object,
     usage_object,
 )
-from gateway.devtools.emulator.rate_limits import RateLimits
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 

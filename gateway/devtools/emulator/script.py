@@ -35,7 +35,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.devtools.emulator.rate_limits import (
+from gateway.devtools.emulator.faults import (
     ClosedReason,
     Ending,
     Limits,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
+from gateway.devtools.call_suites import Judge, Persona, TextModel
 from gateway.devtools.call_suites.simulated import (
     Budget,
     Conversation,
@@ -18,7 +19,6 @@ from gateway.devtools.call_suites.simulated import (
     SimulatedCaller,
     marks_of,
 )
-from gateway.devtools.call_suites.suite import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said
 from gateway.devtools.emulator.dialogue import TextModel as Server
 from gateway.devtools.emulator.script import Script

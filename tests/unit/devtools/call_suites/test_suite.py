@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.source import ConfigError, Section, known_keys
-from gateway.devtools.call_suites.running import slug, uri_of
-from gateway.devtools.call_suites.suite import (
+from gateway.devtools.call_suites import (
     Call,
     Expect,
     Judge,
@@ -21,6 +20,7 @@ from gateway.devtools.call_suites.suite import (
     TextModel,
     load_suites,
 )
+from gateway.devtools.call_suites.running import slug, uri_of
 
 STEP = '[[call.step]]\ndo = "wait_answer"\n'
 CALL = f'[[call]]\nname = "one"\n{STEP}'

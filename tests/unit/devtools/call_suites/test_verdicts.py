@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.devtools.call_suites.pages import junit, page
+from gateway.devtools.call_suites import Expect, Recogniser, load_suites
+from gateway.devtools.call_suites.result_files import junit, page
 from gateway.devtools.call_suites.running import CallResult
-from gateway.devtools.call_suites.suite import Expect, Recogniser, load_suites
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge, recogniser_of
 from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span, StepReport
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rate limits of one session: ``rate_limits.updated``, and what happens when they are used up.
+"""Faults that a script asks for: refusals, ends of the connection, and rate limits.
 
-The service counts for a whole account; here each session has its own, so a script says exactly
-when they end.
+The service counts rate limits for a whole account; here each session has its own, so a script says
+exactly when they are used up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class Refusal(_Part):
-    """Say no with an ``error`` event (or, at step ``upgrade``, with an HTTP status).
+    """Refuse with an ``error`` event (or, at step ``upgrade``, with an HTTP status).
 
     Steps other than the first two are client events; all but ``session.update`` and
     ``response.create`` are those of Live sessions.
@@ -117,7 +117,10 @@ class Limits(BaseModel):
 
 
 class RateLimits:
-    """What is left for a session. Without ``limits`` only its tokens are told of, and never end."""
+    """Requests and tokens that a session has left.
+
+    Without ``limits`` nothing runs out, and ``rate_limits.updated`` tells of tokens only.
+    """
 
     def __init__(self, limits: Limits | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._endless = limits is None
@@ -130,8 +133,7 @@ class RateLimits:
         self._at = clock()
 
     def begin(self) -> str | None:
-        """Count a response; return the message of ``rate_limit_exceeded`` if it is over the
-        limit."""
+        """Count a response; return the message of ``rate_limit_exceeded`` where one is used up."""
         self._refill()
         if self._endless:
             return None
@@ -147,7 +149,7 @@ class RateLimits:
         return None
 
     def spent(self, tokens: int) -> None:
-        """A response took so many."""
+        """Subtract the tokens of a response."""
         self._refill()
         self._left["tokens"] -= tokens
 
@@ -171,7 +173,7 @@ class RateLimits:
         }
 
     def _refill(self) -> None:
-        """Beyond the bottom too: what was overdrawn has to come back first."""
+        """Add what came back since the last call; a sum below zero rises from there."""
         now = self._clock()
         share = (now - self._at) / self._limits.window_s
         self._at = now
