@@ -1,60 +1,66 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Black box of one call: the inputs and outputs of its state machine as lines of JSON.
+"""Black box of one call, written: lines of JSON about its state machine and what was on the wire.
 
-:mod:`gateway.bridge.replay` feeds the inputs to the state machine of today.
+:mod:`gateway.bridge.replay` reads them, and feeds the inputs to the state machine of today.
 
 The first line (``plan``, ``record``, ``at``) says how the machine was made. A line with ``in`` is a
 step: ``at`` (s, the clock of the process), ``in`` (the input, null for the start), ``asked`` (what
-the machine was answered within the step: frames taken back from the playout queue, results of
+the machine was answered within the step: frames flushed from the playout queue, results of
 functions in the plan), ``out`` (its outputs) and ``due`` (its next deadline). Of audio only the
 length is kept; a line with ``more`` is audio that follows on other audio, with the bytes that were
-``queued`` of it. Other lines say what was on the wire (:mod:`gateway.bridge.wire_log`), how the
-gateway was configured (``facts``) and, the last one, what became of the call (``record``).
+``queued`` of it.
+
+A line of SIP has ``sip`` (``in`` or ``out``), ``leg`` (0 is the caller's, others are those of
+transfers), ``peer``, ``transport`` and ``text``. A line of RTP has ``rtp`` (``in`` or ``out``),
+``leg``, the first packet of up to a second (``seq``, ``ts``, ``ssrc``, ``type``, ``size`` of its
+payload), the ``gaps`` between arrivals (0.1 ms), by how much the timestamp rises (``step``), all
+``sizes`` where they differ, and those packets that do not follow the one before (``odd``).
+
+Other lines say how the gateway was configured (``facts``) and, the last one, what became of the
+call (``record``).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
-from importlib import import_module
-from pkgutil import walk_packages
-from typing import Any, TypeVar, cast
+from itertools import pairwise
+from struct import Struct
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
 
 from gateway import __version__
+from gateway.audio.codecs import FRAME_BYTES
 from gateway.call.call_record import CallRecord
 from gateway.call.machine import CallMachine, MachineInput
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan, Prepared
 from gateway.call.playout.playback import Playout
-from gateway.config.values import pattern_of
 from gateway.realtime.events import AudioDelta, ClientCommand
+
+if TYPE_CHECKING:
+    from gateway.sip.leg import Leg
+    from gateway.sip.media.ports import CallAudio
+    from gateway.sip.message_log import MessageLog
 
 FORMAT = 1
 """Version of the lines."""
-
-MAX_BYTES = 16 * 1024 * 1024
-"""Of audio in one input."""
-
-MAX_AUDIO = 2 * 1024**3
-"""Bytes of audio in a file: three days of G.711."""
 
 KEPT_COMMANDS = 2000
 """Commands that an input may refer back to: it answers one of those sent last."""
 
 KIND = "$"
 """Key of what JSON has no form for: the name of a class, or one of those below."""
-_BYTES, _TUPLE, _SET, _MAP, _PATTERN, _FUNCTION, _SENT = (
+BYTES, TUPLE, SET, MAP, PATTERN, FUNCTION, SENT = (
     "bytes", "tuple", "set", "map", "pattern", "function", "sent"
 )  # fmt: skip
-_PACKAGES = ("gateway.call.", "gateway.realtime.", "gateway.audio.", "gateway.ending")
-"""Where the classes of plans, inputs and outputs are: no other is made from a file."""
 _NOT_KEPT = frozenset({"transcript", "_marks", "_mark_count", "_held"})
 """Fields of a record that the gateway makes anew. Fields that ``repr`` leaves out are secrets, and
 kept of nothing."""
@@ -62,10 +68,6 @@ kept of nothing."""
 _JSON = frozenset({bool, int, float, str})
 
 T = TypeVar("T")
-
-
-class BlackBoxError(ValueError):
-    """A file is no black box, or one of a version whose calls are not understood."""
 
 
 class Commands:
@@ -112,19 +114,23 @@ def _kept_fields(kind: type) -> tuple[str, ...]:
 
 
 def plain(value: Any, commands: Commands | None = None) -> Any:
-    """Return a value as JSON types; the inverse of :func:`rebuilt`. Raises TypeError."""
+    """Return a value as JSON types; the inverse of :func:`gateway.bridge.replay.rebuilt`.
+
+    A command that the machine has sent becomes its number in ``commands``. Raises TypeError for a
+    value of a type without such a form.
+    """
     if value is None or type(value) in _JSON:
         return value
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):
         return value
     if isinstance(value, (bytes, bytearray)):
-        return {KIND: _BYTES, "length": len(value)}
+        return {KIND: BYTES, "length": len(value)}
     if isinstance(value, Enum):
         return {KIND: _name(type(value)), "value": value.value}
     if is_dataclass(value):
         number = None if commands is None else commands.number(value)
         if number is not None:
-            return {KIND: _SENT, "number": number}
+            return {KIND: SENT, "number": number}
         kind: Any = type(value)
         told: dict[str, Any] = {KIND: _name(kind)}
         for name in _kept_fields(kind):
@@ -134,17 +140,17 @@ def plain(value: Any, commands: Commands | None = None) -> Any:
         if all(isinstance(key, str) for key in value) and KIND not in value:
             return {key: plain(inner, commands) for key, inner in value.items()}
         pairs = [[plain(key), plain(inner, commands)] for key, inner in value.items()]
-        return {KIND: _MAP, "pairs": pairs}
+        return {KIND: MAP, "pairs": pairs}
     if isinstance(value, (list, deque)):
         return [plain(inner, commands) for inner in value]
     if isinstance(value, tuple):
-        return {KIND: _TUPLE, "of": [plain(inner, commands) for inner in value]}
+        return {KIND: TUPLE, "of": [plain(inner, commands) for inner in value]}
     if isinstance(value, (set, frozenset)):
-        return {KIND: _SET, "of": sorted((plain(inner) for inner in value), key=repr)}
+        return {KIND: SET, "of": sorted((plain(inner) for inner in value), key=repr)}
     if isinstance(value, re.Pattern):
-        return {KIND: _PATTERN, "pattern": value.pattern, "flags": value.flags}
+        return {KIND: PATTERN, "pattern": value.pattern, "flags": value.flags}
     if callable(value):
-        return {KIND: _FUNCTION}
+        return {KIND: FUNCTION}
     raise TypeError(f"a black box cannot hold a {type(value).__name__}")
 
 
@@ -167,141 +173,30 @@ def masked_step(plain: Any) -> Any:
     }
 
 
-def alike(plain: Any) -> Any:
-    """Return outputs with all digits alike: those of a masked black box are not the call's."""
-    if isinstance(plain, list):
-        return [alike(inner) for inner in plain]
-    if isinstance(plain, dict):
-        return {key: alike(inner) for key, inner in plain.items()}
-    # As they are read out, too: a mask has no pauses.
-    return re.sub(r"[\d*](?: ?[\d*])*", "0", plain) if isinstance(plain, str) else plain
-
-
 @cache
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def rebuilt(plain: Any, answers: Answers, commands: Commands) -> Any:
-    """Return the value that :func:`plain` was given; functions are answered from ``answers``."""
-    if isinstance(plain, list):
-        return [rebuilt(inner, answers, commands) for inner in plain]
-    if not isinstance(plain, dict):
-        return plain
-    kind = plain.get(KIND)
-    if kind is None:
-        return {key: rebuilt(inner, answers, commands) for key, inner in plain.items()}
-    if kind == _BYTES:
-        return bytes(answers.counted(plain["length"]))
-    if kind in (_TUPLE, _SET):
-        of = [rebuilt(inner, answers, commands) for inner in plain["of"]]
-        return tuple(of) if kind == _TUPLE else frozenset(of)
-    if kind == _MAP:
-        return {
-            rebuilt(key, answers, commands): rebuilt(inner, answers, commands)
-            for key, inner in plain["pairs"]
-        }
-    if kind == _PATTERN:
-        pattern_of(plain["pattern"])  # raises for one that takes forever
-        return re.compile(plain["pattern"], plain["flags"])
-    if kind == _FUNCTION:
-        return answers.next
-    if kind == _SENT:
-        return commands.numbered(plain["number"])
-    found = _class(kind)
-    if issubclass(found, Enum):
-        return found(plain["value"])
-    known = {one.name: one for one in fields(found)}
-    values = {
-        key: rebuilt(inner, answers, commands)
-        for key, inner in plain.items()
-        if key != KIND and key in known
-    }
-    made = found(**{key: value for key, value in values.items() if known[key].init})
-    for key, value in values.items():
-        if not known[key].init:
-            object.__setattr__(made, key, value)
-    return made
+class AnswersRecorder:
+    """Records what the machine is answered within a step: flushed frames, results of functions.
 
+    Args:
+        playout: the call's playout queue, which :meth:`flush` is passed on to.
+    """
 
-def _class(name: str) -> Any:
-    """Return the class that a black box names. Raises BlackBoxError for any that is no call's."""
-    module, _, kind = name.rpartition(".")
-    if not f"{module}.".startswith(_PACKAGES):
-        raise BlackBoxError(f"{name!r} is no class of a call")
-    try:
-        found = getattr(import_module(module), kind)
-    except (ImportError, AttributeError):
-        found = _moved(module, kind)
-        if found is None:
-            raise BlackBoxError(f"this version has no {name}") from None
-    if not _is_kept(found):
-        raise BlackBoxError(f"{name!r} is no class of a call")
-    return found
-
-
-def _is_kept(found: object) -> bool:
-    return isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
-
-
-def _moved(module: str, kind: str) -> Any:
-    """Return the class of this name that has another module in this version: in the same package,
-    or else in any; None where there is none, or several."""
-    package = ".".join(module.split(".")[:2])
-    for packages in ((package,), tuple(one.rstrip(".") for one in _PACKAGES)):
-        found = [one for package in packages for one in _classes(package).get(kind, ())]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
-
-
-@cache
-def _classes(package: str) -> Mapping[str, Sequence[type]]:
-    """Return the classes of a package by their names."""
-    root = import_module(package)
-    modules = [root]
-    if hasattr(root, "__path__"):
-        modules += [import_module(one.name) for one in walk_packages(root.__path__, f"{package}.")]
-    found: dict[str, list[type]] = {}
-    for module in modules:
-        for kind, one in vars(module).items():
-            if _is_kept(one) and one.__module__ == module.__name__:
-                found.setdefault(kind, []).append(one)
-    return found
-
-
-class Answers:
-    """Records what the machine is answered within a step; in a replay, returns it in the same
-    order."""
-
-    def __init__(self, playout: Playout | None = None) -> None:
+    def __init__(self, playout: Playout) -> None:
         self._playout = playout
-        self._bytes = 0
-        self.given: list[Any] = []
-
-    def counted(self, length: int) -> int:
-        """Return the length of audio to be made. Raises BlackBoxError where it is no call's."""
-        if type(length) is not int or not 0 <= length <= MAX_BYTES:
-            raise BlackBoxError("no length of audio")
-        self._bytes += length
-        if self._bytes > MAX_AUDIO:
-            raise BlackBoxError("more audio than a call has")
-        return length
+        self._given: list[Any] = []
 
     def flush(self) -> int:
         """Return the flushed frames; see :class:`gateway.call.playout.playback.Playout`."""
-        if self._playout is None:
-            return int(self.next() or 0)
-        self.given.append(self._playout.flush())
-        return cast(int, self.given[-1])
-
-    def next(self, *_arguments: Any) -> Any:
-        """Return the next recorded answer; None when the machine asks more often than it did."""
-        return self.given.pop(0) if self.given else None
+        self._given.append(frames := self._playout.flush())
+        return frames
 
     def take(self) -> list[Any]:
         """Return the answers since the last call."""
-        given, self.given = self.given, []
+        given, self._given = self._given, []
         return given
 
     def noted(self, value: T) -> T:
@@ -334,7 +229,7 @@ class Answers:
 
         def run(*arguments: Any) -> Any:
             result = function(*arguments)
-            self.given.append(result)
+            self._given.append(result)
             return result
 
         return run
@@ -361,7 +256,7 @@ class RecordedMachine(CallMachine):
         self._write: Callable[[str], None] | None = write
         """None once something could not be written: what follows cannot be replayed."""
         self._masks = masked
-        self._answers = Answers(playout)
+        self._answers = AnswersRecorder(playout)
         self._commands = Commands()
         self._put(
             lambda: {
@@ -429,8 +324,150 @@ class RecordedMachine(CallMachine):
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
         assert self._write is not None
-        try:
-            line = orjson.dumps(values).decode()
-        except TypeError:  # a surrogate, or a number of more than 64 bits
-            line = json.dumps(values, separators=(",", ":"))
-        self._write(line)
+        self._write(as_text(values))
+
+
+PACKETS_BYTES = 128 * 1024
+"""Headers of one leg that wait to be written: a minute of a call in which nothing happens."""
+PAYLOAD_BYTES = 1024 * 1024
+"""The same with payloads."""
+SIP_BYTES = 8 * 1024 * 1024
+"""Of the messages of one call; further ones are counted only."""
+
+_PACKET = Struct("=QIIHHHBB")
+"""As ``NativeCallAudio::takePackets`` has it."""
+
+
+class WireLog:
+    """Collects the SIP messages and RTP headers of a call for its black box.
+
+    Args:
+        messages: where the messages of calls wait.
+        legs: returns the legs of the call so far, its own first, each with the audio that logs
+            its packets, where there is one.
+        with_payload: keep the payloads of RTP, too.
+        masked: leave out DTMF digits: bodies other than SDP.
+    """
+
+    def __init__(
+        self,
+        messages: MessageLog,
+        legs: Callable[[], Iterable[tuple[Leg, CallAudio | None]]],
+        *,
+        with_payload: bool,
+        masked: bool,
+    ) -> None:
+        self._messages = messages
+        self._on_wire = legs
+        self._masked = masked
+        self._sip_left = SIP_BYTES
+        self._payload = with_payload and not masked
+        self._legs: dict[Leg, int] = {}
+
+    def log_packets(self, audio: CallAudio) -> None:
+        """Have the packets of an audio logged, as far as the black box wants them."""
+        audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
+
+    def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the lines since the last call; with ``last``, messages are followed no further."""
+        streams = list(self._on_wire())
+        for leg, _audio in streams:
+            self._legs.setdefault(leg, len(self._legs))
+        for leg, number in self._legs.items():  # those that others have replaced, too
+            if leg.invite.sip_call_id:  # none in a browser
+                yield from self._sip(leg.invite.sip_call_id, number, last)
+        for leg, audio in streams:
+            if audio is not None:
+                yield from packet_lines(*audio.take_packets(), self._legs[leg])
+
+    def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
+        """Yield the SIP messages of one leg, and how many did not fit."""
+        messages, lost = self._messages.take(call_id, last=last)
+        for one in messages:
+            if len(one.data) > self._sip_left:
+                lost += 1
+                continue
+            self._sip_left -= len(one.data)
+            yield {
+                "at": one.at,
+                "sip": "out" if one.sent else "in",
+                "leg": leg,
+                "peer": one.peer,
+                "transport": one.transport,
+                "text": one.text(with_body=not self._masked),
+            }
+        if lost:
+            yield {"sip_left_out": lost, "leg": leg}
+
+
+def packet_lines(data: bytes, lost: int, leg: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the lines of these RTP packets of a leg, one for each direction."""
+    ways: tuple[list[_Facts], list[_Facts]] = [], []
+    payloads: tuple[list[bytes], list[bytes]] = [], []
+    at = 0
+    while at < len(data):
+        *facts, kept, kind, sent = _PACKET.unpack_from(data, at)
+        at += _PACKET.size
+        ways[sent].append((*facts, kind))
+        if kept:
+            payloads[sent].append(data[at : at + kept])
+            at += kept
+    for name, packets, payload in zip(("in", "out"), ways, payloads, strict=True):
+        if packets:
+            yield _line(name, leg, packets, b"".join(payload))
+    if lost:
+        yield {"rtp_left_out": lost, "leg": leg}
+
+
+_Facts = tuple[int, int, int, int, int, int]
+"""Microseconds, SSRC, timestamp, sequence number, size of the payload, marker and type."""
+
+
+def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
+    """Return one line for packets of one direction of a leg."""
+    at, ssrc, timestamp, sequence, size, kind = packets[0]
+    gaps: list[int] = []
+    odd: list[list[int]] = []
+    sizes = [one[4] for one in packets]
+    differ = any(one != size for one in sizes)  # those of Opus do
+    steps = Counter((after[2] - before[2]) & 0xFFFFFFFF for before, after in pairwise(packets))
+    step = steps.most_common(1)[0][0] if steps else FRAME_BYTES
+    line: dict[str, Any] = {
+        "at": at / 1e6,
+        "rtp": name,
+        "leg": leg,
+        "ssrc": ssrc,
+        "type": kind & 0x7F,
+        "marker": kind > 0x7F,
+        "seq": sequence,
+        "ts": timestamp,
+        "size": size,
+        "step": step,
+        "gaps": gaps,
+        "odd": odd,
+    }
+    if differ:
+        line["sizes"] = sizes
+    kind &= 0x7F
+    told = 0
+    for one in packets[1:]:
+        # Counted from the first, so that rounding does not add up.
+        now = (one[0] - at + 50) // 100
+        gaps.append(now - told)
+        told = now
+        sequence, timestamp = (sequence + 1) & 0xFFFF, (timestamp + step) & 0xFFFFFFFF
+        if one[1:] != (ssrc, timestamp, sequence, one[4] if differ else size, kind):
+            _at, ssrc, timestamp, sequence, size, marked = one
+            kind = marked & 0x7F
+            odd.append([len(gaps), sequence, timestamp, ssrc, kind, size, int(marked > 0x7F)])
+    if payload:
+        line["payload"] = base64.b64encode(payload).decode()
+    return line
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """Return a line as JSON; characters that UTF-8 does not have are escaped."""
+    try:
+        return orjson.dumps(line).decode()
+    except TypeError:  # a surrogate in what a stranger sent
+        return json.dumps(line, separators=(",", ":"))

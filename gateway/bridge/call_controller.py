@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from gateway.billing.costs import Account
-from gateway.bridge.black_box import RecordedMachine
+from gateway.bridge.black_box import RecordedMachine, WireLog, as_text
 from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
 from gateway.bridge.listening import Listeners
@@ -22,7 +22,6 @@ from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, en
 from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
-from gateway.bridge.wire_log import WireLog, as_text
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.machine import LEG_END_SECONDS, CallMachine, MachineInput

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Replay of a black box: its inputs are fed to the state machine of today, on the clock of the
-call, and what the machine does otherwise than it did in the call is a difference.
+"""Black boxes, read and replayed: the inputs of a call are fed to the state machine of today, on
+the clock of the call, and what the machine does otherwise than it did in the call is a difference.
 """
 
 from __future__ import annotations
@@ -8,27 +8,37 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any, cast
 
 from gateway import __version__
+from gateway.audio.codecs import FRAME_BYTES
 from gateway.bridge.black_box import (
+    BYTES,
     FORMAT,
+    FUNCTION,
     KIND,
-    Answers,
-    BlackBoxError,
+    MAP,
+    PATTERN,
+    SENT,
+    SET,
+    TUPLE,
     Commands,
-    alike,
     plain,
-    rebuilt,
 )
 from gateway.call.call_record import CallRecord
 from gateway.call.inputs import ServerEventReceived
 from gateway.call.machine import CallMachine
 from gateway.call.outputs import Play
+from gateway.config.values import pattern_of
 from gateway.realtime.events import AudioDelta
 
 MAX_LINE = 32 * 1024 * 1024
@@ -37,6 +47,18 @@ MAX_FILE = 1024**3
 """Characters of a file, unpacked."""
 MAX_SECONDS = 7 * 86_400.0
 """The longest call that is replayed."""
+MAX_BYTES = 16 * 1024 * 1024
+"""Of audio in one input."""
+
+MAX_AUDIO = 2 * 1024**3
+"""Bytes of audio in a file: three days of G.711."""
+
+_PACKAGES = ("gateway.call.", "gateway.realtime.", "gateway.audio.", "gateway.ending")
+"""Where the classes of plans, inputs and outputs are: no other is made from a file."""
+
+
+class BlackBoxError(ValueError):
+    """A file is no black box, or one of a version whose calls are not understood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +152,11 @@ def replay(lines: Iterable[str], most: int = 20) -> Replay:
 def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: int) -> Replay:
     """Feed each step to a machine of this version, and compare its outputs with the recorded
     ones. Raises BlackBoxError."""
-    answers, commands = Answers(), Commands()
+    answers, commands = RecordedAnswers(), Commands()
     record = rebuilt(head["record"], answers, commands)
     began = last = head["at"]
     machine = CallMachine(rebuilt(head["plan"], answers, commands), record, began, answers)
-    answers.take()
+    answers.given.clear()
     count, differences = 0, list[Difference]()
     for number, step in enumerate(steps, 2):
         if "more" in step:
@@ -179,7 +201,7 @@ def _more(machine: CallMachine, delta: AudioDelta, now: float, commands: Command
 
 
 def _again(
-    machine: CallMachine, step: Mapping[str, Any], answers: Answers, commands: Commands
+    machine: CallMachine, step: Mapping[str, Any], answers: RecordedAnswers, commands: Commands
 ) -> list[Any]:
     """Return the outputs for a recorded step, in the form of its line."""
     given = rebuilt(step["in"], answers, commands)
@@ -286,3 +308,172 @@ def shortened(lines: Iterable[str]) -> Iterator[str]:
     for read in values(lines):
         if "in" in read or "more" in read or "black_box" in read:
             yield json.dumps(read, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+class RecordedAnswers:
+    """Answers the machine in a replay, in the order of the call.
+
+    It is the machine's playout queue, and :meth:`next` stands for each function of its plan.
+    """
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+        """Answers that are left of the step."""
+        self._bytes = 0
+
+    def next(self, *_arguments: Any) -> Any:
+        """Return the next recorded answer; None when the machine asks more often than it did."""
+        return self.given.pop(0) if self.given else None
+
+    def flush(self) -> int:
+        """Return the flushed frames; see :class:`gateway.call.playout.playback.Playout`."""
+        return int(self.next() or 0)
+
+    def audio(self, length: object) -> bytes:
+        """Return ``length`` bytes in place of audio. Raises BlackBoxError for more than a call
+        has."""
+        if type(length) is not int or not 0 <= length <= MAX_BYTES:
+            raise BlackBoxError("no length of audio")
+        self._bytes += length
+        if self._bytes > MAX_AUDIO:
+            raise BlackBoxError("more audio than a call has")
+        return bytes(length)
+
+
+def rebuilt(plain: Any, answers: RecordedAnswers, commands: Commands) -> Any:
+    """Return the value that :func:`plain` was given; functions are answered from ``answers``."""
+    if isinstance(plain, list):
+        return [rebuilt(inner, answers, commands) for inner in plain]
+    if not isinstance(plain, dict):
+        return plain
+    kind = plain.get(KIND)
+    if kind is None:
+        return {key: rebuilt(inner, answers, commands) for key, inner in plain.items()}
+    if kind == BYTES:
+        return answers.audio(plain["length"])
+    if kind in (TUPLE, SET):
+        of = [rebuilt(inner, answers, commands) for inner in plain["of"]]
+        return tuple(of) if kind == TUPLE else frozenset(of)
+    if kind == MAP:
+        return {
+            rebuilt(key, answers, commands): rebuilt(inner, answers, commands)
+            for key, inner in plain["pairs"]
+        }
+    if kind == PATTERN:
+        pattern_of(plain["pattern"])  # raises for one that takes forever
+        return re.compile(plain["pattern"], plain["flags"])
+    if kind == FUNCTION:
+        return answers.next
+    if kind == SENT:
+        return commands.numbered(plain["number"])
+    found = _class(kind)
+    if issubclass(found, Enum):
+        return found(plain["value"])
+    known = {one.name: one for one in fields(found)}
+    values = {
+        key: rebuilt(inner, answers, commands)
+        for key, inner in plain.items()
+        if key != KIND and key in known
+    }
+    made = found(**{key: value for key, value in values.items() if known[key].init})
+    for key, value in values.items():
+        if not known[key].init:
+            object.__setattr__(made, key, value)
+    return made
+
+
+def _class(name: str) -> Any:
+    """Return the class that a black box names. Raises BlackBoxError for any that is no call's."""
+    module, _, kind = name.rpartition(".")
+    if not f"{module}.".startswith(_PACKAGES):
+        raise BlackBoxError(f"{name!r} is no class of a call")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError):
+        found = _moved(module, kind)
+        if found is None:
+            raise BlackBoxError(f"this version has no {name}") from None
+    if not _is_kept(found):
+        raise BlackBoxError(f"{name!r} is no class of a call")
+    return found
+
+
+def _is_kept(found: object) -> bool:
+    return isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
+
+
+def _moved(module: str, kind: str) -> Any:
+    """Return the class of this name that has another module in this version: in the same package,
+    or else in any; None where there is none, or several."""
+    package = ".".join(module.split(".")[:2])
+    for packages in ((package,), tuple(one.rstrip(".") for one in _PACKAGES)):
+        found = [one for package in packages for one in _classes(package).get(kind, ())]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+@cache
+def _classes(package: str) -> Mapping[str, Sequence[type]]:
+    """Return the classes of a package by their names."""
+    root = import_module(package)
+    modules = [root]
+    if hasattr(root, "__path__"):
+        modules += [import_module(one.name) for one in walk_packages(root.__path__, f"{package}.")]
+    found: dict[str, list[type]] = {}
+    for module in modules:
+        for kind, one in vars(module).items():
+            if _is_kept(one) and one.__module__ == module.__name__:
+                found.setdefault(kind, []).append(one)
+    return found
+
+
+def alike(plain: Any) -> Any:
+    """Return outputs with all digits alike: those of a masked black box are not the call's."""
+    if isinstance(plain, list):
+        return [alike(inner) for inner in plain]
+    if isinstance(plain, dict):
+        return {key: alike(inner) for key, inner in plain.items()}
+    # As they are read out, too: a mask has no pauses.
+    return re.sub(r"[\d*](?: ?[\d*])*", "0", plain) if isinstance(plain, str) else plain
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The header of an RTP packet (RFC 3550 section 5.1), and when it came or was sent."""
+
+    at: float
+    """``time.monotonic()`` seconds."""
+    ssrc: int
+    timestamp: int
+    sequence: int
+    size: int
+    """Bytes of payload."""
+    type: int
+    marker: bool = False
+
+
+def packets_of(line: Mapping[str, Any]) -> list[Packet]:
+    """Return the packets of a line of RTP. Raises KeyError, TypeError or ValueError."""
+    odd = {index: facts for index, *facts in line["odd"]}
+    step = line.get("step", FRAME_BYTES)
+    sizes = line.get("sizes")
+    if sizes and len(sizes) <= len(line["gaps"]):
+        raise ValueError("a line of RTP has fewer sizes than packets")
+    one = Packet(
+        line["at"], line["ssrc"], line["ts"], line["seq"], line["size"], line["type"],
+        bool(line["marker"]),
+    )  # fmt: skip
+    packets = [one]
+    for index, gap in enumerate(line["gaps"], 1):
+        sequence, timestamp, ssrc, kind, size, marker = odd.get(index) or (
+            (one.sequence + 1) & 0xFFFF,
+            (one.timestamp + step) & 0xFFFFFFFF,
+            one.ssrc,
+            one.type,
+            sizes[index] if sizes else one.size,
+            0,
+        )
+        one = Packet(one.at + gap / 10_000, ssrc, timestamp, sequence, size, kind, bool(marker))
+        packets.append(one)
+    return packets

@@ -394,8 +394,7 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
     seconds since the INVITE. Exit 1 where it does, 2 where FILE is no black box.
     """
     from gateway import __version__
-    from gateway.bridge.black_box import BlackBoxError
-    from gateway.bridge.replay import read_lines
+    from gateway.bridge.replay import BlackBoxError, read_lines
     from gateway.bridge.replay import replay as replayed
 
     try:
@@ -460,8 +459,7 @@ def _write_test(found: Replay, file: Path, test: Path) -> list[Path]:
 
     Raises OSError and BlackBoxError.
     """
-    from gateway.bridge.black_box import BlackBoxError
-    from gateway.bridge.replay import read_lines, shortened
+    from gateway.bridge.replay import BlackBoxError, read_lines, shortened
 
     ending = found.record.ending
     if ending is None:

@@ -15,9 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gateway.bridge.black_box import BlackBoxError
-from gateway.bridge.replay import read_lines, replay, values
-from gateway.bridge.wire_log import Packet, packets_of
+from gateway.bridge.replay import BlackBoxError, Packet, packets_of, read_lines, replay, values
 from gateway.devtools.timeline.as_text import AGENT, CALLER, QUIET, RED, clock, ms
 from gateway.devtools.timeline.story import Record, RecordError
 from gateway.text import printable, printable_in, unicode_in

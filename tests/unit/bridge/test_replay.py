@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.bridge.black_box import BlackBoxError
-from gateway.bridge.replay import read_lines, replay
+from gateway.bridge.replay import BlackBoxError, read_lines, replay
 from gateway.ending import EndReason
 from tests.support.black_boxes import FOLDER, SUFFIX
 from tests.support.call_scene import ACK, BYE, UP, Scene, key
