@@ -32,8 +32,8 @@ from gateway.planning.call_plan import placed_match
 from gateway.records.report import SYNTHETIC
 from gateway.records.store import RecordStore
 from gateway.sip.agent import UserAgent
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
-from gateway.sip.media.ports import CallAudio
 from gateway.sip.types import IgnoringHandler, Invite, LegEnd, RtpQuality
 from gateway.tasks import TaskSet, wait_any
 

@@ -46,8 +46,8 @@ from gateway.call.playout.playback import Playout
 from gateway.realtime.events import AudioDelta, ClientCommand
 
 if TYPE_CHECKING:
+    from gateway.sip.call_audio import CallAudio
     from gateway.sip.leg import Leg
-    from gateway.sip.media.ports import CallAudio
     from gateway.sip.message_log import MessageLog
 
 FORMAT = 1

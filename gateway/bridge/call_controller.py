@@ -34,8 +34,8 @@ from gateway.realtime.live_voice import LivePlayout
 from gateway.records.black_boxes import BlackBox
 from gateway.records.event_logs import EventLog
 from gateway.records.recordings import Recordings
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
-from gateway.sip.media.ports import CallAudio
 from gateway.sip.source_limits import SourceBuckets
 from gateway.tools.functions import ToolRunner
 

@@ -12,7 +12,7 @@ from gateway.audio.codecs import FRAME_BYTES, SAMPLE_RATE, Codec
 from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.call.inputs import BeepHeard, CallerLevel, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
-from gateway.sip.media import ports
+from gateway.sip import call_audio
 
 LOUD = 500
 """Amplitude, of 32,768 (-36 dBFS), above which a sample is not noise of a quiet line."""
@@ -59,7 +59,7 @@ class InboundAudioAnalyzer:
 
     def __init__(self, plan: CallPlan) -> None:
         codec = plan.codec.narrow
-        self._narrow = ports.narrowing() if plan.codec.wide else None
+        self._narrow = call_audio.narrowing() if plan.codec.wide else None
         """Makes the copy at 8 kHz that is looked at."""
         self._keys = InBandDetector(codec) if plan.dtmf.inband else None
         listens = plan.machine_detection.listens or plan.hold_wait.enabled

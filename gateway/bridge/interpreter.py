@@ -25,7 +25,7 @@ from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.setup import open_with_retry
 from gateway.records.event_logs import SessionTap
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 from gateway.tasks import TaskSet
 
 

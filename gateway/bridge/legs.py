@@ -16,9 +16,9 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.call_record import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
+from gateway.sip.call_audio import CallAudio, Source
 from gateway.sip.leg import Leg, ReferProgress
-from gateway.sip.media.ports import CallAudio, Source
-from gateway.sip.media.rtp import QualityOfCall
+from gateway.sip.rtp import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 from gateway.tasks import TaskSet
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.audio.codecs import FRAME_MS, Codec
-from gateway.sip.media.ports import Recorder
+from gateway.sip.call_audio import Recorder
 from gateway.tasks import TaskSet
 
 FRAME_BYTES = 2 * 160

@@ -24,9 +24,8 @@ from gateway.records.recordings import (
     Recordings,
     seconds_of,
 )
-from gateway.sip import library
-from gateway.sip.media import ports
-from gateway.sip.media.ports import CallAudio
+from gateway.sip import call_audio, library
+from gateway.sip.call_audio import CallAudio
 
 log = structlog.get_logger("media")
 
@@ -73,7 +72,7 @@ class MediaPump:
         if tick != self._last_tick:
             self._last_tick = tick
             self._beats += 1
-        self.delay.observe(ports.waited())
+        self.delay.observe(call_audio.waited())
         for call in calls:
             move = self._moves.get(call)
             if move is None:

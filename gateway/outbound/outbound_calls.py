@@ -37,8 +37,8 @@ from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
 from gateway.records.shared import Wanted, leases_of
 from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
-from gateway.sip.media.ports import CallAudio
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import LegEnd, LegHandler
 from gateway.tasks import TaskSet

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes recordings of calls: WAV or Ogg Opus files, encrypted with age where there are recipients.
 
-A recorder in the media's threads keeps what both sides said (``gateway/sip/media/ports.py``); one
+A recorder in the media's threads keeps what both sides said (``gateway/sip/call_audio.py``); one
 thread takes it from there twice a second, for all calls. Neither a slow disk nor an encoder can
 hold up audio: what finds no place is counted, and silence stands in its place.
 
@@ -54,7 +54,7 @@ log = structlog.get_logger("recording")
 
 
 class Source(Protocol):
-    """Where a recording comes from: :class:`gateway.sip.media.ports.Recorder`."""
+    """Where a recording comes from: :class:`gateway.sip.call_audio.Recorder`."""
 
     def take(self) -> bytes:
         """Return what was recorded since the last time: G.711, left and right by turns."""

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
+from gateway.sip.call_audio import PortPool
+from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
-from gateway.sip.media.conference import ConferenceLink, Sounds
-from gateway.sip.media.ports import PortPool
-from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.names import Names
+from gateway.sip.rtp import RtpPortQuarantine
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks import Challenged

@@ -17,9 +17,9 @@ from gateway.audio.codecs import Codec
 from gateway.sip import library
 from gateway.sip.active_calls import Calls
 from gateway.sip.browser_leg import BrowserEnd
+from gateway.sip.call_audio import CallAudio, PortPool, note_ready, ready_fd, take_ready
 from gateway.sip.incoming import InviteCallbacks
 from gateway.sip.leg import Leg
-from gateway.sip.media.ports import CallAudio, PortPool, note_ready, ready_fd, take_ready
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import user_of
 from gateway.sip.names import Names

@@ -17,9 +17,9 @@ import structlog
 
 from gateway.audio.codecs import FRAME_BYTES, Codec
 from gateway.sip.active_calls import CallServices
+from gateway.sip.call_audio import CallAudio, Port, Source
+from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Leg, ReferProgress
-from gateway.sip.media.conference import ConferenceLink
-from gateway.sip.media.ports import CallAudio, Port, Source
 from gateway.sip.thread import SipThread
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 

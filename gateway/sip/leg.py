@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from gateway.audio.codecs import Codec
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.thread import SipThread
 from gateway.sip.types import Invite, LegHandler
 

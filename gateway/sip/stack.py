@@ -18,15 +18,15 @@ from gateway.sip.access_control import AccessControl
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
+from gateway.sip.call_audio import Connections, PortPool
+from gateway.sip.conference import Sounds
 from gateway.sip.incoming import Arrivals, CapacityCheck, Endpoint, Incoming, InviteCallbacks
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
-from gateway.sip.media.conference import Sounds
-from gateway.sip.media.ports import Connections, PortPool
-from gateway.sip.media.rtp import RtpPortQuarantine
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
+from gateway.sip.rtp import RtpPortQuarantine
 from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import PASS, Decision, Negotiation, Received, Signalling
 from gateway.sip.sip_call import SipCall

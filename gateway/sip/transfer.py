@@ -15,8 +15,8 @@ import structlog
 from gateway.addresses import host_of
 from gateway.sip.accounts import Account
 from gateway.sip.active_calls import Calls, CallServices, ReferPermit
+from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Leg, ReferProgress
-from gateway.sip.media.conference import ConferenceLink
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
 from gateway.sip.signalling import Signalling
 from gateway.sip.source_limits import TokenBucket

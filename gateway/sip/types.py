@@ -104,7 +104,7 @@ class Heard:
     """What came too late to be heard included, for what we receive."""
     jitter_ms: float
     mos: float
-    """Estimated, 1 to 4.5: see :mod:`gateway.sip.media.rtp`."""
+    """Estimated, 1 to 4.5: see :mod:`gateway.sip.rtp`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.sip.media.ports import CallAudio, Source
+from gateway.sip.call_audio import CallAudio, Source
 
 from . import figures, marks, proc, report, wire
 from .sip_call import SipCall

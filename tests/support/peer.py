@@ -16,7 +16,7 @@ from typing import Any
 from gateway.audio.codecs import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.settings import Listen, Security, SipSettings, Tls
 from gateway.sip.types import LegEnd, RtpQuality
 

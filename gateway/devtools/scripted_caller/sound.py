@@ -20,7 +20,7 @@ from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_
 from gateway.devtools.scripted_caller import Span
 from gateway.devtools.scripted_caller.script import SPEECH_DBFS
 from gateway.records.recording_files import write_tracks
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 
 PAUSE_MS = 300
 """A pause shorter than this is inside a sentence, for the report's spans."""

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
-from gateway.sip.media.ports import CallAudio, Playout
+from gateway.sip.call_audio import CallAudio, Playout
 
 
 def _frames(first: int, count: int) -> bytes:

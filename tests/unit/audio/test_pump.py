@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from gateway.audio.codecs import Codec
 from gateway.bridge.media import MediaPump
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 
 
 class Call:

@@ -7,7 +7,7 @@ import struct
 import time
 
 from gateway.audio.codecs import Codec
-from gateway.sip.media.ports import CallAudio, Recorder
+from gateway.sip.call_audio import CallAudio, Recorder
 
 FRAME = 160
 QUIET = 0xFF

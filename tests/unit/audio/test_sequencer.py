@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.audio.codecs import G711, Codec
-from gateway.sip.media.ports import CallAudio, Source
+from gateway.sip.call_audio import CallAudio, Source
 
 PCMU, PCMA, NO_AUDIO = 0, 1, -1
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ from gateway.audio.codecs import Codec
 from gateway.bridge.media import CallMedia, MediaPump
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.types import UplinkCounts
 from tests.support.call_fakes import Fed
 

@@ -12,8 +12,8 @@ import pjsua2 as pj
 import pytest
 
 from gateway.audio.codecs import Codec
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
-from gateway.sip.media.ports import CallAudio
 from gateway.sip.sip_call import SipCall
 
 ACTIVE = "SRTP status: Active Crypto-suite: AES_CM_128_HMAC_SHA1_80"

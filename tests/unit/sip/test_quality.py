@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.sip.media.rtp import Counters, Meter, QualityOfCall, Stream, mos_of, r_factor
+from gateway.sip.rtp import Counters, Meter, QualityOfCall, Stream, mos_of, r_factor
 
 
 @pytest.mark.parametrize(

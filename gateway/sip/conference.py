@@ -25,7 +25,7 @@ from gateway.audio.sounds import (
     samples_of,
     write_wav,
 )
-from gateway.sip.media.ports import CallAudio, Port, PortPool, Source
+from gateway.sip.call_audio import CallAudio, Port, PortPool, Source
 from gateway.sip.types import UplinkCounts
 
 log = structlog.get_logger("sip")
