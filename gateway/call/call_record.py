@@ -8,11 +8,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from math import ceil
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from gateway.call.line import BadLine, HoldWaitRecord, MachineDetected
 from gateway.call.outputs import LogEvent
-from gateway.call.playout.tracker import Interruption
+from gateway.call.record_entries import (
+    BadLine,
+    BLeg,
+    ContextTrim,
+    DigitRun,
+    FailoverRecord,
+    GuardrailDecision,
+    HoldWaitRecord,
+    Interruption,
+    MachineDetected,
+    OutOfBandResponse,
+    ResponseTime,
+    ToolUse,
+    TransferAttempt,
+)
 from gateway.ending import Ending
 from gateway.realtime.session_object import Refused
 from gateway.text import PrivateDigits, has_words
@@ -23,103 +36,7 @@ MAX_TIMELINE = 20_000
 MAX_TEXT = 16_000
 """Characters of a text of the timeline, and of a log line of it: what servers say has no end."""
 
-MAX_KEPT = 500
-"""Entries kept of each kind, of one call."""
-
 MAX_TOOL_USES = 1000
-
-T = TypeVar("T")
-
-
-def keep(entries: list[T], entry: T) -> None:
-    """Add an entry to a list of the record, unless it is full."""
-    if len(entries) < MAX_KEPT:
-        entries.append(entry)
-
-
-@dataclass(slots=True)
-class ResponseTime:
-    """How long the caller waited (ms), from their last loud packet to the first frame played, here.
-    ``network``: round trips to server and caller; ``endpointing`` ends with the server's word that
-    the turn is over, ``model`` with the first audio, ``playout`` with its first frame."""
-
-    at_ms: float
-    ms: float
-    network: float
-    endpointing: float
-    model: float
-    playout: float
-
-
-@dataclass(slots=True)
-class DigitRun:
-    """A run of DTMF digits that became an item."""
-
-    at_ms: float
-    digits: str
-    ended_by: str
-
-
-@dataclass(slots=True)
-class TransferAttempt:
-    """One transfer: target, mode, and its outcome after ``ms``."""
-
-    at_ms: float
-    destination: str
-    to: str
-    mode: str
-    outcome: str = ""
-    sip_code: int = 0  # that told the outcome; 0 without one
-    briefing: str = ""  # accepted, declined, hung_up, no_key or skipped; "" without one
-    ms: float = 0.0
-
-
-@dataclass(slots=True)
-class ToolUse:
-    """One use of a tool by the model; arguments and result are not kept here."""
-
-    at_ms: float
-    name: str
-    outcome: str = ""
-    """done, failed, late, refused; begun: its outcome is told elsewhere; empty: the call ended."""
-    ms: float = 0.0
-    approval: str = ""
-    """Who approved or refused it; empty: nobody was asked."""
-    id: str = ""
-
-
-@dataclass(slots=True)
-class FailoverRecord:
-    """A session that was lost or could not be set up, and the fallback steps. Times in ms since."""
-
-    at_ms: float
-    why: str
-    detail: str
-    steps: list[str] = field(default_factory=list)
-    outcome: str = ""
-    """recovered, transferred or given up."""
-    sound_after_ms: float | None = None
-    """Until the caller heard the sound of a step."""
-    session_after_ms: float | None = None
-    heard_after_ms: float | None = None
-    """Until they heard the agent again; None where its queued words bridged the gap."""
-
-
-@dataclass(slots=True)
-class BLeg:
-    """A B-leg, and its RTP."""
-
-    to_uri: str
-    parent_id: str  # the call that it was dialled for
-    recording: str = ""  # file of its briefing, where that was recorded
-    sip_call_id: str = ""
-    trunk: str = ""
-    codec: str = ""
-    dialled_ms: float | None = None  # since the caller's INVITE, as everything here
-    answered_ms: float | None = None
-    ended_ms: float | None = None
-    sip_code: int = 0
-    rtp: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -135,50 +52,10 @@ class Times:
 
 
 @dataclass(slots=True)
-class Decision:
-    """Decision of a guardrail."""
-
-    at_ms: float
-    rule: str
-    who: str
-    item_id: str
-    by: str
-    """words, http or timeout."""
-    action: str
-    reason: str = ""
-    heard_ms: int = 0
-    """Ms of the stopped response that the caller had heard, as a rule other words of it."""
-
-
-@dataclass(slots=True)
-class OutOfBandResponse:
-    """An out-of-band response, which the caller did not hear."""
-
-    at_ms: float
-    key: str
-    purpose: str
-    status: str = ""
-    """completed, failed, cancelled, incomplete, refused or late; empty: the call ended before."""
-    text: str = ""
-    ms: float = 0.0
-
-
-@dataclass(slots=True)
-class ContextTrim:
-    """Old turns that were deleted from the session."""
-
-    at_ms: float
-    how: str
-    """delete or summarize."""
-    items: int
-    turns: int
-
-
-@dataclass(slots=True)
 class ContentRecord:
     """Decisions about the content of a call, oldest first."""
 
-    guardrails: list[Decision] = field(default_factory=list)
+    guardrails: list[GuardrailDecision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
     context_trims: list[ContextTrim] = field(default_factory=list)
     machine_detection: list[MachineDetected] = field(default_factory=list)

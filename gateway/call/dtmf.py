@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gateway.call.call_record import DigitRun, keep
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Conceal, Output, Send, SendDtmf, StoreDigits
 from gateway.call.plan import RESPONSE_MS
+from gateway.call.record_entries import DigitRun, append_capped
 from gateway.call.tools.definitions import collect_wanted
 from gateway.realtime.events import CreateItem, CreateResponse
 
@@ -163,7 +163,7 @@ class DtmfInput:
             at_ms = round(timeline.ms(now), 1)
             timeline.record.private.pressed(collected.digits)
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
-            keep(timeline.record.actions.digits, run)
+            append_capped(timeline.record.actions.digits, run)
 
 
 LONGEST_SECONDS = 120.0

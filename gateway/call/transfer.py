@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
-from gateway.call.call_record import CallTimeline, TransferAttempt
+from gateway.call.call_record import CallTimeline
 from gateway.call.inputs import (
     BLegAnswered,
     BLegDigit,
@@ -30,6 +30,7 @@ from gateway.call.outputs import (
     StartRecording,
     StopRecording,
 )
+from gateway.call.record_entries import TransferAttempt
 from gateway.call.tools.commands import BriefingPlan, TransferPlan
 from gateway.call.tools.definitions import Target
 from gateway.ending import EndReason, Outcome, outcome_of
@@ -470,10 +471,8 @@ class Transfer:
             return self._briefed(lambda briefing: briefing.end("hung_up", now), now)
         self._has_b_leg = False
         if self.joined:
-            self.over, self.detail = (
-                EndReason.BRIDGE_ENDED,
-                f"{self.name}: {ended.code} {ended.phrase}",
-            )
+            self.over = EndReason.BRIDGE_ENDED
+            self.detail = f"{self.name}: {ended.code} {ended.phrase}"
             return [self._timeline.note(now, "bridge_ended", "info")]
         if self._replacing:
             # What replaces a call ends it (RFC 3891 section 3); NOTIFY has the last word.

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.call.call_record import CallTimeline, OutOfBandResponse, keep
+from gateway.call.call_record import CallTimeline
 from gateway.call.outputs import OutOfBandDone, Output, Send
+from gateway.call.record_entries import OutOfBandResponse, append_capped
 from gateway.realtime.events import (
     AudioDelta,
     CancelResponse,
@@ -104,7 +105,7 @@ class OutOfBandResponses:
             words: the words that it should say.
         """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
-        keep(self._timeline.record.content.out_of_band, out_of_band_response)
+        append_capped(self._timeline.record.content.out_of_band, out_of_band_response)
         why_not = "too many of them run" if len(self._running) >= MAX_RUNNING else ""
         if (audio is None and not self.capabilities.out_of_band) or (
             items and not self.capabilities.item_ids

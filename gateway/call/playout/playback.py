@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.audio.codecs import Codec
-from gateway.call.call_record import CallTimeline, keep
+from gateway.call.call_record import CallTimeline
 from gateway.call.outputs import Output, Play, Send
-from gateway.call.playout.tracker import MAX_PARTS, Heard, Interruption, PlayoutTracker
+from gateway.call.playout.tracker import MAX_PARTS, Heard, PlayoutTracker
+from gateway.call.record_entries import Interruption, append_capped
 from gateway.realtime.events import (
     AudioDelta,
     AudioDone,
@@ -310,7 +311,7 @@ class Playback:
     def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
         """Note a cut item in the record and the log; ``action``: truncate, delete, or none where
         the server can do neither."""
-        keep(
+        append_capped(
             self._timeline.record.actions.interruptions,
             Interruption(
                 at_ms=round(self._timeline.ms(now), 1),

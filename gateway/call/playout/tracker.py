@@ -77,21 +77,6 @@ class Heard:
     """Something was heard of the item, in this part or in another."""
 
 
-@dataclass(slots=True)
-class Interruption:
-    """One cut of playout: what was heard of one item, and what was done about it."""
-
-    at_ms: float
-    trigger: str
-    item_id: str
-    played_ms: int
-    received_ms: int
-    flushed_ms: int
-    action: str
-    after_ms: float | None = None
-    """From the caller's first loud packet to the cut; None where no speech was the trigger."""
-
-
 class PlayoutTracker:
     """The parts of one call's responses, and which of them are in the playout queue.
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import ContextTrim, keep
 from gateway.call.conversation.control import ConversationControl, Termination, message
 from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output, Send
+from gateway.call.record_entries import ContextTrim, append_capped
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     CreateItem,
@@ -200,7 +200,7 @@ class ContextTrimmer:
             control.trimmed_items.add(item_id)
             outputs.append(Send(DeleteItem(item_id)))
         trim = ContextTrim(round(control.timeline.ms(now), 1), how, len(there), turns)
-        keep(control.timeline.record.content.context_trims, trim)
+        append_capped(control.timeline.record.content.context_trims, trim)
         note = control.timeline.note(
             now, "context_trimmed", "info", how=how, items=len(there), turns=turns
         )

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import Decision, keep
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
 from gateway.call.playout.barge_in import drop_response, interrupt
+from gateway.call.record_entries import GuardrailDecision, append_capped
 from gateway.call.tools.commands import Show, Tell
 from gateway.ending import EndReason
 from gateway.realtime.events import (
@@ -319,7 +319,7 @@ class Guardrails:
                 control.gate.forget_answers()
         if response:
             self._stopped.append(response)
-        decision = Decision(
+        decision = GuardrailDecision(
             round(control.timeline.ms(now), 1),
             rule.name,
             check.who,
@@ -328,7 +328,7 @@ class Guardrails:
             rule.action,
             reason,
         )
-        keep(control.timeline.record.content.guardrails, decision)
+        append_capped(control.timeline.record.content.guardrails, decision)
         outputs: list[Output] = [
             control.timeline.note(
                 now,

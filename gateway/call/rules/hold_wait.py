@@ -17,12 +17,11 @@ from collections import OrderedDict
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import keep
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.line import HoldWaitRecord
 from gateway.call.outputs import Output, Send, Withhold
 from gateway.call.plan import HoldWaitPlan
 from gateway.call.playout.barge_in import interrupt
+from gateway.call.record_entries import HoldWaitRecord, append_capped
 from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
@@ -227,7 +226,7 @@ class HoldWait:
         """Begin a wait: silence the model and tell it that it waits in a queue."""
         control = self._control
         self._wait = HoldWaitRecord(round(control.timeline.ms(now), 1), why)
-        keep(control.timeline.record.content.hold_waits, self._wait)
+        append_capped(control.timeline.record.content.hold_waits, self._wait)
         self._since, self._key_count, self._unclear = now, 0, 0
         self._voice, self._stopped = False, None
         control.waiting = True

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import keep
 from gateway.call.conversation.control import ConversationControl
-from gateway.call.line import BadLine
 from gateway.call.outputs import Output
 from gateway.call.plan import LinePlan
+from gateway.call.record_entries import BadLine, append_capped
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 FROM_CALLER, TO_CALLER = "from_caller", "to_caller"
@@ -97,7 +96,7 @@ class LineWatch:
         control, plan = self._control, self._plan
         told = self._hints < plan.max_hints and control.termination is None
         self._bad = BadLine(round(control.timeline.ms(now), 1), side, what, told)
-        keep(control.timeline.record.content.bad_line, self._bad)
+        append_capped(control.timeline.record.content.bad_line, self._bad)
         note = control.timeline.note(now, "line_bad", "warning", side=side, what=what, told=told)
         if not told:
             return [note]

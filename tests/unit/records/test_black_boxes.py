@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway.call.call_record import CallRecord, ResponseTime
+from gateway.call.call_record import CallRecord
+from gateway.call.record_entries import ResponseTime
 from gateway.call.tools.commands import CollectPlan
 from gateway.ending import Ending, EndReason, Party
 from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted, went_wrong
