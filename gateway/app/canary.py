@@ -19,7 +19,8 @@ import structlog
 from gateway.api.client import RefusedError
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.call.call_record import CallRecord
-from gateway.dialplan import Canary, Dialplan, Route
+from gateway.dialplan import Dialplan, Route
+from gateway.dialplan.route_session import Canary
 from gateway.measures import Reading
 from gateway.records.report import CANARY, CONTROL, Line, Report, report_of
 from gateway.records.store import RecordStore

@@ -1,39 +1,415 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The gateway's configuration: :func:`load_config` turns ``gateway.toml`` into a :class:`Config`.
+"""The configuration: what ``gateway.toml`` may contain, and :func:`load_config`, which reads it.
 
-``source`` reads TOML with positions and references, ``config`` and its sections say what may stand
-there, ``validate`` words what is wrong. The dialplans are read with the same parts.
+``source`` reads TOML with positions and references, ``values`` has the kinds of value, the other
+modules have the sections. Dialplans are read with the same parts.
 """
 
-from gateway.config.config import (
-    Config,
-    LimitSettings,
-    LogSettings,
-    MediaSettings,
-    WorkerSettings,
-    load_config,
-)
-from gateway.config.operations import ControlSettings
-from gateway.config.sections import AccessSettings, OutboundSettings, RealtimeSettings
-from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings, TrunkSettings
-from gateway.config.source import ConfigError, Problem
+from __future__ import annotations
 
-__all__ = [
-    "AccessSettings",
-    "Config",
-    "ConfigError",
-    "ControlSettings",
-    "LimitSettings",
-    "ListenAddress",
-    "LogSettings",
-    "MediaSettings",
-    "OutboundSettings",
-    "PortRange",
-    "Problem",
-    "RealtimeSettings",
-    "SipSettings",
-    "TlsSettings",
-    "TrunkSettings",
-    "WorkerSettings",
-    "load_config",
-]
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    PrivateAttr,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+
+from gateway.config.operations import (
+    ApiSettings,
+    ControlSettings,
+    RecordingSettings,
+    RecordSettings,
+    Redacted,
+    SharedSettings,
+    SyntheticCall,
+    TracingSettings,
+    WebhookSettings,
+)
+from gateway.config.sections import (
+    AccessSettings,
+    CallbackSettings,
+    CostSettings,
+    OutboundSettings,
+    RealtimeServerSettings,
+    RealtimeSettings,
+    ToolSettings,
+    on_loopback,
+    region_problem,
+)
+from gateway.config.sip import (
+    Keying,
+    ListenAddress,
+    SipSettings,
+    Srtp,
+    TrunkSettings,
+    judge_keying,
+    judge_trunks,
+)
+from gateway.config.source import (
+    ConfigError,
+    KeyPath,
+    MisplacedError,
+    Problem,
+    Reference,
+    Section,
+    TomlSource,
+    problems_of,
+    read_toml,
+)
+from gateway.config.values import (
+    Count,
+    FilePath,
+    Flag,
+    PacketWait,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    Typed,
+)
+
+__all__ = ["Config", "ConfigError", "judge_config", "load_config"]
+
+
+class DialplanSettings(Section):
+    """``[dialplan]``: folder of the routes, and unknown session fields."""
+
+    folder: FilePath = Field(default=Path("dialplans"), validate_default=True)
+    unknown_session_fields: Literal["warn", "error"] = "warn"
+
+
+class LogSettings(Section):
+    """``[log]``: level, format and destination of the log."""
+
+    format: Literal["json", "console"] = "json"
+    redact: tuple[Redacted, ...] = ()
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: FilePath | None = None
+
+
+LEDGER_NAME = "today.cost"
+
+
+class MediaSettings(Section):
+    """``[media]``: what is waited for of the caller's RTP, SRTP, when silence means dead (s)."""
+
+    packet_wait_ms: PacketWait = 60
+    jb_catch_up: Flag = True
+    rtp_timeout: SecondsOrOff = 30.0
+    srtp: Srtp = "optional"
+    srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
+    sdes_without_tls: Flag = False
+    speech_command: tuple[Text, ...] = ()
+
+
+class LimitSettings(Section):
+    """``[limits]``: how long a call may last, and a shutdown may take (s)."""
+
+    max_call_duration: Seconds = 3600.0
+    drain_timeout: SecondsOrOff = 5.0
+    min_drain_time: SecondsOrOff = 0.0
+
+
+class WorkerSettings(Section):
+    """``[workers]``: processes that share the calls, each with ports of its own."""
+
+    count: Annotated[Count, Field(le=256)] = 1
+    port_step: Count = 1
+    max_restarts: Annotated[int, Strict(), Field(ge=0), Typed] = 8
+
+
+class Config(Section):
+    """The whole of ``gateway.toml``, validated; its paths are absolute."""
+
+    sip: SipSettings = Field(default_factory=SipSettings)
+    realtime: RealtimeSettings
+    dialplan: DialplanSettings = Field(default_factory=DialplanSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    records: RecordSettings = Field(default_factory=RecordSettings)
+    recording: RecordingSettings = Field(default_factory=RecordingSettings)
+    shared: SharedSettings = Field(default_factory=SharedSettings)
+    media: MediaSettings = Field(default_factory=MediaSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    cost: CostSettings = Field(default_factory=CostSettings)
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    control: ControlSettings = Field(default_factory=ControlSettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
+    webhook: tuple[WebhookSettings, ...] = ()
+    synthetic_call: tuple[SyntheticCall, ...] = ()
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
+    outbound: OutboundSettings = Field(default_factory=OutboundSettings)
+    trunk: tuple[TrunkSettings, ...] = ()
+    realtime_server: tuple[RealtimeServerSettings, ...] = ()
+    tools: ToolSettings = Field(default_factory=ToolSettings)
+    callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
+    _origin: tuple[Path, Mapping[KeyPath, int]] = PrivateAttr(default=(Path("gateway.toml"), {}))
+
+    def read_from(self, file: Path, lines: Mapping[KeyPath, int]) -> None:
+        """Set the file that these settings came from, and the lines of its keys, for messages."""
+        self._origin = file, lines
+
+    def as_read_with(self, other: Config) -> None:
+        """Take file and lines of ``other`` for messages about these settings."""
+        self._origin = other._origin
+
+    def place(self, key: str, trunk: str = "") -> str:
+        """Return a dotted key, of a ``[[trunk]]`` by its name, with what :meth:`where` says."""
+        return f"{f'trunk {trunk}: ' if trunk else ''}{key} ({self.where(key, trunk)})"
+
+    def where(self, key: str, trunk: str = "") -> str:
+        """Return file and line that set a dotted key, or "default"."""
+        (file, lines), path = self._origin, tuple[str | int, ...](key.split("."))
+        if trunk:
+            names = [one.name for one in self.trunk]
+            path = ("trunk", names.index(trunk) if trunk in names else -1, *path)
+        return f"{file.name}:{lines[path]}" if path in lines else "default"
+
+    @model_validator(mode="after")
+    def _trunks_fit(self) -> Self:
+        judge_trunks(self.trunk, self.sip)
+        if any(address.transport != "tls" for address in self.sip.listen):
+            judge_keying(self.media, "media")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_differ(self) -> Self:
+        names = [one.name for one in self.realtime_server]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise MisplacedError(("realtime_server", number, "name"), "is used twice")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_in_region(self) -> Self:
+        """Refuse servers outside of the region that data must stay in."""
+        wanted = self.realtime.region
+        places: list[tuple[tuple[str | int, ...], str, str]] = [
+            (("realtime", "url"), self.realtime.url, wanted)
+        ]
+        for number, one in enumerate(self.realtime_server):
+            places.append((("realtime_server", number, "url"), one.url, one.region))
+        for number, server in enumerate(self.tools.mcp):
+            if server.url is not None:  # only OpenAI's hosts are known
+                places.append((("tools", "mcp", number, "url"), server.url, wanted))
+        for where, url, declared in places:
+            if (problem := region_problem(url, declared, wanted)) is not None:
+                raise MisplacedError(where, problem)
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_fit(self) -> Self:
+        """Refuse webhooks of the same name, and any without a spool."""
+        names = [one.name for one in self.webhook]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise MisplacedError(("webhook", number, "name"), "is there twice")
+        if self.webhook and self.records.spool_folder is None:
+            raise MisplacedError(
+                ("webhook", 0), "needs records.folder: deliveries wait there until they arrive"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_fits(self) -> Self:
+        """Refuse caps of all processes without a database."""
+        if self.records.database_url is None:
+            for section, key in (("shared", "max_calls"), ("cost", "budget.reserve")):
+                given = self.shared.max_calls if section == "shared" else self.cost.budget.reserve
+                if given:
+                    raise MisplacedError(
+                        (section, *key.split(".")),
+                        "needs records.folder or records.database: processes share it there",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        """Refuse settings that cannot be shared among ``workers.count`` workers."""
+        count, sip = self.workers.count, self.sip
+        if count == 1:
+            return self
+        share = sip.rtp_ports.share(0, count).calls
+        if share < sip.max_calls:
+            raise MisplacedError(
+                ("sip", "rtp_ports"),
+                f"has room for {share} calls in each of {count} workers (two ports each), "
+                f"but max_calls is {sip.max_calls} for each",
+            )
+        for number, trunk in enumerate(self.trunk):
+            if trunk.registrar is not None:
+                raise MisplacedError(
+                    ("trunk", number, "registrar"),
+                    f"each of {count} workers would register there, and every call ring in all of "
+                    "them; let the proxy in front register",
+                )
+        seen: list[tuple[ListenAddress, int]] = []
+        for worker in range(count):
+            for index, base in enumerate(sip.listen):
+                where = ("sip", "listen", index)
+                address = base.shifted(worker * self.workers.port_step)
+                if base.port == 0:
+                    raise MisplacedError(where, f"port 0 cannot be shared by {count} workers")
+                if address.port > 65535:
+                    raise MisplacedError(where, f"worker {worker} would have port {address.port}")
+                if sip.rtp_ports.low <= address.port <= sip.rtp_ports.high:
+                    raise MisplacedError(
+                        where, f"worker {worker} would have port {address.port}, one of rtp_ports"
+                    )
+                for other, owner in seen:
+                    if address.collides(other):
+                        raise MisplacedError(
+                            where,
+                            f"worker {worker} would have {address}, which worker {owner} has as "
+                            f"{other}; workers.port_step sets them further apart",
+                        )
+                seen.append((address, worker))
+        return self
+
+    def for_worker(self, index: int) -> Config:
+        """The configuration of one of ``workers.count`` workers, counted from 0."""
+        step, count = index * self.workers.port_step, self.workers.count
+        sip = self.sip.model_copy(
+            update={
+                "listen": tuple(address.shifted(step) for address in self.sip.listen),
+                "rtp_ports": self.sip.rtp_ports.share(index, count),
+            }
+        )
+        control, socket = self.control, self.control.socket
+        if socket is not None:
+            own = socket.with_name(f"{socket.stem}-{index}{socket.suffix}")
+            control = control.model_copy(update={"socket": own})
+        cost, ledger = self.cost, self.ledger
+        if ledger is not None:
+            own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
+            cost = cost.model_copy(update={"state_file": own})
+        return self.model_copy(
+            update={
+                "sip": sip,
+                "control": control,
+                "api": self.api.shifted(step),
+                "cost": cost,
+            }
+        )
+
+    @property
+    def sibling_sockets(self) -> tuple[Path, ...]:
+        """Control sockets of the other workers, of the configuration of one of them."""
+        own = self.control.socket
+        found = None if own is None else re.fullmatch(r"(.*)-([0-9]+)", own.stem)
+        if self.workers.count == 1 or own is None or found is None:
+            return ()
+        others = (n for n in range(self.workers.count) if n != int(found[2]))
+        return tuple(own.with_name(f"{found[1]}-{n}{own.suffix}") for n in others)
+
+    @property
+    def ledger(self) -> Path | None:
+        """File of the day's costs: ``cost.state_file``, or else beside the records."""
+        folder = self.records.folder
+        return self.cost.state_file or (None if folder is None else folder / LEDGER_NAME)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret text, for a log filter that must let none of them through."""
+        values: list[Any] = [self.realtime.api_key, *self.realtime.headers.values()]
+        for endpoint in self.realtime_server:
+            values += [endpoint.api_key, *endpoint.headers.values()]
+        values += [trunk.password for trunk in self.trunk]
+        values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]
+        values += self.callbacks.headers.values()
+        own = tuple(value.get_secret_value() for value in values if value)
+        hooks = [secret for one in self.webhook for secret in one.secrets()]
+        return (
+            *own,
+            *self.tools.secrets(),
+            *self.tracing.secrets(),
+            *self.records.secrets(),
+            *self.recording.secrets(),
+            *hooks,
+        )
+
+
+_API_KEY = ("realtime", "api_key")
+KEY_MISSING = 'missing, and the server is not on this machine (api_key = "" if it wants none)'
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check ``path``; ``environ`` stands in for the process's environment.
+
+    Raises ConfigError with every problem of the file. The dialplans are not read here:
+    :func:`gateway.planning.check.load_all` reads both.
+    """
+    config, problems = judge_config(read_toml(path, environ))
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
+    """Return the configuration, or None where it is not valid, and every problem of ``source``."""
+    _key_not_needed(source)
+    problems = list(source.problems)
+    folder = source.file.absolute().parent
+    try:
+        # A table that is not there is validated too: its default folder is relative to this one.
+        data = {"dialplan": {}, "tools": {}, **source.data}
+        config = Config.model_validate(data, context={"folder": folder})
+    except ValidationError as error:
+        return None, [*problems, *problems_of(error, Config, source)]
+    config.read_from(source.file, source.lines)
+    if not config.dialplan.folder.is_dir():
+        problems.append(
+            source.problem(("dialplan", "folder"), f"{config.dialplan.folder} is no folder")
+        )
+    if config.log.file is not None and not config.log.file.parent.is_dir():
+        problems.append(source.problem(("log", "file"), "its folder does not exist"))
+    problems += _tls_unreadable(config, source)
+    realtime = config.realtime
+    if realtime.api_key is None and not realtime.on_loopback and _API_KEY not in source.unresolved:
+        problems.append(source.problem(_API_KEY, KEY_MISSING))
+    key = source.value(_API_KEY)
+    given = isinstance(key, Reference) and not key and ":-" not in key.written
+    if given and not realtime.on_loopback and _API_KEY not in source.unresolved:
+        problems.append(source.problem(_API_KEY, f"{key.written} is empty"))
+    return config, problems
+
+
+def _tls_unreadable(config: Config, source: TomlSource) -> list[Problem]:
+    """Return files of ``[sip.tls]`` that cannot be read, where there is a ``tls:`` listener."""
+    tls = config.sip.tls
+    if not any(address.transport == "tls" for address in config.sip.listen):
+        return []
+    problems: list[Problem] = []
+    for key in ("certificate", "private_key", "ca"):
+        path: Path | None = getattr(tls, key)
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            message = f"{path} cannot be read: {error.strerror}"
+            problems.append(source.problem(("sip", "tls", key), message))
+    return problems
+
+
+def _key_not_needed(source: TomlSource) -> None:
+    """Let the key's variable be unset while the server is on this machine.
+
+    So the same file runs against the emulator without a key, and a live server without one is
+    still an error.
+    """
+    realtime: Any = source.data.get("realtime")
+    if _API_KEY not in source.unresolved or not isinstance(realtime, dict):
+        return
+    url = realtime.get("url")
+    try:
+        local = isinstance(url, str) and on_loopback(url)
+    except ValueError:
+        local = False
+    if local:
+        source.unresolved.discard(_API_KEY)
+        source.problems[:] = [item for item in source.problems if item.key != "realtime.api_key"]
+        del realtime["api_key"]

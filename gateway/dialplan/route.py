@@ -23,7 +23,8 @@ from pydantic import (
 
 from gateway.audio.sounds import BUILT_IN as BUILT_IN_SOUNDS
 from gateway.audio.sounds import wav_seconds
-from gateway.config import Config, RealtimeSettings
+from gateway.config import Config
+from gateway.config.sections import RealtimeSettings
 from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
 from gateway.dialplan.conditions import RouteConditions

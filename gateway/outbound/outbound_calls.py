@@ -23,7 +23,9 @@ from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaPump
 from gateway.call.call_record import CallRecord
-from gateway.config import Config, OutboundSettings, TrunkSettings
+from gateway.config import Config
+from gateway.config.sections import OutboundSettings
+from gateway.config.sip import TrunkSettings
 from gateway.dialplan import Dialplan, Route
 from gateway.ending import EndReason
 from gateway.planning.call_plan import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.billing.prices import load_prices
-from gateway.config.config import KEY_MISSING, Config, judge_config
+from gateway.config import KEY_MISSING, Config, judge_config
 from gateway.config.sections import dialect_problem, region_problem
 from gateway.config.source import (
     ConfigError,

@@ -15,7 +15,7 @@ from phonenumbers import country_code_for_region
 from gateway.addresses import is_inside, is_loopback
 from gateway.billing.costs import transcriber_of
 from gateway.billing.prices import load_prices
-from gateway.config.config import Config
+from gateway.config import Config
 from gateway.config.sections import on_loopback
 from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings

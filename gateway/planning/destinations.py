@@ -8,9 +8,10 @@ from collections import deque
 from urllib.parse import unquote
 
 from gateway.audio.codecs import Codec
-from gateway.config import MediaSettings, OutboundSettings, TrunkSettings
+from gateway.config import MediaSettings
 from gateway.config.numbers import called, matches, named_country
-from gateway.config.sip import InboundAuthSettings
+from gateway.config.sections import OutboundSettings
+from gateway.config.sip import InboundAuthSettings, TrunkSettings
 from gateway.sip.messages.headers import GOES_ELSEWHERE
 from gateway.sip.settings import Credentials, Limits, Peer, Security, Trunk
 

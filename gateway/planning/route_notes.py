@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from gateway.call.tools.definitions import OWN
-from gateway.config.config import Config
+from gateway.config import Config
 from gateway.config.sections import on_loopback
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_tools import module_tools

@@ -41,13 +41,13 @@ from gateway.call.tools.commands import (
     TransferPlan,
 )
 from gateway.call.tools.definitions import OWN
-from gateway.config import TrunkSettings
 from gateway.config.sections import McpServerSettings, ToolSettings
+from gateway.config.sip import TrunkSettings
 from gateway.config.source import Problem, suggestion
 from gateway.config.values import shown
-from gateway.dialplan import Route, Transfer
+from gateway.dialplan import Route
 from gateway.dialplan.route_sections import Fallback
-from gateway.dialplan.tool_sections import ARGUMENT, WebTool
+from gateway.dialplan.tool_sections import ARGUMENT, Transfer, WebTool
 from gateway.dialplan.variables import names_in, render
 from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection

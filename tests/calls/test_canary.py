@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import main
-from gateway.dialplan import Canary
+from gateway.dialplan.route_session import Canary
 from tests.calls.test_api import API, Client, metric
 from tests.calls.test_applications import SECRET
 from tests.calls.test_shared import PATIENT, decided, gateways

@@ -19,7 +19,7 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from gateway.config.config import LEDGER_NAME
+from gateway.config import LEDGER_NAME
 from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator

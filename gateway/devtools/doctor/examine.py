@@ -21,7 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gateway.config import Config, ConfigError, TrunkSettings
+from gateway.config import Config, ConfigError
+from gateway.config.sip import TrunkSettings
 from gateway.devtools.doctor import (
     Finding,
     Verdict,

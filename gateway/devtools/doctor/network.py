@@ -27,9 +27,10 @@ import structlog
 
 from gateway.addresses import is_loopback
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
-from gateway.config import Config, ListenAddress
+from gateway.config import Config
 from gateway.config.operations import split_address
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on_loopback
+from gateway.config.sip import ListenAddress
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.dialects import DIALECTS

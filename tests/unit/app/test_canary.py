@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.app.canary import behind
-from gateway.dialplan import Canary
+from gateway.dialplan.route_session import Canary
 from gateway.records.report import Line
 
 

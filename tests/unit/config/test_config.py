@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, ConfigError, ListenAddress, PortRange, Problem, load_config
-from gateway.config.source import read_toml
+from gateway.config import Config, ConfigError, load_config
+from gateway.config.sip import ListenAddress, PortRange
+from gateway.config.source import Problem, read_toml
 from gateway.planning.check import check, load_all
 
 ROOT = Path(__file__).parents[3]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config import OutboundSettings
 from gateway.config.numbers import called
+from gateway.config.sections import OutboundSettings
 from gateway.planning.destinations import OutboundCaps
 
 PREMIUM = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.config import Config
+from gateway.config import Config
 from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from gateway.config.source import section_in
 from gateway.dialplan.route import Route

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Config, ConfigError, ListenAddress, PortRange, Problem
+from gateway.config import Config, ConfigError
+from gateway.config.sip import ListenAddress, PortRange
+from gateway.config.source import Problem
 from gateway.planning.check import check, load_all
 
 HEAD = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'

@@ -15,7 +15,7 @@ import pytest
 from gateway import cli
 from gateway.app.supervisor import OWN_END_SECONDS
 from gateway.call.call_record import CallRecord
-from gateway.config.config import LimitSettings
+from gateway.config import LimitSettings
 from gateway.ending import EndReason
 
 ROOT = Path(__file__).parents[3]
