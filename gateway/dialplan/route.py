@@ -261,19 +261,13 @@ class Route(RouteConditions, RouteTools, RouteConversation):
                 ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
             )
         asked = self.schedule_callback.enabled or self.caller_history.enabled
-        asked = asked or self._asks_for_the_time()
+        asked = asked or not self._names_used().isdisjoint(CLOCK)
         if self.timezone is not None and not self.hours and not asked:
             raise MisplacedError(
                 ("timezone",), "has no effect without hours, and no {time} is used"
             )
-        for section, wanted in (
-            ("budget", self.budget.transfer_to),
-            ("hold_wait", self.hold_wait.transfer_to),
-            ("idle", self.idle.transfer_to),
-            ("machine_detection", self.machine_detection.transfer_to),
-            ("response_failure", self.response_failure.transfer_to),
-        ):
-            self.check_transfer_to((section, "transfer_to"), wanted)
+        for key in ("budget", "hold_wait", "idle", "machine_detection", "response_failure"):
+            self.check_transfer_to((key, "transfer_to"), getattr(self, key).transfer_to)
         in_order(self.fallback)
         for number, step in enumerate(self.fallback):
             if step.action == "transfer":
@@ -337,8 +331,9 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         if self.application is not None:
             raise MisplacedError(("interpreter",), "has no effect beside application")
 
-    def _asks_for_the_time(self) -> bool:
-        return any(name in CLOCK for _, text in self.templates() for name in names_in(text))
+    def _names_used(self) -> set[str]:
+        """Return the names of all variables in the texts of the route."""
+        return {name for _, text in self.templates() for name in names_in(text)}
 
     def templates(self) -> Iterator[tuple[KeyPath, str]]:
         """The texts in which variables are filled in, with where they stand."""
@@ -371,13 +366,11 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
     def header_variables(self) -> frozenset[str]:
         """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
-        names = (name for _, text in self.templates() for name in names_in(text))
-        return frozenset(key_of(name) for name in names if name.startswith(HEADER))
+        return frozenset(key_of(name) for name in self._names_used() if name.startswith(HEADER))
 
     def data_variables(self) -> frozenset[str]:
         """The variables of fetched data that the texts ask for."""
-        names = (name for _, text in self.templates() for name in names_in(text))
-        return frozenset(name for name in names if name.startswith(DATA))
+        return frozenset(name for name in self._names_used() if name.startswith(DATA))
 
     def session_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A copy of the session object that the caller may complete.
