@@ -19,7 +19,7 @@ from gateway.api.backend import Backend
 from gateway.api.connections import HOP
 from gateway.api.tokens import Role
 from gateway.records.database import Filter
-from gateway.records.tables import exported
+from gateway.records.report import export_lines
 
 QUERY_SECONDS = 15.0
 """For one query of the database."""
@@ -351,7 +351,7 @@ async def _lines(backend: Backend, wanted: Filter, form: str) -> AsyncIterator[s
     database = None if backend.database is None else backend.database()
     try:
         there = database is not None and await _asked(database.exists)
-        lines = exported(database.each(wanted) if database is not None and there else (), form)
+        lines = export_lines(database.each(wanted) if database is not None and there else (), form)
         while some := await _asked(lambda: list(islice(lines, EXPORTED_AT_ONCE))):
             yield "".join(some)
         yield ""

@@ -58,7 +58,7 @@ def print_past(
 ) -> None:
     """Print the rows that are wanted, newest first; ``form`` is text, json, jsonl or csv."""
     from gateway.records.database import Filter
-    from gateway.records.tables import exported, plain
+    from gateway.records.report import export_lines, row_json
 
     wanted = Filter(
         since=None if since is None else moment(since),
@@ -72,9 +72,9 @@ def print_past(
         else:
             rows = database.find(wanted, limit=limit or 1_000_000)
         if form == "json":
-            click.echo(printable(json.dumps([plain(row) for row in rows], ensure_ascii=False)))
+            click.echo(printable(json.dumps([row_json(row) for row in rows], ensure_ascii=False)))
         elif form in ("jsonl", "csv"):
-            for line in exported(rows, form):
+            for line in export_lines(rows, form):
                 click.echo(line, nl=False)
         else:
             for row in rows:
@@ -82,12 +82,12 @@ def print_past(
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    from gateway.records.tables import ending
+    from gateway.records.report import ending_text
 
     began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")
     numbers = f"{row['from_number'] or 'gateway'} -> {row['to_number']}"
     cost = "" if row["cost"] is None else f", {row['cost']:.4f} {row['currency']}"
-    return f"{row['id']}  {began}  {numbers}, route {row['route'] or '-'}, {ending(row)}{cost}"
+    return f"{row['id']}  {began}  {numbers}, route {row['route'] or '-'}, {ending_text(row)}{cost}"
 
 
 @contextlib.contextmanager
@@ -261,7 +261,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     progress; of the last INVITEs that were refused before any route, which have no record, a
     running gateway tells by their SIP Call-ID. Exit 1 where there is none.
     """
-    from gateway.records.tables import explanation, plain
+    from gateway.records.report import explanation_lines, row_json
 
     with opened(config) as database:
         row = database.get(call)
@@ -273,10 +273,10 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     if row is None:
         raise fail(f"there is no call {call!r}, or several begin so")
     if as_json:
-        told = {**plain(row), "events": [plain(one) for one in row["events"]]}
+        told = {**row_json(row), "events": [row_json(one) for one in row["events"]]}
         click.echo(printable(json.dumps(told, ensure_ascii=False)))
         return
-    for line in explanation(row):
+    for line in explanation_lines(row):
         click.echo(printable(line))
 
 

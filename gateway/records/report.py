@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reports: calls of a time by route, trunk, day or end reason, and what the month will cost."""
+"""Texts for people from rows of the database: reports, exports, and why a call went as it did.
+
+A report counts the calls of a period by route, trunk, day or end reason, and forecasts the cost of
+the month.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import calendar
 import csv
 import html
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +19,7 @@ from datetime import date, datetime, tzinfo
 from math import ceil
 from typing import Any, Literal
 
-from gateway.records.tables import cell_of
+from gateway.text import printable, unicode_in
 
 By = Literal["route", "trunk", "day", "ending", "variant"]
 
@@ -22,7 +27,7 @@ CANARY, CONTROL, SYNTHETIC = "canary", "control", "synthetic"
 """Variants of calls: of a route with a canary, and those that the gateway makes to test itself."""
 
 NONE = "-"
-"""In place of a route or trunk that a call did not have."""
+"""Name of the line for calls without a route or trunk."""
 
 MAX_TIMES = 100_000
 """Response times kept of one line; those of further calls are left out."""
@@ -41,7 +46,7 @@ class Line:
     failed: int = 0
     """Calls with the outcome ``failed`` or ``crashed``."""
     transferred: int = 0
-    """Calls that ended so."""
+    """Calls with the outcome ``transferred``; ``transfers`` counts attempts, too."""
     cost: Counter[str] = field(default_factory=Counter)
     """By currency."""
     endings: Counter[str] = field(default_factory=Counter)
@@ -98,7 +103,8 @@ class Forecast:
 
 @dataclass(slots=True)
 class Report:
-    """Lines by what they are of, the whole, and a forecast for each currency."""
+    """A line for each route, trunk, day, end reason or variant, the total, and a forecast for each
+    currency."""
 
     by: By
     since: str
@@ -129,15 +135,20 @@ class Report:
 def report_of(
     rows: Iterable[Mapping[str, Any]], by: By, since: str, until: str, zone: tzinfo | None
 ) -> Report:
-    """Count calls but synthetic ones; ``zone`` is that in which a day begins, None for the
-    machine's.
+    """Count the calls in ``rows`` by route, trunk, day, end reason or variant.
+
+    Synthetic calls are left out.
+
+    Args:
+        since: beginning of the period, as the report shows it; ``until`` is its end.
+        zone: time zone of the days; None for the machine's.
     """
     lines: dict[str, Line] = {}
     total = Line("total")
     for row in rows:
         if row["variant"] == SYNTHETIC:
             continue
-        name = _name(row, by, zone)
+        name = _group_of(row, by, zone)
         line = lines.get(name)
         if line is None:
             line = lines[name] = Line(name)
@@ -150,7 +161,7 @@ def report_of(
     return Report(by, since, until, found, total)
 
 
-def _name(row: Mapping[str, Any], by: By, zone: tzinfo | None) -> str:
+def _group_of(row: Mapping[str, Any], by: By, zone: tzinfo | None) -> str:
     if by == "day":
         return str(row["invited_at"].astimezone(zone).date())
     if by == "ending":
@@ -159,7 +170,7 @@ def _name(row: Mapping[str, Any], by: By, zone: tzinfo | None) -> str:
 
 
 def quantile(values: list[float], part: float) -> float | None:
-    """The value below which this part of them is; None without any."""
+    """Return the ``part`` quantile (0 to 1, nearest rank) of ``values``; None without values."""
     if not values:
         return None
     return round(sorted(values)[ceil(part * len(values)) - 1], 1)
@@ -168,7 +179,8 @@ def quantile(values: list[float], part: float) -> float | None:
 def forecast_of(
     rows: Iterable[Mapping[str, Any]], today: date, zone: tzinfo | None
 ) -> list[Forecast]:
-    """What this month will have cost, from calls of the last 28 days and of the month.
+    """Forecast the cost of this month, one for each currency, from the calls in ``rows``: those of
+    the last 28 days and of the month.
 
     A day to come costs as much as its weekday has on average, within the last 28 days and since
     the first call in them. Today counts as a whole day at least.
@@ -212,7 +224,7 @@ HEADINGS = (
 
 
 def cells_of(line: Line) -> tuple[str, ...]:
-    """A line's values below :data:`HEADINGS`; waits in ms."""
+    """Return a line's values as texts, in the order of :data:`HEADINGS`; waits in ms."""
     told = line.as_json()
     waits = (told["response_p50_ms"], told["response_p95_ms"])
     return (
@@ -233,7 +245,7 @@ def _counted(counter: Counter[str]) -> str:
 
 
 def table_of(report: Report) -> Iterator[str]:
-    """Yield the lines of a report as text in columns, then the forecast of its cost."""
+    """Yield the report as lines of text in columns, then the forecast."""
     rows: list[tuple[str, ...]] = [(report.by, *HEADINGS)]
     rows += [(line.name, *cells_of(line)) for line in (*report.lines, report.total)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -251,7 +263,7 @@ def table_of(report: Report) -> Iterator[str]:
 
 
 def csv_of(report: Report) -> Iterator[str]:
-    """Yield the report as lines of CSV. Cells that a spreadsheet would run are quoted."""
+    """Yield the report as lines of CSV, without line ends."""
     waits = ("response_p50_ms", "response_p95_ms")
     numbers = ("calls", "answered", "talk_minutes", *waits, "interruptions", "transfers")
     counts = ("cost", "endings", "dispositions")
@@ -259,11 +271,9 @@ def csv_of(report: Report) -> Iterator[str]:
     for line in (*report.lines, report.total):
         told = line.as_json()
         texts = [";".join(f"{name}={value}" for name, value in told[key].items()) for key in counts]
-        rows.append([cell_of(line.name), *(told[key] for key in numbers), *map(cell_of, texts)])
+        rows.append([line.name, *(told[key] for key in numbers), *texts])
     for row in rows:
-        text = io.StringIO()
-        csv.writer(text).writerow(row)
-        yield text.getvalue().rstrip("\r\n")
+        yield _csv_line(row).rstrip("\r\n")
 
 
 _PAGE = """<!DOCTYPE html>
@@ -291,7 +301,7 @@ tfoot td {{ font-weight: bold; border-top: 2px solid #111; }}
 
 
 def page_of(report: Report, made: datetime) -> str:
-    """The report as an HTML page, which prints on A4."""
+    """Return the report as an HTML page that prints on A4; ``made`` is the time that it shows."""
 
     def row(line: Line) -> str:
         cells = (line.name, *cells_of(line))
@@ -310,3 +320,97 @@ def page_of(report: Report, made: datetime) -> str:
         foot=row(report.total),
         forecast=forecast,
     )
+
+
+# ---- one call, one row
+
+EXPORTED = (
+    *("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk"),
+    *("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost"),
+)
+"""Columns of a CSV file."""
+
+
+def row_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for JSON: times in ISO 8601, texts without what UTF-8 does not have."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
+        for name, value in row.items()
+    }
+
+
+def export_lines(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
+    """Yield rows as lines with their ends: JSON for ``form`` "jsonl", or else CSV with a header."""
+    if form == "jsonl":
+        for row in rows:
+            yield printable(json.dumps(row_json(row), ensure_ascii=False)) + "\n"
+        return
+    yield _csv_line(EXPORTED)
+    for row in rows:
+        told = row_json(row)
+        yield _csv_line([told[name] for name in EXPORTED])
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    """Return a row of CSV with its line end."""
+    line = io.StringIO()
+    csv.writer(line).writerow(map(_csv_cell, values))
+    return line.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return a value for a cell of CSV, with an apostrophe before a text that a spreadsheet would
+    run as a formula."""
+    text = value if isinstance(value, str) else ""
+    # A number's + is no formula, nor is a lone dash.
+    run = len(text) > 1 and text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()
+    return f"'{text}" if run else value
+
+
+def explanation_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of ``gateway explain``: why a call was accepted or refused, its session, and
+    why it ended. ``row`` has the whole record."""
+    record = row.get("record") or {}
+    direction = "outbound call" if row["direction"] == "outbound" else "call"
+    numbers = f"{row['from_number'] or 'gateway'} to {row['to_number']}"
+    yield f"{direction} {row['id']}: {numbers}, INVITE at {_time(row['invited_at'])}"
+    lines = record.get("explanation") or ([f"route {row['route']}"] if row["route"] else [])
+    last = [line for line in lines[-1:] if line.startswith("ended by ")]
+    yield from (f"  {line}" for line in lines[: len(lines) - len(last)])
+    yield from _milestones(row, record)
+    yield from (f"  {line}" for line in last)
+    yield f"  {ending_text(row)}"
+
+
+def ending_text(row: Mapping[str, Any]) -> str:
+    """Return how a call ended, by whom and why, or "in progress" and its state."""
+    if not row["why"]:
+        return f"in progress: {row['state']}"
+    code = f", SIP {row['sip_code']}" if row.get("sip_code") else ""
+    detail = f": {row['detail']}" if row.get("detail") else ""
+    after = row.get("duration_seconds")
+    when = f" after {after:.1f} s" if after is not None else ""
+    disposition = f"; disposition {row['disposition']}" if row.get("disposition") else ""
+    return f"{row['outcome']}: {row['why']} by {row['ended_by']}{code}{when}{detail}{disposition}"
+
+
+def _milestones(row: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about the session, failovers, answer, first audio and transfers of a call."""
+    times = record.get("times_ms") or {}
+    if times.get("session") is not None:
+        yield f"  session {row['session_id'] or '?'} after {times['session']:.0f} ms"
+    for lost in record.get("failovers") or ():
+        steps = ", ".join(lost["steps"]) or "none"
+        yield f"  session lost ({lost['why']}: {lost['detail']}), steps {steps}: {lost['outcome']}"
+    if times.get("answered") is not None:
+        yield f"  answered after {times['answered']:.0f} ms, {row['codec']} {row['security']}"
+    if times.get("first_audio") is not None:
+        yield f"  first audio after {times['first_audio']:.0f} ms"
+    for one in record.get("transfers") or ():
+        code = f", SIP {one['sip_code']}" if one["sip_code"] else ""
+        code += f", briefing {one['briefing']}" if one.get("briefing") else ""
+        yield f"  transfer to {one['destination']} ({one['mode']}): {one['outcome'] or '?'}{code}"
+
+
+def _time(value: Any) -> str:
+    return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else str(value)

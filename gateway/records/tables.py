@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from sqlalchemy.dialects import postgresql
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, Party
 from gateway.sip.messages.headers import number_of
-from gateway.text import printable, unicode_in
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
@@ -382,95 +378,3 @@ def _mos(quality: Mapping[str, Any]) -> float | None:
         if (score := (quality.get(way) or {}).get("mos")) and score.get("mean") is not None
     ]
     return min(scores) if scores else None
-
-
-EXPORTED = (
-    *("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk"),
-    *("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost"),
-)
-"""Columns of a CSV file."""
-
-
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row for JSON: times in ISO 8601, texts without what UTF-8 does not have."""
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
-        for name, value in row.items()
-    }
-
-
-def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
-    """Yield rows as lines, of JSON (``jsonl``) or CSV with a header, each with its end.
-
-    Cells that a spreadsheet would run are quoted.
-    """
-    if form == "jsonl":
-        for row in rows:
-            yield printable(json.dumps(plain(row), ensure_ascii=False)) + "\n"
-        return
-    line = io.StringIO()
-    writer = csv.writer(line)
-    writer.writerow(EXPORTED)
-    yield line.getvalue()
-    for row in rows:
-        line.seek(0)
-        line.truncate()
-        writer.writerow([cell_of(plain(row)[name]) for name in EXPORTED])
-        yield line.getvalue()
-
-
-def cell_of(value: Any) -> Any:
-    """Return a value for a cell of CSV: a text that a spreadsheet would run as a formula gets an
-    apostrophe."""
-    text = value if isinstance(value, str) else ""
-    # A number's + is no formula, nor is a lone dash.
-    run = len(text) > 1 and text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()
-    return f"'{text}" if run else value
-
-
-def explanation(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why a call was accepted or refused, what its session was, and why it ended."""
-    record = row.get("record") or {}
-    direction = "outbound call" if row["direction"] == "outbound" else "call"
-    numbers = f"{row['from_number'] or 'gateway'} to {row['to_number']}"
-    yield f"{direction} {row['id']}: {numbers}, INVITE at {_time(row['invited_at'])}"
-    lines = record.get("explanation") or ([f"route {row['route']}"] if row["route"] else [])
-    last = [line for line in lines[-1:] if line.startswith("ended by ")]
-    yield from (f"  {line}" for line in lines[: len(lines) - len(last)])
-    yield from _milestones(row, record)
-    yield from (f"  {line}" for line in last)
-    yield f"  {ending(row)}"
-
-
-def ending(row: Mapping[str, Any]) -> str:
-    """Say how a call ended, by whom and why; or that it has not."""
-    if not row["why"]:
-        return f"in progress: {row['state']}"
-    code = f", SIP {row['sip_code']}" if row.get("sip_code") else ""
-    detail = f": {row['detail']}" if row.get("detail") else ""
-    after = row.get("duration_seconds")
-    when = f" after {after:.1f} s" if after is not None else ""
-    disposition = f"; disposition {row['disposition']}" if row.get("disposition") else ""
-    return f"{row['outcome']}: {row['why']} by {row['ended_by']}{code}{when}{detail}{disposition}"
-
-
-def _milestones(row: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines about session, failovers and transfers of a call."""
-    times = record.get("times_ms") or {}
-    if times.get("session") is not None:
-        yield f"  session {row['session_id'] or '?'} after {times['session']:.0f} ms"
-    for lost in record.get("failovers") or ():
-        steps = ", ".join(lost["steps"]) or "none"
-        yield f"  session lost ({lost['why']}: {lost['detail']}), steps {steps}: {lost['outcome']}"
-    if times.get("answered") is not None:
-        yield f"  answered after {times['answered']:.0f} ms, {row['codec']} {row['security']}"
-    if times.get("first_audio") is not None:
-        yield f"  first audio after {times['first_audio']:.0f} ms"
-    for one in record.get("transfers") or ():
-        code = f", SIP {one['sip_code']}" if one["sip_code"] else ""
-        code += f", briefing {one['briefing']}" if one.get("briefing") else ""
-        yield f"  transfer to {one['destination']} ({one['mode']}): {one['outcome'] or '?'}{code}"
-
-
-def _time(value: Any) -> str:
-    return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else str(value)
