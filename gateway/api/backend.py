@@ -22,7 +22,7 @@ from gateway.measures import OTHER, REQUEST, Distribution
 if TYPE_CHECKING:
     from gateway.api.siblings import Siblings
     from gateway.api.tokens import Token
-    from gateway.bridge.listening import Listeners
+    from gateway.bridge.recording_and_listening import Listeners
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
     from gateway.records.webhooks import WebhookSender

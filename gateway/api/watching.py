@@ -25,7 +25,7 @@ from gateway.api.client import RefusedError
 from gateway.api.connections import BEARER, HOP, UNAUTHORIZED
 from gateway.api.tokens import Role
 from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE
-from gateway.bridge.listening import FullError, Listener
+from gateway.bridge.recording_and_listening import FullError, Listener
 
 FULL_SCALE = 32_768
 

@@ -17,9 +17,9 @@ from gateway.billing.costs import Account
 from gateway.bridge.black_box import RecordedMachine, WireLog, as_text
 from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
-from gateway.bridge.listening import Listeners
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
-from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
+from gateway.bridge.media import CallMedia, MediaPump
+from gateway.bridge.recording_and_listening import CallRecorder, Listeners
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs

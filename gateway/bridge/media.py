@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Audio of one call between leg and session, and the pump that moves the audio of all calls."""
+"""Audio of one call between leg and session: moved by a pump that all calls share, analysed for
+what the machine is told of it (sounds, levels, DTMF tones), and played.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import structlog
 
-from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE
-from gateway.bridge.inbound_audio import InboundAudioAnalyzer
+from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs
+from gateway.call.inputs import BeepHeard, CallerLevel, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
 from gateway.measures import LAG, Distribution
-from gateway.records.files import file_stem
-from gateway.records.recording_files import RecordingError
-from gateway.records.recordings import (
-    WAITING_FRAMES,
-    Recording,
-    Recordings,
-    seconds_of,
-)
 from gateway.sip import call_audio, library
 from gateway.sip.call_audio import CallAudio
 
@@ -87,142 +83,125 @@ class MediaPump:
                     log.exception("media.fault")
 
 
-class CallRecorder(CallPart):
-    """Starts and stops the recording of one call, and writes its figures into the call's record.
+LOUD = 500
+"""Amplitude, of 32,768 (-36 dBFS), above which a sample is not noise of a quiet line."""
 
-    Args:
-        b_leg_audio: returns the audio of a briefed B-leg, which has a recording of its own.
-    """
+LOUD_SHARE = 0.1
+"""Share of loud samples in a second from which the caller is heard; speech has a third."""
 
-    def __init__(
-        self,
-        host: CallHost,
-        plan: CallPlan,
-        audio: CallAudio,
-        b_leg_audio: Callable[[], CallAudio | None] = lambda: None,
-    ) -> None:
-        super().__init__(host)
-        self.recordings: Recordings | None = None
-        self._plan = plan.recording
-        self._audio = audio
-        self._b_leg_audio = b_leg_audio
-        self._briefings: list[tuple[Recording, CallAudio]] = []
-        """Those of B-legs; the last one may still be written."""
-        self._recording: Recording | None = None
-        self._ended: Recording | None = None
-        """The last one that is over, and may still be deleted."""
-        self._paused = self._concealed = False
-        self.executors: dict[type, Callable[[Any], None]] = {
-            outputs.StartRecording: self._start,
-            outputs.StopRecording: self._stop,
-            outputs.SilenceRecording: self._silence,
-        }
+FAINT = 100
+"""The same (-50 dBFS) of a soft voice."""
 
-    def conceal(self, concealed: bool) -> None:
-        """Record silence while sensitive digits are entered."""
-        self._concealed = concealed
-        self._audio.recorder.silence(self._paused or concealed)
+FAINT_RANGE = 4.0
+"""How many times the amplitude of its softer quarter the louder quarter of a second has, where it
+is a voice: noise of a line, a fan or a road does not rise and fall by 12 dB."""
 
-    def finish(self) -> None:
-        """Complete the recording's file and figures."""
-        record = self._host.record.recording
-        if record is not None and record.state in ("recording", "paused"):
-            record.state = "stopped"
-        self._stop_briefing()
-        self._stop(outputs.StopRecording())
+PAUSE_SECONDS = 0.4
+"""Quiet for so long, what is loud next begins a new stretch: within words pauses are shorter."""
 
-    def _start_briefing(self) -> None:
-        audio, legs = self._b_leg_audio(), self._host.record.actions.b_legs
-        if audio is None or not legs or self.recordings is None:
-            return
-        call = self._host.record
-        stem = f"{file_stem(call.started_at, call.call_id)}.briefing"
-        try:
-            made = self.recordings.begin(
-                call.call_id, stem, audio.recorder, audio.codec.narrow, self._plan.format
-            )
-        except RecordingError as error:
-            log.error("recording.not_started", call=call.call_id, error=str(error))
-            return
-        self._briefings.append((made, audio))
-        legs[-1].recording = made.path.name
-        audio.recorder.start(WAITING_FRAMES)
 
-    def _stop_briefing(self) -> None:
-        if self._briefings and self.recordings is not None:
-            made, audio = self._briefings[-1]
-            if not made.over:
-                audio.recorder.end()
-                self.recordings.end(made)
+Found = DigitPressed | SoundHeard | BeepHeard | CallerSounds | CallerLevel
 
-    def _start(self, output: outputs.StartRecording) -> None:
-        """Start or resume the recording; a failure is in the record."""
-        if output.b_leg:
-            self._start_briefing()
-            return
-        call, recorder = self._host.record, self._audio.recorder
-        record = call.recording
-        assert record is not None
-        try:
-            if self.recordings is None:
-                raise RecordingError("no recording.folder is set")
-            self._recording = made = self.recordings.begin(
-                call.call_id,
-                file_stem(call.started_at, call.call_id),
-                recorder,
-                self._audio.codec.narrow,
-                self._plan.format,
-            )
-        except RecordingError as error:
-            record.state = "failed"
-            log.error("recording.not_started", call=call.call_id, error=str(error))
-            return
-        record.file, record.format = made.path.name, self._plan.format
-        record.encryption = "age" if made.encrypted else ""
-        recorder.start(WAITING_FRAMES)
-        recorder.silence(self._paused or self._concealed)
 
-    def _silence(self, output: outputs.SilenceRecording) -> None:
-        self._paused = output.silent
-        self._audio.recorder.silence(self._paused or self._concealed)
+class LevelMeter:
+    """Measures how loud a caller speaks: the level of the louder half of each second."""
 
-    def _stop(self, output: outputs.StopRecording) -> None:
-        """Stop the recording, and erase it if it is discarded."""
-        if output.b_leg:
-            self._stop_briefing()
-            return
-        if output.discard:
-            self._erase_briefings()
-        made, self._recording = self._recording, None
-        record = self._host.record.recording
-        if record is None or self.recordings is None:
-            return
-        if made is None:
-            if output.discard and self._ended is not None:
-                self.recordings.erase(self._ended)
-                record.file, record.seconds = "", 0.0
-            return
-        self._ended = made
-        self._audio.recorder.end()
-        counts = self._audio.recorder.counts
-        record.seconds = seconds_of(counts.frames)
-        record.silenced_seconds = seconds_of(counts.silenced)
-        record.dropped_frames = counts.dropped
-        record.shifted_ms = counts.shifted_samples * 1000 // SAMPLE_RATE
-        if output.discard:
-            record.file, record.seconds = "", 0.0
-        elif made.failed:
-            record.state = "failed"  # what there is of it is short
-        self.recordings.end(made, discard=output.discard)
+    def __init__(self, codec: Codec) -> None:
+        linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float64)
+        self._squares = (linear / 32768) ** 2
+        self._second = bytearray()
 
-    def _erase_briefings(self) -> None:
-        self._stop_briefing()
-        for made, _audio in self._briefings:
-            if self.recordings is not None:
-                self.recordings.erase(made)
-        self._briefings.clear()
-        for leg in self._host.record.actions.b_legs:
-            leg.recording = ""
+    def feed(self, audio: bytes) -> float | None:
+        """Return the level (dBFS) of the louder half of a second, once the second is complete."""
+        self._second += audio
+        if len(self._second) < SAMPLE_RATE:
+            return None
+        power = self._squares[np.frombuffer(self._second[:SAMPLE_RATE], np.uint8)]
+        del self._second[:SAMPLE_RATE]
+        frames = np.sort(power.reshape(-1, FRAME_BYTES).mean(axis=1))
+        return round(10 * float(np.log10(frames[len(frames) // 2 :].mean() + 1e-10)), 1)
+
+
+class InboundAudioAnalyzer:
+    """Detects sound in the caller's audio and, where the route asks, DTMF tones, beeps and
+    music."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        codec = plan.codec.narrow
+        self._narrow = call_audio.narrowing() if plan.codec.wide else None
+        """Makes the copy at 8 kHz that is looked at."""
+        self._keys = InBandDetector(codec) if plan.dtmf.inband else None
+        listens = plan.machine_detection.listens or plan.hold_wait.enabled
+        self._sounds = Listener(codec) if listens else None
+        self._level = LevelMeter(codec) if plan.line.enabled and plan.line.min_level else None
+        self._searches = any(one is not None for one in (self._keys, self._sounds, self._level))
+        self._held = False
+        self._quiet, self._still = codec.quieter_than(LOUD), codec.quieter_than(FAINT)
+        self._amplitudes = np.abs(
+            np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float32)
+        )
+        self._second = bytearray()
+        self._loud = 0
+        self.since: float | None = None
+        """First loud audio of the present stretch, as it came from the network (s)."""
+        self.until: float | None = None
+        """The last."""
+
+    def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
+        """Return what is detected in these bytes of the call's codec.
+
+        On hold only DTMF tones are detected: the caller's side may play music.
+        """
+        if self._narrow is not None:
+            audio = self._narrow(audio)
+        loud = len(audio.translate(None, self._quiet))
+        self._loud += loud
+        self._second += audio
+        if loud >= LOUD_SHARE * len(audio) and not held:
+            now = time.monotonic()
+            if self.until is None or now - self.until > PAUSE_SECONDS:
+                self.since = now
+            self.until = now
+        if len(self._second) < SAMPLE_RATE and not self._searches:
+            return ()
+        return self._found(audio, held)
+
+    def _soft_voice(self) -> bool:
+        """Return whether a second that is not loud has a soft voice in it."""
+        second = self._second
+        if len(second.translate(None, self._still)) < LOUD_SHARE * len(second):
+            return False
+        frames = np.frombuffer(second, np.uint8)[: len(second) // FRAME_BYTES * FRAME_BYTES]
+        levels = np.sort(self._amplitudes[frames].reshape(-1, FRAME_BYTES).mean(axis=1))
+        quarter = len(levels) // 4
+        return bool(levels[-quarter:].mean() >= FAINT_RANGE * levels[:quarter].mean())
+
+    def _found(self, audio: bytes, held: bool) -> list[Found]:
+        """Run the detectors on a piece of audio."""
+        heard: list[Found] = []
+        if len(self._second) >= SAMPLE_RATE:
+            if self._loud >= LOUD_SHARE * len(self._second):
+                heard += [] if held else [CallerSounds()]
+            elif not held and self._soft_voice():
+                heard.append(CallerSounds(faint=True))
+            self._second.clear()
+            self._loud = 0
+        if self._keys is not None:
+            heard += [DigitPressed(digit, in_band=True) for digit in self._keys.feed(audio)]
+        if self._level is not None and not held:
+            dbfs = self._level.feed(audio)
+            heard += [] if dbfs is None else [CallerLevel(dbfs)]
+        if self._sounds is None:
+            return heard
+        if held != self._held:
+            self._held = held
+            self._sounds.reset()
+        for sound in () if held else self._sounds.feed(audio):
+            if isinstance(sound, Beep):
+                heard.append(BeepHeard(sound.hz, sound.ms))
+            else:
+                heard.append(SoundHeard(sound.sounding, sound.held, sound.change))
+        return heard
 
 
 class CallMedia(CallPart):

@@ -41,7 +41,7 @@ PLACES = {
     "quality": "gateway.sip.rtp:QualityOfCall.add",
     # audio
     "media": "gateway.bridge.media:CallMedia._pause",
-    "ear": "gateway.bridge.inbound_audio:InboundAudioAnalyzer.feed",
+    "ear": "gateway.bridge.media:InboundAudioAnalyzer.feed",
     "append": "gateway.bridge.sessions:Sessions.append",
     "play": "gateway.bridge.media:CallMedia._play",
     # time, and the end

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.bridge import listening
-from gateway.bridge.listening import (
+from gateway.bridge import recording_and_listening
+from gateway.bridge.recording_and_listening import (
     FRAME_BYTES,
     MAX_LISTENERS,
     QUEUED_FRAMES,
@@ -51,7 +51,7 @@ def frame(number: int) -> bytes:
 
 
 def test_each_gets_all_until_the_call_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(recording_and_listening, "LOOK_SECONDS", 0.001)
     monitor = Monitor()
     made = Listeners(cast(Any, monitor), lambda: Codec.PCMA)
 
