@@ -39,10 +39,10 @@ import orjson
 from gateway import __version__
 from gateway.audio.codecs import FRAME_BYTES
 from gateway.call.call_record import CallRecord
+from gateway.call.conversation.playback import Playout
 from gateway.call.machine import CallMachine, MachineInput
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan, Prepared
-from gateway.call.playout.playback import Playout
 from gateway.realtime.events import AudioDelta, ClientCommand
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class AnswersRecorder:
         self._given: list[Any] = []
 
     def flush(self) -> int:
-        """Return the flushed frames; see :class:`gateway.call.playout.playback.Playout`."""
+        """Return the flushed frames; see :class:`gateway.call.conversation.playback.Playout`."""
         self._given.append(frames := self._playout.flush())
         return frames
 

@@ -326,7 +326,7 @@ class RecordedAnswers:
         return self.given.pop(0) if self.given else None
 
     def flush(self) -> int:
-        """Return the flushed frames; see :class:`gateway.call.playout.playback.Playout`."""
+        """Return the flushed frames; see :class:`gateway.call.conversation.playback.Playout`."""
         return int(self.next() or 0)
 
     def audio(self, length: object) -> bytes:

@@ -15,9 +15,9 @@ from typing import Any, get_args
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.control import HELD, RESUMED, record_call
+from gateway.call.conversation.playback import Playout
 from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep, Prepared
-from gateway.call.playout.playback import Playout
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State

@@ -11,10 +11,10 @@ from gateway.call.answer_and_hangup import AnswerPolicy, Timers
 from gateway.call.call_record import CallRecord, CallTimeline
 from gateway.call.conversation.control import RESUMED
 from gateway.call.conversation.conversation import Conversation
+from gateway.call.conversation.playback import Playout
 from gateway.call.failover import Failover, Handover, seeded
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
-from gateway.call.playout.playback import Playout
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import CreateResponse

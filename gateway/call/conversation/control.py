@@ -16,12 +16,12 @@ from gateway.call.answer_and_hangup import HangupAfterPlayout
 from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR, CallActions
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
+from gateway.call.conversation.playback import Playback, Playout
 from gateway.call.conversation.responses import ResponseGate, ResponseTimes
 from gateway.call.inputs import Input
 from gateway.call.interpretation import Interpretation
 from gateway.call.outputs import Mute, OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
-from gateway.call.playout.playback import Playback, Playout
 from gateway.call.tools.commands import (
     CallCommand,
     EndCall,

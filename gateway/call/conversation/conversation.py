@@ -11,20 +11,20 @@ import json
 
 from gateway.call.call_control import BY_OPERATOR
 from gateway.call.call_record import CallTimeline
+from gateway.call.conversation.barge_in import Interruptions, interrupt
 from gateway.call.conversation.control import (
     ConversationControl,
     ConversationRule,
     carry_out,
     send,
 )
+from gateway.call.conversation.playback import Playout
 from gateway.call.conversation.responses import ResponseNames
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
 from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
-from gateway.call.playout.barge_in import Interruptions, interrupt
-from gateway.call.playout.playback import Playout
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.escape import Escape
 from gateway.call.rules.guardrails import Guardrails

@@ -302,7 +302,7 @@ class ResponseGate:
 
 
 class CutResponses(Protocol):
-    """Responses whose playout was cut: :class:`gateway.call.playout.playback.Playback`."""
+    """Responses whose playout was cut: :class:`gateway.call.conversation.playback.Playback`."""
 
     def was_cut(self, response_id: str) -> bool:
         """Return whether this response was interrupted."""

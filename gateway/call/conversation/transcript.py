@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
+from gateway.call.conversation.playout_tracker import Heard
 from gateway.call.outputs import Output, Send
-from gateway.call.playout.tracker import Heard
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,

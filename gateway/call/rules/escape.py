@@ -10,10 +10,10 @@ import json
 from typing import ClassVar
 
 from gateway.call.call_control import BY_CALLER, BY_GATEWAY, BY_OPERATOR
+from gateway.call.conversation.barge_in import interrupt
 from gateway.call.conversation.control import ConversationControl, Termination, tool_output
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import Output
-from gateway.call.playout.barge_in import interrupt
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.ending import EndReason
 from gateway.realtime.events import CreateResponse, InputTranscribed

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
+from gateway.call.conversation.barge_in import STOP
 from gateway.call.plan import (
     CallPlan,
     FallbackStep,
@@ -18,7 +19,6 @@ from gateway.call.plan import (
     SilencePlan,
     ToolsPlan,
 )
-from gateway.call.playout.barge_in import STOP
 from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.call.playout.playback import Truncations
-from gateway.call.playout.tracker import Heard
+from gateway.call.conversation.playback import Truncations
+from gateway.call.conversation.playout_tracker import Heard
 from gateway.realtime.events import (
     ClientCommand,
     CreateResponse,

@@ -18,7 +18,7 @@ import pytest
 from starlette.requests import Request
 
 from gateway.api.tokens import Logins, OwnCookie, recognized
-from gateway.call.playout import playback
+from gateway.call.conversation import playback
 from gateway.call.rules import guardrails
 from gateway.realtime.events import ServerError
 from gateway.realtime.parse import BadEvent, parse_event

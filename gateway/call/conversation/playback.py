@@ -16,8 +16,8 @@ from typing import Protocol
 
 from gateway.audio.codecs import Codec
 from gateway.call.call_record import CallTimeline
+from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PlayoutTracker
 from gateway.call.outputs import Output, Play, Send
-from gateway.call.playout.tracker import MAX_PARTS, Heard, PlayoutTracker
 from gateway.call.record_entries import Interruption, append_capped
 from gateway.realtime.events import (
     AudioDelta,
@@ -117,7 +117,7 @@ class Playback:
 
     Args:
         codec: of the session's audio.
-        margin_ms: see :class:`gateway.call.playout.playback.Truncations`.
+        margin_ms: see :class:`gateway.call.conversation.playback.Truncations`.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
-from gateway.call.playout.tracker import MAX_PARTS, Heard, PartKey, PlayoutTracker
+from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PartKey, PlayoutTracker
 from gateway.sip.call_audio import CallAudio
 
 PAD = b"\xff"
