@@ -40,10 +40,9 @@ from gateway.records.report import SYNTHETIC
 from gateway.records.shared import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.browser_leg import TRANSPORT
-from gateway.sip.leg import Leg
+from gateway.sip.leg import IgnoringHandler, Invite, Leg, Refused
 from gateway.sip.messages.headers import user_of
 from gateway.sip.source_limits import SourceBuckets, TokenBucket
-from gateway.sip.types import IgnoringHandler, Invite, Refused
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 

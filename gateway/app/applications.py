@@ -34,8 +34,7 @@ from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
 from gateway.records.webhooks import Endpoint, signature
-from gateway.sip.leg import Leg
-from gateway.sip.types import IgnoringHandler, Invite, LegEnd
+from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
 from gateway.tasks import TaskSet
 from gateway.text import unicode_in
 

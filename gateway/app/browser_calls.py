@@ -30,7 +30,7 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.sip.agent import UserAgent
 from gateway.sip.browser_leg import TRANSPORT, BrowserEnd
-from gateway.sip.types import Invite
+from gateway.sip.leg import Invite
 
 log = structlog.get_logger("gateway")
 

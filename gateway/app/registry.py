@@ -22,6 +22,7 @@ from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason
 from gateway.records.black_boxes import Wanted
 from gateway.records.report import SYNTHETIC
+from gateway.sip.leg import Invite
 from gateway.sip.library import (
     build,
     descriptor_limits,
@@ -29,7 +30,6 @@ from gateway.sip.library import (
     raise_descriptor_limit,
 )
 from gateway.sip.messages.headers import user_of
-from gateway.sip.types import Invite
 from gateway.tasks import TaskSet, wait_any
 
 if TYPE_CHECKING:

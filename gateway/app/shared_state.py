@@ -26,7 +26,7 @@ from gateway.config import Config
 from gateway.dialplan import Route
 from gateway.outbound.outbound_calls import FOLLOWED_RULE, most_followed
 from gateway.records.shared import UNITS, Answer, Cap, Lease, Limit, Sums, Wanted, leases_of
-from gateway.sip.types import Invite
+from gateway.sip.leg import Invite
 from gateway.tasks import TaskSet
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from gateway.records.report import SYNTHETIC
 from gateway.records.store import RecordStore
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
-from gateway.sip.leg import Leg
-from gateway.sip.types import IgnoringHandler, Invite, LegEnd, RtpQuality
+from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
+from gateway.sip.rtp import RtpQuality
 from gateway.tasks import TaskSet, wait_any
 
 FIRST_SECONDS = 2.0

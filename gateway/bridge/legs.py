@@ -17,9 +17,8 @@ from gateway.call import inputs, outputs
 from gateway.call.record_entries import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
 from gateway.sip.call_audio import CallAudio, Source
-from gateway.sip.leg import Leg, ReferProgress
-from gateway.sip.rtp import QualityOfCall
-from gateway.sip.types import LegEnd, LegHandler, RtpQuality
+from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress
+from gateway.sip.rtp import QualityOfCall, RtpQuality
 from gateway.tasks import TaskSet
 
 

@@ -90,7 +90,7 @@ class MediaRecord:
     underrun_ms: int = 0
     dropped_uplink_frames: int = 0
     uplink: dict[str, int] = field(default_factory=dict)
-    """What became of the caller's RTP packets, as :class:`gateway.sip.types.UplinkCounts` says."""
+    """What became of the caller's RTP packets, as :class:`gateway.sip.rtp.UplinkCounts` says."""
     dropped_append_frames: int = 0
     refused_playout_frames: int = 0
     late_audio_ms: int = 0

@@ -287,7 +287,7 @@ class RtpStats:
 
 @dataclass(frozen=True, slots=True)
 class LegEnded:
-    """The SIP dialog is over; fields as in :class:`gateway.sip.types.LegEnd`."""
+    """The SIP dialog is over; fields as in :class:`gateway.sip.leg.LegEnd`."""
 
     code: int
     phrase: str

@@ -41,9 +41,9 @@ from gateway.planning.route_tools import metadata_of, tool_executor
 from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.realtime.wire import with_pcm
+from gateway.sip.leg import Invite
 from gateway.sip.messages.headers import headers_of, invite_of
 from gateway.sip.trunks import Trunks
-from gateway.sip.types import Invite
 from gateway.tools.http import HttpClient
 
 DEFAULT_SOURCE = "127.0.0.1:5060"

@@ -40,9 +40,8 @@ from gateway.records.shared import Wanted, leases_of
 from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, LegEnd, LegHandler
 from gateway.sip.messages.headers import user_of
-from gateway.sip.types import LegEnd, LegHandler
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 

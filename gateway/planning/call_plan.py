@@ -65,6 +65,7 @@ from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.records.caller_history import Lookup, number_trust
+from gateway.sip.leg import Invite, new_call_id
 from gateway.sip.messages.headers import asserted, display_name_of, diverted, user_of
 from gateway.sip.settings import (
     Access,
@@ -77,7 +78,6 @@ from gateway.sip.settings import (
     SipSettings,
     Tls,
 )
-from gateway.sip.types import Invite, new_call_id
 from gateway.text import printable, words_of
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import structlog
 
 from gateway.dialplan import Route
 from gateway.dialplan.variables import LAST_CALL, clean
+from gateway.sip.leg import Invite
 from gateway.sip.messages.headers import asserted, number_of
-from gateway.sip.types import Invite
 
 if TYPE_CHECKING:
     from gateway.records.database import Database

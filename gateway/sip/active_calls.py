@@ -20,9 +20,9 @@ from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
 from gateway.sip.names import Names
-from gateway.sip.rtp import RtpPortQuarantine
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.thread import SipThread
+from gateway.sip.transports import RtpPortQuarantine
 from gateway.sip.trunks import Challenged
 
 log = structlog.get_logger("sip")

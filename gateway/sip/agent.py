@@ -19,7 +19,8 @@ from gateway.sip.active_calls import Calls
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.call_audio import CallAudio, PortPool, note_ready, ready_fd, take_ready
 from gateway.sip.incoming import InviteCallbacks
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, Refused
+from gateway.sip.library import AgentError as AgentError
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import user_of
 from gateway.sip.names import Names
@@ -28,8 +29,6 @@ from gateway.sip.sip_call import SipCall
 from gateway.sip.stack import Stack
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks import Trunks
-from gateway.sip.types import AgentError as AgentError
-from gateway.sip.types import Invite, LegEnd, LegHandler, Refused
 
 log = structlog.get_logger("sip")
 

@@ -19,9 +19,9 @@ from gateway.audio.codecs import FRAME_BYTES, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.call_audio import CallAudio, Port, Source
 from gateway.sip.conference import ConferenceLink
-from gateway.sip.leg import Leg, ReferProgress
+from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress
+from gateway.sip.rtp import RtpQuality
 from gateway.sip.thread import SipThread
-from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 
 log = structlog.get_logger("sip")
 

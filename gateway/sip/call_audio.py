@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The media ends of calls, in C++ (``deploy/pjsua2/native``): queues, and pooled bridge ports.
+"""The audio of calls, in C++ (``deploy/pjsua2/native``): queues, and ports of pjmedia's bridge.
 
 Towards the caller pjmedia's clock thread takes a frame every 20 ms. From the caller, the payloads
 of RTP packets are put into order and queued by the thread that receives them; nothing waits for the
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE, Codec
-from gateway.sip.types import BridgeFailure, RecorderCounts, Transition, UplinkCounts
+from gateway.sip.rtp import UplinkCounts
 
 log = structlog.get_logger("sip")
 
@@ -51,6 +51,28 @@ class Source(IntEnum):
     """RTP payloads, in order, as they come."""
     BRIDGE = pj.NativeCallAudio.BRIDGE
     """A mix of several legs, every 20 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A start (``playing``) or end of playout at ``at`` (``time.monotonic()``, s)."""
+
+    playing: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderCounts:
+    """Counts of the frames (20 ms) of a recording."""
+
+    frames: int
+    """All that the recording is long."""
+    dropped: int
+    """In whose place there is silence, since the writer took none for too long."""
+    silenced: int
+    """Of which nothing is kept, as somebody wanted."""
+    shifted_samples: int
+    """Of the caller, left out, or of silence put in, to follow the clock of playout."""
 
 
 class Playout:
@@ -332,14 +354,6 @@ class Port(Protocol):
     def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
 
 
-_OPERATIONS = {
-    pj.PJMEDIA_CONF_OP_ADD_PORT: "add",
-    pj.PJMEDIA_CONF_OP_REMOVE_PORT: "remove",
-    pj.PJMEDIA_CONF_OP_CONNECT_PORTS: "connect",
-    pj.PJMEDIA_CONF_OP_DISCONNECT_PORTS: "disconnect",
-}
-
-
 class Connections:
     """Connections of the conference bridge: those requested and not removed. On the SIP thread.
 
@@ -351,8 +365,8 @@ class Connections:
 
     def __init__(self) -> None:
         self._ways: dict[int, dict[tuple[int, int], tuple[Any, Any, float | None]]] = {}
-        self._asked = 0
-        """Disconnections so far."""
+        self.asked = 0
+        """Disconnections requested so far."""
 
     def __len__(self) -> int:
         return len({way for ways in self._ways.values() for way in ways})
@@ -399,10 +413,10 @@ class Connections:
         try:
             source.stopTransmit(sink)
         except pj.Error as error:  # one of them is gone, and the connection with it
-            failure = BridgeFailure("disconnect", *way, int(error.status))
-            log.error("sip.bridge_failed", **asdict(failure))
+            fields = {"source": way[0], "sink": way[1], "status": int(error.status)}
+            log.error("sip.bridge_failed", operation="disconnect", **fields)
         else:
-            self._asked += 1
+            self.asked += 1
 
     def _drop(self, way: tuple[int, int]) -> tuple[Any, Any, float | None]:
         """Forget a connection, and return its source, sink and level."""
@@ -414,22 +428,9 @@ class Connections:
         return found
 
     @property
-    def asked(self) -> int:
-        """Return how many disconnections were requested so far."""
-        return self._asked
-
-    @property
     def done(self) -> int:
         """Return how many disconnections the bridge has carried out. Any thread."""
         return int(pj.nativeDisconnections())
-
-    @staticmethod
-    def failures() -> list[BridgeFailure]:
-        """Return the operations that have failed since the last time, some dozens at most."""
-        return [
-            BridgeFailure(_OPERATIONS.get(operation, str(operation)), *rest)
-            for operation, *rest in pj.nativeTakeBridgeFailures()
-        ]
 
 
 class PortPool:
@@ -440,11 +441,6 @@ class PortPool:
         self._idle: deque[tuple[int, Port]] = deque()
         """Each with how many disconnections have to be done before it may serve another call."""
         self._all: list[Any] = []
-
-    @property
-    def size(self) -> int:
-        """Return how many ports were made: the peak of concurrent calls with media."""
-        return len(self._all)
 
     def take(self, audio: CallAudio) -> Port:
         """Return a port that serves ``audio``. Raises ``pj.Error`` when the bridge is full."""

@@ -26,7 +26,7 @@ from gateway.audio.sounds import (
     write_wav,
 )
 from gateway.sip.call_audio import CallAudio, Port, PortPool, Source
-from gateway.sip.types import UplinkCounts
+from gateway.sip.rtp import UplinkCounts
 
 log = structlog.get_logger("sip")
 

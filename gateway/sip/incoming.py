@@ -35,13 +35,12 @@ from gateway.ending import refusal_code
 from gateway.sip.access_control import AccessControl, party_of
 from gateway.sip.accounts import Account, Accounts
 from gateway.sip.active_calls import CallServices
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Invite, Leg, Refused
 from gateway.sip.messages.headers import headers_of, invite_of, request_uri_of, text_of
 from gateway.sip.messages.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import DROP, PASS, Decision, Received
 from gateway.sip.sip_call import NOTHING_FREE, SipCall
 from gateway.sip.trunks import Attribution, Trunks
-from gateway.sip.types import Invite, Refused
 
 log = structlog.get_logger("sip")
 

@@ -1,17 +1,139 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A leg as the event loop holds it: its commands are run on the SIP thread."""
+"""A leg: its INVITE, its handle on the event loop, what its owner is told, and how it ended.
+
+Plain values, and commands that are run on the SIP thread: no pjsua2 object leaves that thread."""
 
 from __future__ import annotations
 
 import re
+import secrets
+import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from gateway.audio.codecs import Codec
-from gateway.sip.call_audio import CallAudio
+from gateway.audio.codecs import G711, Codec
+from gateway.ending import EndReason
+from gateway.sip.rtp import RtpQuality
 from gateway.sip.thread import SipThread
-from gateway.sip.types import Invite, LegHandler
+
+if TYPE_CHECKING:
+    from gateway.sip.call_audio import CallAudio
+
+
+def new_call_id() -> str:
+    """The gateway's own id of a call: a UUIDv7 (RFC 9562 section 5.7), sorted by time.
+
+    The SIP Call-ID is the caller's choice: two calls may have the same, and it may be longer, or
+    look otherwise, than file names, commands and logs can take.
+    """
+    bits = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    bits = bits & ~(0xF << 76) | 7 << 76  # the version
+    return str(uuid.UUID(int=bits & ~(3 << 62) | 2 << 62))  # the variant
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """An INVITE, as routes and records need it. ``headers`` is keyed by lower-case full name."""
+
+    sip_call_id: str
+    """Its Call-ID, which is the caller's choice; empty while a call of ours has none yet."""
+    to_uri: str
+    from_uri: str
+    to_user: str
+    from_user: str
+    from_name: str
+    source: str
+    """``address:port`` the request came from."""
+    headers: Mapping[str, tuple[str, ...]]
+    offered: tuple[Codec, ...] | None
+    """G.711 codecs offered, the one to take first; None when the INVITE brought no offer."""
+    trunk: str = ""
+    """Name of the trunk that it belongs to."""
+    attributed_by: str = ""
+    """registration, registrar or peer: how that was found."""
+    transport: str = ""
+    """udp, tcp or tls, as it came."""
+    there: bool = False
+    """Whoever sent it is known to be where it came from: over UDP anybody can forge that."""
+    codecs: tuple[Codec, ...] = G711
+    """What we offer where the INVITE brought no offer: its trunk's, in their order."""
+    call_id: str = field(default_factory=new_call_id)
+    """The gateway's own id of the call."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the source is known, so that a session may be opened before its ACK."""
+        return self.there or bool(self.trunk)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An INVITE that was answered below the application: no common codec, no free call."""
+
+    invite: Invite | None
+    """None where the library no longer had the message."""
+    code: int
+    reason: str
+    why: EndReason | None = None
+    """Where it is known; else the code has to say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnd:
+    """How a leg ended, as SIP saw it."""
+
+    code: int
+    """Last status code: 200 after a BYE, 487 after a CANCEL, the refusal otherwise; 0 where a call
+    of ours reached nobody."""
+    reason: str
+    """Its reason phrase."""
+    method: str
+    """BYE or CANCEL when the peer ended the leg with one, else empty."""
+    reason_header: str
+    """The Reason header (RFC 3326) of that request, else empty."""
+    local: bool
+    """True when we ended it."""
+    undelivered: str = ""
+    """What became of a BYE of ours that was not taken: the other side may think the call is up."""
+
+
+class LegHandler(Protocol):
+    """Interface of the owner of a leg. All calls come on the event loop, in order."""
+
+    def on_ringing(self, code: int) -> None:
+        """Handle a provisional response to a call that we placed."""
+
+    def on_media(self, codec: Codec) -> None:
+        """Handle media that came up, or changed to this codec."""
+
+    def on_confirmed(self) -> None:
+        """Handle the ACK of the dialog, received or sent."""
+
+    def on_hold(self, held: bool) -> None:
+        """Handle a hold or resumption by the peer (RFC 3264 section 8.4)."""
+
+    def on_digit(self, digit: str) -> None:
+        """Handle a DTMF digit of the peer: one of ``0-9 * # A-D`` (RFC 4733)."""
+
+    def on_quality(self, quality: RtpQuality) -> None:
+        """Handle RTP counters, about once a second."""
+
+    def on_ended(self, end: LegEnd) -> None:
+        """Handle the end of the leg; nothing is called after this."""
+
+
+class IgnoringHandler:
+    """Handler that ignores everything; a base of those that look at little of a leg."""
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: Codec) -> None: ...
+    def on_confirmed(self) -> None: ...
+    def on_hold(self, held: bool) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+    def on_ended(self, end: LegEnd) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

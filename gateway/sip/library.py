@@ -46,6 +46,10 @@ if _lacking:
     )
 
 
+class AgentError(Exception):
+    """The user agent could not start; the message names the setting and the cause."""
+
+
 def silence_log() -> None:
     """Let pjlib log nothing until ``libInit`` says where to: it would write to stdout."""
     pj.nativeLogLevel(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How well a call is heard, from RTCP's figures; RTP ports after their call.
+"""What became of a call's RTP packets, and how well it is heard, by RTCP (RFC 3550). Pure.
 
 The estimated MOS, once a second, is the E-model of ITU-T G.107 with its default values, for G.711:
 
@@ -11,24 +11,86 @@ The estimated MOS, once a second, is the E-model of ITU-T G.107 with its default
 * ``MOS = 1 + 0.035 R + R (R - 60) (100 - R) 7e-6``, 1 below R = 0 and 4.5 above 100.
 
 It knows nothing of echo, level or noise, and of the other side only what that tells by RTCP.
-
-A peer whose BYE got lost, or whose network is slow, goes on sending for a while. The next call on
-that port would hear it, and would even send its own audio there, since pjmedia follows the address
-that RTP comes from. So a pair of ports is bound again by us as soon as a call has let go of it, and
-given back when it has been silent for a while; pjsip meanwhile finds it taken and tries the next.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 
-from gateway.sip.types import Heard, RtpQuality, UplinkCounts
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Quality of one direction since the last second, or since the other side's last RTCP
+    report."""
+
+    loss_percent: float
+    """What came too late to be heard included, for what we receive."""
+    jitter_ms: float
+    mos: float
+    """Estimated, 1 to 4.5: see :mod:`gateway.sip.rtp`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RtpQuality:
+    """RTP counters of a leg so far, from RTCP's point of view (RFC 3550 section 6.4).
+
+    Those of what we send (``tx``) come from the peer's RTCP reports; ``tx_reports`` is 0 until the
+    first one.
+    """
+
+    rx_packets: int
+    rx_lost: int
+    rx_jitter_ms: float
+    """Mean of the call so far."""
+    tx_packets: int
+    rx_discarded: int = 0
+    """Came too late for the jitter buffer."""
+    rx_reordered: int = 0
+    rx_duplicates: int = 0
+    tx_lost: int = 0
+    tx_reports: int = 0
+    tx_reported: int = 0
+    """Packets that we had sent by the last report: ``tx_lost`` are of these."""
+    buffer_ms: float = 0.0
+    """Delay in our jitter buffer."""
+    rtt_ms: float | None = None
+    """There and back, by RTCP; None before it is known."""
+    expected: bool = True
+    """False while the peer's description says that it sends nothing (RFC 3264 section 5.1)."""
+    rx: Heard | None = None
+    """None when nothing came and nothing was to come."""
+    tx: Heard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkCounts:
+    """Counts of what became of a caller's RTP packets; in packets unless the name says
+    otherwise."""
+
+    packets: int
+    lost: int
+    """Not there within the time that they were waited for."""
+    late: int
+    """Came after their place had been filled; left out."""
+    reordered: int
+    """Overtaken on the way, and put into their place."""
+    duplicates: int
+    foreign: int
+    """Of a source that was followed before, or with a number far from all others; left out."""
+    source_changes: int
+    """Times that another SSRC, or sequence numbers that began anew, were followed."""
+    timestamp_jumps: int
+    """Timestamps that no time explains; the sequence numbers are followed."""
+    filled_ms: int
+    """Silence in the place of lost packets and of pauses between packets."""
+    standing_in_ms: int
+    """Silence sent in real time while no packet came."""
+    overtaken_ms: int
+    """The part of it that was too much: packets came late, and are heard all the same."""
+    dropped_ms: int
+    """Audio that the event loop did not take in time."""
+
 
 _R_BEST = 93.2
 _BPL = 25.1
@@ -284,141 +346,3 @@ class QualityOfCall:
             "rtt_ms": self._rtt.as_json(1),
             "buffer_ms": self._buffer.as_json(0),
         }
-
-
-log = structlog.get_logger("sip")
-
-QUIET_SECONDS = 2.0
-"""Silence after which a port may serve again: a hundred packets would have come."""
-
-LEAVE_SECONDS = 1.0
-"""The media clock may still be in a stream whose call is over; then its sockets close later."""
-
-SPARE_PAIRS = 4
-"""Pairs that are kept for new calls, whoever still sends to those that are held."""
-
-TRIES_IN_A_ROW = 90
-"""pjsua looks at a hundred pairs one after another, and refuses the call if all are taken."""
-
-_DATAGRAMS_AT_A_TIME = 256
-
-
-@dataclass(slots=True)
-class _Held:
-    sockets: tuple[socket.socket, ...]
-    heard: float
-    """When the last datagram came, or the call ended."""
-    noisy: bool = False
-
-
-class RtpPortQuarantine:
-    """Keeps RTP ports of ended calls bound while their peers still send. Lives on the SIP thread.
-
-    Args:
-        pairs: how many pairs the range has.
-    """
-
-    def __init__(self, pairs: int) -> None:
-        self._pairs = pairs
-        self._held: OrderedDict[tuple[str, int], _Held] = OrderedDict()
-        self._leaving: dict[tuple[str, int], float] = {}
-        """What the library has not let go of yet, and until when that is waited for."""
-        self._room = 0
-        self.given_up = 0
-        """Pairs given back before they were quiet, because calls needed them."""
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def hold(self, host: str, port: int, calls: int, now: float) -> None:
-        """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up.
-        ``now`` in s."""
-        if not self._take(host, port, now):
-            self._leaving[host, port] = now + LEAVE_SECONDS
-        self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
-        self._make_room()
-
-    def release(self, rtp_name: str, calls: int, now: float) -> None:
-        """As :meth:`hold`, by ``host:port`` of a call's RTP."""
-        host, _, port = rtp_name.rpartition(":")
-        self.hold(host.strip("[]"), int(port), calls, now)
-
-    def retry(self, now: float) -> None:
-        """Bind ports that the library has freed meanwhile. To be called in every turn."""
-        for key, until in list(self._leaving.items()):
-            if self._take(*key, now) or now > until:
-                del self._leaving[key]
-        self._make_room()
-
-    def make_way(self, calls: int) -> bool:
-        """Free a held pair if a new call, beside ``calls``, would find no other; return whether one
-        is free.
-
-        Otherwise the library would search the whole range.
-        """
-        taken = calls + len(self._leaving)
-        while self._held and taken + len(self._held) >= self._pairs:
-            self._give_up()
-        return taken < self._pairs
-
-    def _make_room(self) -> None:
-        while len(self._held) > self._room:
-            self._give_up()
-
-    def _take(self, host: str, port: int, now: float) -> bool:
-        """Bind a pair of ports; return False while the library still has them."""
-        sockets: list[socket.socket] = []
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            for number in (port, port + 1):
-                end = socket.socket(family, socket.SOCK_DGRAM)
-                sockets.append(end)
-                end.setblocking(False)
-                end.bind((host, number))
-        except OSError:
-            for end in sockets:
-                end.close()
-            return False
-        self._held[host, port] = _Held(tuple(sockets), now)
-        return True
-
-    def tick(self, now: float) -> None:
-        """Free ports that were silent for long enough. To be called about once a second."""
-        for key, held in list(self._held.items()):
-            drained = [_drain(end) for end in held.sockets]
-            if any(drained):
-                held.heard, held.noisy = now, True
-                self._held.move_to_end(key)  # if some have to go early, the quieter ones do
-            elif now - held.heard >= QUIET_SECONDS:
-                self._close(key)
-
-    def close(self) -> None:
-        """Close the sockets of all ports that are held."""
-        for key in list(self._held):
-            self._close(key)
-
-    def _give_up(self) -> None:
-        """Free the pair that has been held for longest."""
-        key = next(iter(self._held))
-        self.given_up += 1
-        if self._held[key].noisy:
-            log.warning(
-                "sip.rtp_port_still_receiving",
-                port=key[1],
-                advice="somebody still sends to it, but sip.rtp_ports has no other left",
-            )
-        self._close(key)
-
-    def _close(self, key: tuple[str, int]) -> None:
-        for end in self._held.pop(key).sockets:
-            end.close()
-
-
-def _drain(end: socket.socket) -> bool:
-    """Read and drop what a socket has received; return whether there was anything."""
-    came = False
-    with contextlib.suppress(OSError):
-        for _ in range(_DATAGRAMS_AT_A_TIME):
-            end.recv(1)
-            came = True
-    return came

@@ -17,14 +17,13 @@ import structlog
 from gateway.audio.codecs import G711, Codec
 from gateway.sip.accounts import Account, header_vector
 from gateway.sip.active_calls import CallServices
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, LegEnd, LegHandler
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.rtp import Meter, counters_of
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks import TLS_KEYS, Challenged, keys_to_check
-from gateway.sip.types import LegEnd, LegHandler
 
 log = structlog.get_logger("sip")
 

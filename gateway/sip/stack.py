@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pjsua2 as pj
 import structlog
@@ -18,28 +18,33 @@ from gateway.sip.access_control import AccessControl
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
-from gateway.sip.call_audio import Connections, PortPool
+from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import Sounds
 from gateway.sip.incoming import Arrivals, CapacityCheck, Endpoint, Incoming, InviteCallbacks
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
-from gateway.sip.rtp import RtpPortQuarantine
 from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import PASS, Decision, Negotiation, Received, Signalling
 from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
 from gateway.sip.transfer import ReferQueue
-from gateway.sip.transports import Listeners
+from gateway.sip.transports import Listeners, RtpPortQuarantine
 from gateway.sip.trunks import Challenges, OptionsPinger, Trunks
-from gateway.sip.types import LegEnd
 
 log = structlog.get_logger("sip")
 
 _HANG_UP_SECONDS = 2.0
 _UNAVAILABLE = 503
+_OPERATIONS = {
+    pj.PJMEDIA_CONF_OP_ADD_PORT: "add",
+    pj.PJMEDIA_CONF_OP_REMOVE_PORT: "remove",
+    pj.PJMEDIA_CONF_OP_CONNECT_PORTS: "connect",
+    pj.PJMEDIA_CONF_OP_DISCONNECT_PORTS: "disconnect",
+}
+"""Of the conference bridge."""
 
 
 class Stack:
@@ -221,10 +226,11 @@ class Stack:
     def _see_bridge(self) -> None:
         """Log failed operations of the conference bridge, and end the calls that they concern."""
         lost = set[int]()
-        for failure in Connections.failures():
-            log.error("sip.bridge_failed", **asdict(failure))
-            if failure.operation == "connect":
-                lost |= {failure.source, failure.sink}
+        for operation, source, sink, status in pj.nativeTakeBridgeFailures():
+            name = _OPERATIONS.get(operation, str(operation))
+            log.error("sip.bridge_failed", operation=name, source=source, sink=sink, status=status)
+            if name == "connect":
+                lost |= {source, sink}
         if lost:
             self.services.calls.fail_at(lost)
             for page in tuple(self._browsers):

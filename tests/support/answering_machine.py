@@ -26,9 +26,9 @@ from gateway.audio.codecs import Codec
 from gateway.devtools.scripted_caller.run import JITTER_BUFFER
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, LegEnd
+from gateway.sip.rtp import RtpQuality
 from gateway.sip.settings import Listen, SipSettings
-from gateway.sip.types import LegEnd, RtpQuality
 
 RAW = {Codec.PCMU: "ulaw", Codec.PCMA: "alaw"}
 

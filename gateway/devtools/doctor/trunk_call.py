@@ -33,10 +33,10 @@ from gateway.devtools.scripted_caller.script import (
 )
 from gateway.devtools.scripted_caller.sound import Clip
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, LegEnd
+from gateway.sip.rtp import RtpQuality
 from gateway.sip.settings import Listen as ListenOn
 from gateway.sip.settings import Security, SipSettings, Trunk
-from gateway.sip.types import LegEnd, RtpQuality
 
 ANSWER_SECONDS = 20.0
 SILENT_SECONDS = 6.0

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.sip.types import LegEnd
+from gateway.sip.leg import LegEnd
 
 
 class Outcome(StrEnum):

@@ -41,8 +41,8 @@ from gateway.devtools.scripted_caller.sound import (
     WhiteNoise,
     key_tones,
 )
-from gateway.sip.leg import Leg
-from gateway.sip.types import LegEnd, RtpQuality
+from gateway.sip.leg import Leg, LegEnd
+from gateway.sip.rtp import RtpQuality
 
 END_SECONDS = 6.0
 """After a hang-up: how long the other side may take to answer a BYE or CANCEL."""

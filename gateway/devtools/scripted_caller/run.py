@@ -39,9 +39,8 @@ from gateway.devtools.scripted_caller.sound import (
     write_sound,
 )
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, Refused
 from gateway.sip.settings import JitterBuffer, Listen, SipSettings, Trunk
-from gateway.sip.types import Refused
 
 TURN_MS, TURN_SECONDS = 200, 60.0
 """Sound that is a turn of the other side, and the longest one."""

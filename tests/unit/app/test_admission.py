@@ -18,7 +18,7 @@ from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from gateway.records.caller_history import CallerHistories
 from gateway.records.store import RecordStore
-from gateway.sip.types import Invite
+from gateway.sip.leg import Invite
 from tests.support.call_fakes import FakeLeg
 
 

@@ -17,7 +17,7 @@ from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone
 from gateway.call.tools.commands import RequestOutOfBand, Say
-from gateway.sip.types import new_call_id
+from gateway.sip.leg import new_call_id
 
 
 class Call:

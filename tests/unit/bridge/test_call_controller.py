@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.bridge import call_controller as controller_module
-from gateway.sip.types import LegEnd
+from gateway.sip.leg import LegEnd
 from tests.support.call_fakes import FakeCall, settle
 from tests.support.harness import eventually
 

@@ -10,8 +10,7 @@ from gateway.call.plan import FallbackStep, ServerPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, OperatorTransfer, TransferPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
-from gateway.sip.leg import ReferProgress
-from gateway.sip.types import LegEnd
+from gateway.sip.leg import LegEnd, ReferProgress
 from tests.support.call_fakes import FakeCall, settle
 from tests.support.harness import eventually
 

@@ -8,8 +8,8 @@ from typing import Any
 from gateway.audio.codecs import Codec
 from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
 from gateway.call import inputs, outputs
-from gateway.sip.leg import ReferProgress
-from gateway.sip.types import LegEnd, RtpQuality
+from gateway.sip.leg import LegEnd, ReferProgress
+from gateway.sip.rtp import RtpQuality
 from tests.support.call_fakes import FakeLeg, Fed
 
 BYE = LegEnd(200, "OK", "BYE", "Q.850;cause=16", False)

@@ -16,7 +16,7 @@ from gateway.call.inputs import CallerSounds
 from gateway.call.plan import CallPlan
 from gateway.devtools.emulator.speech import resample, synthesise
 from gateway.sip.call_audio import CallAudio
-from gateway.sip.types import UplinkCounts
+from gateway.sip.rtp import UplinkCounts
 from tests.support.call_fakes import Fed
 
 FRAME = b"\x42" * 160

@@ -17,7 +17,7 @@ from gateway.bridge.recording_and_listening import (
     FullError,
     Listeners,
 )
-from gateway.sip.types import RecorderCounts
+from gateway.sip.call_audio import RecorderCounts
 
 
 class Monitor:

@@ -21,7 +21,7 @@ from gateway.dialplan import load_dialplan
 from gateway.ending import EndReason, ending_of
 from gateway.outbound import outbound_calls as calls_module
 from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
-from gateway.sip.types import LegEnd
+from gateway.sip.leg import LegEnd
 
 SETTINGS: dict[str, Any] = {
     "enabled": True,

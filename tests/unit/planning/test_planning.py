@@ -22,7 +22,7 @@ from gateway.planning.call_plan import (
     session_plan,
     sip_settings,
 )
-from gateway.sip.types import Invite
+from gateway.sip.leg import Invite
 
 NOON = datetime(2026, 3, 2, 12, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=2)))
 

@@ -21,8 +21,8 @@ from gateway.records.caller_history import (
 )
 from gateway.records.database import Database
 from gateway.records.tables import CLOSED
+from gateway.sip.leg import Invite
 from gateway.sip.messages.headers import invite_of
-from gateway.sip.types import Invite
 from tests.unit.records.test_store import row
 
 NUMBER = "+49301234567"

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from gateway.sip.rtp import LEAVE_SECONDS, QUIET_SECONDS, SPARE_PAIRS, RtpPortQuarantine
+from gateway.sip.transports import LEAVE_SECONDS, QUIET_SECONDS, SPARE_PAIRS, RtpPortQuarantine
 
 
 def free_pair() -> int:
