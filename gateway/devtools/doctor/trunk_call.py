@@ -127,16 +127,13 @@ class Evidence:
 
 
 class _Call(ScriptedCall):
-    """A scripted call that keeps what the doctor asks for."""
+    """A scripted call that notes where RTP comes from."""
 
-    quality: RtpQuality | None = None
-    end: LegEnd | None = None
-    leg: Leg | None = None
     rtp_source = ""
     ask_source: Callable[[], None] = staticmethod(lambda: None)
 
     def on_confirmed(self) -> None:
-        """Answered: what comes in the next seconds comes from where RTP will come from."""
+        """Ask for the source of RTP soon after the answer, by when it is the final one."""
         super().on_confirmed()
         for seconds in SOURCE_SECONDS:
             asyncio.get_running_loop().call_later(seconds, self.ask_source)
@@ -144,14 +141,6 @@ class _Call(ScriptedCall):
     def note_source(self, source: str) -> None:
         """Note where RTP comes from now; "" for nowhere."""
         self.rtp_source = source or self.rtp_source
-
-    def on_quality(self, quality: RtpQuality) -> None:
-        self.quality = quality
-        super().on_quality(quality)
-
-    def on_ended(self, end: LegEnd) -> None:
-        self.end = end
-        super().on_ended(end)
 
 
 def tone() -> Clip:
@@ -370,14 +359,12 @@ class _Run:
 
         def dial() -> Leg:
             codecs = list(trunk.codecs)
-            call.leg = self._agent.dial(uri, call, call.tape.audio, codecs, name)
-            leg = call.leg
+            leg = self._agent.dial(uri, call, call.tape.audio, codecs, name)
             call.ask_source = lambda: self._agent.ask_rtp_source(leg, call.note_source)
             return leg
 
         def give_up() -> None:
-            heard = self._trace.of({call.leg.invite.sip_call_id}) if call.leg is not None else ()
-            if all(one.sent for one in heard):
+            if all(one.sent for one in self._trace.of({call.sip_call_id})):
                 call.interrupt()
 
         self._calls.add(call)
@@ -401,7 +388,7 @@ class _Run:
         return Attempt(
             trunk,
             uri,
-            self._trace.of({leg.invite.sip_call_id}),
+            self._trace.of({call.sip_call_id}),
             call.end,
             seconds(report.answered_ms),
             seconds(report.ended_ms),

@@ -65,14 +65,11 @@ def registration(evidence: Evidence, place: Place) -> Iterator[Finding]:
         ).of("register_expires", *shown(asked, final))
     else:
         yield ok("", f"{fact} for {granted} s").of("registered")
-    yield from _binding(trunk, asked, final, granted, place)
+    yield from _binding(trunk, asked, final, granted)
 
 
-def _binding(
-    trunk: Trunk, asked: Packet, final: Packet, granted: int | None, place: Place
-) -> Iterator[Finding]:
-    """Yield that a NAT is in between, where its binding must outlive the time to the next
-    REGISTER."""
+def _binding(trunk: Trunk, asked: Packet, final: Packet, granted: int | None) -> Iterator[Finding]:
+    """Yield that a NAT is in between, where its binding must outlive the time between REGISTERs."""
     seen, own = seen_by(final), host_port_of(via_of(asked))
     if not seen or seen == own or trunk.transport != "udp" or not granted:
         return
@@ -82,7 +79,6 @@ def _binding(
             f"a NAT is in between: the registrar sees {seen} for {own}. Its binding outlives "
             f"{NAT_SECONDS} s by the gateway's keep-alives only, every 15 s",
         ).of("nat_binding")
-    del place
 
 
 def _login_failed(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> Iterator[Finding]:

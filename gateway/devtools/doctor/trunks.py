@@ -19,13 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from gateway.addresses import is_inside, is_loopback, is_name
+from gateway.addresses import bracketed, is_inside, is_loopback, is_name
 from gateway.config import Config
 from gateway.config.sip import Address, Transport, TrunkSettings
 from gateway.devtools.doctor import Finding, Verdict, bad, network, ok, warn
 from gateway.devtools.doctor.network import CERTIFICATE_DAYS, Service
 from gateway.devtools.doctor.trunk_messages import redacted
 from gateway.planning.call_plan import sip_settings
+from gateway.sip.messages.headers import first_of, headers_of, start_line_of
 from gateway.sip.transports import carried_to
 
 ANSWER_SECONDS = 4.0
@@ -40,11 +41,11 @@ OTHER_SECONDS = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status line and header fields (names in lower case) of a response."""
+    """Status line of a response, and its header fields by lower-case full name."""
 
     code: int
     reason: str
-    headers: Mapping[str, list[str]]
+    headers: Mapping[str, tuple[str, ...]]
 
 
 class _ProbeError(Exception):
@@ -78,7 +79,7 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
             return bad("trunk", f"{shown} cannot reach sip.listen, on this machine only", advice)
         client = _Client(config, trunk, family, (address, port), host, key)
         if trunk.registrar is None:
-            answer = await client.ask("OPTIONS", f"sip:{_bracketed(host)}")
+            answer = await client.ask("OPTIONS", f"sip:{bracketed(host)}")
             own = carried_to(sip_settings(config), address)
             if own and is_inside(own) and not is_inside(address) and not config.sip.stun_server:
                 fact = f"{shown} answers OPTIONS, but SDP would carry {own}, which it cannot reach"
@@ -134,7 +135,7 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
             found += await asyncio.to_thread(_certificate, config, trunk, (address, port), host)
         client = _Client(config, trunk, family, (address, port), host, where)
         try:
-            answer = await client.ask("OPTIONS", f"sip:{_bracketed(host)}")
+            answer = await client.ask("OPTIONS", f"sip:{bracketed(host)}")
             client.shown.clear()
         except _ProbeError as error:
             fact, advice, code = error.fact, error.advice, error.code
@@ -146,7 +147,7 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
                     advice = f'{config.place("transport", trunk.name)}: "{other}"'
                     code = "transport"
                     break
-            shown = f"{trunk.transport}:{_bracketed(host)}:{port}"
+            shown = f"{trunk.transport}:{bracketed(host)}:{port}"
             said = bad(subject, f"{shown}: {fact}", advice).of(code, *client.shown)
             return [*found, said]
         fact = f"answers OPTIONS with {answer.code} {answer.reason}"
@@ -186,10 +187,25 @@ async def _answers_by(
     client.verify = False
     try:
         async with asyncio.timeout(OTHER_SECONDS):
-            await client.ask("OPTIONS", f"sip:{_bracketed(asked.host)}")
+            await client.ask("OPTIONS", f"sip:{bracketed(asked.host)}")
     except (_ProbeError, TimeoutError):
         return False
     return True
+
+
+def _tls_context(config: Config, *, verify: bool) -> ssl.SSLContext:
+    """Return the settings of a TLS connection to a trunk, with our certificate where there is one.
+
+    Args:
+        verify: whether the certificate of the other side is checked.
+    """
+    tls = config.sip.tls
+    context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if tls.certificate is not None and tls.private_key is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    return context
 
 
 def _certificate(
@@ -198,10 +214,7 @@ def _certificate(
     """Read the certificate of a TLS trunk, and judge chain, names and dates as a call would."""
     subject, tls = f"trunk {trunk.name}", config.sip.tls
     ca = config.place("sip.tls.ca")
-    context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if tls.certificate is not None and tls.private_key is not None:
-        context.load_cert_chain(tls.certificate, tls.private_key)
+    context = _tls_context(config, verify=False)
     try:
         with (
             socket.create_connection(address, ANSWER_SECONDS) as plain,
@@ -242,9 +255,7 @@ def _certificate(
         fact = f"its certificate is not for {host}, but for {', '.join(known) or 'no name'}"
         advice = f"{config.place('registrar', trunk.name)} or outbound_proxy by a name of it"
         return [verdict(subject, fact, advice).of("certificate", text)]
-    context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
-    if tls.certificate is not None and tls.private_key is not None:
-        context.load_cert_chain(tls.certificate, tls.private_key)
+    context = _tls_context(config, verify=True)
     try:
         with (
             socket.create_connection(address, ANSWER_SECONDS) as plain,
@@ -272,7 +283,7 @@ def _is_named(host: str, name: str) -> bool:
 async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
     registrar = trunk.registrar
     assert registrar is not None
-    uri = f"sip:{_bracketed(registrar.host)}"
+    uri = f"sip:{bracketed(registrar.host)}"
     answer = await client.ask("REGISTER", uri)
     if answer.code in (401, 407):
         answer = await client.ask("REGISTER", uri, answer)
@@ -316,10 +327,6 @@ async def _resolved(host: str, port: int, key: str) -> tuple[int, str]:
     return family, str(address[0])
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 class _Client:
     """Sends one request at a time to a trunk, over a connection of its own."""
 
@@ -333,7 +340,6 @@ class _Client:
         key: str,
     ) -> None:
         self._config, self._trunk, self._key = config, trunk, key
-        self._family, self._address, self._host = family, address, host
         self.family, self.address, self.host = family, address, host
         self.verify = config.sip.tls.verify_server
         self.shown: list[str] = []
@@ -369,11 +375,11 @@ class _Client:
 
     async def _over_udp(self, method: str, uri: str, challenge: Answer | None) -> Answer:
         loop = asyncio.get_running_loop()
-        with socket.socket(self._family, socket.SOCK_DGRAM) as own:
+        with socket.socket(self.family, socket.SOCK_DGRAM) as own:
             own.setblocking(False)
             if self._from is not None:
                 own.bind(self._from)
-            own.connect(self._address)
+            own.connect(self.address)
             request = self._request(method, uri, own.getsockname(), challenge)
             self._note("sent to", request)
             await loop.sock_sendall(own, request)
@@ -390,10 +396,12 @@ class _Client:
                     repeat.cancel()
 
     async def _over_stream(self, method: str, uri: str, challenge: Answer | None) -> Answer:
-        tls = self._context() if self._trunk.transport == "tls" else None
-        name = self._host if tls is not None else None
+        tls = None
+        if self._trunk.transport == "tls":
+            tls = _tls_context(self._config, verify=self.verify)
+        name = self.host if tls is not None else None
         reader, writer = await asyncio.open_connection(
-            *self._address, ssl=tls, server_hostname=name, local_addr=self._from
+            *self.address, ssl=tls, server_hostname=name, local_addr=self._from
         )
         try:
             own = writer.get_extra_info("sockname")
@@ -405,8 +413,7 @@ class _Client:
                 answer = _parsed(data)
                 if answer is None:
                     raise OSError("what answers is no SIP")
-                length = answer.headers.get("content-length") or answer.headers.get("l") or ["0"]
-                await reader.readexactly(int(length[0]))
+                await reader.readexactly(int(first_of(answer.headers, "content-length") or 0))
                 if answer.code >= 200:
                     self._note("received from", data)
                     return answer
@@ -417,27 +424,18 @@ class _Client:
 
     def _note(self, way: str, message: bytes) -> None:
         text = redacted(message.decode("utf-8", "replace"))
-        host = _bracketed(self._address[0])
-        where = f"{self._trunk.transport}:{host}:{self._address[1]}"
+        host = bracketed(self.address[0])
+        where = f"{self._trunk.transport}:{host}:{self.address[1]}"
         self.shown.append(f"{way} {where}\n{text.rstrip()}")
-
-    def _context(self) -> ssl.SSLContext:
-        tls = self._config.sip.tls
-        context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
-        if not self.verify:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if tls.certificate is not None and tls.private_key is not None:
-            context.load_cert_chain(tls.certificate, tls.private_key)
-        return context
 
     def _request(
         self, method: str, uri: str, own: tuple[str, int], challenge: Answer | None
     ) -> bytes:
         self._sequence += 1
         transport = self._trunk.transport.upper()
-        here = f"{_bracketed(own[0])}:{own[1]}"
+        here = f"{bracketed(own[0])}:{own[1]}"
         user = self._trunk.username or "gateway"
-        domain = _bracketed((self._trunk.registrar or Address(self._host, 0)).host)
+        domain = bracketed((self._trunk.registrar or Address(self.host, 0)).host)
         lines = [
             f"{method} {uri} SIP/2.0",
             f"Via: SIP/2.0/{transport} {here};branch=z9hG4bK{secrets.token_hex(8)};rport",
@@ -457,7 +455,7 @@ class _Client:
         """Answer a digest challenge (RFC 7616); none for an algorithm that is not known."""
         proxy = challenge.code == 407
         name = "proxy-authenticate" if proxy else "www-authenticate"
-        for offered in challenge.headers.get(name, []):
+        for offered in challenge.headers.get(name, ()):
             fields = {
                 key.lower(): quoted or plain
                 for key, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|([^\s,]+))', offered)
@@ -488,12 +486,6 @@ class _Client:
 
 def _parsed(data: bytes) -> Answer | None:
     """Return a response parsed; None for anything else."""
-    head, *lines = data.decode("utf-8", "replace").partition("\r\n\r\n")[0].split("\r\n")
-    found = re.match(r"SIP/2\.0 (\d{3}) ?(.*)", head)
-    if found is None:
-        return None
-    headers: dict[str, list[str]] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers.setdefault(name.strip().lower(), []).append(value.strip())
-    return Answer(int(found[1]), found[2], headers)
+    text = data.decode("utf-8", "replace")
+    found = re.match(r"SIP/2\.0 (\d{3}) ?(.*)", start_line_of(text))
+    return None if found is None else Answer(int(found[1]), found[2], headers_of(text))

@@ -101,7 +101,7 @@ class ScriptedCall:
         self.report: CallReport | None = None
         self._clips = clips
         self.progress = on_progress
-        self._leg: Leg | None = None
+        self.leg: Leg | None = None
         self._first_leg: Leg | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.hearing = Hearing()
@@ -109,9 +109,8 @@ class ScriptedCall:
         self._started_at = datetime.now(UTC)
         self._times: dict[str, float] = {}
         self._codec: Codec | None = None
-        self._end: LegEnd | None = None
+        self.end: LegEnd | None = None
         self._interrupted = False
-        self._hung_up = False
         self._noise: WhiteNoise | None = None
         self._medias = 0
         self._held: list[Span] = []
@@ -120,7 +119,7 @@ class ScriptedCall:
         self.queued_frames = 0
         self._digits_sent = ""
         self._digits_received = ""
-        self._quality: RtpQuality | None = None
+        self.quality: RtpQuality | None = None
 
     # ---- LegHandler
 
@@ -151,11 +150,11 @@ class ScriptedCall:
         self.progress(f"heard the key {digit}")
 
     def on_quality(self, quality: RtpQuality) -> None:
-        self._quality = quality
+        self.quality = quality
 
     def on_ended(self, end: LegEnd) -> None:
         self._mark("ended")
-        self._end = end
+        self.end = end
         self._wake()
 
     # ---- the owner's side
@@ -197,7 +196,7 @@ class ScriptedCall:
         self.report = self._make_report(outcome, message)
 
     def _take(self, leg: Leg) -> None:
-        self._leg = leg
+        self.leg = leg
         leg.on_refer = self._on_refer
         if self.dialling.follow is not None:
             leg.allowed_refer_to, leg.on_replaced = self.dialling.follow, self._on_replaced
@@ -208,7 +207,7 @@ class ScriptedCall:
 
     def _on_replaced(self, successor: Leg) -> None:
         """A REFER was followed: the new leg has the audio, and the old one is left."""
-        old, successor.handler = self._leg, self
+        old, successor.handler = self.leg, self
         self._take(successor)
         if old is not None:
             old.handler = None
@@ -230,7 +229,7 @@ class ScriptedCall:
             return Outcome.INTERRUPTED, "interrupted by the user"
         except EndedError:
             return self._over_in(step)
-        if self._end is not None and not self._end.local:
+        if self.end is not None and not self.end.local:
             return Outcome.COMPLETED, "as scripted, ended by the other side"
         return Outcome.COMPLETED, "as scripted"
 
@@ -298,8 +297,8 @@ class ScriptedCall:
                     if self.lost:
                         raise
             case ExpectEnd():
-                await self.until(lambda: self._end is not None, step.within)
-                if step.code is not None and self._end and self._end.code != step.code:
+                await self.until(lambda: self.end is not None, step.within)
+                if step.code is not None and self.end and self.end.code != step.code:
                     raise EndedError
             case HangUp():
                 await self._hang_up()
@@ -320,10 +319,10 @@ class ScriptedCall:
         )
 
     async def _hold(self, step: Hold | Resume) -> None:
-        assert self._leg is not None
+        assert self.leg is not None
         held = isinstance(step, Hold)
         now, known = self.tape.now_ms, self._medias
-        self._leg.hold(held)
+        self.leg.hold(held)
         if held:
             self._held.append(Span(from_ms=now, to_ms=now))
             await self._pass_time(HOLD_SECONDS)
@@ -334,9 +333,9 @@ class ScriptedCall:
                 self._held[-1] = Span(from_ms=self._held[-1].from_ms, to_ms=self.tape.now_ms)
 
     async def _change_codec(self, step: ChangeCodec) -> None:
-        assert self._leg is not None
+        assert self.leg is not None
         known = self._medias
-        self._leg.offer([step.codec])
+        self.leg.offer([step.codec])
         await self.until(lambda: self._medias > known and self._codec is step.codec, step.within)
 
     async def play(self, clip: Clip, background: bool = False, interrupts: bool = False) -> None:
@@ -347,8 +346,12 @@ class ScriptedCall:
             frames = self._noise.under(frames, codec)
         count = len(frames) // FRAME_BYTES
         # The queue holds two of the longest sounds; a third in the background waits for a place.
-        await self.until(lambda: not self._waits() or self._fits(count), clip.ms / 1000 + 1200)
-        self.tape.playout.put(frames)
+        playout = self.tape.playout
+        await self.until(
+            lambda: not len(playout) or len(playout) + count <= playout.max_frames,
+            clip.ms / 1000 + 1200,
+        )
+        playout.put(frames)
         loud = clip.loud(codec)
         self._played.append(Played(clip.name, self.queued_frames, count, loud, interrupts))
         self.queued_frames += count
@@ -356,22 +359,16 @@ class ScriptedCall:
             return
         last = self.queued_frames
         await self.until(
-            lambda: self.tape.playout.frames_played >= last,
-            self.tape.playout.queued_ms / 1000 + CLOCK_SECONDS,
+            lambda: playout.frames_played >= last,
+            playout.queued_ms / 1000 + CLOCK_SECONDS,
         )
         # The frame just taken goes out at the end of its tick; the next tick proves that.
         await self._ticks(1)
 
-    def _waits(self) -> bool:
-        return len(self.tape.playout) > 0
-
-    def _fits(self, count: int) -> bool:
-        return len(self.tape.playout) + count <= self.tape.playout.max_frames
-
     async def _press(self, keys: str, how: str) -> None:
-        assert self._leg is not None
+        assert self.leg is not None
         for key in keys:
-            self._leg.press(key, how)
+            self.leg.press(key, how)
             self._digits_sent += key
             await self._ticks(DIGIT_MS // FRAME_MS)
 
@@ -393,20 +390,19 @@ class ScriptedCall:
             while not condition():
                 if self._interrupted:
                     raise _InterruptedError
-                if self._end is not None:
+                if self.end is not None:
                     raise EndedError
                 self._waiter = loop.create_future()
                 await self._waiter
 
     async def _hang_up(self) -> None:
-        leg = self._leg
-        if leg is None or self._end is not None:
+        leg = self.leg
+        if leg is None or self.end is not None:
             return
-        self._hung_up = True
         leg.hang_up()
         try:
             async with asyncio.timeout(END_SECONDS):
-                while self._end is None:
+                while self.end is None:
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
         except TimeoutError:
@@ -422,7 +418,7 @@ class ScriptedCall:
     @property
     def lost(self) -> bool:
         """Whether it ended otherwise than by a BYE."""
-        return self._end is not None and self._end.method != "BYE"
+        return self.end is not None and self.end.method != "BYE"
 
     def _missed(self, step: AnyStep | None) -> tuple[Outcome, str]:
         if isinstance(step, WaitAnswer) and "answered" not in self._times:
@@ -437,7 +433,7 @@ class ScriptedCall:
         return Outcome.STEP_MISSED, f"step {number} ({step}): {limit} before it was done"
 
     def _over_in(self, step: AnyStep | None) -> tuple[Outcome, str]:
-        end, number = self._end, len(self.steps)
+        end, number = self.end, len(self.steps)
         assert end is not None
         if end.code == 0:
             return Outcome.FAILED, f"the call could not be placed: {end.reason}"
@@ -452,7 +448,7 @@ class ScriptedCall:
         return Outcome.LOST, f"step {number} ({step}): the call {how} in the middle of it"
 
     def _make_report(self, outcome: Outcome, message: str) -> CallReport:
-        quality = self._quality
+        quality = self.quality
         answered = "answered" in self._times
         found: dict[str, Any] = {f"{name}_ms": round(at, 1) for name, at in self._times.items()}
         found |= self.spans()
@@ -475,7 +471,7 @@ class ScriptedCall:
             rtp_received=quality.rx_packets if quality else 0,
             rtp_lost=quality.rx_lost if quality else 0,
             rtp_sent=quality.tx_packets if quality else 0,
-            end=None if self._end is None else EndReport.of(self._end, answered),
+            end=None if self.end is None else EndReport.of(self.end, answered),
             **found,
         )
 

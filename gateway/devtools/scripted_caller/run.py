@@ -8,13 +8,15 @@ A call can go on after its steps with a talk that nobody has scripted (:class:`T
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import functools
 import ipaddress
 import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -139,17 +141,6 @@ class CallOptions:
     pjsip_log_level: int = 0
 
 
-@dataclass(slots=True)
-class _Run:
-    uri: str
-    script: Script
-    options: CallOptions
-    clips: dict[int, Clip]
-    on_progress: Progress
-    next: int = 1
-    reports: dict[int, CallReport] = field(default_factory=dict)
-
-
 def place_call(
     uri: str,
     script: Script,
@@ -182,35 +173,31 @@ async def _place(
     if nowhere := await asyncio.to_thread(nobody_listens, uri):
         raise PhoneError(f"nothing listens on udp:{nowhere}")
     clips = await asyncio.to_thread(prepare, script)
-    run = _Run(uri, script, options, clips, on_progress)
+    waiting = collections.deque(range(1, options.repeat + 1))
+    reports: dict[int, CallReport] = {}
+
+    async def work() -> None:
+        # The first call is made even after a signal: its report says that it was interrupted.
+        while waiting and not (phone.interrupted and reports):
+            number = waiting.popleft()
+            on_call = functools.partial(on_progress, number)
+            call = await phone.call(uri, script, clips, list(options.codecs), on_call)
+            assert call.report is not None
+            reports[number] = call.report
+            _write(call, options, number)
+
     async with phone:
         if options.parallel > phone.capacity:
             on_progress(0, f"this pjsua2 carries {phone.capacity} calls at a time, no more")
         workers = min(options.parallel, options.repeat, phone.capacity)
         with taking_signals(phone.interrupt):
-            await asyncio.gather(*(_work(run, phone) for _ in range(workers)))
-    calls = [run.reports[number] for number in sorted(run.reports)]
+            await asyncio.gather(*(work() for _ in range(workers)))
+    calls = [reports[number] for number in sorted(reports)]
     return RunReport(
         calls=calls,
         completed=sum(call.outcome is Outcome.COMPLETED for call in calls),
         exit_code=next((call.exit_code for call in calls if call.exit_code), 0),
     )
-
-
-async def _work(run: _Run, phone: Phone) -> None:
-    while run.next <= run.options.repeat and not (phone.interrupted and run.reports):
-        number = run.next
-        run.next += 1
-        call = await phone.call(
-            run.uri,
-            run.script,
-            run.clips,
-            list(run.options.codecs),
-            lambda text, number=number: run.on_progress(number, text),  # type: ignore[misc]
-        )
-        assert call.report is not None
-        run.reports[number] = call.report
-        _write(call, run.options, number)
 
 
 def prepare(script: Script) -> dict[int, Clip]:

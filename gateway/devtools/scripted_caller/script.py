@@ -35,7 +35,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -82,7 +82,8 @@ class Step(Section):
     ``note`` is what a person is told of it.
     """
 
-    needs_media: ClassVar[bool] = False
+    needs_media: ClassVar[bool] = True
+    """Whether it works only after the answer."""
     note: Text | None = None
 
     def __str__(self) -> str:
@@ -92,6 +93,7 @@ class Step(Section):
 class WaitAnswer(Step):
     """Until the call is answered (200) and audio flows."""
 
+    needs_media: ClassVar[bool] = False
     do: Literal["wait_answer"] = "wait_answer"
     within: Seconds = 30.0
 
@@ -99,7 +101,6 @@ class WaitAnswer(Step):
 class WaitSpeech(Step):
     """Until ``ms`` of sound were heard since the step began; short pauses only weigh against it."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["wait_speech"] = "wait_speech"
     ms: Count = 200
     threshold_dbfs: Level = SPEECH_DBFS
@@ -109,7 +110,6 @@ class WaitSpeech(Step):
 class WaitSilence(Step):
     """Until it has been quiet for ``ms``; quiet from before the step counts."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["wait_silence"] = "wait_silence"
     ms: Count = 700
     threshold_dbfs: Level = SPEECH_DBFS
@@ -122,7 +122,6 @@ class Play(Step):
     In the ``background`` the next step begins at once; the next thing to play waits its turn.
     """
 
-    needs_media: ClassVar[bool] = True
     do: Literal["play"] = "play"
     file: AudioFile
     background: Flag = False
@@ -134,7 +133,6 @@ class Play(Step):
 class Say(Step):
     """Speak a text with the synthesiser of the emulator."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["say"] = "say"
     text: Annotated[Text, Field(max_length=4000)]
     voice: Text = "cedar"
@@ -148,7 +146,6 @@ class Say(Step):
 class Interrupt(Step):
     """Speak while the other side speaks: ``after_ms`` of its sound, a text or a file begins."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["interrupt"] = "interrupt"
     after_ms: Annotated[int, Strict(), Field(ge=0, le=60_000)] = 1000
     text: Annotated[str, Field(max_length=4000)] = ""
@@ -173,7 +170,6 @@ class Digits(Step):
     ``how``: RFC 4733 events, SIP INFO, or tones in the audio (``inband``).
     """
 
-    needs_media: ClassVar[bool] = True
     do: Literal["digits"] = "digits"
     keys: Annotated[str, Field(pattern=r"^[0-9*#A-D]{1,64}$")]
     how: Literal["rfc4733", "info", "inband"] = "rfc4733"
@@ -185,14 +181,12 @@ class Digits(Step):
 class Hold(Step):
     """Put the other side on hold by a re-INVITE (RFC 3264 section 8.4)."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["hold"] = "hold"
 
 
 class Resume(Step):
     """Take the other side back from hold; done when audio flows again."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["resume"] = "resume"
     within: Seconds = 5.0
 
@@ -200,7 +194,6 @@ class Resume(Step):
 class ChangeCodec(Step):
     """Offer one codec by a re-INVITE; done when the other side has taken it."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["codec"] = "codec"
     codec: Codec
     within: Seconds = 5.0
@@ -212,7 +205,6 @@ class ChangeCodec(Step):
 class Noise(Step):
     """White noise under all that the caller sends from now on, at ``dbfs``; "off" ends it."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["noise"] = "noise"
     dbfs: Level | Literal["off"]
 
@@ -242,7 +234,6 @@ class BadLine(Section):
 class Line(BadLine, Step):
     """From now on, packets are lost and late as it says; without keys the line is good again."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["line"] = "line"
 
     def __str__(self) -> str:
@@ -252,6 +243,7 @@ class Line(BadLine, Step):
 class Wait(Step):
     """Let time pass. The call must not end meanwhile."""
 
+    needs_media: ClassVar[bool] = False
     do: Literal["wait"] = "wait"
     seconds: Annotated[Seconds, Field(le=3600)]
 
@@ -262,7 +254,6 @@ class Wait(Step):
 class Listen(Step):
     """Let time pass, counted from the answer; an end of the call before that is as good."""
 
-    needs_media: ClassVar[bool] = True
     do: Literal["listen"] = "listen"
     seconds: Annotated[Seconds, Field(le=3600)]
 
@@ -276,6 +267,7 @@ class ExpectEnd(Step):
     A hang-up has 200, a refusal its own code.
     """
 
+    needs_media: ClassVar[bool] = False
     do: Literal["expect_end"] = "expect_end"
     code: Annotated[int | None, Field(ge=200, le=699)] = None
     within: Seconds = 30.0
@@ -284,6 +276,7 @@ class ExpectEnd(Step):
 class HangUp(Step):
     """End the call: CANCEL before the answer, BYE after it. It also ends after the last step."""
 
+    needs_media: ClassVar[bool] = False
     do: Literal["hang_up"] = "hang_up"
 
 
@@ -307,25 +300,7 @@ AnyStep = (
 )
 
 STEPS: dict[str, type[Step]] = {
-    str(kind.model_fields["do"].default): kind
-    for kind in (
-        WaitAnswer,
-        WaitSpeech,
-        WaitSilence,
-        Play,
-        Say,
-        Interrupt,
-        Digits,
-        Hold,
-        Resume,
-        ChangeCodec,
-        Noise,
-        Line,
-        Wait,
-        Listen,
-        ExpectEnd,
-        HangUp,
-    )
+    str(kind.model_fields["do"].default): kind for kind in get_args(AnyStep)
 }
 """Every kind of step by the name it has in a file."""
 
