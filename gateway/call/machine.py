@@ -15,10 +15,10 @@ from typing import Any, get_args
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.control import HELD, RESUMED, record_call
+from gateway.call.conversation.out_of_band import PostCallAnalysis, post_call_of
 from gateway.call.conversation.playback import Playout
 from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep, Prepared
-from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
 from gateway.call.tools.commands import RecordCall, SetDisposition
@@ -102,10 +102,8 @@ class LegEvents:
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
         """Hold or resume: playout stands still, and the session hears what the route says."""
-        if (
-            not (self._call.live or self._call.state is State.CONNECTING)
-            or input.held is self._call.held
-        ):
+        media_is_up = self._call.live or self._call.state is State.CONNECTING
+        if not media_is_up or input.held is self._call.held:
             return []
         self._call.held = input.held
         if self._call.record.times.confirmed is not None:
@@ -437,14 +435,20 @@ class CallMachine:
         leg_over = leg_over or (outbound and self._call.state is State.CONNECTING)
         if self._call.session_up and self._call.state is State.TALKING:
             conversation = self._call.conversation
-            self._post_call = post_call_of(conversation.control, conversation.transcript, why, now)
+            self._post_call = post_call_of(
+                conversation.control.out_of_band,
+                conversation.transcript,
+                self._call.plan.content.post_call,
+                why,
+                now,
+            )
         self._call.state = State.ENDING
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS
         self._call.conversation.on_end(now)
         todo = self._call.conversation.call_actions.abandon(now)
         if self._post_call is not None:
-            self._ended_ms, self._post_call.leg_over = self._post_call.ended_ms, leg_over
+            self._ended_ms, self._post_call.leg_over = self._call.timeline.ms(now), leg_over
             todo += self._post_call.ask(now)
         else:
             todo.append(outputs.CloseSession(1000, why.value))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Out-of-band responses: ``response.create`` with ``conversation`` "none".
+"""Out-of-band responses: ``response.create`` with ``conversation`` "none"; post-call analysis.
 
 They run beside whatever is being said and are known by their metadata: nothing of them reaches the
 caller, the playout or the one-response-at-a-time gate. Most answer in text; a briefing is spoken
-to the target of a transfer.
+to the target of a transfer. After a call they answer the route's questions about it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from gateway.call import inputs
 from gateway.call.call_record import CallTimeline
 from gateway.call.outputs import OutOfBandDone, Output, Send
+from gateway.call.plan import PostCallPlan
 from gateway.call.record_entries import OutOfBandResponse, append_capped
+from gateway.ending import EndReason
 from gateway.realtime.events import (
     AudioDelta,
     CancelResponse,
@@ -237,3 +240,138 @@ def _text_of(done: ResponseDone) -> str:
     if not parts and done.error_message:
         return done.error_message
     return "".join(parts)
+
+
+NOT_AFTER = frozenset(
+    {
+        EndReason.INTERNAL_ERROR,
+        EndReason.SHUTDOWN,
+        EndReason.BUDGET,
+        EndReason.SESSION_CLOSED,
+        EndReason.SESSION_ERROR,
+        EndReason.SESSION_LOST,
+        EndReason.SESSION_REFUSED,
+        EndReason.SESSION_UNREACHABLE,
+        EndReason.RESPONSE_FAILURES,
+    }
+)
+"""End reasons without analysis: there is no session, no budget, or no time."""
+
+
+LATE_WORDS_SECONDS = 4.5
+"""How long the last words of a call are waited for, where transcripts come after the sound."""
+
+
+class LateWords(Protocol):
+    """Transcript of the call: :class:`gateway.call.conversation.transcript.Transcript`."""
+
+    @property
+    def words_missing(self) -> bool:
+        """Return whether words of what was said last are still to come."""
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Take a session event that has words."""
+
+
+class PostCallAnalysis:
+    """Keeps the session open after the caller's leg has ended, for answers and the last words.
+
+    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. Methods take the
+    time (s).
+
+    Args:
+        why: reason of the call's end, which the session is closed with.
+        prompts: instructions by name; empty where only words are waited for.
+        timeout: longest wait for the answers (s).
+        words_late: whether words of the transcript are waited for, ``LATE_WORDS_SECONDS`` at most.
+    """
+
+    def __init__(
+        self,
+        out_of_band: OutOfBandResponses,
+        transcript: LateWords,
+        why: EndReason,
+        prompts: Mapping[str, str],
+        timeout: float,
+        now: float,
+        *,
+        words_late: bool,
+    ) -> None:
+        self.why = why
+        self.leg_over = False
+        """The leg has ended, too: the call is finished when the analysis is."""
+        self._out_of_band = out_of_band
+        self._transcript = transcript
+        self._prompts = prompts
+        self._timeout = timeout
+        self._until = now + timeout if prompts else 0.0
+        self._words_until = now + LATE_WORDS_SECONDS if words_late else 0.0
+        self._session_over = False
+
+    @property
+    def deadline(self) -> float:
+        """When :meth:`on` is to get a ``Tick`` (s); 0.0, at once, where nothing is waited for."""
+        answers = self._until if self._out_of_band.busy else 0.0
+        return min((at for at in (answers, self._words_until) if at), default=0.0)
+
+    def ask(self, now: float) -> list[Output]:
+        """Request a response to each prompt, at once; its key is ``after-`` and the name."""
+        return [
+            output
+            for name, words in self._prompts.items()
+            for output in self._out_of_band.ask(
+                f"after-{name}", name, words, now, seconds=self._timeout
+            )
+        ]
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Take an event of the session, its end, the leg's end or a tick; ignore other inputs.
+
+        Returns what the ends of out-of-band responses bring: log lines and ``OutOfBandDone``.
+        """
+        match input:
+            case inputs.ServerEventReceived(event=event) if self._out_of_band.takes(event):
+                return self._out_of_band.on_event(event, now)
+            case inputs.ServerEventReceived() if now < self._words_until:
+                return self._transcript.on(input, now)
+            case inputs.ServerErrorReceived(error=error, command=command):
+                return self._out_of_band.refused(command, error, now)
+            case inputs.LegEnded():
+                self.leg_over = True
+            case inputs.SessionClosed() | inputs.ShutDown():
+                self._session_over = True
+            case inputs.Tick():
+                self._words_until = self._words_until if now < self._words_until else 0.0
+                self._until = self._until if now < self._until else 0.0
+                return self._out_of_band.tick(now)
+        return []
+
+    def is_complete(self, now: float) -> bool:
+        """Return whether all answers and words have come, their time is over, or the session is."""
+        words = now < self._words_until and self._transcript.words_missing
+        answers = now < self._until and self._out_of_band.busy
+        return self._session_over or not (words or answers)
+
+
+def post_call_of(
+    out_of_band: OutOfBandResponses,
+    transcript: LateWords,
+    plan: PostCallPlan,
+    why: EndReason,
+    now: float,
+) -> PostCallAnalysis | None:
+    """Return the analysis of a call that ends for ``why``.
+
+    None where its session is closed at once: for a reason in ``NOT_AFTER``, or with neither a
+    prompt that the session can answer nor words that are late.
+    """
+    if why in NOT_AFTER:
+        return None
+    can = out_of_band.capabilities
+    late = can.late_words and transcript.words_missing
+    prompts = plan.prompts if can.out_of_band else {}
+    if not (late or prompts):
+        return None
+    return PostCallAnalysis(
+        out_of_band, transcript, why, prompts, plan.timeout, now, words_late=late
+    )

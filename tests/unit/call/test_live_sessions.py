@@ -10,6 +10,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.conversation.barge_in import STOP
+from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
 from gateway.call.plan import (
     CallPlan,
     FallbackStep,
@@ -19,7 +20,6 @@ from gateway.call.plan import (
     SilencePlan,
     ToolsPlan,
 )
-from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import EndCall, Interrupt, RequestOutOfBand, Respond, Say, Tell

@@ -9,10 +9,9 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
-from gateway.call.conversation.out_of_band import KEY
+from gateway.call.conversation.out_of_band import KEY, LATE_WORDS_SECONDS
 from gateway.call.inputs import Input
 from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan
-from gateway.call.rules.post_call import LATE_WORDS_SECONDS
 from gateway.realtime.events import (
     InputCommitted,
     InputTranscribed,
