@@ -130,7 +130,7 @@ def record_store(
     settings = config.records
 
     def idle(database: Database, _spool: Spool) -> None:
-        from gateway.records.retention import sweep, sweep_black_boxes, sweep_recordings
+        from gateway.records.retention import sweep, sweep_black_boxes, sweep_files
 
         assert settings.spool_folder is not None
         sweep(
@@ -145,7 +145,7 @@ def record_store(
         days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
         if config.recording.folder is not None and days:
             before = datetime.now(UTC) - timedelta(days=min(days))
-            sweep_recordings(config.recording.folder, before, database.held())
+            sweep_files(config.recording.folder, before, database.held())
 
     masked = {*config.records.redact}
     for route in dialplan.routes:

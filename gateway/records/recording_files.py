@@ -15,16 +15,17 @@ from gateway.audio.codecs import SAMPLE_RATE, Codec
 from gateway.records.files import private
 
 PENDING = "pending"
-"""Folder of links to the files that are still to be uploaded."""
+"""Folder, beside the recordings, of links to the files that are still to be uploaded."""
 
 SEALED = b"sip-gateway recording, age segments 1\n"
 """First line of an encrypted file. Then, again and again: four bytes of length, most significant
-first, and so many bytes of an age file. In each are 8 bytes that are the same in all of a
-recording, 4 bytes that count the segments from 0, one that is 1 in the last, and a piece of it."""
+first, and so many bytes of an age file: a segment. Decrypted, it is 8 bytes that are the same in
+all segments of a recording, 4 bytes with its number from 0, one that is 1 in the last segment, and
+the next bytes of the recording."""
 
 _HEAD = struct.Struct(">8sI?")
 _UNKNOWN = 0xFFFFFFFF
-"""Length of a file that cannot be changed any more once it is known (as of a stream)."""
+"""Length in the header of a file whose header cannot be written again, as of a stream."""
 
 
 class RecordingError(Exception):
@@ -32,18 +33,21 @@ class RecordingError(Exception):
 
 
 class Sink(Protocol):
-    """Destination of a container's bytes."""
+    """Destination of a file's bytes."""
 
     def write(self, data: bytes, /) -> int:
-        """Take bytes; returns how many."""
+        """Take bytes; return their number."""
 
 
 class WavFile:
-    """Writes WAV: G.711 as it is (``linear`` false), or 16-bit linear samples.
+    """Writes WAV at 8 kHz.
 
     Args:
-        out: where to; :meth:`header` is to be written over its first bytes again and again, or
-            else ``stream`` says that its length is not known.
+        out: gets the header, then the audio.
+        codec: G.711 codec of what is written.
+        linear: convert to 16-bit samples; otherwise G.711 is stored as it is.
+        stream: the header says that the length is unknown. Otherwise the owner of the file writes
+            :meth:`header` over its first bytes after each write.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class WavFile:
         out.write(self.header(_UNKNOWN if stream else 0))
 
     def write(self, interleaved: bytes) -> None:
-        """Write G.711 bytes, left and right by turns."""
+        """Write G.711 bytes; those of two channels alternate."""
         data = self._codec.to_linear(interleaved) if self._linear else interleaved
         self._bytes += len(data)
         self._out.write(data)
@@ -64,7 +68,7 @@ class WavFile:
         """Do nothing: the header is complete already."""
 
     def header(self, length: int | None = None) -> bytes:
-        """The header for what was written so far, or for ``length`` bytes of audio."""
+        """Return the header for ``length`` bytes of audio; by default, for those written so far."""
         length = self._bytes if length is None else length
         tag = 1 if self._linear else 6 if self._codec is Codec.PCMA else 7
         return wav_header(tag, length, self._channels)
@@ -103,11 +107,11 @@ class OpusFile:
             raise RecordingError("format opus needs the package soundfile") from None
         self._codec = codec
         self._sound = soundfile.SoundFile(
-            _Pages(out), "w", SAMPLE_RATE, 2, format="OGG", subtype="OPUS"
+            _AppendOnly(out), "w", SAMPLE_RATE, 2, format="OGG", subtype="OPUS"
         )
 
     def write(self, interleaved: bytes) -> None:
-        """Encode G.711 bytes, left and right by turns."""
+        """Encode G.711 bytes, left and right alternating."""
         self._sound.buffer_write(self._codec.to_linear(interleaved), dtype="int16")
 
     def close(self) -> None:
@@ -115,8 +119,8 @@ class OpusFile:
         self._sound.close()
 
 
-class _Pages:
-    """A file that is only ever appended to, as libsndfile wants one."""
+class _AppendOnly:
+    """File object for libsndfile that only appends to ``out``: it can neither seek nor read."""
 
     def __init__(self, out: Sink) -> None:
         self._out = out
@@ -129,15 +133,15 @@ class _Pages:
         return len(taken)
 
     def tell(self) -> int:
-        """The number of bytes written."""
+        """Return the number of bytes written."""
         return self._at
 
     def seek(self, _offset: int, _whence: int = 0) -> int:
-        """Stay: nothing was written that could be read."""
+        """Stay at the end, and return its position."""
         return self._at
 
     def readinto(self, _buffer: Any) -> int:
-        """Read nothing: the stream is only written."""
+        """Read nothing."""
         return 0
 
     def flush(self) -> None:
@@ -146,7 +150,10 @@ class _Pages:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the file's lock, if nobody else does. Raises FileNotFoundError."""
+    """Lock a file (flock) for the block; yield False, unlocked, if another holder has the lock.
+
+    Raises FileNotFoundError.
+    """
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +164,8 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 class SealedFile:
-    """Gathers what is written, and writes it encrypted, a segment at a time."""
+    """Encrypts what is written for recipients (age), and writes it to ``out`` in segments, in the
+    format that :data:`SEALED` describes."""
 
     def __init__(self, out: Sink, recipients: tuple[Any, ...]) -> None:
         self._out, self._recipients = out, recipients
@@ -185,7 +193,7 @@ class SealedFile:
 
 
 def recipients_of(texts: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the keys of these recipients. Raises RecordingError."""
+    """Parse public keys of age (``age1…``) or SSH. Raises RecordingError."""
     if not texts:
         return ()
     try:
@@ -203,7 +211,7 @@ def recipients_of(texts: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def identities_of(files: Iterable[Path]) -> list[Any]:
-    """Return the private keys in these files. Raises RecordingError, or OSError."""
+    """Read private keys of age or SSH from files. Raises RecordingError or OSError."""
     import pyrage
 
     keys = []
@@ -221,10 +229,10 @@ def identities_of(files: Iterable[Path]) -> list[Any]:
 
 
 def unsealed(file: BinaryIO, identities: list[Any]) -> Iterator[bytes]:
-    """Yield the pieces of an encrypted recording.
+    """Yield the decrypted segments of an encrypted recording, in their order.
 
-    Raises RecordingError where it is none, none of the keys fits, or pieces are missing or changed.
-    A file that was cut ends with its last whole piece; ``RecordingCutError`` says so then.
+    Raises RecordingError if it is none, no key fits, or a segment is missing or changed, and
+    RecordingCutError after the last whole segment of a file without its end.
     """
     import pyrage
 
@@ -251,13 +259,13 @@ def unsealed(file: BinaryIO, identities: list[Any]) -> Iterator[bytes]:
 
 
 class RecordingCutError(RecordingError):
-    """An encrypted recording has no end; what there is of it was read."""
+    """An encrypted recording has no last segment; those before it are valid."""
 
 
 def decrypt(source: Path, target: Path, identities: list[Any]) -> str:
-    """Write the plain file of an encrypted recording; returns what is to be said of it, or "".
+    """Write an encrypted recording as a plain file; return a warning if it has no end, or "".
 
-    Raises RecordingError, or OSError.
+    Raises RecordingError, and then leaves no file, or OSError, as for a target that exists.
     """
     note = ""
     with source.open("rb") as file, open(target, "xb", opener=private) as out:
@@ -281,14 +289,14 @@ def decrypt(source: Path, target: Path, identities: list[Any]) -> str:
 
 
 def stereo(left: bytes, right: bytes) -> bytes:
-    """Return two tracks of G.711 as one, left and right by turns."""
+    """Interleave two tracks of G.711 of one length."""
     both = bytearray(2 * len(left))
     both[::2], both[1::2] = left, right
     return bytes(both)
 
 
 def write_tracks(path: Path, codec: Codec, tracks: Sequence[bytes]) -> None:
-    """Write one track of G.711, or two of one length, as WAV of 16 bit. Raises OSError."""
+    """Write one track of G.711, or two of one length, as WAV of 16 bit at 8 kHz. Raises OSError."""
     audio = tracks[0] if len(tracks) == 1 else stereo(*tracks)
     with path.open("wb") as file:
         out = WavFile(file, codec, linear=True, stream=False, channels=len(tracks))

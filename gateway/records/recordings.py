@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +46,7 @@ WAITING_FRAMES = 30_000 // FRAME_MS
 MAX_WAITING_BYTES = WAITING_FRAMES * 320
 """Of a file, that wait for a disk that takes nothing; as much again may wait for the thread."""
 KEEP_SECONDS = 300.0
-"""How long (s) the end of a file is tried again after its call."""
+"""Seconds after its call for which a file that cannot be written is tried again."""
 STOP_SECONDS = 5.0
 SWEEP_SECONDS = 3600.0
 MAX_NAMES = 100
@@ -54,10 +55,10 @@ log = structlog.get_logger("recording")
 
 
 class Source(Protocol):
-    """Where a recording comes from: :class:`gateway.sip.call_audio.Recorder`."""
+    """Recorder of a call's audio: :class:`gateway.sip.call_audio.Recorder`."""
 
     def take(self) -> bytes:
-        """Return what was recorded since the last time: G.711, left and right by turns."""
+        """Return the G.711 recorded since the last take, left and right byte by byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,19 @@ class Options:
 
     folder: Path | None = None
     recipients: tuple[str, ...] = ()
-    """Whom they are encrypted for: age's X25519 (``age1...``) or SSH public keys; nobody: plain."""
+    """Public keys that they are encrypted for, age's X25519 (``age1...``) or SSH; none: plain."""
     upload: bool = False
     """Whether files are to be uploaded."""
     retention_days: float = 0.0
-    """Days after which they are deleted here; 0 where nobody wants that, or the database decides,
-    which knows of legal holds."""
+    """Days after which the thread deletes them; 0 if they stay, or if there is a database, whose
+    sweep knows of legal holds."""
 
 
 # ---- one recording
 
 
-class _Spool:
-    """Bytes for a file, in order; what the disk does not take waits."""
+class _WriteQueue:
+    """Bytes for a file, in order, that wait until the disk takes them."""
 
     def __init__(self) -> None:
         self.waiting = bytearray()
@@ -89,7 +90,7 @@ class _Spool:
         return len(data)
 
     def flush(self, file: int) -> None:
-        """Write what waits. Raises OSError where the disk takes no more of it."""
+        """Write what waits to a file descriptor. Raises OSError if the disk takes no more."""
         while self.waiting:
             count = os.pwrite(file, self.waiting[:MAX_WAITING_BYTES], self._written)
             self._written += count
@@ -103,7 +104,9 @@ class Recording:
     it is lost, and silence stands in its place once the file can be written again.
 
     Args:
-        link: leave word that the file is to be uploaded.
+        source: recorder of the call's audio.
+        recipients: keys that the file is encrypted for; none: it is plain.
+        link: put a link to the file into ``pending``, so that it is uploaded.
     """
 
     def __init__(
@@ -119,30 +122,30 @@ class Recording:
     ) -> None:
         self.call, self.path = call, path
         self.over = self.discarded = False
-        """Set by the event loop: nothing more comes; nothing is to be left of it."""
+        """Set by the event loop: the call's audio has ended; the file is to be deleted."""
         self.lost_bytes = 0
-        """That could not be written."""
+        """Bytes that were recorded and could not be written."""
         self.failing = False
-        """Whether the last try to write failed."""
+        """Whether the last write failed."""
         self._source, self._codec, self._format = source, codec, format
         self._recipients, self._link = recipients, link
-        self._spool = _Spool()
+        self._queue = _WriteQueue()
         self._file: BinaryIO | None = None
         self._sealed: SealedFile | None = None
         self._container: WavFile | OpusFile | None = None
         self._ended = False
         self._missing = 0
-        """Bytes of audio that silence is still to stand for."""
+        """Bytes of audio in whose place silence is still to be written."""
         self._keep_until = 0.0
 
     @property
     def failed(self) -> bool:
-        """Whether something of it is not in the file, or not yet."""
+        """Whether audio is missing in the file, or still waits for the disk."""
         return self.failing or self.lost_bytes > 0
 
     @property
     def encrypted(self) -> bool:
-        """Whether nothing of it is written in plain."""
+        """Whether the file is encrypted."""
         return bool(self._recipients)
 
     @property
@@ -151,10 +154,10 @@ class Recording:
         return self.path.parent / PENDING / self.path.name
 
     def work(self, *, final: bool = False) -> bool:
-        """Write what there is; returns whether that was all. On the thread.
+        """Write what was recorded; return True once the file is closed. On the thread.
 
         Args:
-            final: nothing is tried again.
+            final: close the file even if the disk does not take all of it.
         """
         over = self.over  # before the last take
         data = self._source.take()
@@ -171,18 +174,18 @@ class Recording:
         self._keep_until = self._keep_until or now + KEEP_SECONDS
         if self.failing and not (final or self.discarded or now >= self._keep_until):
             return False
-        self.lost_bytes += len(self._spool.waiting)
+        self.lost_bytes += len(self._queue.waiting)
         self._close()
         return True
 
     def _write(self, data: bytes, over: bool) -> None:
-        """Write audio to the file, and silence for frames that are missing."""
+        """Write silence for lost bytes, then ``data``; with ``over`` end the container."""
         container = self._container or self._begin()
-        if self._missing and not self._ended and len(self._spool.waiting) < MAX_WAITING_BYTES:
+        if self._missing and not self._ended and len(self._queue.waiting) < MAX_WAITING_BYTES:
             count = min(self._missing, MAX_WAITING_BYTES)
             container.write(self._codec.silence * count)
             self._missing -= count
-        if self._missing or len(self._spool.waiting) >= MAX_WAITING_BYTES:
+        if self._missing or len(self._queue.waiting) >= MAX_WAITING_BYTES:
             self._missing += len(data)
             self.lost_bytes += len(data)
         elif data:
@@ -194,7 +197,7 @@ class Recording:
         self._ended = over
         if self._file is None:
             self._file = self._open()
-        self._spool.flush(self._file.fileno())
+        self._queue.flush(self._file.fileno())
         if self._sealed is None and isinstance(container, WavFile):
             os.pwrite(self._file.fileno(), container.header(), 0)
         if self.failing:
@@ -202,8 +205,8 @@ class Recording:
             log.info("recording.write_resumed", call=self.call, lost_bytes=self.lost_bytes)
 
     def _begin(self) -> WavFile | OpusFile:
-        """Make the container, encrypted where recipients are set."""
-        out: Sink = self._spool
+        """Make the container in the recording's format, encrypted if there are recipients."""
+        out: Sink = self._queue
         if self._recipients:
             out = self._sealed = SealedFile(out, self._recipients)
         if self._format == "opus":
@@ -214,7 +217,7 @@ class Recording:
         return self._container
 
     def _open(self) -> BinaryIO:
-        """Create the file, locked while it is written."""
+        """Create the file and lock it; link it if it is to be uploaded. Raises OSError."""
         folder = self.path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(self.path, "xb", buffering=0, opener=private)  # noqa: SIM115 (closed later)
@@ -243,18 +246,18 @@ class Recording:
             self._file = None
 
     def erase(self) -> bool:
-        """Delete the complete file, and leave word that the storage is to do so; returns whether
-        that was possible yet: while it is being uploaded it is not. On the thread."""
+        """Delete the complete file, and link it so that the storage deletes it, too. On the thread.
+
+        Returns False while the file is being uploaded; then it is to be called again.
+        """
         try:
-            with locked(self.path) as mine:
-                if not mine:
-                    return False
+            with ExitStack() as held:
+                with suppress(FileNotFoundError):  # uploaded, and not kept here
+                    if not held.enter_context(locked(self.path)):
+                        return False
                 if self._link and not self.pending.is_symlink():
                     self.pending.symlink_to(Path("..", self.path.name))
                 self.path.unlink(missing_ok=True)
-        except FileNotFoundError:  # uploaded, and not kept here
-            if self._link and not self.pending.is_symlink():
-                self.pending.symlink_to(Path("..", self.path.name))
         except OSError as error:
             log.error("recording.write_failed", call=self.call, error=str(error))
             return False
@@ -265,12 +268,16 @@ class Recording:
 
 
 class Recordings:
-    """Owns the thread that writes the recordings of a process."""
+    """Writes the recordings of a process, in a thread of its own.
+
+    Args:
+        uploads: called when files are complete or deleted. On the thread.
+    """
 
     def __init__(self, options: Options, uploads: Callable[[], None] = lambda: None) -> None:
         self.options = options
         self.lost_bytes = 0
-        """Of recordings that are over, that could not be written."""
+        """Bytes that could not be written, of recordings that are over."""
         self._wake_uploads = uploads
         self._recipients: tuple[Any, ...] = ()
         self._changed = threading.Condition()
@@ -286,7 +293,7 @@ class Recordings:
         return len(self._open)
 
     def prepare(self) -> None:
-        """Make the folder and read the keys. Raises OSError or RecordingError."""
+        """Make the folder and parse the recipients. Raises OSError or RecordingError."""
         folder = self.options.folder
         self._recipients = recipients_of(self.options.recipients)
         if folder is not None:
@@ -295,11 +302,13 @@ class Recordings:
                 raise PermissionError(f"recording.folder: {folder} cannot be written to")
 
     def begin(self, call: str, stem: str, source: Source, codec: Codec, format: str) -> Recording:
-        """Have what ``source`` records written to a file; returns at once. Raises RecordingError.
+        """Begin a file with what ``source`` records from now on. Raises RecordingError.
 
         Args:
+            call: id of the call, for the log.
             stem: beginning of the file's name.
-            format: wav, wav_pcm or opus.
+            codec: G.711 codec of the source.
+            format: ``wav`` (G.711), ``wav_pcm`` (16 bit) or ``opus``.
         """
         folder = self.options.folder
         if folder is None:
@@ -307,7 +316,7 @@ class Recordings:
         if self._closed or self._thread is None:
             raise RecordingError("the gateway stops")
         ending = f"{'ogg' if format == 'opus' else 'wav'}{'.sealed' if self._recipients else ''}"
-        path = _free(folder, stem, ending)
+        path = _free_name(folder, stem, ending)
         made = Recording(
             call, path, source, codec, format, self._recipients, link=self.options.upload
         )
@@ -316,14 +325,14 @@ class Recordings:
         return made
 
     def end(self, recording: Recording, *, discard: bool = False) -> None:
-        """Close the file once all of it is written; ``discard``: delete it."""
+        """Have a recording completed and closed, or with ``discard`` deleted; returns at once."""
         recording.discarded = discard
         recording.over = True
         with self._changed:
             self._changed.notify()
 
     def erase(self, recording: Recording) -> None:
-        """Delete a recording that has ended, wherever it is by now."""
+        """Have a recording that has ended deleted, here and in the storage; returns at once."""
         recording.discarded = True
         with self._changed:
             if recording not in self._open:
@@ -331,7 +340,7 @@ class Recordings:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread. Raises OSError where nothing can be written."""
+        """Start the thread, if a folder is set. Raises OSError for an unusable folder or key."""
         if self.options.folder is None:
             return
         try:
@@ -343,7 +352,7 @@ class Recordings:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Complete all files, for at most ``STOP_SECONDS``."""
+        """Complete all files and end the thread; wait ``STOP_SECONDS`` at most."""
         import asyncio
 
         thread, self._thread = self._thread, None
@@ -366,7 +375,7 @@ class Recordings:
         return {"open": self.open, "failing": failing, "lost_bytes": lost}
 
     def _run(self) -> None:
-        """Write the frames of all recordings until stopped."""
+        """Write all recordings every ``WRITE_SECONDS``, delete and sweep, until stopped."""
         due = sweep_at = time.monotonic()
         while True:
             with self._changed:
@@ -398,17 +407,21 @@ class Recordings:
 
     def _sweep(self) -> None:
         """Delete recordings older than the retention allows."""
-        from gateway.records.retention import sweep_recordings
+        from gateway.records.retention import sweep_files
 
         assert self.options.folder is not None
         before = datetime.now(UTC) - timedelta(days=self.options.retention_days)
         try:
-            sweep_recordings(self.options.folder, before)
+            sweep_files(self.options.folder, before)
         except OSError as error:
             log.error("recording.sweep_failed", error=str(error))
 
 
-def _free(folder: Path, stem: str, ending: str) -> Path:
+def _free_name(folder: Path, stem: str, ending: str) -> Path:
+    """Return a path that no file has: ``stem.ending``, or ``stem-2.ending`` and so on.
+
+    Raises RecordingError after ``MAX_NAMES``.
+    """
     for number in range(1, MAX_NAMES + 1):
         path = folder / (f"{stem}.{ending}" if number == 1 else f"{stem}-{number}.{ending}")
         if not path.exists():
@@ -417,5 +430,5 @@ def _free(folder: Path, stem: str, ending: str) -> Path:
 
 
 def seconds_of(frames: int) -> float:
-    """Return how long so many frames are (s)."""
+    """Return the duration of ``frames`` frames of 20 ms, in seconds."""
     return round(frames * FRAME_MS / 1000, 2)

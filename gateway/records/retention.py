@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What becomes of complete files: recordings uploaded to S3-compatible storage, old calls deleted.
+"""Upload of recordings to S3-compatible storage, deletion of old calls, erasure of a number.
 
-All data of a number that is to be erased is deleted, too. The folder of recordings is the spool of
-uploads: a link in its folder ``pending`` stands for each file that is still to be uploaded, from
-the moment when the file is begun; one without a file, for what the storage is to delete. So nothing
-is forgotten by a process that dies; what it left is uploaded by the next one, or by another on the
-same folder.
+The folder of recordings is the spool of uploads: a link in its folder ``pending`` stands for each
+file that is still to be uploaded, from the moment when the file is begun; a link without its file,
+for one that the storage is to delete. So nothing is forgotten by a process that dies; what it left
+is uploaded by the next one, or by another on the same folder.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,7 +43,7 @@ log = structlog.get_logger("records")
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where recordings are uploaded to: ``[recording.upload]``."""
+    """S3-compatible storage for recordings (``[recording.upload]``)."""
 
     endpoint: str
     bucket: str
@@ -56,13 +55,13 @@ class Storage:
 
     @classmethod
     def of(cls, given: UploadSettings) -> Storage:
-        """Return that of ``[recording.upload]``."""
+        """Return the storage that ``[recording.upload]`` names."""
         keys = (given.access_key.get_secret_value(), given.secret_key.get_secret_value())
         place = (given.endpoint, given.bucket, given.prefix, given.region)
         return cls(*place, *keys, keep_local=given.keep_local)
 
     def client(self) -> Any:
-        """Return a client of the storage. Raises ImportError without its package."""
+        """Return a new ``minio`` client of the storage. Raises ImportError without that package."""
         import urllib3
         from minio import Minio
 
@@ -80,15 +79,14 @@ class Storage:
 
 
 class Uploads:
-    """Uploads complete recordings to S3 in a thread of its own; a try that fails is repeated,
-    with longer and longer pauses."""
+    """Uploads complete recordings in a thread of its own, and tries again with growing pauses."""
 
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.uploaded = 0
         self.failures = 0
-        """Tries that failed."""
+        """Number of rounds that failed."""
         self.failing = ""
-        """Why the last try failed; empty where it did not."""
+        """S3 error code or exception name of the last round; empty if it succeeded."""
         self._folder, self._storage = folder, storage
         self._pending = folder / PENDING
         self._changed = threading.Condition()
@@ -97,7 +95,7 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Note that a file is complete. Any thread."""
+        """Look for complete files now. From any thread."""
         with self._changed:
             self._woken = True
             self._changed.notify()
@@ -113,7 +111,7 @@ class Uploads:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End, after the file in hand, for at most ``STOP_SECONDS``; the rest waits."""
+        """End the thread after its current file; wait for it ``STOP_SECONDS`` at most."""
         import asyncio
 
         thread, self._thread = self._thread, None
@@ -125,8 +123,8 @@ class Uploads:
         await asyncio.to_thread(thread.join, STOP_SECONDS)
 
     def waiting(self) -> int:
-        """Return how many files are still to be uploaded; reads the disk."""
-        return sum(1 for _ in self._pending.glob("*")) if self._pending.is_dir() else 0
+        """Return the number of links in ``pending``; reads the disk."""
+        return len(self._links())
 
     def as_json(self) -> dict[str, object]:
         """Return the state for ``gateway status``."""
@@ -158,8 +156,12 @@ class Uploads:
                     log.info("recording.upload_works")
                 self.failing, self._pause = "", FIRST_PAUSE
 
+    def _links(self) -> list[Path]:
+        return sorted(self._pending.glob("*")) if self._pending.is_dir() else []
+
     def _upload_all(self, client: Any) -> None:
-        for link in sorted(self._pending.glob("*")) if self._pending.is_dir() else ():
+        """Upload or delete what the links stand for; skip files that are locked."""
+        for link in self._links():
             if self._closed:
                 return
             path = self._folder / link.name
@@ -186,16 +188,12 @@ def _type_of(path: Path) -> str:
     return _TYPES.get(path.suffix, "application/octet-stream")
 
 
-def forget(storage: Storage, stem: str, client: Callable[[], Any] | None = None) -> int:
-    """Delete the recordings of a call from the storage; returns how many there were.
-
-    Args:
-        stem: beginning of the names of the call's files.
-    """
-    made = (client or storage.client)()
-    found = list(made.list_objects(storage.bucket, prefix=storage.prefix + stem))
+def delete_uploaded(storage: Storage, stem: str) -> int:
+    """Delete the uploaded recordings whose names begin with ``stem``; return their number."""
+    client = storage.client()
+    found = list(client.list_objects(storage.bucket, prefix=storage.prefix + stem))
     for one in found:
-        made.remove_object(storage.bucket, one.object_name)
+        client.remove_object(storage.bucket, one.object_name)
     return len(found)
 
 
@@ -203,7 +201,10 @@ BATCH = 500
 QUIET_SECONDS = 60.0
 """A file that nothing was written to for so long is complete."""
 
-_NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl|wav|ogg|wav\.sealed|ogg\.sealed)")
+_NAMED = re.compile(
+    r"(?P<began>\d{8}T\d{6})\d*_(?P<id>[^.]+)(?:\..*)?\.(?:jsonl?|(?:wav|ogg)(?:\.sealed)?)"
+)
+"""Name of a call's file, as :func:`gateway.records.files.file_stem` begins it."""
 _KEY_NAME = "erasure.key"
 
 
@@ -215,9 +216,10 @@ def sweep(
     rows_days: float,
     details_days: float,
 ) -> None:
-    """Delete rows, and the details of those that stay, from before so many days; 0 keeps all.
+    """Delete rows of ended calls, and the details of those that stay, after so many days.
 
-    Details are the whole record with its transcript, the events, and the files.
+    Details are the whole record with its transcript, the events, and the files in ``folder``. Calls
+    on legal hold stay as they are. 0 days keeps everything.
     """
     if rows_days:
         before = now - timedelta(days=rows_days)
@@ -229,35 +231,40 @@ def sweep(
         before = now - timedelta(days=shorter)
         while found := database.detailed(before, BATCH):
             database.strip(found)
-        held = database.held()
-        for path in _files_before(folder, before):
-            if path.name.split("_", 1)[1].split(".")[0] not in held:
-                path.unlink(missing_ok=True)
+        sweep_files(folder, before, database.held())
 
 
-def sweep_recordings(folder: Path, before: datetime, held: Container[str] = ()) -> int:
-    """Delete recordings from before ``before``, but those of calls on legal hold; return how
-    many."""
+def sweep_files(folder: Path, before: datetime, held: Container[str] = ()) -> int:
+    """Delete the files of calls from before a time, but for the calls ``held``, by id (legal
+    hold); return how many."""
     count = 0
-    for path in _files_before(folder, before):
-        if path.name.split("_", 1)[1].split(".")[0] not in held:
+    for path in list(folder.iterdir()):
+        named = _NAMED.fullmatch(path.name)
+        if named is None or _is_held(named, held):
+            continue
+        if datetime.strptime(named["began"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC) < before:
             path.unlink(missing_ok=True)
             count += 1
     return count
 
 
-def sweep_black_boxes(folder: Path, most: int, held: Container[str] = ()) -> int:
-    """Delete the oldest black boxes beyond so many; returns how many.
+def _is_held(named: re.Match[str], held: Container[str]) -> bool:
+    """Return whether a file is of a call on legal hold, as ``<call>-2`` for its second one is."""
+    return named["id"] in held or named["id"].rpartition("-")[0] in held
 
-    Those of calls on hold and of calls in progress stay.
+
+def sweep_black_boxes(folder: Path, most: int, held: Container[str] = ()) -> int:
+    """Delete the oldest black boxes beyond ``most``; return how many.
+
+    Those of the calls ``held``, by id (legal hold), and of calls in progress stay.
     """
     quiet = time.time() - QUIET_SECONDS
-    named = [path for path in folder.glob("*.blackbox.jsonl") if _NAMED.fullmatch(path.name)]
-    named = [path for path in named if path.stat().st_mtime < quiet]
-    free = [one for one in sorted(named) if one.name.split("_", 1)[1].split(".")[0] not in held]
-    surplus = free[: max(0, len(named) - most)]
-    for path in surplus:
-        path.unlink(missing_ok=True)
+    named = [_NAMED.fullmatch(path.name) for path in sorted(folder.glob("*.blackbox.jsonl"))]
+    complete = [one for one in named if one and (folder / one[0]).stat().st_mtime < quiet]
+    free = [one[0] for one in complete if not _is_held(one, held)]
+    surplus = free[: max(0, len(complete) - most)]
+    for name in surplus:
+        (folder / name).unlink(missing_ok=True)
     return len(surplus)
 
 
@@ -269,10 +276,14 @@ def erase(
     recordings: Path | None = None,
     storage: Storage | None = None,
 ) -> dict[str, int]:
-    """Take a number out of everything that is kept; returns how many were changed of each kind.
+    """Erase a number from the data of ended calls; return how many of each kind were changed.
 
-    Rows keep their times and cost, with the number replaced by a keyed hash; files, events and what
-    waits in the spool are deleted. A second time nothing is left to do.
+    Rows keep their times and cost, with the number replaced by a keyed hash; files, events,
+    recordings here and in ``storage``, and entries in the spool are deleted. Done twice, it changes
+    nothing more. Calls on legal hold stay as they are.
+
+    Args:
+        folder: of the records; ``recordings`` is that of the recordings, None without any.
     """
     shared = database.erase_shared(number)
     found = database.of_number(number)
@@ -295,7 +306,7 @@ def erase(
                 _delete_unlocked(path)
                 counts["recordings"] += 1
         if storage is not None:
-            counts["recordings"] += forget(storage, stem)
+            counts["recordings"] += delete_uploaded(storage, stem)
     return counts
 
 
@@ -318,7 +329,7 @@ def _delete_unlocked(path: Path) -> None:
 
 
 def _pseudonym(folder: Path, number: str) -> str:
-    """A text that stands for a number, the same each time; it cannot be turned back."""
+    """Return a keyed hash of a number, the same each time; the key is made in ``folder``."""
     path = folder / _KEY_NAME
     try:
         key = path.read_bytes()
@@ -327,15 +338,3 @@ def _pseudonym(folder: Path, number: str) -> str:
         with open(path, "xb", opener=private) as file:
             file.write(key)
     return f"erased-{hmac.new(key, number.encode(), hashlib.sha256).hexdigest()[:16]}"
-
-
-def _files_before(folder: Path, before: datetime) -> Iterator[Path]:
-    """Yield the files whose name has an earlier day."""
-    paths: Sequence[Path] = list(folder.iterdir())
-    for path in paths:
-        named = _NAMED.fullmatch(path.name)
-        if named is None:
-            continue
-        began = datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-        if began < before:
-            yield path

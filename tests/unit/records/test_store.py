@@ -23,7 +23,7 @@ from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.forwarder import Forwarder, recover
-from gateway.records.retention import erase
+from gateway.records.retention import erase, sweep_files
 from gateway.records.spool import CallSlots, Entry, Spool, cut_calls
 from gateway.records.store import RecordStore
 from gateway.records.tables import CLOSED, CUT, OPENED
@@ -414,3 +414,14 @@ def test_what_is_erased_stays_in_no_file(tmp_path: Path) -> None:
         assert b"+49301" not in path.read_bytes(), path
     spool.close()
     database.close()
+
+
+def test_every_file_of_a_call_on_legal_hold_stays(tmp_path: Path) -> None:
+    held = ["_c1.json", "_c1.events.jsonl", "_c1.wav", "_c1-2.wav.sealed"]
+    others = ["_c2.json", "_c2.events.jsonl", "_c2-2.ogg"]
+    young = ["20260301T000000_c3.json", "erasure.key", "notes_c1.json.part"]
+    old = [f"20260101T000000123{name}" for name in (*held, *others)]
+    for name in (*old, *young):
+        (tmp_path / name).touch()
+    assert sweep_files(tmp_path, datetime(2026, 2, 1, tzinfo=UTC), {"c1"}) == len(others)
+    assert {path.name for path in tmp_path.iterdir()} == {*old[: len(held)], *young}

@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from gateway.audio.codecs import Codec
 from gateway.records import retention
 from gateway.records.recordings import Options, Recordings
-from gateway.records.retention import Storage, Uploads, forget
+from gateway.records.retention import Storage, Uploads, delete_uploaded
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_complete_files_are_uploaded_and_open_ones_wait(storage: Storage, tmp_pa
     assert there(storage)["2026/20260101T000000_open.wav"] == b"complete"
     assert done.exists()
     assert made.as_json() == {"uploaded": 2, "waiting": 0, "failing": ""}
-    assert forget(storage, "20260101T000000_open") == 1
+    assert delete_uploaded(storage, "20260101T000000_open") == 1
     assert list(there(storage)) == ["2026/20260101T000000_done.wav"]
 
 
