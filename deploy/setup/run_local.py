@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from gateway.api.tokens import hash_of, new_token
+from gateway.api.backend import hash_of, new_token
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all

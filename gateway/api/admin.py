@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, run, token_of
-from gateway.api.backend import MAX_FOLLOWERS, POSITION, Backend, merged
+from gateway.api.backend import MAX_FOLLOWERS, POSITION, Backend, EventFeed, Role
 from gateway.api.calls import Term, part
 from gateway.api.connections import BEARER, HOP, LOCAL, UNAUTHORIZED
-from gateway.api.tokens import Role
+from gateway.api.siblings import Siblings, merged
 from gateway.text import unicode_in
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -68,7 +68,8 @@ class Reloaded(BaseModel):
     problems: list[str]
 
 
-def add_administration(paths: Paths, backend: Backend) -> None:
+def add_administration(paths: Paths, backend: Backend, siblings: Siblings) -> None:
+    """Add the paths about the process, its webhooks and its events."""
 
     @paths.add("GET", "/status", Role.READONLY, tags=["gateway"])
     async def get_status() -> Any:
@@ -138,7 +139,7 @@ def add_administration(paths: Paths, backend: Backend) -> None:
         return await audited(backend, request, f"canary_{action}", told)
 
     _add_webhooks(paths, backend)
-    _add_events(paths, backend)
+    _add_events(paths, backend.feed, siblings)
 
 
 def _add_webhooks(paths: Paths, backend: Backend) -> None:
@@ -168,7 +169,7 @@ def _add_webhooks(paths: Paths, backend: Backend) -> None:
         return {"resent": count}
 
 
-def _add_events(paths: Paths, backend: Backend) -> None:
+def _add_events(paths: Paths, feed: EventFeed, siblings: Siblings) -> None:
     """Add the path that streams events, as Server-Sent Events or WebSocket."""
 
     @paths.add("GET", "/events", Role.READONLY, tags=["events"], response_class=StreamingResponse)
@@ -180,7 +181,7 @@ def _add_events(paths: Paths, backend: Backend) -> None:
         workers come, and an id is good at each of them.
         """
         last = request.headers.get("last-event-id", "") or after
-        return _EventStream(backend, request, last)
+        return _EventStream(feed, siblings, request, last)
 
     @paths.app.websocket("/api/v1/events")
     async def events_socket(socket: WebSocket, after: str = "") -> None:
@@ -190,15 +191,15 @@ def _add_events(paths: Paths, backend: Backend) -> None:
         elif token.role < Role.READONLY:
             forbidden = {"code": "forbidden", "message": "needs the role readonly"}
             refused = JSONResponse({"error": forbidden}, 403)
-        elif not backend.feed.join():
+        elif not feed.join():
             refused = _full()
         else:
             try:
                 await socket.accept()
                 last = socket.headers.get("last-event-id", "") or after
-                await _send_events(backend, socket, last)
+                await _send_events(feed, siblings, socket, last)
             finally:
-                backend.feed.leave()
+                feed.leave()
             return
         await socket.send_denial_response(refused)
 
@@ -211,13 +212,13 @@ def _full() -> JSONResponse:
 class _EventStream(StreamingResponse):
     """Server-Sent Events to a follower, whose place is taken and given back here."""
 
-    def __init__(self, backend: Backend, request: Request, last: str) -> None:
+    def __init__(self, feed: EventFeed, siblings: Siblings, request: Request, last: str) -> None:
         super().__init__(
-            _stream(backend, request, last),
+            _stream(feed, siblings, request, last),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-        self._feed = backend.feed
+        self._feed = feed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._feed.join():
@@ -229,12 +230,12 @@ class _EventStream(StreamingResponse):
             self._feed.leave()
 
 
-async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
+async def _send_events(feed: EventFeed, siblings: Siblings, socket: WebSocket, last: str) -> None:
     """Send events to a WebSocket until it or the gateway ends."""
 
     async def out() -> None:
-        ending = backend.feed.ending[LOCAL in socket.scope]
-        async for number, event in _numbered(_followed(backend, last), ending):
+        ending = feed.ending[LOCAL in socket.scope]
+        async for number, event in _numbered(_followed(feed, siblings, last), ending):
             if number:
                 told = json.dumps({"last_event_id": number, **event}, ensure_ascii=False)
                 await socket.send_text(told)
@@ -250,16 +251,18 @@ async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
             await sending
 
 
-async def _stream(backend: Backend, request: Request, last: str) -> AsyncIterator[str]:
+async def _stream(
+    feed: EventFeed, siblings: Siblings, request: Request, last: str
+) -> AsyncIterator[str]:
     """Yield events as Server-Sent Events."""
     alone = HOP in request.headers
-    follower = _followed(backend, last, alone=alone)
-    if alone or backend.siblings is None:
+    follower = _followed(feed, siblings, last, alone=alone)
+    if alone or not siblings.sockets:
         yield ": the gateway's events\n\n"
     if alone:
         position = json.dumps({"type": POSITION})
-        yield f"id: {backend.feed.position(last)}\nevent: {POSITION}\ndata: {position}\n\n"
-    async for number, event in _numbered(follower, backend.feed.ending[LOCAL in request.scope]):
+        yield f"id: {feed.position(last)}\nevent: {POSITION}\ndata: {position}\n\n"
+    async for number, event in _numbered(follower, feed.ending[LOCAL in request.scope]):
         if number:
             data = json.dumps(event, ensure_ascii=False)
             yield f"id: {number}\nevent: {event['type']}\ndata: {data}\n\n"
@@ -270,11 +273,11 @@ async def _stream(backend: Backend, request: Request, last: str) -> AsyncIterato
 Follower: TypeAlias = AsyncGenerator[tuple[str, Mapping[str, Any]], None]
 
 
-def _followed(backend: Backend, last: str, *, alone: bool = False) -> Follower:
+def _followed(feed: EventFeed, siblings: Siblings, last: str, *, alone: bool = False) -> Follower:
     """Return id and event of this worker, or of all workers."""
-    if alone or backend.siblings is None:
-        return backend.feed.follow(last)
-    return merged(backend.feed, backend.siblings, last)
+    if alone or not siblings.sockets:
+        return feed.follow(last)
+    return merged(feed, siblings, last)
 
 
 async def _numbered(

@@ -1,32 +1,76 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interface of the process towards the API: commands, calls, queries, and the feed of events.
-
-The feed has the events of a worker's calls; :func:`merged` is the stream of those of all workers.
-"""
+"""Interface of the process towards the API: tokens, commands, queries, and the feed of events."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
+import hmac
 import re
+import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.api.client import RefusedError
-from gateway.api.siblings import LOOK_SECONDS, Siblings
 from gateway.measures import OTHER, REQUEST, Distribution
 
 if TYPE_CHECKING:
-    from gateway.api.siblings import Siblings
-    from gateway.api.tokens import Token
     from gateway.bridge.recording_and_listening import Listeners
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
     from gateway.records.webhooks import WebhookSender
     from gateway.sip.browser_leg import BrowserEnd
+
+PREFIX = "gw_"
+SCHEME = "sha256:"
+
+
+class Role(IntEnum):
+    """What a token allows; each role may do all that the ones before it may.
+
+    An application has a side of the interface for itself: it decides over calls of its routes.
+    """
+
+    APPLICATION = 0
+    READONLY = 1
+    OPERATOR = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the configuration: its name, which the audit log shows, and its role."""
+
+    name: str
+    role: Role
+    hash: str
+    routes: tuple[str, ...] = ()
+    """Of an application; empty for every route that asks one."""
+
+
+def new_token() -> str:
+    """Return a new token: 32 random bytes as text."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(token: str) -> str:
+    """Return what the configuration keeps of a token. It has too many bits to be guessed."""
+    return SCHEME + hashlib.sha256(token.encode()).hexdigest()
+
+
+def recognized(authorization: str, tokens: Iterable[Token]) -> Token | None:
+    """Return the token of an ``Authorization`` field, in the same time whatever it says."""
+    scheme, _, given = authorization.partition(" ")
+    told = hash_of(given.strip()) if scheme.lower() == "bearer" else ""
+    found = None
+    for one in tokens:
+        if hmac.compare_digest(one.hash, told):
+            found = one
+    return found
 
 
 MAX_EVENTS = 1000
@@ -107,53 +151,6 @@ class EventFeed:
             pulse = self._pulse
             if seen == self._last:
                 await pulse.wait()
-
-
-Coming: TypeAlias = tuple[Path | None, str, Mapping[str, Any]]
-"""Worker (None: this one), id and event."""
-
-
-async def merged(
-    feed: EventFeed, siblings: Siblings, after: str
-) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
-    """Yield id and event of all workers, as :meth:`EventFeed.follow` does for one.
-
-    The first, without an id, says that each of them is followed, or does not answer. An id names
-    the last event of each worker, so that a follower resumes at any of them.
-    """
-    coming: asyncio.Queue[Coming] = asyncio.Queue(MAX_EVENTS)
-    at: dict[Path | None, str] = {None: feed.position(after)}
-    placed: dict[Path, asyncio.Event] = {path: asyncio.Event() for path in siblings.sockets}
-    own = feed.follow(after)
-
-    async def take_own() -> None:
-        async for number, event in own:
-            await coming.put((None, number, event))
-
-    async def take(path: Path) -> None:
-        async for number, event in siblings.events(path, after):
-            if event["type"] == POSITION:
-                at[path] = number
-                placed[path].set()
-            else:
-                await coming.put((path, number, event))
-
-    tasks = [asyncio.create_task(take_own(), name="events")]
-    tasks += [asyncio.create_task(take(path), name=f"events of {path}") for path in placed]
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await asyncio.gather(*(one.wait() for one in placed.values()))
-        yield "", {}
-        while True:
-            path, number, event = await coming.get()
-            at[path] = number
-            yield ",".join(at.values()), event
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await own.aclose()
 
 
 Answer = Mapping[str, Any]
@@ -299,8 +296,6 @@ class Backend:
     request_keys: RequestKeys | None = None
     here: Callable[[str], bool] = lambda _call: True
     """Whether a call of this name is known to this worker."""
-    siblings: Siblings | None = None
-    """The other workers; None where there are none."""
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     browser_calls: BrowserCalls | None = None
     recordings: Path | None = None

@@ -15,10 +15,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, StringConstraints
 
 from gateway.addresses import bracketed
-from gateway.api.access import Paths, audit, run
-from gateway.api.backend import Backend, BrowserCalls
+from gateway.api.access import Paths, audit, run, same_site
+from gateway.api.backend import Backend, BrowserCalls, Role
 from gateway.api.connections import BEARER, UNAUTHORIZED
-from gateway.api.tokens import Role, same_site
 from gateway.audio.codecs import FRAME_BYTES, FRAME_MS
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS

@@ -15,9 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, once, run, token_of
-from gateway.api.backend import Backend
+from gateway.api.backend import Backend, Role
 from gateway.api.connections import HOP
-from gateway.api.tokens import Role
+from gateway.api.siblings import Siblings
 from gateway.records.database import Filter
 from gateway.records.report import export_lines
 
@@ -212,12 +212,13 @@ class _Wanted:
         )
 
 
-def add_calls(paths: Paths, backend: Backend) -> None:
-    _add_queries(paths, backend)
+def add_calls(paths: Paths, backend: Backend, siblings: Siblings) -> None:
+    """Add the paths that read calls of all workers and past ones, and that act on calls."""
+    _add_queries(paths, backend, siblings)
     _add_commands(paths, backend)
 
 
-def _add_queries(paths: Paths, backend: Backend) -> None:
+def _add_queries(paths: Paths, backend: Backend, siblings: Siblings) -> None:
     """Add the paths that read calls, past and in progress."""
 
     @paths.add("GET", "/calls", Role.READONLY, Rows, _DATABASE, tags=["calls"])
@@ -230,8 +231,8 @@ def _add_queries(paths: Paths, backend: Backend) -> None:
     ) -> Any:
         """Calls in progress and past ones, newest first; ``next`` is ``after`` of the next page."""
         live_rows = backend.live()
-        if backend.siblings is not None and HOP not in request.headers:
-            live_rows += await backend.siblings.live()
+        if HOP not in request.headers:
+            live_rows += await siblings.live()
             live_rows.sort(key=lambda row: str(row["invited_at"]))
         current = {row["id"]: row for row in live_rows}
         fitting = [row for row in reversed(current.values()) if _fits(row, wanted.filter)]

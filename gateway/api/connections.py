@@ -30,7 +30,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from gateway.api.tokens import Role, Token
+from gateway.api.backend import Role, Token
 from gateway.config.operations import MAX_SOCKET_BYTES
 from gateway.tasks import TaskSet
 

@@ -16,8 +16,7 @@ import structlog
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 
-from gateway.api.backend import LIVE_ID, HostedCalls, Refusal, not_found
-from gateway.api.tokens import Role, Token, recognized
+from gateway.api.backend import LIVE_ID, HostedCalls, Refusal, Role, Token, not_found, recognized
 from gateway.bridge.sideband import Follower, Sideband
 from gateway.sip.source_limits import TokenBucket
 

@@ -23,9 +23,18 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import __version__
-from gateway.api.access import Access, Paths, Throttle, audit, token_of
+from gateway.api.access import (
+    LIFETIME_SECONDS,
+    Access,
+    OwnCookie,
+    Paths,
+    Throttle,
+    audit,
+    cookie_name,
+    token_of,
+)
 from gateway.api.admin import add_administration
-from gateway.api.backend import Backend, RequestTimes
+from gateway.api.backend import Backend, RequestTimes, Role, Token
 from gateway.api.browser import add_browser_calls
 from gateway.api.calls import add_calls
 from gateway.api.connections import (
@@ -38,8 +47,7 @@ from gateway.api.connections import (
     as_local,
 )
 from gateway.api.hosted import add_hosted
-from gateway.api.siblings import HandOn
-from gateway.api.tokens import LIFETIME_SECONDS, OwnCookie, Role, Token, cookie_name
+from gateway.api.siblings import HandOn, Siblings
 from gateway.api.watching import add_watching
 from gateway.sip.agent import AgentError
 from gateway.tasks import TaskSet
@@ -47,7 +55,15 @@ from gateway.tasks import TaskSet
 log = structlog.get_logger("api")
 
 
-def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
+def make_app(
+    backend: Backend, tokens: tuple[Token, ...], siblings: Siblings | None = None
+) -> FastAPI:
+    """Return the application with all paths, and what each request passes through.
+
+    Args:
+        siblings: the other workers of this machine; None for none.
+    """
+    siblings = Siblings(()) if siblings is None else siblings
     app = FastAPI(
         title="SIP realtime gateway",
         version=__version__,
@@ -58,10 +74,8 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     )
 
     access = Access(tokens)
-    if backend.siblings is not None:
-        app.add_middleware(
-            HandOn, siblings=backend.siblings, here=backend.here, token_of=access.token_of
-        )
+    if siblings.sockets:
+        app.add_middleware(HandOn, siblings=siblings, here=backend.here, token_of=access.token_of)
     app.add_middleware(BodyLimit, token_of=access.token_of)
     app.add_middleware(Throttle, access=access)
     app.add_middleware(Timed, times=backend.requests)
@@ -69,9 +83,9 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     _add_errors(app)
     _add_health(app, backend)
     paths = Paths(app, access)
-    add_calls(paths, backend)
-    add_administration(paths, backend)
-    add_watching(paths, backend)
+    add_calls(paths, backend, siblings)
+    add_administration(paths, backend, siblings)
+    add_watching(paths, backend, siblings)
     add_console(paths)
     add_browser_calls(paths, backend)
     _describe(app)
@@ -291,9 +305,12 @@ class _Server(uvicorn.Server):
 class ApiServer:
     """Owns the listeners while it runs."""
 
-    def __init__(self, backend: Backend, tokens: tuple[Token, ...]) -> None:
+    def __init__(
+        self, backend: Backend, tokens: tuple[Token, ...], siblings: Siblings | None = None
+    ) -> None:
         self._backend = backend
         self._tokens = tokens
+        self._siblings = siblings
         self._app: FastAPI | None = None
         self._serving: dict[bool, tuple[_Server, asyncio.Task[None]]] = {}
         """Server and task, by whether it is the Unix socket's."""
@@ -370,7 +387,7 @@ class ApiServer:
     def _make(self, local: bool) -> _Server:
         """Make the uvicorn server of the network, or of the Unix socket. On a thread."""
         if self._app is None:
-            self._app = make_app(self._backend, self._tokens)
+            self._app = make_app(self._backend, self._tokens, self._siblings)
         return _Server(
             uvicorn.Config(
                 as_local(self._app) if local else self._app,

@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import httpx
@@ -28,8 +28,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from gateway.api.backend import MAX_EVENTS, POSITION, EventFeed, Token
 from gateway.api.connections import HOP, LOCAL, PEER, RIGHTS, ROLE, USER
-from gateway.api.tokens import Token
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 30.0
@@ -140,6 +140,53 @@ class Siblings:
             return dict(answer.json()) if answer.is_success else {}
         except (httpx.HTTPError, OSError, ValueError):  # TimeoutError is an OSError
             return {}  # it is being started, has ended or hangs
+
+
+Coming: TypeAlias = tuple[Path | None, str, Mapping[str, Any]]
+"""Worker (None: this one), id and event."""
+
+
+async def merged(
+    feed: EventFeed, siblings: Siblings, after: str
+) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
+    """Yield id and event of all workers, as :meth:`EventFeed.follow` does for one.
+
+    The first, without an id, says that each of them is followed, or does not answer. An id names
+    the last event of each worker, so that a follower resumes at any of them.
+    """
+    coming: asyncio.Queue[Coming] = asyncio.Queue(MAX_EVENTS)
+    at: dict[Path | None, str] = {None: feed.position(after)}
+    placed: dict[Path, asyncio.Event] = {path: asyncio.Event() for path in siblings.sockets}
+    own = feed.follow(after)
+
+    async def take_own() -> None:
+        async for number, event in own:
+            await coming.put((None, number, event))
+
+    async def take(path: Path) -> None:
+        async for number, event in siblings.events(path, after):
+            if event["type"] == POSITION:
+                at[path] = number
+                placed[path].set()
+            else:
+                await coming.put((path, number, event))
+
+    tasks = [asyncio.create_task(take_own(), name="events")]
+    tasks += [asyncio.create_task(take(path), name=f"events of {path}") for path in placed]
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await asyncio.gather(*(one.wait() for one in placed.values()))
+        yield "", {}
+        while True:
+            path, number, event = await coming.get()
+            at[path] = number
+            yield ",".join(at.values()), event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await own.aclose()
 
 
 @dataclass(eq=False)

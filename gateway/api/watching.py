@@ -19,11 +19,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
 from gateway.api.access import NO_CALL, Paths, audit, no_call, token_of
-from gateway.api.backend import Backend, NoCallError
+from gateway.api.backend import Backend, NoCallError, Role
 from gateway.api.calls import CallId
 from gateway.api.client import RefusedError
 from gateway.api.connections import BEARER, HOP, UNAUTHORIZED
-from gateway.api.tokens import Role
+from gateway.api.siblings import Siblings
 from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE
 from gateway.bridge.recording_and_listening import FullError, Listener
 
@@ -52,7 +52,8 @@ class Progress(BaseModel):
     call: dict[str, Any]
 
 
-def add_watching(paths: Paths, backend: Backend) -> None:
+def add_watching(paths: Paths, backend: Backend, siblings: Siblings) -> None:
+    """Add the paths to watch and hear calls in progress, and to read recordings."""
 
     @paths.add("GET", "/levels", Role.READONLY, Levels, tags=["calls"])
     async def get_levels(request: Request) -> Any:
@@ -61,8 +62,8 @@ def add_watching(paths: Paths, backend: Backend) -> None:
             call: (_dbfs(caller), _dbfs(agent))
             for call, (caller, agent) in backend.levels().items()
         }
-        if backend.siblings is not None and HOP not in request.headers:
-            found |= await backend.siblings.levels()
+        if HOP not in request.headers:
+            found |= await siblings.levels()
         return {"levels": found}
 
     @paths.add("GET", "/calls/{call_id}/progress", Role.OPERATOR, Progress, NO_CALL, tags=["calls"])

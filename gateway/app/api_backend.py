@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.backend import EventFeed, RequestTimes
+from gateway.api.backend import Backend, Command, EventFeed, RequestTimes, Role, Token
+from gateway.api.metrics import Metrics
 from gateway.api.server import ApiServer
-from gateway.api.tokens import Role, Token
+from gateway.api.siblings import Siblings
 from gateway.app.api_commands import call_named
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls
@@ -41,7 +42,6 @@ from gateway.sip.agent import UserAgent
 from gateway.sip.library import bridge_failures, late_beats
 
 if TYPE_CHECKING:
-    from gateway.api.backend import Backend, Command
     from gateway.records.database import Database
 
 KEY_SECONDS = 5.0
@@ -260,12 +260,12 @@ class Api:
         settings = self.config.api
         if settings.listen is not None:
             host, port = split_address(settings.listen)
-            await (await self._made()).listen(host, int(port))
+            await self._made().listen(host, int(port))
 
     async def open_socket(self) -> None:
         """Listen on the Unix socket. Raises AgentError where it cannot be had."""
         if self.config.control.socket is not None:
-            await (await self._made()).open_socket(self.config.control.socket)
+            await self._made().open_socket(self.config.control.socket)
 
     async def close_socket(self) -> None:
         """Stop listening on the Unix socket."""
@@ -277,21 +277,20 @@ class Api:
         if self._server is not None:
             await self._server.stop()
 
-    async def _made(self) -> ApiServer:
+    def _made(self) -> ApiServer:
         """Return the server of the API, made at first use."""
         if self._server is None:
             tokens = tuple(
                 Token(one.name, Role[one.role.upper()], one.hash, one.routes)
                 for one in self.config.api.token
             )
-            self._server = ApiServer(await self._backend(), tokens)
+            self._server = ApiServer(self._backend(), tokens, Siblings(self.config.sibling_sockets))
         return self._server
 
-    async def _backend(self) -> Backend:
+    def _backend(self) -> Backend:
         """Make what the paths of the API need of the process."""
-        metrics, backend, siblings = await asyncio.to_thread(_libraries)
         feed = EventFeed(secrets.token_hex(4))
-        counting = metrics(
+        counting = Metrics(
             [route.name for route in self.dialplan.routes],
             [trunk.name for trunk in self.config.trunk],
         )
@@ -303,7 +302,7 @@ class Api:
             values.append(("draining", {}, float(state["draining"])))
             return bytes(await asyncio.to_thread(counting.render, values))
 
-        made: Backend = backend(
+        return Backend(
             commands=self.commands,
             live=self._live,
             record=self._record,
@@ -321,12 +320,10 @@ class Api:
             request_keys=RequestKeys(self.shared),
             browser_calls=self.readings.browsers,
             here=self._here,
-            siblings=siblings(others) if (others := self.config.sibling_sockets) else None,
             levels=lambda: {call.record.call_id: call.levels for call in self.calls},
             progress=self._progress,
             listeners=lambda name: call_named({"call": name}, self.calls).listeners,
         )
-        return made
 
     def _live(self) -> list[dict[str, Any]]:
         """Return the rows of calls in progress."""
@@ -381,12 +378,3 @@ class Api:
         if servers and all(one["state"] != "up" for one in servers):
             reasons["realtime"] = "no realtime server works"
         return reasons
-
-
-def _libraries() -> tuple[Any, Any, Any]:
-    """Load what takes a while, on a thread."""
-    from gateway.api.backend import Backend
-    from gateway.api.metrics import Metrics
-    from gateway.api.siblings import Siblings
-
-    return Metrics, Backend, Siblings

@@ -39,7 +39,7 @@ from gateway.tasks import TaskSet
 from gateway.text import unicode_in
 
 if TYPE_CHECKING:
-    from gateway.api.tokens import Token
+    from gateway.api.backend import Token
 
 ATTEMPT_SECONDS = 5.0
 PAUSES = (1.0, 2.0, 4.0, 8.0)

@@ -322,7 +322,7 @@ def create(name: str, role: str) -> None:
     The token goes to standard output, once: it is kept nowhere. The lines, which have its hash
     only, go to standard error.
     """
-    from gateway.api.tokens import hash_of, new_token
+    from gateway.api.backend import hash_of, new_token
 
     secret = new_token()
     click.echo(secret)

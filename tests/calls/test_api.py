@@ -19,9 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.api import connections
-from gateway.api.backend import MAX_FOLLOWERS
+from gateway.api.backend import MAX_FOLLOWERS, hash_of
 from gateway.api.connections import CONNECTIONS
-from gateway.api.tokens import hash_of
 from tests.calls.test_keys import events_of
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import is_silence, noise

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import gateway as package
 from gateway.api import connections, hosted
-from gateway.api.tokens import hash_of
+from gateway.api.backend import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, Asked, HttpService, http_service

@@ -20,8 +20,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
+from gateway.api.backend import hash_of
 from gateway.api.siblings import ANSWER_SECONDS
-from gateway.api.tokens import hash_of
 from gateway.cli import main
 from tests.calls.test_api import TOKENS
 from tests.calls.test_applications import KEY, ROUTES, SESSION, settings

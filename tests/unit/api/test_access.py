@@ -15,9 +15,8 @@ from fastapi import FastAPI
 
 from gateway.api import access
 from gateway.api.access import Access
-from gateway.api.backend import Backend, EventFeed, Refusal
+from gateway.api.backend import Backend, EventFeed, Refusal, Role, Token, hash_of
 from gateway.api.server import make_app
-from gateway.api.tokens import Role, Token, hash_of
 
 ROLES = ["", "wrong", "application", "readonly", "operator", "admin"]
 TOKENS = tuple(Token(role, Role[role.upper()], hash_of(f"gw_{role}")) for role in ROLES[2:])

@@ -12,8 +12,8 @@ import pytest
 from fastapi import HTTPException
 
 from gateway.api import browser
+from gateway.api.backend import Role, Token
 from gateway.api.browser import WAITING_FRAMES, WAITING_TEXTS, _Allowance, _Closed, _Page, _permit
-from gateway.api.tokens import Role, Token
 from gateway.audio.codecs import FRAME_BYTES
 
 

@@ -17,10 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.api import connections
-from gateway.api.backend import Backend, EventFeed
+from gateway.api.backend import Backend, EventFeed, Role, Token, hash_of
 from gateway.api.client import NoAnswerError, RefusedError, ask_within
 from gateway.api.server import ApiServer
-from gateway.api.tokens import Role, Token, hash_of
 from gateway.cli import main
 from gateway.cli.live_calls import line_of, status
 from gateway.cli.status_text import call_lines, duration, status_lines

@@ -17,8 +17,9 @@ import pytest
 import structlog
 from fastapi import FastAPI
 
+from gateway.api.access import ASKED_BY, IDLE_SECONDS, LIFETIME_SECONDS, Logins
+from gateway.api.backend import Role, Token
 from gateway.api.server import FOLDER
-from gateway.api.tokens import ASKED_BY, IDLE_SECONDS, LIFETIME_SECONDS, Logins, Role, Token
 from tests.unit.api.test_access import app
 
 HOST = "console.example"
@@ -111,7 +112,7 @@ def test_logins_end_by_themselves_and_are_bounded(monkeypatch: pytest.MonkeyPatc
     assert logins.token_of(scope(idle)) is None
     now[0] = LIFETIME_SECONDS
     assert logins.token_of(scope(busy)) is None
-    monkeypatch.setattr("gateway.api.tokens.MAX_LOGINS", 2)
+    monkeypatch.setattr("gateway.api.access.MAX_LOGINS", 2)
     first, second, third = (logins.begin(token) for _ in range(3))
     assert [logins.token_of(scope(one)) for one in (first, second, third)] == [None, token, token]
     for nonsense in ("", 'a"b', "a=b;;=", "\xff"):

@@ -17,7 +17,8 @@ from unittest.mock import patch
 import pytest
 from starlette.requests import Request
 
-from gateway.api.tokens import Logins, OwnCookie, recognized
+from gateway.api.access import Logins, OwnCookie
+from gateway.api.backend import recognized
 from gateway.call.conversation import playback
 from gateway.call.rules import guardrails
 from gateway.realtime.events import ServerError
