@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,23 +79,33 @@ class ToolExecutor:
         servers: Iterable[McpSettings],
         limits: ToolLimits,
     ) -> None:
-        import jsonschema  # noqa: F401 - loaded before the first call, which would wait for it
-
         self._limits = limits
         self._offers = offers
         self._threads = python.Threads(limits.threads)
-        self.http = HttpClient(limits.http_connections, limits.http_proxy, limits.http_ca)
         wanted = {name for offer in offers.values() for name in offer.mcp}
         self._servers = {one.name: McpServer(one) for one in servers if one.name in wanted}
         self._fixed = {name: self._made(offer) for name, offer in self._offers.items()}
         self._tasks = TaskSet()
+
+    @functools.cached_property
+    def http(self) -> HttpClient:
+        """Return the client for HTTP services: `gateway route-test` has no use for one."""
+        return HttpClient(
+            self._limits.http_connections, self._limits.http_proxy, self._limits.http_ca
+        )
 
     def add(self, route: str, function: Function) -> None:
         """Give a route one more function, before calls come."""
         self._fixed.setdefault(route, {})[function.name] = function
 
     async def start(self) -> None:
-        """Connect to the MCP servers; one that is not there in time is tried again later."""
+        """Connect to the MCP servers; one that is not there in time is tried again later.
+
+        Loads the libraries of tools, too: the first call would wait for them.
+        """
+        import jsonschema  # noqa: F401
+
+        _ = self.http
         await asyncio.gather(*(server.start() for server in self._servers.values()))
 
     async def stop(self) -> None:
