@@ -21,7 +21,7 @@ from gateway.records.retention import Storage
 from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
 from tests.support.forked import Forked
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import is_silence, noise, share_heard
 from tests.support.rtp_end import FRAME
 from tests.support.sip_phone import PhoneCall
@@ -31,6 +31,7 @@ KEY = pyrage.x25519.Identity.generate()
 PORT = free_port()
 WORLD = {
     "more": API
+    + PATIENT
     + '[access]\nunknown_sources = "allow"\nburst = 50\n[outbound]\nmax_calls_per_minute = 60\n'
     + f"""
 [recording]

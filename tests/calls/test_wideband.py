@@ -476,8 +476,9 @@ async def test_interpreted_with_a_leg_in_g711(world: GatewayStack, callee: Calle
 
 async def test_a_queue_is_waited_in_and_listened_to(world: GatewayStack) -> None:
     """Music, then a human; an operator listens in, and the black box is replayed."""
-    say = {"kind": "say", "text": "I call about my room."}
-    world.behave(vad="auto", answers=[{"kind": "nothing"}, say])
+    # Whenever the model speaks, it is nothing like the tone that the operator listens for: on a
+    # busy machine it may take a late packet for the end of a turn, and speak meanwhile.
+    world.behave(vad="auto", answers=[{"kind": "nothing"}, tones(1200, 0.5)])
     call = await world.dial("queue", codecs=("G722",))
     session = await world.session_of(call)
     (name,) = world.gateway.ids_of(call.call_id)

@@ -160,11 +160,7 @@ class RtpEnd:
                 if error.errno == errno.ECONNREFUSED:
                     continue
                 raise
-            at = time.time()
-            for _level, kind, value in ancillary:
-                if kind == _SO_TIMESTAMPNS:
-                    seconds, nanoseconds = struct.unpack("qq", value[:16])
-                    at = seconds + nanoseconds / 1e9
+            at = came_at(ancillary)
             if len(data) < _HEADER.size:
                 continue
             _first, second, sequence, timestamp, _source = _HEADER.unpack_from(data)
@@ -284,6 +280,15 @@ class Sender:
         self.sequence = (self.sequence + 1) & 0xFFFF
         step = len(payload) if samples is None else samples
         self.timestamp = (self.timestamp + step) & 0xFFFFFFFF
+
+
+def came_at(ancillary: Sequence[tuple[int, int, bytes]]) -> float:
+    """When the kernel had a datagram of our sockets (Unix seconds), by what came with it."""
+    for _level, kind, value in ancillary:
+        if kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = struct.unpack("qq", value[:16])
+            return float(seconds + nanoseconds / 1e9)
+    return time.time()
 
 
 def frame_of(silence: bytes) -> bytes:
