@@ -110,7 +110,7 @@ class End:
             repeated: the rest goes from where the gateway sends its answer again.
         """
         loop = asyncio.get_running_loop()
-        relay = Relay(lambda: self._hear(channel), repeated)
+        relay = Relay(repeated, lambda: self._hear(channel))
         await loop.create_datagram_endpoint(lambda: relay, sock=self._sockets[channel])
         client = await asyncio.create_subprocess_exec(
             *("openssl", "s_client", "-dtls1_2", "-use_srtp", "SRTP_AES128_CM_SHA1_80"),
@@ -167,11 +167,11 @@ class Relay(asyncio.DatagramProtocol):
     """A port of the description; between the gateway and an openssl that is on any other port.
 
     Args:
-        heard: called for each packet of the gateway's that is RTP or RTCP.
         repeated: to open where the gateway sends a message again (RFC 6347 section 4.2.4).
+        heard: called for each packet of the gateway's that is RTP or RTCP.
     """
 
-    def __init__(self, heard: Callable[[], None], repeated: bool = False) -> None:
+    def __init__(self, repeated: bool = False, heard: Callable[[], None] = lambda: None) -> None:
         self.gateway = ("127.0.0.1", 9)
         self.first = asyncio.Event()
         self._heard = heard

@@ -119,10 +119,11 @@ async def agreed(call: DialogCall, ptime: int, folder: Path) -> AsyncIterator[Ag
     """The handshake is openssl's; RTP goes out of the same port."""
     sender = Agreed(call.rtp, ptime=ptime)
     own, relay = call.rtp.port, Relay()
+    port = call.rtp._socket.dup()  # nobody else gets it before openssl does
     await call.rtp.close()
     call.rtp, call.sdp.port = RtpEnd(*CODECS[call.sdp.codecs[0]]), own
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: relay, ("127.0.0.1", own))
+    transport, _ = await loop.create_datagram_endpoint(lambda: relay, sock=port)
     relay.gateway = sender.peer
     relay.open()
     client = await asyncio.create_subprocess_exec(
