@@ -36,6 +36,7 @@ to = "^nobody$"
 name = "patient"
 to = "^nobody$"
 limits.rtp_timeout = 60
+greeting.say = "Hello."
 """,
     "more": """
 [control]
@@ -144,8 +145,9 @@ class End:
             await client.wait()
             relay.close()
 
-    async def audio(self) -> None:
-        """Wait for RTP of the gateway's."""
+    async def greeted(self, world: GatewayStack, call: str) -> None:
+        """Wait for RTP of the gateway's, and until it knows that it has keys, and plays."""
+        await world.gateway.wait("call.agent_speech_started", call=call)
         async with asyncio.timeout(WITHIN_S):
             while RTP not in self.heard:
                 self._heard.clear()
@@ -222,7 +224,8 @@ class Relay(asyncio.DatagramProtocol):
 async def called(
     world: GatewayStack, callee: CalledPhone, route: str = "outward"
 ) -> tuple[str, CalledCall, End]:
-    """``patient``: not ended for want of RTP while openssl starts on a busy machine."""
+    """``patient``: greeted, and not ended for want of RTP while openssl starts."""
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 1, "burst": True})
     call = await place(world, callee.uri("ring"), route)
     there = await callee.called()
     end = End(there)
@@ -240,7 +243,7 @@ async def test_rtcp_is_through_before_rtp_and_the_answer(
         end.answer(own)
         await world.gateway.wait("call.confirmed", call=call)
         await go_on()
-        await end.audio()
+        await end.greeted(world, call)
         there.bye()
         summary = await world.gateway.wait("call.summary", call=call)
     assert summary["ending"]["why"] == "remote_hangup"
@@ -262,7 +265,7 @@ async def test_an_answer_is_sent_again_while_the_handshake_ends(
         end.answer(own)
         await world.gateway.wait("call.confirmed", call=call)
         await go_on()
-        await end.audio()
+        await end.greeted(world, call)
         there.bye()
         summary = await world.gateway.wait("call.summary", call=call)
     assert summary["ending"]["why"] == "remote_hangup"
@@ -308,3 +311,4 @@ async def test_a_certificate_that_is_not_the_described_one(
     assert summary["ending"]["why"] == ("rtp_timeout" if early else "remote_hangup")
     assert not summary["security"].startswith("srtp"), summary
     assert end.heard == []
+    assert not world.gateway.all("call.agent_speech_started", call=call)
