@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import figures
+from tests.support.harness import eventually
 from tests.support.listening import assert_continuous
 from tests.support.sip_phone import Phone
 from tests.support.site_under_test import ANYBODY, Site, site
@@ -243,10 +244,15 @@ async def test_refused_calls_are_sampled(runner: object, own_folder: Path) -> No
             call = gateway.phone.call("1")
             call.invite()
             assert (await call.refused()).code == 404
-        took = time.monotonic() - began
-        told = len(gateway.gateway.all("call.summary"))
+        took, told = time.monotonic() - began, 0
+
+        async def counted() -> bool:
+            nonlocal told
+            told = len(gateway.gateway.all("call.summary"))
+            return bool((await gateway.status())["unrecorded"] == {"no_route": 40 - told})
+
+        await eventually(counted, "each refusal in the log or in the count")
         assert 20 <= told <= 21 + 0.2 * took
-        assert (await gateway.status())["unrecorded"] == {"no_route": 40 - told}
     assert gateway.gateway.all("call.refusals_counted")[0]["no_route"] == 40 - told
     assert len(list((own_folder / "records").glob("*.json"))) == told
 
@@ -270,13 +276,12 @@ async def test_a_flood_costs_the_calls_nothing(runner: object, own_folder: Path)
         with Stranger(gateway.phone.gateway) as stranger:
             for number in range(10_000):
                 stranger.send(METHODS[number % len(METHODS)])
-                if number % 50 == 49:
-                    await asyncio.sleep(0.005)
-            await settled(gateway)
+                if number % 100 == 99:  # as fast as the gateway can, and its socket loses nothing
+                    await settled(gateway)
             answers = len(stranger.waiting())
         used, took = gateway.gateway.cpu_seconds() - before, time.monotonic() - began
         refused = sum((await gateway.status())["refused"].values())
-        assert refused > 5_000, "the test sent faster than the socket takes"
+        assert refused == 10_000
         assert answers < 20 + 10 * took, "answers are limited"
         assert len(gateway.gateway.all("sip.rejected")) == 1
         heard = len(call.rtp.packets)

@@ -8,12 +8,14 @@ import wave
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from gateway.audio.codecs import Codec
+from gateway.devtools.emulator.session import Session
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise, speech
@@ -42,6 +44,11 @@ to = "^at-once$"
 answer = {{ mode = "immediate", sound = "{wav}" }}
 [route.greeting]
 say = "Hello."
+
+[[route]]
+name = "hurried"
+to = "^hurried$"
+answer = {{ mode = "immediate", sound = "{wav}" }}
 [route.realtime]
 url = "{{url}}"
 connect_timeout = 1.5
@@ -72,6 +79,26 @@ def shared_world(
     runner.run(made.start())
     yield made
     runner.run(made.stop())
+
+
+async def model_there(world: GatewayStack) -> None:
+    """Let the session be ready that waits for ``session.updated``."""
+    waiting: list[SessionRecord] = []
+
+    def one_waits() -> bool:
+        waiting[:] = (
+            one
+            for one in world.emulator.sessions
+            if one.id in world.emulator.live
+            and one.seen("session.update")
+            and not one.sent("session.updated")
+        )
+        return bool(waiting)
+
+    await eventually(one_waits, "a session that waits")
+    connection = world.emulator.live[waiting[-1].id]
+    session = cast(Session, connection.session)
+    connection.emit({"type": "session.updated", "session": session._session_object()})
 
 
 def prompt_heard(call: DialogCall) -> int:
@@ -112,16 +139,17 @@ def assert_continuous_but_for_the_ack(call: DialogCall) -> None:
 async def test_a_prompt_before_the_answer(world: GatewayStack) -> None:
     """183 with a description, the prompt from its beginning, then 200 when the model is there."""
     for _ in range(2):
-        world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
+        world.behave(vad="off", answer=SHORT_ANSWER, updated="never")
         call = dialog_call(world.phone, "early")
         call.invite()
         await call.until(lambda c: 183 in c.responses, what="183")
         progress = next(m for m in call.messages if m.code == 183)
         assert "m=audio" in progress.body
         call._take(progress.body)
+        await call.rtp.until(lambda: prompt_heard(call) >= 30)  # noqa: B023
+        await model_there(world)
         await call.answered()
         assert call.responses == [100, 183, 200]
-        assert 30 <= prompt_heard(call) <= 60
         await agent_heard(world, call)
         times = (await world.summary_at_end(call))["times_ms"]
         assert times["ringing"] < times["session"] <= times["answered"] < times["confirmed"]
@@ -129,21 +157,30 @@ async def test_a_prompt_before_the_answer(world: GatewayStack) -> None:
 
 
 async def test_ringback_before_the_answer(world: GatewayStack) -> None:
-    world.behave(vad="off", updated_delay_ms=500)
-    call = await answered(dialog_call(world.phone, "tone"))
-    heard = [packet for packet in call.rtp.packets if not is_silence(packet)]
-    assert len(heard) > 10
+    world.behave(vad="off", updated="never")
+    call = dialog_call(world.phone, "tone")
+    call.invite()
+    await call.until(lambda c: 183 in c.responses, what="183")
+    call._take(next(m for m in call.messages if m.code == 183).body)
+    await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets) > 10)
+    assert call.final is None
+    await model_there(world)
+    await call.answered()
     await world.summary_at_end(call)
 
 
 async def test_reliable_early_media(world: GatewayStack) -> None:
     """Whoever requires 100rel gets the description in a 183 that is acknowledged (RFC 3262)."""
-    world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=600)
-    call = await answered(dialog_call(world.phone, "early", "Require: 100rel"))
+    world.behave(vad="off", answer=SHORT_ANSWER, updated="never")
+    call = dialog_call(world.phone, "early", "Require: 100rel")
+    call.invite()
+    await call.until(lambda c: 183 in c.responses, what="183")
     progress = next(m for m in call.messages if m.code == 183)
     assert "100rel" in progress.headers["require"]
+    await call.rtp.until(lambda: prompt_heard(call) >= 15)
+    await model_there(world)
+    await call.answered()
     assert call.responses.count(200) == 1
-    assert prompt_heard(call) >= 15
     await agent_heard(world, call)
     await world.summary_at_end(call)
 
@@ -161,13 +198,14 @@ async def test_cancelled_while_the_prompt_plays(world: GatewayStack) -> None:
 
 
 async def test_answered_at_once(world: GatewayStack) -> None:
-    world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
+    world.behave(vad="off", answer=SHORT_ANSWER, updated="never")
     call = await answered(dialog_call(world.phone, "at-once"))
     assert call.responses == [100, 200]
     await world.gateway.wait("call.confirmed", call=call.call_id)
     assert not world.gateway.all("call.session_up", call=call.call_id)
+    await call.rtp.until(lambda: prompt_heard(call) >= 30)
+    await model_there(world)
     await agent_heard(world, call)
-    assert 30 <= prompt_heard(call) <= 60
     times = (await world.summary_at_end(call))["times_ms"]
     assert times["answered"] < times["confirmed"] < times["session"]
     assert_continuous(call.rtp.packets)
@@ -186,7 +224,7 @@ async def test_an_announcement_is_heard_to_its_end(world: GatewayStack) -> None:
 async def test_answered_at_once_and_no_model(world: GatewayStack) -> None:
     """The line that is up is hung up, with the cause that the 503 would have had."""
     world.behave(updated="never")
-    call = await answered(dialog_call(world.phone, "at-once"))
+    call = await answered(dialog_call(world.phone, "hurried"))
     bye = await call.hung_up()
     assert bye.headers["reason"].startswith("Q.850;cause=41")
     ending = (await world.summary(call))["ending"]

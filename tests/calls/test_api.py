@@ -22,6 +22,7 @@ from gateway.api import connections
 from gateway.api.backend import MAX_FOLLOWERS, hash_of
 from gateway.api.connections import CONNECTIONS
 from tests.calls.test_keys import events_of
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import is_silence, noise
 
@@ -181,7 +182,8 @@ async def test_an_operator_holds_mutes_interrupts_and_presses_keys(world: Gatewa
         await post("unhold", status=409)
         await post("mute")
         unheard, heard = noise(1, 0.4), noise(2, 0.4)
-        call.rtp.say(unheard)
+        # Silence after it, so that none of it is still on its way when it is heard again.
+        call.rtp.say(unheard + b"\xff" * 4000)
         await call.rtp.quiet()
         await post("unmute")
         call.rtp.say(heard)
@@ -302,7 +304,9 @@ async def test_of_many_who_follow_at_once_no_more_than_the_limit_may(world: Gate
     async def follow() -> None:
         try:
             url = f"ws://{address}/api/v1/events"
-            sockets.append(await connect(url, additional_headers=headers, proxy=None))
+            sockets.append(
+                await connect(url, additional_headers=headers, proxy=None, open_timeout=WITHIN_S)
+            )
         except InvalidStatus as refused:
             statuses.append(refused.response.status_code)
 
@@ -396,7 +400,7 @@ async def _said(world: GatewayStack, request: str) -> str:
     host, _, port = world.gateway.all("api.listening")[-1]["address"].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request.encode("latin-1"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         said = await reader.read(65536)
     writer.close()
     return said.decode("latin-1")
@@ -428,7 +432,7 @@ async def test_connections_that_say_nothing_keep_nobody_out(world: GatewayStack)
         held.append((reader, writer))
     async with Client(world, "") as http:
         assert (await http.get("/healthz")).status_code == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         for reader, _writer in held[:60]:  # those that waited for longest had to go
             with suppress(ConnectionError):
                 assert await reader.read() == b""
@@ -458,7 +462,7 @@ async def test_a_request_that_never_ends_is_given_up(
     )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.write(beginning)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         with suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -491,7 +495,7 @@ async def test_handshakes_that_cannot_be_read(world: GatewayStack) -> None:
         for _ in range(100):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN_S):
                 assert (await reader.read()).startswith(b"HTTP/1.1 400 "), kind
             writer.close()
     async with Client(world, "") as http:

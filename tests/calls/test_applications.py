@@ -25,6 +25,7 @@ import gateway as package
 from gateway.api import connections, hosted
 from gateway.api.backend import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, Asked, HttpService, http_service
 from tests.support.official_types import check_live_client_event
@@ -351,7 +352,7 @@ async def test_an_operator_hangs_up_before_the_decision(
     name = event.data.call_id.removeprefix("rtc_")
     headers = {"Authorization": f"Bearer {ADMIN}"}
     path = f"{base_of(world).removesuffix('/v1')}/api/v1/calls"
-    async with httpx.AsyncClient(headers=headers, trust_env=False) as http:
+    async with httpx.AsyncClient(headers=headers, trust_env=False, timeout=WITHIN_S) as http:
         assert name in (await http.get(path)).text
         assert (await http.post(f"{path}/{name}/hangup")).json() == {"call": name}
         assert (await http.post(f"{path}/{name}/hangup")).status_code == 404
@@ -383,7 +384,9 @@ async def test_what_is_refused_and_what_is_taken_twice(
     path = f"/realtime/calls/{call_id}"
 
     async def post(what: str, body: Any = None, key: str = KEY, name: str = path) -> Any:
-        async with httpx.AsyncClient(base_url=base_of(world), trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=base_of(world), trust_env=False, timeout=WITHIN_S
+        ) as http:
             headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
             content = b"" if body is None else json.dumps(body).encode()
             answer = await http.post(f"{name}/{what}", content=content, headers=headers)
@@ -393,7 +396,7 @@ async def test_what_is_refused_and_what_is_taken_twice(
 
     assert await post("accept", SESSION, "gw_wrong") == (401, "invalid_api_key", None)
     assert await post("accept", SESSION, ADMIN) == (403, "forbidden", None)
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=WITHIN_S) as http:
         status = base_of(world).replace("/v1", "/api/v1/status")
         answer = await http.get(status, headers={"Authorization": f"Bearer {KEY}"})
         assert answer.status_code == 403

@@ -122,6 +122,16 @@ async def test_many_interruptions_at_random_moments(world: GatewayStack) -> None
     assert set(differences) == {0}
 
 
+async def silence_again(call: PhoneCall) -> None:
+    """Wait until the agent was heard, and then nothing for 200 ms."""
+    await call.rtp.until(
+        lambda: (
+            any(not is_silence(p) for p in call.rtp.packets)
+            and all(is_silence(p) for p in call.rtp.packets[-10:])
+        )
+    )
+
+
 async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
     """The server cancels by itself: no response.cancel, and nothing more is heard."""
     answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
@@ -131,6 +141,7 @@ async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
     await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
     (done,) = session.sent("response.done")
     assert done.body["response"]["status"] == "cancelled"
+    call.rtp.read_what_waits()
     count = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > count + 25)
     assert all(is_silence(packet) for packet in call.rtp.packets[count + 2 :])
@@ -161,9 +172,11 @@ async def test_after_the_answer_is_done(world: GatewayStack) -> None:
 async def test_while_the_answer_stalls(world: GatewayStack) -> None:
     """Silence that is played for want of audio counts as nothing heard."""
     answer = {"kind": "pattern", "seconds": 5, "stall_at_ms": 600, "stall_s": 30}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [1300], "length_ms": 60_000})
+    world.behave(vad="off", answer=answer)
     call = await world.dial("greeted")
     session = await world.session_of(call)
+    await silence_again(call)
+    world.emulator.live[session.id].session.pretend_speech(60_000)
     await session.wait_until(lambda s: s.truncations != [], 20)
     summary = await world.summary_at_end(call)
     (cut,) = session.truncations
@@ -188,11 +201,11 @@ async def test_a_real_voice_interrupts(world: GatewayStack, codec: str) -> None:
 
 
 async def test_heard_to_the_end_is_not_truncated(world: GatewayStack) -> None:
-    answer = {"kind": "pattern", "seconds": 0.5, "burst": True}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [1500], "length_ms": 60_000})
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.5, "burst": True})
     call = await world.dial("greeted")
     session = await world.session_of(call)
-    await session.wait_until(lambda s: s.sent("input_audio_buffer.speech_started") != [], 20)
+    await silence_again(call)
+    world.emulator.live[session.id].session.pretend_speech(60_000)
     await world.gateway.wait("call.caller_speech_started", call=call.call_id)
     await world.summary_at_end(call)
     assert not session.truncations
@@ -220,8 +233,7 @@ async def test_nothing_heard_yet_deletes_the_item(own_folder: Path) -> None:
 
 async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: GatewayStack) -> None:
     """A server that counts an item shorter says so; the truncation comes once more, at that."""
-    answer = {"kind": "pattern", "seconds": 5, "burst": True}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [900], "length_ms": 60_000})
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 5, "burst": True})
     call = await world.dial("greeted")
     session = await world.session_of(call)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
@@ -229,6 +241,8 @@ async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: Gat
     item_id = next(iter(session.sent_items))
     item = conversation._get(item_id, "")
     item.audio_bytes = 300 * 8
+    await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets) > 30)
+    world.emulator.live[session.id].session.pretend_speech(60_000)
     await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
     await world.summary_at_end(call)
     first, second = session.truncations
@@ -285,12 +299,7 @@ async def test_speech_cuts_nothing_where_the_route_says_so(world: GatewayStack) 
     world.behave(vad="scripted", answers=answers, speech={"at_ms": [500], "length_ms": 200})
     call = await world.dial("deaf")
     session = await world.session_of(call)
-    await call.rtp.until(
-        lambda: (
-            any(not is_silence(p) for p in call.rtp.packets)
-            and all(is_silence(p) for p in call.rtp.packets[-10:])
-        )
-    )
+    await silence_again(call)
     await world.summary_at_end(call)
     (item_id,) = session.sent_items
     assert session.sent("input_audio_buffer.speech_started")

@@ -258,7 +258,8 @@ async def test_an_answer_is_sent_again_while_the_handshake_ends(
 ) -> None:
     """The thread that sends it again and the one that reads the end do not wait for each other."""
     own, _other = certificates
-    world = GatewayStack(own_folder / "world", **WORLD, entry=held_up)
+    more, routes = WORLD["more"], WORLD["routes"]
+    world = GatewayStack(own_folder / "world", routes=routes, more=more, entry=held_up)
     await world.start()
     call, there, end = await called(world, callee, "patient")
     async with end.begun(RTP, own, repeated=True) as go_on:

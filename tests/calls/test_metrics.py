@@ -25,7 +25,7 @@ from tests import support
 from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_browser_calls import page
 from tests.calls.test_webhooks import hooks
-from tests.support.gateway_process import Gateway
+from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, http_service
 from tests.support.made_sounds import g711, tone
@@ -154,7 +154,9 @@ async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
         await world.start()
         address = world.gateway.all("api.listening")[-1]["address"]
         headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://{address}", trust_env=False, timeout=WITHIN_S
+        ) as http:
             before = parsed((await http.get("/metrics")).text)
             carrier.answers = True
             await calls_of_all_kinds(world)
@@ -376,7 +378,9 @@ async def test_ready_once_a_trunk_is_there(own_folder: Path) -> None:
     world = GatewayStack(own_folder, more=API + TRUNK.format(port=port))
     await world.start()
     address = world.gateway.all("api.listening")[-1]["address"]
-    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+    async with httpx.AsyncClient(
+        base_url=f"http://{address}", trust_env=False, timeout=WITHIN_S
+    ) as http:
 
         async def refused() -> bool:
             return (await http.get("/readyz")).status_code == 503
@@ -399,7 +403,9 @@ async def test_not_ready_without_a_server(own_folder: Path) -> None:
     world = GatewayStack(own_folder, more=more, realtime=checked, max_calls=1)
     await world.start()
     address = world.gateway.all("api.listening")[-1]["address"]
-    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+    async with httpx.AsyncClient(
+        base_url=f"http://{address}", trust_env=False, timeout=WITHIN_S
+    ) as http:
 
         async def ready() -> bool:
             return (await http.get("/readyz")).status_code == 200

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from tests.calls.test_api import API, TOKENS
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import API_KEY, TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, http_service
 
@@ -71,7 +72,9 @@ async def test_no_secret_is_in_any_log_record_error_or_page(own_folder: Path) ->
         pages = []
         address = world.gateway.all("api.listening")[-1]["address"]
         headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://{address}", trust_env=False, timeout=WITHIN_S
+        ) as http:
             refused = world.phone.call("own")  # the emulator wants another key
             refused.invite()
             await refused.refused()
@@ -159,7 +162,9 @@ async def test_words_by_rule_are_in_nothing_that_is_kept_or_told(own_folder: Pat
         (name,) = world.gateway.ids_of(call.call_id)
         headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
         address = world.gateway.all("api.listening")[-1]["address"]
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://{address}", trust_env=False, timeout=WITHIN_S
+        ) as http:
             pages = [
                 await http.get(f"/api/v1/calls/{name}{path}", headers=headers)
                 for path in ("", "/transcript")
@@ -212,7 +217,7 @@ async def test_a_browser_s_key_by_http_and_the_gateway_s_nowhere(own_folder: Pat
         address = world.gateway.all("api.listening")[-1]["address"]
         url = f"http://{address}/v1/realtime/client_secrets"
         pages = []
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=WITHIN_S) as http:
 
             async def post(role: str, **body: Any) -> int:
                 token = {"Authorization": f"Bearer {TOKENS[role]}"} if role else {}

@@ -112,6 +112,7 @@ async def test_a_server_that_answers_pings_and_sends_no_event(world: GatewayStac
     world.behave(vad="auto", answers=[HELLO, HELLO, HELLO])
     call = await world.dial("listens")
     session = await world.session_of(call)
+    await world.gateway.wait("call.agent_speech_stopped", call=call.call_id)
     call.rtp.say(noise(3, 1.0))
     await session.wait_until(lambda one: len(one.sent("response.done")) == 2, 20)
     await world.gateway.wait("call.agent_speech_stopped", call=call.call_id, count=2)

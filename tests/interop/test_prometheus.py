@@ -13,6 +13,7 @@ import pytest
 
 from tests.calls.test_api import API
 from tests.interop.lab.debian import Root
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack
 
 pytestmark = pytest.mark.interop
@@ -60,7 +61,7 @@ async def test_what_a_gateway_says(root: Root, own_folder: Path) -> None:
     await world.start()
     await world.summary_at_end(await world.dial("greeted"))
     address = world.gateway.all("api.listening")[-1]["address"]
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=WITHIN_S) as http:
         text = (await http.get(f"http://{address}/metrics")).text
     await world.stop()
     promtool(root, "check", "metrics", text=text)
