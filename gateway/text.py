@@ -109,9 +109,14 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def has_words(text: str, wanted: str) -> bool:
-    """Return whether the words of ``wanted`` are in the text, one after the other."""
-    told, sought = words_of(text), words_of(wanted)
-    return any(told[at : at + len(sought)] == sought for at in range(len(told) - len(sought) + 1))
+    """Return whether the text contains the words of ``wanted``, one after the other."""
+    return contains_phrase(words_of(text), words_of(wanted))
+
+
+def contains_phrase(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
+    """Return whether ``phrase`` is a run of successive ``words``."""
+    size = len(phrase)
+    return any(words[at : at + size] == phrase for at in range(len(words) - size + 1))
 
 
 MASK = "****"
@@ -420,9 +425,3 @@ class PrivateDigits:
         if self and isinstance(delta, str):
             event = {**event, "delta": {"chars": len(delta)}}
         return self.masked(event)
-
-
-def contains_phrase(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
-    """Return whether these words are said one after the other."""
-    size = len(phrase)
-    return any(words[at : at + size] == phrase for at in range(len(words) - size + 1))

@@ -155,7 +155,7 @@ async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None
         await socket.close(follower.close_code or 1000)
 
     sending = asyncio.create_task(out(), name="sideband")
-    events = TokenBucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE, time.monotonic())
+    events = TokenBucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
     try:
         while True:
             if not events.take(time.monotonic()):

@@ -96,7 +96,7 @@ class Rejections:
         self._retry_after = retry_after
         self._redact = redact
         self._each = SourceBuckets()
-        self._all: TokenBucket | None = None
+        self._all = TokenBucket(ALL_PER_SECOND, ALL_AT_ONCE)
         self._counted: Counter[str] = Counter()
         self._count_due: asyncio.TimerHandle | None = None
         self.on_refused: Callable[[str], None] = lambda _call_id: None
@@ -183,8 +183,6 @@ class Rejections:
         """Return whether this one has a line and a record of its own; it is counted if not."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._all is None:
-            self._all = TokenBucket(ALL_PER_SECOND, ALL_AT_ONCE, now)
         source = record.leg.source.rpartition(":")[0] or record.leg.trunk
         key = f"{why.value} {source}"
         if self._each.take(key, EACH_PER_SECOND, EACH_AT_ONCE, now) and self._all.take(now):

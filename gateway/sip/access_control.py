@@ -111,10 +111,10 @@ class AccessControl:
         min_session: int,
         descriptions: Negotiation,
         on_objection: Callable[[Received, Objection], None],
-        names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
-        challenges: Challenges | None = None,
-        receive_instead: Callable[[bytes, bool], bool] = lambda _message, _known_only: False,
-        holds: Callable[[Headers], bool] = lambda _headers: False,
+        names_of: Callable[[int], tuple[str, ...]],
+        challenges: Challenges,
+        receive_instead: Callable[[bytes, bool], bool],
+        holds: Callable[[Headers], bool],
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
         self.current: Received | None = None
@@ -298,10 +298,10 @@ class AccessControl:
             self._instead = False
 
     def _on_response(self, received: Received) -> Decision:
-        if self._take(mended_via(received.message), known_only=False):
-            return DROP
         """Check a response: its form, the addresses in its SDP, and who challenges for a
         password."""
+        if self._take(mended_via(received.message), known_only=False):
+            return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
         flaw = flaw_of(start_line_of(message), headers)
@@ -322,9 +322,7 @@ class AccessControl:
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.
             return Decision(_UNAVAILABLE)
-        if self._challenges is not None and self._challenges.is_foreign(
-            received.status, headers, plain(received.source)
-        ):
+        if self._challenges.is_foreign(received.status, headers, plain(received.source)):
             return Decision(_FORBIDDEN)
         return PASS
 
@@ -374,7 +372,7 @@ class _Answers:
             "rule": rule,
             "code": code,
         }
-        self._refusals.keep(found[1].decode("utf-8", "replace"), fields)
+        self._refusals.invites[found[1].decode("utf-8", "replace")] = fields
 
     def refuse_unread(self, unread: Unread, rule: str, code: int, now: float) -> bytes:
         """Log that a message could not be read; return the answer, empty for none."""

@@ -94,7 +94,7 @@ class Accounts:
         own: str,
         listeners: tuple[Listen, ...],
         on_call: Callable[[Account, Any], None],
-        on_registered: Callable[[str, str], None] = lambda _trunk, _call_id: None,
+        on_registered: Callable[[str, str], None],
     ) -> None:
         self._on_registered = on_registered
         self.on_call = on_call

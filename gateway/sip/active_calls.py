@@ -8,7 +8,7 @@ answer.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -21,6 +21,7 @@ from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder
 from gateway.sip.names import Names
 from gateway.sip.signalling import Negotiation, Signalling
+from gateway.sip.source_limits import BoundedDict
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import RtpPortQuarantine
 from gateway.sip.trunks import Challenged
@@ -109,7 +110,7 @@ class Calls:
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
         self._all: list[HeldCall] = []
         self._retired: list[HeldCall] = []
-        self._ended: OrderedDict[str, Challenged] = OrderedDict()
+        self._ended: BoundedDict[str, Challenged] = BoundedDict(MAX_ENDED)
         self._parties: Counter[str] = Counter()
         self._next_keys = 0.0
 
@@ -180,8 +181,6 @@ class Calls:
             if not self._parties[call.party]:
                 del self._parties[call.party]
             self._ended[call.sip_call_id] = call.challenged()
-            if len(self._ended) > MAX_ENDED:
-                self._ended.popitem(last=False)
             call.release()
 
     def ask_for_keys(self, now: float) -> None:

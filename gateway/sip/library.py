@@ -216,7 +216,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
     def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
         super().__init__()
         self._on_line = on_line
-        self._bucket = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, time.monotonic())
+        self._bucket = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE)
         self._dropped = 0
 
     def write(self, entry: Any) -> None:

@@ -116,7 +116,7 @@ class SipCall(TransferableCall):
         self._meter = Meter()
         self._last_event: tuple[str, int] | None = None
         """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
-        self._keys: TokenBucket | None = None
+        self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE)
         self._keys_dropped = False
         self._stream_is_new = False
         self._audio_index = 0
@@ -460,10 +460,7 @@ class SipCall(TransferableCall):
 
     def _pressed(self, key: str) -> None:
         """Report a DTMF digit, unless the peer sends more than ``KEYS_PER_SECOND``."""
-        now = time.monotonic()
-        if self._keys is None:
-            self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE, now)
-        if self._keys.take(now):
+        if self._keys.take(time.monotonic()):
             self._tell(lambda handler: handler.on_digit(key))
             return
         if not self._keys_dropped:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.addresses import counted
 from gateway.sip.settings import BanPolicy
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 MAX_SOURCES = 4096
 """Sources remembered, and as many banned; the one not heard of for longest is forgotten first."""
@@ -24,11 +27,11 @@ class TokenBucket:
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float) -> None:
         self.rate = rate
         self.burst = burst
         self._left = float(burst)
-        self._at = now
+        self._at = 0.0
 
     def take(self, now: float) -> bool:
         """Take a token; return whether there was one. ``now`` in s."""
@@ -40,12 +43,25 @@ class TokenBucket:
         return True
 
 
+class BoundedDict(OrderedDict[_K, _V]):
+    """Mapping of at most ``most`` entries: one more drops the entry that was set longest ago."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: _K, value: _V) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
 class SourceBuckets:
     """A token bucket for each source."""
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
-        self._max = max_sources
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._buckets: BoundedDict[str, TokenBucket] = BoundedDict(max_sources)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -54,13 +70,8 @@ class SourceBuckets:
         """Take a token of ``source``; return whether there was one. A ``rate`` of 0 is no limit."""
         if not rate:
             return True
-        bucket = self._buckets.get(source)
-        if bucket is None:
-            if len(self._buckets) >= self._max:
-                self._buckets.popitem(last=False)
-            bucket = self._buckets[source] = TokenBucket(rate, burst, now)
-        else:
-            self._buckets.move_to_end(source)
+        bucket = self._buckets.get(source) or TokenBucket(rate, burst)
+        self._buckets[source] = bucket
         return bucket.take(now)
 
 
@@ -99,7 +110,7 @@ class RefusalLog:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._logged: OrderedDict[tuple[str, str], _Logged] = OrderedDict()
-        self._lines: TokenBucket | None = None
+        self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE)
         self._unlogged = 0
         self._unlogged_since = 0.0
         self.by_rule: Counter[str] = Counter()
@@ -107,16 +118,8 @@ class RefusalLog:
         self.unanswered = 0
         """Of these, how many got no answer because their source had too many already."""
 
-        self.invites: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        self.invites: BoundedDict[str, Mapping[str, Any]] = BoundedDict(MAX_INVITES)
         """The last INVITEs that were refused, by SIP Call-ID; these have no record."""
-
-    def keep(self, call_id: str, fields: Mapping[str, Any]) -> None:
-        """Keep the facts of a refused INVITE for a query by its Call-ID; the oldest ones are
-        dropped."""
-        self.invites[call_id] = fields
-        self.invites.move_to_end(call_id)
-        if len(self.invites) > MAX_INVITES:
-            self.invites.popitem(last=False)
 
     def note(self, rule: str, source: str, now: float, **fields: Any) -> None:
         """Count a refusal of ``source`` (an address without port) by ``rule``, and log the first
@@ -154,8 +157,6 @@ class RefusalLog:
 
     def _say(self, fields: Mapping[str, Any], now: float) -> None:
         """Write a log line, or count it where there are too many."""
-        if self._lines is None:
-            self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, now)
         if self._lines.take(now):
             self._write(fields)
             return
@@ -215,9 +216,9 @@ class Bans:
 
     def __init__(self, policy: BanPolicy) -> None:
         self._policy = policy
-        self._refused: OrderedDict[str, _Count] = OrderedDict()
-        self._banned: OrderedDict[str, _Ban] = OrderedDict()
-        self._known: OrderedDict[str, float] = OrderedDict()
+        self._refused: BoundedDict[str, _Count] = BoundedDict(MAX_SOURCES)
+        self._banned: BoundedDict[str, _Ban] = BoundedDict(MAX_SOURCES)
+        self._known: BoundedDict[str, float] = BoundedDict(MAX_SOURCES)
 
     def drops(self, source: str, now: float, *, may_prove: bool = False) -> bool:
         """Return whether a request of ``source`` gets no answer because of a ban; count it if so.
@@ -266,11 +267,8 @@ class Bans:
         proven = count.proven >= self._policy.after
         if proven or (count.total >= self._policy.after and ban is None):
             self._banned[source] = _Ban(now + self._policy.seconds, proven)
-            self._banned.move_to_end(source)
-            _forget_oldest(self._banned)
         if not proven:
             self._refused[source] = count
-            _forget_oldest(self._refused)
         return ban is None and source in self._banned
 
     def take(self, found: Iterable[tuple[str, float, bool]], now: float) -> None:
@@ -281,16 +279,12 @@ class Bans:
             if known or (ban is not None and (ban.proven or not proven)):
                 continue
             self._banned[source] = _Ban(now + min(seconds, self._policy.seconds), proven)
-            self._banned.move_to_end(source)
-            _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
         """Note that a source has proved a password: its refusals are forgotten."""
         source = counted(source)
         self._refused.pop(source, None)
         self._known[source] = now
-        self._known.move_to_end(source)
-        _forget_oldest(self._known)
 
     def tick(self, now: float) -> None:
         """Drop bans that have expired. To be called about once a second."""
@@ -304,11 +298,6 @@ class Bans:
             for source, ban in reversed(tuple(self._banned.items()))
             if ban.until > now
         ]
-
-
-def _forget_oldest(table: OrderedDict[str, Any]) -> None:
-    if len(table) > MAX_SOURCES:
-        table.popitem(last=False)
 
 
 PER_SOURCE = 20

@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,7 +24,7 @@ from gateway.sip.messages.headers import first_of
 from gateway.sip.messages.replies import Reply
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import Received, Unread
-from gateway.sip.source_limits import Bans, RefusalLog, TokenBucket, is_scanner
+from gateway.sip.source_limits import Bans, BoundedDict, RefusalLog, TokenBucket, is_scanner
 from gateway.sip.trunks import Attribution, Trunks
 
 MAX_FIELD = 2048
@@ -82,7 +81,7 @@ class DigestAuth:
         self._lifetime = lifetime
         self._passwords = dict(passwords)
         self._key = secrets.token_bytes(32)
-        self._used: OrderedDict[str, tuple[int, int, float]] = OrderedDict()
+        self._used: BoundedDict[str, tuple[int, int, float]] = BoundedDict(MAX_NONCES)
         """Nonce count, hash of the request it came with, and when it came, by nonce."""
 
     def challenge(self, source: str, now: float, *, stale: bool = False) -> tuple[str, ...]:
@@ -148,9 +147,6 @@ class DigestAuth:
         if last is not None and count <= last[0]:
             return (count, request) == last[:2] and now - last[2] <= REPEAT_SECONDS
         self._used[nonce] = (count, request, now)
-        self._used.move_to_end(nonce)
-        if len(self._used) > MAX_NONCES:
-            self._used.popitem(last=False)
         return True
 
     def _nonce(self, source: str, now: float) -> str:
@@ -293,9 +289,11 @@ class SourcePolicy:
         self._digest = DigestAuth(
             digest.realm, digest.algorithms, digest.nonce_lifetime, trunks.passwords
         )
-        self._authenticated: OrderedDict[tuple[str, str], Attribution] = OrderedDict()
+        self._authenticated: BoundedDict[tuple[str, str], Attribution] = BoundedDict(
+            MAX_AUTHENTICATED
+        )
         """By source and Call-ID."""
-        self._ban_lines: TokenBucket | None = None
+        self._ban_lines = TokenBucket(BAN_LINES_PER_SECOND, BAN_LINES_AT_ONCE)
         self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
         """Told of each source that is banned: for how long (s), whether proven."""
 
@@ -385,8 +383,6 @@ class SourcePolicy:
                 self.bans.proved(source, now)
                 proved = Attribution(trunk, "authentication")
                 self._authenticated[source, first_of(headers, "call-id")] = proved
-                if len(self._authenticated) > MAX_AUTHENTICATED:
-                    self._authenticated.popitem(last=False)
                 return proved
         stale = outcome is Outcome.STALE
         reply = Reply(_UNAUTHORIZED, challenges=self._digest.challenge(source, now, stale=stale))
@@ -431,8 +427,6 @@ class SourcePolicy:
         if not self.bans.refused(source, now, surely=surely, connected=connected):
             return
         self.on_banned(source, self._access.bans.seconds, surely or connected)
-        if self._ban_lines is None:
-            self._ban_lines = TokenBucket(BAN_LINES_PER_SECOND, BAN_LINES_AT_ONCE, now)
         if self._ban_lines.take(now):
             policy = self._access.bans
             log.warning("sip.banned", source=source, seconds=policy.seconds, refusals=policy.after)

@@ -119,7 +119,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         if trunk is not None and trunk.packet_wait_ms is not None:
             wait = trunk.packet_wait_ms
         self.link = ConferenceLink(services.sounds, services.pool, wait, may_send=call_id is None)
-        self._remarks = TokenBucket(REMARKS_PER_SECOND, REMARKS_AT_ONCE, time.monotonic())
+        self._remarks = TokenBucket(REMARKS_PER_SECOND, REMARKS_AT_ONCE)
         self.ended = False
         self.party = ""
         """Whose calls this one is counted with."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ import structlog
 from gateway.addresses import IPAddress, address_of, host_of
 from gateway.sip.messages.headers import first_of, user_of
 from gateway.sip.settings import Trunk
+from gateway.sip.source_limits import BoundedDict
 
 if TYPE_CHECKING:
     from gateway.sip.signalling import Signalling
@@ -182,7 +182,7 @@ class Challenges:
     def __init__(self, trunks: Trunks, call_of: Callable[[str], Challenged | None]) -> None:
         self._trunks = trunks
         self._call_of = call_of
-        self._registrations: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._registrations: BoundedDict[str, frozenset[str]] = BoundedDict(MAX_REGISTRATIONS)
         self._realms: dict[str, frozenset[str]] = {}
 
     def is_foreign(self, code: int, headers: Mapping[str, tuple[str, ...]], source: str) -> bool:
@@ -201,8 +201,6 @@ class Challenges:
         if first_of(headers, "cseq").upper().endswith("REGISTER"):
             # It goes where the configuration says, and nowhere else.
             self._registrations[call_id] = realms
-            while len(self._registrations) > MAX_REGISTRATIONS:
-                self._registrations.popitem(last=False)
             return False
         call = self._call_of(call_id)
         if call is None:
@@ -426,7 +424,7 @@ class OptionsPinger:
         signalling: Signalling,
         trunks: tuple[Trunk, ...],
         account_of: Callable[[Trunk], int],
-        on_back: Callable[[Trunk], None] = lambda _trunk: None,
+        on_back: Callable[[Trunk], None],
     ) -> None:
         self.results: dict[str, str] = {}
         """Last answer of each trunk that is asked: a code, or ``no answer``."""

@@ -180,7 +180,7 @@ def test_leaving() -> None:
     st.lists(st.floats(0, 2), min_size=1, max_size=60),
 )
 def test_a_bucket_keeps_its_rate(rate: float, burst: int, pauses: list[float]) -> None:
-    bucket, now, taken = TokenBucket(rate, burst, 0.0), 0.0, 0
+    bucket, now, taken = TokenBucket(rate, burst), 0.0, 0
     for pause in pauses:
         now += pause
         taken += bucket.take(now)
