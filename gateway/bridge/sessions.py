@@ -399,7 +399,7 @@ class Sessions(CallPart):
             self._tell_heard(line)
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
-            asked = line.session.commands.asked_by(event)
+            asked = line.session.commands.request_of(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, BILLED):
             self.count(line.endpoint, event)

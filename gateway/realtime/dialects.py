@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class Dialect(Protocol):
-    """A dialect. Stateless: one object serves all sessions.
+    """Differences of a server from the GA protocol. Stateless: one object serves all sessions.
 
     Audio has a path of its own: ``input_audio_buffer.append`` is the same in every dialect.
     """
@@ -39,16 +39,16 @@ class Dialect(Protocol):
         """Whether :meth:`event` and :meth:`command` do anything."""
 
     def path(self, host: str) -> str:
-        """Path for a URL without one."""
+        """Return the path of the endpoint on ``host``, for a URL without a path."""
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """Return what to add to the query of a URL that has the parameters ``given``."""
+        """Return the query parameters (name, value) to add to a URL that has those of ``given``."""
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """A GA client event as the server wants it, and the names of what it has no word for."""
+        """Return a GA client event in the server's form, and the names of fields that it lacks."""
 
     def event(self, event: Json) -> Json:
-        """A server event in GA's words. One that is GA already, or unknown, stays as it is."""
+        """Return a server event in GA's form; one that is GA already, or unknown, as it is."""
 
 
 AZURE_HOSTS = (
@@ -63,7 +63,7 @@ _MODEL_PARAMETERS = {"model", "call_id", "deployment"}
 
 
 class Ga:
-    """The dialect of the gateway itself. ``model`` is Azure's deployment there."""
+    """The GA protocol, which needs no translation. ``model`` is the deployment on Azure."""
 
     name = "ga"
     api_base = "/v1"
@@ -71,19 +71,19 @@ class Ga:
     translates = False
 
     def path(self, host: str) -> str:
-        """``/v1/realtime``, below ``/openai`` on Azure."""
+        """Return ``/v1/realtime``, below ``/openai`` on Azure."""
         return "/openai/v1/realtime" if host.endswith(AZURE_HOSTS) else "/v1/realtime"
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """``model``, unless the URL says by itself what to talk to."""
+        """Return ``model``, unless the URL names a model, a deployment or a call already."""
         return [] if not model or _MODEL_PARAMETERS & set(given) else [("model", model)]
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """``body`` as it is."""
+        """Return ``body`` as it is."""
         return body, []
 
     def event(self, event: Json) -> Json:
-        """``event`` as it is."""
+        """Return ``event`` as it is."""
         return event
 
 
@@ -160,22 +160,22 @@ class Beta(Ga):
     translates = True
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """``session.update``, ``response.create`` and items; all else is the same."""
+        """Translate ``session.update``, ``response.create`` and items; see :class:`Dialect`."""
         kind = body["type"]
         if kind == "session.update":
-            session, left_out = _flat_session(body["session"])
+            session, left_out = _to_beta(body["session"], _SAME)
             return {**body, "session": session}, left_out
         if kind == "response.create" and isinstance(body.get("response"), Mapping):
-            response, left_out = _flat_response(body["response"])
+            response, left_out = _to_beta(body["response"], _SAME_OF_RESPONSE)
             return {**body, "response": response}, left_out
         if kind == "conversation.item.create":
             return {**body, "item": _item(body["item"], _PARTS_BACK)}, []
         return body, []
 
     def event(self, event: Json) -> Json:
-        """Names, sessions, responses and items.
+        """Translate names of events, sessions, responses, items and errors; see :class:`Dialect`.
 
-        ``conversation.item.done`` is not made up: Beta has nothing that says it.
+        No ``conversation.item.done`` is added: Beta has no such event.
         """
         kind = event.get("type")
         if not isinstance(kind, str):
@@ -185,62 +185,43 @@ class Beta(Ga):
         if name is not None:
             event = {**event, "type": name}
         elif kind in ("session.created", "session.updated"):
-            return _with(event, "session", _deep_session)
+            return _with(event, "session", _session_to_ga)
         elif kind in ("response.created", "response.done"):
-            return _with(event, "response", _deep_response)
+            return _with(event, "response", _to_ga)
         elif kind == "error":
             return _with(event, "error", _error)
         return _with(event, "item", _ga_item)
 
 
-# ---- towards the server
+def _to_beta(settings: Mapping[str, Any], same: frozenset[str]) -> tuple[Json, list[str]]:
+    """Return a GA session or response object in Beta's form, and the names of what Beta lacks.
 
-
-def _flat_session(session: Mapping[str, Any]) -> tuple[Json, list[str]]:
-    """Return a GA session object in Beta's form, and the fields that it lacks."""
+    ``same`` are the keys that Beta has under the same name.
+    """
     flat: Json = {}
     left_out: list[str] = []
-    for key, value in session.items():
+    for key, value in settings.items():
         if key == "audio":
             _flat_audio(value, flat, left_out)
-        elif not _common(key, value, flat, _SAME) and key != "type":
+        elif key == "output_modalities":
+            flat["modalities"] = ["text", "audio"] if "audio" in value else ["text"]
+        elif key == "max_output_tokens":
+            flat["max_response_output_tokens"] = value
+        elif key == "tool_choice" and not isinstance(value, Mapping):
+            flat[key] = value
+        elif key == "tool_choice" and value.get("type") == "function":
+            flat[key] = {"type": "function", "function": {"name": value.get("name")}}
+        elif key in same:
+            items = key == "input" and isinstance(value, Sequence)
+            flat[key] = [_item(item, _PARTS_BACK) for item in value] if items else value
+        elif key != "type":
             left_out.append(key)
-    _tools(flat, left_out)
+    tools = flat.get("tools")
+    if isinstance(tools, Sequence):
+        flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]
+        if len(flat["tools"]) < len(tools):
+            left_out.append("tools (mcp)")
     return flat, left_out
-
-
-def _flat_response(response: Mapping[str, Any]) -> tuple[Json, list[str]]:
-    """Return a GA response object in Beta's form, and the fields that it lacks."""
-    flat: Json = {}
-    left_out: list[str] = []
-    for key, value in response.items():
-        if key == "audio":
-            _flat_audio(value, flat, left_out)
-        elif key == "input" and isinstance(value, Sequence):
-            flat["input"] = [_item(item, _PARTS_BACK) for item in value]
-        elif not _common(key, value, flat, _SAME_OF_RESPONSE):
-            left_out.append(key)
-    _tools(flat, left_out)
-    return flat, left_out
-
-
-def _common(key: str, value: Any, flat: Json, same: frozenset[str]) -> bool:
-    """Put a key into ``flat`` that sessions and responses share; whether it has a place there."""
-    if key in same:
-        flat[key] = value
-    elif key == "output_modalities":
-        flat["modalities"] = ["text", "audio"] if "audio" in value else ["text"]
-    elif key == "max_output_tokens":
-        flat["max_response_output_tokens"] = value
-    elif key == "tool_choice":
-        if isinstance(value, Mapping):
-            if value.get("type") != "function":
-                return False
-            value = {"type": "function", "function": {"name": value.get("name")}}
-        flat["tool_choice"] = value
-    else:
-        return False
-    return True
 
 
 def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> None:
@@ -267,27 +248,22 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
         ]
 
 
-def _tools(flat: Json, left_out: list[str]) -> None:
-    """Keep the function tools only: Beta has no others. The rest is named in ``left_out``."""
-    tools = flat.get("tools")
-    if isinstance(tools, Sequence):
-        flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]
-        if len(flat["tools"]) < len(tools):
-            left_out.append("tools (mcp)")
-
-
-# ---- from the server
-
-
-def _deep_session(session: Json) -> Json:
+def _session_to_ga(session: Json) -> Json:
     """Return a Beta session object in GA's form."""
-    deep: Json = {"type": "realtime"}
+    return {"type": "realtime", "audio": {}, **_to_ga(session)}
+
+
+def _to_ga(settings: Json) -> Json:
+    """Return the fields of a Beta session or response object in GA's form."""
+    ga: Json = {}
     audio: dict[str, Json] = {"input": {}, "output": {}}
-    for key, value in session.items():
+    for key, value in settings.items():
         if key == "modalities":
-            deep["output_modalities"] = _modalities(value)
+            ga["output_modalities"] = (
+                ["audio"] if isinstance(value, list) and "audio" in value else ["text"]
+            )
         elif key == "max_response_output_tokens":
-            deep["max_output_tokens"] = value
+            ga["max_output_tokens"] = value
         elif key in ("input_audio_format", "output_audio_format"):
             audio[key.partition("_")[0]]["format"] = _format(value)
         elif key in _INPUT:
@@ -295,38 +271,22 @@ def _deep_session(session: Json) -> Json:
         elif key in _OUTPUT:
             audio["output"][_OUTPUT[key]] = value
         elif key == "tool_choice":
-            deep["tool_choice"] = _choice(value)
-        elif key != "temperature":
-            deep[key] = value
-    # A server that has GA's object already is taken at its word.
-    deep.setdefault("audio", {side: found for side, found in audio.items() if found})
-    return deep
-
-
-def _deep_response(response: Json) -> Json:
-    """Return a Beta response object in GA's form."""
-    deep: Json = {}
-    output: Json = {}
-    for key, value in response.items():
-        if key == "modalities":
-            deep["output_modalities"] = _modalities(value)
-        elif key == "max_response_output_tokens":
-            deep["max_output_tokens"] = value
-        elif key == "output_audio_format":
-            output["format"] = _format(value)
-        elif key == "voice":
-            output["voice"] = value
+            ga[key] = _choice(value)
         elif key == "output" and isinstance(value, list):
-            deep["output"] = [_ga_item(item) for item in value]
+            ga[key] = [_ga_item(item) for item in value]
         elif key != "temperature":
-            deep[key] = value
-    if output:
-        deep.setdefault("audio", {"output": output})
-    return deep
+            ga[key] = value
+    # A server that has GA's object already is taken at its word.
+    if "audio" not in ga and (sides := {side: found for side, found in audio.items() if found}):
+        ga["audio"] = sides
+    return ga
 
 
 def _error(error: Json) -> Json:
-    """An error that names a setting names GA's, be it in its message only."""
+    """Return an ``error`` object whose ``param`` is the GA path of the setting that it is about.
+
+    Where ``param`` is missing, the setting is taken from the message.
+    """
     param = error.get("param")
     if not param and (named := _NAMED.search(str(error.get("message") or ""))) is not None:
         param = named[0]
@@ -337,10 +297,6 @@ def _error(error: Json) -> Json:
     # A list's index belongs to what is inside: modalities[0].
     key, bracket, index = key.partition("[")
     return {**error, "param": f"{root}.{_PLACES.get(key, key)}{bracket}{index}{dot}{inside}"}
-
-
-def _modalities(value: Any) -> list[str]:
-    return ["audio"] if isinstance(value, list) and "audio" in value else ["text"]
 
 
 def _format(value: Any) -> Any:
@@ -359,11 +315,8 @@ def _ga_item(item: Any) -> Any:
     return _item(item, _PARTS)
 
 
-# ---- both
-
-
 def _item(item: Any, names: Mapping[str, str]) -> Any:
-    """An item with the assistant's content parts under their other names."""
+    """Return an item in which the types of the assistant's content parts are renamed."""
     if not isinstance(item, Mapping) or item.get("role") != "assistant":
         return item
     content = item.get("content")
@@ -395,11 +348,11 @@ class AzurePreview(Beta):
     headers: Mapping[str, str] = {}
 
     def path(self, host: str) -> str:
-        """The same on every resource."""
+        """Return the path, which is the same on every Azure resource."""
         return "/openai/realtime"
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """``api-version`` and ``deployment``."""
+        """Return ``api-version`` and ``deployment``, where the URL has none."""
         wanted = [("api-version", API_VERSION), ("deployment", model)]
         return [(name, value) for name, value in wanted if value and name not in given]
 

@@ -348,7 +348,7 @@ class Session:
             self.effective = dict(event.session)
         elif isinstance(event, ServerError):
             event = replace(event, message=self._redact(event.message))
-            if (request := self.commands.unmarked(event)) is not None:
+            if (request := self.commands.without_metadata(event)) is not None:
                 self.send(request)
                 return
             if (update := self.commands.without_refused_field(event)) is not None:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ log = structlog.get_logger(__name__)
 PCM_RATE = 24000
 """Samples a second on the wire, 16 bits each, little-endian, mono (``audio/pcm``)."""
 DELAY_MS = 30
-"""Caller audio held back by the filter, always; an answer's is let out at its end."""
+"""Delay (ms) that the resampler adds to the caller's audio; the agent's is not delayed."""
 
 _RATIO = PCM_RATE // SAMPLE_RATE
 _SAMPLE = 2
@@ -54,12 +55,11 @@ Samples = npt.NDArray[Any]
 
 
 class Pcm24:
-    """The resamplers of one session, G.711 at 8 kHz on our side.
+    """Resamples the audio of one session: G.711 at 8 kHz in the call, 24 kHz PCM on the wire.
 
-    Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a
-    quarter of a millisecond, the filters' delay taken out. So milliseconds mean the same on both
-    sides, and a part of ``b`` bytes of PCM becomes ``b // 6`` bytes of G.711, never one more:
-    its whole milliseconds (``b // 48``) are those that the server counts for it.
+    Sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a quarter of a millisecond, since the
+    filters' delay is removed. A content part of ``b`` bytes of PCM becomes ``b // 6`` bytes of
+    G.711, never one more, so that both sides count the same milliseconds (``b // 48``).
 
     Args:
         codec: of the call.
@@ -74,12 +74,12 @@ class Pcm24:
         self._given = 0  # at 8 kHz
 
     def up(self, audio: bytes) -> bytes:
-        """Caller audio for the wire. Nothing at first, then as much time as comes in."""
+        """Return caller audio (G.711) as PCM; the first 30 ms return nothing."""
         samples = np.frombuffer(self.codec.to_linear(audio), _HOST).astype(np.float32)
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
-        """Return the audio that a piece completes. Half a sample waits for its other half."""
+        """Return the G.711 bytes of a piece of a content part; half a sample waits for the rest."""
         audio = self._rest + audio
         whole = len(audio) // _SAMPLE * _SAMPLE
         self._rest = audio[whole:]
@@ -87,7 +87,7 @@ class Pcm24:
         return self._out(np.frombuffer(audio[:whole], "<i2"), last=False)
 
     def part_over(self) -> bytes:
-        """Return the rest of the part; the next piece begins another."""
+        """Return the G.711 bytes left in the filter at the end of a content part."""
         tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
         self._rest, self._taken, self._given = b"", 0, 0
@@ -104,36 +104,37 @@ class Pcm24:
 
 
 class Linear24:
-    """What :class:`Pcm24` is to a call whose audio is at 24 kHz itself: the order of bytes, and
-    whole samples."""
+    """Stands for :class:`Pcm24` in a call at 24 kHz: converts byte order, and keeps whole
+    samples."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def up(self, audio: bytes) -> bytes:
-        """Caller audio for the wire."""
+        """Return caller audio in the byte order of the wire."""
         return _little_endian(audio)
 
     def down(self, audio: bytes) -> bytes:
-        """Return the samples that a piece completes."""
+        """Return the samples of a piece in the order of the host; half a sample waits for the
+        rest."""
         audio = self._rest + audio if self._rest else audio
         whole = len(audio) // _SAMPLE * _SAMPLE
         self._rest = audio[whole:]
         return _little_endian(audio[:whole])
 
     def part_over(self) -> bytes:
-        """Nothing: half a sample is none."""
+        """Drop half a sample at the end of a content part, and return nothing."""
         self._rest = b""
         return b""
 
 
 def _little_endian(audio: bytes) -> bytes:
-    """Samples in host byte order as they are on the wire, or the other way round."""
+    """Return 16-bit samples converted between host byte order and that of the wire."""
     return audio if sys.byteorder == "little" else audioop.byteswap(audio, _SAMPLE)
 
 
 def _whole(samples: Samples) -> npt.NDArray[np.int16]:
-    """Samples as 16-bit numbers; what the filter makes louder than those can be is cut."""
+    """Return samples rounded and clipped to 16 bits."""
     return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
 
 
@@ -150,9 +151,9 @@ _PCM = {"type": "audio/pcm", "rate": PCM_RATE}
 
 
 def resampling(audio: Audio, codec: Codec) -> Pcm24 | Linear24 | None:
-    """What makes the audio of a call that of a session with ``audio`` on the wire; None for G.711.
+    """Return the converter between a call in ``codec`` and a session in ``audio``.
 
-    Resamplers are told in the log.
+    None where both are G.711. A resampler is logged.
     """
     if codec.wide:
         return Linear24()
@@ -169,27 +170,27 @@ def resampling(audio: Audio, codec: Codec) -> Pcm24 | Linear24 | None:
 
 
 class Edge:
-    """Translates for one session, both ways.
+    """Translates one session between the gateway (GA, the call's codec) and its server's wire.
 
     Args:
         dialect: of the server.
-        audio: ``g711`` hands bytes through; ``pcm24`` resamples.
-        session: the GA session object of the call, which says its codec.
+        audio: ``g711`` for G.711 on the wire, ``pcm24`` for 24 kHz PCM.
+        session: the GA session object of the call, whose audio format is the call's codec.
     """
 
     parse: Callable[[str | bytes], ServerEvent]
-    """A frame of the server as event; raises ``BadEvent``."""
+    """Returns the event of a WebSocket message. Raises ``BadEvent``."""
 
     def __init__(self, dialect: Dialect, audio: Audio, session: Mapping[str, Any]) -> None:
         self._dialect = dialect
         known = format_of(session, "output") or format_of(session, "input")
         codec = next((one for one in Codec if one.session_format == known), Codec.PCMU)
         self.pcm = resampling(audio, codec)
-        # GA is read without a step more.
-        self.parse = self._translated if dialect.translates else parse_event
+        translate = dialect.event if dialect.translates else None
+        self.parse = parse_event if translate is None else partial(parse_event, translate=translate)
 
     def command(self, body: Json) -> Json:
-        """A GA client event as it goes on the wire, without ``event_id``."""
+        """Return a GA client event as it goes on the wire, without ``event_id``."""
         if self.pcm is not None:
             body = with_pcm(body)
         body, left_out = self._dialect.command(body)
@@ -205,16 +206,16 @@ class Edge:
     def format_on_wire(
         self, session: Mapping[str, Any], direction: Literal["input", "output"]
     ) -> str | None:
-        """GA's name of the format that the server shall confirm, ``None`` for any."""
+        """Return the audio format (as ``audio/pcmu``) that ``session.updated`` must confirm.
+
+        None where ``session`` asks for none.
+        """
         asked = format_of(session, direction)
         return asked if asked is None or self.pcm is None else _PCM["type"]  # type: ignore[return-value]
 
-    def _translated(self, frame: str | bytes) -> ServerEvent:
-        return parse_event(frame, self._dialect.event)
-
 
 def with_pcm(body: Json) -> Json:
-    """Return ``body`` with linear PCM wherever it names an audio format."""
+    """Return a client event in which each audio format of its session or response is 24 kHz PCM."""
     for key in ("session", "response"):
         inner = body.get(key)
         audio = inner.get("audio") if isinstance(inner, Mapping) else None
@@ -231,36 +232,36 @@ def with_pcm(body: Json) -> Json:
 
 
 REQUEST_KEY = "gateway_request"
-"""Key in the metadata of a response: the ``event_id`` of the request for it."""
+"""Key in ``response.metadata`` under which a request puts its own ``event_id``."""
 
 MAX_METADATA = 16
-"""Pairs that the protocol has room for."""
+"""Pairs in ``response.metadata`` at most, by the protocol."""
 
 _REMEMBERED_COMMANDS = 256
-"""Commands that an error may still refer to; servers answer at once or never."""
+"""Commands that an ``error`` can be matched to: servers answer at once or never."""
 _REMEMBERED_REFUSALS = 64
 
 
 class SentCommands:
-    """The last commands of one session, by their ``event_id``.
+    """Client events of one session: gives them ids, and matches errors and responses to them.
 
     Args:
-        refused: settings that the server did not take at set-up.
+        refused: settings that the server rejected at set-up.
         session_id: for the log.
     """
 
     def __init__(self, refused: Iterable[Refused], session_id: str) -> None:
         self.refused = list(refused)
-        """Settings that the server did not take; the first 64 are kept."""
+        """Settings that the server rejected; the first 64."""
         self.voice_locked = False
-        """Whether the server has spoken, after which the voice cannot be changed."""
+        """The server has sent audio, after which it rejects a change of voice."""
         self._log = structlog.get_logger("gateway.realtime.session").bind(session=session_id)
         self._by_id: dict[str, ClientCommand] = {}
         self._last = 0
         self._sent_again: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
-        """Updates that were sent again without a field."""
-        self._marks = True
-        """Requests for responses name themselves in their metadata."""
+        """Ids of updates that were sent again without a field."""
+        self._adds_metadata = True
+        """Requests for responses have :data:`REQUEST_KEY` in their metadata."""
 
     def next_id(self) -> str:
         """Return the ``event_id`` of the next command."""
@@ -268,24 +269,27 @@ class SentCommands:
         return f"gw_{self._last}"
 
     def remember(self, event_id: str, command: ClientCommand) -> None:
-        """Keep a command that was sent; the oldest goes."""
+        """Keep a command that was sent, for :meth:`command_of`; the last 256 are kept."""
         self._by_id[event_id] = command
         if len(self._by_id) > _REMEMBERED_COMMANDS:
             del self._by_id[next(iter(self._by_id))]
 
     def command_of(self, event_id: str | None) -> ClientCommand | None:
-        """Return the command sent with ``event_id``, if it is one of the last 256."""
+        """Return the command sent with ``event_id``; None for one that is not kept."""
         return self._by_id.get(event_id) if event_id is not None else None
 
-    def asked_by(self, event: ResponseCreated) -> ClientCommand | None:
-        """Return our request for this response; None if the server began it, or does not say."""
+    def request_of(self, event: ResponseCreated) -> ClientCommand | None:
+        """Return the ``response.create`` that requested a response, by its metadata.
+
+        None where the server began it by itself, or returns no metadata.
+        """
         event_id = event.metadata.get(REQUEST_KEY)
         return self.command_of(event_id) if isinstance(event_id, str) else None
 
     def body_of(self, command: ClientCommand, event_id: str) -> dict[str, Any]:
-        """Return the command's JSON, which names a request for a response in its metadata."""
+        """Return a command as JSON object; in a ``response.create`` the metadata has its id."""
         body = command.body()
-        if self._marks and isinstance(command, CreateResponse):
+        if self._adds_metadata and isinstance(command, CreateResponse):
             response = dict(body.get("response") or {})
             metadata = dict(response.get("metadata") or {})
             if len(metadata) < MAX_METADATA:
@@ -296,7 +300,10 @@ class SentCommands:
     def without_locked_voice(
         self, command: ClientCommand, effective: dict[str, Any]
     ) -> ClientCommand:
-        """Return the command without a change of voice that the server would refuse."""
+        """Return the command without a change of voice where the voice is locked.
+
+        ``effective`` is the session object in force.
+        """
         if not self.voice_locked or not isinstance(command, UpdateSession):
             return command
         asked, in_force = voice_of(command.session), voice_of(effective)
@@ -305,23 +312,29 @@ class SentCommands:
         self._log.warning("session.voice_locked", asked=asked, voice=in_force)
         return UpdateSession(without(command.session, ("audio", "output", "voice")))
 
-    def unmarked(self, error: ServerError) -> CreateResponse | None:
-        """Return the request to send again, unmarked, where the server takes no metadata."""
+    def without_metadata(self, error: ServerError) -> CreateResponse | None:
+        """Return the rejected ``response.create`` to send again, where our metadata is the reason.
+
+        From then on requests have none of ours. None for other errors, and for a request that had
+        metadata of its own.
+        """
         command = self.command_of(error.client_event_id)
-        if not self._marks or not isinstance(command, CreateResponse):
+        if not self._adds_metadata or not isinstance(command, CreateResponse):
             return None
         if field_of(error, {"metadata": {REQUEST_KEY: ""}}) is None:
             return None
-        self._marks = False
+        self._adds_metadata = False
         if "metadata" in (command.response or {}):
-            return None  # it has some of its own, and whoever asked has to do without
+            return None
         self._log.info("session.requests_unmarked", code=error.code, detail=error.message)
         return command
 
     def without_refused_field(self, error: ServerError) -> UpdateSession | None:
-        """Return the update to send again, without the one field for which it was refused.
+        """Return the rejected ``session.update`` to send again, without the field that the error
+        names.
 
-        Once for each update, and each is smaller than the one before: so this ends.
+        None where no field is named, or nothing is left. Each update is sent again once, and is
+        smaller than the one before, so this ends. The field is noted in :attr:`refused`.
         """
         command = self.command_of(error.client_event_id)
         if not isinstance(command, UpdateSession) or error.client_event_id in self._sent_again:
@@ -347,5 +360,5 @@ class SentCommands:
 
 
 def encode_command(body: dict[str, Any], event_id: str) -> bytes:
-    """Return a command as it goes on the wire: one JSON object with its ``event_id``."""
+    """Return a client event with its ``event_id`` as JSON bytes."""
     return json.dumps({**body, "event_id": event_id}, separators=(",", ":")).encode()

@@ -248,7 +248,7 @@ class Call:
         if isinstance(event, ServerError):
             self.do(inputs.ServerErrorReceived(event, commands.command_of(event.client_event_id)))
             return
-        asked = commands.asked_by(event) if isinstance(event, ResponseCreated) else None
+        asked = commands.request_of(event) if isinstance(event, ResponseCreated) else None
         if isinstance(event, AudioDelta):
             event.silent = False
         self.do(inputs.ServerEventReceived(event, asked))
