@@ -23,8 +23,7 @@ from gateway.config.source import (
 )
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
-from gateway.planning.certificate_notes import certificate_problem
-from gateway.planning.config_notes import notes, retirements
+from gateway.planning.config_notes import certificate_problem, notes, retirements
 from gateway.planning.route_notes import summary as tool_summary
 from gateway.planning.route_tools import (
     has_prompt,

@@ -1,31 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notes of ``gateway check``: valid but seldom meant settings."""
+"""Notes of ``gateway check``: valid but seldom meant settings of ``gateway.toml``, with servers,
+models and the certificate of ``[sip.tls]``; :func:`notes` joins them with those on routes."""
 
 from __future__ import annotations
 
 import re
+import ssl
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 from urllib.parse import urlsplit
-
-from phonenumbers import country_code_for_region
 
 from gateway.addresses import is_inside, is_loopback
 from gateway.billing.costs import transcriber_of
 from gateway.billing.prices import load_prices
 from gateway.config import Config
 from gateway.config.sections import on_loopback
+from gateway.config.sip import SipSettings
 from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
-from gateway.planning.certificate_notes import certificate_notes
 from gateway.planning.route_notes import (
-    has_live_sessions,
     history_notes,
     live_notes,
     route_notes,
+    toll_fraud_notes,
     tool_notes,
+    transcription_notes,
 )
 from gateway.planning.route_tools import (
     has_prompt,
@@ -66,17 +70,9 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += [text for soon, text in retirements(config, dialplan) if soon]
     advice += _azure_keys(config, enabled)
     advice += _access_notes(config)
-    advice += _toll_fraud_notes(config, dialplan)
+    advice += toll_fraud_notes(config, dialplan)
     advice += tool_notes(config, dialplan)
-    advice += [
-        f"route {route.name}: the guardrail {guard.name} checks the caller, who is not transcribed "
-        "(set session.audio.input.transcription)"
-        for route in enabled
-        for guard in route.guardrail
-        if guard.speaker != "agent" and not transcriber_of(route.session)
-        if not has_live_sessions(config, route)
-    ]
-    advice += _spoken_notes(enabled)
+    advice += transcription_notes(config, enabled)
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
         f"{url} is not encrypted: use wss://"
@@ -105,23 +101,6 @@ def _region(url: str) -> str | None:
     """Where data of this address stay, as far as its name tells; None: it does not tell."""
     found = _REGION.match((urlsplit(url).hostname or "").lower())
     return None if found is None else found[1] or "none"
-
-
-def _spoken_notes(enabled: Sequence[Route]) -> Iterator[str]:
-    """Yield words of callers that are waited for, where nobody transcribes them."""
-    for route in enabled:
-        if transcriber_of(route.session):
-            continue
-        if route.recording.consent != "none":
-            yield (
-                f"route {route.name}: a spoken yes or no to the recording is not understood, only "
-                "keys (set session.audio.input.transcription)"
-            )
-        if route.escape.phrases:
-            yield (
-                f"route {route.name}: escape.phrases are not understood "
-                "(set session.audio.input.transcription)"
-            )
 
 
 def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
@@ -331,50 +310,138 @@ def _access_notes(config: Config) -> list[str]:
     return advice
 
 
-_ANY_NUMBER = ("+882161234567", "09001234567", "112", "7")
-_ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.invalid")
-"""An expression that matches all of these matches everything."""
+SOON_DAYS = 14
+"""Days before the end of a certificate from which it is noted."""
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
-def _toll_fraud_notes(config: Config, dialplan: Dialplan) -> list[str]:
-    """Return notes on settings that let calls go anywhere at the operator's cost."""
-    advice: list[str] = []
-    outbound = config.outbound
-    if not outbound.country and (outbound.allowed_prefixes or outbound.denied_prefixes):
-        advice.append(
-            "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
-            "abroad not to be such"
+def certificate_problem(sip: SipSettings) -> tuple[str, str] | None:
+    """Return the key of ``[sip.tls]`` that a ``tls:`` listener fails on, and why; None if none."""
+    tls = sip.tls
+    if not sip.listens_on("tls") or tls.certificate is None or tls.private_key is None:
+        return None
+    try:
+        files = {"certificate": tls.certificate.read_text("latin-1")}
+        files["private_key"] = tls.private_key.read_text("latin-1")
+        if tls.ca is not None:
+            files["ca"] = tls.ca.read_text("latin-1")
+    except OSError:
+        return None  # reported where files are looked for
+    for key, text in files.items():
+        wanted = "PRIVATE KEY-----" if key == "private_key" else _BEGIN
+        if wanted not in text:
+            what = "private key" if key == "private_key" else "certificate"
+            return key, f"{getattr(tls, key)} is no PEM file with a {what}"
+    asked = []
+
+    def no_passphrase() -> str:
+        asked.append(True)
+        return ""
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.certificate, tls.private_key, password=no_passphrase)
+    except ssl.SSLError as error:
+        if asked:
+            remedy = "write it without, with `openssl pkey -in … -out …`"
+            return "private_key", f"{tls.private_key} is protected by a passphrase; {remedy}"
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "private_key", f"{tls.private_key} is not the key of {tls.certificate}"
+        return "certificate", f"cannot be used with its key: {error.reason or error}"
+    return None
+
+
+def certificate_notes(sip: SipSettings) -> Iterator[str]:
+    """Yield what other sides may reject: dates that are over, near or to come, a chain with a gap.
+
+    A chain ends in a self-signed certificate, or in one whose issuer is in ``sip.tls.ca`` or
+    among the CAs of the system.
+    """
+    path = sip.tls.certificate
+    chain = [] if path is None else _certificates(path)
+    if not chain:
+        return
+    now, first = time.time(), chain[0]
+    day = f"{datetime.fromtimestamp(first.ends, UTC):%Y-%m-%d}"
+    if first.ends < now:
+        yield f"sip.tls.certificate: {path} expired on {day}: other sides will reject it"
+    elif first.begins > now:
+        yield f"sip.tls.certificate: {path} is not valid yet; is the clock right?"
+    elif first.ends - now < SOON_DAYS * 86400:
+        yield f"sip.tls.certificate: {path} expires on {day}"
+    by_name = {one.subject: one for one in chain}
+    last, seen = first, {first.subject}
+    while last.issuer in by_name and last.issuer not in seen:
+        last = by_name[last.issuer]
+        seen.add(last.subject)
+    if last.issuer == last.subject:
+        return
+    known = [] if sip.tls.ca is None else _certificates(sip.tls.ca)
+    if all(one.subject != last.issuer for one in known) and not _of_system(last.issuer):
+        yield (
+            f"sip.tls.certificate: {path} does not lead to a CA that this machine knows: append "
+            "the intermediate certificates, the gateway's own first"
         )
-    workers = config.workers.count
-    if outbound.enabled and workers > 1 and config.records.database_url is None:
-        advice.append(
-            f"workers.count is {workers}: the caps in [outbound] hold for each worker by itself, "
-            "as there is no records.folder or records.database in which they are shared"
-        )
-    for prefix in outbound.allowed_prefixes:
-        if prefix in ("", "+", "0", "00"):
-            advice.append(f"outbound.allowed_prefixes: {prefix!r} matches every number")
-        code = str(country_code_for_region(outbound.country)) if outbound.country else ""
-        if code and prefix.startswith(code):
-            advice.append(
-                f"outbound.allowed_prefixes: {prefix!r} is not the beginning of numbers with "
-                f'+{code}; write "+{prefix}"'
-            )
-    for route in dialplan.routes:
-        numbers = [
-            (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)
-            for one in route.transfer
-        ]
-        numbers.append(
-            ("schedule_callback.allowed_numbers", route.schedule_callback.allowed_numbers)
-        )
-        for where, pattern in numbers:
-            if pattern is not None and all(pattern.fullmatch(one) for one in _ANY_NUMBER):
-                advice.append(f"route {route.name}, {where}: matches every number")
-        pattern = route.allowed_refer_to
-        if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
-            advice.append(
-                f"route {route.name}, allowed_refer_to: matches every address, so any caller "
-                "can make the gateway call anywhere"
-            )
-    return advice
+
+
+@dataclass(frozen=True)
+class _Certificate:
+    """Fields of an X.509 certificate (RFC 5280 section 4.1.2): names as DER, Unix seconds."""
+
+    issuer: bytes
+    subject: bytes
+    begins: float
+    ends: float
+
+
+def _certificates(path: Path) -> list[_Certificate]:
+    """Return the certificates of a PEM file in its order; none where one cannot be read."""
+    try:
+        text = path.read_text("latin-1")
+        parts = [part.partition(_END)[0] for part in text.split(_BEGIN)[1:]]
+        return [_parsed(ssl.PEM_cert_to_DER_cert(_BEGIN + part + _END)) for part in parts]
+    except (OSError, ValueError, IndexError, StopIteration):
+        return []
+
+
+def _of_system(issuer: bytes) -> bool:
+    """Return whether OpenSSL's default file of CAs has one of this name."""
+    for der in ssl.create_default_context().get_ca_certs(binary_form=True):
+        try:
+            if _parsed(der).subject == issuer:
+                return True
+        except (ValueError, IndexError, StopIteration):
+            continue
+    return False
+
+
+def _parsed(certificate: bytes) -> _Certificate:
+    """Read a certificate in DER. Raises ValueError, IndexError or StopIteration."""
+    fields = list(_der(next(_der(next(_der(certificate))[1]))[1]))
+    if fields[0][0] == 0xA0:  # the version, which may be left out
+        fields = fields[1:]
+    begins, ends = (_time(tag, value) for tag, value in _der(fields[3][1]))
+    return _Certificate(fields[2][1], fields[4][1], begins, ends)
+
+
+def _der(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each DER element in a row."""
+    at = 0
+    while at + 2 <= len(data):
+        tag, length = data[at], data[at + 1]
+        at += 2
+        if length & 0x80:
+            size = length & 0x7F
+            length = int.from_bytes(data[at : at + size], "big")
+            at += size
+        yield tag, data[at : at + length]
+        at += length
+
+
+def _time(tag: int, value: bytes) -> float:
+    """Return a UTCTime (tag 0x17) or GeneralizedTime as Unix seconds. Raises ValueError."""
+    text = value.decode("ascii")
+    if tag == 0x17:
+        text = ("20" if int(text[:2]) < 50 else "19") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()

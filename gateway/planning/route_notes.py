@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notes of ``gateway check`` on the conditions of routes: patterns of another syntax, expressions
-without anchors, routes that an earlier one hides."""
+"""Notes of ``gateway check`` on routes: patterns of another syntax, expressions without anchors,
+routes that an earlier one hides; Live sessions, caller history, transcription, tools, toll fraud.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from phonenumbers import country_code_for_region
+
+from gateway.billing.costs import transcriber_of
 from gateway.call.tools.definitions import OWN
 from gateway.config import Config
 from gateway.config.sections import on_loopback
@@ -240,4 +244,74 @@ def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
             yield (
                 f"route {route.name}: tools of {server.name} need approval, but no rule approves "
                 "them: they will be refused"
+            )
+
+
+def transcription_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield a line for each setting that waits for words of a caller whom nobody transcribes."""
+    for route in routes:
+        if transcriber_of(route.session):
+            continue
+        for guard in route.guardrail:
+            if guard.speaker != "agent" and not has_live_sessions(config, route):
+                yield (
+                    f"route {route.name}: the guardrail {guard.name} checks the caller, who is not "
+                    "transcribed (set session.audio.input.transcription)"
+                )
+        if route.recording.consent != "none":
+            yield (
+                f"route {route.name}: a spoken yes or no to the recording is not understood, only "
+                "keys (set session.audio.input.transcription)"
+            )
+        if route.escape.phrases:
+            yield (
+                f"route {route.name}: escape.phrases are not understood "
+                "(set session.audio.input.transcription)"
+            )
+
+
+_ANY_NUMBER = ("+882161234567", "09001234567", "112", "7")
+_ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.invalid")
+"""An expression that matches all of these matches everything."""
+
+
+def toll_fraud_notes(config: Config, dialplan: Dialplan) -> Iterator[str]:
+    """Yield a line for each setting that lets calls go anywhere at the operator's cost."""
+    outbound = config.outbound
+    if not outbound.country and (outbound.allowed_prefixes or outbound.denied_prefixes):
+        yield (
+            "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
+            "abroad not to be such"
+        )
+    workers = config.workers.count
+    if outbound.enabled and workers > 1 and config.records.database_url is None:
+        yield (
+            f"workers.count is {workers}: the caps in [outbound] hold for each worker by itself, "
+            "as there is no records.folder or records.database in which they are shared"
+        )
+    for prefix in outbound.allowed_prefixes:
+        if prefix in ("", "+", "0", "00"):
+            yield f"outbound.allowed_prefixes: {prefix!r} matches every number"
+        code = str(country_code_for_region(outbound.country)) if outbound.country else ""
+        if code and prefix.startswith(code):
+            yield (
+                f"outbound.allowed_prefixes: {prefix!r} is not the beginning of numbers with "
+                f'+{code}; write "+{prefix}"'
+            )
+    for route in dialplan.routes:
+        numbers = [
+            (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)
+            for one in route.transfer
+        ]
+        numbers.append(
+            ("schedule_callback.allowed_numbers", route.schedule_callback.allowed_numbers)
+        )
+        for where, pattern in numbers:
+            if pattern is not None and all(pattern.fullmatch(one) for one in _ANY_NUMBER):
+                yield f"route {route.name}, {where}: matches every number"
+        pattern = route.allowed_refer_to
+        if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
+            yield (
+                f"route {route.name}, allowed_refer_to: matches every address, so any caller "
+                "can make the gateway call anywhere"
             )

@@ -380,7 +380,7 @@ def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
 
 def test_an_expired_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_two_days = time.time() + 2 * 86400
-    monkeypatch.setattr("gateway.planning.certificate_notes.time.time", lambda: in_two_days)
+    monkeypatch.setattr("gateway.planning.config_notes.time.time", lambda: in_two_days)
     assert "expired on" in checked(tmp_path, tls(*certificate(tmp_path, days=1)))
 
 
