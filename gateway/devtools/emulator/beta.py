@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.devtools.emulator.client_events import FunctionTool, SemanticVad
-from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, validated
+from gateway.devtools.emulator.objects import Json, ProtocolError, Strict, new_id, validated
 
 HEADER, HEADER_VALUE = "OpenAI-Beta", "realtime=v1"
 
@@ -44,11 +44,7 @@ _PARTS = {"output_text": "text", "output_audio": "audio"}
 _MODALITIES = "Supported combinations are: ['text'] and ['audio', 'text']."
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _ServerVad(_Strict):
+class _ServerVad(Strict):
     type: Literal["server_vad"] = "server_vad"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     prefix_padding_ms: Annotated[int, Field(ge=0, le=5000)] = 300
@@ -57,21 +53,21 @@ class _ServerVad(_Strict):
     interrupt_response: bool = True
 
 
-class _Transcription(_Strict):
+class _Transcription(Strict):
     model: str | None = None
     language: str | None = None
     prompt: str | None = None
 
 
-class _NoiseReduction(_Strict):
+class _NoiseReduction(Strict):
     type: Literal["near_field", "far_field"]
 
 
-class _Function(_Strict):
+class _Function(Strict):
     name: str
 
 
-class _Choice(_Strict):
+class _Choice(Strict):
     type: Literal["function"]
     function: _Function
 
@@ -79,12 +75,12 @@ class _Choice(_Strict):
 Format = Literal["pcm16", "g711_ulaw", "g711_alaw"]
 
 
-class _Common(_Strict):
-    modalities: list[Literal["text", "audio"]] = ["text", "audio"]
+class _Common(Strict):
+    modalities: list[Literal["text", "audio"]] = Field(default=["text", "audio"])
     instructions: str = ""
     voice: str = "alloy"
     output_audio_format: Format = "pcm16"
-    tools: list[FunctionTool] = []
+    tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] | _Choice = "auto"
     temperature: Annotated[float, Field(ge=0.6, le=1.2)] = 0.8
     max_response_output_tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["inf"] = "inf"

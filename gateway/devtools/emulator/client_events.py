@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from gateway.devtools.emulator.objects import Json, ProtocolError, validated
+from gateway.devtools.emulator.objects import Json, ProtocolError, Strict, validated
 
 DEFAULT_INSTRUCTIONS = (
     "EMULATOR: this session is served by the gateway's emulator of the Realtime protocol. "
@@ -30,28 +30,24 @@ Metadata = Annotated[
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class PcmFormat(_Strict):
+class PcmFormat(Strict):
     type: Literal["audio/pcm"]
     rate: Literal[24000] = 24000
 
 
-class G711Format(_Strict):
+class G711Format(Strict):
     type: Literal["audio/pcmu", "audio/pcma"]
 
 
 Format = Annotated[PcmFormat | G711Format, Field(discriminator="type")]
 
 
-class NoiseReduction(_Strict):
+class NoiseReduction(Strict):
     type: Literal["near_field", "far_field"]
     strength: float | None = None
 
 
-class Transcription(_Strict):
+class Transcription(Strict):
     model: str | None = None
     language: str | None = None
     languages: list[str] | None = None
@@ -60,7 +56,7 @@ class Transcription(_Strict):
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-class ServerVad(_Strict):
+class ServerVad(Strict):
     type: Literal["server_vad"]
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     prefix_padding_ms: Annotated[int, Field(ge=0, le=5000)] = 300
@@ -70,7 +66,7 @@ class ServerVad(_Strict):
     interrupt_response: bool = True
 
 
-class SemanticVad(_Strict):
+class SemanticVad(Strict):
     type: Literal["semantic_vad"]
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
     create_response: bool = True
@@ -80,48 +76,48 @@ class SemanticVad(_Strict):
 TurnDetection = Annotated[ServerVad | SemanticVad, Field(discriminator="type")]
 
 
-class AudioInput(_Strict):
+class AudioInput(Strict):
     format: Format = PcmFormat(type="audio/pcm")
     noise_reduction: NoiseReduction | None = None
     transcription: Transcription | None = None
     turn_detection: TurnDetection | None = ServerVad(type="server_vad")
 
 
-class CustomVoice(_Strict):
+class CustomVoice(Strict):
     id: str
 
 
-class AudioOutput(_Strict):
+class AudioOutput(Strict):
     format: Format = PcmFormat(type="audio/pcm")
     voice: str | CustomVoice = "marin"
     speed: Annotated[float, Field(ge=0.25, le=1.5)] = 1.0
 
 
-class Audio(_Strict):
+class Audio(Strict):
     input: AudioInput = AudioInput()
     output: AudioOutput = AudioOutput()
 
 
-class FunctionTool(_Strict):
+class FunctionTool(Strict):
     type: Literal["function"]
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolFilter(_Strict):
+class ToolFilter(Strict):
     """Some tools of an MCP server."""
 
     tool_names: list[str] | None = None
     read_only: bool | None = None
 
 
-class ApprovalFilter(_Strict):
+class ApprovalFilter(Strict):
     always: ToolFilter | None = None
     never: ToolFilter | None = None
 
 
-class McpTool(_Strict):
+class McpTool(Strict):
     type: Literal["mcp"]
     server_label: str = Field(min_length=1)
     server_url: str | None = None
@@ -145,7 +141,7 @@ class McpTool(_Strict):
 Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     type: Literal["function", "mcp"]
     name: str | None = None
     server_label: str | None = None
@@ -154,25 +150,25 @@ class NamedTool(_Strict):
 ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
-class Reasoning(_Strict):
+class Reasoning(Strict):
     effort: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-class RetentionRatio(_Strict):
+class RetentionRatio(Strict):
     type: Literal["retention_ratio"]
     retention_ratio: float = Field(ge=0, le=1)
     token_limits: dict[str, int] | None = None
 
 
-class Session(_Strict):
+class Session(Strict):
     """What ``session.update`` may set."""
 
     type: Literal["realtime"]
     model: str
     instructions: str = DEFAULT_INSTRUCTIONS
-    output_modalities: Modalities = ["audio"]
+    output_modalities: Modalities = Field(default=["audio"])
     audio: Audio = Audio()
-    tools: list[Tool] = []
+    tools: list[Tool] = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -183,11 +179,11 @@ class Session(_Strict):
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
 
 
-class TranscriptionAudio(_Strict):
+class TranscriptionAudio(Strict):
     input: AudioInput = AudioInput()
 
 
-class TranscriptionSession(_Strict):
+class TranscriptionSession(Strict):
     """What ``session.update`` of a session that only transcribes may set."""
 
     type: Literal["transcription"]
@@ -203,16 +199,16 @@ class TranscriptionSession(_Strict):
         return self
 
 
-class ResponseAudioOutput(_Strict):
+class ResponseAudioOutput(Strict):
     format: Format | None = None
     voice: str | CustomVoice | None = None
 
 
-class ResponseAudio(_Strict):
+class ResponseAudio(Strict):
     output: ResponseAudioOutput = ResponseAudioOutput()
 
 
-class ResponseParameters(_Strict):
+class ResponseParameters(Strict):
     """``response.create.response``: what differs from the session for this response."""
 
     instructions: str | None = None
@@ -307,10 +303,9 @@ class Actions(Protocol):
     def cancel_response(self, response_id: str | None) -> None: ...
 
 
-class ClientEvent(BaseModel):
+class ClientEvent(Strict):
     """A client event, of the Realtime or the Live protocol."""
 
-    model_config = ConfigDict(extra="forbid")
     event_id: Annotated[str | None, Field(max_length=512)] = None
 
     def apply(self, session: Any) -> None:

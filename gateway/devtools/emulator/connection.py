@@ -314,7 +314,18 @@ class Connection:
         validated(model, event, "").apply(self.session)
 
     def _read_audio(self, event: Mapping[str, Any]) -> bytes:
-        return _audio_of(event)
+        """Return the audio of an append event, decoded. Raises :class:`ProtocolError`."""
+        audio = event.get("audio")
+        if not isinstance(audio, str):
+            text = "Missing required parameter: 'audio'."
+            raise ProtocolError("missing_required_parameter", text, "audio")
+        if len(audio) > MAX_APPEND_CHARACTERS:
+            raise ProtocolError("invalid_value", "Audio is limited to 15 MiB per event.", "audio")
+        try:
+            return binascii.a2b_base64(audio, strict_mode=True)
+        except ValueError:
+            text = "Invalid 'audio'. Expected base64-encoded audio bytes but got an invalid value."
+            raise ProtocolError("invalid_value", text, "audio") from None
 
 
 class LiveConnection(Connection):
@@ -348,7 +359,7 @@ class LiveConnection(Connection):
             text = f"Unknown parameter: '{name}'."
             raise ProtocolError("unknown_parameter", text, name)
         try:
-            return _audio_of(event)
+            return super()._read_audio(event)
         except ProtocolError as error:
             raise ProtocolError("invalid_audio", error.message, "audio") from None
 
@@ -382,17 +393,3 @@ def _parsed(message: str) -> Json:
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise ProtocolError("invalid_event", "The message is not a JSON object with a 'type'.")
     return event
-
-
-def _audio_of(event: Mapping[str, Any]) -> bytes:
-    audio = event.get("audio")
-    if not isinstance(audio, str):
-        text = "Missing required parameter: 'audio'."
-        raise ProtocolError("missing_required_parameter", text, "audio")
-    if len(audio) > MAX_APPEND_CHARACTERS:
-        raise ProtocolError("invalid_value", "Audio is limited to 15 MiB per event.", "audio")
-    try:
-        return binascii.a2b_base64(audio, strict_mode=True)
-    except ValueError:
-        text = "Invalid 'audio'. Expected base64-encoded audio bytes but got an invalid value."
-        raise ProtocolError("invalid_value", text, "audio") from None

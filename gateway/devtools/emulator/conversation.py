@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from gateway.devtools.emulator.objects import (
     Json,
     ProtocolError,
     Sender,
+    Strict,
     checked,
     new_id,
     validated,
@@ -40,28 +41,24 @@ _TOKENS_PER_IMAGE = {"low": 85, "auto": 765, "high": 765}
 """The emulator's own figures: the service counts an image by its size."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _ItemFields(Strict):
     id: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     object: Literal["realtime.item"] | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
 
 
-class _Text(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Text(Strict):
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
-class _InputAudio(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _InputAudio(Strict):
     type: Literal["input_audio"]
     audio: str
     transcript: str | None = None
 
 
-class _Image(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Image(Strict):
     type: Literal["input_image"]
     image_url: str = Field(pattern=r"^data:image/(png|jpeg);base64,")
     detail: Literal["auto", "low", "high"] | None = None
@@ -70,32 +67,32 @@ class _Image(BaseModel):
 _UserPart = Annotated[_Text | _InputAudio | _Image, Field(discriminator="type")]
 
 
-class _UserMessage(_Strict):
+class _UserMessage(_ItemFields):
     type: Literal["message"]
     role: Literal["user"]
     content: list[_UserPart]
 
 
-class _TextMessage(_Strict):
+class _TextMessage(_ItemFields):
     type: Literal["message"]
     role: Literal["system", "assistant"]
     content: list[_Text]
 
 
-class _Call(_Strict):
+class _Call(_ItemFields):
     type: Literal["function_call"]
     name: str
     arguments: str
     call_id: str | None = None
 
 
-class _CallOutput(_Strict):
+class _CallOutput(_ItemFields):
     type: Literal["function_call_output"]
     call_id: str
     output: str
 
 
-class _Approval(_Strict):
+class _Approval(_ItemFields):
     type: Literal["mcp_approval_response"]
     approval_request_id: str
     approve: bool
@@ -108,8 +105,7 @@ _Item: TypeAdapter[Any] = TypeAdapter(
 )
 
 
-class _Reference(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Reference(Strict):
     type: Literal["item_reference"]
     id: str
 

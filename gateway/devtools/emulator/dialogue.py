@@ -127,14 +127,9 @@ def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
     for text in texts:
         keys = pressed_keys(text)
         if keys in ("0", "0#") or _BYE.search(text):
-            return goodbye(tools)
+            return Plan(GOODBYE, calls=end_call_of(tools))
         said.append(f"You pressed {words_of_keys(keys)}." if keys else f"You wrote: {text}")
     return Plan(" ".join(said))
-
-
-def goodbye(tools: Sequence[Mapping[str, Any]], text: str = GOODBYE) -> Plan:
-    """Say goodbye, and call :data:`END_CALL` where the session has it."""
-    return Plan(text, calls=end_call_of(tools))
 
 
 def end_call_of(tools: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

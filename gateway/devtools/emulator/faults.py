@@ -107,10 +107,9 @@ class Ending(_Part):
 _DEFAULT_TOKENS = 1_000_000
 
 
-class Limits(BaseModel):
+class Limits(_Part):
     """What a script allows a session in ``window_s`` seconds; what was used comes back evenly."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     requests: Annotated[int, Field(ge=0)] = 1000
     tokens: Annotated[int, Field(ge=0)] = _DEFAULT_TOKENS
     window_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0

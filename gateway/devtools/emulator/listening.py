@@ -151,9 +151,7 @@ class Transcribing:
         """Transcribe a committed turn, if the session wants that."""
         number, script = self._turns, self._host.script
         self._turns += 1
-        words = f"({spoken_ms / 1000:.1f} seconds of speech, not transcribed)"
-        if scripted := script.transcripts:
-            words = scripted[min(number, len(scripted) - 1)]
+        words = script.transcript(number, spoken_ms)
         fails = number in script.transcription_fails
         delays = script.transcription_delays_ms
         if number < len(delays) and delays[number]:
@@ -368,8 +366,9 @@ class Listening:
         self._scripted = None
         self.pretend_speech(self._session.script.speech.length_ms)
 
-    def pretend_speech(self, length_ms: int) -> None:
-        """``speech_started`` now, ``speech_stopped`` and the turn's end ``length_ms`` later."""
+    def pretend_speech(self, length_ms: int = 300) -> None:
+        """Send ``speech_started`` now, ``speech_stopped`` and the end of the turn ``length_ms``
+        later, whatever the caller does."""
         if self._item_id is None:
             self._start(self.written_ms, self.written_ms)
             self._scripted = self._session.later(length_ms / 1000, self._scripted_stop)

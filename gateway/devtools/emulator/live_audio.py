@@ -270,11 +270,8 @@ class LiveListening:
             return
         began, self._began_ms = self._began_ms, None
         spoken = max(20, at_ms - began)
-        number, scripted = self._turns, self._host.script.transcripts
+        words = self._host.script.transcript(self._turns, spoken)
         self._turns += 1
-        words = f"({spoken / 1000:.1f} seconds of speech, not transcribed)"
-        if scripted:
-            words = scripted[min(number, len(scripted) - 1)]
         self._transcripts.plan("input", words, began, spoken)
         turn = Turn(caller_spoke=True, spoken_ms=spoken)
         self._host.answer(turn, self._host.next_answer(), (bytes(self._turn), self._format))

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gateway.devtools.emulator.client_events import FunctionTool, ToolFilter
-from gateway.devtools.emulator.live_events import DecisionPart, InputText, Strict, tokens, too_long
-from gateway.devtools.emulator.objects import Json, ProtocolError, validated
+from gateway.devtools.emulator.live_events import DecisionPart, InputText, tokens, too_long
+from gateway.devtools.emulator.objects import Json, ProtocolError, Strict, validated
 
 DEFAULT_INSTRUCTIONS = (
     "EMULATOR: this session is served by the gateway's emulator of the Live protocol. "

@@ -11,21 +11,15 @@ import binascii
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from gateway.devtools.emulator.client_events import ClientEvent, by_type
-from gateway.devtools.emulator.objects import ProtocolError, checked, validated
+from gateway.devtools.emulator.objects import ProtocolError, Strict, checked, validated
 
 MAX_APPEND_TOKENS = 500
 MAX_FIXTURE_S = 30
 FIXTURE_RATE = 24_000
 _CHARACTERS_PER_TOKEN = 4  # of English, about: the service's tokeniser is not public
-
-
-class Strict(BaseModel):
-    """An object without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 ImageDetail = Literal["low", "high", "auto", "original"] | None

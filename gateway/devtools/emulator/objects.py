@@ -11,10 +11,16 @@ from asyncio import TimerHandle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 Json = dict[str, Any]
+
+
+class Strict(BaseModel):
+    """An object without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Sender(Protocol):

@@ -122,13 +122,6 @@ class Content:
     calls: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(slots=True)
-class _OpenMessage:
-    item: Item
-    output_index: int
-    said: str = ""
-
-
 class Response:
     """A response in progress. It ends once: by itself, or by :meth:`cancel`."""
 
@@ -143,7 +136,8 @@ class Response:
         self.audio_ends_at = 0.0
         """``time.monotonic()`` at which a listener in real time has heard all of it."""
         self._host = host
-        self._message: _OpenMessage | None = None
+        self._message: Item | None = None
+        """The message that is being sent."""
         self._output: list[Json] = []
         self._said = ""
         self._audio_ms = 0
@@ -199,16 +193,16 @@ class Response:
             if self._host.script.cancel_tail == "full":
                 self._close_message("incomplete")
             else:
-                self._output.append(self._message.item.body)
-                self._write_down(self._message, "incomplete")
+                self._output.append(self._message.body)
+                self._write_down("incomplete")
         self._finish("cancelled", reason)
 
     # Items
 
     def _open_message(self) -> None:
         item = Item(message_item(new_id("item"), "assistant", [], "in_progress"), self.audio_format)
-        self._message = _OpenMessage(item, len(self._output))
-        self._added(item.body, item)
+        self._message = item
+        self._added(item)
         kind = "text" if self.settings.modality == "text" else "audio"
         item.body["content"] = [
             {"type": "output_text", "text": ""}
@@ -262,34 +256,32 @@ class Response:
         first = not self._audio_ms
         self._audio_ms += length
         self.audio_ends_at += length / 1000
-        self._message.item.add_audio(data)
+        self._message.add_audio(data)
         self._emit_part("response.output_audio.delta", data)
         if first:
             self._host.audio_began()
 
     def _say(self, words: str) -> None:
-        assert self._message is not None
-        self._message.said += words
         self._said += words
 
     def _close_message(self, status: str) -> None:
-        message = self._message
-        assert message is not None
         if self.settings.modality == "text":
-            self._emit_part("response.output_text.done", text=message.said)
-            self._emit_part("response.content_part.done", part=part("text", message.said))
+            self._emit_part("response.output_text.done", text=self._said)
+            self._emit_part("response.content_part.done", part=part("text", self._said))
         else:
             self._emit_part("response.output_audio.done")
-            self._emit_part("response.output_audio_transcript.done", transcript=message.said)
-            self._emit_part("response.content_part.done", part=part("audio", message.said))
-        self._write_down(message, status)
-        self._done(message.item.body, message.output_index, message.item)
+            self._emit_part("response.output_audio_transcript.done", transcript=self._said)
+            self._emit_part("response.content_part.done", part=part("audio", self._said))
+        self._done(self._write_down(status))
 
-    def _write_down(self, message: _OpenMessage, status: str) -> None:
+    def _write_down(self, status: str) -> Item:
+        """Put words and status into the open message, which ends with that."""
+        item, self._message = self._message, None
+        assert item is not None
         key = "text" if self.settings.modality == "text" else "transcript"
-        message.item.body["content"][0][key] = message.said
-        message.item.body["status"] = status
-        self._message = None
+        item.body["content"][0][key] = self._said
+        item.body["status"] = status
+        return item
 
     def _call(self, name: str, arguments: str) -> None:
         body = call_item(new_id("item"), new_id("call"), name, "", "in_progress")
@@ -300,26 +292,26 @@ class Response:
             "output_index": len(self._output),
             "call_id": body["call_id"],
         }
-        self._added(body, item)
+        self._added(item)
         for piece in chunks(arguments, 24):
             self._emit("response.function_call_arguments.delta", **where, delta=piece)
         self._emit("response.function_call_arguments.done", **where, name=name, arguments=arguments)
         body["arguments"] = arguments
         body["status"] = "completed"
-        self._done(body, len(self._output), item)
+        self._done(item)
 
     def _mcp(self, call: McpCall, approved_by: str | None) -> None:
         if approved_by is None and needs_approval(call, self.settings.tools):
             body = mcp_request_item(call)
             item = Item(body, self.audio_format)
-            self._added(body, item)
-            self._done(body, len(self._output), item)
+            self._added(item)
+            self._done(item)
             self._host.approval_asked(item.id, call)
             return
         body = mcp_call_item(call, approved_by)
         item = Item(body, self.audio_format)
         at = {"item_id": item.id, "output_index": len(self._output)}
-        self._added(body, item)
+        self._added(item)
         where = {"response_id": self.id, **at}
         for piece in chunks(call.arguments, 24):
             self._emit("response.mcp_call_arguments.delta", **where, delta=piece)
@@ -332,31 +324,31 @@ class Response:
         else:
             body["error"] = mcp_call_error(call)
             self._emit("response.mcp_call.failed", **at)
-        self._done(body, len(self._output), item)
+        self._done(item)
         self._host.mcp_answered(call.output if call.error is None else call.error_message)
 
-    def _added(self, body: Json, item: Item) -> None:
+    def _added(self, item: Item) -> None:
         where = {"response_id": self.id, "output_index": len(self._output)}
-        self._emit("response.output_item.added", **where, item=copy.deepcopy(body))
+        self._emit("response.output_item.added", **where, item=copy.deepcopy(item.body))
         if self.settings.in_conversation:
             previous = self._host.conversation.add(item)
             self._emit(
-                "conversation.item.added", previous_item_id=previous, item=copy.deepcopy(body)
+                "conversation.item.added", previous_item_id=previous, item=copy.deepcopy(item.body)
             )
 
-    def _done(self, body: Json, output_index: int, item: Item) -> None:
+    def _done(self, item: Item) -> None:
         if self.settings.in_conversation:
             previous = self._host.conversation.before(item)
             self._emit(
-                "conversation.item.done", previous_item_id=previous, item=copy.deepcopy(body)
+                "conversation.item.done", previous_item_id=previous, item=copy.deepcopy(item.body)
             )
         self._emit(
             "response.output_item.done",
             response_id=self.id,
-            output_index=output_index,
-            item=copy.deepcopy(body),
+            output_index=len(self._output),
+            item=copy.deepcopy(item.body),
         )
-        self._output.append(body)
+        self._output.append(item.body)
 
     # The end
 
@@ -392,8 +384,8 @@ class Response:
         event = {
             "type": type_,
             "response_id": self.id,
-            "item_id": self._message.item.id,
-            "output_index": self._message.output_index,
+            "item_id": self._message.id,
+            "output_index": len(self._output),
             "content_index": 0,
             **fields,
         }

@@ -262,6 +262,16 @@ class Script(_Part):
     """Serves clients that send ``OpenAI-Beta: realtime=v1`` in that dialect, as OpenAI's service
     does no longer; without it they are refused."""
 
+    def answer(self, number: int) -> Answer:
+        """Return the answer for a session's response ``number``, counted from 1."""
+        return self.answers[min(number, len(self.answers)) - 1] if self.answers else Answer()
+
+    def transcript(self, number: int, spoken_ms: int) -> str:
+        """Return the words of the caller's turn ``number``, counted from 0."""
+        if not self.transcripts:
+            return f"({spoken_ms / 1000:.1f} seconds of speech, not transcribed)"
+        return self.transcripts[min(number, len(self.transcripts) - 1)]
+
     @model_validator(mode="before")
     @classmethod
     def _one_answer(cls, data: Any) -> Any:

@@ -319,11 +319,15 @@ def _refused(code: str, message: str) -> Script:
 def run(
     listen: str, script: Path | None = None, record: Path | None = None, text_model: str = ""
 ) -> None:
-    """Serve on ``listen`` (``HOST:PORT``) until SIGINT or SIGTERM.
+    """Serve on ``listen`` (``HOST:PORT``) until SIGINT or SIGTERM: ``gateway emulator``.
 
-    ``script`` is a file of scripts, ``record`` a folder for logs, ``text_model`` where the text
-    model is served, if at all. Raises :class:`ScriptError`
-    for a bad file, ``ValueError`` for a bad address, ``OSError`` when it cannot be bound.
+    Args:
+        script: a TOML or JSON file of scripts (see :mod:`.script`).
+        record: a folder that gets an event log and the caller's audio of each session.
+        text_model: ``HOST:PORT`` at which the text model is served; empty for none.
+
+    Raises :class:`ScriptError` for a bad file, ``ValueError`` for a bad address, ``OSError`` when
+    it cannot be bound.
     """
     address = _address("listen", listen)
     text_address = _address("text-model", text_model) if text_model else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import time
 from collections.abc import Awaitable
 from typing import Protocol
@@ -67,7 +68,9 @@ class Session:
         self._settings = (
             default_transcription() if record.transcription else default_session(record.model)
         )
-        self._listening = Listening(self)
+        listening = self._listening = Listening(self)
+        self.append, self.commit, self.clear = listening.append, listening.commit, listening.clear
+        self.pretend_speech = listening.pretend_speech
         self._listening.configure(self._settings["audio"]["input"])
         self._turn = Turn(first=True)
         self._transcribing = Transcribing(self)
@@ -75,7 +78,7 @@ class Session:
         self._active: Response | None = None
         self._running: dict[Response, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._answered = 0
+        self._numbers = itertools.count(1)
         self._voice_locked = False
         self._mcp = McpServers(self)
 
@@ -89,15 +92,7 @@ class Session:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def pretend_speech(self, length_ms: int = 300) -> None:
-        """Send ``speech_started`` now and ``speech_stopped`` later, whatever the caller does."""
-        self._listening.pretend_speech(length_ms)
-
     # What client events do
-
-    def append(self, data: bytes) -> None:
-        """``input_audio_buffer.append``, decoded."""
-        self._listening.append(data)
 
     def update(self, session: object) -> None:
         """Apply ``session.update``, and answer ``session.updated``."""
@@ -116,21 +111,13 @@ class Session:
         else:
             self.emit(event)
 
-    def commit(self) -> None:
-        """``input_audio_buffer.commit``."""
-        self._listening.commit()
-
-    def clear(self) -> None:
-        """``input_audio_buffer.clear``."""
-        self._listening.clear()
-
     def create_item(self, data: object, after: str | None) -> None:
         """``conversation.item.create``."""
         item = self.conversation.item_of_client(data, self._listening.format)
         body = item.body
         if body["type"] == "mcp_approval_response":
             self._mcp.known(body)
-        self._add_item(item, after)
+        self.add_item(item, after)
         if body["type"] == "function_call_output":
             self._turn.outputs.append(body["output"])
         elif body["type"] == "mcp_approval_response":
@@ -210,7 +197,7 @@ class Session:
                 "previous_item_id": self.conversation.last_id(),
             }
         )
-        self._add_item(item, None)
+        self.add_item(item)
         self._heard(item, spoken_ms)
         transcription = self._settings["audio"]["input"]["transcription"]
         if transcription is not None:
@@ -242,16 +229,13 @@ class Session:
         """An MCP tool gave this: the next answer says it."""
         self._turn.outputs.append(output)
 
-    def add_item(self, item: Item) -> None:
-        """An item of the server's own, at the end of the conversation."""
-        self._add_item(item, None)
-
     def _run_approved(self) -> None:
         wanted = self._mcp.approved and self.script.after_approval == "response"
         if wanted and self._active is None:
             self._respond(Turn(), ResponseParameters(), Answer(kind="nothing"))
 
-    def _add_item(self, item: Item, after: str | None) -> None:
+    def add_item(self, item: Item, after: str | None = None) -> None:
+        """Add an item at the end of the conversation, or after the one with the id ``after``."""
         previous = self.conversation.add(item, after)
         for type_ in ("conversation.item.added", "conversation.item.done"):
             body = copy.deepcopy(item.body)
@@ -281,7 +265,7 @@ class Session:
             self._listening.stop_idle()
             self._turn = Turn()
             self._mcp.approved = []
-            answer = given or self._next_answer()
+            answer = given or self.script.answer(next(self._numbers))
             if approved:
                 calls = [call for _, call in approved]
                 answer = answer.model_copy(update={"mcp": [*calls, *answer.mcp]})
@@ -318,11 +302,6 @@ class Session:
             response.fail("server_error", str(error))
             return
         await response.run(content)
-
-    def _next_answer(self) -> Answer:
-        answers = self.script.answers
-        self._answered += 1
-        return answers[min(self._answered, len(answers)) - 1] if answers else Answer()
 
     def _cancel(self, response: Response, reason: str) -> None:
         task = self._running[response]

@@ -102,8 +102,6 @@ def tones(frequencies_hz: Sequence[float], seconds: float, level_dbfs: float) ->
     return np.concatenate(parts).astype("<i2").tobytes() if parts else b""
 
 
-__all__ = ["SpeechError", "synthesise", "words_of_keys"]
-
 MAX_CHARACTERS = 4000
 """Longest text spoken at once: about five minutes of it."""
 
