@@ -15,10 +15,9 @@ import structlog
 
 from gateway.app.applications import Applications, Waiting
 from gateway.app.canary import Canaries
-from gateway.app.registry import CallRegistry, deciding
-from gateway.app.server_health import HealthChecker
+from gateway.app.health_checks import HealthChecker, SyntheticCalls
+from gateway.app.registry import CallRegistry, LocalLine, deciding
 from gateway.app.shared_state import SharedState
-from gateway.app.synthetic import LocalLine, SyntheticCalls
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband

@@ -23,9 +23,9 @@ from gateway.api.siblings import Siblings
 from gateway.app.api_commands import call_named
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls
+from gateway.app.health_checks import HealthChecker
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
-from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
 from gateway.billing.costs import Costs

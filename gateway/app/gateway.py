@@ -27,16 +27,15 @@ from gateway.app.api_commands import (
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls, SecretCommands
 from gateway.app.canary import Canaries
+from gateway.app.health_checks import HealthChecker, SyntheticCalls
 from gateway.app.registry import (
     CallRegistry,
     facts_for_slot,
     possible_calls,
 )
 from gateway.app.reload import Read, Reloader
-from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
 from gateway.app.stores import Step, endpoints_of, stores_of
-from gateway.app.synthetic import SyntheticCalls
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls in progress: their limit, the cost of each, and its record at the end."""
+"""Calls in progress: their limit, the cost of each, its record at the end; calls to a test line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import asyncio
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from pydantic import BaseModel
 
 from gateway.app.stores import Stores
+from gateway.audio.codecs import Codec
+from gateway.audio.sounds import ECHO
 from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController
+from gateway.bridge.legs import quality_of
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.dialplan.route_sections import RouteBudget
-from gateway.ending import EndReason
+from gateway.ending import EndReason, ending_of, reason_header
 from gateway.records.black_boxes import Wanted
 from gateway.records.report import SYNTHETIC
-from gateway.sip.leg import Invite
+from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
 from gateway.sip.library import (
     build,
     descriptor_limits,
@@ -30,10 +33,8 @@ from gateway.sip.library import (
     raise_descriptor_limit,
 )
 from gateway.sip.messages.headers import user_of
+from gateway.sip.rtp import RtpQuality
 from gateway.tasks import TaskSet, wait_any
-
-if TYPE_CHECKING:
-    pass
 
 log = structlog.get_logger("gateway")
 
@@ -253,6 +254,84 @@ class CallRegistry:
             }
         payload = own.black_box_payload
         return Wanted(kept, base.black_box_payload if payload is None else payload, facts)
+
+
+class LocalLine(IgnoringHandler):
+    """Call on a route with ``test_line``: the caller hears an echo or a sound, with no session.
+
+    The handler of its leg. Lives on the event loop.
+
+    Args:
+        sound: what the caller hears: :data:`gateway.audio.sounds.ECHO`, or a built-in sound.
+        seconds: after which it hangs up.
+    """
+
+    def __init__(
+        self, leg: Leg, record: CallRecord, sound: str, seconds: float, calls: CallRegistry
+    ) -> None:
+        self._leg, self._record, self._sound, self._calls = leg, record, sound, calls
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._why: EndReason | None = None
+        calls.begin_line(record, self.end)
+        self._log = log.bind(call=record.call_id, route=record.route)
+        self._log.info(
+            "call.invite",
+            **record.private.masked({"from": record.from_uri, "to": record.to_uri}),
+            sip_call_id=record.sip_call_id,
+            source=record.leg.source,
+            codec=record.leg.codec,
+        )
+        leg.handler = self
+        self._limit = self._loop.call_later(seconds, self.end, EndReason.MAX_DURATION)
+        leg.play(sound)
+        leg.answer()
+        record.times.answered = self._ms()
+        self._log.info("call.answered")
+
+    def _ms(self) -> float:
+        return round((self._loop.time() - self._began) * 1000, 1)
+
+    def end(self, why: EndReason) -> None:
+        """Hang up, with ``why`` in the Reason header; only the first reason counts."""
+        if self._why is None:
+            self._why = why
+            self._leg.hang_up({"Reason": reason_header(why)})
+
+    def on_media(self, codec: Codec) -> None:
+        """Note the codec; the audio to play was chosen before."""
+        self._record.leg.codec = codec.value
+        self._record.leg.security = self._leg.security
+
+    def on_confirmed(self) -> None:
+        """Start to play after the ACK."""
+        self._record.times.confirmed = self._ms()
+        self._log.info("call.confirmed")
+
+    def on_digit(self, digit: str) -> None:
+        """Send a DTMF digit back, where the line is an echo."""
+        if self._sound == ECHO:
+            self._leg.press(digit)
+
+    def on_quality(self, quality: RtpQuality) -> None:
+        self._record.media.rtp = quality_of(quality)
+
+    def on_ended(self, end: LegEnd) -> None:
+        """Write the record of the call."""
+        self._limit.cancel()
+        record = self._record
+        confirmed = record.times.confirmed is not None
+        why = self._why or (EndReason.REMOTE_HANGUP if end.method else EndReason.LEG_TIMEOUT)
+        if not confirmed:
+            record.times.answered = None
+        reason = end.reason_header if end.method else None
+        record.ending = ending_of(why, answered=confirmed, reason=reason)
+        record.leg.bye_undelivered = end.undelivered
+        record.times.end = self._ms()
+        record.mark(record.times.end, "end", by=record.ending.by.value, why=why.value)
+        summary = {key: value for key, value in record.summary().items() if key != "call_id"}
+        log.info("call.summary", call=record.call_id, **summary)
+        self._calls.end_line(record)
 
 
 def _dumped(settings: BaseModel) -> Any:

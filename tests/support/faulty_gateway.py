@@ -31,7 +31,7 @@ PLACES = {
     "open a session": "gateway.bridge.sessions:Sessions._open",
     # the session
     "set-up": "gateway.bridge.sessions:open_with_retry",
-    "probe's knowledge": "gateway.app.server_health:HealthChecker.met",
+    "probe's knowledge": "gateway.app.health_checks:HealthChecker.met",
     "send": "gateway.realtime.session:Session.send",
     "count of usage": "gateway.billing.costs:Account.take",
     "close a session": "gateway.bridge.sessions:Sessions._release",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gateway.app.server_health import ServerChange, ServerHealth
+from gateway.app.health_checks import ServerChange, ServerHealth
 
 URL = "wss://one.example/v1/realtime"
 
