@@ -178,17 +178,17 @@ class HangupAfterPlayout:
             return None
         return words.speech_by or words.deadline
 
-    def said(self, call_id: str, now: float) -> None:
+    def after_spoken_goodbye(self, call_id: str, now: float) -> None:
         """Hang up after the goodbye that the model has said, by the tool call ``call_id``."""
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, call_id, awaited=False
         )
 
-    def asked_for(self, now: float) -> None:
+    def after_requested_goodbye(self, now: float) -> None:
         """Hang up after the goodbye that was requested for the model's ``end_call``."""
         self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
 
-    def after_speech(self, now: float) -> None:
+    def after_next_speech(self, now: float) -> None:
         """Hang up after the goodbye that the model is about to say by itself, for its
         ``end_call``: what it says next, if that begins soon."""
         by = now + min(GOODBYE_BEGINS_SECONDS, self._seconds)
@@ -196,21 +196,21 @@ class HangupAfterPlayout:
             EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True, speech_by=by
         )
 
-    def speech_begins(self) -> None:
+    def on_response_created(self) -> None:
         """Stop waiting for the announced goodbye to begin: the model speaks."""
         if self._words is not None:
             self._words.speech_by = 0.0
 
-    def last(self, why: EndReason, now: float) -> None:
+    def after_last_words(self, why: EndReason, now: float) -> None:
         """Hang up for ``why`` after the requested words. Barge-in does not cancel this."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
-    def replaced(self, until: float) -> None:
+    def wait_for_sound(self, until: float) -> None:
         """Play a sound until then (s) in place of last words that did not come."""
         if self._words is not None:
             self._words.heard_until = self._words.deadline = until
 
-    def session_over(self, now: float) -> None:
+    def on_session_over(self, now: float) -> None:
         """Hang up after the audio of a session that closed normally."""
         if self._words is None or self._words.awaited:
             self._words = _LastWords(
@@ -222,7 +222,7 @@ class HangupAfterPlayout:
         """Return whether all closing audio is queued, so that the session may close now."""
         return self._words is not None and not self._words.awaited
 
-    def take_back(self) -> str | None:
+    def cancel(self) -> str | None:
         """Cancel the hang-up because of barge-in; return the tool call to answer, or empty.
 
         None when there was no hang-up to cancel.

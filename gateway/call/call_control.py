@@ -44,7 +44,7 @@ class CallAction(Protocol):
     """When :meth:`tick` is due next (s)."""
     result: Mapping[str, Any] | None
     """For the model, once the action is done."""
-    audio_cut: bool
+    audio_suspended: bool
     """No audio passes between caller and model."""
     joined: bool = False
     """The caller is joined with the B-leg."""
@@ -60,7 +60,7 @@ class CallAction(Protocol):
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`, if it has come."""
 
-    def on(self, happening: TransferEvent, now: float) -> list[Output]:
+    def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
         """Return what follows from progress of a REFER, or from an event of the B-leg."""
         return []
 
@@ -84,7 +84,7 @@ class CallAction(Protocol):
 class SendDtmfAction(CallAction):
     """Sends DTMF digits, with pauses between them."""
 
-    audio_cut = False
+    audio_suspended = False
 
     def __init__(self, steps: tuple[str | float, ...], how: str, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
@@ -128,7 +128,7 @@ class HoldAction(CallAction):
     """Plays hold music to the caller for a while; ``seconds`` None: until it is stopped."""
 
     def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
-        self.audio_cut = True
+        self.audio_suspended = True
         self.deadline: float | None = None
         self.result: Mapping[str, Any] | None = None
         self._seconds = seconds
@@ -149,7 +149,7 @@ class HoldAction(CallAction):
 
     def stop(self, now: float) -> list[Output]:
         """Stop the music; the model's result has the seconds that the caller was on hold."""
-        self.audio_cut, self.deadline = False, None
+        self.audio_suspended, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
         return [self._timeline.note(now, "hold_ended", "info", seconds=held), PlaySound("")]
@@ -199,7 +199,7 @@ class CallActions:
         self.names = frozenset(names | ({HOLD} if tools.hold.enabled else set()))
         """Names of the tools that are actions, as the route offers them."""
 
-    def ask(
+    def queue_tool_action(
         self, name: str, call_id: str, arguments: str, now: float, *, said_within: float = 0.0
     ) -> None:
         """Queue the action of a tool call. Raises ToolCallError.
@@ -244,7 +244,7 @@ class CallActions:
         if held:
             action = HoldAction(None, self._plan.tools.hold, self._timeline)
             self._queue(action, now)
-            return self.settle(now, queued=False, confirmed=True)
+            return self.begin_if_ready(now, queued=False, confirmed=True)
         if not isinstance(self._action, HoldAction) or self._begin_by is not None:
             raise ToolCallError("the caller is not on hold")
         return self._action.stop(now)
@@ -257,7 +257,7 @@ class CallActions:
         self._not_before = 0.0
         self._begin_by = now + self._plan.limits.say_seconds
 
-    def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
+    def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin the action once the call is up and queued speech was heard, or took too long."""
         if self._action is None or self._begin_by is None:
             return []
@@ -272,14 +272,14 @@ class CallActions:
         self._begin_by = None
         return self._action.begin(now)
 
-    def interrupt(self) -> str | None:
+    def cancel_queued(self) -> str | None:
         """Cancel an action that has not started; return its tool call's id, None without one."""
         if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
             return None
         self._action = self._begin_by = None
         return self._call_id
 
-    def drop(self, now: float) -> list[Output]:
+    def drop_for_escape(self, now: float) -> list[Output]:
         """Give up what the call does for the model or an operator (a transfer, a hold, digits).
 
         The caller has asked for a human (``[route.escape]``). Returns what ends it: hold music
@@ -291,7 +291,7 @@ class CallActions:
         action, self._action, self._begin_by = self._action, None, None
         return action.stop(now) if isinstance(action, HoldAction) and has_begun else []
 
-    def model_speaks(self, now: float) -> list[Output]:
+    def on_model_audio(self, now: float) -> list[Output]:
         """Stop the hold music that a tool call has started, since the model speaks; an
         operator's goes on."""
         action = self._action
@@ -302,10 +302,10 @@ class CallActions:
         self._unasked = True
         return action.stop(now)
 
-    def on(self, happening: TransferEvent, now: float) -> list[Output]:
+    def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
         """Take an event of a transfer, also of one that was given up."""
         if self._action is not None and self.underway:
-            return self._action.on(happening, now)
+            return self._action.on_transfer_event(happening, now)
         if isinstance(happening, BLegAnswered):
             return [HangUpBLeg()]  # it crossed our giving up
         if isinstance(happening, ReferProgress) and 200 <= happening.code < 300:
@@ -362,9 +362,9 @@ class CallActions:
         return action is not None and action.is_transfer and self._begin_by is None
 
     @property
-    def audio_cut(self) -> bool:
+    def audio_suspended(self) -> bool:
         """Return whether audio between caller and model is cut now."""
-        return self._action is not None and self._begin_by is None and self._action.audio_cut
+        return self._action is not None and self._begin_by is None and self._action.audio_suspended
 
     @property
     def joined(self) -> bool:

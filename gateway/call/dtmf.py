@@ -102,16 +102,16 @@ class DtmfInput:
         )
         self._signalled = False
 
-    def press(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
+    def on_digit(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
         """Pass a digit on to the B-leg, to a collection of digits, or to the conversation."""
         control = self._control
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
         self._signalled = self._signalled or not in_band
-        taker = control.dtmf_consumer
+        consumer = control.dtmf_consumer
         private = (
-            taker is control.collecting
-            and taker is not None
+            consumer is control.collecting
+            and consumer is not None
             and (control.plan.tools.collect_digits.private or control.concealed)
         )
         outputs: list[Output] = [
@@ -119,11 +119,11 @@ class DtmfInput:
         ]
         if control.call_actions.joined:
             return [*outputs, SendDtmf(digit, b_leg=True)]
-        if control.termination is not None or control.call_actions.audio_cut:
+        if control.termination is not None or control.call_actions.audio_suspended:
             return outputs
-        if taker is not None:
+        if consumer is not None:
             outputs += self._interrupt(now)
-            return outputs + taker.key(digit, now)
+            return outputs + consumer.on_digit(digit, now)
         if not self._plan.enabled:
             return outputs
         outputs += self._send_run(self._collector.expire(now), now)
@@ -155,7 +155,7 @@ class DtmfInput:
             now, "dtmf_collected", "info", digits=collected.digits, ended_by=ended_by
         )
         item = Send(CreateItem(message("user", text)))
-        return [note, item, *self._control.ask(CreateResponse(), now)]
+        return [note, item, *self._control.request_response(CreateResponse(), now)]
 
     def _record_run(self, collected: Collected | None, now: float) -> None:
         if collected is not None:
@@ -227,7 +227,7 @@ class DigitCollection:
         self._control.concealed = True
         return [Conceal(True)]
 
-    def key(self, digit: str, now: float) -> list[Output]:
+    def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a digit; the terminator or the last digit ends the collection."""
         if self._due is None:
             self._quiet_until = now + TAIL_SECONDS

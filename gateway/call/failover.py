@@ -77,7 +77,7 @@ class Failover:
         self._unproven: float | None = None
         """When the latest new session came up (s); None once something of it was heard."""
         self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
-        self.plays_on = False
+        self.old_audio_plays = False
         """Audio of the lost session was still queued when the next session came up."""
         self._began = 0.0
         self.active = False
@@ -111,15 +111,15 @@ class Failover:
         self._lost_at.append(now)
         if len(record.session.failovers) > MAX_PER_CALL:
             self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
-        elif unproven is not None and self._was_no_help(unproven, now):
+        elif unproven is not None and self._counts_as_failed(unproven, now):
             self._entry.steps.append(self._step.action)
-            todo = self.failed(detail, now, fatal=fatal)
+            todo = self.on_attempt_failed(detail, now, fatal=fatal)
             return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
         elif not often:
             self._steps, self._at = steps, -1
         return [note, *self._next_step(now)]
 
-    def _was_no_help(self, up_at: float, now: float) -> bool:
+    def _counts_as_failed(self, up_at: float, now: float) -> bool:
         """Return whether the session that came up at ``up_at`` (s) counts as a failed one."""
         if self._until is None:
             return False
@@ -127,7 +127,7 @@ class Failover:
             self._why is EndReason.SESSION_SILENT and now - up_at < PROVEN_SECONDS
         )
 
-    def failed(
+    def on_attempt_failed(
         self, detail: str, now: float, *, fatal: bool, after: float | None = None
     ) -> list[Output]:
         """Retry, or take the next step, after a failed attempt; ``after``: Retry-After (s)."""
@@ -140,17 +140,17 @@ class Failover:
         self._again_at, self._wait = again_at, min(2 * self._wait, LONGEST_WAIT)
         return []
 
-    def up(self, now: float) -> list[Output]:
+    def on_session_ready(self, now: float) -> list[Output]:
         """Seed the new session, and request the response that is due, if one is."""
         self.active, self._again_at, self._unproven = False, None, now
-        self.plays_on = self._control.speaking
+        self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._entry.outcome, self._entry.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
-        seed = seeded(self._transcript, self._control)
+        seed = seed_commands(self._transcript, self._control)
         return [*self._stop_sound(), note, *seed, *self._request_due(now)]
 
-    def answered(self, now: float) -> list[Output]:
+    def on_call_answered(self, now: float) -> list[Output]:
         """Go on with a step that waited for the ACK: now the caller hears its sound."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
@@ -166,14 +166,14 @@ class Failover:
             if last.heard_after_ms is None and not self.active and self._at >= 0:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
         if isinstance(input, inputs.PlayoutDrained):
-            self.plays_on = False
+            self.old_audio_plays = False
         if self.active and isinstance(input, inputs.PlayoutDrained):
             return self._sound(now)
         return []
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
         """Return whether the agent is heard again, or continues without a pause."""
-        if isinstance(input, inputs.ServerEventReceived) and self.plays_on:
+        if isinstance(input, inputs.ServerEventReceived) and self.old_audio_plays:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 
@@ -207,7 +207,7 @@ class Failover:
         """Return why the session was lost last."""
         return self._why
 
-    def escaped(self) -> list[Output]:
+    def stop_for_escape(self) -> list[Output]:
         """Stop the failover, since the caller asked for a human and is being transferred."""
         if not self.active:
             return []
@@ -283,7 +283,7 @@ class Failover:
 
     def _request_due(self, now: float) -> list[Output]:
         """Request the response that was due when the session was lost, if one was."""
-        return self._control.resume(now) if self._transcript.owed else []
+        return self._control.request_due_response(now) if self._transcript.response_due else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
@@ -295,7 +295,7 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
     return otherwise, {}
 
 
-def seeded(transcript: Transcript, control: ConversationControl) -> list[Output]:
+def seed_commands(transcript: Transcript, control: ConversationControl) -> list[Output]:
     """Return what seeds a new session: changes of settings, then the conversation; nothing for one
     that got both at its start, but for what was said since."""
     if not control.capabilities.responds:
@@ -355,7 +355,7 @@ class Handover:
         self._opened = 0
         self._opened_at = -INTERVAL_SECONDS
 
-    def session_up(self, seconds_left: float | None, now: float) -> None:
+    def on_session_up(self, seconds_left: float | None, now: float) -> None:
         """Note that this session is the active one from now on, and when it expires."""
         self._opening, self._standby = False, None
         self._open_at = None
@@ -371,11 +371,11 @@ class Handover:
         at = max(wanted, self._opened_at + INTERVAL_SECONDS)
         return at if at <= self._latest and self._opened <= MAX_HANDOVERS else None
 
-    def session_over(self) -> None:
+    def on_session_over(self) -> None:
         """Note that the active session is lost, or no longer needed."""
         self._open_at, self._opening, self._standby = None, False, None
 
-    def standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
+    def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
         """Keep the standby session that was being opened, until :meth:`settle` promotes it."""
         if not self._opening:
             return
@@ -383,7 +383,7 @@ class Handover:
         left = None if input.seconds_left is None else now + input.seconds_left
         self._standby = (input.session_id, left, input.capabilities)
 
-    def standby_failed(self, detail: str, now: float) -> list[Output]:
+    def on_standby_failed(self, detail: str, now: float) -> list[Output]:
         """Note that the standby session failed; try again while there is time."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
@@ -408,7 +408,7 @@ class Handover:
     def ready(self) -> bool:
         return self._standby is not None
 
-    def settle(self, now: float, *, at_once: bool = False) -> list[Output]:
+    def promote_if_quiet(self, now: float, *, at_once: bool = False) -> list[Output]:
         """Promote the standby session in a pause, or when it is late."""
         late = self._control.capabilities.late_words and self._transcript.words_missing
         pause = self._quiet() and not late
@@ -417,14 +417,14 @@ class Handover:
         (session_id, ends, capabilities), self._standby = self._standby, None
         due = self._due()
         rest = self._detach(now)
-        self.session_up(None if ends is None else ends - now, now)
+        self.on_session_up(None if ends is None else ends - now, now)
         self._timeline.record.session.session_id = session_id
         self._timeline.record.session.handovers += 1
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
-        self._control.use(capabilities)
-        outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript, self._control)]
-        due = due or self._transcript.owed
-        return outputs + (self._control.resume(now) if due else [])
+        self._control.set_capabilities(capabilities)
+        outputs = [*rest, PromoteStandby(), note, *seed_commands(self._transcript, self._control)]
+        due = due or self._transcript.response_due
+        return outputs + (self._control.request_due_response(now) if due else [])
 
     @property
     def deadline(self) -> float | None:

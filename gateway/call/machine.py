@@ -14,14 +14,13 @@ from typing import Any, get_args
 
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
-from gateway.call.conversation.control import HELD, RESUMED, record_call
+from gateway.call.conversation.control import HELD, RESUMED
 from gateway.call.conversation.out_of_band import PostCallAnalysis, post_call_of
 from gateway.call.conversation.playback import Playout
 from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep, Prepared
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
-from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.ending import (
     Ending,
     EndReason,
@@ -95,9 +94,9 @@ class LegEvents:
         self._call.timers.confirmed(now, held=self._call.held)
         note = self._call.timeline.note(now, "confirmed", "info")
         # Before the first frame that the caller hears.
-        recorded = self._call.conversation.recording.settle(now, confirmed=True)
+        recorded = self._call.conversation.recording.start_if_due(now, confirmed=True)
         todo: list[outputs.Output] = [*recorded, note, outputs.StartMedia()]
-        todo += self._session.failover.answered(now)
+        todo += self._session.failover.on_call_answered(now)
         return todo + self._session.confirmed(now)
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
@@ -112,13 +111,13 @@ class LegEvents:
         released = self._session.held(input.held, now)
         if self._call.state is not State.TALKING or not self._call.session_up:
             return [note, *released]
-        return [note, *self._call.conversation.control.tell(HELD if input.held else RESUMED)]
+        return [note, *self._call.conversation.control.add_message(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         """Hand a DTMF digit to the conversation."""
         call = self._call
-        if self._session.may_escape and call.conversation.escape.asked_by(input.digit):
-            return self._session.escape("key", now)
+        if self._session.may_escape and call.conversation.escape.is_escape_key(input.digit):
+            return self._session.escape_to_human("key", now)
         if not (call.session_up or self._session.failover.active or call.state is State.BRIDGED):
             return []
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
@@ -154,6 +153,7 @@ class CallMachine:
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
+        times = conversation.response_times
         self._playback, self._silence = conversation.control.playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.SessionReady: session.on_session_ready,
@@ -167,11 +167,11 @@ class CallMachine:
             inputs.Confirmed: leg.on_confirmed,
             inputs.HoldChanged: leg.on_hold_changed,
             inputs.RemoteRinging: leg.on_remote_ringing,
-            inputs.ToolDone: self._on_tool_done,
-            inputs.ToolRequest: self._on_tool_request,
+            inputs.ToolDone: session.on_tool_done,
+            inputs.ToolRequest: session.on_tool_request,
             **dict.fromkeys(get_args(inputs.TransferEvent), self._on_transfer),
             **dict.fromkeys(_FOR_RULES, lambda _input, _now: []),
-            inputs.CallerHeard: lambda input, _now: conversation.response_times.heard(input),
+            inputs.CallerHeard: lambda input, _now: times.on_caller_heard(input),
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],
@@ -212,9 +212,9 @@ class CallMachine:
         """Return the frames to queue of a delta that follows on another; None: it is an input."""
         if event.part != self._flowing or event.silent:
             return None
-        self._silence.event_came()
-        self._silence.sounds()
-        return self._playback.receive_more(event)
+        self._silence.on_event()
+        self._silence.on_audible()
+        return self._playback.queue_audio(event)
 
     def handle(self, input: MachineInput, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
@@ -230,20 +230,20 @@ class CallMachine:
         if self._post_call is not None and type(input) is not inputs.InternalError:
             return self._wait_for_post_call(self._post_call, input, now)
         if type(input) in (inputs.ServerEventReceived, inputs.ServerErrorReceived):
-            conversation.silence.event_came()
+            conversation.silence.on_event()
         if type(input) is inputs.ServerEventReceived:
             event = conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
         todo = self._handlers[type(input)](input, now)
         only_queued = [type(output) for output in todo] == [outputs.Play]
-        if type(event) is AudioDelta and only_queued and not self._session.failover.plays_on:
+        if type(event) is AudioDelta and only_queued and not self._session.failover.old_audio_plays:
             self._flowing = event.part
             return todo
         if self._call.live:
             todo = todo + conversation.apply_rules(input, now)
             todo += self._session.failover.on(input, now)
-            todo += self._settle(now)
+            todo += self._after_input(now)
             if type(input) is inputs.CallerSounds and not todo:
                 self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
@@ -252,11 +252,11 @@ class CallMachine:
         if not (responds and (session_was_up or self._call.session_up)):
             if self._session.failover.active:
                 # A tool's result, a key: the session that is to come will be told.
-                conversation.transcript.sent(todo, now)
+                conversation.transcript.add_sent_items(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
-        conversation.transcript.sent(todo, now)
+        conversation.transcript.add_sent_items(todo, now)
         if any(type(o) is outputs.Send and type(o.command) is UpdateSession for o in todo):
-            todo += conversation.silence.update_sent(now)
+            todo += conversation.silence.on_update_sent(now)
         return todo
 
     @property
@@ -287,14 +287,14 @@ class CallMachine:
         )
         return min((at for at in due if at is not None), default=None)
 
-    def _settle(self, now: float) -> list[outputs.Output]:
+    def _after_input(self, now: float) -> list[outputs.Output]:
         """Return what follows for the call from what has just happened in its conversation."""
         conversation = self._call.conversation
-        todo = conversation.settle(now, confirmed=self._call.state is not State.ANSWERED)
+        todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
-            todo += self._on_joined(now)
+            todo += self._session.on_bridged(now)
         if self._call.session_up and self._call.talking:
-            todo += self._session.handover.settle(now)
+            todo += self._session.handover.promote_if_quiet(now)
         if self.talking and conversation.silence.rule:
             todo += self._session.on_silence(conversation.silence.rule, now)
         if self._session.failover.over is not None:
@@ -308,26 +308,13 @@ class CallMachine:
         if why is not None:
             return todo + self._end_call(why, now, detail)
         hold = (
-            self._call.held or conversation.call_actions.audio_cut,
+            self._call.held or conversation.call_actions.audio_suspended,
             self._call.held and self._call.plan.silence_on_hold,
         )
         if hold != self._hold:
             self._hold = hold
             todo.append(outputs.Hold(*hold))
         return todo
-
-    def _on_joined(self, now: float) -> list[outputs.Output]:
-        """Close the session of a bridged call, or let it listen."""
-        self._call.state = State.BRIDGED
-        todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
-        todo += self._call.conversation.recording.joined(now)
-        interpreted = self._call.conversation.call_actions.interpreted
-        if self._call.session_up and self._call.plan.tools.transfer.listen and not interpreted:
-            return todo + self._call.conversation.control.listen()
-        if not self._call.session_up:
-            return todo
-        self._call.session_up = False
-        return [*todo, outputs.CloseSession(1000, "bridged")]
 
     def _on_prepared(self, input: Prepared, now: float) -> list[outputs.Output]:
         """Take the plan that was completed with fetched data."""
@@ -350,25 +337,12 @@ class CallMachine:
 
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
         if isinstance(input, inputs.InterpreterEvent):
-            self._call.conversation.transcript.interpreted(input, now)
-        return self._call.conversation.call_actions.on(input, now) if self._call.live else []
-
-    def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
-        """Hand the result of a function to the conversation."""
-        if not (self._call.session_up or self._session.failover.active):
-            return []
-        return self._call.conversation.on_tool_done(input.call_id, input.output, now)
-
-    def _on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
-        """Carry out a command of a function or an operator, or reject it."""
-        if isinstance(input.command, RecordCall) and self._call.live:
-            return record_call(input.command, self._call.conversation.control, now)
-        if isinstance(input.command, SetDisposition):
-            command, control = input.command, self._call.conversation.control
-            return [control.note_disposition(command.disposition, command.by, now)]
-        if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
-            return self._call.conversation.command_rejected(input.command)
-        return self._call.conversation.on_command(input.command, now)
+            self._call.conversation.transcript.on_interpreter_event(input, now)
+        return (
+            self._call.conversation.call_actions.on_transfer_event(input, now)
+            if self._call.live
+            else []
+        )
 
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
         """End the call with its leg; a BYE may complete a transfer."""
@@ -449,7 +423,7 @@ class CallMachine:
         todo = self._call.conversation.call_actions.abandon(now)
         if self._post_call is not None:
             self._ended_ms, self._post_call.leg_over = self._call.timeline.ms(now), leg_over
-            todo += self._post_call.ask(now)
+            todo += self._post_call.request_answers(now)
         else:
             todo.append(outputs.CloseSession(1000, why.value))
         if leg_over:

@@ -9,12 +9,13 @@ from typing import Protocol
 from gateway.call import inputs, outputs
 from gateway.call.answer_and_hangup import AnswerPolicy, Timers
 from gateway.call.call_record import CallRecord, CallTimeline
-from gateway.call.conversation.control import RESUMED
+from gateway.call.conversation.control import RESUMED, record_call
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.playback import Playout
-from gateway.call.failover import Failover, Handover, seeded
+from gateway.call.failover import Failover, Handover, seed_commands
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
+from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import CreateResponse
@@ -131,7 +132,7 @@ class SessionEvents:
         if not (self._call.state is State.TALKING and self._call.session_up) or actions.busy:
             return []
         self._released, self._call.session_up = True, False
-        self.handover.session_over()
+        self.handover.on_session_over()
         rest = self._call.conversation.detach(now)
         note = self._call.timeline.note(now, "session_released", "info")
         return [*rest, note, outputs.CloseSession(1000, "on hold")]
@@ -152,9 +153,13 @@ class SessionEvents:
             return []
         self._call.session_up = True
         control, words = self._call.conversation.control, self._call.conversation.transcript
-        control.use(input.capabilities)
-        self.handover.session_up(input.seconds_left, now)
-        recovered = self.failover.up(now) if self.failover.active else seeded(words, control)
+        control.set_capabilities(input.capabilities)
+        self.handover.on_session_up(input.seconds_left, now)
+        recovered = (
+            self.failover.on_session_ready(now)
+            if self.failover.active
+            else seed_commands(words, control)
+        )
         if self._call.plan.outbound is not None:
             return [*recovered, *self._dial(input, self._call.plan.outbound, now)]
         self._call.record.session.session_id = input.session_id
@@ -166,31 +171,31 @@ class SessionEvents:
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on with the session that a fallback step opened."""
         self._call.session_up = True
-        self._call.conversation.control.use(input.capabilities)
-        self.handover.session_up(input.seconds_left, now)
+        self._call.conversation.control.set_capabilities(input.capabilities)
+        self.handover.on_session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
         self._call.conversation.attach()
         if self.failover.active:
-            todo = self.failover.up(now)
+            todo = self.failover.on_session_ready(now)
         else:
             note = self._call.timeline.note
             todo = [note(now, "session_resumed", "info", session_id=input.session_id)]
-            todo += self._call.conversation.control.tell(RESUMED)
+            todo += self._call.conversation.control.add_message(RESUMED)
         resume, self._resume = self._resume, False
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
         if not self._greeting_requested or (resume and unheard):
             return todo + self.request_greeting(now)
-        again = resume and control.gate.idle and control.capabilities.requested_responses
-        return todo + (control.ask(CreateResponse(), now) if again else [])
+        again = resume and control.responses.idle and control.capabilities.requested_responses
+        return todo + (control.request_response(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
-        self.handover.standby_ready(input, now)
+        self.handover.on_standby_ready(input, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
         """Try another standby session later, while a session is up."""
-        return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
+        return self.handover.on_standby_failed(input.detail, now) if self._call.session_up else []
 
     def request_greeting(self, now: float) -> list[outputs.Output]:
         """Request the greeting; of a source that is not trusted, not before the ACK."""
@@ -213,7 +218,7 @@ class SessionEvents:
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
             self._call.state = State.TALKING
-            todo += self._call.conversation.recording.settle(now, confirmed=True)
+            todo += self._call.conversation.recording.start_if_due(now, confirmed=True)
             todo.append(outputs.StartMedia())
         else:
             self._call.state = State.ANSWERED
@@ -226,8 +231,8 @@ class SessionEvents:
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
             self._call.state = State.TALKING
-            todo += self._call.conversation.recording.settle(now, confirmed=True)
-            return [*todo, outputs.StartMedia(), *self.failover.answered(now)]
+            todo += self._call.conversation.recording.start_if_due(now, confirmed=True)
+            return [*todo, outputs.StartMedia(), *self.failover.on_call_answered(now)]
         self._call.state = State.ANSWERED
         self._call.timers.answered(now)
         return todo
@@ -259,7 +264,7 @@ class SessionEvents:
         interpreted = self._call.conversation.call_actions.interpreted
         return early or interpreted or self._call.state is State.TALKING
 
-    def escape(self, by: str, now: float) -> list[outputs.Output]:
+    def escape_to_human(self, by: str, now: float) -> list[outputs.Output]:
         """Transfer the caller to a human, with or without a session."""
         todo: list[outputs.Output] = []
         if not self._call.session_up:
@@ -269,7 +274,7 @@ class SessionEvents:
                 why = self.failover.why
             elif self._call.state is State.BRIDGED:  # with an interpreter: it was closed for that
                 why, self._call.state = EndReason.SESSION_CLOSED, State.TALKING
-            todo += self.failover.escaped()
+            todo += self.failover.stop_for_escape()
             todo.append(outputs.CloseSession(1000, why.value))
             self.lost_meanwhile = (why, detail)
             todo += self._call.conversation.call_actions.session_lost(now)
@@ -284,7 +289,9 @@ class SessionEvents:
         detail = f"{input.verdict.code}: {input.detail}"
         self._call.retry_after = input.retry_after
         if self.failover.active:
-            todo = self.failover.failed(detail, now, fatal=fatal, after=input.retry_after)
+            todo = self.failover.on_attempt_failed(
+                detail, now, fatal=fatal, after=input.retry_after
+            )
             return self.answered_for_fallback(todo, now)
         returning, self._returning = self._returning, False
         if not (self._call.state is State.CONNECTING or returning) or not self._has_fallback:
@@ -321,8 +328,8 @@ class SessionEvents:
             return []
         if self.handover.ready and self._call.live and input.code != 1000:
             self._call.session_up = True
-            return self.handover.settle(now, at_once=True)
-        self.handover.session_over()
+            return self.handover.promote_if_quiet(now, at_once=True)
+        self.handover.on_session_over()
         if self._call.conversation.call_actions.underway:
             return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
         if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_queued):
@@ -386,3 +393,33 @@ class SessionEvents:
             detail = f"{input.error.code}: {input.error.message}"
             return todo + self._lost(EndReason.SESSION_ERROR, now, detail)
         return todo
+
+    def on_bridged(self, now: float) -> list[outputs.Output]:
+        """Close the session of a bridged call, or let it listen."""
+        self._call.state = State.BRIDGED
+        todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
+        todo += self._call.conversation.recording.on_bridged(now)
+        interpreted = self._call.conversation.call_actions.interpreted
+        if self._call.session_up and self._call.plan.tools.transfer.listen and not interpreted:
+            return todo + self._call.conversation.control.listen()
+        if not self._call.session_up:
+            return todo
+        self._call.session_up = False
+        return [*todo, outputs.CloseSession(1000, "bridged")]
+
+    def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
+        """Hand the result of a function to the conversation."""
+        if not (self._call.session_up or self.failover.active):
+            return []
+        return self._call.conversation.on_tool_done(input.call_id, input.output, now)
+
+    def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
+        """Carry out a command of a function or an operator, or reject it."""
+        if isinstance(input.command, RecordCall) and self._call.live:
+            return record_call(input.command, self._call.conversation.control, now)
+        if isinstance(input.command, SetDisposition):
+            command, control = input.command, self._call.conversation.control
+            return [control.note_disposition(command.disposition, command.by, now)]
+        if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
+            return self._call.conversation.command_rejected(input.command)
+        return self._call.conversation.on_command(input.command, now)

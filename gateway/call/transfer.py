@@ -72,7 +72,7 @@ class Speaker(Protocol):
 
     bytes_per_ms: int
 
-    def ask(
+    def request(
         self,
         key: str,
         purpose: str,
@@ -169,7 +169,7 @@ class Briefing:
         words = f"{self._words} {prompt}" if self._words else ""
         wanted = f"Say exactly: {words}" if words else _SUMMARIZE.format(prompt)
         self._key = f"briefing-{len(self._timeline.record.actions.transfers)}"
-        spoken = self._speak.ask(
+        spoken = self._speak.request(
             self._key,
             "briefing",
             wanted,
@@ -183,7 +183,7 @@ class Briefing:
         )
         return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
-    def key(self, digit: str, now: float) -> list[Output]:
+    def on_digit(self, digit: str, now: float) -> list[Output]:
         """Accept or decline by a key of the colleague; other keys are ignored."""
         if digit == self._plan.accept_key:
             return self.end("accepted", now)
@@ -271,7 +271,7 @@ class Transfer:
         interpreter: Interpreter | None = None,
     ) -> None:
         self.deadline: float | None = None
-        self.audio_cut = True
+        self.audio_suspended = True
         """No audio passes between caller and model."""
         self.begun = False
         self.joined = self.interpreted = False
@@ -327,7 +327,7 @@ class Transfer:
             ),
         ]
 
-    def on(self, happening: TransferEvent, now: float) -> list[Output]:
+    def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
         """Take progress of the REFER, or an event of the B-leg."""
         match happening:
             case ReferProgress():
@@ -339,7 +339,7 @@ class Transfer:
             case BLegDigit(digit):
                 if self.joined:
                     return [SendDtmf(digit)]
-                return self._briefed(lambda briefing: briefing.key(digit, now), now)
+                return self._briefed(lambda briefing: briefing.on_digit(digit, now), now)
             case BLegEnded():
                 return self._on_b_leg_ended(happening, now)
             case _:
@@ -456,7 +456,7 @@ class Transfer:
             self._ringing = False
             self.deadline = now + TAKE_OVER_SECONDS
             return [Refer(replaces=True)]
-        self.joined, self.audio_cut, self.deadline = True, False, None
+        self.joined, self.audio_suspended, self.deadline = True, False, None
         self._close(Outcome.ANSWERED, 200, now)
         if self._interpreter is None:
             return [PlaySound(""), BridgeLegs(self._plan.listen)]
@@ -483,7 +483,7 @@ class Transfer:
 
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
         self._close(outcome, code, now)
-        self.audio_cut, self.deadline = False, None
+        self.audio_suspended, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
         if code:
             result["sip_code"] = code

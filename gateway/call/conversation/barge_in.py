@@ -45,18 +45,18 @@ def interrupt(
         cancel: cancel the running responses too; False where the server does so by itself.
     """
     outputs: list[Output] = []
-    unanswered = control.hangup_after_playout.take_back()
+    unanswered = control.hangup_after_playout.cancel()
     if unanswered is not None:
         outputs.append(control.timeline.note(now, "hangup_cancelled", "info"))
     if unanswered:
         result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
         outputs.append(tool_output(unanswered, result))
-    undone = control.call_actions.interrupt()
+    undone = control.call_actions.cancel_queued()
     if undone is not None:
         result = {"status": "not done", "reason": "the caller interrupted"}
         outputs.append(tool_output(undone, result))
-    running = control.gate.running
-    to_cancel = [one for one in running if cancel and not control.playback.was_cut(one)]
+    running = control.responses.running
+    to_cancel = [one for one in running if cancel and not control.playback.was_interrupted(one)]
     outputs += control.playback.interrupt(trigger, running, now)
     return outputs + _cancel(control, to_cancel)
 
@@ -65,19 +65,19 @@ def drop_response(
     control: ConversationControl, response_id: str, trigger: str, now: float
 ) -> list[Output]:
     """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
-    if control.playback.to_be_heard(response_id):
+    if control.playback.is_queued(response_id):
         return interrupt(control, trigger, now)
-    if control.playback.was_cut(response_id):
+    if control.playback.was_interrupted(response_id):
         return []
     control.playback.drop_response(response_id)
-    return _cancel(control, [one for one in control.gate.running if one == response_id])
+    return _cancel(control, [one for one in control.responses.running if one == response_id])
 
 
 def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
     """Cancel responses; tell a model whose responses cannot be cancelled to stop."""
     if control.capabilities.cancel:
         return [Send(CancelResponse(one)) for one in responses]
-    return control.tell(STOP) if responses else []
+    return control.add_message(STOP) if responses else []
 
 
 @dataclass(slots=True)
@@ -112,26 +112,24 @@ class Interruptions:
 
     # ---- the agent
 
-    def replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
+    def on_request_replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
         """Note that another request takes the place of a refused one."""
         if by is not None and asked is self.greeting:
             self.greeting = by
         if by is not None and asked is self.disclosure:
             self.disclosure = by
 
-    def created(self, response_id: str, asked: CreateResponse | None) -> None:
+    def on_response_created(self, response_id: str, asked: CreateResponse | None) -> None:
         """Note that a response runs; ``asked`` is our request for it, if it was ours."""
         # Of what was protected before, only that is of interest which is still to be heard.
-        self._protected = {
-            one for one in self._protected if self._control.playback.to_be_heard(one)
-        }
+        self._protected = {one for one in self._protected if self._control.playback.is_queued(one)}
         if asked is None:
             return
         greets = asked is self.greeting and self._plan.uninterruptible_greeting
         if greets or asked is self.disclosure:
             self._protected.add(response_id)
 
-    def agent_words(self, event: AgentTranscriptDelta) -> None:
+    def on_agent_words(self, event: AgentTranscriptDelta) -> None:
         """Protect a response whose words match a pattern that must not be interrupted."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
@@ -146,25 +144,26 @@ class Interruptions:
         """Return whether what is being said must not be interrupted."""
         control = self._control
         return any(
-            one in control.gate.running or (control.speaking and control.playback.to_be_heard(one))
+            one in control.responses.running
+            or (control.speaking and control.playback.is_queued(one))
             for one in self._protected
         )
 
-    def refused(self, asked: CreateResponse | None) -> None:
+    def on_collision(self, asked: CreateResponse | None) -> None:
         """Note that a request collided with a running response."""
         if asked is self.greeting:
             self._protected.clear()
 
     # ---- the caller
 
-    def digit(self, now: float) -> list[Output]:
+    def on_digit(self, now: float) -> list[Output]:
         """Interrupt because of a DTMF digit, if the route wants that."""
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
         return [*interrupt(control, "digit", now), *self._resume()]
 
-    def speech(self, event: SpeechStarted, now: float) -> list[Output]:
+    def on_speech_started(self, event: SpeechStarted, now: float) -> list[Output]:
         """Interrupt or pause on ``input_audio_buffer.speech_started``."""
         control = self._control
         note = control.timeline.note
@@ -175,7 +174,7 @@ class Interruptions:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
             server = control.plan.server.interrupts
             return [started, *(interrupt(control, "speech", now, cancel=False) if server else [])]
-        agent = control.speaking or control.gate.active is not None
+        agent = control.speaking or control.responses.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
         turn = self._add_turn(event, undecided=pause)
@@ -191,7 +190,7 @@ class Interruptions:
             outputs.append(note(now, "interruption_suppressed", protected=self.protected))
         return outputs
 
-    def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
+    def on_speech_stopped(self, event: SpeechStopped, now: float) -> list[Output]:
         """Decide about a turn that is over by its length, or as nobody transcribes it; else wait
         for its transcript."""
         turn = self._turn_of(event.item_id)
@@ -208,7 +207,7 @@ class Interruptions:
         turn.deadline = now + self._plan.transcript_timeout
         return []
 
-    def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
+    def on_transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
         """Interrupt by a turn that waited for its transcript, unless it is only backchannel."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
@@ -220,7 +219,7 @@ class Interruptions:
             return self._false_interruption(turn, now, event.transcript.strip() or "no words")
         return self._interrupt(turn, now)
 
-    def committed(self, event: InputCommitted, now: float) -> list[Output]:
+    def on_committed(self, event: InputCommitted, now: float) -> list[Output]:
         """Request a response to a turn that has become an item, unless it is undecided."""
         turn = self._turn_of(event.item_id)
         if turn is None:
@@ -240,7 +239,7 @@ class Interruptions:
         due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]
         return min(due, default=None)
 
-    def session_over(self) -> list[Output]:
+    def on_session_over(self) -> list[Output]:
         """Resume playout, since the session that would decide is over."""
         self._turns.clear()
         return self._resume()
@@ -293,7 +292,7 @@ class Interruptions:
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
-        return self._control.ask(CreateResponse(), now)
+        return self._control.request_response(CreateResponse(), now)
 
     def _resume(self) -> list[Output]:
         """Resume playout, if it was paused."""

@@ -17,7 +17,7 @@ from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR, CallActions
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.playback import Playback, Playout
-from gateway.call.conversation.responses import ResponseGate, ResponseTimes
+from gateway.call.conversation.responses import ResponseQueue, ResponseTimes
 from gateway.call.inputs import Input
 from gateway.call.interpretation import Interpretation
 from gateway.call.outputs import Mute, OutOfBandDone, Output, Send
@@ -86,7 +86,7 @@ class DtmfConsumer(Protocol):
     def wants_digits(self) -> bool:
         """Return whether it wants digits now."""
 
-    def key(self, digit: str, now: float) -> list[Output]:
+    def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a digit; only while :attr:`wants_digits`."""
 
 
@@ -129,7 +129,7 @@ class ConversationControl:
         self.response_times = ResponseTimes(timeline)
         self.playback = Playback(playout, plan.codec, plan.server.truncate_margin_ms, timeline)
         self.playback.interrupted_after = self.response_times.interrupted_after
-        self.gate = ResponseGate()
+        self.responses = ResponseQueue()
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""
@@ -145,7 +145,7 @@ class ConversationControl:
         """The other side has the agent wait in a queue: nothing is to be said."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
-        self.escape: Callable[[float], list[Output]] = lambda _now: []
+        self.next_escape_destination: Callable[[float], list[Output]] = lambda _now: []
         """Calls the next destination for a caller who asked for a human."""
         self.recording: RecordingCommands | None = None
         self.termination: Termination | None = None
@@ -163,7 +163,7 @@ class ConversationControl:
         )
         return Transfer(target, plan, self.timeline, speak, interpreter)
 
-    def use(self, capabilities: Capabilities) -> None:
+    def set_capabilities(self, capabilities: Capabilities) -> None:
         """Note what the session can do that is the active one from now on."""
         self.capabilities = capabilities
         self.playback.truncates = capabilities.truncation
@@ -171,7 +171,7 @@ class ConversationControl:
 
     # ---- the model
 
-    def ask(self, create: CreateResponse, now: float) -> list[Output]:
+    def request_response(self, create: CreateResponse, now: float) -> list[Output]:
         """Request a response, once none is running.
 
         A session of which no answer can be requested takes only what is to be said; it speaks when
@@ -182,18 +182,18 @@ class ConversationControl:
         wishes = create.words or (create.response or {}).get("instructions")
         if not (self.capabilities.requested_responses or wishes):
             return []
-        return send(self.gate.request(create, now))
+        return send(self.responses.request(create, now))
 
-    def go_on(self, now: float) -> list[Output]:
+    def continue_with_results(self, now: float) -> list[Output]:
         """Have the model, or the backend that called functions for it, go on with the results."""
         if self.capabilities.direct_tools:
-            return self.ask(CreateResponse(), now)
+            return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
         """Queue the action of a tool call. Raises ToolCallError."""
         within = 0.0 if self.capabilities.direct_tools else ANNOUNCED_SECONDS
-        self.call_actions.ask(name, call_id, arguments, now, said_within=within)
+        self.call_actions.queue_tool_action(name, call_id, arguments, now, said_within=within)
 
     def speak_language(self, code: str) -> tuple[str, list[Output]]:
         """Change the language of the session, and of those after it; returns its name, too."""
@@ -202,19 +202,19 @@ class ConversationControl:
         change = self.changes["language"] = UpdateSession(plan.updates[code])
         if self.capabilities.settings_updates:
             return name, [Send(change)]
-        return name, self.tell(f"Speak {name} from now on.")
+        return name, self.add_message(f"Speak {name} from now on.")
 
-    def resume(self, now: float) -> list[Output]:
+    def request_due_response(self, now: float) -> list[Output]:
         """Request the response that is due from a session that has taken over."""
         if self.capabilities.requested_responses:
-            return self.ask(CreateResponse(), now)
-        return [] if self.termination is not None else self.tell(TAKEN_OVER)
+            return self.request_response(CreateResponse(), now)
+        return [] if self.termination is not None else self.add_message(TAKEN_OVER)
 
     def say(self, words: str, now: float) -> list[Output]:
         """Let the model say these words, and nothing else; no tools meanwhile."""
-        return self.ask(self.exactly(words), now)
+        return self.request_response(self.exact_words(words), now)
 
-    def exactly(self, words: str, *, as_audio: bool = False) -> CreateResponse:
+    def exact_words(self, words: str, *, as_audio: bool = False) -> CreateResponse:
         """Return the request for exactly these words; ``as_audio``: see its ``exact``."""
         wanted = {"instructions": f"Say exactly: {words}", "tools": []}
         return CreateResponse(wanted, words, exact=as_audio)
@@ -223,18 +223,18 @@ class ConversationControl:
         """Have the session listen to a bridged call without responding."""
         if self.capabilities.settings_updates:
             return [Send(UpdateSession(self.plan.listening))]
-        return self.tell(LISTEN)
+        return self.add_message(LISTEN)
 
-    def tell(self, text: str, *, role: str = "system") -> list[Output]:
+    def add_message(self, text: str, *, role: str = "system") -> list[Output]:
         """Put a message into the conversation; no response is requested."""
         return [Send(CreateItem(message(role, text)))] if self.capabilities.responds else []
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
         """Return the consumer of the next digit, or None: the conversation gets it."""
-        for taker in (self.approvals, self.collecting, self.recording):
-            if taker is not None and taker.wants_digits:
-                return taker
+        for consumer in (self.approvals, self.collecting, self.recording):
+            if consumer is not None and consumer.wants_digits:
+                return consumer
         return None
 
     # ---- its sound
@@ -256,9 +256,9 @@ class ConversationControl:
         """End the conversation: transfer the caller, or say goodbye. The first reason stands."""
         if self.termination is None:
             self.termination = termination
-            self.gate.forget_waiting()
+            self.responses.forget_waiting()
 
-    def leave(self, now: float) -> list[Output]:
+    def end_conversation(self, now: float) -> list[Output]:
         """Transfer the caller, or say the last words and hang up, as :meth:`terminate` asked.
 
         Waits while an action or a hang-up is under way.
@@ -274,15 +274,15 @@ class ConversationControl:
             self._handed_on = True
             wanted = json.dumps({"destination": termination.transfer_to})
             try:
-                self.call_actions.ask(TRANSFER_CALL, BY_GATEWAY, wanted, now)
+                self.call_actions.queue_tool_action(TRANSFER_CALL, BY_GATEWAY, wanted, now)
             except ToolCallError as error:
                 note = self.timeline.note(now, "tool_refused", "error", reason=str(error))
-                return [note, *self.leave(now)]
+                return [note, *self.end_conversation(now)]
             return []
-        self.hangup_after_playout.last(termination.why, now)
+        self.hangup_after_playout.after_last_words(termination.why, now)
         if not termination.words or not self.capabilities.responds:
             return []
-        goodbye = send(self.gate.request(self.exactly(termination.words), now))
+        goodbye = send(self.responses.request(self.exact_words(termination.words), now))
         if not self.capabilities.settings_updates:
             return goodbye
         # Nobody is to be answered any more, nor to be cut short.
@@ -334,16 +334,22 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
         case Say(words):
             return [note, *control.say(words, now)]
         case Tell(text, role, respond):
-            return [note, *control.tell(text, role=role), *_respond(control, respond, now)]
+            return [note, *control.add_message(text, role=role), *_respond(control, respond, now)]
         case Show(image, text, respond):
             content = [{"type": "input_text", "text": text}] if text else []
             content.append({"type": "input_image", "image_url": image})
             item = {"type": "message", "role": "user", "content": content}
             return [note, Send(CreateItem(item)), *_respond(control, respond, now)]
         case Respond(instructions):
-            return [note, *control.ask(CreateResponse({"instructions": instructions}), now)]
+            return [
+                note,
+                *control.request_response(CreateResponse({"instructions": instructions}), now),
+            ]
         case RequestOutOfBand(key, instructions, metadata):
-            return [note, *control.out_of_band.ask(key, "application", instructions, now, metadata)]
+            return [
+                note,
+                *control.out_of_band.request(key, "application", instructions, now, metadata),
+            ]
         case TransferTo(destination, words):
             control.terminate(
                 Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
@@ -351,7 +357,7 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
         case MuteCaller(muted):
             words = CALLER_MUTED if muted else CALLER_UNMUTED
             told = control.timeline.note(now, "muted" if muted else "unmuted", "info")
-            return [note, told, Mute(muted), *control.tell(words)]
+            return [note, told, Mute(muted), *control.add_message(words)]
         case OperatorTransfer() | ReferTo() | PressKeys() | OperatorHold():
             actions = control.call_actions
             try:
@@ -361,11 +367,11 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
                     actions.press(command.digits, now)
                 elif isinstance(command, OperatorHold):
                     words = CALLER_HELD if command.held else CALLER_BACK
-                    return [note, *actions.hold(command.held, now), *control.tell(words)]
+                    return [note, *actions.hold(command.held, now), *control.add_message(words)]
                 else:
                     target = {"destination": command.destination, "briefing": command.briefing}
                     wanted = json.dumps(target)
-                    actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
+                    actions.queue_tool_action(TRANSFER_CALL, BY_OPERATOR, wanted, now)
             except ToolCallError as error:
                 refused = control.timeline.note(
                     now, "command_rejected", "warning", reason=str(error)
@@ -391,4 +397,4 @@ def record_call(command: RecordCall, control: ConversationControl, now: float) -
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
     """Request a response, if the command wants one."""
-    return control.ask(CreateResponse(), now) if wanted else []
+    return control.request_response(CreateResponse(), now) if wanted else []

@@ -26,7 +26,7 @@ from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
-from gateway.call.rules.escape import Escape
+from gateway.call.rules.escape import EscapeToHuman
 from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.hold_wait import HoldWait
 from gateway.call.rules.line_quality import LineWatch
@@ -75,7 +75,7 @@ class Conversation:
         self.control = ConversationControl(plan, timeline, playout)
         self.call_actions = self.control.call_actions
         self._interruptions = Interruptions(self.control)
-        self._keys = DtmfInput(self.control, self._interruptions.digit)
+        self._keys = DtmfInput(self.control, self._interruptions.on_digit)
         approvals = self.control.approvals = Approvals(self.control)
         self._functions = Functions(self.control, approvals)
         self.transcript = Transcript(self.control)
@@ -85,7 +85,7 @@ class Conversation:
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
-        self._names = ResponseNames(self.control.gate, self.control.playback)
+        self._names = ResponseNames(self.control.responses, self.control.playback)
         self.complete = self._names.complete
         self.silence = Silence(
             self.control,
@@ -95,8 +95,8 @@ class Conversation:
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
-        self.escape = Escape(self.control)
-        self.control.escape = self.escape.next_destination
+        self.escape = EscapeToHuman(self.control)
+        self.control.next_escape_destination = self.escape.next_destination
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
@@ -142,14 +142,16 @@ class Conversation:
             )
         self._interruptions.greeting = greeting
         disclosed = self._disclose(greeting, now)
-        asked = self.recording.opened(greeting, now)
+        asked = self.recording.ask_for_consent(greeting, now)
         if asked is None and greeting is not None:
-            asked = self.control.ask(greeting, now)
+            asked = self.control.request_response(greeting, now)
         interpreter = self._plan.tools.transfer.interpreter
         if interpreter is not None and interpreter.at_once and not self.call_actions.busy:
             wanted = json.dumps({"destination": interpreter.destination})
             said = GREETING_SECONDS if greeting is not None or disclosed else 0.0
-            self.call_actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now, said_within=said)
+            self.call_actions.queue_tool_action(
+                TRANSFER_CALL, BY_OPERATOR, wanted, now, said_within=said
+            )
         return disclosed + (asked or [])
 
     def _disclose(self, greeting: CreateResponse | None, now: float) -> list[Output]:
@@ -159,13 +161,13 @@ class Conversation:
             return []
         self.control.timeline.record.disclosure = plan.words
         first = (
-            self.control.exactly(plan.words, as_audio=plan.exact)
+            self.control.exact_words(plan.words, as_audio=plan.exact)
             if plan.before or greeting is None
             else greeting
         )
         if not plan.interruptible:
             self._interruptions.disclosure = first
-        return [] if first is greeting else self.control.ask(first, now)
+        return [] if first is greeting else self.control.request_response(first, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
         """Hand an input to the rules that have registered for it, once it has taken effect."""
@@ -187,55 +189,55 @@ class Conversation:
             return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
-                outputs = self.call_actions.model_speaks(now) + self._functions.model_speaks()
+                outputs = self.call_actions.on_model_audio(now) + self._functions.on_model_audio()
                 spoke = control.speaking
-                outputs += control.playback.receive(event)
-                if not control.playback.was_cut(event.response_id):
-                    self.response_times.audio(now, speaking=spoke)
+                outputs += control.playback.on_audio(event)
+                if not control.playback.was_interrupted(event.response_id):
+                    self.response_times.on_audio(now, speaking=spoke)
                 if not control.speaking:
                     return outputs
-                return outputs + self.silence.heard(event, now, speaking=spoke)
+                return outputs + self.silence.on_audio(event, now, speaking=spoke)
             case AudioDone():
-                return control.playback.part_done(event)
+                return control.playback.on_audio_done(event)
             case SpeechStarted():
                 self._caller_speaks = True
-                self.response_times.began()
-                return self._interruptions.speech(event, now)
+                self.response_times.on_speech_started()
+                return self._interruptions.on_speech_started(event, now)
             case SpeechStopped():
                 self._caller_speaks = False
-                self.response_times.over(now)
+                self.response_times.on_turn_over(now)
                 stopped = note(now, "caller_speech_stopped", audio_ms=event.audio_end_ms)
-                return [*self._interruptions.speech_over(event, now), stopped]
+                return [*self._interruptions.on_speech_stopped(event, now), stopped]
             case InputCommitted():
                 self._caller_speaks = False
-                self.response_times.over(now, committed=True)
-                self._functions.caller_acted()
+                self.response_times.on_turn_over(now, committed=True)
+                self._functions.reset_rounds()
                 answers = control.capabilities.turn_events and control.capabilities.responds
                 if answers and not self._plan.interruptions.by_gateway:
-                    control.gate.turn()
-                return self._interruptions.committed(event, now)
+                    control.responses.on_turn()
+                return self._interruptions.on_committed(event, now)
             case ResponseCreated():
                 request = command if isinstance(command, CreateResponse) else None
-                request = control.gate.created(event.response_id, request)
-                self._interruptions.created(event.response_id, request)
-                control.hangup_after_playout.speech_begins()
+                request = control.responses.on_created(event.response_id, request)
+                self._interruptions.on_response_created(event.response_id, request)
+                control.hangup_after_playout.on_response_created()
                 over = self._names.is_over(event.response_id)
-                return send(control.gate.done(event.response_id, now)) if over else []
+                return send(control.responses.on_done(event.response_id, now)) if over else []
             case AgentTranscriptDelta():
-                self._interruptions.agent_words(event)
+                self._interruptions.on_agent_words(event)
                 return []
             case ResponseDone():
                 return self._on_response_done(event, now)
             case DecisionMade():
-                return self._functions.tasks.decided(event, now)
+                return self._functions.tasks.on_decision(event, now)
             case WorkDelegated():
-                return self._functions.tasks.take(event, now)
+                return self._functions.tasks.on_delegated(event, now)
             case AgentTranscript():
                 return [note(now, "agent_transcript", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
                 self._functions.tasks.words_came = True
                 said = note(now, "caller_transcript", text=event.transcript)
-                return [said, *self._interruptions.transcribed(event, now)]
+                return [said, *self._interruptions.on_transcribed(event, now)]
             case ItemTruncated():
                 at_ms = event.audio_end_ms
                 return [note(now, "truncated", item_id=event.item_id, audio_end_ms=at_ms)]
@@ -246,7 +248,7 @@ class Conversation:
     ) -> list[Output]:
         """Take an ``error`` event; few end the session (:mod:`gateway.realtime.errors`)."""
         verdict = classify_error(error)
-        gate = self.control.gate
+        responses = self.control.responses
         outputs: list[Output] = [
             self._timeline.note(
                 now,
@@ -258,45 +260,45 @@ class Conversation:
                 kind=verdict.kind.value,
             )
         ]
-        if self.control.out_of_band.asked(command):
-            outputs += self.control.out_of_band.refused(command, error, now)
+        if self.control.out_of_band.is_request(command):
+            outputs += self.control.out_of_band.on_refused(command, error, now)
         elif error.code == "conversation_already_has_active_response":
             request = command if isinstance(command, CreateResponse) else None
-            gate.collided(request, now)
-            self._interruptions.refused(request)
+            responses.on_collision(request, now)
+            self._interruptions.on_collision(request)
         elif isinstance(command, CreateResponse):
             # A field that this server does not take costs nobody the answer.
             instead = mended(command, error)
-            self._interruptions.replaced(command, instead)
-            outputs += send(gate.failed(command, now, instead))
+            self._interruptions.on_request_replaced(command, instead)
+            outputs += send(responses.on_refused(command, now, instead))
         elif isinstance(command, CancelResponse):
             # It does not run, whatever became of its response.done.
-            outputs += send(gate.done(command.response_id, now))
-        outputs += self.control.playback.refusal(error, command)
+            outputs += send(responses.on_done(command.response_id, now))
+        outputs += self.control.playback.on_error(error, command)
         self._session_failed = self._session_failed or verdict.ends_session
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
         """Take a DTMF digit of the caller; ``in_band``: found in the audio."""
-        self._functions.caller_acted()
-        return self._keys.press(digit, now, in_band=in_band)
+        self._functions.reset_rounds()
+        return self._keys.on_digit(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Note that the caller begins to hear a response."""
-        self.response_times.playing(now)
-        return self.control.playback.started(now)
+        self.response_times.on_playing(now)
+        return self.control.playback.on_playout_started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
         """Note that the playout queue ran empty."""
-        return self.control.playback.drained(now)
+        return self.control.playback.on_playout_drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """Note frames that did not fit the playout queue."""
-        return self.control.playback.refused(frames, now)
+        return self.control.playback.on_playout_refused(frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Take the result of a tool function."""
-        return self._functions.done(call_id, output, now)
+        return self._functions.on_tool_done(call_id, output, now)
 
     def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
         """Take what became of sensitive digits."""
@@ -317,44 +319,46 @@ class Conversation:
             else []
         )
 
-    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
+    def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start what was waiting for this input: actions, termination, the silence timer."""
         outputs = self._begin_action(now, confirmed)
-        outputs += self._functions.action_done(now)
-        outputs += self.recording.settle(now, confirmed=confirmed)
+        outputs += self._functions.answer_finished_action(now)
+        outputs += self.recording.start_if_due(now, confirmed=confirmed)
         if self.control.termination is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
-            outputs += self.control.leave(now)
+            outputs += self.control.end_conversation(now)
             outputs += self._begin_action(now, confirmed)
-        outputs += self._functions.tasks.settle(now)
-        return outputs + self.silence.settle(now, confirmed=confirmed)
+        outputs += self._functions.tasks.begin_if_transcribed(now)
+        return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
         """Interrupt and retry a response that stays silent; there is no fallback."""
         outputs = interrupt(self.control, "silence", now) + self.silence.reset()
-        return outputs + self._response_fallback.silent(rule, self.control.gate.abandon(), now)
+        return outputs + self._response_fallback.on_silence(
+            rule, self.control.responses.abandon(), now
+        )
 
     def on_session_over(self, now: float) -> list[Output]:
         """Note that the session closed normally; its queued audio is played to the end."""
-        self.control.hangup_after_playout.session_over(now)
-        self.control.gate.reset()
+        self.control.hangup_after_playout.on_session_over(now)
+        self.control.responses.reset()
         self.on_end(now)
-        return self._interruptions.session_over()
+        return self._interruptions.on_session_over()
 
     def detach(self, now: float) -> list[Output]:
         """Detach from a session that another one replaces."""
-        self.transcript.detached()
-        self._names.forget()
-        self._guardrails.session_over()
-        outputs = self.control.playback.session_over() + self._interruptions.session_over()
+        self.transcript.on_session_replaced()
+        self._names.reset()
+        self._guardrails.on_session_over()
+        outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset()
-        self.control.gate.reset()
+        self.control.responses.reset()
         self._caller_speaks = self._session_failed = False
         return outputs
 
     def attach(self) -> None:
         """Start with a new session; requests to the old one are forgotten."""
-        self.control.gate.reset()
+        self.control.responses.reset()
 
     @property
     def quiet(self) -> bool:
@@ -387,7 +391,7 @@ class Conversation:
         """Return the reason to end the call now, with a detail, or None; asked after each input."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
-        queued_ms, responding = self.control.playback.queued_ms, not self.control.gate.idle
+        queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle
         why = self.control.hangup_after_playout.due(now, queued_ms=queued_ms, responding=responding)
         termination = self.control.termination
         return why, termination.detail if termination is not None and termination.why is why else ""
@@ -399,7 +403,7 @@ class Conversation:
             self._keys.deadline,
             self._functions.deadline,
             self._interruptions.deadline,
-            self.control.gate.deadline,
+            self.control.responses.deadline,
             self.control.hangup_after_playout.deadline,
             self.control.out_of_band.deadline,
             self.call_actions.deadline,
@@ -409,11 +413,11 @@ class Conversation:
 
     def on_tick(self, now: float) -> list[Output]:
         """Act on deadlines that have come."""
-        gate = self.control.gate
+        responses = self.control.responses
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
-        if gate.deadline is not None and now >= gate.deadline:
+        if responses.deadline is not None and now >= responses.deadline:
             outputs.append(self._timeline.note(now, "response_unanswered", "warning"))
-            outputs += send(gate.unanswered(now))
+            outputs += send(responses.on_unanswered(now))
         outputs += self.call_actions.tick(now) + self.control.out_of_band.tick(now)
         outputs += self._functions.tick(now)
         return outputs + [output for rule in self._rules for output in rule.tick(now)]
@@ -431,13 +435,13 @@ class Conversation:
         ready = confirmed and not self.control.concealed
         queued = self.control.speaking or (
             # Its queue is short, and may be empty within a sentence.
-            not self.control.capabilities.direct_tools and bool(self.control.gate.running)
+            not self.control.capabilities.direct_tools and bool(self.control.responses.running)
         )
-        return self.call_actions.settle(now, queued=queued, confirmed=ready)
+        return self.call_actions.begin_if_ready(now, queued=queued, confirmed=ready)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Take the end of a response: its items, function calls and failure."""
-        outputs = self.control.playback.response_done(event.response_id)
+        outputs = self.control.playback.on_response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(
             self._timeline.note(
@@ -450,10 +454,10 @@ class Conversation:
                 **({"code": event.error_code, "message": event.error_message} if failed else {}),
             )
         )
-        following = self.control.gate.done(event.response_id, now)
+        following = self.control.responses.on_done(event.response_id, now)
         if event.status == "completed":
-            outputs += self._functions.called(event, now)
+            outputs += self._functions.on_response_done(event, now)
         outputs += send(following)
-        if self._functions.in_loop and self.control.gate.idle:
-            outputs += self._response_fallback.tool_loop(now)
+        if self._functions.in_loop and self.control.responses.idle:
+            outputs += self._response_fallback.on_tool_loop(now)
         return outputs

@@ -2,7 +2,7 @@
 """Out-of-band responses: ``response.create`` with ``conversation`` "none"; post-call analysis.
 
 They run beside whatever is being said and are known by their metadata: nothing of them reaches the
-caller, the playout or the one-response-at-a-time gate. Most answer in text; a briefing is spoken
+caller, the playout or the queue of responses. Most answer in text; a briefing is spoken
 to the target of a transfer. After a call they answer the route's questions about it.
 """
 
@@ -83,7 +83,7 @@ class OutOfBandResponses:
         """Whether a response that was requested has not ended."""
         return bool(self._running)
 
-    def ask(
+    def request(
         self,
         key: str,
         purpose: str,
@@ -175,13 +175,13 @@ class OutOfBandResponses:
                     return self._finish(key, event.status, _text_of(event), now)
         return []
 
-    def asked(self, command: ClientCommand | None) -> bool:
+    def is_request(self, command: ClientCommand | None) -> bool:
         """Return whether a command of ours requested an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )
 
-    def refused(
+    def on_refused(
         self, command: ClientCommand | None, error: ServerError, now: float
     ) -> list[Output]:
         """End the response whose request was refused."""
@@ -314,12 +314,12 @@ class PostCallAnalysis:
         answers = self._until if self._out_of_band.busy else 0.0
         return min((at for at in (answers, self._words_until) if at), default=0.0)
 
-    def ask(self, now: float) -> list[Output]:
+    def request_answers(self, now: float) -> list[Output]:
         """Request a response to each prompt, at once; its key is ``after-`` and the name."""
         return [
             output
             for name, words in self._prompts.items()
-            for output in self._out_of_band.ask(
+            for output in self._out_of_band.request(
                 f"after-{name}", name, words, now, seconds=self._timeout
             )
         ]
@@ -335,7 +335,7 @@ class PostCallAnalysis:
             case inputs.ServerEventReceived() if now < self._words_until:
                 return self._transcript.on(input, now)
             case inputs.ServerErrorReceived(error=error, command=command):
-                return self._out_of_band.refused(command, error, now)
+                return self._out_of_band.on_refused(command, error, now)
             case inputs.LegEnded():
                 self.leg_over = True
             case inputs.SessionClosed() | inputs.ShutDown():

@@ -84,7 +84,7 @@ class Truncations:
         return TruncateItem(command.item_id, command.content_index, length_ms)
 
 
-_CUT_RESPONSES = 32
+_MAX_INTERRUPTED = 32
 """Interrupted responses remembered; audio of one stops coming at its ``response.done``."""
 
 SHORTEST_MS = 20
@@ -105,7 +105,7 @@ class Playout(Protocol):
 
 
 @dataclass(slots=True)
-class _Cut:
+class _Interrupted:
     """A response that was interrupted, and its items of which nothing was played."""
 
     response_id: str
@@ -128,23 +128,23 @@ class Playback:
         self._timeline = timeline
         self._tracker = PlayoutTracker(codec.silence, codec.bytes_per_ms)
         self._truncations = Truncations(margin_ms)
-        self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
+        self._interrupted: deque[_Interrupted] = deque(maxlen=_MAX_INTERRUPTED)
         self._audible = False
-        self._spoken: deque[str] = deque(maxlen=_CUT_RESPONSES)
+        self._spoken: deque[str] = deque(maxlen=_MAX_INTERRUPTED)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
         self.truncates = True
         """The server is told what was heard of an item that was cut."""
-        self.cut_at = 0.0
+        self.interrupted_at = 0.0
         """When playout was last stopped (s)."""
         self.interrupted_after: Callable[[float], float | None] = lambda _now: None
         """Returns how long (ms) the caller has spoken at that time (s)."""
-        self.on_cut: Callable[[Heard], None] = lambda _heard: None
+        self.on_part_interrupted: Callable[[Heard], None] = lambda _heard: None
         """Called for each part of a response that the caller did not hear to its end."""
 
-    def receive(self, event: AudioDelta) -> list[Output]:
+    def on_audio(self, event: AudioDelta) -> list[Output]:
         """Queue an audio delta, or drop it where its response was interrupted."""
-        cut = self._cut_of(event.response_id)
+        cut = self._interrupted_response(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
             unplayed = cut.unplayed_items
@@ -154,36 +154,36 @@ class Playback:
             return []
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
-        frames = self.receive_more(event)
+        frames = self.queue_audio(event)
         return [Play(frames, more=True)] if frames else []
 
-    def receive_more(self, event: AudioDelta) -> bytes:
+    def queue_audio(self, event: AudioDelta) -> bytes:
         """Return what to queue of a response that is heard: not interrupted, and not its first."""
         key = (event.item_id, event.content_index)
         frames = self._tracker.receive(event.response_id, key, event.audio)
         self.queued_ms += len(frames) // self._bytes_per_ms
         return frames
 
-    def part_done(self, event: AudioDone) -> list[Output]:
+    def on_audio_done(self, event: AudioDone) -> list[Output]:
         """Queue what is left of a part, less than a frame, filled up with silence."""
         return self._last(self._tracker.finish((event.item_id, event.content_index)))
 
-    def response_done(self, response_id: str) -> list[Output]:
+    def on_response_done(self, response_id: str) -> list[Output]:
         """End a response; delete items of it that came after it was interrupted."""
         outputs = self._last(self._tracker.finish_response(response_id))
-        cut = self._cut_of(response_id)
+        cut = self._interrupted_response(response_id)
         if cut is not None:
             unplayed = cut.unplayed_items if self.truncates else []
             outputs += [Send(DeleteItem(item_id)) for item_id in unplayed]
             cut.unplayed_items = []
         return outputs
 
-    def session_over(self) -> list[Output]:
+    def on_session_over(self) -> list[Output]:
         """End all responses because the session is over; queued audio is played to the end."""
-        self._cuts.clear()
+        self._interrupted.clear()
         return self._last(self._tracker.finish_all())
 
-    def spoke(self, response_id: str) -> bool:
+    def had_audio(self, response_id: str) -> bool:
         """Return whether audio of this response was ever queued that fills a frame."""
         received = self._tracker.response_ms(response_id)
         return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
@@ -196,24 +196,24 @@ class Playback:
         """Return how much audio (ms) of this item was received so far."""
         return self._tracker.received_ms(item_id)
 
-    def to_be_heard(self, response_id: str) -> bool:
+    def is_queued(self, response_id: str) -> bool:
         """Return whether audio of this response was queued since the queue was last empty."""
         return self._tracker.queued(response_id)
 
     def rename(self, response_id: str, name: str) -> None:
         """Use the server's id of a response that began without one."""
-        cut = self._cut_of(response_id)
+        cut = self._interrupted_response(response_id)
         if cut is not None:
             cut.response_id = name
 
-    def was_cut(self, response_id: str) -> bool:
+    def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted while it ran."""
-        return self._cut_of(response_id) is not None
+        return self._interrupted_response(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
         """Drop all audio of a response that is still to come."""
-        if not self.was_cut(response_id):
-            self._cuts.append(_Cut(response_id, []))
+        if not self.was_interrupted(response_id):
+            self._interrupted.append(_Interrupted(response_id, []))
 
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
         """Stop playing, drop the rest of ``running`` responses, tell the server what was heard.
@@ -230,7 +230,7 @@ class Playback:
         """Stop playing because the leg has ended; the server need not know what was heard."""
         return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
-    def started(self, now: float) -> list[Output]:
+    def on_playout_started(self, now: float) -> list[Output]:
         """Note that the caller begins to hear a response."""
         if not self.queued_ms:
             return []  # it was flushed before word of its start came here
@@ -244,7 +244,7 @@ class Playback:
         )
         return outputs
 
-    def drained(self, now: float) -> list[Output]:
+    def on_playout_drained(self, now: float) -> list[Output]:
         """Count all queued audio as heard: the queue ran empty."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
@@ -253,7 +253,7 @@ class Playback:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
         return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
 
-    def refused(self, frames: int, now: float) -> list[Output]:
+    def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """Note frames that did not fit the queue; the response is cut there."""
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
@@ -261,14 +261,14 @@ class Playback:
     def _flush(self, trigger: str, now: float) -> list[Output]:
         """Flush the queue; report what was heard of each item."""
         heard = self._tracker.flush(self._playout.flush())
-        self.cut_at = now
+        self.interrupted_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=True))
         return outputs + self._report_heard(heard, trigger, now)
 
-    def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
+    def on_error(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
         """Send a refused truncation again, at the length that the error names."""
         again = self._truncations.retry(error, command)
         return [] if again is None else [Send(again)]
@@ -278,9 +278,9 @@ class Playback:
         """Return the audio (ms) that came after its response was cut, and was dropped."""
         return self._tracker.dropped_bytes // self._bytes_per_ms
 
-    def _cut_of(self, response_id: str) -> _Cut | None:
+    def _interrupted_response(self, response_id: str) -> _Interrupted | None:
         """Return the interruption of this response, if there was one."""
-        return next((cut for cut in self._cuts if cut.response_id == response_id), None)
+        return next((cut for cut in self._interrupted if cut.response_id == response_id), None)
 
     def _last(self, frames: bytes) -> list[Output]:
         """Return the output that puts the last frames of a part into the playout queue."""
@@ -294,7 +294,7 @@ class Playback:
         for one in heard:
             if one.complete or one.item_id in deleted:
                 continue
-            self.on_cut(one)
+            self.on_part_interrupted(one)
             if trigger == AT_END:
                 continue  # nobody is left to be told
             if not self.truncates:

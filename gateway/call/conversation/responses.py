@@ -71,35 +71,35 @@ class ResponseTimes:
         self.paused_at: float | None = None
         """Since when playout is paused because the caller may be interrupting (s)."""
 
-    def heard(self, input: CallerHeard) -> list[Output]:
+    def on_caller_heard(self, input: CallerHeard) -> list[Output]:
         """Keep when the caller was last loud: response times are measured from it."""
         self._heard = input
         return []
 
-    def began(self) -> None:
+    def on_speech_started(self) -> None:
         """Take ``speech_started``: the caller speaks."""
         self._over = self._first = None
 
-    def over(self, now: float, *, committed: bool = False) -> None:
+    def on_turn_over(self, now: float, *, committed: bool = False) -> None:
         """Begin the wait: the caller's turn is over. ``committed``: by its commit alone."""
         self._stops_told = self._stops_told or not committed
         if not (committed and self._stops_told):
             self._over, self._first = now, None
 
-    def audio(self, now: float, *, speaking: bool) -> None:
+    def on_audio(self, now: float, *, speaking: bool) -> None:
         """Note model audio; ``speaking``: other audio is being played, so nobody waits."""
         if self._over is None or self._first is not None:
             return
         self._first = now
         if speaking:
-            self.began()
+            self.on_speech_started()
 
-    def playing(self, now: float) -> None:
+    def on_playing(self, now: float) -> None:
         """End the wait: the first frame of the response was handed to RTP."""
         if self._over is None or self._first is None:
             return
         over, first, heard = self._over, self._first, self._heard
-        self.began()
+        self.on_speech_started()
         known = heard.until is not None and over - MAX_ENDPOINTING_SECONDS < heard.until <= over
         spoke = heard.until if known and heard.until is not None else over
         times = self._timeline.record.response_times
@@ -121,7 +121,7 @@ class ResponseTimes:
         return None if since is None else round(max(0.0, 1000 * (now - since)), 1)
 
 
-class ResponseGate:
+class ResponseQueue:
     """Tracks running responses and their requests; holds back requests that would collide."""
 
     def __init__(self) -> None:
@@ -154,13 +154,13 @@ class ResponseGate:
         """Ids of all that are running, oldest first; more than one where the server allows it."""
         return tuple(self._running)
 
-    def asked_by(self, response_id: str) -> CreateResponse | None:
+    def request_of(self, response_id: str) -> CreateResponse | None:
         """Return the request of ours that this response answers; None: the server's own."""
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
         """Return whether this response answers the caller, and no special request of ours."""
-        asked = self.asked_by(response_id)
+        asked = self.request_of(response_id)
         return asked is None or asked.response is None
 
     @property
@@ -206,11 +206,11 @@ class ResponseGate:
         """Drop waiting requests that would answer the caller."""
         self._waiting = deque(one for one in self._waiting if one.response is not None)
 
-    def turn(self) -> None:
+    def on_turn(self) -> None:
         """Note a complete turn of the caller, which the server answers by itself."""
         self._turns = min(self._turns + 1, MAX_RUNNING)
 
-    def created(
+    def on_created(
         self, response_id: str, request: CreateResponse | None = None
     ) -> CreateResponse | None:
         """Take ``response.created``; ``request`` is what it answers, where the server says so.
@@ -238,14 +238,14 @@ class ResponseGate:
         self._running = [name if one == response_id else one for one in self._running]
         self._requests[name] = self._requests.pop(response_id, None)
 
-    def done(self, response_id: str, now: float) -> CreateResponse | None:
+    def on_done(self, response_id: str, now: float) -> CreateResponse | None:
         """Take ``response.done``; return a waiting request to send now."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
         return self._next(now)
 
-    def collided(self, create: CreateResponse | None, now: float) -> None:
+    def on_collision(self, create: CreateResponse | None, now: float) -> None:
         """Note that a request collided with a running response; it goes first once that is done.
 
         None: the error does not name the request, so it is the last one.
@@ -262,15 +262,15 @@ class ResponseGate:
         self._sent_at = now
         self._waiting.appendleft(create)
 
-    def stopped(self, now: float) -> None:
+    def resend_after_dropped(self, now: float) -> None:
         """Send the request again that the unwanted response, just begun, was taken to answer.
 
         It goes first once that response is done.
         """
         if self._taken is not None and self._taken.response is not None:
-            self.collided(self._taken, now)
+            self.on_collision(self._taken, now)
 
-    def failed(
+    def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
     ) -> CreateResponse | None:
         """Take a refused request; return the next one to send, ``instead`` if it is given."""
@@ -283,11 +283,11 @@ class ResponseGate:
 
     def abandon(self) -> CreateResponse | None:
         """Forget the running and the requested response; return our request for it, if any."""
-        asked = self._sent or (self.asked_by(self._running[-1]) if self._running else None)
+        asked = self._sent or (self.request_of(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked
 
-    def unanswered(self, now: float) -> CreateResponse | None:
+    def on_unanswered(self, now: float) -> CreateResponse | None:
         """Give up the request at its deadline; return the next one to send."""
         self.given_up += 1
         self._sent = None
@@ -301,10 +301,10 @@ class ResponseGate:
         return self._sent
 
 
-class CutResponses(Protocol):
+class InterruptedResponses(Protocol):
     """Responses whose playout was cut: :class:`gateway.call.conversation.playback.Playback`."""
 
-    def was_cut(self, response_id: str) -> bool:
+    def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted."""
 
     def rename(self, response_id: str, name: str) -> None:
@@ -320,8 +320,8 @@ class ResponseNames:
     :class:`OtherEvent` that nothing acts on.
     """
 
-    def __init__(self, gate: ResponseGate, playback: CutResponses) -> None:
-        self._gate = gate
+    def __init__(self, responses: ResponseQueue, playback: InterruptedResponses) -> None:
+        self._responses = responses
         self._playback = playback
         self._made = 0
         """Names of ours so far."""
@@ -360,7 +360,7 @@ class ResponseNames:
         """Return whether a response was done before it was created."""
         return response_id in self._over
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Forget the ids of a session that another one replaces."""
         self._begun.clear()
         self._over.clear()
@@ -398,16 +398,16 @@ class ResponseNames:
 
     def _name_of(self, response_id: str) -> str:
         """Return the name of the response with this id; of the running one where it has none."""
-        active = self._gate.active
+        active = self._responses.active
         if not response_id:
             return active or UNNAMED
         name = self._ours.get(response_id, response_id)
         if active is None or active != self._nameless or response_id in self._begun:
             return name
-        if not self._playback.was_cut(response_id):
+        if not self._playback.was_interrupted(response_id):
             # A response that was created without an id has one after all.
             self._playback.rename(active, response_id)
-            self._gate.rename(active, response_id)
+            self._responses.rename(active, response_id)
             _remember(self._begun, response_id, None)
             self._nameless = ""
         return name

@@ -107,7 +107,7 @@ class Transcript:
         self._seeded: set[int] = set()
         """Which entries the latest seed had, or left out for want of room."""
         control.timeline.record.transcript = self
-        control.playback.on_cut = self._cut_entry
+        control.playback.on_part_interrupted = self._on_part_interrupted
 
     # ---- what happens
 
@@ -147,13 +147,13 @@ class Transcript:
         """Do nothing: no entry waits for time."""
         return []
 
-    def sent(self, todo: list[Output], now: float) -> None:
+    def add_sent_items(self, todo: list[Output], now: float) -> None:
         """Add the items that the gateway itself puts into the conversation."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
 
-    def interpreted(self, input: inputs.InterpreterEvent, now: float) -> None:
+    def on_interpreter_event(self, input: inputs.InterpreterEvent, now: float) -> None:
         """Add words of an interpreted call: those of a party, and what the other hears of them."""
         match input.event:
             case InputTranscribed():
@@ -165,12 +165,12 @@ class Transcript:
         text = input.event.transcript.strip()[:MAX_TEXT]
         self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
-    def detached(self) -> None:
+    def on_session_replaced(self) -> None:
         """Cut the entry of a response that the end of its session interrupts; items of another
         session may have the same ids."""
         for entry in self._by_item.values():
             entry.past = True
-        active = self._control.gate.active
+        active = self._control.responses.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
         if active is None or last is None or last is not self._entries[-1]:
             return
@@ -180,7 +180,7 @@ class Transcript:
     # ---- what is known
 
     @property
-    def owed(self) -> bool:
+    def response_due(self) -> bool:
         """Return whether a response is due: the last entry is the caller's, a result, or cut."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
@@ -254,7 +254,7 @@ class Transcript:
         """Return the agent's entry of an item; one that comes after the cut was not heard."""
         entry = self._entry_of("agent", item_id, now)
         playback = self._control.playback
-        if playback.was_cut(response_id) and not playback.received_ms(item_id):
+        if playback.was_interrupted(response_id) and not playback.received_ms(item_id):
             entry.heard = ""  # its words come after the cut, and no sound of it was let through
         return entry
 
@@ -314,7 +314,7 @@ class Transcript:
         if entry.cut is not None:
             entry.heard = _part_of(entry, *entry.cut)
 
-    def _cut_entry(self, heard: Heard) -> None:
+    def _on_part_interrupted(self, heard: Heard) -> None:
         """Keep which of the agent's words were heard of an item that was cut."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:

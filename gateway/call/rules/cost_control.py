@@ -52,8 +52,12 @@ class Budget:
             return []
         if not input.spent:
             warned = control.timeline.note(now, "budget_warning", "info", budget=input.detail)
-            asked = control.ask(CreateResponse(), now) if self._plan.warning_response else []
-            return [warned, *control.tell(self._plan.warning_message), *asked]
+            asked = (
+                control.request_response(CreateResponse(), now)
+                if self._plan.warning_response
+                else []
+            )
+            return [warned, *control.add_message(self._plan.warning_message), *asked]
         goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
         control.terminate(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
         return [control.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
@@ -155,7 +159,7 @@ class ContextTrimmer:
             return self._delete_items(old, count, text if status == "completed" else "", at)
 
         self._summaries += 1
-        return control.out_of_band.ask(
+        return control.out_of_band.request(
             f"summary-{self._summaries}",
             "old turns",
             self._plan.instructions,

@@ -25,7 +25,7 @@ _NOBODY = (
 )
 
 
-class Escape:
+class EscapeToHuman:
     """Hands the caller to a human who asks for one. Methods take the time (s)."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (InputTranscribed,)
@@ -36,14 +36,14 @@ class Escape:
         self._left: list[str] = []
         """Destinations that are still to be tried."""
 
-    def asked_by(self, digit: str) -> bool:
+    def is_escape_key(self, digit: str) -> bool:
         """Return whether this key asks for a human now."""
         control, plan = self._control, self._control.plan.escape
         collecting = control.collecting is not None and control.collecting.wants_digits
-        return digit == plan.key and not collecting and self._possible
+        return digit == plan.key and not collecting and self._may_begin
 
     @property
-    def _possible(self) -> bool:
+    def _may_begin(self) -> bool:
         """Return whether the call is not ending, and no transfer is under way; joined through an
         interpreter, the caller may leave."""
         actions = self._control.call_actions
@@ -62,7 +62,7 @@ class Escape:
                 self._control.terminate(Termination(EndReason.AGENT_HANGUP, detail))
                 return [self._control.timeline.note(now, "end_phrase", "info")]
         phrases = self._control.plan.escape.phrases
-        if not self._possible or not any(contains_phrase(words, one) for one in phrases):
+        if not self._may_begin or not any(contains_phrase(words, one) for one in phrases):
             return []
         return self.begin("word", now)
 
@@ -76,7 +76,7 @@ class Escape:
         note = control.timeline.note(now, "escape", "info", by=by)
         outputs = [note, *interrupt(control, "escape", now)]
         call_id = control.call_actions.call_id
-        outputs += control.call_actions.drop(now)
+        outputs += control.call_actions.drop_for_escape(now)
         if call_id is not None and call_id not in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
             result = {"status": "ended", "reason": "the caller asked for a human"}
             outputs.append(tool_output(call_id, result))
@@ -89,10 +89,14 @@ class Escape:
         while self._left:
             wanted = json.dumps({"destination": self._left.pop(0)})
             try:
-                control.call_actions.ask(TRANSFER_CALL, BY_CALLER, wanted, now)
+                control.call_actions.queue_tool_action(TRANSFER_CALL, BY_CALLER, wanted, now)
             except ToolCallError as error:
                 control.timeline.note(now, "escape_failed", "warning", reason=str(error))
                 continue
-            return control.call_actions.settle(now, queued=False, confirmed=True)
+            return control.call_actions.begin_if_ready(now, queued=False, confirmed=True)
         note = control.timeline.note(now, "escape_failed", "warning", reason="nobody answered")
-        return [note, *control.tell(_NOBODY), *control.ask(CreateResponse(), now)]
+        return [
+            note,
+            *control.add_message(_NOBODY),
+            *control.request_response(CreateResponse(), now),
+        ]

@@ -178,7 +178,7 @@ class Guardrails:
                 return self._check_words("caller", turn, "", text[-MAX_TEXT:], text, now)
         return []
 
-    def session_over(self) -> None:
+    def on_session_over(self) -> None:
         """Forget the items and responses of a session: another one may use their ids again."""
         self._items.clear()
         self._stopped.clear()
@@ -198,9 +198,9 @@ class Guardrails:
 
     def _response_created(self, response_id: str, now: float) -> list[Output]:
         """Drop a response that answers a refused turn."""
-        if self._control.gate.answers_turn(response_id) and self._turns.answered(response_id):
+        if self._control.responses.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
-            self._control.gate.stopped(now)
+            self._control.responses.resend_after_dropped(now)
             return drop_response(self._control, response_id, "guard", now)
         return []
 
@@ -218,7 +218,7 @@ class Guardrails:
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
         """Check new words of the agent: those since the last window, or the whole item."""
-        asked = self._control.gate.asked_by(words.response_id)
+        asked = self._control.responses.request_of(words.response_id)
         ours = any(asked is phrase for phrase in self._phrases)
         if ours or words.response_id in self._stopped:
             return []
@@ -311,12 +311,12 @@ class Guardrails:
             return []
         # Of the agent the answer itself is stopped; of the caller, what answers them.
         if check.who == "caller":
-            found = self._turns.refuse(check.item_id, control.gate.active)
+            found = self._turns.refuse(check.item_id, control.responses.active)
             if found is None:
                 return []
             response = found
             if self._turns.latest == check.item_id:
-                control.gate.forget_answers()
+                control.responses.forget_answers()
         if response:
             self._stopped.append(response)
         decision = GuardrailDecision(
@@ -342,8 +342,8 @@ class Guardrails:
                 reason=reason,
             )
         ]
-        over = response and response not in control.gate.running
-        if not over or control.playback.to_be_heard(response):
+        over = response and response not in control.responses.running
+        if not over or control.playback.is_queued(response):
             outputs += interrupt(control, "guard", now)
         if response:
             control.playback.drop_response(response)  # over or not: more of it may come
@@ -352,9 +352,9 @@ class Guardrails:
             to = rule.transfer_to if rule.action == "transfer" else ""
             control.terminate(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:
-            phrase = control.exactly(rule.replacement)
+            phrase = control.exact_words(rule.replacement)
             self._phrases.append(phrase)
-            outputs += control.ask(phrase, now)
+            outputs += control.request_response(phrase, now)
         return outputs
 
 

@@ -231,11 +231,11 @@ class HoldWait:
         self._voice, self._stopped = False, None
         control.waiting = True
         outputs: list[Output] = [control.timeline.note(now, "hold_wait_began", "info", why=why)]
-        if control.speaking or not control.gate.idle:
+        if control.speaking or not control.responses.idle:
             outputs += interrupt(control, "hold_wait", now)
-        control.gate.forget_waiting()
+        control.responses.forget_waiting()
         outputs += self._quieten()
-        return outputs + control.tell(WAITING) + (self._withhold(True) if music else [])
+        return outputs + control.add_message(WAITING) + (self._withhold(True) if music else [])
 
     def _end(self, why: str, now: float) -> list[Output]:
         """Tell the model how long it has waited, and have it speak."""
@@ -245,8 +245,8 @@ class HoldWait:
         control.changes.pop("hold_wait", None)
         if self._plan.quiet and control.capabilities.settings_updates:
             outputs.append(Send(UpdateSession(self._plan.normal)))
-        outputs += control.tell(ANSWERED.format(seconds=round(wait.ms / 1000)))
-        return outputs + control.ask(CreateResponse(), now)
+        outputs += control.add_message(ANSWERED.format(seconds=round(wait.ms / 1000)))
+        return outputs + control.request_response(CreateResponse(), now)
 
     def _give_up(self, now: float) -> list[Output]:
         """Have the call transferred (``transfer_to``) or ended: the wait took too long."""

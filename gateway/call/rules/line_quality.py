@@ -101,7 +101,7 @@ class LineWatch:
         if not told:
             return [note]
         self._hints += 1
-        return [note, *control.tell(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
+        return [note, *control.add_message(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
 
     def _look_at_recovery(self, now: float) -> list[Output]:
         """Report a line that has been good for ``recovered_after`` seconds."""
@@ -117,7 +117,7 @@ class LineWatch:
         bad.recovered_ms = round(control.timeline.ms(now), 1)
         told = bad.told and bool(plan.recovered) and control.termination is None
         note = control.timeline.note(now, "line_recovered", "info", told=told)
-        return [note, *(control.tell(plan.recovered) if told else [])]
+        return [note, *(control.add_message(plan.recovered) if told else [])]
 
 
 def _exceeded(quality: inputs.LineQuality, plan: LinePlan) -> str:

@@ -414,5 +414,5 @@ class MachineDetector:
     def _silence_agent(self, now: float) -> list[Output]:
         """Interrupt the agent, if it is heard or a response runs."""
         control = self._control
-        heard = control.speaking or control.gate.active is not None
+        heard = control.speaking or control.responses.active is not None
         return self._interrupt(now) if heard else []

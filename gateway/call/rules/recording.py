@@ -100,27 +100,27 @@ class CallRecording:
         """Return whether the caller is being asked to press a key."""
         return self.state is State.ASKING and self._plan.consent == "ask"
 
-    def key(self, _digit: str, _now: float) -> list[Output]:
+    def on_digit(self, _digit: str, _now: float) -> list[Output]:
         """Keep a key from the conversation; :meth:`on` takes it."""
         return []
 
     # ---- what happens
 
-    def opened(self, greeting: CreateResponse | None, now: float) -> list[Output] | None:
+    def ask_for_consent(self, greeting: CreateResponse | None, now: float) -> list[Output] | None:
         """Ask for consent before the greeting, which follows then; None: nothing is asked."""
         if self._plan.mode != "always" or self._plan.consent == "none" or self.state:
             return None
         self._greeting = greeting
         return self._begin_asking("route", now)
 
-    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
+    def start_if_due(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start the recording, once the call is up, on a route with ``mode = "always"``."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []
         return self._start("route", "", now)
 
-    def joined(self, now: float) -> list[Output]:
+    def on_bridged(self, now: float) -> list[Output]:
         """End the recording as the legs are bridged, unless the route has ``after_transfer``."""
         if self._plan.after_transfer:
             return []
@@ -144,7 +144,7 @@ class CallRecording:
             return []
         if isinstance(input, PlayoutStarted):
             self._begun = True
-        elif self._begun and self._control.gate.idle:
+        elif self._begun and self._control.responses.idle:
             return self._prompt_heard(now)
         return []
 
@@ -222,12 +222,12 @@ class CallRecording:
         self._enter(state).consent = consent
         note = self._control.timeline.note(now, "recording_refused", "info", consent=consent)
         words = "The caller did not agree to a recording of this call; it is not recorded."
-        return [note, *self._control.tell(words), *self._greet(now)]
+        return [note, *self._control.add_message(words), *self._greet(now)]
 
     def _greet(self, now: float) -> list[Output]:
         """Request the greeting that waited for the announcement or consent."""
         greeting, self._greeting = self._greeting, None
-        return [] if greeting is None else self._control.ask(greeting, now)
+        return [] if greeting is None else self._control.request_response(greeting, now)
 
     # ---- the recorder
 
@@ -248,7 +248,7 @@ class CallRecording:
         outputs: list[Output] = [StopRecording(discard=deleted), note]
         if state is State.REFUSED:
             words = "The caller objected to the recording of this call; it was deleted."
-            outputs += self._control.tell(words)
+            outputs += self._control.add_message(words)
         return outputs
 
     def _enter(self, state: State) -> RecordingRecord:

@@ -49,7 +49,7 @@ class ResponseFallback:
         """The fixed phrase that was asked for last."""
         self._in_loop = False
         """The response that ends is one of a loop of tool calls, and counted so already."""
-        self._given_up = control.gate.given_up
+        self._given_up = control.responses.given_up
         self._sound_until: float | None = None
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -57,9 +57,9 @@ class ResponseFallback:
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
             return self._stop_sound()
-        if isinstance(input, inputs.Tick) and control.gate.given_up != self._given_up:
-            self._given_up = control.gate.given_up
-            if not control.gate.idle:
+        if isinstance(input, inputs.Tick) and control.responses.given_up != self._given_up:
+            self._given_up = control.responses.given_up
+            if not control.responses.idle:
                 return []  # another one was asked for
             return self._response_failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
@@ -72,9 +72,9 @@ class ResponseFallback:
         in_loop, self._in_loop = self._in_loop, False
         if in_loop:
             return []
-        if control.call_actions.joined or control.playback.was_cut(done.response_id):
+        if control.call_actions.joined or control.playback.was_interrupted(done.response_id):
             return []
-        asked = control.gate.asked_by(done.response_id)
+        asked = control.responses.request_of(done.response_id)
         if done.backend and done.status in ("completed", "cancelled"):
             return []  # it has no sound of its own
         if done.status == "failed":
@@ -89,13 +89,13 @@ class ResponseFallback:
         if done.status == "incomplete" and wanted:
             self._continued += 1
             note = control.timeline.note(now, "response_continued", "info", reason=done.reason)
-            return [note, *control.ask(CreateResponse({"instructions": GOES_ON}), now)]
+            return [note, *control.request_response(CreateResponse({"instructions": GOES_ON}), now)]
         if done.status == "completed" and asked is self._words is not None:
             self._words = None
-            if not control.playback.spoke(done.response_id):
+            if not control.playback.had_audio(done.response_id):
                 return self._play_sound("the words had no sound", now)
             return []
-        if done.status != "cancelled" and not control.playback.spoke(done.response_id):
+        if done.status != "cancelled" and not control.playback.had_audio(done.response_id):
             return self._no_audio(done, asked, now)
         if done.status == "completed":
             self._failures = self._retries = self._continued = self._tool_rounds = 0
@@ -116,7 +116,7 @@ class ResponseFallback:
         asked, control = failed.command, self._control
         if (
             not isinstance(asked, CreateResponse)
-            or not control.gate.idle
+            or not control.responses.idle
             or control.call_actions.joined
         ):
             return []
@@ -125,7 +125,7 @@ class ResponseFallback:
             return []
         return self._response_failed(verdict.code, asked, now)
 
-    def tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
+    def on_tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
         """Count a model that only calls functions as failed; ask for words without tools.
 
         Args:
@@ -135,13 +135,13 @@ class ResponseFallback:
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
-    def silent(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
+    def on_silence(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
         """Act on a response that is due and not heard: play a sound, and try again."""
         self._failures += 1
         todo = self._play_sound(rule, now)
         if self._failures >= self._plan.max_failures:
             return todo + self._give_up(rule, now)
-        return todo + self._control.ask(asked or CreateResponse(), now)
+        return todo + self._control.request_response(asked or CreateResponse(), now)
 
     def _no_audio(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
@@ -156,7 +156,7 @@ class ResponseFallback:
         note = self._control.timeline.note(
             now, "response_without_audio", "warning", content=content, response_id=done.response_id
         )
-        if not self._control.gate.idle:
+        if not self._control.responses.idle:
             return [note]  # another response was asked for already
         return [note, *self._response_failed(f"no sound: {content}", asked, now)]
 
@@ -167,7 +167,7 @@ class ResponseFallback:
             return []
         rounds = self._plan.max_tool_rounds
         note = self._control.timeline.note(now, "tool_loop", "warning", rounds=rounds)
-        return [note, *self.tool_loop(now, counted=False)]
+        return [note, *self.on_tool_loop(now, counted=False)]
 
     def _content_filtered(self, now: float) -> list[Output]:
         """Say the message for a response that the content filter stopped."""
@@ -196,7 +196,14 @@ class ResponseFallback:
             self._retries += 1
             note = control.timeline.note(now, "response_retried", "info", why=why)
             # One that answers whatever was said is asked for anew: what it was is not known.
-            return [note, *(control.go_on(now) if asked is None else control.ask(asked, now))]
+            return [
+                note,
+                *(
+                    control.continue_with_results(now)
+                    if asked is None
+                    else control.request_response(asked, now)
+                ),
+            ]
         self._retries = 0
         self._failures += 1
         note = control.timeline.note(
@@ -210,8 +217,8 @@ class ResponseFallback:
         """Have the model say the message, unless the conversation is being ended."""
         if self._control.termination is not None:
             return []
-        self._words = self._control.exactly(words)
-        return self._control.ask(self._words, now)
+        self._words = self._control.exact_words(words)
+        return self._control.request_response(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
         """End the call or transfer it: too many failures in a row."""
@@ -233,7 +240,7 @@ class ResponseFallback:
         )
         self._sound_until = now + self._plan.sound_duration
         if self._control.termination is not None:
-            self._control.hangup_after_playout.replaced(self._sound_until)
+            self._control.hangup_after_playout.wait_for_sound(self._sound_until)
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:

@@ -89,7 +89,7 @@ class UserIdleTimeout:
             return []
         control = self._control
         self._since = now
-        busy = self._speaking or self._held or control.speaking or not control.gate.idle
+        busy = self._speaking or self._held or control.speaking or not control.responses.idle
         busy = busy or control.waiting
         if (
             busy
@@ -112,7 +112,7 @@ class UserIdleTimeout:
     def deadline(self) -> float | None:
         if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
             return None
-        return max(self._since, self._control.playback.cut_at) + self._plan.timeout
+        return max(self._since, self._control.playback.interrupted_at) + self._plan.timeout
 
 
 TURN_TIMEOUTS = 2
@@ -230,7 +230,7 @@ class Silence:
     def due(self) -> bool:
         """Whether the agent is due to speak: a turn is unanswered, or work goes on."""
         owed = self._turn or self._owed == _NO_EVENTS
-        return owed or self.backend_works or not self._control.gate.idle
+        return owed or self.backend_works or not self._control.responses.idle
 
     @property
     def backend_works(self) -> bool:
@@ -267,7 +267,7 @@ class Silence:
             case inputs.ServerEventReceived(event=InputCommitted()):
                 # Where no beginning was told, one that is over was the answer to another turn. From
                 # here on the request for the response says that one is due.
-                self._answered &= self._hears or self._control.gate.active is not None
+                self._answered &= self._hears or self._control.responses.active is not None
                 by_gateway = self._control.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
             case inputs.ServerEventReceived(event=ResponseCreated()):
@@ -289,9 +289,11 @@ class Silence:
         if done.status != "cancelled":
             self._quiet_since = None
             return
-        ours = done.reason == "client_cancelled" or self._control.playback.was_cut(done.response_id)
+        ours = done.reason == "client_cancelled" or self._control.playback.was_interrupted(
+            done.response_id
+        )
         if not ours and not self._caller_speaks():
-            self._turn = self._responds and self._control.gate.idle
+            self._turn = self._responds and self._control.responses.idle
 
     @property
     def _responds(self) -> bool:
@@ -314,20 +316,20 @@ class Silence:
         else:
             self._works_until, self._since = 0.0, None
 
-    def event_came(self) -> None:
+    def on_event(self) -> None:
         """Clear what the server owed: it has sent an event."""
         self._loud, self._owed = 0, ""
 
-    def update_sent(self, now: float) -> list[Output]:
+    def on_update_sent(self, now: float) -> list[Output]:
         """Expect an event: a ``session.update`` went out, which the server answers or refuses."""
         self._owed = self._owed or _UPDATE
-        return self.settle(now, confirmed=True)
+        return self.update_wait(now, confirmed=True)
 
-    def sounds(self) -> None:
+    def on_audible(self) -> None:
         """Note audio of the model that is no silence."""
         self._silent_bytes, self._silent_since = 0, None
 
-    def heard(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
+    def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
         """Note audio of the model that was put into the playout queue; report it if it stays
         silent.
 
@@ -336,8 +338,8 @@ class Silence:
         """
         self._since = None
         if not delta.silent:
-            self._turn &= delta.response_id in self._control.gate.running  # else: unannounced
-            self.sounds()
+            self._turn &= delta.response_id in self._control.responses.running  # else: unannounced
+            self.on_audible()
             self._spoke = True
             self._unanswered.clear()
             self._quiet_since = self._works_since = None
@@ -353,7 +355,7 @@ class Silence:
         self._turn = self._responds
         return self._report("audio_is_silence", timeout, now)
 
-    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
+    def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start or stop the wait, once the input has taken effect."""
         if self._quiet_since is not None and not (confirmed and self._idles()):
             self._quiet_since = now
@@ -448,7 +450,7 @@ class Silence:
 
     def _turn_is_answered_next(self) -> bool:
         """Return whether a response to the turn that ends now is to come."""
-        plan, gate = self._control.plan, self._control.gate
+        plan, responses = self._control.plan, self._control.responses
         if not self._control.capabilities.turn_events and self._spoke:
             return False  # it may find that there is nothing to be said
         if self._answered:
@@ -456,7 +458,7 @@ class Silence:
         if plan.interruptions.by_gateway:
             return True
         # A response that is not interrupted goes on, and takes the place of another.
-        return plan.server.responds and (plan.server.interrupts or gate.active is None)
+        return plan.server.responds and (plan.server.interrupts or responses.active is None)
 
     def _caller_waits(self) -> bool:
         """Return whether the caller hears nothing while a response is due."""
@@ -477,13 +479,13 @@ class Silence:
 
     def _which_silence(self) -> str:
         """Return the name of the silence: what is missing of the response."""
-        active = self._control.gate.active
+        active = self._control.responses.active
         if active is not None:
-            stalled = self._control.playback.spoke(active)
+            stalled = self._control.playback.had_audio(active)
             return "audio_stalled" if stalled else "response_without_audio"
         if self._turn:
             return "turn_not_answered"
-        return self._owed if self._control.gate.idle else "response_not_created"
+        return self._owed if self._control.responses.idle else "response_not_created"
 
     def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
         """Note an MCP call of the server that runs or has ended: nobody speaks meanwhile."""

@@ -123,7 +123,7 @@ class Approvals:
         self._callers.append(pending)
         return [note, *(self._ask_caller(now) if len(self._callers) == 1 else [])]
 
-    def asks(self, key: str) -> bool:
+    def is_pending(self, key: str) -> bool:
         """Return whether a decision about this use is being waited for."""
         return key in self._pending
 
@@ -137,12 +137,12 @@ class Approvals:
                 return []
             reason = input.reason or "the operator said no"
             return self._decide(pending, input.approve, "operator", reason, now)
-        if isinstance(input, PlayoutDrained) and self._callers and self._control.gate.idle:
+        if isinstance(input, PlayoutDrained) and self._callers and self._control.responses.idle:
             first = self._callers[0]
             first.deadline = now + first.rule.timeout
         return []
 
-    def key(self, digit: str, now: float) -> list[Output]:
+    def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a key of the caller, who was asked: 1 approves, 2 refuses."""
         if digit not in (YES, NO):
             return []
@@ -235,7 +235,7 @@ class McpWatch:
             self.deadline = None
             return []
         match input.event:
-            case ResponseCreated(response_id) if self._control.gate.answers_turn(response_id):
+            case ResponseCreated(response_id) if self._control.responses.answers_turn(response_id):
                 self.deadline = None  # a phrase of ours says nothing about the call
             case SpeechStarted():
                 self.deadline = None
@@ -252,7 +252,11 @@ class McpWatch:
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
-        return [] if self._control.gate.answering else self._control.ask(CreateResponse(), now)
+        return (
+            []
+            if self._control.responses.answering
+            else self._control.request_response(CreateResponse(), now)
+        )
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Take the items of a response; one that ends with an MCP call owes another response."""
@@ -276,7 +280,7 @@ class McpWatch:
             return [self._control.timeline.note(now, "mcp_list_failed", "warning", item_id=item_id)]
         if event.type == "response.mcp_call.in_progress":
             self.deadline = None
-        elif event.type in _CALL_ENDS and self._control.gate.active is None:
+        elif event.type in _CALL_ENDS and self._control.responses.active is None:
             self.deadline = now + RESPOND_SECONDS
         return []
 

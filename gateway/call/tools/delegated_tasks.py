@@ -71,7 +71,7 @@ class DelegatedTasks:
     def deadline(self) -> float | None:
         return min(self._waiting.values(), default=None)
 
-    def take(self, event: WorkDelegated, now: float) -> list[Output]:
+    def on_delegated(self, event: WorkDelegated, now: float) -> list[Output]:
         """Take a task. Without a function an application may do it; else nobody does."""
         tools = self._control.plan.tools
         fields = {"delegation_id": event.id, "target": event.target}
@@ -88,7 +88,7 @@ class DelegatedTasks:
             return [note]
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
 
-    def decided(self, event: DecisionMade, now: float) -> list[Output]:
+    def on_decision(self, event: DecisionMade, now: float) -> list[Output]:
         """Note what was decided; of a trigger, which fires with each piece of the transcript, only
         what is new."""
         answers = {str(one.get("name") or "")[:MAX_NAME]: _answer(one) for one in event.answers}
@@ -98,7 +98,7 @@ class DelegatedTasks:
         fields = {"delegation_id": event.delegation_id, "trigger": event.source}
         return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
-    def settle(self, now: float) -> list[Output]:
+    def begin_if_transcribed(self, now: float) -> list[Output]:
         """Begin the tasks that wait, once the words are there."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():

@@ -128,7 +128,7 @@ class Functions:
     def _plan(self) -> CallPlan:
         return self._control.plan
 
-    def called(self, event: ResponseDone, now: float) -> list[Output]:
+    def on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Start the function calls of a response that is done; reject those that cannot be."""
         control, note = self._control, self._control.timeline.note
         calls = calls_of(event.output)
@@ -143,12 +143,12 @@ class Functions:
             outputs.append(note(now, "tool_refused", "warning", name="", reason=reason))
             outputs += [tool_output(call_id_of(call), {"error": reason}) for call in beyond]
         self.in_loop = False
-        if control.playback.was_cut(event.response_id):
+        if control.playback.was_interrupted(event.response_id):
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
         most = self._plan.content.response_failure.max_tool_rounds
-        spoke = control.playback.spoke(event.response_id)
+        spoke = control.playback.had_audio(event.response_id)
         if spoke and (not calls or now >= self._words_at + WORDS_SECONDS):
             self._silent_rounds, self._words_at = 0, now
         elif calls:
@@ -175,13 +175,13 @@ class Functions:
         """Return whether this call is carried out; reported again, it gets one result only."""
         waits = self._collecting_for and self._collecting_for[0] == call_id
         acts = self._control.call_actions.call_id == call_id or call_id in self._running
-        return bool(call_id and (waits or acts or self._approvals.asks(call_id)))
+        return bool(call_id and (waits or acts or self._approvals.is_pending(call_id)))
 
     def _is_ours(self, name: object) -> bool:
         """Return whether the gateway answers calls of this function, not the application."""
         return name == END_CALL or name in self._own or name in self._plan.tools.functions
 
-    def done(self, call_id: str, output: str, now: float) -> list[Output]:
+    def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Take the result of a tool function."""
         running = self._running.pop(call_id, None)
         if running is None:
@@ -193,30 +193,30 @@ class Functions:
         )
         return [note, *self._finish_function(running, call_id, outcome, output, now)]
 
-    def action_done(self, now: float) -> list[Output]:
+    def answer_finished_action(self, now: float) -> list[Output]:
         """Send the result of a call-control action that is done."""
         result = self._control.call_actions.take_result()
         if result is None:
             return []
         if result.call_id == BY_CALLER:
-            return self._control.escape(now)
+            return self._control.next_escape_destination(now)
         outputs: list[Output] = []
         told = result.respond or not self._control.capabilities.direct_tools  # a backend waits
-        go_on = self._control.go_on(now) if told else []
+        go_on = self._control.continue_with_results(now) if told else []
         if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
-            outputs += self._control.tell(words)
+            outputs += self._control.add_message(words)
             if not self._control.capabilities.direct_tools:
                 return outputs  # no backend has asked for it
         elif result.call_id != BY_GATEWAY:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + go_on
 
-    def caller_acted(self) -> None:
+    def reset_rounds(self) -> None:
         """Reset the count of consecutive responses that only call tools."""
         self._silent_rounds = 0
 
-    def model_speaks(self) -> list[Output]:
+    def on_model_audio(self) -> list[Output]:
         """Stop the filler sound, since the model speaks."""
         return self._stop_filler() if self._sounding else []
 
@@ -352,7 +352,7 @@ class Functions:
             fields = {"name": running.name, "call_id": call_id}
             notes.append(control.timeline.note(now, "tool_slow", **fields))
         busy = self._sounding or control.call_actions.busy or control.termination is not None
-        if busy or control.speaking or not control.gate.idle:
+        if busy or control.speaking or not control.responses.idle:
             running.waits_from = now  # they hear something anyway; perhaps not for so long
             return notes
         running.told = True
@@ -366,7 +366,6 @@ class Functions:
     def _stop_filler(self) -> list[Output]:
         """Stop the filler sound, unless an action plays its own."""
         self._sounding = ""
-        # The own sound of an action has taken its place by then.
         return [] if self._control.call_actions.busy else [PlaySound("")]
 
     def _finish_function(
@@ -401,7 +400,7 @@ class Functions:
             return earlier + outputs
         rounds = self._silent_rounds - FREE_ROUNDS
         if rounds <= 0:
-            return earlier + outputs + self._control.go_on(now)
+            return earlier + outputs + self._control.continue_with_results(now)
         self._paused = now + min(FIRST_PAUSE * 2 ** (rounds - 1), LONGEST_PAUSE), outputs
         return earlier
 
@@ -410,7 +409,7 @@ class Functions:
         if self._paused is None:
             return []
         (_due, outputs), self._paused = self._paused, None
-        return outputs + self._control.go_on(now)
+        return outputs + self._control.continue_with_results(now)
 
     # ---- the gateway's own
 
@@ -488,13 +487,14 @@ class Functions:
             return [*outputs, tool_output(call_id_of(call), result)]
         if not control.capabilities.direct_tools:
             # It was asked for by a backend; the voice says goodbye when it learns of it.
-            control.hangup_after_playout.after_speech(now)
+            control.hangup_after_playout.after_next_speech(now)
             if control.speaking:
                 result["next"] = "Say no more."
-            return [*outputs, tool_output(call_id_of(call), result), *control.go_on(now)]
+            outputs.append(tool_output(call_id_of(call), result))
+            return outputs + control.continue_with_results(now)
         if spoke or control.speaking or again:  # without the words that it was asked for
-            control.hangup_after_playout.said(call_id_of(call), now)
+            control.hangup_after_playout.after_spoken_goodbye(call_id_of(call), now)
             return outputs
-        control.hangup_after_playout.asked_for(now)
+        control.hangup_after_playout.after_requested_goodbye(now)
         outputs.append(tool_output(call_id_of(call), result))
-        return outputs + control.ask(CreateResponse({"tools": []}), now)
+        return outputs + control.request_response(CreateResponse({"tools": []}), now)

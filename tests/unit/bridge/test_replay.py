@@ -57,7 +57,7 @@ CHANGES = [
     # a rule that is changed, an incident that shows it, the step, and what it shows
     ("call.machine.LegEvents.on_digit", "keys_in_the_greeting", "DigitPressed(", "- Send("),
     (
-        "call.conversation.barge_in.Interruptions.speech",
+        "call.conversation.barge_in.Interruptions.on_speech_started",
         "double_barge_in",
         "SpeechStarted(",
         "Truncate",

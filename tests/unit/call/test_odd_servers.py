@@ -297,5 +297,5 @@ def test_what_a_server_never_ends_fills_no_memory() -> None:
         scene.listen(20)
     playback = scene.machine._call.conversation.control.playback
     assert len(playback._tracker._parts) <= 256
-    assert max(len(cut.unplayed_items) for cut in playback._cuts) <= 64
+    assert max(len(cut.unplayed_items) for cut in playback._interrupted) <= 64
     assert len(scene.record.actions.interruptions) <= 500

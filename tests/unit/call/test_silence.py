@@ -379,14 +379,14 @@ def test_a_server_that_has_never_heard_this_caller_is_asked() -> None:
 def test_an_update_that_is_not_answered() -> None:
     """The caller waits for nothing, so the new session is asked for nothing."""
     scene = scene_of()
-    scene.machine._call.conversation.silence.update_sent(scene.now)
+    scene.machine._call.conversation.silence.on_update_sent(scene.now)
     scenes.clear()  # what is done past the inputs is in no black box
     since = scene.now
     assert "open" not in scene.at(since + 5.9)
     assert "open" in scene.at(since + 6.0)
     assert rule_of(scene) == "update_not_answered"
     assert not any(one.startswith("create") for one in scene.do(UP))
-    scene.machine._call.conversation.silence.update_sent(scene.now)
+    scene.machine._call.conversation.silence.on_update_sent(scene.now)
     scene.do(said(SessionUpdated({})))
     assert "open" not in scene.at(scene.now + 20.0)
 

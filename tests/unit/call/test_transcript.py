@@ -111,7 +111,7 @@ def test_a_session_that_takes_over_is_told_what_was_heard() -> None:
         ("function_call_output", None),
     ]
     assert seed[0]["content"][0]["text"] == "One two three …"
-    assert scene.machine._call.conversation.transcript.owed
+    assert scene.machine._call.conversation.transcript.response_due
 
 
 def test_it_has_bounds_and_counts_what_they_cost() -> None:
