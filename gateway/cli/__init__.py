@@ -44,21 +44,27 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
-def asked(
+def ask_gateway(
     config: Path,
     path: Path | None,
     command: str,
     seconds: float = ANSWER_SECONDS,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Return the answer of the gateway that the options name, within ``seconds``.
+    """Send a command with its ``fields`` to the running gateway, and return the answer.
 
-    Without an answer, prints why and exits with 1.
+    Without an answer, or refused, prints why and exits with status 1.
+
+    Args:
+        config: file with ``control.socket``.
+        path: socket in place of that one; None for that one.
+        command: name of a command of :mod:`gateway.api.client`.
+        seconds: time for the answer.
     """
-    return ask_each(config, path, command, seconds, **fields)[0][1]
+    return ask_workers(config, path, command, seconds, **fields)[0][1]
 
 
-def ask_each(
+def ask_workers(
     config: Path,
     path: Path | None,
     command: str,
@@ -67,9 +73,10 @@ def ask_each(
     all_workers: bool = False,
     **fields: Any,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return the answer of the first worker that answers, or of ``all_workers``, with its socket.
+    """Do the same with each of ``all_workers``, or else with the first that answers.
 
-    Without an answer, prints why and exits with 1.
+    Returns each answer with the name of the worker's socket. Prints why a worker gave none; exits
+    with status 1 if all did not.
     """
     found: list[tuple[str, dict[str, Any]]] = []
     failed: Exception | None = None
@@ -105,10 +112,8 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "status": _Entry(
             "live_calls", "Show trunks, calls and servers of a running gateway.", "status"
         ),
-        "reload": _Entry("live_calls", "Have a running gateway read its files anew.", "reload"),
-        "webhooks": _Entry(
-            "live_calls", "List deliveries to webhooks, or try them anew.", "webhooks"
-        ),
+        "reload": _Entry("serve", "Have a running gateway read its files anew.", "reload"),
+        "webhooks": _Entry("serve", "List deliveries to webhooks, or try them anew.", "webhooks"),
         "dial": _Entry("serve", "Place one call and join it to a route's session.", "dial"),
     },
     "Configure": {

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands on a running gateway: its status and reload, and its live calls.
-
-Calls are listed, ended, transferred, added to, and printed.
-"""
+"""Commands on the live calls of a running gateway, and its status, as lines of text."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from gateway.api.client import (
     socket_of,
     sockets_at,
 )
-from gateway.cli import CONFIG, SOCKET, ask_each, asked, examples
-from gateway.cli.status_text import call_lines, duration, status_lines
+from gateway.cli import CONFIG, SOCKET, ask_gateway, ask_workers, examples
 from gateway.ending import OUTCOMES
-from gateway.text import printable
+from gateway.text import money, printable
 
 
 @click.command("status", epilog=examples("gateway status", "gateway status --json"))
@@ -39,7 +37,7 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
 
     Exit 0; 1 when no gateway answers; 3 when a part of it has failed.
     """
-    each = ask_each(config, path, "status", all_workers=True)
+    each = ask_workers(config, path, "status", all_workers=True)
     if as_json:
         told = each[0][1] if len(each) == 1 else {"workers": dict(each)}
         click.echo(printable(json.dumps(told, ensure_ascii=False)))
@@ -51,9 +49,6 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
     if any((status.get("health") or {}).get("problems") for _, status in each):
         sys.exit(3)
 
-
-RELOAD_SECONDS = 30.0
-"""For MCP servers of new routes, among others."""
 
 POLL_SECONDS = 0.2
 """Interval of the queries for the outcome of a transfer."""
@@ -104,7 +99,7 @@ def calls(
         return
     if since or until or form or any(wanted.values()):
         raise click.UsageError("filters and --format are for past calls: add --past")
-    workers = ask_each(config, path, "status", all_workers=True)
+    workers = ask_workers(config, path, "status", all_workers=True)
     found = [call for _, status in workers for call in status["calls"]]
     if as_json:
         click.echo(printable(json.dumps(found, ensure_ascii=False)))
@@ -136,7 +131,7 @@ def _on_call(name: str, *lines: str) -> Callable[[Callable[..., None]], click.Co
         def command(call: str, config: Path, path: Path | None, **given: Any) -> None:
             def ask(command: str, **fields: Any) -> dict[str, Any]:
                 seconds = QUERY_SECONDS if command == "ask" else ANSWER_SECONDS
-                return asked(config, path, command, seconds, **{"call": call, **fields})
+                return ask_gateway(config, path, command, seconds, **{"call": call, **fields})
 
             function(ask, **given)
 
@@ -277,7 +272,7 @@ def transcript(
             told = json.dumps(one, ensure_ascii=False) if as_json else line_of(one)
             click.echo(printable(told))
 
-    answer = asked(config, path, "transcript", call=call, unmasked=unmasked)
+    answer = ask_gateway(config, path, "transcript", call=call, unmasked=unmasked)
     while follow:
         # Words are added to the latest entry as they come: it is shown when the next is there.
         last = answer["transcript"][-1:]
@@ -293,63 +288,10 @@ def transcript(
 
 
 def line_of(entry: Mapping[str, Any]) -> str:
+    """Return an entry of a transcript as a line: seconds, speaker, words, what was heard."""
     heard = entry.get("heard")
     cut = "" if heard is None else f"  [heard: {heard or 'nothing'}]"
     return f"{entry['at_ms'] / 1000:8.1f}  {entry['who']:<7} {entry['text'] or '(no words)'}{cut}"
-
-
-@click.command("reload", epilog=examples("gateway reload"))
-@CONFIG
-@SOCKET
-def reload(config: Path, path: Path | None) -> None:
-    """Have a running gateway read its files anew, without touching calls in progress.
-
-    Prints what changed and what needs a restart. Where a file is wrong, the gateway keeps all of
-    the old: exit 2, with file, line and key.
-    """
-    each = ask_each(config, path, "reload", RELOAD_SECONDS, all_workers=True)
-    for name, told in each:
-        who = f"{name}: " if len(each) > 1 else ""
-        for problem in told["problems"]:
-            click.echo(printable(f"{who}{problem}"), err=True)
-        for key in told["changed"]:
-            click.echo(printable(f"{who}changed: {key}"))
-        for key in told["restart_required"]:
-            click.echo(printable(f"{who}needs a restart: {key}"))
-        if told["applied"] and not told["changed"] and not told["restart_required"]:
-            click.echo(f"{who}nothing has changed")
-    if not all(told["applied"] for _, told in each):
-        sys.exit(2)
-
-
-@click.command(
-    "webhooks", epilog=examples("gateway webhooks --dead", "gateway webhooks --resend all")
-)
-@CONFIG
-@SOCKET
-@click.option("--dead", is_flag=True, help="Those that were given up, in place of those that wait.")
-@click.option("--resend", metavar="ID", help="Try a delivery that was given up anew; all: each.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with what is delivered.")
-def webhooks(
-    config: Path, path: Path | None, dead: bool, resend: str | None, as_json: bool
-) -> None:
-    """List deliveries to webhooks, or try those that were given up anew."""
-    if resend is not None:
-        wanted = "*" if resend == "all" else resend
-        count = asked(config, path, "resend", delivery=wanted)["resent"]
-        click.echo(f"tried anew: {count}")
-        return
-    found = asked(config, path, "deliveries", dead=str(dead).lower())["deliveries"]
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for one in found:
-        age = duration(time.time() - one["created"])
-        said = f", {one['error']}" if one["error"] else ""
-        about = f"{one['id']}  {one['endpoint']}  {one['body'].get('type')} of {one['call_id']}"
-        click.echo(printable(f"{about}, {age} old, tried {one['tries']} times{said}"))
-    if not found:
-        click.echo("none")
 
 
 @click.group(
@@ -370,7 +312,7 @@ def _action(name: str, help: str) -> None:
     @CONFIG
     @SOCKET
     def act(call: str, config: Path, path: Path | None) -> None:
-        answer = asked(config, path, "recording", call=call, action=name)
+        answer = ask_gateway(config, path, "recording", call=call, action=name)
         click.echo(f"{answer['call']}: {answer['state']}")
 
 
@@ -408,3 +350,120 @@ def decrypt(file: Path, keys: tuple[Path, ...], output: Path | None) -> None:
     except (RecordingError, OSError) as error:
         raise click.ClickException(printable(str(error))) from None
     click.echo(f"{target}: {note}" if note else str(target))
+
+
+_BANS_SHOWN = 10
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the answer to the command ``status`` as the lines that people read."""
+    build = status["pjsua2"]
+    state = "draining" if status["draining"] else "up"
+    yield f"gateway {status['version']}, {state} for {duration(status['uptime_seconds'])}"
+    for part, error in ((status.get("health") or {}).get("problems") or {}).items():
+        yield f"  NOT WELL  {part}: {error}"
+    yield f"  pjsua2    {build['distribution']}, {build['tls']}"
+    yield f"  listens   {', '.join(status['listen'])}"
+    yield f"  calls     {len(status['calls'])} of {status['max_calls']}"
+    for call in status["calls"]:
+        through = f" by {call['trunk']}" if call["trunk"] else ""
+        yield (
+            f"    {duration(call['age_seconds']):>8}  {call['from'] or 'gateway'} to {call['to']}"
+            f"{through}, "
+            f"route {call['route']}, {call['codec']} {call['security'] or '(no media yet)'}"
+            f"{_figures(call)}"
+        )
+    yield f"  trunks    {len(status['trunks']) or 'none'}"
+    for trunk in status["trunks"]:
+        yield f"    {trunk['name']}: {_trunk(trunk)}"
+    for server in status.get("realtime") or []:
+        state, since = server["state"], server["seconds"]
+        more = "" if since is None else f" for {since:.0f} s: {server['detail']}"
+        yield f"  realtime  {server['url']}: {state}{more}"
+    for name, tools in sorted((status.get("mcp") or {}).items()):
+        yield f"  mcp       {name}: {tools['state']}, {tools['tools']} tools"
+    promised = status.get("callbacks") or {}
+    if promised.get("count"):
+        yield f"  callbacks {promised['count']} promised"
+        for one in promised["waiting"]:
+            tries = f", tried {one['tries']} times" if one["tries"] else ""
+            yield f"    {one['at']}  {one['number']}, route {one['route']}{tries}"
+    if status["refused"]:
+        yield "  refused"
+        for rule, count in sorted(status["refused"].items()):
+            yield f"    {count:>8}  {rule}"
+    for why, count in sorted((status.get("unrecorded") or {}).items()):
+        yield f"    {count:>8}  calls without a record of their own: {why}"
+    banned = status.get("banned") or []
+    for ban in banned[:_BANS_SHOWN]:
+        left = duration(ban["seconds"])
+        yield f"  banned    {ban['source']} for {left} more, {ban['dropped']} requests dropped"
+    if len(banned) > _BANS_SHOWN:
+        yield f"  banned    and {len(banned) - _BANS_SHOWN} more (--json has all)"
+    cost = status.get("cost") or {}
+    if cost.get("calls"):
+        routes = cost["routes"].items()
+        each = ", ".join(f"{name} {money(Decimal(amount))}" for name, amount in sorted(routes))
+        shared = money(Decimal(cost["shared_total"]))
+        yield f"  cost      {shared} {cost['currency']} on {cost['day']}" + (each and f": {each}")
+    dropped = {name: count for name, count in status["dropped"].items() if count}
+    if dropped:
+        yield "  dropped   " + ", ".join(f"{count} {name}" for name, count in dropped.items())
+
+
+def call_lines(calls: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each call in progress: id, state, age, numbers, route, codec, cost."""
+    for call in calls:
+        age = duration(call["age_seconds"])
+        caller = _user(call["from"]) or "gateway"  # of a call that it placed
+        cost = call.get("cost") or {}
+        parts = [
+            f"{call['call_id']}  {call['state']:<12}  {age}  {caller} -> {_user(call['to'])}",
+            f"route {call['route']}",
+            call.get("codec") or "no media yet",
+            f"{cost['priced']:.4f} {cost['currency']}" if cost else "",
+        ]
+        yield ", ".join(filter(None, parts))
+
+
+def _user(uri: str) -> str:
+    """Return the user part of a SIP URI; all of any other URI."""
+    found = re.match(r"(?:.*<)?sips?:([^@;>]+)@", uri)
+    return found[1] if found else uri
+
+
+def _figures(call: Mapping[str, Any]) -> str:
+    """Return quality and cost of a call as text."""
+    quality, cost = call.get("quality") or {}, call.get("cost") or {}
+    scores = [(quality.get(way) or {}).get("mos") for way in ("rx", "tx")]
+    told = "/".join(f"{score['mean']:.1f}" if score else "-" for score in scores)
+    heard = f", MOS {told}" if any(scores) else ""
+    return heard + (f", {cost['priced']:.4f} {cost['currency']}" if cost else "")
+
+
+def _trunk(trunk: Mapping[str, Any]) -> str:
+    """Return state, registration, OPTIONS and calls of a trunk as text."""
+    parts = [f"{trunk['state']} for {duration(trunk['since_seconds'])}"]
+    if trunk["state"] == "static":
+        parts = ["by address"]
+    if trunk["expires_seconds"] is not None:
+        parts.append(f"expires in {duration(trunk['expires_seconds'])}")
+    if trunk["last_error"]:
+        parts.append(f"last error {trunk['last_error']}")
+    if trunk["next_try_seconds"] is not None:
+        parts.append(f"next try in {duration(trunk['next_try_seconds'])}")
+    if trunk["options"]:
+        parts.append(f"OPTIONS {trunk['options']}")
+    parts.append(f"{trunk['calls']} calls")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text in their two largest units, as ``2 h 5 min``."""
+    left = max(0, int(seconds))
+    days, left = divmod(left, 86400)
+    hours, left = divmod(left, 3600)
+    minutes, left = divmod(left, 60)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"

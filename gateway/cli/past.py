@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from gateway.cli import CONFIG, SOCKET, asked, examples
+from gateway.cli import CONFIG, SOCKET, ask_gateway, examples
 from gateway.text import printable
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def black_box(call: str, config: Path, path: Path | None, output: Path | None, k
     from gateway.records.files import file_stem
 
     if keep:
-        call = asked(config, path, "black_box", call=call)["call"]
+        call = ask_gateway(config, path, "black_box", call=call)["call"]
         click.echo(f"the black box of {printable(call)} is kept when the call ends")
         return
     with opened(config) as database:

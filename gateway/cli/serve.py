@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway run``, ``dial`` and ``emulator``: processes with calls or sessions of their own."""
+"""``gateway run``, ``dial`` and ``emulator``, which have calls or sessions of their own; ``reload``
+and ``webhooks``, for a running gateway."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gateway.cli import CONFIG, examples
+from gateway.cli import CONFIG, SOCKET, ask_gateway, ask_workers, examples
+from gateway.cli.live_calls import duration
 from gateway.text import printable
 
 if TYPE_CHECKING:
@@ -121,6 +124,64 @@ def _serve(
         sys.exit(1)
 
 
+RELOAD_SECONDS = 30.0
+"""For the answer (s): among others, for MCP servers of new routes, among others."""
+
+
+@click.command("reload", epilog=examples("gateway reload"))
+@CONFIG
+@SOCKET
+def reload(config: Path, path: Path | None) -> None:
+    """Have a running gateway read its files anew, without touching calls in progress.
+
+    Prints what changed and what needs a restart. Where a file is wrong, the gateway keeps all of
+    the old: exit 2, with file, line and key.
+    """
+    each = ask_workers(config, path, "reload", RELOAD_SECONDS, all_workers=True)
+    for name, told in each:
+        who = f"{name}: " if len(each) > 1 else ""
+        for problem in told["problems"]:
+            click.echo(printable(f"{who}{problem}"), err=True)
+        for key in told["changed"]:
+            click.echo(printable(f"{who}changed: {key}"))
+        for key in told["restart_required"]:
+            click.echo(printable(f"{who}needs a restart: {key}"))
+        if told["applied"] and not told["changed"] and not told["restart_required"]:
+            click.echo(f"{who}nothing has changed")
+    if not all(told["applied"] for _, told in each):
+        sys.exit(2)
+
+
+@click.command(
+    "webhooks", epilog=examples("gateway webhooks --dead", "gateway webhooks --resend all")
+)
+@CONFIG
+@SOCKET
+@click.option("--dead", is_flag=True, help="Those that were given up, in place of those that wait.")
+@click.option("--resend", metavar="ID", help="Try a delivery that was given up anew; all: each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with what is delivered.")
+def webhooks(
+    config: Path, path: Path | None, dead: bool, resend: str | None, as_json: bool
+) -> None:
+    """List deliveries to webhooks, or try those that were given up anew."""
+    if resend is not None:
+        wanted = "*" if resend == "all" else resend
+        count = ask_gateway(config, path, "resend", delivery=wanted)["resent"]
+        click.echo(f"tried anew: {count}")
+        return
+    found = ask_gateway(config, path, "deliveries", dead=str(dead).lower())["deliveries"]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        age = duration(time.time() - one["created"])
+        said = f", {one['error']}" if one["error"] else ""
+        about = f"{one['id']}  {one['endpoint']}  {one['body'].get('type')} of {one['call_id']}"
+        click.echo(printable(f"{about}, {age} old, tried {one['tries']} times{said}"))
+    if not found:
+        click.echo("none")
+
+
 @click.command(
     "emulator",
     epilog=examples("gateway emulator --listen 127.0.0.1:8765 --script hotel.toml"),
@@ -206,7 +267,7 @@ def dial(
         sys.exit(NOT_PLACED)
     socket = settings.control.socket
     for one in () if socket is None else sockets_at(socket):
-        status = _ask_gateway(one, to, route, trunk, variables, caller_id)
+        status = _placed_by_gateway(one, to, route, trunk, variables, caller_id)
         if status is not None:
             sys.exit(status)
     log = settings.log
@@ -217,7 +278,7 @@ def dial(
     sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
 
 
-def _ask_gateway(
+def _placed_by_gateway(
     path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
 ) -> int | None:
     """Let the running gateway place it, and follow it to its end; None when none answers."""

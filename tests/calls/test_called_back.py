@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.api.client import ask
-from gateway.cli.status_text import status_lines
+from gateway.cli.live_calls import status_lines
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack
 

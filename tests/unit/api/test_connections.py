@@ -21,8 +21,7 @@ from gateway.api.backend import Backend, EventFeed, Role, Token, hash_of
 from gateway.api.client import NoAnswerError, RefusedError, ask_within
 from gateway.api.server import ApiServer
 from gateway.cli import main
-from gateway.cli.live_calls import line_of, status
-from gateway.cli.status_text import call_lines, duration, status_lines
+from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.sip.agent import AgentError
 from tests.support.harness import eventually
 
