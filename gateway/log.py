@@ -192,26 +192,21 @@ class _Handler(logging.Handler):
             self._sink.msg(line)
 
 
-class _Redacted:
-    """A structlog processor that masks numbers, or keys, in all values."""
-
-    def __init__(self, what: Collection[str]) -> None:
-        self._private = PrivateDigits(what)
-
-    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        masked: EventDict = self._private.masked(event)
-        return masked
+def _masking(kinds: Collection[str]) -> Processor:
+    """Return a structlog processor that masks these kinds of text in all values."""
+    private = PrivateDigits(kinds)
+    return lambda _logger, _method, event: private.masked(event)
 
 
-class _Worker:
-    """A structlog processor that adds ``worker``; on all threads, unlike a context variable."""
+def _adding_worker(index: int) -> Processor:
+    """Return a structlog processor that adds ``worker``; on all threads, unlike a context
+    variable."""
 
-    def __init__(self, index: int) -> None:
-        self._index = index
-
-    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        event.setdefault("worker", self._index)
+    def add(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("worker", index)
         return event
+
+    return add
 
 
 def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
@@ -301,9 +296,9 @@ def set_up_logging(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if redact:
-        marking.append(_Redacted(redact))
+        marking.append(_masking(redact))
     if worker is not None:
-        marking.append(_Worker(worker))
+        marking.append(_adding_worker(worker))
     # Processors after the renderer get its line, which the types of structlog do not foresee.
     redactor: Any = Redactor(secrets)
     set_level(level)

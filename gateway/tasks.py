@@ -52,7 +52,7 @@ def background(loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
     process has failed (:class:`gateway.app.service.Health`).
     """
     task = asyncio.create_task(_restarting(loop, name), name=name)
-    task.add_done_callback(_report_failed_part)
+    task.add_done_callback(lambda ended: _report(ended, background=ended))
     return task
 
 
@@ -91,7 +91,7 @@ class TaskSet:
     def spawn(self, work: Work, name: str) -> asyncio.Task[None]:
         """Start a task that ends by itself."""
         task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_report_error)
+        task.add_done_callback(_report)
         return self._keep(task)
 
     def serve(self, loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
@@ -118,15 +118,8 @@ class TaskSet:
         return task
 
 
-def _report_failed_part(task: asyncio.Task[None]) -> None:
-    _report(task, {"background": task})
-
-
-def _report_error(task: asyncio.Task[None]) -> None:
-    _report(task, {})
-
-
-def _report(task: asyncio.Task[None], more: dict[str, Any]) -> None:
+def _report(task: asyncio.Task[None], **more: Any) -> None:
+    """Pass the exception of an ended task to the event loop's exception handler, with ``more``."""
     if task.cancelled() or (error := task.exception()) is None:
         return
     message = f"the task {task.get_name()!r} failed"

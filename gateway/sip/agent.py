@@ -246,7 +246,7 @@ class UserAgent:
 
         def ask() -> None:
             found = leg.call.rtp_source() if isinstance(leg.call, SipCall) else ""
-            self._thread.to_loop(lambda: told(found))
+            self._thread.to_loop(told, found)
 
         self._thread.post(ask)
 
@@ -350,13 +350,11 @@ class UserAgent:
                 self._messages,
                 self._on_log,
             )
-            self._stack.access.policy.on_banned = self._tell_ban
+            self._stack.access.policy.on_banned = lambda *ban: self._thread.to_loop(
+                self.on_banned, *ban
+            )
         except pj.Error as error:
             raise AgentError(error.info()) from error
-
-    def _tell_ban(self, source: str, seconds: float, proven: bool) -> None:
-        assert self._thread.loop is not None
-        self._thread.loop.call_soon_threadsafe(self.on_banned, source, seconds, proven)
 
     def _poll(self, ms: int) -> None:
         self._running.poll(ms)

@@ -19,7 +19,7 @@ from gateway.audio.codecs import FRAME_BYTES, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.call_audio import CallAudio, Port, Source
 from gateway.sip.conference import ConferenceLink
-from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress
+from gateway.sip.leg import Leg, LegEnd, ReferProgress
 from gateway.sip.rtp import RtpQuality
 from gateway.sip.thread import SipThread
 
@@ -137,7 +137,7 @@ class BrowserCall:
         if code == _OK:
             self._answered = True
             self._tell({"type": "answered"})
-            self._handle(lambda handler: handler.on_confirmed())
+            self._leg.tell(lambda handler: handler.on_confirmed())
         else:
             self._tell({"type": "ringing" if code == 180 else "progress"})
 
@@ -150,7 +150,7 @@ class BrowserCall:
         self.link.take_port(audio)
         self.link.wire(self._port)
         self._leg.security = TRANSPORT
-        self._handle(lambda handler: handler.on_media(Codec.PCMU))
+        self._leg.tell(lambda handler: handler.on_media(Codec.PCMU))
 
     def finish(self, code: int, headers: Mapping[str, str]) -> None:
         """End the leg, refused with ``code`` unless it was answered."""
@@ -177,7 +177,7 @@ class BrowserCall:
             self._services.pool.give_back(self._port)
         self._tell({"type": "ended", "code": code, "reason": reason})
         end = LegEnd(code, reason, method, "", local=not method)
-        self._handle(lambda handler: handler.on_ended(end))
+        self._leg.tell(lambda handler: handler.on_ended(end))
         self._leg.call = None
 
     def play(self, sound: str) -> None:
@@ -197,7 +197,7 @@ class BrowserCall:
     def refer(self, _target: str, told: Callable[[ReferProgress], None]) -> None:
         """Refuse: a page places no calls. Its calls are bridged instead."""
         progress = ReferProgress(_NOT_IMPLEMENTED, "a browser follows no REFER", True)
-        self._services.thread.to_loop(lambda: told(progress))
+        self._services.thread.to_loop(told, progress)
 
     def refer_to(self, _other: Any, told: Callable[[ReferProgress], None]) -> None:
         """Refuse with 501, as :meth:`refer`."""
@@ -210,13 +210,7 @@ class BrowserCall:
     def poll_quality(self) -> None:
         """Report counts of frames received and sent; TCP loses none."""
         quality = RtpQuality(self._end.received, 0, 0.0, self._end.sent)
-        self._handle(lambda handler: handler.on_quality(quality))
+        self._leg.tell(lambda handler: handler.on_quality(quality))
 
     def _tell(self, message: dict[str, Any]) -> None:
-        self._services.thread.to_loop(lambda: self._end.tell(message))
-
-    def _handle(self, what: Callable[[LegHandler], None]) -> None:
-        leg = self._leg
-        self._services.thread.to_loop(
-            lambda: what(leg.handler) if leg.handler is not None else None
-        )
+        self._services.thread.to_loop(self._end.tell, message)

@@ -103,7 +103,7 @@ class Incoming:
             rule = f"INVITE that cannot be read: {refused.code}"
             self.access.refusals.note(rule, source, time.monotonic(), code=refused.code)
         else:
-            self.services.thread.to_loop(lambda: self.callbacks.on_refused(refused))
+            self.services.thread.to_loop(self.callbacks.on_refused, refused)
 
     def on_connection(self, prm: Any) -> None:
         """Register a TCP or TLS connection that was opened or closed."""
@@ -196,7 +196,7 @@ class Incoming:
                 offered=None,
             )
             refused = Refused(invite, 500, f"{type(error).__name__}: {error}")
-            self.services.thread.to_loop(lambda: self.callbacks.on_refused(refused))
+            self.services.thread.to_loop(self.callbacks.on_refused, refused)
 
     def _announce(self, call: SipCall, message: str, source: str) -> None:
         """Bind a call to a new leg, send 100 Trying, and report the leg to the application."""
@@ -210,7 +210,7 @@ class Incoming:
         call.respond(100)  # only now: pjsua sends none by itself (config_site.h)
         if invite.attributed_by in _PROVEN:
             pj.nativeOpenGate(call.getId())
-        self.services.thread.to_loop(lambda: self.callbacks.on_invite(leg))
+        self.services.thread.to_loop(self.callbacks.on_invite, leg)
 
 
 class Endpoint(pj.Endpoint):  # type: ignore[misc]

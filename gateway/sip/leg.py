@@ -256,7 +256,7 @@ class Leg:
         def run(call: LegCall) -> None:
             if other.call is None or other.call.ended:
                 progress = ReferProgress(481, "the other call is over", True)
-                self._thread.to_loop(lambda: told(progress))
+                self._thread.to_loop(told, progress)
             else:
                 call.refer_to(other.call, told)
 
@@ -277,6 +277,11 @@ class Leg:
                 call.join(other.call, listen, level)
 
         self._command(run)
+
+    def tell(self, event: Callable[[LegHandler], None]) -> None:
+        """Call ``event`` with the handler, on the event loop; nothing if it has none by then. Any
+        thread."""
+        self._thread.to_loop(lambda: None if self.handler is None else event(self.handler))
 
     def _command(self, command: Callable[[LegCall], None]) -> None:
         """Post a command to the SIP thread; it is dropped when the call has ended by then."""

@@ -17,7 +17,7 @@ import structlog
 from gateway.audio.codecs import G711, Codec
 from gateway.sip.accounts import Account, header_vector
 from gateway.sip.active_calls import CallServices
-from gateway.sip.leg import Leg, LegEnd, LegHandler
+from gateway.sip.leg import LegEnd, LegHandler
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.rtp import Meter, counters_of
@@ -255,14 +255,9 @@ class SipCall(TransferableCall):
             if self._is_over():
                 self.end(code, text)
 
-    def _tell(self, what: Callable[[LegHandler], None]) -> None:
-        self._tell_of(self.leg, what)
-
-    def _tell_of(self, leg: Leg | None, what: Callable[[LegHandler], None]) -> None:
-        if leg is not None:
-            self.services.thread.to_loop(
-                lambda: what(leg.handler) if leg.handler is not None else None
-            )
+    def _tell(self, event: Callable[[LegHandler], None]) -> None:
+        if self.leg is not None:
+            self.leg.tell(event)
 
     @contain_errors
     def onCallState(self, prm: Any) -> None:  # noqa: N802
@@ -335,7 +330,8 @@ class SipCall(TransferableCall):
             if undelivered:
                 log.warning("sip.bye_undelivered", call=name, error=undelivered)
             told = replace(end, undelivered=undelivered)
-            self._tell_of(leg, lambda handler: handler.on_ended(told))
+            if leg is not None:
+                leg.tell(lambda handler: handler.on_ended(told))
 
         if self._ending.bye:
             self.services.byes.wait(self._ending.bye, tell)

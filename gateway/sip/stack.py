@@ -246,7 +246,7 @@ class Stack:
         """Announce the leg of a page in a browser as if its INVITE had come."""
         self._callbacks.on_arrival(end.leg.invite)
         self._browsers.add(BrowserCall(self.services, end, self._browsers.discard))
-        self.services.thread.to_loop(lambda: self._callbacks.on_invite(end.leg))
+        self.services.thread.to_loop(self._callbacks.on_invite, end.leg)
 
     def place(
         self,
@@ -282,9 +282,9 @@ class Stack:
             log.warning("sip.not_sent", to=uri[:200], error=why)
             if call is not None:
                 call.end(_UNAVAILABLE, why)
-            elif (handler := leg.handler) is not None:
+            else:
                 end = LegEnd(_UNAVAILABLE, why, method="", reason_header="", local=False)
-                services.thread.to_loop(lambda: handler.on_ended(end))
+                leg.tell(lambda handler: handler.on_ended(end))
         finally:
             services.codecs.offer(list(G711))
 

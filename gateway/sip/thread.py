@@ -88,10 +88,11 @@ class SipThread:
         """Return how many commands are queued."""
         return len(self._commands)
 
-    def to_loop(self, callback: Callable[[], object]) -> None:
-        """Run a callback on the event loop; dropped when the loop is closed."""
+    def to_loop(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` on the event loop, soon; dropped when the loop is closed. Any
+        thread."""
         if self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(callback)
+            self.loop.call_soon_threadsafe(callback, *args)
 
     def answer(
         self, future: asyncio.Future[_T], function: Callable[[], _T]

@@ -85,7 +85,7 @@ class ReferQueue:
         def told(permit: ReferPermit) -> None:
             self._thread.post(lambda: self._resume(key, permit))
 
-        self._thread.to_loop(lambda: ask(name, told))
+        self._thread.to_loop(ask, name, told)
         return True
 
     def _resume(self, key: tuple[str, str], permit: ReferPermit) -> None:
@@ -179,7 +179,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             self._on_refer = None
             why = text_of(error.info()) if isinstance(error, pj.Error) else type(error).__name__
             progress = ReferProgress(500, why, True)
-            self.services.thread.to_loop(lambda: told(progress))
+            self.services.thread.to_loop(told, progress)
 
     @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
@@ -190,7 +190,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         progress = ReferProgress(int(prm.statusCode), text_of(prm.reason), bool(prm.finalNotify))
         if progress.final:
             self._on_refer = None
-        self.services.thread.to_loop(lambda: told(progress))
+        self.services.thread.to_loop(told, progress)
 
     @contain_errors
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
@@ -200,7 +200,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         uri, why = target.uri, target.flaw
         leg, services = self.leg, self.services
         if leg is not None and leg.on_refer is not None:
-            services.thread.to_loop(functools.partial(leg.on_refer, uri or text_of(prm.dstUri)))
+            services.thread.to_loop(leg.on_refer, uri or text_of(prm.dstUri))
         permit = services.calls.permit
         allowed = None if leg is None else leg.allowed_refer_to
         if leg is None or leg.on_replaced is None or allowed is None:
@@ -218,7 +218,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         elif not why and not services.names.known(host_of(uri)):
             # pjsip places the call in this very callback, and no name is looked up meanwhile.
             why = "unknown host"
-            self.services.thread.to_loop(lambda: services.names.note(host_of(uri)))
+            services.thread.to_loop(services.names.note, host_of(uri))
         if leg is None or why:
             shown = text_of(prm.dstUri)[:200]
             self.remark("info", "sip.refer_declined", target=shown, why=why)
@@ -282,4 +282,4 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.link.take_over(other.link)
         told = theirs.on_replaced
         if told is not None:
-            self.services.thread.to_loop(lambda: told(mine))
+            self.services.thread.to_loop(told, mine)

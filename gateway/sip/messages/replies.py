@@ -171,10 +171,12 @@ def info_status(content_type: str, body: str) -> int:
 
 
 MAX_VIAS = 16
+"""Via fields that are copied into a response; a request with more has passed no real network."""
 
 _REASONS = {400: "Bad Request", 403: "Forbidden", 513: "Message Too Large"}
-_ONCE = ("from", "to", "call-id", "cseq")
 NAMES = {"from": "From", "to": "To", "call-id": "Call-ID", "cseq": "CSeq"}
+ONCE = tuple(NAMES)
+"""Fields that a message has exactly once (RFC 3261 section 8.1.1), by lower-case name."""
 
 
 def method_of(data: bytes) -> str:
@@ -198,7 +200,7 @@ def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
     # One character a byte, so that what is no text goes back as it came.
     headers = headers_of(data.decode("latin-1"))
     vias = headers.get("via", ())
-    fields = {name: headers.get(name, ()) for name in _ONCE}
+    fields = {name: headers.get(name, ()) for name in ONCE}
     if not vias or len(vias) > MAX_VIAS or any(len(values) > 1 for values in fields.values()):
         return b""
     if not fields["cseq"] and not fields["call-id"]:

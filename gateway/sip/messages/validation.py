@@ -29,7 +29,7 @@ from gateway.sip.messages.headers import (
     split_list,
     start_line_of,
 )
-from gateway.sip.messages.replies import NAMES, method_of
+from gateway.sip.messages.replies import MAX_VIAS, NAMES, ONCE, method_of
 
 BAD_REQUEST, NOT_ACCEPTED, UNSUPPORTED_MEDIA = 400, 406, 415
 UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 416, 488
@@ -77,7 +77,7 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidM
     count = sum(len(values) for values in headers.values())
     if count > MAX_HEADERS:
         return InvalidMessage(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
-    for name in ("from", "to", "call-id", "cseq"):
+    for name in ONCE:
         if len(headers.get(name, ())) > 1:
             return InvalidMessage(BAD_REQUEST, f"more than one {name}")
     for value in headers.get("call-id", ()):
@@ -255,12 +255,9 @@ def _content_flaw(
     return None
 
 
-MAX_VIAS = 16
-
 STRIPPED = frozenset({"BYE", "CANCEL", "ACK"})
 """Requests that say all that they have to with the fields that name their dialog."""
 
-_ONCE = ("from", "to", "call-id", "cseq")
 _ADDRESS_NAMES = {
     "from": "from",
     "f": "from",
@@ -318,7 +315,7 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
         return
     host = bracketed(source)
     # Of a field that is there more than once, the library has taken one.
-    values = [headers.get(name, ("",)) for name in _ONCE]
+    values = [headers.get(name, ("",)) for name in ONCE]
     for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
         yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
 
@@ -402,13 +399,13 @@ def stripped_response(data: bytes, source: str, port: int) -> bytes:
         return b""
     headers = headers_of(data.decode("latin-1"))
     vias = headers.get("via", ())[:MAX_VIAS]
-    if not vias or any(not headers.get(name) for name in _ONCE):
+    if not vias or any(not headers.get(name) for name in ONCE):
         return b""
     lines = [
         f"SIP/2.0 {start[1].decode()} {start[2].decode('latin-1').strip() or 'As told'}",
         *(f"Via: {via}" for via in vias),
     ]
-    lines += [f"{NAMES[name]}: {headers[name][0]}" for name in _ONCE]
+    lines += [f"{NAMES[name]}: {headers[name][0]}" for name in ONCE]
     lines += [
         f"{name}: {value}"
         for key, name in _KEPT.items()
