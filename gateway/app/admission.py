@@ -39,7 +39,7 @@ from gateway.records.report import SYNTHETIC
 from gateway.records.shared import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.browser_leg import TRANSPORT
-from gateway.sip.leg import IgnoringHandler, Invite, Leg, Refused
+from gateway.sip.leg import IgnoringHandler, Invite, Leg, RejectedInvite
 from gateway.sip.messages.headers import user_of
 from gateway.sip.source_limits import SourceBuckets, TokenBucket
 from gateway.tasks import TaskSet
@@ -129,7 +129,7 @@ class Rejections:
         finally:
             leg.refuse(code, headers)
 
-    def refused_below(self, refused: Refused) -> None:
+    def refused_below(self, refused: RejectedInvite) -> None:
         """Write the record of a call that was rejected below the application."""
         record = record_of(refused.invite, datetime.now(UTC))
         code = f"{refused.code} {refused.reason}".rstrip()

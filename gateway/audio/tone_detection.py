@@ -68,7 +68,7 @@ _DTMF_SHAPE = np.hamming(_DTMF_WINDOW)
 _SHAPE_POWER = float(np.mean(_DTMF_SHAPE**2))
 
 
-class InBandDetector:
+class DtmfDetector:
     """Detects DTMF digits in one call's audio. Feed it all of the audio, in order."""
 
     def __init__(self, codec: Codec) -> None:
@@ -190,7 +190,7 @@ _CADENCE_LOOKS = 5 * _LOOKS
 
 
 @dataclass(frozen=True, slots=True)
-class Second:
+class SecondOfAudio:
     """Features of one second of sound; the parts are 0 to 1."""
 
     sounding: float
@@ -208,7 +208,7 @@ class Beep:
     ms: int
 
 
-class Listener:
+class ToneAnalyzer:
     """Listens to one call. Feed it all of the caller's audio, in order."""
 
     def __init__(self, codec: Codec) -> None:
@@ -231,10 +231,10 @@ class Listener:
         self._since_beep = _CADENCE_LOOKS
         self._beep_hz = 0.0
 
-    def feed(self, audio: bytes) -> list[Second | Beep]:
+    def feed(self, audio: bytes) -> list[SecondOfAudio | Beep]:
         """Return what these G.711 bytes complete; usually nothing."""
         self._bytes += audio
-        found: list[Second | Beep] = []
+        found: list[SecondOfAudio | Beep] = []
         size = HOP * BLOCK
         while len(self._bytes) >= size:
             pcm = self._codec.to_linear(bytes(self._bytes[:size]))
@@ -242,7 +242,7 @@ class Listener:
             found += self._block(np.frombuffer(pcm, np.int16) / 32768)
         return found
 
-    def _block(self, samples: Array) -> list[Second | Beep]:
+    def _block(self, samples: Array) -> list[SecondOfAudio | Beep]:
         """Analyse a block of samples; return a beep or the figures of a second that it
         completes."""
         joined = np.concatenate((self._tail, samples))
@@ -261,7 +261,7 @@ class Listener:
         self._spectra = history[-_LAG:]
 
         peaks = np.argmax(band, axis=1) + _BAND.start
-        found: list[Second | Beep] = []
+        found: list[SecondOfAudio | Beep] = []
         for look in range(BLOCK):
             level = float(levels[look])
             self._loudest = max(self._loudest - _FADE_DB, min(level, self._loudest + _RISE_DB))
@@ -278,14 +278,14 @@ class Listener:
                 found.append(self._second())
         return found
 
-    def _second(self) -> Second:
+    def _second(self) -> SecondOfAudio:
         """Return the figures of a complete second."""
         size = float(np.linalg.norm(self._sum))
         mean = self._sum / size if size else None
         change = 0.0
         if mean is not None and self._before is not None:
             change = 1.0 - float(mean @ self._before)
-        second = Second(self._sounding / _LOOKS, self._held / _LOOKS, round(change, 3))
+        second = SecondOfAudio(self._sounding / _LOOKS, self._held / _LOOKS, round(change, 3))
         self._before = mean
         self._sum = np.zeros_like(self._sum)
         self._looks = self._sounding = self._held = 0

@@ -18,7 +18,7 @@ from gateway.call.record_entries import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
 from gateway.sip.call_audio import CallAudio, Source
 from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress
-from gateway.sip.rtp import QualityOfCall, RtpQuality
+from gateway.sip.rtp import CallQuality, RtpQuality
 from gateway.tasks import TaskSet
 
 
@@ -325,7 +325,7 @@ class _MainLeg(CallPart):
     def __init__(self, host: CallHost, legs: Legs) -> None:
         super().__init__(host)
         self._legs = legs
-        self._quality = QualityOfCall()
+        self._quality = CallQuality()
         self.over = False
 
     @entry

@@ -14,7 +14,7 @@ import numpy as np
 import structlog
 
 from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
-from gateway.audio.tone_detection import Beep, InBandDetector, Listener
+from gateway.audio.tone_detection import Beep, DtmfDetector, ToneAnalyzer
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs
 from gateway.call.inputs import BeepHeard, CallerLevel, CallerSounds, DigitPressed, SoundHeard
@@ -130,9 +130,9 @@ class InboundAudioAnalyzer:
         codec = plan.codec.narrow
         self._narrow = call_audio.narrowing() if plan.codec.wide else None
         """Makes the copy at 8 kHz that is looked at."""
-        self._keys = InBandDetector(codec) if plan.dtmf.inband else None
+        self._keys = DtmfDetector(codec) if plan.dtmf.inband else None
         listens = plan.machine_detection.listens or plan.hold_wait.enabled
-        self._sounds = Listener(codec) if listens else None
+        self._sounds = ToneAnalyzer(codec) if listens else None
         self._level = LevelMeter(codec) if plan.line.enabled and plan.line.min_level else None
         self._searches = any(one is not None for one in (self._keys, self._sounds, self._level))
         self._held = False

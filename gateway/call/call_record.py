@@ -98,7 +98,7 @@ class MediaRecord:
     """Of Live sessions, see :meth:`gateway.realtime.live_session.LiveSession.audio_counts`."""
     rtp: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
-    """Both directions, as :class:`gateway.sip.rtp.QualityOfCall` has them; live."""
+    """Both directions, as :class:`gateway.sip.rtp.CallQuality` has them; live."""
 
 
 @dataclass(slots=True)

@@ -111,7 +111,7 @@ class DigitPressed:
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """One second of the caller's sound: see :class:`gateway.audio.tone_detection.Second`."""
+    """One second of the caller's sound: see :class:`gateway.audio.tone_detection.SecondOfAudio`."""
 
     sounding: float
     held: float

@@ -36,7 +36,7 @@ from gateway.sip.messages.replies import (
     reply_outside,
     reply_to_required,
 )
-from gateway.sip.messages.sdp import Media, Objection
+from gateway.sip.messages.sdp import MediaLine, SdpRejection
 from gateway.sip.messages.validation import (
     RTP_ADDRESS,
     STRIPPED,
@@ -50,9 +50,16 @@ from gateway.sip.messages.validation import (
     stripped_response,
 )
 from gateway.sip.settings import Access
-from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
+from gateway.sip.signalling import (
+    DROP,
+    PASS,
+    Decision,
+    Negotiation,
+    ReceivedMessage,
+    UnparsedMessage,
+)
 from gateway.sip.source_limits import OF_A_PEER, Connections, RefusalLog, SourceBuckets
-from gateway.sip.source_policy import Headers, SourcePolicy, Stopped
+from gateway.sip.source_policy import Headers, Rejection, SourcePolicy
 from gateway.sip.trunks import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")
@@ -110,18 +117,18 @@ class AccessControl:
         unacknowledged: Callable[[str], int],
         min_session: int,
         descriptions: Negotiation,
-        on_objection: Callable[[Received, Objection], None],
+        on_objection: Callable[[ReceivedMessage, SdpRejection], None],
         names_of: Callable[[int], tuple[str, ...]],
         challenges: Challenges,
         receive_instead: Callable[[bytes, bool], bool],
         holds: Callable[[Headers], bool],
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
-        self.current: Received | None = None
+        self.current: ReceivedMessage | None = None
         """The new request that pjsua is looking at, while it is."""
         self.found: Attribution | None = None
         """Whose it is."""
-        self.chosen: Media | Objection | None = None
+        self.chosen: MediaLine | SdpRejection | None = None
         """The audio line of its offer to answer, or why there is none."""
         self.policy = SourcePolicy(access, trunks, names_of, self.refusals)
         self.connections = Connections(
@@ -165,7 +172,7 @@ class AccessControl:
             self.connections.closed(connection)
             close(connection)
 
-    def on_message(self, received: Received) -> Decision:
+    def on_message(self, received: ReceivedMessage) -> Decision:
         """Decide on a message before pjsip's own layers read it: pass, drop or answer it.
 
         One that passes keeps its connection open.
@@ -175,7 +182,7 @@ class AccessControl:
             self.connections.heard(received.connection, time.monotonic())
         return decision
 
-    def _on_message(self, received: Received) -> Decision:
+    def _on_message(self, received: ReceivedMessage) -> Decision:
         """Check form, source, credentials and limits of a message, in this order."""
         if received.status:
             return self._on_response(received)
@@ -198,7 +205,7 @@ class AccessControl:
             return DROP
         if not inside:
             admitted = self.policy.admit(received, self.found, source, headers, now)
-            if isinstance(admitted, Stopped):
+            if isinstance(admitted, Rejection):
                 if method == "ACK":  # of the refusal before
                     return DROP
                 if admitted.rule:
@@ -232,7 +239,7 @@ class AccessControl:
                 return self._answers.answer(source, answer, now)
         return PASS
 
-    def on_request(self, received: Received) -> Decision:
+    def on_request(self, received: ReceivedMessage) -> Decision:
         """Decide on a new request outside of dialogs, just before pjsua."""
         self.current = received
         method = received.method
@@ -245,13 +252,13 @@ class AccessControl:
         refusal = self._limits.refusal(received, self.found, time.monotonic())
         if refusal is not None:
             return self._answers.refuse(received, *refusal)
-        if isinstance(self.chosen, Objection):
+        if isinstance(self.chosen, SdpRejection):
             self._on_objection(received, self.chosen)
             why = self.chosen.why
             return Decision(refusal_code(why), (("Reason", reason_header(why)),))
         return PASS
 
-    def on_unread(self, unread: Unread) -> bytes:
+    def on_unread(self, unread: UnparsedMessage) -> bytes:
         """Return the answer to a message that pjsip's parser rejected; empty for none."""
         now, source = time.monotonic(), plain(unread.source)
         found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
@@ -279,7 +286,7 @@ class AccessControl:
             rule = "message too large"
         return self._answers.refuse_unread(unread, rule, code, now)
 
-    def _take_stripped(self, came: Received | Unread, data: bytes) -> bool:
+    def _take_stripped(self, came: ReceivedMessage | UnparsedMessage, data: bytes) -> bool:
         """Have pjsip process a malformed BYE, CANCEL or ACK without the parts that are wrong."""
         if method_of(data) not in STRIPPED:
             return False
@@ -297,7 +304,7 @@ class AccessControl:
         finally:
             self._instead = False
 
-    def _on_response(self, received: Received) -> Decision:
+    def _on_response(self, received: ReceivedMessage) -> Decision:
         """Check a response: its form, the addresses in its SDP, and who challenges for a
         password."""
         if self._take(mended_via(received.message), known_only=False):
@@ -326,7 +333,7 @@ class AccessControl:
             return Decision(_FORBIDDEN)
         return PASS
 
-    def _attribute(self, received: Received) -> Attribution | None:
+    def _attribute(self, received: ReceivedMessage) -> Attribution | None:
         return self._trunks.attribute(
             received.source, received.port, received.reliable, received.request_uri
         )
@@ -342,7 +349,9 @@ class _Answers:
         self._unread = SourceBuckets()
         """Apart from the other answers: what is no message shall not cost those to messages."""
 
-    def refuse(self, received: Received, rule: str, reply: Reply, detail: str = "") -> Decision:
+    def refuse(
+        self, received: ReceivedMessage, rule: str, reply: Reply, detail: str = ""
+    ) -> Decision:
         """Count and log a refusal by ``rule``, keep that of an INVITE for a query by its
         Call-ID, and return the answer to it."""
         now = time.monotonic()
@@ -360,7 +369,7 @@ class _Answers:
         self.keep(received, rule, reply.code)
         return self.answer(source, reply, now)
 
-    def keep(self, received: Received, rule: str, code: int) -> None:
+    def keep(self, received: ReceivedMessage, rule: str, code: int) -> None:
         """Keep the rule by which an INVITE was refused, for a query by its Call-ID."""
         if received.method != "INVITE" or (found := _CALL_ID.search(received.message)) is None:
             return
@@ -374,7 +383,7 @@ class _Answers:
         }
         self._refusals.invites[found[1].decode("utf-8", "replace")] = fields
 
-    def refuse_unread(self, unread: Unread, rule: str, code: int, now: float) -> bytes:
+    def refuse_unread(self, unread: UnparsedMessage, rule: str, code: int, now: float) -> bytes:
         """Log that a message could not be read; return the answer, empty for none."""
         source, method = plain(unread.source), method_of(unread.data)
         answer = answer_unread(unread.data, code, unread.source, unread.port) if code else b""
@@ -435,7 +444,7 @@ class _RequestLimits:
         return f"more than {REQUESTS_PER_SECOND:g} requests a second within a call"
 
     def refusal(
-        self, received: Received, found: Attribution | None, now: float
+        self, received: ReceivedMessage, found: Attribution | None, now: float
     ) -> tuple[str, Reply] | None:
         """Return the rule by which a new INVITE is refused, and the answer; None for neither."""
         if self._min_session and session_interval(received.message) < self._min_session:
@@ -457,7 +466,7 @@ class _RequestLimits:
         return None
 
 
-def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
+def _cut(received: ReceivedMessage, headers: Headers) -> InvalidMessage | None:
     """Return what is wrong with a datagram that ends before its body does (RFC 3261 section
     18.3)."""
     length = first_of(headers, "content-length")

@@ -22,7 +22,14 @@ from gateway.sip.library import account_capacity
 from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
 from gateway.sip.transports import forced_contact
-from gateway.sip.trunks import LINE_PARAMETER, Change, Registration, State, Trunks, keys_to_check
+from gateway.sip.trunks import (
+    LINE_PARAMETER,
+    Registration,
+    RegistrationChange,
+    RegState,
+    Trunks,
+    keys_to_check,
+)
 
 if TYPE_CHECKING:
     from gateway.sip.settings import Listen, SipSettings
@@ -172,7 +179,7 @@ class Accounts:
         if registration is None:
             return
         code, source = int(prm.code), str(prm.rdata.srcAddress)
-        if registration.state is State.LEAVING:
+        if registration.state is RegState.LEAVING:
             registration.left(now)
             log.info("trunk.unregistered", trunk=trunk.name, code=code)
         elif code // 100 == 2 and int(prm.expiration) > 0:
@@ -220,7 +227,10 @@ class Accounts:
         """Unregister everywhere; :meth:`wait_gone` waits for the responses."""
         now = time.monotonic()
         for name, registration in self.registrations.items():
-            if registration.state in (State.LEAVING, State.GONE) or not registration.leave(now):
+            if registration.state in (
+                RegState.LEAVING,
+                RegState.GONE,
+            ) or not registration.leave(now):
                 continue
             try:
                 self._accounts[name, self._host, ""].setRegistration(False)
@@ -231,10 +241,14 @@ class Accounts:
     def wait_gone(self, poll: Callable[[], None]) -> None:
         """Wait for the registrars' answers, at most ``LEAVE_SECONDS``; ``poll`` handles events."""
         end = time.monotonic() + LEAVE_SECONDS
-        leaving = {name for name, one in self.registrations.items() if one.state is State.LEAVING}
+        leaving = {
+            name for name, one in self.registrations.items() if one.state is RegState.LEAVING
+        }
         while leaving and time.monotonic() < end:
             poll()
-            leaving = {name for name in leaving if self.registrations[name].state is State.LEAVING}
+            leaving = {
+                name for name in leaving if self.registrations[name].state is RegState.LEAVING
+            }
         for name in sorted(leaving):
             log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 
@@ -249,11 +263,11 @@ class Accounts:
         for account in self._accounts.values():
             account.this.disown()
 
-    def _tell(self, name: str, change: Change | None) -> None:
+    def _tell(self, name: str, change: RegistrationChange | None) -> None:
         if change is None:
             return
         fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
-        if change.state is State.REGISTERED:
+        if change.state is RegState.REGISTERED:
             log.info("trunk.registered", trunk=name, expires=fields.get("seconds"))
         else:
             next_try = fields.pop("seconds", None)

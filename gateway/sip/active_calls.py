@@ -24,7 +24,7 @@ from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.source_limits import BoundedDict
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import RtpPortQuarantine
-from gateway.sip.trunks import Challenged
+from gateway.sip.trunks import ChallengedCall
 
 log = structlog.get_logger("sip")
 
@@ -75,7 +75,7 @@ class HeldCall(Protocol):
     @property
     def sip_call_id(self) -> str: ...
     def getId(self) -> int: ...  # noqa: N802 (pjsua2's name)
-    def challenged(self) -> Challenged:
+    def challenged(self) -> ChallengedCall:
         """Return what :class:`Challenges` asks about this call."""
 
     def keys_known(self) -> bool:
@@ -110,7 +110,7 @@ class Calls:
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
         self._all: list[HeldCall] = []
         self._retired: list[HeldCall] = []
-        self._ended: BoundedDict[str, Challenged] = BoundedDict(MAX_ENDED)
+        self._ended: BoundedDict[str, ChallengedCall] = BoundedDict(MAX_ENDED)
         self._parties: Counter[str] = Counter()
         self._next_keys = 0.0
 
@@ -203,7 +203,7 @@ class Calls:
             if not call.ended and any(call.link.at(slot) for slot in slots):
                 call.fail()
 
-    def challenged(self, sip_call_id: str) -> Challenged | None:
+    def challenged(self, sip_call_id: str) -> ChallengedCall | None:
         """Return the call that a 401 or 407 is about, by its SIP Call-ID; None when it is unknown.
 
         A call that has ended is found too: its BYE may be challenged.

@@ -19,7 +19,7 @@ from gateway.sip.active_calls import Calls
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.call_audio import CallAudio, PortPool, note_ready, ready_fd, take_ready
 from gateway.sip.incoming import InviteCallbacks
-from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, Refused
+from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, RejectedInvite
 from gateway.sip.library import AgentError as AgentError
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import user_of
@@ -68,7 +68,7 @@ class UserAgent:
         settings: SipSettings,
         *,
         on_invite: Callable[[Leg], None],
-        on_refused: Callable[[Refused], None],
+        on_refused: Callable[[RejectedInvite], None],
         on_caller_audio: Callable[[list[int]], None],
         on_arrival: Callable[[Invite], None] = lambda _invite: None,
         messages: MessageLog | None = None,

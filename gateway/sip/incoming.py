@@ -35,10 +35,10 @@ from gateway.ending import refusal_code
 from gateway.sip.access_control import AccessControl, party_of
 from gateway.sip.accounts import Account, Accounts
 from gateway.sip.active_calls import CallServices
-from gateway.sip.leg import Invite, Leg, Refused
+from gateway.sip.leg import Invite, Leg, RejectedInvite
 from gateway.sip.messages.headers import headers_of, invite_of, request_uri_of, text_of
-from gateway.sip.messages.sdp import Media, Objection, offered_codecs
-from gateway.sip.signalling import DROP, PASS, Decision, Received
+from gateway.sip.messages.sdp import MediaLine, SdpRejection, offered_codecs
+from gateway.sip.signalling import DROP, PASS, Decision, ReceivedMessage
 from gateway.sip.sip_call import NOTHING_FREE, SipCall
 from gateway.sip.trunks import Attribution, Trunks
 
@@ -62,7 +62,7 @@ class InviteCallbacks:
     """Called on the SIP thread with each that pjsua takes, before anything is sent. No waiting."""
     on_invite: Callable[[Leg], None]
     """Told, on the event loop, of each new leg."""
-    on_refused: Callable[[Refused], None]
+    on_refused: Callable[[RejectedInvite], None]
     """Told there of each that was refused below the application."""
 
 
@@ -78,13 +78,15 @@ class Incoming:
 
     def on_full(self, message: str) -> None:
         """Report a new INVITE (its text) that got 503, as the library had no call left for it."""
-        self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
+        self._refused(RejectedInvite(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
-    def on_objection(self, received: Received, objection: Objection) -> None:
+    def on_objection(self, received: ReceivedMessage, objection: SdpRejection) -> None:
         """Report a new INVITE whose offer was refused."""
         message = received.message.decode("utf-8", "replace")
         invite = self._facts_of(message, f"{bracketed(received.source)}:{received.port}")
-        self._refused(Refused(invite, refusal_code(objection.why), objection.text, objection.why))
+        self._refused(
+            RejectedInvite(invite, refusal_code(objection.why), objection.text, objection.why)
+        )
 
     def on_rejected(self, prm: Any) -> None:
         """Report an INVITE that pjsua has refused by itself."""
@@ -93,9 +95,9 @@ class Incoming:
         code, reason = int(prm.statusCode), text_of(prm.reason)
         if code == _UNAVAILABLE:
             reason = NOTHING_FREE
-        self._refused(Refused(invite, code, reason))
+        self._refused(RejectedInvite(invite, code, reason))
 
-    def _refused(self, refused: Refused) -> None:
+    def _refused(self, refused: RejectedInvite) -> None:
         """Report a refusal below the application; a request that could not be read is only
         counted."""
         if refused.code in _UNREADABLE:
@@ -142,7 +144,7 @@ class Incoming:
         """Return the codecs of the audio line that will be answered, or else those of the whole
         offer."""
         chosen = self.access.chosen
-        if self.access.current is not None and isinstance(chosen, Media):
+        if self.access.current is not None and isinstance(chosen, MediaLine):
             return chosen.codecs
         return offered_codecs(message)
 
@@ -195,7 +197,7 @@ class Incoming:
                 headers={},
                 offered=None,
             )
-            refused = Refused(invite, 500, f"{type(error).__name__}: {error}")
+            refused = RejectedInvite(invite, 500, f"{type(error).__name__}: {error}")
             self.services.thread.to_loop(self.callbacks.on_refused, refused)
 
     def _announce(self, call: SipCall, message: str, source: str) -> None:
@@ -256,7 +258,7 @@ MAX_REMEMBERED = 16_384
 _SOCKETS_PER_CALL = 2
 
 
-class Arrivals:
+class RecentInvites:
     """Remembers new INVITEs, before a call is made of them.
 
     Args:
@@ -310,7 +312,7 @@ class CapacityCheck:
         self,
         full: Callable[[], bool],
         unready: Callable[[], bool],
-        arrivals: Arrivals,
+        arrivals: RecentInvites,
         retry_after: int,
         on_refused: Callable[[str], None],
     ) -> None:
@@ -320,7 +322,7 @@ class CapacityCheck:
         self._on_refused = on_refused
         self._unavailable = Decision(503, (("Retry-After", str(retry_after)),))
 
-    def decide(self, received: Received) -> Decision:
+    def decide(self, received: ReceivedMessage) -> Decision:
         """Decide on a new request outside of dialogs: pass, drop, or refuse with 503."""
         if received.method == "INVITE":
             return self._on_invite(received.message.decode("utf-8", "replace"))

@@ -69,7 +69,7 @@ class Invite:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RejectedInvite:
     """An INVITE that was answered below the application: no common codec, no free call."""
 
     invite: Invite | None

@@ -20,7 +20,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class DirectionQuality:
     """Quality of one direction since the last second, or since the other side's last RTCP
     report."""
 
@@ -58,9 +58,9 @@ class RtpQuality:
     """There and back, by RTCP; None before it is known."""
     expected: bool = True
     """False while the peer's description says that it sends nothing (RFC 3264 section 5.1)."""
-    rx: Heard | None = None
+    rx: DirectionQuality | None = None
     """None when nothing came and nothing was to come."""
-    tx: Heard | None = None
+    tx: DirectionQuality | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def mos_of(r: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StreamCounters:
     """Counters of one direction since its stream began."""
 
     packets: int = 0
@@ -133,11 +133,11 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class RtpCounters:
     """What pjmedia has counted of a call's stream so far."""
 
-    rx: Stream = Stream()
-    tx: Stream = Stream()
+    rx: StreamCounters = StreamCounters()
+    tx: StreamCounters = StreamCounters()
     discarded: int = 0
     """Packets that came too late for the jitter buffer, where there is one."""
     buffer_ms: float = 0.0
@@ -145,10 +145,10 @@ class Counters:
     rtt_ms: float | None = None
 
 
-def counters_of(statistic: Any) -> Counters:
+def counters_of(statistic: Any) -> RtpCounters:
     """The counters in a pjsua2 ``StreamStat``."""
     rtcp, buffer = statistic.rtcp, statistic.jbuf
-    return Counters(
+    return RtpCounters(
         rx=_stream(rtcp.rxStat),
         tx=_stream(rtcp.txStat),
         discarded=int(buffer.discard),
@@ -157,9 +157,9 @@ def counters_of(statistic: Any) -> Counters:
     )
 
 
-def _stream(stat: Any) -> Stream:
+def _stream(stat: Any) -> StreamCounters:
     jitter = stat.jitterUsec
-    return Stream(
+    return StreamCounters(
         packets=int(stat.pkt),
         lost=int(stat.loss),
         jitter_ms=int(jitter.last) / 1000,
@@ -170,19 +170,19 @@ def _stream(stat: Any) -> Stream:
     )
 
 
-class Meter:
+class QualityMeter:
     """Computes RTP quality between two readings of a call's counters."""
 
     def __init__(self) -> None:
-        self._before = Counters()
-        self._over = Counters()
+        self._before = RtpCounters()
+        self._over = RtpCounters()
         """Of streams that came before this one: a re-INVITE may begin a new one."""
         self._late = 0
-        self._told = Stream()
+        self._told = StreamCounters()
         """What we had sent and lost when the other side last told."""
-        self._tx: Heard | None = None
+        self._tx: DirectionQuality | None = None
 
-    def read(self, now: Counters, uplink: UplinkCounts | None = None) -> RtpQuality:
+    def read(self, now: RtpCounters, uplink: UplinkCounts | None = None) -> RtpQuality:
         """Return the quality since the last reading, and the totals of the call.
 
         Args:
@@ -193,7 +193,7 @@ class Meter:
         before = self._before
         if now.rx.packets < before.rx.packets or now.tx.packets < before.tx.packets:
             self._over = _together(self._over, before)
-            before, self._told = Counters(), Stream()
+            before, self._told = RtpCounters(), StreamCounters()
         rx = _heard(
             now.rx.packets - before.rx.packets,
             now.rx.lost + now.discarded - before.rx.lost - before.discarded + late - self._late,
@@ -226,7 +226,7 @@ class Meter:
         )
 
 
-def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Heard | None:
+def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> DirectionQuality | None:
     """Return the quality of an interval, None when no packets were due in it.
 
     ``lost`` may be negative: a late packet takes an earlier loss back.
@@ -235,14 +235,14 @@ def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Heard | N
     if came + lost <= 0:
         return None
     loss = 100.0 * lost / (came + lost)
-    return Heard(loss, jitter_ms, mos_of(r_factor(loss, delay_ms)))
+    return DirectionQuality(loss, jitter_ms, mos_of(r_factor(loss, delay_ms)))
 
 
-def _together(first: Counters, second: Counters) -> Counters:
+def _together(first: RtpCounters, second: RtpCounters) -> RtpCounters:
     """Add the counters of a call's earlier streams to those of the current one."""
 
-    def both(one: Stream, other: Stream) -> Stream:
-        return Stream(
+    def both(one: StreamCounters, other: StreamCounters) -> StreamCounters:
+        return StreamCounters(
             one.packets + other.packets,
             one.lost + other.lost,
             other.jitter_ms,
@@ -252,7 +252,7 @@ def _together(first: Counters, second: Counters) -> Counters:
             one.reports + other.reports,
         )
 
-    return Counters(
+    return RtpCounters(
         both(first.rx, second.rx),
         both(first.tx, second.tx),
         first.discarded + second.discarded,
@@ -262,7 +262,7 @@ def _together(first: Counters, second: Counters) -> Counters:
 
 
 @dataclass(slots=True)
-class Spread:
+class MinMeanMax:
     """Minimum, mean and maximum of measured values."""
 
     count: int = 0
@@ -291,10 +291,10 @@ class Spread:
 
 class _Direction:
     def __init__(self) -> None:
-        self._jitter = Spread()
-        self._mos = Spread()
+        self._jitter = MinMeanMax()
+        self._mos = MinMeanMax()
 
-    def add(self, heard: Heard | None) -> None:
+    def add(self, heard: DirectionQuality | None) -> None:
         """Add the quality of an interval; None: nothing was measured in it."""
         if heard is not None:
             self._jitter.add(heard.jitter_ms)
@@ -311,14 +311,14 @@ class _Direction:
         }
 
 
-class QualityOfCall:
+class CallQuality:
     """Gathers a call's readings. ``rx`` is what the caller sends, ``tx`` what they hear."""
 
     def __init__(self) -> None:
         self._rx = _Direction()
         self._tx = _Direction()
-        self._rtt = Spread()
-        self._buffer = Spread()
+        self._rtt = MinMeanMax()
+        self._buffer = MinMeanMax()
 
     def add(self, quality: RtpQuality) -> dict[str, Any]:
         """Take a reading in; returns the quality of the call so far, for its record."""

@@ -22,7 +22,7 @@ import structlog
 from gateway.addresses import address_of
 from gateway.audio.codecs import G711, Codec
 from gateway.sip.message_log import MessageLog
-from gateway.sip.messages.sdp import Media, Objection, mended, parse
+from gateway.sip.messages.sdp import MediaLine, SdpRejection, mended, parse
 from gateway.sip.settings import Security, SipSettings, Trunk
 
 log = structlog.get_logger("sip")
@@ -50,7 +50,7 @@ DROP = Decision(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedMessage:
     """A message before it is anything to pjsua; pjsip has parsed it."""
 
     source: str
@@ -86,7 +86,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class UnparsedMessage:
     """Bytes that pjsip's parser could not read as a message."""
 
     source: str
@@ -99,7 +99,7 @@ class Unread:
     data: bytes
 
 
-Decide = Callable[[Received], Decision]
+Decide = Callable[[ReceivedMessage], Decision]
 
 
 class Signalling:
@@ -120,7 +120,7 @@ class Signalling:
         self,
         on_message: Decide,
         on_request: Decide,
-        on_unread: Callable[[Unread], bytes] = lambda _unread: b"",
+        on_unread: Callable[[UnparsedMessage], bytes] = lambda _unread: b"",
         retry_after: int = 0,
         messages: MessageLog | None = None,
     ) -> None:
@@ -217,7 +217,7 @@ class _Handler:
         self,
         on_message: Decide,
         on_request: Decide,
-        on_unread: Callable[[Unread], bytes],
+        on_unread: Callable[[UnparsedMessage], bytes],
         on_bye: Callable[[], Callable[[int, int], None]],
         on_options: Callable[[], Callable[[int, int], None]],
         messages: MessageLog,
@@ -234,7 +234,7 @@ class _Handler:
     def on_message(self, *fields: Any) -> Decision:
         """Log a message for black boxes and decide on it; a message put in its place is not
         logged."""
-        received = Received(*fields)
+        received = ReceivedMessage(*fields)
         # One that is mended comes again within the decision on it.
         if self._messages.wanted and not self._asked:
             self._messages.add(
@@ -253,13 +253,13 @@ class _Handler:
             self._asked = asked
 
     def on_request(self, *fields: Any) -> Decision:
-        return self._said(lambda: self._on_request(Received(*fields)))
+        return self._said(lambda: self._on_request(ReceivedMessage(*fields)))
 
     def on_sent(self, *fields: Any) -> None:
         self._said(lambda: self._messages.add(*fields, sent=True))
 
     def on_unread(self, *fields: Any) -> bytes:
-        return self._said(lambda: self._on_unread(Unread(*fields)))
+        return self._said(lambda: self._on_unread(UnparsedMessage(*fields)))
 
     def on_bye(self, number: int, status: int) -> None:
         self._said(lambda: self._on_bye()(number, status))
@@ -294,7 +294,9 @@ class Negotiation:
     def __init__(self, settings: SipSettings) -> None:
         self._settings = settings
 
-    def settle(self, method: str, trunk: Trunk | None, local: str) -> Media | Objection | None:
+    def settle(
+        self, method: str, trunk: Trunk | None, local: str
+    ) -> MediaLine | SdpRejection | None:
         """Repair the SDP of the current message; return the audio line to answer, or why there is
         none.
 
@@ -316,9 +318,9 @@ class Negotiation:
             return description.flaw
         if method not in _OFFERS and description.lacks_keys:
             pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
-            return Objection.KEYS
+            return SdpRejection.KEYS
         chosen = description.choose(security, codecs, self.is_six(local))
-        line = chosen if isinstance(chosen, Media) and method in _OFFERS else None
+        line = chosen if isinstance(chosen, MediaLine) and method in _OFFERS else None
         new = mended(description, line, sdes="sdes" in security.keying).encode()
         if new != raw:
             pj.replaceSessionDescription(new)
@@ -329,12 +331,12 @@ class Negotiation:
         if pj.sessionDescription() is not None:
             pj.replaceSessionDescription(_NOTHING)
 
-    def objection(self, text: str, trunk: Trunk | None, local: str) -> Objection | None:
+    def objection(self, text: str, trunk: Trunk | None, local: str) -> SdpRejection | None:
         """Return why the offer of a re-INVITE or UPDATE is answered with 488; None where it is
         accepted."""
         security, codecs = self._asked(trunk)
         chosen = parse(text, codecs).choose(security, codecs, self.is_six(local))
-        return chosen if isinstance(chosen, Objection) else None
+        return chosen if isinstance(chosen, SdpRejection) else None
 
     def is_six(self, local: str) -> bool:
         """Return whether a call that came to this address of ours has RTP over IPv6."""

@@ -20,10 +20,10 @@ from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import LegEnd, LegHandler
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
-from gateway.sip.rtp import Meter, counters_of
+from gateway.sip.rtp import QualityMeter, counters_of
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.transfer import TransferableCall, contain_errors
-from gateway.sip.trunks import TLS_KEYS, Challenged, keys_to_check
+from gateway.sip.trunks import TLS_KEYS, ChallengedCall, keys_to_check
 
 log = structlog.get_logger("sip")
 
@@ -113,7 +113,7 @@ class SipCall(TransferableCall):
         self.answered = self.acknowledged = False
         self._held = False
         self._ending = _Ending()
-        self._meter = Meter()
+        self._meter = QualityMeter()
         self._last_event: tuple[str, int] | None = None
         """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
         self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE)
@@ -139,10 +139,10 @@ class SipCall(TransferableCall):
         except pj.Error:
             return ""
 
-    def challenged(self) -> Challenged:
+    def challenged(self) -> ChallengedCall:
         """What :class:`Challenges` has to know when a 401 or 407 to this call comes."""
         to_uri = "" if self.leg is None else self.leg.invite.to_uri
-        return Challenged(self.account.trunk, to_uri, self.followed)
+        return ChallengedCall(self.account.trunk, to_uri, self.followed)
 
     def run(self, command: Callable[[SipCall], None]) -> None:
         """Run a command of the event loop. An error is ignored if the call has ended meanwhile."""

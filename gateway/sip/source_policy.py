@@ -23,7 +23,7 @@ from gateway.addresses import plain
 from gateway.sip.messages.headers import first_of
 from gateway.sip.messages.replies import Reply
 from gateway.sip.settings import Access, Trunk
-from gateway.sip.signalling import Received, Unread
+from gateway.sip.signalling import ReceivedMessage, UnparsedMessage
 from gateway.sip.source_limits import Bans, BoundedDict, RefusalLog, TokenBucket, is_scanner
 from gateway.sip.trunks import Attribution, Trunks
 
@@ -41,7 +41,7 @@ _WHITE = " \t"
 _TAG_BYTES = 16
 
 
-class Outcome(Enum):
+class DigestOutcome(Enum):
     """Outcome of checking the credentials of a request."""
 
     NONE = "no credentials"
@@ -56,10 +56,10 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class DigestResult:
     """The outcome, and whose credentials they are when it is GOOD."""
 
-    outcome: Outcome
+    outcome: DigestOutcome
     username: str = ""
 
 
@@ -96,7 +96,7 @@ class DigestAuth:
 
     def check(
         self, fields: Sequence[str], method: str, source: str, message: bytes, now: float
-    ) -> Checked:
+    ) -> DigestResult:
         """Judge the Authorization ``fields`` of a request.
 
         Args:
@@ -110,7 +110,7 @@ class DigestAuth:
             algorithm = given.get("algorithm", "MD5").upper()
             if algorithm in self._algorithms:
                 return self._judge(given, algorithm, method, source, message, now)
-        return Checked(Outcome.NONE)
+        return DigestResult(DigestOutcome.NONE)
 
     def _judge(
         self,
@@ -120,7 +120,7 @@ class DigestAuth:
         source: str,
         message: bytes,
         now: float,
-    ) -> Checked:
+    ) -> DigestResult:
         """Check one set of credentials: nonce, nonce count, response."""
         nonce, username = given.get("nonce", ""), given.get("username", "")
         ours, fresh = self._look_at(nonce, source, now)
@@ -132,10 +132,10 @@ class DigestAuth:
         told = given.get("response", "").lower().encode("utf-8", "replace")
         equal = hmac.compare_digest(wanted.encode(), told)
         if not (equal and known is not None and complete):
-            return Checked(Outcome.WRONG if ours else Outcome.FORGED)
+            return DigestResult(DigestOutcome.WRONG if ours else DigestOutcome.FORGED)
         if not (ours and fresh) or not self._count(nonce, count, hash(message), now):
-            return Checked(Outcome.STALE)
-        return Checked(Outcome.GOOD, username)
+            return DigestResult(DigestOutcome.STALE)
+        return DigestResult(DigestOutcome.GOOD, username)
 
     def _count(self, nonce: str, count: int, request: int, now: float) -> bool:
         """Return whether a nonce count (``nc``, RFC 7616 section 3.4) is new, or a
@@ -252,7 +252,7 @@ Headers = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class Rejection:
     """A request that does not get in, and its answer.
 
     A challenge has no rule: it is no refusal, unless wrong credentials came before it.
@@ -323,22 +323,22 @@ class SourcePolicy:
 
     def admit(
         self,
-        received: Received,
+        received: ReceivedMessage,
         found: Attribution | None,
         source: str,
         headers: Headers,
         now: float,
-    ) -> Attribution | Stopped | None:
+    ) -> Attribution | Rejection | None:
         """Return the trunk of a request outside of dialogs (None: unknown source), or its
         refusal."""
         method = received.method
         if found is None and is_scanner(first_of(headers, "user-agent")):
             self.count_refusal(received, now)
-            return Stopped("known scanner", Reply(0))
+            return Rejection("known scanner", Reply(0))
         if found is not None:
             unfit = found.trunk.misfit(received.transport, self._names_of(received.connection))
             if unfit:
-                return Stopped(f"trunk {found.trunk.name}: {unfit}", self.reply)
+                return Rejection(f"trunk {found.trunk.name}: {unfit}", self.reply)
         banned = source in self.bans
         welcome = found is not None or (self.allows(source) and not banned)
         if method != "INVITE":
@@ -351,8 +351,8 @@ class SourcePolicy:
         self.count_refusal(received, now)
         if banned:
             self.count_banned()
-            return Stopped("", Reply(0))
-        return Stopped(self.rule, self.reply)
+            return Rejection("", Reply(0))
+        return Rejection(self.rule, self.reply)
 
     def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
         """Return whether an INVITE needs credentials to get in, or to be attributed to a trunk."""
@@ -362,36 +362,38 @@ class SourcePolicy:
 
     def _authenticate(
         self,
-        received: Received,
+        received: ReceivedMessage,
         found: Attribution | None,
         source: str,
         headers: Headers,
         now: float,
-    ) -> Attribution | Stopped:
+    ) -> Attribution | Rejection:
         """Challenge an INVITE, or attribute it to the trunk of its credentials (RFC 3261 section
         22.1)."""
         fields = headers.get("authorization", ())
         checked = self._digest.check(fields, received.method, source, received.message, now)
         outcome = checked.outcome
-        if outcome is Outcome.GOOD:
+        if outcome is DigestOutcome.GOOD:
             trunk = self._trunk_of(found, checked.username)
             if trunk is None:  # of a trunk whose calls do not come from here
-                outcome = Outcome.WRONG
+                outcome = DigestOutcome.WRONG
             elif unfit := trunk.misfit(received.transport, self._names_of(received.connection)):
-                return Stopped(f"trunk {trunk.name}: {unfit}", self.reply)
+                return Rejection(f"trunk {trunk.name}: {unfit}", self.reply)
             else:
                 self.bans.proved(source, now)
                 proved = Attribution(trunk, "authentication")
                 self._authenticated[source, first_of(headers, "call-id")] = proved
                 return proved
-        stale = outcome is Outcome.STALE
+        stale = outcome is DigestOutcome.STALE
         reply = Reply(_UNAUTHORIZED, challenges=self._digest.challenge(source, now, stale=stale))
         if stale:
-            return Stopped("", reply)
-        surely = outcome is Outcome.WRONG or (received.reliable and outcome is Outcome.FORGED)
+            return Rejection("", reply)
+        surely = outcome is DigestOutcome.WRONG or (
+            received.reliable and outcome is DigestOutcome.FORGED
+        )
         if surely or found is None:
             self.count_refusal(received, now, surely=surely)
-        return Stopped("" if outcome is Outcome.NONE else f"digest: {outcome.value}", reply)
+        return Rejection("" if outcome is DigestOutcome.NONE else f"digest: {outcome.value}", reply)
 
     def _trunk_of(self, found: Attribution | None, username: str) -> Trunk | None:
         """Return the trunk whose credentials are accepted from where the request came."""
@@ -401,7 +403,7 @@ class SourcePolicy:
         return found.trunk if own is not None and own.username == username else None
 
     def is_banned(
-        self, received: Received, found: Attribution | None, source: str, now: float
+        self, received: ReceivedMessage, found: Attribution | None, source: str, now: float
     ) -> bool:
         """Return whether a request outside of dialogs gets no answer because its source is banned.
 
@@ -419,7 +421,9 @@ class SourcePolicy:
         """Count a request of a banned source, which gets no answer and no line in the log."""
         self._refusals.by_rule["banned"] += 1
 
-    def count_refusal(self, by: Received | Unread, now: float, *, surely: bool = False) -> None:
+    def count_refusal(
+        self, by: ReceivedMessage | UnparsedMessage, now: float, *, surely: bool = False
+    ) -> None:
         """Count a refusal towards a ban of its source; ``surely``: wrong credentials."""
         source, connected = plain(by.source), by.transport != "udp"
         if not surely and self._trunks.is_peer(source):

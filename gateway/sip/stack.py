@@ -20,14 +20,14 @@ from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallSer
 from gateway.sip.browser_leg import BrowserCall, BrowserEnd
 from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import Sounds
-from gateway.sip.incoming import Arrivals, CapacityCheck, Endpoint, Incoming, InviteCallbacks
+from gateway.sip.incoming import CapacityCheck, Endpoint, Incoming, InviteCallbacks, RecentInvites
 from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.message_log import MessageLog
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings, Trunk
-from gateway.sip.signalling import PASS, Decision, Negotiation, Received, Signalling
+from gateway.sip.signalling import PASS, Decision, Negotiation, ReceivedMessage, Signalling
 from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
 from gateway.sip.transfer import ReferQueue
@@ -155,12 +155,12 @@ class Stack:
         capacity_check = CapacityCheck(
             full=full,
             unready=lambda: self.draining or self.unready,
-            arrivals=Arrivals(library.media_handles(), capacity),
+            arrivals=RecentInvites(library.media_handles(), capacity),
             retry_after=settings.retry_after,
             on_refused=lambda message: incoming.on_full(message),
         )
 
-        def on_request(received: Received) -> Decision:
+        def on_request(received: ReceivedMessage) -> Decision:
             decision = capacity_check.decide(received)
             return decision if decision != PASS else self.access.on_request(received)
 

@@ -161,7 +161,7 @@ _REALM = re.compile(r'\brealm\s*=\s*"((?:[^"\\]|\\.){0,200})"', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Challenged:
+class ChallengedCall:
     """The call of ours that was challenged; ``followed``: the other side has sent us there."""
 
     trunk: Trunk | None
@@ -179,7 +179,7 @@ class Challenges:
         call_of: the call with a SIP Call-ID.
     """
 
-    def __init__(self, trunks: Trunks, call_of: Callable[[str], Challenged | None]) -> None:
+    def __init__(self, trunks: Trunks, call_of: Callable[[str], ChallengedCall | None]) -> None:
         self._trunks = trunks
         self._call_of = call_of
         self._registrations: BoundedDict[str, frozenset[str]] = BoundedDict(MAX_REGISTRATIONS)
@@ -228,7 +228,7 @@ class Challenges:
         if realms:
             self._realms[trunk] = realms
 
-    def _is_server(self, trunk: Trunk, source: str, call: Challenged) -> bool:
+    def _is_server(self, trunk: Trunk, source: str, call: ChallengedCall) -> bool:
         """Return whether a response to a call comes from the trunk's own server."""
         known = self._trunks.is_server(trunk, source)
         if known is not None:
@@ -283,7 +283,7 @@ def keys_to_check(code: int, trunk: Trunk) -> str:
     return f"{address}, {TLS_KEYS if trunk.transport == 'tls' else 'trunk.transport'}"
 
 
-class State(Enum):
+class RegState(Enum):
     """State of a registration; ``LEAVING``: the REGISTER that ends it is sent."""
 
     TRYING = "trying"
@@ -294,10 +294,10 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RegistrationChange:
     """A line for the log: what the state is now, and why."""
 
-    state: State
+    state: RegState
     code: int = 0
     reason: str = ""
     seconds: float = 0.0
@@ -314,7 +314,7 @@ class Registration:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
         self._failures = 0
-        self.state = State.TRYING
+        self.state = RegState.TRYING
         self.since = 0.0
         self.next_try: float | None = 0.0
         """When to send REGISTER; None while an answer or a refresh is awaited."""
@@ -330,16 +330,16 @@ class Registration:
         self.next_try = None
         return True
 
-    def succeeded(self, expires: float, now: float) -> Change | None:
+    def succeeded(self, expires: float, now: float) -> RegistrationChange | None:
         """Handle a 200 valid for ``expires`` seconds; a refresh returns None."""
-        fresh = self.state is not State.REGISTERED
+        fresh = self.state is not RegState.REGISTERED
         self._failures, self.next_try, self.last_error = 0, None, ""
         self._renewed = now
         self.expires_at = now + expires
-        if self.state is State.LEAVING or not fresh:
+        if self.state is RegState.LEAVING or not fresh:
             return None
-        self.state, self.since = State.REGISTERED, now
-        return Change(State.REGISTERED, 200, "", expires)
+        self.state, self.since = RegState.REGISTERED, now
+        return RegistrationChange(RegState.REGISTERED, 200, "", expires)
 
     def disconnected(self, now: float, *, surely: bool) -> None:
         """Register again because the connection for incoming calls has ended (``surely``) or may
@@ -348,24 +348,24 @@ class Registration:
         A restarted registrar forgets connections, and sometimes registrations; without this, calls
         would not arrive until the next refresh.
         """
-        if self.state is State.REGISTERED and self.next_try is None:
+        if self.state is RegState.REGISTERED and self.next_try is None:
             soon = now + RECONNECT_SECONDS * (1 + self._chance())
             self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
     def reachable(self, now: float) -> None:
         """Register soon, since the registrar answers again after a silence: it may have
         restarted."""
-        told = self.state is State.REGISTERED and self.next_try is None
-        waits = self.state is State.FAILED and self.next_try is not None and not self._rejected
+        told = self.state is RegState.REGISTERED and self.next_try is None
+        waits = self.state is RegState.FAILED and self.next_try is not None and not self._rejected
         if told or waits:
             self.next_try = now
 
     def renew(self) -> None:
         """Register at the next tick, whether it has failed or is good for longer."""
-        if self.state in (State.REGISTERED, State.FAILED):
+        if self.state in (RegState.REGISTERED, RegState.FAILED):
             self.next_try = 0.0
 
-    def failed(self, code: int, reason: str, now: float) -> Change | None:
+    def failed(self, code: int, reason: str, now: float) -> RegistrationChange | None:
         """Handle a failed REGISTER; return the change to log, None while it is the same as before.
 
         ``code`` is 0 where nobody answered.
@@ -379,25 +379,25 @@ class Registration:
         self.next_try = now + wait
         self.expires_at = None
         error = f"{code or ''} {reason}".strip()
-        known = self.state is State.FAILED and self.last_error == error
-        if self.state is State.LEAVING:
+        known = self.state is RegState.FAILED and self.last_error == error
+        if self.state is RegState.LEAVING:
             self.next_try = None
             return None
-        if self.state is not State.FAILED:
+        if self.state is not RegState.FAILED:
             self.since = now
-        self.state, self.last_error = State.FAILED, error
-        return None if known else Change(State.FAILED, code, reason, round(wait, 1))
+        self.state, self.last_error = RegState.FAILED, error
+        return None if known else RegistrationChange(RegState.FAILED, code, reason, round(wait, 1))
 
     def leave(self, now: float) -> bool:
         """Register no more; return whether an unregistration has to be sent."""
-        told = self.state is State.REGISTERED
-        self.state = State.LEAVING if told else State.GONE
+        told = self.state is RegState.REGISTERED
+        self.state = RegState.LEAVING if told else RegState.GONE
         self.next_try, self.since = None, now
         return told
 
     def left(self, now: float) -> None:
         """Handle the registrar's response to the unregistration."""
-        self.state, self.since, self.expires_at = State.GONE, now, None
+        self.state, self.since, self.expires_at = RegState.GONE, now, None
 
 
 def target_of(trunk: Trunk) -> str:

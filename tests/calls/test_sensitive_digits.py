@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.audio.tone_detection import InBandDetector
+from gateway.audio.tone_detection import DtmfDetector
 from tests.calls.test_api import API
 from tests.calls.test_recordings import open_files
 from tests.calls.test_transfer_blind import outputs_of
@@ -107,7 +107,7 @@ class Paying:
         await session.wait_until(lambda s: outputs_of(s) != [], 30)
         heard = bytes(session.received)
         await self.world.summary_at_end(call)
-        found = InBandDetector(Codec.PCMU).feed(heard)
+        found = DtmfDetector(Codec.PCMU).feed(heard)
         assert found == "", "the model hears no key"
         return dict(outputs_of(session)[0])
 
@@ -160,7 +160,7 @@ async def test_digits_of_sensitive_entries_are_nowhere(paying: Paying) -> None:
     for path in recordings:
         audio = path.read_bytes()[58:]
         for side in (audio[::2], audio[1::2]):
-            assert InBandDetector(Codec.PCMU).feed(side) == "", "no key can be heard"
+            assert DtmfDetector(Codec.PCMU).feed(side) == "", "no key can be heard"
 
 
 @pytest.mark.parametrize(

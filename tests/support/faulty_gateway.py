@@ -38,7 +38,7 @@ PLACES = {
     # the leg
     "answer": "gateway.sip.leg:Leg.answer",
     "security": "gateway.bridge.legs:Legs.security",
-    "quality": "gateway.sip.rtp:QualityOfCall.add",
+    "quality": "gateway.sip.rtp:CallQuality.add",
     # audio
     "media": "gateway.bridge.media:CallMedia._pause",
     "ear": "gateway.bridge.media:InboundAudioAnalyzer.feed",

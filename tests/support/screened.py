@@ -18,14 +18,14 @@ from gateway.log import set_up_logging
 from gateway.sip import library
 from gateway.sip.library import LogWriter, configure_media, endpoint_config
 from gateway.sip.settings import SipSettings
-from gateway.sip.signalling import DROP, PASS, Decision, Received, Signalling
+from gateway.sip.signalling import DROP, PASS, Decision, ReceivedMessage, Signalling
 
 
 def tell(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def user_of(received: Received) -> str:
+def user_of(received: ReceivedMessage) -> str:
     return received.request_uri.partition(":")[2].partition("@")[0]
 
 
@@ -33,9 +33,9 @@ class AccessControl:
     """Decides as the called user says."""
 
     signalling: Signalling
-    kept: Received | None = None
+    kept: ReceivedMessage | None = None
 
-    def on_message(self, received: Received) -> Any:
+    def on_message(self, received: ReceivedMessage) -> Any:
         user = user_of(received)
         if received.status:
             tell(response=received.status, method=received.method)
@@ -72,7 +72,7 @@ class AccessControl:
             raise SystemExit(3)
         return DROP if user == "drop" else PASS
 
-    def on_request(self, received: Received) -> Any:
+    def on_request(self, received: ReceivedMessage) -> Any:
         if user_of(received) == "second-raise":
             raise ValueError
         return Decision(404) if user_of(received) == "second" else PASS

@@ -17,7 +17,7 @@ from gateway.sip.messages.headers import (
     split_list,
     start_line_of,
 )
-from gateway.sip.messages.sdp import Media, parse
+from gateway.sip.messages.sdp import MediaLine, parse
 from gateway.sip.messages.sdp_lines import DIRECTIONS, EVENTS, address_in
 from gateway.sip.trunks import LINE_PARAMETER
 
@@ -175,7 +175,7 @@ class Audio:
     """The audio line of a description."""
 
     address: str
-    media: Media
+    media: MediaLine
     direction: str = "sendrecv"
     """As its side sees it (RFC 4566 section 6)."""
 

@@ -41,7 +41,7 @@ from gateway.devtools.scripted_caller.sound import (
     write_sound,
 )
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.leg import Leg, Refused
+from gateway.sip.leg import Leg, RejectedInvite
 from gateway.sip.settings import JitterBuffer, Listen, SipSettings, Trunk
 
 TURN_MS, TURN_SECONDS = 200, 60.0
@@ -408,5 +408,5 @@ def _busy(leg: Leg) -> None:
     leg.refuse(486)
 
 
-def _ignore(_refused: Refused) -> None:
+def _ignore(_refused: RejectedInvite) -> None:
     """Somebody called the caller; nothing to do."""

@@ -6,8 +6,8 @@ cannot take with codes that do not say why. So a description is read here first,
 without a regular expression that backtracks:
 
 * :func:`parse` takes what can be understood of it;
-* :meth:`Description.choose` picks the one audio line that the gateway answers, or says why there is
-  none: :class:`Objection`, one row for each cause;
+* :meth:`SessionDescription.choose` returns the one audio line that the gateway answers, or why
+  there is none: :class:`SdpRejection`, one row for each cause;
 * :func:`mended` writes the description that pjmedia gets. A good one stays as it came."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_LINES = 512
 """Lines of one description; a real one has some thirty."""
 
 
-class Objection(Enum):
+class SdpRejection(Enum):
     """Why no line of a description can be answered: the reason of the ending, and in words."""
 
     MALFORMED = EndReason.BAD_SDP, "the SDP cannot be read, or names a host in place of an address"
@@ -89,7 +89,7 @@ _STATIC = {"0": Codec.PCMU, "8": Codec.PCMA, "9": Codec.G722}
 
 
 @dataclass(slots=True)
-class Media:
+class MediaLine:
     """One ``m=`` line with its attributes; ``lines`` are the lines below it, repaired."""
 
     kind: str
@@ -138,13 +138,13 @@ class Media:
 
 
 @dataclass(slots=True)
-class Description:
+class SessionDescription:
     """A session description as far as it could be parsed."""
 
     head: list[str]
     """Lines of the session, mended: v, o, s and t are there, once each and first."""
-    media: list[Media]
-    flaw: Objection | None = None
+    media: list[MediaLine]
+    flaw: SdpRejection | None = None
     """It cannot be used, whatever the account takes."""
 
     @property
@@ -162,8 +162,8 @@ class Description:
 
     def choose(
         self, security: Security, codecs: tuple[Codec, ...] = G711, six: bool | None = None
-    ) -> Media | Objection:
-        """Return the first audio line that can be answered, or the :class:`Objection` to the
+    ) -> MediaLine | SdpRejection:
+        """Return the first audio line that can be answered, or the :class:`SdpRejection` to the
         nearest one.
 
         Args:
@@ -173,7 +173,7 @@ class Description:
         """
         if self.flaw is not None:
             return self.flaw
-        nearest, steps = Objection.NO_AUDIO, 0
+        nearest, steps = SdpRejection.NO_AUDIO, 0
         for media in self.media:
             if media.kind != "audio" or not media.port:
                 continue
@@ -185,28 +185,28 @@ class Description:
         return nearest
 
     def _objection(
-        self, media: Media, security: Security, codecs: tuple[Codec, ...], six: bool | None
-    ) -> tuple[int, Objection] | None:
+        self, media: MediaLine, security: Security, codecs: tuple[Codec, ...], six: bool | None
+    ) -> tuple[int, SdpRejection] | None:
         """Return why an audio line cannot be answered, and how many checks it passed; None if it
         can."""
         if not any(codec in codecs for codec in media.codecs):
-            return 1, Objection.CODEC
+            return 1, SdpRejection.CODEC
         address = media.address or address_in(self.head)
         found_six = address is not None and ":" in address
         if six is not None and address != "0.0.0.0" and found_six is not six:
-            return 2, Objection.ADDRESS_FAMILY
+            return 2, SdpRejection.ADDRESS_FAMILY
         why = self._keying_objection(media, security)
         return None if why is None else (3, why)
 
-    def _keying_objection(self, media: Media, security: Security) -> Objection | None:
+    def _keying_objection(self, media: MediaLine, security: Security) -> SdpRejection | None:
         """Return why RTP profile or SRTP keys of a line cannot be accepted; None if they can."""
         base = _BASES.get(media.profile)
         if base is None:
-            return Objection.PROFILE
+            return SdpRejection.PROFILE
         if base == _PLAIN:
-            return Objection.SRTP_REQUIRED if security.srtp == "required" else None
+            return SdpRejection.SRTP_REQUIRED if security.srtp == "required" else None
         if security.srtp == "off":
-            return Objection.SRTP_OFF
+            return SdpRejection.SRTP_OFF
         crypto = bool(media.attributes("crypto"))
         fingerprint = bool(media.attributes("fingerprint") or values_of(self.head, "fingerprint"))
         setups = media.attributes("setup") or values_of(self.head, "setup")
@@ -215,7 +215,7 @@ class Description:
         if any(wanted[keying] for keying in security.keying if keying in wanted):
             return None
         way = "dtls" if base == _DTLS or (fingerprint and not crypto) else "sdes"
-        return Objection.KEYS if way in security.keying else Objection.KEYING
+        return SdpRejection.KEYS if way in security.keying else SdpRejection.KEYING
 
 
 class _Reader:
@@ -225,7 +225,7 @@ class _Reader:
         self.head: list[str] = []
         self.fixed: dict[str, str] = {}
         """The first ``v=``, ``o=``, ``s=`` and ``t=`` before the media."""
-        self.media: list[Media] = []
+        self.media: list[MediaLine] = []
         self.malformed = False
         self._connection_at: int | None = None
         """Where the ``c=`` of this part is, in its lines."""
@@ -292,7 +292,7 @@ class _Reader:
             self.malformed = True
 
 
-def parse(text: str, codecs: tuple[Codec, ...] = G711) -> Description:
+def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
     """Return what can be understood of a description; lines that cannot are left out.
 
     Args:
@@ -309,14 +309,14 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> Description:
             break
         reader.take(kind, value[1:].strip())
     media, fixed = reader.media, reader.fixed
-    flaw = Objection.MALFORMED if reader.malformed else None
+    flaw = SdpRejection.MALFORMED if reader.malformed else None
     if fixed.get("v", "0") != "0" or not media:
-        flaw = flaw or Objection.MALFORMED
+        flaw = flaw or SdpRejection.MALFORMED
     if len(media) > MAX_STREAMS:
-        flaw = flaw or Objection.TOO_MANY_STREAMS
+        flaw = flaw or SdpRejection.TOO_MANY_STREAMS
     begin = ["v=0", f"o={origin_of(fixed.get('o', ''))}", f"s={fixed.get('s') or '-'}"]
     head = [*begin, *ordered_head(reader.head, f"t={time_of(fixed.get('t', ''))}")]
-    description = Description(head, media, flaw)
+    description = SessionDescription(head, media, flaw)
     for one in media:
         one.known = tuple(dict.fromkeys((*G711, *codecs)))
         _mend_media(one)
@@ -329,11 +329,13 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> Description:
                 one.lines.insert(0, "c=IN IP4 0.0.0.0")
     audio = [one for one in media if one.kind == "audio"]
     if any(one.misread for one in audio) and not any(one.port for one in audio):
-        description.flaw = description.flaw or Objection.MALFORMED
+        description.flaw = description.flaw or SdpRejection.MALFORMED
     return description
 
 
-def mended(description: Description, chosen: Media | None = None, *, sdes: bool = True) -> str:
+def mended(
+    description: SessionDescription, chosen: MediaLine | None = None, *, sdes: bool = True
+) -> str:
     """Return the description that the library gets.
 
     Args:
@@ -365,7 +367,7 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
     return ()
 
 
-def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> Description | None:
+def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription | None:
     """Return the first description in a message's body, which may be one part of several.
 
     Args:
@@ -382,7 +384,7 @@ def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> Descriptio
     return parse(body, codecs)
 
 
-def _media(value: str) -> Media | None:
+def _media(value: str) -> MediaLine | None:
     """Parse the value of an ``m=`` line; None if it cannot be parsed. A wrong port becomes 0."""
     words = value.split()
     if len(words) < 3 or not is_token(words[0]):
@@ -395,13 +397,13 @@ def _media(value: str) -> Media | None:
     if kind == "audio":
         profile = profile.upper()
     formats = [word for word in words[3:] if is_token(word)]
-    media = Media(kind, port, profile, formats[:MAX_FORMATS], misread=misread)
+    media = MediaLine(kind, port, profile, formats[:MAX_FORMATS], misread=misread)
     plain = f"m={value}"
     media.written = plain if plain == media.line(port) and media.formats else ""
     return media
 
 
-def _mend_media(media: Media) -> None:
+def _mend_media(media: MediaLine) -> None:
     """Remove attributes for which pjmedia would refuse the line, or that it would misinterpret."""
     if media.kind != "audio":
         names = media.names
@@ -455,7 +457,7 @@ def _format_of(line: str) -> str | None:
     return None
 
 
-def _one_fingerprint(description: Description) -> None:
+def _one_fingerprint(description: SessionDescription) -> None:
     """Keep one fingerprint per line, the strongest: pjmedia reads the first one only."""
     for lines in (description.head, *(media.lines for media in description.media)):
         values = values_of(lines, "fingerprint")

@@ -11,7 +11,7 @@ import pytest
 import soxr
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
-from gateway.audio.tone_detection import Beep, Listener, Second
+from gateway.audio.tone_detection import Beep, SecondOfAudio, ToneAnalyzer
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.machine_detection import MusicOnHoldDetector
 from gateway.devtools.emulator.speech import synthesise
@@ -71,10 +71,10 @@ def ringing() -> Array:
     return np.tile(np.concatenate((tone(425, 1000), np.zeros(32_000))), 4)
 
 
-def heard(samples: Array, codec: Codec = Codec.PCMU) -> list[Second | Beep]:
+def heard(samples: Array, codec: Codec = Codec.PCMU) -> list[SecondOfAudio | Beep]:
     """What is found when it comes frame by frame."""
     audio = g711(samples, codec)
-    listener = Listener(codec)
+    listener = ToneAnalyzer(codec)
     frames = range(0, len(audio) - FRAME_BYTES + 1, FRAME_BYTES)
     return [one for at in frames for one in listener.feed(audio[at : at + FRAME_BYTES])]
 
@@ -85,7 +85,7 @@ def beeps(samples: Array, codec: Codec = Codec.PCMU) -> list[Beep]:
 
 def music_seconds(samples: Array, codec: Codec = Codec.PCMU) -> int:
     """The most seconds for which it would be taken for music; 0 for less than two."""
-    seconds = [one for one in heard(samples, codec) if isinstance(one, Second)]
+    seconds = [one for one in heard(samples, codec) if isinstance(one, SecondOfAudio)]
     assert len(seconds) >= 10
     for wanted in range(len(seconds), 1, -1):
         watch = MusicOnHoldDetector()
@@ -162,7 +162,7 @@ def test_words_over_music_are_no_voice_alone() -> None:
 def _weighed(samples: Array) -> float:
     watch = MusicOnHoldDetector()
     for one in heard(samples):
-        if isinstance(one, Second):
+        if isinstance(one, SecondOfAudio):
             watch.add_second(SoundHeard(one.sounding, one.held, one.change), 1000)
     return watch.mixed
 
@@ -216,7 +216,7 @@ def test_other_tones(samples: Array, count: int) -> None:
 
 def test_what_came_before_is_forgotten() -> None:
     """Half a beep before a hold and half of one after are none, nor is a second made of two."""
-    listener = Listener(Codec.PCMU)
+    listener = ToneAnalyzer(Codec.PCMU)
     assert listener.feed(g711(tone(1000, 800), Codec.PCMU)) == []
     listener.reset()
     assert listener.feed(b"\xff" * 7000) == []

@@ -9,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
-from gateway.audio.tone_detection import InBandDetector
+from gateway.audio.tone_detection import DtmfDetector
 from gateway.devtools.emulator.speech import synthesise
 
 LOW, HIGH = (697, 770, 852, 941), (1209, 1336, 1477, 1633)
@@ -36,7 +36,7 @@ def heard(samples: NDArray[np.float64], codec: Codec = Codec.PCMU) -> str:
     """What is found when it comes frame by frame."""
     pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
     audio = codec.from_linear(pcm)
-    detector = InBandDetector(codec)
+    detector = DtmfDetector(codec)
     frames = range(0, len(audio) - FRAME_BYTES + 1, FRAME_BYTES)
     return "".join(detector.feed(audio[at : at + FRAME_BYTES]) for at in frames)
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.planning.check import check
 from gateway.sip.messages.headers import refer_to_of, sip_target
 from gateway.sip.settings import Peer, Trunk
-from gateway.sip.trunks import Challenged, Challenges, Trunks
+from gateway.sip.trunks import ChallengedCall, Challenges, Trunks
 
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "routes"\n'
 
@@ -140,14 +140,14 @@ def challenge(realm: str, cseq: str, call_id: str = "c1") -> dict[str, tuple[str
 def test_whose_challenges_get_a_digest() -> None:
     away = _trunk(registrar="sip.example")
     trunks = Trunks((away,))
-    call = Challenged(away, "sip:1@sip.example", followed=False)
-    calls = {"c1": call, "c2": Challenged(away, "sip:1@sip.example", followed=True)}
+    call = ChallengedCall(away, "sip:1@sip.example", followed=False)
+    calls = {"c1": call, "c2": ChallengedCall(away, "sip:1@sip.example", followed=True)}
     challenges = Challenges(trunks, calls.get)
     invite = challenge("home", "1 INVITE")
     # Nothing is known of its addresses yet: what goes there by name is answered by it.
     assert not challenges.is_foreign(407, invite, "192.0.2.1")
     assert challenges.is_foreign(407, challenge("home", "1 INVITE", "c2"), "192.0.2.1")
-    calls["c1"] = Challenged(away, "sip:1@elsewhere", followed=False)
+    calls["c1"] = ChallengedCall(away, "sip:1@elsewhere", followed=False)
     assert challenges.is_foreign(407, invite, "192.0.2.1")
     # It takes our registration: its address and its realm are known.
     assert not challenges.is_foreign(401, challenge("home", "1 REGISTER", "r1"), "192.0.2.1")

@@ -10,7 +10,7 @@ from gateway.sip.incoming import (
     HANDLE_REST_SECONDS,
     MAX_REMEMBERED,
     REPEAT_SECONDS,
-    Arrivals,
+    RecentInvites,
 )
 
 PJLIB_REST_SECONDS = 0.5
@@ -20,7 +20,7 @@ PJLIB_REST_SECONDS = 0.5
 def test_handles_are_never_exhausted(steps: list[tuple[float, float]]) -> None:
     """Calls that come and go as they like: what is open or resting always fits."""
     handles, capacity = 64, 4
-    arrivals = Arrivals(handles, capacity)
+    arrivals = RecentInvites(handles, capacity)
     now, ends = 0.0, list[float]()
     for pause, length in steps:
         now += pause
@@ -33,7 +33,7 @@ def test_handles_are_never_exhausted(steps: list[tuple[float, float]]) -> None:
 
 
 def test_room_comes_back_with_time() -> None:
-    arrivals = Arrivals(64, 4)
+    arrivals = RecentInvites(64, 4)
     admitted = 0
     while not arrivals.exhausted(0.0):
         arrivals.admit(0.0)
@@ -44,14 +44,14 @@ def test_room_comes_back_with_time() -> None:
 
 
 def test_a_big_library_is_not_held_back() -> None:
-    arrivals = Arrivals(4096, 1280)
+    arrivals = RecentInvites(4096, 1280)
     for _ in range(500):
         assert not arrivals.exhausted(0.0)
         arrivals.admit(0.0)
 
 
 def test_repeats() -> None:
-    arrivals = Arrivals(64, 4)
+    arrivals = RecentInvites(64, 4)
     assert not arrivals.is_repeat("a", 0.0)
     assert not arrivals.is_repeat("b", 1.0)
     assert arrivals.is_repeat("a", REPEAT_SECONDS - 0.1)
@@ -60,7 +60,7 @@ def test_repeats() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    arrivals = Arrivals(64, 4)
+    arrivals = RecentInvites(64, 4)
     for number in range(MAX_REMEMBERED + 10):
         assert not arrivals.is_repeat(str(number), 0.0)
     assert not arrivals.is_repeat("0", 0.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.sip import source_policy
 from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
-from gateway.sip.source_policy import DigestAuth, Outcome, parameters_of, response_of
+from gateway.sip.source_policy import DigestAuth, DigestOutcome, parameters_of, response_of
 from tests.support.digest_answer import answer
 
 HOST = "192.0.2.7"
@@ -24,7 +24,7 @@ def auth() -> DigestAuth:
 
 def judged(
     checker: DigestAuth, field: str, now: float = 1.0, source: str = HOST, message: bytes = b"m"
-) -> Outcome:
+) -> DigestOutcome:
     return checker.check([field], "INVITE", source, message, now).outcome
 
 
@@ -52,7 +52,7 @@ def test_right_password(which: int) -> None:
     assert 'qop="auth"' in challenge
     assert "stale" not in challenge
     found = checker.check([answer(challenge)], "INVITE", HOST, b"m", 2.0)
-    assert (found.outcome, found.username) == (Outcome.GOOD, "desk")
+    assert (found.outcome, found.username) == (DigestOutcome.GOOD, "desk")
 
 
 def test_nonce_counts() -> None:
@@ -60,46 +60,48 @@ def test_nonce_counts() -> None:
     checker = auth()
     challenge = checker.challenge(HOST, 0.0)[0]
     one, two = answer(challenge), answer(challenge, nc="00000002")
-    assert judged(checker, one, 1.0) is Outcome.GOOD
-    assert judged(checker, one, 2.0) is Outcome.GOOD
-    assert judged(checker, one, 2.0, message=b"another request") is Outcome.STALE
-    assert judged(checker, two, 3.0) is Outcome.GOOD
-    assert judged(checker, one, 3.0) is Outcome.STALE
-    assert judged(checker, two, 34.0) is Outcome.STALE
+    assert judged(checker, one, 1.0) is DigestOutcome.GOOD
+    assert judged(checker, one, 2.0) is DigestOutcome.GOOD
+    assert judged(checker, one, 2.0, message=b"another request") is DigestOutcome.STALE
+    assert judged(checker, two, 3.0) is DigestOutcome.GOOD
+    assert judged(checker, one, 3.0) is DigestOutcome.STALE
+    assert judged(checker, two, 34.0) is DigestOutcome.STALE
 
 
 def test_old_and_foreign_nonces() -> None:
     checker = auth()
     challenge = checker.challenge(HOST, 0.0)[0]
-    assert judged(checker, answer(challenge), 32.1) is Outcome.STALE
-    assert judged(checker, answer(challenge), 1.0, source="192.0.2.8") is Outcome.STALE
-    assert judged(auth(), answer(challenge), 1.0) is Outcome.STALE, "of a gateway before this one"
+    assert judged(checker, answer(challenge), 32.1) is DigestOutcome.STALE
+    assert judged(checker, answer(challenge), 1.0, source="192.0.2.8") is DigestOutcome.STALE
+    assert judged(auth(), answer(challenge), 1.0) is DigestOutcome.STALE, (
+        "of a gateway before this one"
+    )
     assert "stale=true" in checker.challenge(HOST, 0.0, stale=True)[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [
-        ({"password": "Secret"}, Outcome.WRONG),
-        ({"password": ""}, Outcome.WRONG),
-        ({"username": "nobody", "password": ""}, Outcome.WRONG),
-        ({"username": "hall"}, Outcome.WRONG),
-        ({"response": '""'}, Outcome.WRONG),
-        ({"qop": ""}, Outcome.WRONG),
-        ({"qop": "auth-int"}, Outcome.WRONG),
-        ({"cnonce": ""}, Outcome.WRONG),
-        ({"nc": "0000000g"}, Outcome.WRONG),
-        ({"nc": "00000000"}, Outcome.WRONG),
-        ({"nonce": '"1.2.3"'}, Outcome.FORGED),
-        ({"nonce": '"\u00e9"'}, Outcome.FORGED),
-        ({"realm": '"elsewhere"'}, Outcome.NONE),
-        ({"algorithm": "MD5-sess"}, Outcome.NONE),
-        ({"algorithm": "SHA-256"}, Outcome.WRONG),
-        ({"more": '"'}, Outcome.NONE),
-        ({"more": '"x" y'}, Outcome.NONE),
+        ({"password": "Secret"}, DigestOutcome.WRONG),
+        ({"password": ""}, DigestOutcome.WRONG),
+        ({"username": "nobody", "password": ""}, DigestOutcome.WRONG),
+        ({"username": "hall"}, DigestOutcome.WRONG),
+        ({"response": '""'}, DigestOutcome.WRONG),
+        ({"qop": ""}, DigestOutcome.WRONG),
+        ({"qop": "auth-int"}, DigestOutcome.WRONG),
+        ({"cnonce": ""}, DigestOutcome.WRONG),
+        ({"nc": "0000000g"}, DigestOutcome.WRONG),
+        ({"nc": "00000000"}, DigestOutcome.WRONG),
+        ({"nonce": '"1.2.3"'}, DigestOutcome.FORGED),
+        ({"nonce": '"\u00e9"'}, DigestOutcome.FORGED),
+        ({"realm": '"elsewhere"'}, DigestOutcome.NONE),
+        ({"algorithm": "MD5-sess"}, DigestOutcome.NONE),
+        ({"algorithm": "SHA-256"}, DigestOutcome.WRONG),
+        ({"more": '"'}, DigestOutcome.NONE),
+        ({"more": '"x" y'}, DigestOutcome.NONE),
     ],
 )
-def test_wrong_credentials(changes: Mapping[str, str], outcome: Outcome) -> None:
+def test_wrong_credentials(changes: Mapping[str, str], outcome: DigestOutcome) -> None:
     checker = auth()
     challenge = checker.challenge(HOST, 0.0)[0]
     assert judged(checker, answer(challenge, **changes)) is outcome
@@ -122,7 +124,7 @@ def test_nonces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_policy, "MAX_NONCES", 3)
     checker = auth()
     for _ in range(10):
-        assert judged(checker, answer(checker.challenge(HOST, 0.0)[0])) is Outcome.GOOD
+        assert judged(checker, answer(checker.challenge(HOST, 0.0)[0])) is DigestOutcome.GOOD
     assert len(checker._used) == 3
 
 

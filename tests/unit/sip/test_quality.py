@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.sip.rtp import Counters, Meter, QualityOfCall, Stream, mos_of, r_factor
+from gateway.sip.rtp import CallQuality, QualityMeter, RtpCounters, StreamCounters, mos_of, r_factor
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,13 @@ def test_mos_only_falls_and_stays_in_its_range() -> None:
     assert all(1.0 <= mos_of(r / 10) <= 4.5 for r in range(1000))
 
 
-def _rx(packets: int, lost: int = 0, **other: float) -> Counters:
-    return Counters(rx=Stream(packets, lost, jitter_ms=other.pop("jitter_ms", 0.0)), **other)  # type: ignore[arg-type]
+def _rx(packets: int, lost: int = 0, **other: float) -> RtpCounters:
+    rx = StreamCounters(packets, lost, jitter_ms=other.pop("jitter_ms", 0.0))
+    return RtpCounters(rx, **other)  # type: ignore[arg-type]
 
 
 def test_each_reading_is_of_its_own_second() -> None:
-    meter = Meter()
+    meter = QualityMeter()
     first = meter.read(_rx(50, jitter_ms=1.0, rtt_ms=40.0, buffer_ms=40.0))
     assert first.rx is not None
     assert (first.rx.loss_percent, first.rx.jitter_ms) == (0.0, 1.0)
@@ -58,21 +59,25 @@ def test_each_reading_is_of_its_own_second() -> None:
 
 
 def test_what_we_send_is_as_the_other_side_tells_it() -> None:
-    meter = Meter()
-    assert meter.read(Counters(tx=Stream(50))).tx is None
-    told = meter.read(Counters(tx=Stream(100, 10, jitter_ms=30.0, reports=1), rtt_ms=10.0))
+    meter = QualityMeter()
+    assert meter.read(RtpCounters(tx=StreamCounters(50))).tx is None
+    told = meter.read(
+        RtpCounters(tx=StreamCounters(100, 10, jitter_ms=30.0, reports=1), rtt_ms=10.0)
+    )
     assert told.tx is not None
     assert told.tx.loss_percent == pytest.approx(10.0)
     assert told.tx.mos == pytest.approx(mos_of(r_factor(10, 5 + 20 + 60)))
-    assert meter.read(Counters(tx=Stream(150, 10, reports=1))).tx == told.tx, "until it tells anew"
-    again = meter.read(Counters(tx=Stream(200, 10, reports=2)))
+    assert meter.read(RtpCounters(tx=StreamCounters(150, 10, reports=1))).tx == told.tx, (
+        "until it tells anew"
+    )
+    again = meter.read(RtpCounters(tx=StreamCounters(200, 10, reports=2)))
     assert again.tx is not None
     assert again.tx.loss_percent == 0.0
     assert (again.tx_lost, again.tx_reports) == (10, 2)
 
 
 def test_a_new_stream_of_the_call_begins_at_nothing_and_its_totals_do_not() -> None:
-    meter = Meter()
+    meter = QualityMeter()
     meter.read(_rx(500, 20, discarded=3))
     after = meter.read(_rx(40, 0))
     assert after.rx is not None
@@ -82,7 +87,7 @@ def test_a_new_stream_of_the_call_begins_at_nothing_and_its_totals_do_not() -> N
 
 
 def test_a_call_has_the_least_the_mean_and_the_most() -> None:
-    meter, call = Meter(), QualityOfCall()
+    meter, call = QualityMeter(), CallQuality()
     call.add(meter.read(_rx(50, jitter_ms=2.0, rtt_ms=20.0, buffer_ms=40.0)))
     call.add(meter.read(_rx(90, 10, jitter_ms=6.0, rtt_ms=40.0, buffer_ms=60.0)))
     told = call.add(meter.read(_rx(90, 10, rtt_ms=40.0)))
@@ -96,4 +101,4 @@ def test_a_call_has_the_least_the_mean_and_the_most() -> None:
 
 
 def test_a_call_without_media_has_no_quality() -> None:
-    assert QualityOfCall().add(Meter().read(Counters()))["rx"]["mos"] is None
+    assert CallQuality().add(QualityMeter().read(RtpCounters()))["rx"]["mos"] is None

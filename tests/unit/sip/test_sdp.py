@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from gateway.audio.codecs import G711, Codec
 from gateway.ending import EndReason, refusal_code
-from gateway.sip.messages.sdp import Media, Objection, description_in, mended, offered_codecs, parse
+from gateway.sip.messages.sdp import (
+    MediaLine,
+    SdpRejection,
+    description_in,
+    mended,
+    offered_codecs,
+    parse,
+)
 from gateway.sip.settings import Security
 
 INVITE = (
@@ -201,7 +208,7 @@ PRINT = "a=setup:actpass\r\na=fingerprint:sha-256 " + ":".join(["AB"] * 32)
 
 def choice(text: str, srtp: str = "off", *keying: str, six: bool | None = False) -> object:
     found = parse(text).choose(Security(srtp, keying or ("sdes",)), G711, six)
-    return found.port if isinstance(found, Media) else found.name
+    return found.port if isinstance(found, MediaLine) else found.name
 
 
 @pytest.mark.parametrize(
@@ -277,13 +284,13 @@ def test_only_the_chosen_audio_line_stays() -> None:
     text = "v=0\r\nc=IN IP4 192.0.2.1\r\nm=audio 4002 RTP/SAVP 0\r\nm=video 5000 RTP/AVP 31\r\n"
     description = parse(text + AUDIO + "m=audio 4004 RTP/AVP 8\r\n")
     chosen = description.choose(Security())
-    assert isinstance(chosen, Media)
+    assert isinstance(chosen, MediaLine)
     ports = [line.split(" ")[1] for line in line_of(mended(description, chosen), "m=")]
     assert ports == ["0", "5000", "4000", "0"]
 
 
-@pytest.mark.parametrize("objection", Objection)
-def test_every_objection_has_a_code(objection: Objection) -> None:
+@pytest.mark.parametrize("objection", SdpRejection)
+def test_every_objection_has_a_code(objection: SdpRejection) -> None:
     assert refusal_code(objection.why) == 488
     assert objection.why is not EndReason.REFUSED
     assert objection.text
@@ -301,7 +308,7 @@ def test_every_objection_has_a_code(objection: Objection) -> None:
     ],
 )
 def test_what_must_not_reach_the_library(line: str) -> None:
-    assert parse(GOOD + line + "\r\n").flaw is Objection.MALFORMED
+    assert parse(GOOD + line + "\r\n").flaw is SdpRejection.MALFORMED
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
@@ -313,7 +320,7 @@ def test_another_line_that_cannot_be_used(kind: str, port: int, more: str) -> No
     """It is declined in its place; the audio beside it is taken, alone it is no audio."""
     line = f"m={kind} {port} RTP/AVP 0\r\n{more}"
     description = parse(GOOD + line)
-    assert isinstance(description.choose(Security()), Media)
+    assert isinstance(description.choose(Security()), MediaLine)
     text = mended(description, None)
     assert f"m={kind} 0 RTP/AVP 0\r\n" in text
     assert "IN IP4 h" not in text
@@ -321,7 +328,7 @@ def test_another_line_that_cannot_be_used(kind: str, port: int, more: str) -> No
         "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\n" + line
     )
     assert alone.choose(Security()) is (
-        Objection.MALFORMED if kind == "audio" else Objection.NO_AUDIO
+        SdpRejection.MALFORMED if kind == "audio" else SdpRejection.NO_AUDIO
     )
 
 
@@ -335,6 +342,6 @@ def test_nothing_that_comes_raises(text: str) -> None:
     for body in (text, GOOD + text, "v=0\r\nm=audio 1 x " + text):
         description = parse(body)
         chosen = description.choose(Security("optional", ("sdes", "dtls")))
-        again = mended(description, chosen if isinstance(chosen, Media) else None)
+        again = mended(description, chosen if isinstance(chosen, MediaLine) else None)
         assert mended(parse(again)) == again
         description_in("INVITE sip:1@h SIP/2.0\r\n\r\n" + body)

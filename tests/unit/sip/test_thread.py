@@ -12,7 +12,7 @@ from gateway.sip.active_calls import Calls, HeldCall
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks import Challenged
+from gateway.sip.trunks import ChallengedCall
 
 
 @pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])
@@ -65,8 +65,8 @@ class Call:
         self.poll_quality()
         return False
 
-    def challenged(self) -> Challenged:
-        return Challenged(None, f"sip:{self.number}", followed=False)
+    def challenged(self) -> ChallengedCall:
+        return ChallengedCall(None, f"sip:{self.number}", followed=False)
 
     def fail(self) -> None:
         self.failed = True
@@ -104,7 +104,7 @@ def test_a_call_is_retired_once() -> None:
     calls.release_all()
     assert not calls
     # Its BYE may still be challenged.
-    assert calls.challenged("0") == Challenged(None, "sip:0", followed=False)
+    assert calls.challenged("0") == ChallengedCall(None, "sip:0", followed=False)
     assert calls.challenged("3") is None
 
 

@@ -26,7 +26,7 @@ from gateway.sip.transports import hosts_of, unreachable
 from gateway.sip.trunks import (
     RECONNECT_PAUSE_SECONDS,
     Registration,
-    State,
+    RegState,
     Trunks,
     keys_to_check,
     target_of,
@@ -139,7 +139,11 @@ def test_registration_backs_off_and_says_it_once() -> None:
     assert one.last_error == "500 broken"
     change = one.succeeded(300, now)
     assert change is not None
-    assert (one.state, one.last_error, one.expires_at) == (State.REGISTERED, "", now + 300)
+    assert (one.state, one.last_error, one.expires_at) == (
+        RegState.REGISTERED,
+        "",
+        now + 300,
+    )
     assert one.succeeded(300, now + 200) is None, "a refresh is no news"
     one.failed(503, "", now)
     assert one.next_try == now + 2, "and begins anew after a success"
@@ -165,7 +169,7 @@ def test_leaving() -> None:
     assert one.failed(408, "", 2) is None
     assert one.next_try is None
     one.left(3)
-    assert one.state is State.GONE
+    assert one.state is RegState.GONE
     never = Registration(lambda: 0.5)
     assert not never.leave(0), "nobody has to be told"
     assert not never.due(100)
@@ -305,7 +309,7 @@ def registered(at: float) -> Registration:
     one = Registration(chance=lambda: 0.5)
     assert one.due(at)
     one.succeeded(300, at)
-    assert one.state is State.REGISTERED
+    assert one.state is RegState.REGISTERED
     return one
 
 

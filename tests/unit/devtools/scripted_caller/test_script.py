@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
-from gateway.audio.tone_detection import InBandDetector
+from gateway.audio.tone_detection import DtmfDetector
 from gateway.config.source import ConfigError
 from gateway.devtools.demo_scenario import CALLER
 from gateway.devtools.scripted_caller.script import (
@@ -198,7 +198,7 @@ def test_the_page_about_it_has_every_step_and_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", G711)
 def test_keys_in_band_are_heard_by_our_own_detector(codec: Codec) -> None:
     keys = "0123456789*#ABCD"
-    assert InBandDetector(codec).feed(key_tones(keys).frames(codec)) == keys
+    assert DtmfDetector(codec).feed(key_tones(keys).frames(codec)) == keys
 
 
 def test_noise_has_its_level_and_goes_on() -> None:
