@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Address and credentials of a realtime server; the key is never shown."""
+"""Address, credentials and TLS settings of a realtime server; the key is never logged."""
 
 from __future__ import annotations
 
@@ -89,10 +89,9 @@ class Endpoint:
 
     @property
     def connect_url(self) -> str:
-        """The URL to open: a WebSocket scheme, a path that ends in ``/realtime``, the model; or
-        that of Live sessions.
+        """WebSocket URL to connect to, with the model in its query where the dialect wants it.
 
-        May hold a secret in its query; :attr:`shown` is for people.
+        Its query may hold a secret; :attr:`shown` is for logs.
         """
         parts = urlsplit(self.url)
         query = parts.query
@@ -114,13 +113,13 @@ class Endpoint:
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), "", ""))
 
     def least_session(self) -> dict[str, Any]:
-        """The smallest session object that this server takes, for a trial of it."""
+        """Return the smallest session object that this server accepts, to test it with."""
         if self.transcription:
             return transcription_object({}, "PCMU")
         return live_object({}, "PCMU") if self.live else session_object({}, "PCMU", ())
 
     def request_headers(self) -> dict[str, str]:
-        """Headers of the upgrade request, with the key: never to be logged."""
+        """Return the headers of the upgrade request. They hold the key: not to be logged."""
         headers = {**self.dialect.headers, **self.headers}
         key = self._key()
         if key:
@@ -129,9 +128,9 @@ class Endpoint:
         return headers
 
     def redact(self, text: str) -> str:
-        """``text`` with every secret of this endpoint blotted out.
+        """Return ``text`` of a server or a library with ``***`` for each secret of this endpoint.
 
-        For what a server or a library says: some servers quote the key that they refuse.
+        Some servers quote the key that they reject.
         """
         for secret in self._secrets():
             text = text.replace(secret, "***")
@@ -142,7 +141,7 @@ class Endpoint:
         return key.get_secret_value() if isinstance(key, SecretStr) else key
 
     def _secrets(self) -> list[str]:
-        """Return key and secret parameters of the URL, in each spelling."""
+        """Return key and secret parameters or headers in each URL encoding, the longest first."""
         secrets = {self._key()}
         query = urlsplit(self.url).query
         as_written = [
@@ -159,7 +158,7 @@ class Endpoint:
         return sorted((s for s in spelled if len(s) >= 4), key=len, reverse=True)
 
     def _path(self) -> str:
-        """Return the path to connect to."""
+        """Return the path of the WebSocket: that of the URL, or completed by the dialect."""
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/")
         if self.live:
@@ -179,15 +178,14 @@ LIVE_PATH = "/live/sessions"
 
 
 def is_live(url: str, model: str) -> bool:
-    """Whether a server's sessions are Live ones, by its URL or its model.
-
-    A Live model does not work at the path of Realtime sessions, so it says enough.
-    """
+    """Return whether a server's sessions are Live ones: by the path, or a ``gpt-live`` model, which
+    does not work at the path of Realtime sessions."""
     path = urlsplit(url).path.rstrip("/")
     return path.endswith((LIVE_PATH, "/v1/live")) or model.startswith("gpt-live")
 
 
 def _live_path(path: str, host: str) -> str:
+    """Return the path of Live sessions below an API's base, or beside ``/realtime``."""
     if path.endswith(LIVE_PATH):
         return path
     base = path.removesuffix("/realtime").removesuffix("/live")
@@ -197,21 +195,24 @@ def _live_path(path: str, host: str) -> str:
 
 
 def tls_of(endpoint: Endpoint) -> ssl.SSLContext | None:
-    """The TLS settings of a connection; a CA file that was replaced is read again."""
+    """Return the TLS context for an endpoint, None for ``ws://``.
+
+    It is shared by all connections with the same CA file, and made anew when that file changes.
+    """
     if not endpoint.connect_url.startswith("wss:"):
         return None
     return _context(endpoint.ca, Path(endpoint.ca).stat().st_mtime_ns if endpoint.ca else 0)
 
 
 class _TlsObject(ssl.SSLObject):
-    """A connection's TLS, which says at once that nothing is left to read.
+    """TLS of a connection; without new data it raises SSLWantReadError without asking OpenSSL.
 
-    asyncio asks until it is told so, once more for each message, and the error that OpenSSL has for
-    it takes longer to make than the message takes to read.
+    asyncio reads until that error, once more for each message, and OpenSSL takes longer to make the
+    error than to read the message.
     """
 
     incoming: ssl.MemoryBIO
-    """What came from the network and was not read."""
+    """Encrypted data from the network."""
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         if not (self.incoming.pending or self.incoming.eof or self.pending()):

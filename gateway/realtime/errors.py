@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Classify errors, closes and refused handshakes of a realtime server.
+"""Classification of errors, closes and refused handshakes of a realtime server.
 
 The tables hold every code that the service documents or that was seen in the field. Auth and
 model errors come as an ``error`` event after a successful upgrade, followed by a close whose
@@ -33,9 +33,8 @@ class Kind(StrEnum):
 class Verdict:
     """A classified failure.
 
-    ``code`` is the error code, the close code or ``http <status>``; ``meaning`` says it to an
-    operator. ``ends_session`` tells that the session serves no longer even if its socket is still
-    open: an ``error`` event alone does not say so, and most of them are survived.
+    ``code`` is the error code, the close code or ``http <status>``; ``meaning`` explains it to an
+    operator. ``ends_session``: the session is of no more use, even if its WebSocket is still open.
     """
 
     kind: Kind
@@ -142,10 +141,10 @@ meaning."""
 
 
 def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, Verdict]:
-    """The end of a Live session: a close code that says the same, and its verdict.
+    """Return the WebSocket close code that stands for the end of a Live session, and its verdict.
 
-    ``ended`` is the reason of its ``session.closed``; None where that did not come, so that even a
-    normal close is a loss.
+    ``code`` and ``reason`` are those of its WebSocket. ``ended`` is the reason of its
+    ``session.closed``; None where that did not come, so that even close code 1000 is a loss (1006).
     """
     if ended is None:
         code = 1006 if code == 1000 else code
@@ -155,7 +154,7 @@ def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, V
 
 
 def class_of(verdict: Verdict) -> str:
-    """Return the code of a verdict where a table has it, else ``other``: bounded for metrics."""
+    """Return the code of a verdict as label of a metric: ``other`` where no table has it."""
     code = verdict.code
     number = whole_number(code.removeprefix("http "), 4)
     listed = (
@@ -169,10 +168,10 @@ def class_of(verdict: Verdict) -> str:
 
 
 def classify_error(error: ServerError) -> Verdict:
-    """The verdict on an ``error`` event in a running session (:func:`at_setup` before that).
+    """Return the verdict on an ``error`` event in a running session; before that, apply
+    :func:`at_setup`, too.
 
-    By ``error.code``; an error without a known code but of type ``server_error`` is the server's
-    own trouble. Anything else is :attr:`Kind.UNKNOWN`.
+    Looked up by ``error.code``, then by ``error.type``; else :attr:`Kind.UNKNOWN`.
     """
     code = error.code or error.type or "error"
     for key in (error.code, error.type):
@@ -183,7 +182,8 @@ def classify_error(error: ServerError) -> Verdict:
 
 
 def classify_close(code: int, reason: str) -> Verdict:
-    """The verdict on a closed WebSocket; the reason's error code says more than the close code."""
+    """Return the verdict on a closed WebSocket, by an error code at the end of the close reason
+    (``invalid_request_error.invalid_api_key``), else by the close code."""
     named = reason.strip().rpartition(".")[2]
     if code != 1000 and named in ERROR_CODES and ERROR_CODES[named][0] is not Kind.BENIGN:
         kind, meaning, _ = ERROR_CODES[named]
@@ -198,7 +198,7 @@ def classify_close(code: int, reason: str) -> Verdict:
 
 
 def classify_handshake(status: int) -> Verdict:
-    """The verdict on an upgrade refused with HTTP ``status``."""
+    """Return the verdict on a WebSocket upgrade that was refused with HTTP ``status``."""
     code = f"http {status}"
     if status in HANDSHAKE_STATUSES:
         kind, meaning = HANDSHAKE_STATUSES[status]
@@ -213,7 +213,7 @@ def classify_handshake(status: int) -> Verdict:
 
 
 def classify_network(error: BaseException) -> Verdict:
-    """The verdict on a connection that never came to an HTTP answer."""
+    """Return the verdict on an error of DNS, TCP, TLS or the deadline, before an HTTP answer."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Verdict(Kind.FATAL, "tls", "the server's certificate is not trusted", True)
     if isinstance(error, ssl.SSLError):
@@ -224,9 +224,9 @@ def classify_network(error: BaseException) -> Verdict:
 
 
 def at_setup(verdict: Verdict) -> Verdict:
-    """Return the verdict on the same failure during set-up, where no failure can be ignored.
+    """Return the verdict on the same failure during set-up: fatal or retryable, never benign.
 
-    An error that a running session survives leaves one that is being set up without its settings.
+    An error that a running session survives leaves a set-up without its settings.
     """
     if verdict.kind in (Kind.FATAL, Kind.RETRYABLE):
         return replace(verdict, ends_session=True)
@@ -244,13 +244,16 @@ class Step(StrEnum):
 
 
 class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
-    """No session: ``step`` is what was being waited for, ``detail`` what came instead.
+    """A session could not be set up.
 
-    ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
-    ``retry_after`` is how long the server wants to be left alone (s), where it says so.
+    Args:
+        verdict: fatal or retryable; see :func:`at_setup`.
+        step: the event that was waited for.
+        detail: of the failure, without secrets.
     """
 
     retry_after: float | None = None
+    """Seconds of the server's ``Retry-After`` header, if it had one."""
 
     def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
         self.verdict = verdict

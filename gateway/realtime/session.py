@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A realtime session that is up: caller audio and commands go out, typed events come in.
+"""Realtime session after its set-up: caller audio and commands go out, typed events come in.
 
-:func:`gateway.realtime.setup.open_session` makes one. This module knows nothing of calls and
-decides nothing: events go to a callback in the order they came, and so does the end.
+:func:`gateway.realtime.setup.open_session` makes one. Events are given to a callback in the order
+in which they came, and so is the end of the session.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ _AUDIO = (AudioDelta, TrackAudio)
 
 
 class Wire(Protocol):
-    """Reads and writes the messages of a session as its server has them."""
+    """Translates one session between the gateway and its server; the dialect and audio format."""
 
     pcm: Pcm24 | Linear24 | None
     parse: Callable[[str | bytes], ServerEvent]
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A client event as it goes on the wire, without ``event_id``."""
+        """Return a client event as it goes on the wire, without ``event_id``."""
 
 
 class Tap(Protocol):
@@ -77,20 +77,19 @@ class Tap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Results of the set-up of a session, from which the session is made.
-
-    ``effective`` is the session object that the server reported; ``refused`` are the settings that
-    it did not take, ``waiting`` the events that came meanwhile. ``server_time`` is the server's
-    clock (Unix s), None where it is not known.
-    """
+    """Result of the set-up of a session, from which a :class:`Session` is made."""
 
     connection: Connection
     endpoint: Endpoint
     edge: Wire
     effective: dict[str, Any]
+    """Session object that the server reported."""
     waiting: Sequence[ServerEvent]
+    """Events that came during the set-up."""
     refused: Sequence[Refused]
+    """Settings that the server rejected."""
     server_time: float | None
+    """The server's clock now (Unix s), None where it is not known."""
     tap: Tap | None
 
 
@@ -128,13 +127,11 @@ class Counters:
 
 
 class Session:
-    """One realtime session after its ``session.updated``.
+    """One realtime session after its ``session.updated``. To be used on its event loop only.
 
-    ``id`` is the server's ``sess_…``, ``expires_at`` its end in Unix seconds if the server tells,
-    ``seconds_left`` how long after its set-up that is, by the server's own clock (``server_time``,
-    Unix seconds) where that is known,
-    ``effective`` the session object last reported by the server. All methods belong to the event
-    loop that made the session.
+    Args:
+        on_event: called with each event, in order.
+        on_closed: called once, at the end.
     """
 
     capabilities: Capabilities = REALTIME
@@ -150,9 +147,12 @@ class Session:
         on_closed: Callable[[SessionClosed], None],
     ) -> None:
         self.effective = effective = handshake.effective
+        """Session object that the server reported last."""
         self.id = str(effective.get("id") or "")
+        """The server's ``sess_…``."""
         expires_at = effective.get("expires_at")
         self.expires_at: float | None = None
+        """End of the session (Unix s), where the server tells it."""
         # Neither NaN, nor infinity, nor what is too large for a float.
         if isinstance(expires_at, (int, float)) and abs(expires_at) < MAX_UNIX_SECONDS:
             self.expires_at = float(expires_at)
@@ -160,6 +160,7 @@ class Session:
         if server_time is None:
             server_time = time.time()
         self.seconds_left = None if self.expires_at is None else self.expires_at - server_time
+        """Seconds from the set-up to ``expires_at``, by the server's clock where it is known."""
         self.counters = Counters()
         self._connection = handshake.connection
         self._transport = self._connection.transport
@@ -178,7 +179,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether the session is closed for sending."""
+        """Whether the session takes nothing more: it has ended, or its WebSocket is closing."""
         return self._ended or self._connection.protocol.state is not State.OPEN
 
     @property
@@ -226,11 +227,11 @@ class Session:
         return event_id
 
     def audio_counts(self) -> dict[str, int]:
-        """Return what was added to or removed from either audio stream, by name: nothing here."""
+        """Return by name how much audio was added to or left out of both directions: none here."""
         return {}
 
     def tell_usage(self) -> None:
-        """Report what the session has cost so far; of this kind each response does that."""
+        """Deliver the usage so far as event; does nothing here, as ``response.done`` has it."""
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session and return when its socket and task are gone, within about 2 s.
@@ -254,6 +255,7 @@ class Session:
         await asyncio.shield(self._reader)
 
     def _write(self, message: bytes, audio: bytes | None = None) -> bool:
+        """Write a message and show it to the tap; return False after a close. Never raises."""
         try:
             written = self._connection.write_text(message)
         except Exception:
@@ -302,8 +304,8 @@ class Session:
         self._on_parsed(event)
 
     async def _take_large(self, frame: bytes) -> None:
-        """Do as :meth:`_take`, parsing on a thread and in parts, so that other calls are served
-        meanwhile."""
+        """Parse a large frame on a thread, and deliver its audio in parts of ``part_bytes``: other
+        calls are served meanwhile."""
         try:
             event = await asyncio.to_thread(self._edge.parse, frame)
         except BadEvent as error:
@@ -319,6 +321,7 @@ class Session:
             await asyncio.sleep(0)
 
     def _count_in(self, frame: bytes, event: ServerEvent | None) -> None:
+        """Count a frame and show it to the tap."""
         self.counters.events_received += 1
         if self._tap is not None:
             delta = event if isinstance(event, _AUDIO) else None
@@ -339,6 +342,7 @@ class Session:
             )
 
     def _on_parsed(self, event: ServerEvent) -> None:
+        """Deliver an event, unless it rejects a command that is sent again in another form."""
         if type(event) is AudioDelta:
             self.commands.voice_locked = True
         elif isinstance(event, OtherEvent):
@@ -413,10 +417,10 @@ class Session:
 
 
 class ResampledSession(Session):
-    """A session in 24 kHz PCM (``Pcm24``, or ``Linear24``, in :mod:`.wire`).
+    """A session in 24 kHz PCM; audio is appended and delivered in the codec of the call.
 
-    The call's audio outside, as with every other; ``audio_sent_bytes`` counts what went on the
-    wire. What is left in a filter comes with the end of a part, as a delta of its own before it.
+    At the end of a content part the rest in the resampler is delivered as a delta before
+    :class:`AudioDone`. ``audio_sent_bytes`` counts PCM.
     """
 
     part_bytes = 48_000
@@ -425,14 +429,14 @@ class ResampledSession(Session):
     _part: tuple[str, str, int] | None = None
 
     def append(self, audio: bytes) -> None:
-        """Resample and send caller audio; the filter delays the first two frames."""
+        """Resample and send caller audio, some 30 ms later."""
         assert self._edge.pcm is not None
         wire = self._edge.pcm.up(audio)
         if wire:
             super().append(wire)
 
     def _deliver(self, event: ServerEvent) -> None:
-        """Resample an audio delta; complete the part before it."""
+        """Deliver an event, an audio delta resampled, after the rest of the content part before."""
         if isinstance(event, AudioDelta):
             part = (event.response_id, event.item_id, event.content_index)
             if part != self._part:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Setting a session up: connect, ``session.created``, ``session.update``, ``session.updated``; a
-Live session with ``session.start`` and ``session.started``.
+"""Set-up of sessions: connect, ``session.created``, ``session.update``, ``session.updated``; of a
+Live session ``session.start`` and ``session.started``.
 
-A session is handed out only when the server has confirmed the settings that were asked for, so
-that no caller hears a line that is up and dead. Nothing else is sent before that: audio that
-comes first would run under the server's defaults.
+A session is returned only when the server has confirmed its settings, so that no caller hears a
+line that is up and dead. Nothing else is sent before that: audio that comes first would be heard
+under the server's defaults.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ FIRST_BACKOFF = 0.25
 _wire_log = logging.getLogger("gateway.realtime.websocket")
 _wire_log.setLevel(logging.INFO)
 
+_BETA = 'the server answers in the fields of the Beta API: realtime.dialect = "beta"'
 _ONLY_PCM = 'for servers with 24 kHz PCM only there is realtime.audio = "pcm24"'
 
 # A server that talks this much before session.updated is not one.
 _EARLY_EVENTS = 100
 
 Late = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Gives the session object when it is known; may raise :class:`SetupFailed`."""
+"""Awaits a session object for which data are still fetched. May raise :class:`SetupFailed`."""
 
 OnEvent = Callable[[ServerEvent], None]
 OnClosed = Callable[[SessionClosed], None]
@@ -101,26 +102,28 @@ async def open_session(
     session_object: Mapping[str, Any],
     *,
     timeout: float,  # noqa: ASYNC109 - one deadline over several steps, with a verdict of its own
-    on_event: Callable[[ServerEvent], None],
-    on_closed: Callable[[SessionClosed], None],
+    on_event: OnEvent,
+    on_closed: OnClosed,
     tap: Tap | None = None,
     late: Late | None = None,
     playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
-    """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
+    """Open a session within ``timeout`` seconds, from the first packet to ``session.updated``.
 
-    ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
-    once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
-    every message of the session as it is on the wire, from the first. ``late``, where it is given,
-    is asked for the session object when the server is ready for it; ``session_object`` then only
-    says the audio formats. ``playout`` is for a Live session.
-
-    A field that the server refuses is taken out, and the rest is asked for again
+    A field that the server rejects is left out, and the rest is sent again
     (:mod:`gateway.realtime.session_object`); ``Session.commands.refused`` names such fields.
 
     Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
-    before ``session.updated``, settings that the server changed to another audio format, and the
-    deadline. After that, or when cancelled, no socket and no task is left.
+    before ``session.updated``, a ``session.updated`` with another audio format, and the deadline.
+    After that, or when cancelled, no socket and no task is left.
+
+    Args:
+        on_event: gets the events after ``session.updated`` in order, also before this returns.
+        on_closed: called once, at the end of the session.
+        tap: sees all messages as they are on the wire, from the first.
+        late: awaited for the session object after ``session.created``; ``session_object`` then
+            only gives the audio formats.
+        playout: of the call, for a Live session.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -134,7 +137,7 @@ async def open_session(
         failure = error
     except TimeoutError:
         verdict = Verdict(Kind.RETRYABLE, "timeout", "no answer in time", True)
-        failure = SetupFailed(verdict, opening.step, f"after {timeout:g} s")
+        failure = opening.failed(verdict, f"after {timeout:g} s")
     except BaseException:
         await opening.discard()
         raise
@@ -143,12 +146,6 @@ async def open_session(
         took = round((loop.time() - started) * 1000)
         log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
         return session
-    if opening.answers_as_beta:
-        hint = 'the server answers in the fields of the Beta API: realtime.dialect = "beta"'
-        detail = f"{failure.detail}; {hint}" if failure.detail else hint
-        retry_after = failure.retry_after
-        failure = SetupFailed(failure.verdict, failure.step, detail)
-        failure.retry_after = retry_after
     await opening.discard()
     log.warning(
         "session.setup_failed",
@@ -172,14 +169,18 @@ async def open_with_retry(
     session_object: Mapping[str, Any],
     *,
     timeout: float,  # noqa: ASYNC109 - shared by all attempts
-    on_event: Callable[[ServerEvent], None],
-    on_closed: Callable[[SessionClosed], None],
+    on_event: OnEvent,
+    on_closed: OnClosed,
     tap: Tap | None = None,
     late: Late | None = None,
     attempts: int | None = None,
     playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
-    """Open a session, and retry failures that may pass while ``timeout`` seconds allow."""
+    """Open a session as :func:`open_session` does; try again after a retryable failure.
+
+    ``timeout`` (s) is for all attempts together, ``attempts`` the most of them (None: as many as
+    fit in). Waits double, or are as long as the server's ``Retry-After``. Raises SetupFailed.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     wait, made = FIRST_BACKOFF, 0
@@ -207,7 +208,7 @@ async def open_with_retry(
 
 
 class _Opening:
-    """A set-up in progress: the connection to drop if it fails, and its stage."""
+    """One set-up of a Realtime session, and its connection, which :meth:`discard` drops."""
 
     edge: Wire
 
@@ -222,7 +223,7 @@ class _Opening:
         self.connection: Connection | None = None
         self.early: list[ServerEvent] = []
         self.refused: list[Refused] = []
-        self.answers_as_beta = False
+        self._answers_as_beta = False
         self._endpoint = endpoint
         self._asked = session_object
         self._late = late
@@ -236,7 +237,7 @@ class _Opening:
         self.edge = self._ga
 
     def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
-        """Make the session of the connection that is set up."""
+        """Return a session on the connection, after :meth:`run`."""
         assert self.connection is not None
         handshake = Handshake(
             connection=self.connection,
@@ -254,7 +255,7 @@ class _Opening:
         return made
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
-        """Return the class to make the session of: with or without resampling."""
+        """Return the session's class, which is another one with resampling."""
         return Session if self.edge.pcm is None else ResampledSession
 
     @property
@@ -266,13 +267,16 @@ class _Opening:
         return told + asyncio.get_running_loop().time() - at
 
     async def run(self) -> dict[str, Any]:
-        """Run all steps, and return the session object that the server reports."""
+        """Connect and exchange the events of the set-up; return the server's session object.
+
+        Raises SetupFailed.
+        """
         connection = await self._connect()
         self.connection = connection
         self.step = Step.CREATED
         created = await self._wait_for(connection, SessionCreated)
         beta = "input_audio_format" in created.session and "audio" not in created.session
-        self.answers_as_beta = beta and self._endpoint.dialect is GA
+        self._answers_as_beta = beta and self._endpoint.dialect is GA
         if self._late is not None:
             self._asked = await self._late()
         self.step = Step.UPDATED
@@ -297,12 +301,13 @@ class _Opening:
     def _event_id(self) -> str:
         return f"gw_setup_{len(self.refused)}" if self.refused else "gw_setup"
 
-    async def _mended(self, connection: Connection, error: ServerError) -> bool:
-        """Return whether the call continues without the setting that the server rejected."""
+    async def _left_out(self, connection: Connection, error: ServerError) -> bool:
+        """Send the settings again without the field that ``error`` is about; return False where it
+        is about none, or the call needs it."""
         if self.step not in (Step.UPDATED, Step.STARTED):
             return False
         if error.client_event_id not in (None, self._event_id):
-            return bool(self.refused)  # one more complaint about an update that was replaced
+            return bool(self.refused)  # about an update that was replaced since
         path = field_of(error, self._asked)
         if path is None or len(self.refused) >= MAX_REFUSED:
             return False
@@ -355,15 +360,15 @@ class _Opening:
         except InvalidStatus as error:
             status = error.response.status_code
             body = bytes(error.response.body or b"")[:300].decode(errors="replace")
-            failure = self._failed(classify_handshake(status), body)
+            failure = self.failed(classify_handshake(status), body)
             failure.retry_after = retry_after_of(error.response)
             raise failure from None
         except (OSError, InvalidHandshake, EOFError) as error:
             detail = str(error) or type(error).__name__
-            raise self._failed(classify_network(error), detail) from None
+            raise self.failed(classify_network(error), detail) from None
 
     async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
-        """Wait for an event of the set-up. Raises SetupFailed."""
+        """Return the next event of this class; keep others, and raise SetupFailed for an error."""
         while True:
             try:
                 message = await connection.next_message()
@@ -386,12 +391,12 @@ class _Opening:
             if isinstance(event, wanted):
                 return event
             if isinstance(event, ServerError):
-                if await self._mended(connection, event):
+                if await self._left_out(connection, event):
                     continue
                 detail = event.message if event.param is None else f"{event.param}: {event.message}"
                 if ".format" in (event.param or ""):
                     detail += f" ({_ONLY_PCM})"
-                raise self._failed(classify_error(event), detail)
+                raise self.failed(classify_error(event), detail)
             if len(self.early) < _EARLY_EVENTS:
                 self.early.append(event)
 
@@ -409,23 +414,25 @@ class _Opening:
                 detail = f"session.updated has audio.{direction}.format {got or 'missing'}"
                 if self.edge.pcm is None:
                     detail += f" ({_ONLY_PCM})"
-                raise self._failed(verdict, detail)
+                raise self.failed(verdict, detail)
 
     def _closed(self, error: ConnectionClosed) -> SetupFailed:
         if error.rcvd is not None:
             code, reason = int(error.rcvd.code), error.rcvd.reason
         else:
             code, reason = 1006, error.sent.reason if error.sent is not None else ""
-        return self._failed(classify_close(code, reason), f"close {code} {reason}".strip())
+        return self.failed(classify_close(code, reason), f"close {code} {reason}".strip())
 
-    def _failed(self, verdict: Verdict, detail: str) -> SetupFailed:
-        return SetupFailed(
-            at_setup(verdict), self.step, " ".join(self._endpoint.redact(detail).split())
-        )
+    def failed(self, verdict: Verdict, detail: str) -> SetupFailed:
+        """Return the exception for a failure at the present step; ``detail`` may have secrets."""
+        detail = " ".join(self._endpoint.redact(detail).split())
+        if self._answers_as_beta:
+            detail = f"{detail}; {_BETA}" if detail else _BETA
+        return SetupFailed(at_setup(verdict), self.step, detail)
 
 
 class _LiveOpening(_Opening):
-    """The set-up of a Live session: ``session.start``, and its answer ``session.started``."""
+    """One set-up of a Live session: ``session.start``, answered by ``session.started``."""
 
     def __init__(
         self,
@@ -443,7 +450,7 @@ class _LiveOpening(_Opening):
         self.edge = self._live
 
     async def run(self) -> dict[str, Any]:
-        """Run all steps, and return the session object that the server reports."""
+        """Do as :meth:`_Opening.run`."""
         connection = self.connection = await self._connect()
         if self._late is not None:
             self._asked = await self._late()
@@ -467,7 +474,7 @@ class _LiveOpening(_Opening):
         if got not in (None, asked):
             meaning = f"the server does not speak {asked}"
             verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
-            raise self._failed(verdict, f"session.started has audio.format {got}")
+            raise self.failed(verdict, f"session.started has audio.format {got}")
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
         return partial(LiveSession, codec=self._live.codec, playout=self._playout)
