@@ -201,7 +201,7 @@ class SharedState:
                 results = [operation(connection) for operation, _future in batch]
         except Exception as error:
             if self._database is not None and self._url != IN_MEMORY:
-                self._database.forget()
+                self._database.close()
             if len(batch) > 1 and not _is_outage(error):
                 for one in batch:
                     self._carry_out([one])

@@ -18,7 +18,6 @@ from gateway.records.event_logs import EventLogs
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.recordings import Options, Recordings
 from gateway.records.retention import Storage, Uploads
-from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
 from gateway.sip.message_log import MessageLog
@@ -129,7 +128,7 @@ def record_store(
 
     settings = config.records
 
-    def idle(database: Database, _spool: Spool) -> None:
+    def idle(database: Database) -> None:
         from gateway.records.retention import sweep, sweep_black_boxes, sweep_files
 
         assert settings.spool_folder is not None

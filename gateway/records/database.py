@@ -8,8 +8,6 @@ only by those, since SQLAlchemy takes a while to load.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,15 +16,23 @@ from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
 from gateway.records.spool import Entry, create_database
-from gateway.records.tables import CUT, TIMES, UtcTime, calls, events, metadata, version_of
-
-HEAD: Final = "0001"
-"""The newest migration; a database that has it needs none."""
+from gateway.records.tables import (
+    CUT,
+    HEAD,
+    TIMES,
+    UtcTime,
+    calls,
+    events,
+    insert_into,
+    locked,
+    metadata,
+    upgrade,
+    version_of,
+)
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 30.0
@@ -91,6 +97,10 @@ class Database:
         lasting: bool = False,
     ) -> None:
         self._url = _driver_url(url)
+        backend, database = self._url.get_backend_name(), self._url.database
+        self.file = Path(database) if backend == "sqlite" and database else None
+        """SQLite's file; None for PostgreSQL, and in memory."""
+        self._in_memory = backend == "sqlite" and not database
         self._read_only = read_only
         self._patience = patience
         self._lasting = lasting
@@ -99,42 +109,28 @@ class Database:
         # Made once: making a statement takes longer than carrying it out.
         self._upsert_row = self._upsert(_EMPTY.keys() - {"id"})
         self._upsert_cut = self._upsert(_CUT)
-        self._insert_event = self._insert(events).on_conflict_do_nothing(index_elements=["id"])
-
-    @property
-    def file(self) -> Path | None:
-        """SQLite's file; None for PostgreSQL."""
-        sqlite_file = self._url.get_backend_name() == "sqlite" and self._url.database
-        return Path(sqlite_file) if sqlite_file else None
+        self._insert_event = insert_into(events, backend).on_conflict_do_nothing(
+            index_elements=["id"]
+        )
 
     def exists(self) -> bool:
         """Whether there are tables; a gateway makes them when it first runs."""
-        if self._file_missing:
+        if self.file is not None and not self.file.exists():
             return False
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             return bool(sa.inspect(connection).has_table(calls.name))
-
-    @property
-    def _in_memory(self) -> bool:
-        return self._url.get_backend_name() == "sqlite" and not self._url.database
-
-    @property
-    def _file_missing(self) -> bool:
-        return self.file is not None and not self.file.exists()
 
     def prepare(self) -> None:
         """Make the tables, or bring them to this version, under a lock; once."""
-        if self._file_missing:
-            self.forget()
+        if self.file is not None and not self.file.exists():
+            self.close()
         if self._ready or self._read_only:
             return
         engine = self._connected()
         if self._in_memory:
             metadata.create_all(engine)
         elif version_of(engine) != HEAD:
-            from gateway.records.tables import upgrade
-
-            upgrade(engine, HEAD)
+            upgrade(engine)
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
@@ -151,7 +147,7 @@ class Database:
             before = known.get(entry.call_id)
             if before is None or before["revision"] < entry.body["revision"]:
                 known[entry.call_id] = _typed(entry.body, TIMES)
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             if rows:
                 connection.execute(self._upsert_row, [{**_EMPTY, **row} for row in rows.values()])
             if cut:
@@ -160,13 +156,11 @@ class Database:
             if told:
                 connection.execute(self._insert_event, list(told.values()))
 
-    def forget(self) -> None:
-        """Close the connections, since one failed; the next use opens others."""
+    def close(self) -> None:
+        """Close the connections; the next use opens others, as it has to after a failure."""
         self._ready = False
         if self._engine is not None:
             self._engine.dispose()
-
-    close = forget
 
     def close_silent(self, before: datetime, detail: str) -> list[str]:
         """Close the rows of calls in progress that nobody has written to since ``before``."""
@@ -181,7 +175,7 @@ class Database:
             "ended_at": calls.c.updated_at,
         }
         silent = sa.and_(calls.c.ended_at.is_(None), calls.c.updated_at < before)
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             update = sa.update(calls).where(silent).values(ended).returning(calls.c.id)
             return list(connection.execute(update).scalars())
 
@@ -192,7 +186,7 @@ class Database:
         columns = [column for column in calls.c if column.name != "record"]
         query = sa.select(*columns).where(*_conditions(wanted))
         key = sa.tuple_(calls.c.invited_at, calls.c.id)
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             if after:
                 last = connection.execute(
                     sa.select(calls.c.invited_at, calls.c.id).where(calls.c.id == after)
@@ -221,7 +215,7 @@ class Database:
         ``call_id`` may be the beginning or the end of an id where only one call's id is so, or a
         SIP Call-ID: then it is the newest call with it.
         """
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             query = sa.select(calls).where(calls.c.id == call_id)
             row = connection.execute(query).mappings().first()
             for part in (calls.c.id.startswith, calls.c.id.endswith):
@@ -242,40 +236,34 @@ class Database:
 
     def canary(self, route: str) -> CanaryState | None:
         """Whether the canary of a route runs; None for a route that has had none."""
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             return canary_of(connection, route)
 
-    def expired(self, before: datetime, limit: int) -> list[str]:
-        """Return the ids of ended calls from before a time, without those on legal hold."""
-        query = sa.select(calls.c.id).where(
-            calls.c.invited_at < before,
-            calls.c.ended_at.is_not(None),
-            calls.c.legal_hold == sa.false(),
-        )
-        with self._connect() as connection:
-            return list(connection.execute(query.limit(limit)).scalars())
+    def expired(self, before: datetime, limit: int, *, detailed: bool = False) -> list[str]:
+        """Return the ids of ended calls from before a time, without those on legal hold.
 
-    def detailed(self, before: datetime, limit: int) -> list[str]:
-        """Return the ids of ended calls from before a time that still have their details."""
+        With ``detailed``, only those that still have their whole record.
+        """
         query = sa.select(calls.c.id).where(
             calls.c.invited_at < before,
             calls.c.ended_at.is_not(None),
-            calls.c.record.is_not(None),
             calls.c.legal_hold == sa.false(),
         )
-        with self._connect() as connection:
+        if detailed:
+            query = query.where(calls.c.record.is_not(None))
+        with self._connected().connect() as connection:
             return list(connection.execute(query.limit(limit)).scalars())
 
     def strip(self, call_ids: Sequence[str]) -> None:
         """Delete the whole records and the events of these calls; their rows stay."""
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             update = sa.update(calls).where(calls.c.id.in_(call_ids))
             connection.execute(update.values(record=sa.null(), detail=""))
 
     def held(self) -> set[str]:
         """Return the ids of calls on legal hold."""
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             return set(
                 connection.execute(
                     sa.select(calls.c.id).where(calls.c.legal_hold == sa.true())
@@ -289,7 +277,7 @@ class Database:
             calls.c.ended_at.is_not(None),
             calls.c.legal_hold == sa.false(),
         )
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def of_caller(
@@ -311,20 +299,20 @@ class Database:
             calls.c.ended_at.is_not(None),
             calls.c.record["number_trust"].as_string().in_(trust),
         )
-        with self._connect() as connection:
+        with self._connected().connect() as connection:
             newest = query.order_by(calls.c.invited_at.desc()).limit(limit)
             return [dict(row) for row in connection.execute(newest).mappings()]
 
     def delete(self, call_ids: Sequence[str]) -> int:
         """Delete the rows and events of these calls; returns how many rows that was."""
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             return connection.execute(sa.delete(calls).where(calls.c.id.in_(call_ids))).rowcount
 
     def anonymize(self, call_ids: Sequence[str], replacement: str) -> int:
         """Take numbers, transcript and events out of these calls' rows; times and cost stay."""
         bare = dict.fromkeys(("from_uri", "to_uri", "from_number", "to_number"), replacement)
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             update = sa.update(calls).where(calls.c.id.in_(call_ids))
             changed = update.values(
@@ -340,23 +328,20 @@ class Database:
     def forget_deleted(self) -> None:
         """Empty SQLite's write-ahead log, in which the text of deleted rows would stay."""
         if self.file is not None:
-            with self._connect() as connection:
+            with self._connected().connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def hold(self, call_id: str, held: bool) -> bool:
         """Keep a call's row from being deleted, or no longer; whether there is such a call."""
-        with self._begin() as connection:
+        with self._connected().begin() as connection:
             update = sa.update(calls).where(calls.c.id == call_id)
             return connection.execute(update.values(legal_hold=held)).rowcount > 0
 
     # ---- how
 
-    def _insert(self, table: sa.Table) -> Any:
-        backend = self._url.get_backend_name()
-        return postgresql.insert(table) if backend == "postgresql" else sqlite.insert(table)
-
     def _upsert(self, changed: Iterable[str]) -> Any:
-        insert = self._insert(calls)
+        """Return a statement that inserts a call's row, or sets these columns of an older one."""
+        insert = insert_into(calls, self._url.get_backend_name())
         return insert.on_conflict_do_update(
             index_elements=["id"],
             set_={name: insert.excluded[name] for name in changed},
@@ -370,23 +355,13 @@ class Database:
         with contextlib.ExitStack() as held:
             if self.file is not None:
                 # SQLite's own wait is sleep after sleep: with many processes somebody starves.
-                held.enter_context(_turn(Path(f"{self.file}.lock")))
+                held.enter_context(locked(self.file))
             connection = held.enter_context(self._connected().begin())
             if self._url.get_backend_name() == "postgresql":
                 lock = sa.text("SELECT pg_advisory_xact_lock(:key)")
                 connection.execute(lock, {"key": EXCLUSIVE_KEY})
             else:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-
-    @contextlib.contextmanager
-    def _begin(self) -> Iterator[sa.Connection]:
-        with self._connected().begin() as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sa.Connection]:
-        with self._connected().connect() as connection:
             yield connection
 
     def _connected(self) -> sa.Engine:
@@ -402,17 +377,6 @@ class Database:
                     self._url, self.file, pool, self._patience, read_only=self._read_only
                 )
         return self._engine
-
-
-@contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold this file's lock, after those who have waited for longer."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _driver_url(url: str) -> URL:

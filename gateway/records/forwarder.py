@@ -51,14 +51,14 @@ _TOLD = (
     "detail",
     "disposition",
 )
-"""Columns that the event ``call.ended`` has."""
+"""Columns that are in the data of the event ``call.ended``."""
 
 LOST = "the process of this call ended without closing it"
 
 log = structlog.get_logger("records")
 
 Outgoing = Callable[[dict[str, Any]], Sequence[Delivery]]
-"""The deliveries that tell of an event."""
+"""Returns the deliveries to webhooks that tell of an event."""
 
 
 def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) -> list[CutCall]:
@@ -87,7 +87,7 @@ def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) 
 
 
 def ended_event(call_id: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The event ``call.ended`` of a call; its id is the same however often it is made."""
+    """Return the event ``call.ended`` for a call's columns; a call's has always the same id."""
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{call_id} call.ended")),
         "call_id": call_id,
@@ -133,12 +133,13 @@ class Leadership:
 
 
 class Forwarder:
-    """A thread with connections of its own to spool and database.
+    """Thread that writes the entries of the spool to the database, in one process of a folder.
 
     Args:
-        folder: of the records.
-        database: made on the thread, since its library takes a while to load.
-        idle: called on the thread now and then while the database is there.
+        folder: of the spool.
+        database: makes the database. On the thread, since its library takes a while to load.
+        outgoing: returns the deliveries to webhooks that tell of an event.
+        idle: called about twice a minute while the spool is empty. On the thread.
     """
 
     def __init__(
@@ -146,18 +147,19 @@ class Forwarder:
         folder: Path,
         database: Callable[[], Database],
         outgoing: Outgoing,
-        idle: Callable[[Database, Spool], None] = lambda _database, _spool: None,
+        idle: Callable[[Database], None] = lambda _database: None,
     ) -> None:
         self.written = 0
         self.recovered = 0
-        """Calls of dead processes that were closed here."""
+        """Calls of dead processes whose rows were closed."""
         self.parked = 0
-        """Entries that the database refused."""
+        """Entries put aside, since the database refused them."""
         self.pending = 0
+        """Entries in the spool."""
         self.oldest_pending: float | None = None
         """Unix time (s)."""
         self.unavailable = ""
-        """Why the database cannot be written to; empty while it can."""
+        """Error of a database that cannot be written to; empty while it can."""
         self._folder = folder
         self._open_database = database
         self._outgoing = outgoing
@@ -174,26 +176,36 @@ class Forwarder:
 
     @property
     def leading(self) -> bool:
-        """Whether this process, of those on its folder, brings the spool to the database."""
+        """Whether this process, of those on its folder, is the one that forwards."""
         return self._leader.held
+
+    def recover(self) -> None:
+        """Close the rows of calls that dead processes have left here; log each.
+
+        On the thread, or before :meth:`start`. Raises OSError or sqlite3.Error.
+        """
+        for call in recover(self._folder, self._spool, self._outgoing):
+            self.recovered += 1
+            known = {name: call.facts.get(name) for name in ("route", "invited_at", "direction")}
+            log.warning("call.process_lost", call=call.call_id, **known)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Note that the spool has something. From any thread."""
+        """Look into the spool now. From any thread."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Write what the spool has, for ``STOP_SECONDS`` at most; blocks for so long."""
+        """Write what the spool has and end the thread; block ``STOP_SECONDS`` at most."""
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        """Move rows from the spool to the database until stopped."""
+        """Forward batch after batch until stopped; pause while the database is away."""
         while True:
             stopping = self._stopping.is_set()
             try:
@@ -223,12 +235,10 @@ class Forwarder:
         self._leader.release()
 
     def _turn(self) -> bool:
-        """Forward one batch, if this process leads; return whether there may be more at once."""
+        """Forward one batch, if this process has the lock; return True if more may wait."""
         if not self._leader.acquire():
             return False
-        for call in recover(self._folder, self._spool, self._outgoing):
-            self.recovered += 1
-            log.warning("call.process_lost", call=call.call_id, **_shown(call))
+        self.recover()
         entries = self._spool.entries(BATCH)
         self.pending, self.oldest_pending = len(entries), entries[0].at if entries else None
         if len(entries) == BATCH:
@@ -239,16 +249,17 @@ class Forwarder:
                 self._spool.compact()
             return False
         if not entries:
-            self._look_around()
+            self._maintain()
         return bool(entries)
 
     def _connected(self) -> Database:
+        """Return the database, made at the first use."""
         if self._database is None:
             self._database = self._open_database()
         return self._database
 
     def _prepare(self) -> bool:
-        """Make the tables, before there is a row for them; whether the database is there."""
+        """Create or migrate the tables; return whether the database can be reached."""
         try:
             self._connected().prepare()
         except Exception as error:
@@ -259,7 +270,7 @@ class Forwarder:
         return True
 
     def _write(self, entries: Sequence[Entry]) -> bool:
-        """Write entries to the database; return whether they are done with."""
+        """Write entries to the database; return whether they were written or parked."""
         try:
             self._connected().write(entries)
         except Exception as error:
@@ -270,7 +281,7 @@ class Forwarder:
         return True
 
     def _write_singly(self, entries: Sequence[Entry], error: Exception) -> bool:
-        """Find which of the entries the database refuses, and park those."""
+        """Write half by half, down to the single entries that are refused; park those."""
         if len(entries) > 1:
             half = len(entries) // 2
             return self._write(entries[:half]) and self._write(entries[half:])
@@ -280,9 +291,9 @@ class Forwarder:
         return True
 
     def _note_outage(self, error: Exception) -> bool:
-        """Note and log that the database cannot be reached."""
+        """Set :attr:`unavailable`, and log it once; return False."""
         if self._database is not None:  # else there was not even a descriptor to load its driver
-            self._database.forget()
+            self._database.close()
         text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
         if not self.unavailable:
             log.error("records.database_unavailable", error=text)
@@ -290,12 +301,13 @@ class Forwarder:
         return False
 
     def _note_written(self, entries: Sequence[Entry]) -> None:
+        """Delete written entries from the spool."""
         self._spool.done(entries)
         self.written += len(entries)
         self._pause = FIRST_PAUSE_SECONDS
 
-    def _look_around(self) -> None:
-        """While there is nothing to write: rows of machines that are gone, retention."""
+    def _maintain(self) -> None:
+        """Close rows that nobody writes to any more, then call ``idle``; twice a minute."""
         if self._stopping.is_set():
             return
         if time.monotonic() - self._swept < SILENT_SECONDS / 10:
@@ -305,17 +317,13 @@ class Forwarder:
         try:
             for call_id in self._connected().close_silent(silent_since, LOST):
                 log.warning("call.process_lost", call=call_id)
-            self._idle(self._connected(), self._spool)
+            self._idle(self._connected())
         except Exception as error:
             self._note_outage(error)
 
 
-def _shown(call: CutCall) -> dict[str, Any]:
-    return {name: call.facts.get(name) for name in ("route", "invited_at", "direction")}
-
-
 def _is_refusal(error: Exception) -> bool:
-    """Return whether the database refused an entry for its content, and takes others."""
+    """Return whether an error is about an entry's content, so that others can be written."""
     import sqlalchemy.exc as exc
 
     if isinstance(error, exc.DBAPIError):

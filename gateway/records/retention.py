@@ -229,7 +229,7 @@ def sweep(
     shorter = min((days for days in (rows_days, details_days) if days), default=0.0)
     if shorter:
         before = now - timedelta(days=shorter)
-        while found := database.detailed(before, BATCH):
+        while found := database.expired(before, BATCH, detailed=True):
             database.strip(found)
         sweep_files(folder, before, database.held())
 

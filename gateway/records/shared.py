@@ -17,9 +17,16 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.records.tables import bans, callbacks, canaries, leases, request_keys, spending
+from gateway.records.tables import (
+    bans,
+    callbacks,
+    canaries,
+    insert_into,
+    leases,
+    request_keys,
+    spending,
+)
 
 LEASE_SECONDS: Final = 30.0
 """Until a lease that nobody renews counts no more."""
@@ -116,10 +123,6 @@ def now_of(connection: sa.Connection) -> float:
     return float(found or 0.0)
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
 # ---- caps and budgets
 
 
@@ -163,7 +166,7 @@ def renew(
     ]
     if not rows:
         return
-    insert = _insert(connection, leases)
+    insert = insert_into(leases, connection.dialect.name)
     connection.execute(
         insert.on_conflict_do_update(
             index_elements=["id"],
@@ -206,7 +209,7 @@ def settle(
         for (scope, key), amount in amounts.items()
     ]
     if rows:
-        insert = _insert(connection, spending)
+        insert = insert_into(spending, connection.dialect.name)
         connection.execute(
             insert.on_conflict_do_update(
                 index_elements=["day", "scope", "key", "holder"],
@@ -276,7 +279,7 @@ def put_callback(connection: sa.Connection, row: Mapping[str, Any], most: int) -
         if (count or 0) >= most:
             return "full"
     fresh = {**row, "tries": 0, "claimed_by": "", "claimed_until": 0.0}
-    insert = _insert(connection, callbacks).values(fresh)
+    insert = insert_into(callbacks, connection.dialect.name).values(fresh)
     changed = {name: insert.excluded[name] for name in fresh if name != "id"}
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
     return "new" if earlier is None else "replaced"
@@ -359,7 +362,7 @@ def put_bans(
         for source, seconds, proven in found
     ]
     if rows:
-        insert = _insert(connection, bans)
+        insert = insert_into(bans, connection.dialect.name)
         changed = {name: insert.excluded[name] for name in ("until", "proven", "holder")}
         statement = insert.on_conflict_do_update(index_elements=["source"], set_=changed)
         connection.execute(statement, rows)
@@ -433,7 +436,7 @@ def canary_states(connection: sa.Connection, wanted: Mapping[str, str]) -> dict[
             continue
         began = datetime.fromtimestamp(now_of(connection), UTC)
         fresh = {"fingerprint": fingerprint, "began_at": began, "stopped_by": "", "why": ""}
-        insert = _insert(connection, canaries).values(route=route, **fresh)
+        insert = insert_into(canaries, connection.dialect.name).values(route=route, **fresh)
         connection.execute(insert.on_conflict_do_update(index_elements=["route"], set_=fresh))
         states[route] = CanaryState(began, "", "")
     return states

@@ -23,7 +23,7 @@ import structlog
 
 from gateway.call.call_record import CallRecord
 from gateway.records.files import BackgroundWriter, RecordFiles
-from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
+from gateway.records.forwarder import Forwarder, Outgoing, ended_event
 from gateway.records.spool import CallSlots, Delivery, Entry, Spool
 from gateway.records.tables import CLOSED, OPENED, columns_of
 from gateway.sip.messages.headers import number_of
@@ -104,7 +104,7 @@ class RecordStore:
         redact: Collection[str] = (),
         instance: str = "",
         outgoing: Outgoing = lambda _event: (),
-        idle: Callable[[Database, Spool], None] = lambda _database, _spool: None,
+        idle: Callable[[Database], None] = lambda _database: None,
     ) -> None:
         self._folder = folder
         self._writer = writer
@@ -234,9 +234,7 @@ class RecordStore:
         """Make the folder, and close calls that a killed process has left."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            for call in recover(folder, self._spool, self._outgoing):
-                self.forwarder.recovered += 1
-                log.warning("call.process_lost", call=call.call_id, route=call.facts.get("route"))
+            self.forwarder.recover()
         except (OSError, sqlite3.Error) as error:
             log.error("records.spool_failed", error=str(error))
         self._open_slots()

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, Party
@@ -185,6 +185,10 @@ LOCK_KEY = 0x67617465
 _FOLDER = Path(__file__).parent / "migrations"
 
 
+HEAD: Final = "0001"
+"""The newest migration; a database that has it needs none."""
+
+
 class NewerSchemaError(Exception):
     """The database was made by a newer version of the gateway."""
 
@@ -198,22 +202,19 @@ def version_of(engine: sa.Engine) -> str:
         return str(found or "")
 
 
-def upgrade(engine: sa.Engine, head: str) -> None:
+def upgrade(engine: sa.Engine) -> None:
     """Apply the migrations that are missing, while no other process does.
-
-    Args:
-        head: the schema's version that this gateway knows.
 
     Raises NewerSchemaError for a database that this version does not know, and SQLAlchemyError.
     """
     from alembic import command  # not at the top: most starts find nothing to do
     from alembic.config import Config
 
-    with _locked(engine) as connection:
+    with _migration(engine) as connection:
         found = version_of(engine)
         known = {path.name[:4] for path in (_FOLDER / "versions").glob("[0-9]*.py")}
         if found and found not in known:
-            raise NewerSchemaError(f"the database has schema {found}, this gateway knows {head}")
+            raise NewerSchemaError(f"the database has schema {found}, this gateway knows {HEAD}")
         config = Config()
         config.set_main_option("script_location", str(_FOLDER))
         config.attributes["connection"] = connection
@@ -221,20 +222,31 @@ def upgrade(engine: sa.Engine, head: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Yield a connection while no other process migrates."""
+def _migration(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Yield a connection in a transaction, while no other process migrates."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
             yield connection
         return
-    descriptor = os.open(f"{engine.url.database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with locked(Path(engine.url.database or "")), engine.begin() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold the lock of a SQLite database, a file beside it, after those who waited for longer."""
+    descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with engine.begin() as connection:
-            yield connection
+        yield
     finally:
         os.close(descriptor)
+
+
+def insert_into(table: sa.Table, dialect: str) -> Any:
+    """Return an INSERT that can have ON CONFLICT; ``dialect`` is sqlite or postgresql."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 SCHEMA_VERSION = 1

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gateway.records.database import HEAD, Database, Filter
+from gateway.records.database import Database, Filter
 from gateway.records.spool import Entry, Spool
 from gateway.records.tables import (
     CLOSED,
     CUT,
+    HEAD,
     OPENED,
     NewerSchemaError,
     events,
@@ -38,7 +39,7 @@ def server() -> Iterator[Postgres]:
 def database(server: Postgres) -> Iterator[Database]:
     found = Database(server.url)
     found.prepare()
-    with found._begin() as connection:
+    with found._connected().begin() as connection:
         for table in metadata.sorted_tables:
             connection.execute(sa.delete(table))
     yield found
@@ -77,13 +78,13 @@ def test_many_processes_may_make_the_tables_at_once(server: Postgres) -> None:
 
 
 def test_a_newer_schema_is_left_alone(server: Postgres, database: Database) -> None:
-    with database._begin() as connection:
+    with database._connected().begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     try:
         with pytest.raises(NewerSchemaError, match="9999"):
             Database(server.url).prepare()
     finally:
-        with database._begin() as connection:
+        with database._connected().begin() as connection:
             connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{HEAD}'"))
 
 
@@ -127,10 +128,10 @@ def test_numbers_are_erased_and_old_rows_stripped(database: Database) -> None:
     assert (found["from_number"], found["record"], found["events"]) == ("erased-1", None, [])
     assert database.hold("c2", True)
     later = datetime(2027, 1, 1, tzinfo=UTC)
-    assert database.detailed(later, 10) == [], "one has no details, the other is held"
+    assert database.expired(later, 10, detailed=True) == [], "one has no details, the other is held"
     assert database.expired(later, 10) == ["c1"]
     assert database.delete(["c1"]) == 1
-    with database._connect() as connection:
+    with database._connected().connect() as connection:
         assert connection.execute(sa.select(events)).all() == []
 
 
@@ -151,11 +152,11 @@ async def test_nothing_is_lost_or_doubled_while_it_is_away(
         await asyncio.to_thread(server.start)
         await eventually(lambda: kept.store.as_json()["pending"] == 0, "rows")
         kept.store.write(end(before))
-    database.forget()
+    database.close()
     rows = list(database.each(Filter()))
     assert {one["id"] for one in rows} == {"before", *(f"c{number}" for number in range(30))}
     assert {one["revision"] for one in rows} == {CLOSED}
-    with database._connect() as connection:
+    with database._connected().connect() as connection:
         told = connection.execute(sa.select(events.c.call_id, events.c.type)).all()
     assert len(told) == len(set(told)) == 62, "each call has its first and its last event"
 
