@@ -137,10 +137,10 @@ class Top(App[None]):
     def _look(self) -> None:
         if not self._busy:  # a gateway that is slow is not asked more often than it answers
             self._busy = True
-            self.run_worker(self._refresh(), group="calls")
+            self.run_worker(self._refresh, group="calls")
 
     def _look_at_status(self) -> None:
-        self.run_worker(self._refresh_status(), group="status", exclusive=True)
+        self.run_worker(self._refresh_status, group="status", exclusive=True)
 
     async def _refresh(self) -> None:
         """Fetch calls, levels and status, and show them."""
@@ -253,7 +253,7 @@ class Top(App[None]):
             except (NoAnswerError, RefusedError, OSError) as error:
                 self.notify(printable(str(error)), severity="error", markup=False)
 
-        self.run_worker(act(), group="acts")
+        self.run_worker(act, group="acts")
 
     def _asked(self, told: str, then: Callable[[str], None], value: str = "") -> None:
         """Ask for a line, and act on it where it is not empty."""

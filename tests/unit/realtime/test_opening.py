@@ -484,8 +484,10 @@ def test_retry_gives_up_at_the_deadline_and_at_once_on_a_fatal_failure() -> None
             await nothing_left(server)
             return len(server.peers), caught.value
 
-    attempts, failure = asyncio.run(scenario(is_overloaded, 0.5))
-    assert (attempts, failure.verdict.code) == (2, "server_error")
+    # Tried again after 250 and 500 ms; not after 1,000 more. Slow attempts leave time for fewer.
+    attempts, failure = asyncio.run(scenario(is_overloaded, 1.2))
+    assert attempts in (2, 3)
+    assert failure.verdict.code == "server_error"
     attempts, failure = asyncio.run(scenario(refuses_key, WAIT))
     assert (attempts, failure.verdict.code) == (1, "invalid_api_key")
 
