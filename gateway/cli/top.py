@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import click
 from rich.text import Text
+from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -128,8 +129,8 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         self.set_interval(REFRESH_SECONDS, self._look)
-        self.set_interval(STATUS_SECONDS, self._look_at_status)
-        self._look_at_status()
+        self.set_interval(STATUS_SECONDS, self._refresh_status)
+        self._refresh_status()
         self._look()
 
     # ---- what is shown
@@ -137,11 +138,9 @@ class Top(App[None]):
     def _look(self) -> None:
         if not self._busy:  # a gateway that is slow is not asked more often than it answers
             self._busy = True
-            self.run_worker(self._refresh, group="calls")
+            self._refresh()
 
-    def _look_at_status(self) -> None:
-        self.run_worker(self._refresh_status, group="status", exclusive=True)
-
+    @work(group="calls")
     async def _refresh(self) -> None:
         """Fetch calls, levels and status, and show them."""
         try:
@@ -159,6 +158,7 @@ class Top(App[None]):
         finally:
             self._busy = False
 
+    @work(group="status", exclusive=True)
     async def _refresh_status(self) -> None:
         try:
             self._status = await self._ask("status")
@@ -253,7 +253,7 @@ class Top(App[None]):
             except (NoAnswerError, RefusedError, OSError) as error:
                 self.notify(printable(str(error)), severity="error", markup=False)
 
-        self.run_worker(act, group="acts")
+        self.run_worker(act(), group="acts")
 
     def _asked(self, told: str, then: Callable[[str], None], value: str = "") -> None:
         """Ask for a line, and act on it where it is not empty."""
