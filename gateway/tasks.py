@@ -16,7 +16,7 @@ import structlog
 log = structlog.get_logger("gateway")
 
 
-def settle_memory(*, collect: bool) -> None:
+def freeze_objects(*, collect: bool) -> None:
     """Have the garbage collector look at no object again that there is now.
 
     Modules, configuration and dialplan are some 300,000 objects, and a collection that looks at all

@@ -51,7 +51,7 @@ from gateway.records.caller_history import CallerHistories
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
 from gateway.sip.transports import hosts_of, unreachable
-from gateway.tasks import TaskSet, settle_memory
+from gateway.tasks import TaskSet, freeze_objects
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import HttpClient
 
@@ -365,7 +365,7 @@ class Gateway:
         for part in self._parts:
             if serving or not part.only_serving:
                 await part.start_on(stack)
-        settle_memory(collect=False)
+        freeze_objects(collect=False)
         self._started = asyncio.get_running_loop().time()
         self.calls.max_calls = possible_calls(self.config.sip.max_calls, self.agent.capacity)
         log.info(
@@ -403,12 +403,12 @@ class Gateway:
 
     async def _settle(self) -> None:
         """Take what a reload has made out of the garbage collector's way."""
-        settle_memory(collect=False)
+        freeze_objects(collect=False)
         while True:
             await asyncio.sleep(RETIRE_SECONDS)
             if not self.calls:
                 break
-        settle_memory(collect=True)
+        freeze_objects(collect=True)
 
     async def _retire(self, tools: ToolExecutor, users: set[CallController]) -> None:
         """Stop functions that a reload has replaced, once the calls that began with them end."""

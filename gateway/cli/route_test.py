@@ -267,7 +267,7 @@ def answer(
     )
     access = ""
     if not trunk:
-        verdict = settings.access.verdict(facts.source_ip, bool(settings.trunks))
+        verdict = settings.access.action_for(facts.source_ip, bool(settings.trunks))
         if verdict != "allow":
             done = {"reject": "refused", "drop": "dropped"}[verdict]
             access = f"access.unknown_sources: this source is no trunk's, so its calls are {done}"

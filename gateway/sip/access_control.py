@@ -98,14 +98,14 @@ class AccessControl:
         calls_of: calls in progress, by what :func:`party_of` says.
         unacknowledged: number of a trunk's calls, or for "" of strangers', that wait for their ACK.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
-        descriptions: judges and mends what messages say of media.
-        on_objection: told of each new INVITE whose offer cannot be taken.
+        negotiation: judges and repairs the SDP of messages.
+        on_sdp_rejected: told of each new INVITE whose offer cannot be taken.
         names_of: the names in the certificate of who is at the other end of a connection, by
             pjsip's handle of it.
         challenges: who may ask for a trunk's password.
         receive_instead: has pjsip take another message for the one that is decided on; with True
             only where a call of ours has it. Returns whether it was taken.
-        holds: whether a REFER within a call waits until others have been asked.
+        delays_refer: whether a REFER within a call waits until others have been asked.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class AccessControl:
         calls_of: Callable[[str], int],
         unacknowledged: Callable[[str], int],
         min_session: int,
-        descriptions: Negotiation,
-        on_objection: Callable[[ReceivedMessage, SdpRejection], None],
+        negotiation: Negotiation,
+        on_sdp_rejected: Callable[[ReceivedMessage, SdpRejection], None],
         names_of: Callable[[int], tuple[str, ...]],
         challenges: Challenges,
         receive_instead: Callable[[bytes, bool], bool],
-        holds: Callable[[Headers], bool],
+        delays_refer: Callable[[Headers], bool],
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
         self.current: ReceivedMessage | None = None
@@ -139,11 +139,11 @@ class AccessControl:
         self._answers = _Answers(self.refusals, retry_after)
         self._limits = _RequestLimits(access, calls_of, unacknowledged, min_session)
         self._trunks = trunks
-        self._descriptions = descriptions
-        self._on_objection = on_objection
+        self._negotiation = negotiation
+        self._on_sdp_rejected = on_sdp_rejected
         self._challenges = challenges
         self._receive_instead = receive_instead
-        self._holds = holds
+        self._delays_refer = delays_refer
         self._instead = False
         """What pjsip takes in place of another message is not replaced again."""
 
@@ -192,7 +192,7 @@ class AccessControl:
         self.found = self._attribute(received)
         if not inside and self.policy.is_banned(received, self.found, source, now):
             self.policy.count_banned()
-            self._answers.keep(received, "access.ban_after", 0)
+            self._answers.remember(received, "access.ban_after", 0)
             return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
@@ -211,10 +211,10 @@ class AccessControl:
                 if admitted.rule:
                     return self._answers.refuse(received, admitted.rule, admitted.reply)
                 if not admitted.reply.code:
-                    self._answers.keep(received, "access.ban_after", 0)
+                    self._answers.remember(received, "access.ban_after", 0)
                 return self._answers.answer(source, admitted.reply, now)
             self.found = admitted
-        flaw = request_flaw(message, headers, source) or _cut(received, headers)
+        flaw = request_flaw(message, headers, source) or _content_length_flaw(received, headers)
         if flaw is not None:
             if self._take_stripped(received, received.message):
                 return DROP
@@ -222,7 +222,7 @@ class AccessControl:
             rule = f"malformed: {flaw.what}"
             return self._answers.refuse(received, rule, reply, flaw.detail)
         trunk = None if self.found is None else self.found.trunk
-        self.chosen = self._descriptions.settle(method, trunk, received.local)
+        self.chosen = self._negotiation.repair(method, trunk, received.local)
         if inside:
             if rule := self._limits.rule_within_call(method, first_of(headers, "call-id"), now):
                 return self._answers.refuse(received, rule, Reply(_UNAVAILABLE))
@@ -231,7 +231,7 @@ class AccessControl:
             )
             if answer is not None:
                 return self._answers.decision(answer)
-            if method == "REFER" and self._holds(headers):
+            if method == "REFER" and self._delays_refer(headers):
                 return DROP
         elif method != "INVITE":
             answer = reply_to_required(method, headers.get("require", ()))
@@ -253,7 +253,7 @@ class AccessControl:
         if refusal is not None:
             return self._answers.refuse(received, *refusal)
         if isinstance(self.chosen, SdpRejection):
-            self._on_objection(received, self.chosen)
+            self._on_sdp_rejected(received, self.chosen)
             why = self.chosen.why
             return Decision(refusal_code(why), (("Reason", reason_header(why)),))
         return PASS
@@ -322,9 +322,9 @@ class AccessControl:
             source = plain(received.source)
             rule = f"response with {RTP_ADDRESS}"
             self.refusals.note(rule, source, time.monotonic(), detail=address)
-            self._descriptions.discard()
+            self._negotiation.blank()
         else:
-            self._descriptions.settle("", None, received.local)
+            self._negotiation.repair("", None, received.local)
         if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.
@@ -366,10 +366,10 @@ class _Answers:
             transport=received.transport,
             **({"detail": detail} if detail else {}),
         )
-        self.keep(received, rule, reply.code)
+        self.remember(received, rule, reply.code)
         return self.answer(source, reply, now)
 
-    def keep(self, received: ReceivedMessage, rule: str, code: int) -> None:
+    def remember(self, received: ReceivedMessage, rule: str, code: int) -> None:
         """Keep the rule by which an INVITE was refused, for a query by its Call-ID."""
         if received.method != "INVITE" or (found := _CALL_ID.search(received.message)) is None:
             return
@@ -466,7 +466,7 @@ class _RequestLimits:
         return None
 
 
-def _cut(received: ReceivedMessage, headers: Headers) -> InvalidMessage | None:
+def _content_length_flaw(received: ReceivedMessage, headers: Headers) -> InvalidMessage | None:
     """Return what is wrong with a datagram that ends before its body does (RFC 3261 section
     18.3)."""
     length = first_of(headers, "content-length")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("sip")
 
-LEAVE_SECONDS = 2.0
+UNREGISTER_SECONDS = 2.0
 """How long a stop waits for registrars to answer the goodbye."""
 
 _SRTP = {
@@ -180,10 +180,10 @@ class Accounts:
             return
         code, source = int(prm.code), str(prm.rdata.srcAddress)
         if registration.state is RegState.LEAVING:
-            registration.left(now)
+            registration.unregistered(now)
             log.info("trunk.unregistered", trunk=trunk.name, code=code)
         elif code // 100 == 2 and int(prm.expiration) > 0:
-            self._trunks.learn(trunk.name, source.rpartition(":")[0])
+            self._trunks.learn_registrar(trunk.name, source.rpartition(":")[0])
             self._registrars[trunk.name] = source
             call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
             self._on_registered(trunk.name, call_id)
@@ -193,7 +193,7 @@ class Accounts:
                 code = 0  # nobody answered: the 408 or 503 is pjsip's own
             self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
-    def on_back(self, trunk: Trunk) -> None:
+    def on_reachable(self, trunk: Trunk) -> None:
         """Register again at a trunk that answers after a silence."""
         registration = self.registrations.get(trunk.name)
         if registration is not None:
@@ -223,24 +223,28 @@ class Accounts:
         """Return the names in the verified certificate of a connection's peer, in lower case."""
         return self._names.get(connection, ())
 
-    def leave(self) -> None:
-        """Unregister everywhere; :meth:`wait_gone` waits for the responses."""
+    def unregister(self) -> None:
+        """Unregister everywhere; :meth:`wait_unregistered` waits for the responses."""
         now = time.monotonic()
         for name, registration in self.registrations.items():
             if registration.state in (
                 RegState.LEAVING,
                 RegState.GONE,
-            ) or not registration.leave(now):
+            ) or not registration.unregister(now):
                 continue
             try:
                 self._accounts[name, self._host, ""].setRegistration(False)
             except pj.Error as error:
                 log.warning("trunk.unregister_failed", trunk=name, error=text_of(error.reason))
-                registration.left(now)
+                registration.unregistered(now)
 
-    def wait_gone(self, poll: Callable[[], None]) -> None:
-        """Wait for the registrars' answers, at most ``LEAVE_SECONDS``; ``poll`` handles events."""
-        end = time.monotonic() + LEAVE_SECONDS
+    def wait_unregistered(self, poll: Callable[[], None]) -> None:
+        """Wait for the registrars' answers, at most ``UNREGISTER_SECONDS``.
+
+        Args:
+            poll: handles pjsip's events, for a few ms.
+        """
+        end = time.monotonic() + UNREGISTER_SECONDS
         leaving = {
             name for name, one in self.registrations.items() if one.state is RegState.LEAVING
         }

@@ -142,7 +142,7 @@ class Calls:
             for call in self._all
         )
 
-    def hold(self, call: HeldCall, party: str) -> None:
+    def add(self, call: HeldCall, party: str) -> None:
         """Keep a call referenced for as long as pjsip may call it; counted with its party's."""
         self._all.append(call)
         call.party = party
@@ -183,7 +183,7 @@ class Calls:
             self._ended[call.sip_call_id] = call.challenged()
             call.release()
 
-    def ask_for_keys(self, now: float) -> None:
+    def poll_keys(self, now: float) -> None:
         """Poll the calls that wait for SRTP keys (DTLS), and tell those that have them."""
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
@@ -213,7 +213,7 @@ class Calls:
                 return call.challenged()
         return self._ended.get(sip_call_id)
 
-    def named(self, sip_call_id: str) -> HeldCall | None:
+    def live_call(self, sip_call_id: str) -> HeldCall | None:
         """Return the call with this SIP Call-ID that has not ended, or None."""
         named = (one for one in self._all if one.sip_call_id == sip_call_id and not one.ended)
         return next(named, None)

@@ -182,7 +182,7 @@ class UserAgent:
         def place() -> None:
             self._running.place(leg, uri, codecs, through, caller_id, headers or {})
 
-        if self._names.lasting(hop):
+        if self._names.needs_no_lookup(hop):
             self._thread.post(place)
         else:
             waiting = asyncio.create_task(
@@ -194,7 +194,7 @@ class UserAgent:
 
     async def _dial_named(self, leg: Leg, host: str, place: Callable[[], None]) -> None:
         """Place a call once its next hop's address is known."""
-        known = await self._names.settle(host)
+        known = await self._names.resolve(host)
         if known and not leg.given_up:
             self._thread.post(place)
             return

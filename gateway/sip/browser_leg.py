@@ -94,7 +94,7 @@ class BrowserEnd:
 
     def leave(self) -> None:
         """End the leg because the page has hung up or disconnected."""
-        self._thread.post(lambda: None if self.call is None else self.call.left())
+        self._thread.post(lambda: None if self.call is None else self.call.page_left())
 
 
 class BrowserCall:
@@ -158,7 +158,7 @@ class BrowserCall:
         code = _OK if self._answered else code or _DECLINED
         self.end(code, found[1] if found else "")
 
-    def left(self) -> None:
+    def page_left(self) -> None:
         """End the leg because the page has hung up or disconnected."""
         if self._answered:
             self.end(_OK, "Normal call clearing", "BYE")

@@ -381,7 +381,7 @@ class Connections:
         if present is not None:
             if present[2] == level:
                 return
-            self._separate(way)  # a connection keeps the level that it was made with
+            self._disconnect(way)  # a connection keeps the level that it was made with
         if level is None:
             source.startTransmit(sink)
         else:
@@ -391,23 +391,23 @@ class Connections:
         for slot in way:
             self._ways.setdefault(slot, {})[way] = (source, sink, level)
 
-    def separate(self, source: Any, sink: Any) -> None:
+    def disconnect(self, source: Any, sink: Any) -> None:
         """Stop ``sink`` from hearing ``source``."""
         way = (int(source.getPortId()), int(sink.getPortId()))
         if way in self._ways.get(way[0], {}):
-            self._separate(way)
+            self._disconnect(way)
 
-    def part(self, media: Any) -> None:
+    def disconnect_all(self, media: Any) -> None:
         """Remove all connections of ``media``, a port that stays."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
-            self._separate(way)
+            self._disconnect(way)
 
     def forget(self, media: Any) -> None:
         """Forget the connections of a stream that the library has removed."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
             self._drop(way)
 
-    def _separate(self, way: tuple[int, int]) -> None:
+    def _disconnect(self, way: tuple[int, int]) -> None:
         """Remove one connection; log a failure."""
         source, sink, _level = self._drop(way)
         try:
@@ -457,7 +457,7 @@ class PortPool:
     def give_back(self, port: Port) -> None:
         """Free a port; the next call may take it after its disconnections were carried out."""
         port.detach()
-        self.connections.part(port)
+        self.connections.disconnect_all(port)
         self._idle.append((self.connections.asked, port))
 
     def abandon(self) -> None:

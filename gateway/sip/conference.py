@@ -148,7 +148,7 @@ class ConferenceLink:
         """Connect a stream that came up, or was replaced, with everything that the call is
         joined to."""
         if self.media is not None and self.media.getPortId() != media.getPortId():
-            self._leave()
+            self._forget_stream()
         if self.media is None:
             self.media = media
         self._connect()
@@ -171,12 +171,12 @@ class ConferenceLink:
         if self._audio is not None:
             self._audio.playout.await_keys(waiting)
 
-    def let_send(self) -> None:
+    def allow_sending(self) -> None:
         """Allow RTP to be sent, since the peer is there."""
         self.may_send = True
-        self._gate()
+        self._update_hold()
 
-    def _gate(self) -> None:
+    def _update_hold(self) -> None:
         """Send RTP or hold it back: before the peer asked for audio, even silence is traffic.
 
         Before the ACK, the library's own gate decides where RTP may go.
@@ -190,7 +190,7 @@ class ConferenceLink:
         """Attach to a new stream; unless held, it sends from its first frame on."""
         self._stream, self._send_held = stream, False
         self._tap()
-        self._gate()
+        self._update_hold()
 
     def _tap(self) -> None:
         """Connect the stream's packets with the uplink, and its state with playout."""
@@ -207,9 +207,9 @@ class ConferenceLink:
         """Detach from a stream that was removed."""
         if stream == self._stream:
             self._stream = 0
-            self._leave()
+            self._forget_stream()
 
-    def _leave(self) -> None:
+    def _forget_stream(self) -> None:
         """Forget the stream's connections: its slot of the bridge goes to the next call."""
         if self.media is not None:
             self._connections.forget(self.media)
@@ -223,11 +223,11 @@ class ConferenceLink:
     def disconnect(self) -> None:
         """Remove all connections of a stream that stays in the bridge."""
         if self.media is not None:
-            self._connections.part(self.media)
+            self._connections.disconnect_all(self.media)
 
     def close(self) -> None:
         """Give back port and player after pjsua has removed the call's stream."""
-        self._leave()
+        self._forget_stream()
         self._sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
         partner, self.partner = self.partner, None
@@ -250,14 +250,14 @@ class ConferenceLink:
             self._player = self._sounds.take(sound) if sound not in ("", ECHO) else None
         self._sound, player = sound, self.media if sound == ECHO else self._player
         if self._playing is not None and player is not self._playing:
-            self._connections.separate(self._playing, self.media)
+            self._connections.disconnect(self._playing, self.media)
             self._playing = None
-        if self._place is None or player is self._playing:
+        if self._connectable is None or player is self._playing:
             return
         self._playing = player
         if player is not None:
             self._connections.connect(player, self.media)
-        self._gate()
+        self._update_hold()
 
     def join(self, other: ConferenceLink, listen: bool, level: float | None = None) -> None:
         """Let both peers hear each other; with ``listen``, our own port hears both, else nobody.
@@ -282,8 +282,8 @@ class ConferenceLink:
         for one in (self.media, self.port):
             for other in (partner.media, partner.port):
                 if one is not None and other is not None:
-                    self._connections.separate(one, other)
-                    self._connections.separate(other, one)
+                    self._connections.disconnect(one, other)
+                    self._connections.disconnect(other, one)
 
     def hear_fully(self) -> None:
         """Let our peer hear the partner at full volume."""
@@ -300,7 +300,7 @@ class ConferenceLink:
             self._session_hears, self._level = other._session_hears, other._level
         port, other.port = other.port, None
         if port is not None:
-            self._connections.part(port)
+            self._connections.disconnect_all(port)
         self.port = port
         self._audio, other._audio = other._audio, None
         self._tap()
@@ -315,18 +315,18 @@ class ConferenceLink:
 
     def _connect(self) -> None:
         """Connect stream, partner and port as the state of the call requires."""
-        media, partner, port = self._place, self.partner, self.port
+        media, partner, port = self._connectable, self.partner, self.port
         if media is None:
             return
-        connect, separate = self._connections.connect, self._connections.separate
-        other = None if partner is None else partner._place
+        connect, disconnect = self._connections.connect, self._connections.disconnect
+        other = None if partner is None else partner._connectable
         if other is not None and partner is not None:
             connect(media, other, partner._level)
             connect(other, media, self._level)
         apart = self._level is not None
         if port is not None and partner is not None and not self._session_hears:
-            separate(media, port)
-            separate(port, media)
+            disconnect(media, port)
+            disconnect(port, media)
         elif port is not None:
             connect(port, media)
             if self._source() is Source.BRIDGE:
@@ -338,7 +338,7 @@ class ConferenceLink:
         self._listen()
 
     @property
-    def _place(self) -> Any:
+    def _connectable(self) -> Any:
         """Return the bridge port of the call that can be connected now, or None."""
         return None if self._held else self.media
 

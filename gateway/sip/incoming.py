@@ -80,12 +80,12 @@ class Incoming:
         """Report a new INVITE (its text) that got 503, as the library had no call left for it."""
         self._refused(RejectedInvite(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
-    def on_objection(self, received: ReceivedMessage, objection: SdpRejection) -> None:
+    def on_sdp_rejected(self, received: ReceivedMessage, rejection: SdpRejection) -> None:
         """Report a new INVITE whose offer was refused."""
         message = received.message.decode("utf-8", "replace")
         invite = self._facts_of(message, f"{bracketed(received.source)}:{received.port}")
         self._refused(
-            RejectedInvite(invite, refusal_code(objection.why), objection.text, objection.why)
+            RejectedInvite(invite, refusal_code(rejection.why), rejection.text, rejection.why)
         )
 
     def on_rejected(self, prm: Any) -> None:
@@ -182,7 +182,7 @@ class Incoming:
         except Exception as error:
             log.exception("sip.callback_failed", callback="onIncomingCall", call=call.name)
             if not call.party:
-                self.services.calls.hold(call, "?")
+                self.services.calls.add(call, "?")
             call.fail()
             info = call.getInfo()
             # Not by _facts_of, which may be what raised.
@@ -206,7 +206,7 @@ class Incoming:
         invite = self._facts_of(message, source)
         self.callbacks.on_arrival(invite)
         host = invite.source.rpartition(":")[0].strip("[]")
-        self.services.calls.hold(call, party_of(found, host))
+        self.services.calls.add(call, party_of(found, host))
         leg = Leg(self.services.thread, invite)
         call.bind(leg)
         call.respond(100)  # only now: pjsua sends none by itself (config_site.h)

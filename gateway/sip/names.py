@@ -47,18 +47,18 @@ class Names:
     """Used on the event loop; :meth:`known` by any thread.
 
     Args:
-        lasting: names that are kept up to date.
+        configured: names that are kept up to date.
         resolve: asks the system; runs on a thread of its own.
         table: takes what a name stands for.
     """
 
     def __init__(
         self,
-        lasting: Iterable[str],
+        configured: Iterable[str],
         resolve: Resolve = addresses_of,
         table: Callable[[str, list[str]], None] | None = None,
     ) -> None:
-        self._lasting = frozenset(name for name in lasting if is_name(name))
+        self._configured = frozenset(name for name in configured if is_name(name))
         self._resolve = resolve
         self._table = table or (lambda name, found: pj.setNameAddresses(name, found))
         self._known: dict[str, list[str]] = {}
@@ -67,10 +67,10 @@ class Names:
 
     async def start(self) -> None:
         """Resolve the names of the configuration now and every ``RENEW_SECONDS``."""
-        waits = [self._look_up(name) for name in sorted(self._lasting)]
+        waits = [self._look_up(name) for name in sorted(self._configured)]
         if waits:
             await asyncio.wait(waits, timeout=START_SECONDS)
-            for name in sorted(self._lasting - self._known.keys()):
+            for name in sorted(self._configured - self._known.keys()):
                 log.warning("sip.name_not_resolved", name=name)
             self._renewal = asyncio.create_task(self._renew(), name="sip names")
 
@@ -89,19 +89,19 @@ class Names:
         """Return the addresses of a name, empty while they are unknown. Any thread."""
         return tuple(self._known.get(host, ()))
 
-    def lasting(self, host: str) -> bool:
+    def needs_no_lookup(self, host: str) -> bool:
         """Return whether a host needs no look-up: an address, or a resolved name of the
         configuration."""
-        return not is_name(host) or (host in self._lasting and host in self._known)
+        return not is_name(host) or (host in self._configured and host in self._known)
 
-    async def settle(self, host: str) -> bool:
+    async def resolve(self, host: str) -> bool:
         """Resolve a name within ``LOOKUP_SECONDS``; return whether pjsip can send to it then."""
-        if self.lasting(host):
+        if self.needs_no_lookup(host):
             return True
         done, _ = await asyncio.wait([self._look_up(host)], timeout=LOOKUP_SECONDS)
         return bool(done) and host in self._known
 
-    def note(self, host: str) -> None:
+    def resolve_soon(self, host: str) -> None:
         """Start to resolve a name in the background."""
         if is_name(host):
             self._look_up(host)
@@ -110,7 +110,7 @@ class Names:
         """Resolve the names of the configuration again, for ever."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            for name in sorted(self._lasting):
+            for name in sorted(self._configured):
                 self._look_up(name)
 
     def _look_up(self, name: str) -> asyncio.Future[bool]:
@@ -128,14 +128,14 @@ class Names:
             return future
         self._underway[name] = future
 
-        def settled(addresses: list[str]) -> None:
+        def finished(addresses: list[str]) -> None:
             self._underway.pop(name, None)
             if addresses:  # an old answer is better than none
                 self._known.pop(name, None)
                 self._known[name] = addresses
                 self._table(name, addresses)
-                if len(self._known) > MAX_KNOWN + len(self._lasting):
-                    oldest = next(one for one in self._known if one not in self._lasting)
+                if len(self._known) > MAX_KNOWN + len(self._configured):
+                    oldest = next(one for one in self._known if one not in self._configured)
                     del self._known[oldest]
                     self._table(oldest, [])
             if not future.done():
@@ -147,7 +147,7 @@ class Names:
             except (OSError, UnicodeError):
                 addresses = []
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settled, addresses)
+                loop.call_soon_threadsafe(finished, addresses)
 
         # No executor's thread: the process would wait for it at its end.
         threading.Thread(target=run, name=f"look up {name[:40]}", daemon=True).start()

@@ -126,7 +126,7 @@ class Access:
     digest: DigestPolicy = field(default_factory=DigestPolicy)
     bans: BanPolicy = field(default_factory=BanPolicy)
 
-    def verdict(self, source: str, have_trunks: bool) -> str:
+    def action_for(self, source: str, have_trunks: bool) -> str:
         """Return allow, reject or drop for a request of a source that belongs to no trunk."""
         if self.unknown != "auto":
             return self.unknown
@@ -171,7 +171,7 @@ class Trunk:
         """``;transport=`` of URIs of this trunk; empty for UDP."""
         return "" if self.transport == "udp" else f";transport={self.transport}"
 
-    def misfit(self, transport: str, names: Iterable[str]) -> str:
+    def mismatch(self, transport: str, names: Iterable[str]) -> str:
         """Return why a request from the trunk's address is not the trunk's, or "": wrong transport
         or name.
 

@@ -186,15 +186,16 @@ class Signalling:
         """
         return bool(self._native.receiveInstead(message, known_only))
 
-    def hold(self) -> int:
-        """Keep a copy of the current message for :meth:`resume`; return its number.
+    def keep_message(self) -> int:
+        """Keep a copy of the current message for :meth:`process_kept`; return its number.
 
         0 when too many are kept already.
         """
         return int(self._native.hold())
 
-    def resume(self, number: int) -> bool:
-        """Have pjsip process a message kept by :meth:`hold`; return whether it was still there."""
+    def process_kept(self, number: int) -> bool:
+        """Have pjsip process a message of :meth:`keep_message`; return whether it was still
+        kept."""
         return bool(self._native.resume(number))
 
     def watch_bye(self, call: Any) -> int:
@@ -288,13 +289,13 @@ _NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
 
 
 class Negotiation:
-    """Chooses and repairs the SDP of messages. On the SIP thread; :meth:`settle` within a
+    """Chooses and repairs the SDP of messages. On the SIP thread; :meth:`repair` within a
     decision."""
 
     def __init__(self, settings: SipSettings) -> None:
         self._settings = settings
 
-    def settle(
+    def repair(
         self, method: str, trunk: Trunk | None, local: str
     ) -> MediaLine | SdpRejection | None:
         """Repair the SDP of the current message; return the audio line to answer, or why there is
@@ -319,26 +320,26 @@ class Negotiation:
         if method not in _OFFERS and description.lacks_keys:
             pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
             return SdpRejection.KEYS
-        chosen = description.choose(security, codecs, self.is_six(local))
+        chosen = description.choose(security, codecs, self.uses_ipv6(local))
         line = chosen if isinstance(chosen, MediaLine) and method in _OFFERS else None
         new = mended(description, line, sdes="sdes" in security.keying).encode()
         if new != raw:
             pj.replaceSessionDescription(new)
         return chosen
 
-    def discard(self) -> None:
+    def blank(self) -> None:
         """Replace the SDP of the current message by an empty one, so that nothing is negotiated."""
         if pj.sessionDescription() is not None:
             pj.replaceSessionDescription(_NOTHING)
 
-    def objection(self, text: str, trunk: Trunk | None, local: str) -> SdpRejection | None:
+    def rejection(self, text: str, trunk: Trunk | None, local: str) -> SdpRejection | None:
         """Return why the offer of a re-INVITE or UPDATE is answered with 488; None where it is
         accepted."""
         security, codecs = self._asked(trunk)
-        chosen = parse(text, codecs).choose(security, codecs, self.is_six(local))
+        chosen = parse(text, codecs).choose(security, codecs, self.uses_ipv6(local))
         return chosen if isinstance(chosen, SdpRejection) else None
 
-    def is_six(self, local: str) -> bool:
+    def uses_ipv6(self, local: str) -> bool:
         """Return whether a call that came to this address of ours has RTP over IPv6."""
         address = address_of(local)
         known = address is not None and not address.is_unspecified

@@ -266,7 +266,7 @@ class SipCall(TransferableCall):
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             self.acknowledged = True
             if _has_media(info):
-                self.link.let_send()
+                self.link.allow_sending()
                 self.confirmed()
                 self._tell(lambda handler: handler.on_confirmed())
             else:
@@ -320,7 +320,7 @@ class SipCall(TransferableCall):
         self.link.close()
         if self._rtp_name:
             calls = self.services.calls.live
-            self.services.rtp_ports.release(self._rtp_name, calls, time.monotonic())
+            self.services.rtp_ports.take_over(self._rtp_name, calls, time.monotonic())
 
     def _tell_ended(self, end: LegEnd) -> None:
         """Report the end of the leg to its handler, after the outcome of our BYE is known."""
@@ -432,10 +432,10 @@ class SipCall(TransferableCall):
         """Check the offer of a re-INVITE or UPDATE: 488 where the library would answer 500."""
         text, leg = text_of(prm.offer.wholeSdp), self.leg
         trunk, local = self.account.trunk, self.account.host
-        objection = self.services.negotiation.objection(text, trunk, local)
-        if objection is not None:
+        rejection = self.services.negotiation.rejection(text, trunk, local)
+        if rejection is not None:
             prm.statusCode = _NOT_ACCEPTABLE
-            self.remark("warning", "sip.offer_refused", code=488, reason=objection.text)
+            self.remark("warning", "sip.offer_refused", code=488, reason=rejection.text)
         elif leg is not None and leg.audio is not None:
             # The codec of the session, where the offer has it: nothing is transcoded then.
             self.services.codecs.offer(

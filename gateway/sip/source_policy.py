@@ -309,7 +309,7 @@ class SourcePolicy:
 
     def allows(self, source: str) -> bool:
         """Return whether an unknown source at this address may call."""
-        return self._access.verdict(source, bool(self._trunks.all)) == "allow"
+        return self._access.action_for(source, bool(self._trunks.all)) == "allow"
 
     def may_connect(self, source: str) -> bool:
         """Return whether an unknown source may open a TCP or TLS connection."""
@@ -336,15 +336,15 @@ class SourcePolicy:
             self.count_refusal(received, now)
             return Rejection("known scanner", Reply(0))
         if found is not None:
-            unfit = found.trunk.misfit(received.transport, self._names_of(received.connection))
-            if unfit:
-                return Rejection(f"trunk {found.trunk.name}: {unfit}", self.reply)
+            mismatch = found.trunk.mismatch(received.transport, self._names_of(received.connection))
+            if mismatch:
+                return Rejection(f"trunk {found.trunk.name}: {mismatch}", self.reply)
         banned = source in self.bans
         welcome = found is not None or (self.allows(source) and not banned)
         if method != "INVITE":
             follows = (source, first_of(headers, "call-id")) in self._authenticated
             welcome = welcome or (follows and method in ("ACK", "CANCEL"))
-        elif self._asks(found, welcome=welcome and "authorization" not in headers):
+        elif self._needs_credentials(found, welcome=welcome and "authorization" not in headers):
             return self._authenticate(received, found, source, headers, now)
         if welcome:
             return found
@@ -354,7 +354,7 @@ class SourcePolicy:
             return Rejection("", Reply(0))
         return Rejection(self.rule, self.reply)
 
-    def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
+    def _needs_credentials(self, found: Attribution | None, *, welcome: bool) -> bool:
         """Return whether an INVITE needs credentials to get in, or to be attributed to a trunk."""
         if found is not None:
             return found.trunk.inbound_auth is not None
@@ -377,8 +377,10 @@ class SourcePolicy:
             trunk = self._trunk_of(found, checked.username)
             if trunk is None:  # of a trunk whose calls do not come from here
                 outcome = DigestOutcome.WRONG
-            elif unfit := trunk.misfit(received.transport, self._names_of(received.connection)):
-                return Rejection(f"trunk {trunk.name}: {unfit}", self.reply)
+            elif mismatch := trunk.mismatch(
+                received.transport, self._names_of(received.connection)
+            ):
+                return Rejection(f"trunk {trunk.name}: {mismatch}", self.reply)
             else:
                 self.bans.proved(source, now)
                 proved = Attribution(trunk, "authentication")

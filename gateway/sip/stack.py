@@ -135,13 +135,13 @@ class Stack:
             calls.unacknowledged,
             0 if settings.session_timers == "off" else settings.session_min,
             negotiation,
-            lambda received, objection: incoming.on_objection(received, objection),
+            lambda received, rejection: incoming.on_sdp_rejected(received, rejection),
             self.accounts.names_of,
             challenges,
             lambda message, known_only: self.signalling.receive_instead(
                 message, known_only=known_only
             ),
-            lambda headers: refers.holds(headers),
+            lambda headers: refers.delays(headers),
         )
 
         def full() -> bool:
@@ -190,7 +190,7 @@ class Stack:
             self.signalling,
             trunks.all,
             lambda trunk: int(self.accounts.of(trunk).getId()),
-            self.accounts.on_back,
+            self.accounts.on_reachable,
         )
         self._endpoint.incoming = incoming
         self.signalling.open()
@@ -207,7 +207,7 @@ class Stack:
         services.calls.release_all()
         services.rtp_ports.retry(now)
         services.byes.tick(now)
-        services.calls.ask_for_keys(now)
+        services.calls.poll_keys(now)
         if now < self._next_second:
             return
         self._next_second = now + QUALITY_SECONDS
@@ -240,7 +240,7 @@ class Stack:
     def drain(self) -> None:
         """Ask for no more calls: answer OPTIONS with 503, and unregister at all trunks."""
         self.draining = True
-        self.accounts.leave()
+        self.accounts.unregister()
 
     def take_browser(self, end: BrowserEnd) -> None:
         """Announce the leg of a page in a browser as if its INVITE had come."""
@@ -264,7 +264,7 @@ class Stack:
             services.codecs.offer(codecs)
             call = SipCall(services, self.accounts.of(trunk))
             call.bind(leg)
-            services.calls.hold(call, "" if trunk is None else f"trunk {trunk.name}")
+            services.calls.add(call, "" if trunk is None else f"trunk {trunk.name}")
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
             if trunk is not None:
@@ -294,8 +294,8 @@ class Stack:
             self._endpoint.hangupAllCalls()
             for page in tuple(self._browsers):
                 page.run(lambda one: one.finish(_UNAVAILABLE, {}))
-            self.accounts.leave()
-            self.accounts.wait_gone(lambda: self.poll(10))
+            self.accounts.unregister()
+            self.accounts.wait_unregistered(lambda: self.poll(10))
             deadline = time.monotonic() + _HANG_UP_SECONDS
             while self.services.calls and time.monotonic() < deadline:
                 self.poll(10)

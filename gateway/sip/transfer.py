@@ -64,22 +64,22 @@ class ReferQueue:
         self._thread = thread
         self._calls = calls
         self._signalling = signalling
-        self._held: dict[tuple[str, str], int] = {}
+        self._delayed: dict[tuple[str, str], int] = {}
 
-    def holds(self, headers: Mapping[str, Sequence[str]]) -> bool:
+    def delays(self, headers: Mapping[str, Sequence[str]]) -> bool:
         """Return whether the current REFER is held back; its retransmissions are as well."""
         ask = self._calls.permit_refer
         sip_call_id = next(iter(headers.get("call-id", ())), "")
         key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
-        if key in self._held:
+        if key in self._delayed:
             return True
-        call = None if ask is None else self._calls.named(sip_call_id)
+        call = None if ask is None else self._calls.live_call(sip_call_id)
         if ask is None or call is None or call.leg is None or call.leg.allowed_refer_to is None:
             return False
-        number = self._signalling.hold()
+        number = self._signalling.keep_message()
         if not number:
             return False
-        self._held[key] = number
+        self._delayed[key] = number
         name = call.name
 
         def told(permit: ReferPermit) -> None:
@@ -92,7 +92,7 @@ class ReferQueue:
         """Have pjsip process a REFER that was held back, with its permit."""
         self._calls.permit = permit
         try:
-            self._signalling.resume(self._held.pop(key))
+            self._signalling.process_kept(self._delayed.pop(key))
         finally:
             if self._calls.permit is not None:  # it was not followed
                 self._calls.permit = None
@@ -218,7 +218,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         elif not why and not services.names.known(host_of(uri)):
             # pjsip places the call in this very callback, and no name is looked up meanwhile.
             why = "unknown host"
-            services.thread.to_loop(services.names.note, host_of(uri))
+            services.thread.to_loop(services.names.resolve_soon, host_of(uri))
         if leg is None or why:
             shown = text_of(prm.dstUri)[:200]
             self.remark("info", "sip.refer_declined", target=shown, why=why)
@@ -264,7 +264,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         if self.leg is not None:
             leg.call_id = self.leg.call_id
         successor.bind(leg)
-        self.services.calls.hold(successor, self.party)
+        self.services.calls.add(successor, self.party)
         return successor
 
     def confirmed(self) -> None:

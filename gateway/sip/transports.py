@@ -336,7 +336,7 @@ class RtpPortQuarantine:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, host: str, port: int, calls: int, now: float) -> None:
+    def bind(self, host: str, port: int, calls: int, now: float) -> None:
         """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up.
         ``now`` in s."""
         if not self._take(host, port, now):
@@ -344,10 +344,10 @@ class RtpPortQuarantine:
         self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
         self._make_room()
 
-    def release(self, rtp_name: str, calls: int, now: float) -> None:
-        """As :meth:`hold`, by ``host:port`` of a call's RTP."""
+    def take_over(self, rtp_name: str, calls: int, now: float) -> None:
+        """As :meth:`bind`, by ``host:port`` of a call's RTP."""
         host, _, port = rtp_name.rpartition(":")
-        self.hold(host.strip("[]"), int(port), calls, now)
+        self.bind(host.strip("[]"), int(port), calls, now)
 
     def retry(self, now: float) -> None:
         """Bind ports that the library has freed meanwhile. To be called in every turn."""

@@ -46,7 +46,10 @@ class Attribution:
 
 
 class Trunks:
-    """All trunks, asked about each request. Any thread may read; the SIP thread calls ``learn``."""
+    """All trunks, asked about each request. Any thread may read.
+
+    The SIP thread calls :meth:`learn_registrar`.
+    """
 
     def __init__(self, trunks: Iterable[Trunk]) -> None:
         self.all = tuple(trunks)
@@ -145,7 +148,7 @@ class Trunks:
             for peer, _trunk in self._peers
         )
 
-    def learn(self, name: str, source: str) -> None:
+    def learn_registrar(self, name: str, source: str) -> None:
         """Remember the address that trunk ``name``'s registrar has answered a REGISTER from."""
         address = address_of(source)
         known = self._registrars[name]
@@ -388,14 +391,14 @@ class Registration:
         self.state, self.last_error = RegState.FAILED, error
         return None if known else RegistrationChange(RegState.FAILED, code, reason, round(wait, 1))
 
-    def leave(self, now: float) -> bool:
+    def unregister(self, now: float) -> bool:
         """Register no more; return whether an unregistration has to be sent."""
         told = self.state is RegState.REGISTERED
         self.state = RegState.LEAVING if told else RegState.GONE
         self.next_try, self.since = None, now
         return told
 
-    def left(self, now: float) -> None:
+    def unregistered(self, now: float) -> None:
         """Handle the registrar's response to the unregistration."""
         self.state, self.since, self.expires_at = RegState.GONE, now, None
 
@@ -416,7 +419,7 @@ class OptionsPinger:
 
     Args:
         account_of: pjsua's number of a trunk's account.
-        on_back: called with each trunk that answers after it did not.
+        on_reachable: called with each trunk that answers after it did not.
     """
 
     def __init__(
@@ -424,13 +427,13 @@ class OptionsPinger:
         signalling: Signalling,
         trunks: tuple[Trunk, ...],
         account_of: Callable[[Trunk], int],
-        on_back: Callable[[Trunk], None],
+        on_reachable: Callable[[Trunk], None],
     ) -> None:
         self.results: dict[str, str] = {}
         """Last answer of each trunk that is asked: a code, or ``no answer``."""
         self._trunks = [trunk for trunk in trunks if trunk.options_interval and target_of(trunk)]
         self._account_of = account_of
-        self._on_back = on_back
+        self._on_reachable = on_reachable
         self._due: dict[str, float] = {}
         signalling.on_options = self._on_options
         self._signalling = signalling
@@ -459,7 +462,7 @@ class OptionsPinger:
         if result[:1].isdigit():  # whatever it says, somebody is there
             log.info("trunk.reachable", trunk=trunk.name, code=int(result))
             if before is not None and not before[:1].isdigit():
-                self._on_back(trunk)
+                self._on_reachable(trunk)
         else:
             check = keys_to_check(0, trunk)
             log.warning("trunk.unreachable", trunk=trunk.name, error=result, check=check)

@@ -151,7 +151,7 @@ def test_whose_challenges_get_a_digest() -> None:
     assert challenges.is_foreign(407, invite, "192.0.2.1")
     # It takes our registration: its address and its realm are known.
     assert not challenges.is_foreign(401, challenge("home", "1 REGISTER", "r1"), "192.0.2.1")
-    trunks.learn("t", "192.0.2.1")
+    trunks.learn_registrar("t", "192.0.2.1")
     challenges.registered("t", "r1")
     assert not challenges.is_foreign(407, invite, "192.0.2.1")
     assert challenges.is_foreign(407, invite, "192.0.2.2")

@@ -55,12 +55,12 @@ def test_a_name_that_does_not_come_holds_nobody_up(monkeypatch: pytest.MonkeyPat
         assert names.known("pbx")
         assert names.known("192.0.2.1")
         assert table == {"pbx": ["192.0.2.7"]}
-        assert await names.settle("other")
-        assert not await names.settle("gone")
-        waits = (names.settle(f"silent{number}") for number in range(MAX_AT_ONCE + 5))
+        assert await names.resolve("other")
+        assert not await names.resolve("gone")
+        waits = (names.resolve(f"silent{number}") for number in range(MAX_AT_ONCE + 5))
         assert not any(await asyncio.gather(*waits))
         assert len(names._underway) == MAX_AT_ONCE
-        assert await names.settle("192.0.2.9")
+        assert await names.resolve("192.0.2.9")
         await names.stop()
         silent.set()
 

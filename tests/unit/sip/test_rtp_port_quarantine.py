@@ -37,7 +37,7 @@ def send_to(port: int) -> None:
 
 def test_a_quiet_pair_comes_back_after_its_rest() -> None:
     ports, port = RtpPortQuarantine(100), free_pair()
-    ports.hold("127.0.0.1", port, 0, 10.0)
+    ports.bind("127.0.0.1", port, 0, 10.0)
     assert not is_free(port)
     assert not is_free(port + 1)
     ports.tick(10.0 + QUIET_SECONDS - 0.1)
@@ -51,7 +51,7 @@ def test_a_quiet_pair_comes_back_after_its_rest() -> None:
 @pytest.mark.parametrize("above", [0, 1])
 def test_a_pair_that_is_sent_to_does_not_come_back(above: int) -> None:
     ports, port = RtpPortQuarantine(100), free_pair()
-    ports.hold("127.0.0.1", port, 0, 0.0)
+    ports.bind("127.0.0.1", port, 0, 0.0)
     for second in range(1, 30):
         send_to(port + above)
         ports.tick(float(second))
@@ -65,18 +65,18 @@ def test_calls_come_before_quiet() -> None:
     pairs = 8
     ports = RtpPortQuarantine(pairs)
     noisy = free_pair()
-    ports.hold("127.0.0.1", noisy, 0, 0.0)
+    ports.bind("127.0.0.1", noisy, 0, 0.0)
     send_to(noisy)
     quiet = free_pair()
-    ports.hold("127.0.0.1", quiet, 0, 0.0)
+    ports.bind("127.0.0.1", quiet, 0, 0.0)
     ports.tick(0.5)
     third = free_pair()
-    ports.hold("127.0.0.1", third, pairs - SPARE_PAIRS - 2, 1.0)
+    ports.bind("127.0.0.1", third, pairs - SPARE_PAIRS - 2, 1.0)
     assert is_free(quiet)
     assert not is_free(noisy)
     assert not is_free(third)
     assert ports.given_up == 1
-    ports.hold("127.0.0.1", free_pair(), pairs, 1.0)
+    ports.bind("127.0.0.1", free_pair(), pairs, 1.0)
     assert len(ports) == 0
     ports.close()
 
@@ -86,7 +86,7 @@ def test_a_port_that_somebody_else_has_is_left_to_them() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         port = int(other.getsockname()[1])
-        ports.hold("127.0.0.1", port, 0, 0.0)
+        ports.bind("127.0.0.1", port, 0, 0.0)
         ports.retry(LEAVE_SECONDS + 0.1)
     ports.retry(LEAVE_SECONDS + 0.2)
     assert len(ports) == 0
@@ -96,7 +96,7 @@ def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
     ports, port = RtpPortQuarantine(100), free_pair()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", port))
-        ports.hold("127.0.0.1", port, 0, 0.0)
+        ports.bind("127.0.0.1", port, 0, 0.0)
         ports.retry(0.1)
         assert len(ports) == 0
     ports.retry(0.2)
@@ -107,7 +107,7 @@ def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
 
 def test_a_call_that_finds_no_other_pair_gets_one_that_rests() -> None:
     ports, pair = RtpPortQuarantine(10), free_pair()
-    ports.hold("127.0.0.1", pair, 0, 10.0)
+    ports.bind("127.0.0.1", pair, 0, 10.0)
     assert ports.make_way(8)
     assert not is_free(pair), "another is free"
     assert ports.make_way(9)

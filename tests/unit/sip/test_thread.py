@@ -81,7 +81,7 @@ class Call:
 def held(calls: Calls, *some: Call) -> list[HeldCall]:
     found = [cast(HeldCall, call) for call in some]
     for call in found:
-        calls.hold(call, "source 192.0.2.1")
+        calls.add(call, "source 192.0.2.1")
     return found
 
 
@@ -113,7 +113,7 @@ def test_one_call_that_raises_ends_alone() -> None:
     broken, good = Call(0, broken=True), Call(1)
     calls.awaiting_keys = held(calls, broken, good)
     calls.poll_quality()
-    calls.ask_for_keys(1.0)
+    calls.poll_keys(1.0)
     assert (broken.failed, good.failed, good.polled) == (True, False, 2)
     assert calls.awaiting_keys == [cast(HeldCall, good)]
 

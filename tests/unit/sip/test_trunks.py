@@ -80,7 +80,7 @@ def test_registrars_own_calls_to_our_user() -> None:
         )
     )
     for name in ("a", "b"):
-        trunks.learn(name, "[2001:db8::1]")
+        trunks.learn_registrar(name, "[2001:db8::1]")
     for user, name in (("1", "a"), ("2", "b")):
         found = trunks.attribute("2001:db8::1", 5060, False, f"sip:{user}@h")
         assert found is not None
@@ -107,12 +107,12 @@ def test_registrars_own_calls_to_our_user() -> None:
     ],
 )
 def test_verdict(unknown: str, source: str, have_trunks: bool, verdict: str) -> None:
-    assert Access(unknown).verdict(source, have_trunks) == verdict
+    assert Access(unknown).action_for(source, have_trunks) == verdict
 
 
 @given(st.text(max_size=60))
 def test_any_source_has_a_verdict(source: str) -> None:
-    assert Access("auto").verdict(source, False) in ("allow", "reject")
+    assert Access("auto").action_for(source, False) in ("allow", "reject")
     address_of(source)
 
 
@@ -165,13 +165,13 @@ def test_a_rejection_is_not_hammered() -> None:
 def test_leaving() -> None:
     one = Registration(lambda: 0.5)
     one.succeeded(60, 0)
-    assert one.leave(1)
+    assert one.unregister(1)
     assert one.failed(408, "", 2) is None
     assert one.next_try is None
-    one.left(3)
+    one.unregistered(3)
     assert one.state is RegState.GONE
     never = Registration(lambda: 0.5)
-    assert not never.leave(0), "nobody has to be told"
+    assert not never.unregister(0), "nobody has to be told"
     assert not never.due(100)
 
 
@@ -340,7 +340,7 @@ def test_a_registration_that_failed_keeps_its_pace() -> None:
 
 def test_nothing_after_the_goodbye() -> None:
     one = registered(100.0)
-    one.leave(110.0)
+    one.unregister(110.0)
     one.disconnected(110.1, surely=True)
     assert not one.due(1000.0)
 
