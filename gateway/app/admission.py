@@ -16,6 +16,7 @@ import structlog
 from gateway.app.applications import Applications, Waiting
 from gateway.app.canary import Canaries
 from gateway.app.health_checks import HealthChecker, SyntheticCalls
+from gateway.app.outbound_calls import OutboundLimiter
 from gateway.app.registry import CallRegistry, LocalLine, deciding
 from gateway.app.shared_state import SharedState
 from gateway.bridge.call_controller import CallController
@@ -25,7 +26,6 @@ from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin, call_settings
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
-from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import (
     codec_of,
     facts_of,

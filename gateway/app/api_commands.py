@@ -19,6 +19,7 @@ import structlog
 
 from gateway.api.backend import Command, NoCallError
 from gateway.api.client import RefusedError
+from gateway.app.outbound_calls import OutboundCalls
 from gateway.bridge.call_controller import CallController, OutOfBandWaiters
 from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs
@@ -44,7 +45,6 @@ from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
-from gateway.outbound.outbound_calls import OutboundCalls
 from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked
 
 MAX_TEXT = 16_000

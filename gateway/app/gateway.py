@@ -26,8 +26,10 @@ from gateway.app.api_commands import (
 )
 from gateway.app.applications import Applications
 from gateway.app.browser_calls import BrowserCalls, SecretCommands
+from gateway.app.callbacks import CallbackScheduler, Store, function_of
 from gateway.app.canary import Canaries
 from gateway.app.health_checks import HealthChecker, SyntheticCalls
+from gateway.app.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.app.registry import (
     CallRegistry,
     facts_for_slot,
@@ -42,8 +44,6 @@ from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.measures import LAG, Distribution
-from gateway.outbound.callbacks import CallbackScheduler, Store, function_of
-from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import structlog
 
 from gateway.addresses import counted
+from gateway.app.outbound_calls import FOLLOWED_RULE, most_followed
 from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.outbound.outbound_calls import FOLLOWED_RULE, most_followed
 from gateway.records.shared import UNITS, Answer, Cap, Lease, Limit, Sums, Wanted, leases_of
 from gateway.sip.leg import Invite
 from gateway.tasks import TaskSet

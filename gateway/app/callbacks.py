@@ -249,7 +249,7 @@ AGAIN_THERE_SECONDS = 3.0
 
 
 class Dial(Protocol):
-    """Places a call: :meth:`gateway.outbound.outbound_calls.OutboundCalls.place`."""
+    """Places a call: :meth:`gateway.app.outbound_calls.OutboundCalls.place`."""
 
     async def __call__(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str], *, parent: str

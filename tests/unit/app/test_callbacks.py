@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from gateway.app import callbacks as scheduler_module
+from gateway.app.callbacks import CallbackScheduler, Rules, Store, callback_of
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
 from gateway.config.sections import CallbackSettings
-from gateway.outbound import callbacks as scheduler_module
-from gateway.outbound.callbacks import CallbackScheduler, Rules, Store, callback_of
 from gateway.planning.check import check
 from gateway.records import shared
 from gateway.records.database import Database

@@ -12,15 +12,15 @@ import pytest
 
 from gateway.api.backend import NoCallError
 from gateway.api.client import RefusedError
+from gateway.app import outbound_calls as calls_module
 from gateway.app.api_commands import DialCommands
+from gateway.app.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.config.sections import OutboundSettings
 from gateway.dialplan import load_dialplan
 from gateway.ending import EndReason, ending_of
-from gateway.outbound import outbound_calls as calls_module
-from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.sip.leg import LegEnd
 
 SETTINGS: dict[str, Any] = {
