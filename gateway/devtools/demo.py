@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demo: its processes, started and watched through their output; that with a Live session."""
+"""Runs the demo: emulator, gateway and caller as processes; checks of the one with a Live session.
+
+A process is watched by what it prints.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS
 from gateway.devtools.demo_scenario import (
     CALLER,
     DIALPLAN,
-    DIGITS,
     GATEWAY,
     GREETING_WITHIN_MS,
     LONG_ANSWER,
@@ -33,6 +35,8 @@ from gateway.devtools.demo_scenario import (
     Scenario,
     Stage,
     caller_checks,
+    digits_check,
+    hangup_check,
     process_checks,
 )
 from gateway.devtools.scripted_caller import CallReport
@@ -51,7 +55,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the demo showed."""
+    """Checks, record and report of a demo."""
 
     checks: list[Check]
     record: Record
@@ -61,12 +65,18 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether every check did."""
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
 
 async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
-    """Play the demo. Raises DemoError, OSError; no process outlives it, not even then."""
+    """Run emulator, gateway and caller, end them, and check what they left.
+
+    Args:
+        tell: told what happens, a line at a time.
+
+    Raises DemoError, OSError; no process outlives it, not even then.
+    """
     emulator = Child(
         "emulator",
         ["emulator", "--listen", "127.0.0.1:0", "--script", stage.emulator_script,
@@ -93,8 +103,6 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
         started.append(caller)
         await caller.start()
         await caller.ended(CALL_SECONDS)
-    except ProcessError as error:
-        raise DemoError(str(error)) from None
     finally:
         tell("ends gateway and emulator")
         for child in reversed(started):
@@ -136,7 +144,10 @@ def _look(stage: Stage, exits: dict[str, int | None], caller: Child) -> Result:
 
 
 def _recording_at(record: Record, report: CallReport) -> float:
-    """Both clocks are this machine's, so the two starts can be compared."""
+    """Return when the recording begins (ms after the gateway's INVITE).
+
+    Both clocks are this machine's, so the two starts can be compared.
+    """
     began = report.media_ms or 0.0
     if record.started_at is None:
         return began
@@ -144,7 +155,7 @@ def _recording_at(record: Record, report: CallReport) -> float:
 
 
 def run(stage: Stage, tell: Callable[[str], None]) -> Result:
-    """Play the demo; SIGTERM ends it as Ctrl-C does, by KeyboardInterrupt. Raises as play."""
+    """Run :func:`play` to its end; SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return asyncio.run(play(stage, tell))
@@ -157,10 +168,6 @@ END_SECONDS = 15.0
 
 _KEPT_LINES = 12
 """Of the end of an output, to show when something has gone wrong."""
-
-
-class ProcessError(Exception):
-    """A process that did not do what the demo needs; the message shows the end of its output."""
 
 
 class Child:
@@ -181,7 +188,7 @@ class Child:
         self._last: deque[str] = deque(maxlen=_KEPT_LINES)
 
     async def start(self) -> None:
-        """Start it. Raises OSError."""
+        """Start the process. Raises OSError."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-W", "ignore::DeprecationWarning", "-m", "gateway", *self._arguments,
@@ -195,9 +202,9 @@ class Child:
         self._reader = asyncio.create_task(self._read(), name=f"output of {self.name}")
 
     async def until(self, pattern: str, within: float) -> re.Match[str]:
-        """Wait for a line that matches, from now on.
+        """Wait for the next line of output that ``pattern`` matches.
 
-        Raises ProcessError when it does not come in ``within`` seconds, or the process ends first.
+        Raises DemoError when it does not come in ``within`` seconds, or the process ends first.
         """
         future: asyncio.Future[re.Match[str]] = asyncio.get_running_loop().create_future()
         self._wanted = (re.compile(pattern), future)
@@ -209,12 +216,15 @@ class Child:
             if future.done():
                 return future.result()
             why = "ended" if done else f"was not ready within {within:g} s"
-            raise ProcessError(f"{self.name} {why}\n{self.tail()}")
+            raise DemoError(f"{self.name} {why}\n{self.tail()}")
         finally:
             self._wanted = None
 
     async def ended(self, within: float) -> int:
-        """Wait for its own end; its exit status. Raises ProcessError when it goes on."""
+        """Wait until the process ends by itself; return its exit status.
+
+        Raises DemoError when that takes longer than ``within`` seconds.
+        """
         assert self._process is not None
         assert self._reader is not None
         try:
@@ -222,7 +232,7 @@ class Child:
                 await asyncio.shield(self._reader)
                 self.returncode = await self._process.wait()
         except TimeoutError:
-            raise ProcessError(f"{self.name} did not end within {within:g} s") from None
+            raise DemoError(f"{self.name} did not end within {within:g} s") from None
         return self.returncode
 
     async def stop(self) -> None:
@@ -247,7 +257,7 @@ class Child:
             self._reader.cancel()
 
     def tail(self) -> str:
-        """The last lines of its output."""
+        """Return the last lines of its output, indented."""
         return "\n".join(f"  {line}" for line in self._last) or "  (no output)"
 
     async def _read(self) -> None:
@@ -354,13 +364,13 @@ def read_live_events(file: Path) -> LiveLog:
 
 
 def judge(evidence: Evidence[LiveLog]) -> list[Check]:
-    """Yield all checks, failed ones too."""
+    """Return the checks of a demo with a Live session, failed ones too."""
     return [
         *caller_checks(evidence),
         *_greeting(evidence),
         *track_checks(evidence.events, evidence.heard_audio),
         *_overlap(evidence),
-        *_digits(evidence),
+        digits_check(evidence),
         *_ending(evidence),
         *process_checks(evidence.exits, evidence.events.errors),
     ]
@@ -377,7 +387,7 @@ def _greeting(evidence: Evidence[LiveLog]) -> Iterator[Check]:
 
 
 def track_checks(log: LiveLog, heard: HeardAudio) -> Iterator[Check]:
-    """Whether audio went unchanged down, and evenly up."""
+    """Yield checks that the model's audio was heard unchanged, and the caller's sent evenly."""
     loud = [frame for frame in log.frames if frame and frame != SILENT_FRAME]
     found = [frame for frame in loud if frame in heard.places]
     lost_ms = (len(loud) - len(found)) * FRAME_MS
@@ -392,23 +402,12 @@ def track_checks(log: LiveLog, heard: HeardAudio) -> Iterator[Check]:
 
 def _overlap(evidence: Evidence[LiveLog]) -> Iterator[Check]:
     cuts = [cut for cut in evidence.record.interruptions if cut.action != "none" or cut.flushed_ms]
-    spoke_over = [span for span in evidence.report.heard if span.to_ms - span.from_ms > 0]
-    found = f"{len(spoke_over)} stretches of speech, {len(cuts)} cut here"
+    found = f"{len(evidence.report.heard)} stretches of speech, {len(cuts)} cut here"
     yield Check("the caller interrupted, and the model itself stopped", not cuts, found)
 
 
-def _digits(evidence: Evidence[LiveLog]) -> Iterator[Check]:
-    runs = [run.digits for run in evidence.record.digits]
-    told = any(DIGITS in text.replace(" ", "") for text in evidence.events.said)
-    found = f"collected {' '.join(runs) or 'none'}, {'' if told else 'not '}told to the model"
-    yield Check(f"the digits {DIGITS} arrived", runs[:1] == [DIGITS] and told, found)
-
-
 def _ending(evidence: Evidence[LiveLog]) -> Iterator[Check]:
-    ending = evidence.record.ending
-    found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
-    passed = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
-    yield Check("the model's backend ended the call after the goodbye", passed, found)
+    yield hangup_check("the model's backend ended the call after the goodbye", evidence)
     closed = evidence.events.closed or "without session.closed"
     passed = evidence.events.closed == "close_requested"
     yield Check("the session was closed, and its end confirmed", passed, closed)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the demo is played with, and the judgement of what reached the caller's ear, frame by frame:
-the emulator's event log against the recording."""
+"""The demo with a Realtime session: its configuration files, and the checks of what was heard.
+
+The emulator's event log has a hash for each 20 ms frame that it sent; they are looked up in the
+recording at the caller's end.
+"""
 
 from __future__ import annotations
 
@@ -180,21 +183,21 @@ Log = TypeVar("Log")
 
 @dataclass(frozen=True)
 class Scenario(Generic[Log]):
-    """One kind of demo: the files of its three processes, and its judgement."""
+    """One kind of demo: the files of its three processes, and its checks."""
 
     emulator: str
     gateway: str
     dialplan: str
     caller: str
     path: str
-    """Of the emulator's URL."""
+    """Path of the emulator's URL."""
     read_events: Callable[[Path], Log]
     """Reads the emulator's event log. Raises OSError, ValueError."""
     judge: Callable[[Evidence[Log]], list[Check]]
 
 
 class Stage:
-    """The demo's files below ``folder``."""
+    """Paths of the demo's files below ``folder``."""
 
     def __init__(self, folder: Path, scenario: Scenario[Any]) -> None:
         self.folder = folder
@@ -214,7 +217,7 @@ class Stage:
         self.checks = folder / "checks.json"
 
     def prepare(self) -> Script:
-        """Write the files that need no address, and take away what an earlier demo left.
+        """Write the configuration files but the gateway's, and delete those of an earlier demo.
 
         Returns the caller's script. Raises OSError.
         """
@@ -248,7 +251,7 @@ much as it has room for, on a machine so busy that packets come in bursts."""
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what was to be, whether it was, and what was found."""
+    """One check: its name says what is expected, ``found`` what was found."""
 
     name: str
     passed: bool
@@ -257,7 +260,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Evidence(Generic[Log]):
-    """Everything that the demo left behind."""
+    """The call's report, record, event log and recording, which the checks read."""
 
     report: CallReport
     record: Record
@@ -269,19 +272,19 @@ class Evidence(Generic[Log]):
 
 
 def judge(evidence: Evidence[EventLog]) -> list[Check]:
-    """Yield all checks, failed ones too."""
+    """Return the checks of a demo with a Realtime session, failed ones too."""
     return [
         *caller_checks(evidence),
         *_greeting(evidence),
         *_interruption(evidence),
-        *_digits(evidence),
+        digits_check(evidence),
         *_ending(evidence),
         *process_checks(evidence.exits, evidence.events.errors),
     ]
 
 
 def caller_checks(evidence: Evidence[Any]) -> Iterator[Check]:
-    """Whether the caller went through its script."""
+    """Yield whether the caller went through its script."""
     report = evidence.report
     done = f"{sum(step.done for step in report.steps)} steps done"
     found = done if report.outcome is Outcome.COMPLETED else report.message
@@ -326,18 +329,24 @@ def _interruption(evidence: Evidence[EventLog]) -> Iterator[Check]:
     yield Check(name, heard.agrees(cut.played_ms) and cut.played_ms < item.ms, found)
 
 
-def _digits(evidence: Evidence[EventLog]) -> Iterator[Check]:
+def digits_check(evidence: Evidence[Any]) -> Check:
+    """Whether :data:`DIGITS` were collected, and the model was told them."""
     runs = [run.digits for run in evidence.record.digits]
     told = any(DIGITS in text.replace(" ", "") for text in evidence.events.said)
     found = f"collected {' '.join(runs) or 'none'}, {'' if told else 'not '}told to the model"
-    yield Check(f"the digits {DIGITS} arrived", runs[:1] == [DIGITS] and told, found)
+    return Check(f"the digits {DIGITS} arrived", runs[:1] == [DIGITS] and told, found)
+
+
+def hangup_check(name: str, evidence: Evidence[Any]) -> Check:
+    """Whether the record says that the model hung up."""
+    ending = evidence.record.ending
+    found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
+    return Check(name, found == "model, agent_hangup", found)
 
 
 def _ending(evidence: Evidence[EventLog]) -> Iterator[Check]:
-    ending, end = evidence.record.ending, evidence.report.end
-    found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
-    planned = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
-    yield Check("the model ended the call with a goodbye", planned, found)
+    end = evidence.report.end
+    yield hangup_check("the model ended the call with a goodbye", evidence)
     heard_it = end is not None and (end.by, end.method) == ("callee", "BYE")
     story = tell(evidence.record)
     item = evidence.events.items.get(story.agent[-1].item_id) if story.agent else None
@@ -351,7 +360,7 @@ def _ending(evidence: Evidence[EventLog]) -> Iterator[Check]:
 
 
 def process_checks(exits: Mapping[str, int | None], errors: Sequence[str]) -> Iterator[Check]:
-    """Whether every process ended well, and the server sent no error."""
+    """Yield whether every process ended with status 0, and the server sent no error."""
     found = ", ".join(f"{name} {status}" for name, status in exits.items())
     passed = all(status == 0 for status in exits.values())
     yield Check("every process ended with status 0", passed, found)
@@ -374,7 +383,7 @@ class Item:
 
     @property
     def ms(self) -> int:
-        """Its length, ms, as the protocol counts: whole ones."""
+        """Length of the audio in whole ms, as the protocol counts."""
         return self.bytes // BYTES_PER_MS
 
 
@@ -435,10 +444,10 @@ class Heard:
 
 
 class HeardAudio:
-    """A recording in which frames can be looked up."""
+    """A recording, indexed by the hash of the 20 ms that begin at each byte."""
 
     def __init__(self, heard: bytes) -> None:
-        """Takes A-law; half a second of work for a minute of it."""
+        """Index A-law audio: half a second of work for a minute of it."""
         self.places: dict[str, list[int]] = {}
         for at in range(len(heard) - FRAME_BYTES + 1):
             digest = hashlib.sha256(heard[at : at + FRAME_BYTES]).hexdigest()[:16]
@@ -447,7 +456,7 @@ class HeardAudio:
 
 
 def heard_of(item: Item, heard_audio: HeardAudio) -> Heard:
-    """How much of ``item`` is in the recording.
+    """Return how much of ``item`` is in the recording.
 
     Frames follow each other, so most of them agree on where the item begins; a loss on the way
     moves the rest by a jitter buffer's step, and a frame counts wherever some others agree with it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lines of an event log, and how their parts read."""
+"""Reads the lines of an event log; short words for items, sessions and usage in them."""
 
 from __future__ import annotations
 
@@ -49,13 +49,16 @@ class Line:
         return node
 
     def words(self, *path: str | int) -> str:
-        """The same as text, empty when it is none."""
+        """Return the text at ``path`` of the body, empty when there is none."""
         value = self.get(*path)
         return value if isinstance(value, str) else ""
 
 
 def read_lines(file: Path) -> Iterator[Line]:
-    """The lines of a log. Raises EventLogError; the last line may be cut, as a crash leaves it."""
+    """Yield the lines of a log; one that a crash left incomplete at the end is skipped.
+
+    Raises EventLogError.
+    """
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
             broken = ""
@@ -118,7 +121,7 @@ def item_words(line: Line) -> str:
 
 
 def session_words(line: Line) -> str:
-    """A session object in short: id, model, voice, format, tools, instructions."""
+    """Return a session object in short: id, model, voice, format, tools, instructions."""
     session = line.get("session")
     if not isinstance(session, dict):
         return ""
@@ -140,17 +143,17 @@ def session_words(line: Line) -> str:
 
 
 def usage_words(usage: Any) -> str:
-    """Tokens, empty when there are none."""
+    """Return input and output tokens of a usage object; empty when it is none."""
     if not isinstance(usage, dict):
         return ""
     return f"{count(usage.get('input_tokens'))} tokens in, {count(usage.get('output_tokens'))} out"
 
 
 def facts(line: Line, *keys: str) -> str:
-    """Those of ``keys`` that the event has, with their values."""
+    """Return ``key value`` of each of ``keys`` that the event has, separated by commas."""
     return ", ".join(f"{key} {line.get(key)}" for key in keys if line.get(key) is not None)
 
 
 def count(value: Any) -> int:
-    """``value`` where it is a whole number, else 0."""
+    """Return ``value`` where it is an int, else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) else 0

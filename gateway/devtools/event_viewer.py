@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An event log told as a conversation: what was said, asked, cut and paid, in its order."""
+"""Turns an event log into a conversation: words, requests, interruptions and usage, in order."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _LIVE_QUIET = frozenset(
 
 @dataclass(slots=True)
 class _Stretch:
-    """Speech of one side of a Live session, from its transcript; times on the session's clock."""
+    """An utterance of one side of a Live session; times are of the session's clock."""
 
     start_ms: int
     end_ms: int
@@ -95,7 +95,7 @@ class _Stretch:
 
 
 class _LiveTeller:
-    """Tells the lines of Live sessions: endless audio both ways, and words that come late."""
+    """Turns lines of Live sessions into entries; audio is summed up, fragments are joined."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -108,7 +108,7 @@ class _LiveTeller:
         """Whether ``session.closed`` came: the close code says nothing then."""
 
     def takes(self, line: Line) -> bool:
-        """Whether the line is one of audio, which is told at the end, in one."""
+        """Count a line of audio, which is summed up at the end; return whether it was one."""
         direction = _LIVE_AUDIO.get(line.type)
         if direction is None:
             return False
@@ -141,7 +141,7 @@ class _LiveTeller:
         return iter(()) if kind in _LIVE_QUIET else None
 
     def over(self, at: float) -> Iterator[Entry]:
-        """Yield what is left to tell of a session that ended."""
+        """Yield open utterances and the sum of audio, as a session ended."""
         for side in list(self._open):
             yield self._spoken(side)
         (up, up_bytes), (down, down_bytes) = self._audio["up"], self._audio["down"]
@@ -386,8 +386,11 @@ class _Teller:
 
 
 def entries_of(lines: Iterable[Line]) -> Iterator[Entry]:
-    """The entries of a log; runs of audio become one. Those of a session beside the call's own
-    begin with its name; the caller there is whoever it hears."""
+    """Yield the entries of a log, runs of audio as one.
+
+    Those of a session beside the call's own begin with its name; the caller there is whom that
+    session hears.
+    """
     of: dict[str, list[Line]] = {}
     for line in lines:
         of.setdefault(line.session, []).append(line)

@@ -204,7 +204,7 @@ class Call(Section):
 
 
 class SuiteFile(Section):
-    """What a file says for all its calls."""
+    """The keys of a suite file that hold for all its calls."""
 
     target: Annotated[str, AfterValidator(_target)] = ""
     username: Annotated[str, Field(pattern=r"^[A-Za-z0-9+_.~*#-]{0,64}$")] = ""
@@ -216,7 +216,7 @@ class SuiteFile(Section):
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
-    """A call of a suite, with what its file says for all its calls."""
+    """One call to place: its table in a suite file, its script, and the keys of the file."""
 
     suite: str
     """Name of the file, without its ending."""
@@ -230,12 +230,12 @@ class SuiteCall:
 
     @property
     def caller_id(self) -> str:
-        """User part of From; by default one of its own, by which the target's record is found."""
+        """User part of From; by default ``callerN``, by which the target's record is found."""
         return self.call.from_ or self.file.username or f"caller{self.number}"
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The suites' files: those named, and ``*.toml`` of folders in the order of their names.
+    """Return the suite files at ``paths``: each file, and ``*.toml`` of each folder by name.
 
     Raises ConfigError where there is none.
     """
@@ -249,7 +249,10 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def load_suites(paths: Sequence[Path]) -> list[SuiteCall]:
-    """Read suites. Raises ConfigError with every mistake: file, line, key."""
+    """Read the suite files at ``paths`` into the calls to place, numbered from 1.
+
+    Raises ConfigError with every mistake: file, line, key.
+    """
     calls: list[SuiteCall] = []
     problems: list[Problem] = []
     for file in files_of(paths):

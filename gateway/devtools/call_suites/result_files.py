@@ -20,7 +20,7 @@ _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 def junit(results: Sequence[CallResult]) -> bytes:
-    """Results as JUnit XML: a test suite a file, a test case a call."""
+    """Return results as JUnit XML: a ``testsuite`` for each file, a ``testcase`` for each call."""
     root = ET.Element("testsuites")
     _count(root, results)
     for name in dict.fromkeys(one.call.suite for one in results):
@@ -76,7 +76,10 @@ summary{cursor:pointer;padding:.3rem 0}
 
 
 def page(results: Sequence[CallResult], folder: Path) -> str:
-    """One page with all results, for a file in ``folder``; nothing is loaded from elsewhere."""
+    """Return an HTML page with all results, for a file in ``folder``.
+
+    Recordings are linked relative to ``folder``; nothing is loaded from elsewhere.
+    """
     failed = sum(one.failed for one in results)
     rows = "".join(
         f'<tr><td>{_mark(one.failed)}</td><td><a href="#call-{one.call.number}">'
@@ -131,7 +134,7 @@ def _verdict_row(one: Verdict) -> str:
 
 
 def _moments(one: CallResult) -> Iterator[str]:
-    """Rows of what happened, by time since the INVITE."""
+    """Yield table rows of SIP messages, steps and sound, by time since the INVITE."""
     report = one.report
     media = report.media_ms or report.answered_ms or 0.0
     rows: list[tuple[float, str, str]] = [(0.0, "caller", f"INVITE {report.uri}")]
@@ -155,7 +158,7 @@ def _moments(one: CallResult) -> Iterator[str]:
 
 
 def _lanes(one: CallResult) -> str:
-    """Who was heard when, as a picture: the caller above, the agent below."""
+    """Return an SVG of when each side was heard: caller above, agent below."""
     length = one.report.recorded_ms
     if not length:
         return ""

@@ -51,7 +51,7 @@ _USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?([^@]+)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How suites are run.
+    """Options of a run of suites.
 
     Args:
         sounds: folder for a stereo WAV of each call; None keeps none.
@@ -65,7 +65,7 @@ class RunOptions:
 
 @dataclass(slots=True)
 class CallResult:
-    """One call of a suite, ended."""
+    """An ended call of a suite, with its verdicts."""
 
     call: SuiteCall
     evidence: Evidence
@@ -84,7 +84,7 @@ class CallResult:
 
     @property
     def seconds(self) -> float:
-        """How long the call took, from its INVITE."""
+        """Seconds from the INVITE to the end of the call."""
         return (self.report.ended_ms or self.report.answered_ms or 0.0) / 1000
 
 
@@ -110,7 +110,7 @@ def uri_of(target: str, to: str) -> str:
 
 
 def trunk_of(call: SuiteCall) -> Trunk | None:
-    """The credentials of a call, for its target only; None where it has none."""
+    """Return a trunk with the suite's credentials, sent to the target only; None without them."""
     user, target = call.file.username, _USER_AND_HOST.fullmatch(call.target)
     if not user or target is None:
         return None
@@ -224,7 +224,7 @@ class _Simulation:
         self._known = ""
 
     async def talk(self, made: TalkingCall) -> None:
-        """Have the caller speak, where there is one."""
+        """Have the simulated caller speak, where the call has one."""
         persona, self._made = self._call.call.caller, made
         if persona is None or self._off():
             return
@@ -263,7 +263,7 @@ class _Simulation:
         return None if why else words
 
     async def verdicts(self, evidence: Evidence) -> list[Verdict]:
-        """What the caller reached, and how the call is marked."""
+        """Return whether the caller reached the goal, and the marks of the judge."""
         found: list[Verdict] = []
         call = self._call.call
         if why := self._off():
@@ -283,7 +283,7 @@ class _Simulation:
 
 
 def _with_noise(call: SuiteCall) -> Script:
-    """The script, with the noise of the line from the answer on."""
+    """Return the script of a call, with the noise of ``[call.line]`` from the answer on."""
     dbfs, steps = call.call.line.noise_dbfs, call.script.steps
     if dbfs is None:
         return call.script
@@ -314,5 +314,5 @@ async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Ev
 
 
 def slug(name: str) -> str:
-    """Return a name in a form for file names."""
+    """Return ``name`` for a file name: a-z, 0-9 and hyphens, at most 60 characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "call"

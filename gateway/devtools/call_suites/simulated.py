@@ -71,7 +71,7 @@ class ModelError(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """Tokens: how many may be used, and how many were."""
+    """How many tokens may be used, and how many were."""
 
     most: int
     used: int = 0
@@ -92,7 +92,10 @@ class Model:
     async def reply(
         self, messages: Sequence[Mapping[str, str]], budget: Budget, *, as_json: bool = False
     ) -> str:
-        """The model's reply, counted. Raises ModelError."""
+        """Ask for a reply, and count its tokens in ``budget`` and that of ``[model]``.
+
+        Raises ModelError where a budget is used up, or no usable reply comes.
+        """
         import httpx
 
         settings = self._settings
@@ -156,7 +159,7 @@ Hear = Callable[[Span], Awaitable[str | None]]
 
 @dataclass(slots=True)
 class Conversation:
-    """How a simulated caller fared."""
+    """Turns, tokens and outcome of a simulated caller's conversation."""
 
     turns: int = 0
     tokens: int = 0
@@ -166,14 +169,14 @@ class Conversation:
     said: list[Said] = field(default_factory=list)
 
     def verdict(self, persona: Persona) -> Verdict:
-        """Whether the caller got what they wanted."""
+        """Return the verdict ``caller``: passed where the goal was reached."""
         mark = Mark.PASSED if self.reached else Mark.FAILED
         found = f"{self.end}; {self.turns} turns, {self.tokens} tokens"
         return Verdict("caller", mark, shortened(persona.goal, 120), found)
 
 
 class SimulatedCaller:
-    """Plays a persona in one call."""
+    """Plays a persona in one call by a text model and the synthesiser."""
 
     def __init__(self, persona: Persona, model: Model, hear: Hear) -> None:
         self.conversation = Conversation()
@@ -224,7 +227,10 @@ class SimulatedCaller:
 
 
 async def marks_of(judge: Judge, model: Model, transcript: Sequence[Said]) -> list[Verdict]:
-    """Have a transcript marked: a verdict a criterion, the score in it, with its reason."""
+    """Have a text model mark a transcript; return a verdict for each criterion.
+
+    A verdict has the score and its reason. Where the model fails, all criteria fail.
+    """
     if not transcript:
         return [_unmarked(judge, name, "nothing was said") for name in judge.criteria]
     criteria = json.dumps({name: one.question for name, one in judge.criteria.items()})
@@ -281,7 +287,7 @@ END_CALL = {
 
 
 class RealtimeCaller:
-    """Plays a persona in one call, by a session of its own."""
+    """Plays a persona in one call by a realtime session, which hears and speaks itself."""
 
     def __init__(self, persona: Persona, since_dial_ms: Callable[[], float]) -> None:
         self.conversation = Conversation()
@@ -324,7 +330,7 @@ class RealtimeCaller:
                     await session.close()
 
     async def _pump(self, call: TalkingCall, session: Session) -> None:
-        """Send what is heard until it is over."""
+        """Send the agent's audio to the session until the conversation has ended."""
         over = asyncio.ensure_future(self._over.wait())
         try:
             while not self._over.is_set():

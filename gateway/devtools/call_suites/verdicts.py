@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Assertions of a suite's call, from what the caller saw and heard, and what the target tells.
+"""Checks the assertions of a call by its SIP, its audio and the target's record and transcript.
 
 A target that is a gateway of ours tells transcript and record over its control socket
 (:class:`Witness`); for one that tells nothing there is a recogniser.
@@ -32,7 +32,7 @@ from gateway.text import has_words
 
 
 class Mark(StrEnum):
-    """What became of an assertion."""
+    """Outcome of an assertion."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Words of one side; ``at_ms`` since the INVITE, None where that is not known."""
+    """An utterance; ``at_ms`` counts from the INVITE, None where the time is unknown."""
 
     who: str
     """``agent``, ``caller``, or ``system`` for what the gateway has told the model."""
@@ -65,7 +65,7 @@ class Said:
 
 @dataclass(slots=True)
 class Evidence:
-    """All that is known of one call."""
+    """Report, transcript and record of one call, which its assertions are checked against."""
 
     report: CallReport
     transcript: list[Said] | None = None
@@ -79,7 +79,10 @@ class Evidence:
     """What the caller has said, where that is not the text of what was spoken."""
 
     def both_sides(self) -> list[Said]:
-        """What was said, by time: words of the agent as told, of the caller as they were spoken."""
+        """Return the utterances of both sides by time.
+
+        The agent's are those of the transcript, the caller's the texts that were spoken.
+        """
         media = self.report.media_ms or 0.0
         said = [Said("caller", one.what, media + one.from_ms) for one in self.report.spoken]
         said = said if self.own is None else list(self.own)
@@ -87,12 +90,12 @@ class Evidence:
         return sorted(said, key=lambda one: one.at_ms or 0.0)
 
     def words(self, who: str) -> str:
-        """All that one side said, as far as the other heard it."""
+        """Return the transcript of one side (``agent`` or ``caller``) as one text."""
         return " ".join(one.text for one in self.transcript or () if one.who == who)
 
 
 def judge(expect: Expect, evidence: Evidence) -> list[Verdict]:
-    """Check the steps, and every assertion that was given."""
+    """Check that the script was followed, and each assertion that was given."""
     report = evidence.report
     done = report.outcome is Outcome.COMPLETED
     verdicts = [_verdict("steps", done, "the call as scripted", report.message)]
@@ -168,8 +171,10 @@ def _response_p95(wanted: int, evidence: Evidence) -> Verdict:
 
 
 def response_times(report: CallReport) -> list[int]:
-    """From the end of each thing said to the next sound of the agent, ms; where one came before
-    the caller spoke again."""
+    """Return the delay (ms) from the end of each utterance of the caller to the agent's next sound.
+
+    Those that the agent did not answer before the caller spoke again are left out.
+    """
     times = []
     for index, said in enumerate(report.spoken):
         until = [one.from_ms for one in report.spoken[index + 1 :]][:1] or [report.recorded_ms + 1]
@@ -191,7 +196,10 @@ def _cut_within(wanted: int, evidence: Evidence) -> Verdict:
 
 
 def cut_after(report: CallReport, interruption: Span) -> int | None:
-    """How long the agent was heard after an interruption began, ms; None where it was silent."""
+    """Return how long (ms) the agent was heard after an interruption began.
+
+    None where it was silent at that moment.
+    """
     at = interruption.from_ms
     for one in report.heard:
         if one.from_ms <= at < one.to_ms + PAUSE_MS:
@@ -210,7 +218,7 @@ def _dead_air(wanted: float, evidence: Evidence) -> Verdict:
 
 
 def longest_gap(report: CallReport) -> Span:
-    """The longest stretch of the recording in which neither side is heard; holds are none."""
+    """Return the longest silence of both sides in the recording; a hold is no silence."""
     longest, last = Span(from_ms=0, to_ms=0), 0
     sounds = sorted([*report.heard, *report.spoken, *report.held], key=lambda one: one.from_ms)
     for one in [*sounds, Span(from_ms=report.recorded_ms, to_ms=report.recorded_ms)]:
@@ -260,7 +268,7 @@ def _words(name: str, phrase: str, evidence: Evidence) -> Verdict:
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """Return a text that fits into a line."""
+    """Return ``text`` on one line, with an ellipsis after ``most`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
@@ -319,7 +327,7 @@ class Witness:
         """Why nothing is told; empty while something may be."""
 
     async def transcript(self, sip_call_id: str, caller: str) -> list[Said] | None:
-        """What was said so far in a call in progress; None where nothing is told."""
+        """Return the transcript so far of a call in progress; None where the gateway has none."""
         name = await self._name(sip_call_id, caller, None)
         told = None if name is None else await self._ask("transcript", call=name)
         return None if told is None else said_in(told["transcript"])
@@ -353,7 +361,7 @@ class Witness:
 
     @contextlib.contextmanager
     def following(self, caller: str) -> Iterator[None]:
-        """Look at this caller's call meanwhile, where nothing is told of it afterwards."""
+        """Poll the record of this caller's call meanwhile, where ended calls are not kept."""
         if self._socket is None or self._keeps_records:
             yield
             return
@@ -372,7 +380,10 @@ class Witness:
                 self._seen[caller] = row["record"]
 
     async def _name(self, sip_call_id: str, caller: str, since: datetime | None) -> str | None:
-        """Return what the target calls this call: a PBX in between changes the Call-ID."""
+        """Return the gateway's id of this call, found by Call-ID, else by caller.
+
+        A PBX in between changes the Call-ID.
+        """
         told = await self._ask("calls", sip_call_id=sip_call_id) if sip_call_id else None
         if told is not None and told["calls"]:
             return str(told["calls"][0]["id"])
@@ -419,7 +430,7 @@ def said_in(transcript: Sequence[Mapping[str, Any]]) -> list[Said]:
 
 
 def recogniser_of(settings: Recogniser) -> tuple[Recognise | None, str]:
-    """Return how sound is turned into words; or None, and why that is not possible."""
+    """Return the speech recogniser that is configured; or None, and the reason."""
     if settings.command:
         return Recognise(settings), ""
     if settings.model:
@@ -430,13 +441,13 @@ def recogniser_of(settings: Recogniser) -> tuple[Recognise | None, str]:
 
 
 class Recognise:
-    """Turns G.711 into words, off the event loop."""
+    """Recognises speech in G.711, by a command or faster-whisper, off the event loop."""
 
     def __init__(self, settings: Recogniser) -> None:
         self._settings = settings
 
     async def words(self, track: bytes, codec: Codec, span: Span | None = None) -> tuple[str, str]:
-        """The words in a stretch of a recording; or why there are none."""
+        """Return the words in a span of a recording and ""; or "" and the reason of a failure."""
         if span is not None:
             per_ms = SAMPLE_RATE // 1000
             track = track[span.from_ms * per_ms : span.to_ms * per_ms]

@@ -26,19 +26,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. ``advice`` is empty where there is nothing to do."""
+    """One result of the doctor. ``advice`` is empty where there is nothing to do."""
 
     verdict: Verdict
     subject: str
     fact: str
     advice: str = ""
     code: str = ""
-    """A name that stays, for programs; those of ``--trunk`` have one."""
+    """A fixed name for programs, as ``rtp_source``; findings of ``--trunk`` have one."""
     evidence: tuple[str, ...] = ()
     """SIP messages, without digests and keys, and counts of RTP."""
 
     def of(self, code: str, *evidence: str) -> Finding:
-        """Return the finding with its name, and what proves it."""
+        """Return a copy with its code for programs, and the evidence."""
         return replace(self, code=code, evidence=evidence)
 
 
@@ -55,7 +55,7 @@ def bad(subject: str, fact: str, advice: str) -> Finding:
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
-    """The report for people; what others wrote in it moves no cursor."""
+    """Return the report for a terminal, with control characters in it escaped."""
     found = list(findings)
     width = max((len(finding.subject) for finding in found), default=0)
     shown: list[str] = []

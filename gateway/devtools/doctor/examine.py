@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs every examination that the configuration allows; those of this machine and its pjsua2.
+"""Runs all checks of the doctor; has those of this machine and of its pjsua2 build.
 
 ``gateway doctor --trunk`` is :func:`examine_calls`: all that can be found out about trunks, test
 calls included.
@@ -51,7 +51,11 @@ _TIME_ERROR = 5
 
 
 def look(config: Config | None) -> Iterator[Finding]:
-    """Judge this machine; ``config`` None is judged as one with default settings."""
+    """Check Python, cores, limits, buffers and clock of this machine.
+
+    Args:
+        config: None stands for default settings.
+    """
     calls = 100 if config is None else config.sip.max_calls
     yield _python()
     yield _cores(1 if config is None else config.workers.count)
@@ -115,7 +119,7 @@ def _clock() -> Finding:
 
 
 def _synchronised() -> bool:
-    """Whether the kernel's clock is steered (adjtimex(2)); True where that cannot be asked."""
+    """Whether NTP keeps the kernel's clock (adjtimex(2)); True where that cannot be asked."""
     try:
         adjtimex = ctypes.CDLL(None).adjtimex
     except (OSError, AttributeError):
@@ -137,7 +141,11 @@ _REBUILD = "`deploy/pjsua2/build.sh --rebuild` builds it anew"
 
 
 def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
-    """Ask pjsua2 in a process of its own; ``config`` None judges nothing against settings."""
+    """Start pjsua2 in a process of its own, and check its build and capacity.
+
+    Args:
+        config: settings to compare the capacity with; None for none.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-m", "gateway.sip.library"],
@@ -159,7 +167,7 @@ def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
 
 
 def judge(found: Mapping[str, Any], config: Config | None) -> Iterator[Finding]:
-    """Yield findings from the output of the library's probe."""
+    """Yield findings from the JSON object that ``gateway.sip.library`` prints."""
     build = found["build"]
     yield ok("pjsua2", f"{build['distribution']}, pjproject {build['version']}, {build['path']}")
     yield ok("tls", str(build["tls"]))
@@ -212,7 +220,7 @@ def _good(path: Path) -> Iterator[Finding]:
 
 
 def _folders(config: Config) -> Iterator[Finding]:
-    """Whether what the gateway writes can be written."""
+    """Check that the gateway can write its records, log file and control socket."""
     wanted = [
         ("records.folder", config.records.folder),
         ("log.file", config.log.file.parent if config.log.file else None),
@@ -245,7 +253,7 @@ SECONDS = 8.0
 def examine_calls(
     path: Path, names: Sequence[str], number: str = "", seconds: float = SECONDS
 ) -> list[Finding]:
-    """Return what is found at these trunks.
+    """Check these trunks closely, with a test call where one is allowed.
 
     Args:
         number: whom to call; empty for each trunk's ``test_number``.
@@ -293,7 +301,7 @@ async def _first(config: Config, wanted: Sequence[TrunkSettings]) -> list[list[F
 
 
 def _whom(config: Config, trunk: TrunkSettings, number: str) -> tuple[str, list[Finding]]:
-    """The URI to call, if anybody may be called."""
+    """Return the URI of the test call, empty where none is allowed, and findings about that."""
     subject, number = f"trunk {trunk.name}", number or trunk.test_number
     if not number:
         place = config.place("test_number", trunk.name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether ports can be had and realtime servers be reached; SRV and NAPTR records of SIP domains.
+"""Checks of ports and realtime servers; SRV and NAPTR records of SIP domains.
 
 The gateway itself does not follow these records (RFC 3263). The system's resolver gives addresses
 only, so its first name server is asked in the protocol's own form (RFC 1035 section 4).
@@ -53,7 +53,7 @@ _Server = RealtimeSettings | RealtimeServerSettings
 
 
 def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
-    """Try each server and each port of the configuration."""
+    """Check each realtime server and each port of the configuration."""
     yield from servers(config, dialplan)
     yield from listening_ports(config)
     yield rtp_ports(config)
@@ -107,7 +107,7 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
 
 
 async def _server(settings: _Server) -> Finding:
-    """Open one session at a realtime server; return what was found."""
+    """Connect to a realtime server and open one session; return the finding."""
     url = settings.url
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -163,7 +163,7 @@ def _section(settings: _Server) -> str:
 
 
 async def _session(settings: _Server, shown: str) -> Finding | None:
-    """Open a session as a call would; None when that works."""
+    """Open a session as a call would; return why it failed, None where it did not."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     try:
         endpoint = Endpoint(
@@ -335,7 +335,7 @@ _SERVICES = {"_sip._udp": "udp", "_sip._tcp": "tcp", "_sips._tcp": "tls"}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Service:
-    """Where a domain takes SIP."""
+    """A SIP server of a domain, by an SRV record (RFC 2782)."""
 
     priority: int
     weight: int
@@ -357,7 +357,7 @@ def name_server() -> tuple[str, int] | None:
 
 
 def services(domain: str, where: tuple[str, int] | None = None) -> list[Service]:
-    """The services that a domain names, the first to try first; waits.
+    """Return the SIP servers of a domain by NAPTR and SRV (RFC 3263), in the order to try; blocks.
 
     Empty where there is no answer, or one that cannot be read.
 
@@ -385,7 +385,7 @@ def _services(domain: str, where: tuple[str, int]) -> list[Service]:
 
 
 def _named(domain: str, where: tuple[str, int]) -> Iterator[tuple[str, str]]:
-    """Names of SRV records and their transports, by NAPTR."""
+    """Yield name and transport of each SRV record that the domain's NAPTR records name."""
     transports = {"SIP+D2U": "udp", "SIP+D2T": "tcp", "SIPS+D2T": "tls"}
     for message, at in _ask(domain, _NAPTR, where):
         at += 4
@@ -406,7 +406,7 @@ def _srv(name: str, where: tuple[str, int]) -> Iterator[tuple[int, int, int, str
 
 
 def _ask(name: str, kind: int, where: tuple[str, int]) -> list[tuple[bytes, int]]:
-    """Answers of one type: the message, and where in it each record's data begins."""
+    """Query the name server for records of a type; return message and data offset of each."""
     number = secrets.randbits(16)
     labels = [label.encode("idna") for label in name.rstrip(".").split(".")]
     question = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
@@ -438,7 +438,7 @@ def _records(message: bytes, number: int, kind: int) -> list[tuple[bytes, int]]:
 
 
 def _name(message: bytes, at: int) -> tuple[str, int]:
-    """A name (RFC 1035 section 4.1.4), and where what follows it begins."""
+    """Read a domain name (RFC 1035 section 4.1.4); return it and the offset after it."""
     labels: list[str] = []
     after = -1
     for _step in range(128):  # pointers may make a circle

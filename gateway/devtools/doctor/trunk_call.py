@@ -61,7 +61,7 @@ _MOSTLY = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """What was heard of the other side, in ms of sound."""
+    """How much of each sound was heard of the other side (ms)."""
 
     before_ms: int = 0
     """Any sound before our tone: an announcement, or a milliwatt line."""
@@ -77,7 +77,7 @@ class Sound:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call and what came of it. Moments are seconds since the INVITE."""
+    """One test call: its messages, RTP and end. Moments are seconds since the INVITE."""
 
     trunk: Trunk
     uri: str
@@ -98,7 +98,7 @@ class Attempt:
 
     @property
     def code(self) -> int:
-        """Of the final answer to the INVITE; 200 once answered, 0 for none."""
+        """Status of the final response to the INVITE: 200 once answered, 0 for none."""
         if self.answered is not None:
             return 200
         return 0 if self.end is None or not self._answer_came else self.end.code
@@ -110,7 +110,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known of one trunk."""
+    """Registration and test calls of one trunk, which findings are judged from."""
 
     trunk: Trunk
     settings: SipSettings
@@ -180,7 +180,10 @@ def heard_in(track: bytes, codec: Codec, began_ms: int | None, sent_ms: int = TO
 
 
 def variants_of(trunk: Trunk) -> list[tuple[str, Trunk]]:
-    """Yield the trunk with other settings of media, tried where it answers 488."""
+    """Return variants of the trunk, each with its changed keys, to call by after a 488.
+
+    They differ in codecs or SRTP.
+    """
     keying = trunk.security.keying
     asked: list[tuple[str, Trunk]] = []
     codecs = tuple(dict.fromkeys((*trunk.codecs, *G711)))
@@ -202,7 +205,7 @@ def variants_of(trunk: Trunk) -> list[tuple[str, Trunk]]:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A trunk to examine; ``uri`` is whom to call, empty for nobody."""
+    """A trunk to examine; ``uri`` is called, where it is not empty."""
 
     trunk: Trunk
     uri: str = ""
@@ -281,7 +284,10 @@ async def _examine(
 def _own_listen(
     settings: SipSettings, transports: set[str]
 ) -> tuple[tuple[ListenOn, ...], tuple[int, int] | None]:
-    """Addresses for the doctor: the gateway's, or other ports where a gateway has them."""
+    """Return addresses to listen on: the gateway's, or free ports where those are in use.
+
+    The second value has a port in use and the one taken in its place.
+    """
     wanted = [one for one in settings.listen if one.transport in transports]
     used: list[ListenOn] = []
     taken: tuple[int, int] | None = None
@@ -311,7 +317,7 @@ class _Run:
         self.stall_ms = 0
 
     async def watch_clock(self) -> None:
-        """Note the longest time that this machine lets the process wait."""
+        """Measure in ``stall_ms`` how long this machine lets the process wait at most."""
         while True:
             began = time.monotonic()
             await asyncio.sleep(0.02)

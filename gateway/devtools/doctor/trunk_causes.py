@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What answers to REGISTER, refused passwords and the RTP of a test call mean. Pure.
-
-Status codes in words; audio each way, keys, quality.
-"""
+"""Judges registration, refused logins, status codes and the media of a test call. Pure."""
 
 from __future__ import annotations
 
@@ -153,7 +150,7 @@ def refused_login(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> Fi
 
 
 def _granted(answer: Packet) -> int | None:
-    """The longest expiry of a binding in a 200 to REGISTER; None where it says none."""
+    """Return the longest expiry (s) in a 200 to REGISTER; None where it has none."""
     found = [
         parameter_of(one.partition(">")[2].lstrip(";"), "expires")
         for field in answer.headers.get("contact", ())
@@ -235,7 +232,7 @@ RETURNED_MS = 300
 
 
 class Facts:
-    """What the messages of one call say, and of those that were tried after it."""
+    """The SIP messages of a test call, sorted out, and the calls that were tried after it."""
 
     def __init__(self, evidence: Evidence, attempts: tuple[Attempt, ...], place: Place) -> None:
         self.evidence = evidence
@@ -258,7 +255,7 @@ class Facts:
         self.offered, self.agreed = audio_of(self.invite), audio_of(self.answer)
 
     def place(self, key: str) -> str:
-        """A setting of the trunk, with file and line."""
+        """Return the name of a key of the trunk, with file and line."""
         return self.place_of(key, self.trunk.name)
 
     @staticmethod
@@ -289,11 +286,11 @@ class Facts:
 
 
 class MediaFindings(Facts):
-    """Findings of the audio of one call."""
+    """Judges audio, DTMF and RTP quality of a test call."""
 
     @property
     def rtp(self) -> str:
-        """Counts and addresses of RTP, each way."""
+        """Counts and addresses of RTP in each direction, in words."""
         quality = self.call.quality
         sent = received = 0
         if quality is not None:

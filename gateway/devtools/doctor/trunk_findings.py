@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a trunk's registration and test call mean: faults, the messages that prove them, remedies.
+"""Judges the test call of a trunk: faults, the messages that prove them, remedies.
 
 Pure: everything is read from :class:`.trunk_call.Evidence`.
 """
@@ -30,7 +30,7 @@ RTP_TIMEOUT = 4.0
 
 
 def judge(evidence: Evidence, place: Place) -> list[Finding]:
-    """Return what was found at one trunk, the worst first within each part."""
+    """Return all findings about one trunk: registration first, then the test call."""
     return [replace(one, subject=f"trunk {evidence.trunk.name}") for one in _judge(evidence, place)]
 
 
@@ -46,7 +46,7 @@ def _judge(evidence: Evidence, place: Place) -> Iterator[Finding]:
 
 
 class _Judge(MediaFindings):
-    """The findings of one call, and of those that were tried after it."""
+    """Judges signalling and addresses of a test call, and calls :class:`MediaFindings`."""
 
     def all(self) -> Iterator[Finding]:
         yield from self.timers()
@@ -289,7 +289,7 @@ class _Judge(MediaFindings):
     # -- ACK and BYE
 
     def acknowledged(self) -> Iterator[Finding]:
-        """Whether our ACK has reached the other side (RFC 3261 section 13.3.1.4)."""
+        """Yield where repeated 200s show that our ACK is lost (RFC 3261 section 13.3.1.4)."""
         repeated, acks = self.repeated, self.acks
         # That which was acknowledged: a proxy may repeat another one.
         answer = next((one for one in self.answers if 200 <= one.status < 300), None)

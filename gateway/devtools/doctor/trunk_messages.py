@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SIP messages of a test call: from the library's log, without digests and keys, and read."""
+"""SIP messages of a test call, taken from the library's log without digests and keys."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Packet:
 
     @property
     def headers(self) -> Mapping[str, tuple[str, ...]]:
-        """Its header fields by lower-case full name."""
+        """Header fields by lower-case full name."""
         return headers_of(self.text)
 
     def header(self, name: str) -> str:
@@ -68,13 +68,13 @@ class Packet:
 
     @property
     def status(self) -> int:
-        """Of a response; 0 for a request."""
+        """Status code of a response; 0 for a request."""
         found = re.match(r"SIP/2\.0 (\d{3})", self.start)
         return int(found[1]) if found is not None else 0
 
     @property
     def method(self) -> str:
-        """Of a response, that of its request."""
+        """Method of the CSeq header: of a request, or of a response's request."""
         return self.header("cseq").partition(" ")[2].strip().upper()
 
     @property
@@ -83,7 +83,7 @@ class Packet:
         return int(found[0]) if found is not None else -1
 
     def shown(self, *, whole: bool = True) -> str:
-        """Return time, direction, peer and message, or its first line, for people."""
+        """Return time, direction and peer, and the ``whole`` message or its first line."""
         way = "sent to" if self.sent else "received from"
         head = f"{self.at:.3f} s, {way} {self.transport}:{self.peer}"
         return f"{head}\n{self.text.rstrip()}" if whole else f"{head}: {self.start}"
@@ -110,7 +110,7 @@ class Trace:
         return tuple(one for one in self.packets if one.header("call-id") in call_ids)
 
     def registrations(self, line: str) -> tuple[Packet, ...]:
-        """REGISTER requests of the trunk whose Contact has this line parameter, with answers."""
+        """Return REGISTERs whose Contact has a trunk's ``line`` parameter, and the responses."""
         mark = f"{LINE_PARAMETER}={line}"
         own = [one for one in self.packets if one.sent and mark in one.header("contact")]
         ids = {one.header("call-id") for one in own if one.method == "REGISTER"}
@@ -118,7 +118,7 @@ class Trace:
 
 
 def redacted(message: str, secrets: Sequence[str] = ()) -> str:
-    """Return a SIP message without digests, nonces, keys of media and these values."""
+    """Return a SIP message without digests, nonces, SRTP keys and ``secrets``."""
     message = message.replace("\r\n", "\n")
 
     def digest(found: re.Match[str]) -> str:
@@ -162,7 +162,7 @@ def host_port_of(via: str) -> str:
 
 
 def seen_by(answer: Packet) -> str:
-    """``address:port`` that the other side sees our requests come from; empty where unsaid."""
+    """Return ``address:port`` by ``received`` and ``rport`` of a Via (RFC 3581); or ""."""
     via = via_of(answer)
     parameters = via.partition(";")[2]
     host = parameter_of(parameters, "received") or host_of(host_port_of(via))
@@ -172,7 +172,7 @@ def seen_by(answer: Packet) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """The audio line of a description."""
+    """The audio stream of an SDP."""
 
     address: str
     media: MediaLine
@@ -193,19 +193,19 @@ class Audio:
 
     @property
     def events(self) -> str:
-        """Payload number of telephone-event at 8 kHz; empty for none."""
+        """Payload type of telephone-event at 8 kHz (RFC 4733); empty for none."""
         wanted = f"{EVENTS.upper()}/8000"
         return next((number for number, name in self.media.names.items() if name == wanted), "")
 
     @property
     def keyed(self) -> str:
-        """Profile and keying."""
+        """RTP profile and SRTP keying, as ``RTP/SAVP with crypto``."""
         how = [name for name in ("crypto", "fingerprint") if self.media.attributes(name)]
         return f"{self.media.profile}{' with ' if how else ''}{' and '.join(how)}"
 
 
 def audio_of(packet: Packet | None) -> Audio | None:
-    """The audio line in a message; None where there is none."""
+    """Return the audio stream of the SDP in a message; None where there is none."""
     if packet is None or "m=" not in packet.body:
         return None
     description = parse(packet.body.replace("\n", "\r\n"))

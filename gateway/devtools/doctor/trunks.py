@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Asks each trunk: resolves its host, sends OPTIONS, and logs in at its registrar.
+"""Checks that trunks are reachable: resolves the host, sends OPTIONS, logs in at the registrar.
 
 The REGISTER has no Contact: the registrar checks the password and lists the bindings, and nothing
 is bound (RFC 3261 section 10.3). Of ``--trunk``, the certificate is read too, and where nobody
@@ -57,7 +57,7 @@ class _ProbeError(Exception):
 
 
 def look(config: Config) -> list[Finding]:
-    """Ask all trunks at the same time."""
+    """Check all trunks at the same time, without a call."""
 
     async def all_of_them() -> list[Finding]:
         return list(await asyncio.gather(*(_trunk(config, trunk) for trunk in config.trunk)))
@@ -95,7 +95,7 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
 
 
 async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> list[Finding]:
-    """Resolve, read the certificate, send OPTIONS, and log in where asked; of one trunk.
+    """Resolve a trunk's host, read its certificate, send OPTIONS, and log in at its registrar.
 
     The last finding is bad where the trunk cannot be reached, so that no call can be placed.
     """
@@ -211,7 +211,7 @@ def _tls_context(config: Config, *, verify: bool) -> ssl.SSLContext:
 def _certificate(
     config: Config, trunk: TrunkSettings, address: tuple[str, int], host: str
 ) -> list[Finding]:
-    """Read the certificate of a TLS trunk, and judge chain, names and dates as a call would."""
+    """Check chain, names and dates of a TLS trunk's certificate, as a call would; blocks."""
     subject, tls = f"trunk {trunk.name}", config.sip.tls
     ca = config.place("sip.tls.ca")
     context = _tls_context(config, verify=False)
@@ -302,7 +302,7 @@ async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
 
 
 def _target(trunk: TrunkSettings) -> tuple[Address | None, str]:
-    """Return whom to ask, and the key that names it."""
+    """Return the address to send requests to, and the key that has it; None for no single one."""
     if trunk.outbound_proxy is not None:
         return trunk.outbound_proxy, "trunk.outbound_proxy"
     if trunk.registrar is not None:
@@ -485,7 +485,7 @@ class _Client:
 
 
 def _parsed(data: bytes) -> Answer | None:
-    """Return a response parsed; None for anything else."""
+    """Parse a SIP response; return None for anything else."""
     text = data.decode("utf-8", "replace")
     found = re.match(r"SIP/2\.0 (\d{3}) ?(.*)", start_line_of(text))
     return None if found is None else Answer(int(found[1]), found[2], headers_of(text))

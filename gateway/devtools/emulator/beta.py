@@ -103,7 +103,7 @@ class _Response(_Common):
 
 
 class BetaWire:
-    """Both directions of one connection that speaks Beta.
+    """Translates the events of one connection between Beta and GA.
 
     Args:
         conversation_id: told in ``conversation.created``.
@@ -131,8 +131,8 @@ class BetaWire:
         return event
 
     def sent(self, event: Json) -> list[Json]:
-        """Return a server event in Beta's form: none, one, or one and another that Beta sends
-        after it."""
+        """Return a server event in Beta's form: no event, one, or ``session.created`` and
+        ``conversation.created``."""
         type_ = event["type"]
         if type_ in _GA_ONLY:
             return []
@@ -237,7 +237,7 @@ def _refuse_ga_parts(item: Json) -> None:
 
 
 def _only(model: type[BaseModel], value: Json | None, other: type[BaseModel] | None = None) -> Any:
-    """Return the keys of ``value`` that Beta knows."""
+    """Return ``value`` with only the fields of these models, or None."""
     known = set(model.model_fields) | set({} if other is None else other.model_fields)
     return None if value is None else {key: value[key] for key in value if key in known}
 

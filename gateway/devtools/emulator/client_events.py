@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What clients may send, as strict models: events of the GA protocol, the session object.
+"""Client events and session object of the GA protocol, as strict models.
 
 An update of the session is merged deeply into what is in force and the result is checked whole: one
 unknown key refuses all of it, as the service does it. ``input_audio_buffer.append`` is not among
@@ -232,7 +232,7 @@ _AS_SENT = ("tools", "tool_choice", "truncation", "prompt", "tracing")
 
 
 def default_session(model: str) -> dict[str, Any]:
-    """The session in force before the first ``session.update``, every key of the GA schema."""
+    """Return the session object before the first ``session.update``, all keys of it."""
     return Session(type="realtime", model=model).model_dump()
 
 
@@ -244,9 +244,9 @@ def default_transcription() -> dict[str, Any]:
 def updated_session(
     session: Mapping[str, Any], update: object, *, voice_locked: bool
 ) -> dict[str, Any]:
-    """``session`` after ``update``; ``session`` itself stays as it is.
+    """Return ``session`` with the object of a ``session.update`` merged into it.
 
-    Raises :class:`ProtocolError` (nothing is taken over then): an unknown key, a wrong value, no
+    Raises :class:`ProtocolError` for an unknown key, a wrong value, no
     ``type``, another ``model``, or another voice after the first audio of the session.
     """
     if not isinstance(update, dict):
@@ -290,7 +290,7 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Actions(Protocol):
-    """What client events do to a session. Each may raise ``ProtocolError``."""
+    """A session as client events use it. Each method may raise ``ProtocolError``."""
 
     def update(self, session: object) -> None: ...
     def commit(self) -> None: ...

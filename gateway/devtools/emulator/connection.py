@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One connection: frames in and out, timers, and the faults that a script asks for.
+"""A WebSocket connection to the emulator: events in and out, timers, faults of the script.
 
 What the events mean is :class:`gateway.devtools.emulator.session.Session`'s business.
 Events leave in the order in which they were put; the writer task alone waits for the network.
@@ -81,7 +81,7 @@ class Outbox:
             self._filled.set()
 
     async def room(self) -> None:
-        """Wait until the client has taken enough of what waits for it (at once, usually).
+        """Wait until fewer than 64 events wait for the client.
 
         Ends with the connection: the keepalive of the server bounds the wait.
         """
@@ -192,7 +192,7 @@ class Connection:
     # Towards the client
 
     def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put a server event in the way, with its ``event_id`` and the script's oddities.
+        """Send a server event, with an ``event_id`` and the script's oddities.
 
         ``audio`` is sent as the event's ``delta``, in base64.
         """
@@ -261,7 +261,7 @@ class Connection:
         self.close(1001, text)
 
     def _at_end_event(self) -> bool:
-        """Count an event that the script ends at; whether the end has come."""
+        """Count an event of the type that the script ends at; return whether it has ended."""
         end = self.script.end
         assert end is not None
         self._end_seen += 1

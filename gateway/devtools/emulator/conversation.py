@@ -150,9 +150,10 @@ class Conversation:
         self._cached = (0, 0, 0)
 
     def item_of_client(self, data: object, audio_format: AudioFormat, root: str = "item") -> Item:
-        """An item from a client event, checked and completed, not yet added.
+        """Check the item of a client event, and return it with ids and status, not yet added.
 
-        ``root`` is where it stands in the event.
+        Args:
+            root: path of the item in the event, for errors.
         """
         body: Json = checked(_Item, data, root).model_dump()
         if body["type"] == "message":
@@ -170,7 +171,10 @@ class Conversation:
         return Item(body, audio_format)
 
     def add(self, item: Item, after: str | None = None) -> str | None:
-        """Add ``item`` (at the end, after an id, or at ``"root"``); the id before it, if any."""
+        """Add ``item`` at the end, after the item ``after``, or first (``"root"``).
+
+        Returns the id of the item before it, None for the first.
+        """
         if after == "root":
             position = 0
         elif after is None:
@@ -206,7 +210,7 @@ class Conversation:
         self._record.deletions.append(item_id)
 
     def truncate(self, item_id: str, content_index: int, audio_end_ms: int) -> None:
-        """Cut the audio of an assistant's item; its transcript is erased."""
+        """Truncate an assistant's item to ``audio_end_ms``, and erase its transcript."""
         item = self._get(item_id, "item_truncate_invalid_item_id")
         length = item.audio_ms
         refusal: ProtocolError | None = None
@@ -238,7 +242,7 @@ class Conversation:
         return self._items[-1].id if self._items else None
 
     def context_of_client(self, data: object, audio_format: AudioFormat) -> list[Item]:
-        """``response.create.response.input``: items of its own, and references to those here."""
+        """Return the items of ``response.create.response.input``; references are resolved."""
         context: list[Item] = []
         for index, each in enumerate(data if isinstance(data, list) else []):
             root = f"response.input[{index}]"
@@ -255,7 +259,7 @@ class Conversation:
     def input_tokens(
         self, instructions: str, context: Sequence[Item] | None = None
     ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Tokens that a response reads, of text, audio and images; and the cached ones of these.
+        """Return the input tokens of a response, of text, audio and images; and those cached.
 
         Everything that an earlier response of the session read counts as cached, in steps of 64;
         nothing of a ``context`` of the response's own.
@@ -295,7 +299,7 @@ class Conversation:
 
 
 def output_tokens(text: str, audio_ms: int) -> tuple[int, int]:
-    """Tokens of an answer: of its text or transcript, and of its audio."""
+    """Return the output tokens of a response: of its text or transcript, and of its audio."""
     return len(text) // _CHARACTERS_PER_TOKEN, audio_ms // _MS_PER_TOKEN_OUT
 
 
@@ -376,7 +380,7 @@ def _by_label(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 
 
 def _allowed(tool: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the tools of a server that ``allowed_tools`` leaves."""
+    """Return those of ``names`` that the tool's ``allowed_tools`` permits."""
     wanted = tool.get("allowed_tools")
     if isinstance(wanted, Mapping):
         wanted = wanted.get("tool_names")
@@ -384,7 +388,7 @@ def _allowed(tool: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def needs_approval(call: McpCall, tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a call waits for the client: the script's word, else ``require_approval``.
+    """Whether a call waits for the client's approval, by script or ``require_approval``.
 
     Without ``require_approval`` the service asks always; a tool that is in neither of its lists
     is asked for too.

@@ -52,7 +52,7 @@ _QUOTES = "\"'“”„«»"
 
 @dataclass(slots=True)
 class Turn:
-    """What an answer is to: everything since the last one."""
+    """What was put into the conversation since the last answer."""
 
     instructions: str | None = None
     """Of this ``response.create``, not of the session."""
@@ -75,7 +75,7 @@ class Plan:
 
 
 def plan_of(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
-    """The answer to ``turn``; ``tools`` are the function tools in force."""
+    """Return the answer to ``turn`` by the emulator's rules; ``tools`` are those in force."""
     if turn.instructions:
         return Plan(exact_words(turn.instructions) or _unquoted(turn.instructions))
     if turn.texts:
@@ -107,7 +107,7 @@ def pressed_keys(text: str) -> str:
 
 
 def answer_to_append(kind: str, content: str) -> Answer | None:
-    """What the emulator does about an appended text that is not to be spoken; None: nothing.
+    """Return the answer to appended instructions or thinking; None for no answer.
 
     Instructions to say something are followed, those that name a goodbye lead to one, those with
     "stop" silence the voice; pressed digits in a ``thinking`` text are read out.
@@ -133,7 +133,7 @@ def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
 
 
 def end_call_of(tools: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """The call of :data:`END_CALL` with arguments that its schema wants, if it is a tool."""
+    """Return a call of :data:`END_CALL` with arguments for its schema; empty if it is no tool."""
     for tool in tools:
         if tool.get("type") == "function" and tool.get("name") == END_CALL:
             return ((END_CALL, json.dumps(_arguments(tool.get("parameters") or {}))),)
@@ -179,7 +179,11 @@ class ContentMaker:
         turn: Turn,
         caller: CallerAudio | None,
     ) -> Content:
-        """Make everything that a response will send. Raises ``SpeechError``."""
+        """Return words, audio and calls of a response. Raises ``SpeechError``.
+
+        Args:
+            caller: the caller's last turn, for answers that echo it.
+        """
         calls = tuple((tool.name, tool.arguments) for tool in answer.tools)
         if answer.end_call:
             calls += end_call_of(settings.tools)
@@ -249,7 +253,7 @@ DEFAULT_SCORE = 8.0
 
 
 class _BadRequestError(Exception):
-    """What came is no request that is served; the status and why."""
+    """A request that is not served, with its HTTP status and the reason."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -276,7 +280,7 @@ class TextModel:
         return self.port
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()

@@ -108,7 +108,7 @@ _DEFAULT_TOKENS = 1_000_000
 
 
 class Limits(_Part):
-    """What a script allows a session in ``window_s`` seconds; what was used comes back evenly."""
+    """Requests and tokens that a session may use in ``window_s`` seconds; they refill evenly."""
 
     requests: Annotated[int, Field(ge=0)] = 1000
     tokens: Annotated[int, Field(ge=0)] = _DEFAULT_TOKENS

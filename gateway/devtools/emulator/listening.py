@@ -57,7 +57,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class VadSettings:
-    """Turn detection as frames count it: from the session's ``turn_detection`` object."""
+    """Settings of :class:`VoiceDetector`, from the session's ``turn_detection``."""
 
     threshold: float
     prefix_padding_ms: int
@@ -101,7 +101,7 @@ class VoiceDetector:
         self.speaking = False
 
     def feed(self, data: bytes) -> list[Started | Stopped]:
-        """Take ``data`` in the session's input format; whatever began or ended in it."""
+        """Take audio in the session's input format; return beginnings and ends of speech in it."""
         pcm = self._format.decode(data)
         if self._resampler is not None:
             chunk = self._resampler.resample_chunk(np.frombuffer(pcm, dtype="<i2"))
@@ -141,14 +141,14 @@ _WORDS_IN_A_SEGMENT = 4
 
 
 class Transcribing:
-    """Counts the turns of one session, and says what each was."""
+    """Sends the transcription events of one session's turns, with the script's words."""
 
     def __init__(self, host: Listener) -> None:
         self._host = host
         self._turns = 0
 
     def turn(self, item: Item, spoken_ms: int, model: str) -> None:
-        """Transcribe a committed turn, if the session wants that."""
+        """Send transcription events for a committed turn, late or failed as the script asks."""
         number, script = self._turns, self._host.script
         self._turns += 1
         words = script.transcript(number, spoken_ms)
@@ -187,7 +187,7 @@ class Transcribing:
         item.body["content"][0]["transcript"] = words
 
     def _segments(self, item: Item, words: str, where: Json) -> None:
-        """The words by fours, over the turn's length in even parts, all of one speaker."""
+        """Send the words four by four as segments of even length, all of one speaker."""
         texts = pieces(words, max(1, -(-len(words.split()) // _WORDS_IN_A_SEGMENT)))
         part_s = item.audio_ms / 1000 / max(1, len(texts))
         for number, text in enumerate(texts):
@@ -211,7 +211,7 @@ _SHORTEST_COMMIT_MS = 100
 
 
 class Listener(Sender, Protocol):
-    """What the listening side tells its session."""
+    """A session as :class:`Listening` uses it."""
 
     script: Script
 
@@ -228,7 +228,7 @@ class Listener(Sender, Protocol):
 
 
 class Listening:
-    """Takes the caller's audio; positions are ms of all audio written in the session."""
+    """The input audio buffer with turn detection; positions are ms of all audio appended."""
 
     def __init__(self, session: Listener) -> None:
         self._session = session
@@ -380,14 +380,14 @@ class Listening:
     # The idle clock
 
     def start_idle(self, delay_s: float) -> None:
-        """After a response: ``idle_timeout_ms`` runs once its audio was heard, in ``delay_s``."""
+        """Start ``idle_timeout_ms`` in ``delay_s``, when the audio of a response was heard."""
         self.stop_idle()
         timeout_ms = (self._turn_detection or {}).get("idle_timeout_ms")
         if timeout_ms is not None and self._item_id is None:
             self._idle = self._session.later(delay_s + timeout_ms / 1000, self._idled)
 
     def stop_idle(self) -> None:
-        """Somebody speaks."""
+        """Stop the idle timeout: the caller or the model speaks."""
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None

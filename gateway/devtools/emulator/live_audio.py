@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both audio streams of a Live session, what it says and what it hears; their transcripts."""
+"""Audio of a Live session: the output track, turn detection of the input, transcripts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FRAGMENT_MS = 200
 
 @dataclass(slots=True)
 class Utterance:
-    """Something to be said, or a fixture: ``audio`` in the session's format."""
+    """Speech or a fixture on a track: ``audio`` in the session's format."""
 
     audio: bytes
     text: str = ""
@@ -41,7 +41,10 @@ class Utterance:
 
 
 class Track:
-    """Utterances in turn. ``begun`` is called with each as its first byte is taken."""
+    """The output audio: utterances in turn, silence between.
+
+    ``begun`` is called with each utterance as its first byte is taken.
+    """
 
     def __init__(
         self, audio_format: AudioFormat, chunk_ms: int, begun: Callable[[Utterance], None]
@@ -64,14 +67,16 @@ class Track:
         return any(one.fixture for one in self._queue)
 
     def put(self, utterance: Utterance) -> None:
-        """Say or play something after what is on the track."""
+        """Append an utterance to the track."""
         self.count += 1
         utterance.number = self.count
         self._queue.append(utterance)
 
     def cut(self, until: int | None = None) -> None:
-        """Stop speaking; what was not sent is never sent. A fixture goes on, and what was put after
-        utterance ``until``."""
+        """Drop what was not sent of the utterances up to number ``until``, or of all.
+
+        Fixtures and utterances that are not ``cuttable`` stay.
+        """
         last = self.count if until is None else until
         self._queue = deque(
             one for one in self._queue if one.fixture or not one.cuttable or one.number > last
@@ -79,13 +84,13 @@ class Track:
         self._held_until_ms = None
 
     def sent_until_ms(self, one: Utterance) -> int:
-        """The session's time to which ``one`` was sent."""
+        """Return the session's time (ms) up to which an utterance was sent."""
         return one.start_ms + self._format.length_ms(one.taken)
 
     def take(self, position_ms: int) -> list[bytes]:
-        """The chunks to send as the clock reaches ``position_ms``: one, as a rule.
+        """Return the chunks to send as the clock reaches ``position_ms``: one, as a rule.
 
-        None while an answer stalls, several after it and for a burst.
+        No chunk while an answer stalls, several after that and for a burst.
         """
         size = self._format.bytes_for(self._chunk_ms)
         audio = bytearray()
@@ -117,13 +122,13 @@ class Track:
 
 
 class Host(Protocol):
-    """What is needed of the session."""
+    """A Live session, as its audio uses it."""
 
     script: Script
     position_ms: int
 
     def at(self, delay_ms: float, action: Callable[[], None]) -> None:
-        """Call ``action`` when the session's clock is so far on."""
+        """Call ``action`` after ``delay_ms`` of the session's clock."""
 
     def cut(self) -> None:
         """Stop speaking."""
@@ -146,7 +151,7 @@ class Host(Protocol):
 
 
 class Transcripts:
-    """Fragments of both sides, ``live.transcript_lag_ms`` after their sound."""
+    """Sends transcript fragments of both sides, ``live.transcript_lag_ms`` after their sound."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -155,7 +160,7 @@ class Transcripts:
         self._numbers = itertools.count()
 
     def flush(self) -> None:
-        """Send the fragments of what was said so far: the session ends."""
+        """Send all fragments whose sound has ended, as the session ends."""
         for key, (end, _) in list(self._waiting.items()):
             if end <= self._host.position_ms:
                 self._due(key)
@@ -168,9 +173,9 @@ class Transcripts:
         length_ms: int,
         sent_until_ms: Callable[[], int] | None = None,
     ) -> None:
-        """Transcribe ``text``, spoken since ``start_ms``, in fragments of 200 ms and longer.
+        """Schedule transcript fragments of 200 ms or more for ``text``, spoken since ``start_ms``.
 
-        Fragments from ``sent_until_ms`` on, which is asked when each is due, are left out.
+        Fragments that begin after ``sent_until_ms()``, asked when each is due, are left out.
         """
         parts = pieces(text, max(1, length_ms // _FRAGMENT_MS)) if text.strip() else []
         lag = self._host.script.live.transcript_lag_ms
@@ -201,7 +206,7 @@ class Transcripts:
 
 
 class LiveListening:
-    """Takes the caller's audio as the clock does, and finds the turns in it."""
+    """Finds turns in the caller's audio, and answers, interrupts or backchannels by the script."""
 
     def __init__(self, host: Host, transcripts: Transcripts, audio_format: AudioFormat) -> None:
         self._host = host
@@ -221,7 +226,7 @@ class LiveListening:
         self._interruptions = 0
 
     def agent_began(self) -> None:
-        """The agent speaks: plan the next interruption of a script with ``vad = "scripted"``."""
+        """Schedule the next scripted interruption (``vad = "scripted"``), as the agent begins."""
         script, number = self._host.script, self._interruptions
         speech = script.speech
         if script.vad != "scripted" or number >= (len(speech.at_ms) or speech.count):
@@ -232,7 +237,7 @@ class LiveListening:
         self._host.at(after_ms, partial(self.pretend_speech, speech.length_ms))
 
     def hear(self, chunk: bytes) -> None:
-        """Take the next ``live.chunk_ms`` of the caller."""
+        """Take the next ``live.chunk_ms`` of the caller's audio."""
         self._recent += chunk
         if self._began_ms is not None:
             self._turn += chunk

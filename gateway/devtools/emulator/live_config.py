@@ -360,7 +360,7 @@ class SessionUpdate(Strict):
 
 
 def started_session(data: object, *, azure: bool = False) -> Json:
-    """The session in force after ``session.start``: what was sent, and the server's defaults.
+    """Return the session object after ``session.start``: the client's fields over the defaults.
 
     ``azure``: only 24 kHz PCM, any model name (a deployment's). Raises :class:`ProtocolError`.
     """
@@ -391,7 +391,7 @@ def started_session(data: object, *, azure: bool = False) -> Json:
 
 
 def updated_session(session: Mapping[str, Any], data: object) -> Json:
-    """``session`` after a ``session.update``. Raises :class:`ProtocolError`; nothing changed then.
+    """Return ``session`` with a ``session.update`` merged into it. Raises :class:`ProtocolError`.
 
     Omitted values stay. The type of delegation cannot change.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work that the voice of a Live session hands over: to a scripted backend, or to the client.
+"""Delegation of a Live session: tasks for a scripted backend, or for the client.
 
 The backend is no model: its calls are those of the script's answers, and what it says follows the
 emulator's rules. Its events are those of a Responses stream, each in a ``response.event``.
@@ -22,7 +22,7 @@ _TOKENS_PER_ITEM = 50
 
 
 class Host(Sender, Protocol):
-    """What delegated work needs of its session."""
+    """A Live session, as :class:`Delegations` uses it."""
 
     script: Script
     settings: Json
@@ -30,10 +30,10 @@ class Host(Sender, Protocol):
 
     @property
     def speaking(self) -> bool:
-        """Whether there is something to say on the track."""
+        """Whether the output track has speech."""
 
     def at(self, delay_ms: float, action: Callable[[], None]) -> None:
-        """Call ``action`` when the session's clock is so far on."""
+        """Call ``action`` after ``delay_ms`` of the session's clock."""
 
     def next_answer(self) -> Answer:
         """Return what the script has for the next answer."""
@@ -55,7 +55,7 @@ class Host(Sender, Protocol):
 
 
 class Delegations:
-    """All delegated work of one session."""
+    """Delegations and decisions of one session."""
 
     def __init__(self, session: Host) -> None:
         self._session = session
@@ -82,9 +82,12 @@ class Delegations:
     # Towards the work
 
     def create(self, calls: Sequence[tuple[str, str]], answer: Answer, *, spoken: bool) -> None:
-        """Hand over: ``calls`` are the functions that the backend asks for, ``answer`` its fate.
+        """Send ``session.delegation.created``, and let the backend begin where it has the task.
 
-        ``spoken``: the voice said something already, so no acknowledgement is added.
+        Args:
+            calls: functions that the backend asks for, with arguments.
+            answer: outcome of the backend's response.
+            spoken: whether the voice has spoken, so that no acknowledgement is added.
         """
         session, type_ = self._session, self.type
         delegation: Json = {"id": new_id("dlg"), "type": "delegation", "target": type_}
@@ -121,7 +124,7 @@ class Delegations:
         self._session.at(delay, speak)
 
     def hush(self) -> None:
-        """Commentary or thinking came: acknowledgements that wait are not spoken."""
+        """Drop acknowledgements that wait, as commentary or thinking came."""
         self._hushed += 1
 
     def check_reply(self, delegation_id: str | None) -> None:
@@ -238,7 +241,7 @@ class Delegations:
         return list(self._session.settings["delegation"]["decisions"]["questions"])
 
     def fragment_sent(self, event: Json) -> None:
-        """A transcript fragment was sent: run the trigger for its type."""
+        """Run the trigger for a transcript fragment that was sent, where there is one."""
         for trigger in self._session.settings["triggers"]:
             if trigger["event_type"] == event["type"]:
                 self.answer_questions(
@@ -282,7 +285,7 @@ class _Stream:
 
     @property
     def delegated(self) -> bool:
-        """Whether the voice asked for it, and says what comes of it."""
+        """Whether the voice delegated it, and speaks its text."""
         return self._delegation_id is not None
 
     def send(self, type_: str, **fields: Any) -> None:
@@ -294,7 +297,7 @@ class _Stream:
         self._session.emit(outer)
 
     def snapshot(self, status: str, used: int = 0) -> Json:
-        """The response without input, instructions, tools and output, as Live sends it."""
+        """Return the response object as Live sends it: no input, instructions, tools, output."""
         backend = self._session.settings["delegation"]["responses"]
         return {
             "id": self._id,
@@ -316,7 +319,7 @@ class _Stream:
         }
 
     def fail(self, answer: Answer) -> None:
-        """End the response as the script's answer has it."""
+        """End the response as failed or incomplete, by ``answer.outcome``."""
         body = self.snapshot(answer.outcome)
         if answer.outcome == "failed":
             body["error"] = {"code": answer.error_code, "message": answer.error_message}
@@ -327,7 +330,7 @@ class _Stream:
         self._session.handoff_incomplete()
 
     def call(self, call_id: str, name: str, arguments: str) -> None:
-        """A function call as an output item."""
+        """Send the events of a function call as an output item."""
         item: Json = {
             "id": new_id("fc"),
             "type": "function_call",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a client of a Live session sends, as strict models: events, and the items that some carry.
+"""Client events of the Live protocol and the items in them, as strict models.
 
 ``session.input_audio.append`` is not among them: it comes fifty times a second and has a path of
 its own.
@@ -139,7 +139,7 @@ OTHER_ITEMS = frozenset(
 
 
 def backend_item(item: Mapping[str, Any]) -> FunctionOutput | BackendMessage | None:
-    """The item of a ``response.item.create``; None for one of :data:`OTHER_ITEMS`.
+    """Check the item of a ``response.item.create``; return None for one of :data:`OTHER_ITEMS`.
 
     Raises :class:`ProtocolError`.
     """
@@ -236,7 +236,10 @@ def too_long(param: str, limit: int) -> ProtocolError:
 
 
 def fixture_pcm(audio: str) -> bytes:
-    """The samples of a ``fixture.play``. Raises :class:`ProtocolError` (``invalid_audio``)."""
+    """Decode the audio of a ``fixture.play``: 16-bit PCM at 24 kHz.
+
+    Raises :class:`ProtocolError` (``invalid_audio``).
+    """
     try:
         pcm = binascii.a2b_base64(audio, strict_mode=True)
     except ValueError:
@@ -250,7 +253,7 @@ def fixture_pcm(audio: str) -> bytes:
 
 
 class Delegated(Protocol):
-    """What client events do to delegated work. Each method may raise ``ProtocolError``."""
+    """Delegations as client events use them. Each method may raise ``ProtocolError``."""
 
     def add_item(self, item: dict[str, Any]) -> None: ...
     def proceed(self) -> None: ...
@@ -260,7 +263,7 @@ class Delegated(Protocol):
 
 
 class Actions(Protocol):
-    """What client events do to a Live session. Each method may raise ``ProtocolError``."""
+    """A Live session as client events use it. Each method may raise ``ProtocolError``."""
 
     def start(self, session: object) -> None: ...
     def update(self, session: object) -> None: ...

@@ -55,7 +55,7 @@ class Wire(Sender, Protocol):
     """Of the client event that is being handled."""
 
     def error(self, error: ProtocolError, client_event_id: str | None) -> None:
-        """Put an ``error`` event in the way."""
+        """Send an ``error`` event."""
 
     def close(self, code: int, reason: str = "", *, drop: bool = False) -> None:
         """End the connection after what was sent so far."""
@@ -109,7 +109,7 @@ class LiveSession:
         """Do nothing: the client speaks first."""
 
     async def stop(self) -> None:
-        """End everything that runs: the connection is over."""
+        """Cancel all tasks, as the connection has ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -121,7 +121,7 @@ class LiveSession:
 
     @property
     def backlog_ms(self) -> int:
-        """Return the client's audio that waits for the clock (ms)."""
+        """Length of the client's audio that waits for the clock (ms)."""
         return self._format.length_ms(len(self._waiting))
 
     def append(self, data: bytes) -> None:
@@ -175,7 +175,7 @@ class LiveSession:
     # Speaking
 
     def cut(self) -> None:
-        """Stop speaking; what was not sent is never sent. A fixture goes on."""
+        """Stop speaking, and drop what was not sent. A fixture goes on."""
         self._track.cut()
 
     @property
@@ -227,7 +227,7 @@ class LiveSession:
         *,
         cuttable: bool = True,
     ) -> None:
-        """Answer ``turn`` as ``answer`` has it; ``caller`` is its sound."""
+        """Answer ``turn`` as the script's ``answer`` says; ``caller`` is the audio of the turn."""
         if answer.kind in ("silent", "hang"):
             return
 
@@ -253,7 +253,7 @@ class LiveSession:
         made: Callable[[Content], None],
         caller: CallerAudio | None = None,
     ) -> None:
-        """Make the sound of an answer, then call ``made`` with it, ``first_delay_ms`` later."""
+        """Make the audio of an answer in a task; call ``made`` with it after ``first_delay_ms``."""
 
         async def work() -> None:
             try:
@@ -377,7 +377,11 @@ class LiveSession:
         self.at(self._live.append_delay_ms, placed)
 
     def _follow(self, kind: TextKind, content: str, said: int) -> None:
-        """Do what a text leads to; ``said`` was on the track when it came."""
+        """Speak or answer an appended text.
+
+        Args:
+            said: number of the last utterance on the track when the text came.
+        """
         if kind == "commentary":
             if self._live.commentary == "paraphrased":
                 content = f"Well, as I was told: {content}"
@@ -433,7 +437,7 @@ class LiveSession:
         self._wire.close(1005)
 
     def usage(self) -> Json:
-        """Seconds since ``session.started``, begun ones whole."""
+        """Return ``usage``: seconds since ``session.started``, rounded up."""
         return {"seconds": math.ceil(time.monotonic() - self._started_at)}
 
     def _tell_usage(self) -> None:
@@ -463,7 +467,7 @@ class LiveSession:
     # Events
 
     def session_object(self) -> Json:
-        """The session as the server sees it."""
+        """Return the session object of ``session.started``, without secrets of tools."""
         settings = copy.deepcopy(self.settings)
         for tool in (settings["delegation"].get("responses") or {}).get("tools", []):
             tool.pop("authorization", None)

@@ -24,17 +24,17 @@ class Strict(BaseModel):
 
 
 class Sender(Protocol):
-    """The connection, or a session on it, as the parts of a session use it."""
+    """Sends server events to the client of one session."""
 
     def emit(self, event: Json, audio: bytes = b"") -> None:
-        """Put a server event in the way to the client; ``audio`` is its ``delta``."""
+        """Send a server event; ``audio`` becomes its ``delta``, in base64."""
 
     def later(self, delay_s: float, action: Callable[[], None]) -> TimerHandle:
         """Call ``action`` after a delay, unless the connection ends before."""
 
 
 class ProtocolError(Exception):
-    """A client event is refused: becomes one ``error`` event, the session goes on."""
+    """Refuses a client event: it becomes one ``error`` event, and the session goes on."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ _MISSING = ("missing", "union_tag_not_found")
 
 
 def from_validation(error: ValidationError, data: object, root: str) -> ProtocolError:
-    """The first mistake that pydantic found in ``data``, in the service's words.
+    """Return the first mistake that pydantic found in ``data``, in the service's words.
 
     ``root`` is the path of ``data`` in the client event (``session``, ``item``, or empty).
     """
@@ -100,7 +100,10 @@ def _join(root: str, path: Sequence[str | int]) -> str:
 
 
 def validated(model: type[Model], data: object, root: str) -> Model:
-    """``data`` as ``model``. Raises :class:`ProtocolError` naming the first mistake."""
+    """Validate ``data``, found at ``root`` of a client event, by ``model``.
+
+    Raises :class:`ProtocolError` naming the first mistake.
+    """
     try:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
@@ -108,7 +111,10 @@ def validated(model: type[Model], data: object, root: str) -> Model:
 
 
 def checked(adapter: TypeAdapter[Any], data: object, root: str) -> Any:
-    """``data`` as the adapter's type. Raises :class:`ProtocolError` naming the first mistake."""
+    """Validate ``data``, found at ``root`` of a client event, by the type of ``adapter``.
+
+    Raises :class:`ProtocolError` naming the first mistake.
+    """
     try:
         return adapter.validate_python(data, strict=True)
     except ValidationError as error:
@@ -116,14 +122,14 @@ def checked(adapter: TypeAdapter[Any], data: object, root: str) -> Any:
 
 
 def part(kind: str, text: str) -> Json:
-    """A content part as ``response.content_part`` events show it."""
+    """Return a content part of ``response.content_part`` events; ``kind``: text or audio."""
     if kind == "text":
         return {"type": "text", "text": text}
     return {"type": "audio", "transcript": text}
 
 
 def pieces(text: str, count: int) -> list[str]:
-    """``text`` cut at spaces into at most ``count`` pieces that join to it again."""
+    """Split ``text`` at spaces into at most ``count`` pieces; joined, they are ``text`` again."""
     words = text.split(" ")
     size = max(1, -(-len(words) // count))
     groups = [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
@@ -131,17 +137,17 @@ def pieces(text: str, count: int) -> list[str]:
 
 
 def chunks(text: str, size: int) -> list[str]:
-    """``text`` in pieces of ``size`` characters."""
+    """Split ``text`` into pieces of ``size`` characters."""
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def new_id(prefix: str) -> str:
-    """An id as the service makes them: ``prefix_`` and 21 hexadecimal digits."""
+    """Return a new id in the service's form: ``prefix_`` and 21 hexadecimal digits."""
     return f"{prefix}_{secrets.token_hex(11)[:21]}"
 
 
 def error_event(error: ProtocolError, client_event_id: str | None) -> Json:
-    """``error``, naming the client event that it answers."""
+    """Return the ``error`` event for a refused client event, with that event's id."""
     return {
         "type": "error",
         "error": {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One response on its way to the client: its events in the documented order, and its end.
+"""Sends one response: its events in the documented order, and its end.
 
 Order: ``response.created``, for each item ``response.output_item.added``,
 ``conversation.item.added``, its content, ``conversation.item.done``,
@@ -44,7 +44,7 @@ from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 
 
 class Host(Sender, Protocol):
-    """What a response needs of its session."""
+    """A session, as a response uses it."""
 
     conversation: Conversation
     script: Script
@@ -68,7 +68,7 @@ class Host(Sender, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is in force for one response: the session's settings under its own."""
+    """Settings of one response: its own, else the session's."""
 
     instructions: str
     modality: str
@@ -114,7 +114,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a response consists of, decided: its audio is in the response's format."""
+    """Words, audio and function calls of a response; ``audio`` is in the response's format."""
 
     text: str = ""
     audio: bytes = b""
@@ -186,7 +186,7 @@ class Response:
         self._finish("failed", None, {"type": type_, "code": code, "message": message})
 
     def cancel(self, reason: str) -> None:
-        """End at once with the tail of an interruption: ``turn_detected``, ``client_cancelled``."""
+        """End as cancelled, for ``reason`` ``turn_detected`` or ``client_cancelled``."""
         if self.over:
             return
         if self._message is not None:
@@ -219,7 +219,7 @@ class Response:
             await asyncio.sleep(0)
 
     async def _stream_audio(self, content: Content) -> bool:
-        """Send audio with its transcript between it; whether ``max_output_tokens`` cut it."""
+        """Send audio and transcript in turn; return whether ``max_output_tokens`` cut it off."""
         script, answer, format_ = self._host.script, self.answer, self.audio_format
         audio, cut = content.audio, False
         if isinstance(self.settings.max_tokens, int):

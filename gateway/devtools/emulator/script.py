@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Scripts: what the emulator does differently from a helpful conversation.
+"""Scripts of the emulator: answers, faults and timing in place of its default conversation.
 
 A script is one declarative object (:class:`Script`). It comes from
 
@@ -171,8 +171,8 @@ class LiveError(_Part):
 
 
 class Live(_Part):
-    """What differs in Live sessions (``/v1/live/sessions``). Times are of the session's clock,
-    which runs on the audio that the client sends."""
+    """Settings of Live sessions (``/v1/live/sessions``). Times are of the session's clock, which
+    runs on the audio that the client sends."""
 
     chunk_ms: Annotated[int, Field(ge=20, le=1000)] = 100
     """Audio in one ``session.output_audio.delta``."""
@@ -209,7 +209,7 @@ class Live(_Part):
 
 
 class Script(_Part):
-    """Everything that a script can say. The defaults are a helpful conversation."""
+    """A script. The defaults are a helpful conversation."""
 
     answers: list[Answer] = []
     """One for each response in turn, the last of them repeated; none means ``conversation``."""
@@ -419,7 +419,7 @@ class ScriptFile:
 
 
 def script_of_query(named: Mapping[str, Script], default: Script, query: str) -> Script:
-    """The script of a session whose URL has this query. Raises :class:`ScriptError`."""
+    """Return the script of a session by the query of its URL. Raises :class:`ScriptError`."""
     pairs = parse_qsl(query, keep_blank_values=True)
     base = default
     changes: dict[str, Any] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The emulator: a WebSocket server that speaks the Realtime protocol and says that it is none.
+"""The emulator: a WebSocket server of the Realtime and Live protocols, without a model.
 
 For tests, in process::
 
@@ -76,7 +76,7 @@ _wire_log.addFilter(_without_traceback)
 
 
 class Emulator:
-    """The server and what it remembers of its sessions.
+    """The WebSocket server, and records of its last sessions.
 
     ``script`` is in force for sessions that choose nothing else, ``scripts`` adds named ones.
     ``api_key``, when set, is demanded as the service does it (error after the upgrade, close
@@ -119,7 +119,7 @@ class Emulator:
         self._maker: ContentMaker | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
-        """Listen; the port that was bound (0 asks for a free one). Raises ``OSError``."""
+        """Listen; return the port (for ``port`` 0, a free one). Raises ``OSError``."""
         self._maker = ContentMaker()
         self._server = await serve(
             self._serve,
@@ -156,7 +156,10 @@ class Emulator:
         await self.stop()
 
     async def wait_sessions(self, count: int, within_s: float) -> SessionRecord:
-        """Wait until ``count`` sessions were opened in all; the newest. Raises ``TimeoutError``."""
+        """Wait until ``count`` sessions were opened in all; return the newest.
+
+        Raises ``TimeoutError``.
+        """
         async with asyncio.timeout(within_s):
             while self.total_sessions < count:
                 self._opened.clear()
@@ -164,7 +167,7 @@ class Emulator:
         return self.sessions[-1]
 
     def url(self, script: str | None = None, **behaviour: Any) -> str:
-        """Where to connect, without ``model``: ``url("silent")``, ``url(answer="pattern")``.
+        """Return the URL of a Realtime session: ``url("silent")``, ``url(answer="pattern")``.
 
         A name in ``behaviour`` is a field of :class:`Script`; ``__`` reaches into tables
         (``answer__seconds=3``).
@@ -172,7 +175,7 @@ class Emulator:
         return self._url(PATHS[0], script, behaviour)
 
     def live_url(self, script: str | None = None, **behaviour: Any) -> str:
-        """Where to connect for a Live session: ``live_url(live__transcript_lag_ms=200)``."""
+        """Return the URL of a Live session: ``live_url(live__transcript_lag_ms=200)``."""
         return self._url(LIVE_PATH, script, behaviour)
 
     def _url(self, path: str, script: str | None, behaviour: dict[str, Any]) -> str:
@@ -248,7 +251,7 @@ class Emulator:
             )
 
     def _passed(self, script: Script, path: str) -> Script:
-        """Without the faults that were only for the first sessions of this URL."""
+        """Return the script without faults that were for earlier sessions of this URL only."""
         faults = {"refuse": script.refuse, "end": script.end}
         counted = {
             name: fault.first_sessions
@@ -272,7 +275,7 @@ class Emulator:
         return hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode())
 
     def _script(self, request: Request, path: str, query: str) -> Script:
-        """The script of a session; a refusal for those that the service would refuse."""
+        """Return the script of a session; one that refuses it where the service would."""
         try:
             script = script_of_query(self.named, self.script, query)
         except ScriptError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One realtime session: its settings, conversation, listening side and responses (GA protocol)."""
+"""A Realtime session (GA protocol): settings, conversation, input audio and responses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wire(Sender, Protocol):
     """The connection, as a session uses it."""
 
     def error(self, error: ProtocolError, client_event_id: str | None) -> None:
-        """Put an ``error`` event in the way."""
+        """Send an ``error`` event."""
 
     def room(self) -> Awaitable[None]:
         """Wait until the client has taken what was sent."""
@@ -87,7 +87,7 @@ class Session:
         self.emit({"type": "session.created", "session": self._session_object()})
 
     async def stop(self) -> None:
-        """End everything that runs: the connection is over."""
+        """Cancel all tasks, as the connection has ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -179,14 +179,14 @@ class Session:
     # What the listening side reports
 
     def speech_began(self) -> None:
-        """The caller speaks: the active response is cancelled where the settings say so."""
+        """Cancel the active response, where ``interrupt_response`` is set."""
         if self._active is not None and self._turn_detection("interrupt_response"):
             self._cancel(self._active, "turn_detected")
 
     def caller_item(
         self, item_id: str, audio: bytes, audio_format: AudioFormat, spoken_ms: int
     ) -> None:
-        """Committed audio becomes an item of the caller."""
+        """Add committed audio as an item of the caller, and transcribe it where that is set."""
         part = {"type": "input_audio", "transcript": None}
         item = Item(message_item(item_id, "user", [part], "completed"), audio_format)
         item.add_audio(audio)
@@ -204,7 +204,7 @@ class Session:
             self._transcribing.turn(item, spoken_ms, transcription["model"] or "")
 
     def turn_over(self, *, idle: bool) -> None:
-        """The server found the end of a turn: answer where ``create_response`` is set."""
+        """Answer a turn that the server found the end of, where ``create_response`` is set."""
         if self.record.transcription or not self._turn_detection("create_response"):
             return
         try:
@@ -222,11 +222,11 @@ class Session:
         self._caller_audio = (bytes(item.audio), item.audio_format)
 
     def approval_asked(self, request_id: str, call: McpCall) -> None:
-        """A response asked the client whether an MCP tool may be called."""
+        """Remember a call whose approval was requested from the client."""
         self._mcp.asked[request_id] = call
 
     def mcp_answered(self, output: str) -> None:
-        """An MCP tool gave this: the next answer says it."""
+        """Keep the output of an MCP tool for the next answer."""
         self._turn.outputs.append(output)
 
     def _run_approved(self) -> None:

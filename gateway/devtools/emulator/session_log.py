@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happened in a session, for tests and for people: in memory, and on request in files.
+"""Log of a session's events and audio: in memory for tests, on request in files.
 
 Everything is bounded; what did not fit is counted in :attr:`SessionRecord.left_out`.
 """
@@ -25,7 +25,7 @@ TRACK = "track"
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
-    """An event as it passed: ``at`` is ``time.monotonic()`` when it was read or written.
+    """An event that was read or written; ``at`` is ``time.monotonic()`` of that.
 
     Audio is left out of ``body``; ``audio_bytes`` says how much there was.
     """
@@ -50,7 +50,7 @@ class Truncation:
 
 @dataclass(slots=True)
 class SessionRecord:
-    """One session, live or over.
+    """Events, audio and end of one session.
 
     ``received`` and ``sent_items`` hold audio in the session's own formats, up to
     ``audio_limit`` bytes each; events up to their deques' lengths.
@@ -91,7 +91,7 @@ class SessionRecord:
 
     @property
     def live(self) -> bool:
-        """Whether the connection still stands."""
+        """Whether the connection is open."""
         return self.ended_at is None
 
     def sent(self, type_: str) -> list[SeenEvent]:
@@ -110,7 +110,7 @@ class SessionRecord:
                 await self._pulse.wait()
 
     def note_append(self, data: bytes) -> None:
-        """Audio of the caller came."""
+        """Log appended audio of the caller."""
         now = time.monotonic()
         self.appends.append((now, len(data)))
         self.received_total += len(data)
@@ -123,7 +123,7 @@ class SessionRecord:
         self._pulse.set()
 
     def note_client(self, body: Mapping[str, Any]) -> None:
-        """Any other client event came."""
+        """Log a client event other than appended audio."""
         seen = SeenEvent(time.monotonic(), str(body.get("type")), body)
         self.client_events.append(seen)
         if self.log is not None:
@@ -158,7 +158,7 @@ class SessionRecord:
 
 
 class FolderLog:
-    """A session in a folder: ``ID.jsonl`` with its events, ``ID-caller.wav`` with its caller.
+    """Writes a session to a folder: events to ``ID.jsonl``, caller's audio to ``ID-caller.wav``.
 
     Lines have ``at`` (seconds since the start), ``from``, and the event with audio replaced by
     its length and hash. Appended audio is summed up in one line before the next event.
@@ -175,7 +175,7 @@ class FolderLog:
         self._append_type = "input_audio_buffer.append"
 
     def caller_format(self, audio_format: AudioFormat, append_type: str | None = None) -> None:
-        """From now on the caller's audio comes in this format (a WAV keeps its first rate).
+        """Set the format of the caller's audio from now on (a WAV keeps its first rate).
 
         ``append_type``: the client event that carries it, when it is not the Realtime one.
         """

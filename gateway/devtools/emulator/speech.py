@@ -48,7 +48,7 @@ class AudioFormat:
         return int(ms * self.bytes_per_ms) // width * width
 
     def decode(self, data: bytes) -> bytes:
-        """16-bit PCM at :attr:`rate` of ``data`` in this format (an odd last byte is left out)."""
+        """Convert to 16-bit PCM at :attr:`rate`; an odd last byte of PCM is left out."""
         if self.type == "audio/pcmu":
             return audioop.ulaw2lin(data, 2)
         if self.type == "audio/pcma":
@@ -56,7 +56,7 @@ class AudioFormat:
         return data[: len(data) // 2 * 2]
 
     def encode(self, pcm: bytes, rate: int) -> bytes:
-        """16-bit PCM of ``rate`` Hz in this format."""
+        """Convert 16-bit PCM of ``rate`` Hz to this format."""
         pcm = resample(pcm, rate, self.rate)
         if self.type == "audio/pcmu":
             return audioop.lin2ulaw(pcm, 2)
@@ -76,7 +76,7 @@ FORMATS = {format_.type: format_ for format_ in (PCMU, PCMA, PCM)}
 
 
 def resample(pcm: bytes, rate: int, to_rate: int) -> bytes:
-    """16-bit PCM of ``rate`` Hz as 16-bit PCM of ``to_rate`` Hz."""
+    """Resample 16-bit PCM from ``rate`` to ``to_rate`` Hz."""
     if rate == to_rate or not pcm:
         return pcm
     samples = np.frombuffer(pcm, dtype="<i2")
@@ -193,7 +193,7 @@ class SpeechError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What both ways of reaching espeak-ng offer. Safe to call from any thread."""
+    """espeak-ng as a library or a program. Safe to call from any thread."""
 
     def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
         """Mono 16-bit little-endian PCM of ``text`` at :attr:`rate` Hz.
@@ -321,7 +321,7 @@ _making = threading.Lock()
 
 
 def engine() -> Engine:
-    """The engine of this process, made at first use. Raises :class:`SpeechError`."""
+    """Return this process's speech engine, made at first use. Raises :class:`SpeechError`."""
     with _making:  # a cache would make two for two threads, and the library ends the process then
         return _engine()
 

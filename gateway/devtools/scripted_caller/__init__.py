@@ -16,7 +16,7 @@ from gateway.sip.leg import LegEnd
 
 
 class Outcome(StrEnum):
-    """What became of a call."""
+    """Outcome of a scripted call."""
 
     COMPLETED = "completed"
     REFUSED = "refused"

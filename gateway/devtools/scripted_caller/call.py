@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One scripted call: what SIP says about it on one side, the steps of its script on the other."""
+"""One scripted call: follows the steps of a script, by the events of its SIP leg."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ CLOCK_SECONDS = 5.0
 
 
 class EndedError(Exception):
-    """The call ended while a step was going on."""
+    """The call ended during a step."""
 
 
 class _InterruptedError(Exception):
-    """The user wants to hang up."""
+    """The user has interrupted the call (Ctrl-C)."""
 
 
 class ScriptedCall:
-    """A leg's handler that follows a script. Lives on the event loop."""
+    """Follows a script as the handler of a leg. Used on the event loop."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ScriptedCall:
         self._wake()
 
     def on_hold(self, held: bool) -> None:
-        """Held by the other side: its audio stops by itself, and comes back."""
+        """Report that the other side holds us, or no more."""
         self.progress("held by the other side" if held else "taken back from hold")
 
     def on_confirmed(self) -> None:
@@ -160,7 +160,7 @@ class ScriptedCall:
     # ---- the owner's side
 
     def on_audio(self) -> None:
-        """Take the audio that was heard, which also paces the steps: 20 ms a frame."""
+        """Take the frames that were heard since the last call, and check waiting steps."""
         self.hearing.add(self.tape.collect())
         if "media" not in self._times and self.tape.first_at is not None:
             self._times["media"] = (self.tape.first_at - self._dialled_at) * 1000
@@ -214,7 +214,7 @@ class ScriptedCall:
             old.hang_up()
 
     async def converse(self) -> None:
-        """Do what comes after the steps; nothing here."""
+        """Run after the steps; for subclasses."""
 
     async def _follow(self) -> tuple[Outcome, str]:
         step: AnyStep | None = None
@@ -241,7 +241,7 @@ class ScriptedCall:
 
     @contextlib.contextmanager
     def noted(self, step: str) -> Iterator[None]:
-        """Note a step in the report, whether it is done or not."""
+        """Add the step that runs meanwhile to the report, as not done where it raises."""
         began, done = self.since_dial, False
         try:
             yield
@@ -307,7 +307,7 @@ class ScriptedCall:
         self.tape.audio.spoil(line.loss_percent, line.jitter_ms)
 
     async def _begin_of_speech(self, step: Interrupt) -> None:
-        """Wait for the moment of an interruption: so long after the other side began to speak."""
+        """Wait for ``step.after_ms`` of speech of the other side, and out of a pause."""
         heard = self.hearing.speech(step.threshold_dbfs)
         await self.until(lambda: heard.ms >= ONSET_MS, step.within)
         left = step.after_ms - ONSET_MS
@@ -339,7 +339,7 @@ class ScriptedCall:
         await self.until(lambda: self._medias > known and self._codec is step.codec, step.within)
 
     async def play(self, clip: Clip, background: bool = False, interrupts: bool = False) -> None:
-        """Play a sound; in the background, at once done."""
+        """Play a clip to its end, or in the ``background``, which returns once it is queued."""
         codec = self.tape.codec  # also where the call has changed to another
         frames = clip.frames(codec)
         if self._noise is not None:
@@ -417,7 +417,7 @@ class ScriptedCall:
 
     @property
     def lost(self) -> bool:
-        """Whether it ended otherwise than by a BYE."""
+        """Whether the call ended other than by BYE."""
         return self.end is not None and self.end.method != "BYE"
 
     def _missed(self, step: AnyStep | None) -> tuple[Outcome, str]:

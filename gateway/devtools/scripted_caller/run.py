@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a script: the telephone that places its calls, reports and recordings.
+"""The telephone of the scripted caller: places calls, writes recordings, makes the report.
 
 One process has one pjsip endpoint, once: a test that needs another runs this in a subprocess.
 A call can go on after its steps with a talk that nobody has scripted (:class:`TalkingCall`).
@@ -52,7 +52,7 @@ Talk = Callable[["TalkingCall"], Awaitable[None]]
 
 
 class TalkingCall(ScriptedCall):
-    """A call with a conversation; what raises EndedError in it is the end of the call."""
+    """A scripted call that a conversation follows, driven by ``talk``."""
 
     def __init__(self, talk: Talk, *args: Any) -> None:
         super().__init__(*args)
@@ -61,7 +61,7 @@ class TalkingCall(ScriptedCall):
         self._by_audio = False
 
     async def converse(self) -> None:
-        """Talk; the other side may hang up meanwhile."""
+        """Run ``talk`` until it returns or the other side hangs up."""
         try:
             await self._talk(self)
         except EndedError:
@@ -81,13 +81,13 @@ class TalkingCall(ScriptedCall):
         return Span(from_ms=began, to_ms=self.tape.now_ms)
 
     async def speak(self, clip: Clip) -> None:
-        """Say something, to its end."""
+        """Play a clip to its end, as a step of the report."""
         self.progress(f"says: {clip.name}")
         with self.noted(f'say "{clip.name}"'):
             await self.play(clip)
 
     async def audio(self) -> bytes:
-        """Return what was heard since the last call, at least a frame, in the codec of the tape."""
+        """Wait for audio; return all heard since the last call, in the codec of the tape."""
         self._by_audio = True
         await self.until(lambda: len(self.tape.heard_track) > self._given, TURN_SECONDS)
         taken = bytes(self.tape.heard_track[self._given :])
@@ -95,7 +95,7 @@ class TalkingCall(ScriptedCall):
         return taken
 
     def queue(self, frames: bytes) -> None:
-        """Say whole frames of the codec of the tape behind what is queued."""
+        """Queue whole frames for playout, in the codec of the tape."""
         if not self.tape.playout.put(frames):
             self.queued_frames += len(frames) // FRAME_BYTES
 
@@ -106,7 +106,7 @@ class TalkingCall(ScriptedCall):
         await self.until(lambda: not len(self.tape.playout), TURN_SECONDS)
 
     def spans(self) -> dict[str, list[Span]]:
-        """Where sounds lie in the recording; of what was said by audio, its loud stretches."""
+        """Return spans of sounds in the recording; those said by audio are found by their level."""
         found = super().spans()
         if self._by_audio:
             pcm = self.tape.codec.to_linear(bytes(self.tape.said_track))
@@ -123,7 +123,7 @@ Progress = Callable[[int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """Everything about calls that is not their script.
+    """Options of ``gateway test-call`` beside the script.
 
     ``codecs`` are offered in this order. ``local`` is host and port to call from. With ``repeat``
     above 1 recordings get the call's number before their ending.
@@ -201,7 +201,7 @@ async def _place(
 
 
 def prepare(script: Script) -> dict[int, Clip]:
-    """Every sound of the script by its step's number, so that no call waits for one."""
+    """Load or synthesise each sound of a script, by the number of its step. Raises SoundError."""
     clips: dict[int, Clip] = {}
     for number, step in enumerate(script.steps, start=1):
         if isinstance(step, Play | Interrupt) and step.file is not None:
@@ -248,7 +248,7 @@ _UDP_TARGET = re.compile(r"sip:(?:[^@]*@)?(\[[^\]]+\]|[^:;?>]+)(?::(\d+))?", re.
 
 
 def nobody_listens(uri: str) -> str:
-    """``host:port`` when that machine says that nothing listens there over UDP; else empty.
+    """Return ``host:port`` where ICMP says that no program listens there on UDP; else "".
 
     What goes out is a keep-alive (RFC 5626 section 3.5.1), which no SIP element takes for a call.
     """
@@ -298,7 +298,7 @@ class PhoneSettings:
 
 
 def host_of(uri: str) -> str:
-    """The host of a sip URI, without brackets. Raises ValueError when it is none."""
+    """Return the host of a SIP URI, without brackets. Raises ValueError for anything else."""
     match = _TARGET.match(uri)
     if match is None:
         raise ValueError(f"{uri!r} is no SIP address; write sip:100@127.0.0.1:5060")
@@ -306,7 +306,7 @@ def host_of(uri: str) -> str:
 
 
 def local_for(host: str) -> tuple[str, int]:
-    """Where to call ``host`` from: loopback for loopback, else all interfaces."""
+    """Return the address to call ``host`` from: loopback for loopback, else all interfaces."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

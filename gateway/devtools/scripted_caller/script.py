@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a scripted caller does: a list of steps, each with its deadline.
+"""Scripts of the scripted caller: steps, each with its deadline.
 
 The caller listens and records all the time; steps say when to speak, press keys and hang up. As a
 file (TOML), and with the same names as Python objects::
@@ -217,7 +217,7 @@ JitterMs = Annotated[int, Strict(), Field(ge=0, le=1000)]
 
 
 class BadLine(Section):
-    """What becomes of RTP packets on their way."""
+    """Loss and jitter of RTP packets."""
 
     loss_percent: LossPercent = 0
     """Of the packets, lost in each direction; 1 is refused, as pjmedia cannot do it."""
@@ -314,7 +314,7 @@ class Script(Section):
     max_seconds: Annotated[Seconds, Field(le=3600)] = 300.0
 
     def misplaced(self) -> list[tuple[int, str]]:
-        """Steps (0-based) that cannot work where they are, and why."""
+        """Return index and reason of each step that cannot work at its place."""
         found: list[tuple[int, str]] = []
         answered = ended = False
         for index, step in enumerate(self.steps):
@@ -355,8 +355,10 @@ def load_script(file: Path) -> Script:
 
 
 def script_of(source: TomlSource, table: Mapping[str, Any], base: KeyPath) -> Script | None:
-    """The script in ``step`` and ``max_seconds`` of the table at ``base``; None, with what is wrong
-    reported to ``source``, where it is none."""
+    """Return the script in ``step`` and ``max_seconds`` of the table at ``base``.
+
+    Mistakes are reported to ``source``, and None is returned where there are some.
+    """
     before = len(source.problems)
     steps = _steps_of(source, table.get("step") or [], (*base, "step"))
     if len(source.problems) > before:
@@ -400,7 +402,7 @@ def _steps_of(source: TomlSource, tables: Any, base: KeyPath) -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Dialling:
-    """How a call is placed; ``follow`` matches the targets of REFERs that are followed."""
+    """How a call is placed; REFERs whose target ``follow`` matches are followed."""
 
     caller_id: str = ""
     trunk: str = ""

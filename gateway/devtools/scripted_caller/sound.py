@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sound files: what a scripted caller plays, and what it has heard.
+"""Sound of the scripted caller: clips to play, recordings of calls, levels of what is heard.
 
 WAV (16 bit, any rate; several channels are mixed) and raw G.711, ``.ulaw`` and ``.alaw``, which is
 passed on byte for byte. Inside a call everything is 8 kHz mono.
@@ -27,7 +27,7 @@ PAUSE_MS = 300
 
 
 class Speech:
-    """Sound heard since this was made: a loud frame counts for it, a quiet one against it.
+    """Counts speech from now on: a loud frame adds 20 ms, a quiet one subtracts 10.
 
     So clicks do not add up to speech over a minute, and the stops of a word do not undo it.
     """
@@ -42,14 +42,14 @@ class Speech:
 
 
 class Hearing:
-    """Levels of a call so far, and what follows from them."""
+    """Levels of all frames heard in a call: speech, silence, spans of sound."""
 
     def __init__(self) -> None:
         self._levels: list[float] = []
         self._speech: Speech | None = None
 
     def add(self, levels: list[float]) -> None:
-        """Frames that were heard, in order."""
+        """Add the levels (dBFS) of the next frames."""
         self._levels += levels
         if self._speech is not None:
             for level in levels:
@@ -67,7 +67,7 @@ class Hearing:
         return len(last) == frames and max(last) < threshold_dbfs
 
     def spans(self, threshold_dbfs: float = SPEECH_DBFS) -> list[Span]:
-        """Stretches of sound, ms of the recording; pauses below ``PAUSE_MS`` belong to them."""
+        """Return spans of sound in the recording; pauses below ``PAUSE_MS`` belong to them."""
         found: list[list[int]] = []
         for index, level in enumerate(self._levels):
             if level < threshold_dbfs:
@@ -106,7 +106,7 @@ class Played:
 
 
 class Tape:
-    """The two tracks of one call, put together on the event loop of what the clock recorded."""
+    """Records both directions of one call, and plays into it. Used on the event loop."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec = codec.narrow
@@ -128,12 +128,12 @@ class Tape:
         return self._lost_waiting + self._lost_late
 
     def negotiated(self, codec: Codec) -> None:
-        """The codec of the call, whose G.711 is taken; set before the first sound is queued."""
+        """Set the codec of the tape: the call's, or its G.711; later changes leave it."""
         if not self.ticks:
             self.codec = self.playout.codec = self.audio.codec = codec.narrow
 
     def collect(self) -> list[float]:
-        """Write down the ticks that came; returns the level of each as heard, dBFS."""
+        """Record the 20 ms ticks since the last call; return the level heard in each (dBFS)."""
         said, heard, spoke, self._lost_waiting = self.audio.queues.takeTicks()
         if spoke and self.first_at is None:
             self.first_at = time.monotonic()
@@ -150,15 +150,15 @@ class Tape:
         return levels
 
     def spoken_ms(self, first: int, count: int) -> tuple[int, int] | None:
-        """Where in the recording the ``count`` frames from the ``first`` one (0-based) lie, ms.
+        """Return begin and end (ms of the recording) of ``count`` queued frames from ``first`` on.
 
-        None while none of them has been said; a part of them when the call ended in between.
+        None while none of them was sent; only those sent, where the call ended in between.
         """
         ticks = self._spoken_at[first : first + count]
         return (ticks[0] * FRAME_MS, (ticks[-1] + 1) * FRAME_MS) if ticks else None
 
     def spans_of(self, played: Sequence[Played]) -> dict[str, list[Span]]:
-        """Where these sounds lie in the recording, by the names of the report's fields."""
+        """Return the spans of these sounds in the recording, by fields of the report."""
         found: dict[str, list[Span]] = {"played": [], "spoken": [], "interruptions": []}
         for part in played:
             first, count = part.loud
@@ -206,7 +206,7 @@ class Clip:
         return len(self.data) / (1 if self.codec else 2) * 1000 / SAMPLE_RATE
 
     def loud(self, codec: Codec) -> tuple[int, int]:
-        """First frame at or above ``SPEECH_DBFS``, and how many there are up to the last one."""
+        """Return the first frame at or above ``SPEECH_DBFS``, and the count up to the last one."""
         pcm = codec.to_linear(self.frames(codec))
         frames = range(0, len(pcm), PCM_FRAME_BYTES)
         levels = [level_dbfs(pcm[at : at + PCM_FRAME_BYTES]) for at in frames]
@@ -214,7 +214,7 @@ class Clip:
         return (loud[0], loud[-1] + 1 - loud[0]) if loud else (0, len(levels))
 
     def frames(self, codec: Codec) -> bytes:
-        """The bytes to send on a call in ``codec``, filled up with silence to a whole frame."""
+        """Return the clip in ``codec``, filled up with silence to a whole frame."""
         if self.codec is codec:
             coded = self.data
         else:
@@ -265,7 +265,7 @@ _KEY_PEAK = 0.25
 
 
 def key_tones(keys: str) -> Clip:
-    """The tones of keys (ITU-T Q.23), one after the other."""
+    """Return the DTMF tones of ``keys`` (ITU-T Q.23), one after the other."""
     import numpy as np
 
     times = np.arange(KEY_MS * SAMPLE_RATE // 1000) / SAMPLE_RATE
@@ -298,13 +298,13 @@ class WhiteNoise:
         return taken
 
     def under(self, frames: bytes, codec: Codec) -> bytes:
-        """Frames of G.711 with noise in them."""
+        """Return G.711 frames with noise added."""
         pcm = codec.to_linear(frames)
         return codec.from_linear(audioop.add(pcm, self.take(len(pcm)), 2))
 
 
 def to_telephone(pcm: bytes, rate: int, channels: int) -> bytes:
-    """16-bit samples of any rate, channels interleaved, as 16-bit mono at 8 kHz."""
+    """Convert 16-bit samples of any rate, channels interleaved, to 16-bit mono at 8 kHz."""
     if rate == SAMPLE_RATE and channels == 1:
         return pcm
     import numpy as np

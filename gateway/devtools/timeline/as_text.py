@@ -53,7 +53,7 @@ class _Row:
 
 
 def render(story: Story, sound: Sound | None = None) -> RenderableType:
-    """The timeline for a rich console; ``sound`` adds what was measured in the recording."""
+    """Return the timeline for a rich console; ``sound`` adds delays measured in the recording."""
     measured = replies(story, sound) if sound is not None else []
     return Group(_head(story), _table(story, measured, sound), Text(), _foot(story, measured))
 
@@ -265,7 +265,7 @@ def _ending(story: Story) -> tuple[Text | None, Text | None]:
 
 
 def ending_words(story: Story) -> str:
-    """``model, goodbye (200)``."""
+    """Return who ended the call and why, as ``model, goodbye (200)``."""
     ending = story.record.ending
     if ending is None:
         return "not known"
@@ -314,7 +314,7 @@ def _one_cut(played_ms: int, received_ms: int) -> str:
 
 
 def cost_words(cost: Cost) -> str:
-    """``0.0070 USD in 3 responses of gpt-realtime``."""
+    """Return the cost, as ``0.0070 USD in 3 responses of gpt-realtime``."""
     amount = f"{cost.priced:.4f} {cost.currency}"
     if cost.total is None:
         without = ", ".join(cost.unpriced) or "something"
@@ -325,7 +325,7 @@ def cost_words(cost: Cost) -> str:
 
 
 def quality_lines(quality: Quality) -> list[str]:
-    """Each direction, and how far the other side is."""
+    """Return MOS, loss and jitter of each direction, and the round-trip time, a line each."""
     lines = [
         f"{who}: {_direction(heard)}"
         for who, heard in (("from the caller", quality.rx), ("to the caller", quality.tx))
@@ -349,6 +349,6 @@ def _direction(heard: Direction) -> str:
 
 
 def short_address(uri: str) -> str:
-    """The user part of a SIP address, or the whole when it has none."""
+    """Return the user part of a SIP or tel URI, or the host where it has none."""
     bare = uri.removeprefix("sips:").removeprefix("sip:").removeprefix("tel:")
     return bare.partition("@")[0] or bare

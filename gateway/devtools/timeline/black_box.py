@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A black box as a timeline has it: the record of the call, a ladder of its SIP, lost RTP."""
+"""Reads a black box for the timeline: the call's record, a SIP ladder, RTP statistics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WAYS = {"in": ("from", "──▶"), "out": ("to", "◀──")}
 
 @dataclass(slots=True)
 class Stream:
-    """The RTP of one direction."""
+    """Statistics of the RTP of one direction: loss, order, gaps."""
 
     packets: int = 0
     lost: int = 0
@@ -102,7 +102,7 @@ class Message:
     text: str
 
     def in_short(self) -> str:
-        """Return its first line, and what its description offers."""
+        """Return the first line, with address and payload types of an SDP."""
         first = printable(self.text.split("\n", 1)[0])
         first = re.sub(r"^SIP/2\.0 ", "", first).removesuffix(" SIP/2.0")
         sequence = re.search(r"(?im)^cseq\s*:\s*\d+\s+(\S+)", self.text)
@@ -119,7 +119,7 @@ class Message:
 
 @dataclass(slots=True)
 class BlackBoxFile:
-    """What a file has, but for the steps of the state machine."""
+    """Contents of a black box, without the steps of the state machine."""
 
     record: Record
     messages: list[Message]
@@ -138,7 +138,7 @@ def is_black_box(file: Path) -> bool:
 
 
 def read_black_box(file: Path) -> BlackBoxFile:
-    """Read a black box; one that a killed process has left has the record of its replay.
+    """Read a black box; where a killed process left no record in it, replay makes one.
 
     Raises RecordError.
     """
@@ -184,12 +184,12 @@ def _way(told: Any) -> str:
 
 
 def _rtp(leg: int, way: str) -> str:
-    """Return whose packets these are, in words."""
+    """Return the name of a stream, as ``RTP from the caller``."""
     return f"RTP {_WAYS[way][0]} {f'leg {leg + 1}' if leg else 'the caller'}"
 
 
 def render_wire(found: BlackBoxFile) -> RenderableType:
-    """The ladder of SIP, with what is to be said of RTP in between."""
+    """Return the SIP ladder with gaps and losses of RTP in it, and the statistics below."""
     rows = sorted(_rows(found), key=lambda row: row[0])
     if not rows:
         return Text("nothing of the wire is in this black box", QUIET)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A call's timeline as a picture: two lanes, what was heard and what was not, how it ended.
+"""Draws a call's timeline as a PNG: two lanes, heard and dropped audio, keys, the end.
 
 Time runs to the right; a long call goes on in the next strip, like a line of text.
 """
@@ -126,7 +126,7 @@ def _figures(story: Story, measured: list[Reply]) -> list[tuple[str, str, str]]:
 
 
 class _Drawing:
-    """One strip."""
+    """Draws one strip of the picture."""
 
     def __init__(
         self, axes: Axes, story: Story, strip: _Strip, sound: Sound | None, measured: list[Reply]
@@ -347,7 +347,7 @@ class _Drawing:
                        zorder=4)  # fmt: skip
 
     def _flag(self, at: float, text: str, colour: str, short: str = "", end: bool = False) -> None:
-        """A label above the lanes, in the first row where it covers no other."""
+        """Put a label above the lanes, in the first row where it covers no other."""
         near_right = end or at > self.strip.from_s + self.strip.seconds * 0.8
         label = self.axes.text(
             at, 0.0, text, size=9.5, weight="bold", color=PAPER, zorder=7,
@@ -373,7 +373,7 @@ class _Drawing:
 
 
 def _levels(turns: list[AgentTurn]) -> list[int]:
-    """A row for each answer, so that what was not heard of one does not cover the next."""
+    """Return a row (0 or 1) for each answer, so that dropped audio does not cover the next."""
     free = [-math.inf, -math.inf]
     levels: list[int] = []
     for turn in turns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happened in a call, from its record and recording: turns, cuts, digits, delays."""
+"""Reads a call's record and recording into turns, interruptions, digits and delays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Times(_Part):
 
 
 class Interruption(_Part):
-    """One cut of playout; ``action`` is ``truncate``, ``delete`` or ``none``."""
+    """One interruption of playout; ``action`` is ``truncate``, ``delete`` or ``none``."""
 
     at_ms: float
     trigger: str
@@ -58,7 +58,7 @@ class DigitRun(_Part):
 
 
 class Spread(_Part):
-    """Least, mean and most of what was measured."""
+    """Minimum, mean and maximum of a measurement."""
 
     min: float
     mean: float
@@ -85,7 +85,7 @@ class Quality(_Part):
 
 
 class Cost(_Part):
-    """What the server told, priced; ``total`` is None when something has no price."""
+    """Cost of a call; ``total`` is None when something has no price."""
 
     currency: str = ""
     total: float | None = None
@@ -98,7 +98,7 @@ class Cost(_Part):
 
 
 class Said(_Part):
-    """What one side said, as transcribed; ``item_id`` names the answer or the turn."""
+    """A transcribed utterance; ``item_id`` is that of the answer or turn."""
 
     at_ms: float = 0.0
     who: str = ""
@@ -117,7 +117,7 @@ class EndingFacts(_Part):
 
 
 class Entry(BaseModel):
-    """One event of the timeline; what belongs to the event only is in ``extra``."""
+    """One event of the timeline; fields of its own are in ``extra``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -126,7 +126,7 @@ class Entry(BaseModel):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The event's own fields."""
+        """Fields of this kind of event."""
         return self.model_extra or {}
 
     def text(self, key: str) -> str:
@@ -136,7 +136,7 @@ class Entry(BaseModel):
 
 
 class Record(_Part):
-    """One call, as its file says."""
+    """The record of one call, as far as the timeline uses it."""
 
     call_id: str
     sip_call_id: str = ""
@@ -162,13 +162,13 @@ class Record(_Part):
 
     @property
     def end_ms(self) -> float:
-        """The last moment that the record knows of."""
+        """Time of the last event or of the end, whichever is later (ms)."""
         last = max((entry.t_ms for entry in self.timeline), default=0.0)
         return max(last, self.times_ms.end or 0.0)
 
     @property
     def length_ms(self) -> float:
-        """When the call was over; the last words of a Live session come after that."""
+        """Time of the call's end (ms); the last words of a Live session come later."""
         return self.end_ms if self.times_ms.end is None else self.times_ms.end
 
 
@@ -255,7 +255,7 @@ class CallerTurn:
 
 @dataclass(slots=True)
 class Story:
-    """A call's turns and marks, each list in order of time."""
+    """Turns, keys and other events of a call, each list in order of time."""
 
     record: Record
     agent: list[AgentTurn] = field(default_factory=list)
@@ -294,6 +294,7 @@ _LANES = frozenset(
 
 
 def tell(record: Record) -> Story:
+    """Return the turns, keys and other events of a record."""
     story = Story(record)
     end = record.length_ms
     # Words of a Live session come seconds later, in another turn or after the call: the transcript
@@ -355,7 +356,7 @@ def tell(record: Record) -> Story:
 
 
 def _goes_on(story: Story, item: str, at_ms: float) -> AgentTurn | None:
-    """The answer that sounds again after a hole in it, if this is one."""
+    """Return the last answer, where ``item`` continues it after a gap of at most ``HOLE_MS``."""
     last = story.agent[-1] if story.agent else None
     if last is None or last.item_id != item or at_ms - last.to_ms > HOLE_MS:
         return None
@@ -363,7 +364,7 @@ def _goes_on(story: Story, item: str, at_ms: float) -> AgentTurn | None:
 
 
 def _delay(story: Story, listening: CallerTurn | None, at_ms: float) -> tuple[float | None, str]:
-    """The delay of an answer that begins now, and after what."""
+    """Return the delay (ms) of an answer that begins at ``at_ms``, and what it follows."""
     if listening is not None:
         return None, ""
     moments = [(turn.to_ms, CALLERS_TURN) for turn in story.caller if not turn.open]
@@ -427,7 +428,7 @@ class Sound:
         return at
 
     def spans(self, peaks: NDArray[np.float32]) -> list[tuple[float, float]]:
-        """Stretches of sound of a channel, ms since the INVITE."""
+        """Return begin and end of each stretch of sound of a channel (ms since the INVITE)."""
         loud = np.flatnonzero(peaks > 10 ** (LOUD_DBFS / 20))
         found: list[list[float]] = []
         for index in loud:
@@ -459,7 +460,7 @@ def read_sound(file: Path, at_ms: float) -> Sound:
 
 
 def replies(story: Story, sound: Sound) -> list[Reply]:
-    """The delay of each answer to speech, measured in the recording."""
+    """Return the delay of each answer to speech, measured in the recording."""
     callers, agents = sound.spans(sound.caller), sound.spans(sound.agent)
     found: list[Reply] = []
     for turn in story.agent:
@@ -476,7 +477,7 @@ def replies(story: Story, sound: Sound) -> list[Reply]:
 
 
 def began_speaking(sound: Sound, cut_ms: float) -> float | None:
-    """When the caller's sound began that cut playback at ``cut_ms``; None when there was none."""
+    """Return when the caller's sound began that interrupted playout at ``cut_ms``; None if none."""
     for first, last in sound.spans(sound.caller):
         if first <= cut_ms <= last + _GAP_MS:
             return first
