@@ -35,17 +35,13 @@ from gateway.realtime.events import AudioDelta, UpdateSession
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
 
-_FOR_RULES = (
-    *(inputs.ApprovalResult, inputs.ContentChecked, inputs.SoundHeard, inputs.CallerSounds),
-    *(inputs.BeepHeard, inputs.LineQuality, inputs.CallerLevel),
-)
-
 MachineInput = inputs.Input | Prepared
 """What a call's machine takes."""
 
 
 class LegEvents:
-    """Handles what the SIP leg reports: ringing, media, ACK, hold, DTMF, RTP. Methods take s."""
+    """Handles the inputs of the SIP leg. Handlers take the time (s) and return outputs, in
+    order."""
 
     def __init__(self, call: CallContext, session: SessionEvents) -> None:
         self._call = call
@@ -53,13 +49,20 @@ class LegEvents:
         self._listening_early = False
 
     def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
+        """Return the log line ``ringing`` for the first provisional response (180, 183) of a
+        callee."""
         if self._call.state is not State.DIALLING or self._call.record.times.ringing is not None:
             return []
         self._call.record.times.ringing = self._call.timeline.ms(now)
         return [self._call.timeline.note(now, "ringing", "info", code=input.code)]
 
     def on_media_up(self, input: inputs.MediaUp, now: float) -> list[outputs.Output]:
-        """Listen to early media of an outbound call; note a codec that has changed."""
+        """Handle media that is up, for the first time or after a re-INVITE.
+
+        While the callee of a placed call rings, the session begins to hear early media
+        (``StartMedia`` without playout), where the route wants that. Otherwise a codec that has
+        changed is logged.
+        """
         leg = self._call.record.leg
         if self._call.state is State.DIALLING and self._call.plan.outbound is not None:
             leg.codec = input.codec.value  # the callee's choice of those that were offered
@@ -77,7 +80,12 @@ class LegEvents:
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def on_confirmed(self, _input: inputs.Confirmed, now: float) -> list[outputs.Output]:
-        """Start timers and greeting: the ACK came, and the call is up."""
+        """Handle the ACK of our 200, or the callee's 200: the call is up.
+
+        Starts the timers of the call. Returns ``StartMedia``, a recording that is due, and the
+        request for a greeting that has waited for the ACK. Of a call that is answered before the
+        model is ready (``answer.mode = "immediate"``), only the ACK is noted.
+        """
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
             self._call.record.times.confirmed = self._call.timeline.ms(now)
             self._call.timers.confirmed(now, held=self._call.held)
@@ -100,7 +108,11 @@ class LegEvents:
         return todo + self._session.confirmed(now)
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
-        """Hold or resume: playout stands still, and the session hears what the route says."""
+        """Handle a hold or resume by the caller's re-INVITE (RFC 3264 section 8.4).
+
+        Stops or restarts the RTP timeout, tells the model, and opens another session where one was
+        closed during the hold.
+        """
         media_is_up = self._call.live or self._call.state is State.CONNECTING
         if not media_is_up or input.held is self._call.held:
             return []
@@ -114,7 +126,8 @@ class LegEvents:
         return [note, *self._call.conversation.control.add_message(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
-        """Hand a DTMF digit to the conversation."""
+        """Handle a DTMF digit: transfer a caller who presses the key of ``[route.escape]``, else
+        hand it to the conversation. Ignored while there is no session and none is being opened."""
         call = self._call
         if self._session.may_escape and call.conversation.escape.is_escape_key(input.digit):
             return self._session.escape_to_human("key", now)
@@ -123,7 +136,8 @@ class LegEvents:
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
     def on_rtp(self, input: inputs.RtpStats, now: float) -> list[outputs.Output]:
-        """Feed the RTP timeout with the count of packets."""
+        """Restart the RTP timeout where packets have come since the last count. Returns no
+        output."""
         confirmed = self._call.record.times.confirmed is not None
         if not self._call.held and confirmed and self._call.state is not State.ENDING:
             self._call.timers.packets(input.packets, now, expected=input.expected)
@@ -131,12 +145,13 @@ class LegEvents:
 
 
 class CallMachine:
-    """Decides for one inbound or outbound call.
+    """State machine of one inbound or outbound call: takes inputs, returns outputs.
 
     Args:
-        plan: the settings of its route.
+        plan: settings of its route.
         record: filled in as the call goes on.
         now: time of the INVITE (s); every ``now`` is of the same monotonic clock.
+        playout: queue of frames to the caller, which barge-in flushes.
     """
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
@@ -144,7 +159,7 @@ class CallMachine:
         record.metadata = dict(plan.metadata)
         record.disposition = record.disposition or plan.tools.disposition.default
         self._ending: Ending | None = None
-        self._hold = (False, False)
+        self._hold = outputs.Hold(held=False, silent=False)
         self._end_at: float | None = None
         self._post_call: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
@@ -156,6 +171,7 @@ class CallMachine:
         times = conversation.response_times
         self._playback, self._silence = conversation.control.playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
+            # What is not here is for the rules of the conversation only.
             inputs.SessionReady: session.on_session_ready,
             inputs.SessionFailed: session.on_session_failed,
             inputs.SessionClosed: session.on_session_closed,
@@ -170,7 +186,6 @@ class CallMachine:
             inputs.ToolDone: session.on_tool_done,
             inputs.ToolRequest: session.on_tool_request,
             **dict.fromkeys(get_args(inputs.TransferEvent), self._on_transfer),
-            **dict.fromkeys(_FOR_RULES, lambda _input, _now: []),
             inputs.CallerHeard: lambda input, _now: times.on_caller_heard(input),
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
@@ -180,7 +195,7 @@ class CallMachine:
             inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,
             inputs.LegEnded: self._on_leg_ended,
-            inputs.PlayoutStarted: self._on_playout_started,
+            inputs.PlayoutStarted: lambda _input, now: conversation.on_playout_started(now),
             inputs.PlayoutDrained: lambda _input, now: conversation.on_playout_drained(now),
             inputs.PlayoutRefused: lambda it, now: conversation.on_playout_refused(it.frames, now),
             inputs.Tick: self._on_tick,
@@ -191,14 +206,16 @@ class CallMachine:
 
     @property
     def state(self) -> State:
+        """State of the call."""
         return self._call.state
 
-    @property
-    def record(self) -> CallRecord:
-        return self._call.record
-
     def start(self, now: float) -> list[outputs.Output]:
-        """Ring and open a session; for an outbound call, open it before dialling."""
+        """Return the outputs that begin the call; call this once, before :meth:`handle`.
+
+        ``OpenSession`` with ``Ring``, ``Progress`` or ``Answer`` for an inbound call;
+        ``OpenSession`` alone for an outbound one, which is dialled when the session is ready. Where
+        the server is known to be down, the first fallback step.
+        """
         opening = self._session.failover.open_again()
         if self._call.plan.outbound is not None:
             return [self._call.timeline.note(now, "data_lookup", "info"), opening]
@@ -209,7 +226,12 @@ class CallMachine:
         return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
-        """Return the frames to queue of a delta that follows on another; None: it is an input."""
+        """Return the frames to queue for an audio delta that directly follows one of the same
+        content part.
+
+        A short way for the fifty deltas a second of a response. None where the delta is to go
+        through :meth:`handle`: something else has happened since, or it is silence.
+        """
         if event.part != self._flowing or event.silent:
             return None
         self._silence.on_event()
@@ -217,7 +239,12 @@ class CallMachine:
         return self._playback.queue_audio(event)
 
     def handle(self, input: MachineInput, now: float) -> list[outputs.Output]:
-        """Take an input that came at ``now`` (s); return what to do, in order."""
+        """Take an input that came at ``now`` (s) and return the outputs to execute, in order.
+
+        After the handler of the input, the rules of the conversation and everything that waits are
+        given their turn. Commands to a session that is not up are left out. Nothing is returned
+        once the call is finished.
+        """
         if type(input) is inputs.RtpStats:  # once a second, and audio goes on meanwhile
             return self._handlers[inputs.RtpStats](input, now)
         conversation = self._call.conversation
@@ -226,7 +253,7 @@ class CallMachine:
         if self._call.state is State.FINISHED:
             return []
         if isinstance(input, Prepared):
-            return [] if self._post_call is not None else self._on_prepared(input, now)
+            return [] if self._post_call is not None else self._call.complete_plan(input, now)
         if self._post_call is not None and type(input) is not inputs.InternalError:
             return self._wait_for_post_call(self._post_call, input, now)
         if type(input) in (inputs.ServerEventReceived, inputs.ServerErrorReceived):
@@ -235,7 +262,8 @@ class CallMachine:
             event = conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
-        todo = self._handlers[type(input)](input, now)
+        handler = self._handlers.get(type(input))
+        todo = [] if handler is None else handler(input, now)
         only_queued = [type(output) for output in todo] == [outputs.Play]
         if type(event) is AudioDelta and only_queued and not self._session.failover.old_audio_plays:
             self._flowing = event.part
@@ -288,7 +316,8 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _after_input(self, now: float) -> list[outputs.Output]:
-        """Return what follows for the call from what has just happened in its conversation."""
+        """Start what has waited for this input: a hand-over, a fallback step, ``Hold``, the end of
+        the call."""
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
@@ -307,45 +336,34 @@ class CallMachine:
             why, detail = lost
         if why is not None:
             return todo + self._end_call(why, now, detail)
-        hold = (
-            self._call.held or conversation.call_actions.audio_suspended,
-            self._call.held and self._call.plan.silence_on_hold,
-        )
+        audio_held = self._call.held or conversation.call_actions.audio_suspended
+        hold = outputs.Hold(audio_held, self._call.held and self._call.plan.silence_on_hold)
         if hold != self._hold:
             self._hold = hold
-            todo.append(outputs.Hold(*hold))
+            todo.append(hold)
         return todo
 
-    def _on_prepared(self, input: Prepared, now: float) -> list[outputs.Output]:
-        """Take the plan that was completed with fetched data."""
-        self._call.plan = input.plan
-        self._call.record.metadata = dict(input.plan.metadata)
-        self._call.conversation.prepare(input.plan)
-        # The log has its line from who fetched it.
-        if input.ms is not None:
-            failed = {"failed": input.failure} if input.failure else {}
-            self._call.timeline.mark(now, "data", ms=input.ms, **failed)
-        if input.history is not None:
-            self._call.timeline.mark(now, "caller_history", **input.history)
-        return []
-
     def _on_event(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:
-        """Hand an event to the conversation, while the session is up."""
+        """Hand a server event to the conversation; ignored while no session is up."""
         if not self._call.session_up:
             return []
         return self._call.conversation.on_event(input.event, now, input.command)
 
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
+        """Hand REFER progress, an event of the B-leg or of an interpreter to the transfer, and
+        return its outputs; ignored unless the call is live."""
+        conversation = self._call.conversation
         if isinstance(input, inputs.InterpreterEvent):
-            self._call.conversation.transcript.on_interpreter_event(input, now)
-        return (
-            self._call.conversation.call_actions.on_transfer_event(input, now)
-            if self._call.live
-            else []
-        )
+            conversation.transcript.on_interpreter_event(input, now)
+        return conversation.call_actions.on_transfer_event(input, now) if self._call.live else []
 
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
-        """End the call with its leg; a BYE may complete a transfer."""
+        """Handle the end of the SIP dialog (BYE, CANCEL, failure or timeout): end the call, or
+        finish it where it was ending.
+
+        A BYE may mean that the caller's side has carried out our REFER; then the call ends as
+        transferred.
+        """
         if self._ending is not None:
             return self._finish(now)
         # First of all, what was heard.
@@ -361,14 +379,9 @@ class CallMachine:
             why = why_leg_ended(input.code, input.method, local=input.local, talked=talked)
         return todo + self._end_call(why, now, outcome, reason=input.reason_header, leg_over=True)
 
-    def _on_playout_started(self, _input: inputs.Input, now: float) -> list[outputs.Output]:
-        """Note that the caller hears the model, the first time in the record, too."""
-        if self._call.record.times.first_audio is None:
-            self._call.record.times.first_audio = self._call.timeline.ms(now)
-        return self._call.conversation.on_playout_started(now)
-
     def _on_tick(self, _input: inputs.Tick, now: float) -> list[outputs.Output]:
-        """Act on all deadlines that have come."""
+        """Act on every deadline that has come: timers of the call (ACK, ringing, RTP, maximum
+        duration), the answer, failover, hand-over, and those of the conversation."""
         if self._call.state is State.ENDING:
             if self._end_at is not None and now >= self._end_at:
                 return [self._call.timeline.note(now, "leg_timeout", "error"), *self._finish(now)]
@@ -395,7 +408,17 @@ class CallMachine:
         code: int = 0,
         step: FallbackStep | None = None,
     ) -> list[outputs.Output]:
-        """End the call, once: tell the leg, close the session, record the ending."""
+        """Decide the ending of the call, once, and return ``HangUp`` (BYE) or ``Reject`` for the
+        leg and ``CloseSession``, unless post-call analysis still needs the session.
+
+        Args:
+            why: reason, from which SIP code, Reason header and who ended it follow.
+            detail: text for the record.
+            reason: Reason header of the peer's BYE or CANCEL.
+            leg_over: the dialog is over already, so the call is finished too.
+            code: SIP code of the callee's final response to a placed call.
+            step: fallback step that says how an unanswered call is rejected (486, 302).
+        """
         if self._ending is not None:
             return []
         if why in (EndReason.CANCELLED, EndReason.OVER_CAPACITY):
@@ -442,7 +465,8 @@ class CallMachine:
     def _wait_for_post_call(
         self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
-        """Wait for the post-call responses; the call is over for the caller."""
+        """Hand an input to the post-call analysis, while it goes on after the call; close the
+        session once it is complete."""
         todo = after.on(input, now)
         if not after.is_complete(now):
             return todo
@@ -451,7 +475,8 @@ class CallMachine:
         return todo + self._finish(now) if after.leg_over else todo
 
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
-        """End the call after an exception; at once where ending it may be what failed."""
+        """Handle an exception in our own code: end the call. In a call that is ending already,
+        close session and leg without deciding anything."""
         self._post_call = None
         if self._call.state is not State.ENDING:
             return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)
@@ -461,7 +486,8 @@ class CallMachine:
         return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
 
     def _finish(self, now: float) -> list[outputs.Output]:
-        """Complete the record, once leg and session are over."""
+        """Complete the record with the ending, once leg and session are over. Returns the log line
+        ``end`` and ``Finished``."""
         assert self._ending is not None
         self._call.state = State.FINISHED
         record, ending, ended_ms = self._call.record, self._ending, self._ended_ms

@@ -14,7 +14,7 @@ from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.playback import Playout
 from gateway.call.failover import Failover, Handover, seed_commands
 from gateway.call.outputs import Output
-from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
+from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan, Prepared
 from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
@@ -22,7 +22,7 @@ from gateway.realtime.events import CreateResponse
 
 
 class State(Enum):
-    """State of a call."""
+    """State of a call, in the order in which they are passed through."""
 
     CONNECTING = auto()
     """The session is being set up; 180 is sent, or the outbound call not dialed yet."""
@@ -39,7 +39,7 @@ class State(Enum):
 
 
 class CallContext:
-    """State and components of one call, shared by the state machine and its handlers."""
+    """State and components of one call, shared by the machine and its handlers."""
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
         self.state = State.CONNECTING
@@ -65,9 +65,23 @@ class CallContext:
         """Return whether the call is live and not bridged."""
         return self.state in (State.ANSWERED, State.TALKING)
 
+    def complete_plan(self, input: Prepared, now: float) -> list[Output]:
+        """Replace the plan by the one whose texts have the fetched data in them (``[route.data]``,
+        caller history), and mark the timeline. Returns no output."""
+        self.plan = input.plan
+        self.record.metadata = dict(input.plan.metadata)
+        self.conversation.prepare(input.plan)
+        # The log has its line from who fetched it.
+        if input.ms is not None:
+            failed = {"failed": input.failure} if input.failure else {}
+            self.timeline.mark(now, "data", ms=input.ms, **failed)
+        if input.history is not None:
+            self.timeline.mark(now, "caller_history", **input.history)
+        return []
+
 
 class End(Protocol):
-    """Ends the call, once; ``step`` may say how an unanswered call is rejected."""
+    """Signature of ``CallMachine._end_call`` as far as it is needed here: ends the call, once."""
 
     def __call__(
         self, why: EndReason, now: float, detail: str = "", *, step: FallbackStep | None = None
@@ -75,7 +89,14 @@ class End(Protocol):
 
 
 class SessionEvents:
-    """Handles what the realtime sessions report. Methods take the time (s)."""
+    """Handles the inputs of the realtime sessions: set-up, loss, errors, hand-over, tools, budget.
+
+    Each handler takes its input and the time (s), and returns the outputs to execute. Failover and
+    hand-over replace a session; this class answers or dials when one is ready.
+
+    Args:
+        end: ends the call.
+    """
 
     def __init__(self, call: CallContext, end: End) -> None:
         self._call = call
@@ -100,7 +121,8 @@ class SessionEvents:
         """A response was due when the session was lost, and is requested again."""
 
     def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
-        """Take the fallback steps at once: the server is known to be down."""
+        """Begin a call whose server is known to be down: ring, and take the first fallback step;
+        without any, end the call (503)."""
         if not self._has_fallback:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
@@ -111,8 +133,8 @@ class SessionEvents:
         return [*begun, *self.answered_for_fallback(todo, now)]
 
     def held(self, held: bool, now: float) -> list[outputs.Output]:
-        """Note that the caller has put us on hold, or is back; a session that was closed meanwhile
-        is replaced by one that is told the conversation."""
+        """Handle a hold by the caller: set the time at which a session that is billed by time is
+        closed (``hold.release_after``). Back from hold, open another where it was closed."""
         control = self._call.conversation.control
         after = self._call.plan.tools.hold.release_after
         self._release_at = None
@@ -124,7 +146,8 @@ class SessionEvents:
         return [self.failover.open_again()]
 
     def tick(self, now: float) -> list[outputs.Output]:
-        """Close the session of a call that has been on hold for long enough."""
+        """Close the session of a caller who has had us on hold for ``hold.release_after``
+        seconds."""
         if self._release_at is None or now < self._release_at:
             return []
         self._release_at = None
@@ -139,10 +162,15 @@ class SessionEvents:
 
     @property
     def deadline(self) -> float | None:
+        """When the session of a held call is to be closed (s); None while it is not."""
         return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
-        """Answer, dial, or go on after a failover: the model is ready."""
+        """Handle ``session.updated``: return ``Answer`` for an inbound call, ``Dial`` for an
+        outbound one.
+
+        After a failover or a hold, seed the new session with the conversation and go on.
+        """
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
@@ -169,7 +197,8 @@ class SessionEvents:
         return [*recovered, note, *answer]
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
-        """Go on with the session that a fallback step opened."""
+        """Go on in a call that is up with the session that a fallback step has opened, or that
+        follows a hold; request the greeting or the response that the caller still waits for."""
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
         self.handover.on_session_up(input.seconds_left, now)
@@ -190,22 +219,25 @@ class SessionEvents:
         return todo + (control.request_response(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
+        """Keep a standby session that is ready, for a hand-over in the next pause. Returns no
+        output."""
         self.handover.on_standby_ready(input, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
-        """Try another standby session later, while a session is up."""
+        """Log a standby session that failed, and plan another; ignored while no session is up."""
         return self.handover.on_standby_failed(input.detail, now) if self._call.session_up else []
 
     def request_greeting(self, now: float) -> list[outputs.Output]:
-        """Request the greeting; of a source that is not trusted, not before the ACK."""
+        """Return the request for the greeting (``response.create``). For a source that is not
+        trusted nothing is requested before the ACK, so that a forged INVITE costs no response."""
         if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
             return []
         self._greeting_requested = True
         return self._call.conversation.open(now)
 
     def confirmed(self, now: float) -> list[outputs.Output]:
-        """Request the greeting if it waited for the ACK."""
+        """Return the request for a greeting that has waited for the ACK."""
         return (
             self.request_greeting(now)
             if self._call.session_up and not self._greeting_requested
@@ -213,7 +245,8 @@ class SessionEvents:
         )
 
     def answer(self, now: float) -> list[outputs.Output]:
-        """Answer the call, since the model is ready, and request the greeting."""
+        """Return ``Answer`` (200 OK), since the model is ready, and the request for the greeting;
+        of a call that was answered before, ``StartMedia`` in place of ``Answer``."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -226,7 +259,8 @@ class SessionEvents:
         return todo + self.request_greeting(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
-        """Answer the call for a fallback step that needs that, without a session."""
+        """Answer a call without a session, since its fallback step (announcement, transfer) needs
+        that."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -238,7 +272,7 @@ class SessionEvents:
         return todo
 
     def give_up(self, now: float) -> list[outputs.Output]:
-        """End the call: no fallback step is left."""
+        """End the call as the last fallback step says."""
         over = self.failover.over
         assert over is not None
         return self._end(over.why, now, over.detail, step=over.step)
@@ -246,7 +280,7 @@ class SessionEvents:
     def _dial(
         self, up: inputs.SessionReady, plan: OutboundPlan, now: float
     ) -> list[outputs.Output]:
-        """Dial, since the model is ready."""
+        """Return ``Dial``: the session of an outbound call is ready. Starts the ring timeout."""
         self._call.state = State.DIALLING
         self._call.timers.dialling(now, plan.ring_timeout)
         self._call.record.session.session_id = up.session_id
@@ -259,13 +293,19 @@ class SessionEvents:
 
     @property
     def may_escape(self) -> bool:
-        """Return whether the caller may escape to a human now, in any state of the session."""
+        """Whether a key or phrase may take the caller to a human now: the call is answered, and not
+        joined with another leg, unless through an interpreter."""
         early = self._call.state is State.CONNECTING and self._call.opening.confirmed
         interpreted = self._call.conversation.call_actions.interpreted
         return early or interpreted or self._call.state is State.TALKING
 
     def escape_to_human(self, by: str, now: float) -> list[outputs.Output]:
-        """Transfer the caller to a human, with or without a session."""
+        """Transfer the caller to the first destination of ``[route.escape]``, with or without a
+        session.
+
+        Args:
+            by: key or word, for the log.
+        """
         todo: list[outputs.Output] = []
         if not self._call.session_up:
             # There is nobody to come back to.
@@ -283,7 +323,8 @@ class SessionEvents:
         return todo + self._call.conversation.escape.begin(by, now)
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
-        """Try the next fallback step, or end the call: no session could be set up."""
+        """Handle a session that could not be set up: try again or take the next fallback step;
+        without any, end the call (503)."""
         fatal = input.verdict.kind is Kind.FATAL
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
@@ -302,17 +343,16 @@ class SessionEvents:
         )
 
     def answered_for_fallback(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
-        """Add the answer that a fallback step needs."""
+        """Return ``todo``, followed by the answer to the call where the fallback step waits for
+        that."""
         if self.failover.wants_answer and self._call.state is State.CONNECTING:
             todo = todo + self._answer_for_fallback(now)
         return todo
 
     @property
     def _has_fallback(self) -> bool:
-        """Return whether a fallback step may replace a session.
-
-        A call that we place and that nobody has answered yet just ends.
-        """
+        """Whether a fallback step may replace a session: the route has steps, the conversation is
+        not being ended, and it is no placed call that rings."""
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
             self._call.conversation.control.termination is not None
@@ -321,7 +361,11 @@ class SessionEvents:
         return bool(self._call.plan.server.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
-        """Play out a session that closed normally; replace one that was lost."""
+        """Handle the close of the session's WebSocket.
+
+        After a normal close (1000) the queued audio is played out and the call ends; otherwise a
+        standby session is promoted, or the fallback steps are taken.
+        """
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
         if given_up or self._call.state in (State.ENDING, State.BRIDGED):
@@ -339,14 +383,20 @@ class SessionEvents:
         return self._lost(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
-        """Act on a response that is due and brings neither audio nor a tool call for too long."""
+        """Handle a response that is due and brings neither audio nor a tool call within
+        ``silence.timeout``: replace the session, or without fallback steps request it again.
+
+        Args:
+            rule: name of the silence, such as ``response_not_created``.
+        """
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.timeout:g} s"
         return self._lost(EndReason.SESSION_SILENT, now, detail)
 
     def _lost(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
-        """Take the fallback steps for a session that is lost, or end the call."""
+        """Take the fallback steps for a session that is lost; without any, end the call. During a
+        transfer only note the loss: it matters if the caller comes back."""
         if (
             self._call.state is not State.BRIDGED
             and not self._call.conversation.call_actions.underway
@@ -369,7 +419,9 @@ class SessionEvents:
         return [note, outputs.CloseSession(1000, why.value), *briefed]
 
     def on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
-        """Close what listens to a bridged call whose budget is spent, or interprets in it."""
+        """Close the session that listens to a bridged call, or interprets in it, when a budget is
+        spent; the legs stay joined. Other calls are handled by the rule
+        :class:`gateway.call.rules.cost_control.Budget`."""
         if self._call.state is not State.BRIDGED or not input.spent:
             return []
         interpreted = self._call.conversation.call_actions.interpreted
@@ -385,7 +437,8 @@ class SessionEvents:
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
     ) -> list[outputs.Output]:
-        """Hand an error to the conversation; replace the session if that ends it."""
+        """Handle an ``error`` event of the session: hand it to the conversation, and replace the
+        session where the error is fatal."""
         if not self._call.session_up:
             return []
         todo = self._call.conversation.on_error(input.error, input.command, now)
@@ -395,7 +448,8 @@ class SessionEvents:
         return todo
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
-        """Close the session of a bridged call, or let it listen."""
+        """Handle caller and B-leg that have been joined: close the session, or have it listen
+        (``transfer.listen``)."""
         self._call.state = State.BRIDGED
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.on_bridged(now)
@@ -408,13 +462,15 @@ class SessionEvents:
         return [*todo, outputs.CloseSession(1000, "bridged")]
 
     def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
-        """Hand the result of a function to the conversation."""
+        """Hand the result of a tool function to the conversation, which sends it to the model;
+        dropped where no session is up or being replaced."""
         if not (self._call.session_up or self.failover.active):
             return []
         return self._call.conversation.on_tool_done(input.call_id, input.output, now)
 
     def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
-        """Carry out a command of a function or an operator, or reject it."""
+        """Carry out a command of a tool function, operator or application; reject it where no
+        session is up. Recording and disposition need none."""
         if isinstance(input.command, RecordCall) and self._call.live:
             return record_call(input.command, self._call.conversation.control, now)
         if isinstance(input.command, SetDisposition):

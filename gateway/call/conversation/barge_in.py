@@ -39,10 +39,16 @@ STOP = "Stop speaking now. What you were saying was cut off; do not go on with i
 def interrupt(
     control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
 ) -> list[Output]:
-    """Stop playing at once, tell the server what was heard, and take a goodbye back.
+    """Stop playout at once, drop the rest of the running responses, and tell the server what was
+    heard.
+
+    A hang-up after a goodbye and an action that has not begun are cancelled, and their tool calls
+    answered. Returns ``Send`` of ``conversation.item.truncate`` or ``.delete``, tool outputs, log
+    lines, and ``response.cancel``.
 
     Args:
-        cancel: cancel the running responses too; False where the server does so by itself.
+        trigger: for log and record: speech, digit, guard, machine and others.
+        cancel: send ``response.cancel``; False where the server cancels by itself.
     """
     outputs: list[Output] = []
     unanswered = control.hangup_after_playout.cancel()
@@ -64,7 +70,8 @@ def interrupt(
 def drop_response(
     control: ConversationControl, response_id: str, trigger: str, now: float
 ) -> list[Output]:
-    """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
+    """Keep one response from the caller: interrupt playout where its audio is queued, else drop its
+    audio and send ``response.cancel``."""
     if control.playback.is_queued(response_id):
         return interrupt(control, trigger, now)
     if control.playback.was_interrupted(response_id):
@@ -74,7 +81,8 @@ def drop_response(
 
 
 def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
-    """Cancel responses; tell a model whose responses cannot be cancelled to stop."""
+    """Return ``response.cancel`` for each response; for a model that has no such command, a message
+    to stop."""
     if control.capabilities.cancel:
         return [Send(CancelResponse(one)) for one in responses]
     return control.add_message(STOP) if responses else []
@@ -82,7 +90,8 @@ def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
 
 @dataclass(slots=True)
 class _Turn:
-    """One stretch of the caller's speech."""
+    """One stretch of the caller's speech, from ``speech_started`` to the decision whether it
+    interrupts."""
 
     item_id: str
     start_ms: int | None
@@ -96,7 +105,11 @@ class _Turn:
 
 
 class Interruptions:
-    """Decides about barge-in. Every method takes the time (s) and returns outputs."""
+    """Decides whether the caller's speech or DTMF digit interrupts the agent (barge-in).
+
+    Methods that take the time (s) return the outputs of the decision. Where the gateway decides
+    (``InterruptionPlan.by_gateway``), it also requests the responses to the turns.
+    """
 
     def __init__(self, control: ConversationControl) -> None:
         self._control = control
@@ -113,14 +126,19 @@ class Interruptions:
     # ---- the agent
 
     def on_request_replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
-        """Note that another request takes the place of a refused one."""
+        """Keep the protection of greeting and disclosure for the request ``by`` that is sent in
+        place of the refused ``asked``."""
         if by is not None and asked is self.greeting:
             self.greeting = by
         if by is not None and asked is self.disclosure:
             self.disclosure = by
 
     def on_response_created(self, response_id: str, asked: CreateResponse | None) -> None:
-        """Note that a response runs; ``asked`` is our request for it, if it was ours."""
+        """Handle ``response.created``: protect greeting and disclosure from interruption.
+
+        Args:
+            asked: our request that it answers; None for the server's own.
+        """
         # Of what was protected before, only that is of interest which is still to be heard.
         self._protected = {one for one in self._protected if self._control.playback.is_queued(one)}
         if asked is None:
@@ -130,7 +148,8 @@ class Interruptions:
             self._protected.add(response_id)
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:
-        """Protect a response whose words match a pattern that must not be interrupted."""
+        """Handle a transcript delta: protect a response whose words match
+        ``uninterruptible_patterns``."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words
@@ -141,7 +160,7 @@ class Interruptions:
 
     @property
     def protected(self) -> bool:
-        """Return whether what is being said must not be interrupted."""
+        """Whether what is being said, or about to be, must not be interrupted."""
         control = self._control
         return any(
             one in control.responses.running
@@ -150,21 +169,23 @@ class Interruptions:
         )
 
     def on_collision(self, asked: CreateResponse | None) -> None:
-        """Note that a request collided with a running response."""
+        """Drop the protection of a greeting whose request collided with a running response."""
         if asked is self.greeting:
             self._protected.clear()
 
     # ---- the caller
 
     def on_digit(self, now: float) -> list[Output]:
-        """Interrupt because of a DTMF digit, if the route wants that."""
+        """Interrupt the agent because of a DTMF digit, where ``dtmf.interrupt`` is set and nothing
+        protected is said."""
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
         return [*interrupt(control, "digit", now), *self._resume()]
 
     def on_speech_started(self, event: SpeechStarted, now: float) -> list[Output]:
-        """Interrupt or pause on ``input_audio_buffer.speech_started``."""
+        """Handle ``input_audio_buffer.speech_started``: interrupt at once, pause playout until it
+        is known whether this interrupts (mode ``adaptive``), or let the agent go on."""
         control = self._control
         note = control.timeline.note
         if not control.capabilities.turn_events:
@@ -191,8 +212,8 @@ class Interruptions:
         return outputs
 
     def on_speech_stopped(self, event: SpeechStopped, now: float) -> list[Output]:
-        """Decide about a turn that is over by its length, or as nobody transcribes it; else wait
-        for its transcript."""
+        """Handle ``speech_stopped`` while playout is paused: resume it after speech shorter than
+        ``min_speech_ms``, interrupt where nobody transcribes, else wait for the transcript."""
         turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []
@@ -208,7 +229,8 @@ class Interruptions:
         return []
 
     def on_transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
-        """Interrupt by a turn that waited for its transcript, unless it is only backchannel."""
+        """Handle the transcript of a turn for which playout is paused: resume after a backchannel
+        ("mhm"), else interrupt."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []
@@ -220,7 +242,8 @@ class Interruptions:
         return self._interrupt(turn, now)
 
     def on_committed(self, event: InputCommitted, now: float) -> list[Output]:
-        """Request a response to a turn that has become an item, unless it is undecided."""
+        """Handle ``input_audio_buffer.committed``: where the gateway interrupts, request a response
+        to the turn, or delete the item of a false interruption."""
         turn = self._turn_of(event.item_id)
         if turn is None:
             return []
@@ -228,26 +251,29 @@ class Interruptions:
         return [] if turn.undecided else self._answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Interrupt for turns that last too long, or whose transcript does not come."""
+        """Interrupt for turns that last longer than ``force_interrupt_ms``, or whose transcript is
+        late."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
         return [output for turn in late for output in self._interrupt(turn, now)]
 
     @property
     def deadline(self) -> float | None:
+        """When an undecided turn becomes an interruption (s); None while playout is not paused."""
         if not self._paused:
             return None
         due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]
         return min(due, default=None)
 
     def on_session_over(self) -> list[Output]:
-        """Resume playout, since the session that would decide is over."""
+        """Forget undecided turns and resume playout: the session that would decide is over."""
         self._turns.clear()
         return self._resume()
 
     # ---- what follows
 
     def _turn_of(self, item_id: str) -> _Turn | None:
-        """Return the turn of this item; some servers give no id, or another one than before."""
+        """Return the turn with this item id; where the server gives none, or another than at
+        ``speech_started``, the latest turn that is not committed. None without any."""
         turn = self._turns.get(item_id)
         if turn is not None:
             return turn
@@ -262,14 +288,22 @@ class Interruptions:
         return turn
 
     def _add_turn(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
-        """Add a turn of the caller; ``undecided``: whether it interrupts is not known yet."""
+        """Add a turn, and drop the oldest where there are ``MAX_TURNS``.
+
+        Args:
+            undecided: playout is paused until it is known whether the turn interrupts.
+        """
         if len(self._turns) >= MAX_TURNS:
             del self._turns[next(iter(self._turns))]
         turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, undecided)
         return turn
 
     def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:
-        """Resume playout where it was, and drop the turn."""
+        """Resume playout where it was paused, and mark the turn as not to be answered.
+
+        Args:
+            heard: length or words of the turn, for the log.
+        """
         turn.undecided, turn.deadline, turn.dropped = False, None, True
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
@@ -278,7 +312,7 @@ class Interruptions:
         return outputs + (self._answer(turn, now) if turn.committed else [])
 
     def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
-        """Interrupt the agent, and answer the turns that waited for the decision."""
+        """Interrupt the agent for a turn, and answer all turns that were undecided."""
         outputs = interrupt(self._control, "speech", now)
         outputs += self._resume()
         for one in tuple(self._turns.values()):
@@ -288,14 +322,14 @@ class Interruptions:
         return outputs
 
     def _answer(self, turn: _Turn, now: float) -> list[Output]:
-        """Request a response to a turn, or delete its item."""
+        """Request a response to a turn; for a false interruption, delete its item instead."""
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._control.request_response(CreateResponse(), now)
 
     def _resume(self) -> list[Output]:
-        """Resume playout, if it was paused."""
+        """Return ``Pause(False)`` where playout was paused."""
         was, self._paused = self._paused, False
         self._control.response_times.paused_at = None
         return [Pause(False)] if was else []

@@ -284,7 +284,10 @@ class Conversation:
         return self._keys.on_digit(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
-        """Note that the caller begins to hear a response."""
+        """Note that the caller begins to hear a response; the first time in the record, too."""
+        times = self._timeline.record.times
+        if times.first_audio is None:
+            times.first_audio = self._timeline.ms(now)
         self.response_times.on_playing(now)
         return self.control.playback.on_playout_started(now)
 

@@ -53,10 +53,12 @@ MAX_ENDPOINTING_SECONDS = 10.0
 
 
 class ResponseTimes:
-    """Measures how long the caller waits for each response, and when they began to interrupt.
+    """Measures how long the caller waits for each response, and how fast an interruption takes
+    effect.
 
-    A wait begins with ``speech_stopped`` (of a server without it, with the commit), and ends with
-    the first frame of model audio; speech before that begins it anew. Methods take the time (s).
+    A wait begins with ``speech_stopped`` (with ``input_audio_buffer.committed`` of a server without
+    it) and ends with the first frame of model audio; speech before that restarts it. Times are of
+    the machine's clock (s).
     """
 
     def __init__(self, timeline: CallTimeline) -> None:
@@ -72,22 +74,33 @@ class ResponseTimes:
         """Since when playout is paused because the caller may be interrupting (s)."""
 
     def on_caller_heard(self, input: CallerHeard) -> list[Output]:
-        """Keep when the caller was last loud: response times are measured from it."""
+        """Keep when the caller was last loud: waits are measured from there, not from the server's
+        later ``speech_stopped``. Returns no output."""
         self._heard = input
         return []
 
     def on_speech_started(self) -> None:
-        """Take ``speech_started``: the caller speaks."""
+        """Cancel the wait: the caller speaks (``speech_started``)."""
         self._over = self._first = None
 
     def on_turn_over(self, now: float, *, committed: bool = False) -> None:
-        """Begin the wait: the caller's turn is over. ``committed``: by its commit alone."""
+        """Begin a wait: the caller's turn is over.
+
+        Args:
+            committed: known by ``input_audio_buffer.committed``; ignored where the server sends
+                ``speech_stopped`` too.
+        """
         self._stops_told = self._stops_told or not committed
         if not (committed and self._stops_told):
             self._over, self._first = now, None
 
     def on_audio(self, now: float, *, speaking: bool) -> None:
-        """Note model audio; ``speaking``: other audio is being played, so nobody waits."""
+        """Note the first audio delta of the wait; cancel it where the caller hears other model
+        audio.
+
+        Args:
+            speaking: other model audio is being played.
+        """
         if self._over is None or self._first is not None:
             return
         self._first = now
@@ -95,7 +108,8 @@ class ResponseTimes:
             self.on_speech_started()
 
     def on_playing(self, now: float) -> None:
-        """End the wait: the first frame of the response was handed to RTP."""
+        """End the wait, and append a :class:`ResponseTime` to the record: the first frame was
+        handed to RTP."""
         if self._over is None or self._first is None:
             return
         over, first, heard = self._over, self._first, self._heard
@@ -115,14 +129,18 @@ class ResponseTimes:
             times.append(ResponseTime(at_ms, *(round(one, 1) for one in ms)))
 
     def interrupted_after(self, now: float) -> float | None:
-        """Return the ms from the caller's first loud packet until they heard nothing more, which is
-        now or the pause before; None where no packet is known."""
+        """Return the ms from the caller's first loud packet until they heard nothing more of the
+        agent: until ``now``, or until playout was paused before. None where no packet is known."""
         since, now = self._heard.since, self.paused_at or now
         return None if since is None else round(max(0.0, 1000 * (now - since)), 1)
 
 
 class ResponseQueue:
-    """Tracks running responses and their requests; holds back requests that would collide."""
+    """Requests for responses (``response.create``), sent one at a time, and the responses that run.
+
+    A request waits while a response runs or another request is unanswered. Methods that return a
+    request return the one to send now, or None.
+    """
 
     def __init__(self) -> None:
         self.given_up = 0
@@ -146,47 +164,50 @@ class ResponseQueue:
 
     @property
     def active(self) -> str | None:
-        """Id of the latest response that is running, if one is."""
+        """Id of the latest response that runs; None without one."""
         return self._running[-1] if self._running else None
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Ids of all that are running, oldest first; more than one where the server allows it."""
+        """Ids of all responses that run, oldest first; more than one where the server allows it."""
         return tuple(self._running)
 
     def request_of(self, response_id: str) -> CreateResponse | None:
-        """Return the request of ours that this response answers; None: the server's own."""
+        """Return our request that this response answers; None where the server began it by
+        itself."""
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
-        """Return whether this response answers the caller, and no special request of ours."""
+        """Return whether this response answers what was said: the server began it, or our request
+        had no instructions of its own."""
         asked = self.request_of(response_id)
         return asked is None or asked.response is None
 
     @property
     def answering(self) -> bool:
-        """Return whether a response that :meth:`answers_turn` runs, is requested, or waits."""
+        """Whether a response for which :meth:`answers_turn` holds runs, is requested, or waits."""
         asked = [self._sent] if self._sent is not None else []
         waiting = any(one.response is None for one in (*asked, *self._waiting))
         return waiting or any(self.answers_turn(one) for one in self._running)
 
     @property
     def deadline(self) -> float | None:
-        """When to stop waiting for the answer to a request (s)."""
+        """When an unanswered request is given up (s); None while none is sent, or a response
+        runs."""
         if self._running or not (self._sent or self._waiting):
             return None
         return self._sent_at + UNANSWERED_SECONDS
 
     @property
     def idle(self) -> bool:
-        """Return whether no response runs, is requested, or waits."""
+        """Whether no response runs, is requested, or waits."""
         return not (self._running or self._sent or self._waiting)
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """Request a response; return what to send now, None when it has to wait.
+        """Request a response: return the request to send it now, None where it waits.
 
-        One that waits without wishes of its own answers all that has been said by then, so it
-        stands for any further one like it.
+        A request without instructions of its own answers everything said before it is sent, so a
+        second one of that kind is dropped while one waits.
         """
         if not self._running and self._sent is None:
             self._sent, self._sent_at = create, now
@@ -200,24 +221,29 @@ class ResponseQueue:
         return None
 
     def forget_waiting(self) -> None:
+        """Drop all requests that wait."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:
-        """Drop waiting requests that would answer the caller."""
+        """Drop waiting requests without instructions of their own, which would answer the
+        caller."""
         self._waiting = deque(one for one in self._waiting if one.response is not None)
 
     def on_turn(self) -> None:
-        """Note a complete turn of the caller, which the server answers by itself."""
+        """Count a complete turn of the caller that the server answers by itself: its next response
+        is not taken for the answer to our request."""
         self._turns = min(self._turns + 1, MAX_RUNNING)
 
     def on_created(
         self, response_id: str, request: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Take ``response.created``; ``request`` is what it answers, where the server says so.
+        """Handle ``response.created``; return our request that it answers, None for the server's
+        own.
 
-        Returns the request that it answers; None for the server's own. Of a server that does not
-        say, ours is only a response that nothing else can have begun: no turn of the caller waits
-        for one.
+        Args:
+            request: the request as the response's metadata names it. Where the server never
+                returns metadata, the response answers our sent request unless a caller's turn
+                waits for one.
         """
         self._taken = None
         if request is not None:
@@ -234,21 +260,24 @@ class ResponseQueue:
         return request
 
     def rename(self, response_id: str, name: str) -> None:
-        """Use the server's id of a response that began without one."""
+        """Replace the id of a running response that was created without one."""
         self._running = [name if one == response_id else one for one in self._running]
         self._requests[name] = self._requests.pop(response_id, None)
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
-        """Take ``response.done``; return a waiting request to send now."""
+        """Handle ``response.done``; return the waiting request to send now."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
         return self._next(now)
 
     def on_collision(self, create: CreateResponse | None, now: float) -> None:
-        """Note that a request collided with a running response; it goes first once that is done.
+        """Put a request that the server refused (``conversation_already_has_active_response``) at
+        the front of the queue.
 
-        None: the error does not name the request, so it is the last one.
+        Args:
+            create: the refused request; None where the error does not name it: then the last
+                one.
         """
         create = create or self._sent or self._taken
         self._taken = None
@@ -263,17 +292,16 @@ class ResponseQueue:
         self._waiting.appendleft(create)
 
     def resend_after_dropped(self, now: float) -> None:
-        """Send the request again that the unwanted response, just begun, was taken to answer.
-
-        It goes first once that response is done.
-        """
+        """Queue our request again that was matched by guess to a response that is being dropped. It
+        goes first once that response is done."""
         if self._taken is not None and self._taken.response is not None:
             self.on_collision(self._taken, now)
 
     def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Take a refused request; return the next one to send, ``instead`` if it is given."""
+        """Handle the server's error about a request; return ``instead`` where it is given and the
+        request was the sent one, else the next waiting request."""
         if create is self._sent:
             self._sent = instead
             if instead is not None:
@@ -282,19 +310,20 @@ class ResponseQueue:
         return self._next(now)
 
     def abandon(self) -> CreateResponse | None:
-        """Forget the running and the requested response; return our request for it, if any."""
+        """Forget the running and the sent response; return our request for it, if it was ours."""
         asked = self._sent or (self.request_of(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked
 
     def on_unanswered(self, now: float) -> CreateResponse | None:
-        """Give up the request at its deadline; return the next one to send."""
+        """Give up the sent request at its deadline and count it; return the next one to send."""
         self.given_up += 1
         self._sent = None
         return self._next(now)
 
     def _next(self, now: float) -> CreateResponse | None:
-        """Return the waiting request to send now, if nothing runs."""
+        """Mark the oldest waiting request as sent and return it; None where a response runs, a
+        request is unanswered, or none waits."""
         if self._running or self._sent is not None or not self._waiting:
             return None
         self._sent, self._sent_at = self._waiting.popleft(), now
@@ -302,13 +331,13 @@ class ResponseQueue:
 
 
 class InterruptedResponses(Protocol):
-    """Responses whose playout was cut: :class:`gateway.call.conversation.playback.Playback`."""
+    """The interrupted responses of :class:`gateway.call.conversation.playback.Playback`."""
 
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted."""
 
     def rename(self, response_id: str, name: str) -> None:
-        """Know an interrupted response by another id."""
+        """Replace the id of an interrupted response."""
 
 
 class ResponseNames:
@@ -335,10 +364,11 @@ class ResponseNames:
         """Our name of the latest response, by the id that an earlier one had, too."""
 
     def complete(self, event: ServerEvent) -> ServerEvent:
-        """Return the event with the names that are valid here.
+        """Return the event with the response and item ids that hold in this gateway.
 
-        An event without a response id belongs to the running response, one without an item id to
-        an item of that response.
+        An event without a response id belongs to the running response, one without an item id to an
+        item of that response. A repeated ``response.created`` or ``response.done`` becomes an
+        ``OtherEvent``.
         """
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
@@ -357,7 +387,8 @@ class ResponseNames:
         return event
 
     def is_over(self, response_id: str) -> bool:
-        """Return whether a response was done before it was created."""
+        """Return whether ``response.done`` of this response came already, before its
+        ``response.created``."""
         return response_id in self._over
 
     def reset(self) -> None:
@@ -367,7 +398,8 @@ class ResponseNames:
         self._ours.clear()
 
     def _created(self, event: ResponseCreated) -> ServerEvent:
-        """Return the beginning of a response, or of another one with an id that was used before."""
+        """Return ``response.created`` under a name of ours where it has no id or one that an
+        earlier response had."""
         response_id = event.response_id
         if not response_id:
             self._nameless = self._new_name()
@@ -384,8 +416,8 @@ class ResponseNames:
         return replace(event, response_id=name)
 
     def _done(self, event: ResponseDone) -> ServerEvent:
-        """Return the end of a response under the name it has here; a second end of the same is
-        ignored."""
+        """Return ``response.done`` under the name that the response has here; a second one of the
+        same response as ``OtherEvent``."""
         response_id = event.response_id
         if event.backend and response_id not in self._begun:
             return event  # of no response that is heard
@@ -397,7 +429,8 @@ class ResponseNames:
         return event if name == response_id else replace(event, response_id=name)
 
     def _name_of(self, response_id: str) -> str:
-        """Return the name of the response with this id; of the running one where it has none."""
+        """Return the name of the response with this id; of the running one where the id is empty.
+        The first id that follows a response created without one becomes its id."""
         active = self._responses.active
         if not response_id:
             return active or UNNAMED
@@ -413,6 +446,7 @@ class ResponseNames:
         return name
 
     def _new_name(self) -> str:
+        """Return a name that no server gives."""
         self._made += 1
         return f"{UNNAMED}{self._made}"
 
@@ -421,7 +455,8 @@ _Value = TypeVar("_Value")
 
 
 def _remember(known: OrderedDict[str, _Value], key: str, value: _Value) -> None:
-    """Add an entry as the latest; the oldest goes where there are too many."""
+    """Set an entry as the latest, and remove the oldest where there are more than
+    ``MAX_REMEMBERED``."""
     known[key] = value
     known.move_to_end(key)
     if len(known) > MAX_REMEMBERED:

@@ -180,4 +180,4 @@ def test_the_caller_can_interrupt(plan: CallPlan, amiss: str, path: tuple[str, .
         seen += scene.do(said(end))
         if plan.interruptions.by_gateway:
             assert seen.count("create") == 1, (value, seen)
-        assert scene.machine.record.ending is None
+        assert scene.record.ending is None
