@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What calls cost: the account and budgets of each call, and the sums of the day on the disk."""
+"""Cost of calls: the account and budgets of each call, and what all spend on a day."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import structlog
 
 from gateway.billing.ledger import DaySums, Ledger, LedgerStore, Pair
 from gateway.billing.prices import (
+    Price,
     PriceBook,
     Usage,
     backend_usage_of,
@@ -58,7 +59,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A budget is spent, or nearly."""
+    """A budget that is spent (``LIMIT``), or has reached its warning threshold (``WARN``)."""
 
     level: Level
     scope: Scope
@@ -78,25 +79,28 @@ class Budgets:
     route: Decimal | None = None
     day: Decimal | None = None
     warning_threshold: Decimal = Decimal("0.8")
-    """The part of a limit at which a call is warned; 1 never warns."""
+    """Fraction of a limit at which a call is warned; 1 never warns."""
     reserve: Decimal = Decimal(0)
-    """What is set aside for the next response of each call, where processes share a database."""
+    """Amount set aside for the next response of each call, where processes share a database."""
 
     def limit(self, scope: Scope) -> Decimal | None:
+        """Return the limit of one scope."""
         found: Decimal | None = getattr(self, scope.value)
         return found
 
 
 class Watch:
-    """Watches the budgets of one call: reports once that one is nearly spent, and once that it
-    is."""
+    """Budgets of one call, with the levels that were reported: each level is reported once."""
 
     def __init__(self, budgets: Budgets) -> None:
         self.budgets = budgets
         self._told: set[Level] = set()
 
     def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
-        """Return what has been reached, given the amount spent by scope; the limit goes first."""
+        """Return the budget that the amounts ``spent``, by scope, have newly reached, if any.
+
+        A limit goes before a warning; after a limit nothing more is reported.
+        """
         for level in (Level.LIMIT, Level.WARN):
             if level in self._told or Level.LIMIT in self._told:
                 continue
@@ -115,11 +119,11 @@ class Watch:
 _T = TypeVar("_T")
 
 TINY = Decimal(1) / 10**9
-"""A budget that what is set aside just fills is not spent yet."""
+"""Taken off reserved amounts: a budget that they just fill is not spent yet."""
 
 
 def budgets_of(config: Config, route: Route) -> Budgets:
-    """Return the budgets of a call on ``route``."""
+    """Return the budgets of a call on ``route``: its own, or else those of ``[cost.budget]``."""
     base, own = config.cost.budget, route.budget
     return Budgets(
         call=_limit(_either(own.per_call, base.per_call)),
@@ -143,7 +147,7 @@ def budget_plan(config: Config, route: Route) -> BudgetPlan:
 
 
 def transcriber_of(session: Any) -> str:
-    """Return the model that transcribes the caller, of a session object; "" without one."""
+    """Return ``audio.input.transcription.model`` of a session object; "" without one."""
     for key in ("audio", "input", "transcription", "model"):
         session = session.get(key) if isinstance(session, Mapping) else None
     return session if isinstance(session, str) else ""
@@ -161,8 +165,9 @@ class Accounts:
     """Opens an account for each call.
 
     Args:
-        today: the ISO date that money is spent on now.
-        on_unknown: told once of each model that has no price.
+        ledger: gets what each account spends.
+        today: returns the ISO date of the day that what is spent now belongs to.
+        on_unknown: called once for each model that has no price, with its name.
     """
 
     def __init__(
@@ -189,36 +194,39 @@ class Accounts:
         return account
 
     def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
-        """Return the budget that leaves nothing for another call, if one does."""
+        """Return the budget of caller, route or day that is spent before a call begins, if any."""
         return Watch(Budgets(None, budgets.number, budgets.route, budgets.day, Decimal(2))).look(
             self.spent(route, number)
         )
 
     def spent(self, route: str, number: str) -> dict[Scope, Decimal]:
-        """Amounts spent today, by scope."""
-        day, ledger = self.today(), self.ledger
-        return {
-            Scope.NUMBER: ledger.number(day, number),
-            Scope.ROUTE: ledger.route(day, route),
-            Scope.DAY: ledger.day(day),
-        }
+        """Return the amounts spent today by this number, by this route and in all."""
+        day, keys = self.today(), {Scope.NUMBER: number, Scope.ROUTE: route, Scope.DAY: ""}
+        return {scope: self.ledger.spent(day, (scope.value, key)) for scope, key in keys.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """Today's sums of this process, and the total with the others that share its budgets."""
+        """Return today's sums of this process, and the total with those that share its budgets."""
         day = self.today()
         sums = self.ledger.own.as_json() if self.ledger.own.day == day else {"day": day}
         sums.pop("numbers", None)
-        return {"currency": self.prices.currency, **sums, "shared_total": str(self.ledger.day(day))}
+        shared = self.ledger.spent(day, (Scope.DAY.value, ""))
+        return {"currency": self.prices.currency, **sums, "shared_total": str(shared)}
 
     def unknown(self, model: str) -> None:
-        """Say once that a model has no price."""
+        """Report a model without a price, once."""
         if model not in self._said and len(self._said) < 100:
             self._said.add(model)
             self._on_unknown(model)
 
 
 class Account:
-    """Counts what one call uses. ``transcriber`` is empty where callers are not transcribed."""
+    """Usage and cost of one call.
+
+    Args:
+        model: model of its session, at the realtime server ``host``.
+        transcriber: model that transcribes the caller; "" without one.
+        number: calling number, whose budget of the day applies.
+    """
 
     def __init__(
         self,
@@ -243,23 +251,22 @@ class Account:
         self._responses = self._transcriptions = self._without_usage = 0
         self._unpriced: list[str] = []
         self._fresh = False
-        """It has spent since it was last told what others spend."""
+        """Whether the call has spent something since the last :meth:`look_again`."""
         self.on_reached: Callable[[Reached], None] = lambda _reached: None
-        """Told of a budget that is reached by what others spend."""
+        """Called with a budget that is reached by what other calls spend."""
 
     def use(self, model: str, host: str, transcriber: str) -> None:
-        """Price what follows as that of a session of ``model`` at ``host``."""
+        """Use the prices of another session, of ``model`` at ``host``, from now on."""
         if (server := (model, host, transcriber)) == self._server:
             return
         self._server = server
         self._model, self._host, self._transcriber = server
-        prices = self._accounts.prices
-        self._price = prices.price(model, host)
-        self._transcribing = prices.price(transcriber, host) if transcriber else None
+        self._price = self._price_of(model)
+        self._transcribing = self._price_of(transcriber) if transcriber else None
 
     @property
     def pairs(self) -> dict[Scope, Pair]:
-        """The sums of the day that its budgets limit."""
+        """Sums of the day that the call's budgets limit, by scope."""
         keys = {Scope.NUMBER: self._number, Scope.ROUTE: self._route, Scope.DAY: ""}
         limit = self._watch.budgets.limit
         return {
@@ -269,8 +276,8 @@ class Account:
     def look_again(self, reserved: Mapping[Pair, Decimal]) -> None:
         """Report a budget that is reached because of what other calls have spent.
 
-        Amounts reserved for all calls count in a call that has spent something: its next response
-        must be affordable, too.
+        Amounts ``reserved`` for all calls count in a call that has spent something: its next
+        response must be affordable, too.
         """
         spent = self._accounts.spent(self._route, self._number)
         if self._fresh and self._watch.budgets.reserve:
@@ -281,7 +288,7 @@ class Account:
             self.on_reached(reached)
 
     def take(self, event: ServerEvent) -> Reached | None:
-        """Count what ``event`` says was used; returns the budget that this has reached."""
+        """Count the usage that an event reports; return the budget that it has newly reached."""
         if isinstance(event, ResponseDone):
             self._responses += 1
             if event.usage is None:
@@ -290,39 +297,36 @@ class Account:
                 return None
             usage = (backend_usage_of if event.backend else usage_of)(event.usage)
             self._used += usage
-            if event.backend:
-                price = self._accounts.prices.price(event.backend, self._host)
-                return self._spend(event.backend, None if price is None else price.of(usage), usage)
-            cost = None if self._price is None else self._price.of(usage)
-            return self._spend(self._model, cost, usage)
+            price = self._price_of(event.backend) if event.backend else self._price
+            return self._spend(event.backend or self._model, price, usage)
         if isinstance(event, InputTranscribed) and event.usage is not None:
             usage = transcription_usage_of(event.usage)
             self._transcriptions += 1
             self._heard += usage
-            cost = None if self._transcribing is None else self._transcribing.of(usage)
-            return self._spend(self._transcriber or "transcription", cost, usage)
+            return self._spend(self._transcriber or "transcription", self._transcribing, usage)
         if isinstance(event, SessionUsage):
             return self._take_seconds(event)
         if isinstance(event, DecisionMade) and event.usage is not None:
             usage = backend_usage_of(event.usage)
             self._used += usage
-            price = self._accounts.prices.price(event.model, self._host)
-            return self._spend(event.model, None if price is None else price.of(usage), usage)
+            return self._spend(event.model, self._price_of(event.model), usage)
         return None
 
+    def _price_of(self, model: str) -> Price | None:
+        return self._accounts.prices.price(model, self._host)
+
     def _take_seconds(self, event: SessionUsage) -> Reached | None:
-        """Count a Live session by what it has cost so far, which only grows."""
+        """Count the seconds of a Live session since its last report, which has their sum."""
         more = event.seconds - self._sessions.get(event.session_id, 0.0)
         if more <= 0:
             return None
         self._sessions[event.session_id] = event.seconds
-        usage = Usage(seconds=more)
-        price = self._accounts.prices.price(event.model, self._host)
-        return self._spend(event.model, None if price is None else price.of(usage), usage)
+        return self._spend(event.model, self._price_of(event.model), Usage(seconds=more))
 
-    def _spend(self, model: str, cost: Decimal | None, usage: Usage) -> Reached | None:
-        """Add a cost to call and day; return a budget that is reached by it."""
+    def _spend(self, model: str, price: Price | None, usage: Usage) -> Reached | None:
+        """Add the cost of usage to call and day; return a budget that is reached by it."""
         accounts = self._accounts
+        cost = None if price is None else price.of(usage)
         if cost is None and not (usage.total or usage.seconds):
             return None
         accounts.ledger.add(accounts.today(), self._route, self._number, cost)
@@ -337,7 +341,7 @@ class Account:
         return self._watch.look(spent)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the cost for the call's record; ``total`` is null when any part has no price."""
+        """Return ``cost`` of the call's record; ``total`` is null if any usage has no price."""
         told: dict[str, Any] = {
             "currency": self._accounts.prices.currency,
             "total": None if self._unpriced or self._without_usage else exact(self.total),
@@ -361,7 +365,7 @@ class Account:
 
 
 def exact(amount: Decimal) -> float:
-    """Return a JSON number: 15 digits, more than any bill has."""
+    """Return an amount as a JSON number, with 12 decimal places."""
     return float(round(amount, 12))
 
 
@@ -369,7 +373,7 @@ log = structlog.get_logger("cost")
 
 
 class Costs:
-    """The accounts of calls that are up, and the sums of the day.
+    """Accounts of the calls in progress, and what was spent today, by the configuration.
 
     Raises ConfigError for a price file with mistakes.
     """
@@ -379,32 +383,32 @@ class Costs:
         name = config.cost.timezone
         self._zone = ZoneInfo(name) if name else None
         ledger = Ledger()
-        self._accounts = Accounts(load_prices(config.cost.prices), ledger, self._today, _unknown)
+        self._accounts = Accounts(load_prices(config.cost.prices), ledger, self.today, _unknown)
         self._keeper = LedgerStore(
             config.ledger, ledger, alone=config.records.database_url is not None
         )
 
     async def start(self) -> None:
-        """Go on with what was spent today before a restart."""
+        """Read what was spent today before a restart."""
         await self._keeper.start()
 
     async def stop(self) -> None:
-        """Keep what was spent."""
+        """Write what was spent to the disk."""
         await self._keeper.stop()
 
     def use(self, config: Config) -> None:
-        """Count by these prices and budgets from now on. Raises ConfigError."""
+        """Take prices and budgets of a new configuration. Raises ConfigError."""
         self._accounts.prices = load_prices(config.cost.prices)
         self._config = config
 
     def exhausted(self, route: Route, number: str) -> Reached | None:
-        """Return the budget that leaves nothing for another call, or None."""
+        """Return the budget of caller, route or day that is spent before a call begins, if any."""
         return self._accounts.exhausted(route.name, number, budgets_of(self._config, route))
 
     def open(
         self, route: Route, number: str, *, model: str, url: str, session: Mapping[str, Any]
     ) -> Account:
-        """Open the account of a call that begins now, with the session object that is sent."""
+        """Open the account of a call that begins now; ``session`` is its session object."""
         return self._accounts.open(
             model=model,
             host=urlsplit(url).hostname or "",
@@ -415,53 +419,53 @@ class Costs:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Today's sums."""
+        """Return today's sums, for ``gateway status``."""
         return self._accounts.as_json()
 
     # ---- with other processes
 
     @property
     def holder(self) -> str:
-        """Return the name of this process in the shared sums."""
+        """Name of this process in the shared database."""
         return self._keeper.holder
 
     @property
     def left(self) -> DaySums | None:
-        """Return what the process before this one had spent, which others may not know."""
+        """Sums of the process before this one, which may not be in the shared database yet."""
         return self._keeper.left
 
     def budgets(self, route: Route) -> Budgets:
-        """The budgets of a call on ``route``."""
+        """Return the budgets of a call on ``route``."""
         return budgets_of(self._config, route)
 
     def today(self) -> str:
-        """The ISO date that money is spent on now."""
-        return self._today()
+        """Return the ISO date of the day that what is spent now belongs to."""
+        return datetime.now().astimezone(self._zone).date().isoformat()
 
     def pending_sums(self) -> dict[Pair, Decimal]:
-        """Today's sums of our own that have changed since :meth:`said`."""
-        ledger, day = self._accounts.ledger, self._today()
+        """Return today's sums of this process that have changed since they were last shared."""
+        ledger, day = self._accounts.ledger, self.today()
         return {pair: ledger.own_sum(day, pair) for pair in ledger.touched}
 
     def said(self, day: str, sums: Mapping[Pair, Decimal]) -> None:
-        """Note that these sums of ours were shared."""
+        """Note that the shared database has these sums of this process."""
         ledger = self._accounts.ledger
         for pair, amount in sums.items():
             if ledger.own_sum(day, pair) == amount:
                 ledger.touched.discard(pair)
 
     def watched(self) -> set[Pair]:
-        """Return the sums that budgets of calls in progress limit."""
+        """Return the scopes and keys that budgets of calls in progress limit."""
         return {pair for account in self._accounts.live for pair in account.pairs.values()}
 
     def others_spent(self, sums: DaySums, reserved: Mapping[Pair, Decimal]) -> None:
-        """Note what others have spent of the watched sums; ``reserved`` is of all calls."""
+        """Take what other processes have spent, and report budgets that this has reached.
+
+        ``reserved`` has the amounts set aside for the next responses of all calls.
+        """
         self._accounts.ledger.others = (sums,)
         for account in tuple(self._accounts.live):
             account.look_again(reserved)
-
-    def _today(self) -> str:
-        return datetime.now().astimezone(self._zone).date().isoformat()
 
 
 def _unknown(model: str) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The sums of one day: all calls, each route, each calling number; and the file that keeps them.
+"""Money spent on one day, in all, by route and by calling number; and the file that keeps it.
 
-Workers that share a machine have a file each, and read those of the others: so their budgets hold
-for all of them together, a few seconds behind.
+Workers on one machine have a file each, and read those of the others: so their budgets hold for all
+of them together, a few seconds behind.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import structlog
 from gateway.tasks import background
 
 MAX_NUMBERS = 20_000
-"""Calling numbers kept of a day. Money that further ones spend is in the other sums only."""
+"""Calling numbers with a sum on one day. What further ones spend is in the other sums only."""
 
 
 Pair = tuple[str, str]
-"""A sum's scope (``day``, ``route``, ``number``) and its key; that of the day is empty."""
+"""Scope of a sum (``day``, ``route`` or ``number``) and its key: "", a route, a number."""
 
 
 @dataclass(slots=True)
@@ -44,18 +44,25 @@ class DaySums:
     numbers: dict[str, Decimal] = field(default_factory=dict)
     numbers_left_out: int = 0
     holder: str = ""
-    """Which process's they are, in the database that processes share."""
+    """Name of the process that spent them, in the database that processes share."""
 
     def pairs(self) -> dict[Pair, Decimal]:
-        """Every sum, by scope and key."""
+        """Return every sum by scope and key."""
         return {
             ("day", ""): self.total,
             **{("route", name): amount for name, amount in self.routes.items()},
             **{("number", name): amount for name, amount in self.numbers.items()},
         }
 
+    def amount(self, pair: Pair) -> Decimal:
+        """Return the sum of one scope and key."""
+        scope, key = pair
+        if scope == "day":
+            return self.total
+        return (self.routes if scope == "route" else self.numbers).get(key, Decimal(0))
+
     def as_json(self) -> dict[str, Any]:
-        """The sums, decimals as text: they are exact."""
+        """Return the sums; amounts are text, which is exact."""
         return {
             "day": self.day,
             "total": str(self.total),
@@ -102,23 +109,24 @@ class Ledger:
         self.own = DaySums()
         self.others: tuple[DaySums, ...] = ()
         self.changed = False
-        """Since somebody last set it to False, who keeps the sums on the disk."""
+        """Whether the sums differ from those on the disk; :class:`LedgerStore` sets it to False."""
         self.touched: set[Pair] = set()
-        """Sums of our own that are not in the database as they are now."""
+        """Sums of this process that have changed since the shared database got them."""
 
     def restore(self, sums: DaySums) -> None:
-        """Go on from these, kept from before a restart."""
+        """Continue with the sums of this process from before a restart."""
         self.own = sums
         self.touched = set(sums.pairs())
 
     def begin(self, day: str) -> None:
-        self._turn(day)
+        """Count a call that begins."""
+        self._begin_day(day)
         self.own.calls += 1
         self.changed = True
 
     def add(self, day: str, route: str, number: str, amount: Decimal | None) -> None:
-        """Add an amount; None counts as usage without a price."""
-        self._turn(day)
+        """Add what a call has spent; None counts usage of a model that has no price."""
+        self._begin_day(day)
         own = self.own
         self.changed = True
         if amount is None:
@@ -133,29 +141,16 @@ class Ledger:
             own.numbers_left_out += 1
 
     def own_sum(self, day: str, pair: Pair) -> Decimal:
-        scope, key = pair
-        if self.own.day != day:
-            return Decimal(0)
-        if scope == "day":
-            return self.own.total
-        sums = self.own.routes if scope == "route" else self.own.numbers
-        return sums.get(key, Decimal(0))
+        """Return what this process has spent on a day."""
+        return self.own.amount(pair) if self.own.day == day else Decimal(0)
 
-    def day(self, day: str) -> Decimal:
-        return sum((sums.total for sums in self._of(day)), Decimal(0))
+    def spent(self, day: str, pair: Pair) -> Decimal:
+        """Return what all processes have spent on a day."""
+        every = (self.own, *self.others)
+        return sum((sums.amount(pair) for sums in every if sums.day == day), Decimal(0))
 
-    def route(self, day: str, route: str) -> Decimal:
-        """Amount spent by calls of one route on this day."""
-        return sum((sums.routes.get(route, Decimal(0)) for sums in self._of(day)), Decimal(0))
-
-    def number(self, day: str, number: str) -> Decimal:
-        """Amount spent by calls of one number on this day."""
-        return sum((sums.numbers.get(number, Decimal(0)) for sums in self._of(day)), Decimal(0))
-
-    def _of(self, day: str) -> list[DaySums]:
-        return [sums for sums in (self.own, *self.others) if sums.day == day]
-
-    def _turn(self, day: str) -> None:
+    def _begin_day(self, day: str) -> None:
+        """Drop the sums of an earlier day."""
         if self.own.day != day:
             self.own = DaySums(day)
             self.touched.clear()
@@ -170,26 +165,27 @@ log = structlog.get_logger("cost")
 
 
 class LedgerStore:
-    """Keeps ``ledger`` at ``path``; None keeps it nowhere.
+    """Writes a ledger to a file every ``EVERY_SECONDS``, and reads those of other workers.
 
-    A path whose name ends in a worker's number (``cost-0.ledger``) has brothers, which are read,
-    unless the processes tell each other what they spend by a database (``alone``). There a process
-    has the name :attr:`holder` from its start to its end, and the file has what a killed one may
-    not have told: :attr:`left`.
+    Args:
+        path: the file; None writes nothing. If its name ends in a worker's number
+            (``cost-0.ledger``), those that differ in the number are the other workers'.
+        alone: read no other files, since processes share what they spend by a database.
     """
 
     def __init__(self, path: Path | None, ledger: Ledger, *, alone: bool = False) -> None:
         self.holder = secrets.token_hex(8)
+        """Name of this process in the shared database, new at each start."""
         self._path = path
         self._ledger = ledger
         self._alone = alone
         self.left: DaySums | None = None
-        """The sums of the process before this one, by its name."""
+        """Sums of the process before this one, which may not be in the shared database yet."""
         self._task: asyncio.Task[None] | None = None
         self._failing = False
 
     async def start(self) -> None:
-        """Read what was kept, and begin. A file that cannot be read is left behind, and said."""
+        """Read the file, and begin to write it; one that cannot be read is logged and replaced."""
         if self._path is None:
             return
         try:
@@ -200,11 +196,11 @@ class LedgerStore:
                 self._ledger.restore(kept)
         except (OSError, ValueError) as error:
             log.error("cost.state_unreadable", file=str(self._path), error=str(error))
-        await self._look()
+        await self._exchange()
         self._task = background(self._run, "cost ledger")
 
     async def stop(self) -> None:
-        """Keep the last sums; within ``STOP_SECONDS``."""
+        """Write the last sums, within ``STOP_SECONDS``."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -212,24 +208,24 @@ class LedgerStore:
         await asyncio.gather(task, return_exceptions=True)
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await self._look()
+                await self._exchange()
         except TimeoutError:
             log.error("cost.state_write_failed", file=str(self._path))
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            await self._look()
+            await self._exchange()
 
-    async def _look(self) -> None:
-        """Write the ledger if it has changed, and read those of other workers."""
+    async def _exchange(self) -> None:
+        """Write the ledger if it has changed, and read those of other workers; log a failure."""
         assert self._path is not None
         ledger = self._ledger
         told = {"holder": self.holder, **ledger.own.as_json()}
         text = json.dumps(told) if ledger.changed else None
         ledger.changed = False
         try:
-            others = await asyncio.to_thread(_exchange, self._path, text, alone=self._alone)
+            others = await asyncio.to_thread(_exchange_files, self._path, text, alone=self._alone)
             if not self._alone:
                 ledger.others = others
             self._failing = False
@@ -241,7 +237,7 @@ class LedgerStore:
 
 
 def read_sums(path: Path) -> DaySums | None:
-    """The sums in a file; None when there is none. Raises OSError and ValueError."""
+    """Read the sums in a file; None if there is no file. Raises OSError or ValueError."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES)
@@ -251,6 +247,7 @@ def read_sums(path: Path) -> DaySums | None:
 
 
 def files_of_other_workers(path: Path) -> list[Path]:
+    """Return the files beside ``path`` whose names differ from it only in the worker's number."""
     named = re.fullmatch(r"(.+)-\d+", path.stem)
     if named is None:
         return []
@@ -260,8 +257,11 @@ def files_of_other_workers(path: Path) -> list[Path]:
     )
 
 
-def _exchange(path: Path, text: str | None, *, alone: bool) -> tuple[DaySums, ...]:
-    """Write our sums, if there is something new, and read the others'."""
+def _exchange_files(path: Path, text: str | None, *, alone: bool) -> tuple[DaySums, ...]:
+    """Write ``text``, if there is any, to ``path``, and read the files of other workers.
+
+    Raises OSError. A file of theirs that cannot be read is left out.
+    """
     if text is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place, so that the others read whole files only.

@@ -21,7 +21,7 @@ MODALITIES = ("text", "audio", "image")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Counts by modality."""
+    """Token counts by modality."""
 
     text: int = 0
     audio: int = 0
@@ -41,7 +41,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Usage of one or several responses; ``cached`` is part of ``input``."""
+    """Tokens, or seconds, of one or several responses; ``cached`` is part of ``input``."""
 
     input: Tokens = field(default_factory=Tokens)
     cached: Tokens = field(default_factory=Tokens)
@@ -72,7 +72,7 @@ class Usage:
 
 
 def usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Read a ``usage`` object, GA's or Beta's.
+    """Read the ``usage`` object of ``response.done``, in GA's fields or Beta's.
 
     Without details, all tokens are taken for audio, the dearest; what the details leave over is
     taken for text. Cached tokens without details of their own are text first, which stands first
@@ -88,7 +88,7 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
 
 
 def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Return the usage of a response of a Live session's backend, which is all text."""
+    """Read the ``usage`` object of a Live session's backend model, which is all text."""
     taken = _count(raw.get("input_tokens"))
     cached = _count(_table(raw.get("input_tokens_details")).get("cached_tokens"))
     output = Tokens(text=_count(raw.get("output_tokens")))
@@ -96,12 +96,13 @@ def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
 
 
 def transcription_usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Return the usage of a transcription, whose output is text."""
+    """Read the ``usage`` object of a transcription, whose output is text."""
     usage = usage_of(raw)
     return Usage(usage.input, usage.cached, Tokens(text=usage.output.total), usage.seconds)
 
 
 def _tokens(details: Mapping[str, Any], total: int) -> Tokens:
+    """Return tokens by modality; see :func:`usage_of` for those that the details leave over."""
     found = Tokens(*(_count(details.get(f"{name}_tokens")) for name in MODALITIES))
     over = max(0, total - found.total)
     if not over:
@@ -110,7 +111,7 @@ def _tokens(details: Mapping[str, Any], total: int) -> Tokens:
 
 
 def _cached(details: Mapping[str, Any], taken: Tokens) -> Tokens:
-    """Return the cached tokens by modality, at most those that were used."""
+    """Return the cached tokens by modality, at most ``taken``, the input tokens."""
     left = _count(details.get("cached_tokens"))
     inner = _table(details.get("cached_tokens_details"))
     if inner:
@@ -198,7 +199,7 @@ class Uplift(Section):
 
 
 class Retirement(Section):
-    """One ``[[retirement]]``: from when on a server has a model no longer; None: not known."""
+    """One ``[[retirement]]``: the day ``on`` which a server drops a model; None: not known."""
 
     match: Globs
     hosts: Globs
@@ -234,7 +235,7 @@ class Price:
     factor: Decimal = Decimal(1)
 
     def of(self, usage: Usage) -> Decimal | None:
-        """The cost; None when something was used that this entry has no price for.
+        """Return the cost of ``usage``; None if part of it has no price in this entry.
 
         Σ over modalities of (input - cached)·input price + cached·cached price + output·output
         price, by the million, and the region's factor.
@@ -266,7 +267,7 @@ def _speaks(entry: ModelPrice) -> bool:
 
 
 class PriceBook:
-    """Price files, the first of which that knows a model has the say.
+    """Prices from several files; the first file that has a model decides.
 
     Args:
         files: whose prices count.
@@ -279,7 +280,7 @@ class PriceBook:
         self.currency = self._files[0].currency if self._files else "USD"
 
     def price(self, model: str, host: str = "") -> Price | None:
-        """The price of ``model`` at ``host``; None when no file knows it.
+        """Return the price of ``model`` at ``host``; None if no file has it.
 
         An entry that names its hosts goes before one that does not.
         """
@@ -304,14 +305,17 @@ class PriceBook:
         return Price(entry, factor)
 
     def retirement(self, model: str, host: str) -> Retirement | None:
-        """Return when ``model``, or ``prompt:`` and the id of a hosted prompt, ends at ``host``."""
+        """Return the retirement, with a known day, of a model at ``host``; None without one.
+
+        ``model`` may be ``prompt:`` and the id of a hosted prompt.
+        """
         for one in self._retirements:
             if _fits(one.match, model) and _fits(one.hosts, host):
                 return one if one.on is not None else None
         return None
 
     def speech_models(self, host: str) -> list[str]:
-        """Return the names (with ``*`` and ``?``) of the models at a server that speak."""
+        """Return patterns (``*``, ``?``) of the models at ``host`` that give audio."""
         entries = [entry for file in self._files for entry in file.model]
         here = [one for one in entries if not one.hosts or _fits(one.hosts, host)]
         return [name for entry in here if _speaks(entry) for name in entry.match]
@@ -327,7 +331,7 @@ class PriceBook:
 
 
 def load_prices(file: Path | None = None) -> PriceBook:
-    """The gateway's own prices, behind those of ``file``. Raises ConfigError."""
+    """Read the prices of ``file``, and behind them the gateway's own. Raises ConfigError."""
     read = [own_prices()] if file is None else [_read(file), own_prices()]
     retirements = [one for each in read for one in each.retirement]
     if len({one.currency for one in read}) > 1:
@@ -338,7 +342,7 @@ def load_prices(file: Path | None = None) -> PriceBook:
 
 @cache
 def own_prices() -> PriceFile:
-    """The gateway's own prices, read once in a process."""
+    """Return the prices that the gateway ships, read once in a process."""
     return _read(OWN_FILE)
 
 

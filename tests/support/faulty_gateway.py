@@ -75,7 +75,7 @@ PLACES = {
 PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
     "media clock": "gateway.bridge.media:MediaPump.serve",
-    "cost ledger": "gateway.billing.ledger:LedgerStore._look",
+    "cost ledger": "gateway.billing.ledger:LedgerStore._exchange",
     "move of audio": "gateway.bridge.media:CallMedia._move",
 }
 """What stands for a part of the process that ends alone."""

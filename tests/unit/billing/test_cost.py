@@ -393,7 +393,7 @@ def test_a_call_adds_up_and_says_it() -> None:
             "tokens": Usage().as_json(),
         },
     }
-    assert day.accounts.ledger.day(day.date) == Decimal("0.0238968")
+    assert day.accounts.ledger.spent(day.date, ("day", "")) == Decimal("0.0238968")
 
 
 def test_a_live_session_is_counted_by_its_seconds_and_never_twice() -> None:
@@ -520,7 +520,8 @@ def test_other_workers_count() -> None:
         DaySums("d", Decimal(2), routes={"r": Decimal(2)}, numbers={"1": Decimal(2)}),
         DaySums("yesterday", Decimal(9)),
     )
-    assert (ledger.day("d"), ledger.route("d", "r"), ledger.number("d", "1")) == (Decimal(3),) * 3
+    for pair in (("day", ""), ("route", "r"), ("number", "1")):
+        assert ledger.spent("d", pair) == Decimal(3)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 
 from gateway.billing.ledger import Ledger, LedgerStore, files_of_other_workers, read_sums
 
+DAY = ("day", "")
+
 
 def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:
     ledger.add(day, "r", "+49", Decimal(amount))
@@ -35,11 +37,14 @@ def test_a_restart_goes_on_with_the_days_sums(tmp_path: Path) -> None:
         await keeper.stop()
         assert path.stat().st_mode & 0o077 == 0
         second = await _kept(path, Ledger())
-        assert second.day("d") == Decimal("0.0069656")
+        assert second.spent("d", DAY) == Decimal("0.0069656")
         _spend(second, "1")
-        assert second.number("d", "+49") == Decimal("1.0069656")
+        assert second.spent("d", ("number", "+49")) == Decimal("1.0069656")
         _spend(second, "2", "the next day")
-        assert (second.day("d"), second.day("the next day")) == (Decimal(0), Decimal(2))
+        assert (second.spent("d", DAY), second.spent("the next day", DAY)) == (
+            Decimal(0),
+            Decimal(2),
+        )
 
     asyncio.run(run())
 
@@ -55,7 +60,7 @@ def test_workers_read_each_others_sums(tmp_path: Path) -> None:
         (tmp_path / "today-9.cost").write_text("{broken")
         again = await _kept(tmp_path / "today-1.cost", Ledger())
         assert again.own.total == 2
-        assert again.day("d") == 7
+        assert again.spent("d", DAY) == 7
 
     asyncio.run(run())
     alone = tmp_path / "today.cost"
@@ -70,7 +75,7 @@ def test_a_broken_file_is_left_behind(tmp_path: Path, text: str) -> None:
     async def run() -> None:
         keeper = LedgerStore(path, ledger := Ledger())
         await keeper.start()
-        assert ledger.day("d") == 0
+        assert ledger.spent("d", DAY) == 0
         _spend(ledger, "3")
         await keeper.stop()
 
@@ -88,7 +93,7 @@ def test_a_folder_that_cannot_be_written_to_costs_nothing_but_the_file(tmp_path:
         await keeper.start()
         _spend(ledger, "3")
         await keeper.stop()
-        assert ledger.day("d") == 3
+        assert ledger.spent("d", DAY) == 3
         assert ledger.changed
 
     asyncio.run(run())
@@ -104,5 +109,5 @@ def test_nowhere_to_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         await keeper.stop()
 
     asyncio.run(run())
-    assert ledger.day("d") == Decimal(3), "they hold for this process"
+    assert ledger.spent("d", DAY) == Decimal(3), "they hold for this process"
     assert list(tmp_path.iterdir()) == []
