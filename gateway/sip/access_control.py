@@ -29,25 +29,25 @@ from gateway.sip.messages.headers import (
 )
 from gateway.sip.messages.replies import (
     Reply,
-    answer_unread,
+    known_method,
     method_of,
-    name_of,
-    reply_inside,
-    reply_outside,
+    reply_in_dialog,
+    reply_outside_dialog,
     reply_to_required,
+    response_to_unparsed,
 )
 from gateway.sip.messages.sdp import MediaLine, SdpRejection
 from gateway.sip.messages.validation import (
+    REDUCIBLE,
     RTP_ADDRESS,
-    STRIPPED,
     InvalidMessage,
-    flaw_of,
-    mended,
-    mended_via,
-    refused_address,
+    forbidden_rtp_address,
+    message_flaw,
+    reduced_requests,
+    reduced_response,
     request_flaw,
-    stripped,
-    stripped_response,
+    with_user_and_host,
+    without_bad_via,
 )
 from gateway.sip.settings import Access
 from gateway.sip.signalling import (
@@ -226,7 +226,7 @@ class AccessControl:
         if inside:
             if rule := self._limits.rule_within_call(method, first_of(headers, "call-id"), now):
                 return self._answers.refuse(received, rule, Reply(_UNAVAILABLE))
-            answer = reply_to_required(method, headers.get("require", ())) or reply_inside(
+            answer = reply_to_required(method, headers.get("require", ())) or reply_in_dialog(
                 method, headers, body_of(message)
             )
             if answer is not None:
@@ -243,9 +243,9 @@ class AccessControl:
         """Decide on a new request outside of dialogs, just before pjsua."""
         self.current = received
         method = received.method
-        reply = reply_outside(method)
+        reply = reply_outside_dialog(method)
         if reply is not None:
-            rule = f"no {name_of(method)} outside of a call"
+            rule = f"no {known_method(method)} outside of a call"
             return self._answers.refuse(received, rule, reply)
         if method != "INVITE":
             return PASS
@@ -266,10 +266,12 @@ class AccessControl:
             self.policy.count_banned()
             return b""
         if unread.code == _BAD_REQUEST and (
-            self._take(mended_via(unread.data), known_only=False)
-            or self._take(mended(unread.data, unread.source, unread.port), known_only=False)
+            self._take(without_bad_via(unread.data), known_only=False)
             or self._take(
-                stripped_response(unread.data, unread.source, unread.port), known_only=False
+                with_user_and_host(unread.data, unread.source, unread.port), known_only=False
+            )
+            or self._take(
+                reduced_response(unread.data, unread.source, unread.port), known_only=False
             )
             or self._take_stripped(unread, unread.data)
             or (
@@ -288,9 +290,9 @@ class AccessControl:
 
     def _take_stripped(self, came: ReceivedMessage | UnparsedMessage, data: bytes) -> bool:
         """Have pjsip process a malformed BYE, CANCEL or ACK without the parts that are wrong."""
-        if method_of(data) not in STRIPPED:
+        if method_of(data) not in REDUCIBLE:
             return False
-        less = stripped(data, came.source, came.port, came.transport)
+        less = reduced_requests(data, came.source, came.port, came.transport)
         return any(self._take(message, known_only=True) for message in less)
 
     def _take(self, message: bytes, *, known_only: bool) -> bool:
@@ -307,17 +309,17 @@ class AccessControl:
     def _on_response(self, received: ReceivedMessage) -> Decision:
         """Check a response: its form, the addresses in its SDP, and who challenges for a
         password."""
-        if self._take(mended_via(received.message), known_only=False):
+        if self._take(without_bad_via(received.message), known_only=False):
             return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        flaw = flaw_of(start_line_of(message), headers)
+        flaw = message_flaw(start_line_of(message), headers)
         if flaw is not None:
-            less = stripped_response(received.message, received.source, received.port)
+            less = reduced_response(received.message, received.source, received.port)
             if self._take(less, known_only=False):
                 return DROP
             return self._answers.refuse(received, f"malformed response: {flaw.what}", Reply(0))
-        if address := refused_address(body_of(message), received.source):
+        if address := forbidden_rtp_address(body_of(message), received.source):
             # Not dropped: whoever has answered needs ACK and BYE.
             source = plain(received.source)
             rule = f"response with {RTP_ADDRESS}"
@@ -386,7 +388,9 @@ class _Answers:
     def refuse_unread(self, unread: UnparsedMessage, rule: str, code: int, now: float) -> bytes:
         """Log that a message could not be read; return the answer, empty for none."""
         source, method = plain(unread.source), method_of(unread.data)
-        answer = answer_unread(unread.data, code, unread.source, unread.port) if code else b""
+        answer = (
+            response_to_unparsed(unread.data, code, unread.source, unread.port) if code else b""
+        )
         if answer and not self._unread.take(
             counted(source), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now
         ):
@@ -394,7 +398,7 @@ class _Answers:
             answer = b""
         told = code if answer else 0
         self._refusals.note(
-            rule, source, now, code=told, method=name_of(method), transport=unread.transport
+            rule, source, now, code=told, method=known_method(method), transport=unread.transport
         )
         return answer
 

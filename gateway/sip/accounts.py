@@ -368,7 +368,7 @@ def _secure_media(config: Any, security: Security) -> None:
         keyings.append(_KEYING[keying])
     if security.srtp == "optional" and "sdes" not in security.keying:
         # Without it pjmedia refuses RTP that is not encrypted. It is never offered, as it is not
-        # the first; lines with keys are taken out of what comes (gateway.sip.messages.sdp.mended).
+        # the first; sdp_text leaves lines with keys out of what comes.
         keyings.append(_KEYING["sdes"])
     config.srtpOpt.keyings = keyings
 

@@ -5,7 +5,7 @@ The C++ side is ``deploy/pjsua2/native/signalling.hpp``. It fails closed: a mess
 could be decided, since what is here raised, is answered with 500 or dropped, and counted.
 
 Session descriptions are judged by :mod:`gateway.sip.messages.sdp`; :class:`Negotiation` knows whose
-account a message is for, and puts the mended one into pjsip's message
+account a message is for, and puts the repaired one into pjsip's message
 (``deploy/pjsua2/native/description.cpp``).
 """
 
@@ -22,7 +22,7 @@ import structlog
 from gateway.addresses import address_of
 from gateway.audio.codecs import G711, Codec
 from gateway.sip.message_log import MessageLog
-from gateway.sip.messages.sdp import MediaLine, SdpRejection, mended, parse
+from gateway.sip.messages.sdp import MediaLine, SdpRejection, parse, sdp_text
 from gateway.sip.settings import Security, SipSettings, Trunk
 
 log = structlog.get_logger("sip")
@@ -236,7 +236,7 @@ class _Handler:
         """Log a message for black boxes and decide on it; a message put in its place is not
         logged."""
         received = ReceivedMessage(*fields)
-        # One that is mended comes again within the decision on it.
+        # A repaired one is given to pjsip, and comes here, within the decision on the first.
         if self._messages.wanted and not self._asked:
             self._messages.add(
                 received.call_id,
@@ -322,7 +322,7 @@ class Negotiation:
             return SdpRejection.KEYS
         chosen = description.choose(security, codecs, self.uses_ipv6(local))
         line = chosen if isinstance(chosen, MediaLine) and method in _OFFERS else None
-        new = mended(description, line, sdes="sdes" in security.keying).encode()
+        new = sdp_text(description, line, sdes="sdes" in security.keying).encode()
         if new != raw:
             pj.replaceSessionDescription(new)
         return chosen

@@ -104,7 +104,7 @@ class DigestAuth:
             message: the request as it came; the very same bytes are a retransmission.
         """
         for field in fields:
-            given = parameters_of(field)
+            given = digest_parameters(field)
             if given is None or given.get("realm") != self._realm:
                 continue
             algorithm = given.get("algorithm", "MD5").upper()
@@ -124,11 +124,11 @@ class DigestAuth:
         """Check one set of credentials: nonce, nonce count, response."""
         nonce, username = given.get("nonce", ""), given.get("username", "")
         ours, fresh = self._look_at(nonce, source, now)
-        count = _count_of(given.get("nc", ""))
+        count = _nonce_count_of(given.get("nc", ""))
         complete = count and given.get("qop", "").lower() == "auth" and given.get("cnonce")
         known = self._passwords.get(username)
         # An unknown user takes as long as a wrong password.
-        wanted = response_of(given, algorithm, method, "" if known is None else known)
+        wanted = digest_response(given, algorithm, method, "" if known is None else known)
         told = given.get("response", "").lower().encode("utf-8", "replace")
         equal = hmac.compare_digest(wanted.encode(), told)
         if not (equal and known is not None and complete):
@@ -168,7 +168,7 @@ class DigestAuth:
         return True, now - made <= self._lifetime
 
 
-def response_of(given: Mapping[str, str], algorithm: str, method: str, password: str) -> str:
+def digest_response(given: Mapping[str, str], algorithm: str, method: str, password: str) -> str:
     """Return the digest response for these parameters (RFC 7616 section 3.4.1)."""
 
     def digest(*parts: str) -> str:
@@ -185,7 +185,7 @@ def response_of(given: Mapping[str, str], algorithm: str, method: str, password:
     )
 
 
-def parameters_of(field: str) -> dict[str, str] | None:
+def digest_parameters(field: str) -> dict[str, str] | None:
     """Return the parameters of digest credentials by lower-case name; None when malformed.
 
     A parameter that occurs twice is malformed. Runs in linear time.
@@ -231,7 +231,7 @@ def _quoted(field: str, at: int) -> tuple[str, int]:
     return "".join(parts), at + 1
 
 
-def _count_of(text: str) -> int:
+def _nonce_count_of(text: str) -> int:
     """Return a nonce count of eight hexadecimal digits; 0 for anything else."""
     good = len(text) == 8 and all(char in "0123456789abcdefABCDEF" for char in text)
     return int(text, 16) if good else 0

@@ -403,7 +403,7 @@ class Registration:
         self.state, self.since, self.expires_at = RegState.GONE, now, None
 
 
-def target_of(trunk: Trunk) -> str:
+def options_uri(trunk: Trunk) -> str:
     """Return the URI that OPTIONS go to: proxy, registrar or only address of the trunk; "" for
     none."""
     address = trunk.outbound_proxy or trunk.registrar
@@ -431,7 +431,7 @@ class OptionsPinger:
     ) -> None:
         self.results: dict[str, str] = {}
         """Last answer of each trunk that is asked: a code, or ``no answer``."""
-        self._trunks = [trunk for trunk in trunks if trunk.options_interval and target_of(trunk)]
+        self._trunks = [trunk for trunk in trunks if trunk.options_interval and options_uri(trunk)]
         self._account_of = account_of
         self._on_reachable = on_reachable
         self._due: dict[str, float] = {}
@@ -446,7 +446,7 @@ class OptionsPinger:
                 self._ask(index, trunk)
 
     def _ask(self, index: int, trunk: Trunk) -> None:
-        status = self._signalling.send_options(self._account_of(trunk), target_of(trunk), index)
+        status = self._signalling.send_options(self._account_of(trunk), options_uri(trunk), index)
         if status != 0:
             self._note(trunk, f"cannot be sent ({status})")
 

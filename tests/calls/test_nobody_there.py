@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.sip.messages.validation import RTP_ADDRESS, refused_address
+from gateway.sip.messages.validation import RTP_ADDRESS, forbidden_rtp_address
 from tests.calls.test_media_offers import raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
@@ -265,7 +265,7 @@ async def test_no_ack_ever(
     ],
 )
 def test_addresses_of_rtp(line: str, source: str, refused: str) -> None:
-    assert refused_address(f"v=0\r\n{line}\r\nt=0 0\r\n", source) == refused
+    assert forbidden_rtp_address(f"v=0\r\n{line}\r\nt=0 0\r\n", source) == refused
 
 
 DTLS = """

@@ -46,7 +46,7 @@ PLACES = {
     "play": "gateway.bridge.media:CallMedia._play",
     # time, and the end
     "deadline": "gateway.call.machine:CallMachine.deadline",
-    "settle": "gateway.call.machine:CallMachine._settle",
+    "settle": "gateway.call.machine:CallMachine._after_input",
     "end": "gateway.call.machine:CallMachine._end_call",
     "finish": "gateway.call.machine:CallMachine._finish",
     "hang up": "gateway.sip.leg:Leg.hang_up",

@@ -17,7 +17,7 @@ _NOT_HERE = frozenset({"REGISTER", "PUBLISH", "MESSAGE", "SUBSCRIBE", "REFER"})
 _KNOWN = _HANDLED_BELOW | _INSIDE_ONLY | _NOT_HERE | {"OPTIONS"}
 
 
-def name_of(method: str) -> str:
+def known_method(method: str) -> str:
     """Return the method if it is a known one, else "unknown", for use in the names of rules."""
     return method if method in _KNOWN else "unknown"
 
@@ -50,7 +50,7 @@ EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer"})
 """Option tags that the library says it supports (RFC 3261 section 20.37)."""
 
 
-def reply_outside(method: str) -> Reply | None:
+def reply_outside_dialog(method: str) -> Reply | None:
     """Return the reply to a request outside of dialogs by its method; None where pjsua handles
     it."""
     if method in _INSIDE_ONLY:
@@ -73,7 +73,7 @@ def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
     return Reply(420, ("Unsupported", ", ".join(unknown)))
 
 
-def reply_inside(method: str, headers: Mapping[str, tuple[str, ...]], body: str) -> Reply | None:
+def reply_in_dialog(method: str, headers: Mapping[str, tuple[str, ...]], body: str) -> Reply | None:
     """Return the reply to a request inside a dialog; None where the library replies.
 
     The library gets the NOTIFYs of transfers, since it knows the subscriptions (RFC 6665 section
@@ -187,7 +187,7 @@ def method_of(data: bytes) -> str:
     return name if known else ""
 
 
-def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
+def response_to_unparsed(data: bytes, code: int, source: str, port: int) -> bytes:
     """Return a response to the malformed request in ``data``; empty where none is due.
 
     It is for the address that the request came from, with the fields of its transaction copied (RFC

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Session descriptions as peers send them (RFC 4566, 3264): read, judged, and mended. Pure.
+"""Session descriptions as peers send them (RFC 4566, 3264): parsed, judged, and repaired. Pure.
 
 pjmedia's parser gives a whole description up for one odd line, and pjsua refuses what its account
 cannot take with codes that do not say why. So a description is read here first, line by line and
@@ -8,7 +8,7 @@ without a regular expression that backtracks:
 * :func:`parse` takes what can be understood of it;
 * :meth:`SessionDescription.choose` returns the one audio line that the gateway answers, or why
   there is none: :class:`SdpRejection`, one row for each cause;
-* :func:`mended` writes the description that pjmedia gets. A good one stays as it came."""
+* :func:`sdp_text` writes the description that pjmedia gets. A good one stays as it came."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class SessionDescription:
     """A session description as far as it could be parsed."""
 
     head: list[str]
-    """Lines of the session, mended: v, o, s and t are there, once each and first."""
+    """Lines of the session, repaired: v, o, s and t are there, once each and first."""
     media: list[MediaLine]
     flaw: SdpRejection | None = None
     """It cannot be used, whatever the account takes."""
@@ -333,7 +333,7 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
     return description
 
 
-def mended(
+def sdp_text(
     description: SessionDescription, chosen: MediaLine | None = None, *, sdes: bool = True
 ) -> str:
     """Return the description that the library gets.

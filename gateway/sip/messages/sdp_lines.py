@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lines of a session description (RFC 4566), read and mended one by one. Pure.
+"""Lines of a session description (RFC 4566), parsed and repaired one by one. Pure.
 
 No regular expression here backtracks: strangers write these lines.
 """

@@ -7,7 +7,7 @@ datagram would end the process and every call in it. And a host name in SDP it l
 while all signalling waits. What is looked at here is only that, and what the RFCs want there
 anyway; all else is the library's to judge.
 
-What its parser gave up is mended, or stripped of what cannot be read.
+What its parser rejected is repaired, or reduced to the fields that can be read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class InvalidMessage:
     """What of the message is wrong, for the log line."""
 
 
-def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
+def message_flaw(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
     """Return what is wrong with a message, or None; ``headers`` are by lower-case full name."""
     count = sum(len(values) for values in headers.values())
     if count > MAX_HEADERS:
@@ -81,7 +81,7 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidM
         if len(headers.get(name, ())) > 1:
             return InvalidMessage(BAD_REQUEST, f"more than one {name}")
     for value in headers.get("call-id", ()):
-        if not call_id_allowed(value):
+        if not is_call_id(value):
             return InvalidMessage(BAD_REQUEST, "Call-ID")
     for name in _SIP_ONLY:
         for value in headers.get(name, ()):
@@ -107,10 +107,10 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidM
             return InvalidMessage(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
         if not start_line.startswith(("SIP/", method.strip() + " ")):
             return InvalidMessage(BAD_REQUEST, "CSeq of another method")
-    return _line_flaw(start_line)
+    return _request_uri_flaw(start_line)
 
 
-def body_flaw_of(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMessage | None:
+def multipart_flaw(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMessage | None:
     """Return what is wrong with a multipart body, which the library would take for none; or
     None."""
     for value in headers.get("content-type", ()):
@@ -122,7 +122,7 @@ def body_flaw_of(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMe
     return None
 
 
-def call_id_allowed(value: str) -> bool:
+def is_call_id(value: str) -> bool:
     """Return whether a Call-ID is a valid one: ``word [ "@" word ]`` (RFC 3261 section 25.1)."""
     words = value.split("@")
     return (
@@ -184,7 +184,7 @@ def _is_host(text: str) -> bool:
     )
 
 
-def _line_flaw(start_line: str) -> InvalidMessage | None:
+def _request_uri_flaw(start_line: str) -> InvalidMessage | None:
     """Return what is wrong with a start line, or None."""
     if start_line.startswith("SIP/"):
         return None
@@ -195,7 +195,7 @@ def _line_flaw(start_line: str) -> InvalidMessage | None:
     return None
 
 
-def refused_address(body: str, source: str) -> str:
+def forbidden_rtp_address(body: str, source: str) -> str:
     """Return the first address in ``body`` that RTP must not be sent to; "" when all are allowed.
 
     Anyone can write a description. Multicast and broadcast would multiply what we send; loopback is
@@ -213,12 +213,12 @@ def refused_address(body: str, source: str) -> str:
             continue  # no address at all, which is for others to say
         if address.is_unspecified:
             continue
-        if _is_nobodys(address) or (address.is_loopback and outside):
+        if _is_forbidden(address) or (address.is_loopback and outside):
             return str(address)
     return ""
 
 
-def _is_nobodys(address: IPAddress) -> bool:
+def _is_forbidden(address: IPAddress) -> bool:
     """Return whether an address is multicast, broadcast or reserved."""
     if address.is_multicast:
         return True
@@ -230,8 +230,8 @@ def request_flaw(
 ) -> InvalidMessage | None:
     """Return what is wrong with a request and its body, or None; ``source`` is an IP literal."""
     body = body_of(message)
-    flaw = flaw_of(start_line_of(message), headers) or body_flaw_of(headers, body)
-    if flaw is None and (address := refused_address(body, source)):
+    flaw = message_flaw(start_line_of(message), headers) or multipart_flaw(headers, body)
+    if flaw is None and (address := forbidden_rtp_address(body, source)):
         return InvalidMessage(NOT_ACCEPTABLE, RTP_ADDRESS, detail=address)
     return flaw or _content_flaw(start_line_of(message).partition(" ")[0], headers, body)
 
@@ -242,7 +242,7 @@ def _content_flaw(
     """Return 415 for a body in an unknown encoding or of an unwanted type, or None (RFC 3261
     21.4.13)."""
     coding = ",".join(headers.get("content-encoding", ()))[:MAX_FIELD].strip().lower()
-    if body and method not in STRIPPED and coding not in ("", "identity"):
+    if body and method not in REDUCIBLE and coding not in ("", "identity"):
         return InvalidMessage(
             UNSUPPORTED_MEDIA, "Content-Encoding", ("Accept-Encoding", "identity")
         )
@@ -255,7 +255,7 @@ def _content_flaw(
     return None
 
 
-STRIPPED = frozenset({"BYE", "CANCEL", "ACK"})
+REDUCIBLE = frozenset({"BYE", "CANCEL", "ACK"})
 """Requests that say all that they have to with the fields that name their dialog."""
 
 _ADDRESS_NAMES = {
@@ -276,7 +276,7 @@ _ANONYMOUS = "anonymous.invalid"
 """RFC 3323 section 4.1.1.3."""
 
 
-def mended(data: bytes, source: str, port: int) -> bytes:
+def with_user_and_host(data: bytes, source: str, port: int) -> bytes:
     """Return the message with user and host where addresses lack them; empty if none does.
 
     ``From: <sip:@host>`` is what some PBXs send for a withheld number: the caller becomes anonymous
@@ -303,7 +303,7 @@ def mended(data: bytes, source: str, port: int) -> bytes:
     return b"" if changed == text else changed.encode("latin-1")
 
 
-def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[bytes]:
+def reduced_requests(data: bytes, source: str, port: int, transport: str) -> Iterator[bytes]:
     """Yield a BYE, CANCEL or ACK with fewer and fewer fields, down to those that name its dialog.
 
     The sender takes the call for ended, whatever else is wrong in the message. Nothing is yielded
@@ -311,16 +311,16 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
     """
     method = method_of(data)
     headers = headers_of(data.decode("latin-1"))
-    if method not in STRIPPED:
+    if method not in REDUCIBLE:
         return
     host = bracketed(source)
     # Of a field that is there more than once, the library has taken one.
     values = [headers.get(name, ("",)) for name in ONCE]
     for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
-        yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
+        yield from _reduced(method, told, headers, data, f"{transport.upper()} {host}:{port}")
 
 
-def mended_via(response: bytes) -> bytes:
+def without_bad_via(response: bytes) -> bytes:
     """A response without a ``received`` or ``rport`` that can be none (RFC 3581); empty if all can.
 
     pjsip takes ``received`` for our own address: it would register a Contact that is no URI, and
@@ -387,7 +387,7 @@ _MAX_KEPT = 10
 """Of each."""
 
 
-def stripped_response(data: bytes, source: str, port: int) -> bytes:
+def reduced_response(data: bytes, source: str, port: int) -> bytes:
     """Return a final response without body and malformed fields; empty for anything else.
 
     The code alone refuses a call: a Contact of another scheme (RFC 3261 section 21.3) must not make
@@ -412,19 +412,19 @@ def stripped_response(data: bytes, source: str, port: int) -> bytes:
         for value in headers.get(key, ())[:_MAX_KEPT]
     ]
     if start[1].startswith(b"2"):
-        led = {key: _readable(key, headers.get(key, ())) for key in _KEPT_URIS}
+        led = {key: _with_valid_uris(key, headers.get(key, ())) for key in _KEPT_URIS}
         if not led["contact"] and headers["cseq"][0].upper().endswith("INVITE"):
             led["contact"] = [f"<sip:{bracketed(source)}:{port}>"]
         lines += [f"{_KEPT_URIS[key]}: {value}" for key, values in led.items() for value in values]
     return ("\r\n".join([*lines, "Content-Length: 0"]) + "\r\n\r\n").encode("latin-1")
 
 
-def _readable(name: str, values: Iterable[str]) -> list[str]:
+def _with_valid_uris(name: str, values: Iterable[str]) -> list[str]:
     good = (one for one in values if all(_uri_flaw(name, uri) is None for uri in split_list(one)))
     return list(itertools.islice(good, _MAX_KEPT))
 
 
-def _stripped(
+def _reduced(
     method: str,
     told: tuple[str, ...],
     headers: Mapping[str, tuple[str, ...]],

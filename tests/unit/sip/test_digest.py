@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.sip import source_policy
 from gateway.sip.settings import BanPolicy
 from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
-from gateway.sip.source_policy import DigestAuth, DigestOutcome, parameters_of, response_of
+from gateway.sip.source_policy import DigestAuth, DigestOutcome, digest_parameters, digest_response
 from tests.support.digest_answer import answer
 
 HOST = "192.0.2.7"
@@ -39,8 +39,10 @@ def test_the_example_of_the_rfc() -> None:
         "nc": "00000001",
         "qop": "auth",
     }
-    assert response_of(given, "MD5", "GET", "Circle of Life") == "8ca523f5e9506fed4657c9700eebdbec"
-    assert response_of(given, "SHA-256", "GET", "Circle of Life") == (
+    assert (
+        digest_response(given, "MD5", "GET", "Circle of Life") == "8ca523f5e9506fed4657c9700eebdbec"
+    )
+    assert digest_response(given, "SHA-256", "GET", "Circle of Life") == (
         "753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1"
     )
 
@@ -109,14 +111,14 @@ def test_wrong_credentials(changes: Mapping[str, str], outcome: DigestOutcome) -
 
 def test_fields_that_are_none() -> None:
     for text in ("", "Digest", "Basic abc", "Digest a=1, A=2", "Digest =x", "Digest x", "digestx"):
-        assert parameters_of(text) is None, text
-    assert parameters_of("Digest " + "a" * 4000) is None
-    assert parameters_of('DIGEST\tA = "q\\"\\\\x, y" ,b=2') == {"a": 'q"\\x, y', "b": "2"}
+        assert digest_parameters(text) is None, text
+    assert digest_parameters("Digest " + "a" * 4000) is None
+    assert digest_parameters('DIGEST\tA = "q\\"\\\\x, y" ,b=2') == {"a": 'q"\\x, y', "b": "2"}
 
 
 @given(st.text(alphabet='Digest ",=\\ab\t', max_size=200))
 def test_any_text_is_read(text: str) -> None:
-    parameters_of("Digest " + text)
+    digest_parameters("Digest " + text)
     auth().check([f"Digest realm=gateway,{text}"], "INVITE", HOST, b"m", 1.0)
 
 

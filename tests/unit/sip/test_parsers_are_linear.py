@@ -42,17 +42,17 @@ from gateway.sip.messages.headers import (
     user_of,
     without_unreadable,
 )
-from gateway.sip.messages.replies import answer_unread, method_of
-from gateway.sip.messages.sdp import mended, offered_codecs, parse
+from gateway.sip.messages.replies import method_of, response_to_unparsed
+from gateway.sip.messages.sdp import offered_codecs, parse, sdp_text
 from gateway.sip.messages.validation import (
-    body_flaw_of,
-    call_id_allowed,
-    flaw_of,
-    mended_via,
-    stripped,
-    stripped_response,
+    is_call_id,
+    message_flaw,
+    multipart_flaw,
+    reduced_requests,
+    reduced_response,
+    with_user_and_host,
+    without_bad_via,
 )
-from gateway.sip.messages.validation import mended as mended_message
 from gateway.text import PrivateDigits, printable, unicode_of, words_of
 
 SIZE = 3_000
@@ -106,8 +106,8 @@ def _message(text: str) -> str:
 def _flaws(text: str) -> None:
     names = ("from", "to", "contact", "route", "refer-to", "cseq", "call-id")
     for name in names:
-        flaw_of(f"INVITE {text} SIP/2.0", {name: (text,)})
-    body_flaw_of({"content-type": (f"multipart/mixed;boundary={text}",)}, text)
+        message_flaw(f"INVITE {text} SIP/2.0", {name: (text,)})
+    multipart_flaw({"content-type": (f"multipart/mixed;boundary={text}",)}, text)
 
 
 def _parse_event(text: str) -> None:
@@ -137,11 +137,11 @@ def _unread(text: str) -> None:
     for start in (text, f"BYE {text} SIP/2.0", f"SIP/2.0 603 {text}"):
         data = _message(text).replace("INVITE sip:1@h SIP/2.0", start).encode("utf-8", "replace")
         method_of(data)
-        answer_unread(data, 400, "192.0.2.1", 5060)
-        stripped(data, "192.0.2.1", 5060, "udp")
-        stripped_response(data, "192.0.2.1", 5060)
-        mended_via(data)
-        mended_message(data, "192.0.2.1", 5060)
+        response_to_unparsed(data, 400, "192.0.2.1", 5060)
+        reduced_requests(data, "192.0.2.1", 5060, "udp")
+        reduced_response(data, "192.0.2.1", 5060)
+        without_bad_via(data)
+        with_user_and_host(data, "192.0.2.1", 5060)
 
 
 def _masked(text: str) -> None:
@@ -159,7 +159,7 @@ def _digest(text: str) -> None:
     # Without the bound on a field's length, which would hide how it is read.
     with patch.object(source_policy, "MAX_FIELD", 10 * SIZE):
         for field in (f"Digest {text}", f'Digest a="{text}', f"Digest a{text}"):
-            source_policy.parameters_of(field)
+            source_policy.digest_parameters(field)
 
 
 PARSERS: dict[str, Callable[[str], object]] = {
@@ -180,10 +180,10 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "diverted": lambda text: diverted({"diversion": (text,)}),
     "history": lambda text: diverted({"history-info": (text,)}),
     "invite_of": lambda text: invite_of(_message(text), "192.0.2.1:5060"),
-    "flaw_of": _flaws,
+    "message_flaw": _flaws,
     "parse": parse,
-    "mended": lambda text: mended(parse(text)),
-    "call_id_allowed": call_id_allowed,
+    "sdp_text": lambda text: sdp_text(parse(text)),
+    "is_call_id": is_call_id,
     "info_digit": lambda text: info.info_digit(info.RELAY, text),
     "plain info_digit": lambda text: info.info_digit(info.PLAIN, text),
     "info_status": lambda text: info.info_status(text, text),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.sip.messages.replies import answer_unread, method_of
+from gateway.sip.messages.replies import method_of, response_to_unparsed
 
 REQUEST = (
     b"INVITE sip:1@h SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1;rport;branch=z9hG4bK1\r\n"
@@ -15,7 +15,7 @@ REQUEST = (
 
 
 def test_made_of_what_can_be_read() -> None:
-    lines = answer_unread(REQUEST, 400, "192.0.2.9", 5070).split(b"\r\n")
+    lines = response_to_unparsed(REQUEST, 400, "192.0.2.9", 5070).split(b"\r\n")
     assert lines[0] == b"SIP/2.0 400 Bad Request"
     via = b"SIP/2.0/UDP 192.0.2.1;rport=5070;branch=z9hG4bK1;received=192.0.2.9"
     assert lines[1:3] == [b"Via: " + via, b"Via: SIP/2.0/UDP 192.0.2.2"]
@@ -29,7 +29,7 @@ def test_made_of_what_can_be_read() -> None:
 def test_a_field_that_is_missing(name: bytes) -> None:
     """Its sender finds the transaction by the branch in Via (RFC 3261 section 17.1.3)."""
     data = REQUEST.replace(b"\r\n" + name + b":", b"\r\nX:")
-    answer = answer_unread(data, 400, "192.0.2.9", 5070)
+    answer = response_to_unparsed(data, 400, "192.0.2.9", 5070)
     assert answer.startswith(b"SIP/2.0 400 ")
     assert b"\r\n" + name + b":" not in answer
 
@@ -50,7 +50,7 @@ def test_a_field_that_is_missing(name: bytes) -> None:
     ],
 )
 def test_nothing_to_answer(data: bytes) -> None:
-    assert answer_unread(data, 400, "192.0.2.9", 5070) == b""
+    assert response_to_unparsed(data, 400, "192.0.2.9", 5070) == b""
 
 
 def test_method() -> None:

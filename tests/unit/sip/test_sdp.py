@@ -13,9 +13,9 @@ from gateway.sip.messages.sdp import (
     MediaLine,
     SdpRejection,
     description_in,
-    mended,
     offered_codecs,
     parse,
+    sdp_text,
 )
 from gateway.sip.settings import Security
 
@@ -119,7 +119,7 @@ def line_of(text: str, begin: str) -> list[str]:
 
 
 def test_a_good_description_stays_as_it_came() -> None:
-    assert mended(parse(GOOD)) == GOOD
+    assert sdp_text(parse(GOOD)) == GOOD
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_good_description_stays_as_it_came() -> None:
 )
 def test_what_is_mended(old: str, new: str) -> None:
     assert old in GOOD
-    found = mended(parse(GOOD.replace(old, new)))
+    found = sdp_text(parse(GOOD.replace(old, new)))
     assert sorted(found.split("\r\n")) == sorted(GOOD.split("\r\n"))
 
 
@@ -169,7 +169,7 @@ def test_what_is_mended(old: str, new: str) -> None:
 )
 def test_origins(origin: str, found: str) -> None:
     text = GOOD.replace("o=- 1 2 IN IP4 192.0.2.1", f"o={origin}")
-    assert line_of(mended(parse(text)), "o=") == [f"o={found}"]
+    assert line_of(sdp_text(parse(text)), "o=") == [f"o={found}"]
 
 
 def test_the_library_gets_what_it_understands() -> None:
@@ -179,7 +179,7 @@ def test_the_library_gets_what_it_understands() -> None:
         "m=audio 4000 RTP/AVP 101 9 111 8 13 0\na=ssrc:1\na=rtpmap:111 opus/48000/2\n"
         "a=fmtp:111 useinbandfec=1\na=rtpmap:101 telephone-event/8000\n"
     ) + "".join(f"a=candidate:{n} 1 UDP 1 192.0.2.1 5 typ host\n" for n in range(80))
-    assert mended(parse(text)).split("\r\n")[5:-1] == [
+    assert sdp_text(parse(text)).split("\r\n")[5:-1] == [
         "m=audio 4000 RTP/AVP 8 0 101",
         "a=rtpmap:101 telephone-event/8000",
     ]
@@ -196,7 +196,7 @@ def test_telephone_events_at_the_clock_of_the_audio() -> None:
         "a=rtpmap:101 telephone-event/8000",
         "a=rtpmap:96 telephone-event/48000\r\na=rtpmap:110 telephone-event/8000",
     )
-    found = mended(parse(text.replace("fmtp:101", "fmtp:110")))
+    found = sdp_text(parse(text.replace("fmtp:101", "fmtp:110")))
     assert line_of(found, "m=") == ["m=audio 4000 RTP/AVP 0 8 110"]
     assert line_of(found, "a=rtpmap:96") == []
 
@@ -285,7 +285,7 @@ def test_only_the_chosen_audio_line_stays() -> None:
     description = parse(text + AUDIO + "m=audio 4004 RTP/AVP 8\r\n")
     chosen = description.choose(Security())
     assert isinstance(chosen, MediaLine)
-    ports = [line.split(" ")[1] for line in line_of(mended(description, chosen), "m=")]
+    ports = [line.split(" ")[1] for line in line_of(sdp_text(description, chosen), "m=")]
     assert ports == ["0", "5000", "4000", "0"]
 
 
@@ -321,7 +321,7 @@ def test_another_line_that_cannot_be_used(kind: str, port: int, more: str) -> No
     line = f"m={kind} {port} RTP/AVP 0\r\n{more}"
     description = parse(GOOD + line)
     assert isinstance(description.choose(Security()), MediaLine)
-    text = mended(description, None)
+    text = sdp_text(description, None)
     assert f"m={kind} 0 RTP/AVP 0\r\n" in text
     assert "IN IP4 h" not in text
     alone = parse(
@@ -342,6 +342,6 @@ def test_nothing_that_comes_raises(text: str) -> None:
     for body in (text, GOOD + text, "v=0\r\nm=audio 1 x " + text):
         description = parse(body)
         chosen = description.choose(Security("optional", ("sdes", "dtls")))
-        again = mended(description, chosen if isinstance(chosen, MediaLine) else None)
-        assert mended(parse(again)) == again
+        again = sdp_text(description, chosen if isinstance(chosen, MediaLine) else None)
+        assert sdp_text(parse(again)) == again
         description_in("INVITE sip:1@h SIP/2.0\r\n\r\n" + body)

@@ -29,7 +29,7 @@ from gateway.sip.trunks import (
     RegState,
     Trunks,
     keys_to_check,
-    target_of,
+    options_uri,
 )
 
 
@@ -280,9 +280,9 @@ def test_unreachable(listen: str, public: str, stun: str, known: str, warned: bo
 def test_hosts_and_targets() -> None:
     trunk = Trunk("t", username="u", registrar="[2001:db8::1]:5061", transport="tls")
     assert hosts_of(trunk) == ["2001:db8::1"]
-    assert target_of(trunk) == "sip:[2001:db8::1]:5061;transport=tls"
-    assert target_of(Trunk("t", peers=(peer("10.0.0.1", 5070),))) == "sip:10.0.0.1:5070"
-    assert target_of(Trunk("t", peers=(peer("10.0.0.0/8"),))) == ""
+    assert options_uri(trunk) == "sip:[2001:db8::1]:5061;transport=tls"
+    assert options_uri(Trunk("t", peers=(peer("10.0.0.1", 5070),))) == "sip:10.0.0.1:5070"
+    assert options_uri(Trunk("t", peers=(peer("10.0.0.0/8"),))) == ""
 
 
 @pytest.mark.parametrize(

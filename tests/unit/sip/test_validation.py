@@ -8,12 +8,12 @@ import pytest
 from gateway.sip.messages.headers import headers_of, name_addr_of, split_list
 from gateway.sip.messages.replies import (
     Reply,
-    name_of,
-    reply_inside,
-    reply_outside,
+    known_method,
+    reply_in_dialog,
+    reply_outside_dialog,
     reply_to_required,
 )
-from gateway.sip.messages.validation import body_flaw_of, flaw_of, mended_via
+from gateway.sip.messages.validation import message_flaw, multipart_flaw, without_bad_via
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
@@ -30,7 +30,7 @@ Content-Length: 0
 
 
 def flaw(message: str) -> str:
-    found = flaw_of(message.split("\n", 1)[0], headers_of(message))
+    found = message_flaw(message.split("\n", 1)[0], headers_of(message))
     return "" if found is None else f"{found.code} {found.what}"
 
 
@@ -122,7 +122,7 @@ def test_addresses_are_split_where_they_end() -> None:
     ],
 )
 def test_replies(method: str, outside: int, inside: int) -> None:
-    found = [reply_outside(method), reply_inside(method, {"event": ("presence",)}, "")]
+    found = [reply_outside_dialog(method), reply_in_dialog(method, {"event": ("presence",)}, "")]
     assert [reply.code if reply else 0 for reply in found] == [outside, inside]
 
 
@@ -163,12 +163,12 @@ def test_required_extensions(method: str, fields: tuple[str, ...], unsupported: 
 def test_bodies_inside_dialogs(
     method: str, headers: dict[str, tuple[str, ...]], body: str, code: int
 ) -> None:
-    reply = reply_inside(method, headers, body)
+    reply = reply_in_dialog(method, headers, body)
     assert (reply.code if reply else 0) == code
 
 
 def test_notify_of_a_transfer_is_for_the_library() -> None:
-    assert reply_inside("NOTIFY", {"event": ("Refer;id=1",)}, "") is None
+    assert reply_in_dialog("NOTIFY", {"event": ("Refer;id=1",)}, "") is None
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_notify_of_a_transfer_is_for_the_library() -> None:
 )
 def test_a_multipart_body_has_its_parts(content_type: str, good: bool) -> None:
     body = "--x\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n--x--\r\n"
-    assert (body_flaw_of({"content-type": (content_type,)}, body) is None) is good
+    assert (multipart_flaw({"content-type": (content_type,)}, body) is None) is good
 
 
 def test_made_up_methods_share_a_name() -> None:
-    assert {name_of("X1"), name_of("X2")} == {"unknown"}
-    assert name_of("BYE") == "BYE"
+    assert {known_method("X1"), known_method("X2")} == {"unknown"}
+    assert known_method("BYE") == "BYE"
 
 
 @pytest.mark.parametrize(
@@ -218,5 +218,5 @@ def test_addresses_that_a_response_says_are_ours(sent_by: str, told: str, kept: 
     body = "\r\n\r\nVia: x;received=y"
     response = f"SIP/2.0 200 OK\r\n{via}{told}{more}{body}"
     wanted = "" if kept else f"SIP/2.0 200 OK\r\n{via}{more}{body}"
-    assert mended_via(response.encode()) == wanted.encode()
-    assert mended_via(response.replace("SIP/2.0 200 OK", "BYE sip:a SIP/2.0").encode()) == b""
+    assert without_bad_via(response.encode()) == wanted.encode()
+    assert without_bad_via(response.replace("SIP/2.0 200 OK", "BYE sip:a SIP/2.0").encode()) == b""
