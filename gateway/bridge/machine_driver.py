@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs the state machine of one call: the entries of its inputs, its outputs, its deadlines.
+"""Driver of one call's state machine: its inputs, outputs and deadlines; and its tool calls.
 
-Whatever reaches a call from outside (legs, sessions, media clock, timers, results of tools) enters
-by a method decorated with :func:`entry`. What that raises goes to ``on_fault`` of its object, which
-ends the call, frees its place and writes its record.
-
-Functions, approvals and content checks are run by a tool runner outside of the call.
+Callbacks from outside of the call (legs, sessions, media, timers, tools) are methods decorated with
+:func:`entry`. Their exceptions go to ``on_fault``, which ends the call and writes its record.
 """
 
 from __future__ import annotations
@@ -42,32 +39,29 @@ class HasFaults(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallHost:
-    """What the parts of one call share: record, input of the machine, clock."""
+    """What the objects of one call share: its record, inputs of its machine, its clock."""
 
     record: CallRecord
     feed: Callable[[MachineInput], None]
-    """Hands an input to the machine."""
+    """Feeds an input to the machine."""
     feed_audio: Callable[[AudioDelta], None]
-    """Hands audio of the session to the machine."""
+    """Feeds an audio delta of the session to the machine."""
     now_ms: Callable[[], float]
     """Milliseconds since the call began."""
     on_fault: Callable[[Exception], None]
-    """Ends the call because of a defect of ours."""
+    """Ends the call after an internal error."""
     is_over: Callable[[], bool] = lambda: False
     """Whether the call has ended and its record is complete."""
     heard: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
-    """When the caller's present stretch of sound began, and when they were last loud (s)."""
+    """Returns when the caller's present speech began, and when they were last loud (loop's s)."""
 
 
 class CallPart:
-    """Base of the parts of a call: an exception in one of them ends the call."""
+    """Base of what belongs to one call: an exception of an :func:`entry` ends the call."""
 
     def __init__(self, host: CallHost) -> None:
         self._host = host
-
-    def on_fault(self, error: Exception) -> None:
-        """End the call after an internal error; see :class:`HasFaults`."""
-        self._host.on_fault(error)
+        self.on_fault = host.on_fault
 
 
 _P = ParamSpec("_P")
@@ -77,7 +71,7 @@ _Self = TypeVar("_Self", bound=HasFaults)
 def entry(
     method: Callable[Concatenate[_Self, _P], None],
 ) -> Callable[Concatenate[_Self, _P], None]:
-    """Decorate a method: an exception of it goes to ``on_fault`` of its object."""
+    """Decorate a method so that its exceptions go to ``on_fault`` of its object."""
 
     @functools.wraps(method)
     def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -92,7 +86,7 @@ def entry(
 def entry_task(
     method: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]],
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]]:
-    """Decorate a coroutine method as :func:`entry` does a plain one."""
+    """Decorate a coroutine method so that its exceptions go to ``on_fault`` of its object."""
 
     @functools.wraps(method)
     async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -109,18 +103,17 @@ SILENT = 33
 
 
 TICK_SECONDS = 0.005
-"""From one tick to the next at least: a deadline that stays must not take the whole processor."""
+"""Least time between two ticks, so that a deadline in the past does not take all of the CPU."""
 
 
 class MachineDriver:
-    """Feeds inputs to ``machine`` and executes its outputs, by their type.
+    """Feeds inputs to ``machine`` and executes its outputs by their type, on the event loop.
 
-    An input that comes while outputs are executed waits until all of them are. Lives on the event
-    loop.
+    An input that comes while outputs are executed waits until all of them are.
 
     Args:
         on_fault: ends the call after an exception.
-        put: queues frames for playout, and returns how many it refused.
+        put: queues frames for playout; returns the number of frames that did not fit.
         codec: of the session's audio.
     """
 
@@ -138,7 +131,7 @@ class MachineDriver:
         self.executors: dict[type, Callable[[Any], None]] = {}
         self.started = False
         self.over = False
-        self._on_fault = on_fault
+        self.on_fault = on_fault
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[tuple[MachineInput, float]] = deque()
         self._busy = False
@@ -147,12 +140,8 @@ class MachineDriver:
         self._not_before = 0.0
         """When the next tick may be (s)."""
 
-    def on_fault(self, error: Exception) -> None:
-        """End the call after an internal error; see :class:`HasFaults`."""
-        self._on_fault(error)
-
     def start(self) -> None:
-        """Execute the machine's first outputs. Raises what they raise."""
+        """Start the machine and execute its first outputs. Raises what they raise."""
         self._busy = True
         try:
             self._execute(self.machine.start(self._loop.time()))
@@ -171,7 +160,8 @@ class MachineDriver:
         self._work()
 
     def feed_audio(self, delta: AudioDelta) -> None:
-        """Handle an audio delta of the session, up to fifty times a second."""
+        """Feed an audio delta of the session, up to fifty times a second: its frames go straight to
+        playout where the machine has nothing to decide."""
         if self._silence is None:
             delta.silent = audioop.max(delta.audio[: len(delta.audio) & ~1], 2) < SILENT
         else:
@@ -184,7 +174,7 @@ class MachineDriver:
             self.feed(inputs.PlayoutRefused(refused))
 
     def feed_first(self, input: MachineInput) -> None:
-        """Queue an input before all others; :meth:`work` handles it."""
+        """Queue an input before all others, to be handled by :meth:`work`."""
         if not self.over:
             self._inbox.appendleft((input, self._loop.time()))
 
@@ -194,7 +184,7 @@ class MachineDriver:
         self._work()
 
     def _work(self) -> None:
-        """Handle the queued inputs, unless that happens already, and set the timer."""
+        """Handle the queued inputs and set the timer; nothing, if called by an output of them."""
         if self._busy or self.over:
             return
         self._busy = True
@@ -210,7 +200,8 @@ class MachineDriver:
             self._schedule()
 
     def may_end_call(self) -> bool:
-        """Return whether the machine can still end its call by itself."""
+        """Return whether the machine has started and has not finished, so that it can end the
+        call."""
         return self.started and not self.over and self.machine.state is not State.FINISHED
 
     def stop(self) -> None:
@@ -244,9 +235,9 @@ class MachineDriver:
 
 
 def _moves_deadline(input: MachineInput) -> bool:
-    """Return whether an input may bring a deadline forward.
+    """Return whether an input may make the machine's deadline earlier.
 
-    Audio that is queued does not. RTP packets put one off; the tick at the old time does nothing.
+    Queued audio does not. RTP packets make it later; the tick at the old time does nothing.
     """
     if type(input) is inputs.ServerEventReceived:
         return type(input.event) is not AudioDelta
@@ -258,13 +249,13 @@ _COLLECTS_NOTHING = CollectPlan()
 
 @dataclass(eq=False)
 class ToolCalls:
-    """Passes tool calls, approvals and content checks to ``runner``, and feeds the results.
+    """Has tool calls, approvals and content checks run by ``runner``, and feeds the results.
 
     Args:
-        runner: None where nothing runs functions: each is answered with an error.
-        guardrails: the route's; :class:`outputs.CheckContent` counts them from 0.
-        collect: receives sensitive digits.
-        variables: the call's own, as they are when a function is called.
+        runner: None where nothing runs functions: each fails.
+        guardrails: of the route; :class:`outputs.CheckContent` counts them from 0.
+        collect: where sensitive digits are sent.
+        variables: returns the call's variables at present.
     """
 
     host: CallHost

@@ -56,33 +56,34 @@ from gateway.tasks import TaskSet
 log = structlog.get_logger(__name__)
 
 _EARLY_EVENTS = 256
-"""Events kept between the session's first event and the answer to it; a turn of the loop."""
+"""Events kept until :class:`inputs.SessionReady` was fed, a turn of the event loop later."""
 
 BILLED = (ResponseDone, InputTranscribed, SessionUsage, DecisionMade)
-"""Events that say what a session has used."""
+"""Events that report what a session has used."""
 
 _SESSIONS = 8
 """Sessions of one call whose rejected settings go into the record."""
 
 ATTEMPTS = 2
-"""Of one server, before the route's next step is taken."""
+"""Attempts to open a session at one server before the route's next fallback step."""
 
 SPREAD_SECONDS = 0.25
-"""A session that replaces one that was lost is opened up to this much later."""
+"""Random delay of a session that replaces a lost one, at most: all calls of a server lose theirs at
+once."""
 
 
 class ServerWatch:
-    """Observer of attempts, errors and ends of sessions at realtime servers; does nothing
-    itself."""
+    """Observer of attempts, errors and ends of sessions at realtime servers; ignores them all."""
 
     def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
-        """Handle an attempt to open a session that has ended after ``seconds``."""
+        """Note an attempt to open a session, which took ``seconds``; ``failure`` is None if it is
+        open."""
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """Handle the end of a session that was up."""
+        """Note the end of a session that was up."""
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
-        """Handle an ``error`` event of a session."""
+        """Note an ``error`` event of a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +96,38 @@ class SessionPlan:
     connect_timeout: float
     max_playout_frames: int
     preparation: DataLookup | None = None
-    """What the settings wait for; they say only the audio formats until it is there."""
+    """Fetches data that the settings need; None once they are complete."""
     watch: ServerWatch = field(default_factory=ServerWatch)
     others: tuple[Endpoint, ...] = ()
-    """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
-    from 1."""
+    """Servers of the route's fallback; :class:`outputs.OpenSession` counts them from 1."""
     live_settings: Mapping[str, Any] = field(default_factory=dict)
     """The session object for a server with Live sessions."""
     speech_command: tuple[str, ...] = ()
-    """The program that makes audio of words that a Live session is to say exactly."""
+    """Program that synthesises words which a Live session must say exactly."""
     live_queue_ms: int = 300
-    """Of a Live session's speech, waiting to be played, from which silence is left out."""
+    """Speech of a Live session in the playout queue (ms) above which its silence is left out."""
 
     def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
-        """Return the session object for a server: Live sessions have one of their own."""
+        """Return the session object for a server, by its protocol."""
         return self.live_settings if endpoint.live else self.settings
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
-    """One session, beginning with the attempt to open it."""
+class _Slot:
+    """One session of the call, from the start of its set-up to its end."""
 
-    spare: bool
     endpoint: Endpoint
     session: Session | None = None
     opening: asyncio.Task[None] | None = None
     over: bool = False
-    """It is closed, or is being closed: it takes no more audio."""
+    """Closed, or being closed: it gets no more audio."""
     seed: list[Mapping[str, Any]] = field(default_factory=list)
-    """The conversation that a session is told of at its start."""
+    """Items of the conversation so far, for a Live session's start."""
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
 
 
 class Sessions(CallPart):
-    """Opens, feeds and closes the sessions of one call; lives as long as it."""
+    """Opens, feeds and closes the sessions of one call: the active one, and a standby."""
 
     def __init__(
         self,
@@ -144,11 +143,11 @@ class Sessions(CallPart):
         if sideband is not None:
             sideband.send = self._relay
         self.id = ""
-        """The server's name of the active session, or of the last one there was."""
+        """Server's id of the active session, or of the last one."""
         self._account: Account | None = None
         self._events: EventLog | None = None
-        self._line: _Line | None = None
-        self._spare: _Line | None = None
+        self._active: _Slot | None = None
+        self._standby: _Slot | None = None
         self._closing = TaskSet()
         self._frames_dropped = 0
         self._refused: deque[list[Refused]] = deque(maxlen=_SESSIONS)
@@ -168,23 +167,23 @@ class Sessions(CallPart):
     @property
     def open(self) -> list[Endpoint]:
         """Endpoints of the sessions that are up: the active one, and a standby session."""
-        lines = (self._line, self._spare)
-        return [one.endpoint for one in lines if one and one.session and not one.over]
+        slots = (self._active, self._standby)
+        return [one.endpoint for one in slots if one and one.session and not one.over]
 
     def append(self, audio: bytes) -> None:
         """Send caller audio in the session's codec; dropped while there is no session."""
-        line = self._line
-        if line is not None and line.session is not None and not line.over:
-            line.session.append(audio)
+        slot = self._active
+        if slot is not None and slot.session is not None and not slot.over:
+            slot.session.append(audio)
 
     def finish(self) -> None:
         """Stop opening sessions, and complete the record with what they dropped and refused."""
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
-        for line in (self._line, self._spare):
-            if line is not None:
-                self._stop_opening(line)
-                self._count_dropped(line)
+        for slot in (self._active, self._standby):
+            if slot is not None:
+                self._stop_opening(slot)
+                self._count_dropped(slot)
         self._host.record.media.dropped_append_frames = self._frames_dropped
         refused = dict.fromkeys(one for session in self._refused for one in session)
         self._host.record.session.settings_refused = list(refused)
@@ -193,39 +192,37 @@ class Sessions(CallPart):
 
     async def wait_closed(self) -> None:
         """Wait until the tasks of the sessions have ended; they have their own deadlines."""
-        lines = [line for line in (self._line, self._spare) if line is not None]
-        tasks = [line.opening for line in lines if line.opening is not None]
+        slots = [slot for slot in (self._active, self._standby) if slot is not None]
+        tasks = [slot.opening for slot in slots if slot.opening is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._closing.wait()
-        for line in lines:
-            if line.session is not None:
-                await line.session.close(1000, "over")  # where its end failed; else it is closed
+        for slot in slots:
+            if slot.session is not None:
+                await slot.session.close(1000, "over")  # where its end failed; else it is closed
         if self._events is not None:
             self._events.end()
-
-    # ---- what the machine says
 
     def _open(self, output: outputs.OpenSession) -> None:
         """Start the task that opens a session, the active one or a standby."""
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
-        line = _Line(output.standby, endpoint, seed=list(output.seed))
+        slot = _Slot(endpoint, seed=list(output.seed))
         again = False
         if output.standby:
-            self._spare = line
+            self._standby = slot
         else:
-            if self._line is not None:
-                again = self._line.session is not None
-                self._release(self._line, 1000, "replaced")
-            self._line = line
+            if self._active is not None:
+                again = self._active.session is not None
+                self._release(self._active, 1000, "replaced")
+            self._active = slot
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._host.record.call_id)
         name = f"open {self._host.record.call_id}"
-        line.opening = asyncio.create_task(self._set_up(line, again), name=name)
+        slot.opening = asyncio.create_task(self._set_up(slot, again), name=name)
 
     @entry_task
-    async def _set_up(self, line: _Line, again: bool) -> None:
+    async def _set_up(self, slot: _Slot, again: bool) -> None:
         """Open a session; feed :class:`inputs.SessionReady`, or why it failed."""
-        record, endpoint, watch = self._host.record, line.endpoint, self.plan.watch
+        record, endpoint, watch = self._host.record, slot.endpoint, self.plan.watch
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
         if again:
@@ -234,48 +231,47 @@ class Sessions(CallPart):
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            # Once more at most: what is done then, and when another attempt is made, is the
-            # machine's to say (the route's fallback), and nobody rings for long in vain.
+            # Few attempts: the machine decides what follows (the route's fallback).
             session = await open_with_retry(
                 endpoint,
                 self.plan.settings_for(endpoint),
                 timeout=self.plan.connect_timeout,
-                on_event=partial(self._on_event, line),
-                on_closed=lambda closed: self._on_closed(line, closed),
-                tap=self._tap(line),
-                late=None if self.plan.preparation is None else partial(self._prepare, line),
-                attempts=1 if line.spare else ATTEMPTS,
+                on_event=partial(self._on_event, slot),
+                on_closed=lambda closed: self._on_closed(slot, closed),
+                tap=self._tap(slot),
+                late=None if self.plan.preparation is None else partial(self._prepare, slot),
+                attempts=1 if slot is self._standby else ATTEMPTS,
                 playout=replace(
-                    self._playout, max_queue_ms=self.plan.live_queue_ms, history=line.seed
+                    self._playout, max_queue_ms=self.plan.live_queue_ms, history=slot.seed
                 ),
             )
         except SetupFailed as failure:
             watch.met(endpoint, failure, clock() - began)
-            if line is self._spare:
-                self._spare = None
+            if slot is self._standby:
+                self._standby = None
                 self._host.feed(inputs.StandbyFailed(str(failure)))
-            elif line is self._line:
+            elif slot is self._active:
                 failed = inputs.SessionFailed(failure.verdict, failure.detail, failure.retry_after)
                 self._host.feed(failed)
             return
-        line.session = session  # first of all, so that it is closed whatever raises
+        slot.session = session  # first of all, so that it is closed whatever raises
         watch.met(endpoint, None, clock() - began)
-        if self._sideband is not None and line is self._line:
+        if self._sideband is not None and slot is self._active:
             self._sideband.up(session.effective)
         self._refused.append(session.commands.refused)
-        if line is not self._line and line is not self._spare:
-            self._release(line, 1000, "not wanted any more")
+        if slot is not self._active and slot is not self._standby:
+            self._release(slot, 1000, "not wanted any more")
             return
-        if not line.spare:
-            self.id = session.id
-        up = inputs.StandbyReady if line.spare else inputs.SessionReady
+        up: type[inputs.StandbyReady | inputs.SessionReady] = inputs.StandbyReady
+        if slot is self._active:
+            self.id, up = session.id, inputs.SessionReady
         self._host.feed(up(session.id, session.seconds_left, session.capabilities))
-        early, line.early = line.early or deque(), None
+        early, slot.early = slot.early or deque(), None
         for event in early:
-            self._on_event(line, event)
+            self._on_event(slot, event)
 
-    async def _prepare(self, line: _Line) -> Mapping[str, Any]:
-        """Wait for the data of the call; return the complete settings."""
+    async def _prepare(self, slot: _Slot) -> Mapping[str, Any]:
+        """Wait for the data of the call, feed its complete plan, and return the settings."""
         if self.plan.preparation is not None:
             prepared = await self.plan.preparation.ready()
             if self.plan.preparation is not None:  # nobody else waited for it, and was first
@@ -286,36 +282,35 @@ class Sessions(CallPart):
                     preparation=None,
                 )
                 first = [message(*one) for one in prepared.plan.content.messages]
-                line.seed[: prepared.messages] = first
+                slot.seed[: prepared.messages] = first
                 self._host.feed(
                     Prepared(prepared.plan, prepared.ms, prepared.failure, prepared.history)
                 )
-        return self.plan.settings_for(line.endpoint)
+        return self.plan.settings_for(slot.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
         """Close the active and the standby session with the code and reason of ``output``."""
-        for line in (self._line, self._spare):
-            if line is not None:
-                self._release(line, output.code, output.reason)
-        self._spare = None
+        for slot in (self._active, self._standby):
+            if slot is not None:
+                self._release(slot, output.code, output.reason)
+        self._standby = None
 
     def _promote(self) -> None:
         """Make the standby session the active one, and close the other."""
-        old, spare = self._line, self._spare
-        if spare is None:
+        old, standby = self._active, self._standby
+        if standby is None:
             return
-        self._line, self._spare = spare, None
-        spare.spare = False
-        self.id = "" if spare.session is None else spare.session.id
+        self._active, self._standby = standby, None
+        self.id = "" if standby.session is None else standby.session.id
         if old is not None:
             self._count_dropped(old)
             self._release(old, 1000, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
         """Send a command to the active session; words that must be exact are synthesised first."""
-        if self._line is None or self._line.session is None:
+        if self._active is None or self._active.session is None:
             return
-        command, session = output.command, self._line.session
+        command, session = output.command, self._active.session
         possible = session.capabilities.clips and bool(self.plan.speech_command)
         if possible and isinstance(command, CreateResponse) and command.exact and not command.clip:
             self._closing.spawn(self._say_exactly(session, command), "speech")
@@ -336,83 +331,81 @@ class Sessions(CallPart):
 
     def _relay(self, command: ClientCommand) -> str:
         """Send an application's event; return its id, "" where no session is open."""
-        line = self._line
+        slot = self._active
         if isinstance(command, RelayedUpdate):
             # A session that replaces this one begins with what holds now.
             self.plan = replace(self.plan, settings=merged(self.plan.settings, command.session))
         elif isinstance(command, Relayed) and command.event["type"] == "session.update":
             live = merged(self.plan.live_settings, command.event["session"])
             self.plan = replace(self.plan, live_settings=live)
-        return "" if line is None or line.session is None else line.session.send(command)
+        return "" if slot is None or slot.session is None else slot.session.send(command)
 
     def tap_of(self, name: str) -> SessionTap | None:
         """Return the event log of another session of the call; None where no events are logged."""
         return None if self._events is None else SessionTap(self._events, name)
 
-    def _tap(self, line: _Line) -> Tap | None:
-        """Return the tap of a session: the event log, and the application's sideband."""
+    def _tap(self, slot: _Slot) -> Tap | None:
+        """Return the tap of a session, for event log and sideband; None without either."""
         sideband = self._sideband
         if sideband is None:
             return self._events
 
         def received(message: bytes) -> None:
-            if line is self._line:
+            if slot is self._active:
                 sideband.received(message)
 
         return SidebandTap(self._events, received)
 
-    # ---- what the sessions tell
-
-    def _on_event(self, line: _Line, event: ServerEvent) -> None:
+    def _on_event(self, slot: _Slot, event: ServerEvent) -> None:
         """Feed an event of a session; an exception ends the call."""
         try:
-            if type(event) is AudioDelta and line is self._line and line.early is None:
+            if type(event) is AudioDelta and slot is self._active and slot.early is None:
                 self._host.feed_audio(event)  # fifty times a second
             else:
-                self._on_other(line, event)
+                self._on_other(slot, event)
         except Exception as error:
             self.on_fault(error)
 
-    def _on_other(self, line: _Line, event: ServerEvent) -> None:
+    def _on_other(self, slot: _Slot, event: ServerEvent) -> None:
         """Count the cost of an event, and feed it if its session is the active one."""
-        if line.early is not None:
-            line.early.append(event)
+        if slot.early is not None:
+            slot.early.append(event)
             return
-        if line is not self._line:
+        if slot is not self._active:
             # Past for the call, but it is paid for.
             if isinstance(event, BILLED):
-                self.count(line.endpoint, event)
+                self.count(slot.endpoint, event)
             return
         if isinstance(event, SessionUsage):
-            self.count(line.endpoint, event)
+            self.count(slot.endpoint, event)
             return
         if isinstance(event, ServerError):
             command = None
-            if line.session is not None:
-                command = line.session.commands.command_of(event.client_event_id)
+            if slot.session is not None:
+                command = slot.session.commands.command_of(event.client_event_id)
             if isinstance(command, Relayed | RelayedUpdate):
                 return  # the application's affair
-            self.plan.watch.error(line.endpoint, classify_error(event))
+            self.plan.watch.error(slot.endpoint, classify_error(event))
             self._host.feed(inputs.ServerErrorReceived(event, command))
             return
         if isinstance(event, SpeechStarted | SpeechStopped | InputCommitted):
-            self._tell_heard(line)
+            self._tell_heard(slot)
         asked = None
-        if isinstance(event, ResponseCreated) and line.session is not None:
-            asked = line.session.commands.request_of(event)
+        if isinstance(event, ResponseCreated) and slot.session is not None:
+            asked = slot.session.commands.request_of(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, BILLED):
-            self.count(line.endpoint, event)
+            self.count(slot.endpoint, event)
 
-    def _tell_heard(self, line: _Line) -> None:
-        """Feed when the caller spoke, and the round trips to caller and server (ms)."""
+    def _tell_heard(self, slot: _Slot) -> None:
+        """Feed :class:`inputs.CallerHeard`: when the caller spoke, and the round trips (ms)."""
         since, until = self._host.heard()
         leg = (self._host.record.media.quality.get("rtt_ms") or {}).get("mean")
-        server = 0.0 if line.session is None else line.session.round_trip_ms
+        server = 0.0 if slot.session is None else slot.session.round_trip_ms
         self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
     def count(self, endpoint: Endpoint, event: ServerEvent) -> None:
-        """Add the usage that an event of a session at this server reports to the call's cost."""
+        """Add the usage that an event reports to the call's cost; feed a budget that is reached."""
         if self._account is None:
             return
         # A fallback's server has a model and prices of its own.
@@ -429,40 +422,38 @@ class Sessions(CallPart):
         self._host.feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
 
     @entry
-    def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
+    def _on_closed(self, slot: _Slot, closed: SessionClosed) -> None:
         """Feed the end of the active or the standby session."""
-        line.over = True
-        self.plan.watch.closed(line.endpoint, closed)
+        slot.over = True
+        self.plan.watch.closed(slot.endpoint, closed)
         if self._events is not None:
             self._events.closed(closed.code, closed.reason, closed.by_us)
-        if line is self._line:
+        if slot is self._active:
             self._host.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
-        elif line is self._spare:
-            self._spare = None
+        elif slot is self._standby:
+            self._standby = None
             self._host.feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
 
-    # ---- how
-
-    def _release(self, line: _Line, code: int, reason: str) -> None:
-        """Close a session, or stop opening it."""
-        line.over = True
-        if line.session is not None:
-            line.session.tell_usage()  # before the record is written
-            closing = line.session.close(code, reason)
-            self._closing.spawn(closing, f"close {line.session.id}")
+    def _release(self, slot: _Slot, code: int, reason: str) -> None:
+        """Close a session in a task, or stop its set-up."""
+        slot.over = True
+        if slot.session is not None:
+            slot.session.tell_usage()  # before the record is written
+            closing = slot.session.close(code, reason)
+            self._closing.spawn(closing, f"close {slot.session.id}")
         else:
-            self._stop_opening(line)
+            self._stop_opening(slot)
 
     @staticmethod
-    def _stop_opening(line: _Line) -> None:
-        if line.opening is not None and line.opening is not asyncio.current_task():
-            line.opening.cancel()
+    def _stop_opening(slot: _Slot) -> None:
+        if slot.opening is not None and slot.opening is not asyncio.current_task():
+            slot.opening.cancel()
 
-    def _count_dropped(self, line: _Line) -> None:
+    def _count_dropped(self, slot: _Slot) -> None:
         """Add a session's dropped frames and audio counts to the record."""
-        if line.session is None:
+        if slot.session is None:
             return
-        self._frames_dropped += line.session.counters.audio_dropped
+        self._frames_dropped += slot.session.counters.audio_dropped
         told = self._host.record.media.live_audio
-        for name, count in line.session.audio_counts().items():
+        for name, count in slot.session.audio_counts().items():
             told[name] = told.get(name, 0) + count

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The sideband of a call: an application sees its session's events, and sends some of its own.
+"""Sideband of a call: the WebSocket by which an application sees the events of the call's session
+and sends some of its own, as with OpenAI's SIP interface.
 
-As on the WebSocket of OpenAI's SIP interface: audio deltas are left out, and what that interface
-knows of the telephone (DTMF, what is being played) is said in events of its own.
+Audio deltas are left out; DTMF and playout are events of that interface
+(``input_audio_buffer.dtmf_event_received``, ``output_audio_buffer.started``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gateway.realtime.session import Tap
 from gateway.text import unicode_in
 
 QUEUED = 512
-"""Events that may wait for a slow application; then it is let go."""
+"""Events that may wait for a slow application; then it is disconnected (1013)."""
 
 HELD = 256
 """Events of the application that may wait for the session and for the ACK."""
@@ -152,16 +153,21 @@ class Sideband:
     """
 
     relayed = RELAYED
+    """Types of events that are sent on as they are."""
+    greeting = "session.created"
+    """Type of the first event that a follower gets."""
+    id_key = "event_id"
+    """Key of an ``error`` that has the id of the rejected event."""
 
     def __init__(self, on_end: Callable[[], None]) -> None:
         self.send: Callable[[ClientCommand], str] = lambda _command: ""
-        """Sends to the session, and returns the id that the event has there."""
+        """Sends a command to the session; returns its ``event_id``."""
         self.act: Callable[[CallCommand], None] = lambda _command: None
         self.hang_up: Callable[[], None] = lambda: None
         self.tools: list[dict[str, Any]] = []
-        """The route's own, which stay when the application changes its tools."""
+        """Tools of the route, added to each update of the tools by the application."""
         self.concealed = False
-        """Keys that the caller presses now are not for the application."""
+        """Sensitive digits are entered, which the application does not get."""
         self._on_end = on_end
         self._followers: list[Follower] = []
         self._session: dict[str, Any] | None = None
@@ -273,9 +279,10 @@ class Sideband:
             self._own_ids.popitem(last=False)
 
     def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
+        """Answer an event of the application with ``error``; ``why`` is its message."""
         error = {"type": "invalid_request_error", "code": code, "message": why, "param": None}
-        told = {"type": "error", "error": {**error, "event_id": event_id}}
-        follower.put({"event_id": self._id(), **told})
+        error[self.id_key] = event_id
+        follower.put({"event_id": self._id(), "type": "error", "error": error})
 
     # ---- the session
 
@@ -338,8 +345,7 @@ class Sideband:
 
     def _greet(self, follower: Follower) -> None:
         session = merged(self._session, self._echo)
-        told = {"type": "session.created", "event_id": self._id(), "session": session}
-        follower.put(told)
+        follower.put({"type": self.greeting, "event_id": self._id(), "session": session})
 
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
         """Return ``feed`` of the call's machine, wrapped so that the sideband sees the inputs."""
@@ -387,6 +393,8 @@ class LiveSideband(Sideband):
     """Sideband of a Live session: ``/v1/live/sessions/{session_id}/attach``."""
 
     relayed = LIVE_RELAYED
+    greeting = "session.started"
+    id_key = "client_event_id"
 
     def __init__(self, on_end: Callable[[], None]) -> None:
         super().__init__(on_end)
@@ -416,11 +424,6 @@ class LiveSideband(Sideband):
                 backend["tools"] += self.tools
         self._remember(self.send(Relayed(event)), event)
 
-    def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
-        error = {"type": "invalid_request_error", "code": code, "message": why, "param": None}
-        told = {"type": "error", "error": {**error, "client_event_id": event_id}}
-        follower.put({"event_id": self._id(), **told})
-
     def _pass_on(self, event: dict[str, Any]) -> None:
         """Pass an event on, with the ``client_event_id`` that the application gave it."""
         kind = event.get("type")
@@ -446,10 +449,6 @@ class LiveSideband(Sideband):
         if event.get("client_event_id", "") is None:
             del event["client_event_id"]
         super()._tell(event)
-
-    def _greet(self, follower: Follower) -> None:
-        told = {"type": "session.started", "event_id": self._id(), "session": self._session}
-        follower.put(told)
 
     def _on_input(self, input: MachineInput) -> None:
         """Tell followers of DTMF digits, and note who hung up."""
