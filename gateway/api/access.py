@@ -14,13 +14,14 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers
@@ -304,13 +305,7 @@ class Paths:
         """
 
         def check(request: Request) -> None:
-            token = self.access.token_of(request.scope)
-            if token is None:
-                raise HTTPException(401, UNAUTHORIZED, BEARER)
-            request.state.token = token
-            if token.role < role:
-                message = f"needs the role {role.name.lower()}"
-                raise HTTPException(403, {"code": "forbidden", "message": message})
+            admit(self.access, request, role)
 
         told = {**_ALWAYS, **(errors or {})}
         responses: dict[int | str, Any] = {
@@ -328,6 +323,44 @@ class Paths:
             openapi_extra={"x-role": role.name.lower(), "security": [{"token": []}]},
             **options,
         )
+
+
+def admit(access: Access, request: HTTPConnection, role: Role) -> None:
+    """Find the token of a request, for :func:`token_of`.
+
+    Raises HTTPException: 401 where there is none that is known, 403 where its role is below
+    ``role``.
+    """
+    token = access.token_of(request.scope)
+    if token is None:
+        raise HTTPException(401, UNAUTHORIZED, BEARER)
+    request.state.token = token
+    if token.role < role:
+        raise forbidden(f"needs the role {role.name.lower()}")
+
+
+def forbidden(message: str) -> HTTPException:
+    """Return the 403 that a role or a setting is the reason of."""
+    return HTTPException(403, {"code": "forbidden", "message": message})
+
+
+async def deny(socket: WebSocket, refused: HTTPException) -> None:
+    """Answer the handshake of a WebSocket with the error that another request would get."""
+    headers = dict(refused.headers or {})
+    answer = JSONResponse({"error": refused.detail}, refused.status_code, headers)
+    await socket.send_denial_response(answer)
+
+
+async def send_until_closed(socket: WebSocket, sending: Coroutine[Any, Any, None]) -> None:
+    """Run ``sending`` until the client closes its WebSocket; what comes from there is ignored."""
+    task = asyncio.create_task(sending, name=f"send on {socket.url.path}")
+    try:
+        while (await socket.receive())["type"] != "websocket.disconnect":
+            pass
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            await task
 
 
 def token_of(request: HTTPConnection) -> Token:
@@ -420,15 +453,22 @@ def audit(request: HTTPConnection, action: str, fields: Mapping[str, Any], resul
 
 async def run(backend: Backend, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out a command. Raises HTTPException where it is refused."""
-    try:
+    with refusals(str(fields.get("call", ""))):
         answer = backend.commands[name](fields)
         if isinstance(answer, Awaitable):
             answer = await answer
+    return dict(answer)
+
+
+@contextmanager
+def refusals(call_id: str) -> Iterator[None]:
+    """Raise HTTPException for what a command on a call raises: 404 for NoCallError, else 409."""
+    try:
+        yield
     except NoCallError as error:
-        raise no_call(str(fields.get("call", "")), str(error)) from None
+        raise no_call(call_id, str(error)) from None
     except RefusedError as error:
         raise HTTPException(409, {"code": "refused", "message": _brief(str(error))}) from None
-    return dict(answer)
 
 
 def _brief(text: str) -> str:

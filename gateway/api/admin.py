@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Paths about the process: state, trunks, log level, drain, reload, webhooks, events."""
+"""Paths about the process: state, trunks, log level, drain, reload, webhooks, events, and keys."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeAlias
 
-from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi import HTTPException, Query, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.access import NO_CALL, Paths, audit, audited, run, token_of
+from gateway.api.access import (
+    NO_CALL,
+    Paths,
+    admit,
+    audit,
+    audited,
+    deny,
+    run,
+    send_until_closed,
+    token_of,
+)
 from gateway.api.backend import MAX_FOLLOWERS, POSITION, Backend, EventFeed, Role
 from gateway.api.calls import Term, part
-from gateway.api.connections import BEARER, HOP, LOCAL, UNAUTHORIZED
+from gateway.api.connections import HOP, LOCAL
 from gateway.api.siblings import Siblings, merged
 from gateway.text import unicode_in
 
@@ -66,6 +75,20 @@ class Reloaded(BaseModel):
     changed: list[str]
     restart_required: list[str]
     problems: list[str]
+
+
+class Expiry(BaseModel):
+    """Lifetime of a key (s)."""
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, Field(ge=10, le=7200)] = 600
+
+
+class ClientSecret(BaseModel):
+    """Whose session a browser gets, and for how long its key is good."""
+
+    route: Term
+    expires_after: Expiry = Field(default_factory=Expiry)
 
 
 def add_administration(paths: Paths, backend: Backend, siblings: Siblings) -> None:
@@ -138,6 +161,12 @@ def add_administration(paths: Paths, backend: Backend, siblings: Siblings) -> No
         told = {"route": route, "who": token_of(request).name}
         return await audited(backend, request, f"canary_{action}", told)
 
+    @paths.add("POST", "/v1/realtime/client_secrets", Role.OPERATOR, errors=NO_CALL, tags=["calls"])
+    async def client_secret(body: ClientSecret, request: Request) -> Any:
+        """A short-lived key for a browser that talks to the provider itself, with the session of a
+        route."""
+        return await audited(backend, request, "client_secret", body.model_dump())
+
     _add_webhooks(paths, backend)
     _add_events(paths, backend.feed, siblings)
 
@@ -185,23 +214,20 @@ def _add_events(paths: Paths, feed: EventFeed, siblings: Siblings) -> None:
 
     @paths.app.websocket("/api/v1/events")
     async def events_socket(socket: WebSocket, after: str = "") -> None:
-        token = paths.access.token_of(socket.scope)
-        if token is None:
-            refused = JSONResponse({"error": UNAUTHORIZED}, 401, BEARER)
-        elif token.role < Role.READONLY:
-            forbidden = {"code": "forbidden", "message": "needs the role readonly"}
-            refused = JSONResponse({"error": forbidden}, 403)
-        elif not feed.join():
-            refused = _full()
-        else:
-            try:
-                await socket.accept()
-                last = socket.headers.get("last-event-id", "") or after
-                await _send_events(feed, siblings, socket, last)
-            finally:
-                feed.leave()
+        try:
+            admit(paths.access, socket, Role.READONLY)
+        except HTTPException as refused:
+            await deny(socket, refused)
             return
-        await socket.send_denial_response(refused)
+        if not feed.join():
+            await socket.send_denial_response(_full())
+            return
+        try:
+            await socket.accept()
+            last = socket.headers.get("last-event-id", "") or after
+            await send_until_closed(socket, _send_events(feed, siblings, socket, last))
+        finally:
+            feed.leave()
 
 
 def _full() -> JSONResponse:
@@ -231,24 +257,13 @@ class _EventStream(StreamingResponse):
 
 
 async def _send_events(feed: EventFeed, siblings: Siblings, socket: WebSocket, last: str) -> None:
-    """Send events to a WebSocket until it or the gateway ends."""
-
-    async def out() -> None:
-        ending = feed.ending[LOCAL in socket.scope]
-        async for number, event in _numbered(_followed(feed, siblings, last), ending):
-            if number:
-                told = json.dumps({"last_event_id": number, **event}, ensure_ascii=False)
-                await socket.send_text(told)
-        await socket.close(1012)
-
-    sending = asyncio.create_task(out(), name="events")
-    try:
-        while (await socket.receive())["type"] != "websocket.disconnect":
-            pass  # nothing is asked there
-    finally:
-        sending.cancel()
-        with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-            await sending
+    """Send events to a WebSocket until the gateway ends."""
+    ending = feed.ending[LOCAL in socket.scope]
+    async for number, event in _numbered(_followed(feed, siblings, last), ending):
+        if number:
+            told = json.dumps({"last_event_id": number, **event}, ensure_ascii=False)
+            await socket.send_text(told)
+    await socket.close(1012)
 
 
 async def _stream(

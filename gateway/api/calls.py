@@ -14,7 +14,18 @@ from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, once, run, token_of
+from gateway.api.access import (
+    NO_CALL,
+    Paths,
+    audit,
+    audited,
+    forbidden,
+    no_call,
+    once,
+    refusals,
+    run,
+    token_of,
+)
 from gateway.api.backend import Backend, Role
 from gateway.api.connections import HOP
 from gateway.api.siblings import Siblings
@@ -100,6 +111,12 @@ class Spoken(BaseModel):
     transcript: list[dict[str, Any]]
 
 
+class Progress(BaseModel):
+    """A call in progress: its record, with what has come of timeline and transcript."""
+
+    call: dict[str, Any]
+
+
 class Done(BaseModel):
     """The id of the call that a command was carried out for."""
 
@@ -124,20 +141,6 @@ class Destination(BaseModel):
 
     destination: Term = ""
     briefing: str = ""
-
-
-class Expiry(BaseModel):
-    """Lifetime of a key (s)."""
-
-    anchor: Literal["created_at"] = "created_at"
-    seconds: Annotated[int, Field(ge=10, le=7200)] = 600
-
-
-class ClientSecret(BaseModel):
-    """Whose session a browser gets, and for how long its key is good."""
-
-    route: Term
-    expires_after: Expiry = Field(default_factory=Expiry)
 
 
 class Disposition(BaseModel):
@@ -297,7 +300,7 @@ def _add_queries(paths: Paths, backend: Backend, siblings: Siblings) -> None:
     ) -> Any:
         """What was said in a call, so far; of one in progress unmasked for the role admin."""
         if unmasked and token_of(request).role < Role.ADMIN:
-            raise HTTPException(403, {"code": "forbidden", "message": "needs the role admin"})
+            raise forbidden("needs the role admin")
         fields = {"call": call_id, "after": after, "unmasked": unmasked}
         try:
             if after:  # who follows a call is logged once
@@ -312,6 +315,23 @@ def _add_queries(paths: Paths, backend: Backend, siblings: Siblings) -> None:
             count = len(said or ())
             told = {"call": row["id"], "dropped": dropped or 0, "count": count}
             return {**told, "transcript": (said or [])[after:]}
+
+    @paths.add("GET", "/calls/{call_id}/progress", Role.OPERATOR, Progress, NO_CALL, tags=["calls"])
+    async def get_progress(
+        call_id: CallId,
+        request: Request,
+        place: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
+        spoken: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
+    ) -> Any:
+        """A call in progress: its record, the timeline from ``place`` on, which the last answer
+        named, and the transcript from entry ``spoken`` on."""
+        if backend.progress is None:
+            raise no_call(call_id)
+        with refusals(call_id):
+            told = backend.progress(call_id, place, spoken)
+        if not place:  # who watches a call is logged once
+            audit(request, "read", {"call": told["call_id"]}, "ok")
+        return {"call": told}
 
     path = "/calls/{call_id}/transfers/{transfer}"
 
@@ -374,13 +394,7 @@ _COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] 
         "Transfer a call, to people as a rule. The outcome is at ``transfers`` with the answer's "
         "``transfer``, and in the record.",
     ),
-    (
-        "hold",
-        "hold",
-        Nothing,
-        {"held": True},
-        "Play music to the caller until ``unhold``.",
-    ),
+    ("hold", "hold", Nothing, {"held": True}, "Play music to the caller until ``unhold``."),
     ("unhold", "hold", Nothing, {"held": False}, "Take the caller back from hold."),
     ("mute", "mute", Nothing, {"muted": True}, "Let the model hear silence, not the caller."),
     ("unmute", "mute", Nothing, {"muted": False}, "Let the model hear the caller again."),
@@ -419,12 +433,6 @@ def _add_commands(paths: Paths, backend: Backend) -> None:
 
     for command in _COMMANDS:
         add(*command)
-
-    @paths.add("POST", "/v1/realtime/client_secrets", Role.OPERATOR, errors=NO_CALL, tags=["calls"])
-    async def client_secret(body: ClientSecret, request: Request) -> Any:
-        """A short-lived key for a browser that talks to the provider itself, with the session of a
-        route."""
-        return await audited(backend, request, "client_secret", body.model_dump())
 
     @paths.add(
         "POST",

@@ -35,7 +35,7 @@ from gateway.api.access import (
 )
 from gateway.api.admin import add_administration
 from gateway.api.backend import Backend, RequestTimes, Role, Token
-from gateway.api.browser import add_browser_calls
+from gateway.api.call_audio import add_audio
 from gateway.api.calls import add_calls
 from gateway.api.connections import (
     CONNECTIONS,
@@ -48,7 +48,6 @@ from gateway.api.connections import (
 )
 from gateway.api.hosted import add_hosted
 from gateway.api.siblings import HandOn, Siblings
-from gateway.api.watching import add_watching
 from gateway.sip.agent import AgentError
 from gateway.tasks import TaskSet
 
@@ -85,9 +84,8 @@ def make_app(
     paths = Paths(app, access)
     add_calls(paths, backend, siblings)
     add_administration(paths, backend, siblings)
-    add_watching(paths, backend, siblings)
+    add_audio(paths, backend, siblings)
     add_console(paths)
-    add_browser_calls(paths, backend)
     _describe(app)
     decides = any(token.role is Role.APPLICATION for token in tokens)
     if backend.applications is not None and decides:

@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.api.browser import BURST_FRAMES, MAX_FRAMES
+from gateway.api.call_audio import BURST_FRAMES, MAX_FRAMES
 from tests.calls.test_api import API, TOKENS, Client, metric
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.callee import CalledPhone, free_port

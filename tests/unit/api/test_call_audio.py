@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
-from gateway.api import browser
+from gateway.api import call_audio
 from gateway.api.backend import Role, Token
-from gateway.api.browser import WAITING_FRAMES, WAITING_TEXTS, _Allowance, _Closed, _Page, _permit
+from gateway.api.call_audio import (
+    WAITING_FRAMES,
+    WAITING_TEXTS,
+    _Allowance,
+    _Closed,
+    _Page,
+    _permit,
+)
 from gateway.audio.codecs import FRAME_BYTES
 
 
@@ -110,7 +117,7 @@ def test_no_more_is_on_the_way_than_a_page_can_take() -> None:
 def test_waits_have_an_end(
     monkeypatch: pytest.MonkeyPatch, seconds: str, told: list[dict[str, Any]], reason: str
 ) -> None:
-    monkeypatch.setattr(browser, seconds, 0.01)
+    monkeypatch.setattr(call_audio, seconds, 0.01)
 
     async def run() -> None:
         socket = Socket()

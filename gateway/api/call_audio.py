@@ -1,26 +1,182 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls from a page of the console: a WebSocket with G.711 in frames of 20 ms, and JSON texts."""
+"""Paths for the audio of calls: levels, recordings, listening in, calls from a page."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import Coroutine
+import re
+import struct
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
+from math import log10
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, StringConstraints
 
 from gateway.addresses import bracketed
-from gateway.api.access import Paths, audit, run, same_site
+from gateway.api.access import (
+    NO_CALL,
+    Paths,
+    admit,
+    audit,
+    deny,
+    forbidden,
+    no_call,
+    refusals,
+    run,
+    same_site,
+    send_until_closed,
+    token_of,
+)
 from gateway.api.backend import Backend, BrowserCalls, Role
-from gateway.api.connections import BEARER, UNAUTHORIZED
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS
+from gateway.api.calls import CallId
+from gateway.api.client import RefusedError
+from gateway.api.connections import HOP
+from gateway.api.siblings import Siblings
+from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE
+from gateway.bridge.recording_and_listening import FullError, Listener
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS
+
+FULL_SCALE = 32_768
+
+PIECE_BYTES = 64 * 1024
+"""Of a recording in progress, read together."""
+
+READ_SECONDS = 60.0
+"""A player reads a recording in parts: who goes on within this time is not logged again."""
+MAX_READERS = 1000
+
+OVER = 1000
+"""WebSocket close code (RFC 6455 section 7.4)."""
+
+
+class Levels(BaseModel):
+    """By call in progress: how loud its caller is, and what they hear (dBFS); null: silence."""
+
+    levels: dict[str, tuple[float | None, float | None]]
+
+
+def add_audio(paths: Paths, backend: Backend, siblings: Siblings) -> None:
+    """Add the paths for levels, recordings, listening in and calls from a page."""
+
+    @paths.add("GET", "/levels", Role.READONLY, Levels, tags=["calls"])
+    async def get_levels(request: Request) -> Any:
+        """How loud both sides of each call in progress are just now."""
+        found: dict[str, Any] = {
+            call: (_dbfs(caller), _dbfs(agent))
+            for call, (caller, agent) in backend.levels().items()
+        }
+        if HOP not in request.headers:
+            found |= await siblings.levels()
+        return {"levels": found}
+
+    _add_recordings(paths, backend)
+    _add_listening(paths, backend)
+    _add_browser_calls(paths, backend)
+
+
+def _add_listening(paths: Paths, backend: Backend) -> None:
+    """Add the WebSocket with both sides of a call in progress."""
+
+    @paths.app.websocket("/api/v1/calls/{call_id}/audio")
+    async def listen(socket: WebSocket, call_id: str) -> None:
+        try:
+            admit(paths.access, socket, Role.OPERATOR)
+            if backend.listeners is None:
+                raise no_call(call_id)
+            with refusals(call_id):
+                listeners = backend.listeners(call_id)
+                try:
+                    listener = listeners.join()
+                except FullError as full:
+                    raise RefusedError(str(full)) from None
+        except HTTPException as refused:
+            if refused.status_code == 403:
+                audit(socket, "listen", {"call": call_id}, "403")
+            await deny(socket, refused)
+            return
+        began = time.monotonic()
+        audit(socket, "listen", {"call": call_id}, "ok")
+        try:
+            await socket.accept()
+            await send_until_closed(socket, _send_sound(socket, listener))
+        finally:
+            listeners.leave(listener)
+            audit(socket, "listened", {"call": call_id}, f"{time.monotonic() - began:.1f} s")
+
+
+def _add_recordings(paths: Paths, backend: Backend) -> None:
+    """Add the path that sends a call's recording, and log who reads it."""
+    path = "/calls/{call_id}/recording"
+    readers: OrderedDict[tuple[str, str], float] = OrderedDict()
+    """When each was logged last, by who and call; the latest last."""
+
+    def note_reader(request: Request, call_id: str) -> None:
+        key, now = (token_of(request).name, call_id), time.monotonic()
+        part = "range" in request.headers
+        if not part or now - readers.get(key, -READ_SECONDS) >= READ_SECONDS:
+            audit(request, "recording.read", {"call": call_id}, "ok")
+            readers.pop(key, None)
+            readers[key] = now
+        while len(readers) > MAX_READERS:
+            readers.popitem(last=False)
+
+    @paths.add(
+        "GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"], response_class=FileResponse
+    )
+    async def get_recording(call_id: CallId, request: Request) -> Any:
+        """The recording of a call; an encrypted one as it is in the folder."""
+        folder = backend.recordings
+        found: list[FilePath] = []
+        if folder is not None and re.fullmatch(r"[A-Za-z0-9-]{1,80}", call_id):
+            # On a thread: there may be very many files.
+            found = await asyncio.to_thread(lambda: sorted(folder.glob(f"*_{call_id}.*")))
+        if not found:
+            raise no_call(call_id, f"there is no recording of {call_id!r} here")
+        note_reader(request, call_id)
+        path, kinds = found[0], {".wav": "audio/wav", ".ogg": "audio/ogg"}
+        kind = kinds.get(path.suffix, "application/octet-stream")
+        if any(row["id"] == call_id for row in backend.live()):
+            # Its file grows: what it has now, not more than is announced.
+            length = path.stat().st_size
+            headers = {
+                "Content-Length": str(length),
+                "Content-Disposition": f'attachment; filename="{path.name}"',
+            }
+            return StreamingResponse(_beginning(path, length), media_type=kind, headers=headers)
+        return FileResponse(path, media_type=kind, filename=path.name)
+
+
+async def _beginning(path: FilePath, length: int) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while length and (piece := await asyncio.to_thread(file.read, min(length, PIECE_BYTES))):
+            length -= len(piece)
+            yield piece
+
+
+async def _send_sound(socket: WebSocket, listener: Listener) -> None:
+    """Send both sides of a call until it is over.
+
+    First a text: codec, rate, ms of a frame. Then for each look the frames dropped so far (4 bytes,
+    network order), and bytes of G.711, by turns of the caller and of what they hear.
+    """
+    told = {"codec": listener.codec.name, "rate": SAMPLE_RATE, "frame_ms": FRAME_MS}
+    await socket.send_json(told)
+    while (found := await listener.next()) is not None:
+        await socket.send_bytes(struct.pack("!I", found[0]) + found[1])
+    await socket.close(OVER)
+
+
+def _dbfs(peak: int) -> float | None:
+    return None if peak <= 8 else round(20 * log10(peak / FULL_SCALE), 1)
+
 
 PATH = "/browser-call"
 MAX_FRAMES = 10
@@ -188,7 +344,7 @@ class _Page:
                 raise _Closed(1003, "not_understood")
 
 
-def add_browser_calls(paths: Paths, backend: Backend) -> None:
+def _add_browser_calls(paths: Paths, backend: Backend) -> None:
     """Add the paths; without ``api.browser_calls`` they say that there are none."""
     calls = backend.browser_calls
 
@@ -208,10 +364,7 @@ def add_browser_calls(paths: Paths, backend: Backend) -> None:
         try:
             _permit(paths, socket, calls)
         except HTTPException as refused:
-            body = {"error": refused.detail}
-            await socket.send_denial_response(
-                JSONResponse(body, refused.status_code, dict(refused.headers or {}))
-            )
+            await deny(socket, refused)
             return
         assert calls is not None
         await socket.accept()
@@ -242,15 +395,10 @@ def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None
     """Raise HTTPException where whoever asks may place no call."""
     origin = socket.headers.get("origin")
     if origin is not None and not same_site(origin, socket.headers.get("host", "")):
-        raise HTTPException(403, {"code": "forbidden", "message": "a page of another site"})
-    token = paths.access.token_of(socket.scope)
-    if token is None:
-        raise HTTPException(401, UNAUTHORIZED, BEARER)
-    if token.role < Role.OPERATOR:
-        raise HTTPException(403, {"code": "forbidden", "message": "needs the role operator"})
+        raise forbidden("a page of another site")
+    admit(paths.access, socket, Role.OPERATOR)
     if calls is None or not calls.limit:
-        raise HTTPException(403, {"code": "forbidden", "message": "api.browser_calls is not set"})
-    socket.state.token = token
+        raise forbidden("api.browser_calls is not set")
 
 
 async def _follow(backend: Backend, page: _Page, call_id: str) -> None:
