@@ -7,29 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
+from gateway.call import inputs, outputs
 from gateway.call.call_record import CallTimeline
-from gateway.call.inputs import (
-    BLegAnswered,
-    BLegDigit,
-    BLegEnded,
-    BLegRinging,
-    InterpreterInput,
-    ReferProgress,
-    TransferEvent,
-)
-from gateway.call.outputs import (
-    BridgeLegs,
-    DialBLeg,
-    HangUpBLeg,
-    Output,
-    PlayBriefing,
-    PlaySound,
-    Refer,
-    Send,
-    SendDtmf,
-    StartRecording,
-    StopRecording,
-)
+from gateway.call.outputs import Output
 from gateway.call.record_entries import TransferAttempt
 from gateway.call.tools.commands import BriefingPlan, TransferPlan
 from gateway.call.tools.definitions import Target
@@ -103,7 +83,7 @@ class Interpreter(Protocol):
     def end(self) -> list[Output]:
         """Close both sessions, once."""
 
-    def on(self, happening: InterpreterInput, now: float) -> list[Output]:
+    def on(self, happening: inputs.InterpreterInput, now: float) -> list[Output]:
         """Take an event of a session that interprets, or its end."""
 
 
@@ -157,11 +137,11 @@ class Briefing:
     def begin(self, now: float) -> list[Output]:
         """Let the caller hear music, and the colleague what the call is about."""
         self._answer_by = now + self._plan.timeout
-        begun: list[Output] = [PlaySound(self._plan.music)]
+        begun: list[Output] = [outputs.PlaySound(self._plan.music)]
         recording = self._timeline.record.recording
         if self._plan.record and recording is not None and recording.state == "recording":
             self._recorded = True
-            begun.append(StartRecording(b_leg=True))
+            begun.append(outputs.StartRecording(b_leg=True))
         if self._speak is None:
             return [*begun, *self._without_model("no session is up", now)]
         self._speech_by = now + SPEECH_SECONDS
@@ -197,7 +177,7 @@ class Briefing:
             return self._without_model("the model said nothing", now)
         if self._repeat_at is not None and now >= self._repeat_at:
             self._began, self._repeat_at = now, None
-            return [PlayBriefing(bytes(self._audio)), *self._complete(now)]
+            return [outputs.PlayBriefing(bytes(self._audio)), *self._complete(now)]
         return []
 
     def session_lost(self, now: float) -> list[Output]:
@@ -212,8 +192,13 @@ class Briefing:
         self.answer, self._by_model = answer, False
         cancelled = [] if self._speak is None else self._speak.cancel(self._key, now)
         note = self._timeline.note(now, "briefing_ended", "info", answer=answer)
-        over: list[Output] = [*cancelled, note, PlayBriefing(b""), PlaySound("", b_leg=True)]
-        return [*over, StopRecording(b_leg=True)] if self._recorded else over
+        over: list[Output] = [
+            *cancelled,
+            note,
+            outputs.PlayBriefing(b""),
+            outputs.PlaySound("", b_leg=True),
+        ]
+        return [*over, outputs.StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
         """Play what the model says, in whole frames, up to ``MAX_BRIEFING_SECONDS``."""
@@ -224,7 +209,7 @@ class Briefing:
         self._audio += audio[: MAX_BRIEFING_SECONDS * 1000 * self._bytes_per_ms - len(self._audio)]
         whole = len(self._audio) - len(self._audio) % (FRAME_MS * self._bytes_per_ms)
         begun, self._played = self._played, whole
-        return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
+        return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _spoken(self, status: str, text: str, now: float) -> list[Output]:
         if not self._by_model:
@@ -248,7 +233,7 @@ class Briefing:
         note = self._timeline.note(now, "briefing_failed", "warning", reason=why)
         if not self._plan.sound:
             return [note, *self.end("skipped", now)]
-        return [note, PlayBriefing(b""), PlaySound(self._plan.sound, b_leg=True)]
+        return [note, outputs.PlayBriefing(b""), outputs.PlaySound(self._plan.sound, b_leg=True)]
 
 
 class Transfer:
@@ -312,12 +297,16 @@ class Transfer:
         )
         by_pattern = destination.allowed_numbers is not None
         if destination.mode == "blind":
-            return [note, PlaySound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
+            return [
+                note,
+                outputs.PlaySound(self._plan.sound),
+                outputs.Refer(uri, by_pattern=by_pattern),
+            ]
         self._has_b_leg = True
         return [
             note,
-            PlaySound(self._plan.sound),
-            DialBLeg(
+            outputs.PlaySound(self._plan.sound),
+            outputs.DialBLeg(
                 uri,
                 destination.trunk,
                 destination.caller_id,
@@ -327,20 +316,20 @@ class Transfer:
             ),
         ]
 
-    def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
+    def on_transfer_event(self, happening: inputs.TransferEvent, now: float) -> list[Output]:
         """Take progress of the REFER, or an event of the B-leg."""
         match happening:
-            case ReferProgress():
+            case inputs.ReferProgress():
                 return self._on_refer_progress(happening, now)
-            case BLegRinging(code):
+            case inputs.BLegRinging(code):
                 return self._on_ringing(code, now)
-            case BLegAnswered():
+            case inputs.BLegAnswered():
                 return self._on_b_leg_answered(now)
-            case BLegDigit(digit):
+            case inputs.BLegDigit(digit):
                 if self.joined:
-                    return [SendDtmf(digit)]
+                    return [outputs.SendDtmf(digit)]
                 return self._briefed(lambda briefing: briefing.on_digit(digit, now), now)
-            case BLegEnded():
+            case inputs.BLegEnded():
                 return self._on_b_leg_ended(happening, now)
             case _:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
@@ -365,7 +354,7 @@ class Transfer:
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         dialled, self._has_b_leg = self._has_b_leg, False
         silent = self.stop_interpreting()
-        return [*silent, HangUpBLeg()] if dialled else silent
+        return [*silent, outputs.HangUpBLeg()] if dialled else silent
 
     def stop_interpreting(self) -> list[Output]:
         """Close the sessions that interpret, if any do."""
@@ -381,7 +370,7 @@ class Transfer:
         self._close(Outcome.UNKNOWN, 0, now)
         return True
 
-    def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
+    def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
         """Take a response to the REFER, or a NOTIFY about it."""
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
@@ -406,7 +395,10 @@ class Transfer:
         self._attempt.outcome = Outcome.RINGING
         content = [{"type": "input_text", "text": f"The transfer to {self.name} is ringing."}]
         note = self._timeline.note(now, "transfer_ringing", "info", code=code)
-        return [note, Send(CreateItem({"type": "message", "role": "system", "content": content}))]
+        return [
+            note,
+            outputs.Send(CreateItem({"type": "message", "role": "system", "content": content})),
+        ]
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
         """Bridge the legs, or send the REFER that replaces the B-leg."""
@@ -437,17 +429,17 @@ class Transfer:
         briefing = self._briefing
         if briefing is None or not self.being_briefed:
             return []
-        outputs = step(briefing)
+        todo = step(briefing)
         if not self.being_briefed:
-            return outputs  # a step within this one has settled it
+            return todo  # a step within this one has settled it
         self._attempt.briefing = briefing.answer
         self.deadline = briefing.deadline
         if not briefing.answer:
-            return outputs
+            return todo
         if briefing.answer in ("accepted", "skipped"):
-            return outputs + self._connect(now)
+            return todo + self._connect(now)
         outcome = Outcome.NO_ANSWER if briefing.answer == "no_key" else Outcome.DECLINED
-        return outputs + self._fail(outcome, 0, now)
+        return todo + self._fail(outcome, 0, now)
 
     def _connect(self, now: float) -> list[Output]:
         """Join caller and target, or have the caller's side replace our call (Replaces)."""
@@ -455,15 +447,15 @@ class Transfer:
             self._replacing = True
             self._ringing = False
             self.deadline = now + TAKE_OVER_SECONDS
-            return [Refer(replaces=True)]
+            return [outputs.Refer(replaces=True)]
         self.joined, self.audio_suspended, self.deadline = True, False, None
         self._close(Outcome.ANSWERED, 200, now)
         if self._interpreter is None:
-            return [PlaySound(""), BridgeLegs(self._plan.listen)]
+            return [outputs.PlaySound(""), outputs.BridgeLegs(self._plan.listen)]
         self.interpreted = True
-        return [PlaySound(""), *self._interpreter.begin()]
+        return [outputs.PlaySound(""), *self._interpreter.begin()]
 
-    def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
+    def _on_b_leg_ended(self, ended: inputs.BLegEnded, now: float) -> list[Output]:
         """Fail the transfer, or end the call with the B-leg that was joined."""
         if not self._has_b_leg:
             return []
@@ -491,7 +483,7 @@ class Transfer:
             result["reason"] = _REASONS[self._briefing.answer]
         self.result = {**result, "next": _NEXT}
         note = self._timeline.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
-        return [note, PlaySound(""), *self.abandon(now)]
+        return [note, outputs.PlaySound(""), *self.abandon(now)]
 
     def _close(self, outcome: Outcome, code: int, now: float) -> None:
         self._attempt.outcome = outcome.value

@@ -68,7 +68,7 @@ LISTEN = "The caller speaks with somebody else from now on. Listen, and say noth
 
 @dataclass(frozen=True, slots=True)
 class Termination:
-    """Decision of the gateway to end the conversation: goodbye, transfer, or at once."""
+    """Decision of the gateway to end the conversation: by transfer, after a goodbye, or at once."""
 
     why: EndReason
     detail: str = ""
@@ -80,38 +80,43 @@ class Termination:
 
 
 class DtmfConsumer(Protocol):
-    """Takes the caller's DTMF digits in place of the conversation, while it wants them."""
+    """Takes the caller's DTMF digits in place of the conversation, while it wants them: approvals,
+    the tool ``collect_digits``, consent to a recording."""
 
     @property
     def wants_digits(self) -> bool:
-        """Return whether it wants digits now."""
+        """Whether the next digit goes here."""
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Take a digit; only while :attr:`wants_digits`."""
+        """Take a digit and return what follows; called only while :attr:`wants_digits`."""
 
 
 class RecordingCommands(DtmfConsumer, Protocol):
     """The recording of the call: :class:`gateway.call.rules.recording.CallRecording`."""
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
-        """Start, stop, pause, resume or delete it; returns why not, or ""."""
+        """Start, stop, pause, resume or delete the recording (``action``) for ``by``.
+
+        Returns why that cannot be done, or "", and the outputs.
+        """
 
 
 class ConversationRule(Protocol):
-    """Watches one conversation for one thing, such as a budget or a silent caller.
+    """Interface of the rules: each watches the conversation for one thing, such as a budget or a
+    silent caller.
 
-    It is given what it has registered for, after the conversation itself has taken that; it keeps
-    its own deadline and calls no other rule. Methods take the time (s) and return what to do.
+    A rule gets the inputs that it has registered for, after the conversation has handled them. It
+    keeps its own deadline and calls no other rule.
     """
 
     reacts_to: ClassVar[tuple[type, ...]]
     """Types of inputs and of session events (:mod:`gateway.realtime.events`)."""
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Take an input of these types, or one with an event of these types."""
+        """Handle an input of the registered types; return the outputs that the rule wants."""
 
     def tick(self, now: float) -> list[Output]:
-        """Act on a deadline that may have come."""
+        """Act on the rule's deadline, if it has come, and return outputs."""
 
     @property
     def deadline(self) -> float | None:
@@ -119,7 +124,12 @@ class ConversationRule(Protocol):
 
 
 class ConversationControl:
-    """Acts on a conversation for its rules. Methods take the time (s) and return outputs."""
+    """What rules may do in a conversation: request responses, add messages, end it, act on the
+    call.
+
+    Methods that take the time (s) return outputs. They keep requests from colliding with responses
+    and actions that are under way.
+    """
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
@@ -153,6 +163,8 @@ class ConversationControl:
         self._handed_on = False
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
+        """Make the transfer to a target: with a briefing by the model while a session is up, and an
+        interpreter where the route has one for this destination."""
         speak = self.out_of_band if session_up else None
         plan = self.plan.tools.transfer
         interpreter = (
@@ -164,7 +176,7 @@ class ConversationControl:
         return Transfer(target, plan, self.timeline, speak, interpreter)
 
     def set_capabilities(self, capabilities: Capabilities) -> None:
-        """Note what the session can do that is the active one from now on."""
+        """Set the capabilities of the session that is active from now on."""
         self.capabilities = capabilities
         self.playback.truncates = capabilities.truncation
         self.out_of_band.capabilities = capabilities
@@ -172,10 +184,10 @@ class ConversationControl:
     # ---- the model
 
     def request_response(self, create: CreateResponse, now: float) -> list[Output]:
-        """Request a response, once none is running.
+        """Request a response (``response.create``), sent once none is running.
 
-        A session of which no answer can be requested takes only what is to be said; it speaks when
-        it finds that it should.
+        Returns nothing while the conversation is being ended or waits in a queue. A session of
+        which no responses can be requested (Live) gets only requests with words or instructions.
         """
         if self.termination is not None or self.waiting or not self.capabilities.responds:
             return []
@@ -185,18 +197,31 @@ class ConversationControl:
         return send(self.responses.request(create, now))
 
     def continue_with_results(self, now: float) -> list[Output]:
-        """Have the model, or the backend that called functions for it, go on with the results."""
+        """Request the response to the results of tool calls; of a Live session, have its backend go
+        on."""
         if self.capabilities.direct_tools:
             return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """Queue the action of a tool call. Raises ToolCallError."""
+        """Queue the call-control action of a tool call: transfer, hold or DTMF. Raises
+        ToolCallError where it cannot be done.
+
+        Args:
+            name: of the tool.
+            arguments: JSON text.
+        """
         within = 0.0 if self.capabilities.direct_tools else ANNOUNCED_SECONDS
         self.call_actions.queue_tool_action(name, call_id, arguments, now, said_within=within)
 
     def speak_language(self, code: str) -> tuple[str, list[Output]]:
-        """Change the language of the session, and of those after it; returns its name, too."""
+        """Change the language of this session and of those that follow it.
+
+        Args:
+            code: ISO 639-1.
+
+        Returns the language's name, and ``session.update`` or a message to the model.
+        """
         plan = self.plan.tools.language
         name = plan.names.get(code, code)
         change = self.changes["language"] = UpdateSession(plan.updates[code])
@@ -205,33 +230,41 @@ class ConversationControl:
         return name, self.add_message(f"Speak {name} from now on.")
 
     def request_due_response(self, now: float) -> list[Output]:
-        """Request the response that is due from a session that has taken over."""
+        """Request the response that is due when a session has taken over; where none can be
+        requested, tell the model that an answer is due."""
         if self.capabilities.requested_responses:
             return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else self.add_message(TAKEN_OVER)
 
     def say(self, words: str, now: float) -> list[Output]:
-        """Let the model say these words, and nothing else; no tools meanwhile."""
+        """Request a response that says exactly these words, without tools."""
         return self.request_response(self.exact_words(words), now)
 
     def exact_words(self, words: str, *, as_audio: bool = False) -> CreateResponse:
-        """Return the request for exactly these words; ``as_audio``: see its ``exact``."""
+        """Return the ``response.create`` that has the model say exactly these words.
+
+        Args:
+            as_audio: a session that says words in its own way is given them as audio
+                (``CreateResponse.exact``).
+        """
         wanted = {"instructions": f"Say exactly: {words}", "tools": []}
         return CreateResponse(wanted, words, exact=as_audio)
 
     def listen(self) -> list[Output]:
-        """Have the session listen to a bridged call without responding."""
+        """Return the command with which the session goes on listening to a bridged call, without
+        responding."""
         if self.capabilities.settings_updates:
             return [Send(UpdateSession(self.plan.listening))]
         return self.add_message(LISTEN)
 
     def add_message(self, text: str, *, role: str = "system") -> list[Output]:
-        """Put a message into the conversation; no response is requested."""
+        """Add a message to the conversation (``conversation.item.create``); no response is
+        requested."""
         return [Send(CreateItem(message(role, text)))] if self.capabilities.responds else []
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
-        """Return the consumer of the next digit, or None: the conversation gets it."""
+        """Consumer of the next DTMF digit; None where the conversation gets it."""
         for consumer in (self.approvals, self.collecting, self.recording):
             if consumer is not None and consumer.wants_digits:
                 return consumer
@@ -241,27 +274,30 @@ class ConversationControl:
 
     @property
     def speaking(self) -> bool:
-        """Return whether model audio is playing or queued."""
+        """Whether model audio is playing or queued."""
         return self.playback.queued_ms > 0
 
     # ---- the end of it
 
     def note_disposition(self, disposition: str, by: str, now: float) -> Output:
-        """Set the disposition that a model, function or operator names; on one line."""
+        """Set the disposition of the call in its record, as model, function or operator (``by``)
+        names it, and return the log line."""
         disposition = printable(disposition)
         self.timeline.record.disposition = disposition
         return self.timeline.note(now, "disposition", "info", disposition=disposition, by=by)
 
     def terminate(self, termination: Termination) -> None:
-        """End the conversation: transfer the caller, or say goodbye. The first reason stands."""
+        """End the conversation as soon as nothing else is under way: transfer the caller, or say
+        goodbye. A second call of this changes nothing."""
         if self.termination is None:
             self.termination = termination
             self.responses.forget_waiting()
 
     def end_conversation(self, now: float) -> list[Output]:
-        """Transfer the caller, or say the last words and hang up, as :meth:`terminate` asked.
+        """Carry out :attr:`termination`: queue the transfer, or request the last words and hang up
+        after them.
 
-        Waits while an action or a hang-up is under way.
+        Returns nothing without a termination, and while an action or a hang-up is under way.
         """
         termination = self.termination
         if (
@@ -291,19 +327,20 @@ class ConversationControl:
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
-    """Return the output that sends the result of a function call as an item, a mapping as JSON."""
+    """Return ``Send`` of a ``function_call_output`` item with the result of a function call; a
+    mapping becomes JSON."""
     text = result if isinstance(result, str) else json.dumps(result)
     item = {"type": "function_call_output", "call_id": call_id, "output": text}
     return Send(CreateItem(item))
 
 
 def send(command: ClientCommand | None) -> list[Output]:
-    """Return the output that sends a client event; none for None."""
+    """Return ``Send`` of this command in a list; an empty list for None."""
     return [] if command is None else [Send(command)]
 
 
 def message(role: str, text: str) -> dict[str, Any]:
-    """Return a ``message`` item of this role, with one part of text."""
+    """Return a ``message`` item of this role with one content part of text."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
 
@@ -320,7 +357,11 @@ _FOR_SPEECH = (Say, Tell, Show, Respond, RequestOutOfBand)
 
 
 def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command, unless the call is being ended already."""
+    """Carry out a command of a tool function, operator or application, and return its outputs.
+
+    Logs a command that cannot be carried out (``command_rejected``). While the conversation is
+    being ended, only out-of-band requests are taken.
+    """
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
     note = control.timeline.note(now, "command", "info", command=type(command).__name__)
@@ -387,7 +428,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
 
 
 def record_call(command: RecordCall, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command for the recording, which needs no session."""
+    """Carry out a command for the recording, which needs no session; log why where it cannot be
+    done."""
     assert control.recording is not None
     refused, outputs = control.recording.command(command.action, command.by, now)
     if refused:
@@ -396,5 +438,5 @@ def record_call(command: RecordCall, control: ConversationControl, now: float) -
 
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
-    """Request a response, if the command wants one."""
+    """Return a request for a response where the command wants one."""
     return control.request_response(CreateResponse(), now) if wanted else []

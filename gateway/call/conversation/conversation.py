@@ -67,7 +67,8 @@ GREETING_SECONDS = 3.0
 
 
 class Conversation:
-    """Handles the events of a session. Every method takes the time (s) and returns outputs."""
+    """The conversation of a call while its session is up: passes events to responses, playback,
+    DTMF, tools and rules, and returns their outputs."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self._plan = plan
@@ -125,13 +126,14 @@ class Conversation:
                 self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
-        """Take the plan with its texts complete; call before :meth:`open`."""
+        """Replace the plan by the one with complete texts; call this before :meth:`open`."""
         self._plan = self.control.plan = plan
 
     # ---- what happens
 
     def open(self, now: float) -> list[Output]:
-        """Request the greeting, so that it is there when the call is answered."""
+        """Request the greeting, after the disclosure or the question for consent to a recording;
+        call the destination of an interpreted call."""
         greeting = None
         if (given := self._plan.greeting) is not None:
             greeting = CreateResponse(
@@ -155,7 +157,8 @@ class Conversation:
         return disclosed + (asked or [])
 
     def _disclose(self, greeting: CreateResponse | None, now: float) -> list[Output]:
-        """Say first that the caller speaks with an AI; within the greeting, that says it."""
+        """Request the disclosure that an AI speaks, before the greeting; nothing where the greeting
+        itself says it."""
         plan = self._plan.disclosure
         if plan is None:
             return []
@@ -170,7 +173,8 @@ class Conversation:
         return [] if first is greeting else self.control.request_response(first, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
-        """Hand an input to the rules that have registered for it, once it has taken effect."""
+        """Pass an input to the rules that have registered for its type, after the conversation has
+        handled it."""
         kind: type = type(input)
         if isinstance(input, ServerEventReceived):
             if self.control.out_of_band.takes(input.event):
@@ -181,7 +185,11 @@ class Conversation:
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
-        """Take an event; ``command`` is our request for a response that begins."""
+        """Handle a server event of the active session; the outputs depend on its type.
+
+        Args:
+            command: our request that a ``response.created`` answers, where the server says so.
+        """
         note, control = self._timeline.note, self.control
         if control.out_of_band.takes(event):
             return control.out_of_band.on_event(event, now)
@@ -246,7 +254,12 @@ class Conversation:
     def on_error(
         self, error: ServerError, command: ClientCommand | None, now: float
     ) -> list[Output]:
-        """Take an ``error`` event; few end the session (:mod:`gateway.realtime.errors`)."""
+        """Handle an ``error`` event: log it, and act on the request that it refuses. Few errors end
+        the session (:mod:`gateway.realtime.errors`).
+
+        Args:
+            command: the command that it answers; None where the server does not say.
+        """
         verdict = classify_error(error)
         responses = self.control.responses
         outputs: list[Output] = [
@@ -279,12 +292,17 @@ class Conversation:
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
-        """Take a DTMF digit of the caller; ``in_band``: found in the audio."""
+        """Handle a DTMF digit of the caller.
+
+        Args:
+            in_band: detected in the audio.
+        """
         self._functions.reset_rounds()
         return self._keys.on_digit(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
-        """Note that the caller begins to hear a response; the first time in the record, too."""
+        """Handle the first frame handed to RTP after silence: end the wait for the response, and
+        return ``agent_speech_started``."""
         times = self._timeline.record.times
         if times.first_audio is None:
             times.first_audio = self._timeline.ms(now)
@@ -292,19 +310,20 @@ class Conversation:
         return self.control.playback.on_playout_started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """Note that the playout queue ran empty."""
+        """Handle a playout queue that ran empty: all that was queued has been heard."""
         return self.control.playback.on_playout_drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Note frames that did not fit the playout queue."""
+        """Handle the last ``frames`` frames of a ``Play``, which did not fit the playout queue."""
         return self.control.playback.on_playout_refused(frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Take the result of a tool function."""
+        """Handle the result of a tool function: send it to the model, with the others of its
+        response."""
         return self._functions.on_tool_done(call_id, output, now)
 
     def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
-        """Take what became of sensitive digits."""
+        """Handle the answer of the service that sensitive digits were handed to."""
         return self._functions.digits_stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
@@ -315,7 +334,8 @@ class Conversation:
         return outputs
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
-        """Reject a command that came while no session is up."""
+        """Return the result of an out-of-band request that came while no session is up; nothing for
+        other commands."""
         return (
             [OutOfBandDone(command.key, "refused", "nobody talks")]
             if isinstance(command, RequestOutOfBand)
@@ -323,7 +343,12 @@ class Conversation:
         )
 
     def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start what was waiting for this input: actions, termination, the silence timer."""
+        """Start what has waited for the last input: an action, the recording, the goodbye, a
+        delegated task; update the wait for a response.
+
+        Args:
+            confirmed: the ACK came, so that the caller can hear something.
+        """
         outputs = self._begin_action(now, confirmed)
         outputs += self._functions.answer_finished_action(now)
         outputs += self.recording.start_if_due(now, confirmed=confirmed)
@@ -335,21 +360,27 @@ class Conversation:
         return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
-        """Interrupt and retry a response that stays silent; there is no fallback."""
+        """Interrupt a response that stays silent and request it again, with a sound for the caller.
+
+        Args:
+            rule: name of the silence, for the log.
+        """
         outputs = interrupt(self.control, "silence", now) + self.silence.reset()
         return outputs + self._response_fallback.on_silence(
             rule, self.control.responses.abandon(), now
         )
 
     def on_session_over(self, now: float) -> list[Output]:
-        """Note that the session closed normally; its queued audio is played to the end."""
+        """Handle the normal close of the session: its queued audio is played to the end, then the
+        call is hung up."""
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)
         return self._interruptions.on_session_over()
 
     def detach(self, now: float) -> list[Output]:
-        """Detach from a session that another one replaces."""
+        """End what belongs to a session that is lost or handed over: its responses, turns and ids;
+        queued audio is played to the end."""
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
@@ -360,12 +391,12 @@ class Conversation:
         return outputs
 
     def attach(self) -> None:
-        """Start with a new session; requests to the old one are forgotten."""
+        """Begin with a new session: forget requests to the one before."""
         self.control.responses.reset()
 
     @property
     def quiet(self) -> bool:
-        """Return whether neither side speaks, no response is due, and no action is under way."""
+        """Whether neither side speaks, no response is due, and no action or tool is under way."""
         control = self.control
         busy = (
             control.call_actions.busy
@@ -375,14 +406,14 @@ class Conversation:
         return not (busy or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
-        """Record what was not sent, since the session ends."""
+        """Record digits that were not sent, since the call or session ends."""
         self._keys.abandon(now)
 
     # ---- what follows from it
 
     @property
     def leaving(self) -> bool:
-        """Return whether last words were requested or are being said."""
+        """Whether the call is to be hung up after words that are requested or being said."""
         return self.control.hangup_after_playout.deadline is not None
 
     @property
@@ -391,7 +422,8 @@ class Conversation:
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Return the reason to end the call now, with a detail, or None; asked after each input."""
+        """Return the reason to end the call now, with a detail for the record; None and "" while it
+        goes on."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle
@@ -415,7 +447,7 @@ class Conversation:
         return min((at for at in due if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Output]:
-        """Act on deadlines that have come."""
+        """Act on all deadlines of the conversation that have come."""
         responses = self.control.responses
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if responses.deadline is not None and now >= responses.deadline:
@@ -427,11 +459,11 @@ class Conversation:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio that came after its response was cut, ms."""
+        """Audio (ms) that came after its response was interrupted."""
         return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
-        """Begin the action that waits for speech to play out, if it may.
+        """Begin the queued call-control action once the speech before it was heard.
 
         While sensitive digits are entered none begins: whoever is joined would hear the keys.
         """
@@ -443,7 +475,8 @@ class Conversation:
         return self.call_actions.begin_if_ready(now, queued=queued, confirmed=ready)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Take the end of a response: its items, function calls and failure."""
+        """Handle ``response.done``: log it, start its function calls, and send the request that has
+        waited for its end."""
         outputs = self.control.playback.on_response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(

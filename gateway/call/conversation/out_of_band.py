@@ -55,6 +55,8 @@ Heard = Callable[[bytes, float], list[Output]]
 
 @dataclass(slots=True)
 class _Running:
+    """An out-of-band response that was requested and has not ended."""
+
     command: CreateResponse
     out_of_band_response: OutOfBandResponse
     began: float
@@ -65,7 +67,7 @@ class _Running:
 
 
 class OutOfBandResponses:
-    """Out-of-band responses of one call. Methods take the time (s) and return outputs.
+    """Out-of-band responses of one call: requests, their results, their deadlines.
 
     Args:
         bytes_per_ms: of speech in them.
@@ -99,11 +101,15 @@ class OutOfBandResponses:
     ) -> list[Output]:
         """Request an out-of-band response about ``items``, or about the whole conversation.
 
+        Returns ``Send`` of ``response.create``. A request that cannot be made (too many run, the
+        session has none) ends at once with the status ``refused``.
+
         Args:
             key: name under which its result is reported.
             purpose: what it is for, in the record.
+            items: ids of the items that it is about.
             seconds: time that it may take.
-            then: called with the result, in place of :class:`OutOfBandDone`.
+            then: called with status, text and time, besides :class:`OutOfBandDone`.
             audio: receives speech; None for a response in text.
             words: the words that it should say.
         """
@@ -141,7 +147,7 @@ class OutOfBandResponses:
         return [note, Send(command)]
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel a response that nobody wants any more, if it runs."""
+        """Cancel the response of this key (``response.cancel``), if it runs."""
         running = self._running.get(key)
         if running is None:
             return []
@@ -152,14 +158,16 @@ class OutOfBandResponses:
         return stop + self._finish(key, "cancelled", "", now)
 
     def takes(self, event: ServerEvent) -> bool:
-        """Return whether an event belongs to an out-of-band response, not to the conversation."""
+        """Return whether an event belongs to an out-of-band response, so that it must not reach the
+        conversation."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
         return response_id is not None and response_id in self._ids
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
-        """Take an event that :meth:`takes` is true of: words are kept, the end is reported."""
+        """Handle an event for which :meth:`takes` is true: keep its id, pass its audio on, or
+        report its end."""
         if isinstance(event, ResponseCreated):
             self._ids.append(event.response_id)
             running = self._running.get(str(event.metadata[KEY]))
@@ -176,7 +184,7 @@ class OutOfBandResponses:
         return []
 
     def is_request(self, command: ClientCommand | None) -> bool:
-        """Return whether a command of ours requested an out-of-band response."""
+        """Return whether this command of ours requests an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )
@@ -184,7 +192,7 @@ class OutOfBandResponses:
     def on_refused(
         self, command: ClientCommand | None, error: ServerError, now: float
     ) -> list[Output]:
-        """End the response whose request was refused."""
+        """Handle an ``error`` that refuses a request: report the response as ``refused``."""
         for key, running in self._running.items():
             if running.command is command:
                 return self._finish(key, "refused", error.message, now)
@@ -192,15 +200,16 @@ class OutOfBandResponses:
 
     @property
     def deadline(self) -> float | None:
+        """When the next response is given up (s); None while none runs."""
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """Give up responses that have not ended in their time, with the status ``late``."""
+        """Report responses that have not ended in their time, with the status ``late``."""
         late = [key for key, one in self._running.items() if now >= one.until]
         return [output for key in late for output in self._finish(key, "late", "", now)]
 
     def _finish(self, key: str, status: str, text: str, now: float) -> list[Output]:
-        """Record the end of a response, and hand its text to who asked for it."""
+        """Set status, text and duration in the record, report the end, and call ``then``."""
         running = self._running.pop(key)
         out_of_band_response = running.out_of_band_response
         out_of_band_response.status, out_of_band_response.text = status, text[:MAX_TEXT]
@@ -211,7 +220,8 @@ class OutOfBandResponses:
         )
 
     def _report(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
-        """Return the log line and :class:`OutOfBandDone` of a response that has ended."""
+        """Return the log line ``out_of_band_done`` and :class:`OutOfBandDone` for a response that
+        has ended."""
         well = out_of_band_response.status in ("completed", "cancelled")
         level: Literal["info", "warning"] = "info" if well else "warning"
         note = self._timeline.note(
@@ -231,7 +241,7 @@ class OutOfBandResponses:
 
 
 def _text_of(done: ResponseDone) -> str:
-    """Return the words of a response, or the error in place of them."""
+    """Return the words of a response; where it has none, the server's error message."""
     parts = [
         str(part.get("text") or part.get("transcript") or "")
         for item in done.output

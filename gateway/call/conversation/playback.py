@@ -36,7 +36,7 @@ _RESENT = 32
 
 
 class Truncations:
-    """Makes truncations and deletions, and one second attempt of each.
+    """Makes ``conversation.item.truncate`` and ``.delete``, and repeats a refused truncation once.
 
     Args:
         margin_ms: taken off what was heard, for servers that count an item shorter than they
@@ -49,10 +49,11 @@ class Truncations:
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
     def command(self, heard: Heard) -> TruncateItem | DeleteItem:
-        """Return ``conversation.item.truncate`` at what was heard, or a deletion where nothing was.
+        """Return ``conversation.item.truncate`` at the milliseconds heard, or a deletion where
+        nothing of the item was.
 
-        Never more than was received: the server refuses that. An item of which something was
-        heard stays, if only another part of it, or less than the margin.
+        ``audio_end_ms`` is never more than was received, which the server refuses, and has the
+        margin taken off. An item of which another part was heard is truncated, not deleted.
         """
         if not heard.item_heard:
             return DeleteItem(heard.item_id)
@@ -61,10 +62,12 @@ class Truncations:
         return self._last
 
     def retry(self, error: ServerError, command: ClientCommand | None) -> TruncateItem | None:
-        """The truncation to send again, once, at the length that the error names.
+        """Return the truncation to send again, at the length that the server's error names; None
+        where the error is another one, or that was done before.
 
-        ``command`` is what the error answers; of a server that does not say, the last truncation
-        if it asked for the length refused.
+        Args:
+            command: command that the error answers; where the server does not say, the last
+                truncation if it had the refused length.
         """
         found = _SHORTER.search(error.message)
         if found is None:
@@ -98,26 +101,28 @@ OVERFLOW = "overflow"
 
 
 class Playout(Protocol):
-    """The queue of frames that are played to the caller, one every 20 ms."""
+    """The queue of frames that the bridge plays to the caller, one every 20 ms."""
 
     def flush(self) -> int:
-        """Stop playing at once; return the number of frames taken back unplayed."""
+        """Stop playing at once; return the number of queued frames that were not handed to RTP."""
 
 
 @dataclass(slots=True)
 class _Interrupted:
-    """A response that was interrupted, and its items of which nothing was played."""
+    """An interrupted response, and its items that came too late to be played."""
 
     response_id: str
     unplayed_items: list[str]
 
 
 class Playback:
-    """Plays the responses of one call. Every method takes the time (s) and returns outputs.
+    """Queues the audio of responses, and stops it on barge-in. Times in s of the machine's clock.
+
+    It reports to the server what was heard of an item that was not played to its end.
 
     Args:
         codec: of the session's audio.
-        margin_ms: see :class:`gateway.call.conversation.playback.Truncations`.
+        margin_ms: see :class:`Truncations`.
     """
 
     def __init__(
@@ -143,7 +148,7 @@ class Playback:
         """Called for each part of a response that the caller did not hear to its end."""
 
     def on_audio(self, event: AudioDelta) -> list[Output]:
-        """Queue an audio delta, or drop it where its response was interrupted."""
+        """Handle an audio delta: return ``Play``, or drop the audio of an interrupted response."""
         cut = self._interrupted_response(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
@@ -158,18 +163,21 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Return what to queue of a response that is heard: not interrupted, and not its first."""
+        """Return the whole frames of an audio delta that are due now, and count them as queued; for
+        a response that is not interrupted."""
         key = (event.item_id, event.content_index)
         frames = self._tracker.receive(event.response_id, key, event.audio)
         self.queued_ms += len(frames) // self._bytes_per_ms
         return frames
 
     def on_audio_done(self, event: AudioDone) -> list[Output]:
-        """Queue what is left of a part, less than a frame, filled up with silence."""
+        """Handle ``response.output_audio.done``: return ``Play`` with the part's last frame, filled
+        up with silence."""
         return self._last(self._tracker.finish((event.item_id, event.content_index)))
 
     def on_response_done(self, response_id: str) -> list[Output]:
-        """End a response; delete items of it that came after it was interrupted."""
+        """Handle ``response.done``: return ``Play`` with the last frame; of an interrupted
+        response, deletions of the items that came after the interruption."""
         outputs = self._last(self._tracker.finish_response(response_id))
         cut = self._interrupted_response(response_id)
         if cut is not None:
@@ -179,21 +187,21 @@ class Playback:
         return outputs
 
     def on_session_over(self) -> list[Output]:
-        """End all responses because the session is over; queued audio is played to the end."""
+        """End all responses, since their session is over; queued audio is played to the end."""
         self._interrupted.clear()
         return self._last(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:
-        """Return whether audio of this response was ever queued that fills a frame."""
+        """Return whether at least 20 ms of audio of this response were queued."""
         received = self._tracker.response_ms(response_id)
         return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
 
     def heard_ms(self, response_id: str) -> int:
-        """Return how much (ms) of this response the caller is known to have heard."""
+        """Return the audio (ms) of this response that is known to have been handed to RTP."""
         return self._tracker.heard_ms(response_id)
 
     def received_ms(self, item_id: str) -> int:
-        """Return how much audio (ms) of this item was received so far."""
+        """Return the audio (ms) of this item that was received so far."""
         return self._tracker.received_ms(item_id)
 
     def is_queued(self, response_id: str) -> bool:
@@ -201,24 +209,29 @@ class Playback:
         return self._tracker.queued(response_id)
 
     def rename(self, response_id: str, name: str) -> None:
-        """Use the server's id of a response that began without one."""
+        """Replace the id of an interrupted response that began without one."""
         cut = self._interrupted_response(response_id)
         if cut is not None:
             cut.response_id = name
 
     def was_interrupted(self, response_id: str) -> bool:
-        """Return whether this response was interrupted while it ran."""
+        """Return whether this response was interrupted or dropped, so that its further audio is not
+        played."""
         return self._interrupted_response(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
-        """Drop all audio of a response that is still to come."""
+        """Drop all audio of this response that is still to come; what is queued is played."""
         if not self.was_interrupted(response_id):
             self._interrupted.append(_Interrupted(response_id, []))
 
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
-        """Stop playing, drop the rest of ``running`` responses, tell the server what was heard.
+        """Stop playout, drop the rest of the ``running`` responses and of those that are heard, and
+        report what was heard.
 
-        More may come of what is being heard, too, though it was said to be over, or never to begin.
+        Returns a truncation or deletion for each item that was not heard to its end, and log lines.
+
+        Args:
+            trigger: for log and record, such as ``speech``.
         """
         for response_id in {*running, *self._tracker.responses}:
             self.drop_response(response_id)
@@ -227,11 +240,13 @@ class Playback:
         return self._flush(trigger, now)
 
     def stop(self, now: float) -> list[Output]:
-        """Stop playing because the leg has ended; the server need not know what was heard."""
+        """Stop playout because the leg has ended: log and record what was heard; the server is not
+        told."""
         return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
     def on_playout_started(self, now: float) -> list[Output]:
-        """Note that the caller begins to hear a response."""
+        """Return the log line ``agent_speech_started``: the first frame after silence was handed to
+        RTP."""
         if not self.queued_ms:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
@@ -245,7 +260,8 @@ class Playback:
         return outputs
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """Count all queued audio as heard: the queue ran empty."""
+        """Count all queued audio as heard, since the queue ran empty. Returns
+        ``agent_speech_stopped``, and truncations of items that had not fitted the queue."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
@@ -254,12 +270,13 @@ class Playback:
         return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Note frames that did not fit the queue; the response is cut there."""
+        """Take the last ``frames`` frames back that did not fit the queue, drop the rest of their
+        response, and log the overflow."""
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def _flush(self, trigger: str, now: float) -> list[Output]:
-        """Flush the queue; report what was heard of each item."""
+        """Flush the queue, and report what was heard of each item."""
         heard = self._tracker.flush(self._playout.flush())
         self.interrupted_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
@@ -269,26 +286,27 @@ class Playback:
         return outputs + self._report_heard(heard, trigger, now)
 
     def on_error(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
-        """Send a refused truncation again, at the length that the error names."""
+        """Handle an ``error`` event: return a truncation again, at the length that the error names;
+        nothing for other errors."""
         again = self._truncations.retry(error, command)
         return [] if again is None else [Send(again)]
 
     @property
     def late_audio_ms(self) -> int:
-        """Return the audio (ms) that came after its response was cut, and was dropped."""
+        """Audio (ms) that came after its response was interrupted, and was dropped."""
         return self._tracker.dropped_bytes // self._bytes_per_ms
 
     def _interrupted_response(self, response_id: str) -> _Interrupted | None:
-        """Return the interruption of this response, if there was one."""
+        """Return the entry of this response, if it was interrupted."""
         return next((cut for cut in self._interrupted if cut.response_id == response_id), None)
 
     def _last(self, frames: bytes) -> list[Output]:
-        """Return the output that puts the last frames of a part into the playout queue."""
+        """Return ``Play`` with the last frames of a part, and count them as queued."""
         self.queued_ms += len(frames) // self._bytes_per_ms
         return [Play(frames, more=False)]
 
     def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
-        """Truncate or delete items that were not heard to the end, and record it."""
+        """Return a truncation or deletion, and a log line, for each item not heard to its end."""
         outputs: list[Output] = []
         deleted: set[str] = set()
         for one in heard:
@@ -309,8 +327,11 @@ class Playback:
         return outputs
 
     def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        """Note a cut item in the record and the log; ``action``: truncate, delete, or none where
-        the server can do neither."""
+        """Append an :class:`Interruption` to the record, and return its log line.
+
+        Args:
+            action: truncate, delete, or none where the server can do neither.
+        """
         append_capped(
             self._timeline.record.actions.interruptions,
             Interruption(

@@ -27,7 +27,7 @@ MAX_UNENDED = 4 * MAX_PARTS
 
 @dataclass(slots=True)
 class _Part:
-    """Audio of one part as far as received; counts in bytes."""
+    """Counts (bytes) of the audio of one content part."""
 
     response_id: str
     key: PartKey
@@ -43,18 +43,18 @@ class _Part:
 
     @property
     def all_heard(self) -> bool:
-        """Return whether nothing of what was received is left to be heard."""
+        """Whether everything received was handed to RTP."""
         return self.heard == self.received
 
     @property
     def settled(self) -> bool:
-        """Return whether nothing of it is left to be heard or reported."""
+        """Whether nothing of it is left to be heard or reported."""
         return self.told or (self.done and self.all_heard)
 
 
 @dataclass(slots=True)
 class _Run:
-    """Frames of one part that stand together in the queue."""
+    """Consecutive frames of one part in the playout queue."""
 
     part: _Part
     frames: int
@@ -64,7 +64,7 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the caller heard of one part by the time playout was cut."""
+    """What the caller heard of one content part when playout was stopped."""
 
     response_id: str
     item_id: str
@@ -78,7 +78,8 @@ class Heard:
 
 
 class PlayoutTracker:
-    """The parts of one call's responses, and which of them are in the playout queue.
+    """Cuts audio deltas into 20 ms frames, and knows how much of each content part was handed to
+    RTP.
 
     Args:
         silence: one byte of silence in the session's codec; fills the last frame of a part.
@@ -98,9 +99,11 @@ class PlayoutTracker:
         """Audio that came after its part had been cut."""
 
     def receive(self, response_id: str, key: PartKey, audio: bytes) -> bytes:
-        """Take a delta; returns the whole frames that are now due for playout (may be empty).
+        """Take an audio delta of the part ``key``; return the whole frames that are due for
+        playout, which may be none.
 
-        Audio of another part ends the begun frame of the one before with silence.
+        Audio of another part first ends the incomplete frame of the part before with silence. Audio
+        of a part that was stopped is counted in ``dropped_bytes`` only.
         """
         if not audio:
             return b""
@@ -124,7 +127,7 @@ class PlayoutTracker:
         return due + audio if due else audio
 
     def finish(self, key: PartKey) -> bytes:
-        """End this part; return its last frame, filled with silence, or nothing."""
+        """End this part: return its last frame, filled with silence, or nothing."""
         part = self._parts.get(key)
         if part is None:
             return b""
@@ -132,7 +135,8 @@ class PlayoutTracker:
         return self._last_frame() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
-        """End all parts of this response; return the last frame, filled with silence."""
+        """End all parts of this response: return the last frame, filled with silence, or
+        nothing."""
         for part in self._parts.values():
             if part.response_id == response_id:
                 part.done = True
@@ -140,13 +144,14 @@ class PlayoutTracker:
         return self._last_frame() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
-        """End all parts; return the last frame, filled with silence."""
+        """End all parts: return the last frame, filled with silence, or nothing."""
         for part in self._parts.values():
             part.done = True
         return self._last_frame()
 
     def refused(self, frames: int) -> None:
-        """Take back the last frames, which did not fit the queue, and cut their parts there."""
+        """Remove the last ``frames`` frames, which did not fit the queue; more audio of their parts
+        is dropped."""
         while frames > 0 and self._runs:
             run = self._runs[-1]
             taken = min(frames, run.frames)
@@ -160,10 +165,10 @@ class PlayoutTracker:
                 self._runs.pop()
 
     def drained(self) -> list[Heard]:
-        """Note that the queue ran empty: all audio in it was heard.
+        """Count all queued audio as heard, since the queue ran empty.
 
-        Returns what was heard of parts that did not fit it whole; of the others there is nothing
-        to tell.
+        Returns what was heard of parts that did not fit the queue whole; parts that did need no
+        report.
         """
         for run in self._runs:
             run.part.heard += run.audio
@@ -171,11 +176,10 @@ class PlayoutTracker:
         return self._heard_of([p for p in self._parts.values() if p.cut and not p.settled])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
-        """Take the number of frames left unplayed by a cut; return what was heard of each part.
+        """Take the number of frames that a flush left unplayed; return what was heard of each part.
 
-        Only parts that the server may think were heard further are of interest: those not known
-        to have been heard to their end, or still being sent. They are closed: more audio of them
-        is dropped.
+        Only parts that are not known to have been heard to their end are returned. More audio of
+        them is dropped.
         """
         unsettled = [part for part in self._parts.values() if not part.settled]
         for run in reversed(self._runs):
@@ -187,46 +191,47 @@ class PlayoutTracker:
         return self._heard_of(unsettled)
 
     def knows(self, item_id: str) -> bool:
-        """Return whether audio of this item was received before it was cut."""
+        """Return whether audio of this item was received before playout of it was stopped."""
         return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:
-        """Return whether a part is not known to have been heard to its end."""
+        """Return whether some part is not known to have been heard to its end."""
         return any(not part.settled for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:
-        """Return how much audio (ms) of this item has come so far, all its parts together."""
+        """Return the audio (ms) of this item received so far, all its parts together."""
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // self._bytes_per_ms
 
     def response_ms(self, response_id: str) -> int | None:
-        """Return how much audio (ms) of a response has come so far; None where it is forgotten."""
+        """Return the audio (ms) of this response received so far; None where it is no longer
+        remembered."""
         parts = [part for part in self._parts.values() if part.response_id == response_id]
         return sum(part.received for part in parts) // self._bytes_per_ms if parts else None
 
     def heard_ms(self, response_id: str) -> int:
-        """Return how much of a response (ms), all its parts together, is known to have been
-        heard."""
+        """Return the audio (ms) of this response, all its parts together, that was handed to RTP
+        for certain."""
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // self._bytes_per_ms
 
     def queued(self, response_id: str) -> bool:
-        """Whether audio of this response was queued since the queue was last empty."""
+        """Return whether audio of this response was queued since the queue was last empty."""
         return any(run.part.response_id == response_id for run in self._runs)
 
     @property
     def responses(self) -> set[str]:
-        """The responses of which something was queued since the queue was last empty."""
+        """Ids of the responses of which audio was queued since the queue was last empty."""
         return {run.part.response_id for run in self._runs}
 
     @property
     def first_item(self) -> str:
-        """The item that is heard first of those that are left; empty without one."""
+        """Id of the item at the front of the queue; empty where nothing is queued."""
         return self._runs[0].part.key[0] if self._runs else ""
 
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
-        """Add a part; the oldest one that is settled goes, where there are too many, or else the
-        oldest of which all that came was heard: a server need not tell of the end of any."""
+        """Add a part. Above ``MAX_PARTS`` the oldest settled one is removed; above ``MAX_UNENDED``
+        the oldest that was all heard, since a server need not tell the end of any."""
         self._parts.pop(key, None)
         if len(self._parts) >= MAX_PARTS:
             parts = self._parts.items()
@@ -240,7 +245,12 @@ class PlayoutTracker:
         return part
 
     def _add_frames(self, part: _Part, frames: int, audio: int) -> None:
-        """Count frames of a part into the queue; ``audio``: bytes of them that are no filling."""
+        """Count frames of a part into the queue.
+
+        Args:
+            audio: bytes of the part in them; fewer than they hold where the last is filled with
+                silence.
+        """
         if frames == 0:
             return
         run = self._runs[-1] if self._runs else None
@@ -251,7 +261,8 @@ class PlayoutTracker:
         run.audio += audio
 
     def _last_frame(self) -> bytes:
-        """Return the begun frame of the open part, filled with silence; empty without one."""
+        """Return the incomplete frame of the open part, filled with silence; nothing without
+        one."""
         part, rest = self._open, self._rest
         self._open, self._rest = None, b""
         if part is None or not rest:
@@ -260,7 +271,7 @@ class PlayoutTracker:
         return rest + self._silence * (self._frame_bytes - len(rest))
 
     def _heard_of(self, parts: list[_Part]) -> list[Heard]:
-        """Return what was heard of these parts, and mark them as cut and reported."""
+        """Return what was heard of these parts, and mark them as stopped and reported."""
         heard_items = {part.key[0] for part in self._parts.values() if part.heard}
         for part in parts:
             part.cut = part.told = True

@@ -54,7 +54,8 @@ _MARKS = 512
 
 @dataclass(slots=True)
 class Entry:
-    """Words, or another item, of one side. Times in ms since the INVITE."""
+    """Words or another item of one side, with what was heard of it. Times in ms since the
+    INVITE."""
 
     at_ms: float
     who: str
@@ -76,8 +77,8 @@ class Entry:
     """It is of a session that another one has replaced."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry for the record; ``heard`` only where the caller did not hear all of
-        it."""
+        """Return the entry for the record; ``heard`` is there only where the caller did not hear
+        all of it."""
         told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
         if self.heard is not None:
             told["heard"] = self.heard
@@ -87,7 +88,8 @@ class Entry:
 
 
 class Transcript:
-    """Keeps the words of both sides. Every method takes the time (s)."""
+    """Keeps the words of both sides and tool calls, in order, for the record and for sessions that
+    take over."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         InputCommitted,
@@ -112,7 +114,7 @@ class Transcript:
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take words, function calls and deletions of the session."""
+        """Add the words, function calls or deletion that a server event has. Returns no output."""
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._entry_of("caller", item_id, now)
@@ -144,17 +146,19 @@ class Transcript:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Do nothing: no entry waits for time."""
+        """Return nothing: no entry waits for time."""
         return []
 
     def add_sent_items(self, todo: list[Output], now: float) -> None:
-        """Add the items that the gateway itself puts into the conversation."""
+        """Add the items that these outputs put into the conversation: results of tools,
+        messages."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
 
     def on_interpreter_event(self, input: inputs.InterpreterEvent, now: float) -> None:
-        """Add words of an interpreted call: those of a party, and what the other hears of them."""
+        """Add words of an interpreted call: those of a party, or the interpreter's to the
+        listener."""
         match input.event:
             case InputTranscribed():
                 who = "caller" if input.listener == "callee" else "callee"
@@ -166,8 +170,8 @@ class Transcript:
         self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
     def on_session_replaced(self) -> None:
-        """Cut the entry of a response that the end of its session interrupts; items of another
-        session may have the same ids."""
+        """Mark all items as of an earlier session, whose ids may come again, and the running
+        response as not heard to its end."""
         for entry in self._by_item.values():
             entry.past = True
         active = self._control.responses.active
@@ -181,29 +185,32 @@ class Transcript:
 
     @property
     def response_due(self) -> bool:
-        """Return whether a response is due: the last entry is the caller's, a result, or cut."""
+        """Whether a response is due: the last entry is the caller's, a tool result, or interrupted
+        words of the agent."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
 
     @property
     def words_missing(self) -> bool:
-        """Return whether words of what was said last are still to come."""
+        """Whether the server has still to send words of the latest turns."""
         spoken = [one for one in self._entries if one.who in ("caller", "agent") and one.item_id]
         return any(not one.complete for one in spoken[-_LATEST:])
 
     @property
     def changes(self) -> list[UpdateSession]:
-        """Return the changes of the session's settings since it began, for a new session."""
+        """``session.update`` commands in force, which a new session gets too."""
         return list(self._control.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return all entries, oldest first; turns of the caller without a transcript are empty."""
+        """Return all entries for the record, oldest first; a turn without a transcript has empty
+        text."""
         return [entry.as_json() for entry in self._entries]
 
     def seed(self) -> list[Mapping[str, Any]]:
-        """Return items that seed a session: what it is told first, and then the conversation as it
-        was heard, oldest first."""
+        """Return the items that seed a new session: first messages of the route, then the
+        conversation as it was heard, oldest first, at most ``SEED_ENTRIES`` and ``SEED_TEXT``
+        characters."""
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
         self._seeded = {id(entry) for entry in self._entries if _item_of(entry) is not None}
@@ -229,8 +236,8 @@ class Transcript:
         ]
 
     def since_seed(self) -> str:
-        """Return what was said and done since :meth:`seed`, for a session that had that at its
-        start; a line for each entry, empty without any."""
+        """Return what was said and done since :meth:`seed`, a line for each entry; empty without
+        any. For a session that was seeded at its start."""
         lines = []
         for entry in self._entries:
             if id(entry) in self._seeded or _item_of(entry) is None:
@@ -244,14 +251,15 @@ class Transcript:
     # ---- how
 
     def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
-        """Return the entry of an item, added if it is new."""
+        """Return the entry of an item, and add it if it is new."""
         entry = self._by_item.get(item_id)
         if entry is None or entry.past:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
     def _agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
-        """Return the agent's entry of an item; one that comes after the cut was not heard."""
+        """Return the agent's entry of an item; of an interrupted response that had no audio yet it
+        counts as not heard."""
         entry = self._entry_of("agent", item_id, now)
         playback = self._control.playback
         if playback.was_interrupted(response_id) and not playback.received_ms(item_id):
@@ -259,7 +267,7 @@ class Transcript:
         return entry
 
     def _add_entry(self, entry: Entry) -> Entry:
-        """Add an entry; the oldest goes, counted, where there are too many."""
+        """Append an entry; above ``MAX_ENTRIES`` the oldest is removed and counted."""
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
             self._by_item.pop(gone.item_id, None)
@@ -270,7 +278,7 @@ class Transcript:
         return entry
 
     def _add_item(self, item: Mapping[str, Any], now: float) -> None:
-        """Add an item of the gateway's: a result, or a message."""
+        """Add an item of the gateway's: a tool result, or a message."""
         at_ms = self._control.timeline.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
@@ -302,12 +310,12 @@ class Transcript:
             self._add_entry(entry)
 
     def _mark_received(self, entry: Entry) -> None:
-        """Remember how much audio had come with the words so far."""
+        """Mark how much audio of the item was received when its words so far came."""
         self._mark(entry, self._control.playback.received_ms(entry.item_id))
 
     def _mark(self, entry: Entry, received: int) -> None:
-        """Remember where in the item's audio (ms) its words so far end; a cut that came before the
-        words is where they are cut now."""
+        """Mark where in the item's audio (ms) its words so far end. Where the item was interrupted
+        before its words came, set the words that were heard."""
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
@@ -315,14 +323,15 @@ class Transcript:
             entry.heard = _part_of(entry, *entry.cut)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
-        """Keep which of the agent's words were heard of an item that was cut."""
+        """Set the words that were heard of an item whose playout was stopped."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms
             entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
 
     def _item_deleted(self, item_id: str) -> None:
-        """Forget a deleted item; what context trimming deletes stays in the record."""
+        """Remove the entry of an item that the server has deleted; of items removed by context
+        trimming it stays for the record."""
         entry = self._by_item.pop(item_id, None)
         if item_id in self._control.trimmed_items:
             self._control.trimmed_items.discard(item_id)
@@ -331,7 +340,8 @@ class Transcript:
 
 
 def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
-    """Return the words whose audio was heard, as near as the marks tell."""
+    """Return the words of an entry that fall into the first ``played_ms`` of its audio, by its
+    marks; whole words."""
     text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
     if played_ms <= 0 or received_ms <= 0:
         return ""
@@ -348,20 +358,21 @@ def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
 
 
 def _text_of(part: Mapping[str, Any]) -> str:
-    """Return the text of a content part; of an image its kind and size."""
+    """Return the text of a content part; of an image its type and size."""
     image = part.get("image_url")
     return _image_text(str(image)) if image else str(part.get("text", ""))
 
 
 def _image_text(uri: str) -> str:
-    """Return kind and size of an image in a data URI (RFC 2397), which itself is not kept."""
+    """Return type and size of an image in a data URI (RFC 2397), which itself is not kept."""
     head, _, data = uri.partition(";base64,")
     size = len(data) * 3 // 4 - data[-2:].count("=")
     return f"({head.removeprefix('data:')}, {size} bytes)"
 
 
 def _item_of(entry: Entry) -> Mapping[str, Any] | None:
-    """Return the item that seeds a new session with this entry; None if it was not heard."""
+    """Return the item that stands for this entry in a new session; None where nothing of it was
+    heard."""
     if entry.item is not None:
         return entry.item
     said = entry.text if entry.heard is None else entry.heard
