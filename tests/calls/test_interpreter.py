@@ -18,7 +18,7 @@ from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern
 from tests.support.callee import CalledCall, CalledPhone, free_port
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.made_sounds import g711, tone
 from tests.support.rtp_end import RtpEnd
 from tests.support.sip_phone import PhoneCall
@@ -67,7 +67,8 @@ key = "0"
 to = ["queue", "human"]
 """
 WORLD = {
-    "more": '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
+    "more": PATIENT
+    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": _route("answered", "answer")
     + _route("loud", "answer", "original_db = 0")
     + _route("leaving", "answer")

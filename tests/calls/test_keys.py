@@ -132,7 +132,7 @@ async def test_keys_in_the_audio(world: GatewayStack) -> None:
 def presses(keys: str) -> list[dict[str, Any]]:
     """The model says something, presses these keys, and says something about it."""
     tool = {"name": "send_dtmf", "arguments": json.dumps({"digits": keys})}
-    first = {"kind": "pattern", "seconds": 0.4, "tools": [tool]}
+    first = {"kind": "pattern", "seconds": 0.4, "burst": True, "tools": [tool]}
     return [first, {"kind": "pattern", "seconds": 0.4, "seed": 5}, {"kind": "silent"}]
 
 

@@ -121,7 +121,7 @@ model = "gpt-live-1.1"
     "routes": ROUTE.format(name="matrix").replace(
         "tools = [", 'fallback = [{ action = "reconnect", timeout = 5 }]\ntools = ['
     )
-    + '[route.hold]\nrelease_after = 0.5\n[[route.transfer]]\nname = "porter"\n'
+    + '[route.hold]\nrelease_after = 1.5\n[[route.transfer]]\nname = "porter"\n'
     + 'to = "tel:+4930123456"\nring_timeout = 1\n'
     + ROUTE.format(name="dear")
     + "[route.budget]\nper_call = 0.002\n"
@@ -302,14 +302,18 @@ ROWS: dict[str, Row] = {
 }
 
 
-def in_time(session: SessionRecord) -> None:
-    """A second of audio has gone up each second of the session, in frames of 20 ms."""
+def in_time(session: SessionRecord, late_s: float) -> None:
+    """A second of audio has gone up each second of the session, in frames of 20 ms.
+
+    Args:
+        late_s: how late the telephone was at worst, and so the emulator, which shares its loop.
+    """
     started = session.sent("session.started")[0].at
     closes = session.seen("session.close")
     ended = closes[0].at if closes else session.ended_at
     assert ended is not None
     sent = session.received_total / 8000
-    assert abs(sent - (ended - started)) < 0.25, (sent, ended - started)
+    assert abs(sent - (ended - started)) < 0.25 + late_s, (sent, ended - started)
     assert {size for _, size in session.appends} <= {FRAME}
 
 
@@ -337,7 +341,7 @@ async def test_matrix(world: GatewayStack, name: str) -> None:
     assert len(sessions) == (2 if name in ("holds", "lost session", "expiry") else 1)
     for session in sessions:
         await session.wait_until(lambda one: not one.live, WITHIN_S)
-        in_time(session)
+        in_time(session, call.rtp.latest_s)
         well(session)
     assert summary["cost"]["session_seconds"] > 0
 
@@ -397,7 +401,7 @@ async def test_a_backend_holds_and_presses_keys(world: GatewayStack) -> None:
     assert '"sent"' in await told(session, 2)
     await ends(world, call, session)
     await session.wait_until(lambda one: not one.live, WITHIN_S)
-    in_time(session)
+    in_time(session, call.rtp.latest_s)
 
 
 async def test_a_backend_joins_the_caller_with_somebody(

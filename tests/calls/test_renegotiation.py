@@ -160,6 +160,7 @@ async def test_the_law_changes_and_the_session_goes_on(world: GatewayStack, meth
     session = await world.session_of(call)
     for round_, codec in enumerate(("PCMA", "PCMU")):
         await call.renegotiate(method, codecs=(codec,))
+        call.rtp.read_what_waits()
         count = len(call.rtp.packets)
         await is_heard(session, call, 20 + round_, Codec.PCMU)
         assert {p.payload_type for p in call.rtp.packets[count + 5 :]} == {CODECS[codec][0]}
@@ -252,10 +253,12 @@ async def held(world: GatewayStack, kind: str, route: str) -> None:
     music = noise(50, 0.5)
     for seconds_held in (1.8, 0.1):
         await call.renegotiate(method, **HOLDS[kind])
-        count, received = len(call.rtp.packets), session.received_total
+        call.rtp.read_what_waits()
+        count = len(call.rtp.packets)
         call.rtp.say(music)
         await call.rtp.quiet()
         call.rtp.sending = False
+        received = session.received_total
         await asyncio.sleep(seconds_held)
         if route == "held-silence":
             wanted = received + int(seconds_held * 8000)

@@ -251,12 +251,10 @@ async def test_every_event_arrives_signed(own_folder: Path) -> None:
         lost = await world.dial("desk")
         await world.gateway.wait("call.session_replaced", call=lost.call_id)
         await world.summary_at_end(lost)
-        # The rest comes within a second or two; a delivery that is missing is named below.
-        with suppress(AssertionError):
+        with suppress(AssertionError):  # a delivery that is missing is named below
             await eventually(
                 lambda: {got.json["type"] for got in tuple(receiver.asked)} >= EVENTS,
                 "all events",
-                8,
             )
         await world.stop()
     assert {got.json["type"] for got in receiver.asked} == EVENTS
@@ -332,7 +330,7 @@ async def serve(kind: str, folder: Path, asked: list[bytes]) -> tuple[asyncio.Se
 async def test_receivers_that_misbehave(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, result: str, error: str
 ) -> None:
-    monkeypatch.setattr(webhooks, "ATTEMPT_SECONDS", 0.3 if kind == "hangs" else 10.0)
+    monkeypatch.setattr(webhooks, "ATTEMPT_SECONDS", 1.0 if kind == "hangs" else 30.0)
     monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(webhooks, "MAX_AGE", 1e12)
     Spool(own_folder).add([], [delivery()])
