@@ -8,14 +8,12 @@ import wave
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.devtools.emulator.session import Session
-from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise, speech
@@ -81,26 +79,6 @@ def shared_world(
     runner.run(made.stop())
 
 
-async def model_there(world: GatewayStack) -> None:
-    """Let the session be ready that waits for ``session.updated``."""
-    waiting: list[SessionRecord] = []
-
-    def one_waits() -> bool:
-        waiting[:] = (
-            one
-            for one in world.emulator.sessions
-            if one.id in world.emulator.live
-            and one.seen("session.update")
-            and not one.sent("session.updated")
-        )
-        return bool(waiting)
-
-    await eventually(one_waits, "a session that waits")
-    connection = world.emulator.live[waiting[-1].id]
-    session = cast(Session, connection.session)
-    connection.emit({"type": "session.updated", "session": session._session_object()})
-
-
 def prompt_heard(call: DialogCall) -> int:
     """Frames of the prompt, from its beginning, that were heard first of all."""
     heard = speech(call.rtp.packets)
@@ -147,7 +125,7 @@ async def test_a_prompt_before_the_answer(world: GatewayStack) -> None:
         assert "m=audio" in progress.body
         call._take(progress.body)
         await call.rtp.until(lambda: prompt_heard(call) >= 30)  # noqa: B023
-        await model_there(world)
+        await world.updated()
         await call.answered()
         assert call.responses == [100, 183, 200]
         await agent_heard(world, call)
@@ -164,7 +142,7 @@ async def test_ringback_before_the_answer(world: GatewayStack) -> None:
     call._take(next(m for m in call.messages if m.code == 183).body)
     await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets) > 10)
     assert call.final is None
-    await model_there(world)
+    await world.updated()
     await call.answered()
     await world.summary_at_end(call)
 
@@ -178,7 +156,7 @@ async def test_reliable_early_media(world: GatewayStack) -> None:
     progress = next(m for m in call.messages if m.code == 183)
     assert "100rel" in progress.headers["require"]
     await call.rtp.until(lambda: prompt_heard(call) >= 15)
-    await model_there(world)
+    await world.updated()
     await call.answered()
     assert call.responses.count(200) == 1
     await agent_heard(world, call)
@@ -204,7 +182,7 @@ async def test_answered_at_once(world: GatewayStack) -> None:
     await world.gateway.wait("call.confirmed", call=call.call_id)
     assert not world.gateway.all("call.session_up", call=call.call_id)
     await call.rtp.until(lambda: prompt_heard(call) >= 30)
-    await model_there(world)
+    await world.updated()
     await agent_heard(world, call)
     times = (await world.summary_at_end(call))["times_ms"]
     assert times["answered"] < times["confirmed"] < times["session"]

@@ -14,7 +14,7 @@ import pytest
 from gateway.api.client import ask
 from gateway.cli.live_calls import status_lines
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import GatewayStack
+from tests.support.harness import GatewayStack, eventually
 
 WORLD = {
     "more": """
@@ -98,6 +98,4 @@ async def test_a_promise_is_kept(world: GatewayStack, callee: CalledPhone) -> No
         status = ask(world.folder / "gateway.sock", "status")
         return bool(status["callbacks"]["count"] == 0)
 
-    async with asyncio.timeout(10):
-        while not await asyncio.to_thread(forgotten):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    await eventually(lambda: asyncio.to_thread(forgotten), "no callback is left")

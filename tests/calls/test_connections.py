@@ -549,7 +549,7 @@ async def test_lines_that_end_in_one_character(hurried: Site, end: bytes) -> Non
         for number in range(2):
             request = options("127.0.0.1", hurried.port("tcp"), number + 90)
             writer.write(request.replace(b"\r\n", end))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"SIP/2.0 200 ")
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])

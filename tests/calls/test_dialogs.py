@@ -279,7 +279,7 @@ async def test_requests_outside_of_calls(world: GatewayStack) -> None:
                 "Content-Length: 0",
             ]
             world.phone.send(("\r\n".join(lines) + "\r\n\r\n").encode())
-            answer = await world.phone.stray("SIP/2.0 ", 5, branch)
+            answer = await world.phone.stray("SIP/2.0 ", 20, branch)
             assert answer.code == code, (method, answer.start)
 
     def rules() -> list[str]:

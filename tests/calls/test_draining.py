@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.interop.lab.ports import free_port
 from tests.support.forked import Forked
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack
@@ -78,25 +79,8 @@ def write(folder: Path, port: int, more: str = "") -> Path:
     return file
 
 
-def two_ports() -> int:
-    """The first of two free UDP ports in a row."""
-    for _ in range(100):
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
-        ):
-            one.bind(("127.0.0.1", 0))
-            first = int(one.getsockname()[1])
-            try:
-                other.bind(("127.0.0.1", first + 1))
-            except (OSError, OverflowError):
-                continue
-            return first
-    raise OSError("no two free ports in a row")
-
-
 async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path: Path) -> None:
-    port = two_ports()
+    port = free_port("127.0.0.1", 2)
     gateway = Gateway(write(tmp_path, port, "[workers]\ncount = 2\n"))
     await gateway.start()
     try:
@@ -123,7 +107,7 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
 
 
 def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
-    port = two_ports()
+    port = free_port("127.0.0.1", 2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
         owner.bind(("127.0.0.1", port + 1))
         done = Forked.run("run", "-c", str(write(tmp_path, port)), "--workers", "2")

@@ -99,10 +99,10 @@ async def test_torture(world: GatewayStack, message: Any) -> None:
     world.phone.strays.clear()
     world.phone.send(message.message(world.phone.address, world.phone.gateway))
     if message.codes and not message.unreadable:
-        found = await world.phone.stray("SIP/2.0 ", 5, message.section)
+        found = await world.phone.stray("SIP/2.0 ", 20, message.section)
         while found.code < 200:
             world.phone.strays.remove(found)
-            found = await world.phone.stray("SIP/2.0 ", 5, message.section)
+            found = await world.phone.stray("SIP/2.0 ", 20, message.section)
         assert found.code in message.codes, found.start
     assert (await world.phone.options()).code == 200
     codes = {one.code for one in world.phone.strays if one.code >= 200} - {200}

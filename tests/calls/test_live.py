@@ -171,13 +171,15 @@ async def test_a_second_of_audio_goes_up_each_second(world: GatewayStack) -> Non
     await closed(session)
     lasted = session.seen("session.close")[0].at - started
     sent = session.received_total / 8000
-    assert abs(sent - lasted) < 0.2, (sent, lasted)
+    late_s = call.rtp.latest_s  # at worst, of this process, which the emulator is part of
+    assert abs(sent - lasted) < 0.2 + late_s, (sent, lasted)
     assert {size for _, size in session.appends} == {FRAME}
 
 
 async def test_the_greeting_is_said_and_heard(world: GatewayStack) -> None:
     world.behave(live={"transcript_lag_ms": 300})
     call, session = await up(world, "live-greeted")
+    await session.wait_until(lambda one: bool(one.seen("session.commentary.append")), WITHIN_S)
     asked = session.seen("session.commentary.append")[0].body
     assert (asked["content"], asked["delegation_id"]) == ("Hotel Linde, good morning.", None)
     await eventually(lambda: len(speech(call.rtp.packets)) > 8000, "the greeting is heard")
@@ -272,7 +274,9 @@ async def test_hold_is_silence_and_a_long_one_releases_the_session(world: Gatewa
 async def test_a_greeting_from_a_file_is_played_as_it_is(world: GatewayStack) -> None:
     world.behave(answers=[{"kind": "silent"}])
     call, session = await up(world, "live-clip")
-    assert session.seen("session.output_audio.fixture.play")
+    await session.wait_until(
+        lambda one: bool(one.seen("session.output_audio.fixture.play")), WITHIN_S
+    )
     assert not session.seen("session.commentary.append")
     call.rtp.press("5#")
     await session.wait_until(

@@ -395,6 +395,7 @@ async def test_errors_that_end_nothing_are_survived(world: GatewayStack) -> None
     await session.wait_until(lambda one: len(one.errors) == len(codes), WITHIN_S)
     call.rtp.say(noise(6, 0.6))
     await eventually(lambda: len(speech(call.rtp.packets)) > 3000, "the answer is heard")
+    await world.gateway.wait("call.error", count=len(codes), call=call.call_id)
     lines = world.gateway.all("call.error", call=call.call_id)
     assert [one["code"] for one in lines] == codes
     assert lines[-1]["kind"] == "unknown"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ to = "^known$"
 [route.data]
 url = "${env:CRM_URL}/callers/{from}?called={to}"
 headers = { X-Key = "${env:CRM_KEY}" }
-timeout = 5
+timeout = 7
 defaults = { customer.tier = "normal" }
 [route.metadata]
 tier = "{data.customer.tier}"
@@ -215,15 +216,16 @@ async def test_a_call_that_waits_blocks_no_other_and_can_be_given_up(
     world: GatewayStack, crm: HttpService
 ) -> None:
     crm.asked.clear()
-    crm.answers = [Answer(seconds=4.0)]
+    answered = threading.Event()
+    crm.answers = [Answer(until=answered)]
     waits = world.phone.call("known")
     waits.invite()
     await eventually(lambda: crm.asked != [], "the request")
-    async with asyncio.timeout(3.5):
-        other = await world.dial("greeted")
+    other = await world.dial("greeted")
     assert not world.gateway.all("call.answered", call=waits.call_id)
     waits.cancel()
     assert (await waits.refused()).code == 487
+    answered.set()
     summary = await world.summary(waits)
     assert summary["ending"]["why"] == "cancelled"
     await world.summary_at_end(other)

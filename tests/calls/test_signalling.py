@@ -209,13 +209,14 @@ async def test_options(world: GatewayStack) -> None:
 
 async def test_a_retransmitted_invite_is_one_call(world: GatewayStack) -> None:
     """While it rings the 180 comes again; after the ACK nothing does."""
-    world.behave(updated_delay_ms=200)
+    world.behave(updated="never")
     before = world.emulator.total_sessions
     call = world.phone.call("plain", acknowledge=False)
     call.invite()
     await call.until(lambda c: 180 in c.responses, what="180")
     call.invite()
     await call.until(lambda c: c.responses.count(180) == 2, what="the 180 again")
+    await world.updated()
     await call.answered()
     call.invite()
     await call.until(lambda c: c.responses.count(200) == 2, what="the 200 again")

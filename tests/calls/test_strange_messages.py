@@ -43,7 +43,7 @@ def changed(world: GatewayStack, *changes: Change, user: str = "plain") -> Phone
     return call
 
 
-async def answer_to(world: GatewayStack, datagram: bytes, within_s: float = 10.0) -> bytes:
+async def answer_to(world: GatewayStack, datagram: bytes, within_s: float = 30.0) -> bytes:
     """The final response to a request that is sent from a socket of its own, again and again:
     refusals have a rate.
     """

@@ -25,7 +25,7 @@ from gateway.api.siblings import ANSWER_SECONDS
 from gateway.cli import main
 from tests.calls.test_api import TOKENS
 from tests.calls.test_applications import KEY, ROUTES, SESSION, settings
-from tests.calls.test_draining import two_ports
+from tests.interop.lab.ports import free_port
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import HttpService, http_service, self_signed
@@ -101,7 +101,7 @@ def pair(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> It
             routes=ROUTES,
             more=f"{application}{roles}[[webhook]]{rest}{workers}",
             max_calls=4,
-            listen=(f"udp:127.0.0.1:{two_ports()}",),
+            listen=(f"udp:127.0.0.1:{free_port('127.0.0.1', 2)}",),
         )
         made = Pair(world, receiver)
         runner.run(made.start())

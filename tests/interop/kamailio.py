@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.interop.lab.process import Process
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kamailio"
-WITHIN_S = 20.0
+WITHIN_S = 30.0
 
 _TARGET = re.compile(r"URI: (\S+)\s+FLAGS: (\w+)[^U]*?DUID: (\S+).*?DLGLOAD: (\d+)", re.DOTALL)
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.interop
 LOCKED = Path(__file__).parent / "aimock"
 INSTALL_S = 120
 NODE = 20
-START_S = 20
+START_S = 60
 
 ROUTE = """
 [[route]]
@@ -196,7 +196,7 @@ async def test_a_call_through_the_mock_to_the_emulator(stack: GatewayStack, reco
     """What both sides send passes its checks: only then is there a recording."""
     call = await stack.dial("proxied")
     session = await stack.session_of(call)
-    await eventually(lambda: set(call.rtp.heard) > {0xFF}, "the greeting is heard", within_s=10)
+    await eventually(lambda: set(call.rtp.heard) > {0xFF}, "the greeting is heard", within_s=30)
     call.rtp.press("5")
     await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), 10)
     await stack.summary_at_end(call)
@@ -208,7 +208,7 @@ async def test_a_call_through_the_mock_to_the_emulator(stack: GatewayStack, reco
         found[:] = recorded.rglob("*.json")
         return bool(found)
 
-    await eventually(written_down, "it is written down", within_s=10)
+    await eventually(written_down, "it is written down", within_s=30)
     (file,) = found
     (written,) = json.loads(file.read_text())["fixtures"]
     types = {entry["event"]["type"] for entry in written["response"]["live"]["entries"]}

@@ -41,7 +41,7 @@ async def test_a_telephone_dials_100(scene: Scene) -> None:
     call = scene.agent.next_call()
     await phone.call(scene.uri("100"))
     session = await call.session()
-    await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=15)
+    await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
     await phone.hang_up()

@@ -187,7 +187,7 @@ async def test_warm_transfer(scene: Scene, answer: str) -> None:
     await caller.call(scene.uri("110"))
     await human.accept()
     session = await call.session()
-    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=15)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=30)
     briefing = bytes(list(session.sent_items.values())[1])
     await eventually(lambda: human.heard.has(briefing[:4000]), "the briefing")
     if answer in ("accepted", "taken over"):
@@ -204,7 +204,7 @@ async def test_warm_transfer(scene: Scene, answer: str) -> None:
         if answer == "declined":
             await human.press("2")
         await human.wait("CALL_CLOSED")
-        await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+        await session.wait_until(lambda s: outputs_of(s) != [], within_s=30)
         (output,) = outputs_of(session)
         assert output["status"] == ("declined" if answer == "declined" else "no_answer")
         back = pattern(7, 8000)
@@ -231,7 +231,7 @@ async def test_a_warm_transfer_that_nobody_takes(
     call = scene.agent.next_call()
     await caller.call(scene.uri("110"))
     session = await call.session()
-    await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+    await session.wait_until(lambda s: outputs_of(s) != [], within_s=30)
     (output,) = outputs_of(session)
     assert (output["status"], output.get("sip_code")) == (status, code)
     back = pattern(7, 8000)
@@ -248,7 +248,7 @@ async def assert_heard_by_the_model(session: SessionRecord, caller: Phone) -> No
     """What the caller says is in the session again."""
     said = noise(33, 1)
     await caller.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
 
 
 async def test_nobody_answers_the_consultation(scene: Scene) -> None:
@@ -258,7 +258,7 @@ async def test_nobody_answers_the_consultation(scene: Scene) -> None:
     call = scene.agent.next_call()
     await caller.call(scene.uri("110"))
     session = await call.session()
-    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=15)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=30)
     (output,) = outputs_of(session)
     assert (output["status"], output["sip_code"]) == ("no_such_number", 404)
     answer = bytes(list(session.sent_items.values())[1])
@@ -275,7 +275,7 @@ async def test_nobody_answers_a_blind_transfer(scene: Scene) -> None:
     await caller.call(scene.uri("110"))
     session = await call.session()
     await caller.wait("CALL_CLOSED")
-    await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+    await session.wait_until(lambda s: outputs_of(s) != [], within_s=30)
     (output,) = outputs_of(session)
     assert output["status"] == "failed"
     assert (await call.summary())["ending"]["why"] == "rtp_timeout", "Asterisk sends no BYE"
@@ -291,7 +291,7 @@ async def test_the_gateway_calls_a_telephone(scene: Scene) -> None:
     session = next(one for one in scene.agent.emulator.sessions if one.id == line["session_id"])
     said = noise(77, 1)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
     await phone.hang_up()

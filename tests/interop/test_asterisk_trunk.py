@@ -83,7 +83,7 @@ async def test_both_hear_each_other(scene: Scene) -> None:
     session = await call.session()
     said = noise(1, 2)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
     await phone.hang_up()
@@ -95,7 +95,7 @@ async def test_both_hear_each_other(scene: Scene) -> None:
     assert summary["trunk"] == "pbx"
     assert summary["transport"] == scene.transport
     assert summary["security"].split()[:2] == SECURITY[scene.transport]
-    await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
+    await session.wait_until(lambda s: s.close_code == 1000, within_s=30)
 
 
 async def test_keys_reach_the_model(scene: Scene) -> None:
@@ -105,7 +105,7 @@ async def test_keys_reach_the_model(scene: Scene) -> None:
     session = await call.session()
     await phone.press("0123456789*")
     await phone.press("#")
-    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=15)
+    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=30)
     (event,) = session.seen("conversation.item.create")
     assert "0 1 2 3 4 5 6 7 8 9 *" in event.body["item"]["content"][0]["text"]
     await phone.hang_up()
@@ -155,13 +155,13 @@ async def test_hold_and_resume(scene: Scene) -> None:
     await call.wait("call.held")
     # What was said before may still be on its way; then a second without music, and without speech.
     silence = bytes([ULAW_SILENCE]) * 8000
-    await session.wait_until(lambda s: s.received.endswith(silence), within_s=15)
+    await session.wait_until(lambda s: s.received.endswith(silence), within_s=30)
     await phone.resume()
     await call.wait("call.resumed")
     after = await phone.listen_anew()
     said = noise(2, 1)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(
         # Its loudspeaker is connected anew after the hold, and hears nothing meanwhile.

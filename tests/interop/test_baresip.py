@@ -111,7 +111,7 @@ async def test_both_hear_each_other(agent: Agent, phone: Phone, way: Way) -> Non
     await phone.wait("CALL_RTPESTAB")  # before the keys of DTLS are agreed the phone sends nothing
     said = noise(1, 2)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting), but_first_ms=0), "all of it")
     await phone.hang_up()
@@ -120,7 +120,7 @@ async def test_both_hear_each_other(agent: Agent, phone: Phone, way: Way) -> Non
     assert summary["underruns"] == 0
     assert summary["transport"] == way.transport
     assert summary["security"].startswith(way.security)
-    await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
+    await session.wait_until(lambda s: s.close_code == 1000, within_s=30)
 
 
 async def test_keys_and_goodbye(agent: Agent, phone: Phone, way: Way) -> None:
@@ -150,7 +150,7 @@ async def test_hold_and_resume(agent: Agent, phone: Phone, way: Way) -> None:
     await call.wait("call.held")
     # What was said before may still be on its way; then a second without music, and without speech.
     silence = bytes([ULAW_SILENCE]) * 8000
-    await session.wait_until(lambda s: s.received.endswith(silence), within_s=15)
+    await session.wait_until(lambda s: s.received.endswith(silence), within_s=30)
     await phone.resume()
     await call.wait("call.resumed")
     after = await phone.listen_anew()

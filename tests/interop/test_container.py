@@ -321,7 +321,7 @@ async def test_a_call_that_outlives_the_order_to_stop(
             call.invite()
             await call.answered()
             session = await emulator.wait_sessions(1, 10)
-            await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=15)
+            await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=30)
             (greeting,) = session.sent_items.values()
             await call.rtp.until(lambda: bytes(greeting) in call.rtp.heard)
 

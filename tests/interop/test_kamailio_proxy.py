@@ -80,11 +80,11 @@ async def test_both_hear_each_other(registrar: Registrar, agent: Agent, phone: P
     session = await call.session()
     said = noise(1, 1)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
     await phone.press("7#")
-    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=15)
+    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=30)
     await phone.hang_up()
     summary = await call.summary()
     assert summary["ending"]["why"] == "remote_hangup"
@@ -115,7 +115,7 @@ async def test_hold_and_resume(registrar: Registrar, agent: Agent, phone: Phone)
     await call.wait("call.resumed")
     said = noise(2, 1)
     await phone.say(pcm(said))
-    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=30)
     await phone.hang_up()
     assert (await call.summary())["ending"]["why"] == "remote_hangup"
 

@@ -120,7 +120,7 @@ async def test_a_call_through_the_proxy(stack: GatewayStack, upstream: Emulator)
     answers = [{"kind": "pattern", "seconds": 3, "seed": seed} for seed in (7, 8)]
     upstream.script = Script.model_validate({"vad": "off", "answers": answers})
     call = await stack.dial("proxied")
-    session = await upstream.wait_sessions(1, within_s=10)
+    session = await upstream.wait_sessions(1, within_s=30)
     await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=20)
     (greeting,) = session.sent_items.values()
     await call.rtp.until(lambda: bytes(greeting) in call.rtp.heard)

@@ -126,7 +126,7 @@ async def test_a_telephone_of_the_compose_file_reaches_the_agent(
         call = agent.next_call()
         await phone.call(f"sip:100@{asterisk.address}")
         session = await call.session()
-        await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=15)
+        await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=30)
         (greeting,) = session.sent_items.values()
         await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
         await phone.hang_up()

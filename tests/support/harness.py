@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
@@ -23,6 +23,7 @@ from gateway.config import LEDGER_NAME
 from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.wire import REQUEST_KEY
 from gateway.records import black_boxes, event_logs
@@ -30,6 +31,7 @@ from gateway.records.database import Database, Filter
 from gateway.records.forwarder import LOCK_NAME
 from gateway.records.spool import NAME
 from gateway.records.tables import CLOSED, CUT
+from tests.interop.lab import ports
 from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import Phone, PhoneCall
@@ -304,6 +306,25 @@ class GatewayStack:
         that the first has ended."""
         self.emulator.following.append(Script.model_validate(fields))
 
+    async def updated(self) -> None:
+        """Send ``session.updated`` to the session that waits for it, with ``updated="never"``."""
+        waiting: list[SessionRecord] = []
+
+        def one_waits() -> bool:
+            waiting[:] = (
+                one
+                for one in self.emulator.sessions
+                if one.id in self.emulator.live
+                and one.seen("session.update")
+                and not one.sent("session.updated")
+            )
+            return bool(waiting)
+
+        await eventually(one_waits, "a session that waits")
+        connection = self.emulator.live[waiting[-1].id]
+        session = cast(Session, connection.session)
+        connection.emit({"type": "session.updated", "session": session._session_object()})
+
     @property
     def records_folder(self) -> Path:
         """Where the gateway writes a file for each call."""
@@ -424,6 +445,4 @@ async def eventually(condition: Condition, what: str, within_s: float = WITHIN_S
 
 def closed_port() -> int:
     """A TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.free_port("127.0.0.1")

@@ -42,6 +42,8 @@ class Answer:
     body: str | bytes = "{}"
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    until: threading.Event | None = None
+    """Held back until this is set."""
     hang_up: bool = False
 
 
@@ -75,6 +77,8 @@ def http_service(certificate: Path | None = None) -> Iterator[HttpService]:
             asked = Asked(self.command, self.path, headers, self.rfile.read(length))
             answer = service.take(asked)
             time.sleep(answer.seconds)
+            if answer.until is not None:
+                answer.until.wait(60)
             if answer.hang_up:
                 self.close_connection = True
                 return

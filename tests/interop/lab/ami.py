@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 
-WITHIN_S = 15.0
+WITHIN_S = 30.0
 KEPT = 5000
 """Events kept for looking back; a run of the lab has some hundreds."""
 

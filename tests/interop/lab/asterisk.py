@@ -14,7 +14,7 @@ from tests.interop.lab.keys import Keys
 from tests.interop.lab.ports import PBX, free_port
 from tests.interop.lab.process import Process
 
-BOOT_S = 30.0
+BOOT_S = 60.0
 
 
 class Asterisk:
@@ -28,8 +28,8 @@ class Asterisk:
             sip=free_port(PBX),
             tls=free_port(PBX),
             manager=free_port(PBX),
-            # Below the range of ports that the system gives out; Asterisk passes over taken ones.
-            rtp_low=random.randrange(12000, 29000, 200),
+            # Where no gateway of the tests has its own; Asterisk passes over taken ones.
+            rtp_low=random.randrange(18800, 20000, 200),
         )
         self.configuration = Configuration(folder, root, self.ports, keys)
         self.manager = self._new_manager()

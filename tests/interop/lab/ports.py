@@ -23,19 +23,23 @@ _random = random.SystemRandom()
 _claims: list[socket.socket] = []
 
 
-def free_port(host: str) -> int:
-    """A port that is free for UDP and TCP alike, and is no other test's until this process ends."""
+def free_port(host: str, in_a_row: int = 1) -> int:
+    """A port that is free for UDP and TCP alike, and is no other test's until this process ends; or
+    the first of several."""
     for _ in range(200):
-        port = _random.choice(_PORTS)
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        first = _random.choice(_PORTS)
+        claims: list[socket.socket] = []
         try:
-            claim.bind(f"\0gateway-tests-port-{port}")
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                with socket.socket(socket.AF_INET, kind) as probe:
-                    probe.bind((host, port))
+            for port in range(first, first + in_a_row):
+                claims.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+                claims[-1].bind(f"\0gateway-tests-port-{port}")
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    with socket.socket(socket.AF_INET, kind) as probe:
+                        probe.bind((host, port))
         except OSError:
-            claim.close()
+            for claim in claims:
+                claim.close()
             continue
-        _claims.append(claim)
-        return port
+        _claims.extend(claims)
+        return first
     raise RuntimeError(f"no free port on {host}")

@@ -16,7 +16,7 @@ from tests.interop.lab.process import Process
 
 SECRET = "proxy-secret"
 REALM = "lab"
-BOOT_S = 15.0
+BOOT_S = 60.0
 
 _CONFIG = """\
 #!KAMAILIO

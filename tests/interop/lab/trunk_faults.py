@@ -22,7 +22,7 @@ from tests.interop.lab.process import Process
 
 SECRET = "trunk-secret"
 RELAY = "127.0.0.6"
-BOOT_S = 15.0
+BOOT_S = 60.0
 
 KINDS = ("loss", "jitter", "up", "down")
 """What the relay does, in the order of its ports: both ways lose or delay packets; ``up`` and
@@ -197,6 +197,11 @@ class Faults:
         return self._process.tail()
 
 
+def _is_key(data: bytes) -> bool:
+    """Whether a packet is of a key: of those some may be lost, and not by chance all of one."""
+    return len(data) > 1 and data[1] & 0x7F >= 96
+
+
 class _Side(asyncio.DatagramProtocol):
     """One socket of the relay: what comes is handed over, with where it came from."""
 
@@ -215,7 +220,10 @@ class _Side(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Pass a packet on, late or never."""
         self.peer, other = addr, self.other
-        if other is None or other.peer is None or self._random.random() < self.loss:
+        if other is None or other.peer is None:
+            return
+        lost = self._random.random() < self.loss
+        if lost and (self.loss == 1 or not _is_key(data)):
             return
         assert other.transport is not None
         if self.jitter:
@@ -234,7 +242,8 @@ class RtpRelay:
         self.ports: dict[str, tuple[int, int]] = {}
         """The caller's side and Asterisk's; RTCP is one above."""
         for kind in KINDS:
-            low = random.randrange(40000, 60000, 4)
+            low = free_port(RELAY, 5)
+            low += low % 2
             self.ports[kind] = low, low + 2
         self._transports: list[asyncio.BaseTransport] = []
 
