@@ -81,6 +81,20 @@ PARTS = {
 """What stands for a part of the process that ends alone."""
 
 
+def found(place: str) -> tuple[Any, str, Any, str]:
+    """What has a place, its name there, what it is, and the inputs that it is about.
+
+    Raises ``LookupError`` or ``AttributeError`` for one that there is not.
+    """
+    module, _, rest = place.partition(":")
+    path, _, kinds = rest.partition(":")
+    owner: Any = import_module(module)
+    *outer, last = path.split(".")
+    for step in outer:
+        owner = getattr(owner, step)
+    return owner, last, owner.__dict__[last], kinds
+
+
 def install(file: Path) -> None:
     """Put a look at ``file`` before everything in :data:`PLACES`."""
 
@@ -100,18 +114,12 @@ def install(file: Path) -> None:
         return run
 
     for name, place in {**PLACES, **PARTS}.items():
-        module, _, rest = place.partition(":")
-        path, _, kinds = rest.partition(":")
-        owner: Any = import_module(module)
-        *outer, last = path.split(".")
-        for step in outer:
-            owner = getattr(owner, step)
-        found = owner.__dict__[last]
-        if isinstance(found, property):
-            assert found.fget is not None
-            setattr(owner, last, property(failing(name, found.fget, "")))
+        owner, last, there, kinds = found(place)
+        if isinstance(there, property):
+            assert there.fget is not None
+            setattr(owner, last, property(failing(name, there.fget, "")))
         else:
-            setattr(owner, last, failing(name, found, kinds))
+            setattr(owner, last, failing(name, there, kinds))
 
 
 if __name__ == "__main__":
