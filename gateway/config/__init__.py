@@ -71,6 +71,7 @@ from gateway.config.values import (
     SecondsOrOff,
     Text,
     Typed,
+    refuse_duplicates,
 )
 
 __all__ = ["Config", "ConfigError", "judge_config", "load_config"]
@@ -179,10 +180,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _endpoints_differ(self) -> Self:
-        names = [one.name for one in self.realtime_server]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise MisplacedError(("realtime_server", number, "name"), "is used twice")
+        refuse_duplicates((one.name for one in self.realtime_server), "realtime_server")
         return self
 
     @model_validator(mode="after")
@@ -205,10 +203,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _webhooks_fit(self) -> Self:
         """Refuse webhooks of the same name, and any without a spool."""
-        names = [one.name for one in self.webhook]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise MisplacedError(("webhook", number, "name"), "is there twice")
+        refuse_duplicates((one.name for one in self.webhook), "webhook", message="is there twice")
         if self.webhook and self.records.spool_folder is None:
             raise MisplacedError(
                 ("webhook", 0), "needs records.folder: deliveries wait there until they arrive"
@@ -312,25 +307,6 @@ class Config(Section):
         """File of the day's costs: ``cost.state_file``, or else beside the records."""
         folder = self.records.folder
         return self.cost.state_file or (None if folder is None else folder / LEDGER_NAME)
-
-    def secrets(self) -> tuple[str, ...]:
-        """Every secret text, for a log filter that must let none of them through."""
-        values: list[Any] = [self.realtime.api_key, *self.realtime.headers.values()]
-        for endpoint in self.realtime_server:
-            values += [endpoint.api_key, *endpoint.headers.values()]
-        values += [trunk.password for trunk in self.trunk]
-        values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]
-        values += self.callbacks.headers.values()
-        own = tuple(value.get_secret_value() for value in values if value)
-        hooks = [secret for one in self.webhook for secret in one.secrets()]
-        return (
-            *own,
-            *self.tools.secrets(),
-            *self.tracing.secrets(),
-            *self.records.secrets(),
-            *self.recording.secrets(),
-            *hooks,
-        )
 
 
 _API_KEY = ("realtime", "api_key")

@@ -35,10 +35,12 @@ from gateway.config.values import (
     Text,
     Typed,
     ip_literal,
+    refuse_duplicates,
 )
 from gateway.text import redaction
 
 Redacted = Literal["numbers", "dtmf", "cards", "ibans", "emails"]
+"""Kinds of data to mask; of telephone numbers the last digits stay."""
 
 
 def _redaction(value: str) -> str:
@@ -47,8 +49,7 @@ def _redaction(value: str) -> str:
 
 
 Redaction = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_redaction)]
-"""A regular expression of RE2: what it matches is masked."""
-"""Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
+"""A regular expression of RE2; its matches are masked."""
 
 DATABASE_NAME = "calls.sqlite3"
 
@@ -164,13 +165,6 @@ class RecordingSettings(Section):
             raise MisplacedError(("folder",), "missing: recordings are written there")
         return self
 
-    def secrets(self) -> tuple[str, ...]:
-        if self.upload is None:
-            return ()
-        return tuple(
-            key.get_secret_value() for key in (self.upload.access_key, self.upload.secret_key)
-        )
-
 
 class SharedSettings(Section):
     """``[shared]``: what all processes on ``records.database`` hold together."""
@@ -233,10 +227,7 @@ class ApiSettings(Section):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         """Refuse tokens of the same name, and tokens in plain text over a network."""
-        names = [one.name for one in self.token]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise MisplacedError(("token", number, "name"), "is there twice")
+        refuse_duplicates((one.name for one in self.token), "token", message="is there twice")
         if self.listen is None or self.allow_plaintext:
             return self
         if not ipaddress.ip_address(split_address(self.listen)[0]).is_loopback:
@@ -298,9 +289,6 @@ class TracingSettings(Section):
     service_name: Name = "sip-realtime-gateway"
     sample_ratio: Annotated[float, Strict(), Field(ge=0, le=1), Typed] = 1.0
 
-    def secrets(self) -> tuple[str, ...]:
-        return tuple(value.get_secret_value() for value in self.headers.values())
-
 
 class SyntheticCall(Section):
     """``[[synthetic_call]]``: a call that the gateway makes to itself, to see that it is answered.
@@ -331,11 +319,6 @@ class WebhookSettings(Section):
     previous_secret: SigningKey | None = None
     events: tuple[WebhookEvent, ...] = ("call.ended",)
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
-
-    def secrets(self) -> tuple[str, ...]:
-        """Return the signing keys and the values of headers."""
-        values = [self.secret, self.previous_secret, *self.headers.values()]
-        return tuple(value.get_secret_value() for value in values if value)
 
 
 MAX_SOCKET_BYTES = 107

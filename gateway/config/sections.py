@@ -9,7 +9,7 @@ import importlib.util
 import ipaddress
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, get_args
@@ -32,6 +32,7 @@ from gateway.config.values import (
     SecondsOrOff,
     Text,
     Typed,
+    refuse_duplicates,
     shown,
 )
 
@@ -260,13 +261,6 @@ class McpServerSettings(Section):
             return needs == "always"
         return tool in needs.always or (bool(needs.never) and tool not in needs.never)
 
-    def secrets(self) -> Iterator[str]:
-        """Yield the texts that no log may contain."""
-        if self.authorization is not None:
-            yield self.authorization.get_secret_value()
-        for value in (*self.headers.values(), *self.env.values()):
-            yield value.get_secret_value()
-
 
 def _authorities(path: Path) -> Path:
     """Return the path of a PEM file with certificates of authorities. Raises ValueError."""
@@ -294,16 +288,8 @@ class ToolSettings(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        names = [server.name for server in self.mcp]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise MisplacedError(("mcp", index, "name"), "is used twice")
+        refuse_duplicates((server.name for server in self.mcp), "mcp")
         return self
-
-    def secrets(self) -> Iterator[str]:
-        """Yield the texts that no log may contain."""
-        for server in self.mcp:
-            yield from server.secrets()
 
 
 class CallbackSettings(Section):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.renamed import ABSENT_KEYS, RENAMED_KEYS, RENAMED_VALUES, syntax_hint
@@ -372,6 +372,21 @@ class Section(BaseModel):
         populate_by_name=False,
         defer_build=True,
     )
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return every secret text in it or below, for a log filter that lets none through."""
+        return tuple(_secrets_in([getattr(self, name) for name in type(self).model_fields]))
+
+
+def _secrets_in(value: Any) -> Iterator[str]:
+    if isinstance(value, Section):
+        yield from value.secrets()
+    elif isinstance(value, SecretStr):
+        if text := value.get_secret_value():
+            yield text
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _secrets_in(inner)
 
 
 def problems_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -153,6 +153,21 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
 
 
 FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_below_config)]
+
+
+def refuse_duplicates(names: Iterable[str], *array: str, message: str = "is used twice") -> None:
+    """Raise MisplacedError where two tables of an array have the same name.
+
+    Args:
+        names: those of the tables, in their order.
+        array: path of the array in the table that is validated.
+        message: about the second of the two.
+    """
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise MisplacedError((*array, index, "name"), message)
+        seen.add(name)
 
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")

@@ -32,7 +32,7 @@ from gateway.dialplan.conditions import DAYS, InviteFacts
 from gateway.dialplan.route import Route, call_settings
 from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
-from gateway.dialplan.tool_sections import ARGUMENT, WebTool, secrets_of
+from gateway.dialplan.tool_sections import ARGUMENT, WebTool
 from gateway.dialplan.variables import BUILT_IN, names_in, values_of
 from gateway.text import searched
 
@@ -203,8 +203,7 @@ class Dialplan:
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text of the routes, for a log filter that must let none of them through."""
-        own = tuple(secret for route in self.routes for secret in route.secrets())
-        return (*own, *(secret for tool in self.tools for secret in secrets_of(tool.headers)))
+        return tuple(secret for one in (*self.routes, *self.tools) for secret in one.secrets())
 
 
 def dialplan_files(folder: Path) -> list[Path]:

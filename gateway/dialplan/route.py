@@ -64,7 +64,6 @@ from gateway.dialplan.tool_sections import (
     RouteRecording,
     RouteTools,
     Sound,
-    secrets_of,
 )
 from gateway.dialplan.variables import (
     BUILT_IN,
@@ -424,20 +423,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         return made
 
     def secrets(self) -> tuple[str, ...]:
-        """The route's key, and those that its session object carries to other servers' tools."""
-        key = self.realtime.api_key
-        return (
-            *((key.get_secret_value(),) if key else ()),
-            *secrets_of(self.realtime.headers),
-            *credentials(self.session),
-            *credentials(self.live),
-            *(() if self.canary is None else self.canary.secrets()),
-            *(secrets_of(self.data.headers) if self.data is not None else ()),
-            *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
-            *secrets_of(self.collect_digits.headers),
-            *(secret for one in self.guardrail for secret in secrets_of(one.headers)),
-            *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
-        )
+        """Return the secret texts of its tables, and the credentials in its session objects."""
+        return (*super().secrets(), *credentials(self.session), *credentials(self.live))
 
 
 @dataclass(frozen=True, slots=True)

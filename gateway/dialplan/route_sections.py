@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from gateway.audio.sounds import BUILT_IN
 from gateway.config.operations import Redacted, Redaction
@@ -36,8 +36,6 @@ MAX_PROMPTS = 4
 
 class Guardrail(Section):
     """One ``[[route.guardrail]]``: words that are not to be said, and what is done about them."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: Text
     speaker: Literal["agent", "caller", "both"] = "agent"

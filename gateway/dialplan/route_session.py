@@ -46,7 +46,6 @@ from gateway.dialplan.session_settings import (
     unknown_choice,
     voice_check,
 )
-from gateway.dialplan.tool_sections import secrets_of
 
 LIVE_VOICES = (
     *("alloy", "ash", "ballad", "beacon", "bossa", "cedar", "cinder", "coral", "delta", "echo"),
@@ -409,14 +408,8 @@ class Canary(Section):
         return int.from_bytes(digest[:4], "big") < self.share / 100 * 2**32
 
     def secrets(self) -> tuple[str, ...]:
-        """Its key, and those that its session objects carry."""
-        key = self.realtime.api_key
-        return (
-            *((key.get_secret_value(),) if key else ()),
-            *secrets_of(self.realtime.headers),
-            *credentials(self.session),
-            *credentials(self.live),
-        )
+        """Return the secret texts of its tables, and the credentials in its session objects."""
+        return (*super().secrets(), *credentials(self.session), *credentials(self.live))
 
 
 def merged(base: Any, over: Mapping[str, Any]) -> dict[str, Any]:

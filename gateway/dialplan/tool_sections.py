@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -13,10 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
-    SecretStr,
     Strict,
     ValidationInfo,
     model_validator,
@@ -36,7 +34,13 @@ from gateway.call.tools.definitions import (
     TRANSFER_DESCRIPTION,
 )
 from gateway.config.operations import RecordingFormat, RecordingMode
-from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
+from gateway.config.source import (
+    KeyPath,
+    MisplacedError,
+    Section,
+    plain,
+    suggestion,
+)
 from gateway.config.values import (
     Count,
     Flag,
@@ -47,6 +51,7 @@ from gateway.config.values import (
     SecondsOrOff,
     Text,
     Typed,
+    refuse_duplicates,
 )
 from gateway.dialplan.variables import names_in
 from gateway.tools.schema import NAME, check_schema
@@ -100,8 +105,6 @@ class Briefing(Section):
 
 class Transfer(Section):
     """One ``[[route.transfer]]``: a destination that the model may name."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: Text
     to: Annotated[str, AfterValidator(_target)]
@@ -238,9 +241,6 @@ class WebTool(Section):
             "additionalProperties": False,
         }
 
-    def templates(self) -> Iterator[tuple[KeyPath, str]]:
-        yield ("url",), self.url
-
 
 def _conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(value))
@@ -248,8 +248,6 @@ def _conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 class Approval(Section):
     """One ``[[route.approval]]``: who decides about a tool's use; the first that fits does."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     tool: Text
     when: Annotated[
@@ -336,20 +334,12 @@ def _is_safe(url: str) -> bool:
 class ScheduleCallback(Section):
     """``[route.schedule_callback]``: the tool with which the model promises to call back."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     enabled: Flag = False
     allowed_numbers: Regex | None = None
     max_days: Annotated[Count, Field(le=366)] = 14
     route: Text | None = None
     trunk: Text | None = None
     description: Text = SCHEDULE_DESCRIPTION
-
-
-def secrets_of(headers: Mapping[str, SecretStr]) -> Iterator[str]:
-    for value in headers.values():
-        if value.get_secret_value():
-            yield value.get_secret_value()
 
 
 class EndCall(Section):
@@ -446,8 +436,6 @@ class RouteRecording(Section):
 class RouteTools(Section):
     """What a route's model can do in the call: its keys of ``[[route]]``."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     end_call: EndCall = Field(default_factory=EndCall)
     transfer: tuple[Transfer, ...] = ()
     allowed_refer_to: Regex | None = None
@@ -466,10 +454,7 @@ class RouteTools(Section):
 
     @model_validator(mode="after")
     def _destinations_differ(self) -> Self:
-        spoken = [one.name.casefold() for one in self.transfer]
-        for index, name in enumerate(spoken):
-            if name in spoken[:index]:
-                raise MisplacedError(("transfer", index, "name"), "is used twice")
+        refuse_duplicates((one.name.casefold() for one in self.transfer), "transfer")
         return self
 
     def check_transfer_to(self, path: KeyPath, wanted: str | None) -> None:

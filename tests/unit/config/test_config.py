@@ -265,6 +265,46 @@ def test_bad_references(tmp_path: Path, reference: str, message: str) -> None:
     assert message in said
 
 
+def test_secrets_of_every_section_are_listed(tmp_path: Path) -> None:
+    text = """
+[realtime]
+url = "ws://127.0.0.1:1/"
+api_key = ""
+[[realtime_server]]
+name = "other"
+url = "wss://h/"
+api_key = "server"
+[records]
+folder = "records"
+[recording]
+folder = "recordings"
+upload = { endpoint = "https://h", bucket = "calls", access_key = "access", secret_key = "upload" }
+[[webhook]]
+name = "hook"
+url = "https://h/"
+secret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+headers = { X-Y = "hook" }
+[[tools.mcp]]
+name = "crm"
+client = "provider"
+url = "https://h/"
+authorization = "mcp"
+[callbacks]
+headers = { X-Y = "callback" }
+[tracing]
+headers = { X-Y = "tracing" }
+[[trunk]]
+name = "pbx"
+username = "u"
+password = "trunk"
+peers = ["192.0.2.1"]
+inbound_auth = { username = "u", password = "inbound" }
+"""
+    key = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+    listed = {"server", "access", "upload", key, "hook", "mcp", "callback", "tracing", "trunk"}
+    assert {*load(tmp_path, text).secrets()} == {*listed, "inbound"}
+
+
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
     secret = "sk-very-secret"
     text = (
