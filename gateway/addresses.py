@@ -45,17 +45,17 @@ def address_of(text: str) -> IPAddress | None:
 
 
 def plain(text: str) -> str:
-    """Return an IP literal in its one spelling; what is none as it is."""
+    """Return an IP literal in canonical form; any other text unchanged."""
     address = address_of(text)
     return text if address is None else str(address)
 
 
 @lru_cache(maxsize=1024)
 def counted(text: str) -> str:
-    """Return what an IP literal is counted and limited as.
+    """Return the key by which limits count an IP literal: the address, or an IPv6 /64 network.
 
-    That of an IPv6 host on the Internet is its /64 network: it can have any address in
-    there. Within a private network, hosts share a /64, and each is counted by itself.
+    An IPv6 host on the Internet can have any address of its /64. In a private network, hosts share
+    a /64, and each is counted by itself.
     """
     address = address_of(text)
     if address is None or address.version == 4 or is_inside(text):
@@ -64,7 +64,7 @@ def counted(text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Return a host as it stands in ``host:port`` and in URIs: IPv6 literals in brackets."""
+    """Return a host for use in ``host:port`` and in URIs: IPv6 literals in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -75,7 +75,7 @@ def is_loopback(address: str) -> bool:
 
 
 def is_inside(address: str) -> bool:
-    """Whether an address is loopback, private or link-local, so that no stranger can have it.
+    """Return whether an address is loopback, private or link-local, so that no stranger has it.
 
     Not the unspecified address, nor shared address space (RFC 6598): both are seen from outside.
     """
@@ -100,7 +100,7 @@ def host_of(uri_or_address: str) -> str:
 
 
 def is_name(host: str) -> bool:
-    """Whether it has to be looked up."""
+    """Return whether a host is a name that has to be resolved: not empty, and no IP literal."""
     return bool(host) and address_of(host) is None
 
 

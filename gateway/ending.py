@@ -85,6 +85,8 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    """Who, codes and text of one end reason."""
+
     party: Party
     refusal: int
     """Final response when the call was not answered yet."""
@@ -151,6 +153,7 @@ class Ending:
     detail: str = ""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields for record and log."""
         return {**asdict(self), "by": self.by.value, "why": self.why.value}
 
 
@@ -174,12 +177,14 @@ def ending_of(
     outbound: bool = False,
     code: int = 0,
 ) -> Ending:
-    """The ending for ``why``; ``reason`` is the peer's own Reason header, if it ended the call.
+    """Return the ending of a call that ended for this reason.
 
-    ``code`` is the final response that the callee's side sent, where it did.
+    Args:
+        reason: the Reason header of the peer's BYE or CANCEL; None where we ended the call.
+        outbound: we placed the call, so the other end is the callee.
+        code: final response of the callee's side; 0 without one.
     """
     row = _TABLE[why]
-    # Of a call that we placed, the other end is the callee.
     by = Party.CALLEE if outbound and row.party is Party.CALLER else row.party
     return Ending(
         by=by,

@@ -57,7 +57,7 @@ class Redactor:
         _redactors.add(self)
 
     def add(self, secrets: Sequence[str]) -> None:
-        """Blank these out, too."""
+        """Blank out further secrets."""
         self._secrets.update(secrets)
         spellings = {
             spelling
@@ -76,6 +76,7 @@ class Redactor:
 
 
 def _spellings(secret: str) -> set[str]:
+    """Return a secret as it is, and as JSON, ``repr`` and URLs spell it."""
     shown = {secret, repr(secret)[1:-1], quote(secret, safe=""), quote(secret)}
     escaped = {json.dumps(text)[1:-1] for text in shown}
     return shown | escaped | {json.dumps(secret, ensure_ascii=False)[1:-1]}
@@ -157,6 +158,7 @@ class Sink:
             self.lost += 1
 
     def _write_all(self, waiting: queue.Queue[str | None]) -> None:
+        """Write queued lines until None comes. On the thread of :meth:`write_behind`."""
         while (line := waiting.get()) is not None:
             self._write(line)
 
@@ -173,6 +175,7 @@ class Sink:
 
 
 def _opened(path: Path) -> TextIO:
+    """Open a log file to append lines. Raises OSError."""
     return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
@@ -228,6 +231,7 @@ def _printable_values(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def _printable_traceback(out: TextIO, exc_info: Any) -> None:
+    """Write a traceback without characters that control a terminal."""
     plain = io.StringIO()
     structlog.dev.plain_traceback(plain, exc_info)
     out.write("\n".join(printable(line) for line in plain.getvalue().split("\n")))
@@ -237,7 +241,7 @@ _redactors: weakref.WeakSet[Redactor] = weakref.WeakSet()
 
 
 def redact_also(secrets: Sequence[str]) -> None:
-    """Blank these out as well in everything that is written from now on."""
+    """Blank out further secrets in all lines from now on."""
     for redactor in tuple(_redactors):
         redactor.add(secrets)
 
@@ -250,13 +254,14 @@ class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ign
 
 
 def set_level(level: str) -> None:
-    """Have the log take lines of this level (debug, info, warning, error) and above, from now."""
+    """Log lines of this level (debug, info, warning, error) and above from now on."""
     other = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     for name in (*_METHODS, "get_effective_level", "is_enabled_for"):
         setattr(_Logger, name, getattr(other, name))
 
 
 def level_now() -> str:
+    """Return the level that :func:`set_level` set: debug, info, warning or error."""
     return str(logging.getLevelName(_Logger.get_effective_level(None))).lower()
 
 

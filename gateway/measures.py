@@ -34,6 +34,7 @@ class Distribution:
         """Sum of the values."""
 
     def observe(self, value: float) -> None:
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
@@ -50,6 +51,7 @@ class Labels:
         self._closed = closed
 
     def of(self, value: str) -> str:
+        """Return the label's value to use: this one, or ``other`` once there are too many."""
         if value in self.values or not value:
             return value
         if self._closed or len(self.values) >= MAX_VALUES:

@@ -17,14 +17,14 @@ log = structlog.get_logger("gateway")
 
 
 def freeze_objects(*, collect: bool) -> None:
-    """Have the garbage collector look at no object again that there is now.
+    """Exempt all objects that exist now from garbage collection (``gc.freeze``).
 
-    Modules, configuration and dialplan are some 300,000 objects, and a collection that looks at all
-    of them stops every thread of Python for 0.1 s. So what calls leave is all that it looks at.
+    Modules, configuration and dialplan are some 300,000 objects; a collection of all of them stops
+    every thread of Python for 0.1 s. Collections then look only at what calls leave behind.
 
     Args:
-        collect: free first what nobody refers to, which takes that long; without it, what is in
-            use now stays when it is thrown away in a circle, until the next time with it.
+        collect: collect first, which takes those 0.1 s. Without it, objects in use now that become
+            unreachable in a circle are freed by the next call with it.
     """
     if collect:
         gc.unfreeze()
@@ -57,6 +57,7 @@ def background(loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
 
 
 async def _restarting(loop: Callable[[], Work], name: str) -> None:
+    """Run a loop, a second time where it raises; the second exception is raised."""
     clock = asyncio.get_running_loop().time
     restarted = False
     while True:
@@ -113,6 +114,7 @@ class TaskSet:
             log.error("gateway.tasks_not_ended", tasks=names, seconds=seconds)
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Refer to a task until it ends, and return it."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -14,10 +14,9 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 def unicode_of(text: str) -> str:
-    """``text`` with U+FFFD for what is no character: bytes that were no UTF-8, half a pair.
+    """Return the text with U+FFFD in place of lone surrogates, which no encoder accepts.
 
-    pjsua2 hands such bytes on as lone surrogates, JSON may have them as escapes; no encoder takes
-    them.
+    pjsua2 makes them of bytes that are not UTF-8; JSON may have them as escapes.
     """
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
@@ -29,10 +28,10 @@ _UNSHOWN = re.compile(
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, for a terminal, a page or a log that people read.
+    """Return the text on one line and without control characters, for people to read.
 
-    White space becomes spaces. What else would move the cursor, turn the writing around or be read
-    as a command stands as ``\\u001b``, which JSON reads as the same character.
+    White space becomes spaces; other characters that control a terminal or the direction of writing
+    become ``\\u001b`` and the like, as JSON escapes them.
     """
     return text if text.isprintable() else _UNSHOWN.sub(_shown, text)
 
@@ -48,7 +47,7 @@ def printable_in(value: Any) -> Any:
 
 
 def json_of(text: str | bytes) -> Any:
-    """A stranger's JSON, with :func:`unicode_of` all its texts.
+    """Parse JSON from outside, and apply :func:`unicode_of` to its texts.
 
     Raises ValueError, also where it is nested too deeply.
     """
@@ -69,6 +68,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _shown(found: re.Match[str]) -> str:
+    """Return what :func:`printable` puts in place of a character."""
     char = found[0]
     if char in "\t\n\v\f\r\x85\u2028\u2029":
         return " "
@@ -76,9 +76,9 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def whole_number(text: str, digits: int = 9) -> int | None:
-    """A number of at most so many ASCII digits; None for anything else.
+    """Return the number in a text of at most ``digits`` ASCII digits; None for any other text.
 
-    Others write it: ``str.isdigit`` is true of "²", and ``int`` raises on 4,301 digits.
+    ``str.isdigit`` alone is true of "²", and ``int`` raises on 4,301 digits.
     """
     return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
 
@@ -104,7 +104,8 @@ def money(amount: Decimal) -> str:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, without case and punctuation, keeping hyphens inside a word."""
+    """Return the words of a text in lower case, without punctuation but for hyphens and apostrophes
+    inside a word."""
     return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
 
 
@@ -205,6 +206,7 @@ def _masked_number(found: re.Match[str]) -> str:
 
 
 def _masked_keys(text: str) -> str:
+    """Return DTMF digits with a star for each."""
     return re.sub(r"[0-9*#A-D]", "*", text)
 
 
@@ -336,7 +338,7 @@ def redaction(pattern: str) -> Any:
 
 
 class PrivateDigits:
-    """Those of one call, and what else is masked of it.
+    """Masks private digits, and other private text, in what is kept of one call.
 
     Args:
         redact: kinds of text: "numbers", "dtmf", "cards", "ibans", "emails".

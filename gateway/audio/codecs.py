@@ -41,12 +41,12 @@ class Codec(StrEnum):
 
     @property
     def rtpmap(self) -> str:
-        """What SDP says of it: encoding, clock rate and, for more than one, channels."""
+        """Value of its rtpmap in SDP (RFC 4566): encoding, clock rate and, if not 1, channels."""
         return "opus/48000/2" if self is Codec.OPUS else f"{self.value}/{SAMPLE_RATE}"
 
     @property
     def narrow(self) -> Codec:
-        """The G.711 codec for what is kept, measured or joined at 8 kHz."""
+        """The codec where only 8 kHz are used (recordings, analysis): itself, or PCMU."""
         return Codec.PCMU if self.wide else self
 
     @property
@@ -71,20 +71,21 @@ class Codec(StrEnum):
         return _SILENCE.get(self, b"\0")
 
     def quieter_than(self, level: int) -> bytes:
-        """The bytes of samples below an amplitude, of 32,768; of linear samples only their zero."""
+        """Return the G.711 bytes whose samples are below ``level`` (of 32,768); for wide codecs the
+        zero byte only."""
         if self.wide:
             return self.silence
         linear = memoryview(self.to_linear(bytes(range(256)))).cast("h")
         return bytes(byte for byte, sample in enumerate(linear) if abs(sample) < level)
 
     def to_linear(self, audio: bytes) -> bytes:
-        """G.711 bytes to 16-bit samples in host byte order (two bytes for each)."""
+        """Decode G.711 bytes to 16-bit samples in host byte order."""
         if self is Codec.PCMU:
             return audioop.ulaw2lin(audio, 2)
         return audioop.alaw2lin(audio, 2)
 
     def from_linear(self, pcm: bytes) -> bytes:
-        """16-bit samples in host byte order to G.711 bytes.
+        """Encode 16-bit samples in host byte order as G.711 bytes.
 
         Exact on what :meth:`to_linear` gave, but for u-law's two zeros: 0x7f comes back as 0xff.
         """
@@ -94,6 +95,6 @@ class Codec(StrEnum):
 
 
 G711 = (Codec.PCMU, Codec.PCMA)
-"""What calls speak unless a trunk's ``codecs`` say otherwise."""
+"""Codecs of calls unless a trunk's ``codecs`` are others."""
 
 _SILENCE = {Codec.PCMU: b"\xff", Codec.PCMA: b"\xd5"}

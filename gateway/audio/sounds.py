@@ -85,9 +85,9 @@ def wav_seconds(path: Path) -> float:
 
 @lru_cache(maxsize=32)
 def pcm24_of(path: Path, _changed: int) -> bytes:
-    """A file as linear PCM at 24 kHz, 16 bits little-endian; read again where it has changed.
+    """Return a WAV file as linear PCM at 24 kHz, 16 bits little-endian.
 
-    Raises SoundError.
+    Cached by the file's time of change, the second argument. Raises SoundError.
     """
     check_wav(path)
     with wave.open(str(path), "rb") as file:
@@ -99,12 +99,14 @@ def pcm24_of(path: Path, _changed: int) -> bytes:
 def _cadence(
     tones: list[tuple[float, ...]], seconds: list[float], pause: float
 ) -> NDArray[np.int16]:
+    """Return tones (Hz, several at once) of these lengths (s), then a pause (s)."""
     parts = [_tone(hz, length) for hz, length in zip(tones, seconds, strict=True)]
     parts.append(np.zeros(int(pause * SAMPLE_RATE)))
     return np.rint(np.concatenate(parts) * 32767).astype(np.int16)
 
 
 def _tone(frequencies: tuple[float, ...], seconds: float) -> NDArray[np.float64]:
+    """Return a mix of sines (Hz), faded in and out; 1.0 is full scale."""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     waves = np.sum([np.sin(2 * np.pi * hz * time) for hz in frequencies], axis=0)
     edge = np.minimum(time, time[::-1]) / _FADE_SECONDS

@@ -56,6 +56,7 @@ not. (That of the low one lies among the high tones.)"""
 
 
 def _matrix() -> NDArray[np.complex128]:
+    """Return filters for the eight tones of DTMF and the harmonics of the high ones, a row each."""
     time = np.arange(_DTMF_WINDOW) / SAMPLE_RATE
     shape = np.hamming(_DTMF_WINDOW)
     tones = [*_LOW, *_HIGH, *(2 * hz for hz in _HIGH)]
@@ -81,7 +82,7 @@ class DtmfDetector:
         self._misses = 0
 
     def feed(self, audio: bytes) -> str:
-        """The keys that are recognised with these G.711 bytes, as a rule none."""
+        """Return the digits that are recognised with these G.711 bytes, usually none."""
         linear = np.frombuffer(self._codec.to_linear(audio), "<i2") / 32768
         samples = np.concatenate((self._rest, linear))
         found = []
@@ -209,7 +210,7 @@ class Beep:
 
 
 class ToneAnalyzer:
-    """Listens to one call. Feed it all of the caller's audio, in order."""
+    """Finds beeps, and how musical each second is, in one call's audio. Feed it all, in order."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec

@@ -165,7 +165,7 @@ class Accounts:
             try:
                 self._accounts[name, self._host, ""].setRegistration(True)
             except pj.Error as error:
-                self._tell(name, registration.failed(0, text_of(error.reason), now))
+                self._log(name, registration.failed(0, text_of(error.reason), now))
 
     def register_now(self, name: str) -> None:
         """Register at the next tick, unless a response is awaited or we have unregistered."""
@@ -187,11 +187,11 @@ class Accounts:
             self._registrars[trunk.name] = source
             call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
             self._on_registered(trunk.name, call_id)
-            self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
+            self._log(trunk.name, registration.succeeded(float(prm.expiration), now))
         else:
             if not text_of(prm.rdata.wholeMsg):
                 code = 0  # nobody answered: the 408 or 503 is pjsip's own
-            self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
+            self._log(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
     def on_reachable(self, trunk: Trunk) -> None:
         """Register again at a trunk that answers after a silence."""
@@ -267,7 +267,8 @@ class Accounts:
         for account in self._accounts.values():
             account.this.disown()
 
-    def _tell(self, name: str, change: RegistrationChange | None) -> None:
+    def _log(self, name: str, change: RegistrationChange | None) -> None:
+        """Log a change of a trunk's registration; None: nothing to log."""
         if change is None:
             return
         fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
@@ -286,6 +287,7 @@ class Accounts:
             )
 
     def _user(self, trunk: Trunk | None) -> str:
+        """Return the user of our URI towards a trunk."""
         return (trunk.username if trunk else "") or self._settings.user
 
     def _make(
@@ -382,5 +384,6 @@ def _names_in(tls: Any) -> tuple[str, ...]:
 
 
 def _specific(host: str) -> str:
+    """Return an IP literal in canonical form; "" for a name or the unspecified address."""
     address = address_of(host)
     return "" if address is None or address.is_unspecified else str(address)

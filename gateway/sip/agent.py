@@ -258,7 +258,8 @@ class UserAgent:
         self._thread.post(lambda: self._running.accounts.register_now(trunk))
 
     def trouble(self, seconds: float) -> str:
-        """What is wrong with the SIP thread; see :meth:`SipThread.trouble`."""
+        """Return why the SIP thread carries no calls, "" if it does; see
+        :meth:`SipThread.trouble`."""
         return self._thread.trouble(seconds)
 
     def trunk_states(self) -> list[dict[str, Any]]:
@@ -315,6 +316,7 @@ class UserAgent:
 
     @property
     def _running(self) -> Stack:
+        """The library that runs; only after the start."""
         assert self._stack is not None
         return self._stack
 
@@ -368,4 +370,5 @@ class UserAgent:
 
 
 def _until(at: float | None, now: float) -> float | None:
+    """Return the seconds from ``now`` to ``at``; None for no time."""
     return None if at is None else round(max(0.0, at - now), 1)

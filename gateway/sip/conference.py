@@ -77,6 +77,7 @@ class Sounds:
             self._idle.setdefault(name, []).append(player)
 
     def _one_more(self, name: str) -> Any:
+        """Make a further player of a sound; None where there are ``MAX_OWN`` already."""
         if self._own >= MAX_OWN:
             return None
         self._own += 1
@@ -101,6 +102,7 @@ class Sounds:
 
 
 def _play(path: str) -> Any:
+    """Return a player that repeats a WAV file. Raises ``pj.Error``."""
     player = pj.AudioMediaPlayer()
     player.createPlayer(path)
     return player
@@ -238,6 +240,7 @@ class ConferenceLink:
         self._give_port_back()
 
     def _give_port_back(self) -> None:
+        """Return our port to the pool; the session hears and says nothing any more."""
         self._audio = None
         port, self.port = self.port, None
         if port is not None:
@@ -286,7 +289,7 @@ class ConferenceLink:
                     self._connections.disconnect(other, one)
 
     def hear_fully(self) -> None:
-        """Let our peer hear the partner at full volume."""
+        """Let our peer hear the partner's at full volume from now on."""
         if self._level is not None:
             self._level = 1.0
             self._connect()
@@ -355,5 +358,6 @@ class ConferenceLink:
         return Source.BRIDGE if self._session_hears else Source.NOBODY
 
     def _listen(self) -> None:
+        """Set where the session's audio is taken from, by :meth:`_source`."""
         if self._audio is not None:
             self._audio.uplink.listen(self._source())

@@ -287,6 +287,7 @@ def descriptors_left(count: int) -> bool:
 
 
 def _counted(limit: int) -> int:
+    """Return a limit of ``resource`` as a number that can be compared; unlimited is 2**31 - 1."""
     return 2**31 - 1 if limit == resource.RLIM_INFINITY else limit
 
 

@@ -44,7 +44,8 @@ def addresses_of(name: str) -> list[str]:
 
 
 class Names:
-    """Used on the event loop; :meth:`known` by any thread.
+    """Resolves host names in the background, for pjsip's table of names. Used on the event loop;
+    :meth:`known` and :meth:`addresses` by any thread.
 
     Args:
         configured: names that are kept up to date.

@@ -101,7 +101,8 @@ PEER_BUFFER_MS = 40.0
 
 
 def r_factor(loss_percent: float, delay_ms: float) -> float:
-    """The E-model's R of a G.711 line, for loss in percent and delay one way in ms."""
+    """Return the E-model's R (ITU-T G.107) of a G.711 line, for loss in percent and one-way delay
+    in ms."""
     loss = min(max(loss_percent, 0.0), 100.0)
     delay = max(delay_ms, 0.0)
     impaired = 0.024 * delay + 0.11 * max(0.0, delay - 177.3)
@@ -109,7 +110,7 @@ def r_factor(loss_percent: float, delay_ms: float) -> float:
 
 
 def mos_of(r: float) -> float:
-    """The mean opinion score, 1 to 4.5, that goes with R (G.107 annex B)."""
+    """Return the mean opinion score, 1 to 4.5, of an R (ITU-T G.107 annex B)."""
     if r <= 0:
         return 1.0
     if r >= 100:
@@ -134,7 +135,7 @@ class StreamCounters:
 
 @dataclass(frozen=True, slots=True)
 class RtpCounters:
-    """What pjmedia has counted of a call's stream so far."""
+    """Pjmedia's counters of a call's stream since it began."""
 
     rx: StreamCounters = StreamCounters()
     tx: StreamCounters = StreamCounters()
@@ -146,7 +147,7 @@ class RtpCounters:
 
 
 def counters_of(statistic: Any) -> RtpCounters:
-    """The counters in a pjsua2 ``StreamStat``."""
+    """Return the counters in a pjsua2 ``StreamStat``."""
     rtcp, buffer = statistic.rtcp, statistic.jbuf
     return RtpCounters(
         rx=_stream(rtcp.rxStat),
@@ -158,6 +159,7 @@ def counters_of(statistic: Any) -> RtpCounters:
 
 
 def _stream(stat: Any) -> StreamCounters:
+    """Return the counters in a pjsua2 ``RtcpStreamStat``."""
     jitter = stat.jitterUsec
     return StreamCounters(
         packets=int(stat.pkt),
@@ -290,6 +292,8 @@ class MinMeanMax:
 
 
 class _Direction:
+    """Jitter and MOS of one direction, gathered over a call."""
+
     def __init__(self) -> None:
         self._jitter = MinMeanMax()
         self._mos = MinMeanMax()

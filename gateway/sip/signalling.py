@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 class Decision(NamedTuple):
-    """What becomes of a message."""
+    """Pass a message on, drop it, or answer it."""
 
     code: int
     """:data:`PASS` and :data:`DROP` have codes of their own. Else a request is answered with this
@@ -51,7 +51,7 @@ DROP = Decision(0)
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message before it is anything to pjsua; pjsip has parsed it."""
+    """A message that pjsip has parsed and pjsua has not seen."""
 
     source: str
     """IP literal."""
@@ -135,8 +135,8 @@ class Signalling:
                 on_message,
                 on_request,
                 on_unread,
-                lambda: self.on_bye,
-                lambda: self.on_options,
+                lambda number, status: self.on_bye(number, status),
+                lambda token, status: self.on_options(token, status),
                 self._messages,
             ),
             retry_after,
@@ -219,8 +219,8 @@ class _Handler:
         on_message: Decide,
         on_request: Decide,
         on_unread: Callable[[UnparsedMessage], bytes],
-        on_bye: Callable[[], Callable[[int, int], None]],
-        on_options: Callable[[], Callable[[int, int], None]],
+        on_bye: Callable[[int, int], None],
+        on_options: Callable[[int, int], None],
         messages: MessageLog,
     ) -> None:
         self._on_message = on_message
@@ -249,30 +249,35 @@ class _Handler:
             )
         asked, self._asked = self._asked, True
         try:
-            return self._said(lambda: self._on_message(received))
+            return self._logged(lambda: self._on_message(received))
         finally:
             self._asked = asked
 
     def on_request(self, *fields: Any) -> Decision:
-        return self._said(lambda: self._on_request(ReceivedMessage(*fields)))
+        """Decide on a new request outside of dialogs."""
+        return self._logged(lambda: self._on_request(ReceivedMessage(*fields)))
 
     def on_sent(self, *fields: Any) -> None:
-        self._said(lambda: self._messages.add(*fields, sent=True))
+        """Log a message of ours for black boxes."""
+        self._logged(lambda: self._messages.add(*fields, sent=True))
 
     def on_unread(self, *fields: Any) -> bytes:
-        return self._said(lambda: self._on_unread(UnparsedMessage(*fields)))
+        """Return the answer to bytes that pjsip could not parse; empty for none."""
+        return self._logged(lambda: self._on_unread(UnparsedMessage(*fields)))
 
     def on_bye(self, number: int, status: int) -> None:
-        self._said(lambda: self._on_bye()(number, status))
+        """Report the final status of a BYE that is watched."""
+        self._logged(lambda: self._on_bye(number, status))
 
     def on_options(self, token: int, status: int) -> None:
-        self._said(lambda: self._on_options()(token, status))
+        """Report the final status of an OPTIONS of ours."""
+        self._logged(lambda: self._on_options(token, status))
 
-    def _said(self, ask: Callable[[], _T]) -> _T:
+    def _logged(self, function: Callable[[], _T]) -> _T:
         """Call a function; log its exception, at most every ``FAILED_SECONDS``, and raise it
         again."""
         try:
-            return ask()
+            return function()
         except Exception:
             now = time.monotonic()
             if now >= self._next_log:
@@ -284,13 +289,15 @@ class _Handler:
 
 
 _OFFERS = ("INVITE", "UPDATE", "PRACK")
-_NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
-"""In place of an answer that cannot be read: it is one, and there is nothing to negotiate in it."""
+_EMPTY_SDP = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
+"""Without media lines: replaces an answer that cannot be read, so that nothing is negotiated."""
 
 
 class Negotiation:
-    """Chooses and repairs the SDP of messages. On the SIP thread; :meth:`repair` within a
-    decision."""
+    """Chooses the audio line to answer, and repairs the SDP of messages (RFC 3264).
+
+    Used on the SIP thread; :meth:`repair` and :meth:`blank` within a decision on a message.
+    """
 
     def __init__(self, settings: SipSettings) -> None:
         self._settings = settings
@@ -315,10 +322,10 @@ class Negotiation:
         description = parse(raw.decode("utf-8", "replace"), codecs)
         if description.flaw is not None:
             if method not in _OFFERS:
-                pj.replaceSessionDescription(_NOTHING)
+                pj.replaceSessionDescription(_EMPTY_SDP)
             return description.flaw
         if method not in _OFFERS and description.lacks_keys:
-            pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
+            pj.replaceSessionDescription(_EMPTY_SDP)  # the library would take it for plain RTP
             return SdpRejection.KEYS
         chosen = description.choose(security, codecs, self.uses_ipv6(local))
         line = chosen if isinstance(chosen, MediaLine) and method in _OFFERS else None
@@ -330,7 +337,7 @@ class Negotiation:
     def blank(self) -> None:
         """Replace the SDP of the current message by an empty one, so that nothing is negotiated."""
         if pj.sessionDescription() is not None:
-            pj.replaceSessionDescription(_NOTHING)
+            pj.replaceSessionDescription(_EMPTY_SDP)
 
     def rejection(self, text: str, trunk: Trunk | None, local: str) -> SdpRejection | None:
         """Return why the offer of a re-INVITE or UPDATE is answered with 488; None where it is

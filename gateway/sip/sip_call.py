@@ -51,10 +51,12 @@ _IN_USE = (
 
 
 def _tell_media(handler: LegHandler, codec: Codec) -> None:
+    """Report media to a handler; a function, since a lambda would see the loop's last codec."""
     handler.on_media(codec)
 
 
 def _has_media(info: Any) -> bool:
+    """Return whether a ``pj.CallInfo`` has media that is active or on hold."""
     # `info` is the caller's, and outlives what it hands out.
     return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
 
@@ -157,6 +159,7 @@ class SipCall(TransferableCall):
             self.fail()
 
     def _is_over(self) -> bool:
+        """Return whether the library has no dialog of the call any more."""
         try:
             return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
         except pj.Error:
@@ -256,6 +259,7 @@ class SipCall(TransferableCall):
                 self.end(code, text)
 
     def _tell(self, event: Callable[[LegHandler], None]) -> None:
+        """Tell the handler of the call's leg, if it has one; see :meth:`Leg.tell`."""
         if self.leg is not None:
             self.leg.tell(event)
 

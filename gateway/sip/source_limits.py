@@ -90,6 +90,8 @@ Write = Callable[[Mapping[str, Any]], None]
 
 @dataclass(slots=True)
 class _Logged:
+    """When a pair of rule and source had its last line in the log, and refusals since."""
+
     since: float
     repeated: int = 0
 
@@ -195,6 +197,8 @@ def is_scanner(user_agent: str) -> bool:
 
 @dataclass(slots=True)
 class _Count:
+    """Refusals of a source since the window began."""
+
     since: float
     total: int = 0
     proven: int = 0
@@ -203,6 +207,8 @@ class _Count:
 
 @dataclass(slots=True)
 class _Ban:
+    """A ban until a time (s); ``proven``: nobody else can have caused it."""
+
     until: float
     proven: bool
     dropped: int = 0
@@ -320,6 +326,8 @@ IDLE_SECONDS = 300.0
 
 @dataclass(slots=True)
 class _Open:
+    """An accepted connection, and when it was opened or last heard."""
+
     source: str
     since: float
     stranger: bool
@@ -327,7 +335,7 @@ class _Open:
 
 
 class Connections:
-    """Used on the SIP thread.
+    """Counts and limits accepted TCP and TLS connections by their source. On the SIP thread.
 
     Args:
         is_trunk: whether an address is one that calls of a trunk come from.

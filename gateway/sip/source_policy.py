@@ -109,10 +109,10 @@ class DigestAuth:
                 continue
             algorithm = given.get("algorithm", "MD5").upper()
             if algorithm in self._algorithms:
-                return self._judge(given, algorithm, method, source, message, now)
+                return self._check_one(given, algorithm, method, source, message, now)
         return DigestResult(DigestOutcome.NONE)
 
-    def _judge(
+    def _check_one(
         self,
         given: Mapping[str, str],
         algorithm: str,
@@ -123,7 +123,7 @@ class DigestAuth:
     ) -> DigestResult:
         """Check one set of credentials: nonce, nonce count, response."""
         nonce, username = given.get("nonce", ""), given.get("username", "")
-        ours, fresh = self._look_at(nonce, source, now)
+        ours, fresh = self._check_nonce(nonce, source, now)
         count = _nonce_count_of(given.get("nc", ""))
         complete = count and given.get("qop", "").lower() == "auth" and given.get("cnonce")
         known = self._passwords.get(username)
@@ -133,11 +133,11 @@ class DigestAuth:
         equal = hmac.compare_digest(wanted.encode(), told)
         if not (equal and known is not None and complete):
             return DigestResult(DigestOutcome.WRONG if ours else DigestOutcome.FORGED)
-        if not (ours and fresh) or not self._count(nonce, count, hash(message), now):
+        if not (ours and fresh) or not self._count_is_new(nonce, count, hash(message), now):
             return DigestResult(DigestOutcome.STALE)
         return DigestResult(DigestOutcome.GOOD, username)
 
-    def _count(self, nonce: str, count: int, request: int, now: float) -> bool:
+    def _count_is_new(self, nonce: str, count: int, request: int, now: float) -> bool:
         """Return whether a nonce count (``nc``, RFC 7616 section 3.4) is new, or a
         retransmission's.
 
@@ -150,14 +150,16 @@ class DigestAuth:
         return True
 
     def _nonce(self, source: str, now: float) -> str:
+        """Make a nonce for a source: time in ms, random bytes, and their signature."""
         plain = f"{int(now * 1000):x}.{secrets.token_hex(8)}"
         return f"{plain}.{self._sign(plain, source)}"
 
     def _sign(self, plain: str, source: str) -> str:
+        """Return the signature, in hexadecimal, of a nonce's text for a source."""
         signature = hmac.new(self._key, f"{plain}@{source}".encode(), hashlib.sha256)
         return signature.hexdigest()[: 2 * _TAG_BYTES]
 
-    def _look_at(self, nonce: str, source: str, now: float) -> tuple[bool, bool]:
+    def _check_nonce(self, nonce: str, source: str, now: float) -> tuple[bool, bool]:
         """Return whether a nonce was made for this address, and whether it has not expired."""
         plain, _, tag = nonce.rpartition(".")
         if not hmac.compare_digest(

@@ -154,6 +154,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         return self.leg.call_id if self.leg is not None else "?"
 
     def end(self, code: int, reason: str) -> None:
+        """Release what the call holds, and report its end, once."""
         raise NotImplementedError
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:

@@ -44,6 +44,8 @@ _SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 @dataclass(slots=True)
 class _Open:
+    """A listener that is bound: pjsip's id of it, its ``host:port`` for others, its port."""
+
     listen: Listen
     identity: int
     name: str
@@ -51,7 +53,7 @@ class _Open:
 
 
 class Listeners:
-    """Opened and renewed on the SIP thread.
+    """The SIP listeners of ``sip.listen``. Opened and renewed on the SIP thread.
 
     Args:
         endpoint: pjsua2's, initialised.
@@ -87,7 +89,7 @@ class Listeners:
         return self._open[0].name
 
     def renew_certificates(self) -> int:
-        """Take the TLS files anew; returns how many listeners now have them.
+        """Read the TLS files again; return how many listeners use them now.
 
         Connections go on, with the certificates that they were made with. Raises AgentError where
         the files are no good, in which case everything stays as it is.
@@ -172,7 +174,7 @@ class Listeners:
 
 
 def _ciphers(names: str) -> Any:
-    """The cipher suites of an OpenSSL list, by their numbers (RFC 8446 appendix B.4)."""
+    """Return the numbers (RFC 8446 appendix B.4) of the cipher suites in an OpenSSL list."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_ciphers(names)
     numbers = pj.IntVector()
@@ -213,7 +215,7 @@ def _reuse_address(params: Any) -> None:
 def forced_contact(
     user: str, transport: str, local: str, public: str, listeners: Iterable[Listen]
 ) -> str:
-    """The Contact that pjsua has to be told, or "" where its own will do.
+    """Return the Contact to set in an account; "" where the one that pjsua makes is right.
 
     Args:
         transport: of the call, udp, tcp or tls.
@@ -311,6 +313,8 @@ _DATAGRAMS_AT_A_TIME = 256
 
 @dataclass(slots=True)
 class _Held:
+    """The sockets of a pair of ports in quarantine."""
+
     sockets: tuple[socket.socket, ...]
     heard: float
     """When the last datagram came, or the call ended."""
@@ -345,7 +349,7 @@ class RtpPortQuarantine:
         self._make_room()
 
     def take_over(self, rtp_name: str, calls: int, now: float) -> None:
-        """As :meth:`bind`, by ``host:port`` of a call's RTP."""
+        """Bind the ports of an ended call's RTP, ``host:port``, as :meth:`bind` does."""
         host, _, port = rtp_name.rpartition(":")
         self.bind(host.strip("[]"), int(port), calls, now)
 
@@ -368,6 +372,7 @@ class RtpPortQuarantine:
         return taken < self._pairs
 
     def _make_room(self) -> None:
+        """Free the pairs bound for longest until new calls have enough."""
         while len(self._held) > self._room:
             self._give_up()
 

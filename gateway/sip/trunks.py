@@ -298,7 +298,7 @@ class RegState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RegistrationChange:
-    """A line for the log: what the state is now, and why."""
+    """A change of state to be logged, with its cause."""
 
     state: RegState
     code: int = 0
@@ -308,7 +308,9 @@ class RegistrationChange:
 
 
 class Registration:
-    """One trunk's registration: told what came, it says what to do.
+    """State of one trunk's registration (RFC 3261 section 10), and when the next REGISTER is due.
+
+    Given each final response; sends nothing itself. Times are in s of one monotonic clock.
 
     Args:
         chance: evenly distributed between 0 and 1; for the jitter.
@@ -356,7 +358,7 @@ class Registration:
             self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
     def reachable(self, now: float) -> None:
-        """Register soon, since the registrar answers again after a silence: it may have
+        """Register at the next tick: the registrar answers again after a silence, and may have
         restarted."""
         told = self.state is RegState.REGISTERED and self.next_try is None
         waits = self.state is RegState.FAILED and self.next_try is not None and not self._rejected
@@ -364,7 +366,7 @@ class Registration:
             self.next_try = now
 
     def renew(self) -> None:
-        """Register at the next tick, whether it has failed or is good for longer."""
+        """Register at the next tick, before the refresh or the next try is due."""
         if self.state in (RegState.REGISTERED, RegState.FAILED):
             self.next_try = 0.0
 
@@ -446,11 +448,13 @@ class OptionsPinger:
                 self._ask(index, trunk)
 
     def _ask(self, index: int, trunk: Trunk) -> None:
+        """Send OPTIONS to a trunk; ``index``, its place in the list, comes back with the result."""
         status = self._signalling.send_options(self._account_of(trunk), options_uri(trunk), index)
         if status != 0:
             self._note(trunk, f"cannot be sent ({status})")
 
     def _on_options(self, index: int, status: int) -> None:
+        """Handle the final status of an OPTIONS; 0 for no answer."""
         self._note(self._trunks[index], str(status) if status else "no answer")
 
     def _note(self, trunk: Trunk, result: str) -> None:

@@ -15,8 +15,9 @@ them: use them on routes of a trunk that removes them from what its own callers 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -37,6 +38,11 @@ class NameAddr:
     uri: str = ""
     parameters: str = ""
     """Without the first semicolon."""
+
+    @property
+    def number(self) -> str:
+        """User of the URI, or the number of a tel URI; "" without one."""
+        return user_of(self.uri)
 
 
 def name_addr_of(text: str) -> NameAddr:
@@ -96,7 +102,8 @@ def parameter_of(parameters: str, name: str) -> str | None:
 
 
 def _end_of_quotes(text: str) -> int:
-    """Return where the quoted string that ``text`` begins with ends; -1 if it does not."""
+    """Return the index of the quote that closes the string at the start of ``text``; -1 for
+    none."""
     skip = False
     for at in range(1, len(text)):
         if skip:
@@ -147,7 +154,7 @@ _EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
 
 
 def text_of(value: object) -> str:
-    """Return a string of pjsua2's; bytes that are no UTF-8 become U+FFFD."""
+    """Return a value of pjsua2's as text, with U+FFFD for bytes that are not UTF-8."""
     return unicode_of(str(value))
 
 
@@ -323,7 +330,8 @@ _SEPARATORS = re.compile(r"[\s().\-]")
 
 
 def number_of(uri: str) -> str:
-    """The user part of a SIP or tel URI, a number without its separators."""
+    """Return the user part of a sip or tel URI; a telephone number without spaces, dots, dashes and
+    parentheses."""
     found = _USER.match(uri)
     user = found[1] if found else ""
     bare = _SEPARATORS.sub("", user)
@@ -341,7 +349,7 @@ _BEGINS_WITH_NUMBER = re.compile(r"\s*[0-9]{1,10}\s*(?:[;(].*)?", re.DOTALL)
 
 
 def has_unreadable_number(headers: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether an optional field that is to begin with a number does not."""
+    """Return whether a value of Expires, Min-SE or the like does not begin with a number."""
     return any(
         _BEGINS_WITH_NUMBER.fullmatch(value) is None
         for name in _NUMBERS
@@ -350,10 +358,10 @@ def has_unreadable_number(headers: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def without_unreadable(request: bytes) -> bytes:
-    """Return a request without optional numbers that are none, and without lines that are no field.
+    """Return a request without malformed lines, and without :data:`_NUMBERS` that are no number.
 
-    What is malformed and not needed is to be ignored (RFC 3261 section 8.2). Empty where the
-    request has nothing of the kind.
+    Malformed fields that are not needed are to be ignored (RFC 3261 section 8.2). Empty where all
+    lines can be read.
     """
     head, end, body = request.partition(b"\r\n\r\n")
     first, *lines = re.split(rb"\r\n(?![ \t])", head)
@@ -362,6 +370,7 @@ def without_unreadable(request: bytes) -> bytes:
 
 
 def _is_readable(line: bytes) -> bool:
+    """Return whether a line is a header field, with a number where its name wants one."""
     if _NUMBER_FIELD.match(line) is None:
         return _FIELD.match(line) is not None
     value = line.partition(b":")[2].decode("latin-1")
@@ -384,16 +393,6 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
-    """One name-addr: ``number`` is the user of its URI, or the number of a tel URI."""
-
-    number: str
-    name: str
-    uri: str
-    parameters: str
-
-
-@dataclass(frozen=True, slots=True)
 class Diverted:
     """Who diverted the call: ``numbers``, the last diversion first."""
 
@@ -402,44 +401,35 @@ class Diverted:
     """Of the last diversion, in the words of RFC 5806: user-busy, no-answer, unconditional ..."""
 
 
-def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
-    """Return the entries of header fields with name-addr lists, in order; at most ``MAX_PARTIES``.
+def _numbered(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[NameAddr, ...]:
+    """Return the entries with a number of a header field that is a list of addresses, in order.
 
-    A field of more than ``MAX_FIELD`` characters is skipped.
+    At most the first ``MAX_PARTIES``; a field of more than ``MAX_FIELD`` characters is skipped.
     """
-    found: list[Party] = []
-    for field in fields:
-        if len(field) > MAX_FIELD:
-            continue
-        for entry in split_list(field):
-            if entry.strip() and len(found) < MAX_PARTIES:
-                read = name_addr_of(entry)
-                found.append(Party(user_of(read.uri), read.name, read.uri, read.parameters))
-    return tuple(found)
+    fields = (field for field in headers.get(name, ()) if len(field) <= MAX_FIELD)
+    entries = (entry for field in fields for entry in split_list(field) if entry.strip())
+    parsed = map(name_addr_of, itertools.islice(entries, MAX_PARTIES))
+    return tuple(one for one in parsed if one.number)
 
 
-def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[Party, ...]:
+def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[NameAddr, ...]:
     """Return the entries of P-Asserted-Identity (RFC 3325 section 9.1) that have a number."""
-    return tuple(party for party in _of(headers, "p-asserted-identity") if party.number)
+    return _numbered(headers, "p-asserted-identity")
 
 
 def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
     """Return who diverted the call, by Diversion (RFC 5806) or else by History-Info (RFC 7044)."""
-    entries = [party for party in _of(headers, "diversion") if party.number]
+    entries = _numbered(headers, "diversion")
     if entries:
         reason = parameter_of(entries[0].parameters, "reason") or ""
         return Diverted(tuple(party.number for party in entries), reason)
-    history = [party for party in _of(headers, "history-info") if party.number]
+    history = _numbered(headers, "history-info")
     if not history:
         return Diverted()
     now = history[-1]
     before = [party.number for party in reversed(history) if party.number != now.number]
     reason = _REASONS.get(_cause_of(now.uri), "") if before else ""
     return Diverted(tuple(dict.fromkeys(before)), reason)
-
-
-def _of(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[Party, ...]:
-    return parties_of(headers.get(name, ()))
 
 
 def _cause_of(uri: str) -> str:

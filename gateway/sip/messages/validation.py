@@ -321,7 +321,8 @@ def reduced_requests(data: bytes, source: str, port: int, transport: str) -> Ite
 
 
 def without_bad_via(response: bytes) -> bytes:
-    """A response without a ``received`` or ``rport`` that can be none (RFC 3581); empty if all can.
+    """Return a response without invalid ``received`` and ``rport`` (RFC 3581); empty if all are
+    valid.
 
     pjsip takes ``received`` for our own address: it would register a Contact that is no URI, and
     read from it where there is nothing.
@@ -343,7 +344,8 @@ _OURS = re.compile(
 
 
 def _can_be_ours(parameter: str, sent_by: IPAddress | None) -> bool:
-    """Whether a parameter of our Via has an address of our family, perhaps with a port, or one."""
+    """Return whether a parameter of our Via is valid: ``received`` an address of our family,
+    perhaps with a port, and ``rport`` a port (RFC 3581)."""
     name, _, value = (part.strip() for part in parameter.partition("="))
     if name.lower() == "rport":
         number = value[:6]
@@ -420,6 +422,7 @@ def reduced_response(data: bytes, source: str, port: int) -> bytes:
 
 
 def _with_valid_uris(name: str, values: Iterable[str]) -> list[str]:
+    """Return the values of a header field whose URIs are valid, at most ``_MAX_KEPT``."""
     good = (one for one in values if all(_uri_flaw(name, uri) is None for uri in split_list(one)))
     return list(itertools.islice(good, _MAX_KEPT))
 
