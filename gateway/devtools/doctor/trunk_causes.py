@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from gateway.devtools.doctor import Finding, bad, ok, warn
+from gateway.devtools import doctor
+from gateway.devtools.doctor import Finding
 from gateway.devtools.doctor.trunk_call import Attempt, Evidence
 from gateway.devtools.doctor.trunk_messages import (
     Audio,
@@ -30,13 +32,16 @@ NAT_SECONDS = 30
 Place = Callable[[str, str], str]
 """Names a setting of the configuration, or of a trunk, with its file and line."""
 
+ok, warn, bad = partial(doctor.ok, ""), partial(doctor.warn, ""), partial(doctor.bad, "")
+"""Findings without a subject: :func:`.trunk_findings.judge` sets the name of the trunk."""
+
 
 def registration(evidence: Evidence, place: Place) -> Iterator[Finding]:
     packets, trunk = evidence.registration, evidence.trunk
     if evidence.own_port is not None:
         taken, used = evidence.own_port
         fact = f"port {taken} is in use, so a gateway runs: called from port {used}"
-        yield ok("", f"{fact}; nothing was registered, the gateway's binding stays").of("own_port")
+        yield ok(f"{fact}; nothing was registered, the gateway's binding stays").of("own_port")
     if evidence.registered is None or not packets:
         return
     asked = next((one for one in packets if one.sent and one.method == "REGISTER"), None)
@@ -51,17 +56,16 @@ def registration(evidence: Evidence, place: Place) -> Iterator[Finding]:
     granted = _granted(final)
     fact = f"registered as {trunk.username}"
     if granted is None:
-        yield ok("", fact).of("registered")
+        yield ok(fact).of("registered")
     elif granted < min(SHORT_EXPIRES, trunk.expires):
         yield warn(
-            "",
             f"registration is granted for {granted} s, {trunk.expires} s were asked: the gateway "
             "registers all the time, and is unreachable whenever one is lost",
             f"raise the longest expiry at the registrar (Asterisk: maximum_expiration of the AOR); "
             f"{place('expires', trunk.name)} asks for more already",
         ).of("register_expires", *shown(asked, final))
     else:
-        yield ok("", f"{fact} for {granted} s").of("registered")
+        yield ok(f"{fact} for {granted} s").of("registered")
     yield from _binding(trunk, asked, final, granted)
 
 
@@ -72,7 +76,6 @@ def _binding(trunk: Trunk, asked: Packet, final: Packet, granted: int | None) ->
         return
     if granted > 2 * NAT_SECONDS:
         yield ok(
-            "",
             f"a NAT is in between: the registrar sees {seen} for {own}. Its binding outlives "
             f"{NAT_SECONDS} s by the gateway's keep-alives only, every 15 s",
         ).of("nat_binding")
@@ -83,7 +86,6 @@ def _login_failed(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> It
     requests = [one for one in packets if one.sent and one.method == "REGISTER"]
     if not answers:
         yield bad(
-            "",
             f"REGISTER was sent {len(requests)} times and nobody answered",
             f"are {place('registrar', trunk.name)} and {place('transport', trunk.name)} right? "
             "Does a firewall drop it?",
@@ -106,33 +108,28 @@ def refused_login(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> Fi
         if "*" not in trunk.realms and realm not in trunk.realms:
             names = ", ".join(trunk.realms)
             return bad(
-                "",
                 f"the password is asked for by realm {realm!r}, and the realm of the configuration "
                 f"is {names!r}: nothing was sent",
                 f'{place("realm", trunk.name)} has to be {realm!r}, or "*"',
             ).of("realm", *proof)
         if not trunk.password:
             return bad(
-                "",
                 f"{method} is answered {said}: a password is asked for, and there is none",
                 f"set {place('username', trunk.name)} and {place('password', trunk.name)}",
             ).of("password", *proof)
         return bad(
-            "",
             f"{method} is challenged ({said}) and no credentials were sent",
             f"{place('realm', trunk.name)}; the password is sent only to addresses of the trunk "
             f"itself: {place('peers', trunk.name)}, registrar, outbound_proxy",
         ).of("realm", *proof)
     if last.status == 404:
         return bad(
-            "",
             f"{method} of {trunk.username} is answered {said}: that user is not known there",
             f"{place('username', trunk.name)}, and whether {place('registrar', trunk.name)} is "
             "its domain",
         ).of("user", *proof)
     if last.status in (401, 403, 407) and tried:
         return bad(
-            "",
             f"the password of {trunk.username} is not accepted: {method} with credentials is "
             f"answered {said}",
             f"{place('password', trunk.name)}, {place('username', trunk.name)}; some carriers have "
@@ -141,12 +138,11 @@ def refused_login(packets: tuple[Packet, ...], trunk: Trunk, place: Place) -> Fi
     if last.status == 423:
         least = last.header("min-expires") or "more"
         return bad(
-            "",
             f"the registrar wants at least {least} s between registrations",
             f"{place('expires', trunk.name)} = {least}",
         ).of("register_expires", *proof)
     meaning, advice = meaning_of(last.status)
-    return bad("", f"{method} is answered {said}: {meaning}", advice).of("register_refused", *proof)
+    return bad(f"{method} is answered {said}: {meaning}", advice).of("register_refused", *proof)
 
 
 def _granted(answer: Packet) -> int | None:
@@ -332,7 +328,6 @@ class MediaFindings(Facts):
         way = "" if self.agreed is None else self.agreed.direction
         if way in _ONE_WAY:
             yield bad(
-                "",
                 f"the answer's SDP has a={way}: the other side {_ONE_WAY[way]}",
                 "is the number an announcement, or on hold there? Its log; a number that speaks "
                 f"and listens in {self.place('test_number')}",
@@ -347,11 +342,10 @@ class MediaFindings(Facts):
         proof = (self.rtp + report, *shown(self.invite, self.answer))
         if sound.tone_ms >= RETURNED_MS:
             after = "" if sound.delay_ms is None else f" after {sound.delay_ms} ms"
-            yield ok("", f"audio goes both ways: our tone came back{after}").of("audio")
+            yield ok(f"audio goes both ways: our tone came back{after}").of("audio")
         elif self._elsewhere:
             theirs = "?" if self.agreed is None else self.agreed.where
             yield bad(
-                "",
                 f"RTP comes from {self._elsewhere}, and the answer's SDP names {theirs}. We send "
                 f"to where it comes from (symmetric RTP), and our tone did not come back{report}",
                 "make the other side receive where it sends from (RFC 4961), or name in its SDP "
@@ -359,7 +353,6 @@ class MediaFindings(Facts):
             ).of("rtp_source", *proof)
         elif received <= FEW and self._reached_them:
             yield bad(
-                "",
                 f"one-way audio: nothing of the other side gets here (downlink), and what we send "
                 f"arrives there{report}",
                 f"is UDP to {self.place_of('sip.rtp_ports', '')} let in, and forwarded? "
@@ -367,7 +360,6 @@ class MediaFindings(Facts):
             ).of("audio_down", *proof)
         elif received <= FEW:
             yield bad(
-                "",
                 f"no audio at all: {self.rtp}{report or '; no RTCP either'}. An echo sends nothing "
                 "before it hears something, so the way to it may be the one that is closed",
                 f"are the UDP ports of {self.place_of('sip.rtp_ports', '')} open both ways? The "
@@ -375,7 +367,6 @@ class MediaFindings(Facts):
             ).of("audio_none", *proof)
         elif self._reached_them:
             yield warn(
-                "",
                 f"our tone did not come back, but what we send arrives{report}: is "
                 f"{call.uri} an echo?",
                 f"an echo number in {self.place('test_number')}",
@@ -383,7 +374,6 @@ class MediaFindings(Facts):
         else:
             heard = "its sound is heard" if sound.other_ms else "it sends silence"
             yield bad(
-                "",
                 f"one-way audio: what we send is not heard there (uplink): {heard}, and our tone "
                 f"did not come back{report}",
                 "is the address in the answer's SDP reachable, and UDP to it permitted? Does the "
@@ -397,7 +387,6 @@ class MediaFindings(Facts):
             return
         if not agreed.events:
             yield warn(
-                "",
                 "keys cannot be sent in RTP: the answer has no telephone-event (RFC 4733), only "
                 f"{agreed.codecs}",
                 "switch RFC 4733 on at the other side (Asterisk: dtmf_mode = rfc4733); else "
@@ -407,7 +396,7 @@ class MediaFindings(Facts):
         if not call.keys_sent or call.sound.tone_ms < RETURNED_MS:
             return  # of a line that brings nothing back, nothing is known
         if call.keys_heard == call.keys_sent:
-            yield ok("", f"keys come back: {call.keys_heard}").of("dtmf")
+            yield ok(f"keys come back: {call.keys_heard}").of("dtmf")
             return
         fact = f"keys are lost: sent {call.keys_sent} as telephone-event with payload type "
         fact += f"{agreed.events}, "
@@ -419,11 +408,10 @@ class MediaFindings(Facts):
             )
             advice = "make the other side answer with the payload type of the offer"
             self.explained = True
-            yield bad("", fact, advice).of("dtmf_payload", *shown(self.invite, self.answer))
+            yield bad(fact, advice).of("dtmf_payload", *shown(self.invite, self.answer))
             return
         made = warn if call.keys_heard else bad
         yield made(
-            "",
             fact,
             'DTMF at the other side (Asterisk: dtmf_mode = rfc4733); route.send_dtmf.mode = "info" '
             "where it takes INFO only",
@@ -446,18 +434,18 @@ class MediaFindings(Facts):
         if down >= LOSS_WARN and quality.rx_lost > FEW:
             made = bad if down >= LOSS_BAD else warn
             fact = f"{down:.1f} % of the packets to us are lost"
-            yield made("", fact, net).of("loss_down", *proof)
+            yield made(fact, net).of("loss_down", *proof)
         up = 100 * quality.tx_lost / quality.tx_reported if quality.tx_reported else 0.0
         if up >= LOSS_WARN and quality.tx_lost > FEW and self._reached_them:
             made = bad if up >= LOSS_BAD else warn
             fact = f"{up:.1f} % of the packets to the other side are lost; {self._their_report}"
-            yield made("", fact, net).of("loss_up", *proof)
+            yield made(fact, net).of("loss_up", *proof)
         if quality.rx_jitter_ms >= JITTER_WARN:
             fact = f"the packets to us have a jitter of {quality.rx_jitter_ms:.0f} ms"
             advice = f"{net}; {self.place('packet_wait_ms')} waits longer for late ones"
-            yield warn("", fact, advice).of("jitter", *proof)
+            yield warn(fact, advice).of("jitter", *proof)
         late = 100 * quality.rx_discarded / expected
         if late >= LATE_WARN and quality.rx_discarded > FEW and self.evidence.stall_ms < STALL_MS:
             fact = f"{late:.1f} % of the packets to us come too late to be heard"
             advice = f"{net}; {self.place('packet_wait_ms')} waits longer for them"
-            yield warn("", fact, advice).of("late", *proof)
+            yield warn(fact, advice).of("late", *proof)

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gateway.addresses import host_of, is_inside, is_loopback, is_name
-from gateway.devtools.doctor import Finding, bad, ok, warn
+from gateway.devtools.doctor import Finding
 from gateway.devtools.doctor.trunk_call import Evidence
 from gateway.devtools.doctor.trunk_causes import (
     RETURNED_MS,
     MediaFindings,
     Place,
+    bad,
     meaning_of,
+    ok,
     refused_login,
     registration,
+    warn,
 )
 from gateway.devtools.doctor.trunk_messages import Packet, phrase_of, seen_by, shown, via_of
 from gateway.sip.messages.headers import parameter_of, uri_of
@@ -36,9 +39,7 @@ def judge(evidence: Evidence, place: Place) -> list[Finding]:
 
 def _judge(evidence: Evidence, place: Place) -> Iterator[Finding]:
     if evidence.failed:
-        yield bad("", evidence.failed, "sip.listen and sip.tls are those of the gateway").of(
-            "start"
-        )
+        yield bad(evidence.failed, "sip.listen and sip.tls are those of the gateway").of("start")
         return
     yield from registration(evidence, place)
     if evidence.attempts:
@@ -57,7 +58,7 @@ class _Judge(MediaFindings):
         took = f"answered {self.call.uri} after {self.call.answered:.1f} s"
         codec = "no audio" if self.call.codec is None else self.call.codec.value
         rest = f"{codec}, {self.call.security or 'no media'}, {self.rtp}"
-        yield ok("", f"{took}: {rest}").of("answered")
+        yield ok(f"{took}: {rest}").of("answered")
         yield from self.own_address()
         yield from self.their_address()
         yield from self.acknowledged()
@@ -85,7 +86,6 @@ class _Judge(MediaFindings):
             if self.agreed is not None and not self.agreed.media.port:
                 why = "its audio line has port 0, which declines audio"
             yield bad(
-                "",
                 f"the answer cannot be used: {why}. Offered {self.line_of(self.offered)}; answered "
                 f"{self.line_of(self.agreed)}",
                 f"{self.place('codecs')}, {self.place('srtp')}, and what the other side permits",
@@ -96,7 +96,7 @@ class _Judge(MediaFindings):
             if final.header("warning"):
                 known += f"; Warning: {final.header('warning')}"
             yield bad(
-                "", f"the call to {call.uri} is refused with {said}: {meaning}{known}", advice
+                f"the call to {call.uri} is refused with {said}: {meaning}{known}", advice
             ).of(f"refused_{final.status}", *shown(self.invite, final))
             yield from self.port_matters()
 
@@ -107,7 +107,6 @@ class _Judge(MediaFindings):
         if not self.invites:
             why = "" if end is None else end.reason
             yield bad(
-                "",
                 f"the call could not be sent: {why}",
                 f"{self.place('outbound_proxy')}, {self.place('registrar')}, "
                 f"{self.place('transport')}",
@@ -116,7 +115,6 @@ class _Judge(MediaFindings):
         times = len(self.invites)
         if provisional:
             yield warn(
-                "",
                 f"{provisional[-1].start} and no answer: the number rings, and nobody is there",
                 "a test number that answers by itself",
             ).of("no_answer", *shown(self.invite, provisional[-1]))
@@ -128,7 +126,6 @@ class _Judge(MediaFindings):
             advice += f' It has {size} bytes, and UDP fragments may be lost: transport = "tcp"'
         trying = ", only with 100 Trying" if self.answers else ""
         yield bad(
-            "",
             f"INVITE was sent {times} times to {self.invites[0].transport}:{self.invites[0].peer}, "
             f"and not answered{trying}",
             f"{advice} {self.place('peers')}, {self.place('outbound_proxy')}",
@@ -140,7 +137,6 @@ class _Judge(MediaFindings):
         if self.evidence.own_port is not None and self.trunk.transport == "udp":
             taken, used = self.evidence.own_port
             yield warn(
-                "",
                 f"the call came from port {used} as a gateway has {taken}: a trunk that knows us "
                 "by address and port refuses it for that alone",
                 "stop the gateway and run the doctor again to be sure",
@@ -170,11 +166,10 @@ class _Judge(MediaFindings):
                 )
                 fact += f"call gets {code}"
                 advice = f"{self.place('codecs')}: {worked.changed}"
-            yield bad("", f"{fact}{warning}", advice).of(kind, *shown(self.invite, final, *proof))
+            yield bad(f"{fact}{warning}", advice).of(kind, *shown(self.invite, final, *proof))
             return
         tried = ", ".join(one.changed for one in self.others)
         yield bad(
-            "",
             f"{said}: no common codec. Offered {offered}{warning}; refused as well with {tried}",
             "permit G.711 (ulaw or alaw) for this trunk at the other side (Asterisk: allow = "
             "ulaw,alaw), or transcoding there",
@@ -194,22 +189,20 @@ class _Judge(MediaFindings):
                 advice = f"{self.place_of('sip.session_expires', '')}: at least {least}"
                 proof = shown(self.invites[0], one)
                 if self.call.answered is None:
-                    yield bad("", fact, advice).of("session_timer", *proof)
+                    yield bad(fact, advice).of("session_timer", *proof)
                 else:
-                    yield warn(
-                        "", f"{fact}; the second INVITE, with {least} s, was taken", advice
-                    ).of("session_timer", *proof)
+                    yield warn(f"{fact}; the second INVITE, with {least} s, was taken", advice).of(
+                        "session_timer", *proof
+                    )
                 return
             if one.status == 421 and "timer" in one.header("require").lower():
                 yield bad(
-                    "",
                     "421: it takes no call without session timers (RFC 4028), which are off here",
                     f'{place}: "optional"',
                 ).of("session_timer", *shown(self.invites[0], one))
                 return
             if one.status == 420 and "timer" in one.header("unsupported").lower():
                 yield bad(
-                    "",
                     "420: it knows no session timers (RFC 4028), which are required here",
                     f'{place}: "optional"',
                 ).of("session_timer", *shown(self.invites[0], one))
@@ -220,7 +213,6 @@ class _Judge(MediaFindings):
         refresher = parameter_of(final.header("session-expires").partition(";")[2], "refresher")
         if refresher == "uac" and self.evidence.settings.session_timers == "off":
             yield bad(
-                "",
                 "the answer makes us refresh the session, and session timers are off here: the "
                 "other side ends the call when the interval is over",
                 f'{place}: "optional"',
@@ -257,7 +249,7 @@ class _Judge(MediaFindings):
         silent = self.call.answered is not None and self.call.sound.tone_ms < RETURNED_MS
         made = bad if silent or self.call.answered is None or private else warn
         self.explained = self.explained or silent
-        yield made("", fact, advice).of("nat", *shown(invite, answer))
+        yield made(fact, advice).of("nat", *shown(invite, answer))
 
     def their_address(self) -> Iterator[Finding]:
         """Yield where the answer's SDP has another address than the answer came from."""
@@ -279,7 +271,6 @@ class _Judge(MediaFindings):
             so += "until then, and where they do not speak first, nothing of us is heard"
         self.explained = self.explained or not returned
         yield (warn if returned else bad)(
-            "",
             f"the answer's SDP names {agreed.where}, an address that cannot be reached from here "
             f"(the answer itself came from {source}): {so}",
             "the other side's NAT settings (Asterisk: external_media_address and local_net of the "
@@ -325,7 +316,7 @@ class _Judge(MediaFindings):
             advice = (
                 "a firewall or SIP ALG in between (switch the ALG off), or the other side's log"
             )
-        yield bad("", fact, advice).of("ack_lost", *shown(answer, ack, bye))
+        yield bad(fact, advice).of("ack_lost", *shown(answer, ack, bye))
 
     def _after(self, bye: Packet) -> str:
         began = self.answers[-1].at if not self.acks else self.acks[0].at
@@ -346,4 +337,4 @@ class _Judge(MediaFindings):
             advice = "whether RTP of ours gets there, and its RTP timeout"
         elif held > RTP_TIMEOUT and call.sound.tone_ms < RETURNED_MS:
             advice = f"{advice}; it may have heard nothing of us (RTP timeout)"
-        yield warn("", fact, advice).of("bye", *shown(bye))
+        yield warn(fact, advice).of("bye", *shown(bye))

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -175,26 +177,54 @@ def _action(cut: Interruption) -> str:
     }.get(cut.action, "nothing to truncate")
 
 
+_TOOL = "bold magenta"
+
+_NOTES: Mapping[str, tuple[str, str]] = {
+    "idle_prompted": ("asks the silent caller", QUIET),
+    "idle": ("gives the silent caller up", QUIET),
+    "machine_detected": ("a machine ({kind}): {why}", RED),
+    "guardrail": ("guard {rule} on the {who}'s words", RED),
+    "response_without_audio": ("a response without audio: {content}", RED),
+    "fallback_step": ("fallback step: {do}", RED),
+    "interruption_suppressed": ("is heard out: this does not interrupt", QUIET),
+    "voicemail_message": ("leaves its message (beep: {beep})", QUIET),
+    "handover_begins": ("opens the next session, before the server ends this one", QUIET),
+    "handed_over": ("the next session has taken over", QUIET),
+    "budget_warning": ("budget nearly spent: {budget}", RED),
+    "budget_exceeded": ("budget spent: {budget}", RED),
+    "holding": ("puts the caller on hold", QUIET),
+    "hold_ended": ("takes the caller back after {seconds} s", QUIET),
+    "hangup_requested": ("hangs up once the goodbye has been heard", QUIET),
+    "error": ("error {code}: {message}", RED),
+}
+"""Words and style of events; in braces are fields of the event."""
+
+
 def _note(entry: Entry) -> Text:
-    name = entry.text("name")
+    """Return an event in words; one that is not known by its name and fields."""
+    name, by = (entry.text("name"), _TOOL), entry.text("by")
+    if entry.event in _NOTES:
+        words, style = _NOTES[entry.event]
+        fields = {key: entry.text(key) for key in entry.extra}
+        return Text(words.format_map(defaultdict(str, fields)), style)
     match entry.event:
         case "tool":
-            return Text.assemble("tool ", (name, "bold magenta"))
+            return Text.assemble("tool ", name)
         case "tool_done" | "mcp_call":
-            return Text.assemble("tool ", (name, "bold magenta"), f": {entry.text('outcome')}")
+            return Text.assemble("tool ", name, f": {entry.text('outcome')}")
         case "tool_refused" | "tool_late":
             why = entry.text("reason") or "no result in time"
-            return Text.assemble("tool ", (name, "bold magenta"), (f": {why}", RED))
+            return Text.assemble("tool ", name, (f": {why}", RED))
+        case "tool_slow":
+            return Text.assemble("tool ", name, " takes long")
         case "approval":
-            return Text.assemble(f"{entry.text('by')} decides about ", (name, "bold magenta"))
+            return Text.assemble(f"{by} decides about ", name)
         case "approved" | "not_approved":
             said = "yes" if entry.event == "approved" else "no"
-            return Text.assemble((name, "bold magenta"), f": {entry.text('by')} says {said}")
+            return Text.assemble(name, f": {by} says {said}")
         case "truncated":
             end = entry.extra.get("audio_end_ms")
             return Text(f"the server confirms the cut at {end:,} ms" if end else "truncated", QUIET)
-        case "tool_slow":
-            return Text.assemble("tool ", (name, "bold magenta"), " takes long")
         case "data":
             failed = entry.text("failed")
             what = (f"no data of the call: {failed}", RED) if failed else "has the data of the call"
@@ -204,57 +234,24 @@ def _note(entry: Entry) -> Text:
             failed = entry.text("failed")
             told = f"{len(known)} earlier call{'' if len(known) == 1 else 's'}"
             return Text.assemble((f"no earlier calls: {failed}", RED) if failed else told)
-        case "idle_prompted":
-            return Text("asks the silent caller", QUIET)
-        case "idle":
-            return Text("gives the silent caller up", QUIET)
         case "false_interruption":
             heard = entry.text("heard")
             return Text(
                 f"goes on: {f'“{heard}”' if heard else 'a cough'} interrupts nothing", QUIET
             )
-        case "machine_detected":
-            return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", RED)
-        case "guardrail":
-            return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", RED)
         case "silence_detected":
             return Text(f"nothing heard: {entry.text('rule').replace('_', ' ')}", RED)
-        case "response_without_audio":
-            return Text(f"a response without audio: {entry.text('content')}", RED)
         case "session_lost":
             detail = entry.text("detail")
             return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", RED)
-        case "fallback_step":
-            return Text(f"fallback step: {entry.text('do')}", RED)
         case "session_replaced":
             return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
-        case "interruption_suppressed":
-            return Text("is heard out: this does not interrupt", QUIET)
-        case "voicemail_message":
-            return Text(f"leaves its message (beep: {entry.text('beep')})", QUIET)
-        case "handover_begins":
-            return Text("opens the next session, before the server ends this one", QUIET)
-        case "handed_over":
-            return Text("the next session has taken over", QUIET)
         case "command":
             act = re.sub("(?<=[a-z])(?=[A-Z])", " ", entry.text("command")).lower()
             return Text(f"asked from outside, or by a tool: {act}", QUIET)
-        case "budget_warning":
-            return Text(f"budget nearly spent: {entry.text('budget')}", RED)
-        case "budget_exceeded":
-            return Text(f"budget spent: {entry.text('budget')}", RED)
-        case "holding":
-            return Text("puts the caller on hold", QUIET)
-        case "hold_ended":
-            return Text(f"takes the caller back after {entry.text('seconds')} s", QUIET)
-        case "hangup_requested":
-            return Text("hangs up once the goodbye has been heard", QUIET)
-        case "error":
-            return Text(f"error {entry.text('code')}: {entry.text('message')}", RED)
         case _:
-            known = {key: value for key, value in entry.extra.items() if value is not None}
-            facts = " ".join(f"{key}={value}" for key, value in known.items())
-            return Text(f"{entry.event.replace('_', ' ')} {facts}".strip(), QUIET)
+            facts = "".join(f" {key}={v}" for key, v in entry.extra.items() if v is not None)
+            return Text(f"{entry.event.replace('_', ' ')}{facts}".strip(), QUIET)
 
 
 def _ending(story: Story) -> tuple[Text | None, Text | None]:
