@@ -14,7 +14,7 @@ import importlib.util
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -287,10 +287,6 @@ _CHECKS: dict[str, Callable[[Any, Evidence], Verdict]] = {
     "disposition": _of_record("disposition", "disposition"),
     "max_cost": _cost,
 }
-
-
-def failed(verdicts: Iterable[Verdict]) -> Sequence[Verdict]:
-    return [one for one in verdicts if one.mark is Mark.FAILED]
 
 
 RECORD_SECONDS = 8.0

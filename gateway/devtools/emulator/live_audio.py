@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import CallerAudio, Turn
 from gateway.devtools.emulator.listening import Started, VadSettings, VoiceDetector
-from gateway.devtools.emulator.objects import Json, pieces
+from gateway.devtools.emulator.objects import Json, Sender, pieces
+from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
 from gateway.devtools.emulator.speech import AudioFormat
 
@@ -121,17 +122,19 @@ class Track:
         return [bytes(audio[start : start + size]) for start in range(0, len(audio), size)]
 
 
-class Host(Protocol):
-    """A Live session, as its audio uses it."""
+class LiveHost(Sender, Protocol):
+    """A Live session, as its audio and its delegations use it."""
 
     script: Script
+    settings: Json
     position_ms: int
+
+    @property
+    def speaking(self) -> bool:
+        """Whether the output track has speech."""
 
     def at(self, delay_ms: float, action: Callable[[], None]) -> None:
         """Call ``action`` after ``delay_ms`` of the session's clock."""
-
-    def cut(self) -> None:
-        """Stop speaking."""
 
     def next_answer(self) -> Answer:
         """Return what the script has for the next answer."""
@@ -144,16 +147,34 @@ class Host(Protocol):
         *,
         cuttable: bool = True,
     ) -> None:
-        """Answer ``turn``; ``caller`` is its sound."""
+        """Answer ``turn``; ``caller`` is the audio of it."""
+
+    def make(self, answer: Answer, turn: Turn, made: Callable[[Content], None]) -> None:
+        """Make the audio of an answer; call ``made`` with it."""
+
+    def say_content(self, content: Content, answer: Answer) -> None:
+        """Put the audio of an answer on the track."""
+
+    def speak_text(self, text: str) -> None:
+        """Speak ``text``."""
+
+    def cut(self) -> None:
+        """Stop speaking."""
 
     def fragment(self, event: Json) -> None:
         """Send a transcript fragment."""
+
+    def acknowledge(self, type_: str, **fields: Any) -> None:
+        """Answer the client event that is being handled."""
+
+    def handoff_incomplete(self) -> None:
+        """Send the ``error`` of a backend that used up its tokens."""
 
 
 class Transcripts:
     """Sends transcript fragments of both sides, ``live.transcript_lag_ms`` after their sound."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: LiveHost) -> None:
         self._host = host
         self._begun: set[str] = set()
         self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
@@ -208,7 +229,7 @@ class Transcripts:
 class LiveListening:
     """Finds turns in the caller's audio, and answers, interrupts or backchannels by the script."""
 
-    def __init__(self, host: Host, transcripts: Transcripts, audio_format: AudioFormat) -> None:
+    def __init__(self, host: LiveHost, transcripts: Transcripts, audio_format: AudioFormat) -> None:
         self._host = host
         self._transcripts = transcripts
         self._format = audio_format

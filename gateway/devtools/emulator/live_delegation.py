@@ -8,56 +8,24 @@ emulator's rules. Its events are those of a Responses stream, each in a ``respon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gateway.devtools.emulator.dialogue import Turn
+from gateway.devtools.emulator.live_audio import LiveHost
 from gateway.devtools.emulator.live_events import FunctionOutput, backend_item, check_decision_item
-from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, new_id, pieces
+from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
 from gateway.devtools.emulator.response import Content
-from gateway.devtools.emulator.script import Answer, Script
+from gateway.devtools.emulator.script import Answer
 
 ONE_MOMENT = "One moment, please."
 _TOKENS_PER_ITEM = 50
 
 
-class Host(Sender, Protocol):
-    """A Live session, as :class:`Delegations` uses it."""
-
-    script: Script
-    settings: Json
-    position_ms: int
-
-    @property
-    def speaking(self) -> bool:
-        """Whether the output track has speech."""
-
-    def at(self, delay_ms: float, action: Callable[[], None]) -> None:
-        """Call ``action`` after ``delay_ms`` of the session's clock."""
-
-    def next_answer(self) -> Answer:
-        """Return what the script has for the next answer."""
-
-    def make(self, answer: Answer, turn: Turn, made: Callable[[Content], None]) -> None:
-        """Make the sound of an answer."""
-
-    def say_content(self, content: Content, answer: Answer) -> None:
-        """Put the sound of an answer on the track."""
-
-    def speak_text(self, text: str) -> None:
-        """Say these words."""
-
-    def acknowledge(self, type_: str, **fields: Any) -> None:
-        """Answer the client event that is being handled."""
-
-    def handoff_incomplete(self) -> None:
-        """Report a backend that used up its tokens."""
-
-
 class Delegations:
     """Delegations and decisions of one session."""
 
-    def __init__(self, session: Host) -> None:
+    def __init__(self, session: LiveHost) -> None:
         self._session = session
         self._known: set[str] = set()
         self._open_calls: dict[str, str] = {}
@@ -275,7 +243,7 @@ def _usage(read: int, written: int) -> Json:
 class _Stream:
     """The events of one response of the backend, numbered."""
 
-    def __init__(self, session: Host, response_id: str, delegation_id: str | None) -> None:
+    def __init__(self, session: LiveHost, response_id: str, delegation_id: str | None) -> None:
         self._session = session
         self._id = response_id
         self._delegation_id = delegation_id

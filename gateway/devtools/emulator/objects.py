@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from asyncio import TimerHandle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -182,24 +182,6 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
         "name": name,
         "call_id": call_id,
         "arguments": arguments,
-    }
-
-
-def response_object(response_id: str, settings: Mapping[str, Any]) -> Json:
-    """Return a response in progress; ``settings`` are those in force for it
-    (:class:`gateway.devtools.emulator.response.Settings`)."""
-    return {
-        "object": "realtime.response",
-        "id": response_id,
-        "status": "in_progress",
-        "status_details": None,
-        "output": [],
-        "conversation_id": settings["conversation_id"],
-        "output_modalities": settings["output_modalities"],
-        "max_output_tokens": settings["max_output_tokens"],
-        "audio": {"output": {"format": settings["format"], "voice": settings["voice"]}},
-        "usage": None,
-        "metadata": settings["metadata"],
     }
 
 

@@ -36,7 +36,6 @@ from gateway.devtools.emulator.objects import (
     new_id,
     part,
     pieces,
-    response_object,
     usage_object,
 )
 from gateway.devtools.emulator.script import Answer, McpCall, Script
@@ -141,18 +140,19 @@ class Response:
         self._output: list[Json] = []
         self._said = ""
         self._audio_ms = 0
-        in_conversation = settings.in_conversation
-        self._object = response_object(
-            self.id,
-            {
-                "conversation_id": host.conversation.id if in_conversation else None,
-                "output_modalities": [settings.modality],
-                "max_output_tokens": settings.max_tokens,
-                "format": settings.format,
-                "voice": settings.voice,
-                "metadata": dict(settings.metadata) if settings.metadata is not None else None,
-            },
-        )
+        self._object: Json = {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": "in_progress",
+            "status_details": None,
+            "output": [],
+            "conversation_id": host.conversation.id if settings.in_conversation else None,
+            "output_modalities": [settings.modality],
+            "max_output_tokens": settings.max_tokens,
+            "audio": {"output": {"format": settings.format, "voice": settings.voice}},
+            "usage": None,
+            "metadata": dict(settings.metadata) if settings.metadata is not None else None,
+        }
 
     def begin(self) -> None:
         """Send ``response.created``."""
