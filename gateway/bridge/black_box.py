@@ -32,7 +32,7 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from struct import Struct
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -54,7 +54,7 @@ FORMAT = 1
 """Version of the lines."""
 
 KEPT_COMMANDS = 2000
-"""Commands that an input may refer back to: it answers one of those sent last."""
+"""CommandNumbers that an input may refer back to: it answers one of those sent last."""
 
 KIND = "$"
 """Key of what JSON has no form for: the name of a class, or one of those below."""
@@ -62,17 +62,13 @@ BYTES, TUPLE, SET, MAP, PATTERN, FUNCTION, SENT = (
     "bytes", "tuple", "set", "map", "pattern", "function", "sent"
 )  # fmt: skip
 _NOT_KEPT = frozenset({"transcript", "_marks", "_mark_count", "_held"})
-"""Fields of a record that the gateway makes anew. Fields that ``repr`` leaves out are secrets, and
-kept of nothing."""
-
-_JSON = frozenset({bool, int, float, str})
-
-T = TypeVar("T")
+"""Fields of a record that a replay makes anew. Fields without ``repr`` are secrets, and are left
+out of every class."""
 
 
-class Commands:
-    """Numbers the commands that the machine sends: in a replay, answers must name the same
-    object."""
+class CommandNumbers:
+    """Numbers the commands that a machine sends, so that an input can refer to one of them: in a
+    replay it must have the very object that today's machine has sent."""
 
     def __init__(self) -> None:
         self._sent: dict[int, ClientCommand] = {}
@@ -81,8 +77,8 @@ class Commands:
         """By the identity of a command in ``_sent``."""
         self._count = 0
 
-    def note(self, todo: Iterable[Output]) -> None:
-        """Number the commands that these outputs send."""
+    def add(self, todo: Iterable[Output]) -> None:
+        """Number the commands in these outputs; the last 2000 are kept."""
         for output in todo:
             if type(output) is Send:
                 self._sent[self._count] = output.command
@@ -94,18 +90,18 @@ class Commands:
                     if self._numbers.get(id(oldest)) == number:
                         del self._numbers[id(oldest)]
 
-    def number(self, command: object) -> int | None:
+    def number_of(self, command: object) -> int | None:
         """Return the number of a command; None of one that was not sent."""
         return self._numbers.get(id(command))
 
-    def numbered(self, number: int) -> ClientCommand | None:
+    def command(self, number: int) -> ClientCommand | None:
         """Return the command of a number; None where there was none, or too long ago."""
         return self._sent.get(number)
 
 
 @cache
 def _kept_fields(kind: type) -> tuple[str, ...]:
-    """Names of the fields of a dataclass that are kept."""
+    """Return the names of a dataclass's fields that a black box has."""
     return tuple(
         one.name
         for one in fields(kind)
@@ -113,22 +109,20 @@ def _kept_fields(kind: type) -> tuple[str, ...]:
     )
 
 
-def plain(value: Any, commands: Commands | None = None) -> Any:
+def plain(value: Any, commands: CommandNumbers | None = None) -> Any:
     """Return a value as JSON types; the inverse of :func:`gateway.bridge.replay.rebuilt`.
 
     A command that the machine has sent becomes its number in ``commands``. Raises TypeError for a
     value of a type without such a form.
     """
-    if value is None or type(value) in _JSON:
-        return value
-    if isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, Enum)):
         return value
     if isinstance(value, (bytes, bytearray)):
         return {KIND: BYTES, "length": len(value)}
     if isinstance(value, Enum):
         return {KIND: _name(type(value)), "value": value.value}
     if is_dataclass(value):
-        number = None if commands is None else commands.number(value)
+        number = None if commands is None else commands.number_of(value)
         if number is not None:
             return {KIND: SENT, "number": number}
         kind: Any = type(value)
@@ -155,7 +149,7 @@ def plain(value: Any, commands: Commands | None = None) -> Any:
 
 
 def masked_step(plain: Any) -> Any:
-    """Return a step without DTMF digits, and without words that come in parts.
+    """Return a step with 0 for each DTMF digit, and without transcript deltas.
 
     The keys # and * stay, since they end an entry.
     """
@@ -199,32 +193,30 @@ class AnswersRecorder:
         given, self._given = self._given, []
         return given
 
-    def noted(self, value: T) -> T:
-        """Return a plan in which the results of functions are recorded."""
-        return cast(T, self._noted(value))
-
-    def _noted(self, value: Any) -> Any:
-        """Return a copy of a value with its functions wrapped by :meth:`_noting`."""
+    def recorded(self, value: Any) -> Any:
+        """Return a copy of a plan, or a value in it, whose functions record their results."""
         if is_dataclass(value) and not isinstance(value, type):
             kept = {
-                one.name: self._noted(getattr(value, one.name)) for one in fields(value) if one.init
+                one.name: self.recorded(getattr(value, one.name))
+                for one in fields(value)
+                if one.init
             }
             changed = {
                 name: inner for name, inner in kept.items() if inner is not getattr(value, name)
             }
             return replace(value, **changed) if changed else value
         if isinstance(value, tuple):
-            several = tuple(self._noted(inner) for inner in value)
+            several = tuple(self.recorded(inner) for inner in value)
             same = all(one is other for one, other in zip(several, value, strict=True))
             return value if same else several
         if isinstance(value, Mapping):
-            named = {key: self._noted(inner) for key, inner in value.items()}
+            named = {key: self.recorded(inner) for key, inner in value.items()}
             return value if all(named[key] is value[key] for key in value) else named
         if callable(value) and not isinstance(value, (type, Enum)):
-            return self._noting(value)
+            return self._recording(value)
         return value
 
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _recording(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a function so that its results are recorded."""
 
         def run(*arguments: Any) -> Any:
@@ -236,11 +228,11 @@ class AnswersRecorder:
 
 
 class RecordedMachine(CallMachine):
-    """A state machine that writes a line for each of its steps.
+    """A state machine that writes a line to the black box for each of its steps.
 
     Args:
-        write: takes each line.
-        masked: leave DTMF digits out.
+        write: takes each line, without its end.
+        masked: replace DTMF digits by 0.
     """
 
     def __init__(
@@ -254,10 +246,10 @@ class RecordedMachine(CallMachine):
         masked: bool = False,
     ) -> None:
         self._write: Callable[[str], None] | None = write
-        """None once something could not be written: what follows cannot be replayed."""
+        """None after a line could not be written: what follows could not be replayed."""
         self._masks = masked
         self._answers = AnswersRecorder(playout)
-        self._commands = Commands()
+        self._commands = CommandNumbers()
         self._put(
             lambda: {
                 "black_box": FORMAT,
@@ -268,7 +260,7 @@ class RecordedMachine(CallMachine):
                 "record": plain(record),
             }
         )
-        super().__init__(self._answers.noted(plan), record, now, self._answers)
+        super().__init__(self._answers.recorded(plan), record, now, self._answers)
 
     def start(self, now: float) -> list[Output]:
         """Start the machine and record the step; see :meth:`CallMachine.start`."""
@@ -277,7 +269,7 @@ class RecordedMachine(CallMachine):
     def handle(self, input: MachineInput, now: float) -> list[Output]:
         """Feed the machine and record the step; see :meth:`CallMachine.handle`."""
         if type(input) is Prepared:
-            input = replace(input, plan=self._answers.noted(input.plan))
+            input = replace(input, plan=self._answers.recorded(input.plan))
         return self._step(input, now, lambda: CallMachine.handle(self, input, now))
 
     def more_audio(self, delta: AudioDelta) -> bytes | None:
@@ -300,7 +292,7 @@ class RecordedMachine(CallMachine):
             raised = repr(error)
             self._put(lambda: {**step, **self._asked(), "raised": raised})
             raise
-        self._commands.note(todo)
+        self._commands.add(todo)
         self._put(lambda: {**step, **self._asked(), "out": plain(todo), "due": self.deadline})
         return todo
 
@@ -312,7 +304,7 @@ class RecordedMachine(CallMachine):
         self._attempt(lambda: self._write_line(masked_step(made()) if self._masks else made()))
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Run a part of the recording; an exception ends the black box, never the call."""
+        """Run ``work`` of the recording; its exception ends the black box, never the call."""
         if self._write is None:
             self._answers.take()
             return
@@ -365,11 +357,11 @@ class WireLog:
         self._legs: dict[Leg, int] = {}
 
     def log_packets(self, audio: CallAudio) -> None:
-        """Have the packets of an audio logged, as far as the black box wants them."""
+        """Have the RTP headers of an audio logged, and payloads where the black box has them."""
         audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
 
     def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the lines since the last call; with ``last``, messages are followed no further."""
+        """Yield the lines of SIP and RTP since the last call; ``last`` is for the last one."""
         streams = list(self._on_wire())
         for leg, _audio in streams:
             self._legs.setdefault(leg, len(self._legs))
@@ -381,7 +373,7 @@ class WireLog:
                 yield from packet_lines(*audio.take_packets(), self._legs[leg])
 
     def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
-        """Yield the SIP messages of one leg, and how many did not fit."""
+        """Yield the lines of SIP of one leg, and one with the count of messages left out."""
         messages, lost = self._messages.take(call_id, last=last)
         for one in messages:
             if len(one.data) > self._sip_left:
@@ -401,7 +393,11 @@ class WireLog:
 
 
 def packet_lines(data: bytes, lost: int, leg: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the lines of these RTP packets of a leg, one for each direction."""
+    """Yield the lines of RTP for a leg, one for each direction that has packets.
+
+    ``data`` are packets as ``NativeCallAudio::takePackets`` has them, ``lost`` how many more had no
+    room.
+    """
     ways: tuple[list[_Facts], list[_Facts]] = [], []
     payloads: tuple[list[bytes], list[bytes]] = [], []
     at = 0
@@ -424,7 +420,7 @@ _Facts = tuple[int, int, int, int, int, int]
 
 
 def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dict[str, Any]:
-    """Return one line for packets of one direction of a leg."""
+    """Return the line of RTP for packets of one direction (``in`` or ``out``) of a leg."""
     at, ssrc, timestamp, sequence, size, kind = packets[0]
     gaps: list[int] = []
     odd: list[list[int]] = []
@@ -466,7 +462,7 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
 
 
 def as_text(line: Mapping[str, Any]) -> str:
-    """Return a line as JSON; characters that UTF-8 does not have are escaped."""
+    """Return a line as JSON text; lone surrogates and large numbers are written, too."""
     try:
         return orjson.dumps(line).decode()
     except TypeError:  # a surrogate in what a stranger sent

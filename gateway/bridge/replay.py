@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Black boxes, read and replayed: the inputs of a call are fed to the state machine of today, on
-the clock of the call, and what the machine does otherwise than it did in the call is a difference.
+"""Reading and replay of black boxes: the inputs of a call are fed to the state machine of this
+version on the clock of the call, and its outputs are compared with those of the call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gateway.bridge.black_box import (
     SENT,
     SET,
     TUPLE,
-    Commands,
+    CommandNumbers,
     plain,
 )
 from gateway.call.call_record import CallRecord
@@ -48,22 +48,22 @@ MAX_FILE = 1024**3
 MAX_SECONDS = 7 * 86_400.0
 """The longest call that is replayed."""
 MAX_BYTES = 16 * 1024 * 1024
-"""Of audio in one input."""
+"""Bytes of audio in one input."""
 
 MAX_AUDIO = 2 * 1024**3
 """Bytes of audio in a file: three days of G.711."""
 
 _PACKAGES = ("gateway.call.", "gateway.realtime.", "gateway.audio.", "gateway.ending")
-"""Where the classes of plans, inputs and outputs are: no other is made from a file."""
+"""Packages of plans, inputs and outputs: a file can make no objects of other classes."""
 
 
 class BlackBoxError(ValueError):
-    """A file is no black box, or one of a version whose calls are not understood."""
+    """A file is no black box, or one that this version does not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A step at which the machine of today did something else."""
+    """A step whose outputs today are not those of the call."""
 
     line: int
     at: float
@@ -73,25 +73,25 @@ class Difference:
     today: Sequence[Any]
 
     def lines(self) -> Iterator[str]:
-        """Return what only the call had (``-``) and what is new today (``+``), in few words."""
+        """Yield a heading, outputs of the call only (``-``), and of today only (``+``)."""
         yield f"{_clock(self.at)}  {self.input}  (line {self.line})"
         for sign, done, other in (
             ("-", self.recorded, self.today), ("+", self.today, self.recorded),
         ):  # fmt: skip
-            yield from (f"  {sign} {words(one)}" for one in done if one not in other)
+            yield from (f"  {sign} {short_text(one)}" for one in done if one not in other)
         if all(one in self.today for one in self.recorded) and all(
             one in self.recorded for one in self.today
         ):
-            yield f"  - in this order: {', '.join(map(words, self.recorded))}"
-            yield f"  + in this order: {', '.join(map(words, self.today))}"
+            yield f"  - in this order: {', '.join(map(short_text, self.recorded))}"
+            yield f"  + in this order: {', '.join(map(short_text, self.today))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Outcome of feeding a black box to the machine: what it now does otherwise."""
+    """Result of a replay."""
 
     record: CallRecord
-    """As the machine of today has left it; of media and cost it knows nothing."""
+    """Record of the replayed call; without figures of media and cost."""
     version: str
     """Of the gateway that wrote the file."""
     steps: int
@@ -99,7 +99,7 @@ class Replay:
     """From the first step to the last."""
     differences: Sequence[Difference]
     stopped: bool
-    """There may be further differences."""
+    """Replay ended early, after the most differences that were asked for."""
 
     @property
     def call_id(self) -> str:
@@ -107,9 +107,9 @@ class Replay:
 
 
 def read_lines(file: Path) -> Iterator[str]:
-    """Return the lines of a file, which may be packed with gzip.
+    """Yield the lines of a black box, which may be packed with gzip, up to where a crash cut it.
 
-    Raises BlackBoxError, and OSError for a file that cannot be read.
+    Raises BlackBoxError for a file that is too large or damaged, and OSError.
     """
     left = MAX_FILE
     with file.open("rb") as raw:
@@ -128,11 +128,11 @@ def read_lines(file: Path) -> Iterator[str]:
 
 
 def replay(lines: Iterable[str], most: int = 20) -> Replay:
-    """Feed a black box to the state machine of today; stops after ``most`` differences.
+    """Feed the inputs of a black box to the state machine; stop after ``most`` differences.
 
-    Raises BlackBoxError for what is no black box.
+    Raises BlackBoxError for lines that are no black box, or one of another format.
     """
-    steps = values(lines)
+    steps = parsed_lines(lines)
     head = next(steps, None)
     if head is None or "black_box" not in head:
         raise BlackBoxError("line 1: no black box")
@@ -150,9 +150,8 @@ def replay(lines: Iterable[str], most: int = 20) -> Replay:
 
 
 def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: int) -> Replay:
-    """Feed each step to a machine of this version, and compare its outputs with the recorded
-    ones. Raises BlackBoxError."""
-    answers, commands = RecordedAnswers(), Commands()
+    """Do as :func:`replay` with the first line and the others, parsed; raises any exception."""
+    answers, commands = RecordedAnswers(), CommandNumbers()
     record = rebuilt(head["record"], answers, commands)
     began = last = head["at"]
     machine = CallMachine(rebuilt(head["plan"], answers, commands), record, began, answers)
@@ -162,14 +161,14 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
         if "more" in step:
             name = "AudioDelta"
             recorded = [{"queued": step["queued"]}]
-            today = _more(machine, rebuilt(step["more"], answers, commands), last, commands)
+            today = _feed_audio(machine, rebuilt(step["more"], answers, commands), last, commands)
         elif "in" in step:
             if not 0 <= step["at"] - began <= MAX_SECONDS:
                 raise BlackBoxError(f"line {number}: no time of the call")
             last = step["at"]
             name = "start" if step["in"] is None else _short(step["in"][KIND], step["in"])
             answers.given = rebuilt(step["asked"], answers, commands)
-            today = _again(machine, step, answers, commands)
+            today = _feed_step(machine, step, answers, commands)
             recorded = (
                 [step["raised"]] if "raised" in step else [*step["out"], {"due": step["due"]}]
             )
@@ -177,8 +176,8 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
             continue  # what was on the wire, and what is to be known besides
         count += 1
         if head.get("masked"):
-            recorded, today = alike(recorded), alike(today)
-        if _told(today) != _told(recorded):
+            recorded, today = without_digits(recorded), without_digits(today)
+        if _comparable(today) != _comparable(recorded):
             told = _since(recorded, began), _since(today, began)
             differences.append(Difference(number, last - began, name, *told))
             if len(differences) >= most:
@@ -188,41 +187,48 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
     return Replay(record, version, count, last - began, differences, stopped)
 
 
-def _more(machine: CallMachine, delta: AudioDelta, now: float, commands: Commands) -> list[Any]:
-    """Return the outputs for audio that follows other audio."""
+def _feed_audio(
+    machine: CallMachine, delta: AudioDelta, now: float, commands: CommandNumbers
+) -> list[Any]:
+    """Feed audio that follows other audio; return the outputs as a line with ``more`` has them."""
     frames = machine.more_audio(delta)
     if frames is not None:
         return [{"queued": len(frames)}]
     todo = machine.handle(ServerEventReceived(delta), now)
-    commands.note(todo)
+    commands.add(todo)
     if all(type(output) is Play for output in todo):
         return [{"queued": sum(len(one.audio) for one in todo if type(one) is Play)}]
     return cast("list[Any]", json.loads(json.dumps(plain(todo))))
 
 
-def _again(
-    machine: CallMachine, step: Mapping[str, Any], answers: RecordedAnswers, commands: Commands
+def _feed_step(
+    machine: CallMachine,
+    step: Mapping[str, Any],
+    answers: RecordedAnswers,
+    commands: CommandNumbers,
 ) -> list[Any]:
-    """Return the outputs for a recorded step, in the form of its line."""
+    """Feed the input of a recorded step; return the outputs and deadline as its line has them."""
     given = rebuilt(step["in"], answers, commands)
     try:
         todo = machine.start(step["at"]) if given is None else machine.handle(given, step["at"])
     except Exception as error:
         return [repr(error)]
-    commands.note(todo)
+    commands.add(todo)
     # Through JSON, as what it is compared with.
     return cast("list[Any]", json.loads(json.dumps([*plain(todo), {"due": machine.deadline}])))
 
 
-def _told(value: Any) -> Any:
-    """Return outputs without empty fields, since newer versions have more fields, and classes by
-    their names, since other versions have them in other modules."""
+def _comparable(value: Any) -> Any:
+    """Return outputs in the form in which those of two versions are compared: without empty fields,
+    which newer versions have more of, and with classes by name, as modules change."""
     if isinstance(value, list):
-        return [_told(inner) for inner in value]
+        return [_comparable(inner) for inner in value]
     if not isinstance(value, dict):
         return value
     told = {
-        key: inner.rpartition(".")[2] if key == KIND and isinstance(inner, str) else _told(inner)
+        key: inner.rpartition(".")[2]
+        if key == KIND and isinstance(inner, str)
+        else _comparable(inner)
         for key, inner in value.items()
     }
     return {key: inner for key, inner in told.items() if key == "due" or not _is_nothing(inner)}
@@ -233,7 +239,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _since(done: Sequence[Any], began: float) -> list[Any]:
-    """Return outputs in which the next deadline is relative to the beginning (s)."""
+    """Return outputs in which the next deadline is relative to ``began`` (s)."""
     return [
         {"due": round(one["due"] - began, 3)}
         if isinstance(one, dict) and one.keys() == {"due"} and isinstance(one["due"], int | float)
@@ -242,10 +248,10 @@ def _since(done: Sequence[Any], began: float) -> list[Any]:
     ]
 
 
-def values(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of the lines; the last line may be incomplete after a crash.
+def parsed_lines(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield each line as JSON object; an incomplete last line is passed over.
 
-    Raises BlackBoxError.
+    Raises BlackBoxError for anything else, and where recording was ended by an error.
     """
     for number, line in enumerate(lines, 1):
         try:
@@ -271,10 +277,10 @@ def _number(value: object) -> float:
     return value if isinstance(value, int | float) and abs(value) < 1e15 else math.nan
 
 
-def words(output: Any) -> str:
+def short_text(output: Any) -> str:
     """Return an output, or a part of one, as short text: ``Send(TruncateItem(item_id='a'))``."""
     if isinstance(output, list):
-        return f"[{', '.join(map(words, output))}]"
+        return f"[{', '.join(map(short_text, output))}]"
     if not isinstance(output, dict):
         return repr(output)
     if output.keys() == {"due"}:
@@ -285,7 +291,7 @@ def words(output: Any) -> str:
         return f"{output.get('length')} bytes"
     if isinstance(kind, str) and "." in kind:
         return _short(kind, output)
-    told = (f"{key}: {words(value)}" for key, value in output.items() if key != KIND)
+    told = (f"{key}: {short_text(value)}" for key, value in output.items() if key != KIND)
     return f"{{{', '.join(told)}}}"
 
 
@@ -294,8 +300,8 @@ def _short(kind: str, fields: Mapping[str, Any]) -> str:
     name = kind.rpartition(".")[2]
     told = [(key, value) for key, value in fields.items() if key != KIND]
     if [key for key, _value in told] in (["command"], ["event"], ["value"]):
-        return f"{name}({words(told[0][1])})"
-    given = (f"{key}={words(value)}" for key, value in told if value not in (None, "", [], {}))
+        return f"{name}({short_text(told[0][1])})"
+    given = (f"{key}={short_text(value)}" for key, value in told if value not in (None, "", [], {}))
     return f"{name}({', '.join(given)})" if told else name
 
 
@@ -305,7 +311,7 @@ def _clock(seconds: float) -> str:
 
 def shortened(lines: Iterable[str]) -> Iterator[str]:
     """Yield the lines that a replay needs: none of SIP and RTP, and no incomplete last line."""
-    for read in values(lines):
+    for read in parsed_lines(lines):
         if "in" in read or "more" in read or "black_box" in read:
             yield json.dumps(read, ensure_ascii=False, separators=(",", ":")) + "\n"
 
@@ -340,8 +346,11 @@ class RecordedAnswers:
         return bytes(length)
 
 
-def rebuilt(plain: Any, answers: RecordedAnswers, commands: Commands) -> Any:
-    """Return the value that :func:`plain` was given; functions are answered from ``answers``."""
+def rebuilt(plain: Any, answers: RecordedAnswers, commands: CommandNumbers) -> Any:
+    """Return the value that :func:`gateway.bridge.black_box.plain` was given.
+
+    Its functions return what ``answers`` has. Raises BlackBoxError and others for damaged input.
+    """
     if isinstance(plain, list):
         return [rebuilt(inner, answers, commands) for inner in plain]
     if not isinstance(plain, dict):
@@ -365,7 +374,7 @@ def rebuilt(plain: Any, answers: RecordedAnswers, commands: Commands) -> Any:
     if kind == FUNCTION:
         return answers.next
     if kind == SENT:
-        return commands.numbered(plain["number"])
+        return commands.command(plain["number"])
     found = _class(kind)
     if issubclass(found, Enum):
         return found(plain["value"])
@@ -383,7 +392,7 @@ def rebuilt(plain: Any, answers: RecordedAnswers, commands: Commands) -> Any:
 
 
 def _class(name: str) -> Any:
-    """Return the class that a black box names. Raises BlackBoxError for any that is no call's."""
+    """Return the class of this name. Raises BlackBoxError for one that is not of a call."""
     module, _, kind = name.rpartition(".")
     if not f"{module}.".startswith(_PACKAGES):
         raise BlackBoxError(f"{name!r} is no class of a call")
@@ -403,8 +412,10 @@ def _is_kept(found: object) -> bool:
 
 
 def _moved(module: str, kind: str) -> Any:
-    """Return the class of this name that has another module in this version: in the same package,
-    or else in any; None where there is none, or several."""
+    """Return the class that has moved to another module since: in the same package, or else in any.
+
+    None where there is none, or several of that name.
+    """
     package = ".".join(module.split(".")[:2])
     for packages in ((package,), tuple(one.rstrip(".") for one in _PACKAGES)):
         found = [one for package in packages for one in _classes(package).get(kind, ())]
@@ -428,12 +439,13 @@ def _classes(package: str) -> Mapping[str, Sequence[type]]:
     return found
 
 
-def alike(plain: Any) -> Any:
-    """Return outputs with all digits alike: those of a masked black box are not the call's."""
+def without_digits(plain: Any) -> Any:
+    """Return outputs with 0 for digits, however many, as a masked black box has not those of the
+    call."""
     if isinstance(plain, list):
-        return [alike(inner) for inner in plain]
+        return [without_digits(inner) for inner in plain]
     if isinstance(plain, dict):
-        return {key: alike(inner) for key, inner in plain.items()}
+        return {key: without_digits(inner) for key, inner in plain.items()}
     # As they are read out, too: a mask has no pauses.
     return re.sub(r"[\d*](?: ?[\d*])*", "0", plain) if isinstance(plain, str) else plain
 

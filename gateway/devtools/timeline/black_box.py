@@ -15,7 +15,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gateway.bridge.replay import BlackBoxError, Packet, packets_of, read_lines, replay, values
+from gateway.bridge.replay import (
+    BlackBoxError,
+    Packet,
+    packets_of,
+    parsed_lines,
+    read_lines,
+    replay,
+)
 from gateway.devtools.timeline.as_text import AGENT, CALLER, QUIET, RED, clock, ms
 from gateway.devtools.timeline.story import Record, RecordError
 from gateway.text import printable, printable_in, unicode_in
@@ -147,7 +154,7 @@ def read_black_box(file: Path) -> BlackBoxFile:
     streams: dict[tuple[int, str], Stream] = {}
     left_out = 0
     try:
-        for number, line in enumerate(values(read_lines(file)), 1):
+        for number, line in enumerate(parsed_lines(read_lines(file)), 1):
             if "black_box" in line:
                 began = float(line["at"])
             elif "sip" in line:
