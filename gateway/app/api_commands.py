@@ -45,7 +45,7 @@ from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
-from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked
+from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked_data_uri
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""
@@ -135,7 +135,7 @@ class ContentCommands:
     def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Add an image to a call's conversation. Raises RefusedError."""
         try:
-            uri = checked(request["image"])
+            uri = checked_data_uri(request["image"])
         except ImageError as error:
             raise RefusedError(str(error)) from None
         text = _text(request, "text") if request.get("text") else ""

@@ -54,11 +54,11 @@ from gateway.realtime.session_object import complete_detection
 from gateway.text import words_of
 from gateway.tools import ToolError
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
-from gateway.tools.functions import Function, Waiting, text_of
+from gateway.tools.functions import Function, Waiting, result_text
 from gateway.tools.http import Operator, Webhook
 from gateway.tools.mcp import McpSettings
 from gateway.tools.python import PythonTool, ToolModuleError, python_tools
-from gateway.tools.schema import parsed
+from gateway.tools.schema import parse_arguments
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -139,7 +139,7 @@ def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRul
 
 
 def _question(text: str, values: Mapping[str, str], tool: str, given: Mapping[str, object]) -> str:
-    told = {ARGUMENT + name: text_of(value)[:200] for name, value in given.items()}
+    told = {ARGUMENT + name: result_text(value)[:200] for name, value in given.items()}
     return render(text, {**values, "tool": tool.replace("_", " "), **told})
 
 
@@ -470,7 +470,7 @@ def _function_plan(function: Function) -> FunctionPlan:
 
 def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
     try:
-        parsed(schema, arguments)
+        parse_arguments(schema, arguments)
     except ToolError as error:
         return str(error)
     return ""

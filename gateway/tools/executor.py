@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run the functions that the model calls, ask operators for approval, and check words over HTTP."""
+"""Runs the functions that the model calls, and asks services for approvals and content checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gateway.tools.functions import (
 from gateway.tools.http import HttpClient
 from gateway.tools.mcp import McpServer, McpSettings
 from gateway.tools.python import PythonTool
-from gateway.tools.schema import parsed
+from gateway.tools.schema import parse_arguments
 
 log = structlog.get_logger("tools")
 
@@ -37,16 +37,16 @@ MAX_RUNNING = 1000
 
 @dataclass(frozen=True, slots=True)
 class RouteTools:
-    """Functions and servers that one route offers beside the gateway's own tools."""
+    """Tools of one route beside the gateway's own."""
 
     python: tuple[PythonTool, ...] = ()
     webhooks: tuple[http.Webhook, ...] = ()
     mcp: tuple[str, ...] = ()
-    """Names of the servers that the gateway calls."""
+    """Names of the MCP servers that the gateway calls."""
     passed_on: tuple[Mapping[str, Any], ...] = ()
-    """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
+    """MCP servers that the realtime server calls, as in GA ``session.tools``."""
     operators: Mapping[int, http.Operator] = field(default_factory=dict)
-    """Services of the rules that ask over HTTP, by the rule's index in the route."""
+    """Services that decide on approvals, by the index of the approval rule in the route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class ToolExecutor:
     """The process's :class:`gateway.tools.functions.ToolRunner`. Lives on the event loop.
 
     Args:
-        offers: what each route offers, by its name.
-        servers: MCP servers; those that no route offers are not connected to.
+        offers: tools of each route, by its name.
+        servers: MCP servers; those that no route names are not connected to.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ToolExecutor:
         self._threads = python.Threads(limits.threads)
         wanted = {name for offer in offers.values() for name in offer.mcp}
         self._servers = {one.name: McpServer(one) for one in servers if one.name in wanted}
-        self._fixed = {name: self._made(offer) for name, offer in self._offers.items()}
+        self._fixed = {name: self._functions_of(offer) for name, offer in offers.items()}
         self._tasks = TaskSet()
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class ToolExecutor:
         )
 
     def add(self, route: str, function: Function) -> None:
-        """Give a route one more function, before calls come."""
+        """Add a function of the gateway's own to a route, before calls come."""
         self._fixed.setdefault(route, {})[function.name] = function
 
     async def start(self) -> None:
@@ -109,7 +109,7 @@ class ToolExecutor:
         await asyncio.gather(*(server.start() for server in self._servers.values()))
 
     async def stop(self) -> None:
-        """End what runs, and close all connections."""
+        """Cancel all functions, and close all connections."""
         await self._tasks.cancel()
         await asyncio.gather(*(server.stop() for server in self._servers.values()))
         await self.http.close()
@@ -122,13 +122,14 @@ class ToolExecutor:
         }
 
     def of(self, route: str) -> dict[str, Function]:
+        """Return the functions of a route by name, those of its MCP servers as last listed."""
         found = dict(self._fixed.get(route, {}))
         for name in self._offers.get(route, _NOTHING).mcp:
             found.update(self._servers[name].functions)
         return found
 
     def definitions(self, route: str) -> list[dict[str, Any]]:
-        """Return the route's tools, and servers that the realtime server calls, for the session."""
+        """Return ``tools`` of the session object for a route."""
         passed_on = self._offers.get(route, _NOTHING).passed_on
         own = [one.definition() for one in self.of(route).values()]
         return own + [dict(server) for server in passed_on]
@@ -144,7 +145,7 @@ class ToolExecutor:
         self._tasks.spawn(self._run(call, done), f"tool {call.name}")
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask the operator's application."""
+        """Ask for an approval: see :meth:`gateway.tools.functions.ToolRunner.ask`."""
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
@@ -153,7 +154,7 @@ class ToolExecutor:
     def check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Ask the operator's application whether words may be said."""
+        """Check content: see :meth:`gateway.tools.functions.ToolRunner.check`."""
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
@@ -166,7 +167,7 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Hand sensitive digits to their service."""
+        """Store sensitive digits: see :meth:`gateway.tools.functions.ToolRunner.store`."""
         if len(self._tasks) >= MAX_RUNNING:
             done({"status": "failed", "reason": "the gateway is busy"})
             return
@@ -179,7 +180,7 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Send sensitive digits to their service; report the result."""
+        """Store sensitive digits; pass the result, or a failure, to ``done``."""
         reason = "the gateway could not send them"
         result: Mapping[str, Any] = {"status": "failed", "reason": reason}
         try:
@@ -192,7 +193,7 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Have a guardrail's service check content; report the verdict."""
+        """Ask a guardrail's service; pass its answer to ``done``."""
         answer: http.Verdict = (None, "nobody could be asked")
         try:
             answer = await http.ask_content(self.http, rule, call)
@@ -202,7 +203,7 @@ class ToolExecutor:
         done(*answer)
 
     async def _run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Run a function with its deadline; report its result as text, whatever becomes of it."""
+        """Run a function; pass its result or failure to ``done``, unless cancelled by us."""
         text = error_text("the function failed")
         try:
             text = await self._result(call)
@@ -214,14 +215,14 @@ class ToolExecutor:
         done(text)
 
     async def _result(self, call: ToolCall) -> str:
-        """Run a function with its deadline, and return its result as text."""
+        """Check the arguments, run a function with its deadline; return its result or failure."""
         function = self.of(call.route).get(call.name)
         loop = asyncio.get_running_loop()
         began, outcome = loop.time(), "done"
         if function is None:
             return error_text("this function is not available now")
         try:
-            given = parsed(function.parameters, call.arguments)
+            given = parse_arguments(function.parameters, call.arguments)
             async with asyncio.timeout(function.timeout):
                 text = bounded(await function.run(call, given), function.max_result_chars)
         except ToolError as error:
@@ -239,7 +240,7 @@ class ToolExecutor:
         return text
 
     async def _ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask a service for an approval; report the answer."""
+        """Ask a service for an approval; pass its answer to ``done``."""
         call = question.request
         operator = self._offers.get(call.route, _NOTHING).operators.get(question.rule)
         answer = (False, "nobody could be asked")
@@ -253,7 +254,8 @@ class ToolExecutor:
                 log.exception("approval.failed", tool=call.name, call=call.call)
         done(*answer)
 
-    def _made(self, offer: RouteTools) -> dict[str, Function]:
+    def _functions_of(self, offer: RouteTools) -> dict[str, Function]:
+        """Return a route's functions in Python and its webhook tools, by name."""
         limits = self._limits
         made = [
             python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Interface of functions that the model calls: what each is given and returns, and who runs it.
+"""Functions that the model calls: their definition, arguments, results and runner.
 
 Tool modules in Python take ``tool``, :class:`Call` and :class:`ToolError` from here, by way of
 :mod:`gateway.tools`.
@@ -23,19 +23,19 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from gateway.text import unicode_of
 
 MAX_BYTES = 512 * 1024
-"""Of one image. It goes to the server between two packets of the caller's voice, which wait for
-it: on a line of 10 Mbit/s for half a second."""
+"""Bytes of one image. It goes to the server between two packets of the caller's voice, which wait
+for it: on a line of 10 Mbit/s for half a second."""
 
 _KINDS = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 _URI = re.compile(r"data:([a-z]+/[a-z.+-]+);base64,", re.IGNORECASE)
 
 
 class ImageError(ValueError):
-    """This is no image that the model can be shown; the message says why."""
+    """An image cannot be shown to the model; the message says why."""
 
 
 def data_uri(image: bytes) -> str:
-    """The data URI of a PNG or JPEG. Raises ImageError."""
+    """Return the data URI of a PNG or JPEG file. Raises ImageError."""
     if len(image) > MAX_BYTES:
         raise ImageError(f"the image has {len(image)} bytes; {MAX_BYTES} are allowed")
     kind = next((kind for kind, magic in _KINDS.items() if image.startswith(magic)), None)
@@ -44,8 +44,8 @@ def data_uri(image: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def checked(uri: str) -> str:
-    """A data URI, made anew from what is in it. Raises ImageError."""
+def checked_data_uri(uri: str) -> str:
+    """Return a data URI encoded again from its image, a PNG or JPEG. Raises ImageError."""
     head = _URI.match(uri)
     if head is None:
         raise ImageError("the image must be a data URI: data:image/png;base64,...")
@@ -75,11 +75,10 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What the caller gets when a function takes long: nothing (the model talks on), words, or a
-    sound."""
+    """What the caller hears while a function runs for long: words, a sound, or nothing."""
 
     filler_delay: float = 0.0
-    """From when on (s); 0 for never."""
+    """Seconds from the start of the function; 0 for never."""
     filler_text: str = ""
     filler_sound: str = ""
     """One of :mod:`gateway.audio.sounds`, or the path of a WAV file; heard until the result is
@@ -146,8 +145,8 @@ RecordingAction = Literal["start", "stop", "pause", "resume", "delete"]
 
 
 class CallControl(Protocol):
-    """What a function may do to its call. Methods ask, return at once, and ignore a call that is
-    over. From the event loop only."""
+    """Requests of a function to its call, as methods of :class:`Call`. They return at once, and do
+    nothing once the call is over. From the event loop only."""
 
     def say(self, words: str) -> None: ...
     def tell(self, text: str, role: str, respond: bool) -> None: ...
@@ -163,8 +162,8 @@ class CallControl(Protocol):
 class Call:
     """The telephone call that a tool runs for: a parameter of this type is not the model's.
 
-    Methods may be called from any thread. They ask, and return at once; a call that is over by
-    then takes no notice.
+    Methods may be called from any thread. They request something, return at once, and do nothing
+    once the call is over.
     """
 
     id: str
@@ -180,35 +179,39 @@ class Call:
     _on_loop: Callable[[Callable[[], None]], None] = field(default=lambda do: do(), repr=False)
 
     def say(self, words: str) -> None:
-        """Let the model say exactly this, as soon as it says nothing else."""
+        """Have the model say exactly this, once it says nothing else."""
         self._ask(lambda control: control.say(words))
 
     def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
-        """Tell the model something, or as ``user`` in the caller's place; with ``respond`` it is
-        asked to answer. Raises ToolError."""
+        """Add a message to the conversation: of the ``system``, or as the caller's (``user``).
+
+        With ``respond`` the model answers it. Raises ToolError for another role.
+        """
         if role not in ("system", "user"):
             raise ToolError(f"role must be system or user, not {role}")
         self._ask(lambda control: control.tell(text, role, respond))
 
     def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
-        """Show the model a PNG or JPEG: its bytes, or a data URI. Raises ToolError."""
+        """Show the model a PNG or JPEG, as bytes or data URI, with a text. Raises ToolError."""
         try:
-            uri = data_uri(image) if isinstance(image, bytes) else checked(image)
+            uri = data_uri(image) if isinstance(image, bytes) else checked_data_uri(image)
         except ImageError as error:
             raise ToolError(str(error)) from None
         self._ask(lambda control: control.show(uri, text, respond))
 
     def respond(self, instructions: str) -> None:
-        """Let the model speak, by these instructions for this one response."""
+        """Have the model respond, with these instructions for this one response."""
         self._ask(lambda control: control.respond(instructions))
 
     def transfer(self, destination: str, words: str = "") -> None:
-        """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and
-        the call ends."""
+        """Transfer the caller to a ``[[route.transfer]]``, by its name.
+
+        If that fails, ``words`` are said and the call ends.
+        """
         self._ask(lambda control: control.transfer(destination, words))
 
     def set_disposition(self, disposition: str) -> None:
-        """Note in the record how the call went, like ``completed``. Raises ToolError."""
+        """Set the disposition in the record, like ``completed``. Raises ToolError by its length."""
         if not 0 < len(disposition) <= MAX_DISPOSITION:
             raise ToolError(f"disposition must have 1 to {MAX_DISPOSITION} characters")
         self._ask(lambda control: control.set_disposition(disposition))
@@ -236,7 +239,7 @@ class Call:
 
 
 class _Series(list[Any]):
-    """What an iterator gives, as a list that is read only as far as it is written."""
+    """Items of an iterator, as a list for :class:`json.JSONEncoder`, which reads as it writes."""
 
     def __init__(self, first: Any, more: Iterator[Any]) -> None:
         super().__init__((first,))
@@ -247,7 +250,7 @@ class _Series(list[Any]):
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON has no form of as one that it has. Raises ValueError."""
+    """Convert a value that JSON has no type for. Raises ValueError."""
     if isinstance(value, Iterator):
         for first in value:
             return _Series(first, value)
@@ -261,10 +264,11 @@ def _plain(value: Any) -> Any:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
-def text_of(value: Any, most: int = sys.maxsize) -> str:
-    """A result as text: texts as they are, anything else as JSON. Raises ValueError.
+def result_text(value: Any, most: int = sys.maxsize) -> str:
+    """Return a function's result as text: a text as it is, anything else as JSON.
 
-    Not much more than ``most`` characters are made of it, however large it is.
+    JSON is written until it has ``most`` characters, however large the result is. Raises ValueError
+    for a result that cannot be JSON.
     """
     if isinstance(value, str):
         return value
@@ -280,12 +284,12 @@ def text_of(value: Any, most: int = sys.maxsize) -> str:
 
 
 def error_text(message: str, **more: object) -> str:
-    """A failure, as the model is told of it."""
+    """Return the result that tells the model of a failure, a JSON object with ``error``."""
     return json.dumps({"error": message, **more}, ensure_ascii=False)
 
 
 def bounded(text: str, limit: int) -> str:
-    """At most ``limit`` characters, and a note behind them where more were there."""
+    """Return the first ``limit`` characters of a text, and a note if that is not all."""
     if len(text) <= limit:
         return unicode_of(text)
     return f"{unicode_of(text[:limit])}\n[cut: only the first {limit} characters are shown]"
@@ -293,40 +297,44 @@ def bounded(text: str, limit: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that the model wants run; ``arguments`` is its JSON text, checked or not."""
+    """A call of a function by the model (``function_call`` item).
+
+    Questions to services have one, too: see :class:`ToolRunner`.
+    """
 
     call_id: str
     name: str
     arguments: str
+    """JSON text of the model, checked or not."""
     call: str
-    """The telephone call, by the id that logs and records have."""
+    """Id of the telephone call."""
     route: str = ""
     caller: str = ""
     """SIP URI."""
     called: str = ""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     traceparent: str = ""
-    """Field of that name (W3C Trace Context) for what is asked of others; empty for none."""
+    """Header field for requests to services (W3C Trace Context); empty for none."""
     control: CallControl | None = None
-    """Ways for the function to act on the call meanwhile; from the event loop only."""
+    """Requests of the function to the call; from the event loop only."""
 
     @property
     def trace_headers(self) -> dict[str, str]:
-        """Header fields by which a service can put what it does into the call's trace."""
+        """Header fields that put the work of a service into the call's trace."""
         return {"traceparent": self.traceparent} if self.traceparent else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The operator's application is asked whether a tool may be used."""
+    """A question to the operator's service whether a tool call may run."""
 
     request: ToolCall
     rule: int
-    """Index of the route's rule that asks, from 0."""
+    """Index, from 0, of the route's approval rule."""
 
 
 class ContentService(Protocol):
-    """A service that is asked whether words may be said."""
+    """A guardrail's service, which decides whether words may be said."""
 
     @property
     def name(self) -> str: ...
@@ -339,7 +347,7 @@ class ContentService(Protocol):
 
 
 class DigitsService(Protocol):
-    """A service that takes sensitive digits, and gives a token for them."""
+    """A service that stores sensitive digits and returns a token for them."""
 
     @property
     def url(self) -> str: ...
@@ -350,18 +358,22 @@ class DigitsService(Protocol):
 
 
 class ToolRunner(Protocol):
-    """Runs functions. Every call has a deadline in the machine; what comes later is dropped."""
+    """Runs functions and asks services.
+
+    Methods return at once; ``done`` is called on the event loop. The state machine has a deadline
+    for each call, and drops a later result.
+    """
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Begin, and return at once; ``done`` is called on the event loop, with text for the model.
-
-        Failures are texts too: a model can make something of them.
-        """
+        """Run a function; ``done`` gets its result, or its failure, as text for the model."""
 
     def check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Ask whether words may be said; ``done`` is called as for ``ask``, None for no answer."""
+        """Ask whether the speaker ``call.name`` may say ``call.arguments``.
+
+        ``done`` gets the answer, None if there is none, and the reason.
+        """
 
     def store(
         self,
@@ -370,17 +382,16 @@ class ToolRunner(Protocol):
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Hand digits of the kind ``call.name`` to a service; ``done`` is called on the event loop,
-        with what the model may know."""
+        """Store digits of the kind ``call.name``; ``done`` gets the result for the model."""
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask the operator; ``done`` is called on the event loop, with the answer and a reason."""
+        """Ask for an approval; ``done`` gets the answer and a reason."""
 
 
 Run = Callable[[ToolCall, dict[str, Any]], Awaitable[str]]
-"""Takes the call and its checked arguments; returns the text for the model, or raises ToolError.
+"""Runs a function with the checked arguments of a call; returns the text for the model.
 
-It is cancelled at its deadline.
+Raises ToolError. It is cancelled at its deadline.
 """
 
 
@@ -394,12 +405,12 @@ class Function:
     """JSON Schema of the arguments."""
     run: Run
     timeout: float
-    """Deadline."""
+    """Deadline (s)."""
     max_result_chars: int
     """Characters of its result that the model gets."""
     waiting: Waiting = field(default_factory=Waiting)
     approval: bool = False
-    """Whether it needs a rule that approves it."""
+    """Whether it runs only if an approval rule allows it."""
 
     def definition(self) -> dict[str, Any]:
         """Return the entry of the session object (GA ``tools``)."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""HTTP services of the operator: tools that are requests, and questions before a tool runs or words
-are said.
+"""HTTP services of the operator: webhook tools, approvals, content checks, storage of digits.
 
 One client for all; a request is sent again only where it cannot be carried out twice, and answers
 are bounded in size.
@@ -41,25 +40,26 @@ if TYPE_CHECKING:
 log = structlog.get_logger("tools")
 
 SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
-"""Methods that may be sent again (RFC 9110 section 9.2.2)."""
+"""Idempotent methods, which may be sent again (RFC 9110 section 9.2.2)."""
 
-WORTH_IT = frozenset({429, 502, 503, 504})
-"""Statuses that another try may mend."""
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+"""Statuses after which a request is sent again."""
 
 MAX_BODY = 1024 * 1024
 """Bytes read of an answer; the model gets less of it."""
 
 PARTS_A_TURN = 50
-"""Chunks of a body that are taken before others have their turn."""
+"""Chunks of a body that are read before other tasks have their turn."""
 
 MAX_COMPACTED = 64 * 1024
-"""Characters of an answer whose white space is taken out; the model gets less of a larger one."""
+"""Characters of an answer up to which its white space is removed; of a larger one the model gets
+only the beginning."""
 
 MAX_DETAIL = 500
 """Characters of a failure's body that the model is told."""
 
 _WINDOWS = {"": None, "identity": None, "gzip": 31, "x-gzip": 31, "deflate": 15}
-"""Content codings that are read (RFC 9110 section 8.4.1), as zlib's window bits."""
+"""Content codings that are decoded (RFC 9110 section 8.4.1), with zlib's ``wbits``."""
 
 FIRST_PAUSE = 0.25
 """Seconds before the second try; each further pause is twice as long."""
@@ -70,21 +70,22 @@ MAX_PAUSE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; nothing of it but method and host may be logged."""
+    """A request. Only its method and host may be logged."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Any = None
-    """Sent as JSON, where it is not None."""
+    """Sent as JSON if it is not None."""
     retries: int = 0
+    """Further tries after the first."""
     again: bool = False
-    """Whether any method may be retried: the service knows the request by its Idempotency-Key."""
+    """Whether the service takes this request twice without harm, whatever its method."""
 
     @property
     def whole_url(self) -> str:
-        """The URL with the query added to what it has already."""
+        """The URL with :attr:`query` added to its own."""
         if not self.query:
             return self.url
         return f"{self.url}{'&' if '?' in self.url else '?'}{urlencode(self.query)}"
@@ -97,17 +98,18 @@ class Request:
 
 @cache
 def public_authorities() -> ssl.SSLContext:
-    """A context that trusts the public authorities, for all clients: reading them takes 20 ms."""
+    """Return a TLS context with the public authorities, made once, since that takes 20 ms."""
     import httpx
 
     return httpx.create_ssl_context(trust_env=False)
 
 
 class HttpClient:
-    """Owns the connections. Belongs to the event loop.
+    """HTTP client with a limit of connections, half of it for one service. On the event loop.
 
     Args:
-        ca: a file of authorities that are trusted beside the public ones.
+        proxy: URL; None connects directly.
+        ca: PEM file of authorities that are trusted beside the public ones.
     """
 
     def __init__(
@@ -142,9 +144,10 @@ class HttpClient:
         await self._client.aclose()
 
     async def send(self, request: Request) -> str:
-        """The body of a 2xx answer, as text. To be called under a deadline.
+        """Send a request, again where it may be; return the body of a 2xx answer as text.
 
-        Raises ToolError for everything else, in words that hold no part of URL or headers.
+        The caller sets the deadline. Raises ToolError otherwise, whose text has no part of the URL
+        but the host, and no header.
         """
         pause = FIRST_PAUSE
         for left in range(request.retries, -1, -1):
@@ -162,9 +165,9 @@ class HttpClient:
         raise AssertionError("unreachable")
 
     async def _once(self, request: Request) -> str:
-        """Send one request and return the answer's text.
+        """Send a request once; return the body of a 2xx answer as text.
 
-        Raises ToolError, and _AgainError where another attempt may help.
+        Raises ToolError, or _AgainError if it may be sent again.
         """
         import httpx
 
@@ -199,13 +202,13 @@ class HttpClient:
         said = f"the service answered {response.status_code}"
         if text.strip():
             said += f": {' '.join(text.split())[:MAX_DETAIL]}"
-        if response.status_code in WORTH_IT and request.repeatable:
+        if response.status_code in RETRIED_STATUSES and request.repeatable:
             raise _AgainError(said, _retry_after(response))
         raise ToolError(said)
 
 
 class _AgainError(Exception):
-    """Another try may help, after so many seconds if that was said."""
+    """A request failed and may be sent again, ``after`` seconds if the service has said so."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -213,10 +216,11 @@ class _AgainError(Exception):
 
 
 async def read_answer(response: httpx.Response) -> tuple[str, bool]:
-    """Return the body as text, and whether that is all of it. Raises ToolError.
+    """Return the body as text, and True; or "" and False if it exceeds ``MAX_BODY``.
 
     A small body that is compressed may become a very large one: it is decompressed here, where the
-    bound holds for what comes out, and not by the client, which does it packet by packet.
+    bound holds for what comes out, and not by the client, which does it packet by packet. Raises
+    ToolError for a body that cannot be decompressed.
     """
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in _WINDOWS:
@@ -243,6 +247,7 @@ async def read_answer(response: httpx.Response) -> tuple[str, bool]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds of ``Retry-After``, ``MAX_PAUSE`` at most; None without a number."""
     value = response.headers.get("retry-after", "").strip()
     if not (value.isascii() and value.isdigit()):
         return None
@@ -257,7 +262,7 @@ def _host(url: str) -> str:
 
 
 def compact(text: str) -> str:
-    """JSON without its white space, which costs tokens; other text as it is."""
+    """Return JSON without its white space, which costs tokens; other text as it is."""
     if len(text) > MAX_COMPACTED:
         return text
     try:
@@ -280,7 +285,7 @@ class Webhook:
     url: Callable[[Mapping[str, str], Mapping[str, str]], str] = field(compare=False)
     """Returns the URL for a call's variables and the model's arguments, both percent-encoded."""
     in_url: frozenset[str]
-    """Arguments that stand in the URL, and are not sent a second time."""
+    """Arguments that are in the URL, and are not sent in query or body, too."""
     headers: Mapping[str, str] = field(repr=False)
     timeout: float
     retries: int
@@ -290,6 +295,7 @@ class Webhook:
 
 
 def function_of(hook: Webhook, client: HttpClient) -> Function:
+    """Return the function that sends a webhook tool's request."""
     return Function(
         name=hook.name,
         description=hook.description,
@@ -306,7 +312,7 @@ async def _run(hook: Webhook, client: HttpClient, call: ToolCall, given: dict[st
 
 
 def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Request:
-    """The request for these arguments; those that stand in the URL are not sent a second time."""
+    """Return a webhook tool's request for the model's arguments."""
     rest = {name: value for name, value in given.items() if name not in hook.in_url}
     body = hook.method in WITH_BODY
     return Request(
@@ -334,13 +340,14 @@ def _all_quoted(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def _quoted(value: object) -> str:
+    """Return a value percent-encoded for any place in a URL."""
     # A dot segment would be taken out of the path, and what is before it, too.
     text = quote(_text(value), safe="")
     return text.replace(".", "%2E") if set(text) <= {"."} else text
 
 
 def _header(value: str) -> str:
-    """Return a call id as a header value: callers may have put anything into it."""
+    """Return an id as a header value: printable ASCII, 256 characters at most."""
     return "".join(char for char in value if " " < char < "\x7f")[:256]
 
 
@@ -350,7 +357,7 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Service that one rule asks, with its deadline (s)."""
+    """Service that decides on approvals of one rule; ``timeout`` is its deadline (s)."""
 
     url: str
     timeout: float
@@ -358,26 +365,14 @@ class Operator:
 
 
 async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[bool, str]:
-    """Return whether the call is approved, and the reason. The caller sets the deadline."""
-    body = {
-        "call": call.call,
-        "route": call.route,
-        "caller": call.caller,
-        "called": call.called,
-        "tool": call.name,
-        "arguments": _arguments(call.arguments),
-    }
-    # Somebody is asked: twice is only more ringing, and nothing is done by it.
-    headers = {**call.trace_headers, **operator.headers}
-    request = Request("POST", operator.url, headers, body=body, retries=1, again=True)
-    try:
-        answer = json_of(await client.send(request))
-    except ToolError:
-        return False, "nobody could be asked"
-    except ValueError:
-        return False, "the answer was not understood"
-    if not isinstance(answer, dict):
-        return False, "the answer was not understood"
+    """Ask a service whether a tool call may run; return its answer and the reason.
+
+    The caller sets the deadline.
+    """
+    asked = {"tool": call.name, "arguments": _arguments(call.arguments)}
+    answer = await _ask(client, operator, call, asked, retries=1)
+    if isinstance(answer, str):
+        return False, answer
     reason = answer.get("reason")
     return answer.get("approve") is True, str(reason)[:MAX_REASON] if reason else ""
 
@@ -390,44 +385,57 @@ def _arguments(text: str) -> Any:
 
 
 Verdict = tuple[bool | None, str]
-"""None: no answer, or none that is understood."""
+"""Whether words may be said, None without an answer that is understood; and the reason."""
 
 
 async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) -> Verdict:
-    """Return whether ``call.name`` may say ``call.arguments``, within the rule's timeout."""
-    body = {
-        "call": call.call,
-        "route": call.route,
-        "caller": call.caller,
-        "called": call.called,
-        "who": call.name,
-        "text": call.arguments,
-    }
+    """Ask a guardrail's service whether ``call.name``, a speaker, may say ``call.arguments``."""
     try:
         async with asyncio.timeout(rule.timeout):
-            headers = {**call.trace_headers, **rule.headers}
-            text = await client.send(Request("POST", rule.url, headers, body=body, again=True))
-        answer = json_of(text)
+            answer = await _ask(client, rule, call, {"who": call.name, "text": call.arguments})
     except TimeoutError:
         return None, "too late"
-    except ToolError:
-        return None, "nobody could be asked"
-    except ValueError:
-        return None, "the answer was not understood"
-    allow = answer.get("allow") if isinstance(answer, dict) else None
+    if isinstance(answer, str):
+        return None, answer
+    allow = answer.get("allow")
     if not isinstance(allow, bool):
-        return None, "the answer was not understood"
+        return None, NOT_UNDERSTOOD
     return allow, str(answer.get("reason") or "")[:MAX_REASON]
 
 
+NOT_UNDERSTOOD = "the answer was not understood"
+
+
+async def _ask(
+    client: HttpClient,
+    service: Operator | ContentService,
+    call: ToolCall,
+    asked: Mapping[str, Any],
+    retries: int = 0,
+) -> Mapping[str, Any] | str:
+    """POST a question about a call; return the object in the answer, or why there is none."""
+    facts = {"call": call.call, "route": call.route, "caller": call.caller, "called": call.called}
+    headers = {**call.trace_headers, **service.headers}
+    body = {**facts, **asked}
+    # Nothing is done by a question: asked twice, it only rings twice.
+    request = Request("POST", service.url, headers, body=body, retries=retries, again=True)
+    try:
+        answer = json_of(await client.send(request))
+    except ToolError:
+        return "nobody could be asked"
+    except ValueError:
+        return NOT_UNDERSTOOD
+    return answer if isinstance(answer, dict) else NOT_UNDERSTOOD
+
+
 LONG_ENTRY = 8
-"""Digits that stand in a token by no chance."""
+"""Number of digits that are in a token by no chance."""
 MAX_TOKEN = 256
 """Characters of a token in place of digits."""
 
 
-def _tells(token: str, digits: str) -> bool:
-    """Whether a token has the digits in it, grouped or not; few may stand there by chance."""
+def _reveals(token: str, digits: str) -> bool:
+    """Whether a token contains the digits, grouped or not, and not by chance."""
     there = "".join(filter(str.isdigit, token))
     return digits in there if len(digits) >= LONG_ENTRY else digits == there
 
@@ -435,9 +443,10 @@ def _tells(token: str, digits: str) -> bool:
 async def store_digits(
     client: HttpClient, service: DigitsService, call: ToolCall, digits: str
 ) -> dict[str, Any]:
-    """POST digits of the kind ``call.name``; returns what the model may know.
+    """Send digits of the kind ``call.name`` to a service; return the result for the model.
 
-    Neither what the service says of a failure nor a token that has the digits in it is passed on.
+    The result has the service's token, or the status ``failed`` with a reason of ours. Neither the
+    service's words about a failure nor a token that reveals the digits is passed on.
     """
     kind = call.name
     body = {"call": call.call, "route": call.route, "kind": kind, "digits": digits}
@@ -451,11 +460,11 @@ async def store_digits(
     except (ToolError, ValueError):
         return {**failed, "reason": "the service that takes the digits did not take them"}
     token = answer.get("token") if isinstance(answer, dict) else None
-    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN or _tells(token, digits):
+    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN or _reveals(token, digits):
         return {**failed, "reason": "the service that takes the digits gave no token"}
     told = {"status": "stored", "kind": kind, "token": token, "digits": len(digits)}
     return {**told, "last_four": digits[-4:]} if len(digits) >= SHOW_LAST_FOUR else told
 
 
 SHOW_LAST_FOUR = 12
-"""Digits of an entry from which its last four are told; of a shorter one they say too much."""
+"""Digits of an entry whose last four the model gets; of a shorter one they tell too much."""

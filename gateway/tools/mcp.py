@@ -258,7 +258,7 @@ class McpServer:
             raise ToolError("the connection to the server of this tool is lost") from None
         finally:
             self._running -= 1
-        return text_of(result)
+        return _result_text(result)
 
 
 def _error_name(error: BaseException) -> str:
@@ -268,7 +268,7 @@ def _error_name(error: BaseException) -> str:
     return type(error).__name__
 
 
-def text_of(result: Any) -> str:
+def _result_text(result: Any) -> str:
     """Return a ``CallToolResult`` as text for the model; an image or a sound is only mentioned.
 
     Raises ToolError if the result says that the tool failed (``isError``).

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tools in Python: the module that ``tools.module`` names is imported once and read; coroutines
-run on the event loop, all other functions in threads."""
+"""Tools in Python: the functions of the module ``tools.module``. Coroutines run on the event loop,
+other functions on threads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from typing import Any
 import structlog
 
 from gateway.tasks import is_being_cancelled
-from gateway.tools.functions import MARK, Call, Function, Options, ToolCall, ToolError, text_of
+from gateway.tools.functions import MARK, Call, Function, Options, ToolCall, ToolError, result_text
 from gateway.tools.schema import NAME, Signature, SignatureError
 
 
 class ToolModuleError(Exception):
-    """The module cannot be used. ``file`` and ``line`` (from 1) are None when it is not there."""
+    """A module of tools cannot be used; ``file`` is None if there is none. ``line`` is from 1."""
 
     def __init__(self, message: str, file: Path | None = None, line: int = 1) -> None:
         super().__init__(message)
@@ -56,10 +56,10 @@ _loaded: dict[tuple[str, Path], Mapping[str, PythonTool]] = {}
 def python_tools(
     name: str, folder: Path, reserved: Collection[str] = ()
 ) -> Mapping[str, PythonTool]:
-    """The tools of a module (``hotel.tools``), or of a file (``tools.py``, from ``folder``).
+    """Import a module (``hotel.tools``) or a file (``tools.py``, in ``folder``); return its tools.
 
-    What is marked with ``@tool`` is a tool; in a module that marks nothing, each public function
-    that it defines and documents. None may have a ``reserved`` name. The code runs once in a
+    Tools are the functions with ``@tool``; without any, each public function that the module
+    defines and documents. None may have a ``reserved`` name. A module is imported once in a
     process. Raises ToolModuleError.
     """
     key = (name, folder)
@@ -69,7 +69,7 @@ def python_tools(
 
 
 def _imported(name: str, folder: Path) -> ModuleType:
-    """Import a module by name, or a file of the tools' folder. Raises ToolModuleError."""
+    """Import a module by name, or a file in ``folder``. Raises ToolModuleError."""
     path = folder / Path(name).expanduser() if name.endswith(".py") else None
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # for what the module imports beside itself
@@ -89,12 +89,12 @@ def _imported(name: str, folder: Path) -> ModuleType:
     except BaseException as error:  # whatever it does when imported, an exit too
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise _fault(error, name) from error
+        raise _import_error(error, name) from error
     return module
 
 
-def _fault(error: BaseException, name: str) -> ToolModuleError:
-    """Return the error of a module that cannot be imported, with file and line."""
+def _import_error(error: BaseException, name: str) -> ToolModuleError:
+    """Return an error of the import with the line, of the module itself, that led to it."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return ToolModuleError(f"{error.msg}", Path(error.filename), error.lineno or 1)
@@ -130,30 +130,33 @@ def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, Python
     for function in dict.fromkeys(chosen):
         one = _tool_of(function, reserved)
         if one.name in tools:
-            raise _at(function, f"the name {one.name!r} is used twice")
+            raise _error_at(function, f"the name {one.name!r} is used twice")
         tools[one.name] = one
     return tools
 
 
 def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> PythonTool:
-    """Return a function as a tool. Raises ToolModuleError."""
+    """Return the tool of a function. Raises ToolModuleError."""
     options = getattr(function, MARK, Options())
     name = options.name or function.__name__
     if not NAME.fullmatch(name):
-        raise _at(function, f"{name!r}: a tool's name has 1 to 64 letters, digits, _ and -")
+        raise _error_at(function, f"{name!r}: a tool's name has 1 to 64 letters, digits, _ and -")
     if name in reserved:
-        raise _at(function, f"{name!r} is the name of a built-in tool")
+        raise _error_at(function, f"{name!r} is the name of a built-in tool")
     try:
         signature = Signature(function)
     except SignatureError as error:
-        raise _at(function, f"{function.__name__}: {error}") from None
+        raise _error_at(function, f"{function.__name__}: {error}") from None
     description = options.description or signature.summary
     if not description:
-        raise _at(function, f"{function.__name__}: has no docstring, which the model is to read")
+        raise _error_at(
+            function, f"{function.__name__}: has no docstring, which the model is to read"
+        )
     return PythonTool(name, description, function, signature, options)
 
 
-def _at(function: Callable[..., object], message: str) -> ToolModuleError:
+def _error_at(function: Callable[..., object], message: str) -> ToolModuleError:
+    """Return an error with file and line of a function."""
     code = inspect.unwrap(function).__code__
     return ToolModuleError(message, Path(code.co_filename), code.co_firstlineno)
 
@@ -162,25 +165,26 @@ log = structlog.get_logger("tools")
 
 
 class Threads:
-    """Runs functions that block, so many at a time. Belongs to the event loop.
+    """Runs blocking functions on threads, ``limit`` at a time. Lives on the event loop.
 
-    Threads are made for one function each, and are no reason for the process to stay: one that
-    never returns must not keep the gateway from ending, as those of an executor do.
+    Each function has a daemon thread of its own: one that never returns must not keep the process
+    from ending, as the threads of an executor do.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = asyncio.Semaphore(limit)
         self.running = 0
+        """Number of threads."""
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Wait for a thread, then for the function; what it raises is raised here."""
+        """Run a function on a thread, once one is free; return or raise what it does."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Any] = loop.create_future()
         self.running += 1
 
-        def told(value: Any, error: BaseException | None) -> None:
+        def finish(value: Any, error: BaseException | None) -> None:
             self.running -= 1
             self._free.release()
             if result.cancelled():
@@ -199,7 +203,7 @@ class Threads:
                 if isinstance(error, StopIteration):
                     failure = RuntimeError("StopIteration")
             try:
-                loop.call_soon_threadsafe(told, value, failure)
+                loop.call_soon_threadsafe(finish, value, failure)
             except RuntimeError:
                 return  # the loop is closed: the process ends
 
@@ -216,7 +220,7 @@ class Threads:
 def function_of(
     tool: PythonTool, threads: Threads, timeout: float, max_result_chars: int
 ) -> Function:
-    """The function of a tool; ``timeout`` (s) is for one that names no deadline itself."""
+    """Return the function that runs a tool; ``timeout`` (s) is for one without its own."""
     return Function(
         name=tool.name,
         description=tool.description,
@@ -231,7 +235,7 @@ def function_of(
 async def _run(
     tool: PythonTool, threads: Threads, most: int, request: ToolCall, given: dict[str, Any]
 ) -> str:
-    """Call the function, on a thread unless it is a coroutine; ``most``: characters of interest.
+    """Run a tool and return its result as text, of which ``most`` characters are wanted.
 
     Raises ToolError.
     """
@@ -245,7 +249,7 @@ async def _run(
             result = await threads.run(partial(tool.function, **values))
             if inspect.isawaitable(result):  # a coroutine function behind a decorator
                 result = await result
-        return text_of(result, most)
+        return result_text(result, most)
     except ToolError:
         raise
     except BaseException as error:  # an exit, too: it is the function's, not the process's
@@ -257,7 +261,7 @@ async def _run(
 
 
 def _call_of(request: ToolCall) -> Call:
-    """Return what a function sees of its call, usable on any thread."""
+    """Return the :class:`Call` for a tool, usable on any thread."""
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
     def on_loop(ask: Callable[[], None]) -> None:

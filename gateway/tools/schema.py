@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""JSON Schema of a function's arguments: made of a Python signature, and checked against."""
+"""JSON Schema of a function's parameters: made from a Python signature; arguments checked by it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Names of functions that the realtime API accepts."""
 
 MAX_ARGUMENTS = 64 * 1024
-"""Characters; a model that writes more than its own output limit allows is no model."""
+"""Characters of arguments, more than a model's own limit of output."""
 
 
 MAX_SCHEMA = 32 * 1024
 """Bytes of a schema as JSON, one of an MCP server's included."""
 
 MAX_STEPS = 5_000
-"""Keywords looked at for one set of arguments: schemas may refer to themselves, twice each time."""
+"""Keywords that may be evaluated for one set of arguments: schemas may refer to themselves, so that
+the number doubles each time."""
 
 _STEPS_OF_REF = 20
-"""A reference is looked for in the whole schema."""
+"""Steps that a reference counts: it is looked up in the whole schema."""
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise ValueError where this is no JSON Schema of a function's parameters."""
+    """Check the JSON Schema of a function's parameters.
+
+    Raises ValueError, whose text goes on after the name of the schema ("is too large: …").
+    """
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -58,14 +62,14 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 MAX_WORDS = 500
-"""Characters of a message about a schema."""
+"""Characters of an error about a schema."""
 
 
-def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
-    """The model's arguments (JSON text) as an object that the schema allows.
+def parse_arguments(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
+    """Parse the model's arguments (JSON text), and check them by a function's schema.
 
-    The schema may be a stranger's, and so may the arguments: patterns are RE2's, and what takes too
-    many steps is refused. Raises ToolError with up to five mistakes, each with where it is.
+    Neither schema nor arguments are trusted: patterns are RE2's, and evaluation ends after
+    ``MAX_STEPS``. Raises ToolError with up to five mistakes, each with its path.
     """
     from referencing import Registry
 
@@ -87,7 +91,7 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
         raise ToolError(f"the schema of this function is not usable: {said}") from None
     if found:
         first = sorted(found, key=lambda error: [str(part) for part in error.absolute_path])[:5]
-        raise ToolError("; ".join(_words(error) for error in first))
+        raise ToolError("; ".join(_error_text(error) for error in first))
     return given
 
 
@@ -95,11 +99,12 @@ MAX_ERRORS = 100
 
 
 class _Steps(threading.local):
-    """What is left for the arguments that a thread checks now."""
+    """Steps that are left for the arguments that a thread checks now."""
 
     left = 0
 
     def take(self, count: int = 1) -> None:
+        """Count steps. Raises ValueError when none are left."""
         self.left -= count
         if self.left < 0:
             raise ValueError("it takes too long to check")
@@ -110,7 +115,7 @@ _steps = _Steps()
 
 @cache
 def _validator() -> Any:
-    """Make the validator whose keywords all take a bounded time."""
+    """Return a validator class of JSON Schema 2020-12 whose keywords count their steps."""
     from jsonschema import Draft202012Validator, ValidationError, validators
 
     known = Draft202012Validator.VALIDATORS
@@ -177,7 +182,7 @@ def _validator() -> Any:
 
 
 def _found(pattern: str, text: str) -> bool:
-    """Whether a pattern is found; one that RE2 does not know is left to the function itself."""
+    """Whether a pattern matches anywhere; True for one that RE2 does not know."""
     compiled = _compiled(pattern)
     return compiled is None or compiled.search(text) is not None
 
@@ -194,7 +199,8 @@ def _compiled(pattern: str) -> Any:
         return None
 
 
-def _words(error: SchemaMismatch) -> str:
+def _error_text(error: SchemaMismatch) -> str:
+    """Return path and message of the deepest mistake behind a failed check."""
     from jsonschema.exceptions import best_match
 
     deeper = best_match(error.context) if error.context else None
@@ -211,15 +217,15 @@ class SignatureError(Exception):
 
 
 class Signature:
-    """Parameters of a function: ``parameters`` is its JSON Schema.
+    """Parameters of a Python function, as the JSON Schema :attr:`parameters`.
 
     Raises SignatureError for a parameter without a type, or with one that has no schema.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
-        self.summary, told = described(inspect.getdoc(function) or "")
+        self.summary, told = docstring_parts(inspect.getdoc(function) or "")
         self.call_name: str | None = None
-        """The parameter that gets the :class:`gateway.tools.functions.Call`."""
+        """Name of the parameter that gets the :class:`gateway.tools.functions.Call`."""
         self._model = self._model_of(function, told)
         try:
             schema = self._model.model_json_schema()
@@ -229,7 +235,7 @@ class Signature:
         self.parameters.setdefault("properties", {})
 
     def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments in the types of the signature. Raises ToolError, with what is wrong."""
+        """Return arguments converted to the types of the signature. Raises ToolError."""
         try:
             given = self._model.model_validate(arguments)
         except ValidationError as error:
@@ -243,7 +249,10 @@ class Signature:
     def _model_of(
         self, function: Callable[..., object], told: Mapping[str, str]
     ) -> type[BaseModel]:
-        """Return a model of a function's parameters. Raises SignatureError."""
+        """Return a pydantic model of a function's parameters, described by ``told``.
+
+        Raises SignatureError.
+        """
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except Exception as error:
@@ -271,7 +280,7 @@ class Signature:
 
 
 class _Described:
-    """Adds a description where the type itself brings none."""
+    """Annotation that describes a parameter whose type has no description."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -283,8 +292,8 @@ class _Described:
         return schema
 
 
-def described(doc: str) -> tuple[str, dict[str, str]]:
-    """The words before ``Args:`` on one line for each paragraph, and those of each argument."""
+def docstring_parts(doc: str) -> tuple[str, dict[str, str]]:
+    """Return a docstring's text before ``Args:``, each paragraph on a line, and its arguments'."""
     head, _, rest = re.sub(r"\n(Returns|Raises|Yields):\n.*", "", doc, flags=re.DOTALL).partition(
         "\nArgs:\n"
     )
@@ -302,7 +311,10 @@ def described(doc: str) -> tuple[str, dict[str, str]]:
 
 
 def _untitled(value: Any, *, names: bool = False) -> Any:
-    """Without the titles that pydantic makes of names; ``names``: the keys are properties."""
+    """Return a schema without the titles that pydantic makes from names.
+
+    With ``names``, the keys of ``value`` are names of properties, and stay.
+    """
     if isinstance(value, dict):
         return {
             key: _untitled(inner, names=key in ("properties", "$defs") and not names)

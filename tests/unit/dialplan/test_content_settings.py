@@ -14,7 +14,7 @@ from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.route_tools import content_plan
 from gateway.tools import http
-from gateway.tools.functions import MAX_BYTES, ImageError, ToolCall, checked, data_uri
+from gateway.tools.functions import MAX_BYTES, ImageError, ToolCall, checked_data_uri, data_uri
 from gateway.tools.http import HttpClient
 from tests.support.http_service import Answer, http_service
 
@@ -173,11 +173,11 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 )
 def test_what_is_no_image_is_refused(uri: str, why: str) -> None:
     with pytest.raises(ImageError, match=why):
-        checked(uri)
+        checked_data_uri(uri)
 
 
 def test_images_are_known_by_their_bytes() -> None:
-    assert checked(data_uri(PNG)) == data_uri(PNG)
+    assert checked_data_uri(data_uri(PNG)) == data_uri(PNG)
     assert data_uri(b"\xff\xd8\xff" + bytes(9)).startswith("data:image/jpeg;base64,")
     with pytest.raises(ImageError, match="neither PNG nor JPEG"):
         data_uri(b"GIF89a")

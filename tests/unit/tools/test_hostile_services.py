@@ -21,7 +21,7 @@ from gateway.planning.route_tools import tool_executor
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolError
 from gateway.tools.http import MAX_BODY, HttpClient, Request
-from gateway.tools.schema import MAX_SCHEMA, check_schema, parsed
+from gateway.tools.schema import MAX_SCHEMA, check_schema, parse_arguments
 from tests.support.harness import eventually
 from tests.unit.tools.test_mcp import config_of, use
 
@@ -184,10 +184,10 @@ def test_a_schema_is_checked_in_bounded_time(
     schema = {"type": "object"} | schema
     check_schema(schema)
     if not words:
-        assert parsed(schema, json.dumps(given)) == given
+        assert parse_arguments(schema, json.dumps(given)) == given
         return
     with pytest.raises(ToolError) as caught:
-        parsed(schema, json.dumps(given))
+        parse_arguments(schema, json.dumps(given))
     assert words in str(caught.value)
 
 
