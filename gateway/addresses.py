@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -104,17 +105,66 @@ def is_name(host: str) -> bool:
     return bool(host) and address_of(host) is None
 
 
+class Lookups:
+    """Runs blocking look-ups on daemon threads, for which the process's end does not wait.
+
+    Used on the event loop.
+
+    Args:
+        most: look-ups at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._underway: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    def start(
+        self, key: tuple[Any, ...], look_up: Callable[..., Any]
+    ) -> asyncio.Future[Any] | None:
+        """Call ``look_up(*key)``, a host name first; return the future of its result.
+
+        A call with the key of a look-up under way returns the future of that one. None where there
+        are too many.
+        """
+        found = self._underway.get(key)
+        if found is not None or len(self._underway) >= self._most:
+            return found
+        loop = asyncio.get_running_loop()
+        future = self._underway[key] = loop.create_future()
+        # Whoever asked may have given up: then nobody takes the error.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        def finish(result: Any, error: Exception | None) -> None:
+            del self._underway[key]
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = look_up(*key)
+            except Exception as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(finish, result, error)
+
+        threading.Thread(target=run, name=f"look up {str(key[0])[:40]}", daemon=True).start()
+        return future
+
+
 class LookupLoop(asyncio.SelectorEventLoop):
-    """An event loop that resolves each host name on a thread of its own.
+    """An event loop that resolves host names by :class:`Lookups`.
 
     asyncio uses its default executor, whose few threads also write files: with a name server that
-    does not answer, records would wait for it, and so would the end of the process. Look-ups of one
-    name share a thread; more than :data:`MAX_LOOKUPS` raise ``socket.gaierror``.
+    does not answer, records would wait for it, and so would the end of the process. More than
+    :data:`MAX_LOOKUPS` at a time raise ``socket.gaierror``.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._lookups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+        self._lookups = Lookups(MAX_LOOKUPS)
 
     async def getaddrinfo(
         self,
@@ -128,34 +178,7 @@ class LookupLoop(asyncio.SelectorEventLoop):
     ) -> Any:
         """Resolve a name. Raises ``socket.gaierror``."""
         key = (host, port, family, type, proto, flags)
-        found = self._lookups.get(key)
+        found = self._lookups.start(key, socket.getaddrinfo)
         if found is None:
-            if len(self._lookups) >= MAX_LOOKUPS:
-                raise socket.gaierror(socket.EAI_AGAIN, "too many names are looked up")
-            found = self._lookups[key] = self.create_future()
-            # Whoever asked may have given up: then nobody takes the error.
-            found.add_done_callback(lambda done: done.cancelled() or done.exception())
-            name = f"look up {str(host)[:40]}"
-            threading.Thread(
-                target=self._resolve, args=(key, found), name=name, daemon=True
-            ).start()
+            raise socket.gaierror(socket.EAI_AGAIN, "too many names are looked up")
         return await asyncio.shield(found)
-
-    def _resolve(self, key: tuple[Any, ...], found: asyncio.Future[Any]) -> None:
-        """Resolve a host name on a thread of its own, sharing a look-up that is under way."""
-        result: Any = []
-        error: Exception | None = None
-        try:
-            result = socket.getaddrinfo(*key)
-        except (OSError, UnicodeError) as raised:
-            error = raised
-
-        def settle() -> None:
-            del self._lookups[key]
-            if error is None:
-                found.set_result(result)
-            else:
-                found.set_exception(error)
-
-        with contextlib.suppress(RuntimeError):  # closed meanwhile
-            self.call_soon_threadsafe(settle)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable, Iterable
 
 import pjsua2 as pj
 import structlog
 
-from gateway.addresses import is_name
+from gateway.addresses import Lookups, is_name
 
 log = structlog.get_logger("sip")
 
@@ -63,12 +62,12 @@ class Names:
         self._resolve = resolve
         self._table = table or (lambda name, found: pj.setNameAddresses(name, found))
         self._known: dict[str, list[str]] = {}
-        self._underway: dict[str, asyncio.Future[bool]] = {}
+        self._lookups = Lookups(MAX_AT_ONCE)
         self._renewal: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Resolve the names of the configuration now and every ``RENEW_SECONDS``."""
-        waits = [self._look_up(name) for name in sorted(self._configured)]
+        waits = [found for name in sorted(self._configured) if (found := self._look_up(name))]
         if waits:
             await asyncio.wait(waits, timeout=START_SECONDS)
             for name in sorted(self._configured - self._known.keys()):
@@ -99,8 +98,10 @@ class Names:
         """Resolve a name within ``LOOKUP_SECONDS``; return whether pjsip can send to it then."""
         if self.needs_no_lookup(host):
             return True
-        done, _ = await asyncio.wait([self._look_up(host)], timeout=LOOKUP_SECONDS)
-        return bool(done) and host in self._known
+        future = self._look_up(host)
+        if future is not None:
+            await asyncio.wait([future], timeout=LOOKUP_SECONDS)
+        return (future is None or future.done()) and host in self._known
 
     def resolve_soon(self, host: str) -> None:
         """Start to resolve a name in the background."""
@@ -114,42 +115,21 @@ class Names:
             for name in sorted(self._configured):
                 self._look_up(name)
 
-    def _look_up(self, name: str) -> asyncio.Future[bool]:
-        """Resolve a name on a thread of its own, at most ``MAX_AT_ONCE`` at a time.
-
-        Returns a future: whether it was resolved. Look-ups of the same name share one.
-        """
-        found = self._underway.get(name)
-        if found is not None:
-            return found
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        if len(self._underway) >= MAX_AT_ONCE:
-            future.set_result(False)
-            return future
-        self._underway[name] = future
-
-        def finished(addresses: list[str]) -> None:
-            self._underway.pop(name, None)
-            if addresses:  # an old answer is better than none
-                self._known.pop(name, None)
-                self._known[name] = addresses
-                self._table(name, addresses)
-                if len(self._known) > MAX_KNOWN + len(self._configured):
-                    oldest = next(one for one in self._known if one not in self._configured)
-                    del self._known[oldest]
-                    self._table(oldest, [])
-            if not future.done():
-                future.set_result(bool(addresses))
-
-        def run() -> None:
-            try:
-                addresses = self._resolve(name)
-            except (OSError, UnicodeError):
-                addresses = []
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(finished, addresses)
-
-        # No executor's thread: the process would wait for it at its end.
-        threading.Thread(target=run, name=f"look up {name[:40]}", daemon=True).start()
+    def _look_up(self, name: str) -> asyncio.Future[list[str]] | None:
+        """Start to resolve a name; None where ``MAX_AT_ONCE`` are under way."""
+        future = self._lookups.start((name,), self._resolve)
+        if future is not None:
+            future.add_done_callback(lambda done: self._on_resolved(name, done))
         return future
+
+    def _on_resolved(self, name: str, done: asyncio.Future[list[str]]) -> None:
+        """Keep the addresses of a name, and give them to pjsip."""
+        if done.cancelled() or done.exception() is not None or not done.result():
+            return  # an old answer is better than none
+        self._known.pop(name, None)
+        self._known[name] = done.result()
+        self._table(name, done.result())
+        if len(self._known) > MAX_KNOWN + len(self._configured):
+            oldest = next(one for one in self._known if one not in self._configured)
+            del self._known[oldest]
+            self._table(oldest, [])
