@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""HTTP API of this process: its paths, joined with calls, records and metrics."""
+"""HTTP API of this process, joined with calls, records and metrics; and calls from pages."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gateway.api.server import ApiServer
 from gateway.api.siblings import Siblings
 from gateway.app.api_commands import call_named
 from gateway.app.applications import Applications
-from gateway.app.browser_calls import BrowserCalls
 from gateway.app.health_checks import HealthChecker
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
+from gateway.audio.codecs import Codec
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
@@ -39,6 +39,8 @@ from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
+from gateway.sip.browser_leg import TRANSPORT, BrowserEnd
+from gateway.sip.leg import Invite
 from gateway.sip.library import bridge_failures, late_beats
 
 if TYPE_CHECKING:
@@ -82,6 +84,98 @@ class RequestKeys:
 
         told = self._shared.run(partial(answer_key, key=key, answer=answer))
         told.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+
+_NUMBER = re.compile(r"\^(\w+)\$")
+
+
+class BrowserCalls:
+    """Calls from pages of the console, as INVITEs to admission. Lives on the event loop.
+
+    Args:
+        files: configuration and dialplan as they are now.
+    """
+
+    def __init__(
+        self,
+        agent: UserAgent,
+        pump: MediaPump,
+        files: Callable[[], tuple[Config, Dialplan]],
+    ) -> None:
+        self._agent = agent
+        self._pump = pump
+        self._files = files
+        self._ends: set[BrowserEnd] = set()
+        self.closes: Counter[str] = Counter()
+        """WebSockets by why they were closed."""
+        self.unread = self.skipped = 0
+        """Frames of 20 ms: that pages did not take in time, and that came too fast to be mixed."""
+
+    @property
+    def limit(self) -> int:
+        """Maximum number of calls at a time."""
+        return self._files()[0].api.browser_calls
+
+    @property
+    def active(self) -> int:
+        """Number of calls in progress."""
+        return len(self._ends)
+
+    def numbers(self) -> list[dict[str, str]]:
+        """Return ``number`` and ``route`` of each enabled route whose ``to`` is one number."""
+        _config, dialplan = self._files()
+        return [
+            {"number": found[1], "route": route.name}
+            for route in dialplan.routes
+            if route.enabled and route.to and (found := _NUMBER.fullmatch(route.to.pattern))
+        ]
+
+    def begin(
+        self,
+        to: str,
+        caller: str,
+        source: str,
+        who: str,
+        tell: Callable[[dict[str, Any]], None],
+        hear: Callable[[], None],
+    ) -> BrowserEnd:
+        """Have admission take an INVITE from ``caller`` to ``to``; return the page's end.
+
+        Args:
+            source: address and port of the browser.
+            who: name of the API token.
+            tell: given what the page is told of the call.
+            hear: called when there is audio for the page.
+        """
+        invite = Invite(
+            sip_call_id="",
+            to_uri=f"sip:{to}@{TRANSPORT}.invalid",
+            from_uri=f"sip:{caller}@{TRANSPORT}.invalid",
+            to_user=to,
+            from_user=caller,
+            from_name="",
+            source=source,
+            headers={},
+            offered=(Codec.PCMU,),
+            attributed_by=f"token {who}",
+            transport=TRANSPORT,
+            there=True,
+        )
+        end = self._agent.take_browser(invite, tell)
+        self._ends.add(end)
+        self._pump.add(end.audio, hear)
+        return end
+
+    def over(self, end: BrowserEnd) -> None:
+        """Free the place of a call whose page has left, and stop its audio."""
+        self._ends.discard(end)
+        self._pump.remove(end.audio)
+        self.skipped += end.skipped
+
+    def closed(self, reason: str, unread: int) -> None:
+        """Count a closed WebSocket by reason, and the frames that its page did not take in time."""
+        self.closes[reason] += 1
+        self.unread += unread
 
 
 @dataclass(eq=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls that an application accepts or rejects, over OpenAI's SIP interface.
+"""OpenAI's interfaces for applications: calls that they accept or reject, and ephemeral keys.
 
 A route with ``[route.application]`` tells its application of a call by a signed webhook
 (``realtime.call.incoming``, or ``live.transport.incoming``) while the INVITE waits. The
@@ -16,34 +16,43 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import httpx
 import structlog
 
-from gateway.api.backend import LIVE_ID, Refusal, not_found
+from gateway.api.backend import LIVE_ID, NoCallError, Refusal, Token, not_found
+from gateway.api.client import RefusedError
 from gateway.app.registry import CallRegistry
+from gateway.audio.codecs import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError
 from gateway.bridge.sideband import SETTLED, Follower, LiveSideband, Sideband, take_out
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import ReferTo
-from gateway.dialplan import Match, Route
+from gateway.config import Config
+from gateway.dialplan import Dialplan, Match, Route
 from gateway.dialplan.route_sections import Application
 from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
+from gateway.planning.call_plan import session_plan
+from gateway.realtime.dialects import GA
+from gateway.realtime.session_object import plain_json
 from gateway.records.webhooks import Endpoint, signature
 from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
 from gateway.tasks import TaskSet
-from gateway.text import unicode_in
-
-if TYPE_CHECKING:
-    from gateway.api.backend import Token
+from gateway.text import json_of, unicode_in
+from gateway.tools.functions import ToolError
+from gateway.tools.http import read_answer
 
 ATTEMPT_SECONDS = 5.0
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds from one attempt to the next; later ones come after the last of these."""
+
+SECRET_SECONDS = 10.0
+"""Deadline of the provider's answer to a request for an ephemeral key."""
 
 PRIVATE = frozenset({"authorization", "proxy-authorization"})
 """Header fields that stay here."""
@@ -384,3 +393,47 @@ def _tools_of(session: Mapping[str, Any], live: bool) -> Sequence[Mapping[str, A
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+async def client_secret(
+    config: Config, dialplan: Dialplan, request: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Create an ephemeral key at the provider, for a browser and the session of a route.
+
+    The answer is the provider's. Raises NoCallError where there is no such route, and RefusedError.
+    """
+    route = next((one for one in dialplan.routes if one.name == request.get("route")), None)
+    if route is None:
+        raise NoCallError(f"there is no route {request.get('route')!r}")
+    plan = session_plan(config, route, Codec.PCMU)
+    if plan.endpoint.dialect is not GA:
+        raise RefusedError("the route's server has no client secrets")
+    session = deepcopy(dict(plan.settings))
+    for way in ("input", "output"):  # a browser negotiates its own
+        session.get("audio", {}).get(way, {}).pop("format", None)
+    own = route.session.get("tools")
+    session.pop("tools", None)
+    if own:  # the gateway's tools are run in calls of the gateway only
+        session["tools"] = own
+    body = {
+        "expires_after": request.get("expires_after"),
+        "session": {"type": "realtime", "model": plan.endpoint.model, **session},
+    }
+    url = plan.endpoint.shown.replace("ws", "http", 1) + "/client_secrets"
+    headers = {**plan.endpoint.request_headers(), "Accept-Encoding": "gzip, deflate"}
+    try:
+        async with (
+            asyncio.timeout(SECRET_SECONDS),
+            httpx.AsyncClient(trust_env=False, timeout=SECRET_SECONDS) as client,
+            client.stream("POST", url, json=plain_json(body), headers=headers) as answer,
+        ):
+            text, _whole = await read_answer(answer)
+            found = json_of(text)
+    except (httpx.HTTPError, TimeoutError, ValueError, ToolError) as error:
+        log.warning("operator.client_secret_failed", error=type(error).__name__)
+        raise RefusedError("the provider gave no answer") from None
+    if not answer.is_success or not isinstance(found, dict) or "value" not in found:
+        told = plan.endpoint.redact(text)[:500]
+        log.warning("operator.client_secret_failed", status=answer.status_code, error=told)
+        raise RefusedError(f"the provider refused it: {answer.status_code}")
+    return found

@@ -17,15 +17,14 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections, explained_refusal
-from gateway.app.api_backend import Api, Readings
+from gateway.app.api_backend import Api, BrowserCalls, Readings
 from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
     OperatorCommands,
     ProcessCommands,
 )
-from gateway.app.applications import Applications
-from gateway.app.browser_calls import BrowserCalls, SecretCommands
+from gateway.app.applications import Applications, client_secret
 from gateway.app.callbacks import CallbackScheduler, Store, function_of
 from gateway.app.canary import Canaries
 from gateway.app.health_checks import HealthChecker, SyntheticCalls
@@ -266,7 +265,7 @@ class Gateway:
         commands = {
             "status": lambda _request: {**self._status(), **state()},
             **DialCommands(self.outbound).commands,
-            **SecretCommands(lambda: (self.config, self._dialplan)).commands,
+            "client_secret": lambda request: client_secret(self.config, self._dialplan, request),
             **operator.commands,
             **ContentCommands(lambda: calls).commands,
             **canaries.commands,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.api.backend import NoCallError
 from gateway.api.client import RefusedError
-from gateway.app.browser_calls import SecretCommands
+from gateway.app.applications import client_secret
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from tests.support.http_service import Answer, http_service
@@ -34,7 +35,7 @@ def commands(folder: Path, url: str) -> Any:
     file = folder / "gateway.toml"
     file.write_text(f'[realtime]\nurl = "{url}/v1/realtime"\napi_key = "{KEY}"\nmodel = "m"\n')
     config, dialplan = load_config(file, {}), load_dialplan(folder / "dialplans", {})
-    return SecretCommands(lambda: (config, dialplan)).commands["client_secret"]
+    return partial(client_secret, config, dialplan)
 
 
 async def test_a_browser_gets_a_key_with_the_session_of_a_route(tmp_path: Path) -> None:
