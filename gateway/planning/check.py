@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +60,26 @@ def load_all(
         except ConfigError as error:
             problems += error.problems
     if config is not None:
-        problems += _keys_missing(config, dialplan)
-        problems += _prices_wrong(config, source)
-        problems += _dialects_wrong(config, dialplan)
-        problems += list(_live_wrong(config, dialplan))
-        problems += _data_late(config, dialplan) + _regions_mixed(config, dialplan)
-        problems += _trunks_missing(config, dialplan)
-        problems += _tool_choices_missing(config, dialplan)
-        problems += _delegates_missing(config, dialplan)
+        problems += chain(
+            _keys_missing(config, dialplan),
+            _prices_wrong(config, source),
+            _dialects_wrong(config, dialplan),
+            _live_wrong(config, dialplan),
+            _data_late(config, dialplan),
+            _regions_mixed(config, dialplan),
+            _trunks_missing(config, dialplan),
+            _tool_choices_missing(config, dialplan),
+            _delegates_missing(config, dialplan),
+            _servers_missing(config, dialplan),
+            _recordings_nowhere(config, dialplan),
+            _recordings_impossible(config, dialplan, source),
+            _applications_wrong(config, dialplan, source),
+            _synthetic_wrong(config, dialplan, source),
+            _callbacks_wrong(config, dialplan),
+            tool_problems(config, dialplan, source.problem(("tools", "module"), "")),
+        )
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
-        problems += _servers_missing(config, dialplan)
-        problems += _recordings_nowhere(config, dialplan)
-        problems += _recordings_impossible(config, dialplan, source)
-        problems += _applications_wrong(config, dialplan, source)
-        problems += _synthetic_wrong(config, dialplan, source)
-        problems += _callbacks_wrong(config, dialplan)
-        problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
         raise ConfigError(problems)
     return config, dialplan
@@ -151,45 +155,41 @@ def _folder(data: Mapping[str, Any], path: Path) -> Path:
     return path.absolute().parent / (name if isinstance(name, str) and name else "dialplans")
 
 
-def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes that go to another server than the configuration's, and have no key for it."""
-    problems: list[Problem] = []
+def _keys_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that go to another server than the configuration's, and have no key for it."""
     for route in dialplan.routes:
         if route.canary is not None:
             where = ("canary", "realtime", "api_key")
             other = call_settings(config, route.with_canary()).realtime
             if route.canary.realtime.url and other.api_key is None and not other.on_loopback:
-                problems.append(dialplan.problem(route.name, where, KEY_MISSING))
+                yield dialplan.problem(route.name, where, KEY_MISSING)
             if config.records.database_url is None:
                 message = "needs records.folder or records.database: figures of calls are there"
-                problems.append(dialplan.problem(route.name, ("canary",), message))
+                yield dialplan.problem(route.name, ("canary",), message)
             if route.application is not None:
                 message = "cannot be together with [route.application]: its session is another's"
-                problems.append(dialplan.problem(route.name, ("canary",), message))
+                yield dialplan.problem(route.name, ("canary",), message)
         realtime = call_settings(config, route).realtime
         if route.realtime.url and realtime.api_key is None and not realtime.on_loopback:
-            problems.append(dialplan.problem(route.name, ("realtime", "api_key"), KEY_MISSING))
-    return problems
+            yield dialplan.problem(route.name, ("realtime", "api_key"), KEY_MISSING)
 
 
-def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes whose server cannot speak the dialect that holds for them."""
-    problems: list[Problem] = []
+def _dialects_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes whose server cannot speak the dialect that holds for them."""
     for route in dialplan.routes:
         realtime = call_settings(config, route).realtime
         if realtime.dialect == "ga":
             for finding in only_beta(route.session):
                 path = ("session", finding.path[0])
-                problems.append(dialplan.problem(route.name, path, finding.message))
+                yield dialplan.problem(route.name, path, finding.message)
         elif route.transcription.enabled:
             message = 'needs realtime.dialect = "ga": sessions that only transcribe are opened so'
-            problems.append(dialplan.problem(route.name, ("transcription",), message))
+            yield dialplan.problem(route.name, ("transcription",), message)
         if route.realtime.url is None and route.realtime.dialect is None:
             continue
         problem = dialect_problem(realtime.url, realtime.dialect)
         if problem is not None:
-            problems.append(dialplan.problem(route.name, ("realtime", "dialect"), problem))
-    return problems
+            yield dialplan.problem(route.name, ("realtime", "dialect"), problem)
 
 
 def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
@@ -223,10 +223,9 @@ def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
             yield dialplan.problem(route.name, ("application",), message)
 
 
-def _regions_mixed(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Servers of routes that are not where ``realtime.region`` keeps the data of calls."""
+def _regions_mixed(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield servers of routes that are not where ``realtime.region`` keeps the data of calls."""
     wanted = config.realtime.region
-    problems: list[Problem] = []
     for route in dialplan.routes:
         own = route.realtime
         places: list[tuple[KeyPath, str | None, str]] = [(("realtime", "url"), own.url, own.region)]
@@ -241,22 +240,20 @@ def _regions_mixed(config: Config, dialplan: Dialplan) -> list[Problem]:
         for path, url, declared in places:
             problem = None if url is None else region_problem(url, declared, wanted)
             if problem is not None:
-                problems.append(dialplan.problem(route.name, path, problem))
-    return problems
+                yield dialplan.problem(route.name, path, problem)
 
 
-def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes whose data may take all the time that their session has."""
-    problems: list[Problem] = []
+def _data_late(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes whose data may take all the time that their session has."""
     for route in dialplan.routes:
         limit = call_settings(config, route).realtime.connect_timeout
         if route.data is not None and route.data.timeout >= limit:
             message = f"must be less than realtime.connect_timeout ({limit:g} s), which includes it"
-            problems.append(dialplan.problem(route.name, ("data", "timeout"), message))
-    return problems
+            yield dialplan.problem(route.name, ("data", "timeout"), message)
 
 
 def _prices_wrong(config: Config, source: TomlSource) -> list[Problem]:
+    """Return what is wrong with the file ``cost.prices``."""
     file = config.cost.prices
     if file is not None and not file.is_file():
         return [source.problem(("cost", "prices"), f"there is no file {file}")]
@@ -267,11 +264,10 @@ def _prices_wrong(config: Config, source: TomlSource) -> list[Problem]:
     return []
 
 
-def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Return routes that name a trunk that is not there, or a caller id that it does not allow."""
+def _trunks_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that name a trunk that is not there, or a caller id that it does not allow."""
     known = [trunk.name for trunk in config.trunk]
     with_caller_ids = [trunk.name for trunk in config.trunk if trunk.caller_ids is not None]
-    problems: list[Problem] = []
     for route in dialplan.routes:
         places: list[tuple[KeyPath, str | None]] = [(("trunk",), route.trunk)]
         for index, one in enumerate(route.transfer):
@@ -279,17 +275,15 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
             if one.caller_id and one.trunk in known and one.trunk not in with_caller_ids:
                 message = f"trunk {one.trunk} allows none: set its caller_ids"
                 path = ("transfer", index, "caller_id")
-                problems.append(dialplan.problem(route.name, path, message))
+                yield dialplan.problem(route.name, path, message)
         for where, name in places:
             if name is not None and name not in known:
                 message = f'there is no trunk "{name}"' + suggestion(name, known)
-                problems.append(dialplan.problem(route.name, where, message))
-    return problems
+                yield dialplan.problem(route.name, where, message)
 
 
-def _tool_choices_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes whose ``session.tool_choice`` is a function that the session does not have."""
-    problems: list[Problem] = []
+def _tool_choices_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes whose ``session.tool_choice`` is a function that the session does not have."""
     for route in dialplan.routes:
         choice = route.session.get("tool_choice")
         if not isinstance(choice, Mapping) or choice.get("type") != "function":
@@ -298,19 +292,16 @@ def _tool_choices_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
         if known is not None and choice.get("name") not in known:
             message = f'there is no function "{choice.get("name")}"'
             message += suggestion(str(choice.get("name")), known)
-            problems.append(dialplan.problem(route.name, ("session", "tool_choice"), message))
-    return problems
+            yield dialplan.problem(route.name, ("session", "tool_choice"), message)
 
 
-def _delegates_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes whose ``delegate`` is no function of theirs."""
-    problems: list[Problem] = []
+def _delegates_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes whose ``delegate`` is no function of theirs."""
     for route in dialplan.routes:
         known = None if route.delegate is None else names_of_functions(config, dialplan, route)
         if route.delegate is not None and known is not None and route.delegate not in known:
             message = f'there is no function "{route.delegate}"' + suggestion(route.delegate, known)
-            problems.append(dialplan.problem(route.name, ("delegate",), message))
-    return problems
+            yield dialplan.problem(route.name, ("delegate",), message)
 
 
 def names_of_functions(config: Config, dialplan: Dialplan, route: Route) -> list[str] | None:
@@ -347,35 +338,30 @@ def _recordings_impossible(
             yield source.problem(("recording", key), message)
 
 
-def _recordings_nowhere(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Return routes that record, where there is no folder for it."""
-    return [
-        dialplan.problem(
-            route.name, ("recording", "mode"), "needs recording.folder: recordings go there"
-        )
-        for route in dialplan.routes
-        if route.recording.mode not in (None, "off") and config.recording.folder is None
-    ]
+def _recordings_nowhere(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that record, where there is no folder for it."""
+    for route in dialplan.routes:
+        if route.recording.mode not in (None, "off") and config.recording.folder is None:
+            message = "needs recording.folder: recordings go there"
+            yield dialplan.problem(route.name, ("recording", "mode"), message)
 
 
-def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes that would turn to a server that is not there."""
+def _servers_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that would turn to a server that is not there."""
     known = [one.name for one in config.realtime_server]
-    problems: list[Problem] = []
     for route in dialplan.routes:
         for index, step in enumerate(route.fallback):
             if step.server is not None and step.server not in known:
                 message = f'there is no [[realtime_server]] "{step.server}"'
                 message += suggestion(step.server, known)
                 path = ("fallback", index, "server")
-                problems.append(dialplan.problem(route.name, path, message))
-    return problems
+                yield dialplan.problem(route.name, path, message)
 
 
 def _applications_wrong(
     config: Config, dialplan: Dialplan, source: TomlSource
 ) -> Iterator[Problem]:
-    """Routes whose application could not be asked, or could not answer."""
+    """Yield routes whose application could not be asked, or could not answer."""
     names = [one.name for one in config.webhook]
     for route in dialplan.routes:
         if route.application is None:
@@ -403,7 +389,7 @@ def _applications_wrong(
 
 
 def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> Iterator[Problem]:
-    """Synthetic calls of the same name, and to routes that there are not."""
+    """Yield synthetic calls of the same name, and to routes that there are not."""
     routes = [route.name for route in dialplan.routes]
     names = [one.name for one in config.synthetic_call]
     for number, one in enumerate(config.synthetic_call):
@@ -415,7 +401,7 @@ def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> 
 
 
 def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Routes whose promised callbacks could not be placed."""
+    """Yield routes whose promised callbacks could not be placed."""
     settings = config.callbacks
     names = [route.name for route in dialplan.routes]
     trunks = [trunk.name for trunk in config.trunk]

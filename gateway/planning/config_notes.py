@@ -103,10 +103,9 @@ def _region(url: str) -> str | None:
     return None if found is None else found[1] or "none"
 
 
-def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
-    """Fallback servers that are not in the region of the server they stand in for."""
+def _other_regions(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield fallback servers that are not in the region of the server they stand in for."""
     urls = {one.name: one.url for one in config.realtime_server}
-    advice: list[str] = []
     for route in routes:
         home = _region(call_settings(config, route).realtime.url)
         if home in (None, "none"):
@@ -114,15 +113,14 @@ def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
         for step in route.fallback:
             url = urls.get(step.server or "", "")
             if url and _region(url) != home:
-                advice.append(
+                yield (
                     f"route {route.name}: its server keeps data in {home!r}, and the server "
                     f"{step.server} ({urlsplit(url).hostname}) does not"
                 )
-    return advice
 
 
 def _unreachable(config: Config) -> Iterator[str]:
-    """Trunks that the addresses of ``[sip]`` do not reach, as far as literals tell."""
+    """Yield trunks that the addresses of ``[sip]`` do not reach, as far as literals tell."""
     sip = config.sip
     hosts = [address.host for address in sip.listen]
     for trunk in config.trunk:
@@ -163,7 +161,7 @@ def _is_literal(host: str) -> bool:
 
 
 def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
-    """Models and paths that OpenAI's servers do not have; other servers have other names."""
+    """Yield models and paths that OpenAI's servers do not have; other servers have other names."""
     servers = [(config.realtime.url, config.realtime.model, "realtime")]
     for one in config.realtime_server:
         servers.append((one.url, one.model, f"realtime_server {one.name}"))
@@ -262,52 +260,46 @@ def retirements(
         yield left > 0, f"{where}: {name} {ends} at {urlsplit(url).hostname}{instead}"
 
 
-def _access_notes(config: Config) -> list[str]:
-    """Return notes on settings that let unknown sources call, or disclose keys."""
-    advice: list[str] = []
+def _access_notes(config: Config) -> Iterator[str]:
+    """Yield notes on settings that let unknown sources call, or disclose keys."""
     access = config.access
     public = [address for address in config.sip.listen if not is_inside(address.host)]
     if access.unknown_sources == "allow" and public:
         unlimited = not access.calls_per_second and access.max_concurrent_calls == 0
         more = ", without a limit" if unlimited else ""
-        advice.append(
-            f'access.unknown_sources = "allow": anybody who reaches {public[0]} can call{more}'
-        )
+        yield (f'access.unknown_sources = "allow": anybody who reaches {public[0]} can call{more}')
     elif access.unknown_sources == "auto" and not config.trunk and public:
-        advice.append(
+        yield (
             f'access.unknown_sources = "auto" and no trunk: whoever reaches {public[0]} from a '
             "private network can call"
         )
     if public and (
         access.unknown_sources == "allow" or (access.unknown_sources == "auto" and not config.trunk)
     ):
-        advice += [
-            f"access.{key} = 0: one source can take all calls"
-            for key in ("calls_per_second", "max_concurrent_calls")
-            if getattr(access, key) == 0
-        ]
+        for key in ("calls_per_second", "max_concurrent_calls"):
+            if getattr(access, key) == 0:
+                yield f"access.{key} = 0: one source can take all calls"
     if not access.ban_after and public:
-        advice.append("access.ban_after = 0: password guessing is never blocked")
+        yield "access.ban_after = 0: password guessing is never blocked"
     for trunk in config.trunk:
         for peer in trunk.peers:
             if peer.network.prefixlen == 0 and trunk.inbound_auth is None:
-                advice.append(f"trunk {trunk.name}: with {peer} every call counts as this trunk's")
+                yield f"trunk {trunk.name}: with {peer} every call counts as this trunk's"
         if (
             config.sip.tls.client_certificates == "required"
             and trunk.transport == "tls"
             and trunk.peers
             and not trunk.certificate_names
         ):
-            advice.append(
+            yield (
                 f"trunk {trunk.name}: whoever has a certificate of sip.tls.ca passes for it at its "
                 "addresses; certificate_names says which name is this trunk's"
             )
         if trunk.srtp != "off" and "sdes" in trunk.srtp_keying and trunk.transport != "tls":
-            advice.append(
+            yield (
                 f"trunk {trunk.name}: SDES puts the keys of SRTP into SDP, and {trunk.transport} "
                 'lets everybody on the way read them (transport = "tls" does not)'
             )
-    return advice
 
 
 SOON_DAYS = 14
