@@ -30,6 +30,7 @@ from gateway.config.values import (
     Flag,
     HttpHeaders,
     HttpUrl,
+    Name,
     Seconds,
     SecondsOrOff,
     Text,
@@ -192,10 +193,6 @@ def split_address(value: str) -> tuple[str, str]:
     """Return host, without brackets, and port."""
     host, _, port = value.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), port
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""Stands in logs and labels of metrics."""
 
 
 class TokenSettings(Section):

@@ -28,10 +28,12 @@ from gateway.config.values import (
     HttpHeaders,
     HttpUrl,
     Milliseconds,
+    Name,
     Seconds,
     SecondsOrOff,
     Text,
     Typed,
+    check_header,
     refuse_duplicates,
     shown,
 )
@@ -302,7 +304,6 @@ class CallbackSettings(Section):
     expire_after: Seconds = 900.0
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
 _HANDSHAKE_HEADERS = frozenset({"host", "upgrade", "connection", "authorization", "api-key"})
 _SECRET_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_token", "secret"})
@@ -337,14 +338,11 @@ def websocket_url(value: str) -> str:
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     """Refuse headers that the gateway sets itself, or that are malformed."""
     for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is not a valid HTTP header name")
+        check_header(name, text)
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise MisplacedError((name,), "is set by the gateway (see api_key and api_key_header)")
         if name.lower() == "openai-beta":
             raise MisplacedError((name,), 'is sent with dialect = "beta", and only then')
-        if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
-            raise MisplacedError((name,), "has characters that are not allowed in a header")
     return MappingProxyType(dict(value))
 
 
@@ -466,13 +464,7 @@ def on_loopback(url: str) -> bool:
         return False
 
 
-def _endpoint_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underlines")
-    return value
-
-
 class RealtimeServerSettings(_ServerSettings):
     """One ``[[realtime_server]]``: a server for fallback steps; keys as in ``[realtime]``."""
 
-    name: Annotated[str, AfterValidator(_endpoint_name)]
+    name: Name

@@ -19,10 +19,13 @@ from gateway.config.values import (
     Count,
     FilePath,
     Flag,
+    Name,
+    Network,
     PacketWait,
+    Regex,
     SecondsOrOff,
     ip_literal,
-    pattern_of,
+    network_of,
 )
 
 Transport = Literal["udp", "tcp", "tls"]
@@ -42,7 +45,7 @@ class ListenAddress(NamedTuple):
         return f"{self.transport}:{host}:{self.port}"
 
     def shifted(self, ports: int) -> ListenAddress:
-        """Return the address with a port higher by ``step``."""
+        """Return the address with its port raised by ``ports``."""
         return self._replace(port=self.port + ports)
 
     def collides(self, other: ListenAddress) -> bool:
@@ -208,7 +211,6 @@ class SipSettings(Section):
         return self
 
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Srtp = Literal["off", "optional", "required"]
 Keying = Literal["sdes", "dtls"]
 
@@ -263,15 +265,7 @@ def _peer(value: object) -> Peer:
         port = int((match["port6"] or ":" + (match["port4"] or "0")).lstrip(":"))
         if port > 65535 or (port == 0 and not match["v6"]):
             raise ValueError("the port must be between 1 and 65535")
-    try:
-        return Peer(ipaddress.ip_network(text), port)
-    except ValueError:
-        pass
-    try:
-        meant = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(example) from None
-    raise ValueError(f"has host bits set; did you mean {meant}?")
+    return Peer(network_of(text, example), port)
 
 
 def _address(value: object) -> Address | None:
@@ -293,12 +287,6 @@ def _address(value: object) -> Address | None:
     return Address(host, port)
 
 
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", value):
-        raise ValueError("must be letters, digits, and between them _ . - (up to 64)")
-    return value
-
-
 def _username(value: str) -> str:
     if not re.fullmatch(r"[^\s<>@\"]*", value):
         raise ValueError("must have no space, @, quotes or brackets")
@@ -309,12 +297,6 @@ def _caller_id(value: str) -> str:
     if not re.fullmatch(r"[+0-9A-Za-z_.\-]*", value):
         raise ValueError('must be a number or a name without spaces, like "+4930123456"')
     return value
-
-
-def _pattern(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return pattern_of(value)
 
 
 def _realms(value: object) -> object:
@@ -400,7 +382,7 @@ def judge_keying(section: Any, *where: str) -> None:
 class TrunkSettings(Section):
     """One ``[[trunk]]``."""
 
-    name: Annotated[str, AfterValidator(_name)]
+    name: Name
     peers: tuple[Annotated[Peer, BeforeValidator(_peer)], ...] = ()
     username: Annotated[str, AfterValidator(_username)] = ""
     password: SecretStr | None = None
@@ -424,7 +406,7 @@ class TrunkSettings(Section):
         default_factory=lambda: MappingProxyType({})
     )
     caller_id: Annotated[str, AfterValidator(_caller_id)] = ""
-    caller_ids: Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)] = None
+    caller_ids: Regex | None = None
     test_number: Annotated[str, AfterValidator(_caller_id)] = ""
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0

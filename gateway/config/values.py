@@ -141,6 +141,34 @@ def ip_literal(value: str) -> str:
         raise ValueError("the address must be IPv4 or IPv6, not a name") from None
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def network_of(text: str, expected: str) -> Network:
+    """Parse an address or network, in which no bits of the host may be set.
+
+    Raises ValueError with the network that was meant, or with ``expected`` where it is none.
+    """
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            meant = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(expected) from None
+        raise ValueError(f"has host bits set; did you mean {meant}?") from None
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underlines")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""Stands in logs, labels of metrics and names of files."""
+
+
 def _not_empty(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty; leave the key out instead")
@@ -194,15 +222,20 @@ def http_url(value: str) -> str:
     return value
 
 
+def check_header(name: str, text: SecretStr) -> None:
+    """Refuse an HTTP header (RFC 9110 section 5) that cannot be sent. Raises MisplacedError."""
+    if not _HEADER_NAME.fullmatch(name):
+        raise MisplacedError((name,), "is not a valid HTTP header name")
+    if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
+        raise MisplacedError((name,), "has characters that are not allowed in a header")
+
+
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     """Refuse headers that the gateway sets itself, or that are malformed."""
     for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is not a valid HTTP header name")
+        check_header(name, text)
         if name.lower() in _SET_BY_US:
             raise MisplacedError((name,), "is set by the gateway")
-        if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
-            raise MisplacedError((name,), "has characters that are not allowed in a header")
     return MappingProxyType(dict(value))
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from gateway.config.source import MisplacedError, Section
-from gateway.config.values import Regex, Text
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from gateway.config.values import Network, Regex, Text, network_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +61,13 @@ def networks_of(value: object) -> tuple[Network, ...]:
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueError("an empty list matches nobody; leave the key out to match everybody")
+    expected = 'must be an address or network like "192.0.2.0/24"'
     networks: list[Network] = []
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError('must be an address or network like "192.0.2.0/24", or a list of them')
-        networks.append(_network(text))
+            raise ValueError(f"{expected}, or a list of them")
+        networks.append(network_of(text, expected))
     return tuple(networks)
-
-
-def _network(text: str) -> Network:
-    """Parse an address or network; a network with host bits is an error that names the right
-    one."""
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError:
-        try:
-            meant = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            raise ValueError('must be an address or network like "192.0.2.0/24"') from None
-        raise ValueError(f"has host bits set; did you mean {meant}?") from None
 
 
 def hours_of(value: object) -> tuple[Hours, ...]:

@@ -26,7 +26,7 @@ from gateway.audio.sounds import wav_seconds
 from gateway.config import Config
 from gateway.config.sections import RealtimeSettings
 from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
-from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
+from gateway.config.values import Count, Flag, Name, Seconds, SecondsOrOff, Text, Typed
 from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (
     DEFAULT,
@@ -187,13 +187,6 @@ class RouteLimits(Section):
     rtp_timeout: SecondsOrOff | None = None
 
 
-def _route_name(value: str) -> str:
-    # It stands in logs, metrics and file names.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underlines")
-    return value
-
-
 class RouteConversation(Section):
     """How the conversation of a route's calls goes: its keys of ``[[route]]``."""
 
@@ -225,7 +218,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: Annotated[str, AfterValidator(_route_name)]
+    name: Name
     enabled: Flag = True
     session: SessionTable = Field(default_factory=lambda: MappingProxyType({}))
     live: LiveTable = Field(default_factory=lambda: MappingProxyType({}))
