@@ -12,7 +12,8 @@ from gateway.ending import EndReason
 
 
 class AnswerPolicy:
-    """Decides when a call is answered. Times in s, of the machine's clock."""
+    """Decides when an inbound call is answered (``[route.answer]``): when the model is ready, after
+    a sound, or at once. Times in s."""
 
     def __init__(self, plan: AnswerPlan, timeline: CallTimeline) -> None:
         self._plan = plan
@@ -25,11 +26,12 @@ class AnswerPolicy:
 
     @property
     def at_once(self) -> bool:
-        """Return whether the 200 is sent before the model is ready."""
+        """Whether the 200 is sent before the model is ready (``mode = "immediate"``)."""
         return self._plan.mode == "immediate"
 
     def begin(self, now: float) -> list[Output]:
-        """Ring, send early media, or answer at once."""
+        """Return ``Ring`` (180), ``Progress`` (183 with early media) or ``Answer`` (200), by the
+        route's mode, and the sound for the wait."""
         times = self._timeline.record.times
         if self.at_once:
             times.answered = self._timeline.ms(now)
@@ -42,22 +44,24 @@ class AnswerPolicy:
         return [note, Progress(), *self._play_sound()]
 
     def on_confirmed(self, now: float) -> None:
-        """Note the ACK of a 200 that was sent at once: from now on the caller hears the sound."""
+        """Note the ACK of a 200 that was sent before the model was ready: the caller hears the
+        sound from now on."""
         self.confirmed, self._began = True, now
 
     def sound_played(self, now: float) -> bool:
-        """Return whether the sound was played to its end; asked once the model is ready."""
+        """Return whether the sound has been played for ``play_to_end_seconds``, so that the call
+        may be answered; to be asked once the model is ready."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
-        """When the sound has been played once (s); None while it is not played."""
+        """When the sound has been played for long enough (s); None while it is not played."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:
-        """Stop the sound, and answer if that was not done before."""
+        """Stop the sound, and return ``Answer`` (200) unless that was sent before."""
         quiet: list[Output] = [PlaySound("")] if self._plan.mode != "when_ready" else []
         if self.at_once:
             return quiet
@@ -65,7 +69,7 @@ class AnswerPolicy:
         return [*quiet, Answer(), self._timeline.note(now, "answered", "info")]
 
     def _play_sound(self) -> list[Output]:
-        """Play the sound of the route, if it has one."""
+        """Return ``PlaySound`` of the route's sound; nothing where it has none."""
         return [PlaySound(self._plan.sound)] if self._plan.sound else []
 
 
@@ -75,7 +79,7 @@ ACK_SECONDS = 32.5
 
 
 class Timers:
-    """The timers of one call. Times in s, of the machine's clock."""
+    """Timers that end a call: no ACK, rings too long, too long a call, no RTP. Times in s."""
 
     def __init__(self, plan: CallPlan) -> None:
         self._plan = plan
@@ -86,32 +90,42 @@ class Timers:
         self._packets = -1
 
     def answered(self, now: float) -> None:
-        """Start the wait for the ACK."""
+        """Start the wait for the ACK: the 200 was sent."""
         self._ack_at = now + ACK_SECONDS
 
     def dialling(self, now: float, ring_seconds: float) -> None:
-        """Start the wait for the callee's answer: ``ring_seconds`` from now on."""
+        """Start the wait for the callee's answer, of ``ring_seconds``."""
         self._ring_until = now + ring_seconds
 
     def confirmed(self, now: float, *, held: bool) -> None:
-        """Start the maximum duration and the RTP timeout; the ACK came."""
+        """Start maximum duration and RTP timeout: the ACK came.
+
+        Args:
+            held: the caller has us on hold already.
+        """
         self._ack_at = self._ring_until = None
         self._max_at = now + self._plan.limits.max_call_duration
         self.held(now, held)
 
     def held(self, now: float, held: bool) -> None:
-        """Stop the RTP timeout while on hold, when a caller may send no RTP at all."""
+        """Stop the RTP timeout when a hold begins, as a caller on hold may send no RTP; start it
+        when the hold ends."""
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:
-        """Restart the RTP timeout if packets have come, or none are ``expected``."""
+        """Restart the RTP timeout if packets were received since the last call of this.
+
+        Args:
+            count: packets received so far.
+            expected: False where the caller's SDP says that none are sent.
+        """
         if count != self._packets or not expected:
             self._packets = count
             self._rtp_at = now
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`due` is to be asked next (s)."""
+        """When :meth:`due` is to be asked next (s); None while no timer runs."""
         rtp_at = None
         if self._rtp_at is not None and self._plan.limits.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.limits.rtp_timeout
@@ -119,7 +133,8 @@ class Timers:
         return min((at for at in due if at is not None), default=None)
 
     def due(self, now: float) -> tuple[EndReason, str] | None:
-        """Return the reason to end the call now, with a detail for the record, or None."""
+        """Return the end reason of a timer that is over, with a detail for the record; None without
+        one."""
         if self._ack_at is not None and now >= self._ack_at:
             return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:
@@ -139,6 +154,8 @@ receives, and throws away what it still holds when the BYE comes."""
 
 @dataclass(slots=True)
 class _LastWords:
+    """A hang-up that waits for the end of the closing words."""
+
     why: EndReason
     deadline: float
     call_id: str
@@ -160,10 +177,10 @@ GOODBYE_BEGINS_SECONDS = 4.0
 
 
 class HangupAfterPlayout:
-    """Hangs up once the closing words of a call have been played to the caller.
+    """Hangs up once the closing words have been played to the caller, or do not come in time.
 
     Args:
-        seconds: how long to wait for last words that do not come.
+        seconds: longest wait (s) for words that do not come.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -172,46 +189,50 @@ class HangupAfterPlayout:
 
     @property
     def deadline(self) -> float | None:
-        """When to hang up at the latest (s); None while no hang-up is due."""
+        """When to hang up at the latest, or to stop waiting for speech to begin (s); None while no
+        hang-up is due."""
         words = self._words
         if words is None:
             return None
         return words.speech_by or words.deadline
 
     def after_spoken_goodbye(self, call_id: str, now: float) -> None:
-        """Hang up after the goodbye that the model has said, by the tool call ``call_id``."""
+        """Hang up after the goodbye that the model has said with its tool call ``end_call``
+        (``call_id``)."""
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, call_id, awaited=False
         )
 
     def after_requested_goodbye(self, now: float) -> None:
-        """Hang up after the goodbye that was requested for the model's ``end_call``."""
+        """Hang up after the goodbye that was requested, since ``end_call`` came without words."""
         self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
 
     def after_next_speech(self, now: float) -> None:
-        """Hang up after the goodbye that the model is about to say by itself, for its
-        ``end_call``: what it says next, if that begins soon."""
+        """Hang up after the goodbye that a Live session says by itself, if it begins within
+        ``GOODBYE_BEGINS_SECONDS``."""
         by = now + min(GOODBYE_BEGINS_SECONDS, self._seconds)
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True, speech_by=by
         )
 
     def on_response_created(self) -> None:
-        """Stop waiting for the announced goodbye to begin: the model speaks."""
+        """Stop waiting for the goodbye to begin: the model speaks."""
         if self._words is not None:
             self._words.speech_by = 0.0
 
     def after_last_words(self, why: EndReason, now: float) -> None:
-        """Hang up for ``why`` after the requested words. Barge-in does not cancel this."""
+        """Hang up for ``why`` after the words that the gateway has requested; barge-in does not
+        cancel this."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def wait_for_sound(self, until: float) -> None:
-        """Play a sound until then (s) in place of last words that did not come."""
+        """Hang up at ``until`` (s), the end of a sound that is played in place of words that did
+        not come."""
         if self._words is not None:
             self._words.heard_until = self._words.deadline = until
 
     def on_session_over(self, now: float) -> None:
-        """Hang up after the audio of a session that closed normally."""
+        """Hang up after the queued audio of a session that closed normally."""
         if self._words is None or self._words.awaited:
             self._words = _LastWords(
                 EndReason.SESSION_CLOSED, now + self._seconds, "", awaited=False
@@ -219,13 +240,14 @@ class HangupAfterPlayout:
 
     @property
     def is_queued(self) -> bool:
-        """Return whether all closing audio is queued, so that the session may close now."""
+        """Whether all closing audio is queued, so that the session may close."""
         return self._words is not None and not self._words.awaited
 
     def cancel(self) -> str | None:
-        """Cancel the hang-up because of barge-in; return the tool call to answer, or empty.
+        """Cancel a hang-up that the model asked for, because of barge-in.
 
-        None when there was no hang-up to cancel.
+        Returns the ``call_id`` of ``end_call`` to be answered, "" where it was answered; None where
+        there was nothing to cancel.
         """
         words = self._words
         if words is None or words.why is not EndReason.AGENT_HANGUP:
@@ -234,10 +256,11 @@ class HangupAfterPlayout:
         return words.call_id
 
     def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
-        """Return the reason to end the call now, or None.
+        """Return the reason to end the call now, or None; to be asked after each input.
 
-        ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;
-        ``responding``: a response runs or is to come.
+        Args:
+            queued_ms: audio put into the playout queue since it was last empty; 0 when it is.
+            responding: a response runs or is to come.
         """
         words = self._words
         if words is None:

@@ -36,7 +36,8 @@ receiver hears (ITU-T Q.24 asks for 40 ms)."""
 
 
 class CallAction(Protocol):
-    """One action on a call. Every method takes the time (s)."""
+    """Interface of an action on the call: transfer, hold, or sending DTMF. Methods that take the
+    time (s) return outputs."""
 
     is_transfer: ClassVar[bool] = False
     """It may take the caller away from us, so it can outlive the session."""
@@ -55,34 +56,40 @@ class CallAction(Protocol):
     detail: str = ""
 
     def begin(self, now: float) -> list[Output]:
-        """Start the action: the call is up, and the speech before it has been heard."""
+        """Start the action; called once, when the call is up and the speech before it was heard."""
 
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`, if it has come."""
 
     def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Return what follows from progress of a REFER, or from an event of the B-leg."""
+        """Handle progress of a REFER, or an event of the B-leg; nothing in an action that is no
+        transfer."""
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Continue without the model, or end; only a transfer needs to."""
+        """Go on without the model; only a transfer has something to change."""
         return []
 
     def abandon(self, now: float) -> list[Output]:
-        """Cancel the action because the call ends: its B-leg is hung up, if it has one."""
+        """End the action because the call ends; a transfer hangs up its B-leg."""
         return []
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret, of a transfer that has them."""
+        """Close the sessions that interpret between the joined legs; nothing without them."""
         return []
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE completes it."""
+        """Return whether the caller's BYE means that a transfer has succeeded."""
         return False
 
 
 class SendDtmfAction(CallAction):
-    """Sends DTMF digits, with pauses between them."""
+    """Sends DTMF digits to the caller's side, one after another, with pauses between them.
+
+    Args:
+        steps: digits, and pauses (s), in order.
+        how: auto, rfc4733 or info.
+    """
 
     audio_suspended = False
 
@@ -95,18 +102,19 @@ class SendDtmfAction(CallAction):
         self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
-        """Log the digits, and send the first."""
+        """Log the digits, and return ``SendDtmf`` of the first."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._next_digit(now)]
 
     def tick(self, now: float) -> list[Output]:
-        """Send the next digit when it is due."""
+        """Return ``SendDtmf`` of the next digit when it is due."""
         if self.deadline is None or now < self.deadline:
             return []
         return self._next_digit(now)
 
     def _next_digit(self, now: float) -> list[Output]:
-        """Send the next digit, or wait for the pause before it."""
+        """Return ``SendDtmf`` of the next digit, or wait for the pause before it; after the last
+        set the result."""
         wait, self.deadline = 0.0, None
         while self._steps:
             step = self._steps.pop(0)
@@ -125,7 +133,11 @@ class SendDtmfAction(CallAction):
 
 
 class HoldAction(CallAction):
-    """Plays hold music to the caller for a while; ``seconds`` None: until it is stopped."""
+    """Plays hold music to the caller, during which model and caller do not hear each other.
+
+    Args:
+        seconds: how long; None until :meth:`stop`.
+    """
 
     def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
         self.audio_suspended = True
@@ -137,18 +149,19 @@ class HoldAction(CallAction):
         self._began = 0.0
 
     def begin(self, now: float) -> list[Output]:
-        """Start the music, and its time."""
+        """Return ``PlaySound`` with the music, and set its end."""
         self._began = now
         self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
         return [note, PlaySound(self._plan.sound)]
 
     def tick(self, now: float) -> list[Output]:
-        """Stop the music when it is due."""
+        """Stop the music when its time is over."""
         return self.stop(now) if self.deadline is not None and now >= self.deadline else []
 
     def stop(self, now: float) -> list[Output]:
-        """Stop the music; the model's result has the seconds that the caller was on hold."""
+        """Stop the music, and set the result for the model: how many seconds the caller was on
+        hold."""
         self.audio_suspended, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
@@ -157,7 +170,7 @@ class HoldAction(CallAction):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of an action, for the model."""
+    """Result of an action that is done, for the model."""
 
     call_id: str
     output: Mapping[str, Any]
@@ -170,10 +183,13 @@ BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
 
 
 class CallActions:
-    """Runs the current action of a call. Every method takes the time (s).
+    """Runs the actions of a call, one at a time. Methods that take the time (s) return outputs.
+
+    An action is queued first, and begins when the speech before it was heard.
 
     Args:
-        transfer_to: makes a transfer; the flag says whether a session is up to brief its target.
+        transfer_to: makes a transfer; the flag tells whether a session is up, which can brief
+            its target.
     """
 
     def __init__(
@@ -202,9 +218,15 @@ class CallActions:
     def queue_tool_action(
         self, name: str, call_id: str, arguments: str, now: float, *, said_within: float = 0.0
     ) -> None:
-        """Queue the action of a tool call. Raises ToolCallError.
+        """Queue the action of a tool call. Raises ToolCallError where another is under way or the
+        arguments are not allowed.
 
-        What the model says about it may begin ``said_within`` seconds later.
+        Args:
+            name: ``transfer_call``, ``send_dtmf`` or ``hold``.
+            call_id: ``call_id`` of the function call, or who asked (``BY_GATEWAY`` and others).
+            arguments: JSON text.
+            said_within: seconds in which the model may begin to announce the action; 0: it has
+                by now.
         """
         if self._action is not None:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
@@ -222,25 +244,26 @@ class CallActions:
         self._not_before = now + said_within if said_within else 0.0
 
     def refer_to(self, uri: str, now: float) -> None:
-        """Queue a blind transfer to a URI that an application chose. Raises ToolCallError.
-
-        The limits on numbers that a model chooses apply to it.
-        """
+        """Queue a blind transfer (REFER) to a URI that an application chose, which counts as a
+        number that a model chose. Raises ToolCallError while another action is under way."""
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
         self._queue(self._transfer_to(target, self._session_up), now)
 
     def session_lost(self, now: float) -> list[Output]:
-        """Continue without the model: it can no longer brief the target of a transfer."""
+        """Note that no session is up, so that no target can be briefed, and have the current action
+        go on."""
         self._session_up = False
         return [] if self._action is None else self._action.session_lost(now)
 
     def press(self, digits: str, now: float) -> None:
-        """Queue DTMF digits for an operator. Raises ToolCallError."""
+        """Queue DTMF digits for an operator, with w, W and comma as pauses. Raises
+        ToolCallError."""
         steps, mode = key_steps(json.dumps({"digits": digits})), self._plan.tools.send_dtmf.mode
         self._queue(SendDtmfAction(steps, mode, self._timeline), now)
 
     def hold(self, held: bool, now: float) -> list[Output]:
-        """Put the caller on hold for an operator, at once; or end a hold. Raises ToolCallError."""
+        """Put the caller on hold for an operator, at once, or end a hold. Raises ToolCallError
+        where another action is under way, or there is no hold."""
         if held:
             action = HoldAction(None, self._plan.tools.hold, self._timeline)
             self._queue(action, now)
@@ -258,7 +281,13 @@ class CallActions:
         self._begin_by = now + self._plan.limits.say_seconds
 
     def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
-        """Begin the action once the call is up and queued speech was heard, or took too long."""
+        """Begin the queued action once the call is up and the speech before it was heard, or took
+        longer than ``limits.say_seconds``.
+
+        Args:
+            queued: speech is still in the playout queue.
+            confirmed: the ACK came.
+        """
         if self._action is None or self._begin_by is None:
             return []
         if not confirmed:
@@ -273,17 +302,18 @@ class CallActions:
         return self._action.begin(now)
 
     def cancel_queued(self) -> str | None:
-        """Cancel an action that has not started; return its tool call's id, None without one."""
+        """Cancel an action that the model asked for and that has not begun, because of barge-in.
+        Returns the ``call_id`` to answer; None without such an action."""
         if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
             return None
         self._action = self._begin_by = None
         return self._call_id
 
     def drop_for_escape(self, now: float) -> list[Output]:
-        """Give up what the call does for the model or an operator (a transfer, a hold, digits).
+        """End the current action, since the caller asked for a human (``[route.escape]``).
 
-        The caller has asked for a human (``[route.escape]``). Returns what ends it: hold music
-        stops; of an interpreted transfer, callee and interpreter are released.
+        Returns what stops it: hold music ends; of an interpreted transfer, callee and interpreter
+        are released.
         """
         if self.interpreted:
             return self.abandon(now)
@@ -292,8 +322,7 @@ class CallActions:
         return action.stop(now) if isinstance(action, HoldAction) and has_begun else []
 
     def on_model_audio(self, now: float) -> list[Output]:
-        """Stop the hold music that a tool call has started, since the model speaks; an
-        operator's goes on."""
+        """Stop the hold music of a tool call, since the model speaks; an operator's goes on."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []
@@ -303,7 +332,11 @@ class CallActions:
         return action.stop(now)
 
     def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Take an event of a transfer, also of one that was given up."""
+        """Pass an event of REFER or B-leg to the transfer.
+
+        One that comes after the transfer was given up: a B-leg that has answered is hung up; a
+        REFER that succeeded ends the call.
+        """
         if self._action is not None and self.underway:
             return self._action.on_transfer_event(happening, now)
         if isinstance(happening, BLegAnswered):
@@ -314,14 +347,14 @@ class CallActions:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Let the action act on its deadline."""
+        """Have the action that has begun act on its deadline."""
         if self._action is None or self._begin_by is not None:
             return []
         return self._action.tick(now)
 
     def take_result(self) -> Result | None:
-        """Return the result of an action that is done, and forget the action; of an operator's
-        action that is no transfer, None."""
+        """Return the result of an action that is done, and remove the action. None while it goes
+        on, and for an operator's action that is no transfer."""
         if (action := self._action) is None or action.result is None:
             return None
         self._action = None
@@ -331,49 +364,52 @@ class CallActions:
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
-        """Cancel the action because the call ends."""
+        """End the action because the call ends; hangs up its B-leg."""
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE completes a transfer."""
+        """Return whether the caller's BYE means that a transfer has succeeded."""
         return self._action is not None and self._action.taken_over(now)
 
     @property
     def deadline(self) -> float | None:
+        """When the queued action begins at the latest, or the running one is due (s); None without
+        one."""
         if self._begin_by is not None:
             return self._not_before or self._begin_by
         return None if self._action is None else self._action.deadline
 
     @property
     def busy(self) -> bool:
-        """Return whether an action is under way or queued."""
+        """Whether an action is queued or under way."""
         return self._action is not None
 
     @property
     def call_id(self) -> str | None:
-        """Return the tool call that the action answers, or who asked for it; None without one."""
+        """``call_id`` of the tool call that the action answers, or who asked for it; None without
+        an action."""
         return None if self._action is None else self._call_id
 
     @property
     def underway(self) -> bool:
-        """Return whether a transfer is under way, which can outlive the session."""
+        """Whether a transfer has begun, which can outlive the session."""
         action = self._action
         return action is not None and action.is_transfer and self._begin_by is None
 
     @property
     def audio_suspended(self) -> bool:
-        """Return whether audio between caller and model is cut now."""
+        """Whether no audio passes between caller and model, because of the action."""
         return self._action is not None and self._begin_by is None and self._action.audio_suspended
 
     @property
     def joined(self) -> bool:
-        """Return whether the caller is joined with the B-leg."""
+        """Whether the caller is joined with the B-leg."""
         return self._action is not None and self._action.joined
 
     @property
     def interpreted(self) -> bool:
-        """Return whether sessions interpret between the caller and the B-leg."""
+        """Whether sessions interpret between the caller and the B-leg."""
         return self._action is not None and self._action.interpreted
 
     def stop_interpreting(self) -> list[Output]:
@@ -382,7 +418,8 @@ class CallActions:
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:
-        """Reason of an action to end the call now, with a detail for the record, or None."""
+        """Reason of the action to end the call now, such as a transfer that succeeded, with a
+        detail for the record; None without one."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"
         if self._action is None or self._action.over is None:

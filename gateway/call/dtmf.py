@@ -20,7 +20,7 @@ from gateway.realtime.events import CreateItem, CreateResponse
 
 
 class EndedBy(StrEnum):
-    """Why a run of digits is complete."""
+    """Why a run of DTMF digits is complete."""
 
     TERMINATOR = "terminator"
     TIMEOUT = "timeout"
@@ -30,20 +30,20 @@ class EndedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """A complete run of digits, without its terminator."""
+    """A complete run of DTMF digits, without its terminator."""
 
     digits: str
     ended_by: EndedBy
 
 
 class DigitCollector:
-    """Gathers digits until the terminator, the largest number, or a pause.
+    """Groups DTMF digits into runs, which end by the terminator, the number of digits, or a pause.
 
     Args:
-        inter_digit_seconds: the pause after which the run is complete.
-        terminator: the key that completes a run and is not part of it; empty for none. Pressed
-            alone, it is itself the message.
-        max_digits: the run is complete when it has this many.
+        inter_digit_seconds: the pause that completes a run.
+        terminator: the key that completes a run and is no part of it; empty for none. Pressed
+            alone, it is the run.
+        max_digits: number of digits that complete a run.
     """
 
     def __init__(self, inter_digit_seconds: float, terminator: str, max_digits: int) -> None:
@@ -55,9 +55,9 @@ class DigitCollector:
         """When the inter-digit pause ends (s); None while no run is open."""
 
     def press(self, digit: str, now: float) -> Collected | None:
-        """Add a key pressed at ``now`` (s); return the run that it completes, if it does.
+        """Add a digit pressed at ``now`` (s); return the run that it completes, or None.
 
-        A run whose pause is over by then has to be taken with :meth:`expire` first.
+        Call :meth:`expire` first: the pause of the run before may be over.
         """
         if digit == self._terminator:
             return self._take_run(EndedBy.TERMINATOR, alone=digit)
@@ -68,27 +68,27 @@ class DigitCollector:
         return None
 
     def expire(self, now: float) -> Collected | None:
-        """Return the run, if its pause is over at ``now`` (s)."""
+        """Return the run whose pause is over at ``now`` (s), or None."""
         if self.deadline is None or now < self.deadline:
             return None
         return self._take_run(EndedBy.TIMEOUT)
 
     def abandon(self) -> Collected | None:
-        """Return the run that the end of the call cut short, if there is one."""
+        """Return the run that the end of the call has cut short, or None."""
         return self._take_run(EndedBy.CALL_END) if self._digits else None
 
     def _take_run(self, ended_by: EndedBy, alone: str = "") -> Collected:
-        """Return the digits collected so far (``alone`` if there are none), and collect anew."""
+        """Return the digits so far, or ``alone`` where there are none, and begin another run."""
         collected = Collected(self._digits or alone, ended_by)
         self._digits, self.deadline = "", None
         return collected
 
 
 class DtmfInput:
-    """Handles the caller's digits. Methods take the time (s) and return outputs.
+    """Handles the DTMF digits of the caller (RFC 4733, INFO, or detected in the audio).
 
     Args:
-        interrupt: cuts the agent's speech, if the route wants that of a digit.
+        interrupt: stops the agent's speech, where the route wants that of a digit.
     """
 
     def __init__(
@@ -103,7 +103,13 @@ class DtmfInput:
         self._signalled = False
 
     def on_digit(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
-        """Pass a digit on to the B-leg, to a collection of digits, or to the conversation."""
+        """Handle a digit: return ``SendDtmf`` to a joined B-leg, hand it to whoever waits for
+        digits, or add it to the run that becomes a message.
+
+        Args:
+            in_band: detected in the audio; ignored once the caller's side has sent digits as
+                events.
+        """
         control = self._control
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
@@ -131,7 +137,7 @@ class DtmfInput:
         return outputs + self._send_run(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
-        """Send the run when the pause after its last digit is over."""
+        """Send the run whose pause is over."""
         return self._send_run(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:
@@ -140,10 +146,12 @@ class DtmfInput:
 
     @property
     def deadline(self) -> float | None:
+        """When the inter-digit pause is over (s); None while no run is open."""
         return self._collector.deadline
 
     def _send_run(self, collected: Collected | None, now: float) -> list[Output]:
-        """Send a complete run as a message, and request a response."""
+        """Return the user message with a complete run, and a request for a response; nothing for
+        None."""
         if collected is None:
             return []
         self._record_run(collected, now)
@@ -158,6 +166,7 @@ class DtmfInput:
         return [note, item, *self._control.request_response(CreateResponse(), now)]
 
     def _record_run(self, collected: Collected | None, now: float) -> None:
+        """Append a run to the record; nothing for None."""
         if collected is not None:
             timeline = self._control.timeline
             at_ms = round(timeline.ms(now), 1)
@@ -178,10 +187,13 @@ _LATE = {"status": "failed", "reason": "the service that takes the digits did no
 
 
 class DigitCollection:
-    """Takes digits while :attr:`wants_digits`. Every method takes the time (s).
+    """Collects digits for the tool ``collect_digits``, while :attr:`wants_digits`.
 
     Sensitive digits go to the route's service, whose answer the model gets. Until ``TAIL_SECONDS``
-    after the last of them, session and recording get silence for the caller.
+    after the last of them, session and recording get silence in place of the caller.
+
+    Args:
+        collected: answers the tool call with the result.
     """
 
     def __init__(
@@ -206,17 +218,18 @@ class DigitCollection:
 
     @property
     def wants_digits(self) -> bool:
-        """Return whether digits are being collected, or swallowed behind a sensitive entry."""
+        """Whether digits are being collected, or discarded after a sensitive entry."""
         return self._due is not None or self._quiet_until is not None
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s)."""
+        """When :meth:`tick` is due (s); None while nothing is waited for."""
         due = (self._due, self._quiet_until, self._stored_by)
         return min((at for at in due if at is not None), default=None)
 
     def begin(self, arguments: str, now: float) -> list[Output]:
-        """Start, with these arguments of the model (JSON text). Raises ToolCallError."""
+        """Start a collection, with the arguments of the tool call (JSON text). Returns
+        ``Conceal(True)`` for sensitive digits. Raises ToolCallError."""
         plan = self._control.plan.tools.collect_digits
         self._most, self._terminator, self._seconds, self._kind = collect_wanted(arguments, plan)
         self._digits, self._quiet_until = "", None
@@ -228,7 +241,7 @@ class DigitCollection:
         return [Conceal(True)]
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Take a digit; the terminator or the last digit ends the collection."""
+        """Take a digit; the terminator or the last one ends the collection."""
         if self._due is None:
             self._quiet_until = now + TAIL_SECONDS
             return []
@@ -241,7 +254,8 @@ class DigitCollection:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """End the collection when the time for a digit is over, and what follows on it."""
+        """Act on deadlines: no further digit came, the service has not answered, or the caller may
+        be heard again after a sensitive entry (``Conceal(False)``)."""
         outputs: list[Output] = []
         if self._stored_by is not None and now >= self._stored_by:
             outputs += self.stored(_LATE, now)
@@ -257,7 +271,7 @@ class DigitCollection:
         return [*outputs, *self._finish("timeout", now)]
 
     def stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Give the model the answer of the service that took the digits."""
+        """Answer the tool call with the result of the service that took the digits."""
         if self._stored_by is None:
             return []
         self._stored_by = None
@@ -268,9 +282,11 @@ class DigitCollection:
         return [note, *self._told(result, now)]
 
     def _finish(self, ended_by: str, now: float) -> list[Output]:
-        """End the collection; hand the digits to the tool call, or sensitive ones to the service.
+        """End the collection: answer the tool call with the digits, or return ``StoreDigits`` of
+        sensitive ones.
 
-        ``ended_by`` says what ended it, for the model and the record.
+        Args:
+            ended_by: terminator, full or timeout.
         """
         self._due = None
         plan, digits = self._control.plan.tools.collect_digits, self._digits

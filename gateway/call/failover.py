@@ -56,7 +56,11 @@ class Over:
 
 
 class Failover:
-    """Takes the fallback steps one by one. Every method takes the time (s) and returns outputs."""
+    """Takes the route's fallback steps (``[[route.fallback]]``) in order, until a session is up or
+    the call ends.
+
+    Methods that take the time (s) return outputs.
+    """
 
     def __init__(
         self, control: ConversationControl, transcript: Transcript, timeline: CallTimeline
@@ -91,7 +95,15 @@ class Failover:
     def begin(
         self, why: EndReason, detail: str, now: float, *, answered: bool, fatal: bool = False
     ) -> list[Output]:
-        """Start: the session is lost, or could not be set up. ``fatal``: retrying is useless."""
+        """Log the lost session, and take the first fallback step.
+
+        A session that is lost soon after a step opened it counts as a failed attempt of that step;
+        then the next is taken.
+
+        Args:
+            answered: the caller can hear sounds.
+            fatal: the server would refuse another session, so ``reconnect`` is left out.
+        """
         # A call that is not answered has been tried for its connect_timeout already.
         useless = fatal or not answered
         steps = tuple(
@@ -120,7 +132,8 @@ class Failover:
         return [note, *self._next_step(now)]
 
     def _counts_as_failed(self, up_at: float, now: float) -> bool:
-        """Return whether the session that came up at ``up_at`` (s) counts as a failed one."""
+        """Return whether the session that came up at ``up_at`` (s) was lost so soon that its step
+        has failed."""
         if self._until is None:
             return False
         return now < self._until or (
@@ -130,7 +143,11 @@ class Failover:
     def on_attempt_failed(
         self, detail: str, now: float, *, fatal: bool, after: float | None = None
     ) -> list[Output]:
-        """Retry, or take the next step, after a failed attempt; ``after``: Retry-After (s)."""
+        """Plan another attempt of the step, or take the next one.
+
+        Args:
+            after: Retry-After of the server (s).
+        """
         if not self.active or self._until is None:
             return []
         self._detail = detail
@@ -141,7 +158,8 @@ class Failover:
         return []
 
     def on_session_ready(self, now: float) -> list[Output]:
-        """Seed the new session, and request the response that is due, if one is."""
+        """Seed the new session with the conversation, stop the step's sound, and request the
+        response that is due."""
         self.active, self._again_at, self._unproven = False, None, now
         self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
@@ -151,14 +169,16 @@ class Failover:
         return [*self._stop_sound(), note, *seed, *self._request_due(now)]
 
     def on_call_answered(self, now: float) -> list[Output]:
-        """Go on with a step that waited for the ACK: now the caller hears its sound."""
+        """Take the step that has waited for the ACK, or play its sound, which the caller can hear
+        now."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
         return self._take_step(now) if waited else self._sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Keep track of what the caller hears; play the step's sound when playout runs empty."""
+        """Follow whether the caller hears the agent again; when the queued words have been played,
+        play the step's sound."""
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._entry
             if not self.active:
@@ -172,13 +192,13 @@ class Failover:
         return []
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
-        """Return whether the agent is heard again, or continues without a pause."""
+        """Return whether this input means that the caller hears audio of the new session."""
         if isinstance(input, inputs.ServerEventReceived) and self.old_audio_plays:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 
     def tick(self, now: float) -> list[Output]:
-        """Take the next step, or try again, when a wait is over."""
+        """Take the next step when the time of this one is over, or try it again."""
         if not self.active:
             return []
         if self._until is not None and now >= self._until:
@@ -189,22 +209,23 @@ class Failover:
         return []
 
     def _open(self) -> Output:
-        """Open a session of the step's server."""
+        """Return ``OpenSession`` for the step's server."""
         self._server = self._step.server
         return self.open_again()
 
     def open_again(self) -> Output:
-        """Open another session of the server that had the last one."""
+        """Return ``OpenSession`` for the server that was used last."""
         return OpenSession(self._server, seed=tuple(self._transcript.seed()))
 
     @property
     def deadline(self) -> float | None:
+        """When :meth:`tick` is due (s); None while no step is being taken."""
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
     @property
     def why(self) -> EndReason:
-        """Return why the session was lost last."""
+        """Reason for which the session was lost last."""
         return self._why
 
     def stop_for_escape(self) -> list[Output]:
@@ -219,14 +240,17 @@ class Failover:
 
     @property
     def _step(self) -> FallbackStep:
+        """The fallback step that is being taken."""
         return self._steps[self._at]
 
     @property
     def _entry(self) -> FailoverRecord:
+        """The entry of the latest loss in the record."""
         return self._timeline.record.session.failovers[-1]
 
     def _next_step(self, now: float) -> list[Output]:
-        """Go on to the next step; it waits for the answer if it needs an answered call."""
+        """Take the next fallback step; one that needs an answered call waits for that. Without any,
+        give up."""
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
@@ -243,7 +267,8 @@ class Failover:
         return [note, *self._take_step(now)]
 
     def _take_step(self, now: float) -> list[Output]:
-        """Take the step: open a session, play an announcement, transfer, or end the call."""
+        """Return the outputs of the step: ``OpenSession``, an announcement, a transfer, or the end
+        of the call."""
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
@@ -259,7 +284,11 @@ class Failover:
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:
-        """End the call, as ``step`` says; None: no step is left."""
+        """Set :attr:`over`, with which the call ends.
+
+        Args:
+            step: busy, redirect or hangup, which says how; None where no step is left.
+        """
         self.active = False
         self._entry.outcome = "given up"
         self.over = Over(self._why, self._detail, step)
@@ -268,7 +297,8 @@ class Failover:
     # ---- what is heard
 
     def _sound(self, now: float) -> list[Output]:
-        """Play the step's sound, unless words are still to be heard."""
+        """Return ``PlaySound`` of the step's sound, unless words of the agent are still queued or
+        it plays already."""
         sound = self._step.sound
         if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
@@ -278,16 +308,18 @@ class Failover:
         return [PlaySound(sound)]
 
     def _stop_sound(self) -> list[Output]:
+        """Return the end of the step's sound; nothing where none plays."""
         was, self._sounding = self._sounding, ""
         return [PlaySound("")] if was else []
 
     def _request_due(self, now: float) -> list[Output]:
-        """Request the response that was due when the session was lost, if one was."""
+        """Request the response that was due when the session was lost; nothing where none was."""
         return self._control.request_due_response(now) if self._transcript.response_due else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
-    """Return the final response to a call that is not answered, and its headers (RFC 3261, 21)."""
+    """Return status and headers of the final response to a call that is not answered: 486 or 302 as
+    the step says, else ``otherwise``."""
     if step is not None and step.action == "busy":
         return 486, {}
     if step is not None and step.action == "redirect":
@@ -296,8 +328,11 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
 
 
 def seed_commands(transcript: Transcript, control: ConversationControl) -> list[Output]:
-    """Return what seeds a new session: changes of settings, then the conversation; nothing for one
-    that got both at its start, but for what was said since."""
+    """Return the commands that seed a new session: changed settings, then the items of the
+    conversation.
+
+    A session that got both when it was opened only gets a message with what was said since.
+    """
     if not control.capabilities.responds:
         return []
     if control.capabilities.seeded_at_start:
@@ -324,12 +359,14 @@ SHORTEST_SECONDS = 2 * FORCED_SECONDS
 
 
 class Handover:
-    """Opens standby sessions and promotes them. Methods take the time (s) and return outputs.
+    """Replaces a session before the server ends it (``expires_at``): opens a standby session, and
+    promotes it in a pause.
 
     Args:
-        quiet: returns whether neither side speaks, no response is due, and no action is under way.
+        quiet: returns whether neither side speaks, no response is due, and no action is under
+            way.
         due: returns whether a response is due.
-        detach: lets go of the active session; its queued audio is played to the end.
+        detach: ends what belongs to the active session; its queued audio is played to the end.
     """
 
     def __init__(
@@ -356,7 +393,11 @@ class Handover:
         self._opened_at = -INTERVAL_SECONDS
 
     def on_session_up(self, seconds_left: float | None, now: float) -> None:
-        """Note that this session is the active one from now on, and when it expires."""
+        """Plan the standby session for the session that is active from now on.
+
+        Args:
+            seconds_left: until the server ends it; None where it does not tell.
+        """
         self._opening, self._standby = False, None
         self._open_at = None
         if seconds_left is None or self._lead <= 0 or seconds_left < SHORTEST_SECONDS:
@@ -366,17 +407,17 @@ class Handover:
         self._open_at = self._not_too_often(wanted)
 
     def _not_too_often(self, wanted: float) -> float | None:
-        """Return when to open a standby session, at or after ``wanted`` (s); None: too late or too
-        often."""
+        """Return the time, at or after ``wanted`` (s), at which a standby session may be opened;
+        None where that is too late, or too many were opened."""
         at = max(wanted, self._opened_at + INTERVAL_SECONDS)
         return at if at <= self._latest and self._opened <= MAX_HANDOVERS else None
 
     def on_session_over(self) -> None:
-        """Note that the active session is lost, or no longer needed."""
+        """Drop the standby session and its plan: the active session is lost or no longer needed."""
         self._open_at, self._opening, self._standby = None, False, None
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
-        """Keep the standby session that was being opened, until :meth:`settle` promotes it."""
+        """Keep the standby session that is ready, until :meth:`promote_if_quiet` promotes it."""
         if not self._opening:
             return
         self._opening = False
@@ -384,14 +425,14 @@ class Handover:
         self._standby = (input.session_id, left, input.capabilities)
 
     def on_standby_failed(self, detail: str, now: float) -> list[Output]:
-        """Note that the standby session failed; try again while there is time."""
+        """Log a standby session that has failed, and plan another while there is time."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:
-        """Open a standby session when it is time."""
+        """Return ``OpenSession`` for the standby session when it is time."""
         if self._open_at is None or self._opening or self._standby is not None:
             return []
         if now < self._open_at:
@@ -406,10 +447,16 @@ class Handover:
 
     @property
     def ready(self) -> bool:
+        """Whether a standby session is ready."""
         return self._standby is not None
 
     def promote_if_quiet(self, now: float, *, at_once: bool = False) -> list[Output]:
-        """Promote the standby session in a pause, or when it is late."""
+        """Return ``PromoteStandby`` in a pause, or shortly before the active session ends, with the
+        commands that seed the new one and the request that is due.
+
+        Args:
+            at_once: do not wait for a pause.
+        """
         late = self._control.capabilities.late_words and self._transcript.words_missing
         pause = self._quiet() and not late
         if self._standby is None or not (at_once or pause or now >= self._latest):
@@ -428,6 +475,7 @@ class Handover:
 
     @property
     def deadline(self) -> float | None:
+        """When to open or promote the standby session (s); None without a plan."""
         if self._standby is not None:
             return self._latest
         return None if self._opening else self._open_at

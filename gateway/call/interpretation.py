@@ -35,7 +35,12 @@ REOPENED_SECONDS = 60.0
 
 
 class Interpretation:
-    """The sessions of one transfer that interprets. ``listener`` is ``caller`` or ``callee``."""
+    """The two sessions that interpret between joined legs; ``listener`` is ``caller`` or
+    ``callee``.
+
+    The server ends turns and answers them by itself; this passes the audio on, and opens lost
+    sessions again.
+    """
 
     def __init__(self, plan: InterpreterPlan, timeline: CallTimeline) -> None:
         self._plan = plan
@@ -47,16 +52,20 @@ class Interpretation:
         self._open = False
 
     def begin(self) -> list[Output]:
+        """Return ``BridgeLegs`` with each leg's own audio, and ``Interpret``, which opens both
+        sessions."""
         self._open = True
         joined = BridgeLegs(listen=False, original_db=self._plan.original_db)
         return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]
 
     def end(self) -> list[Output]:
+        """Return ``Interpret()``, which closes both sessions; nothing where they are closed."""
         was_open, self._open = self._open, False
         return [Interpret()] if was_open else []
 
     def on(self, happening: InterpreterInput, now: float) -> list[Output]:
-        """Take what a session has done; nothing once both were closed."""
+        """Handle an event of a session that interprets, or its end; nothing once both were
+        closed."""
         if not self._open:
             return []
         match happening:
@@ -69,8 +78,8 @@ class Interpretation:
                 return self._on_event(listener, event)
 
     def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
-        """Open a session again that was up for ``REOPENED_SECONDS``; else let its listener hear
-        fully."""
+        """Open a lost session again where it was up for ``REOPENED_SECONDS``; else let its listener
+        hear the other's own voice at full volume."""
         listener = lost.listener
         self._owed.discard(listener)
         up_at = self._up.pop(listener, None)
@@ -80,7 +89,8 @@ class Interpretation:
         return [note, HearFully(listener)]
 
     def _on_event(self, listener: str, event: ServerEvent) -> list[Output]:
-        """Play audio of an interpreting session; request a response that is still due."""
+        """Return ``InterpreterPlay`` for audio; request a response to a turn that the server could
+        not answer, as another response was running."""
         match event:
             case AudioDelta():
                 return [InterpreterPlay(listener, event.audio, more=True)]

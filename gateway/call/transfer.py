@@ -64,10 +64,14 @@ class Speaker(Protocol):
         then: Callable[[str, str, float], list[Output]],
         audio: Callable[[bytes, float], list[Output]],
     ) -> list[Output]:
-        """Request a response of at most ``seconds`` that should say ``words``; ``key`` is for
-        :meth:`cancel`.
+        """Request a spoken response; nothing of it reaches the caller.
 
-        ``audio`` is called with each piece of speech, ``then`` once, with status and text.
+        Args:
+            key: for :meth:`cancel`.
+            seconds: longest time that it may take.
+            words: the words that it should say.
+            then: called once, with status, text and time.
+            audio: called with each piece of speech, and the time.
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
@@ -81,23 +85,23 @@ class Interpreter(Protocol):
         """Join the legs, and open both sessions."""
 
     def end(self) -> list[Output]:
-        """Close both sessions, once."""
+        """Close both sessions; nothing where they are closed."""
 
     def on(self, happening: inputs.InterpreterInput, now: float) -> list[Output]:
-        """Take an event of a session that interprets, or its end."""
+        """Handle an event of a session that interprets, or its end."""
 
 
 class Briefing:
     """Tells the colleague who has answered what the call is about, and waits for their key.
 
-    The model speaks it, as an out-of-band response that only the colleague hears; it is repeated
-    until a key is pressed. Without the model they hear the route's sound; without one there is
-    nothing to wait for.
+    The model speaks it as an out-of-band response that only the colleague hears; it is repeated
+    until a key is pressed. Without the model they hear the route's sound, and without that the call
+    is joined at once.
 
     Args:
-        words: what is said before the prompt; "" for a summary by the model.
+        words: said before the prompt; "" for a summary by the model.
         speak: has the model speak; None where no session is up.
-        step: takes a step of the briefing for its transfer, which draws the conclusions.
+        step: has the transfer take a step of the briefing and act on its :attr:`answer`.
     """
 
     def __init__(
@@ -135,7 +139,8 @@ class Briefing:
         return min(at for at in due if at is not None)
 
     def begin(self, now: float) -> list[Output]:
-        """Let the caller hear music, and the colleague what the call is about."""
+        """Play music to the caller, and request the spoken briefing; start its recording, where the
+        call is recorded and the route wants that."""
         self._answer_by = now + self._plan.timeout
         begun: list[Output] = [outputs.PlaySound(self._plan.music)]
         recording = self._timeline.record.recording
@@ -164,13 +169,14 @@ class Briefing:
         return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Accept or decline by a key of the colleague; other keys are ignored."""
+        """Accept or decline by a DTMF digit of the colleague; other digits are ignored."""
         if digit == self._plan.accept_key:
             return self.end("accepted", now)
         return self.end("declined", now) if digit == self._plan.decline_key else []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on deadlines: repeat the briefing, go on without the model, or give up."""
+        """Repeat the briefing, play the sound instead of a model that says nothing, or end it as
+        ``no_key``."""
         if now >= self._answer_by:
             return self.end("no_key", now)
         if self._speech_by is not None and now >= self._speech_by:
@@ -181,12 +187,14 @@ class Briefing:
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on with what was said already, if all of it was."""
+        """Go on after the session is lost: repeat a briefing that was said to its end, else play
+        the sound."""
         self._speak = None
         return self._without_model("the session was lost", now) if self._repeat_at is None else []
 
     def end(self, answer: str, now: float) -> list[Output]:
-        """Stop the briefing and record its answer, once."""
+        """Stop the briefing, and set its answer, once: accepted, declined, hung_up, no_key or
+        skipped."""
         if self.answer:
             return []
         self.answer, self._by_model = answer, False
@@ -201,7 +209,8 @@ class Briefing:
         return [*over, outputs.StopRecording(b_leg=True)] if self._recorded else over
 
     def _heard(self, audio: bytes, now: float) -> list[Output]:
-        """Play what the model says, in whole frames, up to ``MAX_BRIEFING_SECONDS``."""
+        """Return ``PlayBriefing`` with the whole frames of what the model says, at most
+        ``MAX_BRIEFING_SECONDS``."""
         if not self._by_model:
             return []
         if self._speech_by is not None:
@@ -212,6 +221,8 @@ class Briefing:
         return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _spoken(self, status: str, text: str, now: float) -> list[Output]:
+        """Handle the end of the spoken response: wait for the key, or without audio play the
+        sound."""
         if not self._by_model:
             return []
         if status != "completed" or self._speech_by is not None:
@@ -220,13 +231,13 @@ class Briefing:
         return self._complete(now)
 
     def _complete(self, now: float) -> list[Output]:
-        """Set the time of the repetition: after all of it has been heard."""
+        """Set the time of the repetition: ``REPEAT_SECONDS`` after the end of the briefing."""
         heard_at = self._began + len(self._audio) / self._bytes_per_ms / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
 
     def _without_model(self, why: str, now: float) -> list[Output]:
-        """Play the sound instead, or let them take the call at once."""
+        """Play the route's sound in place of the model; without a sound, join the call at once."""
         if self.answer or not self._by_model:
             return []
         self._by_model, self._speech_by = False, None
@@ -240,9 +251,9 @@ class Transfer:
     """One transfer, from the request to its outcome; the caller hears a sound meanwhile.
 
     *Blind*: the caller's side is asked to call the target (REFER, RFC 3515) and reports progress.
-    *Attended*: we call the target first, and the caller's side takes that call over (Replaces,
-    RFC 3891 and RFC 5589 section 7). *Bridge*: we call the target and join both. In both, the
-    target may be briefed before (:class:`Briefing`).
+    *Attended*: we call the target first, and the caller's side takes that call over (Replaces, RFC
+    3891 and RFC 5589 section 7). *Bridge*: we call the target and join both. In both, the target
+    may be briefed before (:class:`Briefing`).
     """
 
     is_transfer: ClassVar[bool] = True
@@ -280,44 +291,39 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """Name of the destination, as the route has it."""
+        """Name of the destination in the route."""
         return self._target.destination.name
 
     def begin(self, now: float) -> list[Output]:
-        """Start: send the REFER, or dial the B-leg."""
+        """Return ``Refer`` for a blind transfer, else ``DialBLeg``, with the sound for the
+        caller."""
         destination, uri = self._target.destination, self._target.uri
-        self._attempt = TransferAttempt(
-            self._timeline.ms(now), destination.name, uri, destination.mode
-        )
+        mode = destination.mode
+        self._attempt = TransferAttempt(self._timeline.ms(now), destination.name, uri, mode)
         self.begun = True
         self._timeline.record.actions.transfers.append(self._attempt)
         self.deadline = now + destination.ring_timeout
         note = self._timeline.note(
-            now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
+            now, "transfer", "info", destination=self.name, to=uri, mode=mode
         )
+        sound = outputs.PlaySound(self._plan.sound)
         by_pattern = destination.allowed_numbers is not None
-        if destination.mode == "blind":
-            return [
-                note,
-                outputs.PlaySound(self._plan.sound),
-                outputs.Refer(uri, by_pattern=by_pattern),
-            ]
+        if mode == "blind":
+            return [note, sound, outputs.Refer(uri, by_pattern=by_pattern)]
         self._has_b_leg = True
-        return [
-            note,
-            outputs.PlaySound(self._plan.sound),
-            outputs.DialBLeg(
-                uri,
-                destination.trunk,
-                destination.caller_id,
-                by_pattern,
-                briefed=destination.briefing is not None,
-                interpreted=self._interpreter is not None,
-            ),
-        ]
+        dial = outputs.DialBLeg(
+            uri,
+            destination.trunk,
+            destination.caller_id,
+            by_pattern,
+            briefed=destination.briefing is not None,
+            interpreted=self._interpreter is not None,
+        )
+        return [note, sound, dial]
 
     def on_transfer_event(self, happening: inputs.TransferEvent, now: float) -> list[Output]:
-        """Take progress of the REFER, or an event of the B-leg."""
+        """Handle progress of the REFER (response or NOTIFY), or an event of B-leg or
+        interpreter."""
         match happening:
             case inputs.ReferProgress():
                 return self._on_refer_progress(happening, now)
@@ -335,7 +341,8 @@ class Transfer:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Repeat the briefing, or give the transfer up, when :attr:`deadline` has come."""
+        """Act on :attr:`deadline`: continue the briefing, or end the transfer as not answered
+        (``ring_timeout``) or without known outcome."""
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:
@@ -347,7 +354,8 @@ class Transfer:
         return self._fail(Outcome.NO_ANSWER, 0, now)
 
     def abandon(self, now: float) -> list[Output]:
-        """End the B-leg because the call is over; close the record of the transfer."""
+        """End the transfer because the call is over or it has failed: hang up the B-leg, and set
+        the outcome where there is none."""
         if not self.begun:
             return []
         if self._attempt.outcome in ("", Outcome.RINGING):
@@ -357,21 +365,20 @@ class Transfer:
         return [*silent, outputs.HangUpBLeg()] if dialled else silent
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret, if any do."""
+        """Close the sessions that interpret; nothing without an interpreter."""
         return [] if self._interpreter is None else self._interpreter.end()
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's side may have ended our call because it has the target.
-
-        It accepted the REFER, and reported no outcome.
-        """
+        """Return whether the caller's BYE means that the REFER has succeeded: it was accepted, and
+        no ringing or outcome was reported."""
         if not self._taken or self._ringing:
             return False
         self._close(Outcome.UNKNOWN, 0, now)
         return True
 
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
-        """Take a response to the REFER, or a NOTIFY about it."""
+        """Handle a response to the REFER or a NOTIFY (RFC 3515): 2xx ends the call as transferred,
+        300 and more fails the transfer, 180 and more is told to the model."""
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
@@ -389,6 +396,7 @@ class Transfer:
         return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
 
     def _on_ringing(self, code: int, now: float) -> list[Output]:
+        """Tell the model that the target rings, once."""
         if self._ringing:
             return []
         self._ringing = True
@@ -401,7 +409,7 @@ class Transfer:
         ]
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
-        """Bridge the legs, or send the REFER that replaces the B-leg."""
+        """Handle the B-leg's 200: begin the briefing, or join the legs."""
         if not self._has_b_leg or self._replacing or self.joined:
             return []
         note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
@@ -416,16 +424,17 @@ class Transfer:
 
     @property
     def being_briefed(self) -> bool:
-        """Return whether the colleague has answered and not decided yet."""
+        """Whether the colleague has answered the B-leg and not decided yet."""
         return self._has_b_leg and self._briefing is not None and not self._attempt.briefing
 
     def session_lost(self, now: float) -> list[Output]:
-        """Finish the briefing without the model."""
+        """Go on without the model: finish a briefing without it."""
         self._speak = None
         return self._briefed(lambda briefing: briefing.session_lost(now), now)
 
     def _briefed(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
-        """Take a step of the briefing, and what follows from it."""
+        """Take a step of the briefing, and act on its answer: join the legs, or fail the
+        transfer."""
         briefing = self._briefing
         if briefing is None or not self.being_briefed:
             return []
@@ -442,7 +451,8 @@ class Transfer:
         return todo + self._fail(outcome, 0, now)
 
     def _connect(self, now: float) -> list[Output]:
-        """Join caller and target, or have the caller's side replace our call (Replaces)."""
+        """Join caller and B-leg (``BridgeLegs``), or send the REFER with Replaces of an attended
+        transfer."""
         if self._target.destination.mode == "attended":
             self._replacing = True
             self._ringing = False
@@ -456,7 +466,8 @@ class Transfer:
         return [outputs.PlaySound(""), *self._interpreter.begin()]
 
     def _on_b_leg_ended(self, ended: inputs.BLegEnded, now: float) -> list[Output]:
-        """Fail the transfer, or end the call with the B-leg that was joined."""
+        """Handle the end of the B-leg: of a joined one end the call, else fail the transfer or its
+        briefing."""
         if not self._has_b_leg:
             return []
         if self.being_briefed:
@@ -474,6 +485,8 @@ class Transfer:
         return self._fail(outcome_of(ended.code), ended.code, now)
 
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
+        """End the transfer with this outcome: set the result for the model, stop the sound, and
+        hang up the B-leg."""
         self._close(outcome, code, now)
         self.audio_suspended, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
@@ -486,6 +499,7 @@ class Transfer:
         return [note, outputs.PlaySound(""), *self.abandon(now)]
 
     def _close(self, outcome: Outcome, code: int, now: float) -> None:
+        """Set outcome, SIP code and duration in the record."""
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code
         self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)
