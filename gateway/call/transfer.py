@@ -64,10 +64,9 @@ class Speaker(Protocol):
         then: Callable[[str, str, float], list[Output]],
         audio: Callable[[bytes, float], list[Output]],
     ) -> list[Output]:
-        """Request a spoken response; nothing of it reaches the caller.
+        """Request a spoken response, which the caller does not hear; ``key`` is for :meth:`cancel`.
 
         Args:
-            key: for :meth:`cancel`.
             seconds: longest time that it may take.
             words: the words that it should say.
             then: called once, with status, text and time.
@@ -268,14 +267,11 @@ class Transfer:
     ) -> None:
         self.deadline: float | None = None
         self.audio_suspended = True
-        """No audio passes between caller and model."""
         self.begun = False
         self.joined = self.interpreted = False
         self.over: EndReason | None = None
-        """Why the call ends by this transfer, once it does."""
         self.detail = ""
         self.result: Mapping[str, Any] | None = None
-        """For the model, once the transfer has failed."""
         self._target = target
         self._plan = plan
         self._interpreter = interpreter
@@ -341,8 +337,7 @@ class Transfer:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Act on :attr:`deadline`: continue the briefing, or end the transfer as not answered
-        (``ring_timeout``) or without known outcome."""
+        """Continue the briefing at :attr:`deadline`, or end the transfer without an answer."""
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:
@@ -369,8 +364,8 @@ class Transfer:
         return [] if self._interpreter is None else self._interpreter.end()
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means that the REFER has succeeded: it was accepted, and
-        no ringing or outcome was reported."""
+        """Return whether the caller's BYE means success: the REFER was accepted, and nothing told
+        since."""
         if not self._taken or self._ringing:
             return False
         self._close(Outcome.UNKNOWN, 0, now)

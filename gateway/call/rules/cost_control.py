@@ -32,7 +32,8 @@ from gateway.realtime.events import (
 
 
 class Budget:
-    """Warns the model when a budget is nearly spent, and ends the call when one is spent."""
+    """Warns the model when a budget of the call is nearly spent, and ends the conversation when one
+    is spent."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (BudgetThreshold,)
     deadline: float | None = None
@@ -42,7 +43,8 @@ class Budget:
         self._plan = control.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Warn the model, or end the call, at a threshold of the budget."""
+        """Handle a budget threshold: send the warning message, or end with goodbye or transfer.
+        Bridged calls are left alone."""
         control = self._control
         if (
             not isinstance(input, BudgetThreshold)
@@ -78,13 +80,15 @@ _TOLD = "What was said earlier in this call, in short: "
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """An item of the session's conversation that may be deleted later."""
+
     kind: str
     role: str
     call_id: str
 
 
 class ContextTrimmer:
-    """Deletes old turns from the session, or has them summarized. Methods take the time (s)."""
+    """Deletes old turns from the session (``[route.context]``), or has them summarized first."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         ItemAdded,
@@ -102,7 +106,8 @@ class ContextTrimmer:
         self._asking = False
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Keep track of items, and look for old turns at the end of a response."""
+        """Follow the session's items; at ``response.done`` trim old turns where there are too
+        many."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
         session = self._control.timeline.record.session.session_id
@@ -125,7 +130,7 @@ class ContextTrimmer:
     # ---- how
 
     def _item_added(self, item_id: str, item: object) -> None:
-        """Remember an item of the conversation, to be deleted later."""
+        """Remember an item of the session; a summary of ours counts as the oldest."""
         if not item_id or item_id in self._items or not hasattr(item, "get"):
             return
         kind, role = str(item.get("type") or ""), str(item.get("role") or "")
@@ -137,7 +142,8 @@ class ContextTrimmer:
             self._items.popitem(last=False)
 
     def _trim_old_turns(self, now: float) -> list[Output]:
-        """Delete the oldest turns if there are too many, or have them summarized first."""
+        """Delete the oldest turns, or request their summary, once there are half as many more as
+        ``max_turns``."""
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
         if self._asking or control.termination is not None or control.call_actions.joined:
@@ -170,7 +176,8 @@ class ContextTrimmer:
         )
 
     def _items_before(self, first_kept: str) -> list[str]:
-        """Return the items before a turn, but for system messages; results go with their calls."""
+        """Return the items before a turn, without system messages; results of function calls go
+        with their calls."""
         ids = list(self._items)
         at = ids.index(first_kept)
         old = [
@@ -191,7 +198,8 @@ class ContextTrimmer:
         ]
 
     def _delete_items(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
-        """Delete items from the session, with the summary in their place, if there is one."""
+        """Return ``conversation.item.delete`` for these items, and before it the message with their
+        summary, where there is one."""
         control = self._control
         there = [item_id for item_id in old if item_id in self._items]
         outputs: list[Output] = []

@@ -26,7 +26,8 @@ _NOBODY = (
 
 
 class EscapeToHuman:
-    """Hands the caller to a human who asks for one. Methods take the time (s)."""
+    """Transfers a caller to a human who asks for one by a DTMF digit or phrase
+    (``[route.escape]``), without the model."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (InputTranscribed,)
     deadline: float | None = None
@@ -37,22 +38,22 @@ class EscapeToHuman:
         """Destinations that are still to be tried."""
 
     def is_escape_key(self, digit: str) -> bool:
-        """Return whether this key asks for a human now."""
+        """Return whether this DTMF digit asks for a human now."""
         control, plan = self._control, self._control.plan.escape
         collecting = control.collecting is not None and control.collecting.wants_digits
         return digit == plan.key and not collecting and self._may_begin
 
     @property
     def _may_begin(self) -> bool:
-        """Return whether the call is not ending, and no transfer is under way; joined through an
-        interpreter, the caller may leave."""
+        """Whether the route has destinations, the call is not ending, and no transfer is under way;
+        a caller joined through an interpreter may leave."""
         actions = self._control.call_actions
         busy = (actions.joined or actions.underway) and not actions.interpreted
         ending = self._control.termination is not None
         return bool(self._control.plan.escape.to) and not busy and not ending
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Search what the caller said for words that ask for a human."""
+        """Search the caller's words for a phrase that asks for a human, or that ends the call."""
         assert isinstance(input, ServerEventReceived)
         assert isinstance(input.event, InputTranscribed)
         words = words_of(input.event.transcript)
@@ -67,11 +68,16 @@ class EscapeToHuman:
         return self.begin("word", now)
 
     def tick(self, _now: float) -> list[Output]:
-        """Return nothing: escape has no deadline."""
+        """Return nothing: there is no deadline."""
         return []
 
     def begin(self, by: str, now: float) -> list[Output]:
-        """Stop the agent, and call the first destination; ``by``: key or word."""
+        """Interrupt the agent, end the current action, and transfer the caller to the first
+        destination.
+
+        Args:
+            by: key or word, for the log.
+        """
         control = self._control
         note = control.timeline.note(now, "escape", "info", by=by)
         outputs = [note, *interrupt(control, "escape", now)]
@@ -84,7 +90,8 @@ class EscapeToHuman:
         return outputs + self.next_destination(now)
 
     def next_destination(self, now: float) -> list[Output]:
-        """Transfer to the next destination; without one left the caller returns to the model."""
+        """Transfer the caller to the next destination; after the last, tell the model that nobody
+        could be reached, and request a response."""
         control = self._control
         while self._left:
             wanted = json.dumps({"destination": self._left.pop(0)})

@@ -53,7 +53,7 @@ _SENTENCE = re.compile(r"[.!?…:;]\s*$|[\u3002\uff01\uff1f]")
 
 @dataclass(slots=True)
 class _Words:
-    """An item of the agent as far as its words have come."""
+    """Text of one item of the agent, as far as it has come."""
 
     response_id: str
     said: str = ""
@@ -65,6 +65,8 @@ class _Words:
 
 @dataclass(slots=True)
 class _Check:
+    """A question to a guardrail's service that waits for its answer."""
+
     rule: int
     who: str
     response_id: str
@@ -73,7 +75,7 @@ class _Check:
 
 
 class _Turns:
-    """Turns of the caller, and the response that answers each."""
+    """Turns of the caller, and the response that answers each; to refuse the answer to a turn."""
 
     def __init__(self) -> None:
         self._answers: OrderedDict[str, str] = OrderedDict()
@@ -84,7 +86,11 @@ class _Turns:
         self.latest = ""
 
     def complete(self, item_id: str, answer: str = "") -> None:
-        """Note a turn of the caller; ``answer`` is the response that answers it, if known."""
+        """Add a turn of the caller.
+
+        Args:
+            answer: id of the response that answers it; "" while it is to come.
+        """
         if not item_id:  # some servers give no ids: each is another turn
             self._unnamed += 1
             item_id = f"turn_{self._unnamed}"
@@ -96,10 +102,8 @@ class _Turns:
             self._answers.popitem(last=False)
 
     def answered(self, response_id: str) -> bool:
-        """Note a response to the open turns, or another to the latest one.
-
-        Returns whether it is not to be heard.
-        """
+        """Note a response as the answer to the open turns, or a further one to the latest; return
+        whether it answers a refused turn."""
         turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
         for turn in turns:
             if turn in self._answers:
@@ -107,14 +111,16 @@ class _Turns:
         return any(turn in self._refused for turn in turns)
 
     def named(self, item_id: str) -> str:
-        """Return the id of a turn; of words that come without one it is the latest turn."""
+        """Return the id of a turn; where the server gives none, of the latest."""
         return item_id or self.latest
 
     def refuse(self, item_id: str, running: str | None) -> str | None:
-        """Note that a turn must not be answered; return the id of its response, "" if it is still
-        to come, None if it was refused before.
+        """Refuse the answer to a turn; return its response's id, "" while that is to come, None if
+        the turn was refused before.
 
-        A turn that the server has not reported is taken to be answered by the running response.
+        Args:
+            running: id of the running response, which counts as the answer to a turn not
+                reported yet.
         """
         if item_id in self._refused:
             return None
@@ -124,12 +130,15 @@ class _Turns:
         return self._answers[item_id]
 
     def allow(self) -> None:
-        """Note that the caller's turns may be answered again."""
+        """Allow answers to refused turns again."""
         self._refused.clear()
 
 
 class Guardrails:
-    """Applies the guardrails of a route to the words of both sides. Methods take the time (s)."""
+    """Applies the route's guardrails (``[[route.guardrail]]``) to the words of agent and caller.
+
+    By a pattern at once, or by the answer of an HTTP service.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.ContentChecked,
@@ -154,7 +163,8 @@ class Guardrails:
         self._asked = 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take words of either side, or the result of a content check."""
+        """Check words of either side, or take the answer of a service; drop a response to a refused
+        turn."""
         if not self._rules:
             return []
         match input:
@@ -179,25 +189,26 @@ class Guardrails:
         return []
 
     def on_session_over(self) -> None:
-        """Forget the items and responses of a session: another one may use their ids again."""
+        """Forget items, turns and questions of a session, whose ids may come again."""
         self._items.clear()
         self._stopped.clear()
         self._turns = _Turns()
         self._checks.clear()
 
     def tick(self, now: float) -> list[Output]:
-        """Give up on checks that were not answered in time."""
+        """Decide about words whose service has not answered in time, as ``on_timeout`` says."""
         late = [key for key, check in self._checks.items() if now >= check.until]
         return [output for key in late for output in self._on_answer(key, None, "too late", now)]
 
     @property
     def deadline(self) -> float | None:
+        """When the next answer of a service is late (s); None without a question."""
         return min((check.until for check in self._checks.values()), default=None)
 
     # ---- how
 
     def _response_created(self, response_id: str, now: float) -> list[Output]:
-        """Drop a response that answers a refused turn."""
+        """Handle ``response.created``: drop a response that answers a refused turn."""
         if self._control.responses.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
             self._control.responses.resend_after_dropped(now)
@@ -205,7 +216,7 @@ class Guardrails:
         return []
 
     def _words_of_item(self, item_id: str, response_id: str) -> _Words:
-        """Return what was said so far in an item of the agent."""
+        """Return the text of an item of the agent so far, added if it is new."""
         items = self._items
         words = items.get(item_id)
         if words is None or words.response_id != response_id:  # some servers use ids again
@@ -217,7 +228,11 @@ class Guardrails:
     def _check_agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
-        """Check new words of the agent: those since the last window, or the whole item."""
+        """Check new words of the agent, together with the ``WINDOW`` characters before them.
+
+        Args:
+            whole: the item's text is complete.
+        """
         asked = self._control.responses.request_of(words.response_id)
         ours = any(asked is phrase for phrase in self._phrases)
         if ours or words.response_id in self._stopped:
@@ -254,7 +269,14 @@ class Guardrails:
         *,
         open: bool = False,
     ) -> list[Output]:
-        """Apply each rule for this speaker to the words, or ask its service about a sentence."""
+        """Apply each guardrail for this speaker: its pattern to ``window``, its service to
+        ``sentence``.
+
+        Args:
+            who: agent or caller.
+            sentence: complete sentence that was not asked about yet; "" without one.
+            open: the last word of ``window`` may go on.
+        """
         outputs: list[Output] = []
         for index, rule in enumerate(self._rules):
             if rule.speaker not in (who, "both"):
@@ -270,7 +292,8 @@ class Guardrails:
     def _ask_service(
         self, index: int, who: str, response_id: str, item_id: str, text: str, now: float
     ) -> list[Output]:
-        """Ask the service of a rule about a sentence, with a deadline."""
+        """Return ``CheckContent`` for the service of guardrail ``index``, and set its deadline;
+        with ``MAX_CHECKS`` questions open, decide as without an answer."""
         rule = self._rules[index]
         self._asked += 1
         key = f"guard-{self._asked}"
@@ -283,7 +306,8 @@ class Guardrails:
         return [CheckContent(key, index, who, text)]
 
     def _on_answer(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
-        """Take the answer of a service; without one the rule says what happens."""
+        """Handle the answer of a service; None for ``allow``: there was none, and ``on_timeout``
+        decides."""
         check = self._checks.pop(key, None)
         if check is None:
             return []
@@ -304,7 +328,12 @@ class Guardrails:
         return outputs if allow else outputs + self._act(check, by, reason, now)
 
     def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
-        """Stop the response, record the decision, and replace the words, transfer or hang up."""
+        """Stop the response and record the decision; then say the replacement, transfer, or end the
+        call, as the guardrail says.
+
+        Args:
+            by: words, http or timeout.
+        """
         control, rule = self._control, self._rules[check.rule]
         response = check.response_id
         if control.termination is not None or response in self._stopped:
@@ -359,9 +388,9 @@ class Guardrails:
 
 
 def _not_in_deltas(words: _Words, transcript: str) -> str:
-    """Return the part of the final transcript from where it differs from the deltas on.
+    """Return the end of the final transcript, from where it differs from the deltas.
 
-    A delta may have been lost. Differences in white space only are none. Where words differ,
+    A delta may have been lost. Differences in white space do not count. Where words differ,
     ``words`` goes on from the final ones.
     """
     if not words.said:
@@ -379,7 +408,12 @@ def _not_in_deltas(words: _Words, transcript: str) -> str:
 
 
 def _is_found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
-    """Return whether the rule finds something; ``open``: a word at the end may go on."""
+    """Return whether the guardrail's pattern matches.
+
+    Args:
+        open: a match at the very end does not count, since the next delta may go on with that
+            word.
+    """
     if rule.pattern is None:
         return False
     for match in rule.pattern.finditer(window):

@@ -63,7 +63,8 @@ ANSWERED = (
 
 
 class HoldWait:
-    """Waits in a queue. Methods take the time (s)."""
+    """Has the agent wait in a queue of the other side (``[route.hold_wait]``) without talking to
+    it."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.SoundHeard,
@@ -101,13 +102,15 @@ class HoldWait:
 
     @property
     def _silences(self) -> bool:
-        """Return whether a response that begins is not to be heard; last words are."""
+        """Whether responses are not to be heard, because the agent waits; the last words of a call
+        are."""
         return self._wait is not None and self._control.termination is None
 
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take a second of sound, a turn of the other side, its words, or a response."""
+        """Handle a second of sound, speech of the other side, its words, a response, or a DTMF
+        digit, which ends the wait."""
         if not self._plan.enabled:
             return []
         match input:
@@ -133,7 +136,7 @@ class HoldWait:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Decide that a human speaks, or give the wait up."""
+        """End the wait: somebody has spoken and waits for an answer, or ``max_wait`` is over."""
         if self._wait is None or self.deadline is None or now < self.deadline:
             return []
         if now >= self._since + self._plan.max_wait:
@@ -144,6 +147,7 @@ class HoldWait:
 
     @property
     def deadline(self) -> float | None:
+        """When :meth:`tick` is due (s); None without a wait."""
         if self._wait is None or self._control.termination is not None:
             return None
         latest = self._since + self._plan.max_wait
@@ -157,8 +161,8 @@ class HoldWait:
     # ---- how
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Begin a wait when hold music plays; in a wait, hide music from the model and pass
-        voices on."""
+        """Handle a second of sound: music begins a wait; in a wait the session gets silence while
+        music plays (``Withhold``), and voices again after it."""
         if self._held or self._control.call_actions.busy or self._control.termination is not None:
             self._music.reset()
             return []
@@ -184,7 +188,8 @@ class HoldWait:
         return outputs
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
-        """Tell an announcement by its words, and press the keys that it asks for."""
+        """Handle the words of a turn: an announcement begins or continues a wait; press the keys
+        that it asks for."""
         words = words_of(text)
         repeated = self._repeats.add_words(item_id, words)
         listed = any(one.search(text) for one in self._plan.announcements)
@@ -209,7 +214,8 @@ class HoldWait:
         return outputs + pressed
 
     def _press(self, text: str, now: float) -> list[Output]:
-        """Press the keys that an announcement asks for, ``MAX_KEYS`` times at most."""
+        """Queue the DTMF digits that an announcement asks for by the route's ``keys``, at most
+        ``MAX_KEYS`` times."""
         assert self._wait is not None
         for key in self._plan.keys:
             if self._key_count < MAX_KEYS and key.words.search(text):
@@ -223,7 +229,12 @@ class HoldWait:
         return []
 
     def _begin(self, why: str, now: float, *, music: bool) -> list[Output]:
-        """Begin a wait: silence the model and tell it that it waits in a queue."""
+        """Begin a wait: interrupt the agent, tell it, and have the server request no responses.
+
+        Args:
+            why: evidence, for the record.
+            music: music plays, which the session is not to hear.
+        """
         control = self._control
         self._wait = HoldWaitRecord(round(control.timeline.ms(now), 1), why)
         append_capped(control.timeline.record.content.hold_waits, self._wait)
@@ -238,7 +249,11 @@ class HoldWait:
         return outputs + control.add_message(WAITING) + (self._withhold(True) if music else [])
 
     def _end(self, why: str, now: float) -> list[Output]:
-        """Tell the model how long it has waited, and have it speak."""
+        """End the wait: tell the model how long it was, and request a response.
+
+        Args:
+            why: human or key.
+        """
         control, wait = self._control, self._wait
         assert wait is not None
         outputs = self._over(wait, why, now) + self._withhold(False)
@@ -249,7 +264,7 @@ class HoldWait:
         return outputs + control.request_response(CreateResponse(), now)
 
     def _give_up(self, now: float) -> list[Output]:
-        """Have the call transferred (``transfer_to``) or ended: the wait took too long."""
+        """End the conversation after ``max_wait``: transfer the call, or hang up."""
         assert self._wait is not None
         outputs = self._over(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
@@ -258,7 +273,7 @@ class HoldWait:
         return outputs
 
     def _over(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
-        """End the wait, and record how long it took."""
+        """Set the end of the wait in the record, and log it."""
         self._wait, self._control.waiting = None, False
         self._music.reset()
         wait.ms, wait.ended = round((now - self._since) * 1000, 1), why
@@ -268,7 +283,8 @@ class HoldWait:
         ]
 
     def _quieten(self) -> list[Output]:
-        """Have this session, and those that may follow it, request no responses."""
+        """Return ``session.update`` with which this session, and those that follow, answer no turns
+        by themselves."""
         control, plan = self._control, self._plan
         if not plan.quiet:
             return []
@@ -276,5 +292,6 @@ class HoldWait:
         return [Send(change)] if control.capabilities.settings_updates else []
 
     def _withhold(self, withheld: bool) -> list[Output]:
+        """Return ``Withhold`` where it changes."""
         was, self._withheld = self._withheld, withheld
         return [] if was is withheld else [Withhold(withheld)]

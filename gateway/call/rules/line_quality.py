@@ -25,7 +25,8 @@ _TOLD = {
 
 
 class LineWatch:
-    """Compares the line with the route's limits, once a second. Methods take the time (s)."""
+    """Tells the model of a bad line, by loss, jitter, MOS and level against the route's limits
+    (``[route.line]``)."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.LineQuality,
@@ -48,10 +49,12 @@ class LineWatch:
 
     @property
     def _plan(self) -> LinePlan:
+        """Settings of ``[route.line]``."""
         return self._control.plan.line
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take a measurement; one that is beyond its limit for long enough is told."""
+        """Compare a measurement of RTP quality or level with the limits; follow whether the caller
+        speaks."""
         match input:
             case inputs.LineQuality():
                 return self._judge(input.side, _exceeded(input, self._plan), now)
@@ -68,7 +71,12 @@ class LineWatch:
         return []
 
     def _judge(self, side: str, what: str, now: float) -> list[Output]:
-        """Report a line that has been bad for ``after`` seconds, or that has recovered."""
+        """Report a direction (``side``) that has been bad for ``after`` seconds, or a line that has
+        recovered.
+
+        Args:
+            what: the limit that is exceeded, for the record; "" for none.
+        """
         if what:
             self._within = None
             since = self._beyond.setdefault(side, now)
@@ -77,7 +85,8 @@ class LineWatch:
         return self._look_at_recovery(now)
 
     def _judge_level(self, dbfs: float, now: float) -> list[Output]:
-        """Count seconds of soft speech: only while the server hears that the caller speaks."""
+        """Count the seconds in which the caller's speech (dBFS) is too soft, and report them;
+        seconds without speech do not count."""
         if dbfs >= self._plan.min_level:
             self._soft_seconds = 0
             self._beyond.pop("level", None)
@@ -90,7 +99,8 @@ class LineWatch:
         return self._bad_line(FROM_CALLER, f"the caller's speech has {dbfs:.0f} dBFS", now)
 
     def _bad_line(self, side: str, what: str, now: float) -> list[Output]:
-        """Note that the line is bad, once until it is good again, and tell the model."""
+        """Record and log a bad line, once until it has recovered, and tell the model, ``max_hints``
+        times."""
         if self._bad is not None:
             return []
         control, plan = self._control, self._plan
@@ -104,7 +114,8 @@ class LineWatch:
         return [note, *control.add_message(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
 
     def _look_at_recovery(self, now: float) -> list[Output]:
-        """Report a line that has been good for ``recovered_after`` seconds."""
+        """Record, log and tell a line that has been within all limits for ``recovered_after``
+        seconds."""
         bad, plan = self._bad, self._plan
         if bad is None or self._beyond:
             return []
@@ -121,7 +132,7 @@ class LineWatch:
 
 
 def _exceeded(quality: inputs.LineQuality, plan: LinePlan) -> str:
-    """Return which limit the measurement is beyond, as the record has it; "" for none."""
+    """Return the limit that the measurement exceeds, in words for the record; "" for none."""
     if plan.max_loss and quality.loss_percent > plan.max_loss:
         return f"{quality.loss_percent:.0f} % lost"
     if plan.max_jitter and quality.jitter_ms > plan.max_jitter:

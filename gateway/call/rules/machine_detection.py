@@ -36,19 +36,21 @@ MIXED = 0.45
 
 
 class MusicOnHoldDetector:
-    """Counts the seconds of music that are heard in a row, and weighs stretches without a pause."""
+    """Detects hold music by standing tones, in seconds of it in a row or in sound without a
+    pause."""
 
     def __init__(self) -> None:
         self._stretch = self._stretch_held = 0.0
         self.reset()
 
     def begin_stretch(self) -> None:
-        """Begin a stretch without a pause: the server begins to hear speech."""
+        """Begin a stretch of sound without a pause: the server has sent ``speech_started``."""
         self._stretch = self._stretch_held = 0.0
 
     @property
     def mixed(self) -> float:
-        """Return the share of standing tones in the stretch; 0 where a voice may have as much."""
+        """Share of the stretch (0 to 1) that has standing tones; 0 where a voice alone may have as
+        much."""
         share = self._stretch_held / self._stretch if self._stretch else 0.0
         return share if share >= MIXED else 0.0
 
@@ -58,7 +60,8 @@ class MusicOnHoldDetector:
         self._changes = self._misses = 0
 
     def add_second(self, heard: inputs.SoundHeard, wanted: float) -> str:
-        """Add a second; return the evidence once there are ``wanted`` seconds of music."""
+        """Add a second of sound; return the evidence, in words, once ``wanted`` seconds were music,
+        else ""."""
         self._stretch += 1
         self._stretch_held += heard.held
         if heard.held < HELD:
@@ -91,15 +94,16 @@ _MAX_TURNS = 64
 
 
 def even(lengths: Collection[int]) -> bool:
-    """Return whether these lengths (ms) differ less than a human's would."""
+    """Return whether these lengths (ms) differ less than those of a human's turns would."""
     return pstdev(lengths) <= EVEN * fmean(lengths)
 
 
 class Repeats:
-    """Counts how often in a row the same words are said.
+    """Detects a bot that says the same again, by words and length.
 
     Args:
-        wanted: so many times, spoken at the same length, are a bot's.
+        wanted: repetitions of the same length that are a bot's; of other lengths ``STUBBORN``
+            times as many.
     """
 
     def __init__(self, wanted: int) -> None:
@@ -111,13 +115,14 @@ class Repeats:
         self._spoken: deque[int] = deque(maxlen=min(wanted, _MAX_TURNS))
 
     def add_turn(self, item_id: str, length_ms: int) -> None:
-        """Note the length of a turn whose words may come later."""
+        """Note the length (ms) of a turn whose words may come later."""
         self._lengths[item_id] = length_ms
         while len(self._lengths) > _MAX_TURNS:
             self._lengths.popitem(last=False)
 
     def add_words(self, item_id: str, words: tuple[str, ...]) -> str:
-        """Note the words of a turn; return the evidence once they were said often enough."""
+        """Add the words of a turn; return the evidence, in words, once they were said often enough,
+        else ""."""
         length = self._lengths.pop(item_id, None)
         if len(words) < _MIN_WORDS:
             return ""
@@ -149,7 +154,7 @@ class BeepWaiter:
     """Waits for the beep after a voicemail greeting. Times in s.
 
     Args:
-        seconds: how long after the greeting a beep is waited for; 0 waits for none.
+        seconds: longest wait after the greeting; 0 for none.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -163,30 +168,32 @@ class BeepWaiter:
 
     @property
     def waiting(self) -> bool:
-        """Whether the greeting is over and a beep is waited for."""
+        """Whether a beep is waited for."""
         return self._since is not None
 
     def speech_began(self, now: float) -> None:
-        """Note that the other side begins to speak; a beep may be taken for speech, too."""
+        """Note ``speech_started`` of the other side; a beep may be taken for speech, too."""
         if self._began is None:
             self._began = now
         self._quiet_since = None
 
     def speech_ended(self, now: float) -> None:
-        """Note that the other side has stopped speaking."""
+        """Note ``speech_stopped`` of the other side."""
         if self._stopped is None:
             self._stopped = now
         self._quiet_since = now
 
     def beep(self, evidence: str, now: float) -> bool:
-        """Note a beep; return whether what came before it was a greeting."""
+        """Note a beep; return whether the speech before it was a greeting, so that this is a
+        voicemail."""
         self._last = now, evidence
         if self._began is None or now - self._began < GREETING_SECONDS:
             return False
         return self._stopped is None or now - self._stopped <= RECENT_SECONDS
 
     def wait_for_beep(self, now: float) -> str:
-        """Wait for the beep before a message; return its evidence where there is no need to."""
+        """Begin to wait; return the evidence of a beep that has just come, or "not waited for",
+        else ""."""
         if self._last is not None and now - self._last[0] <= RECENT_SECONDS:
             return self._last[1]
         if not self._seconds:
@@ -195,11 +202,12 @@ class BeepWaiter:
         return ""
 
     def stop_waiting(self) -> None:
+        """Stop waiting: the message is left."""
         self._since = None
 
     @property
     def deadline(self) -> float | None:
-        """When to leave the message without a beep (s)."""
+        """When to leave the message without a beep (s); None while none is waited for."""
         if self._since is None:
             return None
         latest = self._since + LONGEST_SECONDS
@@ -253,7 +261,7 @@ class MachineDetector:
         self._decided: set[str] = set()
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take a turn of the caller, its words, or an analysis of the audio."""
+        """Handle a turn of the caller's side, its words, a second of sound, or a beep."""
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
                 self._turns += 1
@@ -290,7 +298,7 @@ class MachineDetector:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Decide about music by a stretch without a pause, or leave the message without a beep."""
+        """Decide whether sound without a pause is music; leave the message where no beep came."""
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
         due = self._music_deadline
@@ -310,6 +318,7 @@ class MachineDetector:
 
     @property
     def deadline(self) -> float | None:
+        """When :meth:`tick` is due (s); None while nothing is waited for."""
         due = (self._beeps.deadline, self._music_deadline)
         return min((at for at in due if at is not None), default=None)
 
@@ -317,13 +326,13 @@ class MachineDetector:
 
     @property
     def _music_deadline(self) -> float | None:
-        """When a stretch without a pause is looked at (s); None without one."""
+        """When the stretch of sound is judged (s); None without one."""
         if self._started is None or not self._undecided("music"):
             return None
         return self._unbroken + self._plan.music_threshold
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Take a second of the caller's sound; enough of music is a machine."""
+        """Handle a second of sound: enough music in a row is hold music."""
         if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
@@ -331,7 +340,8 @@ class MachineDetector:
         return self._detected("music", now, evidence) if evidence else []
 
     def _on_beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
-        """Leave the message that waits for a beep; a beep after a greeting is a voicemail."""
+        """Handle a beep: leave the message that has waited for it; after a greeting it means
+        voicemail."""
         evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
@@ -341,7 +351,11 @@ class MachineDetector:
         return self._detected("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
-        """Leave the message for the voicemail, and record the beep before it."""
+        """Say the message for the voicemail and hang up.
+
+        Args:
+            beep: evidence of the beep before it, or why there was none.
+        """
         self._beeps.stop_waiting()
         found, self._message = self._message, None
         if found is None or self._control.termination is not None:
@@ -351,7 +365,8 @@ class MachineDetector:
         return [note, *self._end_conversation(found, now)]
 
     def _on_turn(self, length_ms: int, now: float) -> list[Output]:
-        """Take a turn: a long first one is a greeting, equal lengths are a bot's."""
+        """Handle the length of a turn (ms): a long first one is a voicemail's greeting, equal ones
+        are a bot's."""
         if self._turns == 1 and length_ms >= self._plan.greeting_threshold * 1000:
             return self._detected("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
         self._lengths.append(length_ms)
@@ -363,7 +378,8 @@ class MachineDetector:
         return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
-        """Take the words of a turn: a voicemail greeting, or the same again and again."""
+        """Handle the words of a turn: a greeting that matches ``voicemail_patterns``, or repeated
+        words."""
         if item_id == self._first_item:
             for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
@@ -373,13 +389,19 @@ class MachineDetector:
         return self._detected("bot", now, evidence) if evidence else []
 
     def _undecided(self, kind: str) -> bool:
-        """Return whether this kind of machine is looked for, and nothing is decided yet."""
+        """Return whether this kind of machine is looked for and was not detected before."""
         if self._beeps.waiting or self._control.termination is not None or self._control.waiting:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
     def _detected(self, kind: str, now: float, evidence: str) -> list[Output]:
-        """Record a machine, and do what the route says."""
+        """Record and log a machine, and act as the route says: nothing, message, transfer or
+        hang-up.
+
+        Args:
+            kind: music, voicemail or bot.
+            evidence: for the record.
+        """
         if not self._undecided(kind):
             return []
         self._decided.add(kind)
@@ -402,7 +424,8 @@ class MachineDetector:
         return outputs + self._end_conversation(found, now)
 
     def _end_conversation(self, found: MachineDetected, now: float) -> list[Output]:
-        """Interrupt the agent, then transfer or hang up, with last words if there are any."""
+        """Interrupt the agent, and end the conversation with the message for this kind, or a
+        transfer."""
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._silence_agent(now)

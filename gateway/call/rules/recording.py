@@ -49,7 +49,7 @@ _UP = (State.RECORDING, State.PAUSED)
 
 
 def refusal_of(record: RecordingRecord | None, plan: RecordingPlan, action: str) -> str:
-    """Return why this cannot be done to a call's recording now; empty: it can."""
+    """Return why ``action`` cannot be done to the call's recording now; empty: it can."""
     state = State.OFF if record is None else State(record.state)
     if plan.mode == "off":
         return "the route does not allow recordings"
@@ -69,7 +69,8 @@ def refusal_of(record: RecordingRecord | None, plan: RecordingPlan, action: str)
 
 
 class CallRecording:
-    """Decides about the recording of one call. Methods take the time (s)."""
+    """Decides whether the call is recorded (``[route.recording]``): asks for consent, starts and
+    stops."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         PlayoutStarted,
@@ -92,36 +93,43 @@ class CallRecording:
 
     @property
     def state(self) -> State:
+        """State of the recording, as the record has it."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
     @property
     def wants_digits(self) -> bool:
-        """Return whether the caller is being asked to press a key."""
+        """Whether the caller is being asked to press a key for consent."""
         return self.state is State.ASKING and self._plan.consent == "ask"
 
     def on_digit(self, _digit: str, _now: float) -> list[Output]:
-        """Keep a key from the conversation; :meth:`on` takes it."""
+        """Return nothing: this keeps the digit from the conversation, and :meth:`on` handles it."""
         return []
 
     # ---- what happens
 
     def ask_for_consent(self, greeting: CreateResponse | None, now: float) -> list[Output] | None:
-        """Ask for consent before the greeting, which follows then; None: nothing is asked."""
+        """Announce the recording or ask for consent, before the greeting. None where the route asks
+        nothing.
+
+        Args:
+            greeting: requested after the answer; None for none.
+        """
         if self._plan.mode != "always" or self._plan.consent == "none" or self.state:
             return None
         self._greeting = greeting
         return self._begin_asking("route", now)
 
     def start_if_due(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start the recording, once the call is up, on a route with ``mode = "always"``."""
+        """Return ``StartRecording`` on a route that records always and asks nobody, once the ACK
+        came."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []
         return self._start("route", "", now)
 
     def on_bridged(self, now: float) -> list[Output]:
-        """End the recording as the legs are bridged, unless the route has ``after_transfer``."""
+        """Stop the recording as the legs are joined, unless the route has ``after_transfer``."""
         if self._plan.after_transfer:
             return []
         if self.state is State.ASKING:
@@ -129,7 +137,7 @@ class CallRecording:
         return self._stop(State.STOPPED, now) if self.state in _UP else []
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Follow the prompt, and take the caller's answer to it."""
+        """Follow the playout of the prompt, and take the caller's yes or no by digit or words."""
         if isinstance(input, DigitPressed):
             return self._answer(
                 input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
@@ -149,7 +157,7 @@ class CallRecording:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Take the prompt for heard, or go on without an answer, when the time for it is over."""
+        """Act on the end of the time for the prompt, or for the answer: go on without one."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
@@ -160,8 +168,13 @@ class CallRecording:
         return self._decide(State.UNANSWERED, "unanswered", now)
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
-        """Start, stop, pause, resume or delete the recording (``action``); return why not, or
-        ""."""
+        """Start, stop, pause, resume or delete the recording (``action``).
+
+        Returns why that cannot be done, or "", and the outputs.
+
+        Args:
+            by: route, tool, operator or application.
+        """
         refused = refusal_of(self._control.timeline.record.recording, self._plan, action)
         if refused:
             return refused, []
@@ -182,7 +195,7 @@ class CallRecording:
     # ---- consent
 
     def _begin_asking(self, by: str, now: float) -> list[Output]:
-        """Have the model say the prompt."""
+        """Have the model say the prompt, and set its deadline."""
         self._by, self._heard, self._begun = by, False, self._control.speaking
         self._enter(State.ASKING)
         self.deadline = now + QUESTION_SECONDS
@@ -190,7 +203,8 @@ class CallRecording:
         return [note, *self._control.say(self._plan.prompt, now)]
 
     def _prompt_heard(self, now: float) -> list[Output]:
-        """Record from now on, or wait for the caller's yes: the prompt was heard."""
+        """Start recording (``consent = "announce"``), or set the deadline of the answer
+        (``"ask"``)."""
         self._heard = True
         self.deadline = now + self._plan.consent_timeout
         if self._plan.consent == "ask":
@@ -198,7 +212,8 @@ class CallRecording:
         return self._start(self._by, "announced", now) + self._greet(now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
-        """Take the caller's answer, or an objection to what was announced."""
+        """Handle the caller's answer; a "no" after an announcement stops and deletes the
+        recording."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = (
@@ -215,7 +230,11 @@ class CallRecording:
         return []
 
     def _decide(self, state: State, consent: str, now: float) -> list[Output]:
-        """Start recording or refuse it by the answer, and go on with the call."""
+        """Start recording, or note that it was refused or not answered; then request the greeting.
+
+        Args:
+            consent: given, refused or unanswered.
+        """
         self.deadline = None
         if state is State.RECORDING:
             return self._start(self._by, consent, now) + self._greet(now)
@@ -225,13 +244,14 @@ class CallRecording:
         return [note, *self._control.add_message(words), *self._greet(now)]
 
     def _greet(self, now: float) -> list[Output]:
-        """Request the greeting that waited for the announcement or consent."""
+        """Request the greeting that has waited for the consent."""
         greeting, self._greeting = self._greeting, None
         return [] if greeting is None else self._control.request_response(greeting, now)
 
     # ---- the recorder
 
     def _start(self, by: str, consent: str, now: float) -> list[Output]:
+        """Return ``StartRecording``, and set who started it in the record."""
         record = self._enter(State.RECORDING)
         record.started_by, record.consent = by, consent
         record.began_ms = round(self._control.timeline.ms(now), 1)
@@ -239,7 +259,7 @@ class CallRecording:
         return [StartRecording(), note]
 
     def _stop(self, state: State, now: float, consent: str = "") -> list[Output]:
-        """End the recording; it is deleted unless ``state`` is STOPPED."""
+        """Return ``StopRecording``, which deletes the file unless ``state`` is STOPPED."""
         record = self._enter(state)
         record.consent = consent or record.consent
         self.deadline = None
@@ -252,7 +272,7 @@ class CallRecording:
         return outputs
 
     def _enter(self, state: State) -> RecordingRecord:
-        """Set the state, in the call's record too, which is returned."""
+        """Set the state in the call's record; return that record."""
         call = self._control.timeline.record
         if call.recording is None:
             call.recording = RecordingRecord()

@@ -28,7 +28,8 @@ MAX_CONTINUED = 5
 
 
 class ResponseFallback:
-    """Retries failed responses, then plays a message or a sound. Methods take the time (s)."""
+    """Handles failed responses (``[route.response_failure]``): retries, then says a message or
+    plays a sound, so that the caller never gets silence."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.PlayoutStarted,
@@ -53,7 +54,8 @@ class ResponseFallback:
         self._sound_until: float | None = None
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take the end of a response, a refused request, or the time that one was given up."""
+        """Handle ``response.done``, an ``error`` that refuses a request, or a request that was
+        given up: return a retry, the message, or the sound."""
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
             return self._stop_sound()
@@ -102,17 +104,19 @@ class ResponseFallback:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Stop the sound when it has been heard for long enough."""
+        """Stop the sound when its time is over."""
         if self._sound_until is None or now < self._sound_until:
             return []
         return self._stop_sound()
 
     @property
     def deadline(self) -> float | None:
+        """When the sound ends (s); None while none plays."""
         return self._sound_until
 
     def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
-        """Act on a refused ``response.create``, where no other was sent in its place."""
+        """Handle a refused ``response.create`` in whose place no other was sent, as a failed
+        response."""
         asked, control = failed.command, self._control
         if (
             not isinstance(asked, CreateResponse)
@@ -126,17 +130,24 @@ class ResponseFallback:
         return self._response_failed(verdict.code, asked, now)
 
     def on_tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
-        """Count a model that only calls functions as failed; ask for words without tools.
+        """Count a model that only calls functions as a failed response; request words without
+        tools.
 
         Args:
-            counted: the end of the response is still to be taken, and is not to count again.
+            counted: the loop was found before the rules see its ``response.done``, which then
+                does not count again.
         """
         self._in_loop = counted
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def on_silence(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """Act on a response that is due and not heard: play a sound, and try again."""
+        """Handle a response that was due and not heard: play the sound, and request it again.
+
+        Args:
+            rule: name of the silence, for the log.
+            asked: the request to repeat; None for a general one.
+        """
         self._failures += 1
         todo = self._play_sound(rule, now)
         if self._failures >= self._plan.max_failures:
@@ -146,7 +157,8 @@ class ResponseFallback:
     def _no_audio(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
     ) -> list[Output]:
-        """Act on a completed response of which the caller heard nothing."""
+        """Handle a response that ended without audio: after tool calls another follows, else it has
+        failed."""
         kinds = {item.get("type") for item in done.output}
         if kinds & _FOLLOWED:
             return self._server_tools_called(now) if "mcp_call" in kinds else []
@@ -161,7 +173,8 @@ class ResponseFallback:
         return [note, *self._response_failed(f"no sound: {content}", asked, now)]
 
     def _server_tools_called(self, now: float) -> list[Output]:
-        """Count a model that only has the server call tools as failed, where it does not end."""
+        """Count responses in a row that only call the server's tools; above ``max_tool_rounds``
+        they have failed."""
         self._tool_rounds += 1
         if self._tool_rounds <= self._plan.max_tool_rounds:
             return []
@@ -170,7 +183,7 @@ class ResponseFallback:
         return [note, *self.on_tool_loop(now, counted=False)]
 
     def _content_filtered(self, now: float) -> list[Output]:
-        """Say the message for a response that the content filter stopped."""
+        """Say ``content_filter_message`` in place of a response that the content filter stopped."""
         self._failures += 1
         note = self._control.timeline.note(
             now, "response_filtered", "warning", count=self._failures
@@ -180,7 +193,8 @@ class ResponseFallback:
         return [note, *self._say_message(self._plan.content_filter_message, now)]
 
     def _response_failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """Retry a failed response; after the retries say the message."""
+        """Retry a failed response; after ``retries`` say the message; after ``max_failures`` give
+        up."""
         control = self._control
         if control.termination is not None:
             return self._play_sound(why, now)  # the goodbye failed
@@ -214,14 +228,15 @@ class ResponseFallback:
         return [note, *self._say_message(self._plan.message, now)]
 
     def _say_message(self, words: str, now: float) -> list[Output]:
-        """Have the model say the message, unless the conversation is being ended."""
+        """Request the message from the model; nothing while the conversation is being ended."""
         if self._control.termination is not None:
             return []
         self._words = self._control.exact_words(words)
         return self._control.request_response(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
-        """End the call or transfer it: too many failures in a row."""
+        """End the conversation with goodbye or transfer: too many responses in a row have
+        failed."""
         control, plan = self._control, self._plan
         if control.termination is not None:
             return []
@@ -232,7 +247,8 @@ class ResponseFallback:
         return [control.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _play_sound(self, why: str, now: float) -> list[Output]:
-        """Play the sound, which needs no model."""
+        """Return ``PlaySound``, which needs no model; nothing without a sound, or during an
+        action."""
         if not self._plan.sound or self._control.call_actions.busy:
             return []
         note = self._control.timeline.note(
@@ -244,6 +260,7 @@ class ResponseFallback:
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:
+        """Return the end of the sound; nothing where none plays."""
         if self._sound_until is None:
             return []
         self._sound_until = None
@@ -251,7 +268,7 @@ class ResponseFallback:
 
 
 def content_of(done: ResponseDone) -> str:
-    """Return what a response without audio contained."""
+    """Return what a response without audio had, in words for the log."""
     kinds = {part.get("type") for item in done.output for part in item.get("content") or () if part}
     if kinds & {"output_audio", "audio"}:
         return "audio of zero length"

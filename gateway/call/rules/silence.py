@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nobody speaks: a caller who says nothing is prompted; a response that is due and does not come is
-detected.
+"""Nobody speaks: prompts a caller who says nothing; detects a response that is due and not heard.
 
-It does not matter how the silence of the model came about: a response that was asked for and never
-created, one that was created and brings no audio or stops in the middle of it, a turn of the caller
-that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
-event at all, though its connection is up, after a ``session.update`` or while the caller speaks;
-whatever event comes, it is an answer. Nor is it an answer to be cancelled by the server, to send
-audio that is silence, or to hear a caller speak who is quiet. A Live session may have nothing to
-say to a turn, and not to several. What follows (``fallback``) is decided by ``SessionEvents``.
+The cause of the model's silence does not matter: a request without ``response.created``, a response
+without audio or that stops in the middle, a turn that is not answered, an ``error`` without
+``response.done``, or a connection on which no event comes after a ``session.update`` or while the
+caller speaks. A response that the server cancels, and audio that is silence, are no answer either.
+A Live session may have nothing to say to a turn, and not to several.
 """
 
 from __future__ import annotations
@@ -35,11 +32,8 @@ from gateway.realtime.events import (
 
 
 class UserIdleTimeout:
-    """Measures the time since either side was last heard. Methods take the time (s).
-
-    Args:
-        working: whether a function runs for the model, which the caller waits for.
-    """
+    """Prompts a caller after ``idle.timeout`` seconds in which neither side was heard; after
+    ``max_prompts`` ends the call. ``working`` returns whether a function runs for the model."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.Confirmed,
@@ -63,11 +57,11 @@ class UserIdleTimeout:
 
     @property
     def _plan(self) -> UserIdlePlan:
-        """Return the settings, complete once the call's data are there."""
+        """Settings of ``[route.idle]``, complete once the call's data are there."""
         return self._control.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Start the wait anew, since somebody was heard or something ended."""
+        """Start the wait anew: a side was heard, or something ended. Returns no output."""
         if self._plan.timeout <= 0:
             return []
         match input:
@@ -84,19 +78,14 @@ class UserIdleTimeout:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Prompt the caller, or end the call, when the timeout is over."""
+        """Have the model say the prompt, or end the conversation, when the timeout is over."""
         if self.deadline is None or now < self.deadline:
             return []
         control = self._control
         self._since = now
-        busy = self._speaking or self._held or control.speaking or not control.responses.idle
-        busy = busy or control.waiting
-        if (
-            busy
-            or control.call_actions.busy
-            or self._working()
-            or control.hangup_after_playout.deadline is not None
-        ):
+        heard = self._speaking or control.speaking or not control.responses.idle
+        busy = control.waiting or control.call_actions.busy or self._working()
+        if heard or busy or self._held or control.hangup_after_playout.deadline is not None:
             return []
         if self._asked < self._plan.max_prompts:
             self._asked += 1
@@ -110,6 +99,7 @@ class UserIdleTimeout:
 
     @property
     def deadline(self) -> float | None:
+        """When the caller is prompted next (s); None before the ACK and while the call is ended."""
         if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
             return None
         return max(self._since, self._control.playback.interrupted_at) + self._plan.timeout
@@ -156,11 +146,11 @@ MAX_LOUD_SECONDS = 60
 
 
 class Silence:
-    """Measures how long the caller has waited for audio. Methods take the time (s).
+    """Detects a response that is due and brings no audio, by the time the caller has waited.
 
-    Args:
-        caller_speaks: whether the server has said that the caller speaks.
-        tool_runs: whether a tool runs for the model.
+    A silence that lasts ``silence.timeout`` seconds sets :attr:`rule`, on which the machine
+    replaces the session or requests the response again. Meanwhile a filler sound may play.
+    ``caller_speaks`` and ``tool_runs`` return what the server and the tools say now.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -223,22 +213,24 @@ class Silence:
 
     @property
     def _plan(self) -> SilencePlan:
-        """Return the settings, complete once the call's data are there."""
+        """Settings of ``[route.silence]``, complete once the call's data are there."""
         return self._control.plan.silence
 
     @property
     def due(self) -> bool:
-        """Whether the agent is due to speak: a turn is unanswered, or work goes on."""
+        """Whether the agent is due to speak: a turn is unanswered, a response runs, or its backend
+        works."""
         owed = self._turn or self._owed == _NO_EVENTS
         return owed or self.backend_works or not self._control.responses.idle
 
     @property
     def backend_works(self) -> bool:
-        """Return whether a backend does what the voice has handed over; it may take its time."""
+        """Whether the backend of a Live session works on what the voice has delegated to it."""
         return self._works_until > 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Keep track of turns, hold and the server's own tools."""
+        """Follow turns, responses, hold and the server's MCP calls. Returns ``session.update``
+        without changes to a server that sends no event though the caller is loud."""
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
@@ -285,7 +277,8 @@ class Silence:
         return []
 
     def _on_done(self, done: ResponseDone) -> None:
-        """Expect another response in the place of one that the server has cancelled by itself."""
+        """Handle ``response.done``: after one that the server cancelled by itself, expect another
+        response."""
         if done.status != "cancelled":
             self._quiet_since = None
             return
@@ -297,19 +290,20 @@ class Silence:
 
     @property
     def _responds(self) -> bool:
-        """Return whether each turn of the caller is answered."""
+        """Whether each turn of the caller is answered by a response."""
         plan = self._control.plan
         answers = plan.interruptions.by_gateway or plan.server.responds
         return answers and self._control.capabilities.turn_events
 
     def _until(self, now: float, seconds: float) -> float:
-        """Return until when work of the server that begins now counts (s)."""
+        """Return until when work that the server begins now excuses its silence (s)."""
         if self._works_since is None:
             self._works_since = now
         return min(now + seconds, self._works_since + MAX_WORK_SECONDS)
 
     def _on_backend_done(self, done: ResponseDone, now: float) -> None:
-        """Note that the backend goes on with the results of functions, or is done."""
+        """Handle a ``response.done`` of the backend: it goes on with the results of functions, or
+        is done."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
             self._works_until = self._until(now, BACKEND_SECONDS)
@@ -317,25 +311,21 @@ class Silence:
             self._works_until, self._since = 0.0, None
 
     def on_event(self) -> None:
-        """Clear what the server owed: it has sent an event."""
+        """Note that the server has sent an event, of whatever type."""
         self._loud, self._owed = 0, ""
 
     def on_update_sent(self, now: float) -> list[Output]:
-        """Expect an event: a ``session.update`` went out, which the server answers or refuses."""
+        """Expect an event: a ``session.update`` was sent, which the server answers or refuses."""
         self._owed = self._owed or _UPDATE
         return self.update_wait(now, confirmed=True)
 
     def on_audible(self) -> None:
-        """Note audio of the model that is no silence."""
+        """Note an audio delta of the model that is not silence."""
         self._silent_bytes, self._silent_since = 0, None
 
     def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
-        """Note audio of the model that was put into the playout queue; report it if it stays
-        silent.
-
-        Args:
-            speaking: whether other audio was in the queue.
-        """
+        """Handle an audio delta that was queued (``speaking``: behind other audio): end the wait,
+        stop the filler, or report audio that has been silence for ``silence.timeout`` seconds."""
         self._since = None
         if not delta.silent:
             self._turn &= delta.response_id in self._control.responses.running  # else: unannounced
@@ -356,7 +346,8 @@ class Silence:
         return self._report("audio_is_silence", timeout, now)
 
     def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start or stop the wait, once the input has taken effect."""
+        """Start the caller's wait, or end it, by what the last input has changed; before the ACK
+        (not ``confirmed``) nobody waits."""
         if self._quiet_since is not None and not (confirmed and self._idles()):
             self._quiet_since = now
         if self._unanswered and (self.backend_works or not (confirmed and self._idles())):
@@ -369,7 +360,7 @@ class Silence:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Report a silence that has lasted too long."""
+        """Report a silence that has lasted too long, or play the filler sound."""
         self._mcp = {one: until for one, until in self._mcp.items() if now < until}
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
@@ -391,6 +382,7 @@ class Silence:
 
     @property
     def deadline(self) -> float | None:
+        """When :meth:`tick` is due (s); None while nobody waits."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
         hangs_at = [at for at in (self._turn_hangs_at, self._turns_unanswered_at) if at is not None]
@@ -404,7 +396,7 @@ class Silence:
 
     @property
     def _timeout(self) -> float:
-        """Return the longest wait (s); 0 for no limit."""
+        """The longest wait for audio (s); 0 for no limit."""
         given = self._plan.timeout
         if given or self._spoke or self._control.capabilities.turn_events:
             return given
@@ -412,21 +404,24 @@ class Silence:
 
     @property
     def _turn_hangs_at(self) -> float | None:
-        """When a turn that the server neither ends nor answers has lasted too long (s)."""
+        """When a turn that the server neither ends nor answers has lasted too long (s); None
+        without one."""
         if self._quiet_since is None or self._timeout <= 0:
             return None
         return self._quiet_since + TURN_TIMEOUTS * self._timeout
 
     @property
     def _turns_unanswered_at(self) -> float | None:
-        """When a Live session has said nothing for too long to a caller who speaks (s)."""
+        """When a Live session has left ``UNANSWERED_TURNS`` unanswered for too long (s); None if it
+        has not."""
         timeout, ends = self._plan.timeout, self._unanswered
         if len(ends) < UNANSWERED_TURNS or timeout <= 0 or self._caller_speaks():
             return None
         return max(ends[0] + UNANSWERED_TIMEOUTS * timeout, ends[-1] + timeout)
 
     def reset(self) -> list[Output]:
-        """Stop waiting: the session is lost, or another one has taken over."""
+        """End all waits, since the session is lost or replaced. Returns the end of the filler
+        sound."""
         self._since = self.rule = None
         self._spoke = self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
@@ -438,18 +433,18 @@ class Silence:
         return self._stop_filler()
 
     def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
-        """Log the rule that was broken (``rule``), stop the filler, and begin to count anew."""
+        """Set :attr:`rule` to the name of the silence and log it; stop the filler, and count
+        anew."""
         self.rule = rule
         self._since = self._quiet_since = self._silent_since = None
         self._silent_bytes = 0
         self._unanswered.clear()
-        note = self._control.timeline.note(
-            now, "silence_detected", "warning", rule=rule, seconds=seconds
-        )
+        fields = {"rule": rule, "seconds": seconds}
+        note = self._control.timeline.note(now, "silence_detected", "warning", **fields)
         return [*self._stop_filler(), note]
 
     def _turn_is_answered_next(self) -> bool:
-        """Return whether a response to the turn that ends now is to come."""
+        """Return whether a response to the turn that ends now is still to come."""
         plan, responses = self._control.plan, self._control.responses
         if not self._control.capabilities.turn_events and self._spoke:
             return False  # it may find that there is nothing to be said
@@ -461,14 +456,14 @@ class Silence:
         return plan.server.responds and (plan.server.interrupts or responses.active is None)
 
     def _caller_waits(self) -> bool:
-        """Return whether the caller hears nothing while a response is due."""
+        """Return whether the caller hears nothing while a response or event is due."""
         limited = self._timeout > 0 or self.backend_works
         if not limited or not (self.due or self._owed):
             return False
         return self._idles() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
 
     def _idles(self) -> bool:
-        """Return whether neither speech, nor an action, nor a tool explains the silence."""
+        """Return whether nothing explains the silence: no speech, action, tool, hold or goodbye."""
         control = self._control
         if self._held or self._mcp:
             return False
@@ -478,7 +473,7 @@ class Silence:
         return not (ends or busy)
 
     def _which_silence(self) -> str:
-        """Return the name of the silence: what is missing of the response."""
+        """Return the name of the silence by what is missing, such as ``response_not_created``."""
         active = self._control.responses.active
         if active is not None:
             stalled = self._control.playback.had_audio(active)
@@ -488,7 +483,7 @@ class Silence:
         return self._owed if self._control.responses.idle else "response_not_created"
 
     def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
-        """Note an MCP call of the server that runs or has ended: nobody speaks meanwhile."""
+        """Note that an MCP call of the server begins or ends; nobody speaks meanwhile."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
             self._mcp[item_id] = self._until(now, MCP_SECONDS)
@@ -496,5 +491,6 @@ class Silence:
             self._mcp.pop(item_id, None)
 
     def _stop_filler(self) -> list[Output]:
+        """Return the end of the filler sound; nothing where none plays."""
         was, self._filler = self._filler, False
         return [PlaySound("")] if was and not self._control.call_actions.busy else []
