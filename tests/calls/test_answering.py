@@ -46,6 +46,7 @@ say = "Hello."
 [[route]]
 name = "hurried"
 to = "^hurried$"
+fallback = []
 answer = {{ mode = "immediate", sound = "{wav}" }}
 [route.realtime]
 url = "{{url}}"

@@ -188,7 +188,7 @@ async def test_a_good_agent_passes(world: GatewayStack, tmp_path: Path) -> None:
     (lossy,) = [one for one in ends if one["from"].startswith("sip:lossy@")]
     assert lossy["uplink"]["lost"] > lossy["uplink"]["packets"] / 20
     jitter = lossy["quality"]["rx"]["jitter_ms"]
-    assert jitter["min"] < 5 < jitter["max"], "packets are late from the step on"
+    assert jitter["min"] < jitter["max"] / 2, "packets are late from the step on"
 
 
 async def test_a_wrong_agent_fails_each_assertion(world: GatewayStack, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ async def test_a_key_held_long_is_one_key(world: GatewayStack) -> None:
 async def test_the_model_answers_what_was_pressed(world: GatewayStack) -> None:
     """The greeting is cut by the first key; the digits are read back."""
     greeting = {"kind": "pattern", "seconds": 20, "burst": True}
-    answer = {"kind": "pattern", "seconds": 1, "seed": 9}
+    answer = {"kind": "pattern", "seconds": 1, "seed": 9, "burst": True}
     world.behave(vad="off", answers=[greeting, answer])
     call = await world.dial("greeted")
     rtp = call.rtp

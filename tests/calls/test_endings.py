@@ -130,7 +130,7 @@ async def test_model_hangs_up_and_stays_mute(world: GatewayStack) -> None:
 async def test_caller_speaks_into_the_goodbye(world: GatewayStack) -> None:
     """Then the call is not over: the goodbye stops, and the model is told so."""
     goodbye = {"kind": "pattern", "seconds": 10, "burst": True, "end_call": True}
-    reply = {"kind": "pattern", "seconds": 1, "seed": 8}
+    reply = {"kind": "pattern", "seconds": 1, "seed": 8, "burst": True}
     world.behave(
         vad="scripted", answers=[goodbye, reply], speech={"at_ms": [600], "length_ms": 200}
     )

@@ -31,8 +31,8 @@ max_duration = 20
 def holds(seconds: float) -> list[dict[str, Any]]:
     """The model says something, holds, and says something else."""
     tool = {"name": "hold", "arguments": json.dumps({"seconds": seconds})}
-    first = {"kind": "pattern", "seconds": 0.4, "tools": [tool]}
-    return [first, {"kind": "pattern", "seconds": 0.4, "seed": 5}, {"kind": "silent"}]
+    said = {"kind": "pattern", "seconds": 0.4, "burst": True}
+    return [{**said, "tools": [tool]}, {**said, "seed": 5}, {"kind": "silent"}]
 
 
 async def music(world: GatewayStack, call: ReferredCall) -> None:

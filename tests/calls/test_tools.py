@@ -344,7 +344,8 @@ async def test_another_language(world: GatewayStack) -> None:
 
 
 async def test_an_mcp_server_that_the_realtime_server_calls(world: GatewayStack) -> None:
-    answers = [{"kind": "pattern", "seconds": 0.3}, {"kind": "pattern", "seconds": 0.3, "seed": 2}]
+    words = {"kind": "pattern", "seconds": 0.3, "burst": True}
+    answers = [words, {**words, "seed": 2}]
     world.behave(vad="off", answers=[*answers, {"kind": "silent"}])
     call = await world.dial("hotel")
     session = await world.session_of(call)

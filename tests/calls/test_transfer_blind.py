@@ -36,8 +36,9 @@ allowed_numbers = "1[0-9]{3}"
 def asks_for(destination: str, after: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """The model says half a second, asks for a transfer, and answers once if it comes to that."""
     tool = {"name": "transfer_call", "arguments": json.dumps({"destination": destination})}
-    first = {"kind": "pattern", "seconds": 0.5, "tools": [tool]}
-    return [first, after or {"kind": "pattern", "seconds": 1, "seed": 7}, {"kind": "silent"}]
+    said = {"kind": "pattern", "burst": True}
+    first = {**said, "seconds": 0.5, "tools": [tool]}
+    return [first, after or {**said, "seconds": 1, "seed": 7}, {"kind": "silent"}]
 
 
 def outputs_of(session: SessionRecord) -> list[dict[str, Any]]:
