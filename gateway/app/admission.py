@@ -36,7 +36,7 @@ from gateway.planning.call_plan import (
 )
 from gateway.records.caller_history import CallerHistories
 from gateway.records.report import SYNTHETIC
-from gateway.records.shared import Wanted
+from gateway.records.shared import LeaseRequest
 from gateway.records.store import RecordStore
 from gateway.sip.browser_leg import TRANSPORT
 from gateway.sip.leg import IgnoringHandler, Invite, Leg, RejectedInvite
@@ -377,7 +377,7 @@ class Admission:
         else:
             self._take(leg, record, match)
 
-    def _ask_others(self, leg: Leg, record: CallRecord, match: Match, wanted: Wanted) -> None:
+    def _ask_others(self, leg: Leg, record: CallRecord, match: Match, wanted: LeaseRequest) -> None:
         """Let the INVITE wait until the processes' database has counted it, or its deadline."""
         began = asyncio.get_running_loop().time()
         record.route = match.route.name

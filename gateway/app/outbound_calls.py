@@ -36,7 +36,7 @@ from gateway.planning.call_plan import (
     sip_settings,
 )
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
-from gateway.records.shared import Wanted, leases_of
+from gateway.records.shared import LeaseRequest, leases_of
 from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
@@ -61,13 +61,13 @@ class Shared(Protocol):
 
     active: bool
 
-    def wanted(self, call_id: str, route: Route, number: str) -> Wanted | None:
+    def wanted(self, call_id: str, route: Route, number: str) -> LeaseRequest | None:
         """Return what a call needs before it is placed."""
 
-    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> Wanted | None:
+    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> LeaseRequest | None:
         """Return what a further leg of a call needs before it is dialled."""
 
-    async def admit(self, wanted: Wanted) -> str:
+    async def admit(self, wanted: LeaseRequest) -> str:
         """Take it; return "" or why it may not be placed."""
 
     def release(self, call_id: str, ids: Iterable[str] = ()) -> None:

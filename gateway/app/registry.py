@@ -23,7 +23,7 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.dialplan.route_sections import RouteBudget
 from gateway.ending import EndReason, ending_of, reason_header
-from gateway.records.black_boxes import Wanted
+from gateway.records.black_boxes import BlackBoxSettings
 from gateway.records.report import SYNTHETIC
 from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
 from gateway.sip.library import (
@@ -239,12 +239,12 @@ class CallRegistry:
         call.explain = explain
         self._stores.records.opened(record)
 
-    def _black_box_wanted(self, route: Route) -> Wanted:
+    def _black_box_wanted(self, route: Route) -> BlackBoxSettings:
         """Return what black boxes of a route have, and when they are kept."""
         own, base = route.records, self._settings
         kept = own.black_box or base.black_box
         if kept == "off":
-            return Wanted(kept)
+            return BlackBoxSettings(kept)
         facts = self._box_facts.get(route.name)
         if facts is None:
             facts = self._box_facts[route.name] = {
@@ -253,7 +253,7 @@ class CallRegistry:
                 "route": _dumped(route),
             }
         payload = own.black_box_payload
-        return Wanted(kept, base.black_box_payload if payload is None else payload, facts)
+        return BlackBoxSettings(kept, base.black_box_payload if payload is None else payload, facts)
 
 
 class LocalLine(IgnoringHandler):

@@ -25,7 +25,7 @@ from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.records.shared import UNITS, Answer, Cap, Lease, Limit, Sums, Wanted, leases_of
+from gateway.records.shared import UNITS, Answer, Cap, Lease, LeaseRequest, Limit, Sums, leases_of
 from gateway.sip.leg import Invite
 from gateway.tasks import TaskSet
 
@@ -109,7 +109,7 @@ class SharedState:
         if (left := self._costs.left) is not None:
             amounts = {pair: units(amount) for pair, amount in left.pairs().items()}
             self._left = partial(
-                shared.settle, holder=left.holder, day=left.day, amounts=amounts, wanted=()
+                shared.spend, holder=left.holder, day=left.day, amounts=amounts, wanted=()
             )
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -247,7 +247,7 @@ class SharedState:
 
     def wanted(
         self, call_id: str, route: Route, number: str, invite: Invite | None = None
-    ) -> Wanted | None:
+    ) -> LeaseRequest | None:
         """Return what a call has to reserve in the shared database; None for nothing.
 
         Args:
@@ -270,15 +270,15 @@ class SharedState:
         )
         if not (caps or limits):
             return None
-        return Wanted(call_id, tuple(caps), limits, self._costs.today())
+        return LeaseRequest(call_id, tuple(caps), limits, self._costs.today())
 
-    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> Wanted | None:
+    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> LeaseRequest | None:
         """Return what a B-leg or a call caused by REFER has to reserve before it is dialled."""
         caps = self.outbound_caps()
         if followed:
             most = most_followed(self._config.outbound)
             caps.append(Cap("followed", "", most, f"{FOLLOWED_RULE}: {most} followed REFERs"))
-        return Wanted(call_id, tuple(caps)) if self.active else None
+        return LeaseRequest(call_id, tuple(caps)) if self.active else None
 
     def outbound_caps(self) -> list[Cap]:
         """Return the caps of ``[outbound]``."""
@@ -303,7 +303,7 @@ class SharedState:
             return [Cap("source", source, most, rule)]
         return []
 
-    async def admit(self, wanted: Wanted) -> str:
+    async def admit(self, wanted: LeaseRequest) -> str:
         """Take what a call needs; return "" or why it may not begin.
 
         What it got is given back by :meth:`release`. Where the database is not reached in time,
@@ -319,7 +319,7 @@ class SharedState:
         holder = self.holder
 
         def ask(connection: Connection) -> Answer:
-            shared.settle(connection, holder, day, amounts, ())
+            shared.spend(connection, holder, day, amounts, ())
             return shared.admit(connection, holder, wanted)
 
         asked = self.run(ask)
@@ -422,7 +422,7 @@ class SharedState:
 
         day, sums, amounts = self._spent()
         operation = partial(
-            shared.settle,
+            shared.spend,
             holder=self.holder,
             day=day,
             amounts=amounts,

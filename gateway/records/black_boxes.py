@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files of black boxes: for each call one with every step of its state machine, beside its record.
+"""Black boxes: files with every step of a call's state machine, beside its record.
 
-A file is written as the call goes on, so that a call whose process dies has its own; where a route
-wants only those of calls that went wrong, it is deleted at the end of a call that did not, unless
-somebody has asked for it. Its last line is the record.
+A file is written during the call, so that a call whose process dies has one, too. If the route
+keeps only those of calls that went wrong, it is deleted at the end of another call, unless somebody
+has asked for it. The last line is the record.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from gateway.sip.message_log import MessageLog
 from gateway.text import PrivateDigits, unicode_in
 
 SUFFIX = ".blackbox.jsonl"
-Kept = Literal["off", "on_trouble", "always"]
+Keep = Literal["off", "on_trouble", "always"]
 MAX_WAITING = 20_000
-"""Parcels of lines that wait for the disk, of all calls."""
+"""Batches of lines that wait for the disk, of all calls."""
 MAX_WAITING_BYTES = 32 * 1024 * 1024
-PARCEL_BYTES = 16 * 1024
-"""Of one call's lines, gathered until they are handed to the writer."""
+BATCH_BYTES = 16 * 1024
+"""Bytes of one call's lines that are gathered until they are queued for the writer."""
 WRITE_SECONDS = 1.0
-"""How long they are gathered at most; RTP is looked at once a second, which is a step."""
+"""Seconds for which they are gathered at most; each second has a step, with RTP statistics."""
 LINGER_SECONDS = 0.5
-"""How long after the end of a call its last lines wait for the BYE of a B-leg and its answer."""
+"""Seconds after the end of a call for which its last lines wait for the BYE of a B-leg."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""Of one call; a line that is longer than what is left ends its black box."""
+"""Bytes of one file; a line that would exceed them ends it."""
 SLOW_MS = 3000.0
 """Longest wait (ms) for a response above which a call counts as slow."""
 
@@ -58,13 +58,13 @@ UNTROUBLED = frozenset(
         EndReason.OPERATOR,
     }
 )
-"""Endings that are nobody's fault."""
+"""End reasons that mean no fault."""
 
 log = structlog.get_logger("records")
 
 
 def went_wrong(record: CallRecord) -> bool:
-    """Whether a call ended badly, lost its session meanwhile, or was slow."""
+    """Whether a call ended by a fault, lost its session, had underruns or slow responses."""
     ending = record.ending
     return (
         ending is None
@@ -76,28 +76,28 @@ def went_wrong(record: CallRecord) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a route wants of black boxes.
+class BlackBoxSettings:
+    """Settings of a route's black boxes.
 
     Args:
-        facts: what a replay does not need, and a reader does: configuration and versions.
+        facts: configuration and versions, for readers; a replay does not need them.
     """
 
-    kept: Kept
+    kept: Keep
     payload: bool = False
-    """The payloads of RTP, too."""
+    """Whether RTP payloads are written, too."""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BlackBox:
-    """The black box of one call: takes lines on the event loop; a thread writes them."""
+    """Black box of one call: takes lines on the event loop; a thread writes them."""
 
     def __init__(
         self,
         path: Path,
-        put: Callable[[_Parcel, int], bool],
+        put: Callable[[_Batch, int], bool],
         private: PrivateDigits,
-        wanted: Wanted,
+        wanted: BlackBoxSettings,
         masks: bool,
         messages: MessageLog,
         later: Callable[[Callable[[], None]], None],
@@ -106,42 +106,41 @@ class BlackBox:
         self.private = private
         self.wanted = wanted
         self.messages = messages
-        """Where the SIP messages of its legs wait."""
+        """SIP messages of its legs, which wait to be written."""
         self.wire: Callable[[bool], Iterable[str]] = lambda _last: ()
-        """Returns further lines, of what was on the wire since the last time; told whether it is
-        the last time."""
+        """Returns lines with the SIP messages and RTP since its last call; its argument is True for
+        the last one."""
         self.masks = masks
-        """Whether keys that are pressed are left out."""
+        """Whether DTMF digits are left out."""
         self.written = 0
-        """Bytes; the writer's thread counts."""
+        """Bytes of the file; counted on the writer's thread."""
         self.broken = False
-        """A line is missing: no more are written, as none after it could be replayed."""
+        """Whether a line is missing: none is written after it, as it could not be replayed."""
         self._always = wanted.kept == "always"
-        """The file stays when the call went well, too."""
+        """Whether the file is kept however the call goes."""
         self._put = put
         self._later = later
         self._since = monotonic()
-        """When lines were handed to the writer last (s)."""
+        """When lines were last queued for the writer (``monotonic()``, s)."""
         self._lines: list[str] = []
         self._bytes = 0
 
     def write(self, line: str) -> None:
-        """Add a line; lines are handed to the thread in parcels, by size or after
-        ``WRITE_SECONDS``."""
+        """Add a line; queue the lines at ``BATCH_BYTES`` or after ``WRITE_SECONDS``."""
         self._lines.append(line)
         self._bytes += len(line)
-        if self._bytes >= PARCEL_BYTES or monotonic() - self._since >= WRITE_SECONDS:
-            self._hand_on(None)
+        if self._bytes >= BATCH_BYTES or monotonic() - self._since >= WRITE_SECONDS:
+            self._queue(None)
 
     def keep(self) -> None:
-        """Have the file stay, whatever becomes of the call."""
+        """Keep the file, however the call goes."""
         self._always = True
 
     def end(self, record: CallRecord, *, linger: bool = False) -> str:
-        """The call is over; returns the name of the file that stays, "" where none does.
+        """End the black box of a call that is over; return the name of the kept file, or "".
 
         Args:
-            linger: messages of another leg are still to come.
+            linger: wait ``LINGER_SECONDS`` for messages of another leg.
         """
         stays = self._always or went_wrong(record)
         record.session.black_box = self.path.name if stays else ""
@@ -150,13 +149,17 @@ class BlackBox:
             whole = {"at": monotonic(), "record": unicode_in(record.as_json())}
             last = (json.dumps(whole, ensure_ascii=False, separators=(",", ":")),)
         if linger and stays:
-            self._later(lambda: self._hand_on(stays, last))
+            self._later(lambda: self._queue(stays, last))
         else:
-            self._hand_on(stays, last)
+            self._queue(stays, last)
         return record.session.black_box
 
-    def _hand_on(self, stays: bool | None, last: Sequence[str] = ()) -> None:
-        """Queue the lines so far, with those of SIP and RTP."""
+    def _queue(self, stays: bool | None, last: Sequence[str] = ()) -> None:
+        """Queue the lines so far, with those of SIP and RTP, and ``last``.
+
+        Args:
+            stays: whether the file is kept, at the end of the call; None before.
+        """
         lines, self._lines, self._bytes = self._lines, [], 0
         try:
             lines += self.wire(stays is not None)
@@ -170,17 +173,16 @@ class BlackBox:
             self.broken = True
 
 
-_Parcel = tuple[BlackBox, list[str], bool | None]
+_Batch = tuple[BlackBox, list[str], bool | None]
 
 
 class BlackBoxes:
-    """Opens them, and writes them all.
+    """Opens the black boxes of calls, and writes them on the writer's thread.
 
     Args:
-        folder: that of the records; None writes nothing.
-        writer: whose thread writes the lines.
-        secrets: texts that no line may hold.
-        messages: where the SIP messages of calls wait.
+        folder: of the records; None writes nothing.
+        secrets: texts that are replaced in each line.
+        messages: SIP messages of calls.
     """
 
     def __init__(
@@ -195,15 +197,17 @@ class BlackBoxes:
         self._redact = Redactor(secrets)
         self._failing = False
         self._lingering: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._channel: Channel[_Parcel] = writer.channel(
+        self._channel: Channel[_Batch] = writer.channel(
             "black boxes", self._write, MAX_WAITING, MAX_WAITING_BYTES
         )
 
-    def open(self, record: CallRecord, wanted: Wanted, collect: CollectPlan) -> BlackBox | None:
-        """The black box of a call that begins now; None where none is written.
+    def open(
+        self, record: CallRecord, wanted: BlackBoxSettings, collect: CollectPlan
+    ) -> BlackBox | None:
+        """Open the black box of a call that begins now; return None if there is to be none.
 
         Args:
-            collect: keys that it asks for as private or sensitive are in no black box.
+            collect: collection of digits; if they are private or sensitive, no digit is written.
         """
         if self._folder is None or wanted.kept == "off":
             return None
@@ -213,6 +217,7 @@ class BlackBoxes:
         return BlackBox(path, put, record.private, wanted, masks, self.messages, later)
 
     def _linger(self, end: Callable[[], None]) -> None:
+        """Call ``end`` after ``LINGER_SECONDS``, or earlier in :meth:`stop`."""
         loop = asyncio.get_running_loop()
         self._lingering[end] = loop.call_later(LINGER_SECONDS, self._end, end)
 
@@ -221,13 +226,16 @@ class BlackBoxes:
         end()
 
     async def stop(self) -> None:
-        """Hand the last lines of all calls to the writer."""
+        """Queue the last lines of calls that still linger."""
         for end in tuple(self._lingering):
             self._end(end)
 
-    def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
-        """Write lines, on the writer's thread; a black box whose lines cannot be written ends."""
-        for box, lines, stays in parcels:
+    def _write(self, batches: list[_Batch]) -> Sequence[_Batch]:
+        """Append lines, and delete files that are not kept. On the thread.
+
+        A black box whose lines cannot be written ends.
+        """
+        for box, lines, stays in batches:
             try:
                 self._append(box, lines)
                 if stays is False:
@@ -256,7 +264,10 @@ class BlackBoxes:
 
 
 def _masked(line: str, private: PrivateDigits) -> str:
-    """Return a line masked, but for the keys of its steps, which have been: # and * end entries."""
+    """Return a line without private digits.
+
+    The field ``digit`` of steps stays: it is masked already, and # and * end a collection.
+    """
     if not private:
         return line
     return json.dumps(private.masked(json.loads(line), kept="digit"), ensure_ascii=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every event of a call's realtime session, both ways, as lines of JSON beside its record.
+"""Event logs: the realtime events of a call's sessions, both ways, a line of JSON each.
 
 A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
 never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
@@ -35,9 +35,9 @@ from gateway.records.files import BackgroundWriter, Channel, file_stem, private
 from gateway.text import PrivateDigits
 
 MAX_WAITING = 20_000
-"""Parcels of messages that wait for the disk, of all calls."""
+"""Batches of entries that wait for the disk, of all calls."""
 MAX_WAITING_BYTES = 32 * 1024 * 1024
-"""Long answers come in large messages; this many bytes are about as much."""
+"""Bytes of them; long answers come in large messages."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Bytes of one call: more than a day of talking. Later events are dropped and counted."""
 HASH_DIGITS = 16
@@ -50,27 +50,27 @@ log = structlog.get_logger("records")
 
 
 class _Entry:
-    """A message, or audio messages of one direction and part."""
+    """A line to come: a message, or audio messages of one direction and content part."""
 
     __slots__ = ("at", "audio", "direction", "message", "messages", "part", "session", "until")
 
     def __init__(self, at: float, direction: str, message: Any, session: str) -> None:
         self.at = self.until = at
-        """When the first and the last came or went (``time.monotonic()``)."""
+        """When the first and the last message was sent or received (``time.monotonic()``)."""
         self.direction = direction
         self.message = message
         self.session = session
         self.messages = 1
         self.audio = bytearray()
-        """What is in its messages, where they are audio; hashed on the writer's thread."""
+        """Audio of its messages; hashed on the writer's thread."""
 
     def begin(self, audio: bytes, part: Any = None) -> None:
-        """Further audio of this part may follow."""
+        """Set the first audio; :meth:`add` takes that of the same content part."""
         self.part = part
         self.audio += audio
 
     def add(self, audio: bytes) -> None:
-        """Add audio that follows, up to fifty times a second each way.
+        """Add the audio of a further message; called up to fifty times a second each way.
 
         It is copied, so that the message's memory is free at once for the next one.
         """
@@ -80,21 +80,23 @@ class _Entry:
 
 
 class EventLog:
-    """The log of one call; a :class:`gateway.realtime.session.Tap` of its session, and of others
-    that are told apart by a name."""
+    """Event log of one call: the :class:`gateway.realtime.session.Tap` of its session.
+
+    Messages of other sessions, as an interpreter's, have a name in ``session``.
+    """
 
     def __init__(
         self,
         path: Path,
-        put: Callable[[_Parcel, int], bool],
+        put: Callable[[_Batch, int], bool],
         private: PrivateDigits,
     ) -> None:
         self.path = path
         self.private = private
         self.dropped = 0
-        """Messages that are not in the file."""
+        """Number of messages that are not in the file."""
         self.bytes = 0
-        """Written so far; the writer's thread counts."""
+        """Bytes of the file; counted on the writer's thread."""
         self.over = False
         self.began = monotonic()
         self._put = put
@@ -102,10 +104,10 @@ class EventLog:
         self._held_bytes = 0
         self._up: dict[str, _Entry] = {}
         self._down: dict[str, _Entry] = {}
-        """Of those held, what further audio of each session is added to."""
+        """Entry of those held, by session, that further audio of each direction is added to."""
 
     def sent(self, message: bytes, audio: bytes | None = None, session: str = "") -> None:
-        """A message to the server; ``audio`` is what it appends, and then all that is in it."""
+        """Log a message to the server; ``audio`` is that of ``input_audio_buffer.append``."""
         if audio is None:
             self._hold("out", message, session)
         elif (entry := self._up.get(session)) is not None:
@@ -121,7 +123,7 @@ class EventLog:
         delta: AudioDelta | TrackAudio | None = None,
         session: str = "",
     ) -> None:
-        """A message from the server, and what it was read as where it is audio."""
+        """Log a message from the server; ``delta`` is the event parsed from it, if it is audio."""
         if delta is None:
             self._hold("in", message, session)
             return
@@ -133,15 +135,15 @@ class EventLog:
             entry.begin(delta.audio, delta.part)
 
     def closed(self, code: int, reason: str, by_us: bool, session: str = "") -> None:
-        """Note that the WebSocket is closed."""
+        """Log the end of the WebSocket, with its close code; ``by_us``: the gateway closed it."""
         self._add("close", {"code": code, "reason": reason, "by_us": by_us}, session)
 
     def begin(self, **facts: Any) -> None:
-        """Add the facts that the log begins with, as a ``meta`` line."""
+        """Write the first line, ``meta`` with facts about the call."""
         self._add("meta", facts)
 
     def end(self) -> None:
-        """Add the last line, with the count of messages that were dropped."""
+        """Write the last line, ``meta`` with the number of dropped messages."""
         self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
@@ -149,8 +151,8 @@ class EventLog:
         """Return the counters for the call's record."""
         return {"file": self.path.name, "dropped": self.dropped}
 
-    def hand_on(self) -> None:
-        """Hand what is held to the thread that writes; what it has no room for is counted."""
+    def flush(self) -> None:
+        """Queue the held entries for the writer; count their messages as dropped if it is full."""
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up, self._down = {}, {}
@@ -158,12 +160,14 @@ class EventLog:
             self.dropped += sum(entry.messages for entry in held)
 
     def _add(self, direction: str, message: Any, session: str = "") -> None:
+        """Queue an entry at once."""
         self._hold(direction, message, session)
-        self.hand_on()
+        self.flush()
 
     def _hold(self, direction: str, message: Any, session: str = "") -> _Entry:
+        """Add an entry to those held until :meth:`flush`; return it."""
         if self._held_bytes > HELD_BYTES:
-            self.hand_on()
+            self.flush()
         entry = _Entry(monotonic(), direction, message, session)
         self._held.append(entry)
         self._held_bytes += len(message) + 100
@@ -171,41 +175,41 @@ class EventLog:
 
 
 class SessionTap:
-    """Tap of a session beside the call's own: its lines have its ``name`` as ``session``."""
+    """Tap of a session beside the call's own, as an interpreter's: its lines have its name."""
 
     def __init__(self, events: EventLog, name: str) -> None:
         self._events = events
         self._name = name
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """Log a message that was sent; ``audio`` is what it appends, if it does."""
+        """See :meth:`EventLog.sent`."""
         self._events.sent(message, audio, self._name)
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """Log a message of the server; ``delta`` is its audio, parsed."""
+        """See :meth:`EventLog.received`."""
         self._events.received(message, delta, self._name)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:
-        """Log the end of the connection."""
+        """See :meth:`EventLog.closed`."""
         self._events.closed(code, reason, by_us, self._name)
 
 
-_Parcel = tuple[EventLog, list[_Entry]]
+_Batch = tuple[EventLog, list[_Entry]]
 
 HELD_BYTES = 64 * 1024
-"""Bytes of a call that are held until they are handed to the writer, at most for two seconds."""
+"""Bytes of a call's messages that are held until they are queued for the writer."""
 
 WRITE_SECONDS = 2.0
-"""How long lines of a call are gathered: to open its file costs more than to write into it."""
+"""Seconds between two writes to a file: to open it costs more than to write into it."""
 
 
 class EventLogs:
-    """Opens a log for each call that wants one, and writes them all.
+    """Opens the event logs of calls, and writes them on the writer's thread.
 
     Args:
-        folder: that of the records; None writes nothing.
+        folder: of the records; None writes nothing.
         writer: whose thread writes the lines.
-        secrets: texts that no line may hold.
+        secrets: texts that are replaced in each line.
     """
 
     def __init__(
@@ -214,14 +218,14 @@ class EventLogs:
         self._folder = folder
         self._owner = writer
         self._redact = Redactor(secrets)
-        self._channel: Channel[_Parcel | None] = writer.channel(
+        self._channel: Channel[_Batch | None] = writer.channel(
             "event logs", self._write, MAX_WAITING, MAX_WAITING_BYTES
         )
         self._failing = False
         self._open: set[EventLog] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._lines: dict[EventLog, list[tuple[str, int]]] = {}
-        """What goes into each file next, and how many messages each line stands for."""
+        """Lines to be appended to each file, with the number of messages in each line."""
 
     def open(
         self,
@@ -230,7 +234,12 @@ class EventLogs:
         private: PrivateDigits | None = None,
         **facts: Any,
     ) -> EventLog | None:
-        """The log of a call that begins now; None where none is written."""
+        """Open the log of a call that begins now; return None without a folder.
+
+        Args:
+            private: digits that are masked in its lines.
+            facts: further fields of its first line.
+        """
         if self._folder is None:
             return None
         path = self._folder / f"{file_stem(started_at, call_id)}{SUFFIX}"
@@ -239,25 +248,25 @@ class EventLogs:
         made.begin(call_id=call_id, started_at=started_at, **facts)
         self._open.add(made)
         if self._timer is None:
-            self._timer = loop.call_later(WRITE_SECONDS, self._hand_on, loop)
+            self._timer = loop.call_later(WRITE_SECONDS, self._flush_all, loop)
         return made
 
-    def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have all that has happened until now written; called every ``WRITE_SECONDS``."""
+    def _flush_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Queue what all logs hold, and have it written; again every ``WRITE_SECONDS``."""
         self._open = {one for one in self._open if not one.over}
         for event_log in self._open:
-            event_log.hand_on()
+            event_log.flush()
         self._channel.put(None)
-        self._timer = loop.call_later(WRITE_SECONDS, self._hand_on, loop) if self._open else None
+        self._timer = loop.call_later(WRITE_SECONDS, self._flush_all, loop) if self._open else None
 
-    def _write(self, parcels: list[_Parcel | None]) -> Sequence[_Parcel]:
-        """On the writer's thread: a None, or the end of a call, has all that waits written."""
+    def _write(self, batches: list[_Batch | None]) -> Sequence[_Batch]:
+        """Format entries; append all lines on a None or at the end of a call. On the thread."""
         due = self._owner.closed
-        for parcel in parcels:
-            if parcel is None:
+        for batch in batches:
+            if batch is None:
                 due = True
                 continue
-            event_log, held = parcel
+            event_log, held = batch
             due = due or event_log.over
             for entry in held:
                 text = self._redact(None, "", _text(entry, event_log))
@@ -268,11 +277,11 @@ class EventLogs:
                 event_log.bytes += size
                 self._lines.setdefault(event_log, []).append((text, entry.messages))
         if due:
-            self._flush()
+            self._append_lines()
         return ()
 
-    def _flush(self) -> None:
-        """Append the lines to their calls' files. What cannot be written is counted in its log."""
+    def _append_lines(self) -> None:
+        """Append the lines to their files; count in its log what cannot be written."""
         waiting, self._lines = self._lines, {}
         for event_log, lines in waiting.items():
             try:
@@ -290,7 +299,7 @@ class EventLogs:
 
 
 def _text(entry: _Entry, of: EventLog) -> str:
-    """Return the line of an entry. On the writer's thread."""
+    """Return an entry of the log ``of`` as a line. On the writer's thread."""
     t_ms = round(1000 * (entry.at - of.began), 1)
     line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
     if entry.session:
@@ -313,7 +322,7 @@ def _text(entry: _Entry, of: EventLog) -> str:
 
 
 def _event(message: bytes) -> dict[str, Any]:
-    """Return a message as an object for the log; one that is no JSON as its length."""
+    """Return ``event`` of a message's line, elided; or ``not_json`` with its length."""
     try:
         event = orjson.loads(message)
     except orjson.JSONDecodeError:
@@ -327,7 +336,7 @@ def _event(message: bytes) -> dict[str, Any]:
 
 
 def elided(value: Any, delta_is_audio: bool = False) -> Any:
-    """A copy of an event without its audio, images and credentials."""
+    """Return a copy of an event with digests of audio and images, and without credentials."""
     if isinstance(value, dict):
         return {key: _elided(key, inner, delta_is_audio) for key, inner in value.items()}
     if isinstance(value, list):
@@ -336,7 +345,7 @@ def elided(value: Any, delta_is_audio: bool = False) -> Any:
 
 
 def _elided(key: str, value: Any, delta_is_audio: bool) -> Any:
-    """Return a value for the log, without audio and credentials."""
+    """Return the copy of a value under ``key``: see :func:`elided`."""
     if key in _CREDENTIALS and value is not None:
         return BLANK
     if isinstance(value, str):
@@ -350,6 +359,7 @@ def _elided(key: str, value: Any, delta_is_audio: bool) -> Any:
 
 
 def _digest(text: str) -> dict[str, Any]:
+    """Return length and hash of base64 data."""
     try:
         data = binascii.a2b_base64(text)
     except ValueError:
@@ -358,4 +368,5 @@ def _digest(text: str) -> dict[str, Any]:
 
 
 def _hashed(data: bytes | bytearray) -> dict[str, Any]:
+    """Return the length of data, and the beginning of its SHA-256."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}

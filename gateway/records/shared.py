@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""State that processes share through the database: caps, budgets, callbacks, bans, request keys.
+"""State that processes share in the database: caps, budgets, callbacks, bans, keys, canaries.
 
-A place under a cap, or money set aside, is a lease: a row that its process renews, and that counts
-no more once it has expired. So what a killed process held comes back by itself. Functions take the
-connection of a transaction that no other process's overlaps (:meth:`Database.exclusive`), so what
-they read holds until they have written.
+A place under a cap, or money set aside, is a lease: a row that its process renews, and that no
+longer counts once it has expired, as after a kill. Functions take the connection of a transaction
+that overlaps no other process's (:meth:`Database.exclusive`), so what they read holds until they
+have written.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from gateway.records.tables import (
 )
 
 LEASE_SECONDS: Final = 30.0
-"""Until a lease that nobody renews counts no more."""
+"""Seconds until a lease expires that is not renewed."""
 UNITS: Final = 10**9
-"""Amounts are whole numbers of a billionth of the currency, so that sums are exact."""
+"""Amounts are integers, in billionths of the currency, so that sums are exact."""
 KEPT_SECONDS: Final = 86_400.0
-"""How long the answer to a request's key is kept."""
+"""Seconds for which the key of a request and its answer are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """At most ``limit`` leases of a scope and key at a time; ``rule`` is what a refusal says."""
+    """Limit of leases with one scope and key; ``rule`` is the setting that a refusal names."""
 
     scope: str
     key: str
     limit: int
     rule: str
     seconds: float = 0.0
-    """A lease that is not renewed and not given back, but counts for so long; 0 for the others."""
+    """Duration of a lease that is neither renewed nor released, as for a rate; 0 for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A budget of a day, in :data:`UNITS`; ``reserve`` is set aside for the call."""
+    """Budget of a day; ``reserve`` is set aside for each call. In :data:`UNITS`."""
 
     scope: str
     key: str
@@ -59,20 +59,20 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Caps and budgets that a call needs before it may begin."""
+class LeaseRequest:
+    """Caps and budgets under which a call may begin on ``day``, an ISO date."""
 
     call_id: str
     caps: tuple[Cap, ...] = ()
     limits: tuple[Limit, ...] = ()
     day: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Of its leases."""
+    """Beginning of the ids of its leases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One row of the table of leases, as its holder knows it."""
+    """A row of the table of leases."""
 
     id: str
     scope: str
@@ -84,7 +84,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Amounts spent by others on a day, and reserved by all, by scope and key."""
+    """Amounts spent by other processes on a day, and reserved by all, by scope and key."""
 
     day: str
     others: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -93,7 +93,10 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whether a call may begin: with its leases, or with the rule or the limit in its way."""
+    """Result of :func:`admit`: the leases of a call, or the rule or budget that refuses it.
+
+    ``spent`` is what is spent and reserved of that budget.
+    """
 
     leases: tuple[Lease, ...] = ()
     rule: str = ""
@@ -101,8 +104,8 @@ class Answer:
     spent: int = 0
 
 
-def leases_of(wanted: Wanted) -> tuple[Lease, ...]:
-    """Return the leases that a request needs: one of each cap, and the reserve of each budget."""
+def leases_of(wanted: LeaseRequest) -> tuple[Lease, ...]:
+    """Return the leases of a call: one for each cap, and one for the reserve of each budget."""
     made = [
         Lease(f"{wanted.id}-{number}", one.scope, one.key, wanted.call_id, 0, one.seconds)
         for number, one in enumerate(wanted.caps)
@@ -116,7 +119,7 @@ def leases_of(wanted: Wanted) -> tuple[Lease, ...]:
 
 
 def now_of(connection: sa.Connection) -> float:
-    """Unix time (s) of the database's clock, which all processes share."""
+    """Return Unix time (s) by the clock that all processes share, PostgreSQL's or the machine's."""
     if connection.dialect.name != "postgresql":
         return time.time()
     found = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar()
@@ -126,8 +129,8 @@ def now_of(connection: sa.Connection) -> float:
 # ---- caps and budgets
 
 
-def admit(connection: sa.Connection, holder: str, wanted: Wanted) -> Answer:
-    """Take the leases that a call needs: all of them, or none."""
+def admit(connection: sa.Connection, holder: str, wanted: LeaseRequest) -> Answer:
+    """Take all leases of a call, or none if a cap or budget would be exceeded."""
     now = now_of(connection)
     pairs = {(one.scope, one.key) for one in wanted.caps}
     pairs |= {(one.scope, one.key) for one in wanted.limits}
@@ -150,7 +153,7 @@ def admit(connection: sa.Connection, holder: str, wanted: Wanted) -> Answer:
 def renew(
     connection: sa.Connection, holder: str, held: Iterable[Lease], now: float | None = None
 ) -> None:
-    """Have leases count on; those that are gone come back."""
+    """Extend leases from ``now`` (Unix time); write those that were deleted again."""
     now = now_of(connection) if now is None else now
     rows = [
         {
@@ -177,32 +180,34 @@ def renew(
 
 
 def release(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Delete leases, so that others may have them."""
+    """Delete leases by id."""
     if ids:
         connection.execute(sa.delete(leases).where(leases.c.id.in_(ids)))
 
 
 def release_calls(connection: sa.Connection, call_ids: Iterable[str]) -> None:
-    """Give back what calls held whose process died."""
+    """Delete the leases of calls whose process died."""
     ids = list(call_ids)
     connection.execute(sa.delete(leases).where(leases.c.call_id.in_(ids)))
 
 
 def release_holder(connection: sa.Connection, holder: str) -> None:
-    """Give back what an earlier process of this name held."""
+    """Delete the leases of a process, as of an earlier one with this name."""
     connection.execute(sa.delete(leases).where(leases.c.holder == holder))
 
 
-def settle(
+def spend(
     connection: sa.Connection,
     holder: str,
     day: str,
     amounts: Mapping[tuple[str, str], int],
     wanted: Iterable[tuple[str, str]],
 ) -> Sums:
-    """Note what this process has spent today in all, and return what is spent beside it.
+    """Write what a process has spent on a day, and return what others have.
 
-    Amounts are sums since the day began, so writing them twice changes nothing.
+    Args:
+        amounts: sums since the day began, by scope and key; to write them twice changes nothing.
+        wanted: scopes and keys to return.
     """
     rows = [
         {"day": day, "scope": scope, "key": key, "holder": holder, "amount": amount}
@@ -227,7 +232,7 @@ def settle(
 
 
 def sweep(connection: sa.Connection, oldest_day: str) -> None:
-    """Delete what counts no more: expired leases and bans, old sums and keys."""
+    """Delete expired leases and bans, sums of days before ``oldest_day``, and old request keys."""
     now = now_of(connection)
     connection.execute(sa.delete(leases).where(leases.c.expires_at < now - LEASE_SECONDS))
     connection.execute(sa.delete(bans).where(bans.c.until < now))
@@ -238,7 +243,7 @@ def sweep(connection: sa.Connection, oldest_day: str) -> None:
 def _taken(
     connection: sa.Connection, pairs: Iterable[tuple[str, str]], now: float
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return the number of leases of each pair, and the sum of their amounts."""
+    """Return the number of leases and the sum of their amounts, by scope and key."""
     rows = connection.execute(
         sa.select(leases.c.scope, leases.c.key, sa.func.count(), sa.func.sum(leases.c.amount))
         .where(_among(leases, pairs), leases.c.expires_at > now)
@@ -250,7 +255,7 @@ def _taken(
 def _spent(
     connection: sa.Connection, day: str, pairs: Iterable[tuple[str, str]], but: str = ""
 ) -> dict[tuple[str, str], int]:
-    """Return what all but one process have spent of these sums on a day."""
+    """Return what all processes, or all ``but`` one, have spent on a day, by scope and key."""
     rows = connection.execute(
         sa.select(spending.c.scope, spending.c.key, sa.func.sum(spending.c.amount))
         .where(spending.c.day == day, _among(spending, pairs), spending.c.holder != but)
@@ -267,9 +272,9 @@ def _among(table: sa.Table, pairs: Iterable[tuple[str, str]]) -> Any:
 
 
 def put_callback(connection: sa.Connection, row: Mapping[str, Any], most: int) -> str:
-    """Keep a callback; one to the same number and route takes the place of an earlier one.
+    """Insert a callback, or replace the one with its id, which stands for number and route.
 
-    Returns ``new``, ``replaced``, or ``full`` where ``most`` wait already.
+    Returns ``new``, ``replaced``, or ``full`` if ``most`` are there already.
     """
     earlier = connection.execute(
         sa.select(callbacks.c.id).where(callbacks.c.id == row["id"])
@@ -288,7 +293,7 @@ def put_callback(connection: sa.Connection, row: Mapping[str, Any], most: int) -
 def claim_callbacks(
     connection: sa.Connection, holder: str, now: float, seconds: float, count: int = 20
 ) -> list[dict[str, Any]]:
-    """Take callbacks that are due, and that nobody else has taken; each is tried once more."""
+    """Claim due callbacks for ``seconds``; return their rows, with ``tries`` counted up."""
     query = (
         sa.select(callbacks)
         .where(callbacks.c.due <= now, callbacks.c.claimed_until <= now)
@@ -309,9 +314,9 @@ def claim_callbacks(
 def keep_callback(
     connection: sa.Connection, holder: str, row: Mapping[str, Any], until: float
 ) -> bool:
-    """Hold a claim on; False where the callback was taken back, or put off by somebody."""
+    """Extend a claim until ``until`` (Unix time); return False if the callback has changed."""
     done = connection.execute(
-        sa.update(callbacks).where(_ours(row, holder)).values(claimed_until=until)
+        sa.update(callbacks).where(_claimed(row, holder)).values(claimed_until=until)
     )
     return done.rowcount > 0
 
@@ -319,31 +324,31 @@ def keep_callback(
 def retry_callback(
     connection: sa.Connection, holder: str, row: Mapping[str, Any], due: float
 ) -> None:
-    """Give a claim back: nobody was reached; ``due`` is the next try."""
-    given = sa.update(callbacks).where(_ours(row, holder))
+    """End a claim after a try that failed; the next one is ``due`` (Unix time)."""
+    given = sa.update(callbacks).where(_claimed(row, holder))
     connection.execute(given.values(claimed_by="", claimed_until=0.0, due=due))
 
 
 def drop_callback(connection: sa.Connection, holder: str, row: Mapping[str, Any]) -> None:
-    """Forget a callback: somebody was reached, or it is too late."""
-    connection.execute(sa.delete(callbacks).where(_ours(row, holder)))
+    """Delete a claimed callback: it was answered, or has expired."""
+    connection.execute(sa.delete(callbacks).where(_claimed(row, holder)))
 
 
 def pending_callbacks(connection: sa.Connection, count: int) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many callbacks wait, and the first of them."""
+    """Return the number of callbacks, and the oldest ``count`` of them."""
     total = connection.execute(sa.select(sa.func.count()).select_from(callbacks)).scalar()
     rows = connection.execute(sa.select(callbacks).order_by(callbacks.c.at).limit(count))
     return int(total or 0), [dict(row) for row in rows.mappings()]
 
 
 def next_due(connection: sa.Connection, now: float) -> float | None:
-    """When the next callback that nobody has taken is due (Unix time, s)."""
+    """Return when the next unclaimed callback is due (Unix time, s); None without one."""
     query = sa.select(sa.func.min(callbacks.c.due)).where(callbacks.c.claimed_until <= now)
     found = connection.execute(query).scalar()
     return None if found is None else float(found)
 
 
-def _ours(row: Mapping[str, Any], holder: str) -> Any:
+def _claimed(row: Mapping[str, Any], holder: str) -> Any:
     return sa.and_(
         callbacks.c.id == row["id"], callbacks.c.at == row["at"], callbacks.c.claimed_by == holder
     )
@@ -355,7 +360,7 @@ def _ours(row: Mapping[str, Any], holder: str) -> Any:
 def put_bans(
     connection: sa.Connection, holder: str, found: Iterable[tuple[str, float, bool]]
 ) -> None:
-    """Tell the other processes of bans: source, seconds that are left, and whether proven."""
+    """Write bans: source, seconds left, and whether the source is proven."""
     now = now_of(connection)
     rows = [
         {"source": source, "until": now + seconds, "proven": proven, "holder": holder}
@@ -369,7 +374,7 @@ def put_bans(
 
 
 def all_bans(connection: sa.Connection, count: int = 4096) -> list[tuple[str, float, bool]]:
-    """Bans in force: source, seconds that are left, and whether proven."""
+    """Return bans in force: source, seconds left, and whether the source is proven."""
     now = now_of(connection)
     rows = connection.execute(
         sa.select(bans.c.source, bans.c.until, bans.c.proven)
@@ -384,9 +389,10 @@ def all_bans(connection: sa.Connection, count: int = 4096) -> list[tuple[str, fl
 
 
 def first_with_key(connection: sa.Connection, key: str, request: str) -> tuple[str, str | None]:
-    """Note a request's key: ``first``, ``same`` with its answer, or ``other`` for another request.
+    """Write the idempotency key of a request, unless it is there.
 
-    The answer is None while the first request is under way.
+    Returns ``first``; or ``same`` and the answer to the first request, None while that is under
+    way; or ``other`` if the key was used for another request.
     """
     found = connection.execute(sa.select(request_keys).where(request_keys.c.id == key)).first()
     if found is not None and found.at > now_of(connection) - KEPT_SECONDS:
@@ -399,7 +405,7 @@ def first_with_key(connection: sa.Connection, key: str, request: str) -> tuple[s
 
 
 def answer_key(connection: sa.Connection, key: str, answer: str | None) -> None:
-    """Keep the answer to a key's request; None forgets the key: it failed before it did a thing."""
+    """Write the answer to a key's request; None deletes the key, since the request did nothing."""
     if answer is None:
         connection.execute(sa.delete(request_keys).where(request_keys.c.id == key))
     else:
@@ -412,19 +418,19 @@ def answer_key(connection: sa.Connection, key: str, answer: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CanaryState:
-    """Whether a route's canary runs, for all processes."""
+    """State of a route's canary, for all processes."""
 
     began_at: datetime
     """Calls since then count in its figures."""
     stopped_by: str
-    """Who has stopped it; empty: it runs."""
+    """Name of whoever stopped it; empty while it runs."""
     why: str
 
 
 def canary_states(connection: sa.Connection, wanted: Mapping[str, str]) -> dict[str, CanaryState]:
     """Return the state of canaries by route; ``wanted`` has the fingerprint of each.
 
-    One that is new, or changes something else than before, runs from now on.
+    One that is new, or whose fingerprint has changed, is started.
     """
     rows = connection.execute(sa.select(canaries).where(canaries.c.route.in_(list(wanted))))
     found = {row.route: row for row in rows}
@@ -449,9 +455,9 @@ def canary_of(connection: sa.Connection, route: str) -> CanaryState | None:
 
 
 def set_canary(connection: sa.Connection, route: str, stopped_by: str, why: str) -> bool:
-    """Stop a canary, or with ``stopped_by`` "" start it, its figures anew.
+    """Stop a canary, or start it with ``stopped_by`` "", which also begins its figures anew.
 
-    Returns False where it was so already.
+    Returns False if it was stopped or running already.
     """
     changed: dict[str, Any] = {"stopped_by": stopped_by, "why": why}
     runs = canaries.c.stopped_by == ""
@@ -463,7 +469,7 @@ def set_canary(connection: sa.Connection, route: str, stopped_by: str, why: str)
 
 
 def erase_number(connection: sa.Connection, number: str) -> int:
-    """Delete what is kept of a number; returns how many rows that was."""
+    """Delete callbacks and daily sums of a number; return the number of rows."""
     scope = sa.and_(spending.c.scope == "number", spending.c.key == number)
     return sum(
         connection.execute(statement).rowcount

@@ -15,7 +15,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.record_entries import ResponseTime
 from gateway.call.tools.commands import CollectPlan
 from gateway.ending import Ending, EndReason, Party
-from gateway.records.black_boxes import SUFFIX, BlackBoxes, Wanted, went_wrong
+from gateway.records.black_boxes import SUFFIX, BlackBoxes, BlackBoxSettings, went_wrong
 from gateway.records.files import BackgroundWriter
 from gateway.records.retention import QUIET_SECONDS, sweep_black_boxes
 
@@ -46,7 +46,7 @@ def test_a_wire_that_cannot_be_read_costs_only_its_lines(tmp_path: Path, kept: A
     boxes = BlackBoxes(tmp_path, BackgroundWriter(), ("hunter2",))
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     record = CallRecord("call-1", started_at="2026-11-29T10:00:00.000+00:00")
-    box = boxes.open(record, Wanted(kept), CollectPlan())
+    box = boxes.open(record, BlackBoxSettings(kept), CollectPlan())
     assert box is not None
 
     def broken(_last: bool) -> Any:
@@ -94,11 +94,11 @@ async def test_a_file_has_a_bound_and_waits_for_the_other_legs_bye(
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     for call_id, lines, kept in (("long", 5, 1), ("ends", 1, 3)):
         record = CallRecord(call_id, started_at="2026-11-29T10:00:00.000+00:00")
-        box = boxes.open(record, Wanted("always"), CollectPlan())
+        box = boxes.open(record, BlackBoxSettings("always"), CollectPlan())
         assert box is not None
         for number in range(lines):
             box.write(json.dumps({"in": number, "more": "x" * 12_000}))
-            box._hand_on(None)
+            box._queue(None)
         box.wire = lambda _last: ['{"sip": "BYE"}']
         path = tmp_path / box.end(record, linger=True)
         before = path.read_text().splitlines()
@@ -115,7 +115,7 @@ def test_what_records_mask_is_in_no_line(tmp_path: Path) -> None:
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     record = CallRecord("call-1", started_at="2026-11-29T10:00:00.000+00:00")
     record.private.redact(("numbers", "emails"), ("(?i)project falcon",))
-    box = boxes.open(record, Wanted("always"), CollectPlan())
+    box = boxes.open(record, BlackBoxSettings("always"), CollectPlan())
     assert box is not None
     assert box.masks, "keys that are pressed, too"
     said = "Call +493012345678 or eva@example.com about Project Falcon"

@@ -131,7 +131,7 @@ def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.Mon
     def use(made: EventLog) -> None:
         for _ in range(10):
             made.sent(APPEND)
-            made.hand_on()
+            made.flush()
         assert made.as_json()["dropped"] == 7
 
     lines = _log(tmp_path, use)
@@ -160,7 +160,7 @@ def test_audio_of_a_second_is_one_line_each_way(tmp_path: Path) -> None:
             if number == 2:
                 made.received(b'{"type":"rate_limits.updated"}')
         made.received(b'{"type":"response.done"}')
-        made.hand_on()
+        made.flush()
         made.sent(APPEND, AUDIO)
 
     meta, up, down, between, done, alone, _over = _log(tmp_path, use)

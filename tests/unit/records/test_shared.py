@@ -13,7 +13,7 @@ import pytest
 
 from gateway.records import shared
 from gateway.records.database import Database
-from gateway.records.shared import LEASE_SECONDS, UNITS, Answer, Cap, Lease, Limit, Wanted
+from gateway.records.shared import LEASE_SECONDS, UNITS, Answer, Cap, Lease, LeaseRequest, Limit
 from gateway.records.spool import Entry
 from gateway.records.tables import bans, leases, request_keys, spending
 from tests.support.postgres import Postgres
@@ -48,7 +48,7 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         one.close()
 
 
-def admit(database: Database, holder: str, wanted: Wanted) -> Answer:
+def admit(database: Database, holder: str, wanted: LeaseRequest) -> Answer:
     """Ask in a transaction of its own, after what this process has spent is told."""
     with database.exclusive() as connection:
         return shared.admit(connection, holder, wanted)
@@ -60,7 +60,9 @@ def test_of_fifty_at_once_from_four_processes_ten_get_in(another: Callable[[], D
 
     def call(number: int) -> Answer:
         start.wait(10)
-        return admit(processes[number % 4], f"p{number % 4}", Wanted(f"call-{number}", (TEN,)))
+        return admit(
+            processes[number % 4], f"p{number % 4}", LeaseRequest(f"call-{number}", (TEN,))
+        )
 
     with ThreadPoolExecutor(25) as pool:
         answers = [*pool.map(call, range(25)), *pool.map(call, range(25, 50))]
@@ -69,43 +71,43 @@ def test_of_fifty_at_once_from_four_processes_ten_get_in(another: Callable[[], D
     assert {one.rule for one in answers if one.rule} == {TEN.rule}
     with processes[0].exclusive() as connection:
         shared.release(connection, [let_in[0].leases[0].id])
-    assert not admit(processes[1], "p1", Wanted("next", (TEN,))).rule
-    assert admit(processes[1], "p1", Wanted("one more", (TEN,))).rule
+    assert not admit(processes[1], "p1", LeaseRequest("next", (TEN,))).rule
+    assert admit(processes[1], "p1", LeaseRequest("one more", (TEN,))).rule
 
 
 def test_all_that_a_call_needs_or_nothing(another: Callable[[], Database]) -> None:
     database = another()
     none = Cap("calls", "", 0, "shared.max_calls = 0")
-    assert admit(database, "p", Wanted("a", (TEN, none))).rule == none.rule
+    assert admit(database, "p", LeaseRequest("a", (TEN, none))).rule == none.rule
     for number in range(10):
-        assert not admit(database, "p", Wanted(f"b{number}", (TEN,))).rule
+        assert not admit(database, "p", LeaseRequest(f"b{number}", (TEN,))).rule
 
 
 def test_what_a_killed_process_held_comes_back(
     another: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, one = another(), Cap("outbound", "", 1, "full")
-    taken = admit(database, "killed", Wanted("lost", (one,)))
-    assert admit(database, "other", Wanted("a", (one,))).rule == "full"
+    taken = admit(database, "killed", LeaseRequest("lost", (one,)))
+    assert admit(database, "other", LeaseRequest("a", (one,))).rule == "full"
     real = shared.now_of
     monkeypatch.setattr(shared, "now_of", lambda c: real(c) + LEASE_SECONDS - 1)
-    assert admit(database, "other", Wanted("b", (one,))).rule == "full"
+    assert admit(database, "other", LeaseRequest("b", (one,))).rule == "full"
     monkeypatch.setattr(shared, "now_of", lambda c: real(c) + LEASE_SECONDS + 1)
-    assert not admit(database, "other", Wanted("c", (one,))).rule
+    assert not admit(database, "other", LeaseRequest("c", (one,))).rule
     # It was not killed, only away: what it holds counts again, and nobody further gets in.
     with database.exclusive() as connection:
         shared.renew(connection, "killed", taken.leases)
         shared.sweep(connection, DAY)
-    assert admit(database, "other", Wanted("d", (one,))).rule == "full"
+    assert admit(database, "other", LeaseRequest("d", (one,))).rule == "full"
 
 
 def test_the_row_of_a_cut_call_gives_its_place_back(another: Callable[[], Database]) -> None:
     database, one = another(), Cap("outbound", "", 1, "full")
-    admit(database, "killed", Wanted("cut-1", (one,)))
+    admit(database, "killed", LeaseRequest("cut-1", (one,)))
     body = {"id": "cut-1", "revision": 9, "schema_version": 1}
     body |= dict.fromkeys(("invited_at", "updated_at"), "2026-11-28T10:00:00+00:00")
     database.write([Entry("cut", "cut-1", body, 0.0)])
-    assert not admit(database, "other", Wanted("a", (one,))).rule
+    assert not admit(database, "other", LeaseRequest("a", (one,))).rule
 
 
 def test_a_lease_for_a_minute_is_not_given_back_with_the_call(
@@ -113,9 +115,9 @@ def test_a_lease_for_a_minute_is_not_given_back_with_the_call(
 ) -> None:
     database, rate = another(), Cap("outbound_minute", "", 2, "rate", 60.0)
     for number in range(2):
-        (lease,) = admit(database, "p", Wanted(f"a{number}", (rate,))).leases
+        (lease,) = admit(database, "p", LeaseRequest(f"a{number}", (rate,))).leases
         assert lease.seconds == 60.0
-    assert admit(database, "p", Wanted("b", (rate,))).rule == "rate"
+    assert admit(database, "p", LeaseRequest("b", (rate,))).rule == "rate"
 
 
 def test_a_budget_is_one_to_the_cent_for_four_processes(another: Callable[[], Database]) -> None:
@@ -127,16 +129,16 @@ def test_a_budget_is_one_to_the_cent_for_four_processes(another: Callable[[], Da
     def work(index: int) -> int:
         calls = 0
         while True:
-            wanted = Wanted(f"{index}-{calls}", limits=(limit,), day=DAY)
+            wanted = LeaseRequest(f"{index}-{calls}", limits=(limit,), day=DAY)
             with processes[index].exclusive() as connection:
                 own = {("day", ""): spent[index]}
-                shared.settle(connection, f"p{index}", DAY, own, ())
+                shared.spend(connection, f"p{index}", DAY, own, ())
                 answer = shared.admit(connection, f"p{index}", wanted)
                 if answer.limit is not None:
                     return answer.spent
                 spent[index] += response
                 own = {("day", ""): spent[index]}
-                shared.settle(connection, f"p{index}", DAY, own, ())
+                shared.spend(connection, f"p{index}", DAY, own, ())
             calls += 1
 
     with ThreadPoolExecutor(4) as pool:
@@ -152,28 +154,29 @@ def test_money_set_aside_lets_no_call_begin_that_it_would_not_cover(
     database, reserve = another(), UNITS // 10
     limit = Limit("number", "+4930", UNITS, reserve)
     answers = [
-        admit(database, "p", Wanted(f"c{number}", limits=(limit,), day=DAY)) for number in range(12)
+        admit(database, "p", LeaseRequest(f"c{number}", limits=(limit,), day=DAY))
+        for number in range(12)
     ]
     assert [one.limit is None for one in answers] == [True] * 10 + [False] * 2
     with database.exclusive() as connection:
         own = {("number", "+4930"): 3 * reserve}
-        sums = shared.settle(connection, "p", DAY, own, own)
+        sums = shared.spend(connection, "p", DAY, own, own)
         assert (sums.others, sums.reserved) == ({}, {("number", "+4930"): UNITS})
         shared.release(connection, [one.leases[0].id for one in answers[:3]])
-    assert admit(database, "p", Wanted("e", limits=(limit,), day=DAY)).limit == limit
+    assert admit(database, "p", LeaseRequest("e", limits=(limit,), day=DAY)).limit == limit
     other = Limit("number", "+4931", UNITS, reserve)
-    assert admit(database, "p", Wanted("f", limits=(other,), day=DAY)).limit is None
-    assert admit(database, "p", Wanted("g", limits=(limit,), day="2026-11-29")).limit is None
+    assert admit(database, "p", LeaseRequest("f", limits=(other,), day=DAY)).limit is None
+    assert admit(database, "p", LeaseRequest("g", limits=(limit,), day="2026-11-29")).limit is None
 
 
 def test_sums_told_twice_count_once_and_never_fall(another: Callable[[], Database]) -> None:
     database, pair = another(), ("route", "desk")
     with database.exclusive() as connection:
         for amount in (5, 9, 9, 5):
-            shared.settle(connection, "a", DAY, {pair: amount}, ())
-        shared.settle(connection, "b", DAY, {pair: 1}, ())
-        assert shared.settle(connection, "b", DAY, {}, [pair]).others == {pair: 9}
-        assert shared.settle(connection, "c", DAY, {}, [pair]).others == {pair: 10}
+            shared.spend(connection, "a", DAY, {pair: amount}, ())
+        shared.spend(connection, "b", DAY, {pair: 1}, ())
+        assert shared.spend(connection, "b", DAY, {}, [pair]).others == {pair: 9}
+        assert shared.spend(connection, "c", DAY, {}, [pair]).others == {pair: 10}
 
 
 def test_bans_are_told_and_end(
