@@ -27,7 +27,7 @@ from gateway.app.registry import CallRegistry
 from gateway.audio.codecs import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError
-from gateway.bridge.sideband import SETTLED, Follower, LiveSideband, Sideband, take_out
+from gateway.bridge.sideband import CODEC_FIELDS, Follower, LiveSideband, Sideband, move_field
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import ReferTo
@@ -375,9 +375,9 @@ def _checked(session: Any, live: bool) -> dict[str, Any]:
     if not isinstance(session.get("model", None if live else ""), str):
         raise Refusal(400, "invalid_type", "model must be a text", f"{prefix}model")
     given = deepcopy(session)
-    settled = tuple(LIVE_SET_BY_GATEWAY) if live else (("model",), *SETTLED)
+    settled = tuple(LIVE_SET_BY_GATEWAY) if live else (("model",), *CODEC_FIELDS)
     for path in (("type",), *settled):
-        take_out(given, tuple(str(step) for step in path))
+        move_field(given, tuple(str(step) for step in path))
     for finding in judge_live(given) if live else judge_session(given):
         if not finding.unknown:
             where = prefix + ".".join(str(step) for step in finding.path)

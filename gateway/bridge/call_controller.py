@@ -50,14 +50,14 @@ class CallController:
     """Owns one call, on the event loop, from its INVITE to :class:`outputs.Finished`.
 
     Args:
-        leg: that came in, or where to place the call.
-        on_finished: told once, when both sides are over and the record is complete.
-        dial: places calls for the caller; None where none may be placed.
-        permit_refer: asked before the caller's side is sent somewhere; raises DialRefusedError.
-        permit_dial: waited for before a B-leg is dialled, where processes share caps.
+        leg: the caller's leg, or the target of an outbound call.
+        on_finished: called once, when leg and session have ended and the record is complete.
+        dial: places B-legs; None where none may be placed.
+        permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
+        permit_dial: awaited before a B-leg is dialled; None without limits that processes share.
         tools: runs functions of ``plan.tools.functions``.
         sideband: of the application that has the call.
-        began: when its INVITE came (s, of the event loop); None for now.
+        began: when the INVITE came (loop's time, s); None for now.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class CallController:
         self.out_of_band = OutOfBandWaiters()
         self._on_finished = on_finished
         self.explain: Callable[[], None] = lambda: None
-        """Adds to the record by which setting the call has ended."""
+        """Writes into the record which setting has ended the call."""
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._lines = SourceBuckets()
         self._not_logged: Counter[str] = Counter()
-        """Lines left out since the last one of their event."""
+        """Log lines left out by the rate limit, by event, since its last line."""
         self._backstop: asyncio.TimerHandle | None = None
-        """Set from the first defect on: ends the call if the machine does not."""
+        """Timer after the first internal error: ends the call if the machine does not."""
         audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         machine = CallMachine(plan, record, began, audio.playout)
         self._audio = audio
@@ -157,7 +157,7 @@ class CallController:
 
     @property
     def session_plan(self) -> SessionPlan:
-        """What sessions of the call are opened with."""
+        """Settings with which the call's sessions are opened."""
         return self._sessions.plan
 
     @property
@@ -172,6 +172,7 @@ class CallController:
 
     @property
     def conversing(self) -> bool:
+        """Whether the caller is in conversation with the model, over a session that is up."""
         return self._driver.machine.talking
 
     @property
@@ -181,13 +182,13 @@ class CallController:
         return self._audio.levels
 
     def record_with(self, recordings: Recordings) -> None:
-        """Set what writes recordings of the call. To be called before the start."""
+        """Set where recordings of the call are written. To be called before the start."""
         self._recorder.recordings = recordings
 
     def watch(
         self, account: Account, events: EventLog | None, black_box: BlackBox | None = None
     ) -> None:
-        """Set what observes the call: costs, events of its session, steps of its machine.
+        """Set the account of its costs, the log of its session's events and its black box.
 
         To be called before the start.
         """
@@ -209,9 +210,9 @@ class CallController:
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Send 180 and connect the session, or, for an outbound call, connect and dial.
+        """Start the machine: it sends 180 and opens the session; an outbound call is dialled, too.
 
-        ``prepare`` runs first.
+        ``prepare`` runs first; its exception ends the call.
         """
         prepare()
         self._legs.take()
@@ -277,7 +278,7 @@ class CallController:
             self.give_up(detail)
 
     def _conceal(self, concealed: bool) -> None:
-        """Hide sensitive digits from recording, listeners and application, or show them again."""
+        """Conceal what the caller enters from recording, listeners and application; or end that."""
         self._recorder.conceal(concealed)
         self.listeners.conceal(concealed)
         if self._sideband is not None:

@@ -31,28 +31,28 @@ from gateway.tasks import TaskSet
 
 @dataclass(slots=True, eq=False)
 class _Direction:
-    """One direction of the interpretation: from speaker to listener."""
+    """Interpretation in one direction: the session that hears one party and speaks to the other."""
 
     listener: str
     """caller or callee."""
     settings: Mapping[str, Any]
     audio: CallAudio
-    """Of the listener."""
+    """Audio of the listener."""
     log: SessionTap | None = None
-    """Of the call's event log."""
+    """Event log of the session."""
     session: Session | None = None
     rest: bytearray = field(default_factory=bytearray)
-    """Audio that makes no whole frame yet."""
+    """Audio of less than a frame."""
 
     def hear(self, audio: bytes) -> None:
-        """Take the speaker's audio; it is dropped while there is no session."""
+        """Send the speaker's audio to the session; dropped while there is none."""
         if self.session is not None:
             self.session.append(audio)
 
     def play(self, audio: bytes, *, more: bool) -> None:
-        """Queue whole frames for the listener; a rest waits for more, or is filled with silence.
+        """Queue audio in whole frames for the listener.
 
-        Frames that do not fit are counted by the queue.
+        With ``more`` to come, a rest waits for it; else it is filled up with silence.
         """
         self.rest += audio
         codec = self.audio.playout.codec
@@ -89,7 +89,7 @@ class Interpreter(CallPart):
         self._redirect = redirect
         self._b_audio: CallAudio | None = None
         self._directions: dict[str, _Direction] = {}
-        """While it interprets, by who hears it."""
+        """By listener (``caller``, ``callee``); empty while nothing is interpreted."""
         self._opening: set[asyncio.Task[None]] = set()
         self._closing = TaskSet()
         self.executors: dict[type, Callable[[Any], None]] = {
@@ -108,12 +108,11 @@ class Interpreter(CallPart):
         return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:
-        """Open a session for each direction at the call's present server, or close both."""
+        """Open a session for each direction at the server of the call's session, or close both."""
         b_audio = self._legs.b_leg_audio
         if not output.to_caller or b_audio is None:
             self.end()
             return
-        # The server that talks with the caller now, and not one that it was turned away from.
         self._endpoint = (self._sessions.open or [self._sessions.plan.endpoint])[0]
         self._b_audio = b_audio
         to_callee = _Direction("callee", output.to_callee, b_audio)
@@ -127,7 +126,7 @@ class Interpreter(CallPart):
             self._open(direction)
 
     def end(self) -> None:
-        """Close both sessions; the legs hear each other at full volume from then on."""
+        """Close both sessions, and let the legs hear each other at full volume."""
         directions, self._directions = self._directions, {}
         if self._b_audio is not None:
             self._pump.remove(self._b_audio)

@@ -27,7 +27,7 @@ class DialRefusedError(Exception):
 
 
 class Dialer(Protocol):
-    """Places calls. Raises DialRefusedError."""
+    """Function that places calls. Raises DialRefusedError."""
 
     def __call__(
         self,
@@ -42,6 +42,8 @@ class Dialer(Protocol):
 
 
 PermitDial = Callable[[str], Awaitable[Callable[[], None]]]
+"""Awaits a place within the limits that processes share, for the call of this id; returns what
+frees it. Raises DialRefusedError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,8 @@ class Legs(CallPart):
         dial: places calls; None where none may be placed.
         allowed_refer_to: targets to which the caller's side may move the call by REFER.
         permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
-        permit_dial: awaited before a B-leg is dialled, with the call's id; returns what to call
-            at its end, or raises DialRefusedError. None for no limits shared with other processes.
-        tell_quality: feed the quality of both directions, too.
+        permit_dial: awaited before a B-leg is dialled; None without limits that processes share.
+        tell_quality: feed :class:`inputs.LineQuality` of both directions, too.
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class Legs(CallPart):
         self.tell_quality = tell_quality
         self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
-        """All that were dialled; the last one is the current one."""
+        """All B-legs so far; the last one is the current one."""
         self.b_leg_ending = False
-        """The call is over, and the BYE of a B-leg is still on its way."""
+        """The call has ended before a B-leg: its BYE is still unanswered."""
         self.log_packets: Callable[[CallAudio], None] | None = None
-        """Has the RTP headers of an audio logged; None where nobody wants them."""
+        """Starts the log of RTP headers of an audio; None without a black box."""
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Progress: lambda _out: self._leg.progress(),
@@ -122,7 +123,8 @@ class Legs(CallPart):
 
     @entry
     def _on_replaced(self, successor: Leg) -> None:
-        """Replace the caller's leg (REFER, Replaces); the successor has the audio already."""
+        """Replace the caller's leg by ``successor`` (INVITE with Replaces, RFC 3891), which has the
+        audio already."""
         old, self._main = self._main, successor
         successor.handler = self._handler
         self._watch(successor)
@@ -135,7 +137,7 @@ class Legs(CallPart):
         )
 
     def release(self, code: int, headers: dict[str, str]) -> None:
-        """End both legs in any state; reject with ``code`` what was not answered."""
+        """End both legs in any state; an INVITE that was not answered is rejected with ``code``."""
         if self._main is not None:
             self._main.refuse(code, headers)
         if self._b_leg is not None:
@@ -154,7 +156,7 @@ class Legs(CallPart):
 
     @property
     def security(self) -> str:
-        """Return how the caller's leg is secured: ``rtp``, or the negotiated SRTP."""
+        """Media security of the caller's leg: ``rtp``, or the negotiated SRTP."""
         return "" if self._main is None else self._main.security
 
     @property
@@ -174,7 +176,7 @@ class Legs(CallPart):
         return self._main
 
     def _dial_main(self, _output: outputs.Dial) -> None:
-        """Place the call of an outbound call; feed its refusal."""
+        """Dial the target of an outbound call; feed a refusal as its end with 403."""
         assert self._target is not None
         assert self._dial is not None
         way = self._target
@@ -188,7 +190,7 @@ class Legs(CallPart):
             self._host.feed(inputs.LegEnded(403, str(refused), "", "", True))
 
     def _refer(self, output: outputs.Refer) -> None:
-        """Send REFER to the caller's side, if permitted."""
+        """Send REFER to the caller's side; feed a refusal by our own limits as progress 403."""
         if not output.replaces:
             try:
                 self._permit_refer(output.target, output.by_pattern)
@@ -204,7 +206,7 @@ class Legs(CallPart):
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_b_leg(self, output: outputs.DialBLeg) -> None:
-        """Dial a B-leg, after the limits of all processes permit it."""
+        """Add a B-leg to the record and dial it, once the limits of all processes permit it."""
         record = BLegRecord(
             output.uri,
             parent_id=self._host.record.call_id,
@@ -228,7 +230,7 @@ class Legs(CallPart):
     async def _dial_permitted(
         self, b_leg: _BLeg, output: outputs.DialBLeg, permit: PermitDial
     ) -> None:
-        """Await the permit for a B-leg, then dial it or report its refusal."""
+        """Await the permit for a B-leg, then dial it, or feed its refusal."""
         try:
             b_leg.release = await permit(self._host.record.call_id)
         except DialRefusedError as refused:
@@ -276,7 +278,7 @@ class Legs(CallPart):
             self._host.feed(input)
 
     def _hang_up_b_leg(self, output: outputs.HangUpBLeg) -> None:
-        """Hang up the B-leg, or give up the one that waits for its permit."""
+        """Hang up the B-leg, or abandon it while it waits for its permit."""
         if self._b_leg is not None:
             self._b_leg.hang_up(output.headers)
         elif self._b_legs:
@@ -293,7 +295,7 @@ class Legs(CallPart):
         return self._b_legs[-1].audio if self._b_legs else None
 
     def _play_briefing(self, output: outputs.PlayBriefing) -> None:
-        """Play a briefing to the B-leg; without audio, stop it."""
+        """Play audio of a briefing to the B-leg; without audio, stop what plays."""
         audio = self.b_leg_audio
         if audio is not None and output.audio:
             audio.playout.put(output.audio)  # there is room for the longest
@@ -301,7 +303,7 @@ class Legs(CallPart):
             audio.playout.flush()
 
     def _join(self, output: outputs.BridgeLegs) -> None:
-        """Connect both legs; with ``original_db``, each hears the other at that level."""
+        """Bridge both legs; ``original_db`` is the level at which each hears the other (dB)."""
         if self._b_leg is not None:
             level = None if output.original_db is None else 10 ** (output.original_db / 20)
             self._leg.join(self._b_leg, output.listen, level)
@@ -398,9 +400,9 @@ class _BLeg(CallPart):
         super().__init__(host)
         self.leg: Leg | None = None
         self.audio: CallAudio | None = None
-        """Of its own, where it is briefed before it is joined."""
+        """Its own audio, where it is briefed or interpreted."""
         self.given_up = False
-        """Hung up before it was dialled."""
+        """Hung up before it was dialled, while it waited for its permit."""
         self.release: Callable[[], None] = lambda: None
         """Frees its place in the count that all processes share."""
         self._record = record
@@ -412,8 +414,7 @@ class _BLeg(CallPart):
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> bool:
-        """Complete the record, to which nothing is added later; return whether the leg is still
-        up."""
+        """Complete the leg's record; return whether the leg is still up."""
         up = self.leg is not None and self._record.ended_ms is None
         if self._record.ended_ms is None:
             self._record.ended_ms = round(self._host.now_ms(), 1)
@@ -429,7 +430,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_media(self, codec: Codec) -> None:
-        """Note that media of the callee came up."""
+        """Note the codec of the callee."""
         self._record.codec = codec.value
 
     @entry

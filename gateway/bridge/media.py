@@ -26,31 +26,31 @@ from gateway.sip.call_audio import CallAudio
 log = structlog.get_logger("media")
 
 AHEAD_MS = 5000
-"""Caller's audio that may come at once: what a network held back for five seconds."""
+"""Caller audio that may come at once (ms), after a network has held it back."""
 
 FASTEST = 1.05
-"""Of real time, in the long run: a clock that is fast by a twentieth."""
+"""Speed of caller audio at most, in multiples of real time: a fast clock is not 5 % fast."""
 
 WITHHELD_MS = 2500
-"""Of audio that is kept from the session: it was analysed a second at a time, and the beginning of
-a word is in the second before."""
+"""Length of withheld audio that is sent once the session may hear it (ms): audio is analysed by the
+second, and a word may begin in the second before."""
 
 
 class MediaPump:
-    """Moves audio of the calls that have any, and reports starts and ends of their playout."""
+    """Calls the ``move`` of each call that has caller audio or a change of playout."""
 
     def __init__(self) -> None:
         self._moves: dict[int, Callable[[], None]] = {}
         self._last_tick = self._beats = 0
         self._faulty: set[int] = set()
         self.delay = Distribution(LAG)
-        """Seconds from a caller's packet, as it was received, to its call being served."""
+        """Seconds from the receipt of a caller's packet to the ``move`` of its call."""
         self.faults = 0
-        """Exceptions of moves; each is a defect."""
+        """Exceptions of ``move``; each is a defect."""
 
     @property
     def beats(self) -> int:
-        """Return the count of moves, which stands still when no audio moves in either direction."""
+        """Count of media clock ticks that were served; it stands still when no audio moves."""
         return self._beats if self._moves else library.beats()
 
     def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
@@ -63,7 +63,7 @@ class MediaPump:
         self._faulty.discard(audio.uplink.id)
 
     def serve(self, calls: Iterable[int]) -> None:
-        """Move audio of these calls, given by the ids of their uplinks."""
+        """Call ``move`` of these calls, given by the ids of their uplinks."""
         tick = library.beats()
         if tick != self._last_tick:
             self._last_tick = tick
@@ -90,21 +90,21 @@ LOUD_SHARE = 0.1
 """Share of loud samples in a second from which the caller is heard; speech has a third."""
 
 FAINT = 100
-"""The same (-50 dBFS) of a soft voice."""
+"""Amplitude (-50 dBFS) above which a sample may be of a soft voice."""
 
 FAINT_RANGE = 4.0
-"""How many times the amplitude of its softer quarter the louder quarter of a second has, where it
-is a voice: noise of a line, a fan or a road does not rise and fall by 12 dB."""
+"""Ratio of amplitudes of the loudest and the softest quarter of a second, from which it is a voice:
+noise of a line, a fan or a road does not vary by 12 dB."""
 
 PAUSE_SECONDS = 0.4
-"""Quiet for so long, what is loud next begins a new stretch: within words pauses are shorter."""
+"""Pause after which loud audio counts as new speech; pauses within words are shorter."""
 
 
 Found = DigitPressed | SoundHeard | BeepHeard | CallerSounds | CallerLevel
 
 
 class LevelMeter:
-    """Measures how loud a caller speaks: the level of the louder half of each second."""
+    """Measures how loud a caller speaks, from G.711 audio."""
 
     def __init__(self, codec: Codec) -> None:
         linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float64)
@@ -112,7 +112,8 @@ class LevelMeter:
         self._second = bytearray()
 
     def feed(self, audio: bytes) -> float | None:
-        """Return the level (dBFS) of the louder half of a second, once the second is complete."""
+        """Take audio of any length; at the end of each second return the level (dBFS) of its louder
+        half, else None."""
         self._second += audio
         if len(self._second) < SAMPLE_RATE:
             return None
@@ -129,7 +130,7 @@ class InboundAudioAnalyzer:
     def __init__(self, plan: CallPlan) -> None:
         codec = plan.codec.narrow
         self._narrow = call_audio.narrowing() if plan.codec.wide else None
-        """Makes the copy at 8 kHz that is looked at."""
+        """Makes a copy at 8 kHz to analyse; None for a call at 8 kHz."""
         self._keys = DtmfDetector(codec) if plan.dtmf.inband else None
         listens = plan.machine_detection.listens or plan.hold_wait.enabled
         self._sounds = ToneAnalyzer(codec) if listens else None
@@ -143,14 +144,14 @@ class InboundAudioAnalyzer:
         self._second = bytearray()
         self._loud = 0
         self.since: float | None = None
-        """First loud audio of the present stretch, as it came from the network (s)."""
+        """When the caller's present speech began to arrive (monotonic, s)."""
         self.until: float | None = None
-        """The last."""
+        """When the last loud audio arrived (monotonic, s)."""
 
     def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
-        """Return what is detected in these bytes of the call's codec.
+        """Take audio in the call's codec; return the inputs for the machine that it causes.
 
-        On hold only DTMF tones are detected: the caller's side may play music.
+        On hold (``held``) only DTMF tones are detected: the caller's side may play music.
         """
         if self._narrow is not None:
             audio = self._narrow(audio)
@@ -167,7 +168,7 @@ class InboundAudioAnalyzer:
         return self._found(audio, held)
 
     def _soft_voice(self) -> bool:
-        """Return whether a second that is not loud has a soft voice in it."""
+        """Return whether the last second, which is not loud, has a soft voice in it."""
         second = self._second
         if len(second.translate(None, self._still)) < LOUD_SHARE * len(second):
             return False
@@ -177,7 +178,7 @@ class InboundAudioAnalyzer:
         return bool(levels[-quarter:].mean() >= FAINT_RANGE * levels[:quarter].mean())
 
     def _found(self, audio: bytes, held: bool) -> list[Found]:
-        """Run the detectors on a piece of audio."""
+        """Run the detectors on audio, and judge the last second if it is complete."""
         heard: list[Found] = []
         if len(self._second) >= SAMPLE_RATE:
             if self._loud >= LOUD_SHARE * len(self._second):
@@ -238,9 +239,9 @@ class CallMedia(CallPart):
         self._bytes_per_ms = plan.codec.bytes_per_ms
         self._room, self._heard_at = float(AHEAD_MS * self._bytes_per_ms), time.monotonic()
         self._too_fast = 0
-        """Bytes that came faster than real time, and were left out."""
+        """Bytes dropped because they came faster than real time."""
         self._withheld: bytearray | None = None
-        """The last of the caller's audio, while the session is not to hear it."""
+        """The latest caller audio, while it is withheld from the session; else None."""
         self._paused: set[str] = {"not started"}
         """Reasons for which playout is paused."""
         audio.playout.pause(True)
@@ -301,7 +302,7 @@ class CallMedia(CallPart):
             self.on_fault(error)
 
     def _as_fast_as_real(self, audio: bytes) -> bytes:
-        """Cut audio that comes faster than real time, and count it: each second of it costs."""
+        """Return caller audio without what comes faster than real time, which would be billed."""
         now = time.monotonic()
         passed = (now - self._heard_at) * 1000 * FASTEST * self._bytes_per_ms
         room = min(AHEAD_MS * self._bytes_per_ms, self._room + passed)
@@ -316,7 +317,7 @@ class CallMedia(CallPart):
         return audio
 
     def _in_place_of(self, audio: bytes) -> bytes:
-        """Return what the session gets on hold or mute: silence, or nothing."""
+        """Return what the session gets on hold, mute or sensitive digits: silence, or nothing."""
         if self._hold is not None and not self._hold.silent:
             return b""
         return self._audio.codec.silence * len(audio)
@@ -333,7 +334,7 @@ class CallMedia(CallPart):
                 self._feed_at(inputs.PlayoutDrained(), transition.at)
 
     def _start(self, output: outputs.StartMedia) -> None:
-        """Start to move audio, without what came before the ACK."""
+        """Start to move audio; drop what came before."""
         if not self._streaming:  # else it is in the middle of what a callee says
             self._audio.uplink.take()  # what came before the ACK is older than the conversation
         self._streaming = True
@@ -352,7 +353,7 @@ class CallMedia(CallPart):
         self._muted = output.muted
 
     def _on_withhold(self, output: outputs.Withhold) -> None:
-        """Keep caller audio back, or send what was kept."""
+        """Withhold caller audio from the session from now on, or send the withheld audio."""
         kept, self._withheld = self._withheld, bytearray() if output.withheld else None
         if kept and self._streaming and not output.withheld:
             self._send(bytes(kept))
@@ -362,7 +363,7 @@ class CallMedia(CallPart):
         self._audio.playout.pause(bool(self._paused))
 
     def _play(self, output: outputs.Play) -> None:
-        """Queue audio of the session for playout; feed how many frames did not fit."""
+        """Queue audio for playout; feed :class:`inputs.PlayoutRefused` if it does not fit."""
         playout = self._audio.playout
         playout.expecting = output.more
         if output.audio:

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copies of a call's audio: its recording, and people who listen in, as the caller hears both
-sides.
-"""
+"""Recording of a call, and listening in: both get a copy of what caller and agent say."""
 
 from __future__ import annotations
 
@@ -26,10 +24,10 @@ log = structlog.get_logger("media")
 
 
 class CallRecorder(CallPart):
-    """Starts and stops the recording of one call, and writes its figures into the call's record.
+    """Starts and stops the recordings of one call, and writes their figures into its record.
 
     Args:
-        b_leg_audio: returns the audio of a briefed B-leg, which has a recording of its own.
+        b_leg_audio: returns the audio of a B-leg, whose briefing has a recording of its own.
     """
 
     def __init__(
@@ -45,10 +43,10 @@ class CallRecorder(CallPart):
         self._audio = audio
         self._b_leg_audio = b_leg_audio
         self._briefings: list[tuple[Recording, CallAudio]] = []
-        """Those of B-legs; the last one may still be written."""
+        """Recordings of briefings; the last one may still be written."""
         self._recording: Recording | None = None
         self._ended: Recording | None = None
-        """The last one that is over, and may still be deleted."""
+        """The last one that was stopped, which may still be deleted."""
         self._paused = self._concealed = False
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.StartRecording: self._start,
@@ -94,7 +92,8 @@ class CallRecorder(CallPart):
                 self.recordings.end(made)
 
     def _start(self, output: outputs.StartRecording) -> None:
-        """Start or resume the recording; a failure is in the record."""
+        """Start a recording of the call, or of a briefing; a failure of the former is the state
+        ``failed`` in the record."""
         if output.b_leg:
             self._start_briefing()
             return
@@ -125,7 +124,7 @@ class CallRecorder(CallPart):
         self._audio.recorder.silence(self._paused or self._concealed)
 
     def _stop(self, output: outputs.StopRecording) -> None:
-        """Stop the recording, and erase it if it is discarded."""
+        """Stop the recording; with ``discard``, delete it, or the one that was stopped before."""
         if output.b_leg:
             self._stop_briefing()
             return
@@ -167,13 +166,13 @@ FRAME_BYTES = 2 * 160
 """20 ms of both sides, by turns: caller, agent."""
 
 LOOK_SECONDS = 0.04
-"""From one look at what there is to the next; frames wait in the media's queue meanwhile."""
+"""Interval at which frames are taken from the media's queue."""
 MONITOR_FRAMES = 1000 // FRAME_MS
-"""In the media's queue, if the event loop stands still: a second, then frames are dropped."""
+"""Frames in the media's queue at most (1 s); then new ones are dropped."""
 QUEUED_FRAMES = 2000 // FRAME_MS
-"""Of a listener whose network is slow: two seconds, then the oldest are dropped."""
+"""Frames that wait for one listener at most (2 s); then the oldest are dropped."""
 MAX_LISTENERS = 16
-"""Of one call."""
+"""Listeners of one call at most."""
 
 
 class FullError(Exception):
@@ -200,13 +199,15 @@ class Listener:
         self._pulse.set()
 
     def end(self) -> None:
-        """End after the frames that are queued."""
+        """End this listener after the queued frames."""
         self._over = True
         self._pulse.set()
 
     async def next(self) -> tuple[int, bytes] | None:
-        """Await audio; return the count of frames dropped so far and all queued frames, None at
-        the end."""
+        """Await audio; return the number of frames dropped so far, and all queued frames.
+
+        None at the end.
+        """
         while not self._frames:
             if self._over:
                 return None
@@ -269,7 +270,7 @@ class Listeners:
         self._monitor.silence(concealed)
 
     def end(self) -> None:
-        """End all listening: the call has ended."""
+        """End all listeners, since the call has ended."""
         self._over = True
         for listener in self._there:
             listener.end()
@@ -277,7 +278,7 @@ class Listeners:
         self._monitor.end()
 
     async def _hand_out(self) -> None:
-        """Give the frames of both sides to all listeners, as long as there are any."""
+        """Copy frames from the media's queue to all listeners, until the last one leaves."""
         try:
             while self._there:
                 taken, dropped = self._monitor.take(), self._monitor.counts.dropped

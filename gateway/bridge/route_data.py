@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fetches what a route's texts wait for while its call is set up: the data of ``[route.data]``, and
-the caller's earlier calls (``[route.caller_history]``).
+"""Data that a route's texts need: of a service (``[route.data]``), and the caller's earlier calls
+(``[route.caller_history]``).
 
-Both start with the INVITE, in parallel to ringing and connecting to the realtime server;
-only ``session.update`` waits for it.
+They are fetched from the INVITE on, while the telephone rings and the realtime server is connected;
+only ``session.update`` waits for them.
 """
 
 from __future__ import annotations
@@ -29,31 +29,38 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The complete plan of a call, with its data or without; ``failure`` says why without."""
+    """The complete plan of a call, and the session objects to send."""
 
     plan: CallPlan
     settings: Mapping[str, Any]
+    """Of a Realtime session."""
     ms: int | None
+    """How long the data took; None where the route has none."""
     failure: str = ""
+    """Why the data are missing."""
     live_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of a Live session."""
     history: Mapping[str, Any] | None = None
+    """The caller's earlier calls, for the record."""
     messages: int = 0
-    """Those that the call's plan had at its start; the complete plan's take their place."""
+    """Messages of the plan at the start of the call, which those of the complete one replace."""
 
 
 Completed = tuple[CallPlan, Mapping[str, Any], Mapping[str, Any]]
 """The plan of a call, and its session objects for a Realtime and a Live session."""
 
 Complete = Callable[[Match, str], Completed]
-"""Completes a match with all its values, and with what the model is told of earlier calls."""
+"""Makes a plan of a route's match with all values, and a text about the caller's earlier calls."""
 
 
 @dataclass(eq=False)
 class DataLookup:
-    """Fetches the data of one call, once. Belongs to the event loop.
+    """Fetches the data of one call, once, on the event loop.
 
     Args:
-        history: looks up the caller's earlier calls; None where none are wanted.
+        client: None where the route has no data service.
+        complete: makes the complete plan.
+        history: looks up the caller's earlier calls; None where the route has no use of them.
     """
 
     match: Match
@@ -63,9 +70,9 @@ class DataLookup:
     _task: asyncio.Task[Prepared] | None = field(default=None, init=False)
 
     async def ready(self) -> Prepared:
-        """Wait for the data or their deadline; return the complete plan.
+        """Await the data or their timeout; return the complete plan.
 
-        Raises SetupFailed where the route refuses calls without their data.
+        Raises SetupFailed without data where the route has ``on_failure = "reject"``.
         """
         self.start("")
         assert self._task is not None
@@ -100,7 +107,7 @@ class DataLookup:
         return Prepared(plan, settings, ms, failure, live, history, len(match.route.message))
 
     async def _data(self) -> tuple[Any, str, int | None]:
-        """Return the data, the failure if any, and the time it took (ms)."""
+        """Return the data (None without), why they are missing, and how long they took (ms)."""
         if self.match.route.data is None or self.client is None:
             return None, "", None
         loop = asyncio.get_running_loop()
@@ -118,7 +125,8 @@ class DataLookup:
 
 
 def with_data(match: Match, answer: Any) -> Match:
-    """Return ``match`` with the values of its route's data; ``answer`` is None for none."""
+    """Return ``match`` with the variables of ``[route.data]`` taken from ``answer``, the object of
+    the data service; None for their defaults."""
     route = match.route
     if route.data is None:
         return match
@@ -128,7 +136,7 @@ def with_data(match: Match, answer: Any) -> Match:
 
 
 async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
-    """Return the JSON object of the data service, or None and the reason. Never raises."""
+    """Send the request of ``[route.data]``; return its JSON object, or None and the reason."""
     data = match.route.data
     if data is None:
         return None, ""

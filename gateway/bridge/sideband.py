@@ -82,10 +82,10 @@ _KEYS = frozenset("0123456789ABCD*#")
 CLOSED_SECONDS = 6.0
 """How long the followers of a Live session wait for its ``session.closed``."""
 
-SETTLED = (("audio", "input", "format"), ("audio", "output", "format"))
-"""Fields that the telephone's codec decides."""
-NOT_SENT = (("model",), ("tracing",), *SETTLED)
-"""Fields of an update that are confirmed, and not sent on."""
+CODEC_FIELDS = (("audio", "input", "format"), ("audio", "output", "format"))
+"""Fields of a session object that the call's codec determines."""
+NOT_SENT = (("model",), ("tracing",), *CODEC_FIELDS)
+"""Fields of a ``session.update`` that are confirmed to the application, but not sent."""
 
 log = structlog.get_logger("sideband")
 
@@ -117,7 +117,7 @@ class Follower:
         self._events: deque[bytes] = deque()
         self._pulse = asyncio.Event()
         self.close_code: int | None = None
-        """Set when nothing comes any more but what waits."""
+        """WebSocket close code to end with after the queued events; None while it is open."""
 
     def put(self, event: Mapping[str, Any]) -> None:
         """Queue an event; a follower that is too slow is disconnected."""
@@ -131,12 +131,12 @@ class Follower:
         self._pulse.set()
 
     def close(self, code: int) -> None:
-        """Close it with ``code`` after the queued events."""
+        """End this WebSocket with ``code`` after the queued events; the first call counts."""
         self.close_code = self.close_code or code
         self._pulse.set()
 
     async def next(self) -> bytes | None:
-        """Await the next event; None at the end."""
+        """Await the next event (JSON); None at the end, see :attr:`close_code`."""
         while not self._events:
             if self.close_code is not None:
                 return None
@@ -224,7 +224,7 @@ class Sideband:
             self._refuse(follower, event_id, message, "invalid_value")
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
-        """Execute an event that the gateway handles itself; return False for the others."""
+        """Handle an event that the gateway executes itself; return False for other events."""
         del event
         if kind == "output_audio_buffer.clear":
             self.act(Interrupt())
@@ -232,7 +232,7 @@ class Sideband:
         return False
 
     def _hold(self, event: dict[str, Any], follower: Follower, *, now: bool) -> None:
-        """Send an event now, or keep it until it may be sent; ``HELD`` at most."""
+        """Send an event ``now``, or queue it until :meth:`_release`; ``HELD`` at most."""
         if now:
             self._send(event)
         elif len(self._held) >= HELD:
@@ -241,7 +241,7 @@ class Sideband:
             self._held.append(event)
 
     def _release(self) -> None:
-        """Send the kept events that may be sent by now."""
+        """Send queued events: with a session, updates; after the ACK, all others."""
         if self._session is None:
             return
         kept = [
@@ -253,12 +253,12 @@ class Sideband:
             self._send(event)
 
     def _send(self, event: dict[str, Any]) -> None:
-        """Send an event to the session, without fields that the gateway sets."""
+        """Send an event to the session; fields of :data:`NOT_SENT` are only confirmed."""
         command: ClientCommand
         if event["type"] == "session.update":
             session = deepcopy(event["session"])
             for path in NOT_SENT:
-                take_out(session, path, self._echo)
+                move_field(session, path, self._echo)
             if isinstance(session.get("tools"), list):
                 session["tools"] += self.tools
             if not _changes_something(session):
@@ -269,7 +269,7 @@ class Sideband:
             body = event
             if event["type"] == "response.create" and isinstance(event.get("response"), dict):
                 body = {**event, "response": deepcopy(event["response"])}
-                take_out(body["response"], SETTLED[1])
+                move_field(body["response"], CODEC_FIELDS[1])
             command = Relayed(body)
         self._remember(self.send(command), event)
 
@@ -287,7 +287,7 @@ class Sideband:
     # ---- the session
 
     def up(self, session: Mapping[str, Any]) -> None:
-        """Keep the session object; for the first session, greet followers and release events."""
+        """Note the session object of a session that is open; the first one starts the sideband."""
         first, self._session = self._session is None, dict(session)
         if not first:
             return
@@ -348,7 +348,7 @@ class Sideband:
         follower.put({"type": self.greeting, "event_id": self._id(), "session": session})
 
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
-        """Return ``feed`` of the call's machine, wrapped so that the sideband sees the inputs."""
+        """Return a function that feeds the call's machine, and shows each input to the sideband."""
 
         def fed(input: MachineInput, *rest: Any) -> None:
             feed(input, *rest)
@@ -372,12 +372,12 @@ class Sideband:
                 self._played("stopped")
 
     def _played(self, what: str) -> None:
-        """Tell followers that playout of a response has begun, ended or been cut."""
+        """Send followers ``output_audio_buffer.started``, ``.stopped`` or ``.cleared``."""
         self._playing = what == "started"
         self._tell({"type": f"output_audio_buffer.{what}", "response_id": self._response})
 
     def end(self) -> None:
-        """Close the followers: the call is over."""
+        """End all followers, since the call is over."""
         self._over = True
         for follower in self._followers:
             follower.close(OVER)
@@ -399,7 +399,7 @@ class LiveSideband(Sideband):
     def __init__(self, on_end: Callable[[], None]) -> None:
         super().__init__(on_end)
         self._hung_up = False
-        """The caller's side has ended the call."""
+        """The caller has ended the call."""
         self._waits: asyncio.TimerHandle | None = None
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
@@ -461,7 +461,7 @@ class LiveSideband(Sideband):
                 self._hung_up = True
 
     def end(self) -> None:
-        """Close the followers, after the end of the session was passed on."""
+        """End all followers, after the ``session.closed`` that they still get."""
         if self._over or self._session is None or not self._followers:
             super().end()
             return
@@ -477,10 +477,10 @@ class LiveSideband(Sideband):
         self._followers.clear()
 
 
-def take_out(
+def move_field(
     session: dict[str, Any], path: tuple[str, ...], kept: dict[str, Any] | None = None
 ) -> None:
-    """Move a field from a session object into ``kept``."""
+    """Remove the field at ``path`` from a session object; put it at the same path of ``kept``."""
     node, kept = session, {} if kept is None else kept
     for step in path[:-1]:
         inner = node.get(step)
