@@ -295,9 +295,7 @@ def examine_calls(
 
 
 async def _first(config: Config, wanted: Sequence[TrunkSettings]) -> list[list[Finding]]:
-    return list(
-        await asyncio.gather(*(trunks.look_closely(config, one, login=True) for one in wanted))
-    )
+    return list(await asyncio.gather(*(trunks.look_closely(config, one) for one in wanted)))
 
 
 def _whom(config: Config, trunk: TrunkSettings, number: str) -> tuple[str, list[Finding]]:

@@ -150,7 +150,7 @@ def tone() -> Clip:
     return Clip("tone", samples.astype("<i2").tobytes(), None)
 
 
-def heard_in(track: bytes, codec: Codec, began_ms: int | None, sent_ms: int = TONE_MS) -> Sound:
+def heard_in(track: bytes, codec: Codec, began_ms: int | None) -> Sound:
     """Tell our tone and other sounds apart in what was heard.
 
     Args:
@@ -174,7 +174,7 @@ def heard_in(track: bytes, codec: Codec, began_ms: int | None, sent_ms: int = TO
         before_ms=int(np.count_nonzero(loud[:first])) * FRAME_MS,
         tone_ms=int(np.count_nonzero(ours)) * FRAME_MS,
         other_ms=int(np.count_nonzero(loud & ~ours)) * FRAME_MS,
-        sent_ms=0 if began_ms is None else sent_ms,
+        sent_ms=0 if began_ms is None else TONE_MS,
         delay_ms=delay,
     )
 

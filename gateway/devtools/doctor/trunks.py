@@ -94,7 +94,7 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
         return bad("trunk", f"{shown}: {error.fact}", error.advice)
 
 
-async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> list[Finding]:
+async def look_closely(config: Config, trunk: TrunkSettings) -> list[Finding]:
     """Resolve a trunk's host, read its certificate, send OPTIONS, and log in at its registrar.
 
     The last finding is bad where the trunk cannot be reached, so that no call can be placed.
@@ -152,7 +152,7 @@ async def look_closely(config: Config, trunk: TrunkSettings, login: bool) -> lis
             return [*found, said]
         fact = f"answers OPTIONS with {answer.code} {answer.reason}"
         found.append(ok(subject, fact).of("options"))
-        if login and trunk.registrar is not None:
+        if trunk.registrar is not None:
             one = await _login(client, trunk, "it")
             found.append(replace(one, subject=subject))
     except _ProbeError as error:

@@ -18,7 +18,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gateway.audio.codecs import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
@@ -141,24 +140,13 @@ class CallOptions:
     pjsip_log_level: int = 0
 
 
-def place_call(
-    uri: str,
-    script: Script,
-    options: CallOptions | None = None,
-    on_progress: Progress = lambda _number, _text: None,
-) -> CallReport:
-    """Place one call and follow ``script``; returns when the call has ended.
+def place_calls(uri: str, script: Script, options: CallOptions, on_progress: Progress) -> RunReport:
+    """Place ``options.repeat`` calls, ``options.parallel`` at a time; wait until all have ended.
+
+    SIGINT and SIGTERM hang up every call; those not yet begun are left out.
 
     Raises ValueError for an address that is none, SoundError for a sound that cannot be played or
     written, PhoneError when the local address cannot be had, or nothing listens at the other.
-    """
-    return place_calls(uri, script, options or CallOptions(), on_progress).calls[0]
-
-
-def place_calls(uri: str, script: Script, options: CallOptions, on_progress: Progress) -> RunReport:
-    """Place ``options.repeat`` calls, ``options.parallel`` at a time. Raises as place_call.
-
-    SIGINT and SIGTERM hang up every call; those not yet begun are left out.
     """
     return asyncio.run(_place(uri, script, options, on_progress))
 
@@ -291,7 +279,6 @@ class PhoneSettings:
 
     local: tuple[str, int] | None = None
     user: str = "caller"
-    rtp_ports: tuple[int, int] = RTP_PORTS
     pjsip_log_level: int = 0
     trunks: tuple[Trunk, ...] = ()
     """Whose credentials calls may have."""
@@ -328,7 +315,7 @@ class Phone:
         self._agent = UserAgent(
             SipSettings(
                 listen=(Listen("udp", local_host, port),),
-                rtp_ports=settings.rtp_ports,
+                rtp_ports=RTP_PORTS,
                 max_calls=100,
                 user_agent="gateway call",
                 user=settings.user,
@@ -351,12 +338,7 @@ class Phone:
         await self._agent.start()
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._agent.stop()
 
     async def call(

@@ -80,7 +80,7 @@ def closely(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0") -> list[F
     text = f'[realtime]\nurl = "ws://127.0.0.1:9"\n[sip]\nlisten = ["{listen}"]\n'
     file.write_text(f'{text}[[trunk]]\nname = "pbx"\n{trunk}')
     config = load_config(file, {})
-    return asyncio.run(trunks.look_closely(config, config.trunk[0], login=True))
+    return asyncio.run(trunks.look_closely(config, config.trunk[0]))
 
 
 def login(port: int, password: str = PASSWORD) -> str:
