@@ -45,7 +45,7 @@ from gateway.devtools.timeline.story import (
     SoundFileError,
     read_record,
     read_sound,
-    tell,
+    story_of,
 )
 
 
@@ -80,7 +80,7 @@ def timeline(record: Path, png: Path | None, wav: Path | None, wav_at: float | N
     except (RecordError, SoundFileError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)
-    story = tell(call)
+    story = story_of(call)
     console = Console(highlight=False)
     console.print(render(story, sound))
     if wire is not None:
@@ -102,7 +102,7 @@ def _draw(png: Path, record: Record, sound: Sound | None) -> None:
     except ImportError as error:
         raise click.ClickException(f"a picture needs the package matplotlib: {error}") from None
     try:
-        draw(tell(record), png, sound)
+        draw(story_of(record), png, sound)
     except OSError as error:
         raise click.ClickException(f"{png}: cannot be written: {error.strerror}") from None
 
@@ -226,7 +226,7 @@ def _show(console: Console, stage: Stage, result: Result) -> None:
     """Print timeline, checks and files of the demo's call."""
     from gateway.devtools.timeline.picture import draw  # a second of imports, once the call is over
 
-    story = tell(result.record)
+    story = story_of(result.record)
     sound = read_sound(stage.recording, result.recording_at_ms)
     console.print()
     console.print(render(story, sound))

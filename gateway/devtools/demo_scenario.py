@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 from gateway.devtools.scripted_caller import CallReport, Outcome
 from gateway.devtools.scripted_caller.script import Script, load_script
-from gateway.devtools.timeline.story import Record, tell
+from gateway.devtools.timeline.story import Record, story_of
 
 GREETING = "Good morning, reception. How can I help?"
 LONG_ANSWER = (
@@ -292,7 +292,7 @@ def caller_checks(evidence: Evidence[Any]) -> Iterator[Check]:
 
 
 def _greeting(evidence: Evidence[EventLog]) -> Iterator[Check]:
-    report, story = evidence.report, tell(evidence.record)
+    report, story = evidence.report, story_of(evidence.record)
     name = "the greeting was heard, whole"
     if not report.heard or report.answered_ms is None or not story.agent:
         yield Check(name, False, "nothing was heard")
@@ -348,7 +348,7 @@ def _ending(evidence: Evidence[EventLog]) -> Iterator[Check]:
     end = evidence.report.end
     yield hangup_check("the model ended the call with a goodbye", evidence)
     heard_it = end is not None and (end.by, end.method) == ("callee", "BYE")
-    story = tell(evidence.record)
+    story = story_of(evidence.record)
     item = evidence.events.items.get(story.agent[-1].item_id) if story.agent else None
     name = "the goodbye was heard to its end, then came the BYE"
     if item is None or end is None:

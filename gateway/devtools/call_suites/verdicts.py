@@ -188,14 +188,14 @@ def _cut_within(wanted: int, evidence: Evidence) -> Verdict:
     name, limit = "cut_within_ms", f"silent within {wanted} ms"
     if not report.interruptions:
         return _verdict(name, False, limit, "the call has no interruption: no step interrupt ran")
-    cuts = [cut_after(report, one) for one in report.interruptions]
+    cuts = [heard_after_interruption(report, one) for one in report.interruptions]
     if any(one is None for one in cuts):
         return _verdict(name, False, limit, "the agent did not speak when it was interrupted")
     longest = max(one for one in cuts if one is not None)
     return _verdict(name, longest <= wanted, limit, f"heard for {longest} ms more")
 
 
-def cut_after(report: CallReport, interruption: Span) -> int | None:
+def heard_after_interruption(report: CallReport, interruption: Span) -> int | None:
     """Return how long (ms) the agent was heard after an interruption began.
 
     None where it was silent at that moment.

@@ -50,7 +50,7 @@ _OLDEST_SENSIBLE = datetime(2026, 1, 1).timestamp()
 _TIME_ERROR = 5
 
 
-def look(config: Config | None) -> Iterator[Finding]:
+def check_machine(config: Config | None) -> Iterator[Finding]:
     """Check Python, cores, limits, buffers and clock of this machine.
 
     Args:
@@ -140,7 +140,7 @@ PROBE_SECONDS = 30.0
 _REBUILD = "`deploy/pjsua2/build.sh --rebuild` builds it anew"
 
 
-def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
+def check_pjsua2(config: Config | None) -> Iterator[Finding]:
     """Start pjsua2 in a process of its own, and check its build and capacity.
 
     Args:
@@ -163,10 +163,10 @@ def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         yield bad("pjsua2", f"does not work (status {done.returncode}): {last}", _REBUILD)
         return
-    yield from judge(json.loads(said[-1]), config)
+    yield from judge_probe(json.loads(said[-1]), config)
 
 
-def judge(found: Mapping[str, Any], config: Config | None) -> Iterator[Finding]:
+def judge_probe(found: Mapping[str, Any], config: Config | None) -> Iterator[Finding]:
     """Yield findings from the JSON object that ``gateway.sip.library`` prints."""
     build = found["build"]
     yield ok("pjsua2", f"{build['distribution']}, pjproject {build['version']}, {build['path']}")
@@ -199,12 +199,12 @@ def examine(path: Path) -> Iterator[Finding]:
             yield bad("config", str(problem), "the gateway does not start like this")
     else:
         yield from _good(path)
-    yield from look_at_pjsua2(config)
-    yield from look(config)
+    yield from check_pjsua2(config)
+    yield from check_machine(config)
     if config is not None:
         yield from _folders(config)
-        yield from network.look(config, dialplan)
-        yield from trunks.look(config)
+        yield from network.check_network(config, dialplan)
+        yield from trunks.check_trunks(config)
 
 
 def _good(path: Path) -> Iterator[Finding]:
@@ -295,7 +295,7 @@ def examine_calls(
 
 
 async def _first(config: Config, wanted: Sequence[TrunkSettings]) -> list[list[Finding]]:
-    return list(await asyncio.gather(*(trunks.look_closely(config, one) for one in wanted)))
+    return list(await asyncio.gather(*(trunks.check_closely(config, one) for one in wanted)))
 
 
 def _whom(config: Config, trunk: TrunkSettings, number: str) -> tuple[str, list[Finding]]:

@@ -52,7 +52,7 @@ CERTIFICATE_DAYS = 14
 _Server = RealtimeSettings | RealtimeServerSettings
 
 
-def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
+def check_network(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
     """Check each realtime server and each port of the configuration."""
     yield from servers(config, dialplan)
     yield from listening_ports(config)

@@ -56,7 +56,7 @@ class _ProbeError(Exception):
         self.fact, self.advice, self.code = fact, advice, code
 
 
-def look(config: Config) -> list[Finding]:
+def check_trunks(config: Config) -> list[Finding]:
     """Check all trunks at the same time, without a call."""
 
     async def all_of_them() -> list[Finding]:
@@ -94,7 +94,7 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
         return bad("trunk", f"{shown}: {error.fact}", error.advice)
 
 
-async def look_closely(config: Config, trunk: TrunkSettings) -> list[Finding]:
+async def check_closely(config: Config, trunk: TrunkSettings) -> list[Finding]:
     """Resolve a trunk's host, read its certificate, send OPTIONS, and log in at its registrar.
 
     The last finding is bad where the trunk cannot be reached, so that no call can be placed.

@@ -26,7 +26,7 @@ from gateway.devtools.emulator.objects import (
     ProtocolError,
     Sender,
     new_id,
-    pieces,
+    split_at_spaces,
     transcription_usage,
 )
 from gateway.devtools.emulator.script import Script
@@ -188,7 +188,7 @@ class Transcribing:
 
     def _segments(self, item: Item, words: str, where: Json) -> None:
         """Send the words four by four as segments of even length, all of one speaker."""
-        texts = pieces(words, max(1, -(-len(words.split()) // _WORDS_IN_A_SEGMENT)))
+        texts = split_at_spaces(words, max(1, -(-len(words.split()) // _WORDS_IN_A_SEGMENT)))
         part_s = item.audio_ms / 1000 / max(1, len(texts))
         for number, text in enumerate(texts):
             self._host.emit(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import CallerAudio, Turn
 from gateway.devtools.emulator.listening import Started, VadSettings, VoiceDetector
-from gateway.devtools.emulator.objects import Json, Sender, pieces
+from gateway.devtools.emulator.objects import Json, Sender, split_at_spaces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
 from gateway.devtools.emulator.speech import AudioFormat
@@ -33,7 +33,7 @@ class Utterance:
     began: Callable[[], None] | None = None
     ended: Callable[[], None] | None = None
     fixture: bool = False
-    cuttable: bool = True
+    interruptible: bool = True
     taken: int = 0
     """Bytes of it that were sent."""
     start_ms: int = 0
@@ -73,14 +73,14 @@ class Track:
         utterance.number = self.count
         self._queue.append(utterance)
 
-    def cut(self, until: int | None = None) -> None:
+    def stop_speaking(self, until: int | None = None) -> None:
         """Drop what was not sent of the utterances up to number ``until``, or of all.
 
-        Fixtures and utterances that are not ``cuttable`` stay.
+        Fixtures and utterances that are not ``interruptible`` stay.
         """
         last = self.count if until is None else until
         self._queue = deque(
-            one for one in self._queue if one.fixture or not one.cuttable or one.number > last
+            one for one in self._queue if one.fixture or not one.interruptible or one.number > last
         )
         self._held_until_ms = None
 
@@ -145,7 +145,7 @@ class LiveHost(Sender, Protocol):
         answer: Answer,
         caller: CallerAudio | None = None,
         *,
-        cuttable: bool = True,
+        interruptible: bool = True,
     ) -> None:
         """Answer ``turn``; ``caller`` is the audio of it."""
 
@@ -158,7 +158,7 @@ class LiveHost(Sender, Protocol):
     def speak_text(self, text: str) -> None:
         """Speak ``text``."""
 
-    def cut(self) -> None:
+    def stop_speaking(self) -> None:
         """Stop speaking."""
 
     def fragment(self, event: Json) -> None:
@@ -198,7 +198,7 @@ class Transcripts:
 
         Fragments that begin after ``sent_until_ms()``, asked when each is due, are left out.
         """
-        parts = pieces(text, max(1, length_ms // _FRAGMENT_MS)) if text.strip() else []
+        parts = split_at_spaces(text, max(1, length_ms // _FRAGMENT_MS)) if text.strip() else []
         lag = self._host.script.live.transcript_lag_ms
         for number, part in enumerate(parts):
             begin = start_ms + length_ms * number // len(parts)
@@ -275,9 +275,9 @@ class LiveListening:
         if self._live.backchannel and spoken >= _BACKCHANNEL_AFTER_MS and not self._backchannelled:
             self._backchannelled = True
             words = Answer(kind="say", text=self._live.backchannel)
-            self._host.answer(Turn(), words, cuttable=False)
+            self._host.answer(Turn(), words, interruptible=False)
         if not self._live.talks_on and spoken >= self._live.interrupt_ms:
-            self._host.cut()
+            self._host.stop_speaking()
 
     def pretend_speech(self, length_ms: int) -> None:
         """Behave as if the caller spoke for ``length_ms`` from now, whatever comes."""

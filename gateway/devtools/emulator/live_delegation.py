@@ -14,7 +14,7 @@ from typing import Any
 from gateway.devtools.emulator.dialogue import Turn
 from gateway.devtools.emulator.live_audio import LiveHost
 from gateway.devtools.emulator.live_events import FunctionOutput, backend_item, check_decision_item
-from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
+from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, split_at_spaces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer
 
@@ -327,7 +327,7 @@ class _Stream:
         self.send("response.output_item.added", item=item, output_index=self._index)
         part = {"type": "output_text", "text": "", "annotations": []}
         self.send("response.content_part.added", part=part, **where)
-        for piece in pieces(text, 4):
+        for piece in split_at_spaces(text, 4):
             self.send("response.output_text.delta", delta=piece, logprobs=[], **where)
         self.send("response.output_text.done", text=text, logprobs=[], **where)
         part = {**part, "text": text}

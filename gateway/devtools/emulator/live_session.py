@@ -174,9 +174,9 @@ class LiveSession:
 
     # Speaking
 
-    def cut(self) -> None:
+    def stop_speaking(self) -> None:
         """Stop speaking, and drop what was not sent. A fixture goes on."""
-        self._track.cut()
+        self._track.stop_speaking()
 
     @property
     def speaking(self) -> bool:
@@ -225,7 +225,7 @@ class LiveSession:
         answer: Answer,
         caller: CallerAudio | None = None,
         *,
-        cuttable: bool = True,
+        interruptible: bool = True,
     ) -> None:
         """Answer ``turn`` as the script's ``answer`` says; ``caller`` is the audio of the turn."""
         if answer.kind in ("silent", "hang"):
@@ -234,7 +234,7 @@ class LiveSession:
         def made(content: Content) -> None:
             calls = content.calls
             if not calls and not answer.delegate and answer.outcome == "completed":
-                self.say_content(content, answer, cuttable=cuttable)
+                self.say_content(content, answer, interruptible=interruptible)
             elif content.audio:
 
                 def began() -> None:
@@ -281,9 +281,9 @@ class LiveSession:
         answer = Answer(kind="say", text=text)
         self.make(answer, Turn(), lambda content: self.say_content(content, answer))
 
-    def say_content(self, content: Content, answer: Answer, *, cuttable: bool = True) -> None:
+    def say_content(self, content: Content, answer: Answer, *, interruptible: bool = True) -> None:
         if content.audio:
-            self._put(Utterance(content.audio, content.text, answer, cuttable=cuttable))
+            self._put(Utterance(content.audio, content.text, answer, interruptible=interruptible))
 
     def _voice_settings(self) -> Settings:
         voice = self.settings["audio"]["output"]["voice"]
@@ -346,7 +346,7 @@ class LiveSession:
         """``session.output_audio.fixture.play``."""
         self._no_fixture("A fixture is playing already.")
         client_event_id = self._wire.client_event_id
-        self._track.cut()
+        self._track.stop_speaking()
         audio = self._format.encode(pcm, FIXTURE_RATE)
 
         def ended() -> None:
@@ -392,7 +392,7 @@ class LiveSession:
         if answer is None:
             return
         if kind == "instructions":
-            self._track.cut(said)
+            self._track.stop_speaking(said)
         self.answer(Turn(texts=[content]), answer)
 
     def _no_fixture(self, message: str) -> None:
@@ -462,7 +462,7 @@ class LiveSession:
         error = ProtocolError(fault.code, fault.message, None, fault.type)
         self._wire.error(error, None)
         if fault.silences:
-            self.cut()
+            self.stop_speaking()
 
     # Events
 

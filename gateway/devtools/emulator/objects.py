@@ -121,14 +121,14 @@ def checked(adapter: TypeAdapter[Any], data: object, root: str) -> Any:
         raise from_validation(error, data, root) from None
 
 
-def part(kind: str, text: str) -> Json:
+def content_part(kind: str, text: str) -> Json:
     """Return a content part of ``response.content_part`` events; ``kind``: text or audio."""
     if kind == "text":
         return {"type": "text", "text": text}
     return {"type": "audio", "transcript": text}
 
 
-def pieces(text: str, count: int) -> list[str]:
+def split_at_spaces(text: str, count: int) -> list[str]:
     """Split ``text`` at spaces into at most ``count`` pieces; joined, they are ``text`` again."""
     words = text.split(" ")
     size = max(1, -(-len(words) // count))
@@ -136,7 +136,7 @@ def pieces(text: str, count: int) -> list[str]:
     return [group if index == 0 else " " + group for index, group in enumerate(groups) if text]
 
 
-def chunks(text: str, size: int) -> list[str]:
+def split_every(text: str, size: int) -> list[str]:
     """Split ``text`` into pieces of ``size`` characters."""
     return [text[start : start + size] for start in range(0, len(text), size)]
 

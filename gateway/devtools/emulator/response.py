@@ -31,11 +31,11 @@ from gateway.devtools.emulator.objects import (
     Json,
     Sender,
     call_item,
-    chunks,
+    content_part,
     message_item,
     new_id,
-    part,
-    pieces,
+    split_at_spaces,
+    split_every,
     usage_object,
 )
 from gateway.devtools.emulator.script import Answer, McpCall, Script
@@ -209,10 +209,10 @@ class Response:
             if kind == "text"
             else {"type": "output_audio", "transcript": ""}
         ]
-        self._emit_part("response.content_part.added", part=part(kind, ""))
+        self._emit_part("response.content_part.added", part=content_part(kind, ""))
 
     async def _stream_text(self, text: str) -> None:
-        for word in pieces(text, max(1, len(text.split()) // 2)):
+        for word in split_at_spaces(text, max(1, len(text.split()) // 2)):
             await self._host.room()
             self._say(word)
             self._emit_part("response.output_text.delta", delta=word)
@@ -227,7 +227,7 @@ class Response:
             audio, cut = audio[:limit], len(audio) > limit
         chunk = format_.bytes_for(script.chunk_ms)
         bytes_per_s = format_.bytes_per_ms * 1000 * (answer.speed or script.speed)
-        words = pieces(content.text, max(1, -(-len(audio) // chunk)))
+        words = split_at_spaces(content.text, max(1, -(-len(audio) // chunk)))
         stall_at = None if answer.stall_at_ms is None else format_.bytes_for(answer.stall_at_ms)
         start = time.monotonic()
         for index, offset in enumerate(range(0, len(audio), chunk)):
@@ -267,11 +267,11 @@ class Response:
     def _close_message(self, status: str) -> None:
         if self.settings.modality == "text":
             self._emit_part("response.output_text.done", text=self._said)
-            self._emit_part("response.content_part.done", part=part("text", self._said))
+            self._emit_part("response.content_part.done", part=content_part("text", self._said))
         else:
             self._emit_part("response.output_audio.done")
             self._emit_part("response.output_audio_transcript.done", transcript=self._said)
-            self._emit_part("response.content_part.done", part=part("audio", self._said))
+            self._emit_part("response.content_part.done", part=content_part("audio", self._said))
         self._done(self._write_down(status))
 
     def _write_down(self, status: str) -> Item:
@@ -293,7 +293,7 @@ class Response:
             "call_id": body["call_id"],
         }
         self._added(item)
-        for piece in chunks(arguments, 24):
+        for piece in split_every(arguments, 24):
             self._emit("response.function_call_arguments.delta", **where, delta=piece)
         self._emit("response.function_call_arguments.done", **where, name=name, arguments=arguments)
         body["arguments"] = arguments
@@ -313,7 +313,7 @@ class Response:
         at = {"item_id": item.id, "output_index": len(self._output)}
         self._added(item)
         where = {"response_id": self.id, **at}
-        for piece in chunks(call.arguments, 24):
+        for piece in split_every(call.arguments, 24):
             self._emit("response.mcp_call_arguments.delta", **where, delta=piece)
         self._emit("response.mcp_call_arguments.done", **where, arguments=call.arguments)
         body["arguments"] = call.arguments

@@ -101,8 +101,8 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
     by_item = {reply.item_id: reply for reply in measured}
     for turn in story.agent:
         rows.append(_Row(turn.from_ms, agent=_answer(turn, by_item.get(turn.item_id)), order=3))
-        if turn.cut is not None:
-            rows.append(_Row(turn.cut.at_ms, *_cut(turn.cut, sound), order=4))
+        if (stop := turn.interruption) is not None:
+            rows.append(_Row(stop.at_ms, *_interruption(stop, sound), order=4))
     rows += [_Row(turn.from_ms, caller=_speech(turn), order=3) for turn in story.caller]
     rows += [_Row(at, caller=Text.assemble("key ", (f" {key} ", f"reverse {DTMF}")), order=3)
              for at, key in story.keys]  # fmt: skip
@@ -111,7 +111,7 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
         told = Text.assemble("digits ", (run.digits, f"bold {DTMF}"), " to the model", ended)
         rows.append(_Row(run.at_ms, agent=told, order=5))
     for interruption in record.interruptions:
-        if not any(turn.cut is interruption for turn in story.agent):
+        if not any(turn.interruption is interruption for turn in story.agent):
             rows.append(_Row(interruption.at_ms, agent=Text(_action(interruption), RED), order=4))
     rows += [_Row(one.at_ms, *_interpreted(one), order=5) for one in story.interpreted]
     rows += [_Row(note.t_ms, agent=_note(note), order=6) for note in story.notes]
@@ -156,7 +156,7 @@ def _interpreted(said: Said) -> tuple[Text | None, Text | None]:
     return None, Text.assemble(("callee ", QUIET), (f"{heard}“{said.text}”", AGENT))
 
 
-def _cut(cut: Interruption, sound: Sound | None) -> tuple[Text, Text]:
+def _interruption(cut: Interruption, sound: Sound | None) -> tuple[Text, Text]:
     words = {"digit": "✂ presses a key", "speech": "✂ interrupts"}
     caller = Text(words.get(cut.trigger, ""), RED)
     began = began_speaking(sound, cut.at_ms) if sound is not None else None

@@ -149,7 +149,7 @@ class _Drawing:
         self._delays()
         self._keys()
         self._milestones()
-        self._cuts()
+        self._interruptions()
 
     def _frame(self) -> None:
         axes, strip = self.axes, self.strip
@@ -214,7 +214,7 @@ class _Drawing:
             self.axes.broken_barh(
                 [(begin, heard)], (low, _ANSWER_HEIGHT), facecolors=AGENT, lw=0, zorder=3
             )
-            if turn.cut is not None and received > heard:
+            if turn.interruption is not None and received > heard:
                 self.axes.broken_barh(
                     [(begin + heard, received - heard)], (low, _ANSWER_HEIGHT),
                     facecolors="#f3f4f6", edgecolors="#b9c0ca", hatch="/////", lw=0.6, zorder=3,
@@ -226,9 +226,10 @@ class _Drawing:
     ) -> None:
         words, lost = turn.heard_text()
         self._fitted(words.strip(), begin + 0.08, begin + heard - 0.05, middle, PAPER)
-        if turn.cut is None or received <= heard:
+        stop = turn.interruption
+        if stop is None or received <= heard:
             return
-        dropped = turn.cut.flushed_ms or turn.cut.received_ms - turn.cut.played_ms
+        dropped = stop.flushed_ms or stop.received_ms - stop.played_ms
         text = f"not heard, {ms(dropped)}:  {lost.strip()}" if lost else f"not heard, {ms(dropped)}"
         self._fitted(text, begin + heard + 0.1, begin + received - 0.05, middle, SOFT, halo=True)
 
@@ -306,12 +307,12 @@ class _Drawing:
                     bbox={"boxstyle": "round,pad=0.22", "fc": KEYS, "ec": PAPER, "lw": 0.8},
                 )  # fmt: skip
 
-    def _cuts(self) -> None:
+    def _interruptions(self) -> None:
         for cut in self.story.record.interruptions:
             at = cut.at_ms / 1000
             if not self.strip.holds(at):
                 continue
-            turn = next((t for t in self.story.agent if t.cut is cut), None)
+            turn = next((t for t in self.story.agent if t.interruption is cut), None)
             level = self.levels[self.story.agent.index(turn)] if turn is not None else 0
             foot = _ANSWER_TOP - level * _ANSWER_STEP - _ANSWER_HEIGHT
             self.axes.plot([at, at], [foot, _CALLER + _HALF + 0.12], color=CUT, lw=1.5, zorder=5,

@@ -217,7 +217,7 @@ class AgentTurn:
     from_ms: float
     to_ms: float
     text: str = ""
-    cut: Interruption | None = None
+    interruption: Interruption | None = None
     after_ms: float | None = None
     """Delay since ``after``, None when nothing of the caller came before."""
     after: str = ""
@@ -225,18 +225,21 @@ class AgentTurn:
     @property
     def played_ms(self) -> float:
         """How much of it was heard (ms)."""
-        return self.cut.played_ms if self.cut is not None else self.to_ms - self.from_ms
+        stop = self.interruption
+        return self.to_ms - self.from_ms if stop is None else stop.played_ms
 
     @property
     def received_ms(self) -> float:
         """How much of it the session sent (ms)."""
-        return self.cut.received_ms if self.cut is not None else self.to_ms - self.from_ms
+        stop = self.interruption
+        return self.to_ms - self.from_ms if stop is None else stop.received_ms
 
     def heard_text(self) -> tuple[str, str]:
-        """The words heard and those not, by proportion of the time: about right, no more."""
-        if self.cut is None or self.cut.received_ms <= 0:
+        """Return the words heard and those not, split in proportion to the time heard."""
+        stop = self.interruption
+        if stop is None or stop.received_ms <= 0:
             return self.text, ""
-        at = round(len(self.text) * self.cut.played_ms / self.cut.received_ms)
+        at = round(len(self.text) * stop.played_ms / stop.received_ms)
         space = self.text.rfind(" ", 0, at + 1)
         at = space + 1 if space >= 0 else 0
         return self.text[:at], self.text[at:]
@@ -293,7 +296,7 @@ _LANES = frozenset(
 """Events that the lanes, the record's lists or the head of the timeline show."""
 
 
-def tell(record: Record) -> Story:
+def story_of(record: Record) -> Story:
     """Return the turns, keys and other events of a record."""
     story = Story(record)
     end = record.length_ms
@@ -346,7 +349,7 @@ def tell(record: Record) -> Story:
         turns = [turn for turn in story.caller if turn.from_ms <= one.at_ms]
         if turns:
             turns[-1].text = one.text
-    _put_cuts(story)
+    _attach_interruptions(story)
     ups = [entry.t_ms for entry in record.timeline if entry.event == "interpreter_up"]
     if ups:
         story.interpreted = [
@@ -379,11 +382,11 @@ def _delay(story: Story, listening: CallerTurn | None, at_ms: float) -> tuple[fl
     return at_ms - since, what
 
 
-def _put_cuts(story: Story) -> None:
+def _attach_interruptions(story: Story) -> None:
     for cut in story.record.interruptions:
         for turn in story.agent:
             if turn.item_id == cut.item_id and turn.from_ms <= cut.at_ms + 1:
-                turn.cut = cut
+                turn.interruption = cut
                 turn.to_ms = min(turn.to_ms, max(cut.at_ms, turn.from_ms))
 
 

@@ -164,7 +164,7 @@ def test_what_a_build_means(
 ) -> None:
     trunk = '[[trunk]]\nname = "provider"\npeers = ["192.0.2.1"]\n'
     config, _ = load_all(write(tmp_path, trunk), {})
-    finding = by_subject(list(machine.judge({**FOUND, **changes}, config)))[subject]
+    finding = by_subject(list(machine.judge_probe({**FOUND, **changes}, config)))[subject]
     assert finding.verdict is verdict
     assert says in finding.fact
     assert bool(finding.advice) is (verdict is not Verdict.OK)
@@ -179,7 +179,7 @@ def test_a_library_that_crashes_is_bad_and_takes_nobody_along(
         return real(["sh", "-c", "echo pj assertion >&2; kill -SEGV $$"], **options)
 
     monkeypatch.setattr(subprocess, "run", crash)
-    (finding,) = machine.look_at_pjsua2(None)
+    (finding,) = machine.check_pjsua2(None)
     assert finding.verdict is Verdict.BAD
     assert finding.fact == "does not work (status -11): pj assertion"
 
@@ -191,7 +191,7 @@ def test_files_that_the_hard_limit_forbids(tmp_path: Path) -> None:
     if calls > 32000:
         pytest.skip(f"the hard limit of open files is {hard}: no configuration reaches it")
     config, _ = load_all(write(tmp_path, text + 'listen = ["udp:127.0.0.1:0"]\n'), {})
-    finding = by_subject(list(machine.look(config)))["open files"]
+    finding = by_subject(list(machine.check_machine(config)))["open files"]
     assert finding.verdict is Verdict.BAD
     assert f"LimitNOFILE={descriptors_needed(calls)}" in finding.advice
 

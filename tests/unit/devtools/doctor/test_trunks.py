@@ -68,7 +68,7 @@ def found(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0", more: str =
     sip = f'[sip]\nlisten = ["{listen}"]\n{more}'
     file.write_text(f'[realtime]\nurl = "ws://127.0.0.1:9"\n{sip}[[trunk]]\nname = "pbx"\n{trunk}')
     config: Config = load_config(file, {})
-    (finding,) = trunks.look(config)
+    (finding,) = trunks.check_trunks(config)
     assert finding.subject == "trunk"
     return finding
 
@@ -80,7 +80,7 @@ def closely(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0") -> list[F
     text = f'[realtime]\nurl = "ws://127.0.0.1:9"\n[sip]\nlisten = ["{listen}"]\n'
     file.write_text(f'{text}[[trunk]]\nname = "pbx"\n{trunk}')
     config = load_config(file, {})
-    return asyncio.run(trunks.look_closely(config, config.trunk[0]))
+    return asyncio.run(trunks.check_closely(config, config.trunk[0]))
 
 
 def login(port: int, password: str = PASSWORD) -> str:

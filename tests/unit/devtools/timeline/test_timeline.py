@@ -15,10 +15,17 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from gateway.cli.develop import timeline as command
-from gateway.devtools.timeline import read_record, tell
 from gateway.devtools.timeline.as_text import cost_words, render
 from gateway.devtools.timeline.picture import draw
-from gateway.devtools.timeline.story import Record, RecordError, began_speaking, read_sound, replies
+from gateway.devtools.timeline.story import (
+    Record,
+    RecordError,
+    began_speaking,
+    read_record,
+    read_sound,
+    replies,
+    story_of,
+)
 
 
 def sample(**changes: Any) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def record_of(**changes: Any) -> Record:
 
 def text_of(record: Record, width: int = 160) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(render(tell(record)))
+    console.print(render(story_of(record)))
     return console.export_text()
 
 
@@ -118,7 +125,7 @@ def test_the_text_says_what_became_of_tools() -> None:
 
 
 def test_turns_and_delays() -> None:
-    story = tell(record_of())
+    story = story_of(record_of())
     assert [(turn.item_id, turn.from_ms, turn.to_ms) for turn in story.agent] == [
         ("a", 300, 2300),
         ("b", 5000, 6240),
@@ -148,7 +155,7 @@ def test_turns_and_delays() -> None:
 def test_every_call_has_a_text_and_a_picture(tmp_path: Path, changes: dict[str, Any]) -> None:
     record = record_of(**changes)
     assert text_of(record, width=80).strip()
-    draw(tell(record), tmp_path / "t.png")
+    draw(story_of(record), tmp_path / "t.png")
     width, height = size_of(tmp_path / "t.png")
     assert width == 2400
     assert 500 < height < 6000
@@ -177,7 +184,7 @@ def recording(file: Path) -> None:
 def test_the_recording_tells_what_the_caller_felt(tmp_path: Path) -> None:
     recording(tmp_path / "c.wav")
     sound = read_sound(tmp_path / "c.wav", 0.0)
-    (reply,) = replies(tell(record_of()), sound)
+    (reply,) = replies(story_of(record_of()), sound)
     assert (reply.item_id, round(reply.delay_ms)) == ("b", 1040)
     assert began_speaking(sound, 6240.0) == 6100
     assert began_speaking(sound, 9000.0) is None
@@ -324,7 +331,7 @@ def test_words_of_a_live_session_belong_to_the_turn_in_which_they_were_spoken() 
     }
     cost["session_seconds"] = 4.4
     record = record_of(timeline=timeline, transcript=transcript, interruptions=[], cost=cost)
-    story = tell(record)
+    story = story_of(record)
     assert [turn.text for turn in story.caller] == ["Hello.", "Thanks."]
     assert [(turn.text, turn.to_ms) for turn in story.agent] == [("Good morning.", 4000)]
     assert record.length_ms == record.times_ms.end, "the last words came after the BYE"
