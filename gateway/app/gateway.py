@@ -381,7 +381,7 @@ class Gateway:
     ) -> None:
         """Handle further calls by these. Raises what is wrong before anything has changed."""
         # On a thread: it imports modules and reads certificates while calls go on.
-        tools = await asyncio.to_thread(tool_executor, config, dialplan)
+        tools = await asyncio.to_thread(_tools_with_client, config, dialplan)
         self._add_callbacks(tools, dialplan)
         await tools.start()
         try:
@@ -441,3 +441,11 @@ class Gateway:
             "calls": [one.in_progress(datetime.now(UTC)) for one in self.calls.records],
             **{name: show() for name, show in self._shown.items()},
         }
+
+
+def _tools_with_client(config: Config, dialplan: Dialplan) -> ToolExecutor:
+    """Return what runs the functions of all routes, its HTTP client made, which reads
+    ``tools.http_ca``. Raises ToolModuleError, OSError or ``ssl.SSLError``."""
+    tools = tool_executor(config, dialplan)
+    _ = tools.http
+    return tools
