@@ -159,7 +159,7 @@ class AccessControl:
         if rule:
             self.refusals.note(rule, source, now)
             close(connection)
-        elif (longest := self.connections.surplus(source)) is not None:
+        elif (longest := self.connections.surplus_connection(source)) is not None:
             self.refusals.note(f"more than {OF_A_PEER} connections", source, now)
             self.connections.closed(longest)
             close(longest)
@@ -200,7 +200,7 @@ class AccessControl:
         if (
             method == "INVITE"
             and has_unreadable_number(headers)
-            and self._take(without_unreadable(received.message), known_only=False)
+            and self._process_instead(without_unreadable(received.message), known_only=False)
         ):
             return DROP
         if not inside:
@@ -266,17 +266,17 @@ class AccessControl:
             self.policy.count_banned()
             return b""
         if unread.code == _BAD_REQUEST and (
-            self._take(without_bad_via(unread.data), known_only=False)
-            or self._take(
+            self._process_instead(without_bad_via(unread.data), known_only=False)
+            or self._process_instead(
                 with_user_and_host(unread.data, unread.source, unread.port), known_only=False
             )
-            or self._take(
+            or self._process_instead(
                 reduced_response(unread.data, unread.source, unread.port), known_only=False
             )
             or self._take_stripped(unread, unread.data)
             or (
                 method_of(unread.data) == "INVITE"
-                and self._take(without_unreadable(unread.data), known_only=False)
+                and self._process_instead(without_unreadable(unread.data), known_only=False)
             )
         ):
             return b""
@@ -293,9 +293,9 @@ class AccessControl:
         if method_of(data) not in REDUCIBLE:
             return False
         less = reduced_requests(data, came.source, came.port, came.transport)
-        return any(self._take(message, known_only=True) for message in less)
+        return any(self._process_instead(message, known_only=True) for message in less)
 
-    def _take(self, message: bytes, *, known_only: bool) -> bool:
+    def _process_instead(self, message: bytes, *, known_only: bool) -> bool:
         """Have pjsip process another message in place of the current one; return whether it
         does."""
         if not message or self._instead:
@@ -309,14 +309,14 @@ class AccessControl:
     def _on_response(self, received: ReceivedMessage) -> Decision:
         """Check a response: its form, the addresses in its SDP, and who challenges for a
         password."""
-        if self._take(without_bad_via(received.message), known_only=False):
+        if self._process_instead(without_bad_via(received.message), known_only=False):
             return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
         flaw = message_flaw(start_line_of(message), headers)
         if flaw is not None:
             less = reduced_response(received.message, received.source, received.port)
-            if self._take(less, known_only=False):
+            if self._process_instead(less, known_only=False):
                 return DROP
             return self._answers.refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if address := forbidden_rtp_address(body_of(message), received.source):

@@ -248,7 +248,7 @@ _TIMED_OUT, _NO_SUCH_CALL = 408, 481
 @dataclass(slots=True)
 class _Watch:
     until: float
-    told: Callable[[str], None] | None = None
+    on_outcome: Callable[[str], None] | None = None
     outcome: str | None = None
 
 
@@ -269,19 +269,19 @@ class ByeTracker:
             self._watches[number] = _Watch(time.monotonic() + ANSWER_SECONDS)
         return number
 
-    def wait(self, number: int, told: Callable[[str], None]) -> None:
-        """Call ``told`` once with the outcome of a BYE: "" when it was accepted, else the reason.
+    def wait(self, number: int, on_outcome: Callable[[str], None]) -> None:
+        """Call ``on_outcome`` once with the outcome of a BYE: "" for accepted, else the reason.
 
         At once if the outcome is known or no BYE is watched, else when :meth:`tick` gives up.
         """
         watch = self._watches.get(number)
         if watch is None:
-            told("")
+            on_outcome("")
         elif watch.outcome is None:
-            watch.told = told
+            watch.on_outcome = on_outcome
         else:
             del self._watches[number]
-            told(watch.outcome)
+            on_outcome(watch.outcome)
 
     def tick(self, now: float) -> None:
         """Give up on BYEs that nobody has answered in time. ``now`` in s."""
@@ -295,9 +295,9 @@ class ByeTracker:
         if watch is None or watch.outcome is not None:
             return
         watch.outcome = outcome
-        if watch.told is not None:
+        if watch.on_outcome is not None:
             del self._watches[number]
-            watch.told(outcome)
+            watch.on_outcome(outcome)
 
     def _on_bye(self, number: int, status: int) -> None:
         """Translate the final status of a BYE: 0 not sent, 408 timed out, 481 as good as a 200."""

@@ -240,13 +240,13 @@ class UserAgent:
         async with asyncio.timeout(START_SECONDS):
             return await done
 
-    def ask_rtp_source(self, leg: Leg, told: Callable[[str], None]) -> None:
-        """Call ``told`` on the event loop with the source of a leg's RTP: ``address:port``, or
+    def ask_rtp_source(self, leg: Leg, on_source: Callable[[str], None]) -> None:
+        """Call ``on_source`` on the event loop with the source of a leg's RTP: ``address:port``, or
         ""."""
 
         def ask() -> None:
             found = leg.call.rtp_source() if isinstance(leg.call, SipCall) else ""
-            self._thread.to_loop(told, found)
+            self._thread.to_loop(on_source, found)
 
         self._thread.post(ask)
 

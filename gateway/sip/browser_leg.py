@@ -194,14 +194,14 @@ class BrowserCall:
     def offer(self, _codecs: list[Codec]) -> None:
         """Do nothing: there is no SDP, and the page's codec is fixed."""
 
-    def refer(self, _target: str, told: Callable[[ReferProgress], None]) -> None:
+    def refer(self, _target: str, on_progress: Callable[[ReferProgress], None]) -> None:
         """Refuse: a page places no calls. Its calls are bridged instead."""
         progress = ReferProgress(_NOT_IMPLEMENTED, "a browser follows no REFER", True)
-        self._services.thread.to_loop(told, progress)
+        self._services.thread.to_loop(on_progress, progress)
 
-    def refer_to(self, _other: Any, told: Callable[[ReferProgress], None]) -> None:
+    def refer_to(self, _other: Any, on_progress: Callable[[ReferProgress], None]) -> None:
         """Refuse with 501, as :meth:`refer`."""
-        self.refer("", told)
+        self.refer("", on_progress)
 
     def join(self, other: Any, listen: bool, level: float | None) -> None:
         """Let page and B-leg hear each other; see :meth:`ConferenceLink.join`."""

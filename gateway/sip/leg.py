@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A leg: its INVITE, its handle on the event loop, what its owner is told, and how it ended.
+"""A leg: its INVITE, its handle on the event loop, what its owner is on_progress, and how it ended.
 
 Plain values, and commands that are run on the SIP thread: no pjsua2 object leaves that thread."""
 
@@ -159,8 +159,8 @@ class LegCall(Protocol):
     def press(self, digit: str, how: str) -> None: ...
     def hold(self, held: bool) -> None: ...
     def offer(self, codecs: list[Codec]) -> None: ...
-    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None: ...
-    def refer_to(self, other: Any, told: Callable[[ReferProgress], None]) -> None: ...
+    def refer(self, target: str, on_progress: Callable[[ReferProgress], None]) -> None: ...
+    def refer_to(self, other: Any, on_progress: Callable[[ReferProgress], None]) -> None: ...
     def join(self, other: Any, listen: bool, level: float | None) -> None: ...
 
     @property
@@ -246,19 +246,19 @@ class Leg:
         """Offer these codecs, and no others, by a re-INVITE."""
         self._command(lambda call: call.offer(codecs))
 
-    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
+    def refer(self, target: str, on_progress: Callable[[ReferProgress], None]) -> None:
         """Send REFER to a sip or tel URI: blind transfer (RFC 3515)."""
-        self._command(lambda call: call.refer(target, told))
+        self._command(lambda call: call.refer(target, on_progress))
 
-    def refer_to(self, other: Leg, told: Callable[[ReferProgress], None]) -> None:
+    def refer_to(self, other: Leg, on_progress: Callable[[ReferProgress], None]) -> None:
         """Send REFER with Replaces: the peer takes over our call ``other`` (RFC 3891)."""
 
         def run(call: LegCall) -> None:
             if other.call is None or other.call.ended:
                 progress = ReferProgress(481, "the other call is over", True)
-                self._thread.to_loop(told, progress)
+                self._thread.to_loop(on_progress, progress)
             else:
-                call.refer_to(other.call, told)
+                call.refer_to(other.call, on_progress)
 
         self._command(run)
 

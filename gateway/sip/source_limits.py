@@ -389,7 +389,7 @@ class Connections:
             if not counts[found.source]:
                 del counts[found.source]
 
-    def surplus(self, source: str) -> int | None:
+    def surplus_connection(self, source: str) -> int | None:
         """Return the connection of a trunk's address that is to make room; None for none."""
         if self._of_peers[source] <= OF_A_PEER:
             return None

@@ -82,10 +82,10 @@ class ReferQueue:
         self._delayed[key] = number
         name = call.name
 
-        def told(permit: ReferPermit) -> None:
+        def on_permit(permit: ReferPermit) -> None:
             self._thread.post(lambda: self._resume(key, permit))
 
-        self._thread.to_loop(ask, name, told)
+        self._thread.to_loop(ask, name, on_permit)
         return True
 
     def _resume(self, key: tuple[str, str], permit: ReferPermit) -> None:
@@ -157,41 +157,45 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """Release what the call holds, and report its end, once."""
         raise NotImplementedError
 
-    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
-        """Send REFER to ``target``; call ``told`` on the event loop with each progress of it.
+    def refer(self, target: str, on_progress: Callable[[ReferProgress], None]) -> None:
+        """Send REFER to ``target``; call ``on_progress`` on the event loop for each response.
 
         A tel URI becomes a sip URI of the call's trunk; others stay as they are.
         """
         trunk, leg = self.account.trunk, self.leg
         if trunk is not None and leg is not None:
             target = sip_target(target, trunk, leg.invite.source)
-        self._refer(told, lambda param: self.xfer(target, param))
+        self._refer(on_progress, lambda param: self.xfer(target, param))
 
-    def refer_to(self, other: TransferableCall, told: Callable[[ReferProgress], None]) -> None:
+    def refer_to(
+        self, other: TransferableCall, on_progress: Callable[[ReferProgress], None]
+    ) -> None:
         """Send REFER with Replaces: the peer takes the place of our leg in another call of ours."""
-        self._refer(told, lambda param: self.xferReplaces(other, param))
+        self._refer(on_progress, lambda param: self.xferReplaces(other, param))
 
-    def _refer(self, told: Callable[[ReferProgress], None], send: Callable[[Any], None]) -> None:
+    def _refer(
+        self, on_progress: Callable[[ReferProgress], None], send: Callable[[Any], None]
+    ) -> None:
         """Send a REFER; an error is reported as a final progress with status 500."""
-        self._on_refer = told
+        self._on_refer = on_progress
         try:
             send(pj.CallOpParam())
         except Exception as error:
             self._on_refer = None
             why = text_of(error.info()) if isinstance(error, pj.Error) else type(error).__name__
             progress = ReferProgress(500, why, True)
-            self.services.thread.to_loop(told, progress)
+            self.services.thread.to_loop(on_progress, progress)
 
     @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
         """Handle the response to our REFER, or a NOTIFY about it (RFC 3515 section 2.4.5)."""
-        told = self._on_refer
-        if told is None:
+        on_progress = self._on_refer
+        if on_progress is None:
             return  # of a call that had this library slot before
         progress = ReferProgress(int(prm.statusCode), text_of(prm.reason), bool(prm.finalNotify))
         if progress.final:
             self._on_refer = None
-        self.services.thread.to_loop(told, progress)
+        self.services.thread.to_loop(on_progress, progress)
 
     @contain_errors
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
@@ -281,6 +285,5 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         assert theirs is not None
         mine.audio, theirs.audio = theirs.audio, None
         self.link.take_over(other.link)
-        told = theirs.on_replaced
-        if told is not None:
-            self.services.thread.to_loop(told, mine)
+        if theirs.on_replaced is not None:
+            self.services.thread.to_loop(theirs.on_replaced, mine)

@@ -343,7 +343,7 @@ class RtpPortQuarantine:
     def bind(self, host: str, port: int, calls: int, now: float) -> None:
         """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up.
         ``now`` in s."""
-        if not self._take(host, port, now):
+        if not self._bind_pair(host, port, now):
             self._leaving[host, port] = now + LEAVE_SECONDS
         self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
         self._make_room()
@@ -356,7 +356,7 @@ class RtpPortQuarantine:
     def retry(self, now: float) -> None:
         """Bind ports that the library has freed meanwhile. To be called in every turn."""
         for key, until in list(self._leaving.items()):
-            if self._take(*key, now) or now > until:
+            if self._bind_pair(*key, now) or now > until:
                 del self._leaving[key]
         self._make_room()
 
@@ -368,15 +368,15 @@ class RtpPortQuarantine:
         """
         taken = calls + len(self._leaving)
         while self._held and taken + len(self._held) >= self._pairs:
-            self._give_up()
+            self._free_oldest()
         return taken < self._pairs
 
     def _make_room(self) -> None:
         """Free the pairs bound for longest until new calls have enough."""
         while len(self._held) > self._room:
-            self._give_up()
+            self._free_oldest()
 
-    def _take(self, host: str, port: int, now: float) -> bool:
+    def _bind_pair(self, host: str, port: int, now: float) -> bool:
         """Bind a pair of ports; return False while the library still has them."""
         sockets: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -408,7 +408,7 @@ class RtpPortQuarantine:
         for key in list(self._held):
             self._close(key)
 
-    def _give_up(self) -> None:
+    def _free_oldest(self) -> None:
         """Free the pair that has been held for longest."""
         key = next(iter(self._held))
         self.given_up += 1

@@ -330,11 +330,11 @@ def test_whose_connections_are_kept() -> None:
     assert kept.opened(1, "banned", 0.0) == "connection of a stranger"
     assert [kept.opened(n, "trunk", 0.0) for n in range(100, 100 + OF_A_PEER)] == [""] * OF_A_PEER
     kept.heard(100, 1.0)
-    assert kept.surplus("trunk") is None
+    assert kept.surplus_connection("trunk") is None
     assert kept.opened(999, "trunk", 2.0) == ""
-    assert kept.surplus("trunk") == 101, "the one that was silent for longest"
+    assert kept.surplus_connection("trunk") == 101, "the one that was silent for longest"
     kept.closed(101)
-    assert kept.surplus("trunk") is None
+    assert kept.surplus_connection("trunk") is None
     assert [kept.opened(n, "a", 0.0) for n in range(PER_SOURCE)] == [""] * PER_SOURCE
     assert kept.opened(99, "a", 0.0) == f"more than {PER_SOURCE} connections"
     kept.closed(0)

@@ -106,7 +106,7 @@ class MediaLine:
     misread: bool = False
     """It cannot be used: declined in its place, while others are served."""
 
-    def give_up(self) -> None:
+    def decline(self) -> None:
         """Decline this line: port 0 (RFC 3264 section 6)."""
         self.port, self.misread, self.written = 0, True, ""
 
@@ -266,7 +266,7 @@ class _Reader:
         """Parse a ``c=`` line; of several, the last one holds, as for pjmedia."""
         address = connection_of(value)
         if address is None:
-            self._give_up()
+            self._decline()
             return
         line = f"c=IN IP{6 if ':' in address else 4} {address_and_ttl(value)}"
         if self._connection_at is None:
@@ -280,14 +280,14 @@ class _Reader:
     def _take_attribute(self, value: str) -> None:
         attribute = attribute_of(value)
         if attribute is UNUSABLE:
-            self._give_up()
+            self._decline()
         elif attribute is not None:
             self._lines.append(f"a={attribute}")
 
-    def _give_up(self) -> None:
+    def _decline(self) -> None:
         """Disable the current media section; outside of one the description is malformed."""
         if self.media:
-            self.media[-1].give_up()
+            self.media[-1].decline()
         else:
             self.malformed = True
 
@@ -325,7 +325,7 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
         for one in media:
             if one.address is None:
                 if one.port and one.kind == "audio":
-                    one.give_up()
+                    one.decline()
                 one.lines.insert(0, "c=IN IP4 0.0.0.0")
     audio = [one for one in media if one.kind == "audio"]
     if any(one.misread for one in audio) and not any(one.port for one in audio):
