@@ -47,7 +47,7 @@ class EndReason(StrEnum):
     SESSION_ERROR = "session_error"
     SESSION_LOST = "session_lost"
     SESSION_SILENT = "session_silent"
-    """A response was due, and nothing of it came."""
+    """A response was due and did not begin."""
     SESSION_UNREACHABLE = "session_unreachable"
     SESSION_REFUSED = "session_refused"
     LEG_TIMEOUT = "leg_timeout"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Logging: structlog to JSON lines or a console, with secrets removed.
 
-What the standard library's ``logging`` is told (asyncio, websockets) takes the same way, so that
-every line has one form and passes the same filter. Tracebacks show no local variables: those hold
+Lines of the standard library's ``logging`` (asyncio, websockets) take the same way, so that every
+line has one form and passes the same filter. Tracebacks show no local variables: those hold
 keys, and a shortened one would pass any filter. A log that cannot be written loses lines and
 counts them; it never raises into a call.
 """
@@ -250,7 +250,7 @@ _METHODS = ("debug", "info", "warning", "error", "exception", "critical")
 
 
 class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]
-    """The loggers of the process; what is below the level costs the call of an empty function."""
+    """The loggers of the process; a line below the level costs the call of an empty function."""
 
 
 def set_level(level: str) -> None:

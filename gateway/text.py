@@ -338,7 +338,7 @@ def redaction(pattern: str) -> Any:
 
 
 class PrivateDigits:
-    """Masks private digits, and other private text, in what is kept of one call.
+    """Masks private digits and other private text in the records of one call.
 
     Args:
         redact: kinds of text: "numbers", "dtmf", "cards", "ibans", "emails".

@@ -52,7 +52,7 @@ _NEXT_DB = 4.0
 
 _HARMONIC_DB = 14.0
 """How far the high one stands above its own second harmonic, which a voice has and a keypad has
-not. (That of the low one lies among the high tones.)"""
+not. (The harmonic of the low one lies among the high tones.)"""
 
 
 def _matrix() -> NDArray[np.complex128]:
@@ -167,7 +167,7 @@ _FADE_DB = 0.004
 """By which the loudest of late is forgotten with each look: 0.2 dB a second."""
 
 _RISE_DB = 2.0
-"""By which it is raised at most: a click is not what is loud."""
+"""By which the maximum rises at most with each look, so that a click does not set it."""
 
 _FLAT = 0.25
 """Spectral flatness from which a sound is noise (white noise through G.711: 0.56)."""
@@ -198,7 +198,7 @@ class SecondOfAudio:
     held: float
     """Tones that stand, as music has them."""
     change: float
-    """Difference of its tones from those of the second before; those of a hum are the same."""
+    """Difference (0 to 1) from the tones of the second before; a hum has 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,7 @@ class AccessControl:
         names_of: the names in the certificate of who is at the other end of a connection, by
             pjsip's handle of it.
         challenges: who may ask for a trunk's password.
-        receive_instead: has pjsip take another message for the one that is decided on; with True
-            only where a call of ours has it. Returns whether it was taken.
+        receive_instead: see :meth:`Signalling.receive_instead`, second argument ``known_only``.
         delays_refer: whether a REFER within a call waits until others have been asked.
     """
 
@@ -349,7 +348,7 @@ class _Answers:
         self._retry_after = ("Retry-After", str(retry_after))
         self._requests = SourceBuckets()
         self._unread = SourceBuckets()
-        """Apart from the other answers: what is no message shall not cost those to messages."""
+        """Separate, so that bytes that are no message do not use up the answers to messages."""
 
     def refuse(
         self, received: ReceivedMessage, rule: str, reply: Reply, detail: str = ""
@@ -471,8 +470,8 @@ class _RequestLimits:
 
 
 def _content_length_flaw(received: ReceivedMessage, headers: Headers) -> InvalidMessage | None:
-    """Return what is wrong with a datagram that ends before its body does (RFC 3261 section
-    18.3)."""
+    """Return 400 for a datagram shorter than its Content-Length says (RFC 3261 section 18.3), or
+    None."""
     length = first_of(headers, "content-length")
     _head, end, body = received.message.partition(b"\r\n\r\n")
     if received.reliable or not end or not (length.isascii() and length.isdigit()):

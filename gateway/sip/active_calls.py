@@ -149,9 +149,9 @@ class Calls:
         self._parties[party] += 1
 
     def retire(self, call: HeldCall) -> None:
-        """Let go of an ended call, once no callback of it is on the stack.
+        """Mark an ended call for release, once none of its callbacks is on the stack.
 
-        Whoever learns first that a call is over says so; further words of it change nothing.
+        May be called several times for a call; only the first one counts.
         """
         if call in self._retired or call not in self._all:
             return
@@ -290,7 +290,7 @@ class ByeTracker:
             self._watches.pop(number, None)
 
     def _settle(self, number: int, outcome: str) -> None:
-        """Store the outcome of a BYE, and tell whoever waits for it."""
+        """Store the outcome of a BYE, and call back if :meth:`wait` was called for it."""
         watch = self._watches.get(number)
         if watch is None or watch.outcome is not None:
             return
@@ -329,4 +329,4 @@ class CallServices:
     sounds: Sounds
     rtp_ports: RtpPortQuarantine
     packet_wait_ms: int
-    """Of calls whose trunk says nothing of it."""
+    """Of calls whose trunk does not set it."""

@@ -119,7 +119,7 @@ class UserAgent:
         loop.add_reader(ready_fd(), self._on_ready)
 
     async def stop(self) -> None:
-        """Hang up what is left, unbind, and end the thread, at most ``STOP_SECONDS``."""
+        """Hang up all calls, unbind, and end the SIP thread, within ``STOP_SECONDS``."""
         if self._thread.loop is not None:
             self._thread.loop.remove_reader(ready_fd())
         if self._turn is not None:
@@ -226,7 +226,7 @@ class UserAgent:
         self._thread.post(lambda: self._running.drain())
 
     async def renew_certificates(self) -> int:
-        """Take the files of ``[sip.tls]`` anew; returns how many listeners have them now.
+        """Read the files of ``[sip.tls]`` again; return how many listeners use them now.
 
         Calls and connections go on. Raises AgentError where the files are no good, in which case
         the old ones stay, and TimeoutError.

@@ -29,17 +29,18 @@ TRANSPORT = "browser"
 """In the place of udp, tcp or tls, of an INVITE that a page stands for."""
 
 MIXED_FRAMES = 10
-"""Frames of 20 ms that wait for another leg to hear them; what is older is left out."""
+"""Frames of 20 ms queued for other legs at most; older ones are dropped."""
 
 IDLE_FRAMES, LOOK_FRAMES = 3, 50
-"""So many frames that waited all through the last second only make what is heard late."""
+"""If at least ``IDLE_FRAMES`` were queued through all of the last ``LOOK_FRAMES`` (1 s), the queue
+only adds delay, and is flushed."""
 
 _OK, _TERMINATED, _DECLINED, _FAILED, _NOT_IMPLEMENTED, _UNAVAILABLE = 200, 487, 603, 500, 501, 503
 _TEXT = re.compile(r'text="([^"]*)"')
 
 
 class BrowserEnd:
-    """What the event loop holds of the page's side.
+    """The page's side of a browser leg, as the event loop holds it.
 
     Args:
         tell: given what the page is to know, as JSON objects with a ``type``; on the event loop.

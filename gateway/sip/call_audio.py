@@ -87,7 +87,7 @@ class Playout:
         self.put: Callable[[bytes], int] = partial(pj._pjsua2.NativeCallAudio_put, queues)
         """Queues whole frames of the codec; returns how many were refused (0 or all).
 
-        All or nothing, so that what was heard of a part is always a prefix of it. Fifty times a
+        All or nothing, so that the frames heard of a delta are always its first ones. Fifty times a
         second and call, so the wrapper is called past SWIG's Python part.
         """
         self._queues = queues
@@ -232,7 +232,7 @@ class Uplink:
 class Recorder:
     """Records both sides of a call as the caller hears them: a frame each per 20 ms of playout.
 
-    Left is what the caller sends, right what is sent to the caller, from whatever source.
+    Left is the audio from the caller, right the audio to the caller, from all sources.
 
     Args:
         which: purpose: a recording, or people who listen in.

@@ -248,7 +248,7 @@ sockets of calls that have ended and linger for a moment."""
 
 
 SPARE_DESCRIPTORS = 24
-"""Kept free of calls: for sessions of calls that have just begun, and for who asks how we are."""
+"""Not for further calls: for sessions of calls that have just begun, and for requests of status."""
 
 
 def descriptors_needed(calls: int) -> int:

@@ -87,7 +87,7 @@ class MessageLog:
         self._wanted = False
         self._lock = threading.Lock()
         self._others: OrderedDict[str, _Kept] = OrderedDict()
-        """By Call-ID, the one that was quiet the longest first: what a flood brings is here."""
+        """By Call-ID, the one with the oldest last message first; also messages of a flood."""
         self._followed: dict[str, _Kept] = {}
         """By Call-ID, those whose black box has asked."""
         self._others_bytes = self._followed_bytes = 0

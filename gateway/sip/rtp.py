@@ -79,7 +79,7 @@ class UplinkCounts:
     foreign: int
     """Of a source that was followed before, or with a number far from all others; left out."""
     source_changes: int
-    """Times that another SSRC, or sequence numbers that began anew, were followed."""
+    """Changes to another SSRC, or to sequence numbers that began again."""
     timestamp_jumps: int
     """Timestamps that no time explains; the sequence numbers are followed."""
     filled_ms: int
@@ -87,7 +87,7 @@ class UplinkCounts:
     standing_in_ms: int
     """Silence sent in real time while no packet came."""
     overtaken_ms: int
-    """The part of it that was too much: packets came late, and are heard all the same."""
+    """The part of ``standing_in_ms`` whose packets came late and were sent as well."""
     dropped_ms: int
     """Audio that the event loop did not take in time."""
 

@@ -146,7 +146,7 @@ class Trunk:
     username: str = ""
     password: str = field(default="", repr=False)
     realms: tuple[str, ...] = ("*",)
-    """Those that may ask for the password; "*" is the one that the registrar asked for."""
+    """Realms in which the password is used; "*" is the realm of the registrar's challenge."""
     registrar: str = ""
     registers: bool = True
     """False keeps the gateway from registering at its ``registrar``, which its calls go to."""

@@ -2,7 +2,7 @@
 """The seam between pjsip and pjsua: every message is decided on before pjsua sees it.
 
 The C++ side is ``deploy/pjsua2/native/signalling.hpp``. It fails closed: a message on which nothing
-could be decided, since what is here raised, is answered with 500 or dropped, and counted.
+could be decided, since the code here raised, is answered with 500 or dropped, and counted.
 
 Session descriptions are judged by :mod:`gateway.sip.messages.sdp`; :class:`Negotiation` knows whose
 account a message is for, and puts the repaired one into pjsip's message

@@ -100,7 +100,7 @@ class _Ending:
     method: str = ""
     """BYE or CANCEL, of the peer."""
     reason_header: str = ""
-    """That of the peer's request."""
+    """Reason header (RFC 3326) of the peer's BYE or CANCEL."""
     fault: tuple[int, str] | None = None
     """Why we gave the dialog up, if the peer made us."""
 

@@ -102,7 +102,7 @@ class ReferQueue:
 class TransferableCall(pj.Call):  # type: ignore[misc]
     """A pjsua2 call that can be transferred by REFER, and replaced by another (RFC 3515, RFC 3891).
 
-    Lives on the SIP thread; :class:`gateway.sip.sip_call.SipCall` is the rest of it.
+    Base of :class:`gateway.sip.sip_call.SipCall`. Lives on the SIP thread.
 
     Args:
         call_id: pjsua2's, of a call that came in; None for one that is to be placed.

@@ -37,7 +37,7 @@ _KINDS = {
     "tls": (pj.PJSIP_TRANSPORT_TLS, pj.PJSIP_TRANSPORT_TLS6),
 }
 HANDSHAKE_MS = 10_000
-"""How long a TLS handshake may take, ms; whoever connects and says nothing is gone after that."""
+"""Longest TLS handshake, ms; silent connections are closed after that, too."""
 
 _SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -201,7 +201,7 @@ def _readable(key: str, name: str) -> None:
 
 
 _REUSE_ADDRESS = pj.SockOpt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-"""Kept: a copy of it, which is what pjsua2 has, refers to the value in this one."""
+"""Kept for ever: pjsua2's copies of it refer to the value in this one."""
 
 
 def _reuse_address(params: Any) -> None:
@@ -303,7 +303,7 @@ LEAVE_SECONDS = 1.0
 """The media clock may still be in a stream whose call is over; then its sockets close later."""
 
 SPARE_PAIRS = 4
-"""Pairs that are kept for new calls, whoever still sends to those that are held."""
+"""Pairs kept free for new calls, even where peers still send to others."""
 
 TRIES_IN_A_ROW = 90
 """pjsua looks at a hundred pairs one after another, and refuses the call if all are taken."""

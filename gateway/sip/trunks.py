@@ -158,7 +158,7 @@ class Trunks:
 
 
 MAX_REGISTRATIONS = 64
-"""Challenges remembered until it is known whether the registration came of it."""
+"""Challenges to REGISTER remembered until the registration has succeeded or failed."""
 
 _REALM = re.compile(r'\brealm\s*=\s*"((?:[^"\\]|\\.){0,200})"', re.IGNORECASE)
 

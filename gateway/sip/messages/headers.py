@@ -311,7 +311,7 @@ def sip_target(uri: str, trunk: Trunk, source: str) -> str:
 
 
 def _header_flaw(headers: str) -> str:
-    """Return what is wrong with the header fields of a URI, or "": only Replaces is allowed."""
+    """Return the flaw of the header fields in a URI, or "": only Replaces is allowed."""
     if not headers:
         return ""
     for header in headers.split("&"):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Session descriptions as peers send them (RFC 4566, 3264): parsed, judged, and repaired. Pure.
 
-pjmedia's parser gives a whole description up for one odd line, and pjsua refuses what its account
-cannot take with codes that do not say why. So a description is read here first, line by line and
-without a regular expression that backtracks:
+pjmedia's parser rejects a whole description for one malformed line, and pjsua refuses what its
+account cannot take with codes that do not say why. So a description is parsed here first, line by
+line and without a regular expression that backtracks:
 
-* :func:`parse` takes what can be understood of it;
+* :func:`parse` keeps the lines that can be parsed;
 * :meth:`SessionDescription.choose` returns the one audio line that the gateway answers, or why
   there is none: :class:`SdpRejection`, one row for each cause;
 * :func:`sdp_text` writes the description that pjmedia gets. A good one stays as it came."""
@@ -293,7 +293,7 @@ class _Reader:
 
 
 def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
-    """Return what can be understood of a description; lines that cannot are left out.
+    """Parse a description; lines that cannot be parsed are left out.
 
     Args:
         codecs: those that its call may speak, G.711 ones in any case: others are left out.

@@ -73,7 +73,11 @@ class InvalidMessage:
 
 
 def message_flaw(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
-    """Return what is wrong with a message, or None; ``headers`` are by lower-case full name."""
+    """Return the first flaw of a message's start line and header fields, or None.
+
+    Args:
+        headers: by lower-case full name.
+    """
     count = sum(len(values) for values in headers.values())
     if count > MAX_HEADERS:
         return InvalidMessage(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
@@ -111,8 +115,8 @@ def message_flaw(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Inv
 
 
 def multipart_flaw(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMessage | None:
-    """Return what is wrong with a multipart body, which the library would take for none; or
-    None."""
+    """Return 400 for a multipart body without its boundary, which the library would take for no
+    body; or None."""
     for value in headers.get("content-type", ()):
         kind, _, parameters = value[:MAX_FIELD].partition(";")
         if kind.strip().lower().startswith("multipart/"):
@@ -141,7 +145,7 @@ def _scheme_of(uri: str) -> str:
 
 
 def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
-    """Return what is wrong with the URI of a header field, or None."""
+    """Return the flaw of the URI in a header field, or None."""
     if name == "contact" and text.strip() == "*":
         return None
     uri = name_addr_of(text).uri.strip()
@@ -185,7 +189,8 @@ def _is_host(text: str) -> bool:
 
 
 def _request_uri_flaw(start_line: str) -> InvalidMessage | None:
-    """Return what is wrong with a start line, or None."""
+    """Return 416 for a request whose Request-URI has another scheme than sip, sips or tel; or
+    None."""
     if start_line.startswith("SIP/"):
         return None
     words = start_line.split(" ")
@@ -228,7 +233,7 @@ def _is_forbidden(address: IPAddress) -> bool:
 def request_flaw(
     message: str, headers: Mapping[str, tuple[str, ...]], source: str
 ) -> InvalidMessage | None:
-    """Return what is wrong with a request and its body, or None; ``source`` is an IP literal."""
+    """Return the first flaw of a request, body included, or None; ``source`` is an IP literal."""
     body = body_of(message)
     flaw = message_flaw(start_line_of(message), headers) or multipart_flaw(headers, body)
     if flaw is None and (address := forbidden_rtp_address(body, source)):
