@@ -41,7 +41,7 @@ MAX_TOOL_USES = 1000
 
 @dataclass(slots=True)
 class Times:
-    """Milestones, ms since the INVITE; None for what did not happen."""
+    """Milestones of a call, ms since the INVITE; None for what did not happen."""
 
     ringing: float | None = None
     session: float | None = None
@@ -53,7 +53,7 @@ class Times:
 
 @dataclass(slots=True)
 class ContentRecord:
-    """Decisions about the content of a call, oldest first."""
+    """Lists of what rules have decided about the content of a call, oldest first."""
 
     guardrails: list[GuardrailDecision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
@@ -66,7 +66,7 @@ class ContentRecord:
 
 @dataclass(slots=True)
 class LegRecord:
-    """The caller's leg: where it came from, what was negotiated."""
+    """The caller's leg: its source, and what was negotiated for it."""
 
     source: str = ""
     trunk: str = ""
@@ -84,7 +84,7 @@ class LegRecord:
 
 @dataclass(slots=True)
 class MediaRecord:
-    """Audio lost or late in either direction, in frames of 20 ms."""
+    """Audio that was lost or late in either direction; frames are of 20 ms."""
 
     underruns: int = 0
     underrun_ms: int = 0
@@ -103,7 +103,7 @@ class MediaRecord:
 
 @dataclass(slots=True)
 class ActionsRecord:
-    """Actions carried out in the call, oldest first."""
+    """Lists of what was done in a call, oldest first."""
 
     interruptions: list[Interruption] = field(default_factory=list)
     digits: list[DigitRun] = field(default_factory=list)
@@ -113,7 +113,8 @@ class ActionsRecord:
     tools_dropped: int = 0
 
     def used(self, use: ToolUse) -> None:
-        """Add a use of a tool; filled in as it goes on."""
+        """Append a tool call, which is filled in as it goes on; above ``MAX_TOOL_USES`` only count
+        it."""
         if len(self.tools) >= MAX_TOOL_USES:
             self.tools_dropped += 1
         else:
@@ -122,7 +123,7 @@ class ActionsRecord:
 
 @dataclass(slots=True)
 class SessionRecord:
-    """Realtime sessions of the call: ids, hand-overs, failovers, files."""
+    """Realtime sessions of a call: id, hand-overs, failovers, files."""
 
     session_id: str = ""
     failovers: list[FailoverRecord] = field(default_factory=list)
@@ -138,7 +139,7 @@ class SessionRecord:
 
 @dataclass(slots=True)
 class RecordingRecord:
-    """Recording of the call: its state, consent and file."""
+    """Recording of a call: state, consent and file."""
 
     state: str = ""
     """asking, recording, paused, stopped, deleted, refused or unanswered."""
@@ -165,7 +166,7 @@ class SpokenTranscript(Protocol):
     """Transcript of a call: :class:`gateway.call.conversation.transcript.Transcript`."""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Entries of both sides, oldest first."""
+        """Return the entries of both sides, oldest first."""
 
 
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
@@ -174,7 +175,7 @@ _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
 
 @dataclass(slots=True)
 class CallRecord:
-    """All that is kept of one call. Times are ms since the INVITE."""
+    """Everything that is kept of one call. Times are ms since the INVITE."""
 
     call_id: str
     """The gateway's own id of the call."""
@@ -227,7 +228,8 @@ class CallRecord:
     _held: bool = False
 
     def mark(self, t_ms: float, event: str, **fields: Any) -> None:
-        """Add an entry, ``t_ms`` after the INVITE; a full timeline only counts it."""
+        """Append an entry to the timeline, ``t_ms`` after the INVITE, and tell :attr:`on_mark`.
+        Above ``MAX_TIMELINE`` entries it is only counted."""
         self._held = _HOLDS.get(event, self._held)
         if self.on_mark is not None:
             self.on_mark(event, fields)
@@ -241,29 +243,35 @@ class CallRecord:
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
-        """Timeline entries so far, oldest first."""
+        """Timeline so far, oldest entry first."""
         return self.timeline_since(0)[0]
 
     def timeline_since(self, place: int) -> tuple[list[dict[str, Any]], int]:
-        """The entries from a place on, which the last answer named, and the next place."""
+        """Return the timeline entries from ``place`` on, and the place for the next call of this; 0
+        is the first."""
         return [json.loads(one) for one in self._marks[place:].splitlines()], len(self._marks)
 
     @property
     def talk_ms(self) -> float:
-        """From the ACK to the end; 0 for a call that was never up."""
+        """Time (ms) from the ACK to the end; 0 for a call that was never up or goes on."""
         if self.times.confirmed is None or self.times.end is None:
             return 0.0
         return round(self.times.end - self.times.confirmed, 1)
 
     @property
     def response_ms(self) -> dict[str, float]:
-        """How long the caller waited for responses: ``count``, and ``p50`` and ``p95`` in ms."""
+        """How long the caller waited for responses: ``count``, and ``p50`` and ``p95`` in ms where
+        there are any."""
         times = sorted(one.ms for one in self.response_times)
         parts = (("p50", 0.5), ("p95", 0.95)) if times else ()
         return {"count": len(times), **{k: times[ceil(p * len(times)) - 1] for k, p in parts}}
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
-        """Return what is known of a live call; ``now`` has a time zone."""
+        """Return the fields of a live call, for API and console.
+
+        Args:
+            now: with a time zone.
+        """
         age = now - datetime.fromisoformat(self.started_at)
         return {
             **self._common_fields(),
@@ -274,7 +282,7 @@ class CallRecord:
         }
 
     def _common_fields(self) -> dict[str, Any]:
-        """Return the fields that the record of a live call has as well as that of an ended one."""
+        """Return the fields that the records of live and of ended calls share."""
         return {
             "call_id": self.call_id,
             "parent_id": self.parent_id,
@@ -293,7 +301,7 @@ class CallRecord:
 
     @property
     def state(self) -> str:
-        """Return incoming, placing, ringing, transferring, held, talking or ended."""
+        """State of the call: incoming, placing, ringing, transferring, held, talking or ended."""
         if self.ending is not None:
             return "ended"
         if self.undecided:
@@ -305,11 +313,12 @@ class CallRecord:
         return "held" if self._held else "talking"
 
     def summary(self) -> dict[str, Any]:
-        """The record as JSON object, without its timeline."""
+        """Return the record without transcript and timeline, private digits masked: the summary log
+        line."""
         return dict(self.private.masked(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
-        """The record without transcript and timeline, not masked yet."""
+        """Return the record without transcript and timeline, private digits not masked."""
         return {
             **self._common_fields(),
             "started_at": self.started_at,
@@ -328,7 +337,8 @@ class CallRecord:
         }
 
     def _disclosed(self) -> dict[str, Any] | None:
-        """The words of the disclosure, and whether the caller heard just these; None for none."""
+        """Return the words of the disclosure, and whether the caller heard them as they are; None
+        without a disclosure."""
         if not self.disclosure:
             return None
         entries = [] if self.transcript is None else self.transcript.as_json()
@@ -340,7 +350,7 @@ class CallRecord:
         return {"words": self.disclosure, "heard": said}
 
     def as_json(self) -> dict[str, Any]:
-        """The whole record as JSON object."""
+        """Return the whole record as JSON object, private digits masked."""
         whole = {
             **self._summary(),
             "response_times": [asdict(one) for one in self.response_times],
@@ -353,22 +363,27 @@ class CallRecord:
 
 
 class CallTimeline:
-    """Writes the record's timeline in ms since ``started`` (s, the INVITE)."""
+    """Writes the timeline of a call's record, from times of the machine's clock.
+
+    Args:
+        started: time of the INVITE (s).
+    """
 
     def __init__(self, record: CallRecord, started: float) -> None:
         self.record = record
         self._started = started
 
     def ms(self, now: float) -> float:
-        """``now`` (s) as ms since the INVITE."""
+        """Return ``now`` (s) as ms since the INVITE."""
         return (now - self._started) * 1000
 
     def mark(self, now: float, event: str, **fields: Any) -> None:
-        """Mark the timeline of what the log has already."""
+        """Append an entry to the timeline, without a log line."""
         self.record.mark(self.ms(now), event, **fields)
 
     def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> LogEvent:
-        """Mark the timeline; returns the output that logs it."""
+        """Append an entry to the timeline, and return the output that logs it as ``call.`` and
+        ``event``; texts are shortened to ``MAX_TEXT`` characters."""
         fields = {
             name: value[:MAX_TEXT] if isinstance(value, str) else value
             for name, value in fields.items()

@@ -183,7 +183,7 @@ class MachineDetectionPlan:
 
     @property
     def listens(self) -> bool:
-        """Whether sounds decide on a machine too (music, voicemail), not words alone."""
+        """Whether the caller's sounds are analysed, not only words: for music or voicemail."""
         return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 

@@ -293,6 +293,30 @@ class ConversationControl:
             self.termination = termination
             self.responses.forget_waiting()
 
+    def hang_up_after_goodbye(self, call_id: str, spoke: bool, now: float) -> list[Output]:
+        """Carry out the model's ``end_call``: hang up after its goodbye, or request one first.
+
+        Args:
+            spoke: the response that called it had audio, which is the goodbye.
+        """
+        outputs: list[Output] = [self.timeline.note(now, "hangup_requested", "info", spoken=spoke)]
+        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
+        again = self.hangup_after_playout.deadline is not None
+        if not self.capabilities.direct_tools and again:
+            return [*outputs, tool_output(call_id, result)]
+        if not self.capabilities.direct_tools:
+            # It was asked for by a backend; the voice says goodbye when it learns of it.
+            self.hangup_after_playout.after_next_speech(now)
+            if self.speaking:
+                result["next"] = "Say no more."
+            return [*outputs, tool_output(call_id, result), *self.continue_with_results(now)]
+        if spoke or self.speaking or again:  # without the words that it was asked for
+            self.hangup_after_playout.after_spoken_goodbye(call_id, now)
+            return outputs
+        self.hangup_after_playout.after_requested_goodbye(now)
+        outputs.append(tool_output(call_id, result))
+        return outputs + self.request_response(CreateResponse({"tools": []}), now)
+
     def end_conversation(self, now: float) -> list[Output]:
         """Carry out :attr:`termination`: queue the transfer, or request the last words and hang up
         after them.

@@ -324,7 +324,7 @@ class Conversation:
 
     def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
         """Handle the answer of the service that sensitive digits were handed to."""
-        return self._functions.digits_stored(input.result, now)
+        return self._functions.digit_collection.stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command of a tool function, an operator or an application."""

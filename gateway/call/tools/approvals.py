@@ -49,6 +49,8 @@ Decided = Callable[[bool, str, str, float], list[Output]]
 
 @dataclass(slots=True)
 class _Pending:
+    """A tool call that waits for the decision of caller or operator."""
+
     key: str
     name: str
     rule: ApprovalRule
@@ -59,7 +61,8 @@ class _Pending:
 
 
 class Approvals:
-    """Decides whether tools may be used, by the route's rules. Methods take the time (s)."""
+    """Decides whether a tool call may run, by the route's rules (``[[route.approval]]``): allowed,
+    denied, or asked of the caller (DTMF) or an HTTP service."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         ApprovalResult,
@@ -78,7 +81,8 @@ class Approvals:
         return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
-        """Return the first rule that fits; without one, a refusal where approval is ``needed``."""
+        """Return the first rule that fits name and arguments; without one None, or where approval
+        is ``needed`` a refusal."""
         for rule in self._rules:
             if fnmatchcase(name, rule.tool) and all(
                 argument in given and pattern.search(_text_of(given[argument]))
@@ -97,12 +101,15 @@ class Approvals:
         *,
         needed: bool,
     ) -> list[Output] | None:
-        """Begin a decision; return None where there is nothing to decide: the use is allowed.
+        """Begin the decision about a tool call; None where no rule applies, so that it may run.
+
+        ``decided`` is called with yes or no, who decided, the reason for the model, and the time:
+        at once, or when caller or service have answered.
 
         Args:
-            key: of this use, for the answer.
+            key: ``call_id`` of the call.
             arguments: JSON text.
-            needed: without a rule that allows it, it is refused.
+            needed: refuse it where no rule allows it.
         """
         given = _given(arguments)
         rule = self.rule_for(name, given, needed=needed)
@@ -124,13 +131,14 @@ class Approvals:
         return [note, *(self._ask_caller(now) if len(self._callers) == 1 else [])]
 
     def is_pending(self, key: str) -> bool:
-        """Return whether a decision about this use is being waited for."""
+        """Return whether the decision about this tool call is still to come."""
         return key in self._pending
 
     # ---- what happens
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Take the operator's decision; or start the caller's time once the question was heard."""
+        """Handle the answer of the HTTP service; once the question to the caller was played, start
+        the time for their answer."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
@@ -143,7 +151,7 @@ class Approvals:
         return []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Take a key of the caller, who was asked: 1 approves, 2 refuses."""
+        """Handle the caller's DTMF digit: 1 approves, 2 refuses, others are ignored."""
         if digit not in (YES, NO):
             return []
         yes = digit == YES
@@ -151,11 +159,11 @@ class Approvals:
 
     @property
     def wants_digits(self) -> bool:
-        """Return whether the caller is being asked."""
+        """Whether the caller is being asked."""
         return bool(self._callers)
 
     def tick(self, now: float) -> list[Output]:
-        """Refuse what was not decided in time."""
+        """Refuse tool calls about which nobody has decided in time."""
         outputs: list[Output] = []
         for one in list(self._pending.values()):
             if one.deadline is not None and now >= one.deadline:
@@ -164,11 +172,12 @@ class Approvals:
 
     @property
     def deadline(self) -> float | None:
+        """When the next decision is late (s); None without a question."""
         due = [one.deadline for one in self._pending.values() if one.deadline is not None]
         return min(due, default=None)
 
     def _ask_caller(self, now: float) -> list[Output]:
-        """Have the model ask the caller; the deadline begins anew once the question was heard."""
+        """Have the model ask the caller about the first tool call in line."""
         first = self._callers[0]
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
         return self._control.say(first.rule.prompt(first.name, first.given), now)
@@ -176,7 +185,7 @@ class Approvals:
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float
     ) -> list[Output]:
-        """Take a decision: note it, and go on with the tool call."""
+        """Log the decision, run or refuse the tool call, and ask the caller the next question."""
         del self._pending[pending.key]
         note = self._control.timeline.note(
             now, "approved" if yes else "not_approved", "info", name=pending.name, by=by
@@ -191,7 +200,7 @@ class Approvals:
 
 
 def _text_of(value: Any) -> str:
-    """Return a value as text: JSON, unless it is one."""
+    """Return an argument as the text that rules are matched with; JSON where it is no string."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -205,7 +214,8 @@ _CALL_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class McpWatch:
-    """Answers approval requests of the server, and asks for responses that it owes."""
+    """Answers MCP approval requests of the server, and requests the response that it owes after an
+    MCP call."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         SessionClosed,
@@ -228,7 +238,7 @@ class McpWatch:
         self.deadline: float | None = None
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Take an event of the session, which may be about MCP, or its end."""
+        """Handle an event about MCP, or the end of the session."""
         if not isinstance(input, ServerEventReceived):
             self._asked_for.clear()
             self._approved.clear()
@@ -248,7 +258,7 @@ class McpWatch:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Request the response that the server owes after an MCP call."""
+        """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
@@ -259,7 +269,8 @@ class McpWatch:
         )
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Take the items of a response; one that ends with an MCP call owes another response."""
+        """Handle the items of a response; after one that ends with an MCP call another response is
+        due."""
         outputs = [
             output for item in event.output for output in self._on_item(item, now, whole=True)
         ]
@@ -269,7 +280,7 @@ class McpWatch:
         return outputs
 
     def _on_other_event(self, event: OtherEvent, now: float) -> list[Output]:
-        """Take events of MCP calls and lists that have no type of their own."""
+        """Handle ``mcp_list_tools.failed``, ``response.mcp_call.*`` and items that are done."""
         if event.type in ("conversation.item.done", "response.output_item.done"):
             item = event.raw.get("item")
             if not isinstance(item, Mapping):
@@ -285,7 +296,8 @@ class McpWatch:
         return []
 
     def _on_item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
-        """Note a list of tools or a call, or decide about a request for approval."""
+        """Log a list of tools or an MCP call, or decide about an approval request, each item
+        once."""
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note
         if kind == "mcp_list_tools" and whole and self._is_new(item_id):
@@ -306,7 +318,7 @@ class McpWatch:
     def _on_approval_request(
         self, item: Mapping[str, Any], item_id: str, now: float
     ) -> list[Output]:
-        """Ask for approval, and send the decision to the server."""
+        """Decide about an ``mcp_approval_request``, and send ``mcp_approval_response``."""
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
 
         self._asked_for.add(item_id)
@@ -335,12 +347,12 @@ class McpWatch:
         return asked or []
 
     def _record_use(self, name: str, outcome: str, approval: str, now: float) -> None:
-        """Add a use of the server's tool to the record."""
+        """Append a call of the server's MCP tool to the record."""
         at_ms = round(self._control.timeline.ms(now), 1)
         self._control.timeline.record.actions.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
-        """Return whether this item was not seen before, and remember it."""
+        """Return whether this item was not handled before, and remember it."""
         if item_id in self._seen:
             return False
         self._seen[item_id] = None
@@ -350,16 +362,17 @@ class McpWatch:
 
 
 def _name_of(item: Mapping[str, Any]) -> str:
-    """Return the tool name that rules match, ``label_name``, for an item of the realtime server."""
+    """Return the tool's name as rules know it: label of the MCP server, underscore, name."""
     return f"{item.get('server_label')}_{item.get('name')}"
 
 
 def _request_of(call: Mapping[str, Any]) -> str:
+    """Return the id of the approval request that allowed this MCP call; "" without one."""
     return str(call.get("approval_request_id") or "")
 
 
 def _given(arguments: str) -> Mapping[str, Any]:
-    """Return the arguments of a call; empty where they are no JSON object."""
+    """Return the arguments (JSON text) as a mapping; an empty one where they are no JSON object."""
     try:
         given = json_of(arguments)
     except (ValueError, RecursionError):

@@ -76,7 +76,7 @@ class OperatorTransfer:
 
 @dataclass(frozen=True, slots=True)
 class OperatorHold:
-    """Put the caller on hold for an operator, or take them back."""
+    """Put the caller on hold for an operator (hold music), or end that."""
 
     held: bool
 
@@ -104,7 +104,7 @@ class ReferTo:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Stop what the caller hears of the model, as if they had spoken."""
+    """Interrupt the model as barge-in does: stop playout, truncate, cancel its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class EndCall:
 
 @dataclass(frozen=True, slots=True)
 class RecordCall:
-    """Start, stop, pause, resume or delete the recording of the call."""
+    """Start, stop, pause, resume or delete the recording of the call (``action``)."""
 
     action: str
     by: str = "operator"
@@ -124,7 +124,7 @@ class RecordCall:
 
 @dataclass(frozen=True, slots=True)
 class SetDisposition:
-    """Note how the call went, in the words of those who called or were called."""
+    """Set the disposition of the call: how it went, in the words of the business."""
 
     disposition: str
     by: str
@@ -150,21 +150,26 @@ CallCommand = (
 
 
 class CommandsFromTools:
-    """The methods of :class:`gateway.tools.functions.CallControl`, as commands for ``take``."""
+    """Gives tool functions their methods on the call
+    (:class:`gateway.tools.functions.CallControl`), and makes a command of each.
+
+    Args:
+        take: takes the commands, as input of the machine.
+    """
 
     def __init__(self, take: Callable[[CallCommand], None]) -> None:
         self._take = take
 
     def say(self, words: str) -> None:
-        """Have the model say these words: :class:`Say`."""
+        """Have the model say exactly these words: :class:`Say`."""
         self._take(Say(words))
 
     def tell(self, text: str, role: str, respond: bool) -> None:
-        """Add a message for the model: :class:`Tell`."""
+        """Add a message to the conversation: :class:`Tell`."""
         self._take(Tell(text, role, respond))
 
     def show(self, image_uri: str, text: str, respond: bool) -> None:
-        """Add an image for the model: :class:`Show`."""
+        """Add an image (data URI) to the conversation: :class:`Show`."""
         self._take(Show(image_uri, text, respond))
 
     def respond(self, instructions: str) -> None:
@@ -172,25 +177,26 @@ class CommandsFromTools:
         self._take(Respond(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
-        """Transfer the caller: :class:`TransferTo`."""
+        """Transfer the caller to a destination of the route: :class:`TransferTo`."""
         self._take(TransferTo(destination, words))
 
     def record(self, action: str) -> None:
-        """Start, stop, pause, resume or delete the recording: :class:`RecordCall`."""
+        """Start, stop, pause, resume or delete the recording (``action``): :class:`RecordCall`."""
         self._take(RecordCall(action, "tool"))
 
     def set_disposition(self, disposition: str) -> None:
-        """Note how the call went: :class:`SetDisposition`."""
+        """Set the disposition of the call: :class:`SetDisposition`."""
         self._take(SetDisposition(disposition, "tool"))
 
     def end(self, words: str) -> None:
-        """End the call: :class:`EndCall`."""
+        """Say these words and hang up: :class:`EndCall`."""
         self._take(EndCall(words))
 
 
 @dataclass(frozen=True, slots=True)
 class BriefingPlan:
-    """Briefing of the target: see :class:`gateway.dialplan.tool_sections.Briefing`."""
+    """Briefing of whoever answers a transfer, before they take the call:
+    :class:`gateway.dialplan.tool_sections.Briefing`."""
 
     text: str = ""
     prompt: str = "Press 1 to take the call, or 2 to decline it."
@@ -204,7 +210,7 @@ class BriefingPlan:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where calls may be transferred to: see :class:`gateway.dialplan.tool_sections.Transfer`."""
+    """A transfer destination of the route: :class:`gateway.dialplan.tool_sections.Transfer`."""
 
     name: str
     to: str

@@ -82,7 +82,7 @@ SCHEDULE_DESCRIPTION = (
 
 
 def end_call(description: str) -> dict[str, Any]:
-    """Return the tool that says goodbye and hangs up."""
+    """Return the tool ``end_call`` for the session, with which the model hangs up."""
     return _tool_object(END_CALL, description, {})
 
 
@@ -96,7 +96,7 @@ MAX_BRIEFING = 1000
 
 
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that transfers the caller; None without destinations."""
+    """Return the tool ``transfer_call`` for the session; None without destinations."""
     if not plan.destinations:
         return None
     lines = [
@@ -119,7 +119,7 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
 
 
 def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that sends DTMF; None where the route does not enable it."""
+    """Return the tool ``send_dtmf`` for the session; None where the route does not enable it."""
     if not plan.enabled:
         return None
     digits = {"type": "string", "description": "Keys 0-9, *, #, A-D, with w, W or , as pauses"}
@@ -127,7 +127,7 @@ def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
 
 
 def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that puts the caller on hold; None where the route does not enable it."""
+    """Return the tool ``hold`` for the session; None where the route does not enable it."""
     if not plan.enabled:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
@@ -135,7 +135,7 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
 
 
 def set_disposition(plan: DispositionPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that says how the call went; None where the route names no values."""
+    """Return the tool ``set_disposition`` for the session; None where the route names no values."""
     if not plan.values:
         return None
     values = {"type": "string", "enum": list(plan.values)}
@@ -143,7 +143,8 @@ def set_disposition(plan: DispositionPlan, description: str) -> dict[str, Any] |
 
 
 def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that changes the language; None where there is no other."""
+    """Return the tool ``set_language`` for the session; None where the route has no other
+    language."""
     if not plan.updates:
         return None
     known = ", ".join(f"{code}: {name}" for code, name in plan.names.items())
@@ -158,16 +159,16 @@ _LENGTHS = {"digits": (1, 128), "card_number": (12, 19), "expiry": (4, 4), "secu
 
 
 def longest(kind: str) -> int:
-    """Return the largest number of digits of a kind."""
+    """Return the largest number of digits that an entry of this kind may have."""
     return _LENGTHS[kind][1]
 
 
 def entry_problem(kind: str, digits: str, year: int, month: int) -> str:
-    """Return what is wrong with an entry, in words without it; empty: nothing.
+    """Return what is wrong with sensitive digits, in words that do not repeat them; "" for nothing.
 
     Args:
-        kind: one of ``KINDS``; a card number has a check digit (Luhn, ISO/IEC 7812-1), an expiry
-            is MMYY.
+        kind: one of ``KINDS``; a card number has a check digit (Luhn, ISO/IEC 7812-1), an
+            expiry is MMYY.
         year, month: today's.
     """
     fewest, most = _LENGTHS[kind]
@@ -191,7 +192,8 @@ def entry_problem(kind: str, digits: str, year: int, month: int) -> str:
 
 
 def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that collects digits; None where the route does not enable it."""
+    """Return the tool ``collect_digits`` for the session; None where the route does not enable
+    it."""
     if not plan.enabled:
         return None
     digits = {
@@ -219,7 +221,8 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
 
 
 def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that schedules a callback; None where the route does not enable it."""
+    """Return the tool ``schedule_callback`` for the session; None where the route does not enable
+    it."""
     if not plan.enabled:
         return None
     at = {
@@ -240,7 +243,7 @@ def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | 
 
 
 def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool that controls the recording; None where the route does not offer it."""
+    """Return the tool ``record_call`` for the session; None where the route does not offer it."""
     if plan.mode == "off" or not plan.tool:
         return None
     action = {"type": "string", "enum": ["start", "stop", "pause", "resume", "delete"]}
@@ -248,11 +251,12 @@ def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
 
 
 def _with_optional(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object with these properties, none of them required."""
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 
 def _tool_object(name: str, description: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tool object of the session; all ``properties`` are required."""
+    """Return a function tool for the session's ``tools``; all ``properties`` are required."""
     parameters = {
         "type": "object",
         "properties": dict(properties),
@@ -278,10 +282,12 @@ NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
 
 
 class ToolCallError(Exception):
-    """A tool call cannot be carried out; the message tells the model why."""
+    """A tool call cannot be carried out; its message is sent to the model as the error."""
 
 
 class _Arguments(BaseModel):
+    """Arguments of a tool call, as the model sends them; unknown ones are an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -320,7 +326,8 @@ class DispositionArguments(_Arguments):
 
 
 def disposition_of(arguments: str, plan: DispositionPlan) -> str:
-    """Return the disposition that the model names. Raises ToolCallError."""
+    """Return the disposition in the arguments (JSON text) of ``set_disposition``. Raises
+    ToolCallError where the route does not list it."""
     wanted = _parse_arguments(DispositionArguments, arguments).disposition
     if wanted not in plan.values:
         raise ToolCallError(f"disposition: must be one of {', '.join(plan.values)}")
@@ -334,7 +341,8 @@ class RecordArguments(_Arguments):
 
 
 def record_action(arguments: str) -> str:
-    """Return the action of a call of ``record_call``, such as ``pause``. Raises ToolCallError."""
+    """Return the action in the arguments (JSON text) of ``record_call``, such as ``pause``. Raises
+    ToolCallError."""
     return _parse_arguments(RecordArguments, arguments).action
 
 
@@ -349,7 +357,7 @@ class CollectArguments(_Arguments):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Transfer target: an allowed destination, and the URI to call."""
+    """Target of a transfer: an allowed destination, and the URI to call."""
 
     destination: Destination
     uri: str
@@ -358,7 +366,8 @@ class Target:
 
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
-    """Return the allowed target that these arguments (JSON text) name. Raises ToolCallError."""
+    """Return the target in the arguments (JSON text) of ``transfer_call``: a destination by name,
+    or a number that one allows. Raises ToolCallError."""
     given = _parse_arguments(TransferArguments, arguments)
     wanted, briefing = given.destination, given.briefing[:MAX_BRIEFING]
     for one in plan.destinations:
@@ -375,7 +384,8 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
 
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
-    """Return digits and pauses (s) in order. Raises ToolCallError."""
+    """Return the DTMF digits and pauses (s) in the arguments (JSON text) of ``send_dtmf``, in
+    order. Raises ToolCallError."""
     digits = _parse_arguments(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
     wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
@@ -392,7 +402,8 @@ def key_steps(arguments: str) -> tuple[str | float, ...]:
 
 
 def hold_seconds(arguments: str, longest: float) -> float:
-    """Return how long to hold (s). Raises ToolCallError."""
+    """Return the seconds in the arguments (JSON text) of ``hold``. Raises ToolCallError above
+    ``longest``."""
     seconds = _parse_arguments(HoldArguments, arguments).seconds
     if seconds > longest:
         raise ToolCallError(f"seconds: {seconds:g} is too long, at most {longest:g}")
@@ -400,7 +411,8 @@ def hold_seconds(arguments: str, longest: float) -> float:
 
 
 def language_of(arguments: str, plan: LanguagePlan) -> str:
-    """Return the code of the language to change to. Raises ToolCallError."""
+    """Return the code of the language in the arguments (JSON text) of ``set_language``, given there
+    by code or name. Raises ToolCallError."""
     wanted = _parse_arguments(LanguageArguments, arguments).language
     for code, name in plan.names.items():
         if wanted.casefold() in (code.casefold(), name.casefold()):
@@ -409,10 +421,8 @@ def language_of(arguments: str, plan: LanguagePlan) -> str:
 
 
 def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, str]:
-    """Return most digits, the key that ends them, seconds for each, and the kind of entry.
-
-    Raises ToolCallError.
-    """
+    """Return largest number of digits, terminator, seconds for each digit, and kind, from the
+    arguments (JSON text) of ``collect_digits``. Raises ToolCallError."""
     wanted = _parse_arguments(CollectArguments, arguments)
     most = wanted.digits or min(plan.max_digits, longest(wanted.kind))
     if most > plan.max_digits:
@@ -422,7 +432,7 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, 
 
 
 def _parse_arguments(model: type[_M], arguments: str) -> _M:
-    """Return the arguments as their model. Raises ToolCallError, saying what is wrong."""
+    """Return the arguments (JSON text) as their model. Raises ToolCallError with what is wrong."""
     try:
         return model.model_validate_json(arguments.strip() or "{}")
     except ValidationError as error:
@@ -434,7 +444,8 @@ def _parse_arguments(model: type[_M], arguments: str) -> _M:
 
 
 def calls_of(output: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the function calls among the items of a response; one that is there twice, once."""
+    """Return the function calls among the items of a response; those with the same ``call_id``
+    once."""
     calls = [item for item in output if item.get("type") == "function_call"]
     return list({call_id_of(call) or str(at): call for at, call in enumerate(calls)}.values())
 

@@ -39,7 +39,8 @@ MAX_NAME = 64
 
 
 def _answer(given: Mapping[str, object]) -> object:
-    """Return a choice, a score, or the probability of a predicate; None: it was declined."""
+    """Return one answer of a decision: a choice, a score or a probability; None where it was
+    declined."""
     for key in ("choice", "score", "probability"):
         if isinstance(value := given.get(key), str | bool | int | float):
             return value[:MAX_NAME] if isinstance(value, str) else value
@@ -47,7 +48,14 @@ def _answer(given: Mapping[str, object]) -> object:
 
 
 class DelegatedTasks:
-    """Runs the route's function for each delegated task. Every method takes the time (s)."""
+    """Runs the route's function (``tools.delegate``) for each task that a Live session delegates to
+    the client.
+
+    A task begins when the transcript has the words it is about, or after ``WORDS_SECONDS``.
+
+    Args:
+        start: runs a function: name, id of the task, arguments (JSON text), time.
+    """
 
     def __init__(self, control: ConversationControl, start: Start) -> None:
         self._control = control
@@ -65,14 +73,17 @@ class DelegatedTasks:
 
     @property
     def busy(self) -> bool:
+        """Whether a task waits to begin."""
         return bool(self._waiting)
 
     @property
     def deadline(self) -> float | None:
+        """When the next task begins at the latest (s); None without one."""
         return min(self._waiting.values(), default=None)
 
     def on_delegated(self, event: WorkDelegated, now: float) -> list[Output]:
-        """Take a task. Without a function an application may do it; else nobody does."""
+        """Handle a delegation: keep the task until it begins. Without a function, tell the voice
+        that it cannot be done, unless an application sees the session."""
         tools = self._control.plan.tools
         fields = {"delegation_id": event.id, "target": event.target}
         note = self._control.timeline.note(now, "work_delegated", "info", **fields)
@@ -89,8 +100,8 @@ class DelegatedTasks:
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
 
     def on_decision(self, event: DecisionMade, now: float) -> list[Output]:
-        """Note what was decided; of a trigger, which fires with each piece of the transcript, only
-        what is new."""
+        """Log the answers of a decision; of a trigger that fires again, only where they have
+        changed."""
         answers = {str(one.get("name") or "")[:MAX_NAME]: _answer(one) for one in event.answers}
         if event.source and self._decided.get(event.source) == answers:
             return []
@@ -99,7 +110,7 @@ class DelegatedTasks:
         return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
     def begin_if_transcribed(self, now: float) -> list[Output]:
-        """Begin the tasks that wait, once the words are there."""
+        """Begin all waiting tasks if the words that were missing have come."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():
             return []
@@ -107,7 +118,8 @@ class DelegatedTasks:
         return self.tick(now)
 
     def tick(self, now: float) -> list[Output]:
-        """Begin the tasks that have waited for long enough."""
+        """Begin the tasks that have waited ``WORDS_SECONDS``; more than ``MAX_PER_MINUTE`` a minute
+        are refused."""
         due = [task for task, at in self._waiting.items() if now >= at]
         if not due:
             return []

@@ -14,22 +14,11 @@ from gateway.call.dtmf import DigitCollection
 from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record_entries import ToolUse
+from gateway.call.tools import definitions
 from gateway.call.tools.approvals import Approvals
-from gateway.call.tools.definitions import (
-    COLLECT_DIGITS,
-    END_CALL,
-    RECORD_CALL,
-    SET_DISPOSITION,
-    SET_LANGUAGE,
-    ToolCallError,
-    call_id_of,
-    calls_of,
-    disposition_of,
-    language_of,
-    record_action,
-)
+from gateway.call.tools.definitions import ToolCallError, call_id_of
 from gateway.call.tools.delegated_tasks import DelegatedTasks
-from gateway.realtime.events import CreateResponse, ResponseDone
+from gateway.realtime.events import ResponseDone
 
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
@@ -53,7 +42,8 @@ MAX_REASON = 300
 
 @dataclass(slots=True)
 class _Group:
-    """The function calls of one response: answered together, followed by one request."""
+    """The function calls of one response: their results are sent together, with one request for a
+    response."""
 
     open: set[str] = field(default_factory=set)
     whole: bool = False
@@ -70,15 +60,25 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.8
 
 
 @dataclass(slots=True)
+class _Call:
+    """One function call of the model that is carried out."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON text."""
+    group: _Group
+    use: ToolUse
+    """Its entry in the record."""
+
+
+@dataclass(slots=True)
 class _Running:
     """A tool function that runs, or waits for its approval."""
 
-    name: str
+    call: _Call
     plan: FunctionPlan
-    group: _Group
-    use: ToolUse
     began: float
-    arguments: str
     started: bool = False
     asking: bool = False
     """The operator is being asked."""
@@ -89,7 +89,7 @@ class _Running:
 
     @property
     def due(self) -> float | None:
-        """When the time of the function is over, or its filler is due (s)."""
+        """When the function is late, or its filler is due (s); None while it waits for approval."""
         due = [self.began + self.plan.timeout] if self.started else []
         if self.plan.filler_delay and not self.told and (self.started or self.asking):
             due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
@@ -97,14 +97,19 @@ class _Running:
 
 
 class Functions:
-    """Runs the function calls of the model. Every method takes the time (s)."""
+    """Carries out the model's function calls: checks, approvals, functions, the gateway's own
+    tools.
+
+    The results of one response are sent together, and then one response is requested. Methods that
+    take the time (s) return outputs.
+    """
 
     def __init__(self, control: ConversationControl, approvals: Approvals) -> None:
         self._control = control
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
-        self._collecting = DigitCollection(control, self._digits_collected)
-        self._collecting_for: tuple[str, _Group] | None = None
+        self.digit_collection = DigitCollection(control, self._digits_collected)
+        self._collecting_for: _Call | None = None
         self.tasks = DelegatedTasks(control, self._start_task)
         self._sounding = ""
         self._silent_rounds = 0
@@ -114,24 +119,28 @@ class Functions:
         """Results of a model that only calls tools, and when they are sent (s)."""
         self.in_loop = False
         """The last response called functions once too often, and no other was asked for."""
-        self._own = set(control.call_actions.names)
-        if self._plan.tools.language.updates:
-            self._own.add(SET_LANGUAGE)
-        if self._plan.tools.collect_digits.enabled:
-            self._own.add(COLLECT_DIGITS)
-        if self._plan.tools.disposition.values:
-            self._own.add(SET_DISPOSITION)
-        if self._plan.recording.mode != "off" and self._plan.recording.tool:
-            self._own.add(RECORD_CALL)
+        tools, recording = self._plan.tools, self._plan.recording
+        offered = {
+            definitions.SET_LANGUAGE: bool(tools.language.updates),
+            definitions.COLLECT_DIGITS: tools.collect_digits.enabled,
+            definitions.SET_DISPOSITION: bool(tools.disposition.values),
+            definitions.RECORD_CALL: recording.mode != "off" and recording.tool,
+        }
+        self._own = {*control.call_actions.names, *(one for one in offered if offered[one])}
 
     @property
     def _plan(self) -> CallPlan:
+        """Plan of the call, complete once its data are there."""
         return self._control.plan
 
     def on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Start the function calls of a response that is done; reject those that cannot be."""
+        """Handle the function calls of a ``response.done``: start each, or answer it with an error.
+
+        Of an interrupted response none is carried out. More than ``max_tool_rounds`` responses in a
+        row that only call tools set :attr:`in_loop`.
+        """
         control, note = self._control, self._control.timeline.note
-        calls = calls_of(event.output)
+        calls = definitions.calls_of(event.output)
         names = [str(call.get("name"))[:MAX_NAME] for call in calls[:MAX_CALLS]]
         outputs: list[Output] = [note(now, "tool", "info", name=name) for name in names]
         calls = [call for call in calls if not self._is_open(call_id_of(call))]
@@ -146,7 +155,7 @@ class Functions:
         if control.playback.was_interrupted(event.response_id):
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
-        end_call = next((call for call in calls if call.get("name") == END_CALL), None)
+        end_call = next((call for call in calls if call.get("name") == definitions.END_CALL), None)
         most = self._plan.content.response_failure.max_tool_rounds
         spoke = control.playback.had_audio(event.response_id)
         if spoke and (not calls or now >= self._words_at + WORDS_SECONDS):
@@ -160,7 +169,7 @@ class Functions:
             return outputs + [tool_output(call_id_of(call), {"error": why}) for call in calls]
         group = _Group()
         for call in calls:
-            if call.get("name") == END_CALL:
+            if call.get("name") == definitions.END_CALL:
                 continue
             if end_call is not None and call.get("name") in control.call_actions.names:
                 result = {"status": "not done", "reason": "the call is being ended"}
@@ -169,32 +178,39 @@ class Functions:
             outputs += self._start_call(call, group, now)
         group.whole = True
         outputs += self._send_results(group, now, respond=end_call is None)
-        return outputs + ([] if end_call is None else self._end_call(end_call, spoke, now))
+        if end_call is None:
+            return outputs
+        return outputs + control.hang_up_after_goodbye(call_id_of(end_call), spoke, now)
 
     def _is_open(self, call_id: str) -> bool:
-        """Return whether this call is carried out; reported again, it gets one result only."""
-        waits = self._collecting_for and self._collecting_for[0] == call_id
+        """Return whether this call is being carried out; reported again by the server, it is not
+        started twice."""
+        waits = self._collecting_for is not None and self._collecting_for.id == call_id
         acts = self._control.call_actions.call_id == call_id or call_id in self._running
         return bool(call_id and (waits or acts or self._approvals.is_pending(call_id)))
 
     def _is_ours(self, name: object) -> bool:
-        """Return whether the gateway answers calls of this function, not the application."""
-        return name == END_CALL or name in self._own or name in self._plan.tools.functions
+        """Return whether the gateway answers calls of this function; the others are the
+        application's."""
+        return (
+            name == definitions.END_CALL or name in self._own or name in self._plan.tools.functions
+        )
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Take the result of a tool function."""
+        """Handle the result of a tool function: answer its call; ignored where it came too late."""
         running = self._running.pop(call_id, None)
         if running is None:
             return []
         # What runs functions tells of a failure so, and so do most services.
         outcome = "failed" if output.startswith('{"error":') else "done"
-        note = self._control.timeline.note(
-            now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
-        )
-        return [note, *self._finish_function(running, call_id, outcome, output, now)]
+        fields = {"name": running.call.name, "call_id": call_id, "outcome": outcome}
+        note = self._control.timeline.note(now, "tool_done", **fields)
+        return [note, *self._finish_function(running, outcome, output, now)]
 
     def answer_finished_action(self, now: float) -> list[Output]:
-        """Send the result of a call-control action that is done."""
+        """Send the result of a call-control action that is done to who asked for it: the model, as
+        tool output; after an operator's transfer, as a message. For an escape to a human call the
+        next destination."""
         result = self._control.call_actions.take_result()
         if result is None:
             return []
@@ -213,7 +229,8 @@ class Functions:
         return outputs + go_on
 
     def reset_rounds(self) -> None:
-        """Reset the count of consecutive responses that only call tools."""
+        """Restart the count of responses in a row that only call tools: the caller has done
+        something."""
         self._silent_rounds = 0
 
     def on_model_audio(self) -> list[Output]:
@@ -221,8 +238,9 @@ class Functions:
         return self._stop_filler() if self._sounding else []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on deadlines: a function is late, a filler is due, or results have waited."""
-        outputs = self._collecting.tick(now) + self.tasks.tick(now)
+        """Act on deadlines: a function is late (the model gets an error), a filler is due, or
+        results have been held back for long enough."""
+        outputs = self.digit_collection.tick(now) + self.tasks.tick(now)
         if self._paused is not None and now >= self._paused[0]:
             outputs += self._send_paused(now)
         for call_id, running in list(self._running.items()):
@@ -231,23 +249,24 @@ class Functions:
             if running.started and now >= running.began + running.plan.timeout:
                 del self._running[call_id]
                 text = json.dumps({"error": f"no result within {running.plan.timeout:g} s"})
-                note = self._control.timeline.note(
-                    now, "tool_late", "warning", name=running.name, call_id=call_id
-                )
-                outputs += [note, *self._finish_function(running, call_id, "late", text, now)]
+                fields = {"name": running.call.name, "call_id": call_id}
+                outputs.append(self._control.timeline.note(now, "tool_late", "warning", **fields))
+                outputs += self._finish_function(running, "late", text, now)
             else:
-                outputs += self._fill_wait(running, call_id, now)
+                outputs += self._fill_wait(running, now)
         return outputs
 
     @property
     def busy(self) -> bool:
-        """Return whether a function runs, its result waits, or digits are being collected."""
+        """Whether a function runs, its result is held back, a task is delegated, or digits are
+        collected."""
         waits = self._paused is not None or self._collecting_for is not None
         return bool(self._running) or self.tasks.busy or waits
 
     @property
     def deadline(self) -> float | None:
-        due = [self._collecting.deadline, *(one.due for one in self._running.values())]
+        """When :meth:`tick` is due (s); None while nothing waits."""
+        due = [self.digit_collection.deadline, *(one.due for one in self._running.values())]
         due += [] if self._paused is None else [self._paused[0]]
         due += [] if self.tasks.deadline is None else [self.tasks.deadline]
         return min((at for at in due if at is not None), default=None)
@@ -255,101 +274,101 @@ class Functions:
     # ---- one call
 
     def _start_task(self, name: str, task: str, arguments: str, now: float) -> list[Output]:
-        """Run a function for a task that was handed over to us; its result answers that."""
+        """Run the function ``name`` for a delegated task of a Live session; its result answers the
+        task."""
         group = _Group()
         note = self._control.timeline.note(now, "tool", "info", name=name)
-        call = {"name": name, "call_id": task, "arguments": arguments}
-        outputs = [note, *self._start_call(call, group, now)]
+        item = {"name": name, "call_id": task, "arguments": arguments}
+        outputs = [note, *self._start_call(item, group, now)]
         group.whole = True
         return outputs + self._send_results(group, now)
 
-    def _start_call(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
-        """Start one function call of a response once it is allowed; answer a refused one."""
-        control = self._control
-        name, call_id = str(call.get("name", "")), call_id_of(call)
-        arguments = str(call.get("arguments") or "{}")
-        at_ms = round(control.timeline.ms(now), 1)
+    def _start_call(self, item: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
+        """Start one function call, after its approval where a rule asks for that; answer it with an
+        error where it cannot be carried out."""
+        name, call_id = str(item.get("name", "")), call_id_of(item)
+        at_ms = round(self._control.timeline.ms(now), 1)
         use = ToolUse(at_ms, name[:MAX_NAME], id=call_id[:MAX_NAME])
-        control.timeline.record.actions.used(use)
+        self._control.timeline.record.actions.used(use)
+        call = _Call(call_id, name, str(item.get("arguments") or "{}"), group, use)
         try:
             if call_id in self._running:
                 raise ToolCallError("this call is being carried out already")
             if name in self._plan.tools.functions:
-                return self._run_function(name, call_id, arguments, group, use, now)
+                return self._run_function(call, now)
             if name not in self._own:
                 raise ToolCallError("this gateway has no such tool")
         except ToolCallError as error:
-            return self._answer_error(error, call_id, group, use, now)
+            return self._answer_error(call, error, now)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             """Run the tool, or answer that it is not approved."""
             use.approval = by if yes else f"refused: {by}"
             group.open.discard(call_id)
             if yes:
-                return self._run_own_tool(name, call_id, arguments, group, use, now)
+                return self._run_own_tool(call, now)
             use.outcome = "refused"
-            return self._add_result(group, call_id, {"status": "not done", "reason": reason}, now)
+            return self._add_result(call, {"status": "not done", "reason": reason}, now)
 
         group.open.add(call_id)
-        asked = self._approvals.ask(call_id, name, arguments, decided, now, needed=False)
+        asked = self._approvals.ask(call_id, name, call.arguments, decided, now, needed=False)
         if asked is not None:
             return asked
         group.open.discard(call_id)
-        return self._run_own_tool(name, call_id, arguments, group, use, now)
+        return self._run_own_tool(call, now)
 
-    def _answer_error(
-        self, error: ToolCallError, call_id: str, group: _Group, use: ToolUse, now: float
-    ) -> list[Output]:
-        """Answer a call that cannot be carried out with the error."""
-        use.outcome, reason = "refused", str(error)[:MAX_REASON]
-        note = self._control.timeline.note(
-            now, "tool_refused", "warning", name=use.name, reason=reason
-        )
-        return [note, *self._add_result(group, call_id, {"error": str(error)}, now)]
+    def _answer_error(self, call: _Call, error: ToolCallError, now: float) -> list[Output]:
+        """Answer a call with the error, and log it."""
+        call.use.outcome = "refused"
+        fields = {"name": call.use.name, "reason": str(error)[:MAX_REASON]}
+        note = self._control.timeline.note(now, "tool_refused", "warning", **fields)
+        return [note, *self._add_result(call, {"error": str(error)}, now)]
 
-    def _run_function(
-        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
-    ) -> list[Output]:
-        """Run a function of the route, or ask for its approval first. Raises ToolCallError."""
+    def _run_function(self, call: _Call, now: float) -> list[Output]:
+        """Run a function of the route, or ask for its approval first. Raises ToolCallError where
+        too many run or the arguments are wrong."""
         if len(self._running) >= MAX_RUNNING:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
             )
-        plan = self._plan.tools.functions[name]
-        if wrong := plan.check(arguments):
+        plan = self._plan.tools.functions[call.name]
+        if wrong := plan.check(call.arguments):
             raise ToolCallError(wrong)
-        running = _Running(name, plan, group, use, now, arguments)
-        self._running[call_id] = running
-        group.open.add(call_id)
+        running = self._running[call.id] = _Running(call, plan, now)
+        call.group.open.add(call.id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             """Run the function, or answer that it is not approved."""
-            use.approval = by if yes else f"refused: {by}"
-            if call_id not in self._running:
+            call.use.approval = by if yes else f"refused: {by}"
+            if call.id not in self._running:
                 return []
             if yes:
-                return self._run_approved(running, call_id, now)
-            del self._running[call_id]
+                return self._run_approved(running, now)
+            del self._running[call.id]
             result = json.dumps({"status": "not done", "reason": reason})
-            return self._finish_function(running, call_id, "refused", result, now)
+            return self._finish_function(running, "refused", result, now)
 
-        asked = self._approvals.ask(call_id, name, arguments, decided, now, needed=plan.approval)
+        asked = self._approvals.ask(
+            call.id, call.name, call.arguments, decided, now, needed=plan.approval
+        )
         if asked is None:
-            return self._run_approved(running, call_id, now)
+            return self._run_approved(running, now)
         running.asking = any(isinstance(output, RequestApproval) for output in asked)
         return asked
 
-    def _run_approved(self, running: _Running, call_id: str, now: float) -> list[Output]:
-        """Let the executor run a function, and set its deadline."""
+    def _run_approved(self, running: _Running, now: float) -> list[Output]:
+        """Return ``RunTool``, and start the function's time."""
         running.began, running.started = now, True
-        return [RunTool(call_id, running.name, running.arguments)]
+        call = running.call
+        return [RunTool(call.id, call.name, call.arguments)]
 
-    def _fill_wait(self, running: _Running, call_id: str, now: float) -> list[Output]:
-        """Say or play the filler, unless the caller hears something anyway."""
+    def _fill_wait(self, running: _Running, now: float) -> list[Output]:
+        """Say the filler text or play the filler sound; later, where the caller hears something
+        anyway."""
         control, plan = self._control, running.plan
         notes: list[Output] = []
         if running.waits_from <= running.began:
-            fields = {"name": running.name, "call_id": call_id}
+            fields = {"name": running.call.name, "call_id": running.call.id}
             notes.append(control.timeline.note(now, "tool_slow", **fields))
         busy = self._sounding or control.call_actions.busy or control.termination is not None
         if busy or control.speaking or not control.responses.idle:
@@ -359,37 +378,40 @@ class Functions:
         if plan.filler_text:
             return [*notes, *control.say(plan.filler_text, now)]
         if plan.filler_sound:
-            self._sounding = call_id
+            self._sounding = running.call.id
             return [*notes, PlaySound(plan.filler_sound)]
         return notes
 
     def _stop_filler(self) -> list[Output]:
-        """Stop the filler sound, unless an action plays its own."""
+        """Return the end of the filler sound; nothing where an action has replaced it by its
+        own."""
         self._sounding = ""
         return [] if self._control.call_actions.busy else [PlaySound("")]
 
     def _finish_function(
-        self, running: _Running, call_id: str, outcome: str, output: str, now: float
+        self, running: _Running, outcome: str, output: str, now: float
     ) -> list[Output]:
-        """Record the outcome of a function, and answer its call."""
-        running.use.outcome = outcome
-        running.use.ms = round((now - running.began) * 1000, 1)
-        quiet = self._stop_filler() if self._sounding == call_id else []
-        return quiet + self._add_result(running.group, call_id, output, now)
+        """Record outcome and duration of a function, and answer its call."""
+        call = running.call
+        call.use.outcome, call.use.ms = outcome, round((now - running.began) * 1000, 1)
+        quiet = self._stop_filler() if self._sounding == call.id else []
+        return quiet + self._add_result(call, output, now)
 
     # ---- the calls of one response
 
-    def _add_result(
-        self, group: _Group, call_id: str, output: str | Mapping[str, Any], now: float
-    ) -> list[Output]:
-        """Add the result of one call; the last of a group sends all of them."""
-        group.open.discard(call_id)
-        group.outputs.append(tool_output(call_id, output))
-        group.respond = True
-        return self._send_results(group, now)
+    def _add_result(self, call: _Call, output: str | Mapping[str, Any], now: float) -> list[Output]:
+        """Answer one call; the last of a group sends the results of all."""
+        call.group.open.discard(call.id)
+        call.group.outputs.append(tool_output(call.id, output))
+        call.group.respond = True
+        return self._send_results(call.group, now)
 
     def _send_results(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
-        """Send all results of a group at once, and request one response."""
+        """Send the results of a group once all are there, and request a response to them.
+
+        After ``FREE_ROUNDS`` responses in a row that only call tools they are held back for a
+        moment.
+        """
         if not respond:
             group.respond = False
         if group.open or not group.whole:
@@ -405,7 +427,7 @@ class Functions:
         return earlier
 
     def _send_paused(self, now: float) -> list[Output]:
-        """Send results that have waited, and request a response to them."""
+        """Send the results that were held back, and request a response to them."""
         if self._paused is None:
             return []
         (_due, outputs), self._paused = self._paused, None
@@ -413,88 +435,56 @@ class Functions:
 
     # ---- the gateway's own
 
-    def _run_own_tool(
-        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
-    ) -> list[Output]:
-        """Run one of the gateway's own tools; those that take time are answered when done."""
+    def _run_own_tool(self, call: _Call, now: float) -> list[Output]:
+        """Run one of the gateway's own tools; actions and digits are answered when done."""
+        tools, use = self._plan.tools, call.use
         try:
-            if name == SET_LANGUAGE:
-                code = language_of(arguments, self._plan.tools.language)
+            if call.name == definitions.SET_LANGUAGE:
+                code = definitions.language_of(call.arguments, tools.language)
                 language, changed = self._control.speak_language(code)
                 use.outcome = "done"
                 result = {"status": "done", "language": language}
-                return [*changed, *self._add_result(group, call_id, result, now)]
-            if name == SET_DISPOSITION:
-                wanted = disposition_of(arguments, self._plan.tools.disposition)
+                return [*changed, *self._add_result(call, result, now)]
+            if call.name == definitions.SET_DISPOSITION:
+                wanted = definitions.disposition_of(call.arguments, tools.disposition)
                 use.outcome = "done"
                 noted = self._control.note_disposition(wanted, "model", now)
-                return [noted, *self._add_result(group, call_id, {"status": "done"}, now)]
-            if name == RECORD_CALL:
-                return self._record(call_id, arguments, group, use, now)
+                return [noted, *self._add_result(call, {"status": "done"}, now)]
+            if call.name == definitions.RECORD_CALL:
+                return self._record(call, now)
             use.outcome = "begun"
-            if name == COLLECT_DIGITS:
-                return self._collect_digits(call_id, arguments, group, now)
-            self._control.begin_action(name, call_id, arguments, now)
+            if call.name == definitions.COLLECT_DIGITS:
+                return self._collect_digits(call, now)
+            self._control.begin_action(call.name, call.id, call.arguments, now)
         except ToolCallError as error:
-            return self._answer_error(error, call_id, group, use, now)
-        return self._send_results(group, now)
+            return self._answer_error(call, error, now)
+        return self._send_results(call.group, now)
 
-    def _record(
-        self, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
-    ) -> list[Output]:
-        """Start, stop, pause, resume or delete the recording. Raises ToolCallError."""
+    def _record(self, call: _Call, now: float) -> list[Output]:
+        """Run ``record_call``. Raises ToolCallError where the recording does not allow it."""
         recording = self._control.recording
         assert recording is not None
-        refused, outputs = recording.command(record_action(arguments), "tool", now)
+        refused, outputs = recording.command(definitions.record_action(call.arguments), "tool", now)
         if refused:
             raise ToolCallError(refused)
-        use.outcome = "done"
+        call.use.outcome = "done"
         record = self._control.timeline.record.recording
         result = {"status": "" if record is None else record.state}
-        return [*outputs, *self._add_result(group, call_id, result, now)]
+        return [*outputs, *self._add_result(call, result, now)]
 
-    def digits_stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Take what became of sensitive digits."""
-        return self._collecting.stored(result, now)
-
-    def _collect_digits(
-        self, call_id: str, arguments: str, group: _Group, now: float
-    ) -> list[Output]:
-        """Start the collection of digits for ``collect_digits``. Raises ToolCallError."""
+    def _collect_digits(self, call: _Call, now: float) -> list[Output]:
+        """Start ``collect_digits``. Raises ToolCallError while digits are collected already."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
-        outputs = self._collecting.begin(arguments, now)
-        self._collecting_for = (call_id, group)
-        group.open.add(call_id)
+        outputs = self.digit_collection.begin(call.arguments, now)
+        self._collecting_for = call
+        call.group.open.add(call.id)
         plan = self._plan.tools.collect_digits
         if plan.private and not plan.sensitive:
-            self._control.private.add(call_id)
+            self._control.private.add(call.id)
         return outputs
 
     def _digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Answer ``collect_digits`` with what was pressed."""
-        waiting, self._collecting_for = self._collecting_for, None
-        return [] if waiting is None else self._add_result(waiting[1], waiting[0], result, now)
-
-    def _end_call(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
-        """Hang up for ``end_call`` after the words that were said, or request a goodbye."""
-        control = self._control
-        note = control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
-        outputs: list[Output] = [note]
-        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
-        again = control.hangup_after_playout.deadline is not None
-        if not control.capabilities.direct_tools and again:
-            return [*outputs, tool_output(call_id_of(call), result)]
-        if not control.capabilities.direct_tools:
-            # It was asked for by a backend; the voice says goodbye when it learns of it.
-            control.hangup_after_playout.after_next_speech(now)
-            if control.speaking:
-                result["next"] = "Say no more."
-            outputs.append(tool_output(call_id_of(call), result))
-            return outputs + control.continue_with_results(now)
-        if spoke or control.speaking or again:  # without the words that it was asked for
-            control.hangup_after_playout.after_spoken_goodbye(call_id_of(call), now)
-            return outputs
-        control.hangup_after_playout.after_requested_goodbye(now)
-        outputs.append(tool_output(call_id_of(call), result))
-        return outputs + control.request_response(CreateResponse({"tools": []}), now)
+        """Answer ``collect_digits`` with the digits or their token."""
+        call, self._collecting_for = self._collecting_for, None
+        return [] if call is None else self._add_result(call, result, now)
