@@ -20,25 +20,22 @@ LATE_FRAMES = 2.25
 """Frames that caller audio may be late before silence is sent in their place."""
 
 AHEAD_FRAMES = 0.5
-"""Frames that audio may be ahead of the time, so that it waits for no timer. Holes in what is sent
-are 55 ms at most, and 60 with a timer that is 5 ms late."""
+"""Frames that audio may be ahead of the clock, so that it need not wait for a timer. Gaps between
+sent frames are 55 ms at most, and 60 with a timer that is 5 ms late."""
 
 BURST_FRAMES = 2
-"""Frames sent at once at most; what a stall has held up follows 20 ms later."""
+"""Frames sent at once at most; more that is due follows 20 ms later."""
 
 SETTLED_FRAMES = 25
-"""Frames that came while others waited (of a sender whose clock is fast, or that came after silence
-was sent in their place) from which silent ones are left out: half a second."""
+"""Frames in a row that came while others waited, after which silent ones are dropped: the sender's
+clock is fast, or silence was sent in their place."""
 
 MAX_SURPLUS_FRAMES = 15
-"""The most that waits; what is older goes, silent or not."""
+"""Frames that wait at most; beyond that the oldest are dropped, silent or not."""
 
 
 class Pacer:
-    """Lets audio out in real time: 50 frames a second since :meth:`start`, silence where none came.
-
-    Audio may come in pieces of any size. In the normal case each frame goes out as it comes.
-    """
+    """Paces caller audio: 50 frames a second from :meth:`start` on, silence where none came."""
 
     def __init__(self, codec: Codec) -> None:
         self._silence = codec.silence * FRAME_BYTES
@@ -51,16 +48,16 @@ class Pacer:
         self.sent = 0
         """Frames let out since the start."""
         self.filled = 0
-        """Frames of them that are silence because no audio came."""
+        """Frames of silence among them, sent because no audio came."""
         self.dropped = 0
-        """Frames left out, because more came than time has passed."""
+        """Frames dropped, because more came than time has passed."""
 
     def start(self, now: float) -> None:
         """Begin the clock of frames at ``now`` (s)."""
         self._began = now
 
     def put(self, audio: bytes) -> None:
-        """Queue caller audio, G.711 of any length, in frames of 20 ms."""
+        """Queue caller audio, G.711 of any length."""
         if self._rest or len(audio) != FRAME_BYTES:
             audio = self._rest + audio
             whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -70,7 +67,7 @@ class Pacer:
             self._frames.append(audio)
 
     def due(self, now: float) -> list[bytes]:
-        """Return the frames to send now; more may be due after :attr:`next_at`."""
+        """Return the frames (20 ms) to send at ``now`` (s), usually the one that was just put."""
         # A timer that is due is not to be a rounding error too early.
         behind = (now - self._began) * 1000 / FRAME_MS + 1e-3 - self.sent
         frames = self._frames
@@ -90,7 +87,10 @@ class Pacer:
         return out
 
     def _leave_out(self, behind: float) -> None:
-        """Leave frames out where some wait for long, or too many: silent ones first."""
+        """Drop a silent frame where some have waited for long, and the oldest where too many wait.
+
+        ``behind`` is the number of frames that are due.
+        """
         frames = self._frames
         surplus = len(frames) - max(0, int(behind))
         self._waited = self._waited + 1 if surplus > 0 else 0
@@ -108,36 +108,35 @@ class Pacer:
 
     @property
     def next_at(self) -> float:
-        """When :meth:`due` is to be asked next, whatever comes until then (s)."""
+        """When :meth:`due` must be called next, even if no audio comes until then (s)."""
         ahead = 1 if self._frames else LATE_FRAMES
         return self._began + (self.sent + ahead) * FRAME_MS / 1000
 
 
 TRACK_LEVEL = 130
-"""Of 32,768: a sample above it (-48 dBFS) of the model's track, which is silence where nobody
-speaks, is a voice."""
+"""Amplitude, of 32,768 (-48 dBFS), above which a sample of the model's track is a voice."""
 
 STILL_LEVEL = 24
-"""The same of digital silence (-63 dBFS), which no consonant is."""
+"""Amplitude (-63 dBFS) up to which a sample is digital silence; consonants are louder."""
 
 UPLINK_LEVEL = 500
-"""The same of the caller's side (-36 dBFS): a line has noise."""
+"""Amplitude (-36 dBFS) above which a sample of the caller is a voice: a line has noise."""
 
 LOUD_BYTES = 8
-"""Loud samples of a frame (160) from which it sounds: a click has fewer."""
+"""Loud samples from which a frame (of 160) counts as sound; a click has fewer."""
 
 END_MS = 600
-"""Silence that ends a stretch of speech; pauses within a sentence are shorter."""
+"""Silence (ms) that ends a stretch of speech; pauses within a sentence are shorter."""
 
 LEAD_MS = 100
-"""Of sounds too soft to be a voice, kept before the first frame that is one: consonants."""
+"""Audio (ms) too soft to be a voice that is kept before the first frame of voice: consonants."""
 
 MARGIN_MS, MAX_MARGIN_MS = 40, 200
-"""What waits to be played when the next piece of the track is due: a late piece is waited for with
-it. It begins with the first, and grows by a frame where that was too little."""
+"""Audio in the playout queue (ms) when the next piece of the track is due, in case that is late: at
+first, and at most. It grows by a frame after an underrun."""
 
 PAUSE_MS = 60
-"""Silence within speech from which frames may be left out to catch up."""
+"""Length of a pause in speech (ms) beyond which frames may be left out to catch up."""
 
 
 def quiet_codes(codec: Codec, level: int) -> bytes:
@@ -147,7 +146,7 @@ def quiet_codes(codec: Codec, level: int) -> bytes:
 
 
 class Energy:
-    """Tells frames that sound from silent ones."""
+    """Classifies frames as sound or silence by samples above ``level`` (of 32,768)."""
 
     def __init__(self, codec: Codec, level: int) -> None:
         self.quiet = quiet_codes(codec, level)
@@ -159,30 +158,29 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class SpeechBegins:
-    """A stretch of speech begins at ``at_ms`` of the stream."""
+    """A stretch of speech began at ``at_ms`` of the stream."""
 
     at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnds:
-    """The stretch of speech was last heard at ``at_ms``, :data:`END_MS` ago."""
+    """The stretch of speech ended at ``at_ms`` of the stream; silence has followed since."""
 
     at_ms: int
 
 
 class SpeechTrack:
-    """Cuts the endless track of a Live session into stretches of speech.
+    """Divides the endless track of a Live session into stretches of speech.
 
-    A stretch is handed on byte for byte, from just before its first frame that sounds to the end of
-    the silence that ends it; what is between stretches is silence, and is not. The beginning of the
-    piece in which it sounds first goes with it: so the pieces follow each other without a hole.
-    Where more waits to be played than that takes, digital silence within a stretch is left out;
-    where more waits than ``max_queue_ms``, all silence.
+    A stretch is returned byte for byte, from the lead before its first frame of sound to the end of
+    the silence that ends it; silence between stretches is dropped. The lead is long enough that
+    pieces which come in time are played without a gap. Where the playout queue is longer than
+    needed for that, digital silence in a stretch is left out; beyond ``max_queue_ms``, all silence.
 
     Args:
-        queued_ms: returns what waits to be played.
-        underruns: returns how often nothing did while more was to come.
+        queued_ms: returns the length of the playout queue (ms).
+        underruns: returns how often it ran empty within speech.
     """
 
     def __init__(
@@ -204,10 +202,10 @@ class SpeechTrack:
         self._silent_ms = 0
         self._bytes = 0
         self.end_ms = END_MS
-        """Silence that ends a stretch."""
+        """Silence that ends a stretch (ms)."""
         self.speaking = False
         self.dropped_ms = 0
-        """Silence within speech that was left out to catch up."""
+        """Silence in stretches that was left out (ms)."""
 
     @property
     def ms(self) -> int:
@@ -215,8 +213,9 @@ class SpeechTrack:
         return self._bytes // BYTES_PER_MS
 
     def feed(self, audio: bytes) -> Iterable[SpeechBegins | bytes | SpeechEnds]:
-        """Take the next piece of the track; return the speech in it, with where it begins and
-        ends."""
+        """Take the next piece of the track; return its speech as audio, after
+        :class:`SpeechBegins` and before :class:`SpeechEnds` where a stretch begins or ends in
+        it."""
         if self.speaking:
             if len(audio) == FRAME_BYTES and not self._rest and self._energy.sounds(audio):
                 self._bytes += FRAME_BYTES
@@ -231,7 +230,7 @@ class SpeechTrack:
         return self._cut_up(audio)
 
     def _cut_up(self, audio: bytes) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
-        """Take a piece frame by frame: yield speech in it, leave out the rest of long pauses."""
+        """Do as :meth:`feed`, frame by frame."""
         audio = self._rest + audio
         self._bytes -= len(self._rest)
         whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -264,13 +263,14 @@ class SpeechTrack:
             yield b"".join(out)
 
     def _lead(self, into_ms: int) -> bytes:
-        """Return the audio to play before a first frame that sounds, ``into_ms`` into its piece."""
+        """Return the audio to play before the first frame of sound, at ``into_ms`` of its piece."""
         soft = min(len(self._before.lstrip(self._still)) // BYTES_PER_MS, LEAD_MS)
         lead = max(into_ms + self._margin_ms - self._queued_ms(), soft, 0) * BYTES_PER_MS
         return self._before[-lead:] if lead else b""
 
     def _left_out(self, frame: bytes, out: list[bytes], piece: int) -> bool:
-        """Whether a frame of a pause is not played, after what is in ``out``."""
+        """Return whether to leave out a frame of a pause; ``out`` has the audio before it,
+        ``piece`` is the piece's length in bytes."""
         if self._silent_ms == PAUSE_MS + FRAME_MS and self._underruns() > self._seen_underruns:
             self._seen_underruns = self._underruns()
             self._margin_ms = min(self._margin_ms + FRAME_MS, MAX_MARGIN_MS)
@@ -285,11 +285,11 @@ class SpeechTrack:
 
 
 _BEFORE_BYTES = 300 * BYTES_PER_MS
-"""Of the silence between stretches, kept."""
+"""Silence before a stretch that is kept for its lead."""
 
 
 class SpeechDetector:
-    """Finds the caller's turns in what is sent, which nobody else tells of."""
+    """Detects the caller's speech in the audio sent to a Live session, which reports no turns."""
 
     def __init__(self, codec: Codec) -> None:
         self._energy = Energy(codec, UPLINK_LEVEL)
@@ -297,7 +297,7 @@ class SpeechDetector:
         self.speaking = False
 
     def feed(self, frame: bytes) -> SpeechBegins | SpeechEnds | None:
-        """Take the next frame; return what it begins or ends."""
+        """Take the next frame (20 ms); return the beginning or end of speech that it completes."""
         self._frames += 1
         ms = self._frames * FRAME_MS
         if self._energy.sounds(frame):
@@ -316,13 +316,14 @@ class SpeechDetector:
 
 
 _ONSET_FRAMES = 4
-"""Frames that sound, nearly in a row, before the caller is taken to speak: 80 ms."""
+"""Frames of sound, nearly in a row, from which the caller speaks: 80 ms."""
 _ONSET_GAP_MS = 100
 
 
 @dataclass(slots=True)
 class Stretch:
-    """A stretch of speech of one side, and its words as far as they have come."""
+    """A stretch of speech of one side, from ``start_ms`` to ``end_ms`` of its stream, and the words
+    that have come so far."""
 
     id: str
     start_ms: int
@@ -331,12 +332,12 @@ class Stretch:
     words_at: float = 0.0
     """When its last words came (s)."""
     told: bool = False
-    """Its words were handed on as complete."""
+    """:meth:`Stretches.complete` has returned it."""
 
 
 WORDS_LATE = 1.0
-"""Seconds without more words, after which those of a stretch that is over are complete: they come
-in pieces, three seconds after the sound."""
+"""Seconds without more words after which the transcript of a stretch that has ended is complete:
+words come in pieces, three seconds after the sound."""
 
 _STRETCHES = 32
 
@@ -345,10 +346,10 @@ MAX_TEXT = 16_000
 
 
 class Stretches:
-    """The latest stretches of speech of one side, and which of them words belong to.
+    """The latest 32 stretches of speech of one side, to which words are assigned as they come.
 
     Args:
-        prefix: of their ids.
+        prefix: of the ids of stretches.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -369,7 +370,8 @@ class Stretches:
         return made
 
     def words(self, text: str, start_ms: int, now: float) -> Stretch:
-        """Add words to the stretch that was heard then; to one of their own without any."""
+        """Add words that came at ``now`` (s) to the stretch that was spoken at ``start_ms``, or to
+        a new one, and return it."""
         found = next(
             (one for one in reversed(self._kept) if one.start_ms <= start_ms + END_MS), None
         )
@@ -381,7 +383,8 @@ class Stretches:
         return found
 
     def complete(self, now: float, *, all: bool = False) -> list[Stretch]:
-        """Return those whose words have all come, once each."""
+        """Return each stretch once, when its words are complete; with ``all``, every one that has
+        words."""
         done = []
         for one in self._kept:
             if one.told or not one.text:

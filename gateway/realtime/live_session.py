@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A Live session that is up (GPT-Live): endless audio both ways, and no turns on the wire.
+"""Live session (GPT-Live) after its set-up: endless audio both ways, and no turns on the wire.
 
-Inside the gateway it looks like a Realtime session with fewer :class:`Capabilities`. Each stretch
-of speech in the model's track, found by its energy, is a response with one item, whose words follow
-seconds later; the caller's turns are found in what is sent. A response's name says nothing to the
-server.
+It has the interface of a Realtime session with fewer :class:`Capabilities`. A stretch of speech in
+the model's track, found by its energy, is delivered as a response with one item, whose words follow
+seconds later; the caller's turns are found in the audio that is sent. The ids are ours.
 """
 
 from __future__ import annotations
@@ -60,37 +59,37 @@ CLOSED_SECONDS = 5.0
 """How long ``session.closed`` is waited for after ``session.close``."""
 
 USAGE_SECONDS = 1.0
-"""Seconds between two looks at what the session has cost so far; the server tells every minute."""
+"""Interval of usage events; the server reports usage every minute."""
 
 LOOK_SECONDS = 0.1
-"""Seconds between two looks at words and costs."""
+"""Interval at which complete transcripts, usage and held commands are looked at."""
 
 GRID_SECONDS = 0.005
-"""Timers are due at multiples of this, so that those of many calls wake the process once."""
+"""Ticks are due at multiples of this, so that one wake-up of the process serves many calls."""
 
 FROZEN_SECONDS = 6.0
-"""The track never pauses: a server that sends nothing for so long, though the caller has begun to
-speak, is frozen, whatever its pongs say (s)."""
+"""A server that sends nothing for so long after the caller has begun to speak is frozen, as the
+track never pauses: the connection is dropped, even if pongs come."""
 
 STALL_SECONDS = 0.02
-"""A timer so late tells that the process stood still."""
+"""Lateness of a timer from which the process has been blocked."""
 
 CATCH_UP_SECONDS = 0.005
-"""In which audio that came meanwhile is taken from the network."""
+"""Time to read the audio that came while the process was blocked."""
 
 CLIP_SECONDS = 35.0
-"""A clip has been played by then, whatever the server says: it is 30 s long at most."""
+"""Longest time that commands are held for a clip, which is 30 s long at most."""
 
 CLIP = "session.output_audio.fixture.play"
 MAX_HELD = 64
 """Commands that wait for the end of a clip."""
 
 MAX_HANDED = 64
-"""Tasks of which it is known that they were handed over to us."""
+"""Delegations to the client that are remembered."""
 
 
 class LiveEdge:
-    """Reads and writes the wire of one Live session."""
+    """Translates one Live session between the gateway and its server's wire."""
 
     def __init__(self, audio: Audio, session: Mapping[str, Any]) -> None:
         self.parse: Callable[[str | bytes], ServerEvent] = parse_live_event
@@ -99,7 +98,7 @@ class LiveEdge:
         self.pcm = resampling(audio, self.codec)
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
-        """``body`` with linear PCM where the server takes nothing else."""
+        """Return a client event, with linear PCM as format where the server has no G.711."""
         if self.pcm is None or "session" not in body:
             return body
         audio = {**body["session"]["audio"], "format": {"type": "audio/pcm", "rate": 24000}}
@@ -111,7 +110,7 @@ class LiveSession(Session):
 
     Args:
         codec: of the call.
-        playout: of what it says.
+        playout: of the call.
     """
 
     capabilities = LIVE
@@ -134,7 +133,7 @@ class LiveSession(Session):
         if self._backend is not None:
             self.capabilities = replace(LIVE, out_of_band=True)
         self._handed: deque[str] = deque(maxlen=MAX_HANDED)
-        """Ids of the latest tasks that were handed over to us."""
+        """Ids of the latest delegations to the client."""
         self._pacer = Pacer(codec)
         self._detector = SpeechDetector(codec)
         self._voice = Voice(codec, playout, self._deliver)
@@ -144,12 +143,12 @@ class LiveSession(Session):
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
         self._usage = (0.0, now)
-        """The seconds that the server has told last, and when (s)."""
+        """Seconds of use that the server reported last, and when (s)."""
         self._told_seconds = 0.0
         self._clip_until = 0.0
-        """When a clip has been played at the latest (s)."""
+        """Latest end of the clip that plays (s)."""
         self._held: deque[bytes] = deque()
-        """Commands that wait for the end of a clip."""
+        """Encoded commands that wait for the end of a clip."""
         self._pacer.start(now)
         self._tick_at = self._pacer.next_at
         self._stalled = False
@@ -158,20 +157,20 @@ class LiveSession(Session):
         self._unheard = False
         """The caller has begun to speak since."""
         self._look_at = 0.0
-        """When words and costs are looked at next (s)."""
+        """When transcripts and usage are looked at next (s)."""
         self._timer = self._loop.call_at(self._tick_at, self._tick)
         self._cut: asyncio.TimerHandle | None = None
-        """Ends a connection that the server leaves open after its ``session.closed``."""
-
-    # ---- to the server
+        """Timer that drops a connection which the server leaves open after ``session.closed``."""
 
     def append(self, audio: bytes) -> None:
-        """Send caller audio, G.711 in the codec of the call, as its time comes."""
+        """Queue caller audio (G.711 in the codec of the call), and send what is due by the
+        clock."""
         self._pacer.put(audio)
         self._send_due()
 
     def send(self, command: ClientCommand) -> str:
-        """Send a command; one that Live sessions lack is dropped and counted."""
+        """Send the client events of a Live session that do what ``command`` does; return the id of
+        the last one. A command without such events is dropped and counted."""
         if is_question(command) and self._backend is not None:
             self._backend.ask(command)
             return self._ask_next(self._backend)
@@ -187,7 +186,7 @@ class LiveSession(Session):
         return event_id or self.commands.next_id()
 
     def _queue(self, command: ClientCommand, bodies: Iterable[dict[str, Any]]) -> str:
-        """Send client events of a command now, or once a clip is over; return the last one's id."""
+        """Send client events of a command, after a clip that plays; return the last one's id."""
         event_id = ""
         for body in bodies:
             event_id = self.commands.next_id()
@@ -201,12 +200,13 @@ class LiveSession(Session):
         return event_id
 
     def _ask_next(self, backend: Backend) -> str:
-        """Ask the backend the next question that waits, if it does nothing else."""
+        """Send the backend's next out-of-band question, if it is idle; return the request's id."""
         following = backend.next_question()
         return self.commands.next_id() if following is None else self._queue(*following)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send ``session.close``, wait for ``session.closed``, and end the WebSocket."""
+        """Send ``session.close``, wait up to 5 s for ``session.closed``, and close the
+        WebSocket."""
         if not (self._closing or self.closed):
             self._closing = self._close_wanted = True
             self._timer.cancel()
@@ -219,14 +219,15 @@ class LiveSession(Session):
         await super().close(code, reason)
 
     def _send_held(self) -> None:
-        """Send the commands that wait, unless a clip plays: the server takes no text then."""
+        """Send the held commands, unless a clip plays: the server rejects text then."""
         if self._loop.time() < self._clip_until:
             return
         while self._held:
             self._write(self._held.popleft())
 
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
-        """Return the client events of a Live session that do what ``command`` wants."""
+        """Return the client events of a Live session that do what ``command`` does; none where it
+        has nothing like that."""
         match command:
             case CreateResponse(response=dict() as response) if "conversation" in response:
                 return [] if is_question(command) else self._voice.brief(command)
@@ -247,7 +248,7 @@ class LiveSession(Session):
                     return texts("thinking", f"The result: {item.get('output')}")
                 return self._backend.answer(item)
             case ContinueWork() if self._backend is not None:
-                return self._backend.go_on()
+                return self._backend.continue_response()
             case CancelResponse(response_id=name) if self._voice.briefs(name):
                 return self._voice.end_briefing(self._loop.time())
             case AppendText() | PlayClip() | Relayed():
@@ -255,7 +256,8 @@ class LiveSession(Session):
         return []
 
     def audio_counts(self) -> dict[str, int]:
-        """Return what was added to or removed from either audio stream: frames of 20 ms, and ms."""
+        """Return frames (20 ms) added to and dropped from caller audio, and ms of the agent's
+        silence that were left out."""
         return {
             "filled_frames": self._pacer.filled,
             "dropped_frames": self._pacer.dropped,
@@ -263,7 +265,7 @@ class LiveSession(Session):
         }
 
     def _tick(self) -> None:
-        """Send audio that is due, and set the next tick."""
+        """Timer: send what is due, deliver transcripts and usage, detect a frozen server."""
         now = self._loop.time()
         if now - self._tick_at > STALL_SECONDS and not self._stalled:
             # The process stood still: what the caller said meanwhile is about to come, and no
@@ -290,8 +292,7 @@ class LiveSession(Session):
             self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:
-        """Send the frames that the clock of the session wants now, and look for the caller's
-        turns."""
+        """Send the frames that are due by the clock, and detect the caller's turns in them."""
         if self._closing or self.closed:
             self.counters.audio_dropped += 1
             return
@@ -304,7 +305,7 @@ class LiveSession(Session):
                 self._caller_turn(turn)
 
     def _caller_turn(self, turn: SpeechBegins | SpeechEnds) -> None:
-        """Deliver beginning and end of the caller's speech."""
+        """Deliver the beginning or end of the caller's speech as events of a turn."""
         if isinstance(turn, SpeechBegins):
             self._unheard = True
             begun = self._caller.begin(turn.at_ms)
@@ -316,10 +317,8 @@ class LiveSession(Session):
             self._deliver(SpeechStopped(spoke.id, turn.at_ms))
             self._deliver(InputCommitted(spoke.id))
 
-    # ---- from the server
-
     def _on_parsed(self, event: ServerEvent) -> None:
-        """Handle an event of the server."""
+        """Deliver an event of the server as events of a Realtime session."""
         self._came_at, self._unheard = self._loop.time(), False
         match event:
             case TrackAudio(audio=audio):
@@ -330,7 +329,7 @@ class LiveSession(Session):
                 self._on_words(event)
             case WorkDelegated(id=task, target=target):
                 if task in self._handed:
-                    return  # one may be told of twice
+                    return  # servers may repeat it
                 if target == "client":
                     self._handed.append(task)
                 self._deliver(event)
@@ -382,11 +381,12 @@ class LiveSession(Session):
             self._deliver(InputTranscribed(one.id, one.text.strip()))
 
     def _seconds(self, now: float) -> float:
-        """Return what the session has lasted: what the server told last, and the time since."""
+        """Return the seconds of use at ``now``: those of the server's last report, and since
+        then."""
         return self._usage[0] + now - self._usage[1]
 
     def tell_usage(self) -> None:
-        """Report the seconds used by our clock since the server's last report."""
+        """Deliver the seconds of use so far, by our clock since the server's last report."""
         if not self.closed:
             self._tell_usage(self._seconds(self._loop.time()), reported=False)
 
@@ -395,8 +395,7 @@ class LiveSession(Session):
         self._deliver(SessionUsage(self.id, self.model, self._told_seconds, reported))
 
     def _on_ended(self, event: SessionEnded) -> None:
-        """Handle ``session.closed``: what was said is complete; close the WebSocket, if we have
-        not."""
+        """Handle ``session.closed``: complete response and transcripts, and close the WebSocket."""
         self.ended = event
         if event.seconds is not None:
             self._tell_usage(event.seconds, reported=True)
@@ -412,7 +411,7 @@ class LiveSession(Session):
             self._cut = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def _end(self, closed: SessionClosed) -> None:
-        """Complete what was being said, and tell who ended the session and why."""
+        """Report the end of the session, classified by its ``session.closed``."""
         self._timer.cancel()
         if self._cut is not None:
             self._cut.cancel()

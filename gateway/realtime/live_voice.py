@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The voice of a Live session as responses, and its backend's (``delegation.type = "responses"``).
+"""Responses of a Live session: those of its voice, and of its backend (``responses`` delegation).
 
-Each stretch of speech in the endless track is a response of one item, whose words follow seconds
-later; its name says nothing to the server. What is said to somebody else than the caller (a
-briefing) is a response with the metadata of its request.
+Each stretch of speech in the endless track becomes a response of one item, whose words follow
+seconds later; its id is ours. The briefing of a colleague is a response with the metadata of its
+request.
 
-The backend's responses come as ``response.event``, one event of a Responses stream each. What they
-call is gathered from ``response.output_item.done``, as ``response.completed`` has no output; all
-calls of a response have to be answered before one ``response.create`` goes on with it.
+The backend's responses come as ``response.event``, one event of a Responses stream each. Function
+calls are collected from ``response.output_item.done``, as ``response.completed`` has no output; all
+calls of a response must be answered before one ``response.create`` continues it.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from gateway.realtime.live_audio import END_MS, SpeechBegins, SpeechTrack, Stret
 from gateway.realtime.parse import item_of, items_of
 
 MAX_STREAMS = 16
-"""Responses that run at a time; the oldest is forgotten."""
+"""Responses of the backend that run at a time; beyond that the oldest is dropped."""
 
 MAX_ITEMS = 64
 """Items kept of one response."""
 
 MAX_OPEN = 256
-"""Calls that wait for their results."""
+"""Function calls that wait for their results."""
 
 MAX_QUESTIONS = 16
-"""Questions of ours that wait for their turn."""
+"""Out-of-band questions that wait for the backend."""
 
 MAX_APPEND = 1400
-"""Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
+"""Bytes of UTF-8 in one append: the limit is 500 tokens, of three bytes at least."""
 
 _OUT_OF_BAND = (
     "A question of the operator, which the caller neither asked nor is to hear. Answer it in text, "
@@ -70,7 +70,7 @@ _ENDS = {
 
 @dataclass(slots=True)
 class _Stream:
-    """One response as far as it has come."""
+    """One response of the backend that is not complete."""
 
     id: str = ""
     model: str = ""
@@ -78,58 +78,56 @@ class _Stream:
 
 
 class Backend:
-    """Gathers the calls of the backend's responses, and knows when it may go on.
+    """Collects the responses and function calls of a Live session's backend, and asks it
+    out-of-band questions.
 
     Args:
-        model: that the session was started with; a response may name another.
+        model: of the backend at the start of the session; a response may name another.
     """
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._streams: dict[str, _Stream] = {}
-        """By the delegation that they belong to; "" for what we began ourselves."""
+        """By delegation id; "" for a response that we requested."""
         self._open: dict[str, None] = {}
-        """Ids of calls that are not answered."""
+        """Ids of function calls without a result."""
         self._waits = False
-        """``response.create`` waits for results that are missing."""
+        """A ``response.create`` waits for missing results."""
         self._questions: deque[CreateResponse] = deque()
-        """Questions of ours that wait."""
-        self._answered = self._undelegated = False
-        """Calls of a response were answered; and what it does next belongs to no delegation."""
+        """Out-of-band questions that wait."""
+        self._answered = False
+        """Function calls of this session were answered since the last ``response.create``."""
+        self._undelegated = False
+        """The next response belongs to no delegation, so that the voice is not told of it."""
         self._asked: CreateResponse | None = None
-        """The one that is being answered."""
+        """Question that is being answered."""
         self._over_count = 0
-        """Responses that are over."""
+        """Responses that are complete."""
 
     def ask(self, question: CreateResponse) -> None:
-        """Queue a question beside the conversation, for when the backend does nothing else."""
+        """Queue an out-of-band question for :meth:`next_question`; dropped if 16 wait."""
         if len(self._questions) < MAX_QUESTIONS:
             self._questions.append(question)
 
     def next_question(self) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
-        """Return the question that may be asked now, with its client events."""
+        """Return the next question and its client events; None while the backend is busy."""
         busy = self._streams or self._open or self._waits or self._asked is not None
         if busy or not self._questions:
             return None
         self._asked = self._questions.popleft()
         text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
-        part = {"type": "input_text", "text": text}
-        item = {"type": "message", "role": "developer", "content": [part]}
-        bodies: list[dict[str, Any]] = [
-            {"type": "response.item.create", "item": item},
-            {"type": "response.create"},
-        ]
-        return self._asked, bodies
+        return self._asked, [_create_item(_developer_message(text)), {"type": "response.create"}]
 
     def refused(self, question: object) -> None:
-        """Handle a question that the server has refused."""
+        """Drop a question whose request the server has rejected; ignore other commands."""
         if question is self._asked:
             self._asked = None
 
     def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
-        """Take the next event of a response; return the response when it is over.
+        """Take the next event of a response; at its end, return :class:`ResponseDone`.
 
-        That of a question of ours is created only then, with the metadata of the question.
+        For the answer to a question, :class:`ResponseCreated` with the question's metadata comes
+        before it.
         """
         done = self._done(event)
         if done is None or event.delegation_id or self._asked is None:
@@ -138,15 +136,16 @@ class Backend:
         return [ResponseCreated(done.response_id, (asked.response or {})["metadata"]), done]
 
     def found_later(self, event: BackendEvent, done: ResponseDone) -> str:
-        """Return what the voice is to say of a response that nobody delegated, as it is not told of
-        it."""
+        """Return the text of a response outside any delegation, for the voice to say: the server
+        does not tell it of those. "" for other responses."""
         if event.delegation_id or not self._undelegated:
             return ""
         self._undelegated = False
         return words_of(done)
 
     def refuse_functions(self, done: ResponseDone) -> list[dict[str, Any]]:
-        """Answer functions that were called for a question of ours; that needs no response."""
+        """Return client events that answer each function call of an out-of-band question with an
+        error."""
         calls = [one.get("call_id") for one in done.output if one.get("type") == "function_call"]
         return [
             body
@@ -216,22 +215,23 @@ class Backend:
         )
 
     def answer(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the client events that hand over the result of a call.
+        """Return the client events for a ``function_call_output``.
 
-        Of a call that this session does not know (one before asked for it) it is a message.
+        The result of a call that an earlier session made is sent as a message.
         """
         call_id = item.get("call_id")
         if call_id not in self._open:
-            text = f"The result of a function that was called before: {item.get('output')}"
-            part = {"type": "input_text", "text": text}
-            item = {"type": "message", "role": "developer", "content": [part]}
+            item = _developer_message(
+                f"The result of a function that was called before: {item.get('output')}"
+            )
         else:
             del self._open[call_id]
             self._answered = True
-        return [{"type": "response.item.create", "item": dict(item)}, *self._due()]
+        return [_create_item(item), *self._due()]
 
-    def go_on(self) -> list[dict[str, Any]]:
-        """Return ``response.create``, once all calls are answered."""
+    def continue_response(self) -> list[dict[str, Any]]:
+        """Return ``response.create``, or nothing while results are missing: :meth:`answer` returns
+        it then."""
         self._waits = True
         return self._due()
 
@@ -245,12 +245,21 @@ class Backend:
         return [{"type": "response.create"}]
 
 
+def _create_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "response.item.create", "item": dict(item)}
+
+
+def _developer_message(text: str) -> dict[str, Any]:
+    part = {"type": "input_text", "text": text}
+    return {"type": "message", "role": "developer", "content": [part]}
+
+
 def _text(value: object) -> str | None:
     return value[:500] if isinstance(value, str) else None
 
 
 def words_of(done: ResponseDone) -> str:
-    """Return the text of a response that is complete."""
+    """Return the text of a response's messages; "" unless it is completed."""
     messages = [item for item in done.output if item.get("type") == "message"]
     parts = [part for item in messages for part in item.get("content") or ()]
     texts = [_text(part.get("text")) or "" for part in parts if isinstance(part, Mapping)]
@@ -258,17 +267,17 @@ def words_of(done: ResponseDone) -> str:
 
 
 def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
-    """Whether this asks something in text, beside the conversation."""
+    """Return whether a command is an out-of-band ``response.create`` for text."""
     if not isinstance(command, CreateResponse) or "conversation" not in (command.response or {}):
         return False
     return "audio" not in (command.response or {}).get("output_modalities", ())
 
 
 def answers(output: str, task: str) -> list[dict[str, Any]]:
-    """Return the client events that give the voice what a function found for a delegated task.
+    """Return the client events that give the voice a function's result for a delegated task.
 
-    A text is spoken; of an object ``commentary`` is spoken, and ``thinking`` known; any other
-    object is known.
+    A JSON string, or text, is spoken. Of an object, ``commentary`` is spoken and ``thinking`` added
+    to what the voice knows; any other JSON is added as a whole. ``task`` is the delegation's id.
     """
     try:
         found = orjson.loads(output)
@@ -285,9 +294,9 @@ def answers(output: str, task: str) -> list[dict[str, Any]]:
 
 
 def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
-    """``text`` in as many appends as its length takes, cut between words.
+    """Return the client events that append ``text``, split between words into 500 tokens each.
 
-    ``task`` is that which was handed over, where they answer one.
+    ``task`` is the id of the delegation that they answer, if any.
     """
     bodies: list[dict[str, Any]] = []
     piece = ""
@@ -297,7 +306,7 @@ def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str
             bodies.append(AppendText(channel, piece, task).body())
             longer = word
         piece = longer
-    while len(piece.encode()) > MAX_APPEND:  # a word that is none
+    while len(piece.encode()) > MAX_APPEND:  # a word that is too long
         head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
         bodies.append(AppendText(channel, head, task).body())
         piece = piece[len(head) :]
@@ -305,7 +314,7 @@ def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str
 
 
 BRIEFING_END_MS = 1500
-"""Silence that ends what is said to somebody else than the caller: all of it is one stretch."""
+"""Silence (ms) that ends a stretch of speech in a briefing, all of which is one stretch."""
 
 NOT_TO_THE_CALLER = (
     "What you say next is heard by a colleague who is about to take over this caller, and not by "
@@ -318,36 +327,36 @@ TO_THE_CALLER = (
 )
 
 DISCARD_SECONDS, DISCARDED_END_MS = 1.5, 200
-"""How long a voice that was told to stop may still begin what nobody is to hear (s); and the
-silence that ends it (ms)."""
+"""After a briefing that was stopped: time in which speech that begins is dropped (s), and silence
+that ends it (ms)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LivePlayout:
-    """What the call has for a Live session: the conversation so far, and a queue to play from."""
+    """Conversation so far and playout queue of a call, for its Live session."""
 
     queued_ms: Callable[[], int]
-    """Returns what waits to be heard."""
+    """Returns the length of the queue (ms)."""
     underruns: Callable[[], int] = lambda: 0
-    """Returns how often nothing did while more was to come."""
+    """Returns how often the queue ran empty within speech."""
     max_queue_ms: int = 300
-    """Where more waits, silence is left out."""
+    """Length above which silence is left out."""
     history: Sequence[Mapping[str, Any]] = ()
-    """Items of the conversation that it goes on with."""
+    """Items of the conversation so far."""
 
 
 BY_SECONDS = {"type": "duration", "seconds": 0}
-"""Usage of a stretch of speech: the session is billed, and not what is said in it."""
+"""Usage of a response that is a stretch of speech: the session is billed by time instead."""
 
 NO_PLAYOUT = LivePlayout(lambda: 0)
-"""Where nobody hears it."""
+"""Playout of a session that nobody hears."""
 
 
 class Voice:
-    """What a Live session says. Methods take the time (s).
+    """Makes events of Realtime responses from the output track of a Live session.
 
     Args:
-        deliver: takes the events that tell of it.
+        deliver: called with the events.
     """
 
     def __init__(
@@ -357,19 +366,19 @@ class Voice:
         self.track = SpeechTrack(codec, playout.max_queue_ms, playout.queued_ms, playout.underruns)
         self._stretches = Stretches("speech_")
         self._briefing: Mapping[str, Any] | None = None
-        """Metadata of what is to be said next, to somebody else than the caller."""
+        """Metadata of a requested briefing that has not begun."""
         self._briefed = ""
-        """Id of the stretch that is heard by somebody else."""
+        """Id of the stretch that is the current briefing."""
         self._discarding = False
-        """What is being said is heard by nobody."""
+        """The current speech is dropped."""
         self._discard_until = 0.0
-        """Until when what begins is heard by nobody (s)."""
+        """Speech that begins before this time is dropped (s)."""
         self.clip_words = ""
-        """Of a clip that is to be played."""
+        """Words of the clip that plays next."""
 
     def brief(self, command: CreateResponse) -> list[dict[str, Any]]:
-        """Return the client events by which the voice says something to somebody else than the
-        caller: nobody else is to hear what it says next."""
+        """Return the client events that have the voice brief a colleague; what it says next is a
+        response with the metadata of ``command``."""
         response, words = command.response or {}, command.words
         self._briefing = response.get("metadata") or {}
         self._discard_until = 0.0
@@ -380,11 +389,11 @@ class Voice:
         return told + texts("instructions", str(response.get("instructions") or ""))
 
     def briefs(self, response_id: str) -> bool:
-        """Return whether this response is the briefing of a B-leg, spoken now or about to be."""
+        """Return whether this response is the briefing, current or requested ("")."""
         return response_id == self._briefed and bool(response_id or self._briefing)
 
     def end_briefing(self, now: float) -> list[dict[str, Any]]:
-        """End what is said to somebody else, and let nobody hear the rest of it."""
+        """End the briefing at ``now`` (s) and drop its rest; return the client events for that."""
         self._briefing, self._briefed = None, ""
         self._discarding = self.track.speaking
         self._discard_until = now + DISCARD_SECONDS
@@ -393,7 +402,8 @@ class Voice:
         return texts("instructions", TO_THE_CALLER)
 
     def feed(self, audio: bytes, now: float) -> None:
-        """Take the next piece of the track: deliver its speech as events of responses."""
+        """Take the next piece of the track, arrived at ``now`` (s); deliver its speech as events of
+        responses."""
         if self._discarding and now >= self._discard_until:
             # It has gone on without a pause: what comes now is for the caller.
             self._discarding, self.track.end_ms = False, END_MS
@@ -425,7 +435,7 @@ class Voice:
                 self._speech_over(part.at_ms)
 
     def _speech_over(self, at_ms: int) -> None:
-        """Complete the response of this speech; ``at_ms`` is its end in the model's audio (ms)."""
+        """Complete the response of the latest speech, which ended at ``at_ms`` of the track."""
         speech = self._stretches.latest
         if speech is None or speech.end_ms is not None:
             return
@@ -436,17 +446,17 @@ class Voice:
         self._deliver(ResponseDone(speech.id, "completed", None, None, None, (), BY_SECONDS))
 
     def over(self) -> None:
-        """End the stretch that is being said: the session is over."""
+        """Complete the current response, since the session has ended."""
         self._speech_over(self.track.ms)
 
     def words(self, words: TrackWords, now: float) -> None:
-        """Take words of the track and deliver them as transcript of the stretch that they are
-        of."""
+        """Deliver words of the track, which came at ``now`` (s), as transcript of their stretch."""
         stretch = self._stretches.words(words.text, words.start_ms, now)
         until = max(0, words.end_ms - stretch.start_ms)
         self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))
 
     def tell_complete(self, now: float, *, all: bool) -> None:
-        """Hand on the words of stretches that have come to their end."""
+        """Deliver the whole transcript of each stretch whose words are complete; with ``all`` of
+        each one."""
         for one in self._stretches.complete(now, all=all):
             self._deliver(AgentTranscript(one.id, one.id, 0, one.text.strip()))
