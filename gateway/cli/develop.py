@@ -144,7 +144,7 @@ def events(file: Path, raw: bool, errors: bool) -> None:
 
 
 def table(entries: Iterable[Entry]) -> Table:
-    """The conversation for a rich console."""
+    """Return the events of a session as a table: time, speaker, text."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", style="dim", no_wrap=True)
     grid.add_column(no_wrap=True)
@@ -391,7 +391,7 @@ def _steps_of(
 
 
 def local_address(text: str | None) -> tuple[str, int] | None:
-    """``HOST:PORT`` of an option. Raises click.UsageError."""
+    """Parse ``--local HOST:PORT``; None for None. Raises click.UsageError."""
     if text is None:
         return None
     host, colon, port = text.rpartition(":")

@@ -31,7 +31,7 @@ S = TypeVar("S", bound="Section")
 
 
 def moment(text: str) -> datetime:
-    """The time that ``text`` is, in UTC where it has no zone; or an age: 90min, 12h, 7d.
+    """Return the time that ``text`` names: ISO 8601, in UTC without a zone, or an age as 12h.
 
     Raises click.BadParameter for what is neither.
     """
@@ -56,7 +56,13 @@ def print_past(
     limit: int,
     form: str,
 ) -> None:
-    """Print the rows that are wanted, newest first; ``form`` is text, json, jsonl or csv."""
+    """Print past calls, newest first, as ``form``: text, json, jsonl or csv.
+
+    Args:
+        since: as :func:`moment` reads it; None for all.
+        fields: further fields of the database's ``Filter``.
+        limit: number of calls; 0 for all.
+    """
     from gateway.records.database import Filter
     from gateway.records.report import export_lines, row_json
 
@@ -92,7 +98,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def opened(config: Path, *, read_only: bool = True) -> Iterator[Database]:
-    """The database of a configuration; its errors end the command with 1."""
+    """Open the database of calls; its errors end the command with status 1."""
     settings = records_of(config)
     url = settings.database_url
     if url is None:
@@ -116,21 +122,21 @@ def opened(config: Path, *, read_only: bool = True) -> Iterator[Database]:
 
 
 def records_of(config: Path) -> RecordSettings:
-    """Return ``[records]`` of a file; other sections are not looked at."""
+    """Return ``[records]`` of a file; other sections may be invalid."""
     from gateway.config.operations import RecordSettings
 
     return _section_of(config, "records", RecordSettings)
 
 
 def recording_of(config: Path) -> RecordingSettings:
-    """Return ``[recording]`` of a file; other sections are not looked at."""
+    """Return ``[recording]`` of a file; other sections may be invalid."""
     from gateway.config.operations import RecordingSettings
 
     return _section_of(config, "recording", RecordingSettings)
 
 
 def _section_of(config: Path, name: str, model: type[S]) -> S:
-    """Read one section of a configuration, without the rest. Raises ConfigError."""
+    """Return one section of a file; other sections may be invalid. Raises ClickException."""
     from pydantic import ValidationError
 
     from gateway.config.source import ConfigError, read_toml

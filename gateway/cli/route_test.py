@@ -53,13 +53,13 @@ _VIA_HOST = re.compile(r"SIP/2\.0/\w+\s+(\[[^\]]+\]|[^\s:;,]+)(?::(\d+))?", re.I
 
 
 class GivenError(ValueError):
-    """What was given is no INVITE; the message says what is wrong with it."""
+    """An option or file that makes no INVITE; the message says what is wrong."""
 
 
 def invite_from_options(
     to: str, from_: str, headers: Iterable[str], source: str | None, codec: str
 ) -> Invite:
-    """An INVITE for ``to`` by ``from_``: numbers, addresses, or ``"Name" <sip:...>``."""
+    """Return an INVITE to ``to``, a number, address or ``"Name" <sip:...>``. Raises GivenError."""
     payload = {"PCMU": "0", "PCMA": "8", "G722": "9", "opus": "96"}[codec]
     lines = [
         f"INVITE {_uri(to)} SIP/2.0",
@@ -75,7 +75,7 @@ def invite_from_options(
 
 
 def invite_from_message(message: str, headers: Iterable[str], source: str | None) -> Invite:
-    """The INVITE of a SIP message, whatever its line ends; ``headers`` are added to its own."""
+    """Return the INVITE in the text of a SIP message, with ``headers`` added. Raises GivenError."""
     text = re.sub(r"\r?\n", "\r\n", message.lstrip())
     start, _, rest = text.partition("\r\n")
     if not re.fullmatch(r"INVITE \S+ SIP/2\.0", start.strip()):
@@ -85,7 +85,7 @@ def invite_from_message(message: str, headers: Iterable[str], source: str | None
 
 
 def header_lines(headers: Iterable[str]) -> list[str]:
-    """Header fields as ``Name: value``. Raises GivenError for one that is none."""
+    """Return header fields in the form ``Name: value``. Raises GivenError."""
     lines = []
     for header in headers:
         found = _HEADER.fullmatch(header)
@@ -96,7 +96,7 @@ def header_lines(headers: Iterable[str]) -> list[str]:
 
 
 def full_source(source: str) -> str:
-    """``address`` or ``address:port`` as ``address:port``. Raises GivenError."""
+    """Return an address with its port, 5060 by default. Raises GivenError."""
     host, port = source, "5060"
     if (found := re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d+)", source)) is not None:
         host, port = found[1], found[2]
@@ -108,7 +108,7 @@ def full_source(source: str) -> str:
 
 
 def moment(text: str | None) -> datetime:
-    """``2026-11-20 18:30`` on this machine's wall clock, unless it has an offset; now for None.
+    """Return a time like ``2026-11-20 18:30``, local unless it has an offset; now for None.
 
     Raises GivenError.
     """
@@ -148,7 +148,7 @@ def _field(text: str) -> str:
 
 
 def given_data(text: str) -> Fetch:
-    """The JSON object in ``text``, or in the file behind its ``@``. Raises GivenError."""
+    """Return a source of data: the JSON object in ``text``, or in ``@FILE``. Raises GivenError."""
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text("utf-8")
@@ -164,7 +164,7 @@ def given_data(text: str) -> Fetch:
 
 
 def asked(match: Match) -> tuple[Any, str]:
-    """Return what the data service answers now."""
+    """Request the data of ``[route.data]``; return it and what became of the request."""
 
     async def ask() -> tuple[Any, str]:
         client = HttpClient(1)
@@ -238,7 +238,11 @@ def answer(
     trunk: str | None,
     data: Fetch | None = None,
 ) -> Answer:
-    """Judge ``invite``; ``data`` brings what the route would fetch.
+    """Return which route takes an INVITE that comes at ``at``, and the session of its call.
+
+    Args:
+        trunk: name of the trunk; None to find it by the source address.
+        data: source of what ``[route.data]`` would fetch; None for the defaults.
 
     Raises GivenError for a trunk that is not there.
     """
@@ -311,7 +315,7 @@ def _with_route(
 
 
 def _greeting(plan: CallPlan, *, live: bool) -> Any:
-    """The event body that asks for the greeting, without audio; None where there is none."""
+    """Return the event that requests the greeting, without audio; None without a greeting."""
     if not live or plan.greeting is None:
         return plan.greeting
     if plan.greeting_clip:
@@ -322,7 +326,7 @@ def _greeting(plan: CallPlan, *, live: bool) -> Any:
 
 
 class _Hide:
-    """Takes secrets out of a JSON value."""
+    """Replaces secrets in a JSON value."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         self._redact = Redactor(secrets)
@@ -405,6 +409,7 @@ def _read(file: TextIO) -> str:
 
 
 def show(found: Answer, console: Console) -> None:
+    """Print an answer as text."""
     facts = found.facts
     name = f' "{facts.from_name}"' if facts.from_name else ""
     trunk = f"trunk {facts.trunk} ({found.attributed_by})" if facts.trunk else "no trunk"

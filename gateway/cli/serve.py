@@ -281,7 +281,9 @@ def dial(
 def _placed_by_gateway(
     path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
 ) -> int | None:
-    """Let the running gateway place it, and follow it to its end; None when none answers."""
+    """Have the running gateway place a call; return the exit status at its end.
+
+    None where no gateway answers at the socket ``path``."""
     from gateway.api.client import NoAnswerError, RefusedError, ask
 
     try:

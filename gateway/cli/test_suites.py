@@ -107,7 +107,7 @@ def command(
 
 
 def _gateway_of(config: Path) -> tuple[str, Witness]:
-    """Where the gateway of a configuration is called, "" for nowhere, and who tells of its calls.
+    """Return the SIP address of a configuration's gateway, or "", and the witness of its calls.
 
     Reads these keys only: the gateway's secrets need not be here. Raises ConfigError.
     """
@@ -132,7 +132,7 @@ def _at(data: Any, *keys: str) -> Any:
 
 
 def _target_of(listen: object) -> str:
-    """A SIP address that reaches this listener from this machine."""
+    """Return the SIP address that reaches a listener of ``sip.listen`` from this machine."""
     transport, _, address = str(listen).partition(":")
     host, _, port = address.rpartition(":")
     if not port.isdigit() or int(port) == 0:

@@ -38,22 +38,23 @@ _WHO = {"caller": ("caller", "bright_blue"), "agent": ("agent ", "cyan")}
 
 
 def bar(dbfs: float | None) -> str:
+    """Return a level (dBFS, None for silence) as a bar of 8 characters; full at 0 dBFS."""
     part = 0.0 if dbfs is None else min(1.0, max(0.0, 1 - dbfs / _LEAST_DBFS))
     return ("█" * round(part * _BAR)).ljust(_BAR, "·")
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``m:ss``."""
+    """Return seconds as ``m:ss``."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     return f"{minutes}:{rest:02d}"
 
 
 class Question(ModalScreen[str | None]):
-    """Asks for a line of text; None where it is taken back.
+    """Dialog that asks for a line of text; its result is None on Escape.
 
     Args:
-        told: what is asked.
-        value: what stands there already.
+        told: the question.
+        value: text to begin with.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss_none", "Cancel")]
@@ -79,7 +80,7 @@ class Question(ModalScreen[str | None]):
 
 
 class Top(App[None]):
-    """The screen.
+    """The application: a table of calls, and the transcript of the selected one.
 
     Args:
         ask: asks the gateway.
@@ -324,7 +325,7 @@ def _cells(call: dict[str, Any], levels: tuple[float | None, float | None]) -> l
 
 
 def _line(entry: dict[str, Any]) -> Text:
-    """An entry of the transcript; what was not heard is struck through."""
+    """Return an entry of a transcript as a line; unheard words are struck through."""
     who, colour = _WHO.get(entry["who"], (f"{entry['who']:6}", "dim"))
     heard = entry.get("heard", entry["text"])
     line = Text.assemble((f"{clock(entry['at_ms'] / 1000):>6} ", "dim"), (who, colour), " ")

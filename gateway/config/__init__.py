@@ -152,15 +152,15 @@ class Config(Section):
     _origin: tuple[Path, Mapping[KeyPath, int]] = PrivateAttr(default=(Path("gateway.toml"), {}))
 
     def read_from(self, file: Path, lines: Mapping[KeyPath, int]) -> None:
-        """Set the file that these settings came from, and the lines of its keys, for messages."""
+        """Keep the file of these settings and the lines of its keys, for :meth:`where`."""
         self._origin = file, lines
 
     def as_read_with(self, other: Config) -> None:
-        """Take file and lines of ``other`` for messages about these settings."""
+        """Take file and lines for :meth:`where` from ``other``, read anew with the same values."""
         self._origin = other._origin
 
     def place(self, key: str, trunk: str = "") -> str:
-        """Return a dotted key, of a ``[[trunk]]`` by its name, with what :meth:`where` says."""
+        """Return a dotted key with its place, as ``trunk pbx: expires (gateway.toml:12)``."""
         return f"{f'trunk {trunk}: ' if trunk else ''}{key} ({self.where(key, trunk)})"
 
     def where(self, key: str, trunk: str = "") -> str:
@@ -179,7 +179,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _endpoints_differ(self) -> Self:
+    def _servers_differ(self) -> Self:
         refuse_duplicates((one.name for one in self.realtime_server), "realtime_server")
         return self
 
@@ -267,7 +267,11 @@ class Config(Section):
         return self
 
     def for_worker(self, index: int) -> Config:
-        """The configuration of one of ``workers.count`` workers, counted from 0."""
+        """Return the configuration of a worker: its own ports, socket and cost file.
+
+        Args:
+            index: from 0 to ``workers.count`` - 1.
+        """
         step, count = index * self.workers.port_step, self.workers.count
         sip = self.sip.model_copy(
             update={
@@ -294,7 +298,7 @@ class Config(Section):
 
     @property
     def sibling_sockets(self) -> tuple[Path, ...]:
-        """Control sockets of the other workers, of the configuration of one of them."""
+        """Control sockets of the other workers; only after :meth:`for_worker`."""
         own = self.control.socket
         found = None if own is None else re.fullmatch(r"(.*)-([0-9]+)", own.stem)
         if self.workers.count == 1 or own is None or found is None:
@@ -372,7 +376,7 @@ def _tls_unreadable(config: Config, source: TomlSource) -> list[Problem]:
 
 
 def _key_not_needed(source: TomlSource) -> None:
-    """Let the key's variable be unset while the server is on this machine.
+    """Let the variable of ``realtime.api_key`` be unset for a server on this machine.
 
     So the same file runs against the emulator without a key, and a live server without one is
     still an error.

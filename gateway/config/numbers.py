@@ -103,7 +103,7 @@ class Called:
 
 @lru_cache(maxsize=512)
 def called(uri: str, country: str = "") -> Called:
-    """Read the number that is called.
+    """Return the number or name that a URI calls, its possible E.164 readings and its classes.
 
     Args:
         uri: a sip or tel URI, or a number by itself.
@@ -136,7 +136,7 @@ def _is_unclear(user: str, readings: list[str]) -> bool:
 
 
 def _behind_carrier(strings: list[str], country: str) -> list[str]:
-    """The dial strings, with what follows the choice of a carrier before the whole."""
+    """Return the dial strings, and first those without a carrier selection code (010, 1010)."""
     codes = (phonenumbers.country_code_for_region(country),) if country else (49, 1)
     behind: list[str] = []
     for one in strings:
@@ -149,7 +149,7 @@ def _behind_carrier(strings: list[str], country: str) -> list[str]:
 
 
 def matches(number: Called, prefix: str, country: str, *, all_readings: bool) -> bool:
-    """Whether a number begins with ``prefix``, both compared as E.164 where they can be.
+    """Return whether a number begins with ``prefix``, both compared as E.164 where possible.
 
     Args:
         all_readings: any reading is enough, as is what was dialled: for prefixes that are denied.
@@ -177,7 +177,7 @@ def matches(number: Called, prefix: str, country: str, *, all_readings: bool) ->
 
 
 def prefix_as_e164(prefix: str, country: str) -> str:
-    """``0900`` as ``+49900``; empty where it is no beginning of such a number. ``00`` is ``+``."""
+    """Return a dialled prefix in E.164: ``0900`` in DE as ``+49900``, ``00`` as ``+``; else ""."""
     if prefix.startswith("+"):
         return prefix
     abroad = re.match(r"00|011(?!\d*$)" if not country else _abroad(country), prefix)
@@ -190,7 +190,7 @@ def prefix_as_e164(prefix: str, country: str) -> str:
 
 
 def named_country(prefixes: tuple[str, ...], number: Called, country: str) -> bool:
-    """Whether one of ``prefixes`` names the country of a number, rather than all countries."""
+    """Return whether one of ``prefixes`` has the number's own country code, not only ``+``."""
     if not number.readings:
         return False
     reading = number.readings[0]
@@ -238,7 +238,7 @@ def _plain(text: str) -> str:
 
 
 def _dial_strings(user: str) -> list[str]:
-    """Return what may be dialled of it: all of it, and what follows a feature code (``*31#``)."""
+    """Return the digits that a PBX may dial: all, and those after a feature code (``*31#``)."""
     found = _NUMBER.match(_plain(user))
     if found is None or (found.end() < len(user) and len(found[0]) <= _SHORT):
         return []
@@ -310,7 +310,7 @@ def _parsed(number: str, country: str = "") -> PhoneNumber | None:
 
 
 def _trunk_prefix(country: str) -> str:
-    """Return the national prefix, where every domestic number has it: 0 in Germany."""
+    """Return the national (trunk) prefix of a country, 0 in Germany; "" without one."""
     metadata = PhoneMetadata.metadata_for_region(country) if country else None
     prefix = "" if metadata is None else metadata.national_prefix or ""
     return "" if prefix == "1" else prefix
@@ -323,7 +323,7 @@ def _abroad(country: str) -> str:
 
 
 def _national(reading: str) -> str:
-    """Return the number as it is dialled in its own country."""
+    """Return an E.164 number as it is dialled in its own country."""
     parsed = _parsed(reading)
     if parsed is None:
         return ""
@@ -332,7 +332,7 @@ def _national(reading: str) -> str:
 
 
 def _short_classes(number: str, country: str) -> set[NumberClass]:
-    """Return the classes of a short number, as ``emergency``."""
+    """Return the classes of a number of at most 6 digits, such as ``emergency``."""
     found: set[NumberClass] = set()
     if not country or len(number) > _SHORT or not number.isdigit():
         return found
@@ -350,7 +350,7 @@ def _short_classes(number: str, country: str) -> set[NumberClass]:
 
 
 def _classes_of(reading: str, country: str) -> set[NumberClass]:
-    """Return the classes of an E.164 number, as ``premium`` or ``international``."""
+    """Return the classes of an E.164 number, such as ``premium_rate``, ``international``."""
     found: set[NumberClass] = set()
     parsed = _parsed(reading)
     if parsed is None:
@@ -376,7 +376,7 @@ def _classes_of(reading: str, country: str) -> set[NumberClass]:
 
 
 def _completed(reading: str, parsed: PhoneNumber) -> PhoneNumber:
-    """The number that a network would see in one of a wrong length.
+    """Return the valid number that a network would route one of a wrong length to.
 
     It is routed by how it begins: digits too many are not looked at, and what is too short begins
     like a longer one.

@@ -94,14 +94,14 @@ class RecordSettings(Section):
 
     @property
     def database_url(self) -> str | None:
-        """Where rows are kept: ``database``, or else a SQLite file in the folder."""
+        """URL of the database of calls: ``database``, or a SQLite file in ``folder``."""
         if self.database is not None:
             return self.database.get_secret_value()
         return None if self.folder is None else f"sqlite:///{self.folder / DATABASE_NAME}"
 
     @property
     def spool_folder(self) -> Path | None:
-        """Where rows wait for the database: the folder, or that of SQLite's file."""
+        """Folder in which rows wait for the database: ``folder``, or that of SQLite's file."""
         url = "" if self.database is None else self.database.get_secret_value()
         if self.folder is None and url.startswith("sqlite:///"):
             return Path(url.removeprefix("sqlite:///")).parent
@@ -190,7 +190,7 @@ def _address(value: str) -> str:
 
 
 def split_address(value: str) -> tuple[str, str]:
-    """Return host, without brackets, and port."""
+    """Return host, without brackets, and port of ``host:port``."""
     host, _, port = value.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), port
 
@@ -236,7 +236,7 @@ class ApiSettings(Section):
         return self
 
     def shifted(self, step: int) -> ApiSettings:
-        """The settings of another worker: its port is higher by ``step``."""
+        """Return the settings of another worker, whose port is higher by ``step``."""
         if self.listen is None:
             return self
         host, _, port = self.listen.rpartition(":")

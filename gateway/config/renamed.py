@@ -239,7 +239,7 @@ _STATEMENT = re.compile(r"""\s*[\w."'-]+\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$""
 
 
 def syntax_hint(line: str, message: str) -> str:
-    """Return what to write in place of a line that the parser refuses, where it is known."""
+    """Return a correction for a line that the TOML parser refuses, "" where none is known."""
     found = _STATEMENT.match(line)
     value = found["value"] if found else ""
     if found and found["sign"] == ":":

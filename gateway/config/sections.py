@@ -74,13 +74,13 @@ class AccessSettings(Section):
     ban_seconds: Seconds = 600.0
 
     def concurrent_of(self, max_calls: int) -> int:
-        """Calls that one source of no trunk may have at a time; 0 for any number."""
+        """Return the limit of concurrent calls of one unknown source; 0 for none."""
         return (
             -(-max_calls // 2) if self.max_concurrent_calls is None else self.max_concurrent_calls
         )
 
     def unacknowledged_of(self, max_calls: int) -> int:
-        """Calls of all sources of no trunk that may wait for an ACK at a time; 0 for any number."""
+        """Return the limit of calls of all unknown sources that await their ACK; 0 for none."""
         if self.max_unacknowledged_calls is None:
             return 0 if self.max_concurrent_calls == 0 else -(-max_calls // 4)
         return self.max_unacknowledged_calls
@@ -190,7 +190,7 @@ class NeedsApproval(Section):
     never: tuple[Text, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return it in the form of the realtime API."""
+        """Return the ``require_approval`` object of the realtime API."""
         named = {"always": self.always, "never": self.never}
         return {key: {"tool_names": list(names)} for key, names in named.items() if names}
 
@@ -257,7 +257,7 @@ class McpServerSettings(Section):
         return tool
 
     def needs_approval(self, tool: str) -> bool:
-        """Whether this tool may be used by approval only."""
+        """Return whether this tool may be used by approval only."""
         needs = self.require_approval
         if isinstance(needs, str):
             return needs == "always"
@@ -310,7 +310,7 @@ _SECRET_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_tok
 
 
 def websocket_url(value: str) -> str:
-    """``value`` if it can be a realtime server's address; raises ValueError.
+    """Return ``value`` if it is the URL of a realtime server; raises ValueError.
 
     Its WebSocket, or the base of its API as vendors print it (``https://host/openai/v1``).
     """
@@ -367,7 +367,7 @@ AudioName = Literal["g711", "pcm24"]
 
 
 def dialect_problem(url: str, dialect: DialectName) -> str | None:
-    """Why a server at ``url`` cannot speak ``dialect``, if its address tells."""
+    """Return why a server at ``url`` cannot speak ``dialect``; None if it may."""
     parts = urlsplit(url)
     versions = parse_qs(parts.query, True).get("api-version", [])
     path = parts.path.rstrip("/")
@@ -385,7 +385,7 @@ _OPENAI = "api.openai.com"
 
 
 def region_problem(url: str, declared: str, wanted: str) -> str | None:
-    """Why a server at ``url`` may not have data that has to stay in a region; None where it may.
+    """Return why a server may not get data that must stay in a region; None if it may.
 
     Args:
         declared: what the configuration says of it, which counts where its host does not tell.
@@ -456,7 +456,7 @@ class RealtimeSettings(_ServerSettings):
 
 
 def on_loopback(url: str) -> bool:
-    """Whether the host of ``url`` is this machine."""
+    """Return whether the host of ``url`` is localhost or a loopback address."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -86,7 +86,7 @@ class PortRange(NamedTuple):
         return (self.high - self.low + 1) // 2
 
     def share(self, index: int, count: int) -> PortRange:
-        """The ``index``-th of ``count`` equal parts, in whole pairs."""
+        """Return part ``index`` (from 0) of ``count`` equal parts, in whole pairs of ports."""
         pairs = self.calls // count
         low = self.low + 2 * pairs * index
         return PortRange(low, low + 2 * pairs - 1)
@@ -437,12 +437,12 @@ class TrunkSettings(Section):
 
 
 def _at_least(transport: str, wanted: str) -> bool:
-    """Whether a transport protects as well as the one that a trunk wants."""
+    """Return whether a transport protects as well as ``wanted``: udp < tcp < tls."""
     return TRANSPORTS.index(transport) >= TRANSPORTS.index(wanted)
 
 
 def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
-    """Hold the trunks against each other and ``[sip]``; raises MisplacedError."""
+    """Check the trunks against each other and against ``[sip]``; raises MisplacedError."""
     names: set[str] = set()
     for index, trunk in enumerate(trunks):
         if trunk.name in names:

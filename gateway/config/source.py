@@ -60,7 +60,7 @@ class MisplacedError(ValueError):
 
 
 def dotted(path: KeyPath) -> str:
-    """``("sip", "listen", 0)`` as the author would say it: ``sip.listen[0]``."""
+    """Return a path as it is written in messages: ``("sip", "listen", 0)`` as ``sip.listen[0]``."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -96,7 +96,7 @@ class Reference(str):
 
 
 def plain(value: Any) -> Any:
-    """A copy of ``value`` in which references are ordinary strings."""
+    """Return a copy of a TOML value in which each :class:`Reference` is an ordinary string."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -116,7 +116,7 @@ class TomlSource:
     """Keys whose reference could not be filled in: already reported, so not judged again."""
 
     def line(self, path: KeyPath) -> int:
-        """The line of ``path``, or of the nearest table above it when the key is not there."""
+        """Return the line of ``path``, or of the nearest table above it if it is not set."""
         while path not in self.lines and path:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -132,7 +132,7 @@ class TomlSource:
         return found
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """A problem at ``path`` in this file."""
+        """Return a problem at ``path`` in this file."""
         return Problem(self.file, self.line(path), dotted(path), message)
 
     def report(self, path: KeyPath, message: str) -> None:
@@ -178,8 +178,8 @@ def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSourc
 
 
 def _content(file: Path, most: int) -> bytes:
-    """The bytes of a regular file, ``most`` of them. Raises OSError: a link may lead to a pipe or
-    a device, and a reload would wait there, or read, for ever."""
+    """Read a regular file of at most ``most`` bytes. Raises OSError for a larger one, and for
+    a pipe or device, where a reload would wait, or read, for ever."""
     with open(
         file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
     ) as opened:
@@ -264,7 +264,7 @@ _CLOSINGS = ("]", '"""', "'''")
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
-    """Map every key path of the valid TOML ``text`` to its line, counted from 1.
+    """Return the line of every key path of valid TOML, counted from 1.
 
     Elements of an array that spans lines have their own lines; all keys of an inline table have
     the line of the statement that holds it. The empty path is line 1.
@@ -392,7 +392,7 @@ def _secrets_in(value: Any) -> Iterator[str]:
 def problems_of(
     error: ValidationError, model: type[BaseModel], source: TomlSource, base: KeyPath = ()
 ) -> list[Problem]:
-    """The problems that ``error`` tells of ``model`` validated from the table at ``base``."""
+    """Return what pydantic found in the table at ``base`` as problems with line and key."""
     found: list[Problem] = []
     details = error.errors(include_url=False, include_context=True)
     for detail in details:
@@ -411,12 +411,12 @@ def problems_of(
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:
-    """The keys of a section as they are written in the file."""
+    """Return the keys of a section as they are written in the file."""
     return [item.alias or name for name, item in model.model_fields.items()]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean "x"?)`` for the likeliest of ``known``, else the whole choice."""
+    """Return ``; did you mean "x"?`` for the likeliest of ``known``, else a list of all."""
     known = list(known)
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.6)
     if close:
@@ -478,7 +478,7 @@ def _as_written(value: Any, quote: bool = False) -> str:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The section that ``loc`` leads to, through optional fields and arrays of tables."""
+    """Return the section at ``loc``, through optional fields and arrays of tables."""
     here: type[BaseModel] | None = model
     for part in (part for part in loc if isinstance(part, str)):
         if here is None:
@@ -489,7 +489,7 @@ def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseMo
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type holds, be it optional or many; None for a value."""
+    """Return the section in a field's type, be it optional or an array; None without one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:

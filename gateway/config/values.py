@@ -107,7 +107,7 @@ Regex = Annotated[re.Pattern[str], BeforeValidator(_regex)]
 
 
 def _from_reference(value: object) -> object:
-    """A number or a flag that came out of the environment, where everything is text."""
+    """Return the number or flag in the text of a ``${...}``; other values unchanged."""
     if not isinstance(value, Reference):
         return value
     text = value.strip()
@@ -134,7 +134,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def ip_literal(value: str) -> str:
-    """``value`` as canonical IPv4 or IPv6 address; raises ValueError."""
+    """Return ``value`` as canonical IPv4 or IPv6 address; raises ValueError."""
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
@@ -203,7 +203,7 @@ _SET_BY_US = frozenset({"host", "content-length", "connection", "transfer-encodi
 
 
 def http_url(value: str) -> str:
-    """``value`` if it can be an HTTP service's address; raises ValueError."""
+    """Return ``value`` if it is the URL of an HTTP service; raises ValueError."""
     try:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
@@ -247,5 +247,5 @@ HttpHeaders = Annotated[
 
 
 def shown(values: Mapping[str, SecretStr]) -> dict[str, str]:
-    """Return the plain values of secrets, for sending."""
+    """Return headers or variables with their secrets as plain text, to be sent."""
     return {name: value.get_secret_value() for name, value in values.items()}

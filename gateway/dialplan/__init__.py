@@ -66,7 +66,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The first condition of a route that does not hold: its key, its text, what was there."""
+    """The first condition of a route that does not hold: key, expected value, value in the call."""
 
     condition: str
     wanted: str
@@ -75,7 +75,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Verdict of one route on a call: ``refusal`` is None when it would take it."""
+    """Whether a route matches a call; ``refusal`` is None if it does."""
 
     route: Route
     refusal: Refusal | None
@@ -90,7 +90,7 @@ class Explanation:
 
 
 def judge(route: Route, facts: InviteFacts) -> Match | Refusal:
-    """Try the conditions of ``route`` in the order of their keys in the manual."""
+    """Return the match of a call with a route, or its first condition that does not hold."""
     if not route.enabled:
         return Refusal("enabled", "true", "false")
     variables: dict[str, str] = {}
@@ -129,7 +129,7 @@ def _open(route: Route, zone: ZoneInfo, facts: InviteFacts) -> bool:
 
 
 def _search(regex: re.Pattern[str], texts: tuple[str, ...], variables: dict[str, str]) -> bool:
-    """Whether one of ``texts`` matches; its named groups (absent ones empty) become variables."""
+    """Return whether one of ``texts`` matches; adds its named groups to ``variables``."""
     for text in texts:
         if (match := searched(regex, text)) is not None:
             variables.update(match.groupdict(default=""))
@@ -149,7 +149,7 @@ def _within(route: Route, source_ip: str) -> bool:
 
 
 class Origin(NamedTuple):
-    """Place of a route; lines count from 1."""
+    """File and line (from 1) of a route."""
 
     file: Path
     line: int
@@ -173,7 +173,7 @@ class Dialplan:
     """Session fields that this gateway does not know and passes on: they may be newer than it."""
 
     def problem(self, route: str, path: KeyPath, message: str) -> Problem:
-        """A problem at ``path`` in the route of this name; the line is that of the key."""
+        """Return a problem at ``path`` in a route, with the line of that key or the table."""
         origin, near = self.origins[route], path
         while near and near not in origin.lines:
             near = near[:-1]
@@ -181,7 +181,7 @@ class Dialplan:
         return Problem(origin.file, line, f"route {route}, {dotted(path)}", message)
 
     def match(self, facts: InviteFacts, others: list[Explanation] | None = None) -> Match | None:
-        """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5).
+        """Return the first route that matches; None where the call gets a 404 (RFC 3261 21.4.5).
 
         ``others`` gets the routes before it, with the conditions that do not hold.
         """
@@ -194,7 +194,7 @@ class Dialplan:
         return None
 
     def explain(self, facts: InviteFacts) -> tuple[Explanation, ...]:
-        """Every route's verdict in order, those after the one that takes the call too."""
+        """Return whether and why not each route matches, those behind the first match, too."""
         verdicts = ((route, judge(route, facts)) for route in self.routes)
         return tuple(
             Explanation(route, verdict if isinstance(verdict, Refusal) else None)
@@ -202,12 +202,12 @@ class Dialplan:
         )
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret text of the routes, for a log filter that must let none of them through."""
+        """Return every secret text of routes and tools, for a log filter that lets none through."""
         return tuple(secret for one in (*self.routes, *self.tools) for secret in one.secrets())
 
 
 def dialplan_files(folder: Path) -> list[Path]:
-    """The files of a dialplan folder in order of their names; hidden ones are an editor's."""
+    """Return the ``*.toml`` of a folder by name, without hidden ones, which editors leave."""
     return sorted(
         (file for file in folder.glob("*.toml") if not file.name.startswith(".")),
         key=lambda file: file.name,
@@ -248,7 +248,7 @@ def load_dialplan(
 
 
 def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
-    """The good routes of one file; the others are reported to ``source``."""
+    """Return the valid routes of one file; report what is wrong with others to ``source``."""
     for key in source.data:
         if key not in ("route", "tool"):
             source.report((key,), "unknown key" + suggestion(key, ["route", "tool"]))
@@ -275,7 +275,7 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
 
 
 def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
-    """Yield problems of session objects, and whether the field may only be newer."""
+    """Yield problems of session objects, and whether the field may be newer than the gateway."""
     tables = source.data.get("route", [])
     for index, table in enumerate(tables if isinstance(tables, list) else []):
         canary = table.get("canary") if isinstance(table, dict) else None
@@ -297,7 +297,7 @@ def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
 
 
 def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:
-    """The ``[[tool]]`` of one file; what is wrong with them is reported to ``source``."""
+    """Add the ``[[tool]]`` of one file to ``tools``; report what is wrong to ``source``."""
     tables = source.data.get("tool", [])
     if not isinstance(tables, list):
         source.report(("tool",), "must be an array of tables: write [[tool]]")

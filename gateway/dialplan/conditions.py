@@ -46,7 +46,7 @@ class InviteFacts:
 
 
 def header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``headers``: names of SIP header fields, each once. Raises MisplacedError."""
+    """Refuse a malformed or repeated name of a SIP header in ``headers``. Raises MisplacedError."""
     names = [name.lower() for name in value]
     for name in value:
         if not re.fullmatch(r"[!%*+.`'~_\-0-9A-Za-z]+", name):
@@ -57,7 +57,7 @@ def header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def networks_of(value: object) -> tuple[Network, ...]:
-    """``source``: one address or network, or several. Raises ValueError, as all here do."""
+    """Parse ``source``: one address or network, or a list. Raises ValueError."""
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueError("an empty list matches nobody; leave the key out to match everybody")
@@ -71,7 +71,7 @@ def networks_of(value: object) -> tuple[Network, ...]:
 
 
 def hours_of(value: object) -> tuple[Hours, ...]:
-    """``hours``: one span, or several."""
+    """Parse ``hours``: one span, or a list. Raises ValueError."""
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueError("an empty list never matches; leave the key out to match at all times")
@@ -79,7 +79,7 @@ def hours_of(value: object) -> tuple[Hours, ...]:
 
 
 def timezone_of(value: object) -> ZoneInfo:
-    """``timezone``: of the IANA database."""
+    """Parse ``timezone``: a name of the IANA database. Raises ValueError."""
     if not isinstance(value, str) or not value:
         raise ValueError('must be a time zone\'s name like "Europe/Berlin"')
     try:
@@ -108,7 +108,7 @@ class Hours:
     written: str
 
     def hold(self, at: datetime, zone: ZoneInfo) -> bool:
-        """Whether ``at`` (with time zone) is within them on a wall clock in ``zone``."""
+        """Return whether ``at`` (with time zone) is in this span on a wall clock in ``zone``."""
         local = at.astimezone(zone)
         minute = local.hour * 60 + local.minute
         today = local.weekday()
@@ -179,6 +179,6 @@ class RouteConditions(Section):
     timezone: Annotated[ZoneInfo | None, BeforeValidator(timezone_of)] = None
 
     def variable_names(self) -> list[str]:
-        """The named groups of all conditions: the variables that a match brings."""
+        """Return the named groups of all conditions, which become variables of a call."""
         regexes = [self.to, self.from_, self.pai, self.diversion, *self.headers.values()]
         return [name for regex in regexes if regex is not None for name in regex.groupindex]

@@ -45,7 +45,7 @@ from gateway.dialplan.route_sections import (
     RouteRecords,
     Silence,
     UserIdle,
-    in_order,
+    refuse_unreachable,
 )
 from gateway.dialplan.route_session import (
     CallerHistory,
@@ -157,7 +157,7 @@ class Dtmf(Section):
         return self
 
     def render(self, digits: str, variables: Mapping[str, str]) -> str:
-        """The message for ``digits``; ``variables`` are the values of the :class:`Match`."""
+        """Return the user message for DTMF ``digits``, with the call's variables filled in."""
         later = {RESPONSE_MS: f"{{{RESPONSE_MS}}}"}  # known when the keys are sent
         return render(self.text, {**variables, **later, DIGITS: digits})
 
@@ -260,7 +260,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             )
         for key in ("budget", "hold_wait", "idle", "machine_detection", "response_failure"):
             self.check_transfer_to((key, "transfer_to"), getattr(self, key).transfer_to)
-        in_order(self.fallback)
+        refuse_unreachable(self.fallback)
         for number, step in enumerate(self.fallback):
             if step.action == "transfer":
                 self.check_transfer_to(("fallback", number, "to"), step.to)
@@ -328,7 +328,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         return {name for _, text in self.templates() for name in names_in(text)}
 
     def templates(self) -> Iterator[tuple[KeyPath, str]]:
-        """The texts in which variables are filled in, with where they stand."""
+        """Yield each text with variables, and its path in the route."""
         yield from texts_in(self.session, ("session",))
         yield from texts_in(self.live, ("live",))
         for index, message in enumerate(self.message):
@@ -357,22 +357,23 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             yield ("approval", index, "prompt"), rule.prompt
 
     def header_variables(self) -> frozenset[str]:
-        """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
+        """Return the variables ``header.…`` in the texts, in the spelling of :func:`key_of`."""
         return frozenset(key_of(name) for name in self._names_used() if name.startswith(HEADER))
 
     def data_variables(self) -> frozenset[str]:
-        """The variables of fetched data that the texts ask for."""
+        """Return the variables ``data.…`` in the texts, which ``[route.data]`` is asked for."""
         return frozenset(name for name in self._names_used() if name.startswith(DATA))
 
     def session_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """A copy of the session object that the caller may complete.
+        """Return a copy of the Realtime session object with a call's variables filled in.
 
-        ``values`` are those of the :class:`Match`; without them the texts stay as written.
+        Args:
+            values: variables of the call; None leaves placeholders as written.
         """
         return self._filled(self.session, values)
 
     def live_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The same of the Live session object."""
+        """Do the same with the Live session object."""
         return self._filled(self.live, values)
 
     def _filled(
@@ -385,7 +386,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         return filled
 
     def with_session(self, session: Mapping[str, Any], model: str, *, live: bool = False) -> Route:
-        """Return this route with the session of an application, whose texts stay as they are.
+        """Return this route with the session object of an application, not rendered any more.
 
         ``model`` "" leaves the route's. The application greets, and has its own fallback.
         ``live``: it is the session object of the Live API.
@@ -397,7 +398,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         return made
 
     def with_canary(self) -> Route:
-        """Return this route with what ``[route.canary]`` has in place of its own."""
+        """Return this route with session objects and server of ``[route.canary]``."""
         if self.canary is None:
             return self
         given = self.canary.realtime
@@ -430,7 +431,7 @@ class CallSettings:
 
 
 def call_settings(config: Config, route: Route) -> CallSettings:
-    """Join ``config`` and ``route``; what the route says wins."""
+    """Return the settings of the configuration, overridden by those of the route."""
     limits = route.limits
     return CallSettings(
         realtime=_realtime(config.realtime, route),
@@ -440,7 +441,7 @@ def call_settings(config: Config, route: Route) -> CallSettings:
 
 
 def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
-    """Return the realtime settings with those of a route in their place."""
+    """Return ``[realtime]``, overridden by ``[route.realtime]``."""
     over = route.realtime
     update = {
         name: value

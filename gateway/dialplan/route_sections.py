@@ -184,9 +184,8 @@ DEFAULT = (Fallback(action="reconnect"),)
 """A call that is up gets another session, if one is to be had."""
 
 
-def in_order(steps: tuple[Fallback, ...]) -> None:
-    """Check that a step which ends the call is the last. Raises MisplacedError, as seen from the
-    route."""
+def refuse_unreachable(steps: tuple[Fallback, ...]) -> None:
+    """Refuse steps behind one that ends the call. Raises MisplacedError, path from the route."""
     for number, before in enumerate(steps[:-1], 1):
         if before.action in _ENDS:
             raise MisplacedError(
@@ -260,7 +259,7 @@ class Interruptions(Section):
 
     @property
     def by_gateway(self) -> bool:
-        """The gateway decides, and the server is told to leave it."""
+        """Whether the gateway decides on barge-in; the session then turns off the server's."""
         return (
             self.mode != "immediate"
             or self.uninterruptible_greeting
@@ -268,7 +267,7 @@ class Interruptions(Section):
         )
 
     def words(self) -> frozenset[str]:
-        """The phrases, split as :func:`gateway.text.words_of` splits texts."""
+        """Return the backchannel phrases in the spelling of :func:`gateway.text.words_of`."""
         return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
@@ -345,6 +344,7 @@ class MachineDetection(Section):
 
     @property
     def actions(self) -> Mapping[str, str]:
+        """Action by what is detected: music, voicemail, bot."""
         return {"music": self.music, "voicemail": self.voicemail, "bot": self.bot}
 
     def agree_with(self, session: Mapping[str, Any]) -> None:

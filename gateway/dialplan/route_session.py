@@ -177,7 +177,7 @@ class _Trigger(Part):
 
 
 class LiveModel(Part):
-    """The whole object, without what the gateway sets itself."""
+    """The Live session object, without the fields that the gateway sets."""
 
     model: Word | None = None
     instructions: str | None = None
@@ -190,7 +190,7 @@ class LiveModel(Part):
 
 
 def judge_live(session: Mapping[str, Any]) -> list[Finding]:
-    """Yield every problem of a Live session object, as it stands in the file."""
+    """Return every problem of a Live session object, as it is written in the file."""
     return judge_object(session, LiveModel)
 
 
@@ -273,7 +273,7 @@ class Transcription(Section):
     end_phrases: tuple[Text, ...] = ()
 
     def agree_with(self, session: Mapping[str, Any], route_keys: Collection[str]) -> None:
-        """Raise MisplacedError for what needs a session that speaks, and for what is missing.
+        """Raise MisplacedError for keys without effect beside transcription, and for missing ones.
 
         Args:
             session: the route's session object.
@@ -328,7 +328,7 @@ def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) 
 
 
 def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Yield the paths of values that JSON has no form for, such as dates."""
+    """Yield the paths of values that JSON cannot express, such as dates."""
     if isinstance(value, Mapping | list):
         for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _not_json(inner, (*path, part))
@@ -397,13 +397,14 @@ class Canary(Section):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what the canary changes: with another one its figures begin anew."""
+        """Hash of session objects and server: when it changes, the canary's figures begin anew."""
         given = self.model_dump(mode="json", exclude={"share", "stop"})
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
     def has(self, route: str, caller: str) -> bool:
-        """Whether it takes a caller of the route: always the same ones, and more of them with a
-        larger share."""
+        """Return whether a caller of the route belongs to its share, by a hash of the number.
+
+        A larger share has all callers of a smaller one."""
         digest = hashlib.sha256(f"{route}\n{caller}".encode()).digest()
         return int.from_bytes(digest[:4], "big") < self.share / 100 * 2**32
 
@@ -413,7 +414,7 @@ class Canary(Section):
 
 
 def merged(base: Any, over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over`` in place of its own, table by table."""
+    """Return ``base`` overridden by ``over``; tables in both are merged in the same way."""
     found = dict(base) if isinstance(base, Mapping) else {}
     for name, value in over.items():
         inner = found.get(name)
@@ -423,7 +424,7 @@ def merged(base: Any, over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def credentials(value: Any, inside: bool = False) -> Iterator[str]:
-    """Texts at or below the keys in which a session object has credentials (MCP tools)."""
+    """Yield the texts at and below ``authorization`` and ``headers`` of a session object (MCP)."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from credentials(inner, inside or name in ("authorization", "headers"))

@@ -47,7 +47,7 @@ UNKNOWN = "unknown_choice"
 
 
 def choice(*known: str) -> Any:
-    """A text that is one of ``known``, as far as we know."""
+    """Return a type of text; one that is not in ``known`` is an error of type :data:`UNKNOWN`."""
 
     def check(value: str) -> str:
         if value not in known:
@@ -157,7 +157,7 @@ class _Input(Part):
 
 
 def voice_check(known: Sequence[str]) -> Callable[[Any], Any]:
-    """Return a check of a voice: one of these, or one of the user's own."""
+    """Return a validator of ``voice``: one of ``known``, or ``{ id = … }`` of a custom voice."""
 
     def check(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -325,7 +325,7 @@ def _modalities(value: Any) -> Any:
 
 
 class SessionModel(Part):
-    """The whole object, without what the gateway sets itself."""
+    """The Realtime (GA) session object, without the fields that the gateway sets."""
 
     instructions: str | None = None
     output_modalities: Annotated[Any, BeforeValidator(_modalities)] = ["audio"]
@@ -379,7 +379,7 @@ class Finding(NamedTuple):
 
 
 def nulled(session: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with the ``null`` of the protocol wherever the dialplan says ``false``."""
+    """Return a copy with None where :data:`OFF` allows ``false`` in place of ``null``."""
     return _nulled(session, ())  # type: ignore[no-any-return]
 
 
@@ -392,7 +392,7 @@ def _nulled(value: Any, path: KeyPath) -> Any:
 
 
 def judge_session(session: Mapping[str, Any]) -> list[Finding]:
-    """Yield every problem of ``session``, as it stands in the file."""
+    """Return every problem of a Realtime session object, as it is written in the file."""
     return judge_object(nulled(session), SessionModel, _hint)
 
 
@@ -401,7 +401,11 @@ def judge_object(
     model: type[BaseModel],
     hint: Callable[[list[str | int]], str] = lambda _path: "",
 ) -> list[Finding]:
-    """Return every problem of an object that ``model`` is of; ``hint`` adds to unknown keys."""
+    """Return every problem of a session object, validated by ``model``.
+
+    Args:
+        hint: text after the message about an unknown key, by its path.
+    """
     try:
         model.model_validate(given)
     except ValidationError as error:
@@ -411,7 +415,7 @@ def judge_object(
 
 
 def only_beta(session: Mapping[str, Any]) -> list[Finding]:
-    """Yield fields that the GA protocol rejects and the Beta protocol accepts."""
+    """Return fields that the GA protocol rejects and the Beta protocol accepts."""
     if "temperature" in session:
         message = 'is a setting of Beta servers (dialect = "beta"); GA has none'
         return [Finding(("temperature",), message, False)]
@@ -419,7 +423,7 @@ def only_beta(session: Mapping[str, Any]) -> list[Finding]:
 
 
 def _filled_in(session: Any, path: KeyPath) -> bool:
-    """Return whether variables are filled in there, so that it cannot be checked now."""
+    """Return whether the text at ``path`` has variables, so that it cannot be checked yet."""
     for step in path:
         try:
             session = session[step]
@@ -429,7 +433,7 @@ def _filled_in(session: Any, path: KeyPath) -> bool:
 
 
 def _finding(detail: Any, session: Any, hint: Callable[[list[str | int]], str]) -> Finding:
-    """Translate one error of pydantic's to path and message."""
+    """Return one error of pydantic as a finding, without the union branches in its path."""
     path: list[str | int] = []
     here: Any = session
     known = detail["type"] != "extra_forbidden"

@@ -60,7 +60,7 @@ _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 
 
 def _sound(value: object, info: ValidationInfo) -> object:
-    """Return a built-in sound, or the absolute path of a WAV file that can be played."""
+    """Return a built-in sound's name, or the absolute path of a WAV file. Raises ValueError."""
     if not isinstance(value, str) or value in BUILT_IN:
         return value
     folder = (info.context or {}).get("folder")
@@ -224,6 +224,7 @@ class WebTool(Section):
         return self
 
     def json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the arguments: ``parameters``, or made of ``fields``."""
         if self.parameters is not None:
             whole: dict[str, Any] = plain(self.parameters)
             return whole
@@ -326,7 +327,7 @@ class CollectDigits(Section):
 
 
 def _is_safe(url: str) -> bool:
-    """Return whether nobody on the way can read what is sent there."""
+    """Return whether requests to ``url`` are encrypted, or stay on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
 
@@ -427,7 +428,7 @@ class RouteRecording(Section):
 
     @property
     def words(self) -> str:
-        """The prompt, or the one that stands in for it."""
+        """The prompt, by default the one for ``consent``."""
         if self.prompt is not None:
             return self.prompt
         return CONSENT_QUESTION if self.consent == "ask" else CONSENT_PROMPT
@@ -458,7 +459,7 @@ class RouteTools(Section):
         return self
 
     def check_transfer_to(self, path: KeyPath, wanted: str | None) -> None:
-        """Raise MisplacedError where ``wanted`` is no destination that can be named alone."""
+        """Raise MisplacedError unless ``wanted`` is None or a destination with a fixed number."""
         named = [one.name for one in self.transfer if one.allowed_numbers is None]
         if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
             raise MisplacedError(

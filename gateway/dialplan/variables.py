@@ -81,19 +81,19 @@ _DOUBLE_QUOTES = str.maketrans(dict.fromkeys('"“”„‟«»＂', "'"))  # no
 
 
 def names_in(text: str) -> list[str]:
-    """The variables that ``text`` names, in order."""
+    """Return the names of the placeholders in ``text``, in their order."""
     return [found["name"] for found in _PLACEHOLDER.finditer(text) if found["name"]]
 
 
 def is_known(name: str, groups: frozenset[str]) -> bool:
-    """Whether a call can have a value for ``name``."""
+    """Return whether a variable is built in, of a header, or one of the named ``groups``."""
     if name.startswith(HEADER):
         return len(name) > len(HEADER)
     return name in BUILT_IN or name in groups
 
 
 def render(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with its placeholders filled in; one without a value becomes its default."""
+    """Return ``text`` with values for its placeholders; without a value, with their defaults."""
 
     def fill(found: re.Match[str]) -> str:
         if found["literal"] is not None:
@@ -104,7 +104,7 @@ def render(text: str, values: Mapping[str, str]) -> str:
 
 
 def render_all(value: Any, values: Mapping[str, str]) -> Any:
-    """A copy of a session object, or of a part of it, with every text rendered."""
+    """Return a copy of a session object with every text rendered, except credentials."""
     if isinstance(value, Mapping):
         return {
             name: inner if name in AS_WRITTEN else render_all(inner, values)
@@ -118,7 +118,7 @@ def render_all(value: Any, values: Mapping[str, str]) -> Any:
 def texts_in(
     value: Any, path: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every text of a session object that is rendered, with where it stands."""
+    """Yield every text of a session object that :func:`render_all` renders, with its path."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if name not in AS_WRITTEN:
@@ -153,7 +153,7 @@ def values_of(
     zone: ZoneInfo | None,
     headers: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The value of each variable, and the names of those that had to be cleaned.
+    """Return the value of each variable of a call, and the names of those that were cleaned.
 
     ``headers`` are the names of header fields that the route's texts ask for.
     """
@@ -243,18 +243,18 @@ class RouteData(Section):
     preserve_newlines: Flag = False
 
     def address(self, values: Mapping[str, str]) -> str:
-        """The URL for a call with these variables; what they stand for cannot leave its place."""
+        """Return the URL for a call, with the values of its variables percent-encoded."""
         return render(self.url, {name: quote(value, safe="") for name, value in values.items()})
 
     def values(self, names: Iterable[str], answer: Any) -> dict[str, str]:
-        """Return the values of the variables ``names``; ``answer`` is None where there was none."""
+        """Return the values of variables in the service's JSON (None for none), or ``defaults``."""
         return {
             name: self._text(_at(answer, name)) or self._text(_at(self.defaults, name))
             for name in names
         }
 
     def _text(self, value: Any) -> str:
-        """Return a value of the data as text, cleaned and cut."""
+        """Return a JSON value as text of at most ``max_value_chars``; other than text as JSON."""
         if value is None:
             return ""
         if not isinstance(value, str):
@@ -280,7 +280,7 @@ def _at(value: Any, name: str) -> Any:
 
 
 def _lines(value: str, limit: int) -> str:
-    """A text of several lines: as it is, without what cannot be seen."""
+    """Return a text of several lines, bounded, without control characters but newlines."""
     seen = "".join(
         char
         for char in value.replace("\r\n", "\n")[: 2 * limit]

@@ -48,18 +48,18 @@ from gateway.planning.route_tools import (
     answer_plan,
     approval_rules,
     content_plan,
+    fallback_steps,
     function_plans,
     idle_plan,
     interruption_plan,
     language_plan,
-    machine_plan,
+    machine_detection_plan,
     metadata_of,
     own_tools,
     plan_of,
     recording_plan,
     transfer_plan,
-    trouble_plan,
-    turns_left_to_us,
+    turns_by_gateway,
 )
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint, is_live
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 
 
 def sip_settings(config: Config) -> SipSettings:
+    """Return ``[sip]``, ``[media]``, ``[access]`` and trunks in the form of the user agent."""
     media, tls, access = config.media, config.sip.tls, config.access
     return SipSettings(
         listen=tuple(Listen(*address) for address in config.sip.listen),
@@ -126,7 +127,7 @@ def sip_settings(config: Config) -> SipSettings:
 
 
 def facts_of(invite: Invite, at: datetime) -> InviteFacts:
-    """Return what conditions can match of an INVITE that came at ``at`` (with a time zone)."""
+    """Return the properties of an INVITE for the dialplan; ``at`` needs a time zone."""
     host, _, _port = invite.source.rpartition(":")
     headers = invite.headers
     callers, diversion = asserted(headers), diverted(headers)
@@ -151,7 +152,7 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
 
 
 def record_of(invite: Invite | None, at: datetime) -> CallRecord:
-    """An empty record of a call whose INVITE came at ``at``."""
+    """Return a new record of an inbound call; without INVITE only with id and time."""
     record = CallRecord(call_id=new_call_id() if invite is None else invite.call_id)
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     if invite is not None:
@@ -164,7 +165,7 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
 
 
 def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
-    """An empty record of a call that we place; nobody has given it a Call-ID yet."""
+    """Return a new record of an outbound call to ``uri``, which has no SIP Call-ID yet."""
     record = CallRecord(call_id=new_call_id(), route=route, direction="outbound")
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     record.to_uri, record.leg.trunk = uri, trunk
@@ -174,7 +175,7 @@ def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
 def placed_match(
     route: Route, uri: str, trunk: str, variables: Mapping[str, str], at: datetime
 ) -> Match:
-    """The match of a call that we place: the route is chosen, and so are its groups' values."""
+    """Return the match of an outbound call, whose route and variables the request names."""
     groups = dict.fromkeys(route.variable_names(), "") | dict(variables)
     facts = InviteFacts(user_of(uri), "", uri, "", "", at, trunk=trunk or None)
     values, cleaned = values_of(route.name, facts, groups, route.timezone)
@@ -182,7 +183,7 @@ def placed_match(
 
 
 def codec_of(invite: Invite) -> Codec:
-    """The codec that pjsip will agree on: the caller's first, or ours where we make the offer."""
+    """Return the codec that pjsip will negotiate: the first of the offer, else of ours."""
     return (invite.offered or invite.codecs)[0]
 
 
@@ -203,7 +204,13 @@ def call_plan(
     retry_after: int,
     tool_executor: ToolExecutor | None = None,
 ) -> CallPlan:
-    """Return the plan of a call on this route; ``tool_executor`` has its functions."""
+    """Return the plan of a call that a route takes.
+
+    Args:
+        codec: that of the call.
+        retry_after: seconds in the Retry-After of a 503.
+        tool_executor: has the route's functions; None for a plan without them.
+    """
     route, settings = match.route, call_settings(config, match.route)
     values = match.values
     session = _session(config, route, codec, values, tool_executor)
@@ -233,7 +240,7 @@ def call_plan(
             interrupts=server_interrupts(session),
             retry_after=retry_after,
             responds=server_responds(session) and not route.transcription.enabled,
-            fallback=trouble_plan(route, [one.name for one in config.realtime_server]),
+            fallback=fallback_steps(route, [one.name for one in config.realtime_server]),
             handover_before_expiry=settings.realtime.handover_before_expiry,
             truncate_margin_ms=settings.realtime.truncate_margin_ms,
         ),
@@ -261,7 +268,7 @@ def call_plan(
         interruptions=interruption_plan(route, session),
         idle=idle_plan(route, values),
         silence=plan_of(SilencePlan, route.silence),
-        machine_detection=machine_plan(route),
+        machine_detection=machine_detection_plan(route),
         line=plan_of(LinePlan, route.line),
         hold_wait=hold_wait_plan(route, session),
         content=content_plan(route, values),
@@ -302,8 +309,10 @@ def plans(
     bridged: bool = False,
     history: Lookup | None = None,
 ) -> tuple[CallPlan, SessionPlan]:
-    """Both plans of a call; ``placed`` by us. Where data are to be fetched first, or the caller's
-    ``history``, they are at work on it when the call begins, and complete before its session is up.
+    """Return the plans of a call and of its sessions; ``placed``: it is outbound.
+
+    Where ``[route.data]`` or the caller's ``history`` is to be fetched, the session plan has the
+    look-up (``preparation``), whose result completes both plans before the session is set up.
 
     ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in. Where the
     caller's side follows no REFER, transfers are ``bridged``: both legs are joined here.
@@ -365,7 +374,7 @@ def session_plan(
 
 
 def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
-    """Every server that a call may come to."""
+    """Return every server at which a route may open sessions, those of canaries included."""
     found: list[Endpoint] = []
     canaries = [route.with_canary() for route in dialplan.routes if route.canary is not None]
     for route in [*dialplan.routes, *canaries]:
@@ -422,7 +431,7 @@ def _session(
         return transcription_object(route.session_settings(values), codec.value)
     tools = _tools(config, route, tool_executor)
     session = session_object(route.session_settings(values), codec.value, tools)
-    return turns_left_to_us(session) if route.interruptions.by_gateway else session
+    return turns_by_gateway(session) if route.interruptions.by_gateway else session
 
 
 def _tools(

@@ -25,15 +25,15 @@ from gateway.config.source import (
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes, retirements
-from gateway.planning.route_notes import summary as tool_summary
+from gateway.planning.route_notes import tool_summary
 from gateway.planning.route_tools import (
     has_prompt,
     offers_of,
     own_tools,
     recording_plan,
+    tool_problems,
     transfer_plan,
 )
-from gateway.planning.route_tools import problems as tool_problems
 from gateway.realtime.endpoint import is_live
 from gateway.records.recording_files import RecordingError, recipients_of
 from gateway.tools.python import ToolModuleError
@@ -119,7 +119,7 @@ _SUBJECT = re.compile(r"(?:(route|trunk) ([^\s,:]+)(?:, ([\w.]+):)?|([a-z_]+(?:\
 
 
 def _placed(note: str, source: TomlSource, dialplan: Dialplan) -> str:
-    """Return a note with file and line of what it is about, where that is known."""
+    """Return a note with file and line of the key that it is about, where that is known."""
     found = _SUBJECT.match(note)
     if found is None:
         return note
@@ -156,7 +156,7 @@ def _folder(data: Mapping[str, Any], path: Path) -> Path:
 
 
 def _keys_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Yield routes that go to another server than the configuration's, and have no key for it."""
+    """Yield routes and canaries without API key for their own server; impossible canaries."""
     for route in dialplan.routes:
         if route.canary is not None:
             where = ("canary", "realtime", "api_key")
@@ -244,7 +244,7 @@ def _regions_mixed(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
 
 
 def _data_late(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Yield routes whose data may take all the time that their session has."""
+    """Yield routes whose ``data.timeout`` is not below their ``realtime.connect_timeout``."""
     for route in dialplan.routes:
         limit = call_settings(config, route).realtime.connect_timeout
         if route.data is not None and route.data.timeout >= limit:
@@ -321,7 +321,7 @@ def names_of_functions(config: Config, dialplan: Dialplan, route: Route) -> list
 def _recordings_impossible(
     config: Config, dialplan: Dialplan, source: TomlSource
 ) -> Iterator[Problem]:
-    """Yield public keys that are none, and formats and uploads whose packages are not there."""
+    """Yield invalid ``recipients``, and formats and uploads whose packages are not installed."""
     settings = config.recording
     try:
         recipients_of(settings.recipients)
@@ -347,7 +347,7 @@ def _recordings_nowhere(config: Config, dialplan: Dialplan) -> Iterator[Problem]
 
 
 def _servers_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Yield routes that would turn to a server that is not there."""
+    """Yield fallback steps that name no ``[[realtime_server]]``."""
     known = [one.name for one in config.realtime_server]
     for route in dialplan.routes:
         for index, step in enumerate(route.fallback):
@@ -361,7 +361,7 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
 def _applications_wrong(
     config: Config, dialplan: Dialplan, source: TomlSource
 ) -> Iterator[Problem]:
-    """Yield routes whose application could not be asked, or could not answer."""
+    """Yield applications without webhook, token or GA dialect, and tokens of unknown routes."""
     names = [one.name for one in config.webhook]
     for route in dialplan.routes:
         if route.application is None:
@@ -389,7 +389,7 @@ def _applications_wrong(
 
 
 def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> Iterator[Problem]:
-    """Yield synthetic calls of the same name, and to routes that there are not."""
+    """Yield synthetic calls with a name used twice, or to an unknown route."""
     routes = [route.name for route in dialplan.routes]
     names = [one.name for one in config.synthetic_call]
     for number, one in enumerate(config.synthetic_call):
@@ -401,7 +401,7 @@ def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> 
 
 
 def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Yield routes whose promised callbacks could not be placed."""
+    """Yield routes with ``schedule_callback`` whose callbacks could not be kept or placed."""
     settings = config.callbacks
     names = [route.name for route in dialplan.routes]
     trunks = [trunk.name for trunk in config.trunk]
@@ -432,7 +432,7 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
 
 
 def _others(config: Config) -> str:
-    """Return how calls from unknown sources are treated."""
+    """Return how calls from unknown sources are treated, as text of the summary."""
     if config.access.unknown_sources != "auto":
         return config.access.unknown_sources
     return "auto (refused)" if config.trunk else "auto (from private networks only)"

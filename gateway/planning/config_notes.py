@@ -98,7 +98,7 @@ _REGION = re.compile(r"^(?:(eu|us|ae|au|in|jp)\.)?api\.openai\.com$")
 
 
 def _region(url: str) -> str | None:
-    """Where data of this address stay, as far as its name tells; None: it does not tell."""
+    """Return the region in the name of an OpenAI host, "none" without one; None of other hosts."""
     found = _REGION.match((urlsplit(url).hostname or "").lower())
     return None if found is None else found[1] or "none"
 
@@ -220,7 +220,9 @@ RETIREMENT_DAYS = 90
 def retirements(
     config: Config, dialplan: Dialplan, today: date | None = None
 ) -> Iterator[tuple[bool, str]]:
-    """Yield what the providers retire of what enabled routes use, and whether it is still served.
+    """Yield a note on each model or prompt of enabled routes that its provider retires.
+
+    Each with whether it is still served; those beyond :data:`RETIREMENT_DAYS` are left out.
 
     Args:
         today: None for this day (UTC).
@@ -409,7 +411,7 @@ def _of_system(issuer: bytes) -> bool:
 
 
 def _parsed(certificate: bytes) -> _Certificate:
-    """Read a certificate in DER. Raises ValueError, IndexError or StopIteration."""
+    """Read an X.509 certificate in DER. Raises ValueError, IndexError or StopIteration."""
     fields = list(_der(next(_der(next(_der(certificate))[1]))[1]))
     if fields[0][0] == 0xA0:  # the version, which may be left out
         fields = fields[1:]
@@ -418,7 +420,7 @@ def _parsed(certificate: bytes) -> _Certificate:
 
 
 def _der(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tag and content of each DER element in a row."""
+    """Yield tag and content of each element of a DER sequence (ITU-T X.690)."""
     at = 0
     while at + 2 <= len(data):
         tag, length = data[at], data[at + 1]

@@ -19,7 +19,7 @@ MINUTE = 60.0
 
 
 def dial_uri(to: str, trunk: TrunkSettings | None) -> str:
-    """The sip URI for a number, a tel URI or a sip URI; numbers go to the trunk.
+    """Return the SIP URI to call for a number, a tel URI or a SIP URI; numbers go to the trunk.
 
     Raises ValueError where there is neither a host in it nor a trunk, and for a URI that would
     bring header fields along, or go elsewhere than to its host.
@@ -40,7 +40,7 @@ def dial_uri(to: str, trunk: TrunkSettings | None) -> str:
 
 
 def caller_id_of(caller_id: str, trunk: TrunkSettings | None) -> str:
-    """The caller id that a call asks for. Raises ValueError where its trunk does not let it."""
+    """Return ``caller_id`` if ``trunk.caller_ids`` allows it. Raises ValueError if not."""
     if not caller_id:
         return ""
     if trunk is None:
@@ -136,7 +136,7 @@ LEAST_RATE = 50
 
 
 def _limits_of(trunk: TrunkSettings, burst: int, max_calls: int) -> Limits:
-    """Return a trunk's limits. The defaults are above what it can have calls in progress for."""
+    """Return a trunk's limits; its default rate lets ``max_calls`` calls in within a second."""
     rate, most = trunk.calls_per_second, trunk.max_unacknowledged_calls
     if rate is None:
         rate = max(max_calls, LEAST_RATE)
@@ -146,7 +146,12 @@ def _limits_of(trunk: TrunkSettings, burst: int, max_calls: int) -> Limits:
 
 
 def trunk_of(trunk: TrunkSettings, burst: int, max_calls: int, media: MediaSettings) -> Trunk:
-    """One ``[[trunk]]``, as the user agent needs it."""
+    """Return a ``[[trunk]]`` in the form of the user agent.
+
+    Args:
+        burst: ``access.burst``, for trunks without a rate of their own.
+        max_calls: ``sip.max_calls``.
+    """
     return Trunk(
         name=trunk.name,
         peers=tuple(Peer(*peer) for peer in trunk.peers),

@@ -24,7 +24,7 @@ _INSTRUCTIONS = (
 
 
 def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the update for a session that goes on listening and does not respond any more."""
+    """Return the ``session.update`` after which a session transcribes, but responds no more."""
     detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
     if detection is None:
         return {"tools": []}
@@ -36,7 +36,7 @@ def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
 def interpreter_plan(
     route: Route, session: Mapping[str, Any], values: Mapping[str, str]
 ) -> InterpreterPlan | None:
-    """Return how the route interprets, with the session objects made of the route's own."""
+    """Return the plan of ``[route.interpreter]``, with a session object for each direction."""
     given = route.interpreter
     if given is None:
         return None
@@ -79,7 +79,7 @@ def _interpreting_session(
 
 
 def hold_wait_plan(route: Route, session: Mapping[str, Any]) -> HoldWaitPlan:
-    """Return how the agent waits in a queue; ``session`` is the session object of the call."""
+    """Return the plan of ``[route.hold_wait]`` for a call with this session object."""
     heard = session["audio"]["input"]
     responds = server_responds(session)
     return plan_of(
@@ -95,12 +95,12 @@ def hold_wait_plan(route: Route, session: Mapping[str, Any]) -> HoldWaitPlan:
 
 
 def server_interrupts(session: Mapping[str, Any]) -> bool:
-    """Return whether the server interrupts its answer when the caller speaks."""
+    """Return whether the server interrupts its response when the caller speaks."""
     detection = session["audio"]["input"]["turn_detection"]
     return detection is not None and bool(detection.get("interrupt_response", True))
 
 
 def server_responds(session: Mapping[str, Any]) -> bool:
-    """Return whether the server answers a turn by itself."""
+    """Return whether the server creates a response at the end of a turn by itself."""
     detection = session["audio"]["input"]["turn_detection"]
     return detection is not None and bool(detection.get("create_response", True))

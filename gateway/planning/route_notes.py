@@ -28,7 +28,7 @@ _CLASSES = {"X": "[0-9]", "Z": "[1-9]", "N": "[2-9]", ".": ".+", "!": ".*", "+":
 
 
 def route_notes(routes: Sequence[Route]) -> Iterator[str]:
-    """Yield a line for each condition that probably means something else. Only enabled routes."""
+    """Yield a line for each condition that probably means something else, and each hidden route."""
     for route in routes:
         for key, regex in (("to", route.to), ("from", route.from_)):
             note = None if regex is None else pattern_note(regex.pattern)
@@ -38,13 +38,13 @@ def route_notes(routes: Sequence[Route]) -> Iterator[str]:
 
 
 def has_live_sessions(config: Config, route: Route) -> bool:
-    """Whether the route's own server has Live sessions."""
+    """Return whether the route's own server has Live sessions, not Realtime ones."""
     server = call_settings(config, route).realtime
     return is_live(server.url, server.model)
 
 
 def live_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
-    """Yield a line for each setting of a route that Live sessions have nothing for."""
+    """Yield a line for each setting of a route that has no effect with Live sessions."""
     for route in routes:
         if not has_live_sessions(config, route):
             continue
@@ -118,7 +118,7 @@ def pattern_note(text: str) -> str | None:
 
 
 def _hidden(routes: Sequence[Route]) -> Iterator[str]:
-    """Routes that can take no call, since an earlier one takes each of theirs."""
+    """Yield routes that take every call of later ones, which thus get none."""
     told: set[str] = set()
     for index, route in enumerate(routes):
         hidden = [later for later in routes[index + 1 :] if later.name not in told]
@@ -132,7 +132,7 @@ def _hidden(routes: Sequence[Route]) -> Iterator[str]:
 
 
 def _conditions(route: Route) -> dict[str, object]:
-    """Conditions that a route sets, comparable with those of another one."""
+    """Return the conditions that a route sets by their keys, to compare with another route's."""
     set_ = {
         "to": route.to and route.to.pattern,
         "from": route.from_ and route.from_.pattern,
@@ -147,7 +147,7 @@ def _conditions(route: Route) -> dict[str, object]:
 
 
 def _covers(route: Route, later: Route) -> bool:
-    """Whether each call that ``later`` matches is matched by ``route``, as far as can be told."""
+    """Return whether ``route`` provably matches each call that ``later`` matches."""
     theirs = _conditions(later)
     for key, value in _conditions(route).items():
         if theirs.get(key) == value:
@@ -182,7 +182,7 @@ def tool_notes(config: Config, dialplan: Dialplan) -> Iterator[str]:
         yield from _rules(route, config, [*python, *shared])
 
 
-def summary(config: Config, dialplan: Dialplan) -> list[str]:
+def tool_summary(config: Config, dialplan: Dialplan) -> list[str]:
     """Return one line with the number of tools of each kind; nothing where there are none."""
     over_http = len(dialplan.tools) + sum(len(route.tool) for route in dialplan.routes)
     servers = ", ".join(server.name for server in config.tools.mcp)

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 
 def tool_executor(config: Config, dialplan: Dialplan) -> ToolExecutor:
-    """Return what runs the functions of all routes. Raises ToolModuleError."""
+    """Return the executor of the functions of all routes. Raises ToolModuleError."""
     tools = config.tools
     limits = ToolLimits(
         threads=tools.threads,
@@ -84,20 +84,24 @@ def tool_executor(config: Config, dialplan: Dialplan) -> ToolExecutor:
 
 
 def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteTools]:
-    """Return what each route offers, by its name. Raises ToolModuleError."""
+    """Return the functions and MCP servers of each route, by its name. Raises ToolModuleError."""
     python = module_tools(config.tools)
     return {route.name: _offer(route, config.tools, python, dialplan) for route in dialplan.routes}
 
 
 def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
-    """The functions of ``tools.module``. Raises ToolModuleError."""
+    """Import ``tools.module`` and return its functions by name. Raises ToolModuleError."""
     if not settings.module:
         return {}
     return python_tools(settings.module, settings.search_path, OWN)
 
 
-def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
-    """Yield names in routes that do not exist. ``source`` is where ``tools.module`` stands."""
+def tool_problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
+    """Yield tools and MCP servers that routes name and that do not exist, and names used twice.
+
+    Args:
+        source: place of ``tools.module``, for problems of that module.
+    """
     try:
         python = module_tools(config.tools)
     except ToolModuleError as error:
@@ -131,7 +135,7 @@ def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Pr
 
 
 def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRule, ...]:
-    """The route's rules, with its variables filled in."""
+    """Return the ``[[route.approval]]`` rules, with the call's variables filled into prompts."""
     return tuple(
         plan_of(ApprovalRule, one, prompt=partial(_question, one.prompt, values))
         for one in route.approval
@@ -215,7 +219,7 @@ P = TypeVar("P", bound="DataclassInstance")
 
 
 def plan_of(plan: type[P], section: Section, **others: Any) -> P:
-    """Make a plan of a section's values by their names; ``others`` are in place of them.
+    """Make a plan from the fields of the same name in a section; ``others`` take precedence.
 
     What the section leaves out has the plan's default. Raises AttributeError for a field that
     neither has.
@@ -301,7 +305,7 @@ def _way(one: Transfer, trunks: Mapping[str, TrunkSettings], bridged: bool) -> d
 
 
 def answer_plan(route: Route) -> AnswerPlan:
-    """Return when the call is answered, and what the caller hears before."""
+    """Return the plan of ``[route.answer]``, with the length (s) of a ``play_to_end`` sound."""
     answer = route.answer
     if answer.mode == "when_ready":
         return AnswerPlan()
@@ -310,7 +314,7 @@ def answer_plan(route: Route) -> AnswerPlan:
 
 
 def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
-    """Return how barge-in is handled; ``session`` is the session object that is sent."""
+    """Return the plan of ``[route.interruptions]`` for a call with this session object."""
     given, heard = route.interruptions, session["audio"]["input"]
     detection = heard.get("turn_detection") or {}
     silence_ms = detection.get("silence_duration_ms", 0)
@@ -324,7 +328,7 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
     )
 
 
-def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
+def turns_by_gateway(session: dict[str, Any]) -> dict[str, Any]:
     """Change a session object so that the server reports turns, and neither interrupts nor
     responds."""
     detection = session["audio"]["input"].setdefault("turn_detection", {})
@@ -334,13 +338,13 @@ def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
 
 
 def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
-    """The route's own words about the call, as a response may carry them: 512 characters each."""
+    """Return the route's ``metadata`` for ``response.create``: at most 512 characters each."""
     texts = {name: render(text, values)[:512] for name, text in route.metadata.items()}
     return {name: text for name, text in texts.items() if text}
 
 
-def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, ...]:
-    """The fallback steps; ``endpoints`` are the names of the servers to turn to, in their order.
+def fallback_steps(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, ...]:
+    """Return the steps of ``[[route.fallback]]``, with servers by their number in ``endpoints``.
 
     Raises ValueError where a route names one that there is not.
     """
@@ -368,14 +372,14 @@ def _step_sound(step: Fallback) -> str:
 
 
 def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
-    """Return how an idle caller is handled."""
+    """Return the plan of ``[route.idle]``, with the call's variables filled in."""
     idle = route.idle
     ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
     return plan_of(UserIdlePlan, idle, prompt=ask, goodbye=goodbye)
 
 
-def machine_plan(route: Route) -> MachineDetectionPlan:
-    """Return how a machine at the caller's side is handled."""
+def machine_detection_plan(route: Route) -> MachineDetectionPlan:
+    """Return the plan of ``[route.machine_detection]``."""
     ours = route.machine_detection
     words = {
         "music": ours.music_message,
@@ -386,7 +390,7 @@ def machine_plan(route: Route) -> MachineDetectionPlan:
 
 
 def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
-    """The languages of this route; ``session`` is the session object of the call."""
+    """Return the change of ``session``, the call's, for each language of ``set_language``."""
     given = route.set_language
     instructions = str((session or {}).get("instructions") or "")
     transcription = ((session or {}).get("audio") or {}).get("input", {}).get("transcription")
@@ -402,6 +406,7 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
 
 
 def recording_plan(config: Config, route: Route) -> RecordingPlan:
+    """Return the plan of ``[route.recording]``, with defaults of ``[recording]``."""
     given = route.recording
     return plan_of(
         RecordingPlan,
@@ -417,7 +422,7 @@ def recording_plan(config: Config, route: Route) -> RecordingPlan:
 def own_tools(
     route: Route, transfer: TransferPlan, recording: RecordingPlan | None = None
 ) -> list[dict[str, Any]]:
-    """The tools that the gateway offers to the model on this route."""
+    """Return the definitions of the gateway's own tools that this route enables."""
     schedule = plan_of(SchedulePlan, route.schedule_callback)
     tools = [
         definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
@@ -438,24 +443,25 @@ def own_tools(
 
 
 def _ends_calls(route: Route) -> bool:
-    """A hosted prompt has tools of its own, which those of a session replace: that is for the
-    route to decide, and not for a default."""
+    """Return whether the model gets ``end_call``.
+
+    A session's tools replace those of a hosted prompt: beside one, ``end_call`` is no default.
+    """
     decided = "end_call" in route.model_fields_set or "tools" in route.session
     return route.end_call.enabled and (decided or not has_prompt(route))
 
 
 def has_prompt(route: Route) -> bool:
-    """Whether the session has a hosted prompt."""
+    """Return whether the session object names a hosted prompt (``session.prompt``)."""
     return bool(route.session.get("prompt"))
 
 
 def function_plans(functions: Mapping[str, Function]) -> dict[str, FunctionPlan]:
-    """Return what a call has to know of each of its route's functions, by name."""
+    """Return the plan of each function by name: argument check, timeout, filler, approval."""
     return {name: _function_plan(function) for name, function in functions.items()}
 
 
 def _function_plan(function: Function) -> FunctionPlan:
-    """Return what the call needs to know of a function."""
     waiting = function.waiting
     return FunctionPlan(
         check=partial(_wrong_arguments, function.parameters),

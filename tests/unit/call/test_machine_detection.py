@@ -15,7 +15,7 @@ from gateway.call.plan import CallPlan, LimitsPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import VOICEMAIL
-from gateway.planning.route_tools import machine_plan
+from gateway.planning.route_tools import machine_detection_plan
 from gateway.realtime.events import (
     InputTranscribed,
     SpeechStarted,
@@ -328,7 +328,7 @@ def test_settings_become_the_plan(tmp_path: Path) -> None:
     detection = '{ voicemail = "leave_message", beep_timeout = 0.0 }'
     text = f'[[route]]\nname = "a"\nmachine_detection = {detection}\n'
     (tmp_path / "a.toml").write_text(text)
-    plan = machine_plan(load_dialplan(tmp_path).routes[0])
+    plan = machine_detection_plan(load_dialplan(tmp_path).routes[0])
     assert (plan.beep_timeout, plan.listens) == (0, True)
     assert not MachineDetectionPlan({"bot": "log", "music": "off"}).listens, (
         "bots go by turns and words"
