@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.api.backend import Backend, Command, EventFeed, RequestTimes, Role, Token
 from gateway.api.metrics import Metrics
@@ -35,6 +35,8 @@ from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
 from gateway.planning.call_plan import server_names
+from gateway.records.database import Database
+from gateway.records.shared import answer_key, first_with_key
 from gateway.records.store import RecordStore
 from gateway.records.tables import columns_of
 from gateway.records.webhooks import WebhookSender
@@ -42,9 +44,6 @@ from gateway.sip.agent import UserAgent
 from gateway.sip.browser_leg import TRANSPORT, BrowserEnd
 from gateway.sip.leg import Invite
 from gateway.sip.library import bridge_failures, late_beats
-
-if TYPE_CHECKING:
-    from gateway.records.database import Database
 
 KEY_SECONDS = 5.0
 """For the database to remember a request's key; a call is placed only once it has."""
@@ -69,8 +68,6 @@ class RequestKeys:
     async def first(self, key: str, request: str) -> tuple[str, str | None]:
         """Claim an idempotency key; see :class:`gateway.api.backend.RequestKeys`. Raises
         TimeoutError."""
-        from gateway.records.shared import first_with_key
-
         try:
             async with asyncio.timeout(KEY_SECONDS):
                 return await self._shared.run(partial(first_with_key, key=key, request=request))
@@ -80,8 +77,6 @@ class RequestKeys:
     def answered(self, key: str, answer: str | None) -> None:
         """Keep the answer of a request with an idempotency key; without it the key stays under
         way."""
-        from gateway.records.shared import answer_key
-
         told = self._shared.run(partial(answer_key, key=key, answer=answer))
         told.add_done_callback(lambda future: future.cancelled() or future.exception())
 
@@ -453,8 +448,6 @@ class Api:
         }
 
     def _database(self) -> Database:
-        from gateway.records.database import Database
-
         return Database(self.config.records.database_url or "", read_only=True)
 
     def not_ready(self) -> Mapping[str, str]:

@@ -136,7 +136,7 @@ class Applications:
     is_live: Callable[[Route], bool]
     _known: dict[str, _PendingCall] = field(default_factory=dict, init=False)
     _tasks: TaskSet = field(default_factory=TaskSet, init=False)
-    _client: Any = field(default=None, init=False)
+    _client: httpx.AsyncClient | None = field(default=None, init=False)
 
     async def stop(self) -> None:
         """End the requests that are under way."""
@@ -299,8 +299,6 @@ class Applications:
 
     async def _send(self, call_id: str, asked: _PendingCall, endpoint: Endpoint) -> None:
         """Try until the webhook has arrived, or the call is decided: never later."""
-        import httpx
-
         if self._client is None:
             # Calls are limited, and requests that are cancelled in httpcore's queue for connections
             # would leave some of them in its pool for ever.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +24,7 @@ from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown
 from gateway.dialplan import Route
 from gateway.planning.route_tools import plan_of
+from gateway.records import shared
 from gateway.tasks import TaskSet
 from gateway.tools.functions import Function, ToolCall, ToolError
 from gateway.tools.http import HttpClient, Request
@@ -157,20 +157,16 @@ class Store:
         self._run = run
         self._holder = holder
 
-    async def start(self) -> None:
-        """Load the table's module on a thread: its libraries take a while."""
-        self._table = await asyncio.to_thread(importlib.import_module, "gateway.records.shared")
-
     async def put(self, callback: ScheduledCallback, most: int) -> str:
         """Keep one; returns ``new``, ``replaced``, or ``full`` where ``most`` wait."""
         row = _row_of(callback)
-        return await self._run(lambda connection: self._table.put_callback(connection, row, most))
+        return await self._run(lambda connection: shared.put_callback(connection, row, most))
 
     async def claim(self, now: datetime) -> list[ScheduledCallback]:
         """Take those that are due and that no process has taken."""
         at, holder = now.timestamp(), self._holder()
         rows = await self._run(
-            lambda connection: self._table.claim_callbacks(connection, holder, at, CLAIM_SECONDS)
+            lambda connection: shared.claim_callbacks(connection, holder, at, CLAIM_SECONDS)
         )
         return [_callback_of(row) for row in rows]
 
@@ -178,29 +174,27 @@ class Store:
         """Hold a claim on; False where it was put off, or taken by another process."""
         row, until = _row_of(callback), now.timestamp() + CLAIM_SECONDS
         return await self._run(
-            lambda connection: self._table.keep_callback(connection, self._holder(), row, until)
+            lambda connection: shared.keep_callback(connection, self._holder(), row, until)
         )
 
     async def retry(self, callback: ScheduledCallback, due: datetime) -> None:
         """Give a claim back, for another try."""
         row, at = _row_of(callback), due.timestamp()
         await self._run(
-            lambda connection: self._table.retry_callback(connection, self._holder(), row, at)
+            lambda connection: shared.retry_callback(connection, self._holder(), row, at)
         )
 
     async def drop(self, callback: ScheduledCallback) -> None:
         row = _row_of(callback)
-        await self._run(
-            lambda connection: self._table.drop_callback(connection, self._holder(), row)
-        )
+        await self._run(lambda connection: shared.drop_callback(connection, self._holder(), row))
 
     async def pending(self, now: datetime) -> tuple[int, list[ScheduledCallback], float | None]:
         """Return how many callbacks wait, the first of them, and when the next is due (Unix
         time)."""
 
         def look(connection: Any) -> tuple[int, list[dict[str, Any]], float | None]:
-            count, rows = self._table.pending_callbacks(connection, SHOWN)
-            return count, rows, self._table.next_due(connection, now.timestamp())
+            count, rows = shared.pending_callbacks(connection, SHOWN)
+            return count, rows, shared.next_due(connection, now.timestamp())
 
         count, rows, due = await self._run(look)
         return count, [_callback_of(row) for row in rows], due
@@ -289,7 +283,6 @@ class CallbackScheduler:
         self.given_up = 0
 
     async def start(self) -> None:
-        await self._store.start()
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:

@@ -12,9 +12,10 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
+from sqlalchemy import Connection
 
 from gateway.api.client import RefusedError
 from gateway.app.shared_state import NotReachedError, SharedState
@@ -22,14 +23,12 @@ from gateway.call.call_record import CallRecord
 from gateway.dialplan import Dialplan, Route
 from gateway.dialplan.route_session import Canary
 from gateway.measures import Reading
+from gateway.records import shared
+from gateway.records.database import Database, Filter
 from gateway.records.report import CANARY, CONTROL, Line, Report, report_of
+from gateway.records.shared import CanaryState
 from gateway.records.store import RecordStore
 from gateway.tasks import TaskSet, wait_any
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from gateway.records.shared import CanaryState
 
 LOOK_SECONDS = 2.0
 """How often this process asks whether canaries run."""
@@ -155,8 +154,6 @@ class Canaries:
         """Read from the database which canaries run."""
         if not self._routes:
             return
-        from gateway.records import shared
-
         wanted = {name: one.fingerprint for name, one in self._routes.items()}
         found = await self._shared.run(lambda connection: shared.canary_states(connection, wanted))
         for name, state in found.items():
@@ -180,7 +177,6 @@ class Canaries:
 
     async def _change(self, route: str, stopped_by: str, why: str) -> bool:
         """Start or stop a canary in the database; return whether that changed it."""
-        from gateway.records import shared
 
         def change(connection: Connection) -> bool:
             return shared.set_canary(connection, route, stopped_by, why)
@@ -228,8 +224,6 @@ class Canaries:
 
     def _figures(self, route: str, state: CanaryState) -> Report:
         """Read the figures of both sides. On a thread."""
-        from gateway.records.database import Database, Filter
-
         assert self._url is not None
         database = Database(self._url, read_only=True)
         try:

@@ -10,14 +10,16 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any, NamedTuple, NoReturn, Protocol, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import structlog
 
+from gateway.app.registry import CallRegistry
+from gateway.app.shared_state import FOLLOWED_RULE, SharedState, most_followed
 from gateway.audio.codecs import G711, Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
@@ -36,7 +38,7 @@ from gateway.planning.call_plan import (
     sip_settings,
 )
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
-from gateway.records.shared import LeaseRequest, leases_of
+from gateway.records.shared import leases_of
 from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
@@ -46,32 +48,6 @@ from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
-
-
-FOLLOWED_RULE = "half of outbound.max_concurrent_calls"
-
-
-def most_followed(settings: OutboundSettings) -> int:
-    """Return how many calls REFERs of callers may make at a time."""
-    return max(1, settings.max_concurrent_calls // 2)
-
-
-class Shared(Protocol):
-    """Caps and budgets that processes share: :class:`gateway.app.shared_state.SharedState`."""
-
-    active: bool
-
-    def wanted(self, call_id: str, route: Route, number: str) -> LeaseRequest | None:
-        """Return what a call needs before it is placed."""
-
-    def outbound_wanted(self, call_id: str, *, followed: bool = False) -> LeaseRequest | None:
-        """Return what a further leg of a call needs before it is dialled."""
-
-    async def admit(self, wanted: LeaseRequest) -> str:
-        """Take it; return "" or why it may not be placed."""
-
-    def release(self, call_id: str, ids: Iterable[str] = ()) -> None:
-        """Give back what a call holds."""
 
 
 class OutboundLimiter:
@@ -87,7 +63,7 @@ class OutboundLimiter:
         self,
         settings: OutboundSettings,
         agent: UserAgent,
-        shared: Shared | None = None,
+        shared: SharedState | None = None,
         workers: int = 1,
     ) -> None:
         self._caps = OutboundCaps(settings)
@@ -282,22 +258,6 @@ MAX_REMEMBERED = 256
 """Placed calls whose outcome can still be asked for."""
 
 
-class Calls(Protocol):
-    """What placing a call needs of :class:`gateway.app.registry.CallRegistry`."""
-
-    def no_room(self) -> str | None:
-        """Return the rule by which no further call may begin now; None when there is room."""
-
-    def spent(self, route: Route, number: str) -> str | None:
-        """Return the budget that leaves nothing for it; None when there is money."""
-
-    def begin(self, call: CallController) -> None:
-        """Count a call, and start it."""
-
-    def finished(self, call: CallController) -> None:
-        """Free the place of a call that is over."""
-
-
 Reject = Callable[[CallRecord, EndReason, int, str], None]
 """Writes the record of a call that was not placed: why, SIP code, detail."""
 
@@ -314,10 +274,10 @@ class OutboundCalls:
     dialplan: Dialplan
     pump: MediaPump
     limiter: OutboundLimiter
-    calls: Calls
+    calls: CallRegistry
     reject: Reject
     tools: ToolExecutor | None = None
-    shared: Shared | None = None
+    shared: SharedState | None = None
     choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route
     _recent: OrderedDict[str, CallRecord] = field(default_factory=OrderedDict, init=False)
 

@@ -8,31 +8,28 @@ than ``shared.timeout_ms``; then ``shared.fail`` decides.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
+from sqlalchemy import Connection, exc
 
 from gateway.addresses import counted
-from gateway.app.outbound_calls import FOLLOWED_RULE, most_followed
 from gateway.billing.costs import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
+from gateway.config.sections import OutboundSettings
 from gateway.dialplan import Route
+from gateway.records import shared
+from gateway.records.database import Database
 from gateway.records.shared import UNITS, Answer, Cap, Lease, LeaseRequest, Limit, Sums, leases_of
 from gateway.sip.leg import Invite
 from gateway.tasks import TaskSet
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from gateway.records.database import Database
 
 TICK_SECONDS = 1.0
 """How often this process tells what it has spent, and hears of the others."""
@@ -53,8 +50,16 @@ IN_MEMORY = "sqlite://"
 
 log = structlog.get_logger("shared")
 
+FOLLOWED_RULE = "half of outbound.max_concurrent_calls"
+
+
+def most_followed(settings: OutboundSettings) -> int:
+    """Return how many calls REFERs of callers may make at a time."""
+    return max(1, settings.max_concurrent_calls // 2)
+
+
 T = TypeVar("T")
-Operation: TypeAlias = Callable[["Connection"], T]
+Operation: TypeAlias = Callable[[Connection], T]
 Ban: TypeAlias = tuple[str, float, bool]
 """Source, seconds that are left, and whether nobody else can have sent what led to it."""
 
@@ -104,8 +109,6 @@ class SharedState:
         """Begin, with what a process that was killed may not have told."""
         if not self.active:
             return
-        # Its library takes a while to load; from then on it is there.
-        shared = await asyncio.to_thread(importlib.import_module, "gateway.records.shared")
         if (left := self._costs.left) is not None:
             amounts = {pair: units(amount) for pair, amount in left.pairs().items()}
             self._left = partial(
@@ -124,8 +127,6 @@ class SharedState:
         if self._thread is None:
             return
         if self.active and not self.unavailable:
-            from gateway.records import shared
-
             self._held.clear()
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -194,8 +195,6 @@ class SharedState:
         """Execute operations in one transaction; if one is refused, each in its own."""
         try:
             if self._database is None:
-                from gateway.records.database import Database
-
                 self._database = Database(self._url, patience=PATIENCE_SECONDS, lasting=True)
             with self._database.exclusive() as connection:
                 results = [operation(connection) for operation, _future in batch]
@@ -309,8 +308,6 @@ class SharedState:
         What it got is given back by :meth:`release`. Where the database is not reached in time,
         ``shared.fail`` decides.
         """
-        from gateway.records import shared
-
         opened = self._config.shared.fail == "open"
         seconds = self._config.shared.timeout_ms / 1000
         if self._url.startswith("sqlite:"):
@@ -357,8 +354,6 @@ class SharedState:
         """Release leases; those that cannot be released expire."""
         if not ids:
             return
-        from gateway.records import shared
-
         # What does not arrive expires.
         self.run(partial(shared.release, ids=ids)).add_done_callback(_ignore)
 
@@ -403,23 +398,17 @@ class SharedState:
                     bans = clock()
                     await self._exchange_bans()
                 if clock() - swept >= SWEEP_SECONDS:
-                    from gateway.records import shared
-
                     swept = clock()
                     await self.run(partial(shared.sweep, oldest_day=shared.day_before(KEPT_DAYS)))
             except NotReachedError:
                 continue  # it was said
 
     async def _renew(self) -> None:
-        from gateway.records import shared
-
         held = tuple(one for each in self._held.values() for one in each if not one.seconds)
         await self.run(partial(shared.renew, holder=self.holder, held=held))
 
     async def _settle(self) -> None:
         """Share what this process has spent, and read what others have."""
-        from gateway.records import shared
-
         day, sums, amounts = self._spent()
         operation = partial(
             shared.spend,
@@ -439,8 +428,6 @@ class SharedState:
 
     async def _exchange_bans(self) -> None:
         """Share new bans of this process, and take those of others."""
-        from gateway.records import shared
-
         new, self._banned = self._banned, []
 
         def exchange(connection: Connection) -> list[Ban]:
@@ -475,8 +462,6 @@ def _day_sums(sums: Sums) -> tuple[DaySums, dict[tuple[str, str], Decimal]]:
 
 def _is_outage(error: Exception) -> bool:
     """Whether the database is away, rather than that it refuses one operation."""
-    import sqlalchemy.exc as exc
-
     if isinstance(error, exc.DBAPIError):
         refused = isinstance(error, (exc.DataError, exc.IntegrityError, exc.ProgrammingError))
         return not refused or error.connection_invalidated

@@ -7,24 +7,20 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from gateway.app.tracing import Tracing
 from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan
 from gateway.records.black_boxes import BlackBoxes
+from gateway.records.database import Database
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.recordings import Options, Recordings
-from gateway.records.retention import Storage, Uploads
+from gateway.records.retention import Storage, Uploads, sweep, sweep_black_boxes, sweep_files
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
 from gateway.sip.message_log import MessageLog
-
-if TYPE_CHECKING:
-    from gateway.records.database import Database
-
 
 Step = Callable[[], Awaitable[None] | None]
 """A start or stop; one that takes time returns an awaitable."""
@@ -119,18 +115,9 @@ def record_store(
     config: Config, dialplan: Dialplan, writer: BackgroundWriter, files: RecordFiles
 ) -> RecordStore:
     """Return the store of this process; it keeps nothing where ``[records]`` names no place."""
-    url = config.records.database_url or ""
-
-    def database() -> Database:
-        from gateway.records.database import Database
-
-        return Database(url)
-
     settings = config.records
 
     def idle(database: Database) -> None:
-        from gateway.records.retention import sweep, sweep_black_boxes, sweep_files
-
         assert settings.spool_folder is not None
         sweep(
             database,
@@ -151,7 +138,7 @@ def record_store(
         masked.update(route.records.redact or ())
     return RecordStore(
         config.records.spool_folder,
-        database,
+        lambda: Database(settings.database_url or ""),
         writer,
         files,
         redact=masked,
