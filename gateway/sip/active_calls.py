@@ -286,10 +286,10 @@ class ByeTracker:
     def tick(self, now: float) -> None:
         """Give up on BYEs that nobody has answered in time. ``now`` in s."""
         for number in [n for n, watch in self._watches.items() if now >= watch.until]:
-            self._settle(number, NO_ANSWER)
+            self._finish(number, NO_ANSWER)
             self._watches.pop(number, None)
 
-    def _settle(self, number: int, outcome: str) -> None:
+    def _finish(self, number: int, outcome: str) -> None:
         """Store the outcome of a BYE, and call back if :meth:`wait` was called for it."""
         watch = self._watches.get(number)
         if watch is None or watch.outcome is not None:
@@ -312,7 +312,7 @@ class ByeTracker:
             outcome = ""
         else:
             outcome = f"refused with {status}"
-        self._settle(number, outcome)
+        self._finish(number, outcome)
 
 
 @dataclass(frozen=True, slots=True)
