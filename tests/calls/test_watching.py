@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,10 +12,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.calls.test_api import API, TOKENS, Client
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import is_silence, noise
 
-WORLD = {"more": API}
+WORLD = {"more": API + PATIENT}
 
 
 def bearer(role: str) -> dict[str, str]:
@@ -23,7 +24,7 @@ def bearer(role: str) -> dict[str, str]:
 
 
 async def test_an_operator_listens_in_and_disturbs_nobody(world: GatewayStack) -> None:
-    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 30}])
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 30, "burst": True}])
     call = await world.dial("greeted")
     (name,) = world.gateway.ids_of(call.call_id)
     await call.rtp.until(lambda: any(not is_silence(p) for p in call.rtp.packets))
@@ -44,16 +45,21 @@ async def test_an_operator_listens_in_and_disturbs_nobody(world: GatewayStack) -
         call.rtp.say(said)
         sound = bytearray()
         levels: list[Any] = []
-        number = 0
+
+        async def look() -> None:
+            while True:
+                levels.append((await http.get("/api/v1/levels")).json()["levels"][name])
+
+        # Beside it: else it may be read more slowly than it is said.
+        looking = asyncio.create_task(look())
         async for message in socket:
             assert isinstance(message, bytes)
             assert message[:4] == bytes(4), "nothing was dropped"
             sound += message[4:]
-            number += 1
-            if number % 5 == 0:  # else it may be read more slowly than it is said
-                levels.append((await http.get("/api/v1/levels")).json()["levels"][name])
             if said[800:2400] in sound[0::2]:
                 break
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
         await call.rtp.until(lambda: len(call.rtp.packets) > before + 20)
         heard = b"".join(one.payload for one in call.rtp.packets[before : before + 10])
         async for message in socket:
