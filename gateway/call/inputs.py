@@ -16,7 +16,7 @@ from gateway.realtime.session_object import REALTIME, Capabilities
 
 @dataclass(frozen=True, slots=True)
 class SessionReady:
-    """``session.updated`` or ``session.started`` came: the model is ready."""
+    """``session.updated`` (Realtime) or ``session.started`` (Live) came: the model is ready."""
 
     session_id: str
     seconds_left: float | None = None
@@ -26,7 +26,7 @@ class SessionReady:
 
 @dataclass(frozen=True, slots=True)
 class StandbyReady:
-    """A standby session is ready; fields as above."""
+    """A standby session is ready to take over; fields as in :class:`SessionReady`."""
 
     session_id: str
     seconds_left: float | None = None
@@ -35,14 +35,14 @@ class StandbyReady:
 
 @dataclass(frozen=True, slots=True)
 class StandbyFailed:
-    """The standby session failed, or was lost before it took over."""
+    """A standby session could not be set up, or was lost before it took over."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """A session could not be set up; the connection is closed."""
+    """A session could not be set up; its connection is closed."""
 
     verdict: Verdict
     detail: str
@@ -52,7 +52,7 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class SessionClosed:
-    """The WebSocket of a session that was up is closed."""
+    """The WebSocket of the active session is closed, with this code and reason."""
 
     code: int
     reason: str
@@ -74,7 +74,8 @@ class ServerEventReceived:
 
 @dataclass(frozen=True, slots=True)
 class ServerErrorReceived:
-    """An ``error`` event of the running session; ``command`` is what it answers, if known."""
+    """An ``error`` event of the active session. ``command`` is the one that it answers; None where
+    the server does not say."""
 
     error: ServerError
     command: ClientCommand | None = None
@@ -82,27 +83,27 @@ class ServerErrorReceived:
 
 @dataclass(frozen=True, slots=True)
 class MediaUp:
-    """RTP flows (again), with this codec."""
+    """Media of the leg is negotiated (first SDP answer or a re-INVITE), with this codec."""
 
     codec: Codec
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The ACK of our 200 came, or that of the callee's 200 was sent."""
+    """The ACK of our 200 came; of a placed call, the callee's 200."""
 
 
 @dataclass(frozen=True, slots=True)
 class HoldChanged:
     """The caller put us on hold (``sendonly``, ``inactive`` or 0.0.0.0, RFC 3264 section 8.4), or
-    took us back."""
+    resumed the call."""
 
     held: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DigitPressed:
-    """The caller sent a DTMF digit (RFC 4733, INFO, or in-band)."""
+    """A DTMF digit of the caller: RFC 4733, SIP INFO, or detected in the audio."""
 
     digit: str
     in_band: bool = False
@@ -111,7 +112,8 @@ class DigitPressed:
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """One second of the caller's sound: see :class:`gateway.audio.tone_detection.SecondOfAudio`."""
+    """Analysis of one second of the caller's audio, as :class:`gateway.audio.tone_detection.Second`
+    has it."""
 
     sounding: float
     held: float
@@ -120,7 +122,7 @@ class SoundHeard:
 
 @dataclass(frozen=True, slots=True)
 class CallerSounds:
-    """A second of the caller's audio was loud: a voice, music or noise."""
+    """One second of the caller's audio was loud: voice, music or noise."""
 
     faint: bool = False
     """It was not, but rose and fell as a soft voice does."""
@@ -128,7 +130,7 @@ class CallerSounds:
 
 @dataclass(frozen=True, slots=True)
 class LineQuality:
-    """Quality of one direction lately, told about once a second; MOS as estimated, 1 to 4.5."""
+    """Quality of one direction of RTP, about once a second; MOS as estimated, 1 to 4.5."""
 
     side: str
     """from_caller or to_caller."""
@@ -139,15 +141,15 @@ class LineQuality:
 
 @dataclass(frozen=True, slots=True)
 class CallerLevel:
-    """Level of the louder half of a second of the caller's audio, dBFS."""
+    """Level (dBFS) of the louder half of a second of the caller's audio."""
 
     dbfs: float
 
 
 @dataclass(frozen=True, slots=True)
 class CallerHeard:
-    """When the caller's side was last loud. Comes before the server's word that they speak, or
-    have stopped."""
+    """When the caller's audio was last loud; comes before ``speech_started`` and
+    ``speech_stopped``."""
 
     since: float | None
     """First loud packet of this stretch, at the gateway (s); None: none was loud yet."""
@@ -161,7 +163,7 @@ class CallerHeard:
 
 @dataclass(frozen=True, slots=True)
 class BeepHeard:
-    """A single tone has just ended in the caller's audio."""
+    """A single tone has ended in the caller's audio."""
 
     hz: float
     ms: int
@@ -169,17 +171,17 @@ class BeepHeard:
 
 @dataclass(frozen=True, slots=True)
 class RemoteRinging:
-    """A provisional response to the call that we place (RFC 3261 section 21.1)."""
+    """A provisional response (RFC 3261 section 21.1) to a call that we place."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReferProgress:
-    """What the caller's side says of the REFER: its response, then each NOTIFY (RFC 3515).
+    """Progress of our REFER: the response to it, then each NOTIFY (RFC 3515).
 
-    A first code below 300 means that the REFER was taken; ``final``: nothing comes after this.
-    ``by_us``: a rule of ours did not let us ask.
+    A first code below 300 means that the REFER was accepted. ``final``: nothing follows. ``by_us``:
+    a limit of ours kept us from sending it.
     """
 
     code: int
@@ -190,7 +192,7 @@ class ReferProgress:
 
 @dataclass(frozen=True, slots=True)
 class BLegRinging:
-    """The B-leg rings."""
+    """The B-leg sent a provisional response."""
 
     code: int
 
@@ -202,7 +204,7 @@ class BLegAnswered:
 
 @dataclass(frozen=True, slots=True)
 class BLegEnded:
-    """The B-leg has ended, or could not be set up; fields as in :class:`LegEnded`."""
+    """The B-leg has ended or could not be set up; fields as in :class:`LegEnded`."""
 
     code: int
     phrase: str
@@ -229,14 +231,14 @@ class BudgetThreshold:
 
 @dataclass(frozen=True, slots=True)
 class CallerReplaced:
-    """Another party took the caller's place (REFER to us, or Replaces, RFC 3891)."""
+    """Another party took the caller's place, by REFER to us or Replaces (RFC 3891)."""
 
     uri: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolDone:
-    """A tool function has returned, with text for the model."""
+    """A tool function has returned ``output``, text for the model."""
 
     call_id: str
     output: str
@@ -244,7 +246,7 @@ class ToolDone:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """A tool function or an operator gives the call a command."""
+    """A tool function, an operator or an application gives the call a command."""
 
     command: CallCommand
 
@@ -278,7 +280,7 @@ class DigitsStored:
 
 @dataclass(frozen=True, slots=True)
 class RtpStats:
-    """RTP packets received on the leg so far."""
+    """Number of RTP packets received on the leg so far; once a second."""
 
     packets: int
     expected: bool = True
@@ -287,7 +289,8 @@ class RtpStats:
 
 @dataclass(frozen=True, slots=True)
 class LegEnded:
-    """The SIP dialog is over; fields as in :class:`gateway.sip.leg.LegEnd`."""
+    """The SIP dialog of the caller's leg is over; fields as in
+    :class:`gateway.sip.types.LegEnd`."""
 
     code: int
     phrase: str
@@ -298,46 +301,47 @@ class LegEnded:
 
 @dataclass(frozen=True, slots=True)
 class PlayoutStarted:
-    """The first frame after silence was handed to RTP."""
+    """The first frame after silence was handed to RTP: the caller begins to hear the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlayoutDrained:
-    """All that was queued has been handed to RTP."""
+    """The playout queue ran empty: its last frame was handed to RTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlayoutRefused:
-    """Answer to :class:`gateway.call.outputs.Play` when the queue was full."""
+    """Answer to :class:`gateway.call.outputs.Play` whose last ``frames`` frames did not fit the
+    queue."""
 
     frames: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A deadline of the machine has come."""
+    """The machine's ``deadline`` has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShutDown:
-    """The gateway stops, and the call ends now."""
+    """The gateway stops and ends the call now."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangupRequested:
-    """An operator ends the call: ``gateway hangup``."""
+    """An operator ends the call (``gateway hangup``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class InternalError:
-    """An exception in the gateway's own code; the call cannot continue."""
+    """An exception in the gateway's own code; the call is to end."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class InterpreterEvent:
-    """An event of the session that interprets for ``listener``, caller or callee."""
+    """A server event of the session that interprets for ``listener``, caller or callee."""
 
     listener: str
     event: ServerEvent
@@ -345,7 +349,7 @@ class InterpreterEvent:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterUp:
-    """A session that interprets is ready; ``listener``: caller or callee."""
+    """The session that interprets for ``listener``, caller or callee, is ready."""
 
     listener: str
     session_id: str
@@ -353,7 +357,7 @@ class InterpreterUp:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterLost:
-    """A session that interprets could not be opened, or has ended."""
+    """The session that interprets for ``listener`` could not be opened, or has ended."""
 
     listener: str
     detail: str

@@ -39,12 +39,12 @@ class PromoteStandby:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Send 200 OK."""
+    """Send 200 OK to the INVITE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Send a final response other than 200."""
+    """Send the final response ``code`` (300 to 699) to the INVITE, with these headers."""
 
     code: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """BYE."""
+    """Send BYE, or CANCEL while the placed call rings, with these headers."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSession:
-    """Close the WebSocket, or stop opening it."""
+    """Close the WebSocket of the session with this code and reason, or stop opening it."""
 
     code: int = 1000
     reason: str = ""
@@ -67,7 +67,7 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a client event to the session."""
+    """Send a client event to the active session."""
 
     command: ClientCommand
     seed: bool = False
@@ -76,15 +76,19 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class StartMedia:
-    """Start caller audio to the session, and with ``playout`` model audio to the caller."""
+    """Start sending the caller's audio to the session, and with ``playout`` the model's to the
+    caller."""
 
     playout: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Playout stands still while ``held``. What the caller's side sends then (music, as a rule) is
-    not for the session: it gets silence in its place (``silent``), or nothing."""
+    """Stop playout and the caller's audio while ``held``: the caller has us on hold, or an action
+    keeps the two apart.
+
+    With ``silent`` the session gets silence in place of the caller's audio, else nothing.
+    """
 
     held: bool
     silent: bool
@@ -92,34 +96,35 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """The session gets silence in place of the caller's audio while ``muted``."""
+    """Send silence to the session in place of the caller's audio while ``muted``."""
 
     muted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Withhold:
-    """The session gets silence in place of the caller's audio while ``withheld``; then it gets the
-    last seconds of that audio first."""
+    """Send silence to the session in place of the caller's audio while ``withheld``; afterwards
+    first the last seconds of that audio."""
 
     withheld: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Pause or resume playout; the caller hears silence while ``paused``."""
+    """Pause playout while ``paused``: the caller hears silence, and the queue keeps its frames."""
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Place the outbound call."""
+    """Send the INVITE of the outbound call."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaySound:
-    """Play a sound in a loop (:mod:`gateway.audio.sounds`); "" stops it."""
+    """Play a sound (:mod:`gateway.audio.sounds`) in a loop to the caller, or the B-leg; "" stops
+    it."""
 
     name: str
     b_leg: bool = False
@@ -127,10 +132,10 @@ class PlaySound:
 
 @dataclass(frozen=True, slots=True)
 class Refer:
-    """Ask the caller's side to call ``target`` in our place (REFER, RFC 3515).
+    """Send REFER (RFC 3515): ask the caller's side to call ``target`` in our place.
 
     With ``replaces``, ``target`` is empty: the caller's side is to take over our call with the
-    B-leg (RFC 3891).
+    B-leg (Replaces, RFC 3891).
     """
 
     target: str = ""
@@ -141,7 +146,7 @@ class Refer:
 
 @dataclass(frozen=True, slots=True)
 class DialBLeg:
-    """Dial a B-leg for the caller."""
+    """Place a B-leg for the caller."""
 
     uri: str
     trunk: str = ""
@@ -157,7 +162,8 @@ class DialBLeg:
 
 @dataclass(frozen=True, slots=True)
 class PlayBriefing:
-    """Queue whole frames for the B-leg, in the codec of the call; none: drop what is queued."""
+    """Queue whole frames for the B-leg, in the codec of the call; an empty ``audio`` drops what is
+    queued."""
 
     audio: bytes
 
@@ -173,7 +179,8 @@ class HangUpBLeg:
 class BridgeLegs:
     """Join caller and B-leg; with ``listen`` the session hears both.
 
-    With ``original_db`` each leg keeps audio of its own, and hears the other's voice at that level.
+    With ``original_db`` each leg keeps audio of its own, and hears the other's voice at that level
+    (dB).
     """
 
     listen: bool
@@ -182,7 +189,8 @@ class BridgeLegs:
 
 @dataclass(frozen=True, slots=True)
 class Interpret:
-    """Open the sessions that interpret between the joined legs; without any, close them."""
+    """Open the sessions that interpret between the joined legs; with both objects empty, close
+    them."""
 
     to_caller: Mapping[str, Any] = field(default_factory=dict)
     """The session object of the one that the caller hears."""
@@ -191,7 +199,7 @@ class Interpret:
 
 @dataclass(frozen=True, slots=True)
 class OpenInterpreter:
-    """Open the session that interprets for ``listener``, caller or callee, again."""
+    """Open the lost session that interprets for ``listener``, caller or callee, again."""
 
     listener: str
 
@@ -206,7 +214,7 @@ class InterpreterSend:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterPlay:
-    """Queue audio for ``listener``. ``more``: more audio of this part is to come."""
+    """Queue audio for ``listener``. ``more``: more audio of this content part is to come."""
 
     listener: str
     audio: bytes
@@ -215,7 +223,7 @@ class InterpreterPlay:
 
 @dataclass(frozen=True, slots=True)
 class HearFully:
-    """Let ``listener`` hear the other's own voice at full volume."""
+    """Let ``listener``, caller or callee, hear the other's own voice at full volume."""
 
     listener: str
 
@@ -231,7 +239,7 @@ class SendDtmf:
 
 @dataclass(frozen=True, slots=True)
 class RunTool:
-    """Run a tool function; its result comes back as ``ToolDone``."""
+    """Run a tool function; its result comes back as :class:`gateway.call.inputs.ToolDone`."""
 
     call_id: str
     name: str
@@ -241,7 +249,8 @@ class RunTool:
 
 @dataclass(frozen=True, slots=True)
 class RequestApproval:
-    """Ask the operator's application to approve a tool call; ``ApprovalResult`` comes back."""
+    """Ask the HTTP service of an approval rule about a tool call;
+    :class:`gateway.call.inputs.ApprovalResult` comes back."""
 
     key: str
     name: str
@@ -253,7 +262,8 @@ class RequestApproval:
 
 @dataclass(frozen=True, slots=True)
 class CheckContent:
-    """Ask over HTTP whether these words may be said: ``ContentChecked`` comes back."""
+    """Ask the HTTP service of a guardrail whether these words may be said;
+    :class:`gateway.call.inputs.ContentChecked` comes back."""
 
     key: str
     rule: int
@@ -265,7 +275,7 @@ class CheckContent:
 
 @dataclass(frozen=True, slots=True)
 class OutOfBandDone:
-    """An out-of-band response has ended."""
+    """Result of an out-of-band response, for who requested it."""
 
     key: str
     status: str
@@ -292,7 +302,7 @@ class StartRecording:
 
 @dataclass(frozen=True, slots=True)
 class StopRecording:
-    """Complete the file of the recording, or leave nothing of it (``discard``)."""
+    """Complete the file of the recording, or with ``discard`` delete it."""
 
     discard: bool = False
     b_leg: bool = False
@@ -307,15 +317,16 @@ class SilenceRecording:
 
 @dataclass(frozen=True, slots=True)
 class Conceal:
-    """Keep what the caller's side sends from session and recording while ``concealed``; both get
-    silence. DTMF in it is detected all the same."""
+    """Give session and recording silence in place of the caller's audio while ``concealed``, since
+    sensitive digits are entered. DTMF in it is detected all the same."""
 
     concealed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StoreDigits:
-    """Check sensitive digits and hand them to the route's service: ``DigitsStored`` comes back."""
+    """Check sensitive digits and send them to the route's service;
+    :class:`gateway.call.inputs.DigitsStored` comes back."""
 
     kind: str
     digits: str = field(repr=False)
@@ -323,7 +334,7 @@ class StoreDigits:
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """A line in the log, which the call's timeline has too."""
+    """Write a line to the log (``call.`` and ``event``); the call's timeline has it already."""
 
     event: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -332,7 +343,7 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call is over on both sides, its record complete; nothing comes after this."""
+    """The call is over on both sides and its record complete; no output follows."""
 
 
 Output = (

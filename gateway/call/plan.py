@@ -51,7 +51,7 @@ class DisclosurePlan:
 
 @dataclass(frozen=True, slots=True)
 class FunctionPlan:
-    """What the call knows of one tool function."""
+    """One tool function, as far as the call needs to know it."""
 
     check: Callable[[str], str] = lambda _arguments: ""
     """Returns what is wrong with arguments (JSON text), for the model; empty: nothing."""
@@ -67,7 +67,7 @@ class FunctionPlan:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRule:
-    """See :class:`gateway.dialplan.tool_sections.Approval`."""
+    """A rule about the approval of tool calls: :class:`gateway.dialplan.tool_sections.Approval`."""
 
     tool: str
     """Name of a tool, with * and ? as in file names."""
@@ -82,7 +82,7 @@ class ApprovalRule:
 
 @dataclass(frozen=True, slots=True)
 class OutboundPlan:
-    """An outbound call."""
+    """Settings of a call that the gateway places."""
 
     ring_timeout: float = 45.0
     early_media: bool = False
@@ -91,7 +91,7 @@ class OutboundPlan:
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """What happens near the limit of a budget, and at it."""
+    """What is done near the limit of a budget, and at it: ``[route.budget]``."""
 
     warning_message: str = "The time for this call is nearly used up. Bring it to an end."
     """System message for the model at the warning threshold."""
@@ -212,7 +212,7 @@ class LinePlan:
 
 @dataclass(frozen=True, slots=True)
 class HoldKey:
-    """Keys that are pressed when an announcement asks for them."""
+    """DTMF digits that are sent when an announcement matches ``words``."""
 
     words: re.Pattern[str]
     digits: str
@@ -241,7 +241,8 @@ class HoldWaitPlan:
 
 @dataclass(frozen=True, slots=True)
 class FallbackStep:
-    """What to do about a lost session: :class:`gateway.dialplan.route_sections.Fallback`."""
+    """One step after the loss of a session (``[[route.fallback]]``):
+    :class:`gateway.dialplan.route_sections.Fallback`."""
 
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""
@@ -300,7 +301,8 @@ class ResponseFailurePlan:
 
 @dataclass(frozen=True, slots=True)
 class ContextPlan:
-    """How much of a long conversation the session keeps."""
+    """Context trimming: how many turns of a long conversation the session keeps
+    (``[route.context]``)."""
 
     max_turns: int = 0
     """Turns of the caller; 0: all."""
@@ -323,7 +325,7 @@ class PostCallPlan:
 
 @dataclass(frozen=True, slots=True)
 class EscapePlan:
-    """The caller's way to a human: ``[route.escape]``."""
+    """How the caller reaches a human without the model: ``[route.escape]``."""
 
     key: str = ""
     """Key that asks for one; empty: none does."""
@@ -337,7 +339,7 @@ class EscapePlan:
 
 @dataclass(frozen=True, slots=True)
 class ContentPlan:
-    """Plans about the content of a call."""
+    """Settings about the content of the conversation."""
 
     guardrails: tuple[GuardrailPlan, ...] = ()
     response_failure: ResponseFailurePlan = field(default_factory=ResponseFailurePlan)
@@ -349,7 +351,7 @@ class ContentPlan:
 
 @dataclass(frozen=True, slots=True)
 class ToolsPlan:
-    """Tools of the model: the gateway's own, functions, and who approves their use."""
+    """Tools of the model: the gateway's own, functions, and approvals of their use."""
 
     transfer: TransferPlan = field(default_factory=TransferPlan)
     send_dtmf: SendDtmfPlan = field(default_factory=SendDtmfPlan)
@@ -446,11 +448,11 @@ class CallPlan:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the call's texts wait for has come, or will not (``failure`` says why).
+    """The fetched data of a call have come, or will not (``failure`` says why).
 
-    ``plan`` takes the place of the machine's: the same with the texts that the data are in. It
-    comes before the session is up, and once. ``ms`` is how long the data of ``[route.data]`` took,
-    None without that; ``history`` is what the record says of ``[route.caller_history]``.
+    ``plan`` replaces the machine's: the same, with the texts that the data are in. It comes once,
+    before the session is up. ``ms`` is how long the data of ``[route.data]`` took, None without
+    that; ``history`` is what the record gets of ``[route.caller_history]``.
     """
 
     plan: CallPlan
