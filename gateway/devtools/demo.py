@@ -99,7 +99,7 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
         await gateway.start()
         port = (await gateway.until(r"udp:127\.0\.0\.1:(\d+)", UP_SECONDS))[1]
         tell(f"gateway is up at sip:127.0.0.1:{port}")
-        caller = _caller(stage, port, tell)
+        caller = _caller_process(stage, port, tell)
         started.append(caller)
         await caller.start()
         await caller.ended(CALL_SECONDS)
@@ -108,10 +108,10 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
         for child in reversed(started):
             await child.stop()
     exits = {child.name: child.returncode for child in started}
-    return _look(stage, exits, caller)
+    return _result_of(stage, exits, caller)
 
 
-def _caller(stage: Stage, port: str, tell: Callable[[str], None]) -> Child:
+def _caller_process(stage: Stage, port: str, tell: Callable[[str], None]) -> Child:
     child = Child(
         "caller",
         ["test-call", f"sip:100@127.0.0.1:{port}", "--script", stage.caller_script,
@@ -123,7 +123,8 @@ def _caller(stage: Stage, port: str, tell: Callable[[str], None]) -> Child:
     return child
 
 
-def _look(stage: Stage, exits: dict[str, int | None], caller: Child) -> Result:
+def _result_of(stage: Stage, exits: dict[str, int | None], caller: Child) -> Result:
+    """Read what the processes left, and check it. Raises DemoError where something is missing."""
     records, logs = sorted(stage.records.glob("*.json")), sorted(stage.events.glob("*.jsonl"))
     if len(records) != 1 or len(logs) != 1:
         what = f"{len(records)} records, {len(logs)} sessions, where one of each was to be"

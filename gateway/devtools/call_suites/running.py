@@ -164,7 +164,7 @@ async def run_calls(
             call, uri, script, sounds = waiting.pop(0)
             on_progress(call, "")
             place = functools.partial(phone.call, uri, script, sounds)
-            result = await _one(call, place, options, witness, models, on_progress)
+            result = await _run_call(call, place, options, witness, models, on_progress)
             results[call.number] = result
             on_result(result)
 
@@ -175,7 +175,7 @@ async def run_calls(
     return [results[number] for number in sorted(results)]
 
 
-async def _one(
+async def _run_call(
     call: SuiteCall,
     place: Callable[..., Awaitable[ScriptedCall]],
     options: RunOptions,
@@ -183,6 +183,7 @@ async def _one(
     models: Models,
     on_progress: Progress,
 ) -> CallResult:
+    """Place one call; return its verdicts, and write its recording where that is wanted."""
     follow = call.call.follow_refer
     dialling = Dialling(
         caller_id=call.caller_id,
@@ -226,23 +227,24 @@ class _Simulation:
     async def talk(self, made: TalkingCall) -> None:
         """Have the simulated caller speak, where the call has one."""
         persona, self._made = self._call.call.caller, made
-        if persona is None or self._off():
+        if persona is None or self._why_silent():
             return
         if persona.by == "realtime":
             self._caller = RealtimeCaller(persona, lambda: made.since_dial)
         else:
             assert self._model is not None
-            self._caller = SimulatedCaller(persona, self._model, self._hear)
+            self._caller = SimulatedCaller(persona, self._model, self._words_of)
         await self._caller.talk(made)
 
-    def _off(self) -> str:
+    def _why_silent(self) -> str:
         """Why the simulated caller does not speak; "" where it does, or there is none."""
         persona = self._call.call.caller
         if persona is not None and persona.by == "realtime":
             return "" if persona.url else "[call.caller] url is empty"
         return "" if persona is None or self._model else NO_MODEL
 
-    async def _hear(self, span: Span) -> str | None:
+    async def _words_of(self, span: Span) -> str | None:
+        """Return what the agent said in ``span``, by transcript or recogniser; None if unknown."""
         assert self._made is not None
         told: list[Said] | None = None
         until = asyncio.get_running_loop().time() + TRANSCRIPT_SECONDS
@@ -266,7 +268,7 @@ class _Simulation:
         """Return whether the caller reached the goal, and the marks of the judge."""
         found: list[Verdict] = []
         call = self._call.call
-        if why := self._off():
+        if why := self._why_silent():
             found.append(Verdict("caller", Mark.SKIPPED, "a model", f"not checked: {why}"))
         elif call.caller is not None:
             talked = Conversation(end="the steps before it were not done")

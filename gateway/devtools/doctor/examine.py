@@ -198,7 +198,7 @@ def examine(path: Path) -> Iterator[Finding]:
         for problem in error.problems:
             yield bad("config", str(problem), "the gateway does not start like this")
     else:
-        yield from _good(path)
+        yield from _config_findings(path)
     yield from check_pjsua2(config)
     yield from check_machine(config)
     if config is not None:
@@ -207,7 +207,8 @@ def examine(path: Path) -> Iterator[Finding]:
         yield from trunks.check_trunks(config)
 
 
-def _good(path: Path) -> Iterator[Finding]:
+def _config_findings(path: Path) -> Iterator[Finding]:
+    """Return errors and notes of ``gateway check`` as findings."""
     status, said = check(path)
     if status:
         for line in said:
@@ -272,14 +273,14 @@ def examine_calls(
             known = ", ".join(by_name) or "none"
             raise ValueError(f"there is no trunk {name!r} in {path.name}; there are: {known}")
     wanted = [by_name[name] for name in dict.fromkeys(names)]
-    first = asyncio.run(_first(config, wanted))
+    first = asyncio.run(_check_each_closely(config, wanted))
     calls: list[trunk_call.Wanted] = []
     for trunk, found in zip(wanted, first, strict=True):
         if any(one.verdict is Verdict.BAD for one in found):
             continue
         if any(one.code == "no_address" for one in found):
             continue
-        uri, said = _whom(config, trunk, number)
+        uri, said = _test_call_uri(config, trunk, number)
         found += said
         if uri or trunk.registrar is not None:
             of = trunk_of(trunk, config.access.burst, config.sip.max_calls, config.media)
@@ -294,11 +295,14 @@ def examine_calls(
     return [one for found in first for one in found]
 
 
-async def _first(config: Config, wanted: Sequence[TrunkSettings]) -> list[list[Finding]]:
+async def _check_each_closely(
+    config: Config, wanted: Sequence[TrunkSettings]
+) -> list[list[Finding]]:
+    """Run :func:`.trunks.check_closely` for all these trunks at the same time."""
     return list(await asyncio.gather(*(trunks.check_closely(config, one) for one in wanted)))
 
 
-def _whom(config: Config, trunk: TrunkSettings, number: str) -> tuple[str, list[Finding]]:
+def _test_call_uri(config: Config, trunk: TrunkSettings, number: str) -> tuple[str, list[Finding]]:
     """Return the URI of the test call, empty where none is allowed, and findings about that."""
     subject, number = f"trunk {trunk.name}", number or trunk.test_number
     if not number:

@@ -97,7 +97,7 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
     asked = list(reversed(urls.values()))
 
     async def all_of_them() -> list[Finding]:
-        return list(await asyncio.gather(*map(_server, asked[:MAX_SERVERS])))
+        return list(await asyncio.gather(*map(_check_server, asked[:MAX_SERVERS])))
 
     found = asyncio.run(all_of_them())
     if len(urls) > MAX_SERVERS:
@@ -106,7 +106,7 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
     return found
 
 
-async def _server(settings: _Server) -> Finding:
+async def _check_server(settings: _Server) -> Finding:
     """Connect to a realtime server and open one session; return the finding."""
     url = settings.url
     parts = urlsplit(url)
@@ -143,7 +143,7 @@ async def _server(settings: _Server) -> Finding:
         return bad("realtime", fact, "is the address right? Until then calls get 503")
     ms = (time.monotonic() - began) * 1000
     try:
-        reached = _reached(shown, ms, writer.get_extra_info("ssl_object"))
+        reached = _reached_finding(shown, ms, writer.get_extra_info("ssl_object"))
         if not secure:  # a server logs a connection without a request as an error
             writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             with contextlib.suppress(OSError, TimeoutError):
@@ -151,7 +151,7 @@ async def _server(settings: _Server) -> Finding:
                     await reader.read(1024)
     finally:
         writer.close()
-    refused = await _session(settings, shown)
+    refused = await _session_failure(settings, shown)
     if refused is None:
         return replace(reached, fact=f"{reached.fact}, opens a session of {settings.model}")
     return refused
@@ -162,7 +162,7 @@ def _section(settings: _Server) -> str:
     return f"realtime_server[{name}]" if name else "realtime"
 
 
-async def _session(settings: _Server, shown: str) -> Finding | None:
+async def _session_failure(settings: _Server, shown: str) -> Finding | None:
     """Open a session as a call would; return why it failed, None where it did not."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     try:
@@ -201,7 +201,8 @@ async def _session(settings: _Server, shown: str) -> Finding | None:
     return None
 
 
-def _reached(shown: str, ms: float, tls: ssl.SSLObject | None) -> Finding:
+def _reached_finding(shown: str, ms: float, tls: ssl.SSLObject | None) -> Finding:
+    """Return the finding for a server that was reached: its TLS version and certificate."""
     fact = f"{shown} reached in {ms:.0f} ms"
     if tls is None:
         return ok("realtime", fact)
@@ -374,7 +375,7 @@ def services(domain: str, where: tuple[str, int] | None = None) -> list[Service]
 
 
 def _services(domain: str, where: tuple[str, int]) -> list[Service]:
-    names = dict(_named(domain, where)) or {f"{one}.{domain}": t for one, t in _SERVICES.items()}
+    names = dict(_naptr(domain, where)) or {f"{one}.{domain}": t for one, t in _SERVICES.items()}
     found = [
         Service(priority, weight, transport, host, port)
         for name, transport in names.items()
@@ -384,10 +385,10 @@ def _services(domain: str, where: tuple[str, int]) -> list[Service]:
     return sorted(found, key=lambda one: (one.priority, -one.weight))
 
 
-def _named(domain: str, where: tuple[str, int]) -> Iterator[tuple[str, str]]:
+def _naptr(domain: str, where: tuple[str, int]) -> Iterator[tuple[str, str]]:
     """Yield name and transport of each SRV record that the domain's NAPTR records name."""
     transports = {"SIP+D2U": "udp", "SIP+D2T": "tcp", "SIPS+D2T": "tls"}
-    for message, at in _ask(domain, _NAPTR, where):
+    for message, at in _query(domain, _NAPTR, where):
         at += 4
         texts = []
         for _field in ("flags", "service", "regexp"):
@@ -400,12 +401,12 @@ def _named(domain: str, where: tuple[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def _srv(name: str, where: tuple[str, int]) -> Iterator[tuple[int, int, int, str]]:
-    for message, at in _ask(name, _SRV, where):
+    for message, at in _query(name, _SRV, where):
         priority, weight, port = struct.unpack_from("!HHH", message, at)
         yield priority, weight, port, _name(message, at + 6)[0]
 
 
-def _ask(name: str, kind: int, where: tuple[str, int]) -> list[tuple[bytes, int]]:
+def _query(name: str, kind: int, where: tuple[str, int]) -> list[tuple[bytes, int]]:
     """Query the name server for records of a type; return message and data offset of each."""
     number = secrets.randbits(16)
     labels = [label.encode("idna") for label in name.rstrip(".").split(".")]

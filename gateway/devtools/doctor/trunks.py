@@ -60,12 +60,13 @@ def check_trunks(config: Config) -> list[Finding]:
     """Check all trunks at the same time, without a call."""
 
     async def all_of_them() -> list[Finding]:
-        return list(await asyncio.gather(*(_trunk(config, trunk) for trunk in config.trunk)))
+        return list(await asyncio.gather(*(_check_trunk(config, trunk) for trunk in config.trunk)))
 
     return asyncio.run(all_of_them())
 
 
-async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
+async def _check_trunk(config: Config, trunk: TrunkSettings) -> Finding:
+    """Resolve one trunk, send OPTIONS, or log in where it has a registrar."""
     target, key = _target(trunk)
     if target is None:
         return ok("trunk", f"{trunk.name} has no single address to ask")

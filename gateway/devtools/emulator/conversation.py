@@ -430,12 +430,12 @@ class McpServers:
             self._listed.add(label)
             names = _allowed(tool, script.mcp_tools)
             item = Item(mcp_listing_item(label, names), audio_format)
-            self._host.later(0, partial(self._say, "in_progress", item))
+            self._host.later(0, partial(self._send_listing, "in_progress", item))
             if script.mcp_listing != "never":
                 delay_s = 0.001 + script.mcp_listing_ms / 1000
-                self._host.later(delay_s, partial(self._over, item))
+                self._host.later(delay_s, partial(self._finish_listing, item))
 
-    def known(self, answer: Json) -> McpCall:
+    def call_of(self, answer: Json) -> McpCall:
         """Return the call whose approval an ``mcp_approval_response`` answers.
 
         Raises :class:`ProtocolError`.
@@ -446,7 +446,7 @@ class McpServers:
             raise ProtocolError("invalid_value", text, "item.approval_request_id")
         return call
 
-    def decided(self, answer: Json) -> McpCall | None:
+    def decide(self, answer: Json) -> McpCall | None:
         """Take an ``mcp_approval_response``; return the call if the client refused it."""
         call = self.asked.pop(answer["approval_request_id"])
         if not answer["approve"]:
@@ -454,12 +454,13 @@ class McpServers:
         self.approved.append((answer["approval_request_id"], call))
         return None
 
-    def _over(self, item: Item) -> None:
+    def _finish_listing(self, item: Item) -> None:
+        """Send the end of a listing, completed or failed by the script."""
         if self._host.script.mcp_listing == "failed":
-            self._say("failed", item)
+            self._send_listing("failed", item)
             return
         self._host.add_item(item)
-        self._say("completed", item)
+        self._send_listing("completed", item)
 
-    def _say(self, state: str, item: Item) -> None:
+    def _send_listing(self, state: str, item: Item) -> None:
         self._host.emit({"type": f"mcp_list_tools.{state}", "item_id": item.id})

@@ -100,7 +100,7 @@ class LiveSession:
         self.delegations = Delegations(self)
 
     def _use_format(self) -> None:
-        self._track = Track(self._format, self._live.chunk_ms, self._begun)
+        self._track = Track(self._format, self._live.chunk_ms, self._utterance_begun)
         self._listening = LiveListening(self, self._transcripts, self._format)
 
     # What the connection calls
@@ -194,7 +194,7 @@ class LiveSession:
             self._sent_ms += length
         self.emit(event, audio)
 
-    def _begun(self, one: Utterance) -> None:
+    def _utterance_begun(self, one: Utterance) -> None:
         if one.began is not None:
             one.began()
         if not one.fixture:
@@ -270,9 +270,9 @@ class LiveSession:
 
         task = asyncio.create_task(work(), name=f"answer in {self.record.id}")
         self._tasks.add(task)
-        task.add_done_callback(self._made)
+        task.add_done_callback(self._content_made)
 
-    def _made(self, task: asyncio.Task[None]) -> None:
+    def _content_made(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not self._tasks and self._stepping is None:
             self._advance()
@@ -322,7 +322,7 @@ class LiveSession:
             self.settings = settings
             self._started_at = self._fed_at = time.monotonic()
             self._watch_input()
-            self.later(self._live.usage_interval_s, self._tell_usage)
+            self.later(self._live.usage_interval_s, self._send_usage)
             for fault in self._live.errors:
                 self.at(fault.after_s * 1000, partial(self._fault, fault))
             self._reply("session.started", client_event_id, session=self.session_object())
@@ -372,11 +372,11 @@ class LiveSession:
             self._reply(f"session.{kind}.appended", client_event_id, **where)
             if kind != "instructions":
                 self.delegations.hush()
-            self._follow(kind, content, said)
+            self._act_on_text(kind, content, said)
 
         self.at(self._live.append_delay_ms, placed)
 
-    def _follow(self, kind: TextKind, content: str, said: int) -> None:
+    def _act_on_text(self, kind: TextKind, content: str, said: int) -> None:
         """Speak or answer an appended text.
 
         Args:
@@ -440,12 +440,12 @@ class LiveSession:
         """Return ``usage``: seconds since ``session.started``, rounded up."""
         return {"seconds": math.ceil(time.monotonic() - self._started_at)}
 
-    def _tell_usage(self) -> None:
+    def _send_usage(self) -> None:
         heard = self.position_ms / 1000 * _TOKENS_PER_SECOND
         ratio = min(1.0, (heard + self._context_tokens) / _CONTEXT_TOKENS)
         event = {"type": "session.usage.updated", "usage": self.usage()}
         self.emit({**event, "context_window": {"usage_ratio": round(ratio, 6)}})
-        self.later(self._live.usage_interval_s, self._tell_usage)
+        self.later(self._live.usage_interval_s, self._send_usage)
 
     def _watch_input(self) -> None:
         left = self._fed_at + self._live.input_timeout_s - time.monotonic()

@@ -116,12 +116,12 @@ class Session:
         item = self.conversation.item_of_client(data, self._listening.format)
         body = item.body
         if body["type"] == "mcp_approval_response":
-            self._mcp.known(body)
+            self._mcp.call_of(body)
         self.add_item(item, after)
         if body["type"] == "function_call_output":
             self._turn.outputs.append(body["output"])
         elif body["type"] == "mcp_approval_response":
-            refused = self._mcp.decided(body)
+            refused = self._mcp.decide(body)
             if refused is not None:
                 self._turn.outputs.append(f"{refused.name} was not approved.")
             self._run_approved()

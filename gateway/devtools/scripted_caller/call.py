@@ -97,7 +97,7 @@ class ScriptedCall:
         """Those done so far."""
         self.tape = Tape(Codec.PCMU)
         if self.dialling.line != BadLine() or any(isinstance(one, Line) for one in script.steps):
-            self._be_line(self.dialling.line)
+            self._set_line(self.dialling.line)
         self.report: CallReport | None = None
         self._clips = clips
         self.progress = on_progress
@@ -187,7 +187,7 @@ class ScriptedCall:
         self._started_at = datetime.now(UTC)
         self._dialled_at = loop.time()
         self._first_leg = dial()
-        self._take(self._first_leg)
+        self._use_leg(self._first_leg)
         try:
             outcome, message = await self._follow()
         finally:
@@ -195,7 +195,8 @@ class ScriptedCall:
         self.on_audio()
         self.report = self._make_report(outcome, message)
 
-    def _take(self, leg: Leg) -> None:
+    def _use_leg(self, leg: Leg) -> None:
+        """Make ``leg`` the leg of this call: the first one, or that of a followed REFER."""
         self.leg = leg
         leg.on_refer = self._on_refer
         if self.dialling.follow is not None:
@@ -208,7 +209,7 @@ class ScriptedCall:
     def _on_replaced(self, successor: Leg) -> None:
         """A REFER was followed: the new leg has the audio, and the old one is left."""
         old, successor.handler = self.leg, self
-        self._take(successor)
+        self._use_leg(successor)
         if old is not None:
             old.handler = None
             old.hang_up()
@@ -221,19 +222,20 @@ class ScriptedCall:
         try:
             async with asyncio.timeout(self.script.max_seconds):
                 for number, step in enumerate(self.script.steps, start=1):
-                    await self._do(number, step)
+                    await self._report_step(number, step)
                 await self.converse()
         except TimeoutError:
-            return self._missed(step)
+            return self._timed_out(step)
         except _InterruptedError:
             return Outcome.INTERRUPTED, "interrupted by the user"
         except EndedError:
-            return self._over_in(step)
+            return self._ended_during(step)
         if self.end is not None and not self.end.local:
             return Outcome.COMPLETED, "as scripted, ended by the other side"
         return Outcome.COMPLETED, "as scripted"
 
-    async def _do(self, number: int, step: AnyStep) -> None:
+    async def _report_step(self, number: int, step: AnyStep) -> None:
+        """Run a step, and add it to the report."""
         if not isinstance(step, WaitAnswer):
             self.progress(step.note or str(step))
         with self.noted(str(step)):
@@ -286,7 +288,7 @@ class ScriptedCall:
             case Noise():
                 self._noise = None if step.dbfs == "off" else WhiteNoise(step.dbfs)
             case Line():
-                self._be_line(step)
+                self._set_line(step)
             case Wait():
                 await self._pass_time(step.seconds)
             case Listen():
@@ -303,7 +305,8 @@ class ScriptedCall:
             case HangUp():
                 await self._hang_up()
 
-    def _be_line(self, line: BadLine) -> None:
+    def _set_line(self, line: BadLine) -> None:
+        """Set loss and jitter of the call's RTP."""
         self.tape.audio.spoil(line.loss_percent, line.jitter_ms)
 
     async def _begin_of_speech(self, step: Interrupt) -> None:
@@ -420,7 +423,8 @@ class ScriptedCall:
         """Whether the call ended other than by BYE."""
         return self.end is not None and self.end.method != "BYE"
 
-    def _missed(self, step: AnyStep | None) -> tuple[Outcome, str]:
+    def _timed_out(self, step: AnyStep | None) -> tuple[Outcome, str]:
+        """Return outcome and message of a step whose deadline has passed."""
         if isinstance(step, WaitAnswer) and "answered" not in self._times:
             return Outcome.NO_ANSWER, f"no answer within {step.within:g} s"
         if isinstance(step, WaitAnswer):
@@ -432,7 +436,8 @@ class ScriptedCall:
             limit = f"its {getattr(step, 'within', 0):g} s passed"
         return Outcome.STEP_MISSED, f"step {number} ({step}): {limit} before it was done"
 
-    def _over_in(self, step: AnyStep | None) -> tuple[Outcome, str]:
+    def _ended_during(self, step: AnyStep | None) -> tuple[Outcome, str]:
+        """Return outcome and message of a call that ended during a step."""
         end, number = self.end, len(self.steps)
         assert end is not None
         if end.code == 0:

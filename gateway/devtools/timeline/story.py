@@ -316,7 +316,7 @@ def story_of(record: Record) -> Story:
                 if speaking is not None:
                     speaking.to_ms = entry.t_ms
                 item = entry.text("item_id")
-                if (again := _goes_on(story, item, entry.t_ms)) is not None:
+                if (again := _continued(story, item, entry.t_ms)) is not None:
                     speaking = again
                     continue
                 speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
@@ -358,7 +358,7 @@ def story_of(record: Record) -> Story:
     return story
 
 
-def _goes_on(story: Story, item: str, at_ms: float) -> AgentTurn | None:
+def _continued(story: Story, item: str, at_ms: float) -> AgentTurn | None:
     """Return the last answer, where ``item`` continues it after a gap of at most ``HOLE_MS``."""
     last = story.agent[-1] if story.agent else None
     if last is None or last.item_id != item or at_ms - last.to_ms > HOLE_MS:

@@ -303,7 +303,7 @@ def test_tls_and_its_certificate(
     async def opened(*_: object) -> None:
         """A session that can be had."""
 
-    monkeypatch.setattr(network, "_session", opened)
+    monkeypatch.setattr(network, "_session_failure", opened)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
 
