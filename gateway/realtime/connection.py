@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The WebSocket to a realtime server: the library's connection, made fit for fifty messages a
-second and call, and for servers that send without end."""
+"""WebSocket to a realtime server: the library's connection, with a fast path for fifty messages a
+second and call, and a rate limit for servers that send without end."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ LARGE_MESSAGE = 64 * 1024
 """Bytes from which a message is decoded beside the event loop: four seconds of audio and more."""
 MESSAGES_PER_SECOND = 250
 MESSAGES_AT_ONCE = 10_000
-"""What a session may take of the event loop, which is that of all calls: responses come many times
-faster than real time, in some fifty messages for a second of them at most. Of a server that sends
-more, the connection is read no faster (it learns by TCP), so that its pongs come late, too."""
+"""Rate limit of messages from one server, and its burst. All calls share the event loop; responses
+come many times faster than real time, in up to fifty messages for a second of audio. A connection
+that sends more is read no faster, so that TCP slows it down, and its pongs come late, too."""
 BYTES_OF_MESSAGE = 2048
-"""A message counts once more for each of these."""
+"""A message counts as one more for each of these bytes."""
 MESSAGES_A_TURN = 100
 BYTES_A_TURN = 16 * 1024
-"""Taken of one connection before the others have their turn."""
+"""Messages and bytes read from one connection before the event loop serves others."""
 HOLD_SECONDS = 0.1
-"""At least, for which a server that has sent too much is not read (s)."""
+"""Least time (s) for which a connection above the rate limit is not read."""
 QUEUE_FULL_SECONDS = 0.005
-"""Until it is looked again whether the library's queue has room (s)."""
+"""Interval at which a full queue of the library is checked for room (s)."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds that the server has to answer our close before the socket is cut."""
+"""Seconds that the server has to answer our close frame before the connection is aborted."""
 
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _WHOLE_TEXT = 0x80 | Opcode.TEXT
@@ -63,7 +63,7 @@ _IN_TWO_BYTES, _IN_EIGHT_BYTES = 126, 127
 
 
 def _masks() -> Iterator[bytes]:
-    """Masking keys (RFC 6455 section 5.3), of the system's random bytes."""
+    """Yield masking keys (RFC 6455 section 5.3) of random bytes."""
     while True:
         pool = os.urandom(4096)
         for start in range(0, len(pool), 4):
@@ -74,7 +74,7 @@ _masks_to_come = _masks()
 
 
 def text_frame(message: bytes) -> bytes:
-    """A message of a client as one frame (RFC 6455 section 5.2)."""
+    """Return a text message as one masked frame (RFC 6455 section 5.2)."""
     length = len(message)
     if length < _IN_TWO_BYTES:
         head = bytes((_WHOLE_TEXT, _MASKED | length))
@@ -87,10 +87,10 @@ def text_frame(message: bytes) -> bytes:
 
 
 class _Reader(StreamReader):
-    """The library's reader, which also tells whether a frame may begin here."""
+    """The library's reader, which also knows whether it is between two frames."""
 
     between_frames = False
-    """All that came was read, and it ended with the end of a frame."""
+    """All received bytes were parsed, and they end with the end of a frame."""
 
     def at_eof(self) -> Generator[None, None, bool]:
         # The parser calls this before each frame, and nowhere else.
@@ -101,37 +101,34 @@ class _Reader(StreamReader):
 
 
 class Connection(ClientConnection):
-    """The library's connection, with a short way for messages and a deadline for half a close.
+    """The library's connection with a fast path for messages, a rate limit and a close timeout.
 
     Fifty messages a second and call come in, and as many go out. The library makes an object of
-    each frame, puts messages into a queue and wakes the task that reads it, a turn of the event
-    loop later. A frame that is a whole message, and is there whole, goes to :attr:`take` at once
-    instead; :meth:`write_text` makes the bytes of one. All else is the library's: the handshake,
-    control frames, the close, messages in several frames, large ones, and those that came before
-    there was a :attr:`take`; nothing overtakes them.
+    each frame, queues messages and wakes the reading task a turn of the event loop later. Here a
+    complete frame that is a whole message is given to :attr:`take` at once, and :meth:`write_text`
+    sends a frame directly. The library handles the rest, in order: handshake, control frames,
+    close, fragmented and large messages, and those that come while :attr:`take` is None.
 
-    After the server's close frame the library waits for the server to end TCP, and a reader
-    learns of the close only then: it waits :data:`CLOSE_TIMEOUT` here.
-
-    A server that sends without end is read at a pace that other calls do not notice.
+    After the server's close frame the library waits for the server to end TCP before a reader
+    learns of the close; here for :data:`CLOSE_TIMEOUT` at most.
     """
 
     take: Callable[[bytes], None] | None = None
-    """Gets each message from now on; None sends them through the queue."""
+    """Called with each message; while it is None, messages go through the library's queue."""
     queued = 0
-    """Messages that went through the queue so far, or are on their way through it."""
+    """Messages put into the queue so far."""
 
     read = 0
-    """Messages that were taken out of the queue."""
+    """Messages taken out of the queue so far."""
 
     held_back = 0
-    """How often the server was read no further for a while, since it had sent too much."""
+    """How often reading was paused by the rate limit."""
 
     _room = float(MESSAGES_AT_ONCE)
-    """Messages that may be taken, as of ``_room_at`` (s); below 0 after a large one."""
+    """Messages that the rate limit allows, as of ``_room_at`` (s); below 0 after a large one."""
     _room_at = 0.0
     _kept = b""
-    """What was read and waits for its turn."""
+    """Received bytes that wait for :attr:`_turn`."""
     _turn: asyncio.TimerHandle | asyncio.Handle | None = None
 
     _cut: asyncio.TimerHandle | None = None
@@ -152,14 +149,14 @@ class Connection(ClientConnection):
             transport.max_size = READ_BYTES
 
     def write_text(self, message: bytes) -> bool:
-        """Send a message now, however much waits in the write buffer; False after a close."""
+        """Send a message now, however full the write buffer is; return False after a close."""
         if self.protocol.state is not State.OPEN:
             return False
         self.transport.write(text_frame(message))
         return True
 
     async def next_message(self) -> bytes:
-        """The next message of the queue. Raises ConnectionClosed at its end."""
+        """Return the next message of the queue. Raises ConnectionClosed."""
         message = await self.recv(decode=False)
         self.read += 1
         return message
@@ -195,8 +192,7 @@ class Connection(ClientConnection):
             self.transport.pause_reading()
 
     def _work(self, data: bytes) -> None:
-        """Handle as many messages as this connection may in its turn; the rest waits for the
-        next."""
+        """Handle as many messages as one turn and the rate limit allow; keep the rest."""
         now = self.loop.time()
         room = min(MESSAGES_AT_ONCE, self._room + (now - self._room_at) * MESSAGES_PER_SECOND)
         self._room, self._room_at = room, now
@@ -219,7 +215,7 @@ class Connection(ClientConnection):
             self._cut = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
 
     def _wait(self, data: bytes) -> None:
-        """Read no more until what is left has had its turn."""
+        """Keep ``data`` for the next turn, and pause reading until it has been handled."""
         self._kept = data
         if self._turn is None:
             self.transport.pause_reading()
@@ -241,7 +237,8 @@ class Connection(ClientConnection):
         self._work(kept)
 
     def _handle(self, data: bytes) -> bytes:
-        """Take the messages at the beginning; return what is left for another time."""
+        """Handle the messages at the beginning of ``data``, by the fast path or by the library;
+        return the rest."""
         if self.take is not None and self._reader.between_frames:
             rest = self._take_whole(data)
             if len(rest) < len(data):
@@ -250,7 +247,7 @@ class Connection(ClientConnection):
         return data[BYTES_A_TURN:]
 
     def _take_whole(self, data: bytes) -> bytes:
-        """Take the frames at the beginning that are whole messages; return what is left."""
+        """Give frames at the beginning that are whole messages to :attr:`take`; return the rest."""
         protocol, start, end, count = self.protocol, 0, len(data), 0
         while (take := self.take) is not None and start + 4 <= end and count < MESSAGES_A_TURN:
             length, body = data[start + 1], start + 2
@@ -276,7 +273,7 @@ class Connection(ClientConnection):
         super().eof_received()
 
     def _last(self) -> None:
-        """Handle all that waits: nothing more comes."""
+        """Handle kept bytes at the end of the connection."""
         kept, self._kept = self._kept, b""
         if self._turn is not None:
             self._turn.cancel()
@@ -292,7 +289,7 @@ class Connection(ClientConnection):
 
 
 async def discard(connection: ClientConnection) -> None:
-    """Drop a connection that became no session: say goodbye without waiting for an answer."""
+    """Close a connection (1000) without waiting for the server's answer, and await its end."""
     if connection.protocol.state is State.OPEN:
         with contextlib.suppress(Exception):
             connection.protocol.send_close(1000)
@@ -304,11 +301,11 @@ async def discard(connection: ClientConnection) -> None:
 
 
 MAX_RETRY_AFTER = 3600
-"""Seconds that a server's ``Retry-After`` is taken for at most."""
+"""Seconds of a ``Retry-After`` at most."""
 
 
 def date_of(connection: Connection) -> float | None:
-    """The ``Date`` of the response to the upgrade (Unix s)."""
+    """Return the ``Date`` of the response to the upgrade (Unix s); None without a valid one."""
     response = connection.response
     if response is None:
         return None
@@ -319,7 +316,7 @@ def date_of(connection: Connection) -> float | None:
 
 
 def retry_after_of(response: Response) -> float | None:
-    """Seconds of a ``Retry-After``: a number, or a date."""
+    """Return the seconds of a ``Retry-After`` (a number or a date); None without a valid one."""
     value = (response.headers.get("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():
         return float(min(int(value[:9]), MAX_RETRY_AFTER))
@@ -331,7 +328,7 @@ def retry_after_of(response: Response) -> float | None:
 
 
 class Connect(connect):
-    """The library's connect without redirects: one would hand the key to whoever it points to."""
+    """The library's connect without redirects, which would send the key to another server."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc

@@ -21,7 +21,7 @@ Json = Mapping[str, Any]
 
 
 UNNAMED = "unnamed_"
-"""Begins our own names of responses that the server gave no id."""
+"""Prefix of our own ids for responses to which the server gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class CreateItem:
 class CreateResponse:
     """``response.create``; ``response`` overrides session settings for this response only.
 
-    ``words`` are those that it asks for, where it asks for words: a Live session gets only these
-    (``session.commentary.append``), or else its instructions.
+    ``words`` are those to be spoken, where it asks for given words: a Live session gets only these
+    (``session.commentary.append``), or else the instructions.
     """
 
     response: Json | None = None
@@ -63,8 +63,7 @@ class CreateResponse:
     clip: bytes = field(default=b"", repr=False)
     """The words as audio (:class:`PlayClip`), for a session that plays it in their place."""
     exact: bool = False
-    """A session that would say the words in its own way is to play them as audio, which is made of
-    them first."""
+    """Synthesise the words, and play them as clip, in a session that would rephrase them."""
 
     def body(self) -> dict[str, Any]:
         event: dict[str, Any] = {"type": "response.create"}
@@ -152,7 +151,7 @@ class PlayClip:
 
 @dataclass(frozen=True, slots=True)
 class ContinueWork:
-    """``response.create`` for the backend of a Live session: go on with what it was given."""
+    """``response.create`` for the backend of a Live session, after results or another item."""
 
     def body(self) -> dict[str, Any]:
         return {"type": "response.create"}
@@ -232,7 +231,7 @@ class InputTranscribed:
     item_id: str
     transcript: str
     usage: Json | None = None
-    """Billed by itself; by tokens or by seconds."""
+    """Usage of the transcription, which is billed by itself: in tokens or seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +267,7 @@ class ResponseCreated:
 
 @dataclass(frozen=True, slots=True)
 class ResponseDone:
-    """``response.done``: the end of a response, whatever its fate.
+    """``response.done``: the end of a response, completed or not.
 
     ``status`` is one of completed, cancelled, failed, incomplete; ``reason`` (``turn_detected``,
     ``client_cancelled``, ``max_output_tokens``, ``content_filter``) and the error come from
@@ -283,8 +282,8 @@ class ResponseDone:
     output: tuple[Json, ...]
     usage: Json | None
     backend: str = ""
-    """The model of a Live session's backend, where it is the backend's: not heard, but spoken of
-    by the voice."""
+    """Model of a Live session's backend, for a response of the backend, which is not heard
+    itself."""
 
 
 @dataclass(slots=True)
@@ -299,11 +298,11 @@ class AudioDelta:
     content_index: int
     audio: bytes
     silent: bool = False
-    """Nobody would hear it; told by whoever knows the codec."""
+    """Audio is silence; set by the bridge, which knows the codec."""
 
     @property
     def part(self) -> tuple[str, str, int]:
-        """Return the part of a response that it belongs to."""
+        """Response, item and index of the content part that it belongs to."""
         return self.response_id, self.item_id, self.content_index
 
 
@@ -346,7 +345,7 @@ class TrackAudio:
 
     @property
     def part(self) -> tuple[str, str, int]:
-        """The same part for every piece, since a Live session has one track."""
+        """The same for all pieces, since a Live session has one track."""
         return "", "", 0
 
 
@@ -363,10 +362,10 @@ class TrackWords:
 
 @dataclass(frozen=True, slots=True)
 class WorkDelegated:
-    """``session.delegation.created`` of a Live session: the voice hands a task over.
+    """``session.delegation.created`` of a Live session: the voice delegates a task.
 
-    ``target`` is ``responses`` (a backend, whose response comes), ``client`` (to whoever answers
-    with :class:`AppendText`) or ``decisions``.
+    ``target`` is ``responses`` (the backend), ``client`` (us, answered with :class:`AppendText`) or
+    ``decisions`` (the classifier).
     """
 
     id: str
@@ -397,7 +396,7 @@ class BackendEvent:
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """What a Live session has cost so far, in seconds since it began, never less than before.
+    """Seconds for which a Live session is billed so far, never fewer than before.
 
     ``reported`` by the server (``session.usage.updated``, ``session.closed``), or counted here.
     """
@@ -418,7 +417,7 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True)
 class ServerError:
-    """``error``: does not say itself whether it is the end; see :mod:`gateway.realtime.errors`.
+    """``error``; :mod:`gateway.realtime.errors` classifies whether it ends the session.
 
     ``client_event_id`` is the ``event_id`` of the client event it answers, if it names one.
     """

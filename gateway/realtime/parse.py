@@ -135,10 +135,11 @@ class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events
 def parse_event(
     frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> ServerEvent:
-    """Read one frame (text, or the UTF-8 bytes of it); ``translate`` makes GA of its object.
+    """Return the event in one frame (text or UTF-8); ``translate`` makes its object a GA event
+    first.
 
-    Raises :class:`BadEvent` for malformed JSON and for a known event that lacks a key the gateway
-    needs; nothing else, whatever the frame holds.
+    Raises :class:`BadEvent` for malformed JSON and for a known event without a field that the
+    gateway needs; nothing else, whatever the frame holds.
     """
     event_type, event = _object_of(frame, translate)
     if event_type == AUDIO_DELTA:
@@ -179,8 +180,7 @@ def _object_of(
 
 
 def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
-    """Return whether an event is nested more than ``MAX_DEPTH`` deep, beyond what recursion
-    allows."""
+    """Return whether an event is nested more than 100 deep; ``frame`` is its JSON."""
     raw = frame.encode() if isinstance(frame, str) else frame
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
@@ -206,7 +206,7 @@ def _lenient(frame: str | bytes) -> Any:
 
 
 def is_known_type(event_type: str) -> bool:
-    """Whether ``event_type`` is a GA event, one that the gateway acts on or not."""
+    """Return whether ``event_type`` is a server event of GA."""
     return event_type in _READERS or event_type in _KNOWN_UNUSED
 
 
@@ -259,7 +259,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 class _Fields:
-    """An event's keys, read with a complaint that names event and path when one is not there."""
+    """Fields of an event, read by type; :class:`BadEvent` names event and path of a missing one."""
 
     __slots__ = ("_path", "_type", "raw", "values")
 
@@ -317,7 +317,7 @@ class _Fields:
         return value if isinstance(value, dict) else None
 
     def inner(self, key: str) -> _Fields:
-        """The object at ``key``; an empty one where there is none."""
+        """Return the fields of the object at ``key``; of an empty one where there is none."""
         return _Fields(self._type, self.object_or_none(key) or {}, f"{self._path}{key}.")
 
 

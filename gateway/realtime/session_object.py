@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a session can do; the GA session object of a call, completed, or without what is refused.
+"""Session objects of the protocol: made for a call, and reduced by fields that a server rejects;
+and the capabilities of sessions.
 
-One bad field makes the server refuse the whole ``session.update``. A call is better off without
-that field than without its session, so the field is taken out and the rest is sent again.
+One bad field makes the server reject the whole ``session.update``. A call is better off without
+that field than without its session, so it is removed and the rest is sent again.
 """
 
 from __future__ import annotations
@@ -20,41 +21,41 @@ from gateway.text import whole_number
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a session can do. The decision core asks for these, and never for the kind of server.
+    """What a session can do, on which the decision core depends instead of the kind of server.
 
     The defaults are those of a Realtime session; :data:`LIVE` has those of a Live session.
     """
 
     turn_events: bool = True
-    """The server tells when turns of the caller begin and end, and their speech cuts the agent's.
-    Without it the gateway measures these turns by energy, and they cut nothing."""
+    """The server reports the caller's turns (``speech_started``), which interrupt the agent.
+    Without it the gateway detects them by energy, and they interrupt nothing."""
     truncation: bool = True
-    """The server can be told what of an item was heard (``conversation.item.truncate``)."""
+    """Items can be truncated to what was heard (``conversation.item.truncate``)."""
     cancel: bool = True
     """A running response can be cancelled (``response.cancel``)."""
     item_ids: bool = True
-    """Items have ids, by which they can be deleted and put in between."""
+    """Items have ids, by which they can be deleted, and others inserted after them."""
     direct_tools: bool = True
     """The session calls functions itself; without it a backend does, behind a delegation."""
     requested_responses: bool = True
-    """An answer can be requested at any time; without it only words to be said can be."""
+    """A response can be requested at any time; without it only given words can be."""
     exact_words: bool = True
-    """Words that are to be said are said as they are, or very nearly."""
+    """Given words are spoken as they are, or very nearly."""
     clips: bool = False
     """The server plays audio of ours to the caller, byte for byte (:class:`PlayClip`)."""
     settings_updates: bool = True
     """Instructions, voice and turn detection can be changed in a running session."""
     out_of_band: bool = True
-    """Responses in text can be requested outside of the conversation; of a Live session those of
-    its backend. One that is spoken can be of any session."""
+    """Text responses can be requested outside of the conversation; in a Live session, of its
+    backend."""
     billed_by_time: bool = False
     """The session is billed by time, also in silence."""
     late_words: bool = False
-    """Transcripts come seconds after the sound."""
+    """Transcripts come seconds after the audio."""
     seeded_at_start: bool = False
     """Earlier conversation is part of the session's start, not added as items afterwards."""
     responds: bool = True
-    """It takes messages and speaks. Without it the session only transcribes the caller."""
+    """The session responds. Without it, it only transcribes the caller."""
 
 
 REALTIME = Capabilities()
@@ -105,15 +106,15 @@ _VAD_DEFAULTS: dict[str, dict[str, Any]] = {
 def session_object(
     route_session: Mapping[str, Any], codec: Codec, tools: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The object for ``session.update``: ``route_session`` deeply copied, then completed.
+    """Return the object for ``session.update``: a deep copy of ``route_session``, completed.
 
     ``type`` is ``realtime``; input and output format are those of ``codec``, whatever the route
-    says, as nothing here resamples; ``tools`` follow the route's own, except functions that the
-    route defines itself under the same name. Turn detection gets explicit values wherever the
-    route gives none; one that the route turns off (``None``) stays off. Where the route has a
-    hosted ``prompt`` and no turn detection, none is sent: the prompt's own holds.
+    says. ``tools`` follow the route's own, without functions that the route defines itself. Turn
+    detection gets explicit values where the route gives none; one that the route turns off
+    (``None``) stays off. With a hosted ``prompt`` and no turn detection in the route, none is sent,
+    so that the prompt's own is in force.
 
-    Raises :class:`ValueError`, naming the key, where the route has something else than an object.
+    Raises :class:`ValueError`, naming the key, where the route has no object and needs one.
     """
     session = _table(plain_json(route_session), "session")
     session["type"] = "realtime"
@@ -132,8 +133,8 @@ def session_object(
 
 
 def transcription_object(route_session: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
-    """The object for ``session.update`` of a session that only transcribes: what ``route_session``
-    says about the caller's audio, completed. Raises as :func:`session_object`."""
+    """Return the object for ``session.update`` of a transcription session: the input settings of
+    ``route_session``, completed. Raises as :func:`session_object`."""
     whole = session_object(route_session, codec, ())
     heard = whole["audio"]["input"]
     if heard.get("turn_detection") is not None:
@@ -145,17 +146,17 @@ def transcription_object(route_session: Mapping[str, Any], codec: Codec) -> dict
 
 MAX_INPUT_MESSAGES = 128
 MAX_INPUT_TEXT = 24_000
-"""Of what a Live session is told at its start: 8,192 tokens of three bytes at least."""
+"""Bytes of a Live session's ``input`` at its start: 8,192 tokens of three bytes at least."""
 
 
 def live_object(
     route_live: Mapping[str, Any], codec: Codec, tools: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The object for ``session.start`` of a Live session: ``route_live`` deeply copied, completed.
+    """Return the object for ``session.start`` of a Live session: a deep copy of ``route_live``,
+    completed.
 
-    Its format is that of ``codec``. The model is the server's, where the route names none.
-    ``tools`` go to the backend, after the route's own, where there is one
-    (``delegation.type = "responses"``).
+    The format is that of ``codec``. ``tools`` are added to those of the backend, if there is one
+    (``delegation.type = "responses"``). Raises as :func:`session_object`.
     """
     session: dict[str, Any] = plain_json(route_live)
     audio = _table(session.setdefault("audio", {}), "audio")
@@ -169,7 +170,8 @@ def live_object(
 
 
 def _name_types(session: Mapping[str, Any], delegation: Mapping[str, Any]) -> None:
-    """Add the types that a route may leave out, as there is only one, and the service wants."""
+    """Add each ``type`` that a route may leave out, since there is only one, but the service
+    needs."""
     for trigger in session.get("triggers") or ():
         trigger.setdefault("type", "decisions")
     for tool in (delegation.get("responses") or {}).get("tools") or ():
@@ -184,16 +186,16 @@ def _name_types(session: Mapping[str, Any], delegation: Mapping[str, Any]) -> No
 def _with_tools(
     session: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The tools of ``session``, then those of ``tools`` whose names it does not use itself."""
+    """Return the tools of ``session``, then those of ``tools`` with other names."""
     own = [_table(tool, "tools") for tool in session.get("tools") or []]
     names = {tool.get("name") for tool in own} - {None}
     return own + [plain_json(tool) for tool in tools if tool.get("name") not in names]
 
 
 def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A Live session object that goes on with a conversation: its messages, the latest that fit.
+    """Return a Live session object with the latest items of a conversation that fit in ``input``.
 
-    A function call and its result become a message of the developer, which they are not.
+    Function calls and their results become messages of the developer.
     """
     own = [plain_json(item) for item in session.get("input") or []]
     room = MAX_INPUT_TEXT - sum(len(str(item).encode()) for item in own)
@@ -223,7 +225,8 @@ def _input_message(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
-    """Put explicit values in where ``detection`` has none; returns it."""
+    """Add the defaults of its type to a ``turn_detection`` object where it has no value; return
+    it."""
     kind = detection.setdefault("type", "server_vad")
     for name, value in _VAD_DEFAULTS.get(kind, {}).items():
         detection.setdefault(name, value)
@@ -231,7 +234,7 @@ def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_of(session: Mapping[str, Any], direction: Literal["input", "output"]) -> str | None:
-    """The ``type`` of a session object's audio format, ``None`` when it names none."""
+    """Return the ``type`` of a session object's audio format; None where it has none."""
     audio = session.get("audio")
     side = audio.get(direction) if isinstance(audio, Mapping) else None
     audio_format = side.get("format") if isinstance(side, Mapping) else None
@@ -241,7 +244,7 @@ def format_of(session: Mapping[str, Any], direction: Literal["input", "output"])
 
 
 def voice_of(session: Mapping[str, Any]) -> Any:
-    """The voice that a session object names, ``None`` when it names none."""
+    """Return the voice in a session object; None where it has none."""
     audio = session.get("audio")
     side = audio.get("output") if isinstance(audio, Mapping) else None
     return side.get("voice") if isinstance(side, Mapping) else None
@@ -254,7 +257,7 @@ def _table(value: Any, path: str) -> dict[str, Any]:
 
 
 def plain_json(value: Any) -> Any:
-    """A copy of ``value`` in the dicts and lists that JSON wants, all the way down."""
+    """Return a deep copy of ``value`` with dicts and lists for mappings and sequences."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
@@ -263,7 +266,7 @@ def plain_json(value: Any) -> Any:
 
 
 MAX_REFUSED = 8
-"""Fields taken out of one update. A server that refuses more is not the one it was written for."""
+"""Fields removed from one update at most; a server that rejects more is another than meant."""
 
 Path = tuple[str | int, ...]
 
@@ -307,7 +310,7 @@ _OF_A_RESPONSE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A field that was taken out: its dotted path, the error's code, and the server's words."""
+    """A field that a server rejected: its dotted path, the error's code and message."""
 
     field: str
     code: str
@@ -315,12 +318,14 @@ class Refused:
 
 
 def field_of(error: ServerError, session: Mapping[str, Any]) -> Path | None:
-    """The field of ``session`` that ``error`` is about, if the call can do without it.
+    """Return the path of the field in ``session`` that ``error`` is about.
 
-    ``param`` says it as a rule, with or without ``session.`` before it; else the message, in
-    quotes or spelled out from ``session.``. A field inside something that is no table refuses the
-    whole of it; one that is missing, that which it should be in. None for errors of another kind
-    (a key, a quota), and where nothing in ``session`` is meant.
+    It is named by ``param``, with or without ``session.`` before it, else in the message, in quotes
+    or spelled out from ``session.``. Where that field is missing, or inside a value that is no
+    object, it is the nearest one that exists.
+
+    None where no field is named, the call cannot do without it (audio formats, model), or the error
+    is fatal or retryable (a key, a quota).
     """
     if classify_error(error).kind not in (Kind.BENIGN, Kind.UNKNOWN):
         return None
@@ -336,7 +341,8 @@ def field_of(error: ServerError, session: Mapping[str, Any]) -> Path | None:
 
 
 def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A copy of ``session`` without what is at ``path``, and without what is left empty by it."""
+    """Return a copy of ``session`` without the field at ``path``, and objects that it leaves
+    empty."""
     copy: dict[str, Any] = deepcopy(dict(session))
     inside: list[Any] = [copy]
     for step in path[:-1]:
@@ -350,7 +356,10 @@ def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None:
-    """The request without the field that ``error`` refuses; None where it would be another one."""
+    """Return a ``response.create`` without the field that ``error`` is about.
+
+    None where there is none, or the response would be another one without it.
+    """
     path = field_of(error, command.response or {})
     if path is None or path[0] not in _OF_A_RESPONSE:
         return None
@@ -358,12 +367,12 @@ def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None
 
 
 def changes_something(session: Mapping[str, Any]) -> bool:
-    """Return whether an update with this ``session`` still changes anything."""
+    """Return whether a ``session.update`` with this object changes more than type and formats."""
     return any(path not in _NEEDED for path, value in _leaves(session) if value != {})
 
 
 def dotted(path: Path) -> str:
-    """``audio.output.voice``, ``tools[0].name``: as the protocol writes them."""
+    """Return a path as the protocol writes it: ``audio.output.voice``, ``tools[0].name``."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -378,7 +387,7 @@ def _names(error: ServerError) -> Iterator[str]:
 
 
 def _steps(said: str) -> Path:
-    """The path that is written in ``said``, from the session on."""
+    """Return the path that is written in ``said``, without ``session`` at its beginning."""
     steps: list[str | int] = []
     for bare, single, double, index in _STEP.findall(said):
         text = bare or single or double
@@ -388,10 +397,11 @@ def _steps(said: str) -> Path:
 
 
 def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:
-    """``wanted`` as far as it is there; None where it leads out of a table into nothing.
+    """Return the beginning of the path ``wanted`` that exists in ``session``; None where a step
+    other than the last is missing.
 
-    Servers name the branch of a union, too (``turn_detection.server_vad.threshold``): such a step
-    is passed over.
+    The type of a union's member, which some servers name (``turn_detection.server_vad.threshold``),
+    is skipped.
     """
     here: Any = session
     path: list[str | int] = []
