@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from gateway.config.operations import (
     SyntheticCall,
     TracingSettings,
     WebhookSettings,
+    split_address,
 )
 from gateway.config.sections import (
     AccessSettings,
@@ -243,27 +245,31 @@ class Config(Section):
                     f"each of {count} workers would register there, and every call ring in all of "
                     "them; let the proxy in front register",
                 )
+        listeners: list[tuple[KeyPath, ListenAddress]] = [
+            (("sip", "listen", index), base) for index, base in enumerate(sip.listen)
+        ]
+        host, port = split_address(self.api.listen or "")
+        if port not in ("", "0"):  # 0: each worker takes a free one
+            listeners.append((("api", "listen"), ListenAddress("tcp", host, int(port))))
         seen: list[tuple[ListenAddress, int]] = []
-        for worker in range(count):
-            for index, base in enumerate(sip.listen):
-                where = ("sip", "listen", index)
-                address = base.shifted(worker * self.workers.port_step)
-                if base.port == 0:
-                    raise MisplacedError(where, f"port 0 cannot be shared by {count} workers")
-                if address.port > 65535:
-                    raise MisplacedError(where, f"worker {worker} would have port {address.port}")
-                if sip.rtp_ports.low <= address.port <= sip.rtp_ports.high:
+        for worker, (where, base) in product(range(count), listeners):
+            address = base.shifted(worker * self.workers.port_step)
+            if base.port == 0:
+                raise MisplacedError(where, f"port 0 cannot be shared by {count} workers")
+            if address.port > 65535:
+                raise MisplacedError(where, f"worker {worker} would have port {address.port}")
+            if where[0] == "sip" and sip.rtp_ports.low <= address.port <= sip.rtp_ports.high:
+                raise MisplacedError(
+                    where, f"worker {worker} would have port {address.port}, one of rtp_ports"
+                )
+            for other, owner in seen:
+                if address.collides(other):
                     raise MisplacedError(
-                        where, f"worker {worker} would have port {address.port}, one of rtp_ports"
+                        where,
+                        f"worker {worker} would have {address}, which worker {owner} has as "
+                        f"{other}; workers.port_step sets them further apart",
                     )
-                for other, owner in seen:
-                    if address.collides(other):
-                        raise MisplacedError(
-                            where,
-                            f"worker {worker} would have {address}, which worker {owner} has as "
-                            f"{other}; workers.port_step sets them further apart",
-                        )
-                seen.append((address, worker))
+            seen.append((address, worker))
         return self
 
     def for_worker(self, index: int) -> Config:

@@ -110,6 +110,21 @@ def test_shares_are_equal_even_and_apart(low: int, pairs: int, odd: int, count: 
             "worker 1 would have port 65536",
         ),
         (
+            '[api]\nlisten = "127.0.0.1:65535"\n',
+            2,
+            4,
+            "api.listen",
+            "worker 1 would have port 65536",
+        ),
+        (
+            '[api]\nlisten = "127.0.0.1:5061"\n[sip]\nlisten = ["tcp:127.0.0.1:5060"]\n',
+            2,
+            6,
+            "sip.listen[0]",
+            "worker 1 would have tcp:127.0.0.1:5061, which worker 0 has as tcp:127.0.0.1:5061; "
+            "workers.port_step sets them further apart",
+        ),
+        (
             '[[trunk]]\nname = "a"\nregistrar = "192.0.2.1"\nusername = "me"\n',
             2,
             5,
@@ -139,6 +154,11 @@ def test_the_same_port_over_udp_and_tcp_is_no_collision(tmp_path: Path) -> None:
         "udp:127.0.0.1:5061",
         "tcp:127.0.0.1:5062",
     ]
+
+
+def test_the_api_may_have_any_free_port_in_each_worker(tmp_path: Path) -> None:
+    config = load(tmp_path, '[api]\nlisten = "127.0.0.1:0"\n', 2)
+    assert config.for_worker(1).api.listen == "127.0.0.1:0"
 
 
 def test_the_option_takes_the_place_of_the_key(tmp_path: Path) -> None:
