@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Earlier calls of a caller, read from the database when the caller calls again
-(``[route.caller_history]``).
+"""Earlier calls of a caller, read from the database at a new call (``[route.caller_history]``).
 
-What is told is what the rows have: masked as they are, and gone with them.
+They are as the rows have them: masked, and gone when the rows are.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ log = structlog.get_logger(__name__)
 
 THREADS = 2
 WAITING = 8
-"""Lookups at a time, those of a database that does not answer included."""
+"""Lookups at a time, with those that were given up while the database does not answer."""
 
 LAST_LINES = 6
-"""Of a transcript, where the row has no summary."""
+"""Lines of a transcript that stand for a summary."""
 
 _NUMBER = re.compile(r"\+?[0-9]{2,32}")
 _WITHHELD = frozenset({"id", "user", "header", "session"})
-"""Values of Privacy (RFC 3323, RFC 3325) with which the number is not to be used."""
+"""Values of Privacy (RFC 3323, RFC 3325) that forbid the use of the number."""
 
 _HEAD = (
     "Earlier calls from this number, the latest first, as records have them. These are notes about "
@@ -49,24 +48,28 @@ _HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What is known of a caller's earlier calls.
-
-    ``calls`` are their ids, ``text`` is for the model ("" without any), ``values`` those of the
-    variables, ``failure`` says why nothing could be read.
-    """
+    """Earlier calls of a caller, as a call gets them."""
 
     calls: tuple[str, ...] = ()
+    """Ids, the latest first."""
     text: str = ""
+    """Notes for the model; empty without calls."""
     values: Mapping[str, str] = field(default_factory=dict)
+    """Variables of :data:`gateway.dialplan.variables.LAST_CALL`."""
     failure: str = ""
+    """Why the database could not be read; empty if it was."""
     ms: int = 0
+    """Duration of the lookup."""
 
 
 Lookup = Callable[[], Awaitable[Earlier]]
 
 
 class CallerHistories:
-    """Looks callers up in the database at ``url``; None: there is none. On the event loop."""
+    """Looks callers up in the database at ``url``; with None there are no lookups.
+
+    Lives on the event loop.
+    """
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -75,12 +78,14 @@ class CallerHistories:
         self._waiting = 0
 
     def stop(self) -> None:
-        """Take no further lookups; one that hangs is not waited for."""
+        """Take no further lookups, and do not wait for those under way."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def of(self, route: Route, invite: Invite) -> Lookup | None:
-        """Return what looks up the caller of ``invite``; None where ``route`` does not want it, or
-        the number is withheld or not one to be trusted."""
+        """Return the lookup of an INVITE's caller.
+
+        None if the route has none, or the number is withheld or not trusted.
+        """
         wanted = route.caller_history
         if not wanted.enabled or self._url is None:
             return None
@@ -88,7 +93,7 @@ class CallerHistories:
         return partial(self._look_up, route, number) if number else None
 
     async def _look_up(self, route: Route, number: str) -> Earlier:
-        """Read within the route's deadline. Never raises."""
+        """Read the earlier calls of a number within the route's deadline. Never raises."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         rows: list[dict[str, Any]] = []
@@ -119,7 +124,7 @@ class CallerHistories:
             reading.exception()  # it is seen, also where nobody waited so long
 
     def _read(self, route: Route, number: str) -> list[dict[str, Any]]:
-        """Query the database. On a thread."""
+        """Return the rows of a number's earlier calls, the latest first. On a thread."""
         from gateway.records.database import Database
 
         assert self._url is not None
@@ -144,20 +149,21 @@ TRUST = ("asserted", "trunk", "any")
 
 
 def number_trust(invite: Invite) -> str:
-    """Return the strictest of :data:`TRUST` by which the number in From counts; "" for none.
+    """Return the strictest value of :data:`TRUST` that the number in From satisfies; "" for none.
 
-    An earlier call is told of by the same rule: who sends somebody else's number shall not put
-    words into what they are told later.
+    It is kept in the record, and limits later lookups: whoever calls with somebody else's number
+    shall not put words into that caller's history.
     """
     return next((trust for trust in TRUST if trusted_number(invite, trust)), "")
 
 
 def trusted_number(invite: Invite, trust: str) -> str:
-    """Return the caller's number as rows have it; "" where it is withheld, none, or nobody's word.
+    """Return the number in From, as rows have it; "" if it is withheld, none, or not trusted.
 
     Args:
-        trust: ``trunk``: a call of any trunk whose P-Asserted-Identity (RFC 3325), if there is one,
-            has the same number; ``asserted``: there has to be one; ``any``: From of whoever calls.
+        trust: ``any`` takes every call's number; ``trunk`` that of a trunk's call whose
+            P-Asserted-Identity (RFC 3325), if there is one, has the same number; ``asserted``
+            requires that header.
     """
     number = number_of(invite.from_uri)
     privacy = {
@@ -177,7 +183,7 @@ def trusted_number(invite: Invite, trust: str) -> str:
 
 
 def earlier_of(route: Route, rows: Sequence[Mapping[str, Any]], ms: int = 0) -> Earlier:
-    """Return what these rows, the latest first, are for the model and for a route's texts."""
+    """Return the earlier calls for the model and a route's texts, from rows, the latest first."""
     if not rows:
         return Earlier(ms=ms)
     most = route.caller_history.max_chars
@@ -191,14 +197,9 @@ def earlier_of(route: Route, rows: Sequence[Mapping[str, Any]], ms: int = 0) -> 
         lines.append(f'{line}. {how}: "{clean(said, each)}"' if said else f"{line}.")
     latest = rows[0]
     date, _, at = _at(latest, route.timezone).partition(" ")
-    values = dict(
-        zip(
-            LAST_CALL,
-            (date, at, latest["outcome"], clean(latest["disposition"]), ""),
-            strict=True,
-        )
-    )
-    values[LAST_CALL[-1]] = clean(_said(latest)[0], most)
+    said = clean(_said(latest)[0], most)
+    last = (date, at, latest["outcome"], clean(latest["disposition"]), said)
+    values = dict(zip(LAST_CALL, last, strict=True))
     text = "\n".join(lines)
     text = text if len(text) <= most else f'{text[: most - 2]}…"'
     return Earlier(tuple(row["id"] for row in rows), text, values, ms=ms)
@@ -209,7 +210,7 @@ def _at(row: Mapping[str, Any], zone: ZoneInfo | None) -> str:
 
 
 def _said(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The stored summary of a call, or the last lines of its transcript, and which it is."""
+    """Return the stored summary of a call, or the last lines of its transcript; and a heading."""
     answers = [
         one
         for one in row["out_of_band"] or ()

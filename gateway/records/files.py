@@ -37,14 +37,15 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """Items of one kind on their way to the thread.
+    """Bounded queue of items of one kind for the writer's thread.
 
     Args:
-        write: called on the thread with a batch; returns those that shall be tried again. What it
-            raises is logged, and costs its batch.
-        max_items: that wait at the most.
-        max_bytes: that they have at the most, by the sizes given to :meth:`put`; then one thread
-            only may put.
+        name: for log and status.
+        write: called on the thread with a batch; returns the items to be tried again. If it raises,
+            that is logged and the batch is lost.
+        max_items: limit of items that wait.
+        max_bytes: limit of their bytes, by the sizes given to :meth:`put`; then all of them must
+            come from one thread.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Channel(Generic[T]):
     ) -> None:
         self.name = name
         self.dropped = 0
-        """Items that found no room, or were lost."""
+        """Items that were refused since the queue was full, or lost."""
         self._owner = owner
         self._write = write
         self._max_items = max_items
@@ -67,11 +68,11 @@ class Channel(Generic[T]):
         self._in_hand = 0
 
     def __len__(self) -> int:
-        """Items that are not written yet."""
+        """Return the number of items that are not written yet."""
         return len(self._waiting) + self._in_hand
 
     def put(self, item: T, size: int = 0) -> bool:
-        """Have an item written; False where it is dropped. From any thread; never waits."""
+        """Queue an item; return False if it is dropped. From any thread; never waits."""
         owner = self._owner
         full = len(self._waiting) >= self._max_items or (
             self._max_bytes is not None
@@ -90,7 +91,7 @@ class Channel(Generic[T]):
         return True
 
     def work(self) -> bool:
-        """Write what waits; whether something is left to be tried again. On the thread."""
+        """Write all items that wait; return True if some are to be tried again. On the thread."""
         waiting = self._waiting
         self._in_hand = len(waiting)
         batch = [waiting.popleft() for _ in range(self._in_hand)]
@@ -115,15 +116,15 @@ class Channel(Generic[T]):
 
 
 class BackgroundWriter:
-    """Owns the thread. Channels are made before :meth:`start`."""
+    """Thread that writes the items of its channels, which are made before :meth:`start`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.pending = False
-        """Whether the thread has been told of items. Set and cleared under ``changed``."""
+        """Whether items were put since the thread last looked. Changes under ``changed``."""
         self.closed = False
         self.stuck = False
-        """Whether the thread did not end in time, and may still use what it writes to."""
+        """Whether the thread did not end in time, so that its files may still be in use."""
         self._channels: list[Channel[Any]] = []
         self._ticks: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
@@ -135,18 +136,18 @@ class BackgroundWriter:
         max_items: int,
         max_bytes: int | None = None,
     ) -> Channel[T]:
-        """Return a new channel: see :class:`Channel`."""
+        """Return a new :class:`Channel` of this writer."""
         made = Channel(self, name, write, max_items, max_bytes)
         self._channels.append(made)
         return made
 
     def every_second(self, work: Callable[[], None]) -> None:
-        """Have ``work`` called on the thread about once a second."""
+        """Call ``work`` on the thread about once a second from now on."""
         self._ticks.append(work)
 
     @property
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Items that wait, and items that were lost, by channel."""
+        """Number of items that wait, and of those dropped, by channel."""
         return {one.name: (len(one), one.dropped) for one in self._channels}
 
     def start(self) -> None:
@@ -156,7 +157,7 @@ class BackgroundWriter:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Write what waits, for at most ``STOP_SECONDS``; what is left is counted as dropped."""
+        """Write all items and end the thread, within ``STOP_SECONDS``; drop and count the rest."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -171,7 +172,7 @@ class BackgroundWriter:
                 channel.dropped += len(channel)
 
     def _run(self) -> None:
-        """Write what the channels have until stopped."""
+        """Write the items of all channels, in batches, until stopped."""
         retry, due = False, 0.0
         while True:
             with self.changed:
@@ -216,12 +217,9 @@ MAX_NAMES = 100
 
 
 class RecordFiles:
-    """A folder of records, ``<start>_<id of the call>.json``; a None folder writes nothing.
+    """Writes records as files ``<start>_<call id>.json``; with a folder of None it writes nothing.
 
-    Files are for the gateway's user alone (mode 0600), and none is ever overwritten.
-
-    Args:
-        writer: whose thread writes them.
+    Files have mode 0600, and none is ever overwritten.
     """
 
     def __init__(self, folder: Path | None, writer: BackgroundWriter) -> None:
@@ -233,17 +231,17 @@ class RecordFiles:
         """Records not written."""
 
     def prepare(self) -> None:
-        """Make the folder. Raises OSError, naming it, when it cannot be written to."""
+        """Make the folder. Raises OSError, with its name, if it cannot be written to."""
         if self._folder is not None:
             _prepare(self._folder)
 
     def write(self, record: CallRecord) -> None:
-        """Have a record written; returns at once."""
+        """Queue a record for the thread."""
         if self._folder is not None and not self._channel.put(record):
             self._drop(record, "the disk is too slow, or the process ends")
 
     def _write_all(self, records: list[CallRecord]) -> Sequence[CallRecord]:
-        """On the writer's thread: write them; returns those that wait for the disk."""
+        """Write records; return those to be tried again. On the writer's thread."""
         assert self._folder is not None
         for index, record in enumerate(records):
             try:
@@ -260,7 +258,7 @@ class RecordFiles:
         return ()
 
     def _may_retry(self, error: Exception) -> bool:
-        """Whether the disk may still come back."""
+        """Whether to try a record again: for ``KEEP_SECONDS`` after an error of the disk."""
         if not isinstance(error, OSError):
             return False
         now = time.monotonic()
@@ -270,7 +268,7 @@ class RecordFiles:
         return not self._writer.closed and now - self._failing_since <= KEEP_SECONDS
 
     def _drop(self, record: CallRecord, why: str) -> None:
-        """Count and log a record that could not be written."""
+        """Count a record that is not written, and put it into the log."""
         self.dropped += 1
         try:
             whole = _text_of(record)
@@ -282,19 +280,19 @@ class RecordFiles:
 
 
 def file_stem(started_at: str, call_id: str) -> str:
-    """Return the beginning of a call's file names: ISO time of its INVITE, and the call's id."""
+    """Return how the names of a call's files begin: time of its INVITE (ISO 8601), and its id."""
     start = re.sub(r"[^0-9T]", "", started_at.partition("+")[0])
     name = re.sub(r"[^A-Za-z0-9._-]", "_", call_id)[:80] or "unknown"
     return f"{start}_{name}"
 
 
 def private(path: str, flags: int) -> int:
-    """An ``opener`` for files that hold what people said: for the gateway's user alone."""
+    """Open a file with mode 0600, as an ``opener`` for :func:`open`."""
     return os.open(path, flags, 0o600)
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder. Raises OSError where it cannot be made or written."""
+    """Make the folder. Raises OSError, with its name, if it cannot be made or written to."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -43,7 +43,7 @@ MAGIC = b"calls-1\n"
 HEADER_BYTES = 4096
 SLOT_BYTES = 2048
 SLOTS = 4096
-"""Calls in progress, and ended ones whose rows wait for a disk; 8 MiB of file."""
+"""For calls in progress, and ended ones whose rows wait for the disk; 8 MiB of file."""
 MAX_TEXT = 200
 """Characters kept of one text in a slot: a URI may be longer than the slot."""
 
@@ -213,7 +213,7 @@ def _calls_in(content: bytes) -> Iterator[CutCall]:
 NAME = "spool.sqlite3"
 BUSY_MS = 5000
 MAX_BYTES = 4 * 1024**3
-"""What it may grow to while the database is away; then it is as full as a full disk."""
+"""Limit of the file while the database is away; beyond it, writing fails as on a full disk."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -249,7 +249,7 @@ CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (dead, due);
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that the database does not have yet.
+    """A row or an event that the database does not have yet.
 
     ``kind`` is ``row`` (the columns of a call), ``cut`` (those of one whose process died) or
     ``event``.
@@ -261,12 +261,12 @@ class Entry:
     at: float
     """Unix time (s)."""
     seq: int = 0
-    """Its place; 0 before it is written."""
+    """Position in the spool; 0 before it is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event on its way to a webhook's endpoint. ``due`` and ``created`` are Unix time (s)."""
+    """An event for a webhook's endpoint. ``due`` (the next try) and ``created``: Unix time (s)."""
 
     id: str
     endpoint: str
@@ -280,9 +280,9 @@ class Delivery:
 
 
 class Spool:
-    """A connection to the spool, for one thread.
+    """Connection to the spool of a folder, for one thread.
 
-    Methods raise sqlite3.Error or OSError where the disk fails; the next call tries anew.
+    Methods raise sqlite3.Error or OSError if the disk fails; the next call opens it again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -290,7 +290,7 @@ class Spool:
         self._connection: sqlite3.Connection | None = None
 
     def add(self, entries: Iterable[Entry], deliveries: Iterable[Delivery] = ()) -> None:
-        """Commit entries, and the deliveries that tell of them, at once."""
+        """Commit entries, and the deliveries that tell of them, in one transaction."""
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)",
@@ -306,7 +306,7 @@ class Spool:
             )
 
     def entries(self, count: int) -> list[Entry]:
-        """Return the ``count`` oldest entries, in the order in which they were put."""
+        """Return the ``count`` oldest entries, in their order."""
         rows = self._open().execute(
             "SELECT kind, call_id, body, at, seq FROM entries ORDER BY seq LIMIT ?", (count,)
         )
@@ -320,7 +320,7 @@ class Spool:
             )
 
     def park(self, entry: Entry, error: str) -> None:
-        """Put aside an entry that the database refuses, with its error."""
+        """Move an entry that the database refuses to the parked ones, with its error."""
         with self._open() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO parked (seq, kind, call_id, body, error, at)"
@@ -349,25 +349,25 @@ class Spool:
         return {row[0] for row in rows} & set(call_ids)
 
     def pending(self) -> tuple[int, float | None]:
-        """Return how many entries wait, and since when the oldest does (Unix time)."""
+        """Return the number of entries, and the time of the oldest (Unix time)."""
         count, oldest = self._open().execute("SELECT count(*), min(at) FROM entries").fetchone()
         return int(count), oldest
 
     def parked(self) -> int:
-        """Return how many entries were put aside."""
+        """Return the number of parked entries."""
         return int(self._open().execute("SELECT count(*) FROM parked").fetchone()[0])
 
     def due(self, now: float, count: int) -> list[Delivery]:
-        """Return deliveries whose next try is due."""
+        """Return the first ``count`` deliveries that are due at ``now`` (Unix time)."""
         return self._deliveries("WHERE dead = 0 AND due <= ? ORDER BY due LIMIT ?", now, count)
 
     def deliveries(self, *, dead: bool, count: int = 1000) -> list[Delivery]:
-        """Return the deliveries that wait, or that were given up; oldest first."""
+        """Return the deliveries that wait, or with ``dead`` those given up; oldest first."""
         return self._deliveries("WHERE dead = ? ORDER BY created LIMIT ?", int(dead), count)
 
     def waiting(self) -> dict[str, tuple[int, float | None, int]]:
-        """Return how many deliveries wait, since when the oldest does (Unix time), and how many
-        were given up, by endpoint."""
+        """Return by endpoint the number of deliveries that wait, when the oldest was created (Unix
+        time), and the number of those given up."""
         rows = self._open().execute(
             "SELECT endpoint, sum(1 - dead), min(CASE dead WHEN 0 THEN created END), sum(dead)"
             " FROM deliveries GROUP BY endpoint"
@@ -383,7 +383,7 @@ class Spool:
             )
 
     def failed(self, delivery: Delivery, error: str, due: float | None) -> None:
-        """Note a try that failed; the next one is ``due``, or there is none."""
+        """Count a try that failed; the next one is ``due``, None gives the delivery up."""
         with self._open() as connection:
             connection.execute(
                 "UPDATE deliveries SET tries = tries + 1, error = ?, dead = ?, due = ?"
@@ -392,7 +392,7 @@ class Spool:
             )
 
     def resend(self, delivery_id: str, now: float) -> int:
-        """Make deliveries with this id, or all of ``*``, due again; returns how many were dead."""
+        """Make given-up deliveries with this id (``*``: all) due again; return their number."""
         with self._open() as connection:
             return connection.execute(
                 "UPDATE deliveries SET dead = 0, due = ?, created = ?, tries = 0"
@@ -401,7 +401,7 @@ class Spool:
             ).rowcount
 
     def erase(self, call_ids: Sequence[str]) -> int:
-        """Delete everything of these calls, whose text stays in no file; returns how many rows."""
+        """Delete all rows of these calls, also from the write-ahead log; return their number."""
         marks = ",".join("?" * len(call_ids))
         with self._open() as connection:
             count = sum(
@@ -419,7 +419,7 @@ class Spool:
             connection.close()
 
     def _deliveries(self, where: str, *values: object) -> list[Delivery]:
-        """Return deliveries that fit an SQL condition."""
+        """Return the deliveries that an SQL clause selects."""
         rows = self._open().execute(
             "SELECT id, endpoint, call_id, body, created, due, tries, error, dead"
             f" FROM deliveries {where}",
@@ -431,7 +431,7 @@ class Spool:
         ]
 
     def _open(self) -> sqlite3.Connection:
-        """The connection; a new one where the file was removed, with what the old one still had."""
+        """Return the connection; if the file was removed, a new one with the entries of the old."""
         rescued: list[tuple[Any, ...]] = []
         if self._connection is not None and not self.path.exists():
             rescued = self._connection.execute(
@@ -448,6 +448,7 @@ class Spool:
 
 
 def _text(body: dict[str, Any]) -> str:
+    """Return a body as JSON."""
     try:
         return orjson.dumps(body).decode()
     except TypeError:  # half of a surrogate pair, or a number that is too large
@@ -483,7 +484,7 @@ def create_database(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the spool's SQLite file, made where it is missing."""
+    """Open the spool's SQLite file, and create it if it is missing."""
     create_database(path)
     connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, check_same_thread=False)
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Record store: row, events and file of every call, written off the event loop.
+"""Record store: row, events and record file of every call, written off the event loop.
 
 A call has a slot in a memory-mapped file before its first provisional response, a row in the spool
-within some hundredths of a second, and from there a row in the database. Nothing of this holds a
-call up, and none of it is lost by ``kill -9``.
+within some hundredths of a second, and from there a row in the database. No call waits for any of
+this, and none of it is lost by ``kill -9``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 QUEUE_ITEMS = 20_000
 """Entries that wait for a disk that takes none: some minutes of a hundred busy calls."""
 HEARTBEAT_SECONDS = 10.0
-"""How often the row of a call in progress is written anew, with its cost so far."""
+"""Seconds between two versions of the row of a call in progress, with its cost so far."""
 
 EVENTS: Mapping[str, str] = {
     "ringing": "call.ringing",
@@ -56,14 +56,14 @@ EVENTS: Mapping[str, str] = {
     "session_replaced": "call.trouble",
     "response_failures_exceeded": "call.trouble",
 }
-"""Entries of a record's timeline that are events of the call, too."""
+"""Entries of a record's timeline that are events for webhooks, too, by the event's type."""
 
 log = structlog.get_logger("records")
 
 
 @dataclass(slots=True)
 class _Live:
-    """A call in progress: how many rows and events it has had."""
+    """A call in progress, with the last revision of its row and sequence number of its events."""
 
     record: CallRecord
     revision: int = OPENED
@@ -72,27 +72,28 @@ class _Live:
 
 @dataclass(slots=True)
 class _Item:
-    """Entries on their way to the spool; with ``closed``, the last of a call."""
+    """Entries on their way to the spool; with ``closed``, the last ones of a call."""
 
     entries: tuple[Entry, ...] = ()
     deliveries: tuple[Delivery, ...] = ()
     closed: CallRecord | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     complete: bool = False
-    """Whether the entries have the row of ``closed``; it is made on the writer's thread."""
+    """Whether the entries have the last row of ``closed``; it is made on the writer's thread."""
 
 
 class RecordStore:
-    """Knows the calls in progress. Lives on the event loop; :meth:`arrived` may be called anywhere.
+    """Writes rows, events and files of calls. Lives on the event loop.
 
     Args:
-        folder: of spool and slots; None keeps nothing.
-        database: makes the database, on a thread.
-        writer: whose thread writes the spool.
+        folder: of spool and slots; None writes record files only.
+        database: makes the database. On a thread.
+        writer: thread that writes the spool.
         files: gets each record that is complete.
-        redact: what is masked in slots, of any route.
-        outgoing: deliveries to webhooks that tell of an event.
-        idle: called on the forwarder's thread now and then, while the database is there.
+        redact: fields that are masked in slots, those of all routes.
+        instance: name of this process in rows.
+        outgoing: returns the deliveries to webhooks that tell of an event.
+        idle: called about twice a minute while nothing waits for the database. On a thread.
     """
 
     def __init__(
@@ -116,9 +117,9 @@ class RecordStore:
         self._tasks = TaskSet()
         self._failing = False
         self.listeners: list[Callable[[dict[str, Any], CallRecord], None]] = []
-        """Told of each event and of its call's record, on the event loop."""
+        """Called with each event and its call's record."""
         self.lost = 0
-        """Rows that are only in the log."""
+        """Last rows that are only in the log."""
         if folder is None:
             return
         self._slots = CallSlots(folder)
@@ -129,7 +130,7 @@ class RecordStore:
     # ---- life
 
     async def start(self) -> None:
-        """Close the rows of calls that were cut, and begin. Raises OSError for a bad folder."""
+        """Close the rows of calls of dead processes, and begin. Raises OSError for a bad folder."""
         await asyncio.to_thread(self._files.prepare)
         if self._folder is None:
             return
@@ -139,7 +140,7 @@ class RecordStore:
         self._tasks.serve(self._beat, "record heartbeat")
 
     async def stop(self) -> None:
-        """After the writer: bring what the spool has to the database, within some seconds."""
+        """Forward the spool to the database for some seconds; called after the writer's stop."""
         if self._folder is None:
             return
         await self._tasks.cancel()
@@ -151,7 +152,10 @@ class RecordStore:
     # ---- what happens to calls
 
     def arrived(self, call_id: str, facts: Mapping[str, Any]) -> None:
-        """Keep what is known of a call, before its first provisional response. Any thread."""
+        """Write a call's slot, before its first provisional response. From any thread.
+
+        ``facts`` are columns of its row.
+        """
         if self._folder is None:
             return
         known = {"instance": self._instance, "invited_at": datetime.now(UTC).isoformat(), **facts}
@@ -162,32 +166,32 @@ class RecordStore:
         self._slots.take(call_id, known)
 
     def opened(self, record: CallRecord) -> None:
-        """Write the row and the first event of a call that begins."""
+        """Write the first row of a call, and ``call.incoming`` or ``call.dialing``."""
         live = self._live[record.call_id] = _Live(record)
         record.on_mark = partial(self._marked, live)
         if self._folder is not None:
             columns = columns_of(record, datetime.now(UTC))
-            self.arrived(record.call_id, _for_slot(columns))
+            self.arrived(record.call_id, {name: columns[name] for name in _IN_SLOT})
             self._put_row(live, columns)
         incoming = record.direction == "inbound"
         self._tell(live, "call.incoming" if incoming else "call.dialing", {})
 
     def changed(self, record: CallRecord) -> None:
-        """Something in the row of a call in progress is different."""
+        """Write the row of a call in progress again."""
         live = self._live.get(record.call_id)
         if live is not None and self._folder is not None:
             live.revision += 1
             self._put_row(live, columns_of(record, datetime.now(UTC)))
 
     def write(self, record: CallRecord) -> None:
-        """Write the file and the last row of a call that is over or was refused."""
+        """Write record file, last row and ``call.ended`` of a call that is over or was refused."""
         self._files.write(record)
         live = self._live.pop(record.call_id, None)
         record.on_mark = None
         columns = columns_of(record, datetime.now(UTC))
         event = ended_event(record.call_id, columns)
         event["data"]["refused"] = live is None
-        self._announce(event, record)
+        self._notify(event, record)
         if self._folder is None:
             return
         item = _Item(
@@ -200,12 +204,12 @@ class RecordStore:
             self._lose(item)
 
     def uncounted(self, call_id: str) -> None:
-        """An INVITE gets no row of its own: refusals like it are only counted."""
+        """Empty the slot of an INVITE that gets no row: refusals like it are only counted."""
         if self._folder is not None:
             self._slots.free(call_id)
 
     def announce(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Tell webhooks of something that is no call's."""
+        """Send an event that belongs to no call to webhooks."""
         at = datetime.now(UTC).isoformat()
         event = {"id": str(uuid.uuid4()), "call_id": "", "at": at, "type": kind, "data": data}
         if self._folder is not None and (deliveries := tuple(self._outgoing(event))):
@@ -231,7 +235,7 @@ class RecordStore:
     # ---- how
 
     def _prepare(self, folder: Path) -> None:
-        """Make the folder, and close calls that a killed process has left."""
+        """Make the folder, close the rows of calls of dead processes, and open the slots."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self.forwarder.recover()
@@ -246,18 +250,21 @@ class RecordStore:
             log.error("records.no_slots", error=str(error))
 
     def _tick(self) -> None:
+        """Write the time into the file of slots; create it again if it was removed."""
         self._slots.alive(time.time())
         if self._slots.lost:
             log.error("records.slots_removed", file=str(self._slots.path))
             self._open_slots()
 
     async def _beat(self) -> None:
+        """Write the rows of all calls in progress every ``HEARTBEAT_SECONDS``."""
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for live in tuple(self._live.values()):
                 self.changed(live.record)
 
     def _marked(self, live: _Live, event: str, fields: Mapping[str, Any]) -> None:
+        """Write row and event for an entry of a call's timeline that is in :data:`EVENTS`."""
         kind = EVENTS.get(event)
         if kind is None:
             return
@@ -266,20 +273,13 @@ class RecordStore:
 
     def _put_row(self, live: _Live, columns: Mapping[str, Any]) -> None:
         """Queue a row of a call in progress."""
-        record = live.record
-        body = {
-            **columns,
-            "id": record.call_id,
-            "revision": live.revision,
-            "instance": self._instance,
-        }
-        entry = Entry("row", record.call_id, body, time.time())
+        entry = self._row(live.record, columns, live.revision)
         # Half of the room is for the last rows of calls: what is dropped here comes again.
         if len(self._channel) < QUEUE_ITEMS // 2:
             self._channel.put(_Item((entry,)))
 
     def _tell(self, live: _Live, kind: str, fields: Mapping[str, Any]) -> None:
-        """Queue an event of a call for webhooks and followers."""
+        """Queue an event of a call for the database and webhooks, and pass it to the listeners."""
         record = live.record
         live.sequence += 1
         event = {
@@ -303,7 +303,7 @@ class RecordStore:
                 ),
             },
         }
-        self._announce(event, record)
+        self._notify(event, record)
         if self._folder is None:
             return
         deliveries = tuple(self._outgoing(event))
@@ -312,7 +312,7 @@ class RecordStore:
                 _Item((Entry("event", record.call_id, event, time.time()),), deliveries)
             )
 
-    def _announce(self, event: dict[str, Any], record: CallRecord) -> None:
+    def _notify(self, event: dict[str, Any], record: CallRecord) -> None:
         for listener in self.listeners:
             try:
                 listener(event, record)
@@ -322,7 +322,7 @@ class RecordStore:
     # ---- on the writer's thread
 
     def _write(self, items: list[_Item]) -> Sequence[_Item]:
-        """Write queued entries to the spool; return those that could not be written."""
+        """Write queued items to the spool; return those that are to be tried again."""
         for item in items:
             if item.closed is not None and not item.complete:
                 item.entries = (*item.entries, self._last_row(item))
@@ -346,6 +346,7 @@ class RecordStore:
         return ()
 
     def _add(self, items: Sequence[_Item]) -> None:
+        """Commit items to the spool; empty the slots of calls whose last row is among them."""
         entries = [entry for item in items for entry in item.entries]
         # Of several rows of a call the last has all that the others have.
         last = {one.call_id: one for one in entries if one.kind == "row"}
@@ -358,43 +359,26 @@ class RecordStore:
                 self._slots.free(item.closed.call_id)
 
     def _last_row(self, item: _Item) -> Entry:
-        """Return the last row of a call, with its whole record."""
-        record = item.closed
-        assert record is not None
-        whole = unicode_in(record.as_json())
-        body = {
-            **item.columns,
-            "id": record.call_id,
-            "revision": CLOSED,
-            "instance": self._instance,
-            "state": "ended",
-            "record": whole,
-        }
-        return Entry("row", record.call_id, body, time.time())
+        """Return the last row of an item's call, with the whole record."""
+        assert item.closed is not None
+        columns = {**item.columns, "state": "ended", "record": unicode_in(item.closed.as_json())}
+        return self._row(item.closed, columns, CLOSED)
+
+    def _row(self, record: CallRecord, columns: Mapping[str, Any], revision: int) -> Entry:
+        """Return an entry with the columns of a call, for the spool."""
+        known = {"id": record.call_id, "revision": revision, "instance": self._instance}
+        return Entry("row", record.call_id, {**columns, **known}, time.time())
 
     def _lose(self, item: _Item) -> None:
         """Count and log a call whose last row could not be written."""
         self.lost += 1
         assert item.closed is not None
-        log.error(
-            "records.lost",
-            call=item.closed.call_id,
-            lost=self.lost,
-            row=dict(item.columns),
-        )
+        row = dict(item.columns)
+        log.error("records.lost", call=item.closed.call_id, lost=self.lost, row=row)
 
 
-def _for_slot(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that shared memory keeps of a call in progress."""
-    names: Iterable[str] = (
-        "sip_call_id",
-        "direction",
-        "from_uri",
-        "to_uri",
-        "trunk",
-        "source",
-        "route",
-        "transport",
-        "invited_at",
-    )
-    return {name: columns[name] for name in names}
+_IN_SLOT = (
+    *("sip_call_id", "direction", "from_uri", "to_uri", "trunk", "source", "route"),
+    *("transport", "invited_at"),
+)
+"""Columns that the slot of a call in progress has."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Webhooks: events of calls, signed (Standard Webhooks), delivered at least once, in no order.
 
-A delivery is in the spool with the row that it tells of, so it survives what that survives. One of
-the processes on a folder sends; a receiver that has seen a ``webhook-id`` drops it.
+A delivery is committed to the spool together with the row of its call. One of the processes on a
+folder sends; a receiver drops a ``webhook-id`` that it has seen.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 ATTEMPT_SECONDS = 10.0
 PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)
-"""Seconds from one try to the next, or up to a quarter more, so that what failed at one moment does
-not come back at one; later ones come every hour."""
+"""Seconds from one try to the next, or up to a quarter more, so that deliveries that failed at the
+same time are not tried at the same time; later tries come every hour."""
 HOUR = 3600.0
 MAX_AGE = 72 * HOUR
-"""A delivery that is older is given up."""
+"""Age (s) at which a delivery is given up."""
 AT_ONCE = 16
 """Requests under way at a time."""
 PER_ENDPOINT = 4
 LOOK_SECONDS = 1.0
 TRANSIENT = frozenset({408, 425, 429})
-"""4xx after which the same request may still succeed."""
+"""4xx statuses after which a delivery is tried again."""
 GONE = 410
-"""The endpoint wants nothing any more: what there is for it is given up without another request."""
+"""Status by which an endpoint refuses all deliveries: they are given up without a request."""
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read, so that the connection serves the next delivery too."""
+"""Bytes of an answer that is read, so that its connection serves the next delivery, too."""
 
 log = structlog.get_logger("webhooks")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Receiver of events. ``secrets`` has one key, or two during a change of keys."""
+    """Receiver of events of the types ``events``; two ``secrets`` during a change of keys."""
 
     name: str
     url: str
@@ -65,9 +65,9 @@ class Endpoint:
 
 
 def signature(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the field ``webhook-signature``: one signature by each key.
+    """Return the header field ``webhook-signature`` (Standard Webhooks), one signature a key.
 
-    Of ``whsec_…`` the rest is decoded as base64; of another text the bytes are the key.
+    A secret is ``whsec_`` and a key in base64; otherwise its bytes are the key.
     """
     signed = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(
@@ -83,13 +83,13 @@ def _key(secret: str) -> bytes:
 
 
 class Outbox:
-    """Makes the deliveries of an event, for the spool. From any thread."""
+    """Makes the deliveries of an event to endpoints. From any thread."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = endpoints
 
     def __call__(self, event: Mapping[str, Any]) -> Sequence[Delivery]:
-        """Return a delivery for each endpoint that wants the event."""
+        """Return a delivery for each endpoint that has subscribed to the event's type."""
         wanted = [one for one in self._endpoints if event["type"] in one.events]
         if not wanted:
             return ()
@@ -103,11 +103,12 @@ class Outbox:
 
 
 class WebhookSender:
-    """Sends what is due. Lives on the event loop; the spool is read on threads.
+    """Sends the deliveries in the spool that are due. Lives on the event loop.
 
     Args:
-        leading: whether this process is the one that sends.
-        traceparent: the field of that name for a call, by its id; "" for none.
+        folder: of the spool, which is read on threads.
+        leading: returns whether this process is the one of the folder that sends.
+        traceparent: returns that header field (W3C Trace Context) for a call's id; "" for none.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class WebhookSender:
         traceparent: Callable[[str], str] = lambda _call_id: "",
     ) -> None:
         self.results: Counter[tuple[str, str]] = Counter()
-        """Attempts, by endpoint and result: delivered, failed, dead."""
+        """Number of tries, by endpoint and result: delivered, failed, dead."""
         self.seconds = {one.name: Distribution(REQUEST) for one in endpoints}
-        """Seconds of requests, by endpoint."""
+        """Durations of requests (s), by endpoint."""
         self._endpoints = {one.name: one for one in endpoints}
         self._spool = Spool(folder)
         self._lock = threading.Lock()
@@ -132,11 +133,11 @@ class WebhookSender:
         self._each = {one.name: asyncio.Semaphore(PER_ENDPOINT) for one in endpoints}
         self._under_way: set[tuple[str, str]] = set()
         self._gone: set[str] = set()
-        """Endpoints that said so."""
+        """Endpoints that have answered 410."""
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Start to deliver, where any endpoint is set."""
+        """Begin to deliver, if there are endpoints."""
         if not self._endpoints:
             return
         import httpx
@@ -147,7 +148,7 @@ class WebhookSender:
         self._tasks.serve(self._run, "webhooks")
 
     async def stop(self) -> None:
-        """Send what is due for the first time, within seconds; the rest stays in the spool."""
+        """Send deliveries that are due, for some seconds; the rest stays in the spool."""
         if self._client is None:
             return
         try:
@@ -164,26 +165,26 @@ class WebhookSender:
         await self._on_spool(lambda spool: spool.close())
 
     async def deliveries(self, *, dead: bool) -> list[Delivery]:
-        """Return the deliveries that wait, or those that were given up."""
+        """Return the deliveries that wait, or with ``dead`` those that were given up."""
         found: list[Delivery] = await self._on_spool(lambda spool: spool.deliveries(dead=dead))
         return found
 
     async def waiting(self) -> dict[str, tuple[int, float | None, int]]:
-        """Return how many deliveries wait, since when the oldest does (Unix time), and how many
-        were given up, by endpoint."""
+        """Return by endpoint the number of deliveries that wait, when the oldest was created (Unix
+        time), and the number of those given up."""
         found: dict[str, tuple[int, float | None, int]] = await self._on_spool(
             lambda spool: spool.waiting()
         )
         return {name: found.get(name, (0, None, 0)) for name in self._endpoints}
 
     async def resend(self, delivery_id: str) -> int:
-        """Try given-up deliveries with this id anew (``*``: all); returns how many there are."""
+        """Try given-up deliveries with this id (``*``: all) again; return their number."""
         self._gone.clear()
         found: int = await self._on_spool(lambda spool: spool.resend(delivery_id, time.time()))
         return found
 
     async def _run(self) -> None:
-        """Deliver webhooks that are due until stopped."""
+        """Send deliveries that are due every ``LOOK_SECONDS``, until cancelled."""
         failing = False
         while True:
             try:
@@ -198,6 +199,7 @@ class WebhookSender:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _send_due(self) -> None:
+        """Start a task for each delivery that is due, 200 of them at most."""
         for delivery in await self._on_spool(lambda spool: spool.due(time.time(), 200)):
             key = (delivery.id, delivery.endpoint)
             if key not in self._under_way and len(self._under_way) < 200:
@@ -205,7 +207,7 @@ class WebhookSender:
                 self._sending.spawn(self._deliver(delivery), f"webhook {delivery.id}")
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Deliver one webhook, and schedule the next attempt if that fails."""
+        """Send a delivery; delete it from the spool, or note when it is tried again."""
         try:
             endpoint = self._endpoints.get(delivery.endpoint)
             if endpoint is None:
@@ -230,7 +232,7 @@ class WebhookSender:
             self._under_way.discard((delivery.id, delivery.endpoint))
 
     async def _attempt(self, endpoint: Endpoint, delivery: Delivery) -> tuple[int, str, float]:
-        """Send once; returns status, what was wrong ("" for nothing), and Retry-After (s)."""
+        """Send a delivery once; return status (0: none), error ("": none) and Retry-After (s)."""
         import httpx
 
         assert self._client is not None
@@ -263,7 +265,7 @@ class WebhookSender:
         return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait
 
     async def _failed(self, delivery: Delivery, error: str, due: float | None) -> None:
-        """Note a failed delivery and when it is tried again, or that it is given up."""
+        """Note a failed try; the next one is ``due`` (Unix time), None gives the delivery up."""
         await self._on_spool(lambda spool: spool.failed(delivery, error, due))
         self.results[delivery.endpoint, "failed" if due else "dead"] += 1
         told = {"endpoint": delivery.endpoint, "id": delivery.id, "error": error}
@@ -273,6 +275,8 @@ class WebhookSender:
             log.warning("webhook.failed", **told, call=delivery.call_id)
 
     async def _on_spool(self, work: Any) -> Any:
+        """Return the result of ``work`` with the spool, on a thread; one at a time."""
+
         def run() -> Any:
             with self._lock:
                 return work(self._spool)
@@ -281,7 +285,7 @@ class WebhookSender:
 
 
 def _next_try(delivery: Delivery, status: int, wait: float) -> float | None:
-    """When to try again (Unix time); None for never."""
+    """Return when to try again (Unix time); None for never. ``wait``: Retry-After (s)."""
     if 400 <= status < 500 and status not in TRANSIENT:
         return None
     pause = PAUSES[delivery.tries] if delivery.tries < len(PAUSES) else HOUR
