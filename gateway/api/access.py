@@ -57,7 +57,7 @@ class _Login:
 
 
 class Logins:
-    """Who has logged in, by the cookie's value. Lives on the event loop.
+    """Log-ins of browsers, by the hash of the cookie's value. Lives on the event loop.
 
     Args:
         now: seconds that only grow.
@@ -81,7 +81,7 @@ class Logins:
         self._logins.pop(_hashed(_cookie(scope)), None)
 
     def token_of(self, scope: Mapping[str, Any]) -> Token | None:
-        """The token that the request's cookie stands for, if the console's own page asks."""
+        """Return the token behind a request's cookie; None where no page of the console asks."""
         secret = _cookie(scope)
         if not secret or not _own_page(scope):
             return None
@@ -102,7 +102,7 @@ def _hashed(secret: str) -> str:
 
 
 def cookie_name(scope: Mapping[str, Any]) -> str:
-    """The cookie's name: over TLS one that no other host may set; else with the port, since
+    """Return the cookie's name: over TLS one that no other host may set; else with the port, since
     cookies are shared by all ports of a host."""
     if scope.get("scheme") in ("https", "wss"):
         return "__Host-gateway"
@@ -114,7 +114,7 @@ def _field(scope: Mapping[str, Any], name: bytes) -> str | None:
 
 
 def _cookie(scope: Mapping[str, Any]) -> str:
-    """The secret in the console's cookie; empty where there is none.
+    """Return the secret in the console's cookie; empty where there is none.
 
     Read here: ``http.cookies`` takes a time that grows with the square of a quoted value.
     """
@@ -207,7 +207,7 @@ class ApiResponse(JSONResponse):
 
 
 class Access:
-    """Knows tokens, and slows down who guesses them. Lives on the event loop.
+    """Recognizes tokens, and delays answers to wrong ones. Lives on the event loop.
 
     Args:
         tokens: those of the configuration.
@@ -248,7 +248,7 @@ class Access:
         return min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(over - 1, 16))
 
     async def refuse(self, source: str) -> JSONResponse | None:
-        """Wait as long as the answer to a wrong token takes; return one if there is no place."""
+        """Delay the answer to a wrong token; return a 429 where too many are delayed already."""
         delay = self.failed(source)
         if not delay:
             return None
@@ -364,7 +364,7 @@ async def send_until_closed(socket: WebSocket, sending: Coroutine[Any, Any, None
 
 
 def token_of(request: HTTPConnection) -> Token:
-    """The token that the path's check has found."""
+    """Return the token of a request that :func:`admit` has let pass."""
     found: Token = request.state.token
     return found
 
@@ -472,7 +472,7 @@ def refusals(call_id: str) -> Iterator[None]:
 
 
 def _brief(text: str) -> str:
-    """Return a message that says no more than it has to of what it was given."""
+    """Return a message, cut after ``MAX_MESSAGE`` characters."""
     return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
 
 

@@ -74,10 +74,10 @@ def recognized(authorization: str, tokens: Iterable[Token]) -> Token | None:
 
 
 MAX_EVENTS = 1000
-"""Events that a follower may be behind; one that is further behind is told how many it missed."""
+"""Events kept for followers; one that is further behind is sent ``feed.gap`` with their number."""
 MAX_FOLLOWERS = 64
 POSITION = "feed.position"
-"""Type of what a worker says first to another that follows its events: behind which they come."""
+"""Type of the first event to another worker: the id after which the events begin."""
 
 
 class EventFeed:
@@ -100,7 +100,7 @@ class EventFeed:
         return True
 
     def leave(self) -> None:
-        """Take a follower away, so that another may come."""
+        """Free the place that :meth:`join` took."""
         self.followers -= 1
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ class NoCallError(RefusedError):
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a defect
-    """What an application is told: status, and ``code``, ``message`` and ``param`` of the body."""
+    """Error response to an application: status, ``code``, ``message`` and ``param`` of its body."""
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -178,13 +178,13 @@ LIVE_ID = "live_"
 
 
 def not_found(call_id: str) -> Refusal:
-    """Return what an application is told of a call that is over, or another's."""
+    """Return the 404 for a call that is over, or another application's."""
     name = "session_id" if call_id.startswith(LIVE_ID) else "call_id"
     return Refusal(404, f"{name}_not_found", f"No session found for the provided {name}")
 
 
 class HostedCalls(Protocol):
-    """What applications do with calls. Everything raises Refusal."""
+    """Commands of applications on calls. Every method raises Refusal."""
 
     def accept(self, token: Token, call_id: str, session: Any) -> None:
         """Let a call that waits in, with this session object."""
@@ -306,4 +306,4 @@ class Backend:
     """The record of a call in progress (its name, as of commands), with the timeline from a place
     and the transcript from an entry on. Raises RefusedError."""
     listeners: Callable[[str], Listeners] | None = None
-    """Those who listen in to a call in progress. Raises RefusedError."""
+    """The listeners to a call in progress. Raises RefusedError."""

@@ -155,6 +155,7 @@ def _add_recordings(paths: Paths, backend: Backend) -> None:
 
 
 async def _beginning(path: FilePath, length: int) -> AsyncIterator[bytes]:
+    """Yield the first ``length`` bytes of a file, read on a thread."""
     with path.open("rb") as file:
         while length and (piece := await asyncio.to_thread(file.read, min(length, PIECE_BYTES))):
             length -= len(piece)
@@ -175,6 +176,7 @@ async def _send_sound(socket: WebSocket, listener: Listener) -> None:
 
 
 def _dbfs(peak: int) -> float | None:
+    """Return a peak of 16 bits in dBFS; None for silence."""
     return None if peak <= 8 else round(20 * log10(peak / FULL_SCALE), 1)
 
 
@@ -219,7 +221,7 @@ class _Closed(Exception):  # noqa: N818 - a page's end, not a defect
 
 
 class _Allowance:
-    """Things that may come at a rate, some at once."""
+    """Token bucket: ``per_second`` messages or frames, ``at_once`` of them in a burst."""
 
     def __init__(self, per_second: float, at_once: float, now: float) -> None:
         self._rate, self._most = per_second, at_once
@@ -392,7 +394,7 @@ def _add_browser_calls(paths: Paths, backend: Backend) -> None:
 
 
 def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None:
-    """Raise HTTPException where whoever asks may place no call."""
+    """Check origin, role and ``api.browser_calls`` of a page's request. Raises HTTPException."""
     origin = socket.headers.get("origin")
     if origin is not None and not same_site(origin, socket.headers.get("host", "")):
         raise forbidden("a page of another site")

@@ -474,12 +474,14 @@ def _named(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
 
 
 def _without_words(record: Any) -> Any:
+    """Return a record without transcript, timeline, digits and out-of-band responses."""
     if not isinstance(record, dict):
         return record
     return {name: value for name, value in record.items() if name not in _WORDS}
 
 
 def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
+    """Whether the row of a call in progress passes a filter, as the database applies it to rows."""
     names = ("route", "trunk", "direction", "outcome", "why", "sip_call_id")
     if any(getattr(wanted, name) not in ("", row[name]) for name in names):
         return False

@@ -104,6 +104,7 @@ class Connection(H11Protocol):
         self.loop.call_later(REQUEST_SECONDS, look)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock of the request that was waited for."""
         self._forget()
         super().connection_lost(exc)
 
@@ -289,6 +290,7 @@ class LocalSocket:
             asyncio.get_running_loop().add_reader(listener, self._on_client)
 
     def _give_up_spare(self) -> None:
+        """Close the spare descriptors, so that a client can have them."""
         while self._spare:
             os.close(self._spare.pop())
 

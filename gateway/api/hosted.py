@@ -45,6 +45,7 @@ _DESCRIBED: dict[str, Any] = {
 
 
 def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> None:
+    """Add the paths of OpenAI's SIP interfaces, for tokens with the role application."""
 
     def known(authorization: str) -> Token:
         token = recognized(authorization, tokens)

@@ -107,7 +107,7 @@ class _Made:
 
 
 class _Calls(_Made):
-    """How many calls there are, how they end, what is done in them, what they cost."""
+    """Counts of calls, their endings, tools, transfers, recordings and cost."""
 
     def __init__(self, registry: CollectorRegistry, routes: Labels, trunks: Labels) -> None:
         super().__init__(registry)
@@ -146,10 +146,12 @@ class _Calls(_Made):
                     self._endings.labels(party.value, why.value)
 
     def begun(self, record: CallRecord) -> None:
+        """Count a call that has begun."""
         route, trunk = self._routes.of(record.route), self._trunks.of(record.leg.trunk)
         self._started.labels(record.direction, route, trunk).inc()
 
     def over(self, record: CallRecord, outcome: str) -> None:
+        """Count a call that has ended, with its tools, transfers, failovers and cost."""
         route, ending, end = self._routes.of(record.route), record.ending, record.times.end
         self._ended.labels(record.direction, route, outcome).inc()
         if record.variant:
@@ -179,7 +181,7 @@ class _Calls(_Made):
 
 
 class _Waits(_Made):
-    """How long callers wait."""
+    """Set-up, response and barge-in times."""
 
     def __init__(self, registry: CollectorRegistry, routes: Labels) -> None:
         super().__init__(registry)
@@ -213,7 +215,7 @@ class _Waits(_Made):
 
 
 class _Sound(_Made):
-    """What became of the audio on its way."""
+    """Quality of audio: underruns, dropped frames, RTP."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
@@ -268,6 +270,7 @@ class Metrics:
         registry.register(self._readings)
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
+        """Count a call at its ``call.incoming`` or ``call.dialing``, and at its ``call.ended``."""
         if event["type"] in ("call.incoming", "call.dialing"):
             self._calls.begun(record)
         elif event["type"] == "call.ended":

@@ -61,6 +61,7 @@ class Siblings:
         self._clients: dict[Path, httpx.AsyncClient] = {}
 
     def client(self, path: Path) -> httpx.AsyncClient:
+        """Return the HTTP client of a worker's socket, made at first use."""
         if path not in self._clients:
             self._clients[path] = httpx.AsyncClient(
                 # Without a limit, which that of the API's connections is: requests that are
@@ -324,6 +325,7 @@ class HandOn:
 
 
 async def _forward(socket: WebSocket, other: Any) -> None:
+    """Send the client's messages on to the worker, until either closes."""
     with contextlib.suppress(ConnectionClosed, WebSocketDisconnect, RuntimeError):
         while (message := await socket.receive())["type"] != "websocket.disconnect":
             await other.send(message.get("text") or message.get("bytes") or "")

@@ -53,7 +53,7 @@ _UP = ("registered", "static")
 
 
 def _may_bring_calls(trunk: Mapping[str, Any]) -> bool:
-    """Whether a trunk is up, as far as is known: of one that is not asked nothing is."""
+    """Whether a trunk is registered, or needs no registration, and answers OPTIONS if asked."""
     if trunk["state"] not in _UP:
         return False
     return not trunk["options"] or str(trunk["options"])[:1].isdigit()
@@ -195,7 +195,7 @@ class Readings:
         self._names = server_names(self.config)
 
     async def all(self) -> list[Reading]:
-        """Return them; the disk is read on threads."""
+        """Return all readings; the disk is read on threads."""
         waiting = {} if self.stores.webhooks is None else await self.stores.webhooks.waiting()
         folder = self.config.records.spool_folder
         free = None if folder is None else await asyncio.to_thread(_free, folder)
@@ -313,12 +313,13 @@ _ADDRESS = re.compile(r" to \S*[.:]\S*")
 
 
 def _free(folder: Path) -> float | None:
+    """Return the free bytes of the disk that a folder is on; None where there is no folder."""
     return float(shutil.disk_usage(folder).free) if folder.is_dir() else None
 
 
 @dataclass(eq=False)
 class Api:
-    """What the API says of the process, on ``api.listen`` and ``control.socket``.
+    """The API of the process, on ``api.listen`` and ``control.socket``.
 
     Args:
         state: of the process: ``state``, ``draining`` and ``health``.
@@ -424,9 +425,11 @@ class Api:
         ]
 
     def _here(self, call: str) -> bool:
+        """Whether this process has a call of this name: an id, part of one, or a Call-ID."""
         return self.knows(call) or self.applications.knows(call)
 
     def _record(self, call_id: str) -> dict[str, Any] | None:
+        """Return the record of a call in progress; None for other calls."""
         found = (one for one in self.calls.records if one.call_id == call_id)
         return next((record.as_json() for record in found), None)
 

@@ -93,7 +93,7 @@ def calls_named(name: str, calls: Iterable[T]) -> list[T]:
 
 
 class TalkingCall(Protocol):
-    """What these commands need of :class:`gateway.bridge.call_controller.CallController`."""
+    """Part of :class:`gateway.bridge.call_controller.CallController` that these commands use."""
 
     record: CallRecord
     out_of_band: OutOfBandWaiters
@@ -178,6 +178,7 @@ class ContentCommands:
         return {"call": call.record.call_id}
 
     def _up(self, request: Mapping[str, Any]) -> TalkingCall:
+        """Return the call of a request. Raises RefusedError where it has no session that talks."""
         call = call_named(request, self._calls())
         if not call.conversing:
             raise RefusedError(f"call {call.record.call_id}: nobody talks with the model now")
@@ -385,7 +386,7 @@ class OperatorCommands:
 
 
 class DialCommands:
-    """Places calls, and says what became of them."""
+    """Commands that place calls, and return their outcome."""
 
     def __init__(self, outbound: OutboundCalls) -> None:
         self._outbound = outbound
@@ -411,7 +412,7 @@ class DialCommands:
 
 
 class ProcessCommands:
-    """What is done to the process, apart from its calls.
+    """Commands about the process, apart from its calls.
 
     Args:
         register: has a trunk register now; raises KeyError for one that there is not, and

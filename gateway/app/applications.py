@@ -42,7 +42,7 @@ from gateway.realtime.dialects import GA
 from gateway.realtime.session_object import plain_json
 from gateway.records.webhooks import Endpoint, signature
 from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
-from gateway.tasks import TaskSet
+from gateway.tasks import TaskSet, wait_any
 from gateway.text import json_of, unicode_in
 from gateway.tools.functions import ToolError
 from gateway.tools.http import read_answer
@@ -101,9 +101,9 @@ class _PendingCall:
     take: Take
     began: float
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """The application, the caller or the deadline has decided."""
+    """Set when application, caller or deadline have decided."""
     decision: tuple[str, str] | None = None
-    """What the application said, and as JSON with what."""
+    """``accept`` or ``reject``, and its session or SIP code as JSON; None before a decision."""
     sideband: Sideband | None = None
     call: CallController | None = None
 
@@ -225,14 +225,17 @@ class Applications:
         return asked.sideband, asked.sideband.attach()
 
     def _named(self, token: Token, call_id: str) -> _PendingCall:
+        """Return a call of a route that this application decides on. Raises Refusal (404)."""
         asked = self._known.get(call_id)
         if asked is None or (token.routes and asked.match.route.name not in token.routes):
             raise not_found(call_id)
         return asked
 
     def _first(self, asked: _PendingCall, what: str, told: Any) -> bool:
-        """Return whether this is the decision, False for the same once more. Raises Refusal for
-        another."""
+        """Return whether this is the first decision on a call, False where it repeats that one.
+
+        Raises Refusal (400) for another one, and where caller or deadline have decided.
+        """
         if asked.decision == (what, _text(told)):
             return False
         if asked.decision is not None or asked.over.is_set():
@@ -241,6 +244,7 @@ class Applications:
 
     @staticmethod
     def _accepted(asked: _PendingCall) -> CallController:
+        """Return the call that an application has accepted. Raises Refusal (400)."""
         if asked.call is None:
             raise Refusal(400, "call_not_accepted", "this call was not accepted yet")
         return asked.call
@@ -248,6 +252,7 @@ class Applications:
     # ---- the call that waits
 
     def _begin(self, asked: _PendingCall, match: Match, sideband: Sideband | None) -> None:
+        """Start the call with the session of ``match``; one that cannot be started is refused."""
         asked.over.set()
         self.calls.decided(asked.record.call_id)
         try:
@@ -274,12 +279,7 @@ class Applications:
     async def _wait(self, call_id: str, asked: _PendingCall, settings: Application) -> None:
         """Wait for the application's decision until its deadline, then act as ``on_timeout``
         says."""
-        try:
-            async with asyncio.timeout(settings.timeout):
-                await asked.over.wait()
-                return
-        except TimeoutError:
-            pass
+        await wait_any(settings.timeout, asked.over)
         if asked.over.is_set():
             return
         told = f"no decision of {settings.webhook} within {settings.timeout:g} s"
@@ -298,7 +298,7 @@ class Applications:
         self._forget(call_id)
 
     async def _send(self, call_id: str, asked: _PendingCall, endpoint: Endpoint) -> None:
-        """Try until the webhook has arrived, or the call is decided: never later."""
+        """Send the webhook, again until it is answered with 2xx or the call is decided."""
         if self._client is None:
             # Calls are limited, and requests that are cancelled in httpcore's queue for connections
             # would leave some of them in its pool for ever.
@@ -334,15 +334,12 @@ class Applications:
             if not error:
                 return
             log.warning("application.webhook_failed", call=asked.record.call_id, error=error)
-            try:
-                async with asyncio.timeout(PAUSES[min(tries, len(PAUSES) - 1)]):
-                    await asked.over.wait()
-            except TimeoutError:
-                tries += 1
+            await wait_any(PAUSES[min(tries, len(PAUSES) - 1)], asked.over)
+            tries += 1
 
 
 def _event(call_id: str, invite: Invite) -> Mapping[str, Any]:
-    """The event of a call, with the header fields of its INVITE as they came."""
+    """Return the webhook's event, with the header fields of the INVITE as they came."""
     headers = [
         {"name": _SPELLED.get(name, name.title()), "value": value}
         for name, values in invite.headers.items()

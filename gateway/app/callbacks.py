@@ -25,7 +25,7 @@ from gateway.config.values import shown
 from gateway.dialplan import Route
 from gateway.planning.route_tools import plan_of
 from gateway.records import shared
-from gateway.tasks import TaskSet
+from gateway.tasks import TaskSet, wait_any
 from gateway.tools.functions import Function, ToolCall, ToolError
 from gateway.tools.http import HttpClient, Request
 
@@ -62,6 +62,7 @@ class ScheduledCallback:
 
     @property
     def due(self) -> datetime:
+        """Time of the call, in UTC."""
         return datetime.fromisoformat(self.at)
 
     def as_json(self) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def _number(wanted: str, rules: Rules, caller: str) -> str:
 
 
 def _plain(number: str) -> str:
+    """Return a telephone number without spaces, brackets, dots, slashes and hyphens."""
     return re.sub(r"[\s()./-]", "", number)
 
 
@@ -171,20 +173,21 @@ class Store:
         return [_callback_of(row) for row in rows]
 
     async def keep(self, callback: ScheduledCallback, now: datetime) -> bool:
-        """Hold a claim on; False where it was put off, or taken by another process."""
+        """Renew a claim; return False where the callback has another time or process by now."""
         row, until = _row_of(callback), now.timestamp() + CLAIM_SECONDS
         return await self._run(
             lambda connection: shared.keep_callback(connection, self._holder(), row, until)
         )
 
     async def retry(self, callback: ScheduledCallback, due: datetime) -> None:
-        """Give a claim back, for another try."""
+        """Release a claim, for another attempt at ``due``."""
         row, at = _row_of(callback), due.timestamp()
         await self._run(
             lambda connection: shared.retry_callback(connection, self._holder(), row, at)
         )
 
     async def drop(self, callback: ScheduledCallback) -> None:
+        """Delete a callback that this process has claimed."""
         row = _row_of(callback)
         await self._run(lambda connection: shared.drop_callback(connection, self._holder(), row))
 
@@ -283,6 +286,7 @@ class CallbackScheduler:
         self.given_up = 0
 
     async def start(self) -> None:
+        """Begin to place callbacks that are due, those of the time before the start too."""
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
@@ -342,7 +346,7 @@ class CallbackScheduler:
     # ---- their time comes
 
     async def _own(self) -> None:
-        """Place or report callbacks when they are due."""
+        """Claim callbacks that are due, and place or report them; never ends."""
         while True:
             self._changed.clear()
             now = self._now()
@@ -360,11 +364,7 @@ class CallbackScheduler:
             except Exception as error:
                 self._note(error)
                 seconds = STORE_SECONDS
-            try:
-                async with asyncio.timeout(seconds + 0.01):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+            await wait_any(seconds + 0.01, self._changed)
 
     async def _kept(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write what became of a callback, however long the database is away."""
@@ -377,11 +377,13 @@ class CallbackScheduler:
             await asyncio.sleep(1.0)
 
     def _note(self, error: Exception) -> None:
+        """Log that the database is not reached, once until it is again."""
         if not self._failing:
             log.error("callback.write_failed", why=str(error) or type(error).__name__)
         self._failing = True
 
     async def _look(self) -> float | None:
+        """Read what waits, for ``gateway status``; return when the next is due (Unix time)."""
         self._count, self._first, due = await self._store.pending(self._now())
         return due
 

@@ -97,7 +97,7 @@ class Canaries:
         }
 
     def use(self, dialplan: Dialplan) -> None:
-        """Apply the canaries of a new dialplan to further calls; one that has changed begins
+        """Apply the canaries of a new dialplan to further calls; the figures of a changed one begin
         anew."""
         self._routes = {
             route.name: route.canary
@@ -138,12 +138,14 @@ class Canaries:
             yield "canary_active", {"route": route}, float(self._runs(route))
 
     def _runs(self, route: str) -> bool:
+        """Whether the canary of a route is known to the database and not stopped."""
         state = self._states.get(route)
         return state is not None and not state.stopped_by
 
     # ---- the state that is shared
 
     async def _follow(self) -> None:
+        """Read the state of the canaries regularly, and after a reload; never ends."""
         while True:
             self._changed.clear()
             with contextlib.suppress(NotReachedError):  # it was said; what held last holds on
@@ -237,6 +239,7 @@ class Canaries:
             database.close()
 
     async def _list(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return each canary with its state and the figures of both sides. Raises RefusedError."""
         found = []
         for route, canary in self._routes.items():
             state = self._states.get(route)

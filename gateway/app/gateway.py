@@ -99,6 +99,7 @@ class Maintenance:
         await self._reload()
 
     async def _tell_ready(self) -> None:
+        """Have OPTIONS answered as ``/readyz`` is, each ``READY_SECONDS``; never ends."""
         while True:
             await asyncio.sleep(READY_SECONDS)
             self._agent.set_ready(self._ready())
@@ -127,12 +128,13 @@ async def _resolved(host: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that is started and stopped with the process."""
+    """A component that is started and stopped with the process."""
 
     name: str
     start: Step | None
     stop: Step
     only_serving: bool = False
+    """Not started in a process that only places a call."""
 
     async def start_on(self, stack: AsyncExitStack) -> None:
         """Start it, and have ``stack`` stop it. Raises what its start raises."""
@@ -420,6 +422,7 @@ class Gateway:
             await tools.stop()
 
     def _add_callbacks(self, tools: ToolExecutor, dialplan: Dialplan) -> None:
+        """Add the function behind ``schedule_callback`` to the tools of each route that has it."""
         for route in dialplan.routes:
             function = function_of(route, self._callbacks, self.config.tools.timeout)
             if function is not None:

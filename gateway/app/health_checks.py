@@ -146,6 +146,7 @@ class HealthChecker(ServerWatch):
             self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
+        """Stop the checks."""
         await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:
@@ -170,8 +171,7 @@ class HealthChecker(ServerWatch):
             _tell(self.health.call_failed(url, str(failure), now))
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """Count the end of a session by its reason; one that is a failure counts as an error
-        too."""
+        """Count the end of a session by its reason; a failure counts as an error, too."""
         reason = "by us" if closed.by_us else closed.verdict.kind.value
         self.ends[endpoint.shown, reason] += 1
         if not closed.by_us and closed.verdict.kind is not Kind.BENIGN:
@@ -182,7 +182,8 @@ class HealthChecker(ServerWatch):
         self.errors[endpoint.shown, class_of(verdict)] += 1
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
-        """Return the plans of a call with the known outage, and a report of what it meets."""
+        """Return the plans of a call, with the outage of its server, if one is known, and with this
+        object as the watch that its sessions report to."""
         known = self.trouble(session.endpoint) or ""
         plan = replace(plan, server=replace(plan.server, known_outage=known))
         return plan, replace(session, watch=self)
@@ -192,7 +193,7 @@ class HealthChecker(ServerWatch):
         return self.health.as_json(asyncio.get_running_loop().time())
 
     async def _ask_on(self, url: str, endpoint: Endpoint) -> None:
-        """Try an unhealthy server again and again until it opens a session."""
+        """Open a session at a server at every interval, and note whether it works; never ends."""
         while True:
             with structlog.contextvars.bound_contextvars(probe=True):
                 failure = await self._ask(endpoint)
@@ -276,7 +277,7 @@ class _Caller(IgnoringHandler):
 
 @dataclass(slots=True)
 class _Result:
-    """What came of the calls of one name."""
+    """Results of the calls of one ``[[synthetic_call]]``."""
 
     up: bool | None = None
     heard_seconds: float | None = None
@@ -285,7 +286,7 @@ class _Result:
 
 @dataclass(eq=False)
 class SyntheticCalls:
-    """Makes them, and knows those in progress. Lives on the event loop.
+    """Places the calls of ``[[synthetic_call]]`` at their intervals. Lives on the event loop.
 
     Args:
         agent: dials, and is dialled.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Places calls on demand: from code, and for the API.
+"""Calls that the gateway places: for the API, callbacks, B-legs and followed REFERs.
 
-Each is checked against the limits first, and counted until it is over.
+Each leg is checked against ``[outbound]`` first, and counted until it is over.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ class OutboundLimiter:
             self._refuse(uri, rule)
 
     def _refuse(self, uri: str, rule: str) -> NoReturn:
+        """Log that a call is not placed, and raise DialRefusedError."""
         log.warning("gateway.call_not_placed", to=uri, rule=rule)
         raise DialRefusedError(rule)
 
@@ -233,6 +234,7 @@ class _Counted:
         legs.add(self)
 
     def forget(self) -> None:
+        """Stop counting the leg."""
         self._legs.discard(self)
 
     def on_ended(self, end: LegEnd) -> None:
@@ -301,8 +303,8 @@ class OutboundCalls:
             variables: what the route's named groups would have brought.
             caller_id: in place of the trunk's own; its ``caller_ids`` has to allow it.
 
-        Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
-        where route, trunk or address are not to be had.
+        Raises DialRefusedError with the rule that forbids it, and ValueError where there is no such
+        route or trunk, or the address is none.
         """
         return self._dial(self._ask(to, route, trunk, caller_id), variables or {})[1]
 
@@ -342,7 +344,10 @@ class OutboundCalls:
             raise
 
     def _ask(self, to: str, route: str, trunk: str, caller_id: str) -> _Asked:
-        """Raises ValueError where route, trunk or address are not to be had."""
+        """Return the call to place, with its URI, caller ID and record.
+
+        Raises ValueError where there is no such route or trunk, or the address is none.
+        """
         chosen = next((one for one in self.dialplan.routes if one.name == route), None)
         if chosen is None:
             raise ValueError(f"there is no route {route!r}")
@@ -439,4 +444,5 @@ class OutboundCalls:
         return over
 
     def recent(self, call_id: str) -> CallRecord | None:
+        """Return the record of a placed call, of the last ``MAX_REMEMBERED``; None for others."""
         return self._recent.get(call_id)

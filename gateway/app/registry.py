@@ -79,22 +79,22 @@ class CallRegistry:
 
     @property
     def ids(self) -> list[str]:
-        """Return the gateway's ids of the calls in progress."""
+        """Ids of the calls in progress, sorted."""
         return sorted(call.record.call_id for call in self._calls)
 
     @property
     def full(self) -> bool:
-        """Return whether no further call may begin."""
+        """Whether as many calls are in progress, or wait for a decision, as there may be."""
         return len(self._calls) + len(self._undecided) >= self.max_calls
 
     def no_room(self) -> str | None:
-        """Return the rule by which no further call may begin now, or None."""
+        """Return why no further call may begin now (drain, ``sip.max_calls``); None if one may."""
         if self.closed:
             return "the gateway shuts down"
         return f"sip.max_calls: {self.max_calls} calls in progress" if self.full else None
 
     def spent(self, route: Route, number: str) -> str | None:
-        """Return the budget that is used up, or None."""
+        """Return the budget of the route, the number or the day that is used up; None for none."""
         reached = self._costs.exhausted(route, number)
         return None if reached is None else str(reached)
 
@@ -138,7 +138,7 @@ class CallRegistry:
         return end is not None
 
     def decided(self, call_id: str) -> None:
-        """Give the place back, or to the call that begins next."""
+        """Free the place of a call that waited for a decision; the call itself takes one anew."""
         record, _end = self._undecided.pop(call_id, (None, None))
         if record is not None:
             record.undecided = False
@@ -186,6 +186,7 @@ class CallRegistry:
         await self._leaving.wait(seconds)
 
     def _mask(self, record: CallRecord) -> None:
+        """Set what is masked in a record: by its route, else by ``[records]``."""
         base, own = self._settings, self._routes[record.route].records
         patterns = own.redact_patterns
         record.private.redact(
@@ -290,6 +291,7 @@ class LocalLine(IgnoringHandler):
         self._log.info("call.answered")
 
     def _ms(self) -> float:
+        """Return the time since the INVITE (ms)."""
         return round((self._loop.time() - self._began) * 1000, 1)
 
     def end(self, why: EndReason) -> None:

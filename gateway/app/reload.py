@@ -37,14 +37,14 @@ Read = Callable[[], tuple[Config, Dialplan]]
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What the files say now, and how that differs from what holds."""
+    """Configuration and dialplan as read anew, and how they differ from those in effect."""
 
     config: Config
-    """As it is to hold: with the new values of what can change while calls go on."""
+    """The one in effect, with the new values of settings that need no restart."""
     dialplan: Dialplan
     secrets: tuple[str, ...]
     level: str | None
-    """Of the log, where that is another one; else what the API has set stays."""
+    """New level of the log; None where the file's is unchanged: one set by the API stays."""
     changed: list[str]
     later: list[str]
     """Changed keys that need a restart."""
@@ -56,10 +56,10 @@ class Reloader:
 
     Args:
         read: called on a thread.
-        current: what holds now.
-        use: has it hold for the next call, and calls its last argument when nothing else can fail;
-            raises what that raises, OSError or ConfigError before anything changed.
-        renew_certificates: returns for how many listeners; raises AgentError, then all are kept.
+        current: returns configuration and dialplan that are in effect.
+        use: puts new ones into effect for the next call, and calls its last argument when nothing
+            else can fail; raises what that raises, OSError or ConfigError before anything changed.
+        renew_certificates: returns the number of listeners; raises AgentError, then all are kept.
     """
 
     read: Read
@@ -116,6 +116,7 @@ class Reloader:
             gc.enable()
 
     def _kept(self, problems: list[str]) -> Mapping[str, Any]:
+        """Log why nothing was applied, and return the answer of :meth:`reload`."""
         self.counts["kept"] += 1
         log.error("gateway.reload_failed", problems=problems)
         return {"applied": False, "changed": [], "restart_required": [], "problems": problems}

@@ -52,8 +52,8 @@ class Health:
     Args:
         sip: what is wrong with the SIP thread; empty while nothing is.
         beats: how often the media clock has brought audio; None while no call has media.
-        on_look: told each second whether all is well.
-        on_unfit: told once, with the reason, that no call can be carried any more.
+        on_look: called each second with whether all is well.
+        on_unfit: called once, with the reason, when no call can be carried any more.
         lag: counts by how much (s) a timer of the event loop comes late.
     """
 
@@ -174,7 +174,7 @@ _NOTIFIED = {
     State.DRAINING: ("STOPPING=1",),
     State.STOPPED: (),
 }
-"""What systemd is told beside the state (sd_notify(3))."""
+"""Messages to systemd on entering a state, beside ``STATUS=`` (sd_notify(3))."""
 
 
 class Service:
@@ -278,6 +278,7 @@ class Service:
         notify(*_NOTIFIED[state], f"STATUS={state.value}")
 
     def _drain(self) -> None:
+        """Take no further call; a second time nothing changes."""
         self._draining.set()
         self._gateway.drain()
         if self.state is not State.DRAINING:
@@ -301,6 +302,7 @@ class Service:
         await reporting.cancel()
 
     async def _report_calls(self) -> None:
+        """Log the calls that a drain waits for, every ``REPORT_SECONDS``; never ends."""
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             calls = self._gateway.calls
@@ -315,6 +317,7 @@ class Service:
         }
 
     def _on_signal(self, number: int) -> None:
+        """Drain on SIGTERM or SIGINT; the second one ends the calls."""
         if self._draining.is_set():
             self._force_stop.set()
         calls = len(self._gateway.calls)
@@ -341,6 +344,7 @@ class Service:
             call.give_up(why)
 
     def _on_supervisor_gone(self) -> None:
+        """Drain: nobody would start this worker again."""
         log.error("gateway.supervisor_gone", calls=len(self._gateway.calls))
         self._drain()
 

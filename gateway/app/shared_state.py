@@ -32,7 +32,7 @@ from gateway.sip.leg import Invite
 from gateway.tasks import TaskSet
 
 TICK_SECONDS = 1.0
-"""How often this process tells what it has spent, and hears of the others."""
+"""Interval at which this process shares what it has spent, and reads what others have."""
 RENEW_SECONDS = 5.0
 BANS_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
@@ -69,7 +69,7 @@ class NotReachedError(Exception):
 
 
 class SharedState:
-    """What this process holds of shared caps and budgets. Lives on the event loop.
+    """Leases on caps and budgets that all processes share. Lives on the event loop.
 
     Args:
         costs: are told what other processes spend.
@@ -106,7 +106,7 @@ class SharedState:
     # ---- life
 
     async def start(self) -> None:
-        """Begin, with what a process that was killed may not have told."""
+        """Connect, and share what a killed process has spent and not shared yet."""
         if not self.active:
             return
         if (left := self._costs.left) is not None:
@@ -122,7 +122,7 @@ class SharedState:
         self._tasks.serve(self._tick_on, "shared state")
 
     async def stop(self) -> None:
-        """Give everything back, and tell what was spent; within ``STOP_SECONDS``."""
+        """Share what was spent and release all leases, within ``STOP_SECONDS``."""
         await self._tasks.cancel()
         if self._thread is None:
             return
@@ -238,6 +238,7 @@ class SharedState:
             pass  # the loop is closed: nobody waits any more
 
     def _note(self, text: str) -> None:
+        """Note why the database is not reached; the first time, log it."""
         if not self.unavailable:
             log.error("shared.unavailable", error=text, fail=self._config.shared.fail)
         self.unavailable = text
@@ -303,9 +304,9 @@ class SharedState:
         return []
 
     async def admit(self, wanted: LeaseRequest) -> str:
-        """Take what a call needs; return "" or why it may not begin.
+        """Take the leases that a call needs; return "", or the rule by which it may not begin.
 
-        What it got is given back by :meth:`release`. Where the database is not reached in time,
+        :meth:`release` gives them back. Where the database is not reached in time,
         ``shared.fail`` decides.
         """
         opened = self._config.shared.fail == "open"
@@ -404,6 +405,7 @@ class SharedState:
                 continue  # it was said
 
     async def _renew(self) -> None:
+        """Renew the leases of calls in progress, before they expire."""
         held = tuple(one for each in self._held.values() for one in each if not one.seconds)
         await self.run(partial(shared.renew, holder=self.holder, held=held))
 

@@ -20,6 +20,7 @@ from types import FrameType
 import structlog
 
 from gateway.config import Config
+from gateway.tasks import wait_any
 
 log = structlog.get_logger("workers")
 
@@ -36,7 +37,7 @@ HARMLESS = (
     signal.SIGPWR,
     signal.SIGSTKFLT,
 )
-"""Do nothing, or what somebody sets up later (SIGHUP: certificates)."""
+"""Signals without effect, unless a handler is set later (SIGHUP: reload)."""
 
 
 def keep_running(on_usr1: Callable[[], None]) -> None:
@@ -85,11 +86,11 @@ WELL, ILL = b"well\n", b"ill\n"
 
 
 class SupervisorLink:
-    """The worker's end.
+    """The worker's end of the socket to its supervisor.
 
     Args:
         descriptor: the socket, inherited from the supervisor; owned from now on.
-        on_gone: told once when the supervisor is no more.
+        on_gone: called once, when the supervisor has ended.
     """
 
     def __init__(self, descriptor: int, on_gone: Callable[[], None]) -> None:
@@ -111,6 +112,7 @@ class SupervisorLink:
             self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
+        """Close the socket; ``on_gone`` is not called any more."""
         self._unwatch()
         self._socket.close()
 
@@ -237,8 +239,8 @@ UP_SECONDS = 60.0
 """Longest time from start to taking calls; a second on an idle machine."""
 
 SILENT_SECONDS = 40.0
-"""A worker says each second how it is; one that is silent for so long hangs, and is killed. It ends
-by itself when its event loop hangs for half of that."""
+"""A worker reports its health each second; after so long without a report it is killed. It ends by
+itself when its event loop hangs for half of that."""
 
 WATCHDOG_SECONDS = 5.0
 """How often systemd is told that all workers are well, while they are."""
@@ -254,7 +256,7 @@ OWN_END_SECONDS = 25.0
 
 
 class Supervisor:
-    """Owns the worker processes.
+    """Starts the worker processes, restarts those that crash, and hands signals on to them.
 
     Args:
         command: program and arguments of the worker with this index.
@@ -341,6 +343,7 @@ class Supervisor:
         self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
 
     def _kill(self) -> None:
+        """Kill the workers that have not ended by their deadline."""
         left = [worker.index for worker in self._workers.values() if worker.running]
         log.error("workers.killed", workers=left, advice="they did not end in time")
         self._signal_all(signal.SIGKILL)
@@ -444,12 +447,8 @@ class Supervisor:
             return False
         pause = min(FIRST_PAUSE_SECONDS * 2 ** (deaths - 1), LONGEST_PAUSE_SECONDS)
         log.error("worker.crashed", **said, restart_in_seconds=pause)
-        try:
-            async with asyncio.timeout(pause):
-                await self._stop.wait()
-        except TimeoutError:
-            return True
-        return False
+        await wait_any(pause, self._stop)
+        return not self._stop.is_set()
 
     def _judge_last(self, worker: Worker, status: int) -> None:
         """Judge the end of a worker that was told to end, for the exit status."""

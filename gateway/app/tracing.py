@@ -40,10 +40,10 @@ log = structlog.get_logger("tracing")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A span to be made: ``start`` and ``end`` in ms since the INVITE. The first is the call."""
+    """A span to be made: ``start`` and ``end`` in ms since the INVITE."""
 
     part: str
-    """Of which its id is made."""
+    """Name that its span id is derived from; empty for the span of the whole call."""
     name: str
     start: float
     end: float
@@ -53,7 +53,7 @@ class Piece:
 
 
 def pieces_of(record: CallRecord) -> Iterator[Piece]:
-    """Yield what there is to tell of a call that is over; numbers and words are left out."""
+    """Yield the spans of an ended call, its own first; without telephone numbers and transcript."""
     times, ending, outcome = record.times, record.ending, outcome_of(record)
     end = times.end or 0.0
     facts: dict[str, Any] = {
@@ -105,7 +105,7 @@ _PARTS = ("network", "endpointing", "model", "playout")
 
 
 class Tracing:
-    """Owns the thread that makes spans and sends them. Without an endpoint it does nothing.
+    """Exports a trace of each ended call, on a thread; without ``tracing.endpoint`` none.
 
     Args:
         instance: this process, among those of the service.
@@ -248,6 +248,7 @@ class _Spans:
         self._success = SpanExportResult.SUCCESS
 
     def of(self, record: CallRecord) -> list[ReadableSpan]:
+        """Return the spans of an ended call."""
         from opentelemetry import trace
 
         began = datetime.fromisoformat(record.started_at).timestamp() * 1e9
