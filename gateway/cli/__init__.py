@@ -5,6 +5,7 @@ share: options, examples, requests to a running gateway."""
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,11 @@ def examples(*lines: str) -> str:
     """Return the epilog of a command's help with these command lines."""
     title = "Example:" if len(lines) == 1 else "Examples:"
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on one line, without characters that a terminal acts on."""
+    click.echo(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def ask_gateway(

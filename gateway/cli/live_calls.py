@@ -23,7 +23,7 @@ from gateway.api.client import (
     socket_of,
     sockets_at,
 )
-from gateway.cli import CONFIG, SOCKET, ask_gateway, ask_workers, examples
+from gateway.cli import CONFIG, SOCKET, ask_gateway, ask_workers, examples, print_json
 from gateway.ending import OUTCOMES
 from gateway.text import money, printable
 
@@ -40,7 +40,7 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
     each = ask_workers(config, path, "status", all_workers=True)
     if as_json:
         told = each[0][1] if len(each) == 1 else {"workers": dict(each)}
-        click.echo(printable(json.dumps(told, ensure_ascii=False)))
+        print_json(told)
     for name, status in () if as_json else each:
         if len(each) > 1:
             click.echo(f"{name}:")
@@ -102,7 +102,7 @@ def calls(
     workers = ask_workers(config, path, "status", all_workers=True)
     found = [call for _, status in workers for call in status["calls"]]
     if as_json:
-        click.echo(printable(json.dumps(found, ensure_ascii=False)))
+        print_json(found)
         return
     if not found:
         click.echo("no calls in progress", err=True)

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from gateway.cli import CONFIG, SOCKET, ask_gateway, examples
+from gateway.cli import CONFIG, SOCKET, ask_gateway, examples, print_json
 from gateway.text import printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def print_past(
         else:
             rows = database.find(wanted, limit=limit or 1_000_000)
         if form == "json":
-            click.echo(printable(json.dumps([row_json(row) for row in rows], ensure_ascii=False)))
+            print_json([row_json(row) for row in rows])
         elif form in ("jsonl", "csv"):
             for line in export_lines(rows, form):
                 click.echo(line, nl=False)
@@ -201,7 +201,7 @@ def report(config: Path, since: str, until: str | None, by: By, form: str) -> No
         for line in page_of(told, now).splitlines():
             click.echo(printable(line))
     elif form == "json":
-        click.echo(printable(json.dumps(told.as_json(), ensure_ascii=False)))
+        print_json(told.as_json())
     elif form == "csv":
         for line in csv_of(told):
             click.echo(printable(line))
@@ -247,7 +247,7 @@ def canary(route: str, config: Path, action: str | None, as_json: bool) -> None:
     if as_json:
         fields = {"stopped_by": state.stopped_by, "why": state.why}
         shown = {"route": route, **fields, **told.as_json()}
-        click.echo(printable(json.dumps(shown, ensure_ascii=False)))
+        print_json(shown)
         return
     why = f": {state.why}" if state.why else ""
     now_is = f"stopped by {state.stopped_by}{why}" if state.stopped_by else "running"
@@ -272,15 +272,16 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     with opened(config) as database:
         row = database.get(call)
     if row is None and (told := _refused(config, call)):
-        click.echo(
-            printable(json.dumps(told, ensure_ascii=False) if as_json else told["explanation"])
-        )
+        if as_json:
+            print_json(told)
+        else:
+            click.echo(printable(told["explanation"]))
         return
     if row is None:
         raise fail(f"there is no call {call!r}, or several begin so")
     if as_json:
         told = {**row_json(row), "events": [row_json(one) for one in row["events"]]}
-        click.echo(printable(json.dumps(told, ensure_ascii=False)))
+        print_json(told)
         return
     for line in explanation_lines(row):
         click.echo(printable(line))
@@ -418,7 +419,7 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
             "seconds": found.seconds,
             "differences": [asdict(one) for one in found.differences],
         }
-        click.echo(printable(json.dumps(told, ensure_ascii=False)))
+        print_json(told)
         raise SystemExit(1 if found.differences else 0)
     for one in found.differences:
         for line in one.lines():
