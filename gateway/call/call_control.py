@@ -342,7 +342,7 @@ class CallActions:
         if isinstance(happening, BLegAnswered):
             return [HangUpBLeg()]  # it crossed our giving up
         if isinstance(happening, ReferProgress) and 200 <= happening.code < 300:
-            # Nobody can take back a REFER; the caller is there now, not here.
+            # A REFER cannot be withdrawn; the caller is there now, not here.
             self._late = True
         return []
 

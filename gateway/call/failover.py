@@ -124,9 +124,9 @@ class Failover:
         if len(record.session.failovers) > MAX_PER_CALL:
             self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
         elif unproven is not None and self._counts_as_failed(unproven, now):
-            self._entry.steps.append(self._step.action)
+            self._latest_record.steps.append(self._step.action)
             todo = self.on_attempt_failed(detail, now, fatal=fatal)
-            return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
+            return [note, *todo, *(self._play_sound(now) if self._again_at is not None else [])]
         elif not often:
             self._steps, self._at = steps, -1
         return [note, *self._next_step(now)]
@@ -163,7 +163,7 @@ class Failover:
         self.active, self._again_at, self._unproven = False, None, now
         self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
-        self._entry.outcome, self._entry.session_after_ms = "recovered", lasted
+        self._latest_record.outcome, self._latest_record.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
         seed = seed_commands(self._transcript, self._control)
         return [*self._stop_sound(), note, *seed, *self._request_due(now)]
@@ -174,13 +174,13 @@ class Failover:
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
-        return self._take_step(now) if waited else self._sound(now)
+        return self._take_step(now) if waited else self._play_sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Follow whether the caller hears the agent again; when the queued words have been played,
         play the step's sound."""
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
-            last = self._entry
+            last = self._latest_record
             if not self.active:
                 self._unproven = None
             if last.heard_after_ms is None and not self.active and self._at >= 0:
@@ -188,7 +188,7 @@ class Failover:
         if isinstance(input, inputs.PlayoutDrained):
             self.old_audio_plays = False
         if self.active and isinstance(input, inputs.PlayoutDrained):
-            return self._sound(now)
+            return self._play_sound(now)
         return []
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
@@ -233,7 +233,7 @@ class Failover:
         if not self.active:
             return []
         self.active = self.wants_answer = False
-        self._entry.outcome = "escaped"
+        self._latest_record.outcome = "escaped"
         return self._stop_sound()
 
     # ---- the steps
@@ -244,7 +244,7 @@ class Failover:
         return self._steps[self._at]
 
     @property
-    def _entry(self) -> FailoverRecord:
+    def _latest_record(self) -> FailoverRecord:
         """The entry of the latest loss in the record."""
         return self._timeline.record.session.failovers[-1]
 
@@ -257,7 +257,7 @@ class Failover:
         if self._at >= len(self._steps):
             return self._give_up(None)
         step = self._step
-        self._entry.steps.append(step.action)
+        self._latest_record.steps.append(step.action)
         note = self._timeline.note(
             now, "fallback_step", "warning", do=step.action, seconds=step.timeout
         )
@@ -272,13 +272,13 @@ class Failover:
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
-            return [*self._sound(now), self._open()]
+            return [*self._play_sound(now), self._open()]
         if step.action == "announcement":
             self._until = now + step.timeout
-            return [CloseSession(1000, self._why.value), *self._sound(now)]
+            return [CloseSession(1000, self._why.value), *self._play_sound(now)]
         if step.action == "transfer":
             self.active = False
-            self._entry.outcome = "transferred"
+            self._latest_record.outcome = "transferred"
             self._control.terminate(Termination(self._why, self._detail, "", step.transfer_to))
             return [*self._stop_sound(), CloseSession(1000, self._why.value)]
         return self._give_up(step)
@@ -290,21 +290,21 @@ class Failover:
             step: busy, redirect or hangup, which says how; None where no step is left.
         """
         self.active = False
-        self._entry.outcome = "given up"
+        self._latest_record.outcome = "given up"
         self.over = Over(self._why, self._detail, step)
         return self._stop_sound()
 
     # ---- what is heard
 
-    def _sound(self, now: float) -> list[Output]:
+    def _play_sound(self, now: float) -> list[Output]:
         """Return ``PlaySound`` of the step's sound, unless words of the agent are still queued or
         it plays already."""
         sound = self._step.sound
         if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
         self._sounding = sound
-        if self._entry.sound_after_ms is None:
-            self._entry.sound_after_ms = round((now - self._began) * 1000, 1)
+        if self._latest_record.sound_after_ms is None:
+            self._latest_record.sound_after_ms = round((now - self._began) * 1000, 1)
         return [PlaySound(sound)]
 
     def _stop_sound(self) -> list[Output]:

@@ -105,7 +105,7 @@ class LegEvents:
         recorded = self._call.conversation.recording.start_if_due(now, confirmed=True)
         todo: list[outputs.Output] = [*recorded, note, outputs.StartMedia()]
         todo += self._session.failover.on_call_answered(now)
-        return todo + self._session.confirmed(now)
+        return todo + self._session.request_deferred_greeting(now)
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
         """Handle a hold or resume by the caller's re-INVITE (RFC 3264 section 8.4).
@@ -120,7 +120,7 @@ class LegEvents:
         if self._call.record.times.confirmed is not None:
             self._call.timers.held(now, input.held)
         note = self._call.timeline.note(now, "held" if input.held else "resumed", "info")
-        released = self._session.held(input.held, now)
+        released = self._session.on_hold_changed(input.held, now)
         if self._call.state is not State.TALKING or not self._call.session_up:
             return [note, *released]
         return [note, *self._call.conversation.control.add_message(HELD if input.held else RESUMED)]

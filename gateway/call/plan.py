@@ -279,7 +279,7 @@ class GuardrailPlan:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFailurePlan:
-    """Failed responses: ``[route.response_failure]``."""
+    """What is done about failed responses: ``[route.response_failure]``."""
 
     message: str = "Sorry, something went wrong. Could you say that again?"
     retries: int = 1

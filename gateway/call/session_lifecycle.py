@@ -132,7 +132,7 @@ class SessionEvents:
             return [*begun, *todo, *self.give_up(now)]
         return [*begun, *self.answered_for_fallback(todo, now)]
 
-    def held(self, held: bool, now: float) -> list[outputs.Output]:
+    def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
         """Handle a hold by the caller: set the time at which a session that is billed by time is
         closed (``hold.release_after``). Back from hold, open another where it was closed."""
         control = self._call.conversation.control
@@ -236,7 +236,7 @@ class SessionEvents:
         self._greeting_requested = True
         return self._call.conversation.open(now)
 
-    def confirmed(self, now: float) -> list[outputs.Output]:
+    def request_deferred_greeting(self, now: float) -> list[outputs.Output]:
         """Return the request for a greeting that has waited for the ACK."""
         return (
             self.request_greeting(now)

@@ -161,9 +161,9 @@ class Briefing:
             seconds=SPEAKING_SECONDS,
             words=words,
             then=lambda status, text, at: self._step(
-                lambda briefing: briefing._spoken(status, text, at), at
+                lambda briefing: briefing._on_speech_done(status, text, at), at
             ),
-            audio=self._heard,
+            audio=self._play_speech,
         )
         return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
@@ -182,7 +182,7 @@ class Briefing:
             return self._without_model("the model said nothing", now)
         if self._repeat_at is not None and now >= self._repeat_at:
             self._began, self._repeat_at = now, None
-            return [outputs.PlayBriefing(bytes(self._audio)), *self._complete(now)]
+            return [outputs.PlayBriefing(bytes(self._audio)), *self._plan_repetition(now)]
         return []
 
     def session_lost(self, now: float) -> list[Output]:
@@ -207,7 +207,7 @@ class Briefing:
         ]
         return [*over, outputs.StopRecording(b_leg=True)] if self._recorded else over
 
-    def _heard(self, audio: bytes, now: float) -> list[Output]:
+    def _play_speech(self, audio: bytes, now: float) -> list[Output]:
         """Return ``PlayBriefing`` with the whole frames of what the model says, at most
         ``MAX_BRIEFING_SECONDS``."""
         if not self._by_model:
@@ -219,7 +219,7 @@ class Briefing:
         begun, self._played = self._played, whole
         return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
-    def _spoken(self, status: str, text: str, now: float) -> list[Output]:
+    def _on_speech_done(self, status: str, text: str, now: float) -> list[Output]:
         """Handle the end of the spoken response: wait for the key, or without audio play the
         sound."""
         if not self._by_model:
@@ -227,9 +227,9 @@ class Briefing:
         if status != "completed" or self._speech_by is not None:
             return self._without_model(f"{status}: {text}".rstrip(": ")[:200], now)
         del self._audio[self._played :]
-        return self._complete(now)
+        return self._plan_repetition(now)
 
-    def _complete(self, now: float) -> list[Output]:
+    def _plan_repetition(self, now: float) -> list[Output]:
         """Set the time of the repetition: ``REPEAT_SECONDS`` after the end of the briefing."""
         heard_at = self._began + len(self._audio) / self._bytes_per_ms / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
@@ -354,7 +354,7 @@ class Transfer:
         if not self.begun:
             return []
         if self._attempt.outcome in ("", Outcome.RINGING):
-            self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
+            self._set_outcome(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         dialled, self._has_b_leg = self._has_b_leg, False
         silent = self.stop_interpreting()
         return [*silent, outputs.HangUpBLeg()] if dialled else silent
@@ -368,7 +368,7 @@ class Transfer:
         since."""
         if not self._taken or self._ringing:
             return False
-        self._close(Outcome.UNKNOWN, 0, now)
+        self._set_outcome(Outcome.UNKNOWN, 0, now)
         return True
 
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
@@ -381,7 +381,7 @@ class Transfer:
             return self._fail(outcome, told.code, now)
         self._taken = True
         if told.code >= 200:
-            self._close(Outcome.ANSWERED, told.code, now)
+            self._set_outcome(Outcome.ANSWERED, told.code, now)
             self.over, self.detail = EndReason.TRANSFERRED, f"to {self.name}"
             return [self._timeline.note(now, "transfer_answered", "info", code=told.code)]
         if told.final:
@@ -435,7 +435,7 @@ class Transfer:
             return []
         todo = step(briefing)
         if not self.being_briefed:
-            return todo  # a step within this one has settled it
+            return todo  # a step within this one has ended the briefing
         self._attempt.briefing = briefing.answer
         self.deadline = briefing.deadline
         if not briefing.answer:
@@ -454,7 +454,7 @@ class Transfer:
             self.deadline = now + TAKE_OVER_SECONDS
             return [outputs.Refer(replaces=True)]
         self.joined, self.audio_suspended, self.deadline = True, False, None
-        self._close(Outcome.ANSWERED, 200, now)
+        self._set_outcome(Outcome.ANSWERED, 200, now)
         if self._interpreter is None:
             return [outputs.PlaySound(""), outputs.BridgeLegs(self._plan.listen)]
         self.interpreted = True
@@ -482,7 +482,7 @@ class Transfer:
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
         """End the transfer with this outcome: set the result for the model, stop the sound, and
         hang up the B-leg."""
-        self._close(outcome, code, now)
+        self._set_outcome(outcome, code, now)
         self.audio_suspended, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
         if code:
@@ -493,7 +493,7 @@ class Transfer:
         note = self._timeline.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
         return [note, outputs.PlaySound(""), *self.abandon(now)]
 
-    def _close(self, outcome: Outcome, code: int, now: float) -> None:
+    def _set_outcome(self, outcome: Outcome, code: int, now: float) -> None:
         """Set outcome, SIP code and duration in the record."""
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code

@@ -177,7 +177,7 @@ class Interruptions:
 
     def on_digit(self, now: float) -> list[Output]:
         """Interrupt the agent because of a DTMF digit, where ``dtmf.interrupt`` is set and nothing
-        protected is said."""
+        protected is said. Returns nothing otherwise."""
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
@@ -248,7 +248,7 @@ class Interruptions:
         if turn is None:
             return []
         turn.committed = True
-        return [] if turn.undecided else self._answer(turn, now)
+        return [] if turn.undecided else self._request_answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
         """Interrupt for turns that last longer than ``force_interrupt_ms``, or whose transcript is
@@ -309,7 +309,7 @@ class Interruptions:
         if not any(one.undecided for one in self._turns.values()):
             outputs += self._resume()
         outputs.append(self._control.timeline.note(now, "false_interruption", "info", heard=heard))
-        return outputs + (self._answer(turn, now) if turn.committed else [])
+        return outputs + (self._request_answer(turn, now) if turn.committed else [])
 
     def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
         """Interrupt the agent for a turn, and answer all turns that were undecided."""
@@ -318,10 +318,10 @@ class Interruptions:
         for one in tuple(self._turns.values()):
             if one is turn or one.undecided:
                 one.undecided, one.deadline = False, None
-                outputs += self._answer(one, now) if one.committed else []
+                outputs += self._request_answer(one, now) if one.committed else []
         return outputs
 
-    def _answer(self, turn: _Turn, now: float) -> list[Output]:
+    def _request_answer(self, turn: _Turn, now: float) -> list[Output]:
         """Request a response to a turn; for a false interruption, delete its item instead."""
         self._turns.pop(turn.item_id, None)
         if turn.dropped:

@@ -173,12 +173,12 @@ class Playback:
     def on_audio_done(self, event: AudioDone) -> list[Output]:
         """Handle ``response.output_audio.done``: return ``Play`` with the part's last frame, filled
         up with silence."""
-        return self._last(self._tracker.finish((event.item_id, event.content_index)))
+        return self._queue_last_frames(self._tracker.finish((event.item_id, event.content_index)))
 
     def on_response_done(self, response_id: str) -> list[Output]:
         """Handle ``response.done``: return ``Play`` with the last frame; of an interrupted
         response, deletions of the items that came after the interruption."""
-        outputs = self._last(self._tracker.finish_response(response_id))
+        outputs = self._queue_last_frames(self._tracker.finish_response(response_id))
         cut = self._interrupted_response(response_id)
         if cut is not None:
             unplayed = cut.unplayed_items if self.truncates else []
@@ -189,7 +189,7 @@ class Playback:
     def on_session_over(self) -> list[Output]:
         """End all responses, since their session is over; queued audio is played to the end."""
         self._interrupted.clear()
-        return self._last(self._tracker.finish_all())
+        return self._queue_last_frames(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:
         """Return whether at least 20 ms of audio of this response were queued."""
@@ -300,7 +300,7 @@ class Playback:
         """Return the entry of this response, if it was interrupted."""
         return next((cut for cut in self._interrupted if cut.response_id == response_id), None)
 
-    def _last(self, frames: bytes) -> list[Output]:
+    def _queue_last_frames(self, frames: bytes) -> list[Output]:
         """Return ``Play`` with the last frames of a part, and count them as queued."""
         self.queued_ms += len(frames) // self._bytes_per_ms
         return [Play(frames, more=False)]
@@ -316,17 +316,17 @@ class Playback:
             if trigger == AT_END:
                 continue  # nobody is left to be told
             if not self.truncates:
-                outputs.append(self._record(one, trigger, "none", now))
+                outputs.append(self._record_interruption(one, trigger, "none", now))
                 continue
             command = self._truncations.command(one)
             action = "truncate"
             if isinstance(command, DeleteItem):
                 action = "delete"
                 deleted.add(one.item_id)
-            outputs += [Send(command), self._record(one, trigger, action, now)]
+            outputs += [Send(command), self._record_interruption(one, trigger, action, now)]
         return outputs
 
-    def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
+    def _record_interruption(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
         """Append an :class:`Interruption` to the record, and return its log line.
 
         Args:

@@ -2,9 +2,10 @@
 """Playout tracker: how much of each response the caller has heard, to the byte.
 
 The realtime server assumes that the caller heard all it sent. On a telephone line the client owns
-playback, so it has to report where a response was cut (``conversation.item.truncate``). The tracker
-cuts each part (item, content index) into whole 20 ms frames for the playout queue; given the number
-of frames taken back unplayed, it knows what was heard of each part, since frames leave in order.
+playback, so it has to report where a response was interrupted (``conversation.item.truncate``). The
+tracker divides each part (item, content index) into whole 20 ms frames for the playout queue. From
+the number of frames that a flush left unplayed it knows what was heard of each part, since frames
+leave in order.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class _Part:
         return self.heard == self.received
 
     @property
-    def settled(self) -> bool:
+    def finished(self) -> bool:
         """Whether nothing of it is left to be heard or reported."""
         return self.told or (self.done and self.all_heard)
 
 
 @dataclass(slots=True)
-class _Run:
+class _QueuedRun:
     """Consecutive frames of one part in the playout queue."""
 
     part: _Part
@@ -91,7 +92,7 @@ class PlayoutTracker:
         self._bytes_per_ms = bytes_per_ms
         self._frame_bytes = bytes_per_ms * FRAME_MS
         self._parts: dict[PartKey, _Part] = {}
-        self._runs: deque[_Run] = deque()
+        self._runs: deque[_QueuedRun] = deque()
         self._open: _Part | None = None
         self._rest = b""
         """The incomplete frame of the open part."""
@@ -173,7 +174,7 @@ class PlayoutTracker:
         for run in self._runs:
             run.part.heard += run.audio
         self._runs.clear()
-        return self._heard_of([p for p in self._parts.values() if p.cut and not p.settled])
+        return self._heard_of([p for p in self._parts.values() if p.cut and not p.finished])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Take the number of frames that a flush left unplayed; return what was heard of each part.
@@ -181,14 +182,14 @@ class PlayoutTracker:
         Only parts that are not known to have been heard to their end are returned. More audio of
         them is dropped.
         """
-        unsettled = [part for part in self._parts.values() if not part.settled]
+        unfinished = [part for part in self._parts.values() if not part.finished]
         for run in reversed(self._runs):
             unplayed = min(unplayed_frames, run.frames)
             unplayed_frames -= unplayed
             run.part.heard += min(run.audio, (run.frames - unplayed) * self._frame_bytes)
         self._runs.clear()
         self._open, self._rest = None, b""
-        return self._heard_of(unsettled)
+        return self._heard_of(unfinished)
 
     def knows(self, item_id: str) -> bool:
         """Return whether audio of this item was received before playout of it was stopped."""
@@ -196,7 +197,7 @@ class PlayoutTracker:
 
     def __bool__(self) -> bool:
         """Return whether some part is not known to have been heard to its end."""
-        return any(not part.settled for part in self._parts.values())
+        return any(not part.finished for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:
         """Return the audio (ms) of this item received so far, all its parts together."""
@@ -230,12 +231,12 @@ class PlayoutTracker:
         return self._runs[0].part.key[0] if self._runs else ""
 
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
-        """Add a part. Above ``MAX_PARTS`` the oldest settled one is removed; above ``MAX_UNENDED``
+        """Add a part. Above ``MAX_PARTS`` the oldest finished one is removed; above ``MAX_UNENDED``
         the oldest that was all heard, since a server need not tell the end of any."""
         self._parts.pop(key, None)
         if len(self._parts) >= MAX_PARTS:
             parts = self._parts.items()
-            oldest = next((k for k, part in parts if part.settled), None)
+            oldest = next((k for k, part in parts if part.finished), None)
             if oldest is None and len(self._parts) >= MAX_UNENDED:
                 heard = (k for k, part in parts if part is not self._open and part.all_heard)
                 oldest = next(heard, None)
@@ -255,7 +256,7 @@ class PlayoutTracker:
             return
         run = self._runs[-1] if self._runs else None
         if run is None or run.part is not part or run.audio < run.frames * self._frame_bytes:
-            run = _Run(part, 0, 0)
+            run = _QueuedRun(part, 0, 0)
             self._runs.append(run)
         run.frames += frames
         run.audio += audio

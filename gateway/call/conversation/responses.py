@@ -155,9 +155,9 @@ class ResponseQueue:
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
-        self._taken: CreateResponse | None = None
+        self._presumed: CreateResponse | None = None
         """The last request that may or may not be answered by a response."""
-        self._named = False
+        self._server_names_requests = False
         """This server says which request a response answers."""
         self._turns = 0
         """Turns of the caller to which a response of the server's own may still come."""
@@ -245,12 +245,12 @@ class ResponseQueue:
                 returns metadata, the response answers our sent request unless a caller's turn
                 waits for one.
         """
-        self._taken = None
+        self._presumed = None
         if request is not None:
-            self._named = True
-        elif self._sent is not None and not self._named:
+            self._server_names_requests = True
+        elif self._sent is not None and not self._server_names_requests:
             request = None if self._turns else self._sent
-            self._taken, self._sent = self._sent, None  # only one runs at a time
+            self._presumed, self._sent = self._sent, None  # only one runs at a time
         if request is None:
             self._turns = max(0, self._turns - 1)
         elif request is self._sent:
@@ -269,7 +269,7 @@ class ResponseQueue:
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
-        return self._next(now)
+        return self._next_to_send(now)
 
     def on_collision(self, create: CreateResponse | None, now: float) -> None:
         """Put a request that the server refused (``conversation_already_has_active_response``) at
@@ -279,8 +279,8 @@ class ResponseQueue:
             create: the refused request; None where the error does not name it: then the last
                 one.
         """
-        create = create or self._sent or self._taken
-        self._taken = None
+        create = create or self._sent or self._presumed
+        self._presumed = None
         for response_id, request in self._requests.items():
             if request is create:
                 self._requests[response_id] = None  # it was no answer to this
@@ -294,8 +294,8 @@ class ResponseQueue:
     def resend_after_dropped(self, now: float) -> None:
         """Queue our request again that was matched by guess to a response that is being dropped. It
         goes first once that response is done."""
-        if self._taken is not None and self._taken.response is not None:
-            self.on_collision(self._taken, now)
+        if self._presumed is not None and self._presumed.response is not None:
+            self.on_collision(self._presumed, now)
 
     def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
@@ -307,7 +307,7 @@ class ResponseQueue:
             if instead is not None:
                 self._sent_at = now
                 return instead
-        return self._next(now)
+        return self._next_to_send(now)
 
     def abandon(self) -> CreateResponse | None:
         """Forget the running and the sent response; return our request for it, if it was ours."""
@@ -319,9 +319,9 @@ class ResponseQueue:
         """Give up the sent request at its deadline and count it; return the next one to send."""
         self.given_up += 1
         self._sent = None
-        return self._next(now)
+        return self._next_to_send(now)
 
-    def _next(self, now: float) -> CreateResponse | None:
+    def _next_to_send(self, now: float) -> CreateResponse | None:
         """Mark the oldest waiting request as sent and return it; None where a response runs, a
         request is unanswered, or none waits."""
         if self._running or self._sent is not None or not self._waiting:

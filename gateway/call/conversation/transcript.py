@@ -213,9 +213,9 @@ class Transcript:
         characters."""
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
-        self._seeded = {id(entry) for entry in self._entries if _item_of(entry) is not None}
+        self._seeded = {id(entry) for entry in self._entries if _seed_item_of(entry) is not None}
         for entry in reversed(self._entries):
-            item = _item_of(entry)
+            item = _seed_item_of(entry)
             if item is None:
                 continue
             room -= len(entry.text)
@@ -240,7 +240,7 @@ class Transcript:
         any. For a session that was seeded at its start."""
         lines = []
         for entry in self._entries:
-            if id(entry) in self._seeded or _item_of(entry) is None:
+            if id(entry) in self._seeded or _seed_item_of(entry) is None:
                 continue
             said = entry.text if entry.heard is None else f"{entry.heard} …"
             if entry.who == "result" and entry.item is not None:
@@ -320,14 +320,14 @@ class Transcript:
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
         if entry.cut is not None:
-            entry.heard = _part_of(entry, *entry.cut)
+            entry.heard = _heard_words(entry, *entry.cut)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
         """Set the words that were heard of an item whose playout was stopped."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms
-            entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
+            entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 
     def _item_deleted(self, item_id: str) -> None:
         """Remove the entry of an item that the server has deleted; of items removed by context
@@ -339,7 +339,7 @@ class Transcript:
             self._entries.remove(entry)
 
 
-def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
+def _heard_words(entry: Entry, played_ms: int, received_ms: int) -> str:
     """Return the words of an entry that fall into the first ``played_ms`` of its audio, by its
     marks; whole words."""
     text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
@@ -370,7 +370,7 @@ def _image_text(uri: str) -> str:
     return f"({head.removeprefix('data:')}, {size} bytes)"
 
 
-def _item_of(entry: Entry) -> Mapping[str, Any] | None:
+def _seed_item_of(entry: Entry) -> Mapping[str, Any] | None:
     """Return the item that stands for this entry in a new session; None where nothing of it was
     heard."""
     if entry.item is not None:

@@ -281,10 +281,10 @@ class Guardrails:
         for index, rule in enumerate(self._rules):
             if rule.speaker not in (who, "both"):
                 continue
-            found = _is_found(rule, window, open=open)
+            found = _matches(rule, window, open=open)
             if found and not rule.url:
                 check = _Check(index, who, response_id, item_id, now)
-                return [*outputs, *self._act(check, "words", "", now)]
+                return [*outputs, *self._enforce(check, "words", "", now)]
             if rule.url and sentence and (rule.pattern is None or rule.pattern.search(sentence)):
                 outputs += self._ask_service(index, who, response_id, item_id, sentence, now)
         return outputs
@@ -301,7 +301,7 @@ class Guardrails:
         if len(self._checks) >= MAX_CHECKS:
             note = self._control.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
-            return [note, *(self._act(check, "timeout", "too many", now) if denied else [])]
+            return [note, *(self._enforce(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
         return [CheckContent(key, index, who, text)]
 
@@ -325,9 +325,9 @@ class Guardrails:
                     allowed=allow,
                 )
             )
-        return outputs if allow else outputs + self._act(check, by, reason, now)
+        return outputs if allow else outputs + self._enforce(check, by, reason, now)
 
-    def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
+    def _enforce(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
         """Stop the response and record the decision; then say the replacement, transfer, or end the
         call, as the guardrail says.
 
@@ -407,7 +407,7 @@ def _not_in_deltas(words: _Words, transcript: str) -> str:
     return ""
 
 
-def _is_found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
+def _matches(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
     """Return whether the guardrail's pattern matches.
 
     Args:

@@ -98,6 +98,7 @@ class HoldWait:
 
     @property
     def _plan(self) -> HoldWaitPlan:
+        """Settings of ``[route.hold_wait]``, complete once the call's data are there."""
         return self._control.plan.hold_wait
 
     @property
@@ -245,7 +246,7 @@ class HoldWait:
         if control.speaking or not control.responses.idle:
             outputs += interrupt(control, "hold_wait", now)
         control.responses.forget_waiting()
-        outputs += self._quieten()
+        outputs += self._stop_server_responses()
         return outputs + control.add_message(WAITING) + (self._withhold(True) if music else [])
 
     def _end(self, why: str, now: float) -> list[Output]:
@@ -256,7 +257,7 @@ class HoldWait:
         """
         control, wait = self._control, self._wait
         assert wait is not None
-        outputs = self._over(wait, why, now) + self._withhold(False)
+        outputs = self._close_wait(wait, why, now) + self._withhold(False)
         control.changes.pop("hold_wait", None)
         if self._plan.quiet and control.capabilities.settings_updates:
             outputs.append(Send(UpdateSession(self._plan.normal)))
@@ -266,13 +267,13 @@ class HoldWait:
     def _give_up(self, now: float) -> list[Output]:
         """End the conversation after ``max_wait``: transfer the call, or hang up."""
         assert self._wait is not None
-        outputs = self._over(self._wait, "timeout", now)
+        outputs = self._close_wait(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
         to = self._plan.transfer_to
         self._control.terminate(Termination(EndReason.MACHINE_DETECTED, detail, "", to))
         return outputs
 
-    def _over(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
+    def _close_wait(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
         """Set the end of the wait in the record, and log it."""
         self._wait, self._control.waiting = None, False
         self._music.reset()
@@ -282,7 +283,7 @@ class HoldWait:
             self._control.timeline.note(now, "hold_wait_ended", "info", why=why, seconds=seconds)
         ]
 
-    def _quieten(self) -> list[Output]:
+    def _stop_server_responses(self) -> list[Output]:
         """Return ``session.update`` with which this session, and those that follow, answer no turns
         by themselves."""
         control, plan = self._control, self._plan

@@ -57,7 +57,7 @@ class LineWatch:
         speaks."""
         match input:
             case inputs.LineQuality():
-                return self._judge(input.side, _exceeded(input, self._plan), now)
+                return self._judge_side(input.side, _exceeded(input, self._plan), now)
             case inputs.CallerLevel(dbfs=dbfs) if self._speaking:
                 return self._judge_level(dbfs, now)
             case inputs.ServerEventReceived(event=SpeechStarted()):
@@ -70,7 +70,7 @@ class LineWatch:
         """Return nothing: measurements come once a second."""
         return []
 
-    def _judge(self, side: str, what: str, now: float) -> list[Output]:
+    def _judge_side(self, side: str, what: str, now: float) -> list[Output]:
         """Report a direction (``side``) that has been bad for ``after`` seconds, or a line that has
         recovered.
 
@@ -82,7 +82,7 @@ class LineWatch:
             since = self._beyond.setdefault(side, now)
             return self._bad_line(side, what, now) if now - since >= self._plan.after else []
         self._beyond.pop(side, None)
-        return self._look_at_recovery(now)
+        return self._check_recovery(now)
 
     def _judge_level(self, dbfs: float, now: float) -> list[Output]:
         """Count the seconds in which the caller's speech (dBFS) is too soft, and report them;
@@ -90,7 +90,7 @@ class LineWatch:
         if dbfs >= self._plan.min_level:
             self._soft_seconds = 0
             self._beyond.pop("level", None)
-            return self._look_at_recovery(now)
+            return self._check_recovery(now)
         self._soft_seconds += 1
         self._within = None
         self._beyond.setdefault("level", now)
@@ -113,7 +113,7 @@ class LineWatch:
         self._hints += 1
         return [note, *control.add_message(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
 
-    def _look_at_recovery(self, now: float) -> list[Output]:
+    def _check_recovery(self, now: float) -> list[Output]:
         """Record, log and tell a line that has been within all limits for ``recovered_after``
         seconds."""
         bad, plan = self._bad, self._plan

@@ -93,7 +93,7 @@ _MAX_TURNS = 64
 """Turns whose lengths or words are kept."""
 
 
-def even(lengths: Collection[int]) -> bool:
+def similar_lengths(lengths: Collection[int]) -> bool:
     """Return whether these lengths (ms) differ less than those of a human's turns would."""
     return pstdev(lengths) <= EVEN * fmean(lengths)
 
@@ -132,7 +132,7 @@ class Repeats:
         self._times += 1
         if length is not None:
             self._spoken.append(length)
-        same_length = len(self._spoken) == self._wanted and even(self._spoken)
+        same_length = len(self._spoken) == self._wanted and similar_lengths(self._spoken)
         if self._times >= self._wanted and same_length:
             return f"said the same {self._times} times, each time as long"
         if self._times >= STUBBORN * self._wanted:
@@ -373,7 +373,7 @@ class MachineDetector:
         if len(self._lengths) < self._plan.bot_equal_turns:
             return []
         mean = fmean(self._lengths)
-        if mean < _MIN_TURN_MS or not even(self._lengths):
+        if mean < _MIN_TURN_MS or not similar_lengths(self._lengths):
             return []
         return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 

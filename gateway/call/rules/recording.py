@@ -89,6 +89,7 @@ class CallRecording:
 
     @property
     def _plan(self) -> RecordingPlan:
+        """Settings of ``[route.recording]``, complete once the call's data are there."""
         return self._control.plan.recording
 
     @property

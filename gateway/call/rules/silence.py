@@ -267,7 +267,7 @@ class Silence:
             case inputs.ServerEventReceived(event=OtherEvent() as event):
                 self._on_mcp_call(event, now)
             case inputs.ServerEventReceived(event=WorkDelegated(target="responses")):
-                self._works_until = self._until(now, BACKEND_SECONDS)
+                self._works_until = self._work_until(now, BACKEND_SECONDS)
             case inputs.ServerEventReceived(event=ResponseDone() as done) if done.backend:
                 self._on_backend_done(done, now)
             case inputs.ServerEventReceived(event=ResponseDone() as done):
@@ -295,7 +295,7 @@ class Silence:
         answers = plan.interruptions.by_gateway or plan.server.responds
         return answers and self._control.capabilities.turn_events
 
-    def _until(self, now: float, seconds: float) -> float:
+    def _work_until(self, now: float, seconds: float) -> float:
         """Return until when work that the server begins now excuses its silence (s)."""
         if self._works_since is None:
             self._works_since = now
@@ -306,7 +306,7 @@ class Silence:
         is done."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
-            self._works_until = self._until(now, BACKEND_SECONDS)
+            self._works_until = self._work_until(now, BACKEND_SECONDS)
         else:
             self._works_until, self._since = 0.0, None
 
@@ -348,9 +348,9 @@ class Silence:
     def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start the caller's wait, or end it, by what the last input has changed; before the ACK
         (not ``confirmed``) nobody waits."""
-        if self._quiet_since is not None and not (confirmed and self._idles()):
+        if self._quiet_since is not None and not (confirmed and self._is_unexplained()):
             self._quiet_since = now
-        if self._unanswered and (self.backend_works or not (confirmed and self._idles())):
+        if self._unanswered and (self.backend_works or not (confirmed and self._is_unexplained())):
             self._unanswered.clear()
         if not (confirmed and self._caller_waits()):
             self._since = None
@@ -460,9 +460,9 @@ class Silence:
         limited = self._timeout > 0 or self.backend_works
         if not limited or not (self.due or self._owed):
             return False
-        return self._idles() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
+        return self._is_unexplained() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
 
-    def _idles(self) -> bool:
+    def _is_unexplained(self) -> bool:
         """Return whether nothing explains the silence: no speech, action, tool, hold or goodbye."""
         control = self._control
         if self._held or self._mcp:
@@ -486,7 +486,7 @@ class Silence:
         """Note that an MCP call of the server begins or ends; nobody speaks meanwhile."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
-            self._mcp[item_id] = self._until(now, MCP_SECONDS)
+            self._mcp[item_id] = self._work_until(now, MCP_SECONDS)
         elif event.type in _MCP_ENDS:
             self._mcp.pop(item_id, None)
 

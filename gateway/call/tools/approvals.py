@@ -111,7 +111,7 @@ class Approvals:
             arguments: JSON text.
             needed: refuse it where no rule allows it.
         """
-        given = _given(arguments)
+        given = _arguments_of(arguments)
         rule = self.rule_for(name, given, needed=needed)
         if rule is None:
             return None
@@ -371,7 +371,7 @@ def _request_of(call: Mapping[str, Any]) -> str:
     return str(call.get("approval_request_id") or "")
 
 
-def _given(arguments: str) -> Mapping[str, Any]:
+def _arguments_of(arguments: str) -> Mapping[str, Any]:
     """Return the arguments (JSON text) as a mapping; an empty one where they are no JSON object."""
     try:
         given = json_of(arguments)

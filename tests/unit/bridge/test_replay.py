@@ -62,7 +62,12 @@ CHANGES = [
         "SpeechStarted(",
         "Truncate",
     ),
-    ("call.rules.guardrails.Guardrails._act", "guardrail_cut", "ServerEventReceived(", "- Send("),
+    (
+        "call.rules.guardrails.Guardrails._enforce",
+        "guardrail_cut",
+        "ServerEventReceived(",
+        "- Send(",
+    ),
     ("call.interpretation.Interpretation._lost", "interpreter_lost", "InterpreterLost(", "- Hear"),
     ("call.transfer.Transfer._fail", "transfer_refused", "ReferProgress(", "- Send("),
 ]
