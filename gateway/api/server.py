@@ -47,7 +47,7 @@ from gateway.api.connections import (
     as_local,
 )
 from gateway.api.hosted import add_hosted
-from gateway.api.siblings import HandOn, Siblings
+from gateway.api.siblings import ForwardToWorker, Siblings
 from gateway.sip.agent import AgentError
 from gateway.tasks import TaskSet
 
@@ -74,7 +74,9 @@ def make_app(
 
     access = Access(tokens)
     if siblings.sockets:
-        app.add_middleware(HandOn, siblings=siblings, here=backend.here, token_of=access.token_of)
+        app.add_middleware(
+            ForwardToWorker, siblings=siblings, here=backend.here, token_of=access.token_of
+        )
     app.add_middleware(BodyLimit, token_of=access.token_of)
     app.add_middleware(Throttle, access=access)
     app.add_middleware(Timed, times=backend.requests)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The other workers of a machine: requests about their calls are handed on to them.
+"""The other workers of a machine: requests about their calls are forwarded to them.
 
 Each worker has a Unix socket; a request for a call that is not here goes to the worker that has it,
 with the token that came with it. So every worker's API, and every command, reaches all calls.
@@ -90,7 +90,7 @@ class Siblings:
         )
         return {call: pair for one in answers for call, pair in one.get("levels", {}).items()}
 
-    async def that_has(self, call: str) -> Path | None:
+    async def worker_with(self, call: str) -> Path | None:
         """Return the worker that has a call of this name, or None."""
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/here", {"call": call}) for one in self.sockets)
@@ -191,8 +191,8 @@ async def merged(
 
 
 @dataclass(eq=False)
-class HandOn:
-    """Hands requests about another worker's call on to it (ASGI).
+class ForwardToWorker:
+    """Forwards requests about another worker's call to it (ASGI).
 
     Args:
         here: whether this worker knows a call by this name.
@@ -205,15 +205,15 @@ class HandOn:
     token_of: Callable[[Scope], Token | None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = await self._where(scope)
+        path = await self._worker_of(scope)
         if path is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._hand_on(Request(scope, receive), path, send)
+            await self._forward_request(Request(scope, receive), path, send)
         else:
-            await self._join(WebSocket(scope, receive, send), path)
+            await self._forward_websocket(WebSocket(scope, receive, send), path)
 
-    async def _where(self, scope: Scope) -> Path | None:
+    async def _worker_of(self, scope: Scope) -> Path | None:
         """Return the worker that a request is for; None for this one."""
         if scope["type"] not in ("http", "websocket") or HOP in Headers(scope=scope):
             return None
@@ -224,9 +224,9 @@ class HandOn:
             call = "" if found[1] in _NOT_CALLS else found[1]
         if not call or self.here(call) or self.token_of(scope) is None:
             return None
-        return await self.siblings.that_has(call)
+        return await self.siblings.worker_with(call)
 
-    async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
+    async def _forward_request(self, request: Request, path: Path, send: Send) -> None:
         """Forward a request to another worker, and return its response."""
         # As it came: of a Call-ID, "?" and "#" would begin something else.
         path_of = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
@@ -261,7 +261,7 @@ class HandOn:
         finally:
             await answer.aclose()
 
-    async def _join(self, socket: WebSocket, path: Path) -> None:
+    async def _forward_websocket(self, socket: WebSocket, path: Path) -> None:
         """Join two WebSockets, until either ends."""
         uri = f"ws://gateway{socket.url.path}?{socket.url.query}"
         try:

@@ -256,7 +256,7 @@ OWN_END_SECONDS = 25.0
 
 
 class Supervisor:
-    """Starts the worker processes, restarts those that crash, and hands signals on to them.
+    """Starts the worker processes, restarts those that crash, and forwards signals to them.
 
     Args:
         command: program and arguments of the worker with this index.
@@ -297,10 +297,10 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._hand_on, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._forward_signal, signal.SIGHUP)
         loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
         log.info("workers.starting", count=self._count)
-        self._tell_systemd()
+        self._notify_systemd()
         try:
             async with asyncio.TaskGroup() as keepers:
                 for index in range(self._count):
@@ -321,9 +321,9 @@ class Supervisor:
     def _on_usr1(self) -> None:
         """Reopen the log, and have the workers do so (SIGUSR1)."""
         self._reopen_log()
-        self._hand_on(signal.SIGUSR1)
+        self._forward_signal(signal.SIGUSR1)
 
-    def _hand_on(self, number: signal.Signals) -> None:
+    def _forward_signal(self, number: signal.Signals) -> None:
         """Send a signal to the workers that are up; one that is starting needs none."""
         for worker in self._workers.values():
             if worker.was_up:
@@ -363,7 +363,7 @@ class Supervisor:
             self._workers[index] = worker
             status = await self._live(worker)
             if self._stop.is_set():
-                self._judge_last(worker, status)
+                self._note_last_end(worker, status)
                 return
             if status == 0 and worker.was_up:
                 # Somebody told this one alone to drain: so it is restarted with what its files say.
@@ -412,14 +412,16 @@ class Supervisor:
                 log.error("worker.silent", worker=worker.index, pid=worker.pid)
                 worker.send(signal.SIGKILL)
 
-    def _tell_systemd(self) -> None:
+    def _notify_systemd(self) -> None:
         """Report to systemd whether all workers are well."""
         ill = [one.index for one in self._workers.values() if one.running and not one.well]
         if ill:
             notify(f"STATUS=not well: worker {ill[0]}")
         else:
             notify("WATCHDOG=1")
-        self._watchdog = asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, self._tell_systemd)
+        self._watchdog = asyncio.get_running_loop().call_later(
+            WATCHDOG_SECONDS, self._notify_systemd
+        )
 
     def _note_up(self, worker: Worker) -> None:
         """Note that a worker is ready, and log when all are for the first time."""
@@ -450,7 +452,7 @@ class Supervisor:
         await wait_any(pause, self._stop)
         return not self._stop.is_set()
 
-    def _judge_last(self, worker: Worker, status: int) -> None:
+    def _note_last_end(self, worker: Worker, status: int) -> None:
         """Judge the end of a worker that was told to end, for the exit status."""
         never_up = not worker.was_up and status == -signal.SIGTERM
         log.info("worker.ended", worker=worker.index, pid=worker.pid, ended=how_ended(status))
