@@ -38,7 +38,7 @@ CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 30.0
 BUSY_SECONDS = 10
 EXCLUSIVE_KEY = 0x676C7263
-"""Of PostgreSQL's advisory lock for :meth:`Database.exclusive`."""
+"""Key of PostgreSQL's advisory lock for :meth:`Database.exclusive`."""
 
 
 _EMPTY: Final[Mapping[str, Any]] = {
@@ -46,7 +46,7 @@ _EMPTY: Final[Mapping[str, Any]] = {
     for column in calls.columns
     if column.name != "legal_hold"
 }
-"""The columns that are written, with what stands there where nothing is known."""
+"""The columns that are written, with their values where nothing is known."""
 _CUT = (
     "revision",
     "ended_at",
@@ -58,12 +58,12 @@ _CUT = (
     "why",
     "detail",
 )
-"""Columns that are set in the row of a call whose process died; the others stay as they were."""
+"""Columns that change in the row of a call whose process died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which calls are wanted; None and "" for any. ``after`` is the id of the last one seen."""
+    """Criteria for calls; None and "" match any. ``number`` is that of caller or called."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -83,9 +83,10 @@ class Database:
     Args:
         url: ``sqlite:///FILE`` or ``postgresql://user:password@host/name``; ``sqlite://`` is in
             memory, and gone with the process.
-        read_only: for queries: nothing is made or changed.
-        patience: seconds that a statement may take, and a connection to PostgreSQL.
-        lasting: keep SQLite's connection: the last one to be closed writes everything to the disk.
+        read_only: open for queries only.
+        patience: deadline (s) of a statement, and of connecting to PostgreSQL.
+        lasting: keep SQLite's connection between uses. When the last one is closed, SQLite writes
+            its log into the database, which takes a while.
     """
 
     def __init__(
@@ -114,14 +115,14 @@ class Database:
         )
 
     def exists(self) -> bool:
-        """Whether there are tables; a gateway makes them when it first runs."""
+        """Return whether there are tables; a gateway makes them when it first runs."""
         if self.file is not None and not self.file.exists():
             return False
         with self._connected().connect() as connection:
             return bool(sa.inspect(connection).has_table(calls.name))
 
     def prepare(self) -> None:
-        """Make the tables, or bring them to this version, under a lock; once."""
+        """Create or migrate the tables, unless this was done or ``read_only`` is set."""
         if self.file is not None and not self.file.exists():
             self.close()
         if self._ready or self._read_only:
@@ -134,7 +135,7 @@ class Database:
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Write rows and events; of several versions of a row only the newest, older ones never."""
+        """Write rows and events; a row only if its revision is newer than that in the database."""
         self.prepare()
         rows: dict[str, dict[str, Any]] = {}
         cut: dict[str, dict[str, Any]] = {}
@@ -163,7 +164,10 @@ class Database:
             self._engine.dispose()
 
     def close_silent(self, before: datetime, detail: str) -> list[str]:
-        """Close the rows of calls in progress that nobody has written to since ``before``."""
+        """Close the rows of calls in progress that were not written since ``before``.
+
+        Returns the ids of the calls; ``detail`` is for their rows.
+        """
         self.prepare()
         ended = {
             "revision": CUT,
@@ -182,7 +186,11 @@ class Database:
     def find(
         self, wanted: Filter, *, limit: int, after: str = "", newest_first: bool = True
     ) -> list[dict[str, Any]]:
-        """Return rows without their whole records, by the time of their INVITE."""
+        """Return rows, without the whole records, in the order of their INVITEs.
+
+        Args:
+            after: id of the last call of the page before; "" for the first page.
+        """
         columns = [column for column in calls.c if column.name != "record"]
         query = sa.select(*columns).where(*_conditions(wanted))
         key = sa.tuple_(calls.c.invited_at, calls.c.id)
@@ -203,7 +211,7 @@ class Database:
             return [dict(row) for row in rows]
 
     def each(self, wanted: Filter, batch: int = 500) -> Iterator[dict[str, Any]]:
-        """Yield all rows that are wanted, oldest first, without holding a transaction open."""
+        """Yield all rows that a filter matches, oldest first, page by page."""
         after = ""
         while found := self.find(wanted, limit=batch, after=after, newest_first=False):
             yield from found
@@ -235,7 +243,7 @@ class Database:
             return {**row, "events": [dict(one) for one in told]}
 
     def canary(self, route: str) -> CanaryState | None:
-        """Whether the canary of a route runs; None for a route that has had none."""
+        """Return the state of a route's canary; None if it has had none."""
         with self._connected().connect() as connection:
             return canary_of(connection, route)
 
@@ -271,7 +279,7 @@ class Database:
             )
 
     def of_number(self, number: str) -> list[dict[str, Any]]:
-        """Return id and start of each ended call from or to a number."""
+        """Return ``id`` and ``invited_at`` of ended calls with a number, without legal holds."""
         query = sa.select(calls.c.id, calls.c.invited_at).where(
             sa.or_(calls.c.from_number == number, calls.c.to_number == number),
             calls.c.ended_at.is_not(None),
@@ -283,10 +291,12 @@ class Database:
     def of_caller(
         self, number: str, routes: Sequence[str], since: datetime, limit: int, trust: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """Return the latest answered calls from a number on these routes, the newest first.
+        """Return the latest answered inbound calls from a number on these routes, the newest first.
 
-        ``out_of_band`` and ``transcript`` are those of the whole record, None without one.
-        ``trust``: what ``number_trust`` of their record has to be.
+        They have ``out_of_band`` and ``transcript`` of the whole record, None without one.
+
+        Args:
+            trust: accepted values of ``number_trust`` in the record.
         """
         columns = (calls.c.id, calls.c.invited_at, calls.c.outcome, calls.c.disposition)
         parts = [calls.c.record[name].label(name) for name in ("out_of_band", "transcript")]
@@ -304,13 +314,16 @@ class Database:
             return [dict(row) for row in connection.execute(newest).mappings()]
 
     def delete(self, call_ids: Sequence[str]) -> int:
-        """Delete the rows and events of these calls; returns how many rows that was."""
+        """Delete the rows and events of these calls; return the number of rows."""
         with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             return connection.execute(sa.delete(calls).where(calls.c.id.in_(call_ids))).rowcount
 
     def anonymize(self, call_ids: Sequence[str], replacement: str) -> int:
-        """Take numbers, transcript and events out of these calls' rows; times and cost stay."""
+        """Replace numbers and delete record and events of these calls; times and cost stay.
+
+        Returns the number of rows.
+        """
         bare = dict.fromkeys(("from_uri", "to_uri", "from_number", "to_number"), replacement)
         with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
@@ -321,7 +334,7 @@ class Database:
             return connection.execute(changed).rowcount
 
     def erase_shared(self, number: str) -> int:
-        """Delete a number's callbacks and its sums of past days; returns how many rows."""
+        """Delete callbacks and daily sums of a number; return the number of rows."""
         with self.exclusive() as connection:
             return erase_number(connection, number)
 
@@ -332,7 +345,7 @@ class Database:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def hold(self, call_id: str, held: bool) -> bool:
-        """Keep a call's row from being deleted, or no longer; whether there is such a call."""
+        """Set or end the legal hold of a call; return whether there is such a call."""
         with self._connected().begin() as connection:
             update = sa.update(calls).where(calls.c.id == call_id)
             return connection.execute(update.values(legal_hold=held)).rowcount > 0
@@ -350,7 +363,7 @@ class Database:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[sa.Connection]:
-        """A transaction, none of which overlaps another one, of whatever process."""
+        """Yield a connection in a transaction that overlaps no other one of this method."""
         self.prepare()
         with contextlib.ExitStack() as held:
             if self.file is not None:
@@ -365,6 +378,7 @@ class Database:
             yield connection
 
     def _connected(self) -> sa.Engine:
+        """Return the engine, made at the first use."""
         if self._engine is None:
             if self._in_memory:
                 options = {"check_same_thread": False}
@@ -380,6 +394,7 @@ class Database:
 
 
 def _driver_url(url: str) -> URL:
+    """Return the URL with the driver that is installed."""
     parsed = make_url(url)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -439,7 +454,7 @@ def _json_text(value: Any) -> str:
 
 
 def _typed(body: Mapping[str, Any], times: Sequence[str]) -> dict[str, Any]:
-    """The values of a body as the columns want them."""
+    """Return a body with those columns that are times as datetime."""
     return {
         name: datetime.fromisoformat(value) if name in times and isinstance(value, str) else value
         for name, value in body.items()
@@ -447,6 +462,7 @@ def _typed(body: Mapping[str, Any], times: Sequence[str]) -> dict[str, Any]:
 
 
 def _conditions(wanted: Filter) -> list[Any]:
+    """Return a filter as SQL conditions."""
     found: list[Any] = []
     if wanted.since is not None:
         found.append(calls.c.invited_at >= wanted.since)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tables of the database and their migrations (Alembic); the row of a call, from its record."""
+"""Tables of the database and their migrations (Alembic); the columns of a call, from its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.sip.messages.headers import number_of
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
-    """A time with its zone; SQLite keeps none, so it is UTC there."""
+    """Column type of a time with its zone, which is stored in UTC: SQLite keeps no zone."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -29,7 +29,7 @@ class UtcTime(sa.TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """From the database: with its zone."""
+        """Return a time of the database with its zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -176,11 +176,11 @@ canaries = sa.Table(
 )
 
 SHARED = (leases, spending, callbacks, bans, request_keys, canaries)
-"""Tables of what processes share."""
+"""Tables of the state that processes share."""
 
 
 LOCK_KEY = 0x67617465
-"""Of PostgreSQL's advisory lock while tables are made or changed."""
+"""Key of PostgreSQL's advisory lock while tables are made or changed."""
 
 _FOLDER = Path(__file__).parent / "migrations"
 
@@ -194,7 +194,7 @@ class NewerSchemaError(Exception):
 
 
 def version_of(engine: sa.Engine) -> str:
-    """Return the migration that a database has; "" for one without tables."""
+    """Return the number of a database's newest migration; "" for one without tables."""
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return ""
@@ -284,9 +284,9 @@ _UNANSWERED = {
 
 
 def outcome_of(record: CallRecord) -> str:
-    """How a call went: completed, transferred, busy, no_answer, cancelled, refused or failed.
+    """Return the column ``outcome`` of a call; "" while it is in progress.
 
-    Empty while it goes on.
+    One of completed, transferred, busy, no_answer, cancelled, refused, failed and crashed.
     """
     ending = record.ending
     if ending is None:
@@ -303,9 +303,10 @@ def outcome_of(record: CallRecord) -> str:
 
 
 def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
-    """Return the columns of a call as JSON values; ``now`` has a time zone.
+    """Return the columns of a call as JSON values, masked as its route wants, without ``record``.
 
-    Numbers and other masked fields of the record are masked. The whole record is not a column here.
+    Args:
+        now: time of the update, with its zone.
     """
     times, ending = record.times, record.ending
     began = datetime.fromisoformat(record.started_at)
@@ -358,7 +359,12 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
 
 
 def cut_columns(facts: Mapping[str, Any], alive_at: float, detail: str) -> dict[str, Any]:
-    """The row of a call that was up when its process died, which lived at ``alive_at`` (s)."""
+    """Return the last columns of a call whose process died.
+
+    Args:
+        facts: columns from its slot.
+        alive_at: when the process is known to have run last (Unix time, s); 0.0 if not known.
+    """
     ended = datetime.fromtimestamp(alive_at, UTC) if alive_at else None
     invited = facts.get("invited_at") or datetime.now(UTC).isoformat()
     if ended is None or ended < datetime.fromisoformat(invited):
@@ -380,10 +386,12 @@ def cut_columns(facts: Mapping[str, Any], alive_at: float, detail: str) -> dict[
 
 
 def _at(began: datetime, ms: float | None) -> str | None:
+    """Return the time ``ms`` after another in ISO 8601."""
     return None if ms is None else (began + timedelta(milliseconds=ms)).isoformat()
 
 
 def _mos(quality: Mapping[str, Any]) -> float | None:
+    """Return the lower mean MOS of both directions; None without any."""
     scores = [
         score["mean"]
         for way in ("rx", "tx")
