@@ -370,7 +370,6 @@ class Section(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         populate_by_name=False,
-        defer_build=True,
     )
 
     def secrets(self) -> tuple[str, ...]:

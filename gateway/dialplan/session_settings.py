@@ -70,7 +70,7 @@ Word = Annotated[str, Strict(), Field(min_length=1)]
 class Part(BaseModel):
     """A table of a session object, which has no other keys than these."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class _NoiseReduction(Part):
