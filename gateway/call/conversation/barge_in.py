@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Barge-in: whether speech or a DTMF digit of the caller stops the agent, and how it is stopped.
 
-Where the server decides (its own ``interrupt_response``), playout is cut at once. Where the gateway
-does (:attr:`gateway.call.plan.InterruptionPlan.by_gateway`), the server only tells that it hears
-speech; the gateway cuts, cancels, and asks for the answer to what was said (sections "turn
-detection" and "interruptions" of the protocol's guides).
+Where the server decides (its own ``interrupt_response``), playout is stopped at once. Where the
+gateway does (:attr:`gateway.call.plan.InterruptionPlan.by_gateway`), the server only reports
+speech; the gateway stops playout, cancels the response, and requests one to what was said (sections
+"turn detection" and "interruptions" of the protocol's guides). A session that reports no turns
+(Live) interrupts itself.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ STOP = "Stop speaking now. What you were saying was cut off; do not go on with i
 def interrupt(
     control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
 ) -> list[Output]:
-    """Stop playout at once, drop the rest of the running responses, and tell the server what was
-    heard.
+    """Stop playout at once, drop the audio still to come of all running responses, and tell the
+    server what was heard.
 
-    A hang-up after a goodbye and an action that has not begun are cancelled, and their tool calls
-    answered. Returns ``Send`` of ``conversation.item.truncate`` or ``.delete``, tool outputs, log
-    lines, and ``response.cancel``.
+    First, a hang-up that the model asked for and its queued action that has not begun (transfer,
+    hold, DTMF) are cancelled, and their tool calls answered with "not ended" and "not done".
+    Returns these tool outputs, a truncation or deletion for each item that was not heard to its
+    end, log lines, and ``response.cancel`` for each running response that was not interrupted
+    before.
 
     Args:
         trigger: for log and record: speech, digit, guard, machine and others.
@@ -70,8 +73,15 @@ def interrupt(
 def drop_response(
     control: ConversationControl, response_id: str, trigger: str, now: float
 ) -> list[Output]:
-    """Keep one response from the caller: interrupt playout where its audio is queued, else drop its
-    audio and send ``response.cancel``."""
+    """Keep one response from the caller. Where its audio is queued, :func:`interrupt`, which stops
+    all other responses, too.
+
+    Otherwise drop its audio still to come, and cancel it if it runs; playout goes on. Nothing if
+    none of it is queued and it was interrupted or dropped before.
+
+    Args:
+        trigger: of the interruption, for log and record.
+    """
     if control.playback.is_queued(response_id):
         return interrupt(control, trigger, now)
     if control.playback.was_interrupted(response_id):
@@ -81,8 +91,8 @@ def drop_response(
 
 
 def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
-    """Return ``response.cancel`` for each response; for a model that has no such command, a message
-    to stop."""
+    """Return ``response.cancel`` for each response; for a session without that command (Live), one
+    system message to stop speaking, and nothing where ``responses`` is empty."""
     if control.capabilities.cancel:
         return [Send(CancelResponse(one)) for one in responses]
     return control.add_message(STOP) if responses else []
@@ -90,8 +100,8 @@ def _cancel(control: ConversationControl, responses: list[str]) -> list[Output]:
 
 @dataclass(slots=True)
 class _Turn:
-    """One stretch of the caller's speech, from ``speech_started`` to the decision whether it
-    interrupts."""
+    """One stretch of the caller's speech, from ``speech_started`` until a response to it is
+    requested or its item is deleted."""
 
     item_id: str
     start_ms: int | None
@@ -107,8 +117,8 @@ class _Turn:
 class Interruptions:
     """Decides whether the caller's speech or DTMF digit interrupts the agent (barge-in).
 
-    Methods that take the time (s) return the outputs of the decision. Where the gateway decides
-    (``InterruptionPlan.by_gateway``), it also requests the responses to the turns.
+    Methods that take the time (s) return the outputs of the decision. Turns are kept only where the
+    gateway decides (``InterruptionPlan.by_gateway``); it then also requests the responses to them.
     """
 
     def __init__(self, control: ConversationControl) -> None:
@@ -127,14 +137,17 @@ class Interruptions:
 
     def on_request_replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
         """Keep the protection of greeting and disclosure for the request ``by`` that is sent in
-        place of the refused ``asked``."""
+        place of the refused ``asked``; nothing where ``by`` is None."""
         if by is not None and asked is self.greeting:
             self.greeting = by
         if by is not None and asked is self.disclosure:
             self.disclosure = by
 
     def on_response_created(self, response_id: str, asked: CreateResponse | None) -> None:
-        """Handle ``response.created``: protect greeting and disclosure from interruption.
+        """Handle ``response.created``: protect the response from interruption where it answers the
+        request for the disclosure, or for the greeting with ``uninterruptible_greeting``.
+
+        Earlier protected responses of which no audio is queued any more are forgotten.
 
         Args:
             asked: our request that it answers; None for the server's own.
@@ -148,8 +161,8 @@ class Interruptions:
             self._protected.add(response_id)
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:
-        """Handle a transcript delta: protect a response whose words match
-        ``uninterruptible_patterns``."""
+        """Handle a transcript delta: protect its response from interruption once the words so far
+        (the last ``_PROTECTED_TEXT`` characters) match one of ``uninterruptible_patterns``."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words
@@ -160,7 +173,8 @@ class Interruptions:
 
     @property
     def protected(self) -> bool:
-        """Whether what is being said, or about to be, must not be interrupted."""
+        """Whether speech and digits must not interrupt now: a protected response runs, or its audio
+        is queued or playing."""
         control = self._control
         return any(
             one in control.responses.running
@@ -169,23 +183,35 @@ class Interruptions:
         )
 
     def on_collision(self, asked: CreateResponse | None) -> None:
-        """Drop the protection of a greeting whose request collided with a running response."""
+        """Drop all protection where the greeting's request collided with a running response
+        (``conversation_already_has_active_response``): that one had been taken for the greeting."""
         if asked is self.greeting:
             self._protected.clear()
 
     # ---- the caller
 
     def on_digit(self, now: float) -> list[Output]:
-        """Interrupt the agent because of a DTMF digit, where ``dtmf.interrupt`` is set and nothing
-        protected is said. Returns nothing otherwise."""
+        """Interrupt the agent because of a DTMF digit, and resume playout that was paused.
+
+        Nothing unless ``dtmf.interrupt`` is set, the session can truncate, and no protected
+        response is heard.
+        """
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
         return [*interrupt(control, "digit", now), *self._resume()]
 
     def on_speech_started(self, event: SpeechStarted, now: float) -> list[Output]:
-        """Handle ``input_audio_buffer.speech_started``: interrupt at once, pause playout until it
-        is known whether this interrupts (mode ``adaptive``), or let the agent go on."""
+        """Handle ``input_audio_buffer.speech_started``: log it, and stop the agent, pause playout,
+        or let it go on.
+
+        Nothing more for a session without turn events (Live). Where the server decides: stop
+        playout if it interrupts responses (it cancels by itself). Where the gateway does, a turn
+        begins: with mode ``disabled`` or while something protected is said the agent goes on
+        (logged); with ``adaptive``, while the agent speaks or a response runs, playout is paused
+        until it is known whether this interrupts, for ``force_interrupt_ms`` at most; else
+        interrupt at once.
+        """
         control = self._control
         note = control.timeline.note
         if not control.capabilities.turn_events:
@@ -212,8 +238,10 @@ class Interruptions:
         return outputs
 
     def on_speech_stopped(self, event: SpeechStopped, now: float) -> list[Output]:
-        """Handle ``speech_stopped`` while playout is paused: resume it after speech shorter than
-        ``min_speech_ms``, interrupt where nobody transcribes, else wait for the transcript."""
+        """Handle ``speech_stopped`` of a turn for which playout is paused: resume it after speech
+        shorter than ``min_speech_ms`` (without the server's padding); else interrupt at once where
+        the caller is not transcribed, or wait ``transcript_timeout`` s for the transcript. Nothing
+        for other turns."""
         turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []
@@ -229,8 +257,9 @@ class Interruptions:
         return []
 
     def on_transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
-        """Handle the transcript of a turn for which playout is paused: resume after a backchannel
-        ("mhm"), else interrupt."""
+        """Handle the transcript of a turn for which playout is paused: resume it where the
+        transcript is empty or consists of backchannel phrases ("mhm") only, else interrupt. Nothing
+        for other turns."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []
@@ -242,8 +271,12 @@ class Interruptions:
         return self._interrupt(turn, now)
 
     def on_committed(self, event: InputCommitted, now: float) -> list[Output]:
-        """Handle ``input_audio_buffer.committed``: where the gateway interrupts, request a response
-        to the turn, or delete the item of a false interruption."""
+        """Handle ``input_audio_buffer.committed`` of a turn that the gateway decides about: request
+        a response to it, or delete its item where it was a false interruption.
+
+        While the turn is undecided, that follows with the decision. Nothing without a turn (the
+        server decides).
+        """
         turn = self._turn_of(event.item_id)
         if turn is None:
             return []
@@ -251,8 +284,8 @@ class Interruptions:
         return [] if turn.undecided else self._request_answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Interrupt for turns that last longer than ``force_interrupt_ms``, or whose transcript is
-        late."""
+        """Interrupt for each turn whose time to decide is over: speech longer than
+        ``force_interrupt_ms``, or a transcript that has not come within ``transcript_timeout``."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
         return [output for turn in late for output in self._interrupt(turn, now)]
 
@@ -265,15 +298,19 @@ class Interruptions:
         return min(due, default=None)
 
     def on_session_over(self) -> list[Output]:
-        """Forget undecided turns and resume playout: the session that would decide is over."""
+        """Forget all turns, decided or not, and resume playout that was paused: the session is
+        over."""
         self._turns.clear()
         return self._resume()
 
     # ---- what follows
 
     def _turn_of(self, item_id: str) -> _Turn | None:
-        """Return the turn with this item id; where the server gives none, or another than at
-        ``speech_started``, the latest turn that is not committed. None without any."""
+        """Return the turn with this item id; else the latest turn that is not committed, which
+        takes that id if there is one. None without such a turn.
+
+        Servers leave the id out, or give another one than at ``speech_started``.
+        """
         turn = self._turns.get(item_id)
         if turn is not None:
             return turn
@@ -288,7 +325,8 @@ class Interruptions:
         return turn
 
     def _add_turn(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
-        """Add a turn, and drop the oldest where there are ``MAX_TURNS``.
+        """Add a turn under the item id of ``speech_started``; where there are ``MAX_TURNS``, the
+        oldest is dropped.
 
         Args:
             undecided: playout is paused until it is known whether the turn interrupts.
@@ -299,7 +337,9 @@ class Interruptions:
         return turn
 
     def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:
-        """Resume playout where it was paused, and mark the turn as not to be answered.
+        """Decide that a turn does not interrupt: log it, and resume playout unless another turn is
+        undecided. No response is requested; a committed turn's item is deleted now, else when it is
+        committed.
 
         Args:
             heard: length or words of the turn, for the log.
@@ -312,7 +352,9 @@ class Interruptions:
         return outputs + (self._request_answer(turn, now) if turn.committed else [])
 
     def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
-        """Interrupt the agent for a turn, and answer all turns that were undecided."""
+        """Interrupt the agent for a turn and resume the paused, now empty, playout. All undecided
+        turns count as interruptions; of those that are committed, and of this one, request the
+        response."""
         outputs = interrupt(self._control, "speech", now)
         outputs += self._resume()
         for one in tuple(self._turns.values()):
@@ -322,14 +364,15 @@ class Interruptions:
         return outputs
 
     def _request_answer(self, turn: _Turn, now: float) -> list[Output]:
-        """Request a response to a turn; for a false interruption, delete its item instead."""
+        """Forget a committed turn and request a response to it; for a false interruption delete its
+        item instead, if it has an id."""
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._control.request_response(CreateResponse(), now)
 
     def _resume(self) -> list[Output]:
-        """Return ``Pause(False)`` where playout was paused."""
+        """Return ``Pause(False)`` if playout was paused, else nothing."""
         was, self._paused = self._paused, False
         self._control.response_times.paused_at = None
         return [Pause(False)] if was else []

@@ -2,7 +2,8 @@
 """Interface through which rules act on a conversation: playout, responses and call control.
 
 A :class:`ConversationRule` decides that something is to be done. This module does it without
-colliding with responses and actions that are under way.
+colliding with responses and call-control actions (transfer, hold, DTMF) that are under way, and
+carries out the commands of tool functions, operators and applications.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ class Termination:
     detail: str = ""
     """For the record."""
     words: str = ""
-    """The last words to the caller; empty: the call just ends."""
+    """The last words to the caller; "": the call is hung up without any."""
     transfer_to: str = ""
     """Name of the destination to transfer to; ``words`` are for when that fails."""
 
 
 class DtmfConsumer(Protocol):
     """Takes the caller's DTMF digits in place of the conversation, while it wants them: approvals,
-    the tool ``collect_digits``, consent to a recording."""
+    the tool ``collect_digits``, consent to a recording (asked in this order)."""
 
     @property
     def wants_digits(self) -> bool:
@@ -92,12 +93,16 @@ class DtmfConsumer(Protocol):
 
 
 class RecordingCommands(DtmfConsumer, Protocol):
-    """The recording of the call: :class:`gateway.call.rules.recording.CallRecording`."""
+    """What is needed here of :class:`gateway.call.rules.recording.CallRecording`, as a Protocol, so
+    that this module need not import it."""
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
-        """Start, stop, pause, resume or delete the recording (``action``) for ``by``.
+        """Start, stop, pause, resume or delete the recording (``action``).
 
-        Returns why that cannot be done, or "", and the outputs.
+        Returns why that cannot be done, or "" where it is done, and the outputs.
+
+        Args:
+            by: who wants it, for log and record.
         """
 
 
@@ -106,7 +111,7 @@ class ConversationRule(Protocol):
     silent caller.
 
     A rule gets the inputs that it has registered for, after the conversation has handled them. It
-    keeps its own deadline and calls no other rule.
+    keeps its own deadline, calls no other rule, and acts through :class:`ConversationControl`.
     """
 
     reacts_to: ClassVar[tuple[type, ...]]
@@ -116,7 +121,8 @@ class ConversationRule(Protocol):
         """Handle an input of the registered types; return the outputs that the rule wants."""
 
     def tick(self, now: float) -> list[Output]:
-        """Act on the rule's deadline, if it has come, and return outputs."""
+        """Act if the rule's deadline has come, and return outputs. It is called at every tick, also
+        of other deadlines."""
 
     @property
     def deadline(self) -> float | None:
@@ -127,8 +133,8 @@ class ConversationControl:
     """What rules may do in a conversation: request responses, add messages, end it, act on the
     call.
 
-    Methods that take the time (s) return outputs. They keep requests from colliding with responses
-    and actions that are under way.
+    Methods that take the time (s) return outputs. Requests wait in :class:`ResponseQueue` while a
+    response runs; actions in :class:`CallActions` until the speech before them was heard.
     """
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
@@ -146,25 +152,31 @@ class ConversationControl:
         self.out_of_band = OutOfBandResponses(timeline, plan.codec.bytes_per_ms)
         self.call_actions = CallActions(plan, timeline, self._transfer_to)
         self.trimmed_items: set[str] = set()
-        """Old items that were deleted from the session, and stay in the transcript."""
+        """Ids of items that context trimming deletes from the session, and the transcript keeps."""
         self.private: set[str] = set()
-        """Ids of function calls whose results are not recorded."""
+        """Ids of function calls whose results the transcript has only as "(private)"."""
         self.concealed = False
-        """Sensitive digits are entered: the session gets silence, digits are not logged."""
+        """Sensitive digits are entered: the session gets silence, digits are not logged, and no
+        call-control action begins."""
         self.waiting = False
-        """The other side has the agent wait in a queue: nothing is to be said."""
+        """The agent waits in the other side's queue (hold and wait): nothing is to be said."""
         self.collecting: DtmfConsumer | None = None
+        """The tool ``collect_digits``."""
         self.approvals: DtmfConsumer | None = None
         self.next_escape_destination: Callable[[float], list[Output]] = lambda _now: []
-        """Calls the next destination for a caller who asked for a human."""
+        """Transfers a caller who asked for a human to the next destination."""
         self.recording: RecordingCommands | None = None
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
-        """Make the transfer to a target: with a briefing by the model while a session is up, and an
-        interpreter where the route has one for this destination."""
+        """Make the transfer to a target, not yet begun: with an interpreter where the route has one
+        for this destination.
+
+        Args:
+            session_up: the model can brief the target; else nobody does.
+        """
         speak = self.out_of_band if session_up else None
         plan = self.plan.tools.transfer
         interpreter = (
@@ -176,7 +188,8 @@ class ConversationControl:
         return Transfer(target, plan, self.timeline, speak, interpreter)
 
     def set_capabilities(self, capabilities: Capabilities) -> None:
-        """Set the capabilities of the session that is active from now on."""
+        """Set the capabilities of the session that is active from now on, for playback (truncation)
+        and out-of-band responses, too."""
         self.capabilities = capabilities
         self.playback.truncates = capabilities.truncation
         self.out_of_band.capabilities = capabilities
@@ -184,10 +197,12 @@ class ConversationControl:
     # ---- the model
 
     def request_response(self, create: CreateResponse, now: float) -> list[Output]:
-        """Request a response (``response.create``), sent once none is running.
+        """Request a response: return ``Send`` of ``response.create``, or nothing where it waits,
+        for a response that runs or a request that is unanswered.
 
-        Returns nothing while the conversation is being ended or waits in a queue. A session of
-        which no responses can be requested (Live) gets only requests with words or instructions.
+        Requests nothing while the conversation is being ended or the agent waits in the other
+        side's queue (hold and wait), and of a session that only transcribes. A Live session gets
+        only requests with words or instructions.
         """
         if self.termination is not None or self.waiting or not self.capabilities.responds:
             return []
@@ -197,15 +212,16 @@ class ConversationControl:
         return send(self.responses.request(create, now))
 
     def continue_with_results(self, now: float) -> list[Output]:
-        """Request the response to the results of tool calls; of a Live session, have its backend go
-        on."""
+        """Request the response to results of tool calls that were sent. In a Live session tell the
+        backend to go on instead, unless the conversation is being ended."""
         if self.capabilities.direct_tools:
             return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """Queue the call-control action of a tool call: transfer, hold or DTMF. Raises
-        ToolCallError where it cannot be done.
+        """Queue the call-control action of a tool call: transfer, hold or DTMF. It begins once the
+        speech before it was heard; in a Live session that may begin ``ANNOUNCED_SECONDS`` later.
+        Raises ToolCallError while another action is queued or under way, and for wrong arguments.
 
         Args:
             name: of the tool.
@@ -215,12 +231,13 @@ class ConversationControl:
         self.call_actions.queue_tool_action(name, call_id, arguments, now, said_within=within)
 
     def speak_language(self, code: str) -> tuple[str, list[Output]]:
-        """Change the language of this session and of those that follow it.
+        """Change the language of this session, and of sessions that replace it (:attr:`changes`).
+
+        Returns the language's name, and ``session.update``; for a session whose settings cannot be
+        changed, a system message to speak that language.
 
         Args:
-            code: ISO 639-1.
-
-        Returns the language's name, and ``session.update`` or a message to the model.
+            code: ISO 639-1; one for which the route has an update (KeyError for others).
         """
         plan = self.plan.tools.language
         name = plan.names.get(code, code)
@@ -230,41 +247,50 @@ class ConversationControl:
         return name, self.add_message(f"Speak {name} from now on.")
 
     def request_due_response(self, now: float) -> list[Output]:
-        """Request the response that is due when a session has taken over; where none can be
-        requested, tell the model that an answer is due."""
+        """Request the response that is due when a session has taken over. Of a session of which
+        none can be requested (Live), tell the model by a message that an answer is due, unless the
+        conversation is being ended."""
         if self.capabilities.requested_responses:
             return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else self.add_message(TAKEN_OVER)
 
     def say(self, words: str, now: float) -> list[Output]:
-        """Request a response that says exactly these words, without tools."""
+        """Request a response that says exactly these words, without tools; under the conditions of
+        :meth:`request_response`."""
         return self.request_response(self.exact_words(words), now)
 
     def exact_words(self, words: str, *, as_audio: bool = False) -> CreateResponse:
-        """Return the ``response.create`` that has the model say exactly these words.
+        """Return the ``response.create`` that has the model say exactly these words, without tools;
+        nothing is sent.
 
         Args:
-            as_audio: a session that says words in its own way is given them as audio
+            as_audio: a session that would rephrase the words is given them as synthesised audio
                 (``CreateResponse.exact``).
         """
         wanted = {"instructions": f"Say exactly: {words}", "tools": []}
         return CreateResponse(wanted, words, exact=as_audio)
 
     def listen(self) -> list[Output]:
-        """Return the command with which the session goes on listening to a bridged call, without
-        responding."""
+        """Return what has the session only transcribe a bridged call: ``session.update`` after
+        which the server's turn detection creates no responses, without tools; a message to say
+        nothing where settings cannot be changed."""
         if self.capabilities.settings_updates:
             return [Send(UpdateSession(self.plan.listening))]
         return self.add_message(LISTEN)
 
     def add_message(self, text: str, *, role: str = "system") -> list[Output]:
-        """Add a message to the conversation (``conversation.item.create``); no response is
-        requested."""
+        """Return ``Send`` of a text message for the conversation (``conversation.item.create``); no
+        response is requested. Nothing for a session that only transcribes.
+
+        Args:
+            role: system, user or assistant.
+        """
         return [Send(CreateItem(message(role, text)))] if self.capabilities.responds else []
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
-        """Consumer of the next DTMF digit; None where the conversation gets it."""
+        """Consumer of the next DTMF digit: the first that wants one, of approvals,
+        ``collect_digits`` and consent to a recording. None: the digit is for the conversation."""
         for consumer in (self.approvals, self.collecting, self.recording):
             if consumer is not None and consumer.wants_digits:
                 return consumer
@@ -274,27 +300,38 @@ class ConversationControl:
 
     @property
     def speaking(self) -> bool:
-        """Whether model audio is playing or queued."""
+        """Whether model audio is queued or playing."""
         return self.playback.queued_ms > 0
 
     # ---- the end of it
 
     def note_disposition(self, disposition: str, by: str, now: float) -> Output:
-        """Set the disposition of the call in its record, as model, function or operator (``by``)
-        names it, and return the log line."""
+        """Set the disposition of the call in its record, in place of an earlier one, without
+        unprintable characters; return the log line.
+
+        Args:
+            by: who names it: model, tool, operator.
+        """
         disposition = printable(disposition)
         self.timeline.record.disposition = disposition
         return self.timeline.note(now, "disposition", "info", disposition=disposition, by=by)
 
     def terminate(self, termination: Termination) -> None:
-        """End the conversation as soon as nothing else is under way: transfer the caller, or say
-        goodbye. A second call of this changes nothing."""
+        """Have the conversation end: drop the waiting requests for responses, and request no more.
+        :meth:`end_conversation` carries it out once no action is under way. Only the first
+        termination counts."""
         if self.termination is None:
             self.termination = termination
             self.responses.forget_waiting()
 
     def hang_up_after_goodbye(self, call_id: str, spoke: bool, now: float) -> list[Output]:
-        """Carry out the model's ``end_call``: hang up after its goodbye, or request one first.
+        """Carry out the model's ``end_call``: hang up after its goodbye, or request a goodbye first
+        (without tools).
+
+        Where words were spoken with it, or are still queued, or the end was wanted before, they are
+        the goodbye, and the call is not answered. Otherwise it is answered ("ending"), and the
+        goodbye requested. In a Live session the backend's call is always answered, and the hang-up
+        follows the voice's next words; repeated, nothing but that.
 
         Args:
             spoke: the response that called it had audio, which is the goodbye.
@@ -318,10 +355,12 @@ class ConversationControl:
         return outputs + self.request_response(CreateResponse({"tools": []}), now)
 
     def end_conversation(self, now: float) -> list[Output]:
-        """Carry out :attr:`termination`: queue the transfer, or request the last words and hang up
-        after them.
+        """Carry out :attr:`termination`: queue its transfer, once; where there is none, or it
+        failed, request the last words and hang up after them, or without words at once.
 
-        Returns nothing without a termination, and while an action or a hang-up is under way.
+        With the last words, turn detection is switched off, where settings can be changed. Returns
+        nothing without a termination, and while an action or a hang-up is under way; called after
+        each input.
         """
         termination = self.termination
         if (
@@ -351,8 +390,12 @@ class ConversationControl:
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
-    """Return ``Send`` of a ``function_call_output`` item with the result of a function call; a
-    mapping becomes JSON."""
+    """Return ``Send`` of a ``function_call_output`` item with the result of a function call.
+
+    Args:
+        call_id: of the function call.
+        result: a mapping becomes JSON.
+    """
     text = result if isinstance(result, str) else json.dumps(result)
     item = {"type": "function_call_output", "call_id": call_id, "output": text}
     return Send(CreateItem(item))
@@ -364,7 +407,8 @@ def send(command: ClientCommand | None) -> list[Output]:
 
 
 def message(role: str, text: str) -> dict[str, Any]:
-    """Return a ``message`` item of this role with one content part of text."""
+    """Return a ``message`` item of this role with one text part (``output_text`` for the assistant,
+    else ``input_text``)."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
 
@@ -381,10 +425,13 @@ _FOR_SPEECH = (Say, Tell, Show, Respond, RequestOutOfBand)
 
 
 def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command of a tool function, operator or application, and return its outputs.
+    """Carry out a command of a tool function, operator or application; return its outputs and a log
+    line.
 
-    Logs a command that cannot be carried out (``command_rejected``). While the conversation is
-    being ended, only out-of-band requests are taken.
+    Nothing at all while the conversation is being ended, but for out-of-band requests. What cannot
+    be carried out is logged (``command_rejected``): words for a session that only transcribes, an
+    action while another is under way. TransferTo and EndCall end the conversation; OperatorTransfer
+    and ReferTo do not. ``Interrupt`` is only logged here.
     """
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
@@ -452,8 +499,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
 
 
 def record_call(command: RecordCall, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command for the recording, which needs no session; log why where it cannot be
-    done."""
+    """Carry out a command for the recording, which needs no session; where it cannot be done, only
+    log why (``command_rejected``)."""
     assert control.recording is not None
     refused, outputs = control.recording.command(command.action, command.by, now)
     if refused:
@@ -462,5 +509,5 @@ def record_call(command: RecordCall, control: ConversationControl, now: float) -
 
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
-    """Return a request for a response where the command wants one."""
+    """Request a response if ``wanted``, else return nothing."""
     return control.request_response(CreateResponse(), now) if wanted else []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The conversation of one call while its session is up: responses, playout, DTMF, tools, rules.
 
-A rule is a ``ConversationRule`` that is listed in :meth:`Conversation.__init__`; it is given the
-inputs that it registers for, and acts through ``ConversationControl``.
+A rule is a ``ConversationRule`` that is listed in :meth:`Conversation.__init__`: it watches for one
+thing, such as a silent caller, is given the inputs that it registers for, in the order of the list,
+and acts through ``ConversationControl``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ GREETING_SECONDS = 3.0
 
 class Conversation:
     """The conversation of a call while its session is up: passes events to responses, playback,
-    DTMF, tools and rules, and returns their outputs."""
+    DTMF, tools and rules, and returns their outputs.
+
+    Times are those of the machine's clock (s).
+    """
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self._plan = plan
@@ -126,14 +130,19 @@ class Conversation:
                 self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
-        """Replace the plan by the one with complete texts; call this before :meth:`open`."""
+        """Replace the plan by one whose texts have the call's fetched data; called before
+        :meth:`open`."""
         self._plan = self.control.plan = plan
 
     # ---- what happens
 
     def open(self, now: float) -> list[Output]:
-        """Request the greeting, after the disclosure or the question for consent to a recording;
-        call the destination of an interpreted call."""
+        """Begin to talk: request the disclosure, then the question for consent to a recording, or
+        without one the greeting, which otherwise follows the caller's answer.
+
+        Of an interpreted call, unless another action is under way, also queue the transfer to its
+        destination: it begins once that was heard, or has not begun within ``GREETING_SECONDS``.
+        """
         greeting = None
         if (given := self._plan.greeting) is not None:
             greeting = CreateResponse(
@@ -157,8 +166,15 @@ class Conversation:
         return disclosed + (asked or [])
 
     def _disclose(self, greeting: CreateResponse | None, now: float) -> list[Output]:
-        """Request the disclosure that an AI speaks, before the greeting; nothing where the greeting
-        itself says it."""
+        """Put the disclosure that an AI speaks into the record, and request it in exact words,
+        before the greeting. Nothing is requested where the greeting itself has it, or the route has
+        none.
+
+        A disclosure that is not interruptible is protected from barge-in.
+
+        Args:
+            greeting: requested after it; None for none.
+        """
         plan = self._plan.disclosure
         if plan is None:
             return []
@@ -173,8 +189,11 @@ class Conversation:
         return [] if first is greeting else self.control.request_response(first, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
-        """Pass an input to the rules that have registered for its type, after the conversation has
-        handled it."""
+        """Pass an input to the rules that have registered for its type, or for the type of its
+        server event, after the conversation has handled it; return their outputs.
+
+        Events of out-of-band responses go to no rule.
+        """
         kind: type = type(input)
         if isinstance(input, ServerEventReceived):
             if self.control.out_of_band.takes(input.event):
@@ -186,6 +205,10 @@ class Conversation:
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
         """Handle a server event of the active session; the outputs depend on its type.
+
+        Events of out-of-band responses go only to those. While the caller is joined with a B-leg,
+        only transcripts are handled: the session listens. ``response.created`` whose
+        ``response.done`` came before ends the response at once.
 
         Args:
             command: our request that a ``response.created`` answers, where the server says so.
@@ -254,8 +277,15 @@ class Conversation:
     def on_error(
         self, error: ServerError, command: ClientCommand | None, now: float
     ) -> list[Output]:
-        """Handle an ``error`` event: log it, and act on the request that it refuses. Few errors end
-        the session (:mod:`gateway.realtime.errors`).
+        """Handle an ``error`` event: log it, and act on the command that it refuses.
+
+        A refused out-of-band request ends as ``refused``. After
+        ``conversation_already_has_active_response`` the request waits again, as the first. In place
+        of another refused ``response.create``, it is sent without the field that the error names,
+        or else the next waiting one. After a refused ``response.cancel`` the response counts as
+        done. A truncation beyond the end of its item is sent again at the length that the error
+        names. An error that ends the session (:mod:`gateway.realtime.errors`) is kept for
+        :meth:`ended`.
 
         Args:
             command: the command that it answers; None where the server does not say.
@@ -292,17 +322,18 @@ class Conversation:
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
-        """Handle a DTMF digit of the caller.
+        """Handle a DTMF digit of the caller (:meth:`DtmfInput.on_digit`: to a joined B-leg, to
+        whoever wants digits, or into a message), and restart the count of tool-only responses.
 
         Args:
-            in_band: detected in the audio.
+            in_band: detected in the audio, not sent as RTP event or INFO.
         """
         self._functions.reset_rounds()
         return self._keys.on_digit(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
-        """Handle the first frame handed to RTP after silence: end the wait for the response, and
-        return ``agent_speech_started``."""
+        """Handle the first frame handed to RTP after silence: note the call's first audio in the
+        record, end the wait for the response, and return ``agent_speech_started``."""
         times = self._timeline.record.times
         if times.first_audio is None:
             times.first_audio = self._timeline.ms(now)
@@ -310,32 +341,38 @@ class Conversation:
         return self.control.playback.on_playout_started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """Handle a playout queue that ran empty: all that was queued has been heard."""
+        """Handle a playout queue that ran empty: all that was queued has been heard. Returns
+        ``agent_speech_stopped``, and truncations of items that had not fitted the queue."""
         return self.control.playback.on_playout_drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Handle the last ``frames`` frames of a ``Play``, which did not fit the playout queue."""
+        """Handle the last ``frames`` frames of a ``Play``, which did not fit the playout queue: log
+        it, and drop the rest of their parts."""
         return self.control.playback.on_playout_refused(frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Handle the result of a tool function: send it to the model, with the others of its
-        response."""
+        """Handle the result of a tool function: once those of all calls of its response are there,
+        send them to the model and request a response. Ignored for a call that does not run any
+        more."""
         return self._functions.on_tool_done(call_id, output, now)
 
     def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
-        """Handle the answer of the service that sensitive digits were handed to."""
+        """Handle the answer of the service that got the sensitive digits: answer ``collect_digits``
+        with it; ignored after the service's time."""
         return self._functions.digit_collection.stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
-        """Carry out a command of a tool function, an operator or an application."""
+        """Carry out a command of a tool function, an operator or an application: see
+        :func:`carry_out`. ``Interrupt`` stops the agent as barge-in does; nothing while the
+        conversation is being ended."""
         outputs = carry_out(command, self.control, now)
         if outputs and isinstance(command, Interrupt):
             outputs += interrupt(self.control, "application", now)
         return outputs
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
-        """Return the result of an out-of-band request that came while no session is up; nothing for
-        other commands."""
+        """Return the result (``refused``) of an out-of-band request that came while no session is
+        up; nothing for other commands."""
         return (
             [OutOfBandDone(command.key, "refused", "nobody talks")]
             if isinstance(command, RequestOutOfBand)
@@ -343,8 +380,10 @@ class Conversation:
         )
 
     def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start what has waited for the last input: an action, the recording, the goodbye, a
-        delegated task; update the wait for a response.
+        """Start what has waited for the last input. In this order: begin a queued action, send the
+        result of a finished one, start the recording, carry out a termination (goodbye or
+        transfer), begin delegated tasks whose words have come, and start or end the caller's wait
+        for a response.
 
         Args:
             confirmed: the ACK came, so that the caller can hear something.
@@ -360,7 +399,9 @@ class Conversation:
         return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
-        """Interrupt a response that stays silent and request it again, with a sound for the caller.
+        """Interrupt all responses because one that was due was not heard, play the route's sound
+        for that, and request the response again; after ``max_failures`` end the conversation
+        instead.
 
         Args:
             rule: name of the silence, for the log.
@@ -371,16 +412,22 @@ class Conversation:
         )
 
     def on_session_over(self, now: float) -> list[Output]:
-        """Handle the normal close of the session: its queued audio is played to the end, then the
-        call is hung up."""
+        """Handle the normal close of the session: have the call hung up once its queued audio was
+        played (unless a goodbye is due anyway), record digits not sent, and resume playout that
+        barge-in had paused."""
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)
         return self._interruptions.on_session_over()
 
     def detach(self, now: float) -> list[Output]:
-        """End what belongs to a session that is lost or handed over: its responses, turns and ids;
-        queued audio is played to the end."""
+        """End what belongs to a session that is lost, closed on hold or handed over: its responses,
+        requests, turns, ids and guardrail checks; queued audio is played to the end. Tool functions
+        and actions go on.
+
+        Returns the last frame, ``Pause(False)`` if barge-in had paused playout, and the end of the
+        filler sound.
+        """
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
@@ -391,12 +438,13 @@ class Conversation:
         return outputs
 
     def attach(self) -> None:
-        """Begin with a new session: forget requests to the one before."""
+        """Forget requests and responses of the session before, since a new one begins."""
         self.control.responses.reset()
 
     @property
     def quiet(self) -> bool:
-        """Whether neither side speaks, no response is due, and no action or tool is under way."""
+        """Whether a pause of the talk is the time for a hand-over: neither side speaks, no response
+        is due, no action is queued or under way, no tool runs, and no hang-up is due."""
         control = self.control
         busy = (
             control.call_actions.busy
@@ -406,7 +454,8 @@ class Conversation:
         return not (busy or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
-        """Record digits that were not sent, since the call or session ends."""
+        """Record the DTMF digits that were not sent to the model, since the call or session
+        ends."""
         self._keys.abandon(now)
 
     # ---- what follows from it
@@ -418,12 +467,14 @@ class Conversation:
 
     @property
     def goodbye_is_queued(self) -> bool:
-        """Whether all closing audio is queued, so that the session may close."""
+        """Whether a hang-up is due and no more closing audio is to come, so that the session may
+        close."""
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Return the reason to end the call now, with a detail for the record; None and "" while it
-        goes on."""
+        """Return the reason to end the call now, with a detail for the record (of a termination
+        only): an ``error`` that ends the session, or closing words that were played or did not come
+        in time. None and "" while the call goes on."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle
@@ -433,7 +484,7 @@ class Conversation:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`on_tick` is due next (s)."""
+        """When :meth:`on_tick` is due next (s); None while nothing waits for time."""
         due = [
             self._keys.deadline,
             self._functions.deadline,
@@ -447,7 +498,9 @@ class Conversation:
         return min((at for at in due if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Output]:
-        """Act on all deadlines of the conversation that have come."""
+        """Act on all deadlines that have come, in this order: digits, undecided interruptions, an
+        unanswered request (given up, the next one is sent), the action, out-of-band responses,
+        functions, rules."""
         responses = self.control.responses
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if responses.deadline is not None and now >= responses.deadline:
@@ -459,11 +512,12 @@ class Conversation:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio (ms) that came after its response was interrupted."""
+        """Audio (ms) that came after its response was interrupted, and was not played."""
         return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
-        """Begin the queued call-control action once the speech before it was heard.
+        """Begin the queued call-control action once the call is up and the speech before it was
+        heard, in a Live session also its running response; or after ``limits.say_seconds``.
 
         While sensitive digits are entered none begins: whoever is joined would hear the keys.
         """
@@ -475,8 +529,9 @@ class Conversation:
         return self.call_actions.begin_if_ready(now, queued=queued, confirmed=ready)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Handle ``response.done``: log it, start its function calls, and send the request that has
-        waited for its end."""
+        """Handle ``response.done``: return its last frame and a log line, start its function calls
+        if it is completed, and send the request that has waited for its end. A model in a loop of
+        tool calls, with no other response requested, counts as a failed response."""
         outputs = self.control.playback.on_response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(

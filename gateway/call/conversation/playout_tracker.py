@@ -3,9 +3,9 @@
 
 The realtime server assumes that the caller heard all it sent. On a telephone line the client owns
 playback, so it has to report where a response was interrupted (``conversation.item.truncate``). The
-tracker divides each part (item, content index) into whole 20 ms frames for the playout queue. From
-the number of frames that a flush left unplayed it knows what was heard of each part, since frames
-leave in order.
+tracker divides each part (item, content index) into whole 20 ms frames for the playout queue, which
+it does not touch itself: it counts what its callers put there. From the number of frames that a
+flush left unplayed it knows what was heard of each part, since frames leave in order.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ class _Part:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing of it is left to be heard or reported."""
+        """Whether nothing of it is left to be heard or reported: its cut was reported, or it was
+        received and heard to its end."""
         return self.told or (self.done and self.all_heard)
 
 
 @dataclass(slots=True)
-class _QueuedRun:
+class _QueuedFrames:
     """Consecutive frames of one part in the playout queue."""
 
     part: _Part
@@ -65,7 +66,8 @@ class _QueuedRun:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the caller heard of one content part when playout was stopped."""
+    """What the caller heard of one content part when playout was stopped. "Heard" is: handed to
+    RTP."""
 
     response_id: str
     item_id: str
@@ -82,6 +84,8 @@ class PlayoutTracker:
     """Cuts audio deltas into 20 ms frames, and knows how much of each content part was handed to
     RTP.
 
+    The last incomplete frame of a part is kept until more audio of it, or its end, comes.
+
     Args:
         silence: one byte of silence in the session's codec; fills the last frame of a part.
         bytes_per_ms: of the session's audio.
@@ -92,7 +96,7 @@ class PlayoutTracker:
         self._bytes_per_ms = bytes_per_ms
         self._frame_bytes = bytes_per_ms * FRAME_MS
         self._parts: dict[PartKey, _Part] = {}
-        self._runs: deque[_QueuedRun] = deque()
+        self._queue: deque[_QueuedFrames] = deque()
         self._open: _Part | None = None
         self._rest = b""
         """The incomplete frame of the open part."""
@@ -100,11 +104,12 @@ class PlayoutTracker:
         """Audio that came after its part had been cut."""
 
     def receive(self, response_id: str, key: PartKey, audio: bytes) -> bytes:
-        """Take an audio delta of the part ``key``; return the whole frames that are due for
-        playout, which may be none.
+        """Take an audio delta of the part ``key``; return the whole frames to be queued now, which
+        may be none, and count them as queued. What is left of less than 20 ms is kept.
 
-        Audio of another part first ends the incomplete frame of the part before with silence. Audio
-        of a part that was stopped is counted in ``dropped_bytes`` only.
+        Audio of another part than before first ends that one's incomplete frame with silence. Audio
+        of a part that was cut is counted in ``dropped_bytes`` only. A key with another response id
+        is a new part, and replaces the old one.
         """
         if not audio:
             return b""
@@ -128,7 +133,8 @@ class PlayoutTracker:
         return due + audio if due else audio
 
     def finish(self, key: PartKey) -> bytes:
-        """End this part: return its last frame, filled with silence, or nothing."""
+        """End this part: all its audio was received. Return its incomplete frame, filled with
+        silence, to be queued; empty without one."""
         part = self._parts.get(key)
         if part is None:
             return b""
@@ -136,8 +142,8 @@ class PlayoutTracker:
         return self._last_frame() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
-        """End all parts of this response: return the last frame, filled with silence, or
-        nothing."""
+        """End all parts of this response: all their audio was received. Return its incomplete
+        frame, filled with silence, to be queued; empty without one."""
         for part in self._parts.values():
             if part.response_id == response_id:
                 part.done = True
@@ -145,94 +151,104 @@ class PlayoutTracker:
         return self._last_frame() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
-        """End all parts: return the last frame, filled with silence, or nothing."""
+        """End all parts: all their audio was received. Return the incomplete frame, filled with
+        silence, to be queued; empty without one."""
         for part in self._parts.values():
             part.done = True
         return self._last_frame()
 
     def refused(self, frames: int) -> None:
-        """Remove the last ``frames`` frames, which did not fit the queue; more audio of their parts
-        is dropped."""
-        while frames > 0 and self._runs:
-            run = self._runs[-1]
-            taken = min(frames, run.frames)
+        """Take the last ``frames`` frames off the count of the queue, which they did not fit. The
+        rest of their parts is dropped: the incomplete frame, and audio still to come."""
+        while frames > 0 and self._queue:
+            queued = self._queue[-1]
+            taken = min(frames, queued.frames)
             frames -= taken
-            run.frames -= taken
-            run.audio = min(run.audio, run.frames * self._frame_bytes)
-            run.part.cut = True
-            if run.part is self._open:
+            queued.frames -= taken
+            queued.audio = min(queued.audio, queued.frames * self._frame_bytes)
+            queued.part.cut = True
+            if queued.part is self._open:
                 self._open, self._rest = None, b""
-            if run.frames == 0:
-                self._runs.pop()
+            if queued.frames == 0:
+                self._queue.pop()
 
     def drained(self) -> list[Heard]:
         """Count all queued audio as heard, since the queue ran empty.
 
-        Returns what was heard of parts that did not fit the queue whole; parts that did need no
-        report.
+        Returns what was heard of parts of which frames did not fit the queue (:meth:`refused`),
+        once; other parts need no report.
         """
-        for run in self._runs:
-            run.part.heard += run.audio
-        self._runs.clear()
+        for queued in self._queue:
+            queued.part.heard += queued.audio
+        self._queue.clear()
         return self._heard_of([p for p in self._parts.values() if p.cut and not p.finished])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
-        """Take the number of frames that a flush left unplayed; return what was heard of each part.
+        """Reckon what was heard from the number of frames that a flush left unplayed, the last ones
+        of the queue; return it for each part that was not known to be received and heard to its
+        end.
 
-        Only parts that are not known to have been heard to their end are returned. More audio of
-        them is dropped.
+        A part that proves to be whole has ``complete``. More audio of these parts is dropped, as is
+        the incomplete frame.
         """
         unfinished = [part for part in self._parts.values() if not part.finished]
-        for run in reversed(self._runs):
-            unplayed = min(unplayed_frames, run.frames)
+        for queued in reversed(self._queue):
+            unplayed = min(unplayed_frames, queued.frames)
             unplayed_frames -= unplayed
-            run.part.heard += min(run.audio, (run.frames - unplayed) * self._frame_bytes)
-        self._runs.clear()
+            queued.part.heard += min(queued.audio, (queued.frames - unplayed) * self._frame_bytes)
+        self._queue.clear()
         self._open, self._rest = None, b""
         return self._heard_of(unfinished)
 
     def knows(self, item_id: str) -> bool:
-        """Return whether audio of this item was received before playout of it was stopped."""
+        """Return whether a part of this item is remembered; its audio was received, and not dropped
+        as that of an interrupted response."""
         return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:
-        """Return whether some part is not known to have been heard to its end."""
+        """Return whether some part is not known to have been received and heard to its end, and no
+        cut of it was reported."""
         return any(not part.finished for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:
-        """Return the audio (ms) of this item received so far, all its parts together."""
+        """Return the audio (ms) of this item received so far, all its parts together, without what
+        came after a cut."""
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // self._bytes_per_ms
 
     def response_ms(self, response_id: str) -> int | None:
-        """Return the audio (ms) of this response received so far; None where it is no longer
-        remembered."""
+        """Return the audio (ms) of this response received so far, without what came after a cut;
+        None where no part of it is remembered."""
         parts = [part for part in self._parts.values() if part.response_id == response_id]
         return sum(part.received for part in parts) // self._bytes_per_ms if parts else None
 
     def heard_ms(self, response_id: str) -> int:
-        """Return the audio (ms) of this response, all its parts together, that was handed to RTP
-        for certain."""
+        """Return the audio (ms) of this response, all its parts together, that is known to have
+        been handed to RTP; what is being played counts once the queue is empty or flushed."""
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // self._bytes_per_ms
 
     def queued(self, response_id: str) -> bool:
-        """Return whether audio of this response was queued since the queue was last empty."""
-        return any(run.part.response_id == response_id for run in self._runs)
+        """Return whether audio of this response was queued since the queue was last empty or
+        flushed."""
+        return any(queued.part.response_id == response_id for queued in self._queue)
 
     @property
     def responses(self) -> set[str]:
-        """Ids of the responses of which audio was queued since the queue was last empty."""
-        return {run.part.response_id for run in self._runs}
+        """Ids of the responses of which audio was queued since the queue was last empty or
+        flushed."""
+        return {queued.part.response_id for queued in self._queue}
 
     @property
     def first_item(self) -> str:
-        """Id of the item at the front of the queue; empty where nothing is queued."""
-        return self._runs[0].part.key[0] if self._runs else ""
+        """Id of the item of the first audio that was queued since the queue was last empty or
+        flushed; "" where none was."""
+        return self._queue[0].part.key[0] if self._queue else ""
 
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
-        """Add a part. Above ``MAX_PARTS`` the oldest finished one is removed; above ``MAX_UNENDED``
-        the oldest that was all heard, since a server need not tell the end of any."""
+        """Add a part, and remove one of the same key. From ``MAX_PARTS`` on the oldest finished one
+        is removed; from ``MAX_UNENDED`` on, if none is finished, the oldest that was all heard,
+        since a server need not tell the end of any."""
         self._parts.pop(key, None)
         if len(self._parts) >= MAX_PARTS:
             parts = self._parts.items()
@@ -246,7 +262,7 @@ class PlayoutTracker:
         return part
 
     def _add_frames(self, part: _Part, frames: int, audio: int) -> None:
-        """Count frames of a part into the queue.
+        """Count frames of a part as queued.
 
         Args:
             audio: bytes of the part in them; fewer than they hold where the last is filled with
@@ -254,16 +270,20 @@ class PlayoutTracker:
         """
         if frames == 0:
             return
-        run = self._runs[-1] if self._runs else None
-        if run is None or run.part is not part or run.audio < run.frames * self._frame_bytes:
-            run = _QueuedRun(part, 0, 0)
-            self._runs.append(run)
-        run.frames += frames
-        run.audio += audio
+        queued = self._queue[-1] if self._queue else None
+        if (
+            queued is None
+            or queued.part is not part
+            or queued.audio < queued.frames * self._frame_bytes
+        ):
+            queued = _QueuedFrames(part, 0, 0)
+            self._queue.append(queued)
+        queued.frames += frames
+        queued.audio += audio
 
     def _last_frame(self) -> bytes:
-        """Return the incomplete frame of the open part, filled with silence; nothing without
-        one."""
+        """End the incomplete frame of the open part: return it, filled with silence, and count it
+        as queued; empty without one."""
         part, rest = self._open, self._rest
         self._open, self._rest = None, b""
         if part is None or not rest:
@@ -272,7 +292,7 @@ class PlayoutTracker:
         return rest + self._silence * (self._frame_bytes - len(rest))
 
     def _heard_of(self, parts: list[_Part]) -> list[Heard]:
-        """Return what was heard of these parts, and mark them as stopped and reported."""
+        """Return what was heard of each of these parts, and mark them as cut and reported."""
         heard_items = {part.key[0] for part in self._parts.values() if part.heard}
         for part in parts:
             part.cut = part.told = True

@@ -2,8 +2,9 @@
 """Responses of a session: one at a time, each under one name, and how long the caller waits.
 
 The server refuses a second response in the default conversation
-(``conversation_already_has_active_response``), and starts some by itself when a caller's turn
-ends, so a request of ours may lose that race; it is then sent again after ``response.done``.
+(``conversation_already_has_active_response``), and starts some by itself when a caller's turn ends
+(``input_audio_buffer.committed``), so a request of ours may lose that race; it is then sent again
+after ``response.done``.
 
 Which response answers which request the server says by the request's ``event_id`` in the metadata
 of the response, and never the order in which they come: a caller's turn may begin one of the
@@ -57,8 +58,8 @@ class ResponseTimes:
     effect.
 
     A wait begins with ``speech_stopped`` (with ``input_audio_buffer.committed`` of a server without
-    it) and ends with the first frame of model audio; speech before that restarts it. Times are of
-    the machine's clock (s).
+    it) and ends with the first frame of model audio handed to RTP; ``speech_started`` before that
+    cancels it. Times are of the machine's clock (s).
     """
 
     def __init__(self, timeline: CallTimeline) -> None:
@@ -74,33 +75,30 @@ class ResponseTimes:
         """Since when playout is paused because the caller may be interrupting (s)."""
 
     def on_caller_heard(self, input: CallerHeard) -> list[Output]:
-        """Keep when the caller was last loud: waits are measured from there, not from the server's
-        later ``speech_stopped``. Returns no output."""
+        """Keep when the caller's audio was last loud, and the round trips: waits and interruptions
+        are measured from there, not from the server's later events. Returns no output."""
         self._heard = input
         return []
 
     def on_speech_started(self) -> None:
-        """Cancel the wait: the caller speaks (``speech_started``)."""
+        """Cancel the wait, since the caller speaks (``speech_started``); nothing is recorded."""
         self._over = self._first = None
 
     def on_turn_over(self, now: float, *, committed: bool = False) -> None:
-        """Begin a wait: the caller's turn is over.
+        """Begin a wait anew: the caller's turn is over.
 
         Args:
-            committed: known by ``input_audio_buffer.committed``; ignored where the server sends
-                ``speech_stopped`` too.
+            committed: known by ``input_audio_buffer.committed``; ignored where the server has sent
+                a ``speech_stopped`` in this call.
         """
         self._stops_told = self._stops_told or not committed
         if not (committed and self._stops_told):
             self._over, self._first = now, None
 
     def on_audio(self, now: float, *, speaking: bool) -> None:
-        """Note the first audio delta of the wait; cancel it where the caller hears other model
-        audio.
-
-        Args:
-            speaking: other model audio is being played.
-        """
+        """Note when the first audio delta of the wait came. Where other model audio is heard then
+        (``speaking``), cancel the wait: nobody waits. Nothing without a wait, and for later
+        deltas."""
         if self._over is None or self._first is not None:
             return
         self._first = now
@@ -108,8 +106,12 @@ class ResponseTimes:
             self.on_speech_started()
 
     def on_playing(self, now: float) -> None:
-        """End the wait, and append a :class:`ResponseTime` to the record: the first frame was
-        handed to RTP."""
+        """End the wait at the first frame handed to RTP, and append a :class:`ResponseTime` to the
+        record (the first ``MAX_KEPT`` only). Nothing unless a wait has had its first delta.
+
+        It counts from the caller's last loud packet; where that is not known, or more than
+        ``MAX_ENDPOINTING_SECONDS`` before the end of the turn, from the end of the turn.
+        """
         if self._over is None or self._first is None:
             return
         over, first, heard = self._over, self._first, self._heard
@@ -129,8 +131,9 @@ class ResponseTimes:
             times.append(ResponseTime(at_ms, *(round(one, 1) for one in ms)))
 
     def interrupted_after(self, now: float) -> float | None:
-        """Return the ms from the caller's first loud packet until they heard nothing more of the
-        agent: until ``now``, or until playout was paused before. None where no packet is known."""
+        """Return the ms from the first packet of the caller's loud stretch until they heard nothing
+        more of the agent: until ``now``, or until playout was paused before. None where none was
+        loud yet."""
         since, now = self._heard.since, self.paused_at or now
         return None if since is None else round(max(0.0, 1000 * (now - since)), 1)
 
@@ -138,33 +141,37 @@ class ResponseTimes:
 class ResponseQueue:
     """Requests for responses (``response.create``), sent one at a time, and the responses that run.
 
-    A request waits while a response runs or another request is unanswered. Methods that return a
-    request return the one to send now, or None.
+    A request waits while a response runs or another request is unanswered. Nothing is sent here:
+    methods that return a request return the one that the caller of the method is to send now, or
+    None.
     """
 
     def __init__(self) -> None:
         self.given_up = 0
-        """Requests of this call that the server did not answer."""
+        """Requests of this call that the server did not answer in time."""
         self.dropped = 0
+        """Requests of this call that were dropped because too many waited."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget responses and requests: their session is over. The counters go on."""
+        """Forget the responses that run and all requests, since their session is over. ``given_up``
+        and ``dropped`` go on."""
         self._running: list[str] = []
         self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
         self._presumed: CreateResponse | None = None
-        """The last request that may or may not be answered by a response."""
+        """Our request that the latest response is taken to answer, by guess; None without one."""
         self._server_names_requests = False
-        """This server says which request a response answers."""
+        """This session has said which request a response answers."""
         self._turns = 0
         """Turns of the caller to which a response of the server's own may still come."""
 
     @property
     def active(self) -> str | None:
-        """Id of the latest response that runs; None without one."""
+        """Id of the latest response that runs (``response.created`` without ``response.done``);
+        None without one."""
         return self._running[-1] if self._running else None
 
     @property
@@ -173,41 +180,45 @@ class ResponseQueue:
         return tuple(self._running)
 
     def request_of(self, response_id: str) -> CreateResponse | None:
-        """Return our request that this response answers; None where the server began it by
-        itself."""
+        """Return our request that this response answers; None where the server began it by itself,
+        and for one that is not remembered."""
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
         """Return whether this response answers what was said: the server began it, or our request
-        had no instructions of its own."""
+        had no instructions or other settings of its own."""
         asked = self.request_of(response_id)
         return asked is None or asked.response is None
 
     @property
     def answering(self) -> bool:
-        """Whether a response for which :meth:`answers_turn` holds runs, is requested, or waits."""
+        """Whether a response to what was said (:meth:`answers_turn`) runs, is requested, or waits
+        to be."""
         asked = [self._sent] if self._sent is not None else []
         waiting = any(one.response is None for one in (*asked, *self._waiting))
         return waiting or any(self.answers_turn(one) for one in self._running)
 
     @property
     def deadline(self) -> float | None:
-        """When an unanswered request is given up (s); None while none is sent, or a response
-        runs."""
+        """When the wait for the server is given up (s): ``UNANSWERED_SECONDS`` after the last
+        request was sent or refused for a collision, or the last response ended. None while a
+        response runs, and without a request that is unanswered or waits."""
         if self._running or not (self._sent or self._waiting):
             return None
         return self._sent_at + UNANSWERED_SECONDS
 
     @property
     def idle(self) -> bool:
-        """Whether no response runs, is requested, or waits."""
+        """Whether no response runs, no request is unanswered, and none waits."""
         return not (self._running or self._sent or self._waiting)
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """Request a response: return the request to send it now, None where it waits.
+        """Request a response: return the request where it is to be sent now; None where it waits,
+        or is dropped.
 
-        A request without instructions of its own answers everything said before it is sent, so a
-        second one of that kind is dropped while one waits.
+        A request without settings of its own answers everything said before it is sent, so a second
+        one of that kind is dropped while one waits. Above ``MAX_WAITING`` the oldest is dropped and
+        counted.
         """
         if not self._running and self._sent is None:
             self._sent, self._sent_at = create, now
@@ -221,29 +232,30 @@ class ResponseQueue:
         return None
 
     def forget_waiting(self) -> None:
-        """Drop all requests that wait."""
+        """Drop all requests that wait; the sent one and the running responses stay."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:
-        """Drop waiting requests without instructions of their own, which would answer the
+        """Drop the waiting requests without settings of their own, which would answer the
         caller."""
         self._waiting = deque(one for one in self._waiting if one.response is not None)
 
     def on_turn(self) -> None:
-        """Count a complete turn of the caller that the server answers by itself: its next response
-        is not taken for the answer to our request."""
+        """Count a turn of the caller that the server will answer by itself
+        (``input_audio_buffer.committed``): where the server does not name requests, its next
+        response is not taken for the answer to ours."""
         self._turns = min(self._turns + 1, MAX_RUNNING)
 
     def on_created(
         self, response_id: str, request: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Handle ``response.created``; return our request that it answers, None for the server's
-        own.
+        """Handle ``response.created``: the response runs from now on. Return our request that it
+        answers; None for one that the server began by itself.
 
         Args:
-            request: the request as the response's metadata names it. Where the server never
-                returns metadata, the response answers our sent request unless a caller's turn
-                waits for one.
+            request: our request, where the response's metadata names it. Of a server that has named
+                none in this session, the response answers the sent request, by guess, unless a turn
+                of the caller waits for one (:meth:`on_turn`).
         """
         self._presumed = None
         if request is not None:
@@ -260,12 +272,14 @@ class ResponseQueue:
         return request
 
     def rename(self, response_id: str, name: str) -> None:
-        """Replace the id of a running response that was created without one."""
+        """Replace the id of a running response, which was created without one, by ``name``."""
         self._running = [name if one == response_id else one for one in self._running]
         self._requests[name] = self._requests.pop(response_id, None)
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
-        """Handle ``response.done``; return the waiting request to send now."""
+        """Handle ``response.done``: the response runs no more. Return the oldest waiting request,
+        to be sent now; None where there is none, another response runs, or a request is
+        unanswered."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
@@ -273,11 +287,12 @@ class ResponseQueue:
 
     def on_collision(self, create: CreateResponse | None, now: float) -> None:
         """Put a request that the server refused (``conversation_already_has_active_response``) at
-        the front of the queue.
+        the front of the queue. A response that was taken for its answer counts as the server's own.
+        Nothing where it waits already.
 
         Args:
-            create: the refused request; None where the error does not name it: then the last
-                one.
+            create: the refused request; None where the error does not name it: then the sent one,
+                or the last that was matched by guess.
         """
         create = create or self._sent or self._presumed
         self._presumed = None
@@ -292,16 +307,18 @@ class ResponseQueue:
         self._waiting.appendleft(create)
 
     def resend_after_dropped(self, now: float) -> None:
-        """Queue our request again that was matched by guess to a response that is being dropped. It
-        goes first once that response is done."""
+        """Queue our request again if the latest response is its answer only by guess, since that
+        response is being dropped. It goes first once that response is done. Nothing for a request
+        without settings of its own."""
         if self._presumed is not None and self._presumed.response is not None:
             self.on_collision(self._presumed, now)
 
     def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Handle the server's error about a request; return ``instead`` where it is given and the
-        request was the sent one, else the next waiting request."""
+        """Handle the server's error about a request: return the request to send now. That is
+        ``instead``, if it is given and ``create`` was the sent one; else the oldest waiting
+        request, or None where that has to wait on."""
         if create is self._sent:
             self._sent = instead
             if instead is not None:
@@ -310,20 +327,23 @@ class ResponseQueue:
         return self._next_to_send(now)
 
     def abandon(self) -> CreateResponse | None:
-        """Forget the running and the sent response; return our request for it, if it was ours."""
+        """Forget the running responses and the sent request; waiting ones stay. Return the sent
+        request, else our request of the latest running response; None where the server began that,
+        and without any."""
         asked = self._sent or (self.request_of(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked
 
     def on_unanswered(self, now: float) -> CreateResponse | None:
-        """Give up the sent request at its deadline and count it; return the next one to send."""
+        """Act on :attr:`deadline`: give up the sent request and count it (``given_up``); return the
+        oldest waiting one, to be sent now, or None."""
         self.given_up += 1
         self._sent = None
         return self._next_to_send(now)
 
     def _next_to_send(self, now: float) -> CreateResponse | None:
-        """Mark the oldest waiting request as sent and return it; None where a response runs, a
-        request is unanswered, or none waits."""
+        """Mark the oldest waiting request as sent at ``now`` and return it; None where a response
+        runs, a request is unanswered, or none waits."""
         if self._running or self._sent is not None or not self._waiting:
             return None
         self._sent, self._sent_at = self._waiting.popleft(), now
@@ -331,13 +351,14 @@ class ResponseQueue:
 
 
 class InterruptedResponses(Protocol):
-    """The interrupted responses of :class:`gateway.call.conversation.playback.Playback`."""
+    """What is needed here of :class:`gateway.call.conversation.playback.Playback`, as a Protocol:
+    its interrupted responses."""
 
     def was_interrupted(self, response_id: str) -> bool:
-        """Return whether this response was interrupted."""
+        """Return whether this response was interrupted or dropped."""
 
     def rename(self, response_id: str, name: str) -> None:
-        """Replace the id of an interrupted response."""
+        """Replace the id of an interrupted response by ``name``; nothing for others."""
 
 
 class ResponseNames:
@@ -345,17 +366,17 @@ class ResponseNames:
 
     Servers leave ids out, use one again for the next response, and say twice that a response begins
     or ends, or that it begins after it has ended. With :meth:`complete` everything else sees a
-    response under one name, from one beginning to one end. A repetition becomes an
-    :class:`OtherEvent` that nothing acts on.
+    response under one name (``UNNAMED`` and a number, where its id is missing or used again), from
+    one beginning to one end. A repetition becomes an :class:`OtherEvent` that nothing acts on.
     """
 
     def __init__(self, responses: ResponseQueue, playback: InterruptedResponses) -> None:
         self._responses = responses
         self._playback = playback
         self._made = 0
-        """Names of ours so far."""
+        """How many names of ours were given."""
         self._nameless = ""
-        """The latest response that was created without an id, until it has one."""
+        """Our name of the latest response without an id, until an id is known; else ""."""
         self._begun: OrderedDict[str, None] = OrderedDict()
         """Ids whose latest response was created."""
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -366,9 +387,10 @@ class ResponseNames:
     def complete(self, event: ServerEvent) -> ServerEvent:
         """Return the event with the response and item ids that hold in this gateway.
 
-        An event without a response id belongs to the running response, one without an item id to an
-        item of that response. A repeated ``response.created`` or ``response.done`` becomes an
-        ``OtherEvent``.
+        An audio or transcript event without a response id belongs to the latest running response,
+        one without an item id to an item ``item_of_`` and the response's name. A repeated
+        ``response.created`` or ``response.done`` becomes an ``OtherEvent``. Other events are
+        returned as they are.
         """
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
@@ -387,19 +409,20 @@ class ResponseNames:
         return event
 
     def is_over(self, response_id: str) -> bool:
-        """Return whether ``response.done`` of this response came already, before its
-        ``response.created``."""
+        """Return whether this response has ended, that is, its ``response.done`` came before its
+        ``response.created``; asked at the latter."""
         return response_id in self._over
 
     def reset(self) -> None:
-        """Forget the ids of a session that another one replaces."""
+        """Forget the ids of a session that another one replaces. Our names are not used again."""
         self._begun.clear()
         self._over.clear()
         self._ours.clear()
 
     def _created(self, event: ResponseCreated) -> ServerEvent:
-        """Return ``response.created`` under a name of ours where it has no id or one that an
-        earlier response had."""
+        """Return ``response.created``: as it is, or under a new name of ours where it has no id or
+        that of a response that has begun and ended. A repetition while that one runs becomes an
+        ``OtherEvent``."""
         response_id = event.response_id
         if not response_id:
             self._nameless = self._new_name()
@@ -416,8 +439,11 @@ class ResponseNames:
         return replace(event, response_id=name)
 
     def _done(self, event: ResponseDone) -> ServerEvent:
-        """Return ``response.done`` under the name that the response has here; a second one of the
-        same response as ``OtherEvent``."""
+        """Return ``response.done`` under the name that the response has here, and remember its end;
+        a second one of the same response becomes an ``OtherEvent``.
+
+        That of a Live session's backend, of a response that was never created, stays as it is.
+        """
         response_id = event.response_id
         if event.backend and response_id not in self._begun:
             return event  # of no response that is heard
@@ -429,8 +455,13 @@ class ResponseNames:
         return event if name == response_id else replace(event, response_id=name)
 
     def _name_of(self, response_id: str) -> str:
-        """Return the name of the response with this id; of the running one where the id is empty.
-        The first id that follows a response created without one becomes its id."""
+        """Return the name here of the response with this id; where the id is empty, of the latest
+        running one, or ``UNNAMED`` without any.
+
+        While the latest response was created without an id, the first unknown id that comes is
+        taken for its own, and replaces our name of it in the queue, unless it is that of an
+        interrupted response.
+        """
         active = self._responses.active
         if not response_id:
             return active or UNNAMED
@@ -446,7 +477,7 @@ class ResponseNames:
         return name
 
     def _new_name(self) -> str:
-        """Return a name that no server gives."""
+        """Return a name that no server gives: ``UNNAMED`` and a number."""
         self._made += 1
         return f"{UNNAMED}{self._made}"
 
@@ -455,8 +486,7 @@ _Value = TypeVar("_Value")
 
 
 def _remember(known: OrderedDict[str, _Value], key: str, value: _Value) -> None:
-    """Set an entry as the latest, and remove the oldest where there are more than
-    ``MAX_REMEMBERED``."""
+    """Set an entry as the latest; above ``MAX_REMEMBERED`` remove the oldest."""
     known[key] = value
     known.move_to_end(key)
     if len(known) > MAX_REMEMBERED:
