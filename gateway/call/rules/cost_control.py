@@ -3,10 +3,10 @@
 
 Near the limit of a budget the model is warned; at it the call is ended or transferred.
 
-Context trimming deletes old turns of a long conversation, or replaces them by a summary. Every
-response is billed for all items of the session, and the server truncates by itself what exceeds the
-model's context window. A deletion invalidates the server's prompt cache, so several turns are
-deleted at a time.
+Context trimming deletes old turns of a long conversation, or replaces them by a summary. A turn is
+what the caller said (a user item) with all items up to the next. Every response is billed for all
+items of the session, and the server truncates by itself what exceeds the model's context window. A
+deletion invalidates the server's prompt cache, so several turns are deleted at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gateway.realtime.events import (
 
 class Budget:
     """Warns the model when a budget of the call is nearly spent, and ends the conversation when one
-    is spent."""
+    is spent (``[route.budget]``)."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (BudgetThreshold,)
     deadline: float | None = None
@@ -43,8 +43,10 @@ class Budget:
         self._plan = control.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle a budget threshold: send the warning message, or end with goodbye or transfer.
-        Bridged calls are left alone."""
+        """Handle a budget threshold: add ``warning_message`` to the conversation (with
+        ``warning_response`` also request a response), or terminate: transfer to ``transfer_to`` if
+        it is set, else ``goodbye`` and hang-up. Nothing while the call is ending or its legs are
+        joined."""
         control = self._control
         if (
             not isinstance(input, BudgetThreshold)
@@ -65,22 +67,23 @@ class Budget:
         return [control.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
 
     def tick(self, now: float) -> list[Output]:
-        """Return nothing: the budget has no deadline."""
+        """Return nothing: thresholds come as inputs, and there is no deadline."""
         return []
 
 
 MAX_ITEMS = 5000
-"""Items remembered of one session; older ones are not trimmed."""
+"""Items remembered of one session; the oldest beyond these are forgotten, and never trimmed."""
 
 SUMMARY_ITEM = "item_gw_summary_"
-"""What our summaries' ids begin with."""
+"""Prefix of the item ids of our summaries."""
 
 _TOLD = "What was said earlier in this call, in short: "
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """An item of the session's conversation that may be deleted later."""
+    """An item of the session's conversation that may be deleted later: ``type``, ``role`` and
+    ``call_id`` as ``conversation.item.added`` has them, "" where it has none."""
 
     kind: str
     role: str
@@ -88,7 +91,8 @@ class _Item:
 
 
 class ContextTrimmer:
-    """Deletes old turns from the session (``[route.context]``), or has them summarized first."""
+    """Deletes old turns of the session (``[route.context]``) once there are too many, or has the
+    model summarize them first, by an out-of-band response. Off where ``max_turns`` is 0."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         ItemAdded,
@@ -106,8 +110,8 @@ class ContextTrimmer:
         self._asking = False
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Follow the session's items; at ``response.done`` trim old turns where there are too
-        many."""
+        """Follow items that the server adds and deletes, anew for each session; at
+        ``response.done`` trim old turns if there are too many."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
         session = self._control.timeline.record.session.session_id
@@ -124,13 +128,14 @@ class ContextTrimmer:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Return nothing: trimming has no deadline."""
+        """Return nothing: the out-of-band response has the deadline of a summary."""
         return []
 
     # ---- how
 
     def _item_added(self, item_id: str, item: object) -> None:
-        """Remember an item of the session; a summary of ours counts as the oldest."""
+        """Remember an item of the session, unless it has no id or is known; a summary of ours
+        counts as the oldest. Above ``MAX_ITEMS`` the oldest is forgotten."""
         if not item_id or item_id in self._items or not hasattr(item, "get"):
             return
         kind, role = str(item.get("type") or ""), str(item.get("role") or "")
@@ -142,8 +147,14 @@ class ContextTrimmer:
             self._items.popitem(last=False)
 
     def _trim_old_turns(self, now: float) -> list[Output]:
-        """Delete the oldest turns, or request their summary, once there are half as many more as
-        ``max_turns``."""
+        """Trim to the last ``max_turns`` turns, once there are at least half as many more (one
+        more, if that is more). Nothing while a summary is awaited, the call is ending or its legs
+        are joined.
+
+        With the strategy ``delete`` the items are deleted at once; else their summary is requested,
+        and they are deleted when it comes, or without one if it fails or takes longer than
+        ``timeout``.
+        """
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
         if self._asking or control.termination is not None or control.call_actions.joined:
@@ -176,8 +187,9 @@ class ContextTrimmer:
         )
 
     def _items_before(self, first_kept: str) -> list[str]:
-        """Return the items before a turn, without system messages; results of function calls go
-        with their calls."""
+        """Return the ids of all items before the turn ``first_kept``, oldest first: without system
+        messages, but with our summaries, and with the later outputs of function calls among
+        them."""
         ids = list(self._items)
         at = ids.index(first_kept)
         old = [
@@ -198,8 +210,14 @@ class ContextTrimmer:
         ]
 
     def _delete_items(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
-        """Return ``conversation.item.delete`` for these items, and before it the message with their
-        summary, where there is one."""
+        """Return ``conversation.item.delete`` for those of ``old`` that are still in the session,
+        and before it a system message with the summary, at the conversation's beginning. They stay
+        in the transcript; the trim is recorded and logged (``context_trimmed``).
+
+        Args:
+            turns: how many turns they are, for record and log.
+            summary: "" for none.
+        """
         control = self._control
         there = [item_id for item_id in old if item_id in self._items]
         outputs: list[Output] = []

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Escape to a human: a key or a phrase of the caller that the gateway itself acts on.
 
-Destinations are tried in the route's order, without the model and without its session.
+Destinations are tried in the route's order until one answers, without the model and without its
+session.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NOBODY = (
 
 class EscapeToHuman:
     """Transfers a caller to a human who asks for one by a DTMF digit or phrase
-    (``[route.escape]``), without the model."""
+    (``[route.escape]``), without the model. Phrases of ``end_phrases`` end the call."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (InputTranscribed,)
     deadline: float | None = None
@@ -38,22 +39,25 @@ class EscapeToHuman:
         """Destinations that are still to be tried."""
 
     def is_escape_key(self, digit: str) -> bool:
-        """Return whether this DTMF digit asks for a human now."""
+        """Return whether this DTMF digit asks for a human now: it is the route's ``key``,
+        ``collect_digits`` does not want it, and an escape may begin."""
         control, plan = self._control, self._control.plan.escape
         collecting = control.collecting is not None and control.collecting.wants_digits
         return digit == plan.key and not collecting and self._may_begin
 
     @property
     def _may_begin(self) -> bool:
-        """Whether the route has destinations, the call is not ending, and no transfer is under way;
-        a caller joined through an interpreter may leave."""
+        """Whether the route has destinations, the call is not ending, and no transfer is under way
+        or has joined the legs; an interpreted transfer does not prevent it."""
         actions = self._control.call_actions
         busy = (actions.joined or actions.underway) and not actions.interpreted
         ending = self._control.termination is not None
         return bool(self._control.plan.escape.to) and not busy and not ending
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Search the caller's words for a phrase that asks for a human, or that ends the call."""
+        """Handle the transcript of a turn of the caller: one of ``end_phrases`` in it terminates
+        the call (reason ``AGENT_HANGUP``, no goodbye); else one of ``phrases`` begins the escape,
+        if it may begin now."""
         assert isinstance(input, ServerEventReceived)
         assert isinstance(input.event, InputTranscribed)
         words = words_of(input.event.transcript)
@@ -73,7 +77,11 @@ class EscapeToHuman:
 
     def begin(self, by: str, now: float) -> list[Output]:
         """Interrupt the agent, end the current action, and transfer the caller to the first
-        destination.
+        destination at once.
+
+        An action that a tool call asked for is answered with the result ``ended``. Of an
+        interpreted transfer, callee and interpreter are released. Call this only where an escape
+        may begin.
 
         Args:
             by: key or word, for the log.
@@ -90,8 +98,12 @@ class EscapeToHuman:
         return outputs + self.next_destination(now)
 
     def next_destination(self, now: float) -> list[Output]:
-        """Transfer the caller to the next destination; after the last, tell the model that nobody
-        could be reached, and request a response."""
+        """Begin the transfer to the next destination; called by ``begin``, and again after each
+        transfer that failed. One to which no transfer can be queued is logged (``escape_failed``)
+        and skipped.
+
+        After the last: log it, tell the model that nobody could be reached, and request a response.
+        """
         control = self._control
         while self._left:
             wanted = json.dumps({"destination": self._left.pop(0)})

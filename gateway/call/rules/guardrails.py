@@ -3,10 +3,11 @@
 
 The model's transcript comes ahead of its audio, so as a rule the words themselves are not heard;
 audio before them in the same response may be, and is in the decision (``heard_ms``). A guardrail
-looks at the text of one item as a whole, so it does not matter how it was cut into deltas.
+looks at the text of one item as a whole, so it does not matter how it was split into deltas.
 
-A guardrail about the caller's words stops the response to them: also where that begins only after
-the words are known, and where the model first calls a tool. Responses to other turns go on.
+A guardrail about the caller's words refuses the turn: it stops the response to that turn, also
+where the response begins only after the words are known, and where the model first calls a tool.
+Responses to other turns go on.
 """
 
 from __future__ import annotations
@@ -34,61 +35,74 @@ from gateway.realtime.events import (
 )
 
 WINDOW = 600
-"""Characters of an item that a pattern is looked for in: the new ones, and these before them."""
+"""Characters before the new ones in which a pattern is searched, too; a sentence that is longer
+goes to a service before its end."""
 
 MAX_ITEMS = 32
-"""Items of the agent whose words are kept; turns of the caller whose answers are known."""
+"""Items of the agent whose text is kept; turns of the caller whose answers, and refusals, are
+known."""
 
 MAX_CHECKS = 16
-"""Questions without an answer; a sentence that comes when there are as many is as one without."""
+"""Requests to services without an answer at a time; a sentence beyond these is not sent, and
+decided by ``on_timeout``."""
 
 MAX_SAID = 8000
-"""Characters of an item with which its final transcript is compared; what follows counts as new."""
+"""Characters of an item's deltas that are compared with its final transcript; what follows counts
+as new."""
 
 MAX_TEXT = 2000
-"""Characters of one question."""
+"""Characters of one request to a service, the last of the text."""
 
 _SENTENCE = re.compile(r"[.!?…:;]\s*$|[\u3002\uff01\uff1f]")
 
 
 @dataclass(slots=True)
 class _Words:
-    """Text of one item of the agent, as far as it has come."""
+    """Text of one item of the agent, as far as its transcript has come."""
 
     response_id: str
     said: str = ""
     """From its beginning, at most :data:`MAX_SAID` characters."""
     tail: str = ""
+    """Its last ``2 * WINDOW`` characters."""
     sentence: str = ""
-    """Not asked about yet."""
+    """The end that was not sent to a service yet, at most ``MAX_TEXT`` characters."""
 
 
 @dataclass(slots=True)
 class _Check:
-    """A question to a guardrail's service that waits for its answer."""
+    """Words that a guardrail decides about, at once or by the answer of its service."""
 
     rule: int
+    """Index of the guardrail in the route."""
     who: str
+    """agent or caller."""
     response_id: str
+    """Response with the words; "" for the caller's."""
     item_id: str
     until: float
+    """When the answer is late (s)."""
 
 
 class _Turns:
-    """Turns of the caller, and the response that answers each; to refuse the answer to a turn."""
+    """Turns of the caller, which response answers each, and the turns that must not be answered
+    (refused, because a guardrail stopped the caller's words)."""
 
     def __init__(self) -> None:
         self._answers: OrderedDict[str, str] = OrderedDict()
-        """By turn; empty while its answer is still to come."""
+        """Id of the answering response by turn, oldest first; "" while it is still to come."""
         self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
         self._unnamed = 0
         """Turns that came without an id."""
         self.latest = ""
+        """Id of the turn that was added last; "" before the first."""
 
     def complete(self, item_id: str, answer: str = "") -> None:
-        """Add a turn of the caller.
+        """Add a turn of the caller that is over; nothing if it is known. Above ``MAX_ITEMS`` the
+        oldest is forgotten.
 
         Args:
+            item_id: "" where the server gives none: then each call adds another turn, ``turn_<n>``.
             answer: id of the response that answers it; "" while it is to come.
         """
         if not item_id:  # some servers give no ids: each is another turn
@@ -102,8 +116,8 @@ class _Turns:
             self._answers.popitem(last=False)
 
     def answered(self, response_id: str) -> bool:
-        """Note a response as the answer to the open turns, or a further one to the latest; return
-        whether it answers a refused turn."""
+        """Note that a response answers all turns without an answer, or the latest turn where there
+        are none; return whether one of them is refused, so that the response must be dropped."""
         turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
         for turn in turns:
             if turn in self._answers:
@@ -111,16 +125,17 @@ class _Turns:
         return any(turn in self._refused for turn in turns)
 
     def named(self, item_id: str) -> str:
-        """Return the id of a turn; where the server gives none, of the latest."""
+        """Return ``item_id``, or the id of the latest turn where it is ""."""
         return item_id or self.latest
 
     def refuse(self, item_id: str, running: str | None) -> str | None:
-        """Refuse the answer to a turn; return its response's id, "" while that is to come, None if
-        the turn was refused before.
+        """Refuse a turn, added if it is new (without an id it always is): from now on
+        :meth:`answered` returns True for its answer. Returns the id of the response that answers
+        it, "" while that is to come, None if this id was refused before.
 
         Args:
-            running: id of the running response, which counts as the answer to a turn not
-                reported yet.
+            running: id of the running response, which counts as the answer where this turn was not
+                added before; None for none.
         """
         if item_id in self._refused:
             return None
@@ -130,15 +145,14 @@ class _Turns:
         return self._answers[item_id]
 
     def allow(self) -> None:
-        """Allow answers to refused turns again."""
+        """Allow answers to refused turns again; those dropped before stay dropped."""
         self._refused.clear()
 
 
 class Guardrails:
-    """Applies the route's guardrails (``[[route.guardrail]]``) to the words of agent and caller.
-
-    By a pattern at once, or by the answer of an HTTP service.
-    """
+    """Applies the route's guardrails (``[[route.guardrail]]``) to the words of agent and caller, by
+    a pattern at once, or by the answer of an HTTP service. Only transcripts are looked at, item by
+    item."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.ContentChecked,
@@ -155,16 +169,19 @@ class Guardrails:
         self._rules = control.plan.content.guardrails
         self._items: OrderedDict[str, _Words] = OrderedDict()
         self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
-        """Responses that are not looked at any more."""
+        """Ids of responses that were stopped; their further words are not checked."""
         self._turns = _Turns()
         self._phrases: deque[CreateResponse] = deque(maxlen=8)
-        """What was asked for in place of answers; no rule looks at these."""
+        """Requests for replacements; no guardrail checks the words of their responses."""
         self._checks: dict[str, _Check] = {}
         self._asked = 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Check words of either side, or take the answer of a service; drop a response to a refused
-        turn."""
+        """Check new words of agent or caller; act on the answer of a service; drop a response that
+        answers a refused turn. Nothing without guardrails.
+
+        A ``Tell`` or ``Show`` with ``respond`` allows answers to refused turns again.
+        """
         if not self._rules:
             return []
         match input:
@@ -189,26 +206,29 @@ class Guardrails:
         return []
 
     def on_session_over(self) -> None:
-        """Forget items, turns and questions of a session, whose ids may come again."""
+        """Forget items, turns, refusals and unanswered checks, since the session is lost or handed
+        over: another one may use the same ids. Late answers of services are then ignored."""
         self._items.clear()
         self._stopped.clear()
         self._turns = _Turns()
         self._checks.clear()
 
     def tick(self, now: float) -> list[Output]:
-        """Decide about words whose service has not answered in time, as ``on_timeout`` says."""
+        """Decide each check whose service has not answered in time, as its ``on_timeout`` says."""
         late = [key for key, check in self._checks.items() if now >= check.until]
         return [output for key in late for output in self._on_answer(key, None, "too late", now)]
 
     @property
     def deadline(self) -> float | None:
-        """When the next answer of a service is late (s); None without a question."""
+        """When the first unanswered check is late (s); None without one."""
         return min((check.until for check in self._checks.values()), default=None)
 
     # ---- how
 
     def _response_created(self, response_id: str, now: float) -> list[Output]:
-        """Handle ``response.created``: drop a response that answers a refused turn."""
+        """Handle ``response.created``: drop the response if it answers a turn that was refused; a
+        request of ours that it was only presumed to answer is queued again. Nothing for a request
+        with instructions of its own."""
         if self._control.responses.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
             self._control.responses.resend_after_dropped(now)
@@ -216,7 +236,8 @@ class Guardrails:
         return []
 
     def _words_of_item(self, item_id: str, response_id: str) -> _Words:
-        """Return the text of an item of the agent so far, added if it is new."""
+        """Return the text so far of an item of the agent; begin it anew if the item is new, or has
+        come with another response. Above ``MAX_ITEMS`` the oldest item is forgotten."""
         items = self._items
         words = items.get(item_id)
         if words is None or words.response_id != response_id:  # some servers use ids again
@@ -228,10 +249,12 @@ class Guardrails:
     def _check_agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
-        """Check new words of the agent, together with the ``WINDOW`` characters before them.
+        """Add new words of the agent to their item and check them: patterns with the ``WINDOW``
+        characters before them, services with whole sentences. Nothing for a stopped response and
+        for our replacements.
 
         Args:
-            whole: the item's text is complete.
+            whole: the item's text is complete, so that its last word and sentence are, too.
         """
         asked = self._control.responses.request_of(words.response_id)
         ours = any(asked is phrase for phrase in self._phrases)
@@ -251,7 +274,8 @@ class Guardrails:
         )
 
     def _is_replacement(self, said: str) -> bool:
-        """Return whether these words begin a replacement that the gateway requested."""
+        """Return whether these words are the beginning of the replacement of any guardrail; only
+        once one was requested. For servers that do not name the request that a response answers."""
         said = " ".join(said.split())
         phrases = (
             (" ".join(rule.replacement.split()) for rule in self._rules) if self._phrases else ()
@@ -269,13 +293,15 @@ class Guardrails:
         *,
         open: bool = False,
     ) -> list[Output]:
-        """Apply each guardrail for this speaker: its pattern to ``window``, its service to
-        ``sentence``.
+        """Apply each guardrail for this speaker, in the route's order. One without service whose
+        pattern matches in ``window`` is enforced at once, and those after it are not applied. One
+        with a service sends it ``sentence``, if that matches the pattern or there is none.
 
         Args:
             who: agent or caller.
-            sentence: complete sentence that was not asked about yet; "" without one.
-            open: the last word of ``window`` may go on.
+            response_id: "" for the caller.
+            sentence: complete sentence that was not sent to a service yet; "" without one.
+            open: the last word of ``window`` may still become another word, so a match there waits.
         """
         outputs: list[Output] = []
         for index, rule in enumerate(self._rules):
@@ -292,8 +318,9 @@ class Guardrails:
     def _ask_service(
         self, index: int, who: str, response_id: str, item_id: str, text: str, now: float
     ) -> list[Output]:
-        """Return ``CheckContent`` for the service of guardrail ``index``, and set its deadline;
-        with ``MAX_CHECKS`` questions open, decide as without an answer."""
+        """Return ``CheckContent`` for the service of guardrail ``index``, and keep the check until
+        its answer or deadline. With ``MAX_CHECKS`` open already, log ``guardrail_skipped`` instead,
+        and enforce the guardrail if its ``on_timeout`` is deny."""
         rule = self._rules[index]
         self._asked += 1
         key = f"guard-{self._asked}"
@@ -306,8 +333,14 @@ class Guardrails:
         return [CheckContent(key, index, who, text)]
 
     def _on_answer(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
-        """Handle the answer of a service; None for ``allow``: there was none, and ``on_timeout``
-        decides."""
+        """Handle the answer of a service: enforce the guardrail unless the words are allowed.
+        Nothing for a key that is unknown, or was decided before.
+
+        Args:
+            allow: None where no valid answer came in time: logged as ``guardrail_timeout`` and
+                decided by ``on_timeout``.
+            reason: for log and record.
+        """
         check = self._checks.pop(key, None)
         if check is None:
             return []
@@ -328,11 +361,17 @@ class Guardrails:
         return outputs if allow else outputs + self._enforce(check, by, reason, now)
 
     def _enforce(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
-        """Stop the response and record the decision; then say the replacement, transfer, or end the
-        call, as the guardrail says.
+        """Stop the offending response, record and log the decision with what was heard of it (ms),
+        then request the replacement, if there is one, or have the conversation end with it or by
+        transfer.
+
+        For the caller's words the answer to that turn is stopped, also one that is still to come or
+        waits to be sent. Playout is interrupted unless the response is over and none of its audio
+        is queued. Nothing if the response or turn was stopped before, or the call is ending.
 
         Args:
             by: words, http or timeout.
+            reason: of the service; "" without one.
         """
         control, rule = self._control, self._rules[check.rule]
         response = check.response_id
@@ -388,10 +427,11 @@ class Guardrails:
 
 
 def _not_in_deltas(words: _Words, transcript: str) -> str:
-    """Return the end of the final transcript, from where it differs from the deltas.
+    """Return the end of the final transcript that the deltas of the item (``words``) did not have;
+    "" for none, all of it where no delta came.
 
-    A delta may have been lost. Differences in white space do not count. Where words differ,
-    ``words`` goes on from the final ones.
+    White space does not count. Where the two differ (a delta was lost), the end from the beginning
+    of that word is returned, and ``words`` continues from the final text before it.
     """
     if not words.said:
         return transcript
@@ -408,15 +448,16 @@ def _not_in_deltas(words: _Words, transcript: str) -> str:
 
 
 def _matches(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
-    """Return whether the guardrail's pattern matches.
+    """Return whether the guardrail's pattern is found in ``window``; False without a pattern, and
+    for empty matches.
 
     Args:
-        open: a match at the very end does not count, since the next delta may go on with that
+        open: a match that reaches the end does not count, since the next delta may go on with that
             word.
     """
     if rule.pattern is None:
         return False
     for match in rule.pattern.finditer(window):
         if match.end() > match.start() and (not open or match.end() < len(window)):
-            return True  # at the very end, the next delta may make another word of it
+            return True
     return False
