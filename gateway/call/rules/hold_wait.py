@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hold and wait: the agent waits in a queue's music and announcements without talking to them.
+"""Hold and wait: the agent waits in the other side's queue, without talking to music and
+announcements.
 
 A wait begins with music in a row, with words that match ``announcements``, or with the same words
-at the same length again. Until it ends no response is requested, what the server begins by itself
-is cancelled, and playout is silent. While music plays the session hears silence in its place: that
-costs nothing and fills no context. Once there is speech, or quiet, it hears the other side again,
-with the seconds before (:class:`gateway.call.outputs.Withhold`).
+again, taking as long as before. Until it ends no response is requested, what the server begins by
+itself is cancelled, and playout is silent. While music plays the session hears silence in its
+place: that costs nothing and fills no context. Once there is speech, or quiet, it hears the other
+side again, with the seconds before (:class:`gateway.call.outputs.Withhold`).
 
-Somebody who speaks and then waits for an answer is a human. Music that comes back makes an
-announcement of what was said, and so do words that were heard before or match ``announcements``.
+Somebody who speaks and then waits for an answer is a human, and ends the wait. Where music comes
+back, what was said before it counts as an announcement, not a human; likewise words that match
+``announcements``, or were heard before in this call.
 """
 
 from __future__ import annotations
@@ -36,20 +38,21 @@ from gateway.realtime.events import (
 from gateway.text import words_of
 
 SETTLE_SECONDS = 1.6
-"""After speech: time in which music comes back, if it was an announcement. A second of sound is
-analysed at a time; one that is quiet ends the wait sooner."""
+"""After speech: time in which music comes back, if it was an announcement; then it was a human. A
+second of sound is analysed at a time; one that is quiet ends the wait sooner."""
 
 WORDS_SECONDS = 3.0
-"""After speech: the longest wait for its words, where the session transcribes."""
+"""After speech: the longest wait for its transcript, where the session transcribes, before it
+counts as a human's."""
 
 QUIET = 0.1
-"""Part of a second that sounds, below which nobody has spoken in it."""
+"""Share of a second (0 to 1) that sounds, below which nobody has spoken in it."""
 
 MAX_SEEN = 64
-"""Announcements whose words are remembered."""
+"""Turns in waits whose words are remembered, to know an announcement that comes again."""
 
 MAX_KEYS = 5
-"""Times that keys are pressed in one wait."""
+"""Times that DTMF digits are sent in one wait."""
 
 WAITING = (
     "You are waiting in a queue: music or announcements play. Say nothing, and do nothing, until "
@@ -64,7 +67,8 @@ ANSWERED = (
 
 class HoldWait:
     """Has the agent wait in a queue of the other side (``[route.hold_wait]``) without talking to
-    it."""
+    it: nothing is requested, played or answered until a human speaks, a key is pressed, or
+    ``max_wait`` is over."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.SoundHeard,
@@ -86,32 +90,38 @@ class HoldWait:
         self._since = 0.0
         self._withheld = False
         self._unclear = 0
-        """Seconds in a row that are hardly music's."""
+        """Seconds in a row with too few standing tones for music."""
         self._speaking: float | None = None
-        """When the server heard the other side begin to speak (s)."""
+        """When the server heard the other side begin to speak (s); None while nobody speaks."""
         self._voice = False
-        """Somebody has spoken since the music, or since the last announcement."""
+        """Somebody has spoken since the music, or since the last announcement: a human, unless it
+        turns out to be an announcement."""
         self._stopped: float | None = None
-        """When they stopped (s)."""
+        """When they stopped (s); None while they speak, or nobody has spoken."""
         self._words_came = False
         self._key_count = 0
 
     @property
     def _plan(self) -> HoldWaitPlan:
-        """Settings of ``[route.hold_wait]``, complete once the call's data are there."""
+        """Settings of ``[route.hold_wait]``, read anew each time: the plan with the call's fetched
+        data replaces the first one."""
         return self._control.plan.hold_wait
 
     @property
     def _silences(self) -> bool:
-        """Whether responses are not to be heard, because the agent waits; the last words of a call
-        are."""
+        """Whether responses are to be interrupted because the agent waits. False once the
+        conversation is being ended: the goodbye is heard."""
         return self._wait is not None and self._control.termination is None
 
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Handle a second of sound, speech of the other side, its words, a response, or a DTMF
-        digit, which ends the wait."""
+        """Handle a second of sound, speech of the other side or its transcript. In a wait,
+        interrupt a response that the server begins, and end the wait at a DTMF digit (not one
+        detected in the audio). Nothing where the rule is off.
+
+        A hold of the other side by SDP suspends the detection of music.
+        """
         if not self._plan.enabled:
             return []
         match input:
@@ -137,7 +147,8 @@ class HoldWait:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """End the wait: somebody has spoken and waits for an answer, or ``max_wait`` is over."""
+        """Act on :attr:`deadline`: after ``max_wait`` seconds of waiting give up; else end the wait
+        if somebody has spoken since the music and it was no announcement."""
         if self._wait is None or self.deadline is None or now < self.deadline:
             return []
         if now >= self._since + self._plan.max_wait:
@@ -148,7 +159,9 @@ class HoldWait:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s); None without a wait."""
+        """When :meth:`tick` is due (s): ``max_wait`` after the wait began, or sooner, when speech
+        that has stopped will count as a human's. None without a wait and while the call is
+        ending."""
         if self._wait is None or self._control.termination is not None:
             return None
         latest = self._since + self._plan.max_wait
@@ -162,8 +175,16 @@ class HoldWait:
     # ---- how
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Handle a second of sound: music begins a wait; in a wait the session gets silence while
-        music plays (``Withhold``), and voices again after it."""
+        """Handle a second of sound. Without a wait, enough seconds of music begin one. In a wait,
+        music has the session hear silence, and makes an announcement of the speech before it; a
+        quiet second, one that is clearly not music, or a second unclear one has the session hear
+        the other side again.
+
+        Sound that is not quiet counts as speech; its end is a quiet second where the server does
+        not report speech. A quiet second after the end of speech makes the decision due at once, if
+        no transcript is awaited. Nothing but a fresh count of music while an action is queued or
+        under way, the call is ending, or the other side holds.
+        """
         if self._held or self._control.call_actions.busy or self._control.termination is not None:
             self._music.reset()
             return []
@@ -189,8 +210,11 @@ class HoldWait:
         return outputs
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
-        """Handle the words of a turn: an announcement begins or continues a wait; press the keys
-        that it asks for."""
+        """Handle the transcript of a turn. It is an announcement if it matches ``announcements``,
+        repeats the turns before (:class:`Repeats`) or, in a wait, has the words of a turn in this
+        or an earlier wait. An announcement begins a wait; in one, it does not count as a human, nor
+        does a turn without words, or one that asks for a key: keys are sent. Nothing while an
+        action is queued or under way, or the call is ending."""
         words = words_of(text)
         repeated = self._repeats.add_words(item_id, words)
         listed = any(one.search(text) for one in self._plan.announcements)
@@ -215,8 +239,9 @@ class HoldWait:
         return outputs + pressed
 
     def _press(self, text: str, now: float) -> list[Output]:
-        """Queue the DTMF digits that an announcement asks for by the route's ``keys``, at most
-        ``MAX_KEYS`` times."""
+        """Queue the DTMF digits of the first of the route's ``keys`` whose pattern matches the
+        announcement, and return the log line; nothing after ``MAX_KEYS`` times in this wait, or
+        while another action is queued or under way."""
         assert self._wait is not None
         for key in self._plan.keys:
             if self._key_count < MAX_KEYS and key.words.search(text):
@@ -230,10 +255,12 @@ class HoldWait:
         return []
 
     def _begin(self, why: str, now: float, *, music: bool) -> list[Output]:
-        """Begin a wait: interrupt the agent, tell it, and have the server request no responses.
+        """Begin a wait: record and log it, interrupt the agent if it speaks or a response runs or
+        is requested, drop requests that wait to be sent, have the server begin no responses by
+        itself, and tell the model to say nothing.
 
         Args:
-            why: evidence, for the record.
+            why: evidence, for record and log.
             music: music plays, which the session is not to hear.
         """
         control = self._control
@@ -250,10 +277,11 @@ class HoldWait:
         return outputs + control.add_message(WAITING) + (self._withhold(True) if music else [])
 
     def _end(self, why: str, now: float) -> list[Output]:
-        """End the wait: tell the model how long it was, and request a response.
+        """End the wait: the session hears the other side again, and its server may begin responses;
+        tell the model how long it has waited (s), and request a response.
 
         Args:
-            why: human or key.
+            why: human or key, for record and log.
         """
         control, wait = self._control, self._wait
         assert wait is not None
@@ -265,7 +293,9 @@ class HoldWait:
         return outputs + control.request_response(CreateResponse(), now)
 
     def _give_up(self, now: float) -> list[Output]:
-        """End the conversation after ``max_wait``: transfer the call, or hang up."""
+        """End the wait after ``max_wait`` (s), and terminate the conversation (reason
+        ``MACHINE_DETECTED``): transfer the call to ``transfer_to``, or hang up without a
+        goodbye."""
         assert self._wait is not None
         outputs = self._close_wait(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
@@ -274,7 +304,12 @@ class HoldWait:
         return outputs
 
     def _close_wait(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
-        """Set the end of the wait in the record, and log it."""
+        """Set length (ms) and reason of the wait's end in the record and log it; responses may be
+        requested again.
+
+        Args:
+            why: human, key or timeout.
+        """
         self._wait, self._control.waiting = None, False
         self._music.reset()
         wait.ms, wait.ended = round((now - self._since) * 1000, 1), why
@@ -284,8 +319,9 @@ class HoldWait:
         ]
 
     def _stop_server_responses(self) -> list[Output]:
-        """Return ``session.update`` with which this session, and those that follow, answer no turns
-        by themselves."""
+        """Return ``session.update`` with which the server begins no responses by itself, and have
+        sessions that follow get it, too. Nothing where it begins none anyway; not sent to a session
+        that takes no updates."""
         control, plan = self._control, self._plan
         if not plan.quiet:
             return []
@@ -293,6 +329,7 @@ class HoldWait:
         return [Send(change)] if control.capabilities.settings_updates else []
 
     def _withhold(self, withheld: bool) -> list[Output]:
-        """Return ``Withhold`` where it changes."""
+        """Have the session hear silence in place of the other side, or hear it again: return
+        ``Withhold`` if that changes, else nothing."""
         was, self._withheld = self._withheld, withheld
         return [] if was is withheld else [Withhold(withheld)]

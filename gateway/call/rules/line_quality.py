@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A model that knows its line: a bad line is told to it, with a hint how to speak.
+"""Tell the model that the telephone line is bad, with a hint how to speak, and when it is good
+again.
 
 The model gets a system message and no request for a response: it keeps to it in what it says next.
 """
@@ -16,6 +17,7 @@ from gateway.call.record_entries import BadLine, append_capped
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 FROM_CALLER, TO_CALLER = "from_caller", "to_caller"
+"""Directions of RTP."""
 
 _TOLD = {
     FROM_CALLER: "The telephone line is bad: you hear the caller with gaps or too softly ({what}). "
@@ -25,8 +27,8 @@ _TOLD = {
 
 
 class LineWatch:
-    """Tells the model of a bad line, by loss, jitter, MOS and level against the route's limits
-    (``[route.line]``)."""
+    """Tells the model of a bad line, by loss, jitter, MOS of each direction and the level of the
+    caller's speech against the route's limits (``[route.line]``)."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.LineQuality,
@@ -40,12 +42,15 @@ class LineWatch:
         self._control = control
         self._speaking = False
         self._beyond: dict[str, float] = {}
-        """Since when each measure is beyond its limit (s)."""
+        """Since when each direction, or "level", is beyond a limit (s)."""
         self._within: float | None = None
-        """Since when all are within, after a bad line (s)."""
+        """Since when everything is within the limits again (s); None while the line is not bad, or
+        not yet good."""
         self._bad: BadLine | None = None
+        """The bad line in the record; None while the line is good."""
         self._hints = 0
         self._soft_seconds = 0
+        """Seconds in a row of the caller's speech below ``min_level``."""
 
     @property
     def _plan(self) -> LinePlan:
@@ -53,8 +58,8 @@ class LineWatch:
         return self._control.plan.line
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Compare a measurement of RTP quality or level with the limits; follow whether the caller
-        speaks."""
+        """Compare a measurement of one direction's RTP with the limits, or the level of a second in
+        which the caller speaks; follow ``speech_started`` and ``speech_stopped``."""
         match input:
             case inputs.LineQuality():
                 return self._judge_side(input.side, _exceeded(input, self._plan), now)
@@ -71,10 +76,11 @@ class LineWatch:
         return []
 
     def _judge_side(self, side: str, what: str, now: float) -> list[Output]:
-        """Report a direction (``side``) that has been bad for ``after`` seconds, or a line that has
-        recovered.
+        """Report a bad line once a direction has been beyond a limit for ``after`` seconds; where
+        it is within, look whether the line has recovered.
 
         Args:
+            side: from_caller or to_caller.
             what: the limit that is exceeded, for the record; "" for none.
         """
         if what:
@@ -85,8 +91,9 @@ class LineWatch:
         return self._check_recovery(now)
 
     def _judge_level(self, dbfs: float, now: float) -> list[Output]:
-        """Count the seconds in which the caller's speech (dBFS) is too soft, and report them;
-        seconds without speech do not count."""
+        """Report a bad line once ``after`` seconds of the caller's speech in a row were softer than
+        ``min_level`` (dBFS); a louder one starts the count anew, and may complete the recovery.
+        Called only for seconds of speech."""
         if dbfs >= self._plan.min_level:
             self._soft_seconds = 0
             self._beyond.pop("level", None)
@@ -99,8 +106,9 @@ class LineWatch:
         return self._bad_line(FROM_CALLER, f"the caller's speech has {dbfs:.0f} dBFS", now)
 
     def _bad_line(self, side: str, what: str, now: float) -> list[Output]:
-        """Record and log a bad line, once until it has recovered, and tell the model, ``max_hints``
-        times."""
+        """Record and log that the line is bad, and tell the model, with ``hint``; only the first
+        ``max_hints`` times in a call, and not while the call is ending. Nothing while the line is
+        known as bad already."""
         if self._bad is not None:
             return []
         control, plan = self._control, self._plan
@@ -114,8 +122,9 @@ class LineWatch:
         return [note, *control.add_message(f"{_TOLD[side].format(what=what)} {plan.hint}".strip())]
 
     def _check_recovery(self, now: float) -> list[Output]:
-        """Record, log and tell a line that has been within all limits for ``recovered_after``
-        seconds."""
+        """Once a bad line has been within all limits for ``recovered_after`` seconds, record and
+        log that. The model is told if it was told that the line is bad, ``recovered`` is not empty,
+        and the call is not ending."""
         bad, plan = self._bad, self._plan
         if bad is None or self._beyond:
             return []
@@ -132,7 +141,8 @@ class LineWatch:
 
 
 def _exceeded(quality: inputs.LineQuality, plan: LinePlan) -> str:
-    """Return the limit that the measurement exceeds, in words for the record; "" for none."""
+    """Return the first limit that the measurement exceeds, of loss (%), jitter (ms) and MOS, in
+    words for the record; "" for none. A limit of 0 is not checked."""
     if plan.max_loss and quality.loss_percent > plan.max_loss:
         return f"{quality.loss_percent:.0f} % lost"
     if plan.max_jitter and quality.jitter_ms > plan.max_jitter:

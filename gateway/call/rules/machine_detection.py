@@ -22,46 +22,51 @@ from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechSta
 from gateway.text import words_of
 
 HELD = 0.58
-"""Part of a second that has standing tones, from which it is music's. Synthesised speech has 0.2 in
-the mean, hardly ever more than 0.5; synthesised music 0.8 to 0.9."""
+"""Share of a second (0 to 1) that has standing tones, from which it is music's. Synthesised speech
+has 0.2 in the mean, hardly ever more than 0.5; synthesised music 0.8 to 0.9."""
 
 MISSES = 2
-"""Seconds in a row that are not music's, and it is over: somebody speaks."""
+"""Seconds in a row below ``HELD`` after which the music counts as over: somebody speaks."""
 
 CHANGE = 0.03
-"""By which the tones of a second differ from those before; a hum's or dial tone's are the same."""
+"""Difference (0 to 1) of a second's tones from those of the second before, from which they change
+as music does; a hum's or dial tone's stay the same."""
 
 MIXED = 0.45
-"""Mean of a stretch without a pause from which it is no voice alone: singers, words over music."""
+"""Mean share of standing tones (0 to 1) in a stretch without a pause, from which it is no voice
+alone: singers, words over music."""
 
 
 class MusicOnHoldDetector:
-    """Detects hold music by standing tones, in seconds of it in a row or in sound without a
-    pause."""
+    """Detects hold music by standing tones: enough seconds of music in a row, or a large share of
+    one stretch of sound without a pause."""
 
     def __init__(self) -> None:
         self._stretch = self._stretch_held = 0.0
         self.reset()
 
     def begin_stretch(self) -> None:
-        """Begin a stretch of sound without a pause: the server has sent ``speech_started``."""
+        """Begin a stretch of sound without a pause, whose share :attr:`mixed` is: at
+        ``speech_started``, or once a stretch was judged."""
         self._stretch = self._stretch_held = 0.0
 
     @property
     def mixed(self) -> float:
-        """Share of the stretch (0 to 1) that has standing tones; 0 where a voice alone may have as
-        much."""
+        """Share of the stretch so far (0 to 1) that has standing tones; 0 below ``MIXED``, since a
+        voice alone may have as much."""
         share = self._stretch_held / self._stretch if self._stretch else 0.0
         return share if share >= MIXED else 0.0
 
     def reset(self) -> None:
-        """Forget the seconds of music so far."""
+        """Forget the seconds of music in a row; the stretch goes on."""
         self._held: list[float] = []
         self._changes = self._misses = 0
 
     def add_second(self, heard: inputs.SoundHeard, wanted: float) -> str:
-        """Add a second of sound; return the evidence, in words, once ``wanted`` seconds were music,
-        else ""."""
+        """Add a second of sound; return the evidence, in words, once at least ``wanted`` seconds in
+        a row were music and the tones changed in a third of them (the count then starts anew), else
+        "". One second below ``HELD`` in between is not counted, and does no harm; ``MISSES`` in a
+        row start the count anew."""
         self._stretch += 1
         self._stretch_held += heard.held
         if heard.held < HELD:
@@ -80,49 +85,54 @@ class MusicOnHoldDetector:
 
 
 EVEN = 0.06
-"""Deviation of the lengths of turns from their mean, as a part of it, that no human keeps to."""
+"""Standard deviation of the lengths of turns as a share of their mean, which no human keeps
+within."""
 
 STUBBORN = 2
-"""Where they are not spoken at the same length each time, so many times the repeats are needed:
-people say "I want to talk to a human" three times, too."""
+"""So many times the repetitions are needed where they are not equally long: people say "I want to
+talk to a human" three times, too."""
 
 _MIN_WORDS = 3
-"""What is repeated has so many words: people say yes again and again."""
+"""Words that a turn must have to count as a repetition: people say yes again and again."""
 
 _MAX_TURNS = 64
-"""Turns whose lengths or words are kept."""
+"""Turns whose lengths are kept."""
 
 
 def similar_lengths(lengths: Collection[int]) -> bool:
-    """Return whether these lengths (ms) differ less than those of a human's turns would."""
+    """Return whether these lengths (ms) are more alike than those of a human's turns: standard
+    deviation at most ``EVEN`` times the mean."""
     return pstdev(lengths) <= EVEN * fmean(lengths)
 
 
 class Repeats:
-    """Detects a bot that says the same again, by words and length.
+    """Detects a bot that says the same words again and again, turn after turn.
 
     Args:
-        wanted: repetitions of the same length that are a bot's; of other lengths ``STUBBORN``
-            times as many.
+        wanted: repetitions after which it is a bot, if the last ones were about equally long; else
+            ``STUBBORN`` times as many.
     """
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
         self._lengths: OrderedDict[str, int] = OrderedDict()
-        """Of turns without words so far, ms by item."""
+        """Lengths (ms) by item of turns whose words have not come."""
         self._words: tuple[str, ...] = ()
         self._times = 0
+        """Turns in a row with these words."""
         self._spoken: deque[int] = deque(maxlen=min(wanted, _MAX_TURNS))
+        """Lengths (ms) of the last of them."""
 
     def add_turn(self, item_id: str, length_ms: int) -> None:
-        """Note the length (ms) of a turn whose words may come later."""
+        """Note the length (ms) of a turn whose transcript may come later."""
         self._lengths[item_id] = length_ms
         while len(self._lengths) > _MAX_TURNS:
             self._lengths.popitem(last=False)
 
     def add_words(self, item_id: str, words: tuple[str, ...]) -> str:
-        """Add the words of a turn; return the evidence, in words, once they were said often enough,
-        else ""."""
+        """Add the words of a turn; return the evidence, in words, if they are those of the turns
+        before, and said often enough by now, else "". Other words start the count anew; turns of
+        fewer than ``_MIN_WORDS`` words are ignored."""
         length = self._lengths.pop(item_id, None)
         if len(words) < _MIN_WORDS:
             return ""
@@ -141,59 +151,71 @@ class Repeats:
 
 
 RECENT_SECONDS = 4.0
-"""Longest time (s) after a beep in which a voicemail still records."""
+"""Longest time (s) from a beep to the detection of voicemail in which the voicemail still records;
+and from the end of a greeting to its beep."""
 
 GREETING_SECONDS = 2.5
-"""A caller who began to speak so long before a beep, and speaks no more, is a greeting."""
+"""Shortest time (s) from the first speech to a beep: what is said before an earlier beep is no
+greeting."""
 
 LONGEST_SECONDS = 60.0
-"""A greeting that goes on for longer than this after it was known as one is not waited for."""
+"""Longest wait (s) for the end of a greeting after it was known as one; then the message is
+left."""
 
 
 class BeepWaiter:
-    """Waits for the beep after a voicemail greeting. Times in s.
+    """Knows a voicemail by the beep after its greeting, and waits for that beep. Times in s.
 
     Args:
-        seconds: longest wait after the greeting; 0 for none.
+        seconds: quiet after the greeting, or after voicemail was detected in a pause, that ends the
+            wait without a beep; 0: no wait.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._last: tuple[float, str] | None = None
+        """When the last beep came, and its evidence."""
         self._began: float | None = None
+        """When the other side first began to speak."""
         self._stopped: float | None = None
-        """When the first stretch of speech did."""
+        """When the other side first stopped speaking."""
         self._quiet_since: float | None = None
+        """Since when the other side does not speak; None while it does, or before it did."""
         self._since: float | None = None
+        """Since when a beep is waited for; None while none is."""
 
     @property
     def waiting(self) -> bool:
-        """Whether a beep is waited for."""
+        """Whether a beep is being waited for."""
         return self._since is not None
 
     def speech_began(self, now: float) -> None:
-        """Note ``speech_started`` of the other side; a beep may be taken for speech, too."""
+        """Note ``speech_started`` of the other side: the first one dates the greeting; each stops
+        the quiet time that ends the wait for the beep, also where the server takes the beep for
+        speech."""
         if self._began is None:
             self._began = now
         self._quiet_since = None
 
     def speech_ended(self, now: float) -> None:
-        """Note ``speech_stopped`` of the other side."""
+        """Note ``speech_stopped`` of the other side: the first one ends the greeting; each starts
+        the quiet time that ends the wait for the beep."""
         if self._stopped is None:
             self._stopped = now
         self._quiet_since = now
 
     def beep(self, evidence: str, now: float) -> bool:
-        """Note a beep; return whether the speech before it was a greeting, so that this is a
-        voicemail."""
+        """Note a beep; return whether it follows a greeting, so that this is a voicemail: speech
+        began at least ``GREETING_SECONDS`` before, and its first stretch goes on or ended at most
+        ``RECENT_SECONDS`` ago."""
         self._last = now, evidence
         if self._began is None or now - self._began < GREETING_SECONDS:
             return False
         return self._stopped is None or now - self._stopped <= RECENT_SECONDS
 
     def wait_for_beep(self, now: float) -> str:
-        """Begin to wait; return the evidence of a beep that has just come, or "not waited for",
-        else ""."""
+        """Begin to wait and return "". Where there is no need to wait, return why: the evidence of
+        a beep in the last ``RECENT_SECONDS``, or "not waited for" without a waiting time."""
         if self._last is not None and now - self._last[0] <= RECENT_SECONDS:
             return self._last[1]
         if not self._seconds:
@@ -202,12 +224,14 @@ class BeepWaiter:
         return ""
 
     def stop_waiting(self) -> None:
-        """Stop waiting: the message is left."""
+        """Stop waiting for the beep, since the message is being left."""
         self._since = None
 
     @property
     def deadline(self) -> float | None:
-        """When to leave the message without a beep (s); None while none is waited for."""
+        """When to leave the message without a beep (s): ``seconds`` after the last speech, or after
+        the wait began if that is later; ``LONGEST_SECONDS`` after it began at the latest. None
+        while no beep is waited for."""
         if self._since is None:
             return None
         latest = self._since + LONGEST_SECONDS
@@ -217,12 +241,13 @@ class BeepWaiter:
 
 
 _MIN_TURN_MS = 2000
-"""Mean length of turns that tell by it: the server counts 0.8 s of silence into each, so that yes,
-said twelve times, is even, too."""
+"""Shortest mean length (ms) of turns that are judged by their even lengths: the server counts 0.8 s
+of silence into each, so that yes, said twelve times, is even, too."""
 
 
 class MachineDetector:
-    """Detects hold music, voicemail and bots on the caller's side. Methods take the time (s).
+    """Detects hold music, voicemail and bots on the caller's side, and acts as the route says
+    (``[route.machine_detection]``). Methods take the time (s).
 
     Args:
         interrupt: stops what the agent says, and cancels its responses.
@@ -246,22 +271,32 @@ class MachineDetector:
         self._interrupt = interrupt
         self._plan = control.plan.machine_detection
         self._turns = 0
+        """Turns of the other side that have begun."""
         self._started: tuple[float, int | None] | None = None
         """When the stretch of speech that goes on began: our time (s), and the server's (ms)."""
         self._lengths: deque[int] = deque(maxlen=min(self._plan.bot_equal_turns, _MAX_TURNS))
+        """Lengths (ms) of the last turns."""
         self._said = Repeats(self._plan.bot_repeats)
         self._first_item = ""
+        """Item id of the first turn; "" before one with an id."""
         self._unbroken = 0.0
-        """Since when sound without a pause counts (s)."""
+        """When the stretch of sound without a pause began that is judged next (s)."""
         self._held = False
+        """The other side holds the call by SDP."""
         self._music = MusicOnHoldDetector()
         self._beeps = BeepWaiter(self._plan.beep_timeout)
         self._message: MachineDetected | None = None
-        """Voicemail, whose message is not said yet."""
+        """The voicemail whose message has not been said yet; None without one."""
         self._decided: set[str] = set()
+        """Kinds that were detected before."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Handle a turn of the caller's side, its words, a second of sound, or a beep."""
+        """Handle a turn of the caller's side, its transcript, a second of sound, or a beep. While a
+        beep is waited for, interrupt each response that is created. A hold starts the count of
+        music anew.
+
+        The length of a turn is by the server's times (ms), by ours where it gives none.
+        """
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
                 self._turns += 1
@@ -298,7 +333,9 @@ class MachineDetector:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Decide whether sound without a pause is music; leave the message where no beep came."""
+        """Act on :attr:`deadline`: leave the message, where no beep came; else judge a stretch of
+        sound of ``music_threshold`` seconds without a pause: hold music if enough of it has
+        standing tones, else another stretch begins. Nothing is judged in a hold or an action."""
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
         due = self._music_deadline
@@ -318,7 +355,8 @@ class MachineDetector:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s); None while nothing is waited for."""
+        """When :meth:`tick` is due (s): the end of the wait for a beep, or when the stretch of
+        sound is judged; None without either."""
         due = (self._beeps.deadline, self._music_deadline)
         return min((at for at in due if at is not None), default=None)
 
@@ -326,13 +364,15 @@ class MachineDetector:
 
     @property
     def _music_deadline(self) -> float | None:
-        """When the stretch of sound is judged (s); None without one."""
+        """When the stretch of sound is judged (s), ``music_threshold`` seconds after it began; None
+        while nobody is heard, or music is not looked for."""
         if self._started is None or not self._undecided("music"):
             return None
         return self._unbroken + self._plan.music_threshold
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Handle a second of sound: enough music in a row is hold music."""
+        """Add a second of sound; ``music_threshold`` seconds of music in a row are hold music.
+        During a hold or an action the count starts anew instead."""
         if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
@@ -340,8 +380,8 @@ class MachineDetector:
         return self._detected("music", now, evidence) if evidence else []
 
     def _on_beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
-        """Handle a beep: leave the message that has waited for it; after a greeting it means
-        voicemail."""
+        """Handle a beep: while one is waited for, leave the message; else, after a greeting and
+        outside an action, it means voicemail."""
         evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
@@ -351,7 +391,9 @@ class MachineDetector:
         return self._detected("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
-        """Say the message for the voicemail and hang up.
+        """Stop waiting for a beep, set in the record which there was, and terminate: say the
+        message for voicemail, then hang up. Nothing without such a message, or if the call is
+        ending.
 
         Args:
             beep: evidence of the beep before it, or why there was none.
@@ -365,8 +407,9 @@ class MachineDetector:
         return [note, *self._end_conversation(found, now)]
 
     def _on_turn(self, length_ms: int, now: float) -> list[Output]:
-        """Handle the length of a turn (ms): a long first one is a voicemail's greeting, equal ones
-        are a bot's."""
+        """Handle the end of a turn: a first one of ``greeting_threshold`` seconds or more is a
+        voicemail's greeting; the last ``bot_equal_turns`` of about equal length, 2 s or more in the
+        mean, are a bot's. A first turn that long is not one of these."""
         if self._turns == 1 and length_ms >= self._plan.greeting_threshold * 1000:
             return self._detected("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
         self._lengths.append(length_ms)
@@ -378,8 +421,9 @@ class MachineDetector:
         return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
-        """Handle the words of a turn: a greeting that matches ``voicemail_patterns``, or repeated
-        words."""
+        """Handle the transcript of a turn: voicemail if it is the first and matches
+        ``voicemail_patterns``, a bot if the same words were said often enough
+        (:class:`Repeats`)."""
         if item_id == self._first_item:
             for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
@@ -389,14 +433,17 @@ class MachineDetector:
         return self._detected("bot", now, evidence) if evidence else []
 
     def _undecided(self, kind: str) -> bool:
-        """Return whether this kind of machine is looked for and was not detected before."""
+        """Return whether this kind of machine is looked for now: not detected before, its action is
+        not off, no beep is waited for, the call is not ending, and the agent does not wait in a
+        queue (hold and wait)."""
         if self._beeps.waiting or self._control.termination is not None or self._control.waiting:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
     def _detected(self, kind: str, now: float, evidence: str) -> list[Output]:
-        """Record and log a machine, and act as the route says: nothing, message, transfer or
-        hang-up.
+        """Record and log a machine, and do the route's action for this kind: nothing more (log),
+        end the conversation (hangup, transfer), or leave a message; that follows the beep, and
+        until then the agent is interrupted. Nothing if this kind is not looked for now.
 
         Args:
             kind: music, voicemail or bot.
@@ -424,8 +471,9 @@ class MachineDetector:
         return outputs + self._end_conversation(found, now)
 
     def _end_conversation(self, found: MachineDetected, now: float) -> list[Output]:
-        """Interrupt the agent, and end the conversation with the message for this kind, or a
-        transfer."""
+        """Interrupt the agent, and terminate (reason ``MACHINE_DETECTED``): hang up at once (action
+        hangup), transfer with this kind's message as last words should that fail, or say the
+        message and hang up (leave_message)."""
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._silence_agent(now)
@@ -435,7 +483,7 @@ class MachineDetector:
         return outputs
 
     def _silence_agent(self, now: float) -> list[Output]:
-        """Interrupt the agent, if it is heard or a response runs."""
+        """Interrupt the agent, if it is speaking or a response runs; else nothing."""
         control = self._control
         heard = control.speaking or control.responses.active is not None
         return self._interrupt(now) if heard else []

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Recording of a call: whether it is recorded, the caller's consent, and what is left out of it."""
+"""Recording of a call: whether it is recorded, the caller's consent, and pauses.
+
+A route records always or on demand; consent is not asked for, the recording is announced and the
+caller may say no, or only a caller who says yes is recorded.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,12 @@ from gateway.realtime.events import CreateResponse, InputTranscribed
 from gateway.text import contains_phrase, words_of
 
 QUESTION_SECONDS = 15.0
-"""The longest wait (s) for the prompt to be heard; the time for an answer begins after it."""
+"""The longest wait (s) for the prompt to begin and be heard; a prompt that has begun by then counts
+as heard. The time for an answer begins after it."""
 
 
 class State(StrEnum):
-    """State of the recording of a call."""
+    """State of the recording of a call, as the record has it."""
 
     OFF = ""
     ASKING = "asking"
@@ -43,13 +48,19 @@ class State(StrEnum):
 
 
 ACTIONS = ("start", "stop", "pause", "resume", "delete")
-"""What the model, an application or an operator may do; ``delete`` stops, and leaves no file."""
+"""What the model, an application or an operator may do; ``delete`` stops, and deletes the file."""
 
 _UP = (State.RECORDING, State.PAUSED)
+"""States with a recording under way."""
 
 
 def refusal_of(record: RecordingRecord | None, plan: RecordingPlan, action: str) -> str:
-    """Return why ``action`` cannot be done to the call's recording now; empty: it can."""
+    """Return why ``action`` (of ``ACTIONS``) cannot be done to the call's recording now, in words;
+    "" if it can.
+
+    Args:
+        record: None before anything was asked or recorded.
+    """
     state = State.OFF if record is None else State(record.state)
     if plan.mode == "off":
         return "the route does not allow recordings"
@@ -70,7 +81,12 @@ def refusal_of(record: RecordingRecord | None, plan: RecordingPlan, action: str)
 
 class CallRecording:
     """Decides whether the call is recorded (``[route.recording]``): asks for consent, starts and
-    stops."""
+    stops.
+
+    With ``consent = "announce"`` the recording starts after the prompt, and a no within
+    ``consent_timeout`` stops and deletes it; with ``"ask"`` it starts once the caller says yes.
+    Answers are DTMF digits or words. The greeting waits for the decision.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         PlayoutStarted,
@@ -82,39 +98,46 @@ class CallRecording:
     def __init__(self, control: ConversationControl) -> None:
         self._control = control
         self._greeting: CreateResponse | None = None
-        """Requested once the caller has answered."""
+        """Request for the greeting, sent after the decision; None for none."""
         self._heard = self._begun = False
+        """The prompt was played to the end. ``_begun``: it has begun to be played."""
         self._by = ""
+        """Who wants the recording: route, tool, operator or application."""
         self.deadline: float | None = None
 
     @property
     def _plan(self) -> RecordingPlan:
-        """Settings of ``[route.recording]``, complete once the call's data are there."""
+        """Settings of ``[route.recording]``, read anew each time: the plan with the call's fetched
+        data replaces the first one."""
         return self._control.plan.recording
 
     @property
     def state(self) -> State:
-        """State of the recording, as the record has it."""
+        """State of the recording, as the record has it; ``OFF`` before anything was asked or
+        recorded."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the caller is being asked to press a key for consent."""
+        """Whether the caller's DTMF digits are answers: consent is being asked for (``consent =
+        "ask"``)."""
         return self.state is State.ASKING and self._plan.consent == "ask"
 
     def on_digit(self, _digit: str, _now: float) -> list[Output]:
-        """Return nothing: this keeps the digit from the conversation, and :meth:`on` handles it."""
+        """Return nothing. A digit passed here is kept from the conversation; :meth:`on` gets it,
+        too, and takes the answer."""
         return []
 
     # ---- what happens
 
     def ask_for_consent(self, greeting: CreateResponse | None, now: float) -> list[Output] | None:
-        """Announce the recording or ask for consent, before the greeting. None where the route asks
-        nothing.
+        """Have the model say the prompt, before the greeting. Returns None, and the caller of this
+        requests the greeting, unless the route records always, with consent ``announce`` or
+        ``ask``, and the recording has no state yet.
 
         Args:
-            greeting: requested after the answer; None for none.
+            greeting: requested here after the decision; None for none.
         """
         if self._plan.mode != "always" or self._plan.consent == "none" or self.state:
             return None
@@ -122,15 +145,16 @@ class CallRecording:
         return self._begin_asking("route", now)
 
     def start_if_due(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Return ``StartRecording`` on a route that records always and asks nobody, once the ACK
-        came."""
+        """Return ``StartRecording`` on a route that records always without consent, once
+        ``confirmed``: the ACK came. Nothing if it was started before."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []
         return self._start("route", "", now)
 
     def on_bridged(self, now: float) -> list[Output]:
-        """Stop the recording as the legs are joined, unless the route has ``after_transfer``."""
+        """Stop the recording as caller and B-leg are joined, or give up the question for consent as
+        not answered; nothing if the route has ``after_transfer``."""
         if self._plan.after_transfer:
             return []
         if self.state is State.ASKING:
@@ -138,7 +162,9 @@ class CallRecording:
         return self._stop(State.STOPPED, now) if self.state in _UP else []
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Follow the playout of the prompt, and take the caller's yes or no by digit or words."""
+        """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
+        Playout that has begun and run empty, with no response due, has the prompt count as
+        heard."""
         if isinstance(input, DigitPressed):
             return self._answer(
                 input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
@@ -158,7 +184,9 @@ class CallRecording:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on the end of the time for the prompt, or for the answer: go on without one."""
+        """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
+        now; one that never began, or a missing answer, counts as unanswered: the call is not
+        recorded. After an announcement the caller may no longer object."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
@@ -169,12 +197,13 @@ class CallRecording:
         return self._decide(State.UNANSWERED, "unanswered", now)
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
-        """Start, stop, pause, resume or delete the recording (``action``).
+        """Do one of ``ACTIONS`` to the recording; where the route has a consent, ``start`` says the
+        prompt first. In a pause silence is recorded.
 
-        Returns why that cannot be done, or "", and the outputs.
+        Returns why it cannot be done, "" if it was done, and the outputs.
 
         Args:
-            by: route, tool, operator or application.
+            by: route, tool, operator or application, for record and log.
         """
         refused = refusal_of(self._control.timeline.record.recording, self._plan, action)
         if refused:
@@ -196,7 +225,11 @@ class CallRecording:
     # ---- consent
 
     def _begin_asking(self, by: str, now: float) -> list[Output]:
-        """Have the model say the prompt, and set its deadline."""
+        """Have the model say the prompt, and set the deadline ``QUESTION_SECONDS`` for it.
+
+        Args:
+            by: who wants the recording, for record and log.
+        """
         self._by, self._heard, self._begun = by, False, self._control.speaking
         self._enter(State.ASKING)
         self.deadline = now + QUESTION_SECONDS
@@ -204,8 +237,8 @@ class CallRecording:
         return [note, *self._control.say(self._plan.prompt, now)]
 
     def _prompt_heard(self, now: float) -> list[Output]:
-        """Start recording (``consent = "announce"``), or set the deadline of the answer
-        (``"ask"``)."""
+        """Set the deadline ``consent_timeout`` for the caller's answer; with consent ``announce``
+        also start recording and request the greeting."""
         self._heard = True
         self.deadline = now + self._plan.consent_timeout
         if self._plan.consent == "ask":
@@ -213,8 +246,10 @@ class CallRecording:
         return self._start(self._by, "announced", now) + self._greet(now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
-        """Handle the caller's answer; a "no" after an announcement stops and deletes the
-        recording."""
+        """Handle the caller's answer; with both, ``no`` counts. A no while consent is awaited
+        refuses the recording; one within ``consent_timeout`` after an announcement stops and
+        deletes it. A yes starts it, where that was asked (``consent = "ask"``). Nothing at other
+        times."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = (
@@ -231,10 +266,12 @@ class CallRecording:
         return []
 
     def _decide(self, state: State, consent: str, now: float) -> list[Output]:
-        """Start recording, or note that it was refused or not answered; then request the greeting.
+        """End the wait for consent: start recording, or set ``state`` and consent in the record and
+        tell the model that the call is not recorded; then request the greeting.
 
         Args:
-            consent: given, refused or unanswered.
+            state: RECORDING, REFUSED or UNANSWERED.
+            consent: given, refused or unanswered, for the record.
         """
         self.deadline = None
         if state is State.RECORDING:
@@ -245,14 +282,19 @@ class CallRecording:
         return [note, *self._control.add_message(words), *self._greet(now)]
 
     def _greet(self, now: float) -> list[Output]:
-        """Request the greeting that has waited for the consent."""
+        """Request the greeting that has waited for the consent, once; nothing without one."""
         greeting, self._greeting = self._greeting, None
         return [] if greeting is None else self._control.request_response(greeting, now)
 
     # ---- the recorder
 
     def _start(self, by: str, consent: str, now: float) -> list[Output]:
-        """Return ``StartRecording``, and set who started it in the record."""
+        """Return ``StartRecording`` and its log line; set time (ms), consent and who started it in
+        the record.
+
+        Args:
+            consent: given or announced; "" where the route has none.
+        """
         record = self._enter(State.RECORDING)
         record.started_by, record.consent = by, consent
         record.began_ms = round(self._control.timeline.ms(now), 1)
@@ -260,7 +302,12 @@ class CallRecording:
         return [StartRecording(), note]
 
     def _stop(self, state: State, now: float, consent: str = "") -> list[Output]:
-        """Return ``StopRecording``, which deletes the file unless ``state`` is STOPPED."""
+        """Return ``StopRecording`` and its log line; the file is deleted unless ``state`` is
+        STOPPED. With REFUSED the model is told that the caller has objected.
+
+        Args:
+            consent: for the record; "" leaves it as it is.
+        """
         record = self._enter(state)
         record.consent = consent or record.consent
         self.deadline = None
@@ -273,7 +320,8 @@ class CallRecording:
         return outputs
 
     def _enter(self, state: State) -> RecordingRecord:
-        """Set the state in the call's record; return that record."""
+        """Set the state in the call's record, adding the recording's part if it has none; return
+        that part."""
         call = self._control.timeline.record
         if call.recording is None:
             call.recording = RecordingRecord()
