@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Retry failed responses, then play a message or a sound so that the caller never gets silence.
 
-A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
-(``response.done``, ``status_details``), complete without any sound (text only, empty, audio of no
-length, function calls without end), be refused (``error``), or never come at all.
+A response has failed if it ends as failed, or as incomplete by the content filter or
+``max_output_tokens`` (``response.done``, ``status_details``), is complete without any sound (text
+only, empty, audio of no length, function calls without end), is refused (``error``), or never comes
+at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gateway.realtime.errors import classify_error
 from gateway.realtime.events import CreateResponse, ResponseDone
 
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
+"""Instructions of the response that continues one that ended at ``max_output_tokens``."""
 
 
 _FOLLOWED = {"function_call", "mcp_call", "mcp_approval_request"}
@@ -28,8 +30,8 @@ MAX_CONTINUED = 5
 
 
 class ResponseFallback:
-    """Handles failed responses (``[route.response_failure]``): retries, then says a message or
-    plays a sound, so that the caller never gets silence."""
+    """Handles failed responses (``[route.response_failure]``): retries, then has the model say a
+    message, and plays a sound where that fails, too; after ``max_failures`` ends the call."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.PlayoutStarted,
@@ -42,20 +44,34 @@ class ResponseFallback:
         self._control = control
         self._plan = control.plan.content.response_failure
         self._failures = 0
+        """Failures in a row, not counting those that were retried."""
         self._retries = 0
+        """Retries since the last response that succeeded, or message."""
         self._continued = 0
+        """Incomplete responses in a row that were continued."""
         self._tool_rounds = 0
-        """Responses in a row that only had the server call tools."""
+        """Responses in a row that only had the server call MCP tools."""
         self._words: CreateResponse | None = None
-        """The fixed phrase that was asked for last."""
+        """Request for the message that was sent last; None once its response has ended."""
         self._in_loop = False
-        """The response that ends is one of a loop of tool calls, and counted so already."""
+        """The ``response.done`` being handled is one of a loop of tool calls, and counted as failed
+        already."""
         self._given_up = control.responses.given_up
+        """Requests without an answer in this call that were handled
+        (``ResponseQueue.given_up``)."""
         self._sound_until: float | None = None
+        """When the sound ends (s); None while none plays."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Handle ``response.done``, an ``error`` that refuses a request, or a request that was
-        given up: return a retry, the message, or the sound."""
+        """Handle ``response.done``, an ``error`` that refuses a request, or a request that brought
+        no response: return a retry, the message, or the sound. Playout that begins stops the sound.
+
+        Responses are ignored that were interrupted, end while the legs are joined, or are a
+        backend's that completed or was cancelled. Of the others, tried in this order: failed;
+        stopped by the content filter; incomplete, which the model is asked to continue
+        (``continue_incomplete``, at most ``MAX_CONTINUED`` in a row); the message itself; ended
+        without audio, but not cancelled. Any other that completed resets all counts.
+        """
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
             return self._stop_sound()
@@ -104,7 +120,7 @@ class ResponseFallback:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Stop the sound when its time is over."""
+        """Stop the sound once its time (``sound_duration``) is over."""
         if self._sound_until is None or now < self._sound_until:
             return []
         return self._stop_sound()
@@ -115,8 +131,9 @@ class ResponseFallback:
         return self._sound_until
 
     def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
-        """Handle a refused ``response.create`` in whose place no other was sent, as a failed
-        response."""
+        """Handle an ``error`` that refuses a ``response.create`` as a failed response. Nothing
+        where another response runs, is requested or waits, the legs are joined, the error ends the
+        session, or the request was out-of-band."""
         asked, control = failed.command, self._control
         if (
             not isinstance(asked, CreateResponse)
@@ -130,22 +147,23 @@ class ResponseFallback:
         return self._response_failed(verdict.code, asked, now)
 
     def on_tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
-        """Count a model that only calls functions as a failed response; request words without
-        tools.
+        """Handle a model that only calls functions, response after response, as a failed response:
+        the retry requests words, with tools off (``tool_choice: none``).
 
         Args:
-            counted: the loop was found before the rules see its ``response.done``, which then
-                does not count again.
+            counted: called before the rules get the loop's last ``response.done``, which is then
+                ignored.
         """
         self._in_loop = counted
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def on_silence(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """Handle a response that was due and not heard: play the sound, and request it again.
+        """Handle a response that was due and not heard: count a failure, play the sound, and
+        request the response again; after ``max_failures`` in a row end the conversation instead.
 
         Args:
-            rule: name of the silence, for the log.
+            rule: name of the silence (``Silence.rule``), for log and record.
             asked: the request to repeat; None for a general one.
         """
         self._failures += 1
@@ -157,11 +175,19 @@ class ResponseFallback:
     def _no_audio(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
     ) -> list[Output]:
-        """Handle a response that ended without audio: after tool calls another follows, else it has
-        failed."""
+        """Handle a response that ended without audio: as failed, unless another follows it.
+
+        After function calls and MCP approval requests another response follows; MCP calls are
+        counted (:meth:`_mcp_tools_called`). With an application on the sideband, items of other
+        types than message and reasoning are its matter. If another response runs, is requested or
+        waits, the lack is only logged.
+
+        Args:
+            asked: our request that it answers; None for the server's own.
+        """
         kinds = {item.get("type") for item in done.output}
         if kinds & _FOLLOWED:
-            return self._server_tools_called(now) if "mcp_call" in kinds else []
+            return self._mcp_tools_called(now) if "mcp_call" in kinds else []
         if kinds - {"message", "reasoning"} and self._control.plan.tools.application:
             return []  # it may know what follows
         content = content_of(done)
@@ -172,9 +198,10 @@ class ResponseFallback:
             return [note]  # another response was asked for already
         return [note, *self._response_failed(f"no sound: {content}", asked, now)]
 
-    def _server_tools_called(self, now: float) -> list[Output]:
-        """Count responses in a row that only call the server's tools; above ``max_tool_rounds``
-        they have failed."""
+    def _mcp_tools_called(self, now: float) -> list[Output]:
+        """Count a response that only had the server call MCP tools; from more than
+        ``max_tool_rounds`` in a row on, each counts as a failed response, and words are requested
+        with tools off."""
         self._tool_rounds += 1
         if self._tool_rounds <= self._plan.max_tool_rounds:
             return []
@@ -183,7 +210,9 @@ class ResponseFallback:
         return [note, *self.on_tool_loop(now, counted=False)]
 
     def _content_filtered(self, now: float) -> list[Output]:
-        """Say ``content_filter_message`` in place of a response that the content filter stopped."""
+        """Have the model say ``content_filter_message`` in place of a response that the content
+        filter stopped, without a retry; counts as a failure, and ends the conversation at
+        ``max_failures`` in a row."""
         self._failures += 1
         note = self._control.timeline.note(
             now, "response_filtered", "warning", count=self._failures
@@ -193,8 +222,18 @@ class ResponseFallback:
         return [note, *self._say_message(self._plan.content_filter_message, now)]
 
     def _response_failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """Retry a failed response; after ``retries`` say the message; after ``max_failures`` give
-        up."""
+        """Handle a failed response: retry it, up to ``retries`` times; then count a failure, and
+        have the model say ``message``, or end the conversation at ``max_failures`` in a row.
+
+        If the failed response was that message, play the sound instead of a retry, and count it.
+        While the call is ending, only the sound is played, in place of the goodbye; nothing while a
+        hang-up waits for the end of the model's goodbye.
+
+        Args:
+            why: for log and record.
+            asked: our request, sent again as it is; None for the server's own response: then one to
+                all that was said, or tool results, is requested.
+        """
         control = self._control
         if control.termination is not None:
             return self._play_sound(why, now)  # the goodbye failed
@@ -228,15 +267,20 @@ class ResponseFallback:
         return [note, *self._say_message(self._plan.message, now)]
 
     def _say_message(self, words: str, now: float) -> list[Output]:
-        """Request the message from the model; nothing while the conversation is being ended."""
+        """Request that the model says exactly ``words``, and remember the request: its response is
+        not retried. Nothing while the conversation is being ended."""
         if self._control.termination is not None:
             return []
         self._words = self._control.exact_words(words)
         return self._control.request_response(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
-        """End the conversation with goodbye or transfer: too many responses in a row have
-        failed."""
+        """Terminate the conversation (reason ``RESPONSE_FAILURES``): transfer to ``transfer_to`` if
+        it is set, else goodbye and hang-up. Nothing if it is being ended already.
+
+        Args:
+            why: what was wrong with the last response, for log and record.
+        """
         control, plan = self._control, self._plan
         if control.termination is not None:
             return []
@@ -247,8 +291,9 @@ class ResponseFallback:
         return [control.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _play_sound(self, why: str, now: float) -> list[Output]:
-        """Return ``PlaySound``, which needs no model; nothing without a sound, or during an
-        action."""
+        """Return ``PlaySound`` of the route's sound, which needs no model, and its log line. While
+        the call is ending it stands for the goodbye: the hang-up waits for its end. Nothing on a
+        route without a sound, or while an action is queued or under way."""
         if not self._plan.sound or self._control.call_actions.busy:
             return []
         note = self._control.timeline.note(
@@ -260,7 +305,8 @@ class ResponseFallback:
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:
-        """Return the end of the sound; nothing where none plays."""
+        """Return the ``PlaySound`` that ends the sound; nothing where none plays. While an action
+        is queued or under way none is sent: it may play a sound of its own."""
         if self._sound_until is None:
             return []
         self._sound_until = None
@@ -268,7 +314,8 @@ class ResponseFallback:
 
 
 def content_of(done: ResponseDone) -> str:
-    """Return what a response without audio had, in words for the log."""
+    """Return what a response without audio had, for the log: ``audio of zero length``, ``text`` or
+    ``empty`` (no parts of content)."""
     kinds = {part.get("type") for item in done.output for part in item.get("content") or () if part}
     if kinds & {"output_audio", "audio"}:
         return "audio of zero length"

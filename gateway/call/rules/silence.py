@@ -33,7 +33,12 @@ from gateway.realtime.events import (
 
 class UserIdleTimeout:
     """Prompts a caller after ``idle.timeout`` seconds in which neither side was heard; after
-    ``max_prompts`` ends the call. ``working`` returns whether a function runs for the model."""
+    ``max_prompts`` prompts in a row ends the call (``[route.idle]``).
+
+    Args:
+        working: returns whether a function runs for the model now, the caller is asked to approve
+            one, or a Live session's backend works; then nobody is prompted.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.Confirmed,
@@ -51,17 +56,22 @@ class UserIdleTimeout:
         self._control = control
         self._working = working
         self._since: float | None = None
+        """When the wait began (s); None before the ACK."""
         self._speaking = False
         self._held = False
         self._asked = 0
+        """Prompts since the caller last spoke or pressed a key."""
 
     @property
     def _plan(self) -> UserIdlePlan:
-        """Settings of ``[route.idle]``, complete once the call's data are there."""
+        """Settings of ``[route.idle]``, read anew each time: the plan with the call's fetched data
+        replaces the first one."""
         return self._control.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Start the wait anew: a side was heard, or something ended. Returns no output."""
+        """Start the wait at the ACK, and anew at each further input that the rule reacts to. Speech
+        and DTMF digits of the caller set the count of prompts to 0. Returns no output; nothing
+        without a timeout."""
         if self._plan.timeout <= 0:
             return []
         match input:
@@ -78,7 +88,13 @@ class UserIdleTimeout:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Have the model say the prompt, or end the conversation, when the timeout is over."""
+        """When the timeout is over, start the wait anew, and have the model say the prompt; after
+        ``max_prompts`` terminate (reason ``IDLE``): transfer or goodbye.
+
+        Only the wait starts anew while a side speaks, a response is due, a function or action is
+        under way, the agent waits in a queue, the caller holds, or the model has called
+        ``end_call``.
+        """
         if self.deadline is None or now < self.deadline:
             return []
         control = self._control
@@ -99,58 +115,70 @@ class UserIdleTimeout:
 
     @property
     def deadline(self) -> float | None:
-        """When the caller is prompted next (s); None before the ACK and while the call is ended."""
+        """When the caller is prompted next (s): ``timeout`` after the wait began, or after the last
+        interruption of the agent if that was later. None before the ACK, without a timeout, and
+        while the call is ending."""
         if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
             return None
         return max(self._since, self._control.playback.interrupted_at) + self._plan.timeout
 
 
 TURN_TIMEOUTS = 2
-"""Timeouts after which a turn that the server does not end is one that it should have ended: the
-caller is quiet for that long. A quiet voice may not be heard here, and pauses sooner or later."""
+"""Times ``silence.timeout`` that a caller is quiet in a turn before the server should have ended
+the turn. A quiet voice may not be heard here, and pauses sooner or later."""
 
 FAINT_SECONDS = 60.0
-"""A caller who speaks too softly to count as loud is believed to speak for this long (s)."""
+"""From ``speech_started``: how long (s) a voice too soft to count as loud counts as speech."""
 
 UNANSWERED_TURNS = 3
 """Turns in a row to which a Live session says nothing, after which it counts as silent, ..."""
 
 UNANSWERED_TIMEOUTS = 5
-"""... and timeouts since the first of them: the caller may speak with somebody else."""
+"""... once so many times ``silence.timeout`` are over since the first of them: the caller may speak
+with somebody else."""
 
 MAX_WORK_SECONDS = 120.0
-"""Work of the server's own counts no longer than this without a word: MCP calls in a row (s)."""
+"""Longest time (s) from the last word of the model in which work of the server (MCP calls in a row,
+a backend) explains its silence."""
 
 MCP_SECONDS = 60.0
-"""An MCP call of the server's counts as a running tool for at most this long (s)."""
+"""Longest time (s) that one MCP call of the server counts as running."""
 
 BACKEND_SECONDS = 60.0
-"""A backend that is at work counts as that for at most this long (s) without a response of it."""
+"""Longest time (s) that a backend counts as at work without an event of it."""
 
 _MAX_MCP = 16
 _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 _NO_EVENTS, _UPDATE = "no_events", "update_not_answered"
+"""Reasons why the server owes an event: the caller is loud and it sends none; a ``session.update``
+was sent."""
 
 FIRST_WORDS_SECONDS = 8.0
-"""Without a ``timeout``: how long a session without turns may take for its first words, to a
-greeting or to the caller's first turn (s). Now and then one comes up and never speaks."""
+"""Without a ``timeout``: how long a session without turn events (Live) may take for its first
+words, to a greeting or to the caller's first turn (s). Now and then one comes up and never
+speaks."""
 
 LOUD_SECONDS = 2
-"""Loud seconds of the caller's, without any event of a server that has heard this caller before,
-after which the next quiet is one that the server owes an event for. A server that has never heard
-this caller may have nothing to say of noise: it is asked, by an update that changes nothing."""
+"""Seconds in which the caller is loud and the server sends no event, after which it owes one, if it
+has reported speech of this caller before. A server that never has may have nothing to say of noise:
+it is sent a ``session.update`` without changes, which it must answer."""
 
 MAX_LOUD_SECONDS = 60
-"""The loud seconds until it is asked again double up to this."""
+"""The number of loud seconds until it is sent again doubles up to this."""
 
 
 class Silence:
-    """Detects a response that is due and brings no audio, by the time the caller has waited.
+    """Detects that a response is due and the caller has waited ``silence.timeout`` seconds without
+    audio of it (``[route.silence]``).
 
-    A silence that lasts ``silence.timeout`` seconds sets :attr:`rule`, on which the machine
-    replaces the session or requests the response again. Meanwhile a filler sound may play.
-    ``caller_speaks`` and ``tool_runs`` return what the server and the tools say now.
+    It then sets :attr:`rule`, on which the machine replaces the session or requests the response
+    again. From ``filler_delay`` seconds on a filler sound may play.
+
+    Args:
+        caller_speaks: returns whether the server hears the caller speak now.
+        tool_runs: returns whether a function of the model runs now, or waits for the caller's
+            approval.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -176,61 +204,75 @@ class Silence:
         self._caller_speaks = caller_speaks
         self._tool_runs = tool_runs
         self._since: float | None = None
+        """Since when the caller waits for audio (s); None while nothing is due or something
+        explains the silence."""
         self._turn = False
         """The caller's turn is over, and the server has not begun to answer it."""
         self._answered = False
         """A response was created since the caller last began to speak."""
         self._held = False
+        """The caller holds the call by SDP."""
         self._spoke = False
-        """This session has said something."""
+        """This session has said something that was no silence."""
         self._filler = False
+        """The filler sound plays."""
         self._mcp: dict[str, float] = {}
         """MCP calls that the server runs, and until when they count (s)."""
         self._works_until = 0.0
-        """Until when a backend counts as at work (s); 0 while it is not."""
+        """Until when the backend of a Live session counts as at work (s); 0 while it is not."""
         self._owed = ""
-        """Why the server owes an event, of whatever type; empty while it does not."""
+        """Why the server owes an event, of whatever type: ``no_events`` or ``update_not_answered``;
+        "" while it does not."""
         self._hears = False
-        """The server has said that the caller spoke: it listens, and by the same measure still."""
+        """The server has reported speech of this caller in this session."""
         self._loud = 0
         """Loud seconds of the caller's since the server's last event."""
         self._ask_after = LOUD_SECONDS
+        """Loud seconds after which the next ``session.update`` without changes is sent."""
         self._quiet_since: float | None = None
-        """Since when a caller who speaks, as the server says, is quiet; None once it answers."""
+        """When the caller was last heard in a turn that the server has not ended or answered (s);
+        None without such a turn."""
         self._faint_until = 0.0
-        """Until when a soft voice counts in this turn (s)."""
+        """Until when a soft voice counts as speech in this turn (s)."""
         self._unanswered: list[float] = []
-        """Ends of turns to which a Live session has said nothing (s): the first, and the last."""
+        """When turns ended to which a Live session has said nothing (s), oldest first; of more than
+        ``UNANSWERED_TURNS`` the last replaces the one before."""
         self._works_since: float | None = None
-        """Since when the server works without a word."""
+        """Since when the server works (MCP, backend) without saying anything (s); None while it
+        does not."""
         self._bytes_per_ms = control.plan.codec.bytes_per_ms
         self._silent_bytes = 0
-        """Of the model's audio, since its last sound."""
+        """Bytes of model audio since its last that was no silence."""
         self._silent_since: float | None = None
-        """Since when there was nothing to be heard but silence of the model's."""
+        """Since when the caller hears nothing but silent model audio (s); None otherwise."""
         self.rule: str | None = None
-        """Which silence lasted too long, once one has."""
+        """Name of the silence that has lasted too long, such as ``response_not_created``; None
+        until then, and after :meth:`reset`."""
 
     @property
     def _plan(self) -> SilencePlan:
-        """Settings of ``[route.silence]``, complete once the call's data are there."""
+        """Settings of ``[route.silence]``, read anew each time: the plan with the call's fetched
+        data replaces the first one."""
         return self._control.plan.silence
 
     @property
     def due(self) -> bool:
-        """Whether the agent is due to speak: a turn is unanswered, a response runs, or its backend
-        works."""
+        """Whether the agent is due to speak: a turn is unanswered, a response runs, is requested or
+        waits, the backend works, or the server sends no event though the caller is loud."""
         owed = self._turn or self._owed == _NO_EVENTS
         return owed or self.backend_works or not self._control.responses.idle
 
     @property
     def backend_works(self) -> bool:
-        """Whether the backend of a Live session works on what the voice has delegated to it."""
+        """Whether the backend of a Live session works on what the voice has delegated to it, and is
+        not late with it."""
         return self._works_until > 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Follow turns, responses, hold and the server's MCP calls. Returns ``session.update``
-        without changes to a server that sends no event though the caller is loud."""
+        """Follow the caller's loud seconds, turns, responses, hold and the server's MCP calls, to
+        know what is due. Returns no output, but an empty ``session.update`` where the caller is
+        loud and the server sends no event, if it has never reported this caller's speech (see
+        :data:`LOUD_SECONDS`). A new session ends all waits."""
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
@@ -277,8 +319,10 @@ class Silence:
         return []
 
     def _on_done(self, done: ResponseDone) -> None:
-        """Handle ``response.done``: after one that the server cancelled by itself, expect another
-        response."""
+        """Handle ``response.done`` of a response for the caller. After one that the server
+        cancelled by itself another is due, where turns are answered; not if we have interrupted it,
+        the caller speaks, or another runs or is requested. Any other status stops the watch for a
+        turn that the server does not end."""
         if done.status != "cancelled":
             self._quiet_since = None
             return
@@ -290,20 +334,23 @@ class Silence:
 
     @property
     def _responds(self) -> bool:
-        """Whether each turn of the caller is answered by a response."""
+        """Whether each turn of the caller is answered by a response: requested by the gateway, or
+        begun by the server; False for a Live session."""
         plan = self._control.plan
         answers = plan.interruptions.by_gateway or plan.server.responds
         return answers and self._control.capabilities.turn_events
 
     def _work_until(self, now: float, seconds: float) -> float:
-        """Return until when work that the server begins now excuses its silence (s)."""
+        """Return until when (s) work that the server begins now explains its silence: ``seconds``
+        from now, at most ``MAX_WORK_SECONDS`` since it began to work without saying anything."""
         if self._works_since is None:
             self._works_since = now
         return min(now + seconds, self._works_since + MAX_WORK_SECONDS)
 
     def _on_backend_done(self, done: ResponseDone, now: float) -> None:
-        """Handle a ``response.done`` of the backend: it goes on with the results of functions, or
-        is done."""
+        """Handle ``response.done`` of a backend: after function calls it counts as at work for
+        another ``BACKEND_SECONDS``; else it is done, and the wait for the voice's words starts
+        anew."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
             self._works_until = self._work_until(now, BACKEND_SECONDS)
@@ -311,21 +358,29 @@ class Silence:
             self._works_until, self._since = 0.0, None
 
     def on_event(self) -> None:
-        """Note that the server has sent an event, of whatever type."""
+        """Note that the server has sent an event, of whatever type: it owes none any more, and loud
+        seconds are counted anew."""
         self._loud, self._owed = 0, ""
 
     def on_update_sent(self, now: float) -> list[Output]:
-        """Expect an event: a ``session.update`` was sent, which the server answers or refuses."""
+        """Note that a ``session.update`` was sent: the server owes an event, which accepts or
+        refuses it. Returns what :meth:`update_wait` does."""
         self._owed = self._owed or _UPDATE
         return self.update_wait(now, confirmed=True)
 
     def on_audible(self) -> None:
-        """Note an audio delta of the model that is not silence."""
+        """Note an audio delta of the model that is not silence: silent audio is counted anew."""
         self._silent_bytes, self._silent_since = 0, None
 
     def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
-        """Handle an audio delta that was queued (``speaking``: behind other audio): end the wait,
-        stop the filler, or report audio that has been silence for ``silence.timeout`` seconds."""
+        """Handle an audio delta of the model that was queued; any ends the caller's wait. One that
+        is not silence also stops the filler, and answers the turn if its response was not announced
+        by ``response.created``. Silent ones are reported (``audio_is_silence``) once they have
+        lasted ``silence.timeout`` seconds, in audio or by the clock; not those of a Live session.
+
+        Args:
+            speaking: other model audio was queued before it, which the caller still hears.
+        """
         self._since = None
         if not delta.silent:
             self._turn &= delta.response_id in self._control.responses.running  # else: unannounced
@@ -346,8 +401,14 @@ class Silence:
         return self._report("audio_is_silence", timeout, now)
 
     def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start the caller's wait, or end it, by what the last input has changed; before the ACK
-        (not ``confirmed``) nobody waits."""
+        """Start the caller's wait, or end it and stop the filler, by what the last input has
+        changed; called after each input. A wait that goes on keeps its beginning. While something
+        explains the silence, a turn is not taken for one that hangs, and a Live session's
+        unanswered turns are forgotten.
+
+        Args:
+            confirmed: the ACK came; before it nobody waits.
+        """
         if self._quiet_since is not None and not (confirmed and self._is_unexplained()):
             self._quiet_since = now
         if self._unanswered and (self.backend_works or not (confirmed and self._is_unexplained())):
@@ -360,7 +421,9 @@ class Silence:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Report a silence that has lasted too long, or play the filler sound."""
+        """Act on :attr:`deadline`: forget late MCP calls and a late backend; then report the first
+        silence that has lasted too long (a turn that the server does not end, turns that a Live
+        session does not answer, the caller's wait), or begin the filler sound."""
         self._mcp = {one: until for one, until in self._mcp.items() if now < until}
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
@@ -382,7 +445,7 @@ class Silence:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s); None while nobody waits."""
+        """When :meth:`tick` is due next (s); None while nothing is awaited."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
         hangs_at = [at for at in (self._turn_hangs_at, self._turns_unanswered_at) if at is not None]
@@ -396,7 +459,8 @@ class Silence:
 
     @property
     def _timeout(self) -> float:
-        """The longest wait for audio (s); 0 for no limit."""
+        """The longest wait for audio (s): ``silence.timeout``; without it ``FIRST_WORDS_SECONDS``
+        for a Live session that has said nothing yet, 0 (no limit) for others."""
         given = self._plan.timeout
         if given or self._spoke or self._control.capabilities.turn_events:
             return given
@@ -404,24 +468,26 @@ class Silence:
 
     @property
     def _turn_hangs_at(self) -> float | None:
-        """When a turn that the server neither ends nor answers has lasted too long (s); None
-        without one."""
+        """When a turn that the server neither ends nor answers has lasted too long (s):
+        ``TURN_TIMEOUTS`` timeouts after the caller was last heard in it. None without such a turn
+        or a timeout."""
         if self._quiet_since is None or self._timeout <= 0:
             return None
         return self._quiet_since + TURN_TIMEOUTS * self._timeout
 
     @property
     def _turns_unanswered_at(self) -> float | None:
-        """When a Live session has left ``UNANSWERED_TURNS`` unanswered for too long (s); None if it
-        has not."""
+        """When a Live session counts as silent (s), since it has said nothing to
+        ``UNANSWERED_TURNS`` turns: ``UNANSWERED_TIMEOUTS`` timeouts after the first, and one after
+        the last. None with fewer turns, without a timeout, and while the caller speaks."""
         timeout, ends = self._plan.timeout, self._unanswered
         if len(ends) < UNANSWERED_TURNS or timeout <= 0 or self._caller_speaks():
             return None
         return max(ends[0] + UNANSWERED_TIMEOUTS * timeout, ends[-1] + timeout)
 
     def reset(self) -> list[Output]:
-        """End all waits, since the session is lost or replaced. Returns the end of the filler
-        sound."""
+        """End all waits and forget turns, since the session is lost or replaced. Returns the end of
+        the filler sound."""
         self._since = self.rule = None
         self._spoke = self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
@@ -433,8 +499,12 @@ class Silence:
         return self._stop_filler()
 
     def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
-        """Set :attr:`rule` to the name of the silence and log it; stop the filler, and count
-        anew."""
+        """Set :attr:`rule`, log ``silence_detected``, stop the filler, and end all waits.
+
+        Args:
+            rule: name of the silence.
+            seconds: how long it has lasted, for the log.
+        """
         self.rule = rule
         self._since = self._quiet_since = self._silent_since = None
         self._silent_bytes = 0
@@ -444,7 +514,10 @@ class Silence:
         return [*self._stop_filler(), note]
 
     def _turn_is_answered_next(self) -> bool:
-        """Return whether a response to the turn that ends now is still to come."""
+        """Return whether a response to the turn that ends now is still to come: the gateway
+        requests it, or the server begins it by itself, and interrupts one that runs. False where
+        one was created since the turn began, and for a Live session that has spoken before, which
+        may find nothing to say."""
         plan, responses = self._control.plan, self._control.responses
         if not self._control.capabilities.turn_events and self._spoke:
             return False  # it may find that there is nothing to be said
@@ -456,14 +529,17 @@ class Silence:
         return plan.server.responds and (plan.server.interrupts or responses.active is None)
 
     def _caller_waits(self) -> bool:
-        """Return whether the caller hears nothing while a response or event is due."""
+        """Return whether the caller hears nothing while a response or event is due, nothing
+        explains that, and the caller does not speak. Speech does not matter if the server has sent
+        no events during it. False without a timeout, unless a backend works."""
         limited = self._timeout > 0 or self.backend_works
         if not limited or not (self.due or self._owed):
             return False
         return self._is_unexplained() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
 
     def _is_unexplained(self) -> bool:
-        """Return whether nothing explains the silence: no speech, action, tool, hold or goodbye."""
+        """Return whether nothing explains the silence: no model audio in the queue, action,
+        function, MCP call, hold, wait in a queue, end of the call, or hang-up after a goodbye."""
         control = self._control
         if self._held or self._mcp:
             return False
@@ -473,7 +549,9 @@ class Silence:
         return not (ends or busy)
 
     def _which_silence(self) -> str:
-        """Return the name of the silence by what is missing, such as ``response_not_created``."""
+        """Return the name of the silence by what is missing: ``audio_stalled`` or
+        ``response_without_audio`` while a response runs; else ``turn_not_answered``; else
+        ``response_not_created`` for a request; else why the server owes an event."""
         active = self._control.responses.active
         if active is not None:
             stalled = self._control.playback.had_audio(active)
@@ -483,7 +561,8 @@ class Silence:
         return self._owed if self._control.responses.idle else "response_not_created"
 
     def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
-        """Note that an MCP call of the server begins or ends; nobody speaks meanwhile."""
+        """Note that the server's MCP call begins or ends; while one runs the silence is explained,
+        for at most ``MCP_SECONDS``. At most ``_MAX_MCP`` are followed at a time."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
             self._mcp[item_id] = self._work_until(now, MCP_SECONDS)
@@ -491,6 +570,7 @@ class Silence:
             self._mcp.pop(item_id, None)
 
     def _stop_filler(self) -> list[Output]:
-        """Return the end of the filler sound; nothing where none plays."""
+        """Return the ``PlaySound`` that ends the filler sound; nothing where none plays. While an
+        action is queued or under way none is sent: it may play a sound of its own."""
         was, self._filler = self._filler, False
         return [PlaySound("")] if was and not self._control.call_actions.busy else []
