@@ -170,9 +170,9 @@ class ContextTrimmer:
 
         def summarised(status: str, text: str, at: float) -> list[Output]:
             """Delete the old turns, with their summary in their place if there is one."""
-            self._asking = False
             if self._session != session:
                 return []
+            self._asking = False
             return self._delete_items(old, count, text if status == "completed" else "", at)
 
         self._summaries += 1

@@ -9,7 +9,15 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call.conversation.out_of_band import KEY
-from gateway.call.plan import CallPlan, ContentPlan, ContextPlan, LimitsPlan
+from gateway.call.inputs import SessionReady
+from gateway.call.plan import (
+    CallPlan,
+    ContentPlan,
+    ContextPlan,
+    FallbackStep,
+    LimitsPlan,
+    ServerPlan,
+)
 from gateway.realtime.events import (
     CreateItem,
     DeleteItem,
@@ -20,7 +28,7 @@ from gateway.realtime.events import (
     ResponseCreated,
     ResponseDone,
 )
-from tests.support.call_scene import Scene, audio, created, done, said
+from tests.support.call_scene import Scene, audio, closed, created, done, said
 
 
 class Server:
@@ -28,7 +36,11 @@ class Server:
 
     def __init__(self, keep: ContextPlan) -> None:
         plan = CallPlan(
-            "r", Codec.PCMU, limits=LimitsPlan(rtp_timeout=0), content=ContentPlan(context=keep)
+            "r",
+            Codec.PCMU,
+            server=ServerPlan(fallback=(FallbackStep("reconnect", 10.0, "chime"),)),
+            limits=LimitsPlan(rtp_timeout=0),
+            content=ContentPlan(context=keep),
         )
         self.scene = Scene(plan).up()
         self.items: list[str] = []
@@ -151,3 +163,19 @@ def test_the_answer_beside_is_nobody_elses_business() -> None:
     scene.do(said(ResponseDone("side", "failed", None, None, "No.", (), None)))
     assert scene.requests[-1].response is None, "a failed one beside is not told to the caller"
     assert scene.record.content.out_of_band[0].status == "failed"
+
+
+def test_a_late_summary_of_a_lost_session_does_not_ask_for_another() -> None:
+    server = Server(ContextPlan(max_turns=2, strategy="summarize", timeout=3.5))
+    for number in range(3):
+        server.turn(number)
+    server.scene.do(closed(1011, "oops"))
+    server.scene.do(SessionReady("sess_2"))
+    server.items.clear()
+    for number in range(3, 7):
+        server.turn(number)
+    kept = server.scene.record.content.out_of_band
+    assert [(one.key, one.status == "late") for one in kept] == [
+        ("summary-1", True),
+        ("summary-2", False),
+    ]
