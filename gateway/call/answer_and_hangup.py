@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answer policy, timers that end a call, and hang-up once the closing words were played."""
+"""When an inbound call is answered, timers that end a call, and the hang-up once the closing words
+were played."""
 
 from __future__ import annotations
 
@@ -12,17 +13,22 @@ from gateway.ending import EndReason
 
 
 class AnswerPolicy:
-    """Decides when an inbound call is answered (``[route.answer]``): when the model is ready, after
-    a sound, or at once. Times in s."""
+    """Decides when an inbound call is answered (``[route.answer]``). Times in s.
+
+    ``when_ready``: 180, and 200 once the model is ready. ``early_media``: 183 with SDP and the
+    route's sound, and 200 once the model is ready and the sound was played for
+    ``play_to_end_seconds``. ``immediate``: 200 and the sound; the model is heard once both
+    conditions hold.
+    """
 
     def __init__(self, plan: AnswerPlan, timeline: CallTimeline) -> None:
         self._plan = plan
         self._timeline = timeline
         self._began: float | None = None
         self.waiting = False
-        """The model is ready; a sound is to be played to its end first."""
+        """The model is ready, and the sound has not yet been played for ``play_to_end_seconds``."""
         self.confirmed = False
-        """The ACK came before the model."""
+        """The ACK came before the model was ready (only in mode ``immediate``)."""
 
     @property
     def at_once(self) -> bool:
@@ -30,8 +36,9 @@ class AnswerPolicy:
         return self._plan.mode == "immediate"
 
     def begin(self, now: float) -> list[Output]:
-        """Return ``Ring`` (180), ``Progress`` (183 with early media) or ``Answer`` (200), by the
-        route's mode, and the sound for the wait."""
+        """Begin the call, once. Mode ``when_ready`` returns ``Ring`` (180); ``early_media``
+        ``Progress`` (183 with SDP) and the sound, whose time counts from now; ``immediate``
+        ``Answer`` (200) and the sound. Records and logs ``ringing``, or ``answered``."""
         times = self._timeline.record.times
         if self.at_once:
             times.answered = self._timeline.ms(now)
@@ -44,24 +51,28 @@ class AnswerPolicy:
         return [note, Progress(), *self._play_sound()]
 
     def on_confirmed(self, now: float) -> None:
-        """Note the ACK of a 200 that was sent before the model was ready: the caller hears the
-        sound from now on."""
+        """Note the ACK of a 200 that was sent before the model was ready: ``play_to_end_seconds``
+        count from now, as the caller hears the sound from now on."""
         self.confirmed, self._began = True, now
 
     def sound_played(self, now: float) -> bool:
-        """Return whether the sound has been played for ``play_to_end_seconds``, so that the call
-        may be answered; to be asked once the model is ready."""
+        """Return whether the sound has been played for ``play_to_end_seconds`` (always, if that is
+        0), and set :attr:`waiting` where it has not. To be asked once the model is ready, and again
+        at :attr:`deadline`. False before the ACK in mode ``immediate``."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
-        """When the sound has been played for long enough (s); None while it is not played."""
+        """When the sound has been played for ``play_to_end_seconds`` (s); None while it is not
+        heard: in mode ``when_ready``, and before the ACK in mode ``immediate``."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:
-        """Stop the sound, and return ``Answer`` (200) unless that was sent before."""
+        """Stop the sound (none in mode ``when_ready``) and return ``Answer`` (200), which is
+        recorded and logged as ``answered``. In mode ``immediate`` only stop the sound: the 200 was
+        sent before."""
         quiet: list[Output] = [PlaySound("")] if self._plan.mode != "when_ready" else []
         if self.at_once:
             return quiet
@@ -79,7 +90,10 @@ ACK_SECONDS = 32.5
 
 
 class Timers:
-    """Timers that end a call: no ACK, rings too long, too long a call, no RTP. Times in s."""
+    """Timers that end a call: no ACK, rings too long, too long a call, no RTP. Times in s.
+
+    The methods start and stop them; :meth:`due` tells which one is over.
+    """
 
     def __init__(self, plan: CallPlan) -> None:
         self._plan = plan
@@ -90,30 +104,32 @@ class Timers:
         self._packets = -1
 
     def answered(self, now: float) -> None:
-        """Start the wait for the ACK: the 200 was sent."""
+        """Start the wait for the ACK, of ``ACK_SECONDS``: the 200 was sent."""
         self._ack_at = now + ACK_SECONDS
 
     def dialling(self, now: float, ring_seconds: float) -> None:
-        """Start the wait for the callee's answer, of ``ring_seconds``."""
+        """Start the wait for the callee's answer to a call that we place, of ``ring_seconds``."""
         self._ring_until = now + ring_seconds
 
     def confirmed(self, now: float, *, held: bool) -> None:
-        """Start maximum duration and RTP timeout: the ACK came.
+        """Start maximum duration and RTP timeout, and stop the waits for ACK and answer: the ACK
+        came, or the callee's 200.
 
         Args:
-            held: the caller has us on hold already.
+            held: the caller has us on hold already, so the RTP timeout does not start.
         """
         self._ack_at = self._ring_until = None
         self._max_at = now + self._plan.limits.max_call_duration
         self.held(now, held)
 
     def held(self, now: float, held: bool) -> None:
-        """Stop the RTP timeout when a hold begins, as a caller on hold may send no RTP; start it
-        when the hold ends."""
+        """Stop the RTP timeout when a hold by the caller begins (``held``), as a caller on hold may
+        send no RTP; start it anew when the hold ends."""
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:
-        """Restart the RTP timeout if packets were received since the last call of this.
+        """Restart the RTP timeout if packets were received since the last call of this, or if none
+        are expected.
 
         Args:
             count: packets received so far.
@@ -125,7 +141,8 @@ class Timers:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`due` is to be asked next (s); None while no timer runs."""
+        """When the first running timer is over (s); None while none runs. No RTP timeout with
+        ``limits.rtp_timeout`` 0."""
         rtp_at = None
         if self._rtp_at is not None and self._plan.limits.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.limits.rtp_timeout
@@ -133,8 +150,8 @@ class Timers:
         return min((at for at in due if at is not None), default=None)
 
     def due(self, now: float) -> tuple[EndReason, str] | None:
-        """Return the end reason of a timer that is over, with a detail for the record; None without
-        one."""
+        """Return end reason and detail (for the record) of a timer that is over; None without one.
+        Of several the first of: no ACK, rung too long, maximum duration, no RTP."""
         if self._ack_at is not None and now >= self._ack_at:
             return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:
@@ -158,12 +175,16 @@ class _LastWords:
 
     why: EndReason
     deadline: float
+    """When the call ends at the latest (s)."""
     call_id: str
+    """``call_id`` of the ``end_call`` that has no answer yet; "": it has one, or there is none."""
     awaited: bool
+    """Words are requested or to come; False: all that is to be heard is queued."""
     speech_by: float = 0.0
-    """Until when speech that begins anew is waited for (s)."""
+    """Until when a Live session may begin its goodbye (s); 0: it has begun, or is not waited
+    for."""
     counted_ms: int = 0
-    """Queued audio that the deadline allows for."""
+    """Queued audio (ms) that the deadline allows for."""
     playing: bool = False
     """Audio was queued when :meth:`HangupAfterPlayout.due` was last asked."""
     heard_until: float = 0.0
@@ -179,8 +200,12 @@ GOODBYE_BEGINS_SECONDS = 4.0
 class HangupAfterPlayout:
     """Hangs up once the closing words have been played to the caller, or do not come in time.
 
+    An ``after_...`` method starts it, in place of a hang-up that waits already; :meth:`due` then
+    tells when to end the call.
+
     Args:
-        seconds: longest wait (s) for words that do not come.
+        seconds: longest wait (s) for words that do not come; words that come are played to their
+            end.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -189,50 +214,59 @@ class HangupAfterPlayout:
 
     @property
     def deadline(self) -> float | None:
-        """When to hang up at the latest, or to stop waiting for speech to begin (s); None while no
-        hang-up is due."""
+        """When :meth:`due` is to be asked (s): at the latest time of the hang-up or, while a
+        goodbye is still to begin, when it is no longer waited for. None while no hang-up waits."""
         words = self._words
         if words is None:
             return None
         return words.speech_by or words.deadline
 
     def after_spoken_goodbye(self, call_id: str, now: float) -> None:
-        """Hang up after the goodbye that the model has said with its tool call ``end_call``
-        (``call_id``)."""
+        """Hang up after the audio that is queued: the goodbye that the model has said with its tool
+        call ``end_call``.
+
+        Args:
+            call_id: of that call; it gets no answer unless barge-in cancels the hang-up
+                (:meth:`cancel`).
+        """
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, call_id, awaited=False
         )
 
     def after_requested_goodbye(self, now: float) -> None:
-        """Hang up after the goodbye that was requested, since ``end_call`` came without words."""
+        """Hang up after the goodbye that the gateway has requested, since ``end_call`` came without
+        words; the call of ``end_call`` was answered."""
         self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
 
     def after_next_speech(self, now: float) -> None:
-        """Hang up after the goodbye that a Live session says by itself, if it begins within
-        ``GOODBYE_BEGINS_SECONDS``."""
+        """Hang up after the goodbye that a Live session says by itself. If it does not begin within
+        ``GOODBYE_BEGINS_SECONDS``, hang up once nothing is queued any more."""
         by = now + min(GOODBYE_BEGINS_SECONDS, self._seconds)
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True, speech_by=by
         )
 
     def on_response_created(self) -> None:
-        """Stop waiting for the goodbye to begin: the model speaks."""
+        """Note that the goodbye has begun (``response.created``): its end is waited for from now
+        on. Nothing while no hang-up waits."""
         if self._words is not None:
             self._words.speech_by = 0.0
 
     def after_last_words(self, why: EndReason, now: float) -> None:
-        """Hang up for ``why`` after the words that the gateway has requested; barge-in does not
-        cancel this."""
+        """Hang up for ``why`` after the words that the gateway has requested, at once if there are
+        none; :meth:`cancel` does not stop this."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def wait_for_sound(self, until: float) -> None:
         """Hang up at ``until`` (s), the end of a sound that is played in place of words that did
-        not come."""
+        not come. Nothing while no hang-up waits."""
         if self._words is not None:
             self._words.heard_until = self._words.deadline = until
 
     def on_session_over(self, now: float) -> None:
-        """Hang up after the queued audio of a session that closed normally."""
+        """Hang up (``session_closed``) after the queued audio of a session that closed normally. A
+        hang-up that waits only for queued audio stays as it is; one that waits for words is
+        replaced: none will come."""
         if self._words is None or self._words.awaited:
             self._words = _LastWords(
                 EndReason.SESSION_CLOSED, now + self._seconds, "", awaited=False
@@ -240,14 +274,14 @@ class HangupAfterPlayout:
 
     @property
     def is_queued(self) -> bool:
-        """Whether all closing audio is queued, so that the session may close."""
+        """Whether a hang-up waits only for queued audio, so that the session may close."""
         return self._words is not None and not self._words.awaited
 
     def cancel(self) -> str | None:
-        """Cancel a hang-up that the model asked for, because of barge-in.
+        """Cancel a hang-up that the model asked for (``agent_hangup``), because of barge-in.
 
-        Returns the ``call_id`` of ``end_call`` to be answered, "" where it was answered; None where
-        there was nothing to cancel.
+        Returns the ``call_id`` of the ``end_call`` to be answered, "" where it has been answered;
+        None where there is no such hang-up: one of another reason goes on.
         """
         words = self._words
         if words is None or words.why is not EndReason.AGENT_HANGUP:
@@ -257,6 +291,10 @@ class HangupAfterPlayout:
 
     def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
         """Return the reason to end the call now, or None; to be asked after each input.
+
+        The call ends once no words are to come and nothing is queued; ``LINGER_SECONDS`` after
+        words that were played; and at the deadline, which queued audio puts off to ``seconds``
+        after its own end.
 
         Args:
             queued_ms: audio put into the playout queue since it was last empty; 0 when it is.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Call-control actions of a tool or an operator: transfer, hold, DTMF. One at a time.
+"""Call-control actions of model, operator or gateway: transfer, hold, DTMF. One at a time.
 
-An action starts after queued speech has played out; barge-in before that cancels it. While the
-caller is on hold or being transferred, no audio passes between caller and model.
+An action is queued, and begins after the speech before it has played out; barge-in before that
+cancels it, if the model asked for it. While the caller is on hold or being transferred, no audio
+passes between caller and model.
 """
 
 from __future__ import annotations
@@ -31,47 +32,51 @@ from gateway.call.tools.definitions import (
 from gateway.ending import EndReason
 
 KEY_SECONDS = 0.32
-"""From one key to the next: 200 ms of tone (pjmedia's length of an event) and a gap that every
-receiver hears (ITU-T Q.24 asks for 40 ms)."""
+"""From one digit to the next (s): 200 ms of tone (pjmedia's length of an event) and a gap that
+every receiver hears (ITU-T Q.24 asks for 40 ms)."""
 
 
 class CallAction(Protocol):
     """Interface of an action on the call: transfer, hold, or sending DTMF. Methods that take the
-    time (s) return outputs."""
+    time (s) return outputs to execute, in order."""
 
     is_transfer: ClassVar[bool] = False
-    """It may take the caller away from us, so it can outlive the session."""
+    """It is a transfer: it may take the caller away from us, so it can outlive the session."""
     deadline: float | None
-    """When :meth:`tick` is due next (s)."""
+    """When :meth:`tick` is due next (s); None while nothing waits for time."""
     result: Mapping[str, Any] | None
-    """For the model, once the action is done."""
+    """For the model, once the action is done; None while it goes on."""
     audio_suspended: bool
-    """No audio passes between caller and model."""
+    """No audio passes between caller and model, once the action has begun."""
     joined: bool = False
     """The caller is joined with the B-leg."""
     interpreted: bool = False
-    """They are, and sessions interpret between them."""
+    """They are joined, and two sessions interpret between them."""
     over: EndReason | None = None
-    """Why the call ends by this action, once it does."""
+    """Why the call is to end now: transferred, or the joined B-leg has ended. None: it goes on."""
     detail: str = ""
+    """Text for the record with :attr:`over`."""
 
     def begin(self, now: float) -> list[Output]:
-        """Start the action; called once, when the call is up and the speech before it was heard."""
+        """Start the action; called once, when the call is up and the speech before it was heard, or
+        took too long."""
 
     def tick(self, now: float) -> list[Output]:
-        """Act on :attr:`deadline`, if it has come."""
+        """Act on :attr:`deadline`; nothing before it has come."""
 
     def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Handle progress of a REFER, or an event of the B-leg; nothing in an action that is no
-        transfer."""
+        """Handle progress of a REFER, or an event of the B-leg or of an interpreter; nothing in an
+        action that is no transfer."""
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on without the model; only a transfer has something to change."""
+        """Go on without the model: a briefing goes on with the route's sound in its place; hold and
+        DTMF do not change."""
         return []
 
     def abandon(self, now: float) -> list[Output]:
-        """End the action because the call ends; a transfer hangs up its B-leg."""
+        """End the action because the call ends: a transfer hangs up its B-leg and gets an outcome;
+        nothing for hold and DTMF."""
         return []
 
     def stop_interpreting(self) -> list[Output]:
@@ -79,16 +84,19 @@ class CallAction(Protocol):
         return []
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means that a transfer has succeeded."""
+        """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
+        accepted, and no outcome told. A transfer then sets the outcome ``unknown`` in the record.
+        False for hold and DTMF."""
         return False
 
 
 class SendDtmfAction(CallAction):
-    """Sends DTMF digits to the caller's side, one after another, with pauses between them.
+    """Sends DTMF digits to the caller's side, one every ``KEY_SECONDS``, with pauses between them.
+    Caller and model hear each other meanwhile.
 
     Args:
         steps: digits, and pauses (s), in order.
-        how: auto, rfc4733 or info.
+        how: auto, rfc4733 or info (SIP INFO).
     """
 
     audio_suspended = False
@@ -102,19 +110,22 @@ class SendDtmfAction(CallAction):
         self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
-        """Log the digits, and return ``SendDtmf`` of the first."""
+        """Log all digits (``dtmf_sent``), and return ``SendDtmf`` of the first; where a pause comes
+        first, wait for its end."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._next_digit(now)]
 
     def tick(self, now: float) -> list[Output]:
-        """Return ``SendDtmf`` of the next digit when it is due."""
+        """At :attr:`deadline`, return ``SendDtmf`` of the next digit; after the last, set
+        :attr:`result` and return nothing."""
         if self.deadline is None or now < self.deadline:
             return []
         return self._next_digit(now)
 
     def _next_digit(self, now: float) -> list[Output]:
-        """Return ``SendDtmf`` of the next digit, or wait for the pause before it; after the last
-        set the result."""
+        """Return ``SendDtmf`` of the next digit, and set :attr:`deadline` to ``KEY_SECONDS`` later.
+        Where pauses come next, set it to their end and return nothing; after the last step, set
+        :attr:`result`."""
         wait, self.deadline = 0.0, None
         while self._steps:
             step = self._steps.pop(0)
@@ -136,7 +147,7 @@ class HoldAction(CallAction):
     """Plays hold music to the caller, during which model and caller do not hear each other.
 
     Args:
-        seconds: how long; None until :meth:`stop`.
+        seconds: how long; None until :meth:`stop` (an operator's hold).
     """
 
     def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
@@ -149,19 +160,20 @@ class HoldAction(CallAction):
         self._began = 0.0
 
     def begin(self, now: float) -> list[Output]:
-        """Return ``PlaySound`` with the music, and set its end."""
+        """Log ``holding``, and return ``PlaySound`` with the route's music. It ends after
+        ``seconds``; without them only by :meth:`stop`."""
         self._began = now
         self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
         return [note, PlaySound(self._plan.sound)]
 
     def tick(self, now: float) -> list[Output]:
-        """Stop the music when its time is over."""
+        """Stop the music, as :meth:`stop` does, when its time is over; nothing before."""
         return self.stop(now) if self.deadline is not None and now >= self.deadline else []
 
     def stop(self, now: float) -> list[Output]:
-        """Stop the music, and set the result for the model: how many seconds the caller was on
-        hold."""
+        """Stop the music, let model and caller hear each other again, and set the result for the
+        model: how many seconds the caller was on hold."""
         self.audio_suspended, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
@@ -170,26 +182,32 @@ class HoldAction(CallAction):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of an action that is done, for the model."""
+    """Result of an action that is done."""
 
     call_id: str
+    """``call_id`` of the tool call that it answers; ``BY_GATEWAY``, ``BY_OPERATOR`` or
+    ``BY_CALLER`` where the model did not ask."""
     output: Mapping[str, Any]
+    """JSON object for the model."""
     respond: bool
-    """Whether a response is requested; False when the model speaks already."""
+    """Whether a response is requested; False when the model began to speak during hold music."""
 
 
 BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
-"""Who asked for an action, in place of a tool call's id where it was not the model."""
+"""Who asked for an action, in place of a tool call's id where it was not the model. The caller asks
+for a human (escape)."""
 
 
 class CallActions:
     """Runs the actions of a call, one at a time. Methods that take the time (s) return outputs.
 
-    An action is queued first, and begins when the speech before it was heard.
+    An action is queued first, and begins when the speech before it was heard
+    (:meth:`begin_if_ready`). While one is queued or under way, another is refused with
+    ToolCallError.
 
     Args:
-        transfer_to: makes a transfer; the flag tells whether a session is up, which can brief
-            its target.
+        transfer_to: makes the action for a target; its second argument is whether a session is up
+            (without one the target is not briefed by the model).
     """
 
     def __init__(
@@ -204,29 +222,35 @@ class CallActions:
         self._session_up = True
         self._action: CallAction | None = None
         self._call_id = ""
+        """``call_id`` of the tool call that asked for the action, or ``BY_...``."""
         self._begin_by: float | None = None
+        """Until when the speech before a queued action is waited for (s); None: it has begun, or
+        none is there."""
         self._not_before = 0.0
         """Until when words about the action may begin (s); 0 where none are to come."""
         self._unasked = False
+        """The model has ended the hold by speaking, so no response is to be requested."""
         self._late = False
+        """A REFER has succeeded after its transfer was given up."""
         tools = plan.tools
         names = {TRANSFER_CALL} if tools.transfer.destinations else set()
         names |= {SEND_DTMF} if tools.send_dtmf.enabled else set()
         self.names = frozenset(names | ({HOLD} if tools.hold.enabled else set()))
-        """Names of the tools that are actions, as the route offers them."""
+        """Names of the tools that are actions, of those that the route offers."""
 
     def queue_tool_action(
         self, name: str, call_id: str, arguments: str, now: float, *, said_within: float = 0.0
     ) -> None:
-        """Queue the action of a tool call. Raises ToolCallError where another is under way or the
-        arguments are not allowed.
+        """Queue the action of a tool call. Raises ToolCallError where another is queued or under
+        way, or the arguments are not allowed (destination, number, keys, or seconds that the route
+        does not allow).
 
         Args:
             name: ``transfer_call``, ``send_dtmf`` or ``hold``.
             call_id: ``call_id`` of the function call, or who asked (``BY_GATEWAY`` and others).
             arguments: JSON text.
-            said_within: seconds in which the model may begin to announce the action; 0: it has
-                by now.
+            said_within: seconds in which the model may begin to announce the action, so that the
+                action begins no sooner; 0: it has been announced by now.
         """
         if self._action is not None:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
@@ -244,26 +268,28 @@ class CallActions:
         self._not_before = now + said_within if said_within else 0.0
 
     def refer_to(self, uri: str, now: float) -> None:
-        """Queue a blind transfer (REFER) to a URI that an application chose, which counts as a
-        number that a model chose. Raises ToolCallError while another action is under way."""
+        """Queue a blind transfer (REFER) to a URI that an application chose. It is checked before
+        it is sent as a number that a model chose. Raises ToolCallError while another action is
+        queued or under way."""
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
         self._queue(self._transfer_to(target, self._session_up), now)
 
     def session_lost(self, now: float) -> list[Output]:
-        """Note that no session is up, so that no target can be briefed, and have the current action
-        go on."""
+        """Note that no session is up, so that the model briefs no target from now on; a transfer
+        under way goes on, with the route's sound in place of the model."""
         self._session_up = False
         return [] if self._action is None else self._action.session_lost(now)
 
     def press(self, digits: str, now: float) -> None:
-        """Queue DTMF digits for an operator, with w, W and comma as pauses. Raises
-        ToolCallError."""
+        """Queue DTMF digits for an operator, with ``w``, ``W`` and comma as pauses of 0.5, 1 and 2
+        s. Raises ToolCallError for other keys, and while another action is queued or under way."""
         steps, mode = key_steps(json.dumps({"digits": digits})), self._plan.tools.send_dtmf.mode
         self._queue(SendDtmfAction(steps, mode, self._timeline), now)
 
     def hold(self, held: bool, now: float) -> list[Output]:
-        """Put the caller on hold for an operator, at once, or end a hold. Raises ToolCallError
-        where another action is under way, or there is no hold."""
+        """Put the caller on hold for an operator (``held``), at once and until this is called
+        again, or end the hold that has begun, also a tool's. Raises ToolCallError where another
+        action is queued or under way, or no hold to end."""
         if held:
             action = HoldAction(None, self._plan.tools.hold, self._timeline)
             self._queue(action, now)
@@ -273,7 +299,8 @@ class CallActions:
         return self._action.stop(now)
 
     def _queue(self, action: CallAction, now: float) -> None:
-        """Queue an operator's action. Raises ToolCallError while another is under way."""
+        """Queue an action for an operator or application (``BY_OPERATOR``). Raises ToolCallError
+        while another is queued or under way."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR
@@ -281,12 +308,13 @@ class CallActions:
         self._begin_by = now + self._plan.limits.say_seconds
 
     def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
-        """Begin the queued action once the call is up and the speech before it was heard, or took
-        longer than ``limits.say_seconds``.
+        """Begin the queued action once the call is up, ``said_within`` is over, and the speech
+        before it was heard or took longer than ``limits.say_seconds`` (from when the call was up).
+        Nothing without one.
 
         Args:
-            queued: speech is still in the playout queue.
-            confirmed: the ACK came.
+            queued: speech is still in the playout queue, or running.
+            confirmed: the ACK came, and no sensitive digits are being entered.
         """
         if self._action is None or self._begin_by is None:
             return []
@@ -303,7 +331,10 @@ class CallActions:
 
     def cancel_queued(self) -> str | None:
         """Cancel an action that the model asked for and that has not begun, because of barge-in.
-        Returns the ``call_id`` to answer; None without such an action."""
+
+        Returns the ``call_id`` to answer; None where there is none: it has begun, or gateway,
+        operator or caller asked for it.
+        """
         if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
             return None
         self._action = self._begin_by = None
@@ -313,7 +344,8 @@ class CallActions:
         """End the current action, since the caller asked for a human (``[route.escape]``).
 
         Returns what stops it: hold music ends; of an interpreted transfer, callee and interpreter
-        are released.
+        are released. An action that has not begun, or DTMF being sent, is dropped and needs
+        nothing. Not for another transfer under way: escape is refused then.
         """
         if self.interpreted:
             return self.abandon(now)
@@ -322,7 +354,8 @@ class CallActions:
         return action.stop(now) if isinstance(action, HoldAction) and has_begun else []
 
     def on_model_audio(self, now: float) -> list[Output]:
-        """Stop the hold music of a tool call, since the model speaks; an operator's goes on."""
+        """Stop the hold music of a tool call, since the model speaks; no response is requested for
+        its result. Nothing without a hold that has begun; an operator's goes on."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []
@@ -332,10 +365,10 @@ class CallActions:
         return action.stop(now)
 
     def on_transfer_event(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Pass an event of REFER or B-leg to the transfer.
+        """Pass an event of REFER, B-leg or interpreter to the transfer that has begun.
 
-        One that comes after the transfer was given up: a B-leg that has answered is hung up; a
-        REFER that succeeded ends the call.
+        Without one, the event is of a transfer that was given up: a B-leg that has answered is hung
+        up; a REFER that succeeded (2xx) ends the call (:attr:`hangup_due`); others are ignored.
         """
         if self._action is not None and self.underway:
             return self._action.on_transfer_event(happening, now)
@@ -347,14 +380,18 @@ class CallActions:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Have the action that has begun act on its deadline."""
+        """Have the action that has begun act on its deadline; nothing for one that is queued."""
         if self._action is None or self._begin_by is not None:
             return []
         return self._action.tick(now)
 
     def take_result(self) -> Result | None:
-        """Return the result of an action that is done, and remove the action. None while it goes
-        on, and for an operator's action that is no transfer."""
+        """Return the result of an action that is done, and remove the action, so that another may
+        be queued.
+
+        None while it goes on. None, too, for an operator's hold or DTMF, which is removed when
+        done: the model need not say anything.
+        """
         if (action := self._action) is None or action.result is None:
             return None
         self._action = None
@@ -364,18 +401,21 @@ class CallActions:
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
-        """End the action because the call ends; hangs up its B-leg."""
+        """End the action because the call ends, queued or begun: a transfer that has begun hangs up
+        its B-leg and gets an outcome in the record."""
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means that a transfer has succeeded."""
+        """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
+        accepted and no outcome told. The record then has the outcome ``unknown``. False without a
+        transfer."""
         return self._action is not None and self._action.taken_over(now)
 
     @property
     def deadline(self) -> float | None:
-        """When the queued action begins at the latest, or the running one is due (s); None without
-        one."""
+        """When :meth:`begin_if_ready` is to be asked again for a queued action, or :meth:`tick` is
+        due for one that has begun (s); None without one."""
         if self._begin_by is not None:
             return self._not_before or self._begin_by
         return None if self._action is None else self._action.deadline
@@ -387,19 +427,21 @@ class CallActions:
 
     @property
     def call_id(self) -> str | None:
-        """``call_id`` of the tool call that the action answers, or who asked for it; None without
-        an action."""
+        """``call_id`` of the tool call that asked for the action, queued or begun, or who else did
+        (``BY_...``); None without an action."""
         return None if self._action is None else self._call_id
 
     @property
     def underway(self) -> bool:
-        """Whether a transfer has begun, which can outlive the session."""
+        """Whether a transfer has begun, which goes on even if the session is lost; also while the
+        legs are joined."""
         action = self._action
         return action is not None and action.is_transfer and self._begin_by is None
 
     @property
     def audio_suspended(self) -> bool:
-        """Whether no audio passes between caller and model, because of the action."""
+        """Whether an action that has begun keeps audio from passing between caller and model: a
+        hold, or a transfer that is neither joined nor failed."""
         return self._action is not None and self._begin_by is None and self._action.audio_suspended
 
     @property
@@ -409,17 +451,18 @@ class CallActions:
 
     @property
     def interpreted(self) -> bool:
-        """Whether sessions interpret between the caller and the B-leg."""
+        """Whether caller and B-leg are joined, and sessions interpret between them."""
         return self._action is not None and self._action.interpreted
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret; caller and B-leg stay joined."""
+        """Close the sessions that interpret between caller and B-leg, which stay joined; nothing
+        without such sessions."""
         return [] if self._action is None else self._action.stop_interpreting()
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:
-        """Reason of the action to end the call now, such as a transfer that succeeded, with a
-        detail for the record; None without one."""
+        """Reason to end the call now, with a detail for the record; None while it goes on. A
+        transfer succeeded (also late, after it was given up), or the joined B-leg has ended."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"
         if self._action is None or self._action.over is None:

@@ -37,23 +37,34 @@ MAX_TEXT = 16_000
 """Characters of a text of the timeline, and of a log line of it: what servers say has no end."""
 
 MAX_TOOL_USES = 1000
+"""Tool calls kept of one call; what exceeds it is counted."""
 
 
 @dataclass(slots=True)
 class Times:
-    """Milestones of a call, ms since the INVITE; None for what did not happen."""
+    """Milestones of a call, ms since the INVITE; None for what did not happen.
+
+    Of a placed call, ``ringing``, ``answered`` and ``confirmed`` are the callee's 18x and 200.
+    """
 
     ringing: float | None = None
+    """Our 180 or 183; none of a call that is answered at once."""
     session: float | None = None
+    """The first session was ready."""
     answered: float | None = None
+    """Our 200."""
     confirmed: float | None = None
+    """Its ACK."""
     first_audio: float | None = None
+    """The first frame of the model was handed to RTP."""
     end: float | None = None
+    """The caller's leg was over; with post-call analysis, when the end was decided."""
 
 
 @dataclass(slots=True)
 class ContentRecord:
-    """Lists of what rules have decided about the content of a call, oldest first."""
+    """Lists of guardrail decisions, out-of-band responses, context trims, detected machines, bad
+    lines and waits in a queue, oldest first."""
 
     guardrails: list[GuardrailDecision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
@@ -69,6 +80,7 @@ class LegRecord:
     """The caller's leg: its source, and what was negotiated for it."""
 
     source: str = ""
+    """Address that the INVITE came from."""
     trunk: str = ""
     number_trust: str = ""
     """How far the number in From counts, as ``route.caller_history.trust`` has it: asserted, trunk
@@ -87,18 +99,25 @@ class MediaRecord:
     """Audio that was lost or late in either direction; frames are of 20 ms."""
 
     underruns: int = 0
+    """How often playout was empty in the middle of a response."""
     underrun_ms: int = 0
+    """Silence played meanwhile (ms)."""
     dropped_uplink_frames: int = 0
+    """Of the caller's audio: they came faster than real time, or were not taken in time."""
     uplink: dict[str, int] = field(default_factory=dict)
     """What became of the caller's RTP packets, as :class:`gateway.sip.rtp.UplinkCounts` says."""
     dropped_append_frames: int = 0
+    """Of the caller's audio: the WebSocket to the session did not take them in time."""
     refused_playout_frames: int = 0
+    """Of the model's audio: they did not fit the playout queue."""
     late_audio_ms: int = 0
+    """Model audio (ms) that came after its response was interrupted, and was dropped."""
     live_audio: dict[str, int] = field(default_factory=dict)
     """Of Live sessions, see :meth:`gateway.realtime.live_session.LiveSession.audio_counts`."""
     rtp: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
-    """Both directions, as :class:`gateway.sip.rtp.CallQuality` has them; live."""
+    """Both directions, as :class:`gateway.sip.rtp.CallQuality` has them; updated during the
+    call."""
 
 
 @dataclass(slots=True)
@@ -111,10 +130,11 @@ class ActionsRecord:
     b_legs: list[BLeg] = field(default_factory=list)
     tools: list[ToolUse] = field(default_factory=list)
     tools_dropped: int = 0
+    """Tool calls beyond ``MAX_TOOL_USES``."""
 
     def used(self, use: ToolUse) -> None:
-        """Append a tool call, which is filled in as it goes on; above ``MAX_TOOL_USES`` only count
-        it."""
+        """Append a tool call to :attr:`tools`; who made the entry fills it in as it goes on. Above
+        ``MAX_TOOL_USES`` only count it (:attr:`tools_dropped`)."""
         if len(self.tools) >= MAX_TOOL_USES:
             self.tools_dropped += 1
         else:
@@ -126,7 +146,9 @@ class SessionRecord:
     """Realtime sessions of a call: id, hand-overs, failovers, files."""
 
     session_id: str = ""
+    """Id of the latest session, as the server gave it."""
     failovers: list[FailoverRecord] = field(default_factory=list)
+    """Sessions that were lost, and what replaced them."""
     handovers: int = 0
     """Hand-overs to a standby session before the server ended one."""
     settings_refused: list[Refused] = field(default_factory=list)
@@ -163,10 +185,11 @@ class RecordingRecord:
 
 
 class SpokenTranscript(Protocol):
-    """Transcript of a call: :class:`gateway.call.conversation.transcript.Transcript`."""
+    """What is needed here of :class:`gateway.call.conversation.transcript.Transcript` (a Protocol,
+    so that this module need not import it)."""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the entries of both sides, oldest first."""
+        """Return the entries of all speakers, oldest first, each with ``who`` and ``text``."""
 
 
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
@@ -175,7 +198,8 @@ _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
 
 @dataclass(slots=True)
 class CallRecord:
-    """Everything that is kept of one call. Times are ms since the INVITE."""
+    """Everything that is kept of one call, filled in as it goes on. Times are ms since the
+    INVITE."""
 
     call_id: str
     """The gateway's own id of the call."""
@@ -200,12 +224,14 @@ class CallRecord:
     """None where no recording was wanted."""
     response_times: list[ResponseTime] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
-    """As :class:`gateway.billing.costs.Account` has it; live."""
+    """As :class:`gateway.billing.costs.Account` has it; updated during the call."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Metadata of its route."""
     transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
+    """Entries of the transcript that were removed, as it had too many."""
     ending: Ending | None = None
+    """None until leg and session are over."""
     parent_id: str = ""
     """The call in which this one was asked for, as a callback; its ``call_id``."""
     trace_id: str = ""
@@ -219,17 +245,22 @@ class CallRecord:
     explanation: list[str] = field(default_factory=list)
     """Why it was accepted or refused: rule, setting and route, with file and line."""
     on_mark: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False)
-    """Told of each entry of the timeline."""
+    """Called with event and fields of each entry of the timeline."""
     private: PrivateDigits = field(default_factory=PrivateDigits, repr=False)
-    """Digits that :meth:`summary` and :meth:`as_json` mask."""
+    """Digits and other private text that :meth:`summary` and :meth:`as_json` mask."""
     timeline_dropped: int = 0
+    """Entries of the timeline beyond ``MAX_TIMELINE``."""
     _marks: bytearray = field(default_factory=bytearray, repr=False)
     _mark_count: int = 0
     _held: bool = False
 
     def mark(self, t_ms: float, event: str, **fields: Any) -> None:
-        """Append an entry to the timeline, ``t_ms`` after the INVITE, and tell :attr:`on_mark`.
-        Above ``MAX_TIMELINE`` entries it is only counted."""
+        """Append an entry to the timeline, ``t_ms`` after the INVITE, call :attr:`on_mark`, and
+        note whether the event begins or ends a hold (for :attr:`state`).
+
+        Above ``MAX_TIMELINE`` entries it is not kept, only counted; :attr:`on_mark` is called all
+        the same.
+        """
         self._held = _HOLDS.get(event, self._held)
         if self.on_mark is not None:
             self.on_mark(event, fields)
@@ -243,31 +274,35 @@ class CallRecord:
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
-        """Timeline so far, oldest entry first."""
+        """All timeline entries so far, oldest first: ``t_ms``, ``event`` and its fields."""
         return self.timeline_since(0)[0]
 
     def timeline_since(self, place: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the timeline entries from ``place`` on, and the place for the next call of this; 0
-        is the first."""
+        """Return the timeline entries from ``place`` on, and the place for the next call of this.
+
+        Args:
+            place: 0 for all entries, or the second value that the call of this before has returned.
+        """
         return [json.loads(one) for one in self._marks[place:].splitlines()], len(self._marks)
 
     @property
     def talk_ms(self) -> float:
-        """Time (ms) from the ACK to the end; 0 for a call that was never up or goes on."""
+        """Time (ms) from the ACK to the end; 0 while the call goes on, and without an ACK."""
         if self.times.confirmed is None or self.times.end is None:
             return 0.0
         return round(self.times.end - self.times.confirmed, 1)
 
     @property
     def response_ms(self) -> dict[str, float]:
-        """How long the caller waited for responses: ``count``, and ``p50`` and ``p95`` in ms where
-        there are any."""
+        """How long the caller waited for responses: their ``count``; if there are any, also median
+        ``p50`` and 95th percentile ``p95`` (nearest rank), in ms."""
         times = sorted(one.ms for one in self.response_times)
         parts = (("p50", 0.5), ("p95", 0.95)) if times else ()
         return {"count": len(times), **{k: times[ceil(p * len(times)) - 1] for k, p in parts}}
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
-        """Return the fields of a live call, for API and console.
+        """Return the fields of a live call, for API and console: those that an ended call has, too,
+        with ``state``, ``age_seconds`` (since its start), state of the recording, and line quality.
 
         Args:
             now: with a time zone.
@@ -301,7 +336,10 @@ class CallRecord:
 
     @property
     def state(self) -> str:
-        """State of the call: incoming, placing, ringing, transferring, held, talking or ended."""
+        """State of the call: ``ended``; ``incoming`` (an application has not accepted it); before
+        the answer ``ringing``, or ``placing`` for an outbound call; ``transferring`` while the
+        latest transfer has no outcome; ``held`` (by the caller, or with our hold music); else
+        ``talking``. The first that applies."""
         if self.ending is not None:
             return "ended"
         if self.undecided:
@@ -313,12 +351,12 @@ class CallRecord:
         return "held" if self._held else "talking"
 
     def summary(self) -> dict[str, Any]:
-        """Return the record without transcript and timeline, private digits masked: the summary log
-        line."""
+        """Return the record without transcript, timeline and single response times, private digits
+        masked: the summary log line."""
         return dict(self.private.masked(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
-        """Return the record without transcript and timeline, private digits not masked."""
+        """Return what :meth:`summary` does, nothing masked."""
         return {
             **self._common_fields(),
             "started_at": self.started_at,
@@ -337,8 +375,8 @@ class CallRecord:
         }
 
     def _disclosed(self) -> dict[str, Any] | None:
-        """Return the words of the disclosure, and whether the caller heard them as they are; None
-        without a disclosure."""
+        """Return the ``words`` of the disclosure, and ``heard``: whether one entry of the agent has
+        all of them in order, in the part that the caller heard. None without a disclosure."""
         if not self.disclosure:
             return None
         entries = [] if self.transcript is None else self.transcript.as_json()
@@ -350,7 +388,8 @@ class CallRecord:
         return {"words": self.disclosure, "heard": said}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the whole record as JSON object, private digits masked."""
+        """Return the whole record as JSON object, with transcript, timeline and response times,
+        private digits masked."""
         whole = {
             **self._summary(),
             "response_times": [asdict(one) for one in self.response_times],
@@ -378,12 +417,17 @@ class CallTimeline:
         return (now - self._started) * 1000
 
     def mark(self, now: float, event: str, **fields: Any) -> None:
-        """Append an entry to the timeline, without a log line."""
+        """Append an entry to the timeline at ``now`` (s), without a log line."""
         self.record.mark(self.ms(now), event, **fields)
 
     def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> LogEvent:
-        """Append an entry to the timeline, and return the output that logs it as ``call.`` and
-        ``event``; texts are shortened to ``MAX_TEXT`` characters."""
+        """Append an entry to the timeline at ``now`` (s), and return the output that logs it as
+        ``call.`` and ``event``.
+
+        Args:
+            level: of the log line: debug, info, warning or error.
+            fields: of entry and line; texts are cut to ``MAX_TEXT`` characters.
+        """
         fields = {
             name: value[:MAX_TEXT] if isinstance(value, str) else value
             for name, value in fields.items()

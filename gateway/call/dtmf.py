@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""DTMF digits of the caller (RFC 4733), grouped into runs by terminator, length or pause.
+"""DTMF digits of the caller: grouped into runs for the conversation, or collected for a tool.
 
-A run becomes a message in the conversation, or the result of the tool ``collect_digits``.
+A run is what the caller enters before terminator, full length or a pause; it becomes a message in
+the conversation. While the tool ``collect_digits`` waits for digits, they become its result
+instead.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from gateway.realtime.events import CreateItem, CreateResponse
 
 
 class EndedBy(StrEnum):
-    """Why a run of DTMF digits is complete."""
+    """Why a run of DTMF digits is complete: what ended it."""
 
     TERMINATOR = "terminator"
     TIMEOUT = "timeout"
@@ -30,7 +32,7 @@ class EndedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """A complete run of DTMF digits, without its terminator."""
+    """A complete run of DTMF digits, without its terminator unless that was pressed alone."""
 
     digits: str
     ended_by: EndedBy
@@ -55,7 +57,8 @@ class DigitCollector:
         """When the inter-digit pause ends (s); None while no run is open."""
 
     def press(self, digit: str, now: float) -> Collected | None:
-        """Add a digit pressed at ``now`` (s); return the run that it completes, or None.
+        """Add a digit pressed at ``now`` (s), and restart the inter-digit pause; return the run
+        that terminator or number of digits complete, or None.
 
         Call :meth:`expire` first: the pause of the run before may be over.
         """
@@ -68,27 +71,31 @@ class DigitCollector:
         return None
 
     def expire(self, now: float) -> Collected | None:
-        """Return the run whose pause is over at ``now`` (s), or None."""
+        """Return the run whose inter-digit pause is over at ``now`` (s), and begin another; None
+        where none is over."""
         if self.deadline is None or now < self.deadline:
             return None
         return self._take_run(EndedBy.TIMEOUT)
 
     def abandon(self) -> Collected | None:
-        """Return the run that the end of the call has cut short, or None."""
+        """Return the open run, which the end of call or session has cut short (``call_end``); None
+        without one."""
         return self._take_run(EndedBy.CALL_END) if self._digits else None
 
     def _take_run(self, ended_by: EndedBy, alone: str = "") -> Collected:
-        """Return the digits so far, or ``alone`` where there are none, and begin another run."""
+        """Return the digits so far, or ``alone`` where there are none, as complete run, and begin
+        another."""
         collected = Collected(self._digits or alone, ended_by)
         self._digits, self.deadline = "", None
         return collected
 
 
 class DtmfInput:
-    """Handles the DTMF digits of the caller (RFC 4733, INFO, or detected in the audio).
+    """Handles the DTMF digits of the caller (RFC 4733, SIP INFO, or detected in the audio).
 
     Args:
-        interrupt: stops the agent's speech, where the route wants that of a digit.
+        interrupt: interrupts the agent's speech where the route wants that of a digit; takes the
+            time (s).
     """
 
     def __init__(
@@ -103,12 +110,17 @@ class DtmfInput:
         self._signalled = False
 
     def on_digit(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
-        """Handle a digit: return ``SendDtmf`` to a joined B-leg, hand it to whoever waits for
-        digits, or add it to the run that becomes a message.
+        """Log a digit (``dtmf``), and pass it on: to a joined B-leg (``SendDtmf``); else to whoever
+        waits for digits (approval, ``collect_digits``, consent to a recording); else, if
+        ``[route.dtmf]`` is enabled, to the run that becomes a message. The last two interrupt the
+        agent, where the route wants that.
+
+        Only logged while the conversation is being ended or an action suspends the audio (hold,
+        transfer). Private and sensitive digits of ``collect_digits`` are logged as ``*``.
 
         Args:
-            in_band: detected in the audio; ignored once the caller's side has sent digits as
-                events.
+            in_band: detected in the audio; ignored, and not logged, once the caller's side has sent
+                digits as events.
         """
         control = self._control
         if in_band and self._signalled:
@@ -137,11 +149,13 @@ class DtmfInput:
         return outputs + self._send_run(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
-        """Send the run whose pause is over."""
+        """Send the run whose inter-digit pause is over to the model, as a user message with a
+        request for a response; nothing where none is over."""
         return self._send_run(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:
-        """Record digits that were not sent before the session ended."""
+        """Record the digits of the open run (``call_end``), which the model does not get, as call
+        or session ends."""
         self._record_run(self._collector.abandon(), now)
 
     @property
@@ -150,8 +164,9 @@ class DtmfInput:
         return self._collector.deadline
 
     def _send_run(self, collected: Collected | None, now: float) -> list[Output]:
-        """Return the user message with a complete run, and a request for a response; nothing for
-        None."""
+        """Record and log a complete run, and return the user message with the route's text for it,
+        and a request for a response; nothing for None. In the text, ``RESPONSE_MS`` becomes the
+        last wait for a response (ms)."""
         if collected is None:
             return []
         self._record_run(collected, now)
@@ -166,7 +181,8 @@ class DtmfInput:
         return [note, item, *self._control.request_response(CreateResponse(), now)]
 
     def _record_run(self, collected: Collected | None, now: float) -> None:
-        """Append a run to the record; nothing for None."""
+        """Append a run to the record, and have its digits masked where the route masks all DTMF;
+        nothing for None."""
         if collected is not None:
             timeline = self._control.timeline
             at_ms = round(timeline.ms(now), 1)
@@ -176,7 +192,7 @@ class DtmfInput:
 
 
 LONGEST_SECONDS = 120.0
-"""The longest wait (s) for a first digit while the model talks."""
+"""The longest wait (s) for a first digit while the model talks, from the tool call."""
 
 
 TAIL_SECONDS = 2.0
@@ -187,13 +203,14 @@ _LATE = {"status": "failed", "reason": "the service that takes the digits did no
 
 
 class DigitCollection:
-    """Collects digits for the tool ``collect_digits``, while :attr:`wants_digits`.
+    """Collects digits for the tool ``collect_digits``; gets each digit while :attr:`wants_digits`.
 
-    Sensitive digits go to the route's service, whose answer the model gets. Until ``TAIL_SECONDS``
-    after the last of them, session and recording get silence in place of the caller.
+    Sensitive digits go to the route's service (``StoreDigits``), whose answer the model gets. From
+    the tool call until ``TAIL_SECONDS`` after the last of them, session and recording get silence
+    in place of the caller (``Conceal``).
 
     Args:
-        collected: answers the tool call with the result.
+        collected: answers the tool call; takes the result, and the time (s).
     """
 
     def __init__(
@@ -205,15 +222,20 @@ class DigitCollection:
         self._told = collected
         self._digits = ""
         self._most = 0
+        """Number of digits that ends the collection."""
         self._terminator = ""
         self._seconds = 0.0
+        """Longest wait for each digit (s)."""
         self._until = 0.0
+        """Until when a first digit is waited for while the model talks (s)."""
         self._kind = ""
+        """What sensitive digits are, such as ``card_number``."""
         self._due: float | None = None
         """When the next digit is late (s); None while none is waited for."""
         self._quiet_until: float | None = None
         """Until when further keys are of the entry that is over (s)."""
         self._stored_by: float | None = None
+        """Until when the service's answer is waited for (s); None: it is not."""
         control.collecting = self
 
     @property
@@ -228,8 +250,9 @@ class DigitCollection:
         return min((at for at in due if at is not None), default=None)
 
     def begin(self, arguments: str, now: float) -> list[Output]:
-        """Start a collection, with the arguments of the tool call (JSON text). Returns
-        ``Conceal(True)`` for sensitive digits. Raises ToolCallError."""
+        """Start a collection, with the arguments of the tool call (JSON text); the first digit is
+        waited for from now. Returns ``Conceal(True)`` for sensitive digits, unless the caller is
+        concealed already. Raises ToolCallError for arguments that the route does not allow."""
         plan = self._control.plan.tools.collect_digits
         self._most, self._terminator, self._seconds, self._kind = collect_wanted(arguments, plan)
         self._digits, self._quiet_until = "", None
@@ -241,7 +264,9 @@ class DigitCollection:
         return [Conceal(True)]
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Take a digit; the terminator or the last one ends the collection."""
+        """Take a digit: the terminator, or the last of the number wanted, ends the collection;
+        another restarts the wait. After a sensitive entry, discard it and keep the caller concealed
+        for ``TAIL_SECONDS`` more."""
         if self._due is None:
             self._quiet_until = now + TAIL_SECONDS
             return []
@@ -254,8 +279,13 @@ class DigitCollection:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on deadlines: no further digit came, the service has not answered, or the caller may
-        be heard again after a sensitive entry (``Conceal(False)``)."""
+        """Act on deadlines, in this order: the service has not answered (the tool gets ``failed``);
+        the caller may be heard again after a sensitive entry (``Conceal(False)``); no further digit
+        came (``timeout``).
+
+        While the model talks and no digit has come, the wait for the first begins anew, up to
+        ``LONGEST_SECONDS`` after :meth:`begin`.
+        """
         outputs: list[Output] = []
         if self._stored_by is not None and now >= self._stored_by:
             outputs += self.stored(_LATE, now)
@@ -271,7 +301,12 @@ class DigitCollection:
         return [*outputs, *self._finish("timeout", now)]
 
     def stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Answer the tool call with the result of the service that took the digits."""
+        """Log the answer of the service that took the digits, and answer the tool call with it;
+        nothing where no answer is waited for (it came too late).
+
+        Args:
+            result: with ``status``, and ``reason`` where it failed.
+        """
         if self._stored_by is None:
             return []
         self._stored_by = None
@@ -282,8 +317,11 @@ class DigitCollection:
         return [note, *self._told(result, now)]
 
     def _finish(self, ended_by: str, now: float) -> list[Output]:
-        """End the collection: answer the tool call with the digits, or return ``StoreDigits`` of
-        sensitive ones.
+        """End the collection and log it, private and sensitive digits masked. Answer the tool call
+        with the digits and ``ended_by``; or return ``StoreDigits`` of sensitive ones, and answer at
+        once if none were entered.
+
+        Private digits are masked in record and transcript from now on.
 
         Args:
             ended_by: terminator, full or timeout.

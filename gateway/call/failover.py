@@ -42,22 +42,24 @@ SINCE = "Said and done since what you were told at the start:"
 
 _OPENS = ("reconnect", "server")
 NEEDS_ANSWER = ("announcement", "transfer")
-"""Actions that need an answered call."""
+"""Actions that need an answered call; an unanswered one is answered for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """Ending of a call for which no fallback step is left."""
+    """How the call is to be ended, since no fallback step is left that could replace the
+    session."""
 
     why: EndReason
     detail: str
     step: FallbackStep | None = None
-    """The last one, where it says how a call that is not answered yet is rejected."""
+    """The step that says how a call that is not answered is rejected (busy, redirect); None: as
+    ``why`` has it."""
 
 
 class Failover:
-    """Takes the route's fallback steps (``[[route.fallback]]``) in order, until a session is up or
-    the call ends.
+    """Takes the route's fallback steps (``[[route.fallback]]``) in order, until a session is up,
+    the caller is transferred, or the call ends.
 
     Methods that take the time (s) return outputs.
     """
@@ -69,14 +71,20 @@ class Failover:
         self._transcript = transcript
         self._timeline = timeline
         self._server = 0
+        """Server of the session that was opened last, as ``OpenSession`` counts them."""
         self._steps: tuple[FallbackStep, ...] = ()
         self._at = -1
+        """Index of the current step in ``_steps``; -1: none was taken."""
         self._why = EndReason.SESSION_LOST
         self._detail = ""
         self._until: float | None = None
+        """When the time of the step is over (s); None where it has none."""
         self._again_at: float | None = None
+        """When the step's next attempt is due (s); None while one runs."""
         self._wait = FIRST_WAIT
+        """From a failed attempt to the next (s)."""
         self._sounding = ""
+        """Sound of a step that plays; "" for none."""
         self._answered = False
         self._unproven: float | None = None
         """When the latest new session came up (s); None once something of it was heard."""
@@ -89,19 +97,22 @@ class Failover:
         self.wants_answer = False
         """The step needs an answered call, and waits for the answer."""
         self.over: Over | None = None
+        """Set once no step is left; with it the machine ends the call."""
 
     # ---- what happens
 
     def begin(
         self, why: EndReason, detail: str, now: float, *, answered: bool, fatal: bool = False
     ) -> list[Output]:
-        """Log the lost session, and take the first fallback step.
+        """Record and log the lost session, and take the first fallback step.
 
-        A session that is lost soon after a step opened it counts as a failed attempt of that step;
-        then the next is taken.
+        Exceptions, in this order: after ``MAX_PER_CALL`` losses no step that opens a session is
+        taken. A new session that was lost too soon (:meth:`_counts_as_failed`) is a failed attempt
+        of its step, which is tried again, or the next is taken. After ``MAX_PER_MINUTE`` losses
+        within 60 s the next step is taken.
 
         Args:
-            answered: the caller can hear sounds.
+            answered: the caller can hear sounds; without, ``reconnect`` is left out: it was tried.
             fatal: the server would refuse another session, so ``reconnect`` is left out.
         """
         # A call that is not answered has been tried for its connect_timeout already.
@@ -132,8 +143,9 @@ class Failover:
         return [note, *self._next_step(now)]
 
     def _counts_as_failed(self, up_at: float, now: float) -> bool:
-        """Return whether the session that came up at ``up_at`` (s) was lost so soon that its step
-        has failed."""
+        """Return whether the session that came up at ``up_at`` (s) counts as a failed attempt: it
+        was lost within its step's timeout, or was silent (``session_silent``) and lost within
+        ``PROVEN_SECONDS``."""
         if self._until is None:
             return False
         return now < self._until or (
@@ -143,10 +155,14 @@ class Failover:
     def on_attempt_failed(
         self, detail: str, now: float, *, fatal: bool, after: float | None = None
     ) -> list[Output]:
-        """Plan another attempt of the step, or take the next one.
+        """Plan another attempt of the step, ``FIRST_WAIT`` and then twice as long later each time;
+        take the next step where that would be after the step's timeout, or the failure is
+        ``fatal``. Nothing while no step with a timeout is being taken.
 
         Args:
-            after: Retry-After of the server (s).
+            detail: for the record, if the call ends.
+            fatal: the server would refuse another session, too.
+            after: Retry-After of the server (s): the next attempt is not earlier.
         """
         if not self.active or self._until is None:
             return []
@@ -158,8 +174,9 @@ class Failover:
         return []
 
     def on_session_ready(self, now: float) -> list[Output]:
-        """Seed the new session with the conversation, stop the step's sound, and request the
-        response that is due."""
+        """End the failover, as ``recovered``: a new session is up. Returns, in order, the end of
+        the step's sound, a log line, the commands that seed the session with the conversation, and
+        a request for the response that was due when the session was lost."""
         self.active, self._again_at, self._unproven = False, None, now
         self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
@@ -169,16 +186,17 @@ class Failover:
         return [*self._stop_sound(), note, *seed, *self._request_due(now)]
 
     def on_call_answered(self, now: float) -> list[Output]:
-        """Take the step that has waited for the ACK, or play its sound, which the caller can hear
-        now."""
+        """Note that the caller can hear sounds from now on. Take the step that has waited for the
+        answer; else play the sound of the step being taken. Nothing more while no step is."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
         return self._take_step(now) if waited else self._play_sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Follow whether the caller hears the agent again; when the queued words have been played,
-        play the step's sound."""
+        """Note when the caller hears the new session (``heard_after_ms``, once), which then counts
+        as proven. When playout has run empty while a step is being taken, return the step's sound:
+        the agent's queued words have been played."""
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record
             if not self.active:
@@ -192,13 +210,15 @@ class Failover:
         return []
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
-        """Return whether this input means that the caller hears audio of the new session."""
+        """Return whether this input means that the caller hears audio of the new session: playout
+        starts or, while audio of the lost session still plays, the first audio delta comes."""
         if isinstance(input, inputs.ServerEventReceived) and self.old_audio_plays:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 
     def tick(self, now: float) -> list[Output]:
-        """Take the next step when the time of this one is over, or try it again."""
+        """When the step's time is over, take the next; when its next attempt is due, open a
+        session. Nothing while no step is being taken."""
         if not self.active:
             return []
         if self._until is not None and now >= self._until:
@@ -209,17 +229,18 @@ class Failover:
         return []
 
     def _open(self) -> Output:
-        """Return ``OpenSession`` for the step's server."""
+        """Return ``OpenSession`` for the step's server, and note it for :meth:`open_again`."""
         self._server = self._step.server
         return self.open_again()
 
     def open_again(self) -> Output:
-        """Return ``OpenSession`` for the server that was used last."""
+        """Return ``OpenSession`` for the server that was used last, at first the route's own, with
+        the conversation so far as seed."""
         return OpenSession(self._server, seed=tuple(self._transcript.seed()))
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s); None while no step is being taken."""
+        """When :meth:`tick` is due (s); None while no step with a timeout is being taken."""
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
@@ -229,7 +250,9 @@ class Failover:
         return self._why
 
     def stop_for_escape(self) -> list[Output]:
-        """Stop the failover, since the caller asked for a human and is being transferred."""
+        """Stop the failover, since the caller asked for a human and is being transferred: record
+        ``escaped``, and return the end of the step's sound. Nothing while no step is being
+        taken."""
         if not self.active:
             return []
         self.active = self.wants_answer = False
@@ -249,8 +272,9 @@ class Failover:
         return self._timeline.record.session.failovers[-1]
 
     def _next_step(self, now: float) -> list[Output]:
-        """Take the next fallback step; one that needs an answered call waits for that. Without any,
-        give up."""
+        """Take the next fallback step, recorded and logged; after the last, give up. One that needs
+        an answered call sets :attr:`wants_answer` and waits until the call is answered
+        (:meth:`on_call_answered`)."""
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
@@ -267,8 +291,10 @@ class Failover:
         return [note, *self._take_step(now)]
 
     def _take_step(self, now: float) -> list[Output]:
-        """Return the outputs of the step: ``OpenSession``, an announcement, a transfer, or the end
-        of the call."""
+        """Carry out the step. ``reconnect`` and ``server`` play its sound and open a session;
+        ``announcement`` closes the session and plays the sound; these go on until the step's
+        timeout. ``transfer`` ends the failover: closes the session and has the conversation end by
+        the transfer. ``busy``, ``redirect`` and ``hangup`` end the call."""
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
@@ -284,7 +310,8 @@ class Failover:
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:
-        """Set :attr:`over`, with which the call ends.
+        """End the failover without a session: record ``given up``, set :attr:`over`, with which the
+        machine ends the call, and return the end of the step's sound.
 
         Args:
             step: busy, redirect or hangup, which says how; None where no step is left.
@@ -297,8 +324,8 @@ class Failover:
     # ---- what is heard
 
     def _play_sound(self, now: float) -> list[Output]:
-        """Return ``PlaySound`` of the step's sound, unless words of the agent are still queued or
-        it plays already."""
+        """Return ``PlaySound`` of the step's sound. Nothing where the step has none, the caller
+        cannot hear it yet, words of the agent are still queued, or it plays already."""
         sound = self._step.sound
         if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
@@ -313,13 +340,15 @@ class Failover:
         return [PlaySound("")] if was else []
 
     def _request_due(self, now: float) -> list[Output]:
-        """Request the response that was due when the session was lost; nothing where none was."""
+        """Request the response that was due when the session was lost: the transcript ends with the
+        caller, a tool result, or interrupted words. Nothing where none was due."""
         return self._control.request_due_response(now) if self._transcript.response_due else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
-    """Return status and headers of the final response to a call that is not answered: 486 or 302 as
-    the step says, else ``otherwise``."""
+    """Return status and further headers of the final response to a call that is not answered: 486
+    (``busy``) or 302 with Contact (``redirect``) as the step says, else ``otherwise`` without
+    headers."""
     if step is not None and step.action == "busy":
         return 486, {}
     if step is not None and step.action == "redirect":
@@ -329,9 +358,10 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
 
 def seed_commands(transcript: Transcript, control: ConversationControl) -> list[Output]:
     """Return the commands that seed a new session: changed settings, then the items of the
-    conversation.
+    conversation as the caller heard it.
 
-    A session that got both when it was opened only gets a message with what was said since.
+    A session that got both when it was opened gets only a message with what was said since, if
+    anything was. A session that only transcribes gets nothing.
     """
     if not control.capabilities.responds:
         return []
@@ -363,8 +393,8 @@ class Handover:
     promotes it in a pause.
 
     Args:
-        quiet: returns whether neither side speaks, no response is due, and no action is under
-            way.
+        quiet: returns whether neither side speaks, no response is due, and no action or tool is
+            under way.
         due: returns whether a response is due.
         detach: ends what belongs to the active session; its queued audio is played to the end.
     """
@@ -386,17 +416,25 @@ class Handover:
         self._detach = detach
         self._lead = control.plan.server.handover_before_expiry
         self._open_at: float | None = None
+        """When the standby session is opened (s); None where none is planned."""
         self._latest = 0.0
+        """When the standby session is promoted without a pause (s)."""
         self._opening = False
         self._standby: tuple[str, float | None, Capabilities] | None = None
+        """Id, end (s; None: not told) and capabilities of the standby session that is ready."""
         self._opened = 0
+        """Standby sessions opened in this call; one more once ``handover_limit`` was logged."""
         self._opened_at = -INTERVAL_SECONDS
 
     def on_session_up(self, seconds_left: float | None, now: float) -> None:
-        """Plan the standby session for the session that is active from now on.
+        """Forget the standby session, and plan one for the session that is active from now on: it
+        is opened ``handover_before_expiry`` s before the end, at once if that is past.
+
+        None is planned where that setting is 0, less than ``SHORTEST_SECONDS`` are left, or
+        :meth:`_not_too_often` does not allow it.
 
         Args:
-            seconds_left: until the server ends it; None where it does not tell.
+            seconds_left: until the server ends it; None where it does not tell: none is planned.
         """
         self._opening, self._standby = False, None
         self._open_at = None
@@ -407,8 +445,9 @@ class Handover:
         self._open_at = self._not_too_often(wanted)
 
     def _not_too_often(self, wanted: float) -> float | None:
-        """Return the time, at or after ``wanted`` (s), at which a standby session may be opened;
-        None where that is too late, or too many were opened."""
+        """Return the time, at or after ``wanted`` (s), at which a standby session may be opened:
+        ``INTERVAL_SECONDS`` after the last one. None where that is less than ``FORCED_SECONDS``
+        before the active session ends, or ``MAX_HANDOVERS`` were opened and that was logged."""
         at = max(wanted, self._opened_at + INTERVAL_SECONDS)
         return at if at <= self._latest and self._opened <= MAX_HANDOVERS else None
 
@@ -417,7 +456,8 @@ class Handover:
         self._open_at, self._opening, self._standby = None, False, None
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
-        """Keep the standby session that is ready, until :meth:`promote_if_quiet` promotes it."""
+        """Keep the standby session that is ready, until :meth:`promote_if_quiet` promotes it;
+        ignored where none is being opened."""
         if not self._opening:
             return
         self._opening = False
@@ -425,14 +465,17 @@ class Handover:
         self._standby = (input.session_id, left, input.capabilities)
 
     def on_standby_failed(self, detail: str, now: float) -> list[Output]:
-        """Log a standby session that has failed, and plan another while there is time."""
+        """Log (``handover_failed``) a standby session that could not be set up or was lost, and
+        plan another, if :meth:`_not_too_often` allows it."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:
-        """Return ``OpenSession`` for the standby session when it is time."""
+        """Return ``OpenSession`` for the standby session, with the conversation so far as seed,
+        when it is time and none is being opened or ready. After ``MAX_HANDOVERS`` only log
+        ``handover_limit``, once."""
         if self._open_at is None or self._opening or self._standby is not None:
             return []
         if now < self._open_at:
@@ -451,11 +494,16 @@ class Handover:
         return self._standby is not None
 
     def promote_if_quiet(self, now: float, *, at_once: bool = False) -> list[Output]:
-        """Return ``PromoteStandby`` in a pause, or shortly before the active session ends, with the
-        commands that seed the new one and the request that is due.
+        """Promote the standby session in a pause, or ``FORCED_SECONDS`` before the active session
+        ends. Nothing before that, and where none is ready.
+
+        It is no pause while words of the latest turns are still to come from the server. Returns,
+        in order, what ends the active session's responses, ``PromoteStandby``, a log line, the
+        commands that seed the new session, and a request for the response that is due. Plans the
+        next hand-over.
 
         Args:
-            at_once: do not wait for a pause.
+            at_once: do not wait for a pause (the active session is lost).
         """
         late = self._control.capabilities.late_words and self._transcript.words_missing
         pause = self._quiet() and not late
@@ -475,7 +523,8 @@ class Handover:
 
     @property
     def deadline(self) -> float | None:
-        """When to open or promote the standby session (s); None without a plan."""
+        """When to open the standby session or, where it is ready, to promote it without a pause
+        (s); None without a plan, and while it is being opened."""
         if self._standby is not None:
             return self._latest
         return None if self._opening else self._open_at

@@ -17,14 +17,16 @@ T = TypeVar("T")
 
 
 def append_capped(entries: list[T], entry: T) -> None:
-    """Append an entry to a list of the record; drop it where the list has ``MAX_KEPT`` already."""
+    """Append an entry to a list of the record; drop it, without a trace, where the list has
+    ``MAX_KEPT`` already."""
     if len(entries) < MAX_KEPT:
         entries.append(entry)
 
 
 @dataclass(slots=True)
 class ResponseTime:
-    """How long the caller waited for one response, and where the time went. All values in ms."""
+    """How long the caller waited for one response (``ms``), and where the time went. All values in
+    ms."""
 
     at_ms: float
     ms: float
@@ -41,28 +43,33 @@ class ResponseTime:
 
 @dataclass(slots=True)
 class Interruption:
-    """One item whose playout was stopped before its end."""
+    """One item of a response whose playout was stopped before its end."""
 
     at_ms: float
     trigger: str
     """speech, digit, guard, machine, hold_wait, silence, escape, application or overflow."""
     item_id: str
     played_ms: int
+    """Of the item, handed to RTP before the cut."""
     received_ms: int
+    """Of the item, received from the server before the cut."""
     flushed_ms: int
     """Received and not played."""
     action: str
-    """truncate, delete (nothing was heard), or none (the server can do neither)."""
+    """What the server was told of the item: truncate, delete (nothing was heard), or none (it can
+    do neither)."""
     after_ms: float | None = None
     """From the caller's first loud packet to the cut; None where no speech was the trigger."""
 
 
 @dataclass(slots=True)
 class DigitRun:
-    """A run of DTMF digits that was sent to the model as one message."""
+    """DTMF digits that the caller pressed one after another, and that were sent to the model as one
+    message; with ``ended_by`` call_end they were not."""
 
     at_ms: float
     digits: str
+    """Without the terminator, unless that was pressed alone."""
     ended_by: str
     """terminator, timeout, full or call_end."""
 
@@ -85,7 +92,7 @@ class TransferAttempt:
     briefing: str = ""
     """accepted, declined, hung_up, no_key or skipped; empty without a briefing."""
     ms: float = 0.0
-    """From its begin to its outcome."""
+    """From its begin to its outcome; 0 while it goes on."""
 
 
 @dataclass(slots=True)
@@ -101,6 +108,7 @@ class BLeg:
     trunk: str = ""
     codec: str = ""
     dialled_ms: float | None = None
+    """None for what did not happen, as in the two below."""
     answered_ms: float | None = None
     ended_ms: float | None = None
     sip_code: int = 0
@@ -115,8 +123,8 @@ class ToolUse:
     at_ms: float
     name: str
     outcome: str = ""
-    """done, failed, late or refused; begun: an action, whose outcome is another entry; empty: the
-    call ended before."""
+    """done, failed, late (no result in time) or refused; begun: an action or digits, whose outcome
+    is another entry; empty: the call ended before."""
     ms: float = 0.0
     """How long the function ran."""
     approval: str = ""
@@ -139,7 +147,8 @@ class FailoverRecord:
     steps: list[str] = field(default_factory=list)
     """Actions of the steps (:attr:`gateway.call.plan.FallbackStep.action`), in order."""
     outcome: str = ""
-    """recovered, transferred, escaped (the caller asked for a human) or given up."""
+    """recovered (another session is up), transferred, escaped (the caller asked for a human) or
+    given up; empty while it goes on."""
     sound_after_ms: float | None = None
     """Until the caller heard the sound of a step."""
     session_after_ms: float | None = None
@@ -158,8 +167,9 @@ class GuardrailDecision:
     who: str
     """Whose words: agent or caller."""
     item_id: str
+    """Item that has the words."""
     by: str
-    """words, http or timeout."""
+    """What decided: words (a pattern), http (the service) or timeout (it did not answer)."""
     action: str
     """replace, end or transfer."""
     reason: str = ""
@@ -192,6 +202,7 @@ class ContextTrim:
     how: str
     """delete or summarize."""
     items: int
+    """Number of items deleted."""
     turns: int
     """Turns of the caller among them."""
 
@@ -213,16 +224,17 @@ class MachineDetected:
 
 @dataclass(slots=True)
 class HoldWaitRecord:
-    """One wait of the agent in a queue of the other side."""
+    """One wait of the agent in a queue of the other side (hold and wait)."""
 
     at_ms: float
     why: str
     """What began it: music, an announcement, or repeated words."""
     ms: float = 0.0
-    """How long it took."""
+    """How long it took; 0 where the call ended before."""
     ended: str = ""
     """human, key or timeout; empty: the call ended."""
     announcements: int = 0
+    """Number of announcements heard meanwhile."""
     keys: str = ""
     """DTMF digits that the route's ``keys`` have sent."""
 
@@ -237,6 +249,6 @@ class BadLine:
     what: str
     """The evidence: ``12 % lost``."""
     told: bool = False
-    """The model was told."""
+    """The model was told of it."""
     recovered_ms: float | None = None
     """When it was good again (ms since the INVITE); None: not in this call."""
