@@ -151,7 +151,7 @@ class Timers:
 
     def due(self, now: float) -> tuple[EndReason, str] | None:
         """Return end reason and detail (for the record) of a timer that is over; None without one.
-        Of several the first of: no ACK, rung too long, maximum duration, no RTP."""
+        Of several the first of: no ACK, rings too long, maximum duration, no RTP."""
         if self._ack_at is not None and now >= self._ack_at:
             return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:
