@@ -106,7 +106,7 @@ class _Turn:
     item_id: str
     start_ms: int | None
     undecided: bool
-    """Playout is paused for it."""
+    """It is not known yet whether it interrupts: playout is paused for it."""
     deadline: float | None = None
     over: bool = False
     committed: bool = False
@@ -291,8 +291,9 @@ class Interruptions:
 
     @property
     def deadline(self) -> float | None:
-        """When an undecided turn becomes an interruption (s); None while playout is not paused."""
-        if not self._paused:
+        """When an undecided turn becomes an interruption (s); None without one. Playout is paused
+        for it, unless a digit has interrupted meanwhile."""
+        if not self._turns:
             return None
         due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]
         return min(due, default=None)

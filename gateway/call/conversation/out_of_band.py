@@ -2,8 +2,8 @@
 """Out-of-band responses: ``response.create`` with ``conversation`` "none"; post-call analysis.
 
 They run beside whatever is being said and are known by their metadata: nothing of them reaches the
-caller, the playout or the queue of responses. Most answer in text; a briefing is spoken
-to the target of a transfer. After a call they answer the route's questions about it.
+caller, the playout or the queue of responses. Most answer in text; a briefing is spoken to the
+target of a transfer. After a call they answer the route's questions about it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ MAX_METADATA = 12
 """Pairs of an asker's own; the protocol has room for 16."""
 
 Then = Callable[[str, str, float], list[Output]]
-"""Takes status, text and time (s)."""
+"""Called at the end of a response with status (as in the record), text and time (s)."""
 
 Heard = Callable[[bytes, float], list[Output]]
-"""Takes audio, in the codec of the call, and time (s)."""
+"""Called with each audio delta, in the codec of the call, and the time (s)."""
 
 
 @dataclass(slots=True)
@@ -70,7 +70,8 @@ class OutOfBandResponses:
     """Out-of-band responses of one call: requests, their results, their deadlines.
 
     Args:
-        bytes_per_ms: of speech in them.
+        bytes_per_ms: of audio in the session's codec, from which who gets speech reckons how long
+            it lasts.
     """
 
     def __init__(self, timeline: CallTimeline, bytes_per_ms: int) -> None:
@@ -82,7 +83,7 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
-        """Whether a response that was requested has not ended."""
+        """Whether a response was requested that has not ended."""
         return bool(self._running)
 
     def request(
@@ -99,17 +100,22 @@ class OutOfBandResponses:
         audio: Heard | None = None,
         words: str = "",
     ) -> list[Output]:
-        """Request an out-of-band response about ``items``, or about the whole conversation.
+        """Request an out-of-band response, without tools, about ``items`` or about the whole
+        conversation.
 
-        Returns ``Send`` of ``response.create``. A request that cannot be made (too many run, the
-        session has none) ends at once with the status ``refused``.
+        Returns ``Send`` of ``response.create`` and a log line. A request that cannot be made ends
+        at once with the status ``refused``: too many run, one of this key runs, the session gives
+        no text outside of the conversation (``Capabilities.out_of_band``), or its items have no
+        ids.
 
         Args:
             key: name under which its result is reported.
             purpose: what it is for, in the record.
+            metadata: of whoever asks; the first ``MAX_METADATA`` pairs go with the request.
             items: ids of the items that it is about.
-            seconds: time that it may take.
-            then: called with status, text and time, besides :class:`OutOfBandDone`.
+            seconds: time until it is given up (``late``).
+            then: called at its end with status, text and time, besides :class:`OutOfBandDone`; its
+                outputs are returned, too.
             audio: receives speech; None for a response in text.
             words: the words that it should say.
         """
@@ -147,7 +153,9 @@ class OutOfBandResponses:
         return [note, Send(command)]
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel the response of this key (``response.cancel``), if it runs."""
+        """End the response of this key as ``cancelled``, without calling ``then``. Send
+        ``response.cancel``, if its ``response.created`` has come; to a session without that command
+        (Live) always. Nothing if none of this key runs."""
         running = self._running.get(key)
         if running is None:
             return []
@@ -158,16 +166,17 @@ class OutOfBandResponses:
         return stop + self._finish(key, "cancelled", "", now)
 
     def takes(self, event: ServerEvent) -> bool:
-        """Return whether an event belongs to an out-of-band response, so that it must not reach the
-        conversation."""
+        """Return whether an event belongs to an out-of-band response, running or ended, so that it
+        must not reach the conversation."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
         return response_id is not None and response_id in self._ids
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
-        """Handle an event for which :meth:`takes` is true: keep its id, pass its audio on, or
-        report its end."""
+        """Handle an event for which :meth:`takes` is true: keep the response's id, pass its audio
+        on, or at ``response.done`` report its end, with the server's status. Others, and events of
+        one that has ended here, are ignored."""
         if isinstance(event, ResponseCreated):
             self._ids.append(event.response_id)
             running = self._running.get(str(event.metadata[KEY]))
@@ -184,7 +193,7 @@ class OutOfBandResponses:
         return []
 
     def is_request(self, command: ClientCommand | None) -> bool:
-        """Return whether this command of ours requests an out-of-band response."""
+        """Return whether this command of ours requests an out-of-band response; False for None."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )
@@ -192,7 +201,8 @@ class OutOfBandResponses:
     def on_refused(
         self, command: ClientCommand | None, error: ServerError, now: float
     ) -> list[Output]:
-        """Handle an ``error`` that refuses a request: report the response as ``refused``."""
+        """Handle an ``error`` that refuses a request: end the response as ``refused``, with the
+        error's message. Nothing where ``command`` requests none that runs."""
         for key, running in self._running.items():
             if running.command is command:
                 return self._finish(key, "refused", error.message, now)
@@ -200,16 +210,18 @@ class OutOfBandResponses:
 
     @property
     def deadline(self) -> float | None:
-        """When the next response is given up (s); None while none runs."""
+        """When the first of the running responses is given up (s); None while none runs."""
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """Report responses that have not ended in their time, with the status ``late``."""
+        """End the responses that have not ended in their time as ``late``; the server is not
+        told."""
         late = [key for key, one in self._running.items() if now >= one.until]
         return [output for key in late for output in self._finish(key, "late", "", now)]
 
     def _finish(self, key: str, status: str, text: str, now: float) -> list[Output]:
-        """Set status, text and duration in the record, report the end, and call ``then``."""
+        """Forget the response of this key: set status, text (cut to ``MAX_TEXT``) and duration in
+        the record, report the end, and call ``then``. Returns the outputs of both."""
         running = self._running.pop(key)
         out_of_band_response = running.out_of_band_response
         out_of_band_response.status, out_of_band_response.text = status, text[:MAX_TEXT]
@@ -220,8 +232,8 @@ class OutOfBandResponses:
         )
 
     def _report(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
-        """Return the log line ``out_of_band_done`` and :class:`OutOfBandDone` for a response that
-        has ended."""
+        """Return the log line ``out_of_band_done`` (a warning unless completed or cancelled) and
+        :class:`OutOfBandDone` for a response that has ended."""
         well = out_of_band_response.status in ("completed", "cancelled")
         level: Literal["info", "warning"] = "info" if well else "warning"
         note = self._timeline.note(
@@ -241,7 +253,8 @@ class OutOfBandResponses:
 
 
 def _text_of(done: ResponseDone) -> str:
-    """Return the words of a response; where it has none, the server's error message."""
+    """Return the words of a response, text or transcript of all its parts; where it has no parts,
+    the server's error message, or ""."""
     parts = [
         str(part.get("text") or part.get("transcript") or "")
         for item in done.output
@@ -273,21 +286,22 @@ LATE_WORDS_SECONDS = 4.5
 
 
 class LateWords(Protocol):
-    """Transcript of the call: :class:`gateway.call.conversation.transcript.Transcript`."""
+    """What is needed here of :class:`gateway.call.conversation.transcript.Transcript`, as a
+    Protocol."""
 
     @property
     def words_missing(self) -> bool:
-        """Return whether words of what was said last are still to come."""
+        """Whether words of what was said last are still to come."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take a session event that has words."""
+        """Take a server event that may have words; return outputs."""
 
 
 class PostCallAnalysis:
-    """Keeps the session open after the caller's leg has ended, for answers and the last words.
+    """Keeps the session open after the end of the call was decided, for answers and the last words.
 
-    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. Methods take the
-    time (s).
+    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. The leg may still be
+    up, until its BYE is answered. Methods take the time (s).
 
     Args:
         why: reason of the call's end, which the session is closed with.
@@ -320,12 +334,14 @@ class PostCallAnalysis:
 
     @property
     def deadline(self) -> float:
-        """When :meth:`on` is to get a ``Tick`` (s); 0.0, at once, where nothing is waited for."""
+        """When :meth:`on` is to get a ``Tick`` (s): the end of the wait for answers or words,
+        whichever is first; 0.0, at once, where nothing is waited for."""
         answers = self._until if self._out_of_band.busy else 0.0
         return min((at for at in (answers, self._words_until) if at), default=0.0)
 
     def request_answers(self, now: float) -> list[Output]:
-        """Request a response to each prompt, at once; its key is ``after-`` and the name."""
+        """Request an out-of-band response to each prompt, all at once; its key is ``after-`` and
+        the name, its purpose the name."""
         return [
             output
             for name, words in self._prompts.items()
@@ -336,6 +352,7 @@ class PostCallAnalysis:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Take an event of the session, its end, the leg's end or a tick; ignore other inputs.
+        While words are waited for, events go to the transcript.
 
         Returns what the ends of out-of-band responses bring: log lines and ``OutOfBandDone``.
         """
@@ -357,7 +374,8 @@ class PostCallAnalysis:
         return []
 
     def is_complete(self, now: float) -> bool:
-        """Return whether all answers and words have come, their time is over, or the session is."""
+        """Return whether the session may be closed: it is over, or for answers and for words alike,
+        all have come or their time is over."""
         words = now < self._words_until and self._transcript.words_missing
         answers = now < self._until and self._out_of_band.busy
         return self._session_over or not (words or answers)
@@ -370,10 +388,10 @@ def post_call_of(
     why: EndReason,
     now: float,
 ) -> PostCallAnalysis | None:
-    """Return the analysis of a call that ends for ``why``.
+    """Return the analysis of a call that ends for ``why``, not yet begun.
 
-    None where its session is closed at once: for a reason in ``NOT_AFTER``, or with neither a
-    prompt that the session can answer nor words that are late.
+    None where the session is to be closed at once: for a reason in ``NOT_AFTER``, or where the
+    route has no prompts (or the session cannot answer any) and no late words are missing.
     """
     if why in NOT_AFTER:
         return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Playback of model audio: queue it, cut it on barge-in, and report to the server what was heard.
+"""Playback of model audio: queue it, stop it on barge-in, and report to the server what was heard.
 
 Audio goes through the tracker into the playout queue. An interruption flushes the queue, drops late
 audio of the interrupted responses, and corrects the conversation at the server
-(``conversation.item.truncate``, ``conversation.item.delete``).
+(``conversation.item.truncate``, ``conversation.item.delete``). "Heard" is what was handed to RTP.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Truncations:
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
     def command(self, heard: Heard) -> TruncateItem | DeleteItem:
-        """Return ``conversation.item.truncate`` at the milliseconds heard, or a deletion where
-        nothing of the item was.
+        """Return ``conversation.item.truncate`` at the milliseconds heard of this part, or
+        ``conversation.item.delete`` where nothing of the item was, in any part.
 
         ``audio_end_ms`` is never more than was received, which the server refuses, and has the
-        margin taken off. An item of which another part was heard is truncated, not deleted.
+        margin taken off.
         """
         if not heard.item_heard:
             return DeleteItem(heard.item_id)
@@ -62,8 +62,9 @@ class Truncations:
         return self._last
 
     def retry(self, error: ServerError, command: ClientCommand | None) -> TruncateItem | None:
-        """Return the truncation to send again, at the length that the server's error names; None
-        where the error is another one, or that was done before.
+        """Return the truncation to send again, at the length that the server's error names
+        ("already shorter than"). None for other errors, where that was done for this part before,
+        where the length is no less than what was sent, and for 0 ms.
 
         Args:
             command: command that the error answers; where the server does not say, the last
@@ -101,7 +102,8 @@ OVERFLOW = "overflow"
 
 
 class Playout(Protocol):
-    """The queue of frames that the bridge plays to the caller, one every 20 ms."""
+    """The queue of frames that the bridge plays to the caller, one every 20 ms; frames are put
+    there by the output ``Play``."""
 
     def flush(self) -> int:
         """Stop playing at once; return the number of queued frames that were not handed to RTP."""
@@ -109,7 +111,8 @@ class Playout(Protocol):
 
 @dataclass(slots=True)
 class _Interrupted:
-    """An interrupted response, and its items that came too late to be played."""
+    """A response that was interrupted or dropped, and its items that came only after that, so that
+    nothing of them was played."""
 
     response_id: str
     unplayed_items: list[str]
@@ -148,7 +151,9 @@ class Playback:
         """Called for each part of a response that the caller did not hear to its end."""
 
     def on_audio(self, event: AudioDelta) -> list[Output]:
-        """Handle an audio delta: return ``Play``, or drop the audio of an interrupted response."""
+        """Handle an audio delta: return ``Play`` with the whole frames that are due, or nothing
+        where there is none yet. Audio of an interrupted response is dropped and counted; its item,
+        if none of it was queued, is deleted at ``response.done``."""
         cut = self._interrupted_response(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
@@ -163,21 +168,26 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Return the whole frames of an audio delta that are due now, and count them as queued; for
-        a response that is not interrupted."""
+        """Take an audio delta of a response that is not interrupted: return its whole frames that
+        are due, for the playout queue, and count them as queued."""
         key = (event.item_id, event.content_index)
         frames = self._tracker.receive(event.response_id, key, event.audio)
         self.queued_ms += len(frames) // self._bytes_per_ms
         return frames
 
     def on_audio_done(self, event: AudioDone) -> list[Output]:
-        """Handle ``response.output_audio.done``: return ``Play`` with the part's last frame, filled
-        up with silence."""
+        """Handle ``response.output_audio.done``: return ``Play`` with the part's incomplete frame,
+        filled with silence; it is empty where there is none, and tells that no more of the part is
+        to come."""
         return self._queue_last_frames(self._tracker.finish((event.item_id, event.content_index)))
 
     def on_response_done(self, response_id: str) -> list[Output]:
-        """Handle ``response.done``: return ``Play`` with the last frame; of an interrupted
-        response, deletions of the items that came after the interruption."""
+        """Handle ``response.done``: return ``Play`` with its incomplete frame, filled with silence,
+        or empty.
+
+        Of an interrupted response also return ``conversation.item.delete`` for each item that came
+        after the interruption, unless the session cannot truncate.
+        """
         outputs = self._queue_last_frames(self._tracker.finish_response(response_id))
         cut = self._interrupted_response(response_id)
         if cut is not None:
@@ -187,29 +197,35 @@ class Playback:
         return outputs
 
     def on_session_over(self) -> list[Output]:
-        """End all responses, since their session is over; queued audio is played to the end."""
+        """End all responses, since their session is over, and forget which were interrupted: return
+        ``Play`` with the last incomplete frame. Queued audio is played to the end."""
         self._interrupted.clear()
         return self._queue_last_frames(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:
-        """Return whether at least 20 ms of audio of this response were queued."""
+        """Return whether audio of this response was received before an interruption, and at least
+        ``SHORTEST_MS`` of it, as far as it is remembered."""
         received = self._tracker.response_ms(response_id)
         return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
 
     def heard_ms(self, response_id: str) -> int:
-        """Return the audio (ms) of this response that is known to have been handed to RTP."""
+        """Return the audio (ms) of this response that is known to have been handed to RTP; what is
+        being played counts once playout has run empty or was stopped."""
         return self._tracker.heard_ms(response_id)
 
     def received_ms(self, item_id: str) -> int:
-        """Return the audio (ms) of this item that was received so far."""
+        """Return the audio (ms) of this item that was received so far, without what came after an
+        interruption."""
         return self._tracker.received_ms(item_id)
 
     def is_queued(self, response_id: str) -> bool:
-        """Return whether audio of this response was queued since the queue was last empty."""
+        """Return whether audio of this response was queued since the queue was last empty or
+        flushed: it is being played, or about to be."""
         return self._tracker.queued(response_id)
 
     def rename(self, response_id: str, name: str) -> None:
-        """Replace the id of an interrupted response that began without one."""
+        """Replace the id of an interrupted response, which began without one, by ``name``; nothing
+        for others."""
         cut = self._interrupted_response(response_id)
         if cut is not None:
             cut.response_id = name
@@ -220,18 +236,21 @@ class Playback:
         return self._interrupted_response(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
-        """Drop all audio of this response that is still to come; what is queued is played."""
+        """Drop all audio of this response that is still to come. What is queued is played, and the
+        server is told nothing. Nothing where it was interrupted before."""
         if not self.was_interrupted(response_id):
             self._interrupted.append(_Interrupted(response_id, []))
 
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
-        """Stop playout, drop the rest of the ``running`` responses and of those that are heard, and
-        report what was heard.
+        """Stop playout, drop the audio still to come of the ``running`` responses and of all that
+        are queued, and report what was heard.
 
-        Returns a truncation or deletion for each item that was not heard to its end, and log lines.
+        Returns a truncation or deletion for each item that was not heard to its end, and log lines;
+        no ``response.cancel``. Nothing if none runs and nothing is queued or unfinished.
 
         Args:
             trigger: for log and record, such as ``speech``.
+            running: ids of the responses that run.
         """
         for response_id in {*running, *self._tracker.responses}:
             self.drop_response(response_id)
@@ -240,13 +259,15 @@ class Playback:
         return self._flush(trigger, now)
 
     def stop(self, now: float) -> list[Output]:
-        """Stop playout because the leg has ended: log and record what was heard; the server is not
-        told."""
+        """Stop playout because the leg has ended, and return the log line ``agent_speech_stopped``
+        if something was heard just then. The transcript learns what was heard; the server and the
+        record's interruptions do not. Nothing where nothing is queued or unfinished."""
         return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Return the log line ``agent_speech_started``: the first frame after silence was handed to
-        RTP."""
+        RTP. Nothing where the queue was flushed since; after an underrun of which no word came,
+        ``agent_speech_stopped`` first."""
         if not self.queued_ms:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
@@ -261,7 +282,8 @@ class Playback:
 
     def on_playout_drained(self, now: float) -> list[Output]:
         """Count all queued audio as heard, since the queue ran empty. Returns
-        ``agent_speech_stopped``, and truncations of items that had not fitted the queue."""
+        ``agent_speech_stopped``, if something was heard, and truncations of items that had not
+        fitted the queue (trigger ``overflow``)."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
@@ -270,13 +292,15 @@ class Playback:
         return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Take the last ``frames`` frames back that did not fit the queue, drop the rest of their
-        response, and log the overflow."""
+        """Take the last ``frames`` frames, which did not fit the queue, off the count, drop the
+        rest of their parts, and return the log line ``playout_overflow``."""
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def _flush(self, trigger: str, now: float) -> list[Output]:
-        """Flush the queue, and report what was heard of each item."""
+        """Flush the queue, and report what was heard of each item (:meth:`_report_heard`); sets
+        ``interrupted_at``. Returns ``agent_speech_stopped`` first, if something was heard just
+        then."""
         heard = self._tracker.flush(self._playout.flush())
         self.interrupted_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
@@ -286,8 +310,8 @@ class Playback:
         return outputs + self._report_heard(heard, trigger, now)
 
     def on_error(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
-        """Handle an ``error`` event: return a truncation again, at the length that the error names;
-        nothing for other errors."""
+        """Handle an ``error`` event: return the refused truncation again, at the length that the
+        error names, once for a part; nothing for other errors."""
         again = self._truncations.retry(error, command)
         return [] if again is None else [Send(again)]
 
@@ -297,16 +321,23 @@ class Playback:
         return self._tracker.dropped_bytes // self._bytes_per_ms
 
     def _interrupted_response(self, response_id: str) -> _Interrupted | None:
-        """Return the entry of this response, if it was interrupted."""
+        """Return the entry of this response; None where it was not interrupted or dropped."""
         return next((cut for cut in self._interrupted if cut.response_id == response_id), None)
 
     def _queue_last_frames(self, frames: bytes) -> list[Output]:
-        """Return ``Play`` with the last frames of a part, and count them as queued."""
+        """Return ``Play`` with the last frames of a part, which may be empty, and count them as
+        queued; ``more`` is False."""
         self.queued_ms += len(frames) // self._bytes_per_ms
         return [Play(frames, more=False)]
 
     def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
-        """Return a truncation or deletion, and a log line, for each item not heard to its end."""
+        """Report each part that was not received and heard to its end: to ``on_part_interrupted``,
+        to the record, the log, and the server, with a truncation, or one deletion for an item of
+        which nothing was heard.
+
+        A session that cannot truncate gets nothing (action ``none``). At the end of the leg
+        (``AT_END``) only ``on_part_interrupted`` is called.
+        """
         outputs: list[Output] = []
         deleted: set[str] = set()
         for one in heard:
@@ -327,7 +358,8 @@ class Playback:
         return outputs
 
     def _record_interruption(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        """Append an :class:`Interruption` to the record, and return its log line.
+        """Append an :class:`Interruption` to the record, and return its log line. Only one by
+        speech says how long the caller had spoken.
 
         Args:
             action: truncate, delete, or none where the server can do neither.

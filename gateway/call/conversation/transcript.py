@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Transcript of a call: the words of both sides, in order, and what the caller heard of them.
 
-The server believes that the caller heard all it sent; where playout was cut, the words are cut
-here too. Of the model's words the server tells no times, so where in them a cut lies is reckoned
-from the audio that had come with them: to a word or so.
+The server believes that the caller heard all it sent; where playout was stopped, the words are cut
+here too. As a rule the server tells no times of the model's words, so where in them a cut lies is
+reckoned from the audio that had come with them: to a word or so.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MARKS = 512
 
 @dataclass(slots=True)
 class Entry:
-    """Words or another item of one side, with what was heard of it. Times in ms since the
+    """Words, a function call or a tool result, with what was heard of it. Times in ms since the
     INVITE."""
 
     at_ms: float
@@ -68,17 +68,17 @@ class Entry:
     item: Mapping[str, Any] | None = None
     """The item itself, where it is no message."""
     marks: list[tuple[int, int]] = field(default_factory=list)
-    """Characters that had come when so many ms of audio had."""
+    """Pairs, ascending: characters of ``text``, and the ms of its audio at which they end."""
     cut: tuple[int, int] | None = None
     """Ms of its audio that were heard, and that had come, when it was cut."""
     complete: bool = False
-    """All of its words have come."""
+    """All of its words have come; the server sends no more."""
     past: bool = False
     """It is of a session that another one has replaced."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry for the record; ``heard`` is there only where the caller did not hear
-        all of it."""
+        """Return the entry for the record: ``at_ms``, ``who`` and ``text``; ``heard`` only where
+        the caller did not hear all of it, ``item_id`` only where there is one."""
         told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
         if self.heard is not None:
             told["heard"] = self.heard
@@ -89,7 +89,11 @@ class Entry:
 
 class Transcript:
     """Keeps the words of both sides and tool calls, in order, for the record and for sessions that
-    take over."""
+    take over.
+
+    A rule without a deadline. It registers for what playback reports of parts that were not heard
+    to their end.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         InputCommitted,
@@ -107,14 +111,20 @@ class Transcript:
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
         self._seeded: set[int] = set()
-        """Which entries the latest seed had, or left out for want of room."""
+        """``id()`` of the entries that the latest seed had, or left out for want of room."""
         control.timeline.record.transcript = self
         control.playback.on_part_interrupted = self._on_part_interrupted
 
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Add the words, function calls or deletion that a server event has. Returns no output."""
+        """Take the words, function calls or deletion that a server event has. Returns no output.
+
+        An item gets its entry with its first event: the caller's turn with
+        ``input_audio_buffer.committed``, the agent's words with their first delta (where words come
+        late, with ``response.created``). Complete words replace deltas. Function calls count only
+        of a completed ``response.done``.
+        """
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._entry_of("caller", item_id, now)
@@ -150,15 +160,17 @@ class Transcript:
         return []
 
     def add_sent_items(self, todo: list[Output], now: float) -> None:
-        """Add the items that these outputs put into the conversation: results of tools,
-        messages."""
+        """Add the items that we put into the conversation with these outputs
+        (``conversation.item.create``): results of tools, messages. Those that seed a session are
+        there already."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
 
     def on_interpreter_event(self, input: inputs.InterpreterEvent, now: float) -> None:
-        """Add words of an interpreted call: those of a party, or the interpreter's to the
-        listener."""
+        """Add the words of an interpreted call: those that the interpreting session heard of a
+        party, or what it said to the listener (``to_caller``, ``to_callee``). Other events are
+        ignored."""
         match input.event:
             case InputTranscribed():
                 who = "caller" if input.listener == "callee" else "callee"
@@ -170,8 +182,9 @@ class Transcript:
         self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
     def on_session_replaced(self) -> None:
-        """Mark all items as of an earlier session, whose ids may come again, and the running
-        response as not heard to its end."""
+        """Mark all items as of an earlier session, whose ids may come again. If a response runs and
+        the last entry is the agent's, its words so far count as heard, and as not heard to the
+        end."""
         for entry in self._by_item.values():
             entry.past = True
         active = self._control.responses.active
@@ -185,32 +198,39 @@ class Transcript:
 
     @property
     def response_due(self) -> bool:
-        """Whether a response is due: the last entry is the caller's, a tool result, or interrupted
-        words of the agent."""
+        """Whether a session that takes over owes a response: the last entry, not counting function
+        calls and system messages, is the caller's, a tool result, or words of the agent that were
+        interrupted."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
 
     @property
     def words_missing(self) -> bool:
-        """Whether the server has still to send words of the latest turns."""
+        """Whether one of the last ``_LATEST`` spoken entries of caller or agent that have an item
+        id still lacks its complete words."""
         spoken = [one for one in self._entries if one.who in ("caller", "agent") and one.item_id]
         return any(not one.complete for one in spoken[-_LATEST:])
 
     @property
     def changes(self) -> list[UpdateSession]:
-        """``session.update`` commands in force, which a new session gets too."""
+        """The ``session.update`` commands in force (language, hold and wait), which a new session
+        gets too."""
         return list(self._control.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return all entries for the record, oldest first; a turn without a transcript has empty
-        text."""
+        """Return all entries for the record, oldest first (:meth:`Entry.as_json`); a turn without a
+        transcript has empty text."""
         return [entry.as_json() for entry in self._entries]
 
     def seed(self) -> list[Mapping[str, Any]]:
-        """Return the items that seed a new session: first messages of the route, then the
-        conversation as it was heard, oldest first, at most ``SEED_ENTRIES`` and ``SEED_TEXT``
-        characters."""
+        """Return the items that seed a new session: first the messages of the route, then the
+        conversation as it was heard, oldest first.
+
+        Of the latter only the latest, at most ``SEED_ENTRIES`` and ``SEED_TEXT`` characters; a
+        system message before them tells that others were left out. Tool results whose call was left
+        out are so, too. Remembers what was there for :meth:`since_seed`.
+        """
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
         self._seeded = {id(entry) for entry in self._entries if _seed_item_of(entry) is not None}
@@ -236,8 +256,9 @@ class Transcript:
         ]
 
     def since_seed(self) -> str:
-        """Return what was said and done since :meth:`seed`, a line for each entry; empty without
-        any. For a session that was seeded at its start."""
+        """Return what was said and done since :meth:`seed`, a line ("Caller: ...") for each entry;
+        "" without any. For a session that was seeded when it was opened and takes over
+        later."""
         lines = []
         for entry in self._entries:
             if id(entry) in self._seeded or _seed_item_of(entry) is None:
@@ -251,15 +272,15 @@ class Transcript:
     # ---- how
 
     def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
-        """Return the entry of an item, and add it if it is new."""
+        """Return the entry of an item of this session; a new one, appended, where there is none."""
         entry = self._by_item.get(item_id)
         if entry is None or entry.past:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
     def _agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
-        """Return the agent's entry of an item; of an interrupted response that had no audio yet it
-        counts as not heard."""
+        """Return the agent's entry of an item, new or not. Where its response was interrupted
+        before any audio of the item was queued, it counts as not heard at all."""
         entry = self._entry_of("agent", item_id, now)
         playback = self._control.playback
         if playback.was_interrupted(response_id) and not playback.received_ms(item_id):
@@ -267,7 +288,8 @@ class Transcript:
         return entry
 
     def _add_entry(self, entry: Entry) -> Entry:
-        """Append an entry; above ``MAX_ENTRIES`` the oldest is removed and counted."""
+        """Append an entry and return it; above ``MAX_ENTRIES`` the oldest is removed and counted in
+        the record."""
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
             self._by_item.pop(gone.item_id, None)
@@ -278,7 +300,9 @@ class Transcript:
         return entry
 
     def _add_item(self, item: Mapping[str, Any], now: float) -> None:
-        """Add an item of the gateway's: a tool result, or a message."""
+        """Add an item that we sent: a tool result (as "(private)" where its call is in
+        ``control.private``), or a message, with the size in place of an image. Other items are
+        ignored."""
         at_ms = self._control.timeline.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
@@ -292,7 +316,8 @@ class Transcript:
             self._add_entry(Entry(at_ms, who, text))
 
     def _add_call(self, item: Mapping[str, Any], now: float) -> None:
-        """Add a function call of the model, before its result."""
+        """Add a function call of the model, before its result, which may have been sent already.
+        One with arguments of more than ``MAX_TEXT`` characters is left out."""
         call_id = str(item.get("call_id", ""))
         name, arguments = str(item.get("name", "")), str(item.get("arguments") or "{}")
         if len(arguments) > MAX_TEXT:
@@ -314,8 +339,9 @@ class Transcript:
         self._mark(entry, self._control.playback.received_ms(entry.item_id))
 
     def _mark(self, entry: Entry, received: int) -> None:
-        """Mark where in the item's audio (ms) its words so far end. Where the item was interrupted
-        before its words came, set the words that were heard."""
+        """Mark that the words so far end at ``received`` ms of the item's audio; at most ``_MARKS``
+        marks, each later than the one before. Where the item was interrupted before, set anew which
+        words were heard."""
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
@@ -323,15 +349,16 @@ class Transcript:
             entry.heard = _heard_words(entry, *entry.cut)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
-        """Set the words that were heard of an item whose playout was stopped."""
+        """Set which words were heard of an item whose playout was stopped; nothing where it has no
+        entry yet."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms
             entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 
     def _item_deleted(self, item_id: str) -> None:
-        """Remove the entry of an item that the server has deleted; of items removed by context
-        trimming it stays for the record."""
+        """Handle ``conversation.item.deleted``: remove the entry, if it is the caller's. Those of
+        the agent stay, and those of items that context trimming has deleted."""
         entry = self._by_item.pop(item_id, None)
         if item_id in self._control.trimmed_items:
             self._control.trimmed_items.discard(item_id)
@@ -340,8 +367,12 @@ class Transcript:
 
 
 def _heard_words(entry: Entry, played_ms: int, received_ms: int) -> str:
-    """Return the words of an entry that fall into the first ``played_ms`` of its audio, by its
-    marks; whole words."""
+    """Return the words of an entry that fall into the first ``played_ms`` of its audio: between its
+    marks in proportion, and rounded down to a whole word. "" where nothing was played.
+
+    Args:
+        received_ms: of its audio, at which its words so far end.
+    """
     text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
     if played_ms <= 0 or received_ms <= 0:
         return ""
@@ -358,21 +389,23 @@ def _heard_words(entry: Entry, played_ms: int, received_ms: int) -> str:
 
 
 def _text_of(part: Mapping[str, Any]) -> str:
-    """Return the text of a content part; of an image its type and size."""
+    """Return the text of a content part; of an image "(type, size)"."""
     image = part.get("image_url")
     return _image_text(str(image)) if image else str(part.get("text", ""))
 
 
 def _image_text(uri: str) -> str:
-    """Return type and size of an image in a data URI (RFC 2397), which itself is not kept."""
+    """Return "(type, size)" of an image in a data URI with base64 (RFC 2397), which itself is not
+    kept."""
     head, _, data = uri.partition(";base64,")
     size = len(data) * 3 // 4 - data[-2:].count("=")
     return f"({head.removeprefix('data:')}, {size} bytes)"
 
 
 def _seed_item_of(entry: Entry) -> Mapping[str, Any] | None:
-    """Return the item that stands for this entry in a new session; None where nothing of it was
-    heard."""
+    """Return the item that stands for this entry in a new session: words as they were heard, with
+    "…" where they were cut, as message of assistant, user or system. None where nothing of it was
+    heard, or it has no words."""
     if entry.item is not None:
         return entry.item
     said = entry.text if entry.heard is None else entry.heard

@@ -198,3 +198,13 @@ def test_turns_about_which_nothing_more_comes_are_forgotten() -> None:
 
 def test_words() -> None:
     assert words_of("Mm-hm, D'ACCORD… ¿Sí?") == ("mm-hm", "d'accord", "sí")
+
+
+def test_a_digit_in_speech_that_is_undecided_keeps_its_deadline() -> None:
+    plan = replace(PLAN, dtmf=DtmfPlan(interrupt=True, inter_digit_timeout=30.0))
+    scene = talking(plan)
+    assert scene.do(speaks(), stops(), committed()) == ["pause"]
+    assert scene.do(key("5")) == ["flush", "truncate i1/0 2000", "go on"]
+    assert scene.machine.deadline is not None
+    assert scene.machine.deadline <= scene.now + PAUSE.transcript_timeout
+    assert "create" in scene.at(scene.now + PAUSE.transcript_timeout), "the words do not come"
