@@ -16,12 +16,15 @@ from gateway.realtime.session_object import REALTIME, Capabilities
 
 @dataclass(frozen=True, slots=True)
 class SessionReady:
-    """``session.updated`` (Realtime) or ``session.started`` (Live) came: the model is ready."""
+    """``session.updated`` (Realtime) or ``session.started`` (Live) came: the session may be used,
+    and the model is ready."""
 
     session_id: str
+    """As the server gave it."""
     seconds_left: float | None = None
-    """Until the server ends it, where it tells."""
+    """Until the server ends the session (s); None where it does not tell."""
     capabilities: Capabilities = REALTIME
+    """What this session can do of the Realtime API, by its kind and server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,10 @@ class StandbyFailed:
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """A session could not be set up; its connection is closed."""
+    """A session that was to become the active one could not be set up; its connection is closed."""
 
     verdict: Verdict
+    """Whether another attempt may succeed (:mod:`gateway.realtime.errors`)."""
     detail: str
     retry_after: float | None = None
     """Retry-After (s), where the server sent one."""
@@ -52,16 +56,18 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class SessionClosed:
-    """The WebSocket of the active session is closed, with this code and reason."""
+    """The WebSocket of the active session is closed, with this code and reason (RFC 6455)."""
 
     code: int
     reason: str
     by_us: bool
+    """The gateway has closed it."""
 
 
 @dataclass(slots=True)
 class ServerEventReceived:
-    """An event of the running session, errors excepted. Not frozen, for the sake of time.
+    """An event of the active session, ``error`` excepted. Not frozen: creating a frozen dataclass
+    is slower, and there are many.
 
     ``command`` is the request of ours that a ``response.created`` answers, where the server says
     which (``response.metadata``); None for a response that it began by itself, and for one of a
@@ -83,14 +89,15 @@ class ServerErrorReceived:
 
 @dataclass(frozen=True, slots=True)
 class MediaUp:
-    """Media of the leg is negotiated (first SDP answer or a re-INVITE), with this codec."""
+    """Media of the caller's leg is negotiated (first SDP answer or a re-INVITE), with this
+    codec."""
 
     codec: Codec
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The ACK of our 200 came; of a placed call, the callee's 200."""
+    """The ACK of our 200 came; for a call that we place, the callee's 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +106,38 @@ class HoldChanged:
     resumed the call."""
 
     held: bool
+    """True: on hold; False: resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DigitPressed:
-    """A DTMF digit of the caller: RFC 4733, SIP INFO, or detected in the audio."""
+    """A DTMF digit of the caller: RFC 4733, SIP INFO, or detected in the audio (``in_band``)."""
 
     digit: str
     in_band: bool = False
-    """Detected in the audio."""
+    """Detected in the audio; such a key may come a second time as an event."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """Analysis of one second of the caller's audio, as :class:`gateway.audio.tone_detection.Second`
-    has it."""
+    """Analysis of one second of the caller's audio, as
+    :class:`gateway.audio.tone_detection.SecondOfAudio` has it; all values 0 to 1."""
 
     sounding: float
+    """The part of it that is not silent."""
     held: float
+    """The part that is standing tones, as music has them."""
     change: float
+    """Difference from the tones of the second before."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerSounds:
-    """One second of the caller's audio was loud: voice, music or noise."""
+    """One second of the caller's audio was loud: voice, music or noise. Not sent while the caller
+    has us on hold."""
 
     faint: bool = False
-    """It was not, but rose and fell as a soft voice does."""
+    """True: it was not loud, but rose and fell as a soft voice does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ class LineQuality:
 
 @dataclass(frozen=True, slots=True)
 class CallerLevel:
-    """Level (dBFS) of the louder half of a second of the caller's audio."""
+    """Level (dBFS) of one second of the caller's audio: of the louder half of its frames."""
 
     dbfs: float
 
@@ -154,7 +166,7 @@ class CallerHeard:
     since: float | None
     """First loud packet of this stretch, at the gateway (s); None: none was loud yet."""
     until: float | None
-    """The last one."""
+    """Last loud packet (s); None: none was loud yet."""
     leg_ms: float = 0.0
     """Round trip to the caller's side by RTCP (ms); 0 where it does not tell."""
     server_ms: float = 0.0
@@ -163,17 +175,20 @@ class CallerHeard:
 
 @dataclass(frozen=True, slots=True)
 class BeepHeard:
-    """A single tone has ended in the caller's audio."""
+    """A single tone has ended in the caller's audio: perhaps the beep of a voicemail."""
 
     hz: float
     ms: int
+    """How long it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteRinging:
-    """A provisional response (RFC 3261 section 21.1) to a call that we place."""
+    """The callee's side sent a provisional response of 180 or more (RFC 3261 section 21.1) to a
+    call that we place."""
 
     code: int
+    """180 to 199."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +196,7 @@ class ReferProgress:
     """Progress of our REFER: the response to it, then each NOTIFY (RFC 3515).
 
     A first code below 300 means that the REFER was accepted. ``final``: nothing follows. ``by_us``:
-    a limit of ours kept us from sending it.
+    a limit of ours kept us from sending it (403).
     """
 
     code: int
@@ -192,19 +207,20 @@ class ReferProgress:
 
 @dataclass(frozen=True, slots=True)
 class BLegRinging:
-    """The B-leg sent a provisional response."""
+    """The B-leg's callee sent a provisional response with this code."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
 class BLegAnswered:
-    """The B-leg has answered, and its media is up."""
+    """The B-leg has answered (200), and its media is up."""
 
 
 @dataclass(frozen=True, slots=True)
 class BLegEnded:
-    """The B-leg has ended or could not be set up; fields as in :class:`LegEnded`."""
+    """The B-leg has ended, could not be set up, or was not permitted; fields as in
+    :class:`LegEnded`."""
 
     code: int
     phrase: str
@@ -214,33 +230,38 @@ class BLegEnded:
 
 @dataclass(frozen=True, slots=True)
 class BLegDigit:
-    """The B-leg sent a DTMF digit."""
+    """The callee on the B-leg pressed a DTMF digit."""
 
     digit: str
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetThreshold:
-    """A budget of this call, or one that it shares, is nearly or fully spent."""
+    """A budget of this call, or one that it shares with others, is nearly spent (warning), or
+    fully."""
 
     spent: bool
-    """False: this is the warning."""
+    """Fully; False: this is the warning."""
     detail: str
     """Which budget, for people: ``call: 0.52 of 0.50``."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerReplaced:
-    """Another party took the caller's place, by REFER to us or Replaces (RFC 3891)."""
+    """Another party took the caller's place, by a REFER that we followed or by Replaces (RFC
+    3891)."""
 
     uri: str
+    """Of the new party."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolDone:
-    """A tool function has returned ``output``, text for the model."""
+    """A tool function (:class:`gateway.call.outputs.RunTool`) has returned ``output``, text for the
+    model."""
 
     call_id: str
+    """``call_id`` of the function call."""
     output: str
 
 
@@ -253,19 +274,21 @@ class ToolRequest:
 
 @dataclass(frozen=True, slots=True)
 class ContentChecked:
-    """Answer to :class:`gateway.call.outputs.CheckContent`."""
+    """Answer of a guardrail's service to :class:`gateway.call.outputs.CheckContent`."""
 
     key: str
+    """That of the question."""
     allow: bool | None
-    """None: no answer, or none that could be parsed."""
+    """Whether the words may be said; None: no answer, or none that could be parsed."""
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ApprovalResult:
-    """Answer to :class:`gateway.call.outputs.RequestApproval`."""
+    """Answer of an approval's service to :class:`gateway.call.outputs.RequestApproval`."""
 
     key: str
+    """That of the question."""
     approve: bool
     reason: str = ""
     """For the model, where it was refused."""
@@ -273,14 +296,15 @@ class ApprovalResult:
 
 @dataclass(frozen=True, slots=True)
 class DigitsStored:
-    """Answer to :class:`gateway.call.outputs.StoreDigits`, for the model."""
+    """Answer to :class:`gateway.call.outputs.StoreDigits`, for the model: ``status``, and token or
+    ``reason``."""
 
     result: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RtpStats:
-    """Number of RTP packets received on the leg so far; once a second."""
+    """Number of RTP packets received on the caller's leg so far; once a second."""
 
     packets: int
     expected: bool = True
@@ -289,19 +313,26 @@ class RtpStats:
 
 @dataclass(frozen=True, slots=True)
 class LegEnded:
-    """The SIP dialog of the caller's leg is over; fields as in
-    :class:`gateway.sip.types.LegEnd`."""
+    """The SIP dialog of the caller's leg is over, whoever ended it; fields as in
+    :class:`gateway.sip.leg.LegEnd`."""
 
     code: int
+    """Last status: 200 after a BYE, 487 after a CANCEL, else the refusal; 0 where nobody was
+    reached."""
     phrase: str
+    """Reason phrase of that status."""
     method: str
+    """BYE or CANCEL of the peer; "" where it sent neither."""
     reason_header: str
+    """Reason header (RFC 3326) of that request; "" without one."""
     local: bool
+    """The gateway has ended it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlayoutStarted:
-    """The first frame after silence was handed to RTP: the caller begins to hear the model."""
+    """The first frame of the model's audio after silence was handed to RTP: the caller begins to
+    hear it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,37 +342,39 @@ class PlayoutDrained:
 
 @dataclass(frozen=True, slots=True)
 class PlayoutRefused:
-    """Answer to :class:`gateway.call.outputs.Play` whose last ``frames`` frames did not fit the
-    queue."""
+    """Answer to :class:`gateway.call.outputs.Play` whose last ``frames`` frames (20 ms) did not fit
+    the queue."""
 
     frames: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The machine's ``deadline`` has come."""
+    """``CallMachine.deadline`` has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShutDown:
-    """The gateway stops and ends the call now."""
+    """The gateway process stops, and ends the call now."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangupRequested:
-    """An operator ends the call (``gateway hangup``)."""
+    """An operator (``gateway hangup``, API) or an application ends the call, without a goodbye."""
 
 
 @dataclass(frozen=True, slots=True)
 class InternalError:
-    """An exception in the gateway's own code; the call is to end."""
+    """An exception was raised in the gateway's own code while it handled this call, which is to
+    end."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class InterpreterEvent:
-    """A server event of the session that interprets for ``listener``, caller or callee."""
+    """A server event of the session that interprets for ``listener``, caller or callee: who hears
+    it; it hears the other."""
 
     listener: str
     event: ServerEvent
@@ -357,7 +390,8 @@ class InterpreterUp:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterLost:
-    """The session that interprets for ``listener`` could not be opened, or has ended."""
+    """The session that interprets for ``listener`` could not be opened, or has ended, for the
+    reason ``detail``."""
 
     listener: str
     detail: str
@@ -369,7 +403,7 @@ InterpreterInput = InterpreterUp | InterpreterLost | InterpreterEvent
 TransferEvent = (
     ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit | InterpreterInput
 )
-"""What becomes of a transfer."""
+"""What is passed to the current transfer."""
 
 Input = (
     SessionReady

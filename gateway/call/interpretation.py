@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rules of the two sessions that interpret between the joined legs of a call.
+"""The two sessions that interpret between the joined legs of a call: open, play, respond, open
+again.
 
-The server ends turns and answers them. What a session says is played to its end, whoever speaks
-meanwhile, and the response to the next turn follows.
+Each session hears one leg and speaks to the other (``listener``). The server ends turns and answers
+them. What a session says is played to its end, whoever speaks meanwhile, and the response to the
+next turn follows.
 """
 
 from __future__ import annotations
@@ -31,15 +33,16 @@ from gateway.realtime.events import (
 )
 
 REOPENED_SECONDS = 60.0
-"""A session that is lost after so long, as at the end that its server sets, is opened again."""
+"""A session that was up for so long (s) when it was lost, as at the end that its server sets, is
+opened again."""
 
 
 class Interpretation:
-    """The two sessions that interpret between joined legs; ``listener`` is ``caller`` or
-    ``callee``.
+    """The two sessions that interpret between joined legs; ``listener``, ``caller`` or ``callee``,
+    is who hears a session.
 
-    The server ends turns and answers them by itself; this passes the audio on, and opens lost
-    sessions again.
+    The server ends turns and answers them by itself; this passes the audio on, requests a response
+    that the server could not begin, and opens lost sessions again.
     """
 
     def __init__(self, plan: InterpreterPlan, timeline: CallTimeline) -> None:
@@ -50,22 +53,25 @@ class Interpretation:
         self._owed: set[str] = set()
         """Listeners in whose sessions a turn had no response, as the one before was not over."""
         self._open = False
+        """Between :meth:`begin` and :meth:`end`."""
 
     def begin(self) -> list[Output]:
-        """Return ``BridgeLegs`` with each leg's own audio, and ``Interpret``, which opens both
+        """Return ``BridgeLegs``, by which each leg keeps audio of its own and hears the other's
+        voice at the level of the route (``original_db``), and ``Interpret``, which opens both
         sessions."""
         self._open = True
         joined = BridgeLegs(listen=False, original_db=self._plan.original_db)
         return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]
 
     def end(self) -> list[Output]:
-        """Return ``Interpret()``, which closes both sessions; nothing where they are closed."""
+        """Return ``Interpret()``, which closes both sessions; nothing before :meth:`begin`, and a
+        second time."""
         was_open, self._open = self._open, False
         return [Interpret()] if was_open else []
 
     def on(self, happening: InterpreterInput, now: float) -> list[Output]:
-        """Handle an event of a session that interprets, or its end; nothing once both were
-        closed."""
+        """Handle a session that is up (log ``interpreter_up``), its loss, or an event of it;
+        nothing once both were closed."""
         if not self._open:
             return []
         match happening:
@@ -78,8 +84,9 @@ class Interpretation:
                 return self._on_event(listener, event)
 
     def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
-        """Open a lost session again where it was up for ``REOPENED_SECONDS``; else let its listener
-        hear the other's own voice at full volume."""
+        """Return ``OpenInterpreter`` where the lost session was up for ``REOPENED_SECONDS``. Else
+        log ``interpreter_lost``, and return ``HearFully``: its listener hears the other's own voice
+        at full volume. The other session goes on."""
         listener = lost.listener
         self._owed.discard(listener)
         up_at = self._up.pop(listener, None)
@@ -89,8 +96,13 @@ class Interpretation:
         return [note, HearFully(listener)]
 
     def _on_event(self, listener: str, event: ServerEvent) -> list[Output]:
-        """Return ``InterpreterPlay`` for audio; request a response to a turn that the server could
-        not answer, as another response was running."""
+        """Return ``InterpreterPlay`` with audio for ``listener``, and at the end of a content part
+        with ``more`` False.
+
+        Where the server could not answer a turn, as a response was running (error
+        ``conversation_already_has_active_response``), request a response at that one's
+        ``response.done``. Other events are ignored.
+        """
         match event:
             case AudioDelta():
                 return [InterpreterPlay(listener, event.audio, more=True)]

@@ -33,14 +33,15 @@ from gateway.ending import (
 from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0
-"""A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
+"""Wait (s) for the end of the leg after our BYE, CANCEL or refusal, which is retransmitted for 32 s
+(RFC 3261 timer F); a leg not over by then is given up."""
 
 MachineInput = inputs.Input | Prepared
-"""What a call's machine takes."""
+"""What a call's machine takes: ``Prepared`` brings the plan with the call's data in its texts."""
 
 
 class LegEvents:
-    """Handles the inputs of the SIP leg. Handlers take the time (s) and return outputs, in
+    """Handles the inputs of the caller's SIP leg. Handlers take the time (s) and return outputs, in
     order."""
 
     def __init__(self, call: CallContext, session: SessionEvents) -> None:
@@ -49,8 +50,8 @@ class LegEvents:
         self._listening_early = False
 
     def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
-        """Return the log line ``ringing`` for the first provisional response (180, 183) of a
-        callee."""
+        """Record and log ``ringing`` for the first provisional response (180 and more) of the
+        callee of an outbound call; nothing for further ones."""
         if self._call.state is not State.DIALLING or self._call.record.times.ringing is not None:
             return []
         self._call.record.times.ringing = self._call.timeline.ms(now)
@@ -59,9 +60,10 @@ class LegEvents:
     def on_media_up(self, input: inputs.MediaUp, now: float) -> list[outputs.Output]:
         """Handle media that is up, for the first time or after a re-INVITE.
 
-        While the callee of a placed call rings, the session begins to hear early media
-        (``StartMedia`` without playout), where the route wants that. Otherwise a codec that has
-        changed is logged.
+        While the callee of an outbound call is dialled, record the codec and, where the route wants
+        early media, have the session hear it, once (``StartMedia`` without playout). Otherwise log
+        and record a codec that has changed; the session keeps its own. Nothing while the call is
+        ending.
         """
         leg = self._call.record.leg
         if self._call.state is State.DIALLING and self._call.plan.outbound is not None:
@@ -80,11 +82,15 @@ class LegEvents:
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def on_confirmed(self, _input: inputs.Confirmed, now: float) -> list[outputs.Output]:
-        """Handle the ACK of our 200, or the callee's 200: the call is up.
+        """Handle the ACK of our 200, or the callee's 200: the call is up (``TALKING``).
 
-        Starts the timers of the call. Returns ``StartMedia``, a recording that is due, and the
-        request for a greeting that has waited for the ACK. Of a call that is answered before the
-        model is ready (``answer.mode = "immediate"``), only the ACK is noted.
+        Starts maximum duration and RTP timeout. Returns, in order, a recording that is due,
+        ``StartMedia``, the fallback step that has waited for this, and the request for a greeting
+        that has.
+
+        Of a call that is answered before the model is ready (``answer.mode = "immediate"``) only
+        the ACK is recorded and the timers start; the rest follows when it is. Ignored in any other
+        state.
         """
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
             self._call.record.times.confirmed = self._call.timeline.ms(now)
@@ -108,10 +114,12 @@ class LegEvents:
         return todo + self._session.request_deferred_greeting(now)
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
-        """Handle a hold or resume by the caller's re-INVITE (RFC 3264 section 8.4).
+        """Handle a hold or resume by the caller's re-INVITE (RFC 3264 section 8.4); ignored where
+        nothing changes, and in a call that is not up or is ending.
 
-        Stops or restarts the RTP timeout, tells the model, and opens another session where one was
-        closed during the hold.
+        Stops the RTP timeout, or restarts it on resume. Tells the model (system message) while a
+        session is up. On hold a session that is billed by time may be closed later; on resume
+        another is opened for it.
         """
         media_is_up = self._call.live or self._call.state is State.CONNECTING
         if not media_is_up or input.held is self._call.held:
@@ -126,8 +134,12 @@ class LegEvents:
         return [note, *self._call.conversation.control.add_message(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
-        """Handle a DTMF digit: transfer a caller who presses the key of ``[route.escape]``, else
-        hand it to the conversation. Ignored while there is no session and none is being opened."""
+        """Handle a DTMF digit: the key of ``[route.escape]`` transfers the caller to a human, if
+        that is possible now; any other goes to the conversation.
+
+        The latter only while a session is up or a lost one is being replaced, or the legs are
+        joined.
+        """
         call = self._call
         if self._session.may_escape and call.conversation.escape.is_escape_key(input.digit):
             return self._session.escape_to_human("key", now)
@@ -136,8 +148,8 @@ class LegEvents:
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
     def on_rtp(self, input: inputs.RtpStats, now: float) -> list[outputs.Output]:
-        """Restart the RTP timeout where packets have come since the last count. Returns no
-        output."""
+        """Restart the RTP timeout where packets have come since the last count, or none are
+        expected. Not on hold, before the ACK, or while the call ends. Returns no output."""
         confirmed = self._call.record.times.confirmed is not None
         if not self._call.held and confirmed and self._call.state is not State.ENDING:
             self._call.timers.packets(input.packets, now, expected=input.expected)
@@ -160,11 +172,16 @@ class CallMachine:
         record.disposition = record.disposition or plan.tools.disposition.default
         self._ending: Ending | None = None
         self._hold = outputs.Hold(held=False, silent=False)
+        """The last ``Hold`` that was returned."""
         self._end_at: float | None = None
+        """Until when the end of the leg is waited for (s)."""
         self._post_call: PostCallAnalysis | None = None
+        """The analysis that keeps the session open after the end was decided; None without one."""
         self._ended_ms: float | None = None
+        """When that end was decided (ms since the INVITE)."""
         self._flowing: tuple[str, str, int] | None = None
-        """The part of the audio that came last, if nothing but that has happened."""
+        """Content part of the audio delta that came last, if nothing but that has happened since:
+        further audio of it may go through :meth:`more_audio`."""
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
@@ -212,9 +229,10 @@ class CallMachine:
     def start(self, now: float) -> list[outputs.Output]:
         """Return the outputs that begin the call; call this once, before :meth:`handle`.
 
-        ``OpenSession`` with ``Ring``, ``Progress`` or ``Answer`` for an inbound call;
-        ``OpenSession`` alone for an outbound one, which is dialled when the session is ready. Where
-        the server is known to be down, the first fallback step.
+        Inbound: ``Ring``, ``Progress`` or ``Answer`` by the route's answer mode, and
+        ``OpenSession``. Outbound: ``OpenSession`` alone; it is dialled when the session is ready.
+        Where the server is known to be down, an inbound call gets the first fallback step in place
+        of ``OpenSession``; without any it is refused (503).
         """
         opening = self._session.failover.open_again()
         if self._call.plan.outbound is not None:
@@ -227,7 +245,7 @@ class CallMachine:
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
         """Return the frames to queue for an audio delta that directly follows one of the same
-        content part.
+        content part; they may be empty.
 
         A short way for the fifty deltas a second of a response. None where the delta is to go
         through :meth:`handle`: something else has happened since, or it is silence.
@@ -239,11 +257,17 @@ class CallMachine:
         return self._playback.queue_audio(event)
 
     def handle(self, input: MachineInput, now: float) -> list[outputs.Output]:
-        """Take an input that came at ``now`` (s) and return the outputs to execute, in order.
+        """Take an input that came at ``now`` (s) and return the outputs to execute, in order;
+        nothing once the call is finished.
 
-        After the handler of the input, the rules of the conversation and everything that waits are
-        given their turn. Commands to a session that is not up are left out. Nothing is returned
-        once the call is finished.
+        After the handler of the input come, in a live call, the rules of the conversation,
+        failover, and what has waited (:meth:`_after_input`); in another, its end if failover has no
+        step left. ``Send`` to a session that is not up, or only transcribes, is left out; while a
+        session is being replaced, the items of such ``Send`` are kept in the transcript for the
+        next one.
+
+        During post-call analysis only that gets the input. ``Prepared`` replaces the plan;
+        ``RtpStats`` only restarts the RTP timeout.
         """
         if type(input) is inputs.RtpStats:  # once a second, and audio goes on meanwhile
             return self._handlers[inputs.RtpStats](input, now)
@@ -289,17 +313,19 @@ class CallMachine:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Return the values of the route's variables in this call."""
+        """Values of the route's variables in this call."""
         return self._call.plan.variables
 
     @property
     def talking(self) -> bool:
-        """Return whether caller and model talk with each other."""
+        """Whether the call is up with a session, and not joined with a B-leg: caller and model
+        talk."""
         return self._call.session_up and self._call.state is State.TALKING
 
     @property
     def deadline(self) -> float | None:
-        """When a :class:`inputs.Tick` is due next (s); None while nothing waits for time."""
+        """When a :class:`inputs.Tick` is due next (s); None while nothing waits for time, and once
+        finished. In a call that is ending: when leg or post-call analysis is given up."""
         if self._call.state is State.FINISHED:
             return None
         if self._call.state is State.ENDING:
@@ -316,8 +342,15 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _after_input(self, now: float) -> list[outputs.Output]:
-        """Start what has waited for this input: a hand-over, a fallback step, ``Hold``, the end of
-        the call."""
+        """Start what has waited for this input, in a live call. In order: actions, goodbye and
+        tasks of the conversation; the session's end or listening in legs that were joined; a
+        hand-over; the replacement of a silent session; the end of the call; ``Hold`` where it
+        changes.
+
+        The call ends when failover has no step left; else when an action says so, when the session
+        was lost during a transfer that is over, or when the conversation says so. A hold of the
+        caller, or an action that suspends the audio, is a ``Hold``.
+        """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
@@ -351,7 +384,8 @@ class CallMachine:
 
     def _on_transfer(self, input: inputs.TransferEvent, now: float) -> list[outputs.Output]:
         """Hand REFER progress, an event of the B-leg or of an interpreter to the transfer, and
-        return its outputs; ignored unless the call is live."""
+        return its outputs; ignored unless the call is live. Words of an interpreter go into the
+        transcript in any case."""
         conversation = self._call.conversation
         if isinstance(input, inputs.InterpreterEvent):
             conversation.transcript.on_interpreter_event(input, now)
@@ -361,8 +395,10 @@ class CallMachine:
         """Handle the end of the SIP dialog (BYE, CANCEL, failure or timeout): end the call, or
         finish it where it was ending.
 
-        A BYE may mean that the caller's side has carried out our REFER; then the call ends as
-        transferred.
+        First stop playout, so that the record has what was heard. An outbound call that was not
+        answered ends by its final response. A BYE may mean that the caller's side has carried out
+        our REFER; then the call ends as transferred. Else the reason follows from status, method
+        and who ended the leg.
         """
         if self._ending is not None:
             return self._finish(now)
@@ -380,8 +416,13 @@ class CallMachine:
         return todo + self._end_call(why, now, outcome, reason=input.reason_header, leg_over=True)
 
     def _on_tick(self, _input: inputs.Tick, now: float) -> list[outputs.Output]:
-        """Act on every deadline that has come: timers of the call (ACK, ringing, RTP, maximum
-        duration), the answer, failover, hand-over, and those of the conversation."""
+        """Act on deadlines. In a call that is ending, only: if the leg has not ended in time, log
+        it and finish.
+
+        Else a due timer of the call (ACK, ringing, maximum duration, RTP) ends it, and nothing more
+        is done; then the answer, once the sound was played, alone; else failover, session on hold,
+        hand-over, and conversation.
+        """
         if self._call.state is State.ENDING:
             if self._end_at is not None and now >= self._end_at:
                 return [self._call.timeline.note(now, "leg_timeout", "error"), *self._finish(now)]
@@ -408,14 +449,19 @@ class CallMachine:
         code: int = 0,
         step: FallbackStep | None = None,
     ) -> list[outputs.Output]:
-        """Decide the ending of the call, once, and return ``HangUp`` (BYE) or ``Reject`` for the
-        leg and ``CloseSession``, unless post-call analysis still needs the session.
+        """Decide the ending of the call; nothing a second time. Returns ``CloseSession``, unless
+        post-call analysis still needs the session, and for a leg that is not over ``HangUp`` (BYE,
+        CANCEL) or, of an inbound call that is not answered, ``Reject``.
+
+        Before them come the end of the current action (a B-leg is hung up) and the requests of the
+        analysis. A cancelled call, and one over capacity, counts as not answered. A 503 has
+        Retry-After: of route or server, whichever is longer.
 
         Args:
             why: reason, from which SIP code, Reason header and who ended it follow.
             detail: text for the record.
-            reason: Reason header of the peer's BYE or CANCEL.
-            leg_over: the dialog is over already, so the call is finished too.
+            reason: Reason header of the peer's BYE or CANCEL; None where we end the call.
+            leg_over: the dialog is over already, so without analysis the call is finished too.
             code: SIP code of the callee's final response to a placed call.
             step: fallback step that says how an unanswered call is rejected (486, 302).
         """
@@ -465,8 +511,9 @@ class CallMachine:
     def _wait_for_post_call(
         self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
-        """Hand an input to the post-call analysis, while it goes on after the call; close the
-        session once it is complete."""
+        """Hand an input to the post-call analysis, which goes on after the call. Once it is
+        complete, return ``CloseSession``, and finish the call if the leg is over; else the leg's
+        end does."""
         todo = after.on(input, now)
         if not after.is_complete(now):
             return todo
@@ -475,8 +522,9 @@ class CallMachine:
         return todo + self._finish(now) if after.leg_over else todo
 
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
-        """Handle an exception in our own code: end the call. In a call that is ending already,
-        close session and leg without deciding anything."""
+        """Handle an exception in our own code: end the call (``internal_error``); post-call
+        analysis is given up. In a call that is ending already, only log it and close session and
+        leg (``HangUp``): its ending stays."""
         self._post_call = None
         if self._call.state is not State.ENDING:
             return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)
@@ -486,8 +534,8 @@ class CallMachine:
         return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
 
     def _finish(self, now: float) -> list[outputs.Output]:
-        """Complete the record with the ending, once leg and session are over. Returns the log line
-        ``end`` and ``Finished``."""
+        """Complete the record with the ending, once the leg and post-call analysis are over.
+        Returns the log line ``end`` and ``Finished``."""
         assert self._ending is not None
         self._call.state = State.FINISHED
         record, ending, ended_ms = self._call.record, self._ending, self._ended_ms
