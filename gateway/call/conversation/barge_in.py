@@ -40,14 +40,14 @@ STOP = "Stop speaking now. What you were saying was cut off; do not go on with i
 def interrupt(
     control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
 ) -> list[Output]:
-    """Stop playout at once, drop the audio still to come of all running responses, and tell the
-    server what was heard.
+    """Stop playout at once, drop the audio still to come of all responses that run or are queued,
+    and tell the server what was heard.
 
-    First, a hang-up that the model asked for and its queued action that has not begun (transfer,
-    hold, DTMF) are cancelled, and their tool calls answered with "not ended" and "not done".
-    Returns these tool outputs, a truncation or deletion for each item that was not heard to its
-    end, log lines, and ``response.cancel`` for each running response that was not interrupted
-    before.
+    First, a hang-up that the model asked for, and its queued action that has not begun (transfer,
+    hold, DTMF), are cancelled, and their tool calls answered with "not ended" and "not done",
+    unless they were answered before. Returns, in this order, these tool outputs, a truncation or
+    deletion with a log line for each item that was not heard to its end, and ``response.cancel``
+    for each running response that was not interrupted before.
 
     Args:
         trigger: for log and record: speech, digit, guard, machine and others.
@@ -194,7 +194,7 @@ class Interruptions:
         """Interrupt the agent because of a DTMF digit, and resume playout that was paused.
 
         Nothing unless ``dtmf.interrupt`` is set, the session can truncate, and no protected
-        response is heard.
+        response runs or is heard.
         """
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:

@@ -69,7 +69,8 @@ LISTEN = "The caller speaks with somebody else from now on. Listen, and say noth
 
 @dataclass(frozen=True, slots=True)
 class Termination:
-    """Decision of the gateway to end the conversation: by transfer, after a goodbye, or at once."""
+    """Decision of the gateway to end the conversation: by transfer, after a goodbye, or at once;
+    see :meth:`ConversationControl.terminate`."""
 
     why: EndReason
     detail: str = ""
@@ -86,7 +87,7 @@ class DtmfConsumer(Protocol):
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the next digit goes here."""
+        """Whether the next digit goes here, and not to the conversation."""
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a digit and return what follows; called only while :attr:`wants_digits`."""
@@ -118,7 +119,8 @@ class ConversationRule(Protocol):
     """Types of inputs and of session events (:mod:`gateway.realtime.events`)."""
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle an input of the registered types; return the outputs that the rule wants."""
+        """Handle an input of the registered types; return the outputs that the rule wants, to be
+        executed after those of the conversation."""
 
     def tick(self, now: float) -> list[Output]:
         """Act if the rule's deadline has come, and return outputs. It is called at every tick, also
@@ -328,10 +330,11 @@ class ConversationControl:
         """Carry out the model's ``end_call``: hang up after its goodbye, or request a goodbye first
         (without tools).
 
-        Where words were spoken with it, or are still queued, or the end was wanted before, they are
-        the goodbye, and the call is not answered. Otherwise it is answered ("ending"), and the
-        goodbye requested. In a Live session the backend's call is always answered, and the hang-up
-        follows the voice's next words; repeated, nothing but that.
+        Where words were spoken with it, or are still being played, or ``end_call`` came before,
+        they are the goodbye, and the function call is not answered. Otherwise it is answered
+        ("ending"), and the goodbye requested. In a Live session the function call of the backend is
+        always answered, and the hang-up follows the voice's next words; a repeated one is only
+        answered.
 
         Args:
             spoke: the response that called it had audio, which is the goodbye.
@@ -356,7 +359,8 @@ class ConversationControl:
 
     def end_conversation(self, now: float) -> list[Output]:
         """Carry out :attr:`termination`: queue its transfer, once; where there is none, or it
-        failed, request the last words and hang up after them, or without words at once.
+        failed, request the last words and hang up after them, or without words once queued audio
+        was played.
 
         With the last words, turn detection is switched off, where settings can be changed. Returns
         nothing without a termination, and while an action or a hang-up is under way; called after
@@ -402,7 +406,8 @@ def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
 
 
 def send(command: ClientCommand | None) -> list[Output]:
-    """Return ``Send`` of this command in a list; an empty list for None."""
+    """Return ``Send`` of this command in a list; an empty list for None (such as a request that
+    waits)."""
     return [] if command is None else [Send(command)]
 
 

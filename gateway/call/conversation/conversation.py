@@ -141,7 +141,8 @@ class Conversation:
         without one the greeting, which otherwise follows the caller's answer.
 
         Of an interpreted call, unless another action is under way, also queue the transfer to its
-        destination: it begins once that was heard, or has not begun within ``GREETING_SECONDS``.
+        destination: it begins once disclosure and greeting were heard, or have not begun within
+        ``GREETING_SECONDS``.
         """
         greeting = None
         if (given := self._plan.greeting) is not None:
@@ -204,11 +205,16 @@ class Conversation:
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
-        """Handle a server event of the active session; the outputs depend on its type.
+        """Handle a server event of the active session: events of out-of-band responses go only to
+        those; while the caller is joined with a B-leg, only transcripts are handled (the session
+        listens).
 
-        Events of out-of-band responses go only to those. While the caller is joined with a B-leg,
-        only transcripts are handled: the session listens. ``response.created`` whose
-        ``response.done`` came before ends the response at once.
+        Audio stops hold music and fillers, and is queued, unless its response was interrupted.
+        Speech and turns begin and end the wait for a response, and may interrupt.
+        ``response.created`` and ``response.done`` begin and end a response (at once, where they
+        came in the wrong order); the latter starts its function calls. Work and decisions of a Live
+        session go to the delegated tasks. Transcripts and truncations are logged. Other events
+        bring nothing here.
 
         Args:
             command: our request that a ``response.created`` answers, where the server says so.
@@ -462,7 +468,8 @@ class Conversation:
 
     @property
     def leaving(self) -> bool:
-        """Whether the call is to be hung up after words that are requested or being said."""
+        """Whether a hang-up is due, after words that are requested, being said, or expected of the
+        model: a goodbye, or what a closed session had queued."""
         return self.control.hangup_after_playout.deadline is not None
 
     @property

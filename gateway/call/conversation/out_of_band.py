@@ -287,7 +287,7 @@ LATE_WORDS_SECONDS = 4.5
 
 class LateWords(Protocol):
     """What is needed here of :class:`gateway.call.conversation.transcript.Transcript`, as a
-    Protocol."""
+    Protocol, so that this module need not import it."""
 
     @property
     def words_missing(self) -> bool:

@@ -351,8 +351,8 @@ class ResponseQueue:
 
 
 class InterruptedResponses(Protocol):
-    """What is needed here of :class:`gateway.call.conversation.playback.Playback`, as a Protocol:
-    its interrupted responses."""
+    """What is needed here of :class:`gateway.call.conversation.playback.Playback` (its interrupted
+    responses), as a Protocol, so that this module need not import it."""
 
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted or dropped."""

@@ -156,7 +156,7 @@ class Transcript:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Return nothing: no entry waits for time."""
+        """Do nothing and return no output: no entry waits for time."""
         return []
 
     def add_sent_items(self, todo: list[Output], now: float) -> None:
@@ -335,7 +335,8 @@ class Transcript:
             self._add_entry(entry)
 
     def _mark_received(self, entry: Entry) -> None:
-        """Mark how much audio of the item was received when its words so far came."""
+        """Mark that the words so far end at the audio of the item received by now; for a server
+        that tells no times of words."""
         self._mark(entry, self._control.playback.received_ms(entry.item_id))
 
     def _mark(self, entry: Entry, received: int) -> None:
