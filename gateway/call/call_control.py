@@ -309,8 +309,8 @@ class CallActions:
 
     def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin the queued action once the call is up, ``said_within`` is over, and the speech
-        before it was heard or took longer than ``limits.say_seconds`` (from when the call was up).
-        Nothing without one.
+        before it was heard. Speech is waited for ``limits.say_seconds`` at most, from the queueing
+        or from when the call was up. Nothing without a queued action.
 
         Args:
             queued: speech is still in the playout queue, or running.

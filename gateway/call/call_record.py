@@ -231,7 +231,7 @@ class CallRecord:
     transcript_dropped: int = 0
     """Entries of the transcript that were removed, as it had too many."""
     ending: Ending | None = None
-    """None until leg and session are over."""
+    """None until the call is finished."""
     parent_id: str = ""
     """The call in which this one was asked for, as a callback; its ``call_id``."""
     trace_id: str = ""

@@ -24,7 +24,7 @@ class SessionReady:
     seconds_left: float | None = None
     """Until the server ends the session (s); None where it does not tell."""
     capabilities: Capabilities = REALTIME
-    """What this session can do of the Realtime API, by its kind and server."""
+    """What this session can do, by its kind and server."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,13 +84,13 @@ class LegEvents:
     def on_confirmed(self, _input: inputs.Confirmed, now: float) -> list[outputs.Output]:
         """Handle the ACK of our 200, or the callee's 200: the call is up (``TALKING``).
 
-        Starts maximum duration and RTP timeout. Returns, in order, a recording that is due,
-        ``StartMedia``, the fallback step that has waited for this, and the request for a greeting
-        that has.
+        Starts maximum duration and, unless the caller has us on hold, RTP timeout. Returns, in
+        order, a recording that is due, ``StartMedia``, the fallback step that has waited for this,
+        and the request for a greeting that has.
 
         Of a call that is answered before the model is ready (``answer.mode = "immediate"``) only
-        the ACK is recorded and the timers start; the rest follows when it is. Ignored in any other
-        state.
+        the ACK is recorded and the timers start; the rest follows when model and sound are. Ignored
+        in any other state.
         """
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
             self._call.record.times.confirmed = self._call.timeline.ms(now)
@@ -244,8 +244,8 @@ class CallMachine:
         return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
-        """Return the frames to queue for an audio delta that directly follows one of the same
-        content part; they may be empty.
+        """Return the frames to put into the playout queue for an audio delta that directly follows
+        one of the same content part; they may be empty.
 
         A short way for the fifty deltas a second of a response. None where the delta is to go
         through :meth:`handle`: something else has happened since, or it is silence.
