@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Outputs of the call's state machine, as values; the bridge executes them in order."""
+"""Outputs of the call's state machine, as values; the bridge executes them in order.
+
+Where nothing else is said, an output is about the caller's leg and the active session.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +25,37 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """Connect to the realtime server and configure the session."""
+    """Connect to the realtime server and configure the session; it replaces the active one, which
+    is closed, unless it is a ``standby``.
+
+    :class:`gateway.call.inputs.SessionReady` or ``SessionFailed`` comes back; of a standby session
+    ``StandbyReady`` or ``StandbyFailed``.
+    """
 
     server: int = 0
-    """0 is the route's own server; others are counted from 1."""
+    """0 is the route's own server; the servers of its fallback steps are counted from 1."""
     standby: bool = False
-    """A standby session, to take over later (:class:`PromoteStandby`)."""
+    """A second session, to take over later (:class:`PromoteStandby`)."""
     seed: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
-    """Items of the conversation so far, for a session that is told of them at its start."""
+    """Items of the conversation so far, for a session that is told of them at its start (Live);
+    others get them as :class:`Send` when they are up."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromoteStandby:
-    """Make the standby session the active one; close the other."""
+    """Make the standby session the active one, and close the one that was active; nothing without
+    a standby session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Send 200 OK to the INVITE."""
+    """Send 200 OK to the INVITE of an inbound call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Send the final response ``code`` (300 to 699) to the INVITE, with these headers."""
+    """Send the final response ``code`` (300 to 699) to the INVITE of a call that is not answered,
+    with these headers."""
 
     code: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -52,14 +63,15 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """Send BYE, or CANCEL while the placed call rings, with these headers."""
+    """Send BYE to the caller, or CANCEL while a placed call rings, with these headers."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSession:
-    """Close the WebSocket of the session with this code and reason, or stop opening it."""
+    """Close the WebSockets of the active and the standby session with this code and reason, or
+    stop opening them."""
 
     code: int = 1000
     reason: str = ""
@@ -67,89 +79,103 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a client event to the active session."""
+    """Send a client event to the active session; dropped while none is up."""
 
     command: ClientCommand
     seed: bool = False
-    """It seeds a new session with the conversation."""
+    """It tells a new session of the conversation so far; the transcript has it already, and does
+    not note it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartMedia:
-    """Start sending the caller's audio to the session, and with ``playout`` the model's to the
-    caller."""
+    """Start sending the caller's audio to the session, from now on (what came before is dropped),
+    and with ``playout`` the model's to the caller."""
 
     playout: bool = True
+    """False: what is queued waits for another ``StartMedia``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Stop playout and the caller's audio while ``held``: the caller has us on hold, or an action
-    keeps the two apart.
-
-    With ``silent`` the session gets silence in place of the caller's audio, else nothing.
-    """
+    """Pause playout, and keep the caller's audio from the session, while ``held``: the caller has
+    us on hold, or an action (hold, transfer) keeps caller and model apart."""
 
     held: bool
     silent: bool
+    """The session gets silence in place of the caller's audio; False: it gets nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """Send silence to the session in place of the caller's audio while ``muted``."""
+    """Send silence to the session in place of the caller's audio while ``muted``, as an operator
+    has asked; the caller hears the model all the same."""
 
     muted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Withhold:
-    """Send silence to the session in place of the caller's audio while ``withheld``; afterwards
-    first the last seconds of that audio."""
+    """Send silence to the session in place of the caller's audio while ``withheld``. On release it
+    first gets the last seconds that were withheld, at once, then live audio."""
 
     withheld: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Pause playout while ``paused``: the caller hears silence, and the queue keeps its frames."""
+    """Pause playout while ``paused``: the caller hears silence, and the queue keeps its frames.
+
+    :class:`Hold` and a missing :class:`StartMedia` pause it, too; it goes on when none does.
+    """
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Send the INVITE of the outbound call."""
+    """Send the INVITE of the outbound call; where limits forbid it,
+    :class:`gateway.call.inputs.LegEnded` with 403 comes back."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaySound:
-    """Play a sound (:mod:`gateway.audio.sounds`) in a loop to the caller, or the B-leg; "" stops
-    it."""
+    """Play a sound (:mod:`gateway.audio.sounds`) in a loop to the caller; it replaces one that
+    plays."""
 
     name: str
+    """"" only stops what plays."""
     b_leg: bool = False
+    """To the B-leg in place of the caller; nothing without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refer:
-    """Send REFER (RFC 3515): ask the caller's side to call ``target`` in our place.
+    """Send REFER (RFC 3515) to the caller's side: it is to call ``target`` in our place.
 
-    With ``replaces``, ``target`` is empty: the caller's side is to take over our call with the
-    B-leg (Replaces, RFC 3891).
+    :class:`gateway.call.inputs.ReferProgress` comes back; with 403 and ``by_us`` where our own
+    limits forbid the target.
     """
 
     target: str = ""
+    """URI; "" with ``replaces``."""
     replaces: bool = False
+    """It is to take over our call with the B-leg (Replaces, RFC 3891)."""
     by_pattern: bool = False
-    """The target matches a pattern of the dialplan; False: the dialplan names it."""
+    """The target was named by model or application, and matches a pattern of the dialplan; False:
+    the dialplan names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DialBLeg:
-    """Place a B-leg for the caller."""
+    """Send the INVITE of a B-leg for the caller, once the limits permit it.
+
+    ``BLegRinging``, ``BLegAnswered`` or ``BLegEnded`` of :mod:`gateway.call.inputs` come back.
+    """
 
     uri: str
     trunk: str = ""
+    """Name of the trunk to dial through; "" for the one that the URI belongs to."""
     caller_id: str = ""
     """User of From; "" for the trunk's."""
     by_pattern: bool = False
@@ -162,51 +188,51 @@ class DialBLeg:
 
 @dataclass(frozen=True, slots=True)
 class PlayBriefing:
-    """Queue whole frames for the B-leg, in the codec of the call; an empty ``audio`` drops what is
-    queued."""
+    """Queue whole frames (20 ms) for the B-leg, in the session's codec; an empty ``audio`` stops
+    what plays and drops what is queued. Only for a B-leg that is ``briefed``."""
 
     audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class HangUpBLeg:
-    """Send CANCEL or BYE to the B-leg."""
+    """Send CANCEL to the B-leg, BYE if it has answered; one that is not dialed yet is given up."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeLegs:
-    """Join caller and B-leg; with ``listen`` the session hears both.
-
-    With ``original_db`` each leg keeps audio of its own, and hears the other's voice at that level
-    (dB).
-    """
+    """Join the audio of caller and B-leg; nothing without a B-leg."""
 
     listen: bool
+    """The session goes on hearing both."""
     original_db: float | None = None
+    """For an interpreted call: each leg also keeps audio of its own, and hears the other's voice
+    at this level (dB, 0 for full volume). None: each hears only the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interpret:
-    """Open the sessions that interpret between the joined legs; with both objects empty, close
-    them."""
+    """Open the two sessions that interpret between the joined legs; with both objects empty, close
+    them. :class:`gateway.call.inputs.InterpreterUp` or ``InterpreterLost`` comes back for each."""
 
     to_caller: Mapping[str, Any] = field(default_factory=dict)
-    """The session object of the one that the caller hears."""
+    """Session object of the one that hears the B-leg and speaks to the caller."""
     to_callee: Mapping[str, Any] = field(default_factory=dict)
+    """Session object of the one that hears the caller and speaks to the B-leg."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenInterpreter:
-    """Open the lost session that interprets for ``listener``, caller or callee, again."""
+    """Open the session that interprets for ``listener`` (caller or callee) again: it was lost."""
 
     listener: str
 
 
 @dataclass(frozen=True, slots=True)
 class InterpreterSend:
-    """Send a client event to the session that interprets for ``listener``."""
+    """Send a client event to the session that interprets for ``listener`` (caller or callee)."""
 
     listener: str
     command: ClientCommand
@@ -214,32 +240,37 @@ class InterpreterSend:
 
 @dataclass(frozen=True, slots=True)
 class InterpreterPlay:
-    """Queue audio for ``listener``. ``more``: more audio of this content part is to come."""
+    """Queue audio of an interpreting session for ``listener`` (caller or callee)."""
 
     listener: str
     audio: bytes
     more: bool
+    """More audio of this part is to come, so that an empty queue is an underrun."""
 
 
 @dataclass(frozen=True, slots=True)
 class HearFully:
-    """Let ``listener``, caller or callee, hear the other's own voice at full volume."""
+    """Play the other party's own voice to ``listener`` (caller or callee) at full volume: the
+    session that interpreted for them is lost for good."""
 
     listener: str
 
 
 @dataclass(frozen=True, slots=True)
 class SendDtmf:
-    """Send one DTMF digit, to the caller or the B-leg; ``how``: auto, rfc4733 or info."""
+    """Send one DTMF digit to the caller's side."""
 
     digit: str
     how: str = "auto"
+    """rfc4733, info (RFC 6086), or auto: as RTP event where the SDP has them, else INFO."""
     b_leg: bool = False
+    """To the B-leg in place of the caller; nothing without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunTool:
-    """Run a tool function; its result comes back as :class:`gateway.call.inputs.ToolDone`."""
+    """Run a tool function of the route (or ``schedule_callback``) outside the machine; its result
+    comes back as :class:`gateway.call.inputs.ToolDone`."""
 
     call_id: str
     name: str
@@ -249,68 +280,79 @@ class RunTool:
 
 @dataclass(frozen=True, slots=True)
 class RequestApproval:
-    """Ask the HTTP service of an approval rule about a tool call;
+    """Ask the HTTP service of an approval rule whether a tool call may run;
     :class:`gateway.call.inputs.ApprovalResult` comes back."""
 
     key: str
+    """``call_id`` of the tool call, or item id of an ``mcp_approval_request``."""
     name: str
     arguments: str
     """The model's, as JSON text."""
     rule: int
-    """Index of the approval rule that asks."""
+    """Index of the approval rule in :attr:`gateway.call.plan.ToolsPlan.approvals`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckContent:
-    """Ask the HTTP service of a guardrail whether these words may be said;
+    """Ask the HTTP service of a guardrail whether these words are allowed;
     :class:`gateway.call.inputs.ContentChecked` comes back."""
 
     key: str
+    """Chosen by who asks; it comes back with the answer."""
     rule: int
-    """Index of the guardrail that asks."""
+    """Index of the guardrail in :attr:`gateway.call.plan.ContentPlan.guardrails`."""
     who: str
-    """agent or caller."""
+    """Whose words: agent or caller."""
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class OutOfBandDone:
-    """Result of an out-of-band response, for who requested it."""
+    """Report the end of an out-of-band response to the application that waits for one of this
+    ``key``; nothing where none does (a rule of ours requested it)."""
 
     key: str
     status: str
+    """That of ``response.done``, or refused, late or cancelled."""
     text: str
+    """The response's words; of one that failed the server's message, or why it was refused."""
 
 
 @dataclass(slots=True)
 class Play:
-    """Queue whole frames in the codec of the call. ``more``: more audio of this part is to come.
+    """Queue whole frames (20 ms) in the session's codec for playout to the caller.
 
-    Not frozen, for the sake of time: there is one for each audio delta.
+    :class:`gateway.call.inputs.PlayoutRefused` comes back where they do not fit. Not frozen:
+    creating a frozen dataclass is slower, and there is one for each audio delta.
     """
 
     audio: bytes
     more: bool
+    """More audio of this part is to come, so that an empty queue is an underrun."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartRecording:
-    """Record both sides of the call from now on, or of the briefing of the B-leg (``b_leg``)."""
+    """Start recording both sides of the call into a file."""
 
     b_leg: bool = False
+    """The briefing of the B-leg instead, into a file of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRecording:
-    """Complete the file of the recording, or with ``discard`` delete it."""
+    """Stop the recording of the call, and complete its file."""
 
     discard: bool = False
+    """Delete the file instead, also of a recording that was stopped before; and the briefings'."""
     b_leg: bool = False
+    """Stop that of the briefing instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class SilenceRecording:
-    """Record silence in place of both sides while ``silent``; the time goes on."""
+    """Record silence in place of both sides while ``silent`` (a pause of the recording), so that
+    times in the file stay those of the call."""
 
     silent: bool
 
@@ -318,23 +360,24 @@ class SilenceRecording:
 @dataclass(frozen=True, slots=True)
 class Conceal:
     """Give session and recording silence in place of the caller's audio while ``concealed``, since
-    sensitive digits are entered. DTMF in it is detected all the same."""
+    sensitive digits are entered; DTMF in that audio is detected all the same."""
 
     concealed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StoreDigits:
-    """Check sensitive digits and send them to the route's service;
-    :class:`gateway.call.inputs.DigitsStored` comes back."""
+    """Send sensitive digits to the route's service (``collect_digits.url``), if they are valid;
+    :class:`gateway.call.inputs.DigitsStored` comes back with its answer, or what is wrong."""
 
     kind: str
+    """One of :data:`gateway.call.tools.definitions.KINDS`."""
     digits: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """Write a line to the log (``call.`` and ``event``); the call's timeline has it already."""
+    """Write a line to the log, named ``call.`` and ``event``; the timeline has it already."""
 
     event: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -343,7 +386,7 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call is over on both sides and its record complete; no output follows."""
+    """Store the record and release the call: leg and session are over, and no output follows."""
 
 
 Output = (

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands of tool functions and operators to a running call; plans of the built-in tools.
+"""Commands of tool functions, operators and applications to a running call; plans of the built-in
+tools.
 
-The call decides what becomes of a command.
+The machine carries commands out (``gateway.call.conversation.control.carry_out``). They need an
+answered call, not joined with a B-leg, and its session; while the conversation is being ended only
+:class:`RequestOutOfBand` is taken. :class:`RecordCall` and :class:`SetDisposition` need neither.
+What cannot be done is dropped; where it is *rejected* the log has ``command_rejected``.
 """
 
 from __future__ import annotations
@@ -14,120 +18,139 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Let the model say exactly these words, once no response is running."""
+    """Request a response that says exactly these words, without tools, once none is running."""
 
     words: str
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Put a message into the conversation; no response is requested by itself."""
+    """Put a message into the conversation; with ``respond``, request a response to it."""
 
     text: str
     role: str = "system"
     """``system``, or ``user``: as if the caller had said it."""
     respond: bool = False
-    """Request a response to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """Put an image into the conversation, as a message of the user."""
+    """Put an image into the conversation, as a message of the user; with ``respond``, request a
+    response to it."""
 
     image: str
     """A data URI, as :func:`gateway.tools.functions.checked` returns it."""
     text: str = ""
-    """Text beside the image."""
+    """Text in the same message; "" for none."""
     respond: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """Request one response with these instructions."""
+    """Request one response with these instructions in place of the session's, once none is
+    running."""
 
     instructions: str
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutOfBand:
-    """Request an out-of-band response, which the caller does not hear."""
+    """Request an out-of-band response, which the caller does not hear;
+    :class:`gateway.call.outputs.OutOfBandDone` reports its end."""
 
     key: str
+    """Name under which its end is reported; one at a time."""
     instructions: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TransferTo:
-    """Transfer the caller to a destination of the route, by its name; then the call ends."""
+    """End the conversation by a transfer to a destination of the route, by its name, once no other
+    action is under way; no more responses are requested."""
 
     destination: str
     words: str
-    """Last words to the caller where the transfer fails."""
+    """Last words to the caller where the transfer fails; then the call is hung up."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorTransfer:
-    """Transfer the caller for an operator; where that fails, the conversation goes on."""
+    """Transfer the caller to a destination of the route, for an operator. Where that fails the
+    model is told, and the conversation goes on; rejected while another action is under way."""
 
     destination: str
     briefing: str = ""
+    """What the destination is told before it takes the call, where it is briefed; "" for a summary
+    by the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorHold:
-    """Put the caller on hold for an operator (hold music), or end that."""
+    """Put the caller on hold for an operator, at once, and tell the model; the caller hears music,
+    and not the model. Rejected while another action is under way."""
 
     held: bool
+    """False: end the hold; rejected without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class PressKeys:
-    """Send DTMF digits to the caller's side for an operator; w, W and , are pauses."""
+    """Send DTMF digits to the caller's side, for an operator, once queued speech was played.
+    Rejected while another action is under way."""
 
     digits: str
+    """0-9, *, #, A-D, with w (0.5 s), W (1 s) and comma (2 s) as pauses."""
 
 
 @dataclass(frozen=True, slots=True)
 class MuteCaller:
-    """Let the model hear silence in place of the caller, or hear the caller again."""
+    """Have the session get silence in place of the caller's audio while ``muted``, for an operator;
+    the model is told of both."""
 
     muted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ReferTo:
-    """Send the caller to a URI (REFER); where that fails, the conversation goes on."""
+    """Transfer the caller to a URI that an application chose, by REFER (blind). Where that fails
+    the model is told, and the conversation goes on; rejected while another action is under way."""
 
     uri: str
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Interrupt the model as barge-in does: stop playout, truncate, cancel its response."""
+    """Interrupt the model as barge-in does: stop playout, truncate, cancel the response that
+    runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndCall:
-    """Say goodbye with these words and hang up; without words at once."""
+    """End the conversation: have the model say these words, then hang up. Waits for an action that
+    is under way; no more responses are requested."""
 
     words: str
+    """"" hangs up without any."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordCall:
-    """Start, stop, pause, resume or delete the recording of the call (``action``)."""
+    """Start, stop, pause, resume or delete the recording of an answered call; needs no session."""
 
     action: str
+    """start, stop, pause, resume or delete."""
     by: str = "operator"
+    """Who wants it, for the log: operator, or tool."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetDisposition:
-    """Set the disposition of the call: how it went, in the words of the business."""
+    """Set the disposition of the call in its record, at any time; the last one counts."""
 
     disposition: str
     by: str
+    """Who says so, for the log: tool or operator."""
 
 
 CallCommand = (
@@ -150,46 +173,51 @@ CallCommand = (
 
 
 class CommandsFromTools:
-    """Gives tool functions their methods on the call
-    (:class:`gateway.tools.functions.CallControl`), and makes a command of each.
+    """What a tool function calls on its call (:class:`gateway.tools.functions.CallControl`): each
+    method puts one command into the machine, and returns nothing.
 
     Args:
-        take: takes the commands, as input of the machine.
+        take: puts a command into the machine, as :class:`gateway.call.inputs.ToolRequest`.
     """
 
     def __init__(self, take: Callable[[CallCommand], None]) -> None:
         self._take = take
 
     def say(self, words: str) -> None:
-        """Have the model say exactly these words: :class:`Say`."""
+        """Have the model say exactly these words, once no response is running: :class:`Say`."""
         self._take(Say(words))
 
     def tell(self, text: str, role: str, respond: bool) -> None:
-        """Add a message to the conversation: :class:`Tell`."""
+        """Add a message to the conversation, as system or user (``role``), and with ``respond``
+        request a response: :class:`Tell`."""
         self._take(Tell(text, role, respond))
 
     def show(self, image_uri: str, text: str, respond: bool) -> None:
-        """Add an image (data URI) to the conversation: :class:`Show`."""
+        """Add an image (data URI), with a text, to the conversation as the user's, and with
+        ``respond`` request a response: :class:`Show`."""
         self._take(Show(image_uri, text, respond))
 
     def respond(self, instructions: str) -> None:
-        """Request a response with these instructions: :class:`Respond`."""
+        """Request one response with these instructions: :class:`Respond`."""
         self._take(Respond(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
-        """Transfer the caller to a destination of the route: :class:`TransferTo`."""
+        """End the conversation by a transfer to a destination of the route; ``words`` are said
+        where it fails, before the call is hung up: :class:`TransferTo`."""
         self._take(TransferTo(destination, words))
 
     def record(self, action: str) -> None:
-        """Start, stop, pause, resume or delete the recording (``action``): :class:`RecordCall`."""
+        """Start, stop, pause, resume or delete (``action``) the recording of the call:
+        :class:`RecordCall`."""
         self._take(RecordCall(action, "tool"))
 
     def set_disposition(self, disposition: str) -> None:
-        """Set the disposition of the call: :class:`SetDisposition`."""
+        """Set the disposition in the record of the call: :class:`SetDisposition`."""
         self._take(SetDisposition(disposition, "tool"))
 
     def end(self, words: str) -> None:
-        """Say these words and hang up: :class:`EndCall`."""
+        """Have the model say these words, then hang up; with "" hang up without any:
+        :class:`EndCall`."""
         self._take(EndCall(words))
 
 
@@ -199,13 +227,19 @@ class BriefingPlan:
     :class:`gateway.dialplan.tool_sections.Briefing`."""
 
     text: str = ""
+    """What they are told; "" for words that the tool call brings, or a summary by the model."""
     prompt: str = "Press 1 to take the call, or 2 to decline it."
+    """Said after it."""
     sound: str = ""
+    """Played in a loop where the model cannot speak; "" joins the call at once then."""
     music: str = "music"
+    """For the caller meanwhile."""
     accept_key: str = "1"
     decline_key: str = "2"
     timeout: float = 30.0
+    """Longest wait (s) for the key, from the answer; without one the transfer fails."""
     record: bool = False
+    """Record the briefing into a file of its own, where the call is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +252,17 @@ class Destination:
     mode: str = "blind"
     """blind, attended or bridge."""
     allowed_numbers: re.Pattern[str] | None = None
-    """Numbers that the model may name; None for a single destination."""
+    """Numbers that the model may ask for, matched as a whole; None: ``to`` is the only target."""
     description: str = ""
+    """For the model."""
     trunk: str = ""
+    """Name of the trunk that the call to it goes through."""
     caller_id: str = ""
     """User of From in the call to it; "" for the trunk's."""
     ring_timeout: float = 30.0
+    """Longest wait (s) for the answer of the target, or the outcome of a REFER."""
     briefing: BriefingPlan | None = None
+    """Before it takes the call; None: none. Not for blind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,25 +270,30 @@ class InterpreterPlan:
     """Two sessions that interpret between caller and B-leg, one for each direction."""
 
     destination: str
-    """Whose calls are interpreted."""
+    """Name of the destination to which calls are interpreted."""
     to_caller: Mapping[str, Any]
-    """The session object of the one that the caller hears, and that hears the B-leg."""
+    """Session object of the one that hears the B-leg and speaks to the caller."""
     to_callee: Mapping[str, Any]
+    """Session object of the one that hears the caller and speaks to the B-leg."""
     original_db: float = -18.0
-    """How loud each hears the other's own voice, against their volume without an interpreter."""
+    """Level (dB) at which each hears the other's own voice; 0 is full volume."""
     at_once: bool = True
-    """Call the destination at the start of the call, after the greeting."""
+    """Call the destination at the start of the call, after the greeting; False: when model or
+    operator transfer to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferPlan:
-    """The tool ``transfer_call``, offered where there are destinations."""
+    """The tool ``transfer_call``, offered where there are destinations; and how each transfer of
+    the call is made."""
 
     destinations: tuple[Destination, ...] = ()
     sound: str = "ringback"
+    """For the caller until the target has answered."""
     listen: bool = False
-    """Whether the session goes on listening once caller and B-leg are joined."""
+    """The session goes on listening once caller and B-leg are joined; False: it is closed."""
     interpreter: InterpreterPlan | None = None
+    """None: no call is interpreted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,16 +302,22 @@ class SendDtmfPlan:
 
     enabled: bool = False
     mode: str = "auto"
+    """auto, rfc4733 or info, as :class:`gateway.call.outputs.SendDtmf`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HoldPlan:
-    """The tool ``hold``; ``release_after``: s on hold until a session billed by time is closed."""
+    """The tool ``hold``, by which the model plays music to the caller; and holds by the caller."""
 
     enabled: bool = False
+    """The model has the tool."""
     sound: str = "chime"
+    """Hold music for the caller, also for an operator's hold."""
     max_duration: float = 60.0
+    """Seconds that the model may ask for."""
     release_after: float = 0.0
+    """Seconds for which the caller has us on hold, after which a session that is billed by time is
+    closed; another is opened when they come back. 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +325,9 @@ class LanguagePlan:
     """The tool ``set_language``."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """Name of each language, by its code (ISO 639-1)."""
+    """Name of each language, by its code (ISO 639-1, with or without a region)."""
     updates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """``session.update`` for each; none: the tool is not offered."""
+    """``session.update`` for each, by code; none: the tool is not offered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,34 +335,40 @@ class DispositionPlan:
     """The tool ``set_disposition``."""
 
     default: str = ""
-    """How the call went where nobody says."""
+    """The call's disposition where nobody sets one."""
     values: tuple[str, ...] = ()
     """What the model may say; none: the tool is not offered."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectPlan:
-    """The tool ``collect_digits``."""
+    """The tool ``collect_digits``, by which the model waits for DTMF digits of the caller."""
 
     enabled: bool = False
     timeout: float = 15.0
-    """Wait for each digit (s), if the model does not say."""
+    """Longest wait for each digit (s), where the model does not say."""
     max_digits: int = 32
+    """Most digits that the model may ask for."""
     private: bool = False
     """The digits go to the model, and into no log or record."""
     sensitive: bool = False
-    """The digits go to ``url`` only; the model gets a token, and nobody hears their tones."""
+    """The digits go to ``url`` only, once they were checked; the model gets the service's answer (a
+    token), and session and recording get silence in place of the tones."""
     url: str = ""
+    """Service that takes sensitive digits (POST)."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     store_timeout: float = 10.0
+    """Longest wait (s) for its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulePlan:
-    """The tool ``schedule_callback``; it is run outside, as functions are."""
+    """The tool ``schedule_callback``, by which the model promises to call back; the bridge runs it,
+    like the route's functions."""
 
     enabled: bool = False
     max_days: int = 14
+    """How far ahead a callback may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,20 +376,25 @@ class RecordingPlan:
     """Recording of the call: ``[route.recording]``."""
 
     mode: str = "off"
-    """off, on_demand or always."""
+    """off; on_demand: when the model, a function or an operator starts it; always: from the ACK of
+    the answer, or the caller's consent."""
     format: str = "wav"
     """wav, wav_pcm or opus."""
     consent: str = "none"
     """none; announce: who says no to the prompt is not recorded; ask: only who says yes is."""
     prompt: str = ""
+    """Said before the greeting, with announce and ask."""
     yes_key: str = "1"
+    """DTMF digit for yes."""
     no_key: str = "2"
+    """DTMF digit for no."""
     yes_phrases: tuple[tuple[str, ...], ...] = ()
     """Words of the caller that are a yes, as ``gateway.text.words_of`` splits them."""
     no_phrases: tuple[tuple[str, ...], ...] = ()
+    """Likewise for no."""
     consent_timeout: float = 10.0
     """Wait (s) for the answer, from the end of the prompt."""
     after_transfer: bool = False
-    """Whether caller and B-leg are recorded once they are joined."""
+    """The recording goes on when caller and B-leg are joined; False: it ends then."""
     tool: bool = False
-    """Whether the model has the tool ``record_call``."""
+    """The model has the tool ``record_call``, unless ``mode`` is off."""
