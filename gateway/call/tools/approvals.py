@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Approvals of tool calls, by rules, callers or operators; and MCP tools of the server's."""
+"""Approvals of tool calls, by rules of the route, the caller or an HTTP service; and MCP tools,
+which the realtime server calls by itself."""
 
 from __future__ import annotations
 
@@ -36,20 +37,23 @@ from gateway.text import json_of
 YES, NO = "1", "2"
 
 MAX_ASKED = 8
-"""Questions of one call that wait for their answers; a model that asks more is refused."""
+"""Tool calls of one telephone call that wait for a decision; more are refused at once."""
 
 QUESTION_SECONDS = 15.0
-"""For the question itself to be said; the rule's time begins when it was heard."""
+"""Longest time for the question to the caller to be said; the rule's time begins when it was
+heard, or after this."""
 
 LATE = "nobody confirmed it in time"
+"""Reason for the model."""
 
 Decided = Callable[[bool, str, str, float], list[Output]]
-"""Takes yes or no, who decided, the reason for the model, and the time."""
+"""Takes yes (True) or no, who decided (rule, caller, operator or time), the reason for the model
+("" for yes), and the time (s)."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A tool call that waits for the decision of caller or operator."""
+    """A tool call that waits for the decision of caller or HTTP service."""
 
     key: str
     name: str
@@ -57,12 +61,15 @@ class _Pending:
     given: Mapping[str, Any]
     decided: Decided
     deadline: float | None = None
-    """None while another question is asked first."""
+    """When it is refused (s); None while the caller is asked about another call first."""
 
 
 class Approvals:
     """Decides whether a tool call may run, by the route's rules (``[[route.approval]]``): allowed,
-    denied, or asked of the caller (DTMF) or an HTTP service."""
+    denied, or asked of the caller (DTMF) or an HTTP service.
+
+    Each ends once, by the call of its ``decided``. The caller is asked about one call at a time.
+    """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         ApprovalResult,
@@ -81,8 +88,14 @@ class Approvals:
         return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
-        """Return the first rule that fits name and arguments; without one None, or where approval
-        is ``needed`` a refusal."""
+        """Return the first rule that fits the tool's name and its arguments; where none fits None,
+        or with ``needed`` a rule that denies.
+
+        Args:
+            given: arguments; a rule with ``when`` fits only if each argument that it names is given
+                and matches.
+            needed: the tool may run only where a rule approves it.
+        """
         for rule in self._rules:
             if fnmatchcase(name, rule.tool) and all(
                 argument in given and pattern.search(_text_of(given[argument]))
@@ -101,15 +114,20 @@ class Approvals:
         *,
         needed: bool,
     ) -> list[Output] | None:
-        """Begin the decision about a tool call; None where no rule applies, so that it may run.
+        """Begin the decision about a tool call, and log ``approval``; return None, without either,
+        where no rule applies, so that it may run.
 
-        ``decided`` is called with yes or no, who decided, the reason for the model, and the time:
-        at once, or when caller or service have answered.
+        ``allow`` and ``deny`` are decided at once, as is a refusal because ``MAX_ASKED`` calls wait
+        or this ``key`` does. ``ask_http`` returns ``RequestApproval``; ``ask_caller`` has the model
+        ask, after the questions before it.
 
         Args:
-            key: ``call_id`` of the call.
-            arguments: JSON text.
-            needed: refuse it where no rule allows it.
+            key: ``call_id`` of the call, or item id of an MCP approval request.
+            name: of the tool, as rules have it.
+            arguments: JSON text; anything but an object counts as no arguments.
+            decided: called once, within this call or when caller or service have answered or are
+                late; its outputs follow.
+            needed: refuse it where no rule applies.
         """
         given = _arguments_of(arguments)
         rule = self.rule_for(name, given, needed=needed)
@@ -137,8 +155,9 @@ class Approvals:
     # ---- what happens
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle the answer of the HTTP service; once the question to the caller was played, start
-        the time for their answer."""
+        """Handle the answer of the HTTP service: decide; nothing if the call does not wait for it
+        any more. When playout has drained and no response runs, the caller has heard the question:
+        start the time for their answer (the rule's ``timeout``)."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
@@ -151,7 +170,8 @@ class Approvals:
         return []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Handle the caller's DTMF digit: 1 approves, 2 refuses, others are ignored."""
+        """Handle the caller's DTMF digit, only while :attr:`wants_digits`: 1 approves the call that
+        they are asked about, 2 refuses it, others are dropped."""
         if digit not in (YES, NO):
             return []
         yes = digit == YES
@@ -159,11 +179,11 @@ class Approvals:
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the caller is being asked."""
+        """Whether the caller is being asked, so that DTMF digits go here."""
         return bool(self._callers)
 
     def tick(self, now: float) -> list[Output]:
-        """Refuse tool calls about which nobody has decided in time."""
+        """Refuse tool calls about which neither caller nor service has decided in time."""
         outputs: list[Output] = []
         for one in list(self._pending.values()):
             if one.deadline is not None and now >= one.deadline:
@@ -172,12 +192,13 @@ class Approvals:
 
     @property
     def deadline(self) -> float | None:
-        """When the next decision is late (s); None without a question."""
+        """When the next decision is late (s); None while nobody is asked."""
         due = [one.deadline for one in self._pending.values() if one.deadline is not None]
         return min(due, default=None)
 
     def _ask_caller(self, now: float) -> list[Output]:
-        """Have the model ask the caller about the first tool call in line."""
+        """Request a response that asks the caller about the first tool call in line, and set its
+        deadline: ``QUESTION_SECONDS`` and the rule's ``timeout``."""
         first = self._callers[0]
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
         return self._control.say(first.rule.prompt(first.name, first.given), now)
@@ -185,7 +206,13 @@ class Approvals:
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float
     ) -> list[Output]:
-        """Log the decision, run or refuse the tool call, and ask the caller the next question."""
+        """Log the decision (``approved`` or ``not_approved``), and call ``decided``, which runs or
+        refuses the tool call; if the caller was being asked about it, ask them the next question.
+
+        Args:
+            by: caller, operator (the HTTP service) or time.
+            reason: for the model, where the decision is no.
+        """
         del self._pending[pending.key]
         note = self._control.timeline.note(
             now, "approved" if yes else "not_approved", "info", name=pending.name, by=by
@@ -200,22 +227,23 @@ class Approvals:
 
 
 def _text_of(value: Any) -> str:
-    """Return an argument as the text that rules are matched with; JSON where it is no string."""
+    """Return an argument as the text that ``when`` of a rule is matched with: a string as it is,
+    else JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 RESPOND_SECONDS = 1.0
-"""How long the server has to say something about a call by itself."""
+"""How long the server has to begin a response by itself after an MCP call or an approval (s)."""
 
 MAX_REMEMBERED = 256
-"""Requests for approval that are not answered twice."""
+"""MCP items that are not handled twice; the server reports each in several events."""
 
 _CALL_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class McpWatch:
-    """Answers MCP approval requests of the server, and requests the response that it owes after an
-    MCP call."""
+    """Watches the MCP tools that the server itself calls: answers its approval requests, requests
+    the response that it does not begin by itself after an MCP call, and records each call."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         SessionClosed,
@@ -230,15 +258,19 @@ class McpWatch:
         self._control = control
         self._approvals = approvals
         self._seen: dict[str, None] = {}
+        """Ids of items that were handled, oldest first."""
         self._asked_for: set[str] = set()
         """Requests of this session that wait for a decision."""
         self._approved: dict[str, str] = {}
         """Who approved of it, by request; until the call that was asked about is over."""
         self._answered = 0
         self.deadline: float | None = None
+        """When the response that is due is requested (s); None where none is due."""
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle an event about MCP, or the end of the session."""
+        """Handle an event of the session that is about MCP. A response to a turn or a call, or
+        speech of the caller, takes the due response back; the end of the session forgets what it
+        has asked for, too."""
         if not isinstance(input, ServerEventReceived):
             self._asked_for.clear()
             self._approved.clear()
@@ -258,7 +290,8 @@ class McpWatch:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call."""
+        """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call or an
+        approval; nothing if one that answers what was said runs or is requested."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
@@ -269,8 +302,8 @@ class McpWatch:
         )
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Handle the items of a response; after one that ends with an MCP call another response is
-        due."""
+        """Handle the items of a ``response.done``. After a completed response whose last item is an
+        MCP call another response is due, within ``RESPOND_SECONDS``."""
         outputs = [
             output for item in event.output for output in self._on_item(item, now, whole=True)
         ]
@@ -280,7 +313,9 @@ class McpWatch:
         return outputs
 
     def _on_other_event(self, event: OtherEvent, now: float) -> list[Output]:
-        """Handle ``mcp_list_tools.failed``, ``response.mcp_call.*`` and items that are done."""
+        """Handle an item that is done, log ``mcp_list_tools.failed``, and time the due response: it
+        is taken back while an MCP call is in progress; after one that has ended while no response
+        runs it is due within ``RESPOND_SECONDS``."""
         if event.type in ("conversation.item.done", "response.output_item.done"):
             item = event.raw.get("item")
             if not isinstance(item, Mapping):
@@ -296,8 +331,12 @@ class McpWatch:
         return []
 
     def _on_item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
-        """Log a list of tools or an MCP call, or decide about an approval request, each item
-        once."""
+        """Log a list of tools, log and record an MCP call, or decide about an approval request;
+        each item once, other items not at all.
+
+        Args:
+            whole: the item is done; one that was only added is left for later.
+        """
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note
         if kind == "mcp_list_tools" and whole and self._is_new(item_id):
@@ -318,13 +357,16 @@ class McpWatch:
     def _on_approval_request(
         self, item: Mapping[str, Any], item_id: str, now: float
     ) -> list[Output]:
-        """Decide about an ``mcp_approval_request``, and send ``mcp_approval_response``."""
+        """Have :class:`Approvals` decide about an ``mcp_approval_request``, and send the decision
+        as ``mcp_approval_response``. Where no rule applies it is refused."""
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
 
         self._asked_for.add(item_id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
-            """Send the decision to the server, unless the session that asked is gone."""
+            """Send the decision to the server, and expect its response within
+            ``RESPOND_SECONDS``; nothing if the session that asked is over. A refusal is recorded as
+            use of the tool."""
             if item_id not in self._asked_for:
                 return []
             self._asked_for.discard(item_id)
@@ -347,12 +389,18 @@ class McpWatch:
         return asked or []
 
     def _record_use(self, name: str, outcome: str, approval: str, now: float) -> None:
-        """Append a call of the server's MCP tool to the record."""
+        """Append a use of an MCP tool to the record.
+
+        Args:
+            outcome: done, failed or refused.
+            approval: who approved or refused it; "" where nobody was asked.
+        """
         at_ms = round(self._control.timeline.ms(now), 1)
         self._control.timeline.record.actions.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
-        """Return whether this item was not handled before, and remember it."""
+        """Return whether this item was not handled before, and remember it; the last
+        ``MAX_REMEMBERED`` are."""
         if item_id in self._seen:
             return False
         self._seen[item_id] = None
@@ -362,12 +410,12 @@ class McpWatch:
 
 
 def _name_of(item: Mapping[str, Any]) -> str:
-    """Return the tool's name as rules know it: label of the MCP server, underscore, name."""
+    """Return the name of an MCP tool as rules have it: label of its server, underscore, name."""
     return f"{item.get('server_label')}_{item.get('name')}"
 
 
 def _request_of(call: Mapping[str, Any]) -> str:
-    """Return the id of the approval request that allowed this MCP call; "" without one."""
+    """Return the item id of the approval request that allowed this MCP call; "" without one."""
     return str(call.get("approval_request_id") or "")
 
 

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The gateway's own tools: their definitions for the model, and the check of its arguments."""
+"""The gateway's own tools: their definitions for the model, and the check of its arguments.
+
+The functions named like a tool return its definition for ``tools`` of the session object;
+``description`` is what the model is told of it. Those that take ``arguments`` parse the JSON text
+of a tool call, and raise ToolCallError, with words for the model, for JSON that cannot be parsed
+and for arguments that are unknown, missing or not allowed.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +51,7 @@ OWN = frozenset(
         SET_DISPOSITION,
     }
 )
-"""Names that no other tool may have."""
+"""The gateway's own tools; no other tool may have one of these names."""
 
 TRANSFER_DESCRIPTION = (
     "Transfer the caller to a person or department. Say first, in one short sentence, that you "
@@ -82,7 +88,7 @@ SCHEDULE_DESCRIPTION = (
 
 
 def end_call(description: str) -> dict[str, Any]:
-    """Return the tool ``end_call`` for the session, with which the model hangs up."""
+    """Return the tool ``end_call``, without arguments, with which the model hangs up."""
     return _tool_object(END_CALL, description, {})
 
 
@@ -92,11 +98,13 @@ _BRIEFING = (
 )
 
 MAX_BRIEFING = 1000
-"""Characters of a briefing that are read out."""
+"""Characters of a briefing that are read out; the rest is cut off."""
 
 
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``transfer_call`` for the session; None without destinations."""
+    """Return the tool ``transfer_call``: the destinations by name, as an enum unless one of them
+    takes numbers; with the argument ``briefing`` where one is briefed in the model's words. None
+    without destinations."""
     if not plan.destinations:
         return None
     lines = [
@@ -119,7 +127,7 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
 
 
 def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``send_dtmf`` for the session; None where the route does not enable it."""
+    """Return the tool ``send_dtmf`` (``digits``); None where the route does not enable it."""
     if not plan.enabled:
         return None
     digits = {"type": "string", "description": "Keys 0-9, *, #, A-D, with w, W or , as pauses"}
@@ -127,7 +135,8 @@ def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
 
 
 def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``hold`` for the session; None where the route does not enable it."""
+    """Return the tool ``hold`` (``seconds``, at most ``max_duration``); None where the route does
+    not enable it."""
     if not plan.enabled:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
@@ -135,7 +144,8 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
 
 
 def set_disposition(plan: DispositionPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``set_disposition`` for the session; None where the route names no values."""
+    """Return the tool ``set_disposition``, with the route's values as an enum; None without
+    any."""
     if not plan.values:
         return None
     values = {"type": "string", "enum": list(plan.values)}
@@ -143,8 +153,8 @@ def set_disposition(plan: DispositionPlan, description: str) -> dict[str, Any] |
 
 
 def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``set_language`` for the session; None where the route has no other
-    language."""
+    """Return the tool ``set_language``, with the codes of the route's languages as an enum; None
+    without any."""
     if not plan.updates:
         return None
     known = ", ".join(f"{code}: {name}" for code, name in plan.names.items())
@@ -156,20 +166,25 @@ KINDS = ("digits", "card_number", "expiry", "security_code")
 """What can be asked for as sensitive digits."""
 
 _LENGTHS = {"digits": (1, 128), "card_number": (12, 19), "expiry": (4, 4), "security_code": (3, 4)}
+"""Fewest and most digits of each kind."""
 
 
 def longest(kind: str) -> int:
-    """Return the largest number of digits that an entry of this kind may have."""
+    """Return the most digits that an entry of this kind (one of ``KINDS``) may have."""
     return _LENGTHS[kind][1]
 
 
 def entry_problem(kind: str, digits: str, year: int, month: int) -> str:
-    """Return what is wrong with sensitive digits, in words that do not repeat them; "" for nothing.
+    """Return the first thing that is wrong with sensitive digits, in words for the model that do
+    not repeat them; "" for nothing.
+
+    Checked are, in this order: digits only (no * and #), their number, of a card number its check
+    digit (Luhn, ISO/IEC 7812-1), of an expiry (MMYY) the month, that it is not over (the month
+    itself still counts), and at most 20 years ahead.
 
     Args:
-        kind: one of ``KINDS``; a card number has a check digit (Luhn, ISO/IEC 7812-1), an
-            expiry is MMYY.
-        year, month: today's.
+        kind: one of ``KINDS``.
+        year, month: today's; ``year`` with four digits.
     """
     fewest, most = _LENGTHS[kind]
     if not digits.isdecimal():
@@ -192,8 +207,9 @@ def entry_problem(kind: str, digits: str, year: int, month: int) -> str:
 
 
 def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``collect_digits`` for the session; None where the route does not enable
-    it."""
+    """Return the tool ``collect_digits``, all of whose arguments may be left out: ``digits`` (how
+    many), ``terminator``, ``seconds`` (for each), and for sensitive digits ``kind``. None where the
+    route does not enable it."""
     if not plan.enabled:
         return None
     digits = {
@@ -221,8 +237,8 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
 
 
 def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``schedule_callback`` for the session; None where the route does not enable
-    it."""
+    """Return the tool ``schedule_callback``: ``at`` (ISO 8601), and if wanted ``number`` and
+    ``reason``. None where the route does not enable it."""
     if not plan.enabled:
         return None
     at = {
@@ -243,7 +259,8 @@ def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | 
 
 
 def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
-    """Return the tool ``record_call`` for the session; None where the route does not offer it."""
+    """Return the tool ``record_call`` (``action``); None where the route records nothing or does
+    not offer the tool."""
     if plan.mode == "off" or not plan.tool:
         return None
     action = {"type": "string", "enum": ["start", "stop", "pause", "resume", "delete"]}
@@ -251,12 +268,14 @@ def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
 
 
 def _with_optional(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON schema of an object with these properties, none of them required."""
+    """Return the JSON schema of an object with these properties and no others, none of them
+    required."""
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 
 def _tool_object(name: str, description: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a function tool for the session's ``tools``; all ``properties`` are required."""
+    """Return a function tool for the session's ``tools``, whose arguments are ``properties`` (JSON
+    schemas by name) and no others; all are required."""
     parameters = {
         "type": "object",
         "properties": dict(properties),
@@ -276,17 +295,18 @@ PAUSES = {"w": 0.5, "W": 1.0, ",": 2.0}
 """Pauses (s) between digits, as in Asterisk's dial strings."""
 
 MAX_KEYS = 64
+"""DTMF digits and pauses in one call of ``send_dtmf``."""
 
 NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
 """Numbers that may become part of an address, whatever a route allows."""
 
 
 class ToolCallError(Exception):
-    """A tool call cannot be carried out; its message is sent to the model as the error."""
+    """Says why a tool call cannot be carried out, in words that the model gets as the error."""
 
 
 class _Arguments(BaseModel):
-    """Arguments of a tool call, as the model sends them; unknown ones are an error."""
+    """Base of the arguments of a tool call, as the model sends them; unknown ones are an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -295,32 +315,32 @@ _M = TypeVar("_M", bound=_Arguments)
 
 
 class TransferArguments(_Arguments):
-    """Arguments of ``transfer_call``."""
+    """Arguments of ``transfer_call``: name of a destination, or number; and the briefing."""
 
     destination: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     briefing: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
 
 
 class PressArguments(_Arguments):
-    """Arguments of ``send_dtmf``."""
+    """Arguments of ``send_dtmf``: DTMF digits and pauses, not checked yet."""
 
     digits: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class HoldArguments(_Arguments):
-    """Arguments of ``hold``."""
+    """Arguments of ``hold``: more than 0 seconds."""
 
     seconds: Annotated[float, Field(gt=0)]
 
 
 class LanguageArguments(_Arguments):
-    """Arguments of ``set_language``."""
+    """Arguments of ``set_language``: code or name of a language."""
 
     language: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class DispositionArguments(_Arguments):
-    """Arguments of ``set_disposition``."""
+    """Arguments of ``set_disposition``: one of the route's values, not checked yet."""
 
     disposition: str
 
@@ -335,19 +355,20 @@ def disposition_of(arguments: str, plan: DispositionPlan) -> str:
 
 
 class RecordArguments(_Arguments):
-    """Arguments of ``record_call``."""
+    """Arguments of ``record_call``: what is to be done with the recording."""
 
     action: Literal["start", "stop", "pause", "resume", "delete"]
 
 
 def record_action(arguments: str) -> str:
-    """Return the action in the arguments (JSON text) of ``record_call``, such as ``pause``. Raises
-    ToolCallError."""
+    """Return the action in the arguments (JSON text) of ``record_call``: start, stop, pause, resume
+    or delete. Raises ToolCallError for any other."""
     return _parse_arguments(RecordArguments, arguments).action
 
 
 class CollectArguments(_Arguments):
-    """Arguments of ``collect_digits``."""
+    """Arguments of ``collect_digits``; None: left out. The terminator "" means that none ends
+    them."""
 
     digits: Annotated[int, Field(ge=1)] | None = None
     terminator: Annotated[str, StringConstraints(pattern=r"^[0-9*#]?$")] | None = None
@@ -357,17 +378,22 @@ class CollectArguments(_Arguments):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Target of a transfer: an allowed destination, and the URI to call."""
+    """Target of a transfer: a destination of the route, and the URI to call, which it allows."""
 
     destination: Destination
     uri: str
     briefing: str = ""
-    """What the target is told before it takes the call; "" for a summary of the model's."""
+    """What the target is told before it takes the call, where the destination's briefing has no
+    text of its own; "" for a summary by the model."""
 
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
-    """Return the target in the arguments (JSON text) of ``transfer_call``: a destination by name,
-    or a number that one allows. Raises ToolCallError."""
+    """Return the target in the arguments (JSON text) of ``transfer_call``.
+
+    First the destination without ``allowed_numbers`` that has this name, in any case; else the
+    first whose ``allowed_numbers`` match what was given as a whole, as a number without spaces and
+    -./(), which is put into its ``to``. Raises ToolCallError where neither is found.
+    """
     given = _parse_arguments(TransferArguments, arguments)
     wanted, briefing = given.destination, given.briefing[:MAX_BRIEFING]
     for one in plan.destinations:
@@ -384,8 +410,11 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
 
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
-    """Return the DTMF digits and pauses (s) in the arguments (JSON text) of ``send_dtmf``, in
-    order. Raises ToolCallError."""
+    """Return the DTMF digits (str) and pauses (float, s) in the arguments (JSON text) of
+    ``send_dtmf``, in order; spaces and hyphens are dropped.
+
+    Raises ToolCallError for other characters, more than ``MAX_KEYS``, or none but pauses.
+    """
     digits = _parse_arguments(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
     wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
@@ -412,7 +441,7 @@ def hold_seconds(arguments: str, longest: float) -> float:
 
 def language_of(arguments: str, plan: LanguagePlan) -> str:
     """Return the code of the language in the arguments (JSON text) of ``set_language``, given there
-    by code or name. Raises ToolCallError."""
+    by code or name, in any case. Raises ToolCallError where the route does not have it."""
     wanted = _parse_arguments(LanguageArguments, arguments).language
     for code, name in plan.names.items():
         if wanted.casefold() in (code.casefold(), name.casefold()):
@@ -421,8 +450,13 @@ def language_of(arguments: str, plan: LanguagePlan) -> str:
 
 
 def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, str]:
-    """Return largest number of digits, terminator, seconds for each digit, and kind, from the
-    arguments (JSON text) of ``collect_digits``. Raises ToolCallError."""
+    """Return number of digits, terminator, seconds for each digit, and kind, from the arguments
+    (JSON text) of ``collect_digits``.
+
+    Left out, they are: the most that route and kind allow, #, the route's ``timeout``, and
+    ``digits``; the terminator "" is none. Raises ToolCallError, also for more digits than the route
+    allows.
+    """
     wanted = _parse_arguments(CollectArguments, arguments)
     most = wanted.digits or min(plan.max_digits, longest(wanted.kind))
     if most > plan.max_digits:
@@ -432,7 +466,8 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, 
 
 
 def _parse_arguments(model: type[_M], arguments: str) -> _M:
-    """Return the arguments (JSON text) as their model. Raises ToolCallError with what is wrong."""
+    """Return the arguments (JSON text, "" for none) as an instance of ``model``. Raises
+    ToolCallError with the first five things that are wrong."""
     try:
         return model.model_validate_json(arguments.strip() or "{}")
     except ValidationError as error:
@@ -444,8 +479,8 @@ def _parse_arguments(model: type[_M], arguments: str) -> _M:
 
 
 def calls_of(output: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the function calls among the items of a response; those with the same ``call_id``
-    once."""
+    """Return the function calls among the items of a response, in order; of those with the same
+    ``call_id`` only the last, while those without one are all kept."""
     calls = [item for item in output if item.get("type") == "function_call"]
     return list({call_id_of(call) or str(at): call for at, call in enumerate(calls)}.values())
 

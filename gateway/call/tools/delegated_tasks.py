@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tasks that the voice of a Live session hands over to us (``delegation.type = "client"``).
+"""Tasks that a Live session delegates to us (``delegation.type = "client"``).
 
-The event has no words: what is wanted is in the conversation, whose transcript comes late.
+The event has no words: what is wanted is in the conversation, whose transcript comes late. A task
+is answered by the result of the route's function.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ NOT_POSSIBLE = "This cannot be looked up or done here. Say so, and go on without
 """Context for a voice that delegates a task where the route names no function."""
 
 WORDS_SECONDS = 4.0
-"""How long a task waits for the words that it is about: they come three seconds after the sound."""
+"""Longest wait of a task for the words that it is about (s): they come three seconds after the
+sound."""
 
 MAX_WAITING = 8
-"""Tasks that wait; the oldest of more is dropped without an answer."""
+"""Tasks that wait to begin; of more the oldest is dropped without an answer."""
 
 MAX_PER_MINUTE = 12
-"""Tasks that are begun: a voice that hands over one after another, with nobody asking, is not
-served for as long as it likes."""
+"""Tasks that are begun in 60 s; further ones are refused. It bounds a session that delegates one
+after another with nobody asking."""
 
 MAX_ENTRIES = 200
 """Entries of the transcript that a task is begun with, the latest."""
 
 Start = Callable[[str, str, str, float], list[Output]]
-"""Runs a function (name, task, arguments, now)."""
+"""Runs a function: its name, id of the task, arguments (JSON text), time (s)."""
 
 
 MAX_NAME = 64
@@ -39,8 +41,8 @@ MAX_NAME = 64
 
 
 def _answer(given: Mapping[str, object]) -> object:
-    """Return one answer of a decision: a choice, a score or a probability; None where it was
-    declined."""
+    """Return one answer of a decision: the first of choice (at most ``MAX_NAME`` characters), score
+    and probability that it has; None where it has none, since it was declined."""
     for key in ("choice", "score", "probability"):
         if isinstance(value := given.get(key), str | bool | int | float):
             return value[:MAX_NAME] if isinstance(value, str) else value
@@ -49,7 +51,7 @@ def _answer(given: Mapping[str, object]) -> object:
 
 class DelegatedTasks:
     """Runs the route's function (``tools.delegate``) for each task that a Live session delegates to
-    the client.
+    the client, with the last ``MAX_ENTRIES`` entries of the transcript as its argument.
 
     A task begins when the transcript has the words it is about, or after ``WORDS_SECONDS``.
 
@@ -61,15 +63,16 @@ class DelegatedTasks:
         self._control = control
         self._start = start
         self._waiting: dict[str, float] = {}
-        """Tasks, and when they are begun at the latest (s)."""
+        """When each task is begun at the latest (s), by its id; oldest first."""
         self._begun: deque[float] = deque(maxlen=MAX_PER_MINUTE)
-        """When the last tasks were (s)."""
+        """When the last tasks were begun (s)."""
         self.words_missing: Callable[[], bool] = lambda: False
         """Whether words of what was said last are still to come."""
         self._decided: dict[str, dict[str, object]] = {}
-        """Answers of the latest decision, by the type of event that has triggered it."""
+        """Answers of the latest decision, by the type of event that triggered it."""
         self.words_came = False
-        """Words of the caller have come since it was last looked."""
+        """Words of the caller have come since :meth:`begin_if_transcribed` was last called; set
+        from outside, and by a task whose words are here already."""
 
     @property
     def busy(self) -> bool:
@@ -82,8 +85,9 @@ class DelegatedTasks:
         return min(self._waiting.values(), default=None)
 
     def on_delegated(self, event: WorkDelegated, now: float) -> list[Output]:
-        """Handle a delegation: keep the task until it begins. Without a function, tell the voice
-        that it cannot be done, unless an application sees the session."""
+        """Log a delegation; if its target is the client, keep the task until it begins. Where the
+        route has no function for it, tell the session that it cannot be done (``NOT_POSSIBLE``),
+        unless an application sees the session, which may answer."""
         tools = self._control.plan.tools
         fields = {"delegation_id": event.id, "target": event.target}
         note = self._control.timeline.note(now, "work_delegated", "info", **fields)
@@ -100,8 +104,8 @@ class DelegatedTasks:
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
 
     def on_decision(self, event: DecisionMade, now: float) -> list[Output]:
-        """Log the answers of a decision; of a trigger that fires again, only where they have
-        changed."""
+        """Log the answers of a decision (``decided``); nothing where the same trigger has brought
+        the same answers before."""
         answers = {str(one.get("name") or "")[:MAX_NAME]: _answer(one) for one in event.answers}
         if event.source and self._decided.get(event.source) == answers:
             return []
@@ -110,7 +114,8 @@ class DelegatedTasks:
         return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
     def begin_if_transcribed(self, now: float) -> list[Output]:
-        """Begin all waiting tasks if the words that were missing have come."""
+        """Begin all waiting tasks if words of the caller have come since the last call of this and
+        none are missing any more."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():
             return []
@@ -118,8 +123,8 @@ class DelegatedTasks:
         return self.tick(now)
 
     def tick(self, now: float) -> list[Output]:
-        """Begin the tasks that have waited ``WORDS_SECONDS``; more than ``MAX_PER_MINUTE`` a minute
-        are refused."""
+        """Begin the tasks that have waited ``WORDS_SECONDS``. Beyond ``MAX_PER_MINUTE`` in 60 s one
+        is refused instead: log ``tool_loop``, and tell the session ``NOT_POSSIBLE``."""
         due = [task for task, at in self._waiting.items() if now >= at]
         if not due:
             return []

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Function calls of the model: check, approve, run, and answer those of a response together."""
+"""Function calls of the model: check, approve, run, and answer those of a response together.
+
+A function of the route runs outside the machine (``RunTool``); the gateway's own tools, such as
+``hold`` or ``collect_digits``, are done here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ from gateway.call.tools.delegated_tasks import DelegatedTasks
 from gateway.realtime.events import ResponseDone
 
 MAX_RUNNING = 8
-"""Tool functions that run at a time for one call; a model that wants more is in a loop."""
+"""Functions that run, or wait for approval, at a time for one telephone call; a model that wants
+more gets an error."""
 
 MAX_CALLS = 32
 """Function calls of one response that are carried out; those beyond get an error."""
@@ -33,8 +38,8 @@ MAX_NAME = 128
 """Characters of a function's name in log and record; the API allows 64."""
 
 WORDS_SECONDS = 10.0
-"""How often words of the agent end a row of responses that call tools. A row that is quicker is a
-loop, whatever is said in it."""
+"""Words of the agent end a row of responses that call tools only so long (s) after those that ended
+the last. A row that is quicker is a loop, whatever is said in it."""
 
 MAX_REASON = 300
 """Characters of a rejection's reason in the log; the model gets all."""
@@ -46,50 +51,58 @@ class _Group:
     response."""
 
     open: set[str] = field(default_factory=set)
+    """``call_id`` of those that have no result yet."""
     whole: bool = False
-    """All of them have been started or rejected."""
+    """All of them have been started or answered with an error; before, nothing is sent."""
     outputs: list[Output] = field(default_factory=list)
+    """Results that are to be sent."""
     respond: bool = False
+    """A response to the results is to be requested."""
 
 
 FREE_ROUNDS = 3
-"""Responses in a row that only call tools and are answered at once."""
+"""Responses in a row that only call tools whose results are sent at once."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.8
-"""How long the results of the next one wait (s), doubled with each."""
+"""Seconds that the results of the next one are held back, doubled with each further one, and at
+most."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """One function call of the model that is carried out."""
+    """One function call of the model, or a delegated task, that is carried out."""
 
     id: str
     name: str
     arguments: str
     """JSON text."""
     group: _Group
+    """The calls of the same response."""
     use: ToolUse
     """Its entry in the record."""
 
 
 @dataclass(slots=True)
 class _Running:
-    """A tool function that runs, or waits for its approval."""
+    """A function of the route that runs, or waits for its approval."""
 
     call: _Call
     plan: FunctionPlan
     began: float
+    """When it was called; once it runs, when it was started (s)."""
     started: bool = False
+    """It runs; False while it waits for its approval."""
     asking: bool = False
-    """The operator is being asked."""
+    """The HTTP service of an approval rule is being asked."""
     told: bool = False
-    """The caller has got the filler text or sound."""
+    """The caller has got the filler text or sound; there is only one."""
     waits_from: float = 0.0
     """When the caller's wait began (s): with the function, or when they last heard something."""
 
     @property
     def due(self) -> float | None:
-        """When the function is late, or its filler is due (s); None while it waits for approval."""
+        """When the function is late, or its filler is due (s), whichever is first. Before its
+        approval only the filler's, and only while the HTTP service is asked; else None."""
         due = [self.began + self.plan.timeout] if self.started else []
         if self.plan.filler_delay and not self.told and (self.started or self.asking):
             due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
@@ -97,11 +110,11 @@ class _Running:
 
 
 class Functions:
-    """Carries out the model's function calls: checks, approvals, functions, the gateway's own
-    tools.
+    """Carries out the model's function calls: checks, approvals, functions of the route, the
+    gateway's own tools; and tasks that a Live session delegates.
 
-    The results of one response are sent together, and then one response is requested. Methods that
-    take the time (s) return outputs.
+    The results of one response are sent together, as ``function_call_output`` items, and then one
+    response is requested. Methods that take the time (s) return outputs.
     """
 
     def __init__(self, control: ConversationControl, approvals: Approvals) -> None:
@@ -112,13 +125,16 @@ class Functions:
         self._collecting_for: _Call | None = None
         self.tasks = DelegatedTasks(control, self._start_task)
         self._sounding = ""
+        """``call_id`` of the function whose filler sound plays; "" while none does."""
         self._silent_rounds = 0
+        """Responses in a row that only call tools."""
         self._words_at = -WORDS_SECONDS
         """When words ended a row last (s)."""
         self._paused: tuple[float, list[Output]] | None = None
         """Results of a model that only calls tools, and when they are sent (s)."""
         self.in_loop = False
-        """The last response called functions once too often, and no other was asked for."""
+        """The last response was one too many in a row that only call tools: its calls got errors,
+        and no response was requested. Whoever sees it has to request one without tools."""
         tools, recording = self._plan.tools, self._plan.recording
         offered = {
             definitions.SET_LANGUAGE: bool(tools.language.updates),
@@ -130,14 +146,21 @@ class Functions:
 
     @property
     def _plan(self) -> CallPlan:
-        """Plan of the call, complete once its data are there."""
+        """The call's plan as it is now: it is replaced when the call's data were fetched."""
         return self._control.plan
 
     def on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Handle the function calls of a ``response.done``: start each, or answer it with an error.
+        """Handle the function calls of a completed ``response.done``: log each, and start it or
+        answer it.
 
-        Of an interrupted response none is carried out. More than ``max_tool_rounds`` responses in a
-        row that only call tools set :attr:`in_loop`.
+        Passed over are calls that are being carried out already, and those that an application
+        answers. Calls beyond ``MAX_CALLS`` get an error. Of an interrupted response all are
+        answered as not done. In the row of responses that only call tools, one beyond
+        ``max_tool_rounds`` sets :attr:`in_loop`, and its calls get errors; a response without calls
+        but with audio ends the row, one with both only after ``WORDS_SECONDS``.
+
+        With ``end_call`` among them no action (transfer, hold, DTMF) begins, the others are
+        started, and instead of a request for a response the hang-up after the goodbye follows.
         """
         control, note = self._control, self._control.timeline.note
         calls = definitions.calls_of(event.output)
@@ -183,21 +206,26 @@ class Functions:
         return outputs + control.hang_up_after_goodbye(call_id_of(end_call), spoke, now)
 
     def _is_open(self, call_id: str) -> bool:
-        """Return whether this call is being carried out; reported again by the server, it is not
-        started twice."""
+        """Return whether the call of this ``call_id`` is being carried out: its function runs, it
+        waits for approval or digits, or its action is under way. False for ""."""
         waits = self._collecting_for is not None and self._collecting_for.id == call_id
         acts = self._control.call_actions.call_id == call_id or call_id in self._running
         return bool(call_id and (waits or acts or self._approvals.is_pending(call_id)))
 
     def _is_ours(self, name: object) -> bool:
-        """Return whether the gateway answers calls of this function; the others are the
-        application's."""
+        """Return whether the gateway answers calls of this function: its own tools that the route
+        offers, and functions of the route. The others are the application's."""
         return (
             name == definitions.END_CALL or name in self._own or name in self._plan.tools.functions
         )
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Handle the result of a tool function: answer its call; ignored where it came too late."""
+        """Handle the result of a function: log ``tool_done``, record it, and answer its call.
+        Nothing if the function does not run any more: its result is late.
+
+        Args:
+            output: the result; JSON text that begins with ``{"error":`` is recorded as failed.
+        """
         running = self._running.pop(call_id, None)
         if running is None:
             return []
@@ -208,9 +236,13 @@ class Functions:
         return [note, *self._finish_function(running, outcome, output, now)]
 
     def answer_finished_action(self, now: float) -> list[Output]:
-        """Send the result of a call-control action that is done to who asked for it: the model, as
-        tool output; after an operator's transfer, as a message. For an escape to a human call the
-        next destination."""
+        """Send the result of a call-control action that has just ended; nothing if none has.
+
+        An action of the model: as tool output, with a request for a response, unless the model
+        speaks already. A failed transfer of an operator: as a message, likewise (a Live session
+        gets no request). One of the gateway itself: only the request. One of an escape to a human:
+        call the next destination instead.
+        """
         result = self._control.call_actions.take_result()
         if result is None:
             return []
@@ -229,17 +261,18 @@ class Functions:
         return outputs + go_on
 
     def reset_rounds(self) -> None:
-        """Restart the count of responses in a row that only call tools: the caller has done
-        something."""
+        """End the row of responses that only call tools: the caller has done something."""
         self._silent_rounds = 0
 
     def on_model_audio(self) -> list[Output]:
-        """Stop the filler sound, since the model speaks."""
+        """Stop the filler sound, if one plays, since the model speaks."""
         return self._stop_filler() if self._sounding else []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on deadlines: a function is late (the model gets an error), a filler is due, or
-        results have been held back for long enough."""
+        """Act on deadlines, also those of :attr:`digit_collection` and :attr:`tasks`: send results
+        that were held back because the model only calls tools; answer the call of a function that
+        is late with an error; say or play a filler that is due, unless something is heard already
+        (then later)."""
         outputs = self.digit_collection.tick(now) + self.tasks.tick(now)
         if self._paused is not None and now >= self._paused[0]:
             outputs += self._send_paused(now)
@@ -258,14 +291,14 @@ class Functions:
 
     @property
     def busy(self) -> bool:
-        """Whether a function runs, its result is held back, a task is delegated, or digits are
-        collected."""
+        """Whether a function runs or waits for approval, results are held back, a delegated task
+        waits to begin, or digits are collected for the model."""
         waits = self._paused is not None or self._collecting_for is not None
         return bool(self._running) or self.tasks.busy or waits
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s); None while nothing waits."""
+        """When :meth:`tick` is due next (s); None while nothing has a deadline."""
         due = [self.digit_collection.deadline, *(one.due for one in self._running.values())]
         due += [] if self._paused is None else [self._paused[0]]
         due += [] if self.tasks.deadline is None else [self.tasks.deadline]
@@ -274,8 +307,8 @@ class Functions:
     # ---- one call
 
     def _start_task(self, name: str, task: str, arguments: str, now: float) -> list[Output]:
-        """Run the function ``name`` for a delegated task of a Live session; its result answers the
-        task."""
+        """Run the function ``name`` for a delegated task of a Live session, as if it were called
+        with the task's id (``task``) as ``call_id``; its result answers the task."""
         group = _Group()
         note = self._control.timeline.note(now, "tool", "info", name=name)
         item = {"name": name, "call_id": task, "arguments": arguments}
@@ -284,8 +317,12 @@ class Functions:
         return outputs + self._send_results(group, now)
 
     def _start_call(self, item: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
-        """Start one function call, after its approval where a rule asks for that; answer it with an
-        error where it cannot be carried out."""
+        """Record one function call, and start it: a function of the route, or a tool of the
+        gateway's own, at once or after the approval that a rule asks for.
+
+        Where it cannot be carried out (no such tool, already under way, wrong arguments, too many
+        run) its result is an error.
+        """
         name, call_id = str(item.get("name", "")), call_id_of(item)
         at_ms = round(self._control.timeline.ms(now), 1)
         use = ToolUse(at_ms, name[:MAX_NAME], id=call_id[:MAX_NAME])
@@ -302,7 +339,7 @@ class Functions:
             return self._answer_error(call, error, now)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
-            """Run the tool, or answer that it is not approved."""
+            """Record who decided, and run the tool, or answer that it is not done (``reason``)."""
             use.approval = by if yes else f"refused: {by}"
             group.open.discard(call_id)
             if yes:
@@ -318,15 +355,16 @@ class Functions:
         return self._run_own_tool(call, now)
 
     def _answer_error(self, call: _Call, error: ToolCallError, now: float) -> list[Output]:
-        """Answer a call with the error, and log it."""
+        """Answer a call with the error, and record and log it as refused (``tool_refused``)."""
         call.use.outcome = "refused"
         fields = {"name": call.use.name, "reason": str(error)[:MAX_REASON]}
         note = self._control.timeline.note(now, "tool_refused", "warning", **fields)
         return [note, *self._add_result(call, {"error": str(error)}, now)]
 
     def _run_function(self, call: _Call, now: float) -> list[Output]:
-        """Run a function of the route, or ask for its approval first. Raises ToolCallError where
-        too many run or the arguments are wrong."""
+        """Run a function of the route, at once or after the approval that a rule asks for; one that
+        needs approval is refused where no rule applies. Raises ToolCallError where ``MAX_RUNNING``
+        run, or the function's check rejects the arguments."""
         if len(self._running) >= MAX_RUNNING:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
@@ -338,7 +376,8 @@ class Functions:
         call.group.open.add(call.id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
-            """Run the function, or answer that it is not approved."""
+            """Record who decided, and run the function, or answer that it is not done
+            (``reason``); nothing if it does not wait any more."""
             call.use.approval = by if yes else f"refused: {by}"
             if call.id not in self._running:
                 return []
@@ -357,14 +396,18 @@ class Functions:
         return asked
 
     def _run_approved(self, running: _Running, now: float) -> list[Output]:
-        """Return ``RunTool``, and start the function's time."""
+        """Return ``RunTool``; timeout and filler delay of the function count from now."""
         running.began, running.started = now, True
         call = running.call
         return [RunTool(call.id, call.name, call.arguments)]
 
     def _fill_wait(self, running: _Running, now: float) -> list[Output]:
-        """Say the filler text or play the filler sound; later, where the caller hears something
-        anyway."""
+        """Say the filler text, or without one play the filler sound, once for each function.
+
+        Not yet where the caller hears something anyway (another filler, model audio), a response or
+        action is under way, or the conversation is being ended: then the wait starts anew. Logs
+        ``tool_slow`` the first time.
+        """
         control, plan = self._control, running.plan
         notes: list[Output] = []
         if running.waits_from <= running.began:
@@ -383,15 +426,16 @@ class Functions:
         return notes
 
     def _stop_filler(self) -> list[Output]:
-        """Return the end of the filler sound; nothing where an action has replaced it by its
-        own."""
+        """Note that no filler sound plays, and return ``PlaySound("")``; nothing where a
+        call-control action has replaced it by its own sound."""
         self._sounding = ""
         return [] if self._control.call_actions.busy else [PlaySound("")]
 
     def _finish_function(
         self, running: _Running, outcome: str, output: str, now: float
     ) -> list[Output]:
-        """Record outcome and duration of a function, and answer its call."""
+        """Record outcome (done, failed, late, refused) and duration of a function, stop its filler
+        sound, and answer its call with ``output``."""
         call = running.call
         call.use.outcome, call.use.ms = outcome, round((now - running.began) * 1000, 1)
         quiet = self._stop_filler() if self._sounding == call.id else []
@@ -400,17 +444,23 @@ class Functions:
     # ---- the calls of one response
 
     def _add_result(self, call: _Call, output: str | Mapping[str, Any], now: float) -> list[Output]:
-        """Answer one call; the last of a group sends the results of all."""
+        """Keep the result of one call, to which a response is wanted; the last of a group sends the
+        results of all."""
         call.group.open.discard(call.id)
         call.group.outputs.append(tool_output(call.id, output))
         call.group.respond = True
         return self._send_results(call.group, now)
 
     def _send_results(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
-        """Send the results of a group once all are there, and request a response to them.
+        """Send the results of a group, and request a response to them if one is wanted; nothing
+        until all its calls were started and have their results.
 
-        After ``FREE_ROUNDS`` responses in a row that only call tools they are held back for a
-        moment.
+        Results that are held back are sent before, with their request. From ``FREE_ROUNDS``
+        responses in a row that only call tools on, those to which a response is wanted are held
+        back for ``FIRST_PAUSE`` to ``LONGEST_PAUSE`` themselves.
+
+        Args:
+            respond: False: request none for the results that there are (the call is being ended).
         """
         if not respond:
             group.respond = False
@@ -427,7 +477,8 @@ class Functions:
         return earlier
 
     def _send_paused(self, now: float) -> list[Output]:
-        """Send the results that were held back, and request a response to them."""
+        """Send the results that are held back, and request a response to them; nothing if none
+        are."""
         if self._paused is None:
             return []
         (_due, outputs), self._paused = self._paused, None
@@ -436,7 +487,10 @@ class Functions:
     # ---- the gateway's own
 
     def _run_own_tool(self, call: _Call, now: float) -> list[Output]:
-        """Run one of the gateway's own tools; actions and digits are answered when done."""
+        """Run one of the gateway's own tools: language, disposition and recording are changed and
+        answered at once; digits are answered when they were collected; transfer, hold and DTMF are
+        queued, and answered when done (:meth:`answer_finished_action`). Arguments that are not
+        allowed are answered with an error."""
         tools, use = self._plan.tools, call.use
         try:
             if call.name == definitions.SET_LANGUAGE:
@@ -461,7 +515,8 @@ class Functions:
         return self._send_results(call.group, now)
 
     def _record(self, call: _Call, now: float) -> list[Output]:
-        """Run ``record_call``. Raises ToolCallError where the recording does not allow it."""
+        """Run ``record_call``, and answer it with the state of the recording. Raises ToolCallError
+        where the action is none, or the recording cannot do it now."""
         recording = self._control.recording
         assert recording is not None
         refused, outputs = recording.command(definitions.record_action(call.arguments), "tool", now)
@@ -473,7 +528,8 @@ class Functions:
         return [*outputs, *self._add_result(call, result, now)]
 
     def _collect_digits(self, call: _Call, now: float) -> list[Output]:
-        """Start ``collect_digits``. Raises ToolCallError while digits are collected already."""
+        """Start ``collect_digits``; private digits are kept from the record. Raises ToolCallError
+        while digits are collected already, or for wrong arguments."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
         outputs = self.digit_collection.begin(call.arguments, now)
@@ -485,6 +541,7 @@ class Functions:
         return outputs
 
     def _digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Answer ``collect_digits`` with the digits or their token."""
+        """Answer ``collect_digits`` with ``result``: the digits, or what the service that took
+        sensitive ones has answered. Nothing if no call waits."""
         call, self._collecting_for = self._collecting_for, None
         return [] if call is None else self._add_result(call, result, now)
