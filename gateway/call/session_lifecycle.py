@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Session of a call: set-up, loss, answer; and the state shared with the leg."""
+"""Session of a call: its set-up, loss and replacement, and the answer to the call that follows from
+it; and the state of the call, which is shared with what handles the leg."""
 
 from __future__ import annotations
 
@@ -22,24 +23,31 @@ from gateway.realtime.events import CreateResponse
 
 
 class State(Enum):
-    """State of a call, in the order in which they are passed through."""
+    """State of a call. They are passed through in this order; some are left out."""
 
     CONNECTING = auto()
-    """The session is being set up; 180 is sent, or the outbound call not dialed yet."""
+    """The session is being set up: 180, 183 or (``answer.mode = "immediate"``) 200 is sent; an
+    outbound call is not dialed yet."""
     DIALLING = auto()
-    """The callee is being called and has not answered."""
+    """The callee of an outbound call is being called and has not answered."""
     ANSWERED = auto()
     """200 is sent, its ACK has not come."""
     TALKING = auto()
+    """Answered and confirmed by ACK; with a session, or while it is being replaced."""
     BRIDGED = auto()
     """Caller and B-leg are joined."""
     ENDING = auto()
-    """The ending is decided; the leg is not over yet."""
+    """The ending is decided; the leg is not over yet, or the session still needed."""
     FINISHED = auto()
+    """Leg and session are over."""
 
 
 class CallContext:
-    """State and components of one call, shared by the machine and its handlers."""
+    """State and components of one call, shared by the machine and its handlers.
+
+    Args:
+        now: time (s) at which the call began.
+    """
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
         self.state = State.CONNECTING
@@ -50,24 +58,27 @@ class CallContext:
         self.timers = Timers(plan)
         self.opening = AnswerPolicy(plan.answer, self.timeline)
         self.session_up = False
+        """The active session is set up, and not lost or closed."""
         self.retry_after: float | None = None
-        """Retry-After (s) of the server that refused a session last."""
+        """Retry-After (s) of the server that refused a session last; None where it told none."""
         self.held = False
         """The caller has put us on hold."""
 
     @property
     def live(self) -> bool:
-        """Return whether the call is answered and not being ended."""
+        """Whether the call is ANSWERED, TALKING or BRIDGED. One that is answered before its first
+        session is up (``answer.mode = "immediate"``) is CONNECTING until then, and not live."""
         return self.state in (State.ANSWERED, State.TALKING, State.BRIDGED)
 
     @property
     def talking(self) -> bool:
-        """Return whether the call is live and not bridged."""
+        """Whether the call is :attr:`live` and not joined with a B-leg."""
         return self.state in (State.ANSWERED, State.TALKING)
 
     def complete_plan(self, input: Prepared, now: float) -> list[Output]:
-        """Replace the plan by the one whose texts have the fetched data in them (``[route.data]``,
-        caller history), and mark the timeline. Returns no output."""
+        """Replace the plan of call and conversation, and the record's metadata, by those with the
+        fetched data in their texts; mark ``data`` and ``caller_history`` in the timeline, where the
+        route has them. Returns no output."""
         self.plan = input.plan
         self.record.metadata = dict(input.plan.metadata)
         self.conversation.prepare(input.plan)
@@ -81,7 +92,8 @@ class CallContext:
 
 
 class End(Protocol):
-    """Signature of ``CallMachine._end_call`` as far as it is needed here: ends the call, once."""
+    """What is needed here of ``CallMachine._end_call`` (a Protocol, so that the module need not
+    import it): ends the call, once; ``step`` says how an unanswered one is rejected."""
 
     def __call__(
         self, why: EndReason, now: float, detail: str = "", *, step: FallbackStep | None = None
@@ -91,11 +103,12 @@ class End(Protocol):
 class SessionEvents:
     """Handles the inputs of the realtime sessions: set-up, loss, errors, hand-over, tools, budget.
 
-    Each handler takes its input and the time (s), and returns the outputs to execute. Failover and
-    hand-over replace a session; this class answers or dials when one is ready.
+    Each handler takes its input and the time (s), and returns the outputs to execute.
+    :attr:`failover` and :attr:`handover` replace a session; this class answers the inbound call, or
+    dials the outbound one, when the first session is ready.
 
     Args:
-        end: ends the call.
+        end: ends the call, once.
     """
 
     def __init__(self, call: CallContext, end: End) -> None:
@@ -112,17 +125,20 @@ class SessionEvents:
             call.conversation.detach,
         )
         self.lost_meanwhile: tuple[EndReason, str] | None = None
-        """Why the session was lost while the caller was being transferred; None: it was not."""
+        """Reason and detail of a session lost while the caller was being transferred, with which
+        the call ends if the transfer fails; None: it was not."""
         self._greeting_requested = False
         self._release_at: float | None = None
         """When the session is closed because the caller has us on hold (s)."""
         self._released = self._returning = False
+        """It was closed for that; the caller is back, and another one is being opened."""
         self._resume = False
-        """A response was due when the session was lost, and is requested again."""
+        """A response was due when the session was lost, and is requested of the next one."""
 
     def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
-        """Begin a call whose server is known to be down: ring, and take the first fallback step;
-        without any, end the call (503)."""
+        """Begin a call whose server is known to be down, without trying it: ring (180, or as
+        ``answer.mode`` says), and take the first fallback step other than ``reconnect``; answer the
+        call where that step needs it. Without a step, end the call (503)."""
         if not self._has_fallback:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
@@ -133,8 +149,9 @@ class SessionEvents:
         return [*begun, *self.answered_for_fallback(todo, now)]
 
     def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
-        """Handle a hold by the caller: set the time at which a session that is billed by time is
-        closed (``hold.release_after``). Back from hold, open another where it was closed."""
+        """Handle a hold by the caller: set the time (``hold.release_after``) at which the session
+        is closed, if it is up and billed by time. Back from hold, forget that time, and return
+        ``OpenSession`` where the session was closed."""
         control = self._call.conversation.control
         after = self._call.plan.tools.hold.release_after
         self._release_at = None
@@ -146,8 +163,9 @@ class SessionEvents:
         return [self.failover.open_again()]
 
     def tick(self, now: float) -> list[outputs.Output]:
-        """Close the session of a caller who has had us on hold for ``hold.release_after``
-        seconds."""
+        """Close the session once, when the caller has had us on hold for ``hold.release_after``
+        seconds; a standby session, too. Not if the call is in another state than TALKING, no
+        session is up, or an action is queued or under way: then it stays open for this hold."""
         if self._release_at is None or now < self._release_at:
             return []
         self._release_at = None
@@ -162,14 +180,16 @@ class SessionEvents:
 
     @property
     def deadline(self) -> float | None:
-        """When the session of a held call is to be closed (s); None while it is not."""
+        """When :meth:`tick` is to close the session of a held call (s); None while it is not."""
         return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
-        """Handle ``session.updated``: return ``Answer`` for an inbound call, ``Dial`` for an
-        outbound one.
+        """Handle a session that is set up (``session.updated``).
 
-        After a failover or a hold, seed the new session with the conversation and go on.
+        While the call is CONNECTING: seed the session with what there is to tell, and return
+        ``Answer`` for an inbound call (not yet while its sound plays, see :class:`AnswerPolicy`),
+        ``Dial`` for an outbound one. In a call that is up: go on with it, if failover or the end of
+        a hold has opened it; else nothing. While the call is ending, close it.
         """
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
@@ -198,7 +218,12 @@ class SessionEvents:
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on in a call that is up with the session that a fallback step has opened, or that
-        follows a hold; request the greeting or the response that the caller still waits for."""
+        follows a hold: seed it, respectively tell it that the caller is back.
+
+        Then request the greeting, if it was never requested, or a response is due and nothing of
+        the agent was heard yet; else the response that was due when the session was lost, unless
+        one is requested already or the session takes no requests.
+        """
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
         self.handover.on_session_up(input.seconds_left, now)
@@ -219,25 +244,28 @@ class SessionEvents:
         return todo + (control.request_response(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
-        """Keep a standby session that is ready, for a hand-over in the next pause. Returns no
-        output."""
+        """Keep a standby session that is ready, for a hand-over in the next pause; ignored if none
+        is being opened. Returns no output."""
         self.handover.on_standby_ready(input, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
-        """Log a standby session that failed, and plan another; ignored while no session is up."""
+        """Log a standby session that failed (``handover_failed``), and plan another while there is
+        time; nothing while no session is up."""
         return self.handover.on_standby_failed(input.detail, now) if self._call.session_up else []
 
     def request_greeting(self, now: float) -> list[outputs.Output]:
-        """Return the request for the greeting (``response.create``). For a source that is not
-        trusted nothing is requested before the ACK, so that a forged INVITE costs no response."""
+        """Begin the conversation: request disclosure, consent to a recording, and greeting, as the
+        route has them. Nothing before the ACK if the source is not trusted, so that a forged INVITE
+        costs no response: :meth:`request_deferred_greeting` does it then."""
         if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
             return []
         self._greeting_requested = True
         return self._call.conversation.open(now)
 
     def request_deferred_greeting(self, now: float) -> list[outputs.Output]:
-        """Return the request for a greeting that has waited for the ACK."""
+        """Request the greeting that has waited for the ACK; nothing if it was requested before or
+        no session is up."""
         return (
             self.request_greeting(now)
             if self._call.session_up and not self._greeting_requested
@@ -245,8 +273,12 @@ class SessionEvents:
         )
 
     def answer(self, now: float) -> list[outputs.Output]:
-        """Return ``Answer`` (200 OK), since the model is ready, and the request for the greeting;
-        of a call that was answered before, ``StartMedia`` in place of ``Answer``."""
+        """Answer the inbound call, since the session is up: stop the sound for the wait, return
+        ``Answer`` (200 OK), start the wait for the ACK, and request the greeting.
+
+        A call that was answered at once and whose ACK came is TALKING now: ``StartRecording``, if
+        the route records always, and ``StartMedia`` in place of ``Answer``.
+        """
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -259,8 +291,9 @@ class SessionEvents:
         return todo + self.request_greeting(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
-        """Answer a call without a session, since its fallback step (announcement, transfer) needs
-        that."""
+        """Answer an inbound call without a session, since its fallback step (announcement,
+        transfer) needs that, as :meth:`answer`, but without greeting. Where the ACK is here
+        already, take the step; else it waits for the ACK."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -272,7 +305,8 @@ class SessionEvents:
         return todo
 
     def give_up(self, now: float) -> list[outputs.Output]:
-        """End the call as the last fallback step says."""
+        """End the call as ``failover.over`` says, which is set: for the reason for which the
+        session was lost, and as the last step (busy, redirect, hangup) says."""
         over = self.failover.over
         assert over is not None
         return self._end(over.why, now, over.detail, step=over.step)
@@ -280,7 +314,8 @@ class SessionEvents:
     def _dial(
         self, up: inputs.SessionReady, plan: OutboundPlan, now: float
     ) -> list[outputs.Output]:
-        """Return ``Dial``: the session of an outbound call is ready. Starts the ring timeout."""
+        """Return ``Dial``, since the session of an outbound call is ready; the call is DIALLING
+        from now on, and its ring timeout runs."""
         self._call.state = State.DIALLING
         self._call.timers.dialling(now, plan.ring_timeout)
         self._call.record.session.session_id = up.session_id
@@ -293,15 +328,20 @@ class SessionEvents:
 
     @property
     def may_escape(self) -> bool:
-        """Whether a key or phrase may take the caller to a human now: the call is answered, and not
-        joined with another leg, unless through an interpreter."""
+        """Whether a key or phrase may take the caller to a human now: the call is confirmed by ACK
+        (with or without a session), not being ended, and not joined with a B-leg, unless through an
+        interpreter."""
         early = self._call.state is State.CONNECTING and self._call.opening.confirmed
         interpreted = self._call.conversation.call_actions.interpreted
         return early or interpreted or self._call.state is State.TALKING
 
     def escape_to_human(self, by: str, now: float) -> list[outputs.Output]:
-        """Transfer the caller to the first destination of ``[route.escape]``, with or without a
-        session.
+        """Transfer the caller to the first destination of ``[route.escape]``, and on failure to the
+        next.
+
+        Without a session, the failover is stopped, a session that is being opened is given up, a
+        call that is CONNECTING goes on as TALKING, and it ends if no destination can be
+        reached.
 
         Args:
             by: key or word, for the log.
@@ -323,8 +363,13 @@ class SessionEvents:
         return todo + self._call.conversation.escape.begin(by, now)
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
-        """Handle a session that could not be set up: try again or take the next fallback step;
-        without any, end the call (503)."""
+        """Handle a session that could not be set up.
+
+        During a failover: try it again later within the step's time, or take the next step. Of a
+        call that is CONNECTING, or back from a hold: take the first fallback step (no ``reconnect``
+        if the error is fatal, or the call not answered). Else, and without fallback steps, end the
+        call (503 if it is not answered).
+        """
         fatal = input.verdict.kind is Kind.FATAL
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
@@ -343,16 +388,16 @@ class SessionEvents:
         )
 
     def answered_for_fallback(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
-        """Return ``todo``, followed by the answer to the call where the fallback step waits for
-        that."""
+        """Return ``todo``, followed by the answer to the call, if the fallback step waits for that
+        and the call is still CONNECTING."""
         if self.failover.wants_answer and self._call.state is State.CONNECTING:
             todo = todo + self._answer_for_fallback(now)
         return todo
 
     @property
     def _has_fallback(self) -> bool:
-        """Whether a fallback step may replace a session: the route has steps, the conversation is
-        not being ended, and it is no placed call that rings."""
+        """Whether fallback steps may be taken: the route has some, neither is the conversation
+        being ended nor a hang-up due, and it is no outbound call that has not been answered."""
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
             self._call.conversation.control.termination is not None
@@ -361,10 +406,13 @@ class SessionEvents:
         return bool(self._call.plan.server.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
-        """Handle the close of the session's WebSocket.
+        """Handle the close of the session's WebSocket, the first of these that applies:
 
-        After a normal close (1000) the queued audio is played out and the call ends; otherwise a
-        standby session is promoted, or the fallback steps are taken.
+        Nothing if the call is ending or bridged, or the session was given up before. A standby
+        session that is ready is promoted at once, except after a normal close (1000). During a
+        transfer the loss is noted. After a normal close, or with the goodbye queued, the queued
+        audio of an answered call is played out and the call ends. Else the session is lost: the
+        fallback steps are taken.
         """
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
@@ -383,11 +431,12 @@ class SessionEvents:
         return self._lost(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
-        """Handle a response that is due and brings neither audio nor a tool call within
-        ``silence.timeout``: replace the session, or without fallback steps request it again.
+        """Handle a response that is due and has brought neither audio nor a tool call within
+        ``silence.timeout``: take the fallback steps, as for a lost session; without any, play the
+        failure sound and request the response again.
 
         Args:
-            rule: name of the silence, such as ``response_not_created``.
+            rule: name of the silence, such as ``response_not_created``, for log and record.
         """
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
@@ -395,8 +444,14 @@ class SessionEvents:
         return self._lost(EndReason.SESSION_SILENT, now, detail)
 
     def _lost(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
-        """Take the fallback steps for a session that is lost; without any, end the call. During a
-        transfer only note the loss: it matters if the caller comes back."""
+        """Take the fallback steps for a session that is lost; if there are none, or the call is not
+        answered, end the call. Queued audio is played to the end, and a response that was due is
+        requested of the next session.
+
+        While the caller is being transferred, or is bridged, only close the session and set
+        :attr:`lost_meanwhile`: the loss ends the call if the caller comes back. The briefing goes
+        on without the model.
+        """
         if (
             self._call.state is not State.BRIDGED
             and not self._call.conversation.call_actions.underway
@@ -419,9 +474,9 @@ class SessionEvents:
         return [note, outputs.CloseSession(1000, why.value), *briefed]
 
     def on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
-        """Close the session that listens to a bridged call, or interprets in it, when a budget is
-        spent; the legs stay joined. Other calls are handled by the rule
-        :class:`gateway.call.rules.cost_control.Budget`."""
+        """Close the session that listens to a bridged call, or those that interpret in it, when a
+        budget is spent; the legs stay joined. Nothing at a warning, and in other states: there the
+        rule :class:`gateway.call.rules.cost_control.Budget` acts."""
         if self._call.state is not State.BRIDGED or not input.spent:
             return []
         interpreted = self._call.conversation.call_actions.interpreted
@@ -437,8 +492,8 @@ class SessionEvents:
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
     ) -> list[outputs.Output]:
-        """Handle an ``error`` event of the session: hand it to the conversation, and replace the
-        session where the error is fatal."""
+        """Handle an ``error`` event of the session: hand it to the conversation; if it ends the
+        session, take the fallback steps as for a lost one. Nothing while no session is up."""
         if not self._call.session_up:
             return []
         todo = self._call.conversation.on_error(input.error, input.command, now)
@@ -448,8 +503,9 @@ class SessionEvents:
         return todo
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
-        """Handle caller and B-leg that have been joined: close the session, or have it listen
-        (``transfer.listen``)."""
+        """Handle caller and B-leg that have been joined: the call is BRIDGED, and its recording
+        ends unless the route has ``after_transfer``. Close the session; or with
+        ``transfer.listen``, and without an interpreter, have it listen only."""
         self._call.state = State.BRIDGED
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.on_bridged(now)
@@ -462,15 +518,19 @@ class SessionEvents:
         return [*todo, outputs.CloseSession(1000, "bridged")]
 
     def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
-        """Hand the result of a tool function to the conversation, which sends it to the model;
-        dropped where no session is up or being replaced."""
+        """Hand the result of a tool function to the conversation, which answers the model's call;
+        dropped if no session is up and none is being opened by the failover."""
         if not (self._call.session_up or self.failover.active):
             return []
         return self._call.conversation.on_tool_done(input.call_id, input.output, now)
 
     def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
-        """Carry out a command of a tool function, operator or application; reject it where no
-        session is up. Recording and disposition need none."""
+        """Carry out a command of a tool function, operator or application.
+
+        A recording command needs an answered call, a disposition nothing. The others need an
+        answered call that is not bridged, and its session; without, they are dropped, and an
+        out-of-band request is reported as ``refused``.
+        """
         if isinstance(input.command, RecordCall) and self._call.live:
             return record_call(input.command, self._call.conversation.control, now)
         if isinstance(input.command, SetDisposition):

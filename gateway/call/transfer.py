@@ -17,21 +17,23 @@ from gateway.ending import EndReason, Outcome, outcome_of
 from gateway.realtime.events import CreateItem
 
 TAKE_OVER_SECONDS = 20.0
-"""The longest wait (s) for the caller's side to replace our call to a callee that has answered."""
+"""The longest wait (s) of an attended transfer, from our REFER, for the caller's side to replace
+our call to a target that has answered."""
 
 _NEXT = "The caller is back with you: tell them, and offer something else."
+"""What the model is to do after a failed transfer."""
 
 SPEECH_SECONDS = 5.0
 """The longest wait (s) for the first audio of a briefing that the model speaks."""
 
 SPEAKING_SECONDS = 30.0
-"""The longest wait (s) for its last audio."""
+"""The longest time (s) from the request for it to its last audio."""
 
 REPEAT_SECONDS = 3.0
-"""Pause (s) for a key, after which a briefing is repeated."""
+"""Pause (s) for a key after the end of a briefing, after which it is repeated."""
 
 MAX_BRIEFING_SECONDS = 60
-"""More of it (s) is not played."""
+"""Audio of a briefing (s) that is played; the rest is dropped."""
 
 _SUMMARIZE = (
     "You are on the telephone with a colleague who is about to take over this caller. The caller "
@@ -48,9 +50,11 @@ _REASONS = {
 
 
 class Speaker(Protocol):
-    """Has the model speak out of band: :class:`OutOfBandResponses`."""
+    """What is needed here of :class:`gateway.call.conversation.out_of_band.OutOfBandResponses`,
+    which has the model speak out of band (a Protocol, so that the module need not import it)."""
 
     bytes_per_ms: int
+    """Of audio in the session's codec."""
 
     def request(
         self,
@@ -64,43 +68,50 @@ class Speaker(Protocol):
         then: Callable[[str, str, float], list[Output]],
         audio: Callable[[bytes, float], list[Output]],
     ) -> list[Output]:
-        """Request a spoken response, which the caller does not hear; ``key`` is for :meth:`cancel`.
+        """Request a spoken response, which the caller does not hear; its audio goes to ``audio``.
 
         Args:
-            seconds: longest time that it may take.
-            words: the words that it should say.
-            then: called once, with status, text and time.
-            audio: called with each piece of speech, and the time.
+            key: for :meth:`cancel`, and in the record.
+            purpose: what it is for, in the record.
+            seconds: longest time that it may take (s), after which its status is ``late``.
+            words: the words that it should say; "" where ``instructions`` leave them to the model.
+            then: called once at its end, unless it is cancelled: status, text, time (s).
+            audio: called with each piece of its speech, and the time (s).
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel the response that was requested under ``key``, if it has not ended."""
+        """Cancel the response that was requested under ``key``; nothing if it has ended. Its
+        ``then`` is not called."""
 
 
 class Interpreter(Protocol):
-    """Interprets between the joined legs: :class:`gateway.call.interpretation.Interpretation`."""
+    """What is needed here of :class:`gateway.call.interpretation.Interpretation`, which interprets
+    between the joined legs by two sessions (a Protocol, so that the module need not import it)."""
 
     def begin(self) -> list[Output]:
-        """Join the legs, and open both sessions."""
+        """Join the legs (``BridgeLegs``), and open both sessions."""
 
     def end(self) -> list[Output]:
-        """Close both sessions; nothing where they are closed."""
+        """Close both sessions; nothing if they were not opened, or are closed."""
 
     def on(self, happening: inputs.InterpreterInput, now: float) -> list[Output]:
-        """Handle an event of a session that interprets, or its end."""
+        """Handle an event of a session that interprets, or its end; nothing once both are
+        closed."""
 
 
 class Briefing:
-    """Tells the colleague who has answered what the call is about, and waits for their key.
+    """Tells the colleague who has answered the B-leg what the call is about, and waits for their
+    key.
 
-    The model speaks it as an out-of-band response that only the colleague hears; it is repeated
-    until a key is pressed. Without the model they hear the route's sound, and without that the call
-    is joined at once.
+    The model speaks it as an out-of-band response that only the colleague hears; its audio is
+    repeated until a key is pressed. Where the model cannot speak they hear the route's sound in its
+    place, and where there is none the call is joined at once (``skipped``).
 
     Args:
         words: said before the prompt; "" for a summary by the model.
         speak: has the model speak; None where no session is up.
-        step: has the transfer take a step of the briefing and act on its :attr:`answer`.
+        step: has the transfer take a step of the briefing at a time (s), and act on its
+            :attr:`answer`. For what does not come through the transfer: the end of the speech.
     """
 
     def __init__(
@@ -113,22 +124,29 @@ class Briefing:
     ) -> None:
         self._bytes_per_ms = BYTES_PER_MS if speak is None else speak.bytes_per_ms
         self.answer = ""
-        """accepted, declined, hung_up, no_key, or skipped where it could not be given; "" yet."""
+        """accepted, declined, hung_up, no_key, or skipped where it could not be given; "" while it
+        goes on."""
         self._plan = plan
         self._words = words
         self._timeline = timeline
         self._speak = speak
         self._step = step
         self._answer_by = 0.0
+        """Until when a key has to be pressed (s)."""
         self._key = ""
-        """Of what the model says."""
+        """That of the out-of-band response."""
         self._speech_by: float | None = None
-        """Until when the first audio has to come (s)."""
+        """Until when the first audio has to come (s); None once it has."""
         self._repeat_at: float | None = None
+        """When it is repeated (s); None until it was said to its end."""
         self._began = 0.0
+        """When its audio, or the repetition, began to play (s)."""
         self._audio = bytearray()
+        """What the model has said, for the repetition."""
         self._played = 0
+        """Bytes of it that were queued the first time."""
         self._by_model = True
+        """The model speaks; False where the sound plays in its place, and once it is over."""
         self._recorded = False
 
     @property
@@ -138,8 +156,9 @@ class Briefing:
         return min(at for at in due if at is not None)
 
     def begin(self, now: float) -> list[Output]:
-        """Play music to the caller, and request the spoken briefing; start its recording, where the
-        call is recorded and the route wants that."""
+        """Play music to the caller, and request the spoken briefing; without a session, play the
+        sound or join at once. Start its recording, if the call is being recorded and
+        ``briefing.record`` is set. The key has to be pressed within ``briefing.timeout``."""
         self._answer_by = now + self._plan.timeout
         begun: list[Output] = [outputs.PlaySound(self._plan.music)]
         recording = self._timeline.record.recording
@@ -168,14 +187,15 @@ class Briefing:
         return [*begun, self._timeline.note(now, "briefing_started", "info"), *spoken]
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Accept or decline by a DTMF digit of the colleague; other digits are ignored."""
+        """End the briefing as accepted or declined by a DTMF digit of the colleague; other digits
+        are dropped."""
         if digit == self._plan.accept_key:
             return self.end("accepted", now)
         return self.end("declined", now) if digit == self._plan.decline_key else []
 
     def tick(self, now: float) -> list[Output]:
-        """Repeat the briefing, play the sound instead of a model that says nothing, or end it as
-        ``no_key``."""
+        """Act on :attr:`deadline`, the first of these that is due: end the briefing as ``no_key``,
+        play the sound in place of a model that has said nothing, or repeat the briefing."""
         if now >= self._answer_by:
             return self.end("no_key", now)
         if self._speech_by is not None and now >= self._speech_by:
@@ -186,14 +206,15 @@ class Briefing:
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on after the session is lost: repeat a briefing that was said to its end, else play
-        the sound."""
+        """Go on without the model, since the session is lost: a briefing that was said to its end
+        goes on being repeated; for another, play the sound or join at once."""
         self._speak = None
         return self._without_model("the session was lost", now) if self._repeat_at is None else []
 
     def end(self, answer: str, now: float) -> list[Output]:
-        """Stop the briefing, and set its answer, once: accepted, declined, hung_up, no_key or
-        skipped."""
+        """End the briefing, once, with this :attr:`answer`: accepted, declined, hung_up, no_key or
+        skipped. Cancels the model's response, stops what plays to the colleague, and completes the
+        recording. Nothing if it has ended before."""
         if self.answer:
             return []
         self.answer, self._by_model = answer, False
@@ -208,8 +229,9 @@ class Briefing:
         return [*over, outputs.StopRecording(b_leg=True)] if self._recorded else over
 
     def _play_speech(self, audio: bytes, now: float) -> list[Output]:
-        """Return ``PlayBriefing`` with the whole frames of what the model says, at most
-        ``MAX_BRIEFING_SECONDS``."""
+        """Take a piece of the model's speech: keep it for the repetition, up to
+        ``MAX_BRIEFING_SECONDS`` in all, and return ``PlayBriefing`` with the whole frames that are
+        new. Nothing once the model was given up or the briefing is over."""
         if not self._by_model:
             return []
         if self._speech_by is not None:
@@ -220,8 +242,14 @@ class Briefing:
         return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _on_speech_done(self, status: str, text: str, now: float) -> list[Output]:
-        """Handle the end of the spoken response: wait for the key, or without audio play the
-        sound."""
+        """Handle the end of the spoken response: plan the repetition; if it was not completed, or
+        brought no audio, play the sound or join at once. Nothing once the model was given up or the
+        briefing is over.
+
+        Args:
+            status: that of ``response.done``, or refused or late.
+            text: what it said, or the error, for the log.
+        """
         if not self._by_model:
             return []
         if status != "completed" or self._speech_by is not None:
@@ -230,13 +258,20 @@ class Briefing:
         return self._plan_repetition(now)
 
     def _plan_repetition(self, now: float) -> list[Output]:
-        """Set the time of the repetition: ``REPEAT_SECONDS`` after the end of the briefing."""
+        """Set the time of the next repetition: ``REPEAT_SECONDS`` after the colleague has heard the
+        end of the audio that plays. Returns no output."""
         heard_at = self._began + len(self._audio) / self._bytes_per_ms / 1000
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
 
     def _without_model(self, why: str, now: float) -> list[Output]:
-        """Play the route's sound in place of the model; without a sound, join the call at once."""
+        """Log ``briefing_failed``, drop what the model has said, and play the route's sound in its
+        place, until a key is pressed; without a sound, end the briefing as ``skipped``, so that the
+        call is joined. Only once, and not if the briefing is over.
+
+        Args:
+            why: for the log.
+        """
         if self.answer or not self._by_model:
             return []
         self._by_model, self._speech_by = False, None
@@ -247,12 +282,20 @@ class Briefing:
 
 
 class Transfer:
-    """One transfer, from the request to its outcome; the caller hears a sound meanwhile.
+    """One transfer, from the request to its outcome; the caller hears a sound meanwhile. The action
+    (:class:`gateway.call.call_control.CallAction`) behind ``transfer_call`` and its like.
 
     *Blind*: the caller's side is asked to call the target (REFER, RFC 3515) and reports progress.
-    *Attended*: we call the target first, and the caller's side takes that call over (Replaces, RFC
-    3891 and RFC 5589 section 7). *Bridge*: we call the target and join both. In both, the target
-    may be briefed before (:class:`Briefing`).
+    *Attended*: we call the target first (B-leg), and the caller's side takes that call over
+    (Replaces, RFC 3891 and RFC 5589 section 7). *Bridge*: we call the target and join both. In the
+    latter two the target may be briefed before (:class:`Briefing`).
+
+    Success sets :attr:`over`, or :attr:`joined`; failure sets :attr:`result`, for the model. Each
+    attempt is in the record (:class:`TransferAttempt`).
+
+    Args:
+        speak: has the model speak a briefing; None where no session is up.
+        interpreter: interprets between the legs once they are joined; None: nobody does.
     """
 
     is_transfer: ClassVar[bool] = True
@@ -277,22 +320,27 @@ class Transfer:
         self._interpreter = interpreter
         self._timeline = timeline
         self._taken = False
+        """The caller's side has accepted our REFER."""
         self._ringing = False
+        """The target rings, and the model was told."""
         self._replacing = False
+        """The B-leg has taken the call, and the REFER with Replaces was sent."""
         self._has_b_leg = False
+        """A B-leg was dialed and has not ended."""
         self._speak = speak
         self._briefing: Briefing | None = None
-        """From the answer on; it stays when it is over."""
+        """From the answer of the B-leg on; it stays when it is over. None without one."""
         self._attempt = TransferAttempt(0.0, target.destination.name, target.uri, "")
 
     @property
     def name(self) -> str:
-        """Name of the destination in the route."""
+        """Name of the destination in the route, for log and model."""
         return self._target.destination.name
 
     def begin(self, now: float) -> list[Output]:
-        """Return ``Refer`` for a blind transfer, else ``DialBLeg``, with the sound for the
-        caller."""
+        """Add the attempt to the record, and return ``Refer`` for a blind transfer, else
+        ``DialBLeg``, with the sound for the caller. An outcome, or the answer of the B-leg, has to
+        come within the destination's ``ring_timeout``."""
         destination, uri = self._target.destination, self._target.uri
         mode = destination.mode
         self._attempt = TransferAttempt(self._timeline.ms(now), destination.name, uri, mode)
@@ -318,8 +366,9 @@ class Transfer:
         return [note, sound, dial]
 
     def on_transfer_event(self, happening: inputs.TransferEvent, now: float) -> list[Output]:
-        """Handle progress of the REFER (response or NOTIFY), or an event of B-leg or
-        interpreter."""
+        """Handle progress of the REFER (response or NOTIFY), or an event of the B-leg or of an
+        interpreting session. A DTMF digit of the B-leg is sent on to the caller once they are
+        joined; while it is briefed, it is its answer."""
         match happening:
             case inputs.ReferProgress():
                 return self._on_refer_progress(happening, now)
@@ -337,7 +386,9 @@ class Transfer:
                 return [] if self._interpreter is None else self._interpreter.on(happening, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Continue the briefing at :attr:`deadline`, or end the transfer without an answer."""
+        """At :attr:`deadline`, continue a briefing; else fail the transfer: ``unknown`` if a REFER
+        with Replaces was sent, or the REFER accepted and no ringing reported; ``failed`` (408) if
+        the REFER has no response; ``no_answer`` if the target rang or was dialed by us."""
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:
@@ -349,8 +400,11 @@ class Transfer:
         return self._fail(Outcome.NO_ANSWER, 0, now)
 
     def abandon(self, now: float) -> list[Output]:
-        """End the transfer because the call is over or it has failed: hang up the B-leg, and set
-        the outcome where there is none."""
+        """End the transfer because the call is over or it has failed; nothing if it has not begun.
+
+        Sets the outcome if there is none yet: ``unknown`` if the REFER was accepted, else
+        ``failed``. Closes the interpreting sessions, and hangs up a B-leg.
+        """
         if not self.begun:
             return []
         if self._attempt.outcome in ("", Outcome.RINGING):
@@ -360,20 +414,27 @@ class Transfer:
         return [*silent, outputs.HangUpBLeg()] if dialled else silent
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret; nothing without an interpreter."""
+        """Close the sessions that interpret between the legs, which stay joined; nothing without an
+        interpreter."""
         return [] if self._interpreter is None else self._interpreter.end()
 
     def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means success: the REFER was accepted, and nothing told
-        since."""
+        """Return whether the BYE of the caller's side means success: it accepted the REFER, and has
+        reported no ringing since. Sets the outcome ``unknown`` then."""
         if not self._taken or self._ringing:
             return False
         self._set_outcome(Outcome.UNKNOWN, 0, now)
         return True
 
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
-        """Handle a response to the REFER or a NOTIFY (RFC 3515): 2xx ends the call as transferred,
-        300 and more fails the transfer, 180 and more is told to the model."""
+        """Handle a response to the REFER or a NOTIFY (RFC 3515), by its code:
+
+        300 and more fails the transfer (``refused`` if the REFER itself was not accepted). Below,
+        the REFER was accepted: 200 and more is success, and sets :attr:`over`; 1xx as the last
+        NOTIFY fails it as ``unknown``; 180 and more of a blind transfer is told to the model; other
+        codes are only logged. Nothing if it is of an earlier REFER: we have a B-leg, and have not
+        sent one for it.
+        """
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
@@ -391,7 +452,8 @@ class Transfer:
         return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
 
     def _on_ringing(self, code: int, now: float) -> list[Output]:
-        """Tell the model that the target rings, once."""
+        """Record, log and tell the model (system message, no response requested) that the target
+        rings; once."""
         if self._ringing:
             return []
         self._ringing = True
@@ -404,7 +466,8 @@ class Transfer:
         ]
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
-        """Handle the B-leg's 200: begin the briefing, or join the legs."""
+        """Handle the B-leg's 200: begin the briefing, or without one connect caller and target.
+        Only the first time; nothing without a B-leg."""
         if not self._has_b_leg or self._replacing or self.joined:
             return []
         note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
@@ -419,17 +482,24 @@ class Transfer:
 
     @property
     def being_briefed(self) -> bool:
-        """Whether the colleague has answered the B-leg and not decided yet."""
+        """Whether the colleague has answered the B-leg, is being briefed, and has not decided
+        yet."""
         return self._has_b_leg and self._briefing is not None and not self._attempt.briefing
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on without the model: finish a briefing without it."""
+        """Go on without the model: a briefing that goes on, or is to come, does without it; nothing
+        else changes."""
         self._speak = None
         return self._briefed(lambda briefing: briefing.session_lost(now), now)
 
     def _briefed(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
-        """Take a step of the briefing, and act on its answer: join the legs, or fail the
-        transfer."""
+        """Take a step of the briefing, and act on its answer, if it has one now: accepted or
+        skipped connects caller and target, no_key fails the transfer as ``no_answer``, another as
+        ``declined``. Nothing unless :attr:`being_briefed`.
+
+        Args:
+            step: what the briefing is to do; returns outputs.
+        """
         briefing = self._briefing
         if briefing is None or not self.being_briefed:
             return []
@@ -446,8 +516,9 @@ class Transfer:
         return todo + self._fail(outcome, 0, now)
 
     def _connect(self, now: float) -> list[Output]:
-        """Join caller and B-leg (``BridgeLegs``), or send the REFER with Replaces of an attended
-        transfer."""
+        """Connect caller and target, who has taken the call. Attended: send the REFER with
+        Replaces, and wait ``TAKE_OVER_SECONDS``. Bridge: stop the sound and join the legs, with the
+        interpreter if there is one; the outcome is ``answered``."""
         if self._target.destination.mode == "attended":
             self._replacing = True
             self._ringing = False
@@ -461,8 +532,10 @@ class Transfer:
         return [outputs.PlaySound(""), *self._interpreter.begin()]
 
     def _on_b_leg_ended(self, ended: inputs.BLegEnded, now: float) -> list[Output]:
-        """Handle the end of the B-leg: of a joined one end the call, else fail the transfer or its
-        briefing."""
+        """Handle the end of the B-leg, the first of these that applies: nothing if we have none;
+        end a briefing as ``hung_up``; of a joined one set :attr:`over`, which ends the call; after
+        a REFER with Replaces only log it, as NOTIFY tells the outcome; else fail the transfer, by
+        the code with which it ended."""
         if not self._has_b_leg:
             return []
         if self.being_briefed:
@@ -480,8 +553,13 @@ class Transfer:
         return self._fail(outcome_of(ended.code), ended.code, now)
 
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
-        """End the transfer with this outcome: set the result for the model, stop the sound, and
-        hang up the B-leg."""
+        """End the transfer with this outcome: set :attr:`result` for the model (status, SIP code,
+        reason, what to do next), stop the sound, let caller and model hear each other again, and
+        hang up the B-leg.
+
+        Args:
+            code: SIP code; 0 for none.
+        """
         self._set_outcome(outcome, code, now)
         self.audio_suspended, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
@@ -494,7 +572,7 @@ class Transfer:
         return [note, outputs.PlaySound(""), *self.abandon(now)]
 
     def _set_outcome(self, outcome: Outcome, code: int, now: float) -> None:
-        """Set outcome, SIP code and duration in the record."""
+        """Set outcome, SIP code (0 for none) and duration of the attempt in the record."""
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code
         self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)
