@@ -153,11 +153,12 @@ class CallRecording:
         return self._start("route", "", now)
 
     def on_bridged(self, now: float) -> list[Output]:
-        """Stop the recording as caller and B-leg are joined, or give up the question for consent as
-        not answered; nothing if the route has ``after_transfer``."""
+        """Stop the recording as caller and B-leg are joined. Where consent is still awaited, give
+        it up as not answered, without a greeting. Nothing if the route has ``after_transfer``."""
         if self._plan.after_transfer:
             return []
         if self.state is State.ASKING:
+            self._greeting = None  # the model listens, if it hears them at all
             return self._decide(State.UNANSWERED, "unanswered", now)
         return self._stop(State.STOPPED, now) if self.state in _UP else []
 

@@ -64,21 +64,23 @@ class ResponseFallback:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle ``response.done``, an ``error`` that refuses a request, or a request that brought
-        no response: return a retry, the message, or the sound. Playout that begins stops the sound.
+        no response in time (nothing if another runs, is requested or waits): return a retry, the
+        message, or the sound. Playout that begins stops the sound. Nothing else is done while the
+        legs are joined.
 
-        Responses are ignored that were interrupted, end while the legs are joined, or are a
-        backend's that completed or was cancelled. Of the others, tried in this order: failed;
-        stopped by the content filter; incomplete, which the model is asked to continue
-        (``continue_incomplete``, at most ``MAX_CONTINUED`` in a row); the message itself; ended
-        without audio, but not cancelled. Any other that completed resets all counts.
+        Responses are ignored that were interrupted, or are a backend's that completed or was
+        cancelled. Of the others, tried in this order: failed; stopped by the content filter;
+        incomplete, which the model is asked to continue (``continue_incomplete``, at most
+        ``MAX_CONTINUED`` in a row); the message itself; ended without audio, but not cancelled. Any
+        other that completed resets all counts.
         """
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
             return self._stop_sound()
         if isinstance(input, inputs.Tick) and control.responses.given_up != self._given_up:
             self._given_up = control.responses.given_up
-            if not control.responses.idle:
-                return []  # another one was asked for
+            if not control.responses.idle or control.call_actions.joined:
+                return []  # another one was asked for, or nobody is to be answered
             return self._response_failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
             return self._request_refused(input, now)

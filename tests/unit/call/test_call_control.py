@@ -24,6 +24,8 @@ from gateway.call.tools.commands import (
     OperatorHold,
     OperatorTransfer,
     PressKeys,
+    RecordingPlan,
+    Respond,
     SendDtmfPlan,
     TransferPlan,
     TransferTo,
@@ -495,3 +497,29 @@ def test_nothing_begins_before_the_ack() -> None:
     scene.do(UP, created("r1"))
     assert scene.do(wants("transfer_call", destination="anna")) == []
     assert "second sip:2@pbx" in scene.do(ACK)
+
+
+def test_a_bridged_call_is_not_greeted_after_a_question_about_its_recording() -> None:
+    recording = RecordingPlan(mode="always", consent="ask", prompt="May we record this call?")
+    scene = Scene(replace(LISTENING, recording=recording, greeting={})).up()
+    scene.do(inputs.ToolRequest(OperatorTransfer("anna")))
+    scene.at(1.0, created("r1", scene.requests[-1]), audio("r1", "i1", 1000), done("r1"))
+    scene.listen(1200)
+    asked_before = len(scene.requests)
+    scene.at(6.0, PICKED_UP)
+    assert scene.state is State.BRIDGED
+    recorded = scene.record.recording
+    assert recorded is not None
+    assert (recorded.state, recorded.consent) == ("unanswered", "unanswered")
+    scene.at(7.0)
+    assert len(scene.requests) == asked_before
+
+
+def test_a_request_without_a_response_is_not_repeated_in_a_bridged_call() -> None:
+    scene = asked("anna", LISTENING)
+    scene.do(inputs.ToolRequest(Respond("Say that it rings.")))
+    asked_before = len(scene.requests)
+    scene.at(6.0, PICKED_UP)
+    scene.at(17.0)
+    assert "response_unanswered" in scene.events
+    assert len(scene.requests) == asked_before
