@@ -169,7 +169,8 @@ class ContextTrimmer:
         session = self._session
 
         def summarised(status: str, text: str, at: float) -> list[Output]:
-            """Delete the old turns, with their summary in their place if there is one."""
+            """Delete the old turns, with their summary in their place if the out-of-band response
+            completed. Nothing if the session was replaced meanwhile."""
             if self._session != session:
                 return []
             self._asking = False

@@ -97,7 +97,7 @@ class _Turns:
         self.latest = ""
         """Id of the turn that was added last; "" before the first."""
 
-    def complete(self, item_id: str, answer: str = "") -> None:
+    def add(self, item_id: str, answer: str = "") -> None:
         """Add a turn of the caller that is over; nothing if it is known. Above ``MAX_ITEMS`` the
         oldest is forgotten.
 
@@ -115,7 +115,7 @@ class _Turns:
         if len(self._answers) > MAX_ITEMS:
             self._answers.popitem(last=False)
 
-    def answered(self, response_id: str) -> bool:
+    def note_answer(self, response_id: str) -> bool:
         """Note that a response answers all turns without an answer, or the latest turn where there
         are none; return whether one of them is refused, so that the response must be dropped."""
         turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
@@ -124,13 +124,13 @@ class _Turns:
                 self._answers[turn] = response_id
         return any(turn in self._refused for turn in turns)
 
-    def named(self, item_id: str) -> str:
+    def id_or_latest(self, item_id: str) -> str:
         """Return ``item_id``, or the id of the latest turn where it is ""."""
         return item_id or self.latest
 
     def refuse(self, item_id: str, running: str | None) -> str | None:
         """Refuse a turn, added if it is new (without an id it always is): from now on
-        :meth:`answered` returns True for its answer. Returns the id of the response that answers
+        :meth:`note_answer` returns True for its answer. Returns the id of the response that answers
         it, "" while that is to come, None if this id was refused before.
 
         Args:
@@ -139,7 +139,7 @@ class _Turns:
         """
         if item_id in self._refused:
             return None
-        self.complete(item_id, running or "")
+        self.add(item_id, running or "")
         item_id = item_id or self.latest
         self._refused.append(item_id)
         return self._answers[item_id]
@@ -190,7 +190,7 @@ class Guardrails:
             case inputs.ToolRequest(command=Tell(respond=True) | Show(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
-                self._turns.complete(item_id)
+                self._turns.add(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
                 return self._response_created(response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
@@ -201,7 +201,7 @@ class Guardrails:
                 new = _not_in_deltas(words, said.transcript)
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                turn = self._turns.named(item_id)
+                turn = self._turns.id_or_latest(item_id)
                 return self._check_words("caller", turn, "", text[-MAX_TEXT:], text, now)
         return []
 
@@ -229,7 +229,9 @@ class Guardrails:
         """Handle ``response.created``: drop the response if it answers a turn that was refused; a
         request of ours that it was only presumed to answer is queued again. Nothing for a request
         with instructions of its own."""
-        if self._control.responses.answers_turn(response_id) and self._turns.answered(response_id):
+        if self._control.responses.answers_turn(response_id) and self._turns.note_answer(
+            response_id
+        ):
             self._stopped.append(response_id)
             self._control.responses.resend_after_dropped(now)
             return drop_response(self._control, response_id, "guard", now)

@@ -67,8 +67,8 @@ ANSWERED = (
 
 class HoldWait:
     """Has the agent wait in a queue of the other side (``[route.hold_wait]``) without talking to
-    it: nothing is requested, played or answered until a human speaks, a key is pressed, or
-    ``max_wait`` is over."""
+    it: nothing is requested, and no response is heard, until a human speaks, the other side presses
+    a key, or ``max_wait`` is over."""
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.SoundHeard,
@@ -117,8 +117,8 @@ class HoldWait:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle a second of sound, speech of the other side or its transcript. In a wait,
-        interrupt a response that the server begins, and end the wait at a DTMF digit (not one
-        detected in the audio). Nothing where the rule is off.
+        interrupt a response that the server begins, and end the wait at a DTMF digit of the other
+        side (not one detected in the audio). Nothing where the rule is off.
 
         A hold of the other side by SDP suspends the detection of music.
         """

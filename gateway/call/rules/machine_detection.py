@@ -366,7 +366,7 @@ class MachineDetector:
     def _music_deadline(self) -> float | None:
         """When the stretch of sound is judged (s), ``music_threshold`` seconds after it began; None
         while nobody is heard, or music is not looked for."""
-        if self._started is None or not self._undecided("music"):
+        if self._started is None or not self._is_looked_for("music"):
             return None
         return self._unbroken + self._plan.music_threshold
 
@@ -432,7 +432,7 @@ class MachineDetector:
         evidence = self._said.add_words(item_id, words_of(text))
         return self._detected("bot", now, evidence) if evidence else []
 
-    def _undecided(self, kind: str) -> bool:
+    def _is_looked_for(self, kind: str) -> bool:
         """Return whether this kind of machine is looked for now: not detected before, its action is
         not off, no beep is waited for, the call is not ending, and the agent does not wait in a
         queue (hold and wait)."""
@@ -449,7 +449,7 @@ class MachineDetector:
             kind: music, voicemail or bot.
             evidence: for the record.
         """
-        if not self._undecided(kind):
+        if not self._is_looked_for(kind):
             return []
         self._decided.add(kind)
         action, control = self._plan.actions[kind], self._control
