@@ -105,16 +105,20 @@ class EscapeToHuman:
         After the last: log it, tell the model that nobody could be reached, and request a response.
         """
         control = self._control
+        skipped: list[Output] = []
         while self._left:
             wanted = json.dumps({"destination": self._left.pop(0)})
             try:
                 control.call_actions.queue_tool_action(TRANSFER_CALL, BY_CALLER, wanted, now)
             except ToolCallError as error:
-                control.timeline.note(now, "escape_failed", "warning", reason=str(error))
+                note = control.timeline.note(now, "escape_failed", "warning", reason=str(error))
+                skipped.append(note)
                 continue
-            return control.call_actions.begin_if_ready(now, queued=False, confirmed=True)
+            begun = control.call_actions.begin_if_ready(now, queued=False, confirmed=True)
+            return [*skipped, *begun]
         note = control.timeline.note(now, "escape_failed", "warning", reason="nobody answered")
         return [
+            *skipped,
             note,
             *control.add_message(_NOBODY),
             *control.request_response(CreateResponse(), now),

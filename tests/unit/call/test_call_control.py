@@ -211,6 +211,8 @@ def test_a_caller_on_hold_asks_for_a_human_whom_nobody_can_call() -> None:
     scene = Scene(replace(PLAN, escape=EscapePlan(key="0", to=("nobody",)))).up()
     scene.do(inputs.ToolRequest(OperatorHold(True)))
     seen = scene.do(key("0"))
+    logged = [note.event for note in scene.notes if note.event == "escape_failed"]
+    assert len(logged) == 2, "the destination that cannot be called, and that nobody answered"
     assert "sound" in seen, "the music stops"
     assert "resume" in seen
     assert [mark["event"] for mark in scene.record.timeline].count("hold_ended") == 1
