@@ -214,10 +214,12 @@ class ConversationControl:
         return send(self.responses.request(create, now))
 
     def continue_with_results(self, now: float) -> list[Output]:
-        """Request the response to results of tool calls that were sent. In a Live session tell the
-        backend to go on instead, unless the conversation is being ended."""
+        """Request the response to results of tool calls that were sent; none while a hang-up is
+        due, as the goodbye is the last that is said. In a Live session tell the backend to go on
+        instead, unless the conversation is being ended."""
         if self.capabilities.direct_tools:
-            return self.request_response(CreateResponse(), now)
+            leaving = self.hangup_after_playout.deadline is not None
+            return [] if leaving else self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
-from gateway.call.plan import CallPlan, DtmfPlan, ServerPlan
+from gateway.call.plan import CallPlan, DtmfPlan, FunctionPlan, ServerPlan, ToolsPlan
 from gateway.realtime.events import (
     AgentTranscript,
     CreateItem,
@@ -458,6 +458,15 @@ def test_an_unknown_tool_beside_the_hang_up() -> None:
     seen = scene.do(done("r1", calls=[("lookup", "c1"), ("end_call", "c2")]))
     assert seen == ["output c1"]
     assert scene.listen(240) == []  # the telephone still plays
+    assert scene.listen(220) == ["close 1000 agent_hangup", "bye 16"]
+
+
+def test_a_result_that_comes_during_the_goodbye_has_no_response() -> None:
+    tools = ToolsPlan(functions={"lookup": FunctionPlan()})
+    scene = _talking(1000, 200, _plan(tools=tools))
+    scene.do(done("r1", calls=[("lookup", "c1"), ("end_call", "c2")]))
+    assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1"]
+    assert scene.listen(800) == []  # the telephone still plays
     assert scene.listen(220) == ["close 1000 agent_hangup", "bye 16"]
 
 
