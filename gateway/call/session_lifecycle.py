@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.call import inputs, outputs
 from gateway.call.answer_and_hangup import AnswerPolicy, Timers
 from gateway.call.call_record import CallRecord, CallTimeline
-from gateway.call.conversation.control import RESUMED, record_call
+from gateway.call.conversation.control import HELD, RESUMED, record_call
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.playback import Playout
 from gateway.call.failover import Failover, Handover, seed_commands
@@ -152,15 +152,19 @@ class SessionEvents:
         """Handle a hold by the caller: set the time (``hold.release_after``) at which the session
         is closed, if it is up and billed by time. Back from hold, forget that time, and return
         ``OpenSession`` where the session was closed."""
-        control = self._call.conversation.control
-        after = self._call.plan.tools.hold.release_after
-        self._release_at = None
-        if held and after > 0 and control.capabilities.billed_by_time and self._call.session_up:
-            self._release_at = now + after
+        self._plan_release(held, now)
         if held or not self._released:
             return []
         self._released, self._returning = False, True
         return [self.failover.open_again()]
+
+    def _plan_release(self, held: bool, now: float) -> None:
+        """Set the time at which the session is closed because the caller has us on hold; none
+        without a hold or ``hold.release_after``, or if it is not up or not billed by time."""
+        after = self._call.plan.tools.hold.release_after
+        by_time = self._call.conversation.control.capabilities.billed_by_time
+        wanted = held and after > 0 and by_time and self._call.session_up
+        self._release_at = now + after if wanted else None
 
     def tick(self, now: float) -> list[outputs.Output]:
         """Close the session once, when the caller has had us on hold for ``hold.release_after``
@@ -218,7 +222,8 @@ class SessionEvents:
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on in a call that is up with the session that a fallback step has opened, or that
-        follows a hold: seed it, respectively tell it that the caller is back.
+        follows a hold: seed it, respectively tell it that the caller is back, or has us on hold
+        again. While they have, it is closed in its turn after ``hold.release_after``.
 
         Then request the greeting, if it was never requested, or a response is due and nothing of
         the agent was heard yet; else the response that was due when the session was lost, unless
@@ -234,7 +239,9 @@ class SessionEvents:
         else:
             note = self._call.timeline.note
             todo = [note(now, "session_resumed", "info", session_id=input.session_id)]
-            todo += self._call.conversation.control.add_message(RESUMED)
+            words = HELD if self._call.held else RESUMED
+            todo += self._call.conversation.control.add_message(words)
+        self._plan_release(self._call.held, now)
         resume, self._resume = self._resume, False
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None

@@ -10,6 +10,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.conversation.barge_in import STOP
+from gateway.call.conversation.control import HELD
 from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
 from gateway.call.plan import (
     CallPlan,
@@ -22,7 +23,15 @@ from gateway.call.plan import (
 )
 from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
-from gateway.call.tools.commands import EndCall, Interrupt, RequestOutOfBand, Respond, Say, Tell
+from gateway.call.tools.commands import (
+    EndCall,
+    HoldPlan,
+    Interrupt,
+    RequestOutOfBand,
+    Respond,
+    Say,
+    Tell,
+)
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -350,3 +359,14 @@ def test_decisions_are_noted_and_their_repetitions_are_not() -> None:
     assert scene.events.count("decided") == 3
     notes = [one for one in scene.record.timeline if one["event"] == "decided"]
     assert notes[0]["answers"] == {"wants_human": 0.25, "mood": "calm", "x": None}
+
+
+def test_a_caller_on_hold_again_before_the_next_session_is_up() -> None:
+    scene = live(replace(GREETED, tools=ToolsPlan(hold=HoldPlan(release_after=5.0))))
+    scene.at(2.0, inputs.HoldChanged(True))
+    assert "close 1000 on hold" in scene.at(7.0)
+    scene.at(9.0, inputs.HoldChanged(False))
+    scene.at(9.1, inputs.HoldChanged(True))
+    assert f"item {HELD}" in scene.at(9.5, UP_LIVE)
+    assert "close 1000 on hold" in scene.at(14.5)
+    scene.at(20.0, inputs.HoldChanged(False))
