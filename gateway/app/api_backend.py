@@ -194,6 +194,11 @@ class Readings:
         self._rules = Labels()
         self._names = server_names(self.config)
 
+    def use(self, config: Config) -> None:
+        """Read by a new configuration: its budget of the day, and names of its servers too."""
+        self.config = config
+        self._names |= server_names(config)
+
     async def all(self) -> list[Reading]:
         """Return all readings; the disk is read on threads."""
         waiting = {} if self.stores.webhooks is None else await self.stores.webhooks.waiting()

@@ -269,9 +269,13 @@ class CallbackScheduler:
         store: Store,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         refusal: Callable[[str, re.Pattern[str] | None], str | None] = lambda _number, _allow: None,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._refusal = refusal
         """Says why a number may not be called, by what the route allows; None when it may."""
+        self._draining = draining
+        """Whether this process places no further calls: then due callbacks are left in the
+        database, for other processes or the next start."""
         self._settings = settings
         self._dial = dial
         self._http = http
@@ -357,9 +361,10 @@ class CallbackScheduler:
                     # Whoever reached somebody while the database was away says so first.
                     self._failing = False
                     await asyncio.sleep(AGAIN_THERE_SECONDS)
-                for callback in await self._store.claim(now):
+                draining = self._draining()
+                for callback in () if draining else await self._store.claim(now):
                     self._tasks.spawn(self._place(callback), f"callback {callback.id}")
-                if due is not None:
+                if due is not None and not draining:
                     seconds = min(max(due - now.timestamp(), 0.0), LONGEST_SLEEP)
             except Exception as error:
                 self._note(error)

@@ -155,6 +155,7 @@ class Canaries:
     async def _refresh(self) -> None:
         """Read from the database which canaries run."""
         if not self._routes:
+            self._states = {}
             return
         wanted = {name: one.fingerprint for name, one in self._routes.items()}
         found = await self._shared.run(lambda connection: shared.canary_states(connection, wanted))
@@ -210,8 +211,13 @@ class Canaries:
             pause = max(1.0, JUDGE_PART * (time.monotonic() - began))
 
     async def _judge(self, route: str) -> None:
-        """Stop a canary whose calls go worse than the others by its limits."""
-        settings = self._routes[route]
+        """Stop the canary of a route if it has fallen :func:`behind`, for all processes.
+
+        Reads the figures on a thread; an error is logged, and the canary goes on.
+        """
+        settings = self._routes.get(route)
+        if settings is None:
+            return  # a reload has taken it away meanwhile
         try:
             report = await asyncio.to_thread(self._figures, route, self._states[route])
             sides = {line.name: line for line in report.lines}

@@ -184,7 +184,7 @@ class Gateway:
         records = stores.records
         self._costs = costs = Costs(config)
         self._tools = tools = tool_executor(config, dialplan)
-        servers = HealthChecker(
+        self._servers = servers = HealthChecker(
             servers_of(config, dialplan),
             config.realtime.health_check_interval,
             config.realtime.connect_timeout,
@@ -217,7 +217,7 @@ class Gateway:
         )
         self._canaries = canaries = Canaries(dialplan, shared, records, config.records.database_url)
         self._synthetic = synthetic = SyntheticCalls(
-            config.synthetic_call, dialplan, agent, records
+            config.synthetic_call, dialplan, agent, records, lambda: calls.closed
         )
         self._admission = Admission(
             config,
@@ -254,6 +254,7 @@ class Gateway:
             http,
             Store(shared.run, lambda: shared.holder),
             refusal=limiter.callback_refusal,
+            draining=lambda: calls.closed,
         )
         self._add_callbacks(tools, dialplan)
         self._retired = TaskSet()
@@ -278,6 +279,19 @@ class Gateway:
             "reload": lambda _request: reloader.reload(),
         }
         browsers = BrowserCalls(agent, pump, lambda: (self.config, self._dialplan))
+        self._readings = readings = Readings(
+            config,
+            agent,
+            calls,
+            stores,
+            servers,
+            pump,
+            costs,
+            reloader,
+            self.lag,
+            browsers,
+            lambda: [*canaries.readings(), *synthetic.readings()],
+        )
         api = Api(
             config,
             dialplan,
@@ -291,19 +305,7 @@ class Gateway:
             stores.webhooks,
             reloader.reload,
             applications,
-            Readings(
-                config,
-                agent,
-                calls,
-                stores,
-                servers,
-                pump,
-                costs,
-                reloader,
-                self.lag,
-                browsers,
-                lambda: [*canaries.readings(), *synthetic.readings()],
-            ),
+            readings,
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
             shared,
         )
@@ -382,7 +384,8 @@ class Gateway:
         self, config: Config, dialplan: Dialplan, last: Callable[[], Awaitable[None]]
     ) -> None:
         """Handle further calls by these. Raises what is wrong before anything has changed."""
-        # On a thread: it imports modules and reads certificates while calls go on.
+        # On threads: they import modules, read certificates, go through all routes.
+        servers = await asyncio.to_thread(servers_of, config, dialplan)
         tools = await asyncio.to_thread(_tools_with_client, config, dialplan)
         self._add_callbacks(tools, dialplan)
         await tools.start()
@@ -399,6 +402,8 @@ class Gateway:
         self.outbound.use(config, dialplan, tools)
         self._canaries.use(dialplan)
         self._synthetic.use(dialplan)
+        self._servers.use(servers)
+        self._readings.use(config)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
         self._retired.spawn(self._settle(), "settle memory")
 

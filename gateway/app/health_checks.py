@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -84,8 +84,12 @@ class ServerHealth:
         """Note that a call could not open a session."""
         return self._fail(url, detail, now, at_once=False)
 
+    def forget(self, url: str) -> None:
+        """Drop what is known of a server, without a change to log."""
+        self._servers.pop(url, None)
+
     def trouble(self, url: str) -> str | None:
-        """Return the failure of a server that is known to be unavailable."""
+        """Return the last failure of a server in trouble; None for any other, unknown ones too."""
         server = self._servers.get(url)
         return None if server is None or server.since is None else server.detail
 
@@ -127,7 +131,9 @@ class HealthChecker(ServerWatch):
 
     def __init__(self, endpoints: list[Endpoint], seconds: float, timeout: float) -> None:
         self.health = ServerHealth()
-        self._endpoints = {endpoint.shown: endpoint for endpoint in endpoints}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._started = False
         self._seconds = seconds
         self._timeout = timeout
         self._tasks = TaskSet()
@@ -137,17 +143,38 @@ class HealthChecker(ServerWatch):
         """Errors that calls met, by URL and class."""
         self.ends: Counter[tuple[str, str]] = Counter()
         """Sessions of calls that ended, by URL and reason."""
+        self.use(endpoints)
 
     def start(self) -> None:
-        """Start to probe each server, every ``health_check_interval`` s; nothing when that is 0."""
-        if self._seconds <= 0:
-            return
-        for url, endpoint in self._endpoints.items():
-            self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
+        """Start a check of each server, now and every ``seconds``; nothing where that is 0."""
+        self._started = self._seconds > 0
+        self._start_probes()
 
     async def stop(self) -> None:
-        """Stop the checks."""
+        """Cancel the checks, one that is under way too; what is known of servers stays."""
+        self._started = False
         await self._tasks.cancel()
+
+    def use(self, endpoints: list[Endpoint]) -> None:
+        """Check these servers in place of the ones before.
+
+        A server that is gone, or has another key or other settings, is forgotten with its state; a
+        new or changed one is checked at once.
+        """
+        before, self._endpoints = self._endpoints, {one.shown: one for one in endpoints}
+        for url, endpoint in before.items():
+            if self._endpoints.get(url) != endpoint:
+                self.health.forget(url)
+                if (probe := self._probes.pop(url, None)) is not None:
+                    probe.cancel()
+        self._start_probes()
+
+    def _start_probes(self) -> None:
+        """Start the check of each server that has none, once :meth:`start` was called."""
+        for url, endpoint in self._endpoints.items():
+            if self._started and url not in self._probes:
+                work = partial(self._ask_on, url, endpoint)
+                self._probes[url] = self._tasks.serve(work, f"probe {url}")
 
     def trouble(self, endpoint: Endpoint) -> str | None:
         """Return what is known to be wrong with a server; None for nothing."""
@@ -162,8 +189,8 @@ class HealthChecker(ServerWatch):
         self.opened[key].observe(seconds)
         if failure is not None:
             self.error(endpoint, failure.verdict)
-        if self._seconds <= 0:
-            return
+        if self._seconds <= 0 or url not in self._endpoints:
+            return  # nothing would find out that a server without a check works again
         now = asyncio.get_running_loop().time()
         if failure is None:
             _tell(self.health.worked(url, now))
@@ -291,12 +318,15 @@ class SyntheticCalls:
     Args:
         agent: dials, and is dialled.
         records: tells webhooks of what failed, and of what works again.
+        draining: whether the process takes no further calls: then none is placed, and one that
+            fails counts for nothing.
     """
 
     settings: Sequence[SyntheticCall]
     dialplan: Dialplan
     agent: UserAgent
     records: RecordStore
+    draining: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._legs: dict[Leg, _Caller] = {}
@@ -353,8 +383,11 @@ class SyntheticCalls:
         while True:
             await asyncio.sleep(pause)
             pause = settings.interval_minutes * 60 * uniform(0.95, 1.05)
+            if self.draining():
+                continue
             why, heard = await self._call(settings)
-            self._tell(settings.name, why, heard)
+            if not (why and self.draining()):
+                self._tell(settings.name, why, heard)
 
     def _tell(self, name: str, why: str, heard: float | None) -> None:
         """Count and log the outcome of a synthetic call."""

@@ -147,6 +147,8 @@ class Worker:
         self.was_up = False
         self.well = True
         """Its last health report."""
+        self.missed: set[signal.Signals] = set()
+        """Signals to forward as soon as it is up."""
         self.started_at = 0.0
         """Time of the event loop's clock, s."""
         self._command = tuple(command)
@@ -324,10 +326,15 @@ class Supervisor:
         self._forward_signal(signal.SIGUSR1)
 
     def _forward_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the workers that are up; one that is starting needs none."""
+        """Send a signal to each worker; one that is starting gets it once it takes calls.
+
+        Before that it may have read its files already, and may have no handler yet.
+        """
         for worker in self._workers.values():
             if worker.was_up:
                 worker.send(number)
+            else:
+                worker.missed.add(number)
 
     def _end(self, reason: str) -> None:
         """Tell all workers to drain; the second time, to end their calls at once."""
@@ -427,6 +434,8 @@ class Supervisor:
         """Note that a worker is ready, and log when all are for the first time."""
         log.info("worker.ready", worker=worker.index, pid=worker.pid)
         self._ever_up.add(worker.index)
+        for number in worker.missed:
+            worker.send(number)
         if len(self._ever_up) == self._count and not self._announced:
             self._announced = True
             log.info("workers.ready", pids=[one.pid for _, one in sorted(self._workers.items())])

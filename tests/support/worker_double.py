@@ -3,7 +3,7 @@
 
 ``up`` reports that it is up and ends with 0 at SIGTERM; ``deaf`` ignores SIGTERM; ``crash`` kills
 itself once up; ``broken`` ends with 1 before that; ``orphan FILE`` writes the file when its
-supervisor is gone, ``renew FILE`` at SIGHUP.
+supervisor is gone, ``renew FILE`` at SIGHUP, ``late FILE`` too, which is up once FILE.go exists.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 
@@ -22,8 +23,10 @@ def main() -> None:
     if what == "broken":
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
-    if what == "renew":
+    if what in ("renew", "late"):
         signal.signal(signal.SIGHUP, lambda *_: Path(sys.argv[2]).touch())
+    while what == "late" and not Path(f"{sys.argv[2]}.go").exists():
+        time.sleep(0.01)
     supervisor_link.send(b"up\n")
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -175,6 +175,34 @@ def test_nobody_answers_and_then_somebody_does(
     asyncio.run(main())
 
 
+def test_a_process_that_drains_leaves_callbacks_to_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        draining = True
+        store = Store(world.run, lambda: "drains")
+        one = CallbackScheduler(
+            world.settings,
+            world.dial,
+            world.http,
+            store,
+            lambda: world.now,
+            draining=lambda: draining,
+        )
+        await one.start()
+        await one.take(RULES, CALL, at(1))
+        world.now += timedelta(seconds=2)
+        one._changed.set()
+        await asyncio.sleep(0.1)
+        assert world.kept[0]["tries"] == 0
+        draining = False
+        one._changed.set()
+        await eventually(lambda: one.placed == 1, "a call")
+        await one.stop()
+        await world.http.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("dial", [True, False])
 def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
     async def main() -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from gateway.app.canary import behind
+from gateway.app.canary import Canaries, behind
 from gateway.dialplan.route_session import Canary
 from gateway.records.report import Line
 
@@ -67,3 +69,20 @@ def test_figures_begin_anew_when_it_changes_something_else() -> None:
     assert base.fingerprint == canary(50, min_calls=9).fingerprint
     other = Canary.model_validate({"share": 10, "session": {"instructions": "Be long."}})
     assert base.fingerprint != other.fingerprint
+
+
+def test_a_canary_that_a_reload_has_taken_away_is_not_judged() -> None:
+    routes = [SimpleNamespace(name="sales", enabled=True, canary=canary())]
+    records = SimpleNamespace(listeners=[])
+    canaries = Canaries(
+        cast(Any, SimpleNamespace(routes=routes)), cast(Any, None), cast(Any, records), "sqlite://"
+    )
+    canaries._states = {"sales": cast(Any, SimpleNamespace(stopped_by=""))}
+    canaries.use(cast(Any, SimpleNamespace(routes=[])))
+
+    async def main() -> None:
+        await canaries._judge("sales")
+        await canaries._refresh()
+
+    asyncio.run(main())
+    assert not canaries._runs("sales")

@@ -3,7 +3,17 @@
 
 from __future__ import annotations
 
-from gateway.app.health_checks import ServerChange, ServerHealth
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from gateway.app import health_checks
+from gateway.app.health_checks import HealthChecker, ServerChange, ServerHealth, SyntheticCalls
+from gateway.config.operations import SyntheticCall
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import SetupFailed
+from tests.support.harness import eventually
 
 URL = "wss://one.example/v1/realtime"
 
@@ -36,3 +46,68 @@ def test_servers_are_known_apart() -> None:
     health.worked("ws://two.example", 1.0)
     states = {one["url"]: (one["state"], one["seconds"]) for one in health.as_json(4.0)}
     assert states == {URL: ("in trouble", 3.0), "ws://two.example": ("up", None)}
+
+
+class Session:
+    """One that can be closed."""
+
+    async def close(self, _code: int, _reason: str) -> None:
+        """Close it."""
+
+
+def test_after_a_reload_its_servers_are_checked_and_others_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = Endpoint("wss://old.example/v1/realtime", api_key="one")
+    changed = Endpoint(old.url, api_key="two")
+    new = Endpoint("wss://new.example/v1/realtime", api_key="one")
+    working = [changed, new]
+
+    async def open_session(endpoint: Endpoint, *_args: Any, **_more: Any) -> Session:
+        if endpoint not in working:
+            raise OSError("wrong key")
+        return Session()
+
+    monkeypatch.setattr(health_checks, "open_session", open_session)
+
+    def states(checker: HealthChecker) -> dict[object, object]:
+        return {one["url"]: one["state"] for one in checker.as_json()}
+
+    async def main() -> None:
+        checker = HealthChecker([old], 60.0, 1.0)
+        checker.start()
+        await eventually(lambda: states(checker) == {old.shown: "in trouble"}, "trouble")
+        checker.use([changed])
+        assert checker.trouble(changed) is None, "another key may do"
+        await eventually(lambda: states(checker) == {old.shown: "up"}, "the new key")
+        checker.use([new])
+        await eventually(lambda: states(checker) == {new.shown: "up"}, "the new server")
+        for _ in range(3):  # calls that began before
+            checker.met(old, cast(SetupFailed, None), 0.1)
+        assert states(checker) == {new.shown: "up"}
+        await checker.stop()
+
+    asyncio.run(main())
+
+
+def test_no_synthetic_call_while_the_process_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_checks, "FIRST_SECONDS", 0.0)
+    told: list[str] = []
+    settings = SyntheticCall.model_validate({"name": "one", "to": "1", "interval_minutes": 1})
+    nothing = cast(Any, None)
+    calls = SyntheticCalls([settings], nothing, nothing, nothing, lambda: True)
+
+    async def call(_settings: SyntheticCall) -> tuple[str, float | None]:
+        told.append("called")
+        return "refused", None
+
+    monkeypatch.setattr(calls, "_call", call)
+
+    async def main() -> None:
+        await calls.start()
+        await asyncio.sleep(0.05)
+        await calls.stop()
+
+    asyncio.run(main())
+    assert told == []
+    assert not calls._results["one"].counts

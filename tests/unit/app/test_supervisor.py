@@ -261,6 +261,23 @@ def test_sighup_is_handed_on(tmp_path: Path) -> None:
     assert not run.all("worker.crashed")
 
 
+def test_a_worker_that_is_starting_gets_a_reload_once_it_is_up(tmp_path: Path) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "mark.go"
+
+    async def story(run: Run) -> None:
+        await run.wait("worker.started")
+        tell(signal.SIGHUP)
+        await asyncio.sleep(0.1)
+        assert not mark.exists()
+        go.touch()
+        await eventually(mark.exists, "the mark")
+        tell(signal.SIGTERM)
+
+    status, run = supervised(story, lambda _index: ["late", str(mark)], count=1)
+    assert status == 0
+    assert not run.all("worker.crashed")
+
+
 def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
