@@ -282,7 +282,8 @@ class CallActions:
 
     def press(self, digits: str, now: float) -> None:
         """Queue DTMF digits for an operator, with ``w``, ``W`` and comma as pauses of 0.5, 1 and 2
-        s. Raises ToolCallError for other keys, and while another action is queued or under way."""
+        s. Raises ToolCallError as :func:`key_steps` does (no keys, too many, others), and while
+        another action is queued or under way."""
         steps, mode = key_steps(json.dumps({"digits": digits})), self._plan.tools.send_dtmf.mode
         self._queue(SendDtmfAction(steps, mode, self._timeline), now)
 
@@ -299,8 +300,9 @@ class CallActions:
         return self._action.stop(now)
 
     def _queue(self, action: CallAction, now: float) -> None:
-        """Queue an action for an operator or application (``BY_OPERATOR``). Raises ToolCallError
-        while another is queued or under way."""
+        """Queue an action for an operator or application (``BY_OPERATOR``): :meth:`begin_if_ready`
+        begins it after the speech under way, at the latest ``limits.say_seconds`` from ``now``.
+        Raises ToolCallError while another is queued or under way."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR
@@ -415,7 +417,7 @@ class CallActions:
     @property
     def deadline(self) -> float | None:
         """When :meth:`begin_if_ready` is to be asked again for a queued action, or :meth:`tick` is
-        due for one that has begun (s); None without one."""
+        due for one that has begun (s); None while nothing waits for a time."""
         if self._begin_by is not None:
             return self._not_before or self._begin_by
         return None if self._action is None else self._action.deadline

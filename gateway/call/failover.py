@@ -497,7 +497,8 @@ class Handover:
         """Promote the standby session in a pause, or ``FORCED_SECONDS`` before the active session
         ends. Nothing before that, and where none is ready.
 
-        It is no pause while words of the latest turns are still to come from the server. Returns,
+        With a server whose transcripts come late, it is no pause while words of the latest turns
+        are still to come. Returns,
         in order, what ends the active session's responses, ``PromoteStandby``, a log line, the
         commands that seed the new session, and a request for the response that is due. Plans the
         next hand-over.

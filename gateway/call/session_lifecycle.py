@@ -184,7 +184,8 @@ class SessionEvents:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is to close the session of a held call (s); None while it is not."""
+        """When :meth:`tick` is to close the session because the caller has us on hold (s). None
+        without a hold, in one that closes nothing (:meth:`_plan_release`), and once it is over."""
         return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:

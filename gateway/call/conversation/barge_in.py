@@ -353,9 +353,11 @@ class Interruptions:
         return outputs + (self._request_answer(turn, now) if turn.committed else [])
 
     def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
-        """Interrupt the agent for a turn and resume the paused, now empty, playout. All undecided
-        turns count as interruptions; of those that are committed, and of this one, request the
-        response."""
+        """Interrupt the agent for a turn, and resume the paused, now empty, playout.
+
+        This turn and all undecided ones count as interruptions: request a response to each that is
+        committed already (``input_audio_buffer.committed``); the others get theirs when they are.
+        """
         outputs = interrupt(self._control, "speech", now)
         outputs += self._resume()
         for one in tuple(self._turns.values()):

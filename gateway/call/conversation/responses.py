@@ -271,10 +271,11 @@ class ResponseQueue:
         _remember(self._requests, response_id, request)
         return request
 
-    def rename(self, response_id: str, name: str) -> None:
-        """Replace the id of a running response, which was created without one, by ``name``."""
-        self._running = [name if one == response_id else one for one in self._running]
-        self._requests[name] = self._requests.pop(response_id, None)
+    def rename(self, placeholder: str, response_id: str) -> None:
+        """Replace our name of a running response, whose ``response.created`` had no id, by the
+        server's id, which a later event has brought."""
+        self._running = [response_id if one == placeholder else one for one in self._running]
+        self._requests[response_id] = self._requests.pop(placeholder, None)
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
         """Handle ``response.done``: the response runs no more. Return the oldest waiting request,
@@ -357,8 +358,8 @@ class InterruptedResponses(Protocol):
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted or dropped."""
 
-    def rename(self, response_id: str, name: str) -> None:
-        """Replace the id of an interrupted response by ``name``; nothing for others."""
+    def rename(self, placeholder: str, response_id: str) -> None:
+        """Replace our name of an interrupted response by the server's id; nothing for others."""
 
 
 class ResponseNames:

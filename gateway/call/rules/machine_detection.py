@@ -198,8 +198,8 @@ class BeepWaiter:
         self._quiet_since = None
 
     def speech_ended(self, now: float) -> None:
-        """Note ``speech_stopped`` of the other side: the first one ends the greeting; each starts
-        the quiet time that ends the wait for the beep."""
+        """Note ``speech_stopped`` of the other side, whether or not a beep is waited for: the first
+        one dates the end of the greeting; from each one on the other side is quiet."""
         if self._stopped is None:
             self._stopped = now
         self._quiet_since = now

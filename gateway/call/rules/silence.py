@@ -514,10 +514,12 @@ class Silence:
         return [*self._stop_filler(), note]
 
     def _turn_is_answered_next(self) -> bool:
-        """Return whether a response to the turn that ends now is still to come: the gateway
-        requests it, or the server begins it by itself, and interrupts one that runs. False where
-        one was created since the turn began, and for a Live session that has spoken before, which
-        may find nothing to say."""
+        """Return whether a response to the turn that ends now is still to come.
+
+        The gateway requests it, or the server begins it by itself; it does so only if no response
+        runs, or if it interrupts the one that runs. False where one was created since the turn
+        began, and for a Live session that has spoken before, which may find nothing to say.
+        """
         plan, responses = self._control.plan, self._control.responses
         if not self._control.capabilities.turn_events and self._spoke:
             return False  # it may find that there is nothing to be said

@@ -198,7 +198,8 @@ class Approvals:
 
     def _ask_caller(self, now: float) -> list[Output]:
         """Request a response that asks the caller about the first tool call in line, and set its
-        deadline: ``QUESTION_SECONDS`` and the rule's ``timeout``."""
+        deadline, the sum of ``QUESTION_SECONDS`` and the rule's ``timeout`` from now; once the
+        question was heard, :meth:`on` sets it anew."""
         first = self._callers[0]
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
         return self._control.say(first.rule.prompt(first.name, first.given), now)

@@ -114,8 +114,9 @@ class DelegatedTasks:
         return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
     def begin_if_transcribed(self, now: float) -> list[Output]:
-        """Begin all waiting tasks if words of the caller have come since the last call of this and
-        none are missing any more."""
+        """Begin all waiting tasks now, or refuse those beyond the limit (:meth:`tick`), if words of
+        the caller have come since this was last called, and none are still to come. Else nothing:
+        they wait until they are due."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():
             return []
