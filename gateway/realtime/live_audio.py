@@ -376,8 +376,11 @@ class Stretches:
             (one for one in reversed(self._kept) if one.start_ms <= start_ms + END_MS), None
         )
         if found is None:
-            found = self.begin(start_ms)
-            found.end_ms = start_ms
+            self._made += 1
+            found = Stretch(f"{self._prefix}{self._made}", start_ms, start_ms)
+            if len(self._kept) == _STRETCHES:
+                self._kept.popleft()
+            self._kept.appendleft(found)  # not the latest: that one may still be spoken
         found.text = (found.text + text)[:MAX_TEXT]
         found.words_at = now
         return found

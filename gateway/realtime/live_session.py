@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -105,6 +105,17 @@ class LiveEdge:
         return {**body, "session": {**body["session"], "audio": audio}}
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An encoded client event that waits for the end of a clip."""
+
+    message: bytes
+    clip_id: str
+    """Its ``event_id``, if it is a clip itself; else ""."""
+    words: str
+    """What a clip says; "" where that is not known."""
+
+
 class LiveSession(Session):
     """One Live session after its ``session.started``.
 
@@ -147,8 +158,10 @@ class LiveSession(Session):
         self._told_seconds = 0.0
         self._clip_until = 0.0
         """Latest end of the clip that plays (s)."""
-        self._held: deque[bytes] = deque()
-        """Encoded commands that wait for the end of a clip."""
+        self._clip_id = ""
+        """``event_id`` of the clip that was sent last."""
+        self._held: deque[_Held] = deque()
+        """Commands that wait for the end of a clip, 64 at most."""
         self._pacer.start(now)
         self._tick_at = self._pacer.next_at
         self._stalled = False
@@ -165,7 +178,8 @@ class LiveSession(Session):
     def append(self, audio: bytes) -> None:
         """Queue caller audio (G.711 in the codec of the call), and send what is due by the
         clock."""
-        self._pacer.put(audio)
+        if not (self._closing or self.closed):
+            self._pacer.put(audio)
         self._send_due()
 
     def send(self, command: ClientCommand) -> str:
@@ -175,11 +189,7 @@ class LiveSession(Session):
             self._backend.ask(command)
             return self._ask_next(self._backend)
         bodies = self._bodies_of(command)
-        if isinstance(command, CreateResponse) and command.clip:
-            self._voice.clip_words = command.words
         event_id = self._queue(command, bodies)
-        if any(body["type"] == CLIP for body in bodies):
-            self._clip_until = self._loop.time() + CLIP_SECONDS
         if not bodies and not isinstance(command, ContinueWork):
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
@@ -194,7 +204,9 @@ class LiveSession(Session):
                 self.counters.commands_dropped += 1
                 continue
             self.commands.remember(event_id, command)
-            self._held.append(encode_command(body, event_id))
+            clip = event_id if body["type"] == CLIP else ""
+            words = command.words if clip and isinstance(command, CreateResponse) else ""
+            self._held.append(_Held(encode_command(body, event_id), clip, words))
             self.counters.commands_sent += 1
         self._send_held()
         return event_id
@@ -211,19 +223,31 @@ class LiveSession(Session):
             self._closing = self._close_wanted = True
             self._timer.cancel()
             self._write(encode_command({"type": "session.close"}, self.commands.next_id()))
+        if self._close_wanted and not self.closed:
             try:
                 async with asyncio.timeout(CLOSED_SECONDS):
                     await self._ended_event.wait()
             except TimeoutError:
                 self._log.warning("session.end_unconfirmed", seconds=CLOSED_SECONDS)
+            except asyncio.CancelledError:
+                self._transport.abort()
+                raise
         await super().close(code, reason)
 
     def _send_held(self) -> None:
-        """Send the held commands, unless a clip plays: the server rejects text then."""
-        if self._loop.time() < self._clip_until:
-            return
-        while self._held:
-            self._write(self._held.popleft())
+        """Send the held commands in order, up to and with the next clip; none while a clip plays,
+        as the server rejects text then."""
+        while self._held and self._loop.time() >= self._clip_until:
+            held = self._held.popleft()
+            self._write(held.message)
+            if held.clip_id:
+                self._clip_id, self._voice.clip_words = held.clip_id, held.words
+                self._clip_until = self._loop.time() + CLIP_SECONDS
+
+    def _clip_over(self) -> None:
+        """Send the commands that waited for the end of the clip."""
+        self._clip_id, self._clip_until = "", 0.0
+        self._send_held()
 
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
         """Return the client events of a Live session that do what ``command`` does; none where it
@@ -337,9 +361,9 @@ class LiveSession(Session):
                 if self._backend is None:
                     self._backend = Backend("")
                 self._on_backend(self._backend, event)
-            case ServerError(client_event_id=told) if self._backend is not None:
-                self._backend.refused(self.commands.command_of(told))
+            case ServerError():
                 super()._on_parsed(event)
+                self._on_refused(event.client_event_id)
             case SessionUsage(seconds=seconds):
                 self._usage = (max(seconds, self._usage[0]), self._loop.time())
                 self._tell_usage(self._usage[0], reported=True)
@@ -349,11 +373,19 @@ class LiveSession(Session):
                 if not is_live_type(kind):
                     self._count_unknown(kind)
                 elif kind == "session.output_audio.fixture.played":
-                    self._clip_until = 0.0
-                    self._send_held()
+                    self._clip_over()
                 self._deliver(event)
             case _:
                 super()._on_parsed(event)
+
+    def _on_refused(self, event_id: str | None) -> None:
+        """Handle an ``error`` about the client event ``event_id``: of a clip, send what waited for
+        its end; of an out-of-band question, ask the next one."""
+        if event_id and event_id == self._clip_id:
+            self._voice.clip_words = ""
+            self._clip_over()
+        if self._backend is not None and self._backend.refused(self.commands.command_of(event_id)):
+            self._ask_next(self._backend)
 
     def _on_backend(self, backend: Backend, event: BackendEvent) -> None:
         found = backend.on_event(event)

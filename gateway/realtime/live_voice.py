@@ -118,10 +118,13 @@ class Backend:
         text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
         return self._asked, [_create_item(_developer_message(text)), {"type": "response.create"}]
 
-    def refused(self, question: object) -> None:
-        """Drop a question whose request the server has rejected; ignore other commands."""
-        if question is self._asked:
-            self._asked = None
+    def refused(self, command: object) -> bool:
+        """Drop the question that is being answered, if it is this command, which the server has
+        rejected; return whether it was."""
+        if self._asked is None or command is not self._asked:
+            return False
+        self._asked = None
+        return True
 
     def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
         """Take the next event of a response; at its end, return :class:`ResponseDone`.
@@ -147,13 +150,16 @@ class Backend:
         """Return client events that answer each function call of an out-of-band question with an
         error."""
         calls = [one.get("call_id") for one in done.output if one.get("type") == "function_call"]
-        return [
+        answered = self._answered
+        bodies = [
             body
             for call_id in calls
             for body in self.answer(
                 {"type": "function_call_output", "call_id": call_id, "output": _NO_FUNCTIONS}
             )
         ]
+        self._answered = answered and self._answered
+        return bodies
 
     def _done(self, event: BackendEvent) -> ResponseDone | None:
         """Handle an event of the backend's response; return the response if it is done."""
@@ -422,6 +428,8 @@ class Voice:
                 clip, self.clip_words = self.clip_words, ""
                 metadata, self._briefing = self._briefing or {}, None
                 self._briefed = begun.id if metadata else ""
+                # After a stopped briefing it is still shorter, where nothing was dropped.
+                self.track.end_ms = BRIEFING_END_MS if metadata else END_MS
                 self._deliver(ResponseCreated(begun.id, metadata))
                 if clip:  # of a clip the server has no words
                     begun.told = True

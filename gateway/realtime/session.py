@@ -447,9 +447,14 @@ class ResampledSession(Session):
             if audio:
                 super()._deliver(replace(event, audio=audio))
             return
-        if isinstance(event, (AudioDone, ResponseDone)):
+        if isinstance(event, (AudioDone, ResponseDone)) and self._is_of_part(event):
             self._part_over()
         super()._deliver(event)
+
+    def _is_of_part(self, done: AudioDone | ResponseDone) -> bool:
+        """Return whether an event ends the current content part, and not another response, which
+        may end in the middle of it. An event without ``response_id`` does."""
+        return self._part is not None and done.response_id in ("", self._part[0])
 
     def _part_over(self) -> None:
         if self._part is None:

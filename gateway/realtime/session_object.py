@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gateway.realtime.errors import Kind, classify_error
@@ -363,7 +363,7 @@ def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None
     path = field_of(error, command.response or {})
     if path is None or path[0] not in _OF_A_RESPONSE:
         return None
-    return CreateResponse(without(command.response or {}, path))
+    return replace(command, response=without(command.response or {}, path))
 
 
 def changes_something(session: Mapping[str, Any]) -> bool:

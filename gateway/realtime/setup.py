@@ -198,12 +198,13 @@ async def open_with_retry(
             )
         except SetupFailed as failure:
             made += 1
-            pause = max(wait, failure.retry_after or 0.0)
+            least = max(wait, failure.retry_after or 0.0)
+            pause = least * uniform(1.0, 1.25)
             over = made == attempts or loop.time() + pause >= deadline
             if failure.verdict.kind is not Kind.RETRYABLE or over:
                 raise
-        log.info("session.retry", url=endpoint.shown, wait_ms=round(pause * 1000))
-        await asyncio.sleep(pause * uniform(1.0, 1.25))
+        log.info("session.retry", url=endpoint.shown, wait_ms=round(least * 1000))
+        await asyncio.sleep(pause)
         wait *= 2
 
 

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -310,7 +311,7 @@ class SentCommands:
         if asked is None or asked == in_force:
             return command
         self._log.warning("session.voice_locked", asked=asked, voice=in_force)
-        return UpdateSession(without(command.session, ("audio", "output", "voice")))
+        return replace(command, session=without(command.session, ("audio", "output", "voice")))
 
     def without_metadata(self, error: ServerError) -> CreateResponse | None:
         """Return the rejected ``response.create`` to send again, where our metadata is the reason.
@@ -356,7 +357,7 @@ class SentCommands:
             detail=error.message,
             what="the rest is sent again" if again else "nothing is left of the update",
         )
-        return UpdateSession(rest) if again else None
+        return replace(command, session=rest) if again else None
 
 
 def encode_command(body: dict[str, Any], event_id: str) -> bytes:

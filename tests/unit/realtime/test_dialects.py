@@ -617,6 +617,36 @@ def test_a_resampled_beta_session_on_the_wire() -> None:
     assert lost["left_out"] == ["truncation"]
 
 
+def test_another_response_that_ends_in_the_middle_of_a_part_leaves_its_audio_alone() -> None:
+    """An out-of-band response in text, which ends while the agent speaks."""
+    pcm = bytes(range(256)) * 75
+
+    async def heard_of(*between: dict[str, Any]) -> bytes:
+        async def script(peer: Peer) -> None:
+            await peer.set_up()
+            for half in (pcm[:9601], pcm[9601:]):
+                delta = base64.b64encode(half).decode()
+                await peer.send("response.output_audio.delta", **WHERE, delta=delta)
+                for event in between:
+                    await peer.send("response.done", response=event)
+            await peer.send("response.output_audio.done", **WHERE)
+            await peer.until_closed()
+
+        async with serving(script) as server:
+            heard = Heard()
+            session = await up(server, heard, audio="pcm24")
+            await heard.until(lambda: any(isinstance(e, events.AudioDone) for e in heard.events))
+            await session.close()
+        deltas = [one for one in heard.events if isinstance(one, events.AudioDelta)]
+        return b"".join(one.audio for one in deltas)
+
+    async def scenario() -> None:
+        other = {"id": "resp_other", "status": "completed"}
+        assert await heard_of(other) == await heard_of()
+
+    asyncio.run(scenario())
+
+
 def test_a_server_that_answers_in_another_format_is_refused() -> None:
     async def script(peer: Peer) -> None:
         await peer.set_up(audio={"input": {"format": ALAW}, "output": {"format": ALAW}})

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from gateway.realtime import setup
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed, Step
 from gateway.realtime.events import OtherEvent
@@ -590,6 +591,20 @@ def test_a_server_that_says_when_is_not_asked_before(value: str, retried: bool) 
     if value.isdigit():
         assert failure.retry_after == float(value)
         assert waits == ([1000] if retried else [])
+
+
+def test_a_wait_that_ends_after_the_deadline_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "uniform", lambda _low, high: high)
+
+    async def scenario() -> tuple[int, SetupFailed]:
+        async with serving(is_overloaded) as server:
+            with pytest.raises(SetupFailed) as caught:
+                await attempt(server.url, Heard(), within=0.5, retry=True)
+            return len(server.peers), caught.value
+
+    monkeypatch.setattr(setup, "FIRST_BACKOFF", 0.45)  # 0.56 s, a quarter added
+    attempts, failure = asyncio.run(scenario())
+    assert (attempts, failure.verdict.code) == (1, "server_error")
 
 
 def test_a_server_that_answers_as_beta_is_named() -> None:

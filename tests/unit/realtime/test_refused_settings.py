@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
-from gateway.realtime.events import CreateResponse, ServerError, UpdateSession
+from gateway.realtime.events import CreateResponse, RelayedUpdate, ServerError, UpdateSession
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import (
     MAX_REFUSED,
@@ -24,6 +24,7 @@ from gateway.realtime.session_object import (
     without,
 )
 from gateway.realtime.setup import open_session
+from gateway.realtime.wire import SentCommands
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
 ASKED: dict[str, Any] = {
@@ -266,6 +267,23 @@ def test_a_response_does_without_what_is_not_its_words(
     wanted = None if gone is None else CreateResponse(without(GREETING.response, gone))
     assert mended(GREETING, error) == wanted
     assert mended(CreateResponse(), error) is None
+
+
+def test_a_response_without_a_field_has_the_same_words() -> None:
+    error = ServerError("unknown_parameter", "No.", "invalid_request_error", "response.metadata")
+    command = CreateResponse({"metadata": {"a": "b"}}, "Hello.", b"\0\0", exact=True)
+    assert mended(command, error) == CreateResponse({}, "Hello.", b"\0\0", exact=True)
+
+
+def test_an_applications_update_stays_one_when_it_is_sent_again() -> None:
+    sent = SentCommands((), "sess_1")
+    sent.remember("gw_1", RelayedUpdate({"instructions": "New.", "tracing": "auto"}))
+    error = ServerError("unknown_parameter", "No.", None, "session.tracing", "gw_1")
+    assert sent.without_refused_field(error) == RelayedUpdate({"instructions": "New."})
+    sent.voice_locked = True
+    voice = RelayedUpdate({"instructions": "New.", "audio": {"output": {"voice": "ash"}}})
+    kept = sent.without_locked_voice(voice, {"audio": {"output": {"voice": "marin"}}})
+    assert kept == RelayedUpdate({"instructions": "New."})
 
 
 def test_a_voice_that_was_heard_is_not_changed() -> None:

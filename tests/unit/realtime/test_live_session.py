@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a Live session keeps, and what ends it: clips, questions, briefings, words, its close."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gateway.audio.codecs import Codec
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import (
+    AgentTranscript,
+    AppendText,
+    AudioDelta,
+    BackendEvent,
+    CreateResponse,
+    PlayClip,
+    ResponseCreated,
+    ResponseDone,
+    ServerEvent,
+    TrackWords,
+)
+from gateway.realtime.live_session import LiveSession
+from gateway.realtime.live_voice import NO_PLAYOUT, Backend, Voice
+from gateway.realtime.session_object import live_object
+from gateway.realtime.setup import open_session
+from tests.support.listening import noise
+from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Script, serving
+
+CLIP = "session.output_audio.fixture.play"
+BACKEND = {"delegation": {"type": "responses", "responses": {"model": "gpt-5"}}}
+
+
+@asynccontextmanager
+async def live(script: Script, **route: Any) -> AsyncIterator[tuple[LiveSession, Heard]]:
+    async def started(peer: Peer) -> None:
+        start = await peer.receive("session.start")
+        await peer.send("session.started", session={"id": "sess_1", **start["session"]})
+        await script(peer)
+
+    async with serving(started) as server:
+        heard = Heard()
+        session = await open_session(
+            Endpoint(server.url.replace("/realtime", "/live/sessions"), "gpt-live-1.1", KEY),
+            live_object(route, "PCMU", []),
+            timeout=WAIT,
+            on_event=heard.on_event,
+            on_closed=heard.on_closed,
+        )
+        assert isinstance(session, LiveSession)
+        try:
+            yield session, heard
+        finally:
+            await session.close()
+            assert heard.closed
+
+
+async def ends(peer: Peer) -> None:
+    await peer.receive("session.close")
+    await peer.send("session.closed", reason="close_requested", usage={"seconds": 7})
+    await peer.until_closed()
+
+
+def commands(peer: Peer) -> list[str]:
+    names = [one["type"] for one in peer.received]
+    return [name for name in names if name not in ("session.input_audio.append", "session.start")]
+
+
+# ---- clips
+
+
+async def test_a_rejected_clip_holds_nothing() -> None:
+    told = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        clip = await peer.receive(CLIP)
+        await peer.error("forbidden", "no fixtures", client_event_id=clip["event_id"])
+        await peer.receive("session.thinking.append")
+        told.set()
+        await ends(peer)
+
+    async with live(script) as (session, _):
+        session.send(CreateResponse(None, "Hello.", b"\0\0"))
+        session.send(AppendText("thinking", "The caller is at home."))
+        async with asyncio.timeout(WAIT):
+            await told.wait()
+        assert session._voice.clip_words == ""
+
+
+async def test_what_comes_after_a_second_clip_waits_for_its_end() -> None:
+    seen: list[list[str]] = []
+    ready = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.receive(CLIP)
+        await peer.send("session.output_audio.fixture.played")
+        await peer.receive(CLIP)
+        for _ in range(10):  # 0.2 s of audio, which is sent meanwhile
+            await peer.receive("session.input_audio.append")
+        seen.append(commands(peer))
+        ready.set()
+        await peer.send("session.output_audio.fixture.played")
+        await peer.receive("session.thinking.append")
+        await ends(peer)
+
+    async with live(script) as (session, _):
+        session.send(PlayClip(b"\0\0"))
+        session.send(CreateResponse(None, "Good day.", b"\0\0"))
+        session.send(AppendText("thinking", "The caller is at home."))
+        async with asyncio.timeout(WAIT):
+            await ready.wait()
+        assert session._voice.clip_words == "Good day."
+    assert seen == [[CLIP, CLIP]]
+
+
+# ---- out-of-band questions
+
+
+def question(text: str) -> CreateResponse:
+    return CreateResponse(
+        {"conversation": "none", "output_modalities": ["text"], "metadata": {"k": text}}
+    )
+
+
+async def test_after_a_rejected_question_the_next_one_is_asked() -> None:
+    asked = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.receive("response.item.create")
+        refused = await peer.receive("response.create")
+        await peer.error("invalid_value", "no", client_event_id=refused["event_id"])
+        await peer.receive("response.item.create")
+        await peer.receive("response.create")
+        asked.set()
+        await ends(peer)
+
+    async with live(script, **BACKEND) as (session, _):
+        session.send(question("first"))
+        session.send(question("second"))
+        async with asyncio.timeout(WAIT):
+            await asked.wait()
+
+
+def test_functions_of_a_question_are_no_answers_of_the_conversation() -> None:
+    backend = Backend("gpt-5")
+    backend.ask(question("first"))
+    assert backend.next_question() is not None
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+    events = [
+        {"type": "response.created", "response": {"id": "resp_1"}},
+        {"type": "response.output_item.done", "item": call},
+        {"type": "response.completed", "response": {"id": "resp_1"}},
+    ]
+    found = [one for event in events for one in backend.on_event(BackendEvent("", event))]
+    assert isinstance(found[1], ResponseDone)
+    assert [one["type"] for one in backend.refuse_functions(found[1])] == ["response.item.create"]
+    # The result of a call that an earlier session made: nobody but us tells the voice of it.
+    backend.answer({"type": "function_call_output", "call_id": "call_0", "output": "4 pm"})
+    assert [one["type"] for one in backend.continue_response()] == ["response.create"]
+    message = {"type": "message", "content": [{"type": "output_text", "text": "At four."}]}
+    later = BackendEvent("", {"type": "response.completed", "response": {"output": [message]}})
+    (done,) = backend.on_event(later)
+    assert isinstance(done, ResponseDone)
+    assert backend.found_later(later, done) == "At four."
+
+
+# ---- speech of the voice
+
+VOICE = noise(5, 0.4)
+assert len(VOICE) % 160 == 0
+
+
+class Track:
+    def __init__(self) -> None:
+        self.events: list[ServerEvent] = []
+        self.voice = Voice(Codec.PCMU, NO_PLAYOUT, self.events.append)
+        self.now = 0.0
+
+    def play(self, audio: bytes) -> None:
+        for at in range(0, len(audio), 160):
+            self.now += 0.02
+            self.voice.feed(audio[at : at + 160], self.now)
+
+    def silence(self, ms: int) -> None:
+        self.play(b"\xff" * 8 * ms)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [one for one in self.events if isinstance(one, kind)]
+
+
+def test_a_pause_after_a_stopped_briefing_does_not_cut_what_the_caller_hears() -> None:
+    track = Track()
+    track.voice.brief(CreateResponse({"conversation": "none", "metadata": {"k": "b"}}, "A caller"))
+    track.play(VOICE)
+    track.silence(1600)
+    assert len(track.of(ResponseDone)) == 1
+    track.voice.end_briefing(track.now)
+    track.silence(2000)  # nothing came that was to be dropped
+    track.play(VOICE)
+    track.silence(400)
+    track.play(VOICE)
+    track.silence(700)
+    assert len(track.of(ResponseCreated)) == len(track.of(ResponseDone)) == 2
+
+
+def test_words_from_before_the_first_speech_leave_the_present_one_alone() -> None:
+    track = Track()
+    track.silence(2000)
+    track.play(VOICE)
+    track.voice.words(TrackWords(True, "Mhm.", 0, 0), track.now)
+    track.play(VOICE)
+    track.silence(700)
+    (created,) = track.of(ResponseCreated)
+    assert [one.response_id for one in track.of(ResponseDone)] == [created.response_id]
+    assert {one.response_id for one in track.of(AudioDelta)} == {created.response_id}
+    track.voice.tell_complete(track.now + 5, all=True)
+    assert [one.transcript for one in track.of(AgentTranscript)] == ["Mhm."]
+
+
+# ---- the close
+
+
+async def test_a_second_close_leaves_the_first_its_answer() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.receive("session.close")
+        await asyncio.sleep(0.1)
+        await peer.send("session.closed", reason="close_requested", usage={"seconds": 7})
+        await peer.until_closed()
+
+    async with live(script) as (session, heard):
+        await asyncio.gather(session.close(), session.close(1001, "again"))
+        assert session.ended is not None
+        assert session.ended.seconds == 7
+        assert heard.closed[0].by_us
+
+
+async def test_a_cancelled_close_ends_the_session() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.until_closed()
+
+    async with live(script) as (session, heard):
+        closing = asyncio.ensure_future(session.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        await heard.end()
+        before = session.counters.audio_dropped
+        for _ in range(3):
+            session.append(VOICE[:160])
+        assert session.counters.audio_dropped == before + 3
+        assert not session._pacer._frames
