@@ -7,7 +7,7 @@ Executes the machine's outputs for legs and feeds what happens to them.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -89,6 +89,8 @@ class Legs(CallPart):
         self._permit_refer = permit_refer
         self._permit_dial = permit_dial
         self.tell_quality = tell_quality
+        self._hung_up: Mapping[str, str] | None = None
+        """Headers with which the caller's leg was ended from this side; None before."""
         self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
         """All B-legs so far; the last one is the current one."""
@@ -100,8 +102,8 @@ class Legs(CallPart):
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Progress: lambda _out: self._leg.progress(),
             outputs.Answer: lambda _out: self._leg.answer(),
-            outputs.Reject: lambda out: self._leg.refuse(out.code, out.headers),
-            outputs.HangUp: lambda out: self._leg.hang_up(out.headers),
+            outputs.Reject: self._refuse,
+            outputs.HangUp: self._hang_up,
             outputs.Dial: self._dial_main,
             outputs.PlaySound: self._play_sound,
             outputs.Refer: self._refer,
@@ -131,6 +133,8 @@ class Legs(CallPart):
         if old is not None:
             old.handler = None
             old.hang_up({"Reason": 'SIP;cause=200;text="Call moved"'})
+        if self._hung_up is not None or self._host.is_over():
+            successor.hang_up(self._hung_up or {})
         there = successor.invite
         self._host.feed(
             inputs.CallerReplaced(there.to_uri if not there.sip_call_id else there.from_uri)
@@ -138,6 +142,7 @@ class Legs(CallPart):
 
     def release(self, code: int, headers: dict[str, str]) -> None:
         """End both legs in any state; an INVITE that was not answered is rejected with ``code``."""
+        self._hung_up = headers
         if self._main is not None:
             self._main.refuse(code, headers)
         if self._b_leg is not None:
@@ -174,6 +179,14 @@ class Legs(CallPart):
         if self._main is None:
             raise RuntimeError("nobody was called yet")
         return self._main
+
+    def _refuse(self, output: outputs.Reject) -> None:
+        self._hung_up = output.headers
+        self._leg.refuse(output.code, output.headers)
+
+    def _hang_up(self, output: outputs.HangUp) -> None:
+        self._hung_up = output.headers
+        self._leg.hang_up(output.headers)
 
     def _dial_main(self, _output: outputs.Dial) -> None:
         """Dial the target of an outbound call; feed a refusal as its end with 403."""
@@ -411,6 +424,7 @@ class _BLeg(CallPart):
     def refused(self, why: DialRefusedError) -> None:
         """End the leg with 403 without dialling it."""
         self._record.sip_code = 403
+        self._record.ended_ms = round(self._host.now_ms(), 1)
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> bool:

@@ -149,6 +149,8 @@ class MachineDriver:
         finally:
             self._busy = False
         self.work()
+        if not self.over:
+            self._schedule()
 
     @entry
     def feed(self, input: MachineInput, at: float | None = None) -> None:

@@ -158,7 +158,7 @@ class InboundAudioAnalyzer:
         loud = len(audio.translate(None, self._quiet))
         self._loud += loud
         self._second += audio
-        if loud >= LOUD_SHARE * len(audio) and not held:
+        if loud and loud >= LOUD_SHARE * len(audio) and not held:
             now = time.monotonic()
             if self.until is None or now - self.until > PAUSE_SECONDS:
                 self.since = now

@@ -212,6 +212,7 @@ class Sessions(CallPart):
         else:
             if self._active is not None:
                 again = self._active.session is not None
+                self._count_dropped(self._active)
                 self._release(self._active, 1000, "replaced")
             self._active = slot
         if self.plan.preparation is not None:
@@ -302,6 +303,8 @@ class Sessions(CallPart):
             return
         self._active, self._standby = standby, None
         self.id = "" if standby.session is None else standby.session.id
+        if self._sideband is not None and standby.session is not None:
+            self._sideband.up(standby.session.effective)
         if old is not None:
             self._count_dropped(old)
             self._release(old, 1000, "handed over")

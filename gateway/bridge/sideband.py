@@ -127,7 +127,11 @@ class Follower:
             self._events.clear()
             self.close(TOO_SLOW)
             return
-        self._events.append(orjson.dumps(unicode_in(dict(event))))
+        told = unicode_in(dict(event))
+        try:
+            self._events.append(orjson.dumps(told))
+        except TypeError:  # an integer of more than 64 bits
+            self._events.append(json.dumps(told).encode())
         self._pulse.set()
 
     def close(self, code: int) -> None:
@@ -328,9 +332,10 @@ class Sideband:
             self._response = str(response.get("id", "")) if isinstance(response, dict) else ""
         elif kind == "error" and isinstance(event.get("error"), dict):
             named = event["error"].get("event_id")
-            if named is not None and named not in self._own_ids:
+            if named is not None and not (isinstance(named, str) and named in self._own_ids):
                 return  # about something of the gateway's
-            event["error"] = {**event["error"], "event_id": self._own_ids.get(named)}
+            own = None if named is None else self._own_ids[named]
+            event["error"] = {**event["error"], "event_id": own}
         elif kind == "conversation.item.truncated" and self._playing:
             self._played("cleared")
         self._tell(event)
@@ -419,7 +424,8 @@ class LiveSideband(Sideband):
         """Send an event, with the gateway's tools added to those of the backend."""
         if event["type"] == "session.update" and self.tools:
             event = deepcopy(event)
-            backend = (event["session"].get("delegation") or {}).get("responses")
+            delegation = event["session"].get("delegation")
+            backend = delegation.get("responses") if isinstance(delegation, dict) else None
             if isinstance(backend, dict) and isinstance(backend.get("tools"), list):
                 backend["tools"] += self.tools
         self._remember(self.send(Relayed(event)), event)
@@ -433,7 +439,7 @@ class LiveSideband(Sideband):
         named = inner if kind == "error" and isinstance(inner, dict) else event
         sent = named.get("client_event_id")
         if sent is not None:
-            if kind == "error" and sent not in self._own_ids:
+            if not isinstance(sent, str) or (kind == "error" and sent not in self._own_ids):
                 return  # about something of the gateway's
             named["client_event_id"] = self._own_ids.get(sent)
         if kind == "session.closed" and self._hung_up:

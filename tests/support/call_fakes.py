@@ -63,6 +63,7 @@ class FakeSession:
 
     def __init__(self, server: FakeServer, number: int, opened: Mapping[str, Any]) -> None:
         self.id = f"sess_{number}"
+        self.effective = {"id": self.id}
         self.seconds_left = server.seconds_left
         self.round_trip_ms = 0.0
         self.capabilities = REALTIME

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gateway.audio.codecs import Codec
 from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
 from gateway.call import inputs, outputs
@@ -191,3 +193,26 @@ def test_a_defect_ends_the_call() -> None:
     call = Call()
     call.main.handler.on_quality(None)
     assert [type(error) for error in call.fed.faults] == [AttributeError]
+
+
+def test_a_b_leg_that_may_not_be_dialled_ends_when_it_is_refused() -> None:
+    call = Call()
+    call.refusal = "outbound.max_concurrent_calls = 4"
+    call.fed.ms = 1500.0
+    call.do(outputs.DialBLeg("sip:desk@x", "carrier"))
+    call.fed.ms = 60_000.0
+    call.legs.finish()
+    (record,) = call.fed.record.actions.b_legs
+    assert (record.sip_code, record.ended_ms) == (403, 1500.0)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_leg_that_takes_over_from_one_that_was_hung_up_is_hung_up_too(over: bool) -> None:
+    call, successor = Call(), FakeLeg("sip-9")
+    call.do(outputs.HangUp({"Reason": "Q.850;cause=16"}))
+    call.fed.over = over
+    call.main.on_replaced(successor.leg)
+    assert ("hang_up", {"Reason": "Q.850;cause=16"}) in successor.done
+    successor.handler.on_ended(BYE)
+    ends = [one for one in call.fed.take() if isinstance(one, inputs.LegEnded)]
+    assert len(ends) == (0 if over else 1)

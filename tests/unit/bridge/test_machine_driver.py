@@ -118,6 +118,17 @@ async def test_a_deadline_is_a_tick_and_one_that_moved_is_not() -> None:
     assert machine.seen == [ONE, inputs.Tick()]
 
 
+async def test_a_deadline_that_the_start_sets_is_a_tick_without_another_input() -> None:
+    machine = Machine()
+    driver = driver_of(machine, [])
+    driver.executors = {outputs.Ring: lambda _output: None}
+    machine.deadline = asyncio.get_running_loop().time()
+    driver.start()
+    machine.deadline = None
+    await settle()
+    assert machine.seen == [inputs.Tick()]
+
+
 async def test_a_call_that_is_over_takes_no_input() -> None:
     machine = Machine()
     driver = driver_of(machine, [])

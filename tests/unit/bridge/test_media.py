@@ -229,3 +229,9 @@ def test_sounds_of_a_caller(codec: Codec, samples: np.ndarray, told: set[CallerS
     }
     assert found == told
     assert not [*analyzer.feed(audio, held=True)]
+
+
+def test_audio_of_which_nothing_is_left_is_not_loud() -> None:
+    analyzer = InboundAudioAnalyzer(CallPlan("r", Codec.PCMU))
+    analyzer.feed(b"", held=False)  # all of it came faster than real time
+    assert (analyzer.since, analyzer.until) == (None, None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.bridge.route_data import DataLookup, Prepared
 from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
+from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.call.plan import Prepared as PreparedPlan
@@ -37,7 +39,12 @@ class Watch(ServerWatch):
 class Call:
     """The sessions of a call, with a fake server."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, preparation: Any = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        preparation: Any = None,
+        sideband: Sideband | None = None,
+    ) -> None:
         self.server = FakeServer(monkeypatch)
         self.fed = Fed()
         self.met: list[tuple[str, str | None]] = []
@@ -50,7 +57,7 @@ class Call:
             watch=Watch(self.met),
             others=(OTHER,),
         )
-        self.sessions = Sessions(self.fed.host, plan)
+        self.sessions = Sessions(self.fed.host, plan, sideband)
 
     def do(self, output: outputs.Output) -> None:
         """As the machine says."""
@@ -179,6 +186,34 @@ async def test_another_attempt_closes_the_session_before(monkeypatch: pytest.Mon
     assert call.server.asked == [FIRST.url, OTHER.url]
     assert call.server.sessions[0].ended == (1000, "replaced")
     assert call.fed.take() == [inputs.SessionReady("sess_2")]
+
+
+async def test_audio_that_a_lost_session_dropped_is_in_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = Call(monkeypatch)
+    await call.up()
+    call.server.sessions[0].counters.audio_dropped = 3
+    call.server.sessions[0].lost()
+    call.do(outputs.OpenSession(server=1))
+    await settle()
+    call.server.sessions[1].counters.audio_dropped = 2
+    call.sessions.finish()
+    assert call.fed.record.media.dropped_append_frames == 5
+
+
+async def test_an_application_is_told_of_the_session_that_took_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sideband = Sideband(lambda: None)
+    call = Call(monkeypatch, sideband=sideband)
+    await call.up()
+    call.do(outputs.OpenSession(standby=True))
+    await settle()
+    call.do(outputs.PromoteStandby())
+    greeting = await sideband.attach().next()
+    assert greeting is not None
+    assert json.loads(greeting)["session"]["id"] == "sess_2"
 
 
 async def test_a_session_that_comes_when_the_call_is_over_is_closed(
