@@ -188,6 +188,8 @@ class Accounts:
             call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
             self._on_registered(trunk.name, call_id)
             self._log(trunk.name, registration.succeeded(float(prm.expiration), now))
+            if registration.state is RegState.LEAVING:  # it crossed the unregistration
+                self._send_unregistration(trunk.name, registration, now)
         else:
             if not text_of(prm.rdata.wholeMsg):
                 code = 0  # nobody answered: the 408 or 503 is pjsip's own
@@ -224,19 +226,23 @@ class Accounts:
         return self._names.get(connection, ())
 
     def unregister(self) -> None:
-        """Unregister everywhere; :meth:`wait_unregistered` waits for the responses."""
+        """Register nowhere any more, and send a REGISTER that ends it (``Expires: 0``) for each
+        trunk that is registered; :meth:`wait_unregistered` waits for the responses. A further call
+        does nothing."""
         now = time.monotonic()
         for name, registration in self.registrations.items():
-            if registration.state in (
-                RegState.LEAVING,
-                RegState.GONE,
-            ) or not registration.unregister(now):
-                continue
-            try:
-                self._accounts[name, self._host, ""].setRegistration(False)
-            except pj.Error as error:
-                log.warning("trunk.unregister_failed", trunk=name, error=text_of(error.reason))
-                registration.unregistered(now)
+            left = registration.state in (RegState.LEAVING, RegState.GONE)
+            if not left and registration.unregister(now):
+                self._send_unregistration(name, registration, now)
+
+    def _send_unregistration(self, name: str, registration: Registration, now: float) -> None:
+        """Send a REGISTER with ``Expires: 0``; where it cannot be sent, log that, and count the
+        trunk as unregistered."""
+        try:
+            self._accounts[name, self._host, ""].setRegistration(False)
+        except pj.Error as error:
+            log.warning("trunk.unregister_failed", trunk=name, error=text_of(error.reason))
+            registration.unregistered(now)
 
     def wait_unregistered(self, poll: Callable[[], None]) -> None:
         """Wait for the registrars' answers, at most ``UNREGISTER_SECONDS``.

@@ -80,8 +80,9 @@ class Sounds:
         """Make a further player of a sound; None where there are ``MAX_OWN`` already."""
         if self._own >= MAX_OWN:
             return None
+        player = self._make(name)
         self._own += 1
-        return self._make(name)
+        return player
 
     def disown(self) -> None:
         """Leave the players undestroyed until the process ends, after the library was destroyed."""

@@ -30,6 +30,9 @@ RENEW_SECONDS = 60.0
 MAX_AT_ONCE = 16
 """Look-ups under way: each is a thread that the system's resolver keeps for as long as it likes."""
 
+FULL_SECONDS = 0.05
+"""Pause before another try, where ``MAX_AT_ONCE`` look-ups are under way."""
+
 MAX_KNOWN = 1024
 """Names known besides those of the configuration; beyond, the oldest is forgotten."""
 
@@ -66,13 +69,15 @@ class Names:
         self._renewal: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Resolve the names of the configuration now and every ``RENEW_SECONDS``."""
-        waits = [found for name in sorted(self._configured) if (found := self._look_up(name))]
-        if waits:
-            await asyncio.wait(waits, timeout=START_SECONDS)
-            for name in sorted(self._configured - self._known.keys()):
-                log.warning("sip.name_not_resolved", name=name)
-            self._renewal = asyncio.create_task(self._renew(), name="sip names")
+        """Resolve the names of the configuration now, for at most ``START_SECONDS``, and again
+        every ``RENEW_SECONDS`` in the background. Each that is unknown by then is logged."""
+        if not self._configured:
+            return
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._renewal = asyncio.create_task(self._renew(first), name="sip names")
+        await asyncio.wait([first], timeout=START_SECONDS)
+        for name in sorted(self._configured - self._known.keys()):
+            log.warning("sip.name_not_resolved", name=name)
 
     async def stop(self) -> None:
         """Stop resolving; look-ups under way end on their threads."""
@@ -108,12 +113,19 @@ class Names:
         if is_name(host):
             self._look_up(host)
 
-    async def _renew(self) -> None:
-        """Resolve the names of the configuration again, for ever."""
+    async def _renew(self, first: asyncio.Future[None]) -> None:
+        """Resolve the names of the configuration now and every ``RENEW_SECONDS``, for ever;
+        ``first`` is done once all have had their first answer."""
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            waits: list[asyncio.Future[list[str]]] = []
             for name in sorted(self._configured):
-                self._look_up(name)
+                while (found := self._look_up(name)) is None:
+                    await asyncio.sleep(FULL_SECONDS)
+                waits.append(found)
+            if not first.done():
+                await asyncio.wait(waits)
+                first.set_result(None)
+            await asyncio.sleep(RENEW_SECONDS)
 
     def _look_up(self, name: str) -> asyncio.Future[list[str]] | None:
         """Start to resolve a name; None where ``MAX_AT_ONCE`` are under way."""

@@ -278,11 +278,21 @@ class Bans:
         return ban is None and source in self._banned
 
     def take(self, found: Iterable[tuple[str, float, bool]], now: float) -> None:
-        """Ban sources that other processes have banned: source, seconds left, whether proven."""
-        for source, seconds, proven in found:
+        """Ban sources that other processes have banned, for at most the policy's seconds.
+
+        Not one that proved a password here within ``KNOWN_SECONDS``, unless the ban is proven; and
+        not one whose ban here is in force, unless only the new one is proven.
+
+        Args:
+            found: IP literal, seconds left, and whether nobody else can have caused it.
+        """
+        for named, seconds, proven in found:
+            source = counted(named)
             ban = self._banned.get(source)
-            known = not proven and source in self._known
-            if known or (ban is not None and (ban.proven or not proven)):
+            since = self._known.get(source)
+            known = since is not None and now - since < KNOWN_SECONDS
+            in_force = ban is not None and now < ban.until
+            if (known and not proven) or (ban is not None and in_force and ban.proven >= proven):
                 continue
             self._banned[source] = _Ban(now + min(seconds, self._policy.seconds), proven)
 
@@ -294,8 +304,9 @@ class Bans:
 
     def tick(self, now: float) -> None:
         """Drop bans that have expired. To be called about once a second."""
-        while self._banned and next(iter(self._banned.values())).until <= now:
-            self._banned.popitem(last=False)
+        # Bans of other processes are shorter, so the oldest need not be the first to expire.
+        for source in [source for source, ban in self._banned.items() if ban.until <= now]:
+            del self._banned[source]
 
     def as_json(self, now: float) -> list[dict[str, Any]]:
         """Return the bans in force, the latest first."""

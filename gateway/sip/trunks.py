@@ -326,21 +326,34 @@ class Registration:
         self.expires_at: float | None = None
         self.last_error = ""
         self._renewed = 0.0
+        """When the last 200 came (s)."""
         self._rejected = False
+        """The last failure was one that trying again soon does not mend (401, 403, ...)."""
+        self._awaits_answer = False
+        """A REGISTER counts as sent by :meth:`due`, and has no final response yet."""
 
     def due(self, now: float) -> bool:
-        """Return whether a REGISTER is to be sent now; if so, it counts as sent. ``now`` in s."""
+        """Return whether ``next_try`` has come, so that a REGISTER is to be sent now; if so, it
+        counts as sent, and ``next_try`` is None."""
         if self.next_try is None or now < self.next_try:
             return False
-        self.next_try = None
+        self.next_try, self._awaits_answer = None, True
         return True
 
     def succeeded(self, expires: float, now: float) -> RegistrationChange | None:
-        """Handle a 200 valid for ``expires`` seconds; a refresh returns None."""
+        """Handle a 200 valid for ``expires`` s: registered, and no retry is due. Return the change
+        to log; None for a refresh.
+
+        A 200 that comes after :meth:`unregister` sent nothing, to a REGISTER that was under way,
+        sets LEAVING: the caller has to send the unregistration now.
+        """
         fresh = self.state is not RegState.REGISTERED
+        self._awaits_answer = False
         self._failures, self.next_try, self.last_error = 0, None, ""
         self._renewed = now
         self.expires_at = now + expires
+        if self.state is RegState.GONE:
+            self.state, self.since = RegState.LEAVING, now
         if self.state is RegState.LEAVING or not fresh:
             return None
         self.state, self.since = RegState.REGISTERED, now
@@ -360,21 +373,33 @@ class Registration:
     def reachable(self, now: float) -> None:
         """Register at the next tick: the registrar answers again after a silence, and may have
         restarted."""
-        told = self.state is RegState.REGISTERED and self.next_try is None
+        told = (
+            self.state is RegState.REGISTERED and self.next_try is None and not self._awaits_answer
+        )
         waits = self.state is RegState.FAILED and self.next_try is not None and not self._rejected
         if told or waits:
             self.next_try = now
 
     def renew(self) -> None:
-        """Register at the next tick, before the refresh or the next try is due."""
-        if self.state in (RegState.REGISTERED, RegState.FAILED):
+        """Register at the next tick, before the refresh or the next try is due. Nothing in another
+        state than REGISTERED or FAILED, or while a REGISTER of ours has no final response."""
+        if self.state in (RegState.REGISTERED, RegState.FAILED) and not self._awaits_answer:
             self.next_try = 0.0
 
     def failed(self, code: int, reason: str, now: float) -> RegistrationChange | None:
-        """Handle a failed REGISTER; return the change to log, None while it is the same as before.
+        """Handle a failed REGISTER: FAILED, and ``next_try`` after a pause that doubles with each
+        failure in a row (2 to 60 s; 60 to 900 s for a rejection), +-25 %. Once we have
+        unregistered, nothing is tried again.
 
-        ``code`` is 0 where nobody answered.
+        Return the change to log; None for the same error as before, and once unregistered.
+
+        Args:
+            code: 0 where nobody answered.
         """
+        self._awaits_answer = False
+        if self.state in (RegState.LEAVING, RegState.GONE):
+            self.next_try = self.expires_at = None
+            return None
         rejected = self._rejected = code in _REJECTIONS
         first = REJECTED_RETRY_SECONDS if rejected else FIRST_RETRY_SECONDS
         last = LAST_REJECTED_RETRY_SECONDS if rejected else LAST_RETRY_SECONDS
@@ -385,9 +410,6 @@ class Registration:
         self.expires_at = None
         error = f"{code or ''} {reason}".strip()
         known = self.state is RegState.FAILED and self.last_error == error
-        if self.state is RegState.LEAVING:
-            self.next_try = None
-            return None
         if self.state is not RegState.FAILED:
             self.since = now
         self.state, self.last_error = RegState.FAILED, error

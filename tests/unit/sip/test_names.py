@@ -66,3 +66,16 @@ def test_a_name_that_does_not_come_holds_nobody_up(monkeypatch: pytest.MonkeyPat
         silent.set()
 
     asyncio.run(run())
+
+
+def test_more_names_than_look_ups_at_a_time() -> None:
+    named = [f"trunk{number:02}" for number in range(2 * MAX_AT_ONCE + 3)]
+    table: dict[str, list[str]] = {}
+
+    async def run() -> None:
+        names = Names(named, lambda _name: ["192.0.2.7"], table.__setitem__)
+        await names.start()
+        await names.stop()
+
+    asyncio.run(run())
+    assert sorted(table) == named

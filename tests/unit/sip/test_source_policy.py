@@ -155,6 +155,28 @@ def test_bans() -> None:
     assert not any(Bans(BanPolicy(after=0)).refused("a", 0.0, surely=True) for _ in range(99))
 
 
+def test_bans_of_other_processes() -> None:
+    bans = Bans(BanPolicy(after=1, window=10, seconds=100))
+    bans.take([("2a00:1450:4001:81b::7", 50.0, False)], 0.0)
+    assert bans.drops("2a00:1450:4001:81b::9", 1.0), "an IPv6 host is counted by its network"
+    # One that proved a password long ago is as any other.
+    bans.proved("192.0.2.1", 0.0)
+    bans.take([("192.0.2.1", 50.0, False)], 1.0)
+    assert "192.0.2.1" not in bans
+    bans.take([("192.0.2.1", 50.0, False)], KNOWN_SECONDS + 1)
+    assert "192.0.2.1" in bans
+
+
+def test_a_short_ban_behind_a_long_one_expires() -> None:
+    bans = Bans(BanPolicy(after=1, window=10, seconds=100))
+    bans.take([("192.0.2.1", 90.0, False), ("192.0.2.2", 5.0, False)], 0.0)
+    bans.take([("192.0.2.2", 50.0, False)], 6.0)
+    assert "192.0.2.2" in bans
+    bans.tick(60.0)
+    assert "192.0.2.2" not in bans
+    assert "192.0.2.1" in bans
+
+
 def test_scanners() -> None:
     assert is_scanner("friendly-scanner")
     assert is_scanner(" SIPVicious/0.3")

@@ -175,6 +175,33 @@ def test_leaving() -> None:
     assert not never.due(100)
 
 
+def test_what_crosses_the_goodbye() -> None:
+    one = Registration(lambda: 0.5)
+    assert one.due(0)
+    assert not one.unregister(1), "not registered yet"
+    assert one.succeeded(60, 2) is None
+    assert one.state is RegState.LEAVING, "now there is something to end"
+    two = Registration(lambda: 0.5)
+    assert two.due(0)
+    two.unregister(1)
+    assert two.failed(503, "", 2) is None
+    assert two.state is RegState.GONE
+    assert not two.due(1000)
+
+
+def test_no_register_beside_one_that_is_under_way() -> None:
+    one = registered(100.0)
+    one.renew()
+    assert one.due(110.0)
+    one.renew()
+    assert not one.due(111.0), "pjsip would refuse it, and that would count as a failure"
+    one.reachable(111.0)
+    assert not one.due(111.0)
+    one.succeeded(300, 112.0)
+    one.renew()
+    assert one.due(113.0)
+
+
 # ---- limits
 
 
