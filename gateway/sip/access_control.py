@@ -152,7 +152,14 @@ class AccessControl:
         self.policy.bans.tick(now)
 
     def on_connection(self, connection: int, source: str, close: Callable[[int], None]) -> None:
-        """Check a new TCP or TLS connection; call ``close`` now or later if it is not allowed."""
+        """Check a new TCP or TLS connection: one that is not allowed is logged and closed by
+        ``close``. One too many of a trunk's address closes that address's longest silent one
+        instead.
+
+        Args:
+            connection: pjsip's handle.
+            source: IP literal of its other end.
+        """
         now, source = time.monotonic(), plain(source)
         rule = self.connections.opened(connection, source, now)
         if rule:
@@ -164,8 +171,8 @@ class AccessControl:
             close(longest)
 
     def close_idle(self, now: float, close: Callable[[int], None]) -> None:
-        """Close connections that have been silent for too long. To be called about once a
-        second."""
+        """Close and log connections of strangers that have been silent for too long. To be called
+        about once a second."""
         for connection, source, rule in self.connections.overdue(now):
             self.refusals.note(rule, source, now)
             self.connections.closed(connection)
@@ -174,7 +181,7 @@ class AccessControl:
     def on_message(self, received: ReceivedMessage) -> Decision:
         """Decide on a message before pjsip's own layers read it: pass, drop or answer it.
 
-        One that passes keeps its connection open.
+        One that passes keeps its connection open: its idle time begins anew.
         """
         decision = self._on_message(received)
         if decision == PASS:
@@ -182,7 +189,17 @@ class AccessControl:
         return decision
 
     def _on_message(self, received: ReceivedMessage) -> Decision:
-        """Check form, source, credentials and limits of a message, in this order."""
+        """Decide on a request, or by :meth:`_on_response` on a response.
+
+        In this order: bans; unreadable numbers of an INVITE (taken without them); source and
+        credentials (both only outside of dialogs); form, where a BYE, CANCEL or ACK is taken
+        without what is wrong, and others are refused; repair of its SDP. Then within a dialog the
+        rate, required extensions and methods that pjsua does not answer, and a REFER that has to
+        wait; outside of one, extensions of anything but an INVITE.
+
+        Sets ``found`` and ``chosen``. DROP is also the answer where another message was processed
+        in its place.
+        """
         if received.status:
             return self._on_response(received)
         self.current = self.found = self.chosen = None
@@ -239,7 +256,9 @@ class AccessControl:
         return PASS
 
     def on_request(self, received: ReceivedMessage) -> Decision:
-        """Decide on a new request outside of dialogs, just before pjsua."""
+        """Decide on a new request outside of dialogs, just before pjsua: refuse methods that need a
+        dialog or are not supported, then INVITEs beyond the limits of their source, then those
+        whose offer has no audio line that can be answered. Sets ``current``."""
         self.current = received
         method = received.method
         reply = reply_outside_dialog(method)
@@ -258,7 +277,13 @@ class AccessControl:
         return PASS
 
     def on_unread(self, unread: UnparsedMessage) -> bytes:
-        """Return the answer to a message that pjsip's parser rejected; empty for none."""
+        """Return the answer to a message that pjsip's parser rejected; empty for none.
+
+        None for a banned source. If it can be read after a repair, tried from bad Via and lacking
+        user or host to leaving out fields, pjsip processes that instead, and there is none either.
+        Else it is logged and refused: with 400 or 513, or as the policy for strangers says, which
+        counts towards a ban.
+        """
         now, source = time.monotonic(), plain(unread.source)
         found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
         if found is None and self.policy.bans.drops(source, now):
@@ -288,15 +313,20 @@ class AccessControl:
         return self._answers.refuse_unread(unread, rule, code, now)
 
     def _take_stripped(self, came: ReceivedMessage | UnparsedMessage, data: bytes) -> bool:
-        """Have pjsip process a malformed BYE, CANCEL or ACK without the parts that are wrong."""
+        """Have pjsip process a malformed BYE, CANCEL or ACK of a known dialog or transaction
+        without the parts that are wrong; return whether it does."""
         if method_of(data) not in REDUCIBLE:
             return False
         less = reduced_requests(data, came.source, came.port, came.transport)
         return any(self._process_instead(message, known_only=True) for message in less)
 
     def _process_instead(self, message: bytes, *, known_only: bool) -> bool:
-        """Have pjsip process another message in place of the current one; return whether it
-        does."""
+        """Have pjsip process another message in place of the current one; return whether it does.
+        False for an empty one, and within such a replacement.
+
+        Args:
+            known_only: only if it belongs to a dialog or transaction of ours.
+        """
         if not message or self._instead:
             return False
         self._instead = True
@@ -306,8 +336,13 @@ class AccessControl:
             self._instead = False
 
     def _on_response(self, received: ReceivedMessage) -> Decision:
-        """Check a response: its form, the addresses in its SDP, and who challenges for a
-        password."""
+        """Decide on a response: pass it; drop a malformed one, or have pjsip process a repaired or
+        reduced one in its place.
+
+        SDP with a forbidden RTP address is emptied and logged, other SDP repaired. A 491 or 500 to
+        an INVITE or UPDATE is taken for a 503, so that a session refresh is tried again; a 401 or
+        407 of a foreign server for a 403, so that it gets no digest.
+        """
         if self._process_instead(without_bad_via(received.message), known_only=False):
             return DROP
         message = received.message.decode("utf-8", "replace")
@@ -335,6 +370,7 @@ class AccessControl:
         return PASS
 
     def _attribute(self, received: ReceivedMessage) -> Attribution | None:
+        """Return the trunk that a request belongs to; None for an unknown source."""
         return self._trunks.attribute(
             received.source, received.port, received.reliable, received.request_uri
         )
@@ -371,7 +407,8 @@ class _Answers:
         return self.answer(source, reply, now)
 
     def remember(self, received: ReceivedMessage, rule: str, code: int) -> None:
-        """Keep the rule by which an INVITE was refused, for a query by its Call-ID."""
+        """Keep rule and code by which an INVITE was refused, for a query by its Call-ID. Nothing
+        for other methods, or without a Call-ID."""
         if received.method != "INVITE" or (found := _CALL_ID.search(received.message)) is None:
             return
         fields = {
@@ -385,7 +422,9 @@ class _Answers:
         self._refusals.invites[found[1].decode("utf-8", "replace")] = fields
 
     def refuse_unread(self, unread: UnparsedMessage, rule: str, code: int, now: float) -> bytes:
-        """Log that a message could not be read; return the answer, empty for none."""
+        """Log that a message could not be read; return the answer: empty if ``code`` is 0, if no
+        response is due to it, or if its source has had ``ANSWERS_PER_SECOND`` already. ``now`` in
+        s."""
         source, method = plain(unread.source), method_of(unread.data)
         answer = (
             response_to_unparsed(unread.data, code, unread.source, unread.port) if code else b""
@@ -402,7 +441,8 @@ class _Answers:
         return answer
 
     def answer(self, source: str, reply: Reply, now: float) -> Decision:
-        """Answer a request that is not let in, unless its source had too many answers already."""
+        """Return the decision to answer a request that is not let in; DROP where the reply has no
+        code, or its source has had ``ANSWERS_PER_SECOND`` already, which is counted."""
         if not reply.code:
             return DROP
         if not self._requests.take(counted(source), ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
@@ -411,7 +451,8 @@ class _Answers:
         return self.decision(reply)
 
     def decision(self, reply: Reply) -> Decision:
-        """Return a reply as a :class:`Decision`."""
+        """Return a reply as a :class:`Decision`, with its challenges, its own field, and
+        Retry-After for a 503."""
         headers = [("WWW-Authenticate", value) for value in reply.challenges]
         if reply.header is not None:
             headers.append(reply.header)
@@ -439,7 +480,13 @@ class _RequestLimits:
         self._within_calls = SourceBuckets()
 
     def rule_within_call(self, method: str, call: str, now: float) -> str:
-        """Return the rule that a request within a call exceeds; empty for none."""
+        """Return the rule that a request within a call exceeds, "" for none; counts the request.
+        ACK, BYE, CANCEL and PRACK have no limit.
+
+        Args:
+            call: its SIP Call-ID.
+            now: s.
+        """
         if method in _UNLIMITED or self._within_calls.take(
             call, REQUESTS_PER_SECOND, REQUESTS_AT_ONCE, now
         ):
@@ -449,7 +496,12 @@ class _RequestLimits:
     def refusal(
         self, received: ReceivedMessage, found: Attribution | None, now: float
     ) -> tuple[str, Reply] | None:
-        """Return the rule by which a new INVITE is refused, and the answer; None for neither."""
+        """Return the rule by which a new INVITE is refused, and the answer; None where it is not.
+
+        In this order: Session-Expires below the minimum (422), concurrent calls (486), calls
+        without an ACK (503), calls per second (503), which counts this one; the limits are its
+        trunk's, or those of strangers, each source by itself.
+        """
         if self._min_session and session_interval(received.message) < self._min_session:
             # pjsua would say so as well, but after it has told of the call.
             rule = f"Session-Expires below {self._min_session}"
@@ -470,8 +522,8 @@ class _RequestLimits:
 
 
 def _content_length_flaw(received: ReceivedMessage, headers: Headers) -> InvalidMessage | None:
-    """Return 400 for a datagram shorter than its Content-Length says (RFC 3261 section 18.3), or
-    None."""
+    """Return 400 for a UDP datagram whose body is shorter than its Content-Length says (RFC 3261
+    section 18.3); None otherwise, and where there is no readable Content-Length."""
     length = first_of(headers, "content-length")
     _head, end, body = received.message.partition(b"\r\n\r\n")
     if received.reliable or not end or not (length.isascii() and length.isdigit()):

@@ -67,14 +67,16 @@ class Account(pj.Account):  # type: ignore[misc]
         self._accounts = accounts
 
     def onIncomingCall(self, prm: Any) -> None:  # noqa: N802
-        """Handle an INVITE for which pjsua has made a call."""
+        """Handle an INVITE for which pjsua has made a call; an exception is logged and goes no
+        further."""
         try:
             self._accounts.on_call(self, prm)
         except Exception:
             log.exception("sip.callback_failed", callback="onIncomingCall")
 
     def onRegState(self, prm: Any) -> None:  # noqa: N802
-        """Handle a registrar's response to REGISTER, or its absence."""
+        """Handle a registrar's final response to REGISTER, or its absence; an exception is logged
+        and goes no further."""
         try:
             if self.trunk is not None:
                 self._accounts.on_registrar(self.trunk, prm)
@@ -123,7 +125,9 @@ class Accounts:
         self._impossible: set[tuple[str, str, str]] = set()
 
     def open(self) -> None:
-        """Make the accounts. Raises ``pj.Error`` when the library has no place for them."""
+        """Make the account for calls of no trunk and one for each trunk; those with a registrar,
+        and ``registers``, are registered from the next tick on. Raises ``pj.Error`` when the
+        library has no place for them."""
         self._make(None, self._host, default=True)
         for trunk in self._trunks.all:
             self._make(trunk, self._host)
@@ -131,9 +135,14 @@ class Accounts:
                 self.registrations[trunk.name] = Registration(random.random)
 
     def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
-        """Return the account for a call of ``trunk`` whose INVITE came to our address ``local``.
+        """Return the account for a call of ``trunk`` (None: of no trunk) whose INVITE came to our
+        address ``local``; made now if it is needed for that address or Contact.
 
-        ``transport`` is that of the INVITE; a call that we place uses the trunk's.
+        The trunk's first account, where the library has no place or has failed to make one.
+
+        Args:
+            local: "" for a call that we place.
+            transport: of the INVITE; "" for the trunk's, or udp.
         """
         known = _specific(local)
         host = known or self._host
@@ -152,13 +161,15 @@ class Accounts:
         return found or self._accounts[name, self._host, ""]
 
     def from_uri(self, trunk: Trunk | None, caller_id: str = "") -> str:
-        """Return the From URI of calls to this trunk: the caller ID at our domain there."""
+        """Return the From URI of calls to this trunk: ``caller_id``, else the trunk's, else our
+        user there, at the registrar's host, or at our own address."""
         user = caller_id or (trunk.caller_id if trunk else "") or self._user(trunk)
         host = bracketed(host_of(trunk.registrar)) if trunk else ""
         return f"sip:{user}@{host or self._own}"
 
     def tick(self, now: float) -> None:
-        """Send the REGISTERs that are due. To be called about once a second."""
+        """Send the REGISTERs that are due; one that cannot be sent counts as failed. To be called
+        about once a second, but not while draining."""
         for name, registration in self.registrations.items():
             if not registration.due(now):
                 continue
@@ -172,8 +183,14 @@ class Accounts:
         self.registrations[name].renew()
 
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
-        """Handle a registrar's final response to a REGISTER, or pjsip's 408 or 503 where none
-        came."""
+        """Handle a registrar's final response to a REGISTER, or pjsip's 408 or 503 where none came;
+        logs what changes.
+
+        A 2xx with an expiry: registered, and the source address is known as the registrar's;
+        ``on_registered`` is called. If we have unregistered meanwhile, the unregistration is sent
+        now. Anything else, a 2xx without expiry included: failed. After an unregistration any
+        response ends it.
+        """
         now = time.monotonic()
         registration = self.registrations.get(trunk.name)
         if registration is None:
@@ -196,13 +213,19 @@ class Accounts:
             self._log(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
     def on_reachable(self, trunk: Trunk) -> None:
-        """Register again at a trunk that answers after a silence."""
+        """Register again at a trunk that answers OPTIONS after a silence; see
+        :meth:`Registration.reachable`."""
         registration = self.registrations.get(trunk.name)
         if registration is not None:
             registration.reachable(time.monotonic())
 
     def on_connection(self, prm: Any) -> None:
-        """Handle a TCP or TLS connection that was opened or closed."""
+        """Handle a TCP or TLS connection that was opened or closed.
+
+        Opened, for TLS: keep its peer's address and certificate names. Closed: registrations by
+        that transport are renewed soon, of those whose registrar it was with, or of all where its
+        peer is not known (TCP).
+        """
         transport, handle = str(prm.type).lower()[:3], int(prm.hnd)
         if prm.state == pj.PJSIP_TP_STATE_CONNECTED:
             if transport == "tls":  # pjsua tells whose it is for TLS only, and only now
@@ -222,7 +245,8 @@ class Accounts:
                 registration.disconnected(now, surely=bool(remote))
 
     def names_of(self, connection: int) -> tuple[str, ...]:
-        """Return the names in the verified certificate of a connection's peer, in lower case."""
+        """Return the names in the verified certificate of a TLS connection's peer, in lower case;
+        empty for others. ``connection`` is pjsip's handle."""
         return self._names.get(connection, ())
 
     def unregister(self) -> None:
@@ -245,7 +269,8 @@ class Accounts:
             registration.unregistered(now)
 
     def wait_unregistered(self, poll: Callable[[], None]) -> None:
-        """Wait for the registrars' answers, at most ``UNREGISTER_SECONDS``.
+        """Wait for the registrars' answers, at most ``UNREGISTER_SECONDS``; each that is missing
+        then is logged. Blocks the SIP thread, but for ``poll``.
 
         Args:
             poll: handles pjsip's events, for a few ms.
@@ -263,7 +288,7 @@ class Accounts:
             log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 
     def shut_down(self) -> None:
-        """Delete the accounts in pjsua2."""
+        """Delete the accounts in pjsua2, before the library is destroyed."""
         for account in self._accounts.values():
             account.shutdown()
 
@@ -274,7 +299,8 @@ class Accounts:
             account.this.disown()
 
     def _log(self, name: str, change: RegistrationChange | None) -> None:
-        """Log a change of a trunk's registration; None: nothing to log."""
+        """Log a change of a trunk's registration, a failure with the keys to check; None: nothing
+        to log."""
         if change is None:
             return
         fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
@@ -293,13 +319,19 @@ class Accounts:
             )
 
     def _user(self, trunk: Trunk | None) -> str:
-        """Return the user of our URI towards a trunk."""
+        """Return the user of our URI towards a trunk: its ``username``, else ``sip.user``."""
         return (trunk.username if trunk else "") or self._settings.user
 
     def _make(
         self, trunk: Trunk | None, host: str, contact: str = "", *, default: bool = False
     ) -> Account:
-        """Create an account of a trunk, or of no trunk, bound to an address of ours."""
+        """Create an account of a trunk, or of no trunk, and keep it. Raises ``pj.Error``.
+
+        Args:
+            host: our address that its RTP is bound to; "" for any.
+            contact: the Contact to use; "" for the one that pjsua makes.
+            default: pjsua's account for what belongs to no other.
+        """
         settings = self._settings
         config = pj.AccountConfig()
         config.sipConfig.contactForced = contact
@@ -332,7 +364,8 @@ class Accounts:
         return account
 
     def _fill(self, config: Any, trunk: Trunk) -> None:
-        """Set identity, registrar, proxy and credentials of a trunk's account."""
+        """Set identity, registrar (pjsua registers only when told, and repeats nothing by itself),
+        proxy, credentials and SRTP of a trunk's account."""
         config.idUri = f"sip:{self._user(trunk)}@{bracketed(host_of(trunk.registrar)) or self._own}"
         through = trunk.uri_parameters
         if trunk.registrar:
@@ -368,7 +401,7 @@ def header_vector(headers: Mapping[str, str]) -> Any:
 
 
 def _secure_media(config: Any, security: Security) -> None:
-    """Set the SRTP policy and keying of an account."""
+    """Set the SRTP policy and keying of an account's media configuration."""
     config.srtpUse = _SRTP[security.srtp]
     config.srtpSecureSignaling = 0  # who wants SDES kept secret says transport = "tls"
     keyings = pj.IntVector()
@@ -382,7 +415,8 @@ def _secure_media(config: Any, security: Security) -> None:
 
 
 def _names_in(tls: Any) -> tuple[str, ...]:
-    """Return the names of a verified certificate by its subjectAltName (RFC 5922 section 7.1)."""
+    """Return the names in a certificate's subjectAltName (RFC 5922 section 7.1), in lower case;
+    empty unless the handshake is done and the certificate was verified."""
     if tls.isEmpty() or not tls.established or tls.verifyStatus:
         return ()
     names = tls.remoteCertInfo.subjectAltName

@@ -44,8 +44,8 @@ class Sounds:
         self._own = 0
 
     def get(self, name: str) -> Any:
-        """Return the shared player of a built-in sound or WAV file; None, with a warning,
-        without one."""
+        """Return the shared player of a built-in sound or WAV file, made at first use; None where
+        it cannot be made, which is logged once and remembered."""
         if name not in self._players:
             try:
                 self._players[name] = self._make(name)
@@ -56,8 +56,9 @@ class Sounds:
         return self._players[name]
 
     def take(self, name: str) -> Any:
-        """Return a player of a sound's beginning for one call, or the shared one when there are
-        too many."""
+        """Return a player for one call, at the sound's beginning; the shared one, wherever it is,
+        when ``MAX_OWN`` are taken or another cannot be made; None where the sound cannot be
+        played."""
         if self.get(name) is None:
             return None
         idle = self._idle.setdefault(name, [])
@@ -72,12 +73,14 @@ class Sounds:
         return self.get(name) if player is None else player
 
     def give_back(self, name: str, player: Any) -> None:
-        """Return a player that a call no longer needs."""
+        """Take back a call's own player of a sound, for the next call; nothing for None or the
+        shared one."""
         if player is not None and player is not self._players.get(name):
             self._idle.setdefault(name, []).append(player)
 
     def _one_more(self, name: str) -> Any:
-        """Make a further player of a sound; None where there are ``MAX_OWN`` already."""
+        """Make a further player of a sound; None where there are ``MAX_OWN`` already. Raises as
+        :meth:`_make`."""
         if self._own >= MAX_OWN:
             return None
         player = self._make(name)
@@ -92,7 +95,8 @@ class Sounds:
                 player.this.disown()
 
     def _make(self, name: str) -> Any:
-        """Make a player of a built-in sound or a WAV file. Raises SoundError, ``pj.Error``."""
+        """Make a player of a built-in sound or a WAV file's path. Raises SoundError, OSError,
+        ``pj.Error``."""
         if name not in (*BUILT_IN, MILLIWATT):
             check_wav(Path(name))
             return _play(name)
@@ -110,7 +114,8 @@ def _play(path: str) -> Any:
 
 
 class ConferenceLink:
-    """Connections of a call's stream in the conference bridge. Lives on the SIP thread.
+    """What a call's stream is connected with in the conference bridge: our port with the session's
+    audio, another call, a sound. Lives on the SIP thread.
 
     Args:
         packet_wait_ms: how long a missing RTP packet of the peer is waited for.
@@ -148,8 +153,8 @@ class ConferenceLink:
         self._player: Any = None
 
     def wire(self, media: Any) -> None:
-        """Connect a stream that came up, or was replaced, with everything that the call is
-        joined to."""
+        """Connect a stream that came up, or was replaced, with everything that the call is joined
+        to: our port, the partner, the sound that plays."""
         if self.media is not None and self.media.getPortId() != media.getPortId():
             self._forget_stream()
         if self.media is None:
@@ -158,7 +163,8 @@ class ConferenceLink:
         self.play(self._sound)
 
     def take_port(self, audio: CallAudio) -> None:
-        """Take a port of the bridge for ``audio``, unless the call has one."""
+        """Take a port of the bridge for ``audio``, unless the call has one. Raises ``pj.Error``
+        when the bridge is full."""
         if self.port is None:
             self.port, self._audio = self._pool.take(audio), audio
             self._tap()
@@ -169,7 +175,8 @@ class ConferenceLink:
         return None if self._audio is None else self._audio.uplink.counts
 
     def await_keys(self, waiting: bool) -> None:
-        """Hold playout while SRTP has no keys."""
+        """Pause playout while SRTP has no keys, or resume it (False); also that of an audio that
+        comes later."""
         self._without_keys = waiting
         if self._audio is not None:
             self._audio.playout.await_keys(waiting)
@@ -180,7 +187,8 @@ class ConferenceLink:
         self._update_hold()
 
     def _update_hold(self) -> None:
-        """Send RTP or hold it back: before the peer asked for audio, even silence is traffic.
+        """Let the stream send RTP, or nothing at all, not even silence: it sends once the peer is
+        there (``may_send``) or a sound plays.
 
         Before the ACK, the library's own gate decides where RTP may go.
         """
@@ -190,13 +198,15 @@ class ConferenceLink:
             pj.nativeHoldStream(self._stream, held)
 
     def stream_created(self, stream: int) -> None:
-        """Attach to a new stream; unless held, it sends from its first frame on."""
+        """Attach to a new stream, given by its address, before its first frame: uplink, playout,
+        and whether it may send."""
         self._stream, self._send_held = stream, False
         self._tap()
         self._update_hold()
 
     def _tap(self) -> None:
-        """Connect the stream's packets with the uplink, and its state with playout."""
+        """Have the stream's packets go to the uplink of our audio, or of ``logged``, and to a
+        simulated bad line if there is one; nothing without an audio."""
         audio = self._audio or self.logged
         if audio is None:
             return
@@ -207,7 +217,7 @@ class ConferenceLink:
                 audio.line.attach(self._stream)
 
     def stream_destroyed(self, stream: int) -> None:
-        """Detach from a stream that was removed."""
+        """Detach from a stream that was removed; nothing if another one has come since."""
         if stream == self._stream:
             self._stream = 0
             self._forget_stream()
@@ -219,7 +229,7 @@ class ConferenceLink:
         self.media = self._playing = None
 
     def at(self, slot: int) -> bool:
-        """Return whether a slot of the bridge is this call's."""
+        """Return whether a slot of the bridge is our stream's or our port's."""
         ends = (self.media, self.port)
         return any(one is not None and int(one.getPortId()) == slot for one in ends)
 
@@ -229,7 +239,8 @@ class ConferenceLink:
             self._connections.disconnect_all(self.media)
 
     def close(self) -> None:
-        """Give back port and player after pjsua has removed the call's stream."""
+        """Give back port and player after pjsua has removed the call's stream, and part from the
+        partner, whose session hears its own peer alone again if it listened."""
         self._forget_stream()
         self._sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
@@ -248,7 +259,9 @@ class ConferenceLink:
             self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
-        """Play a sound to the peer in addition to everything else; "" stops it."""
+        """Play a sound to the peer in a loop, beside everything else, from its beginning, in place
+        of the one before; "" stops it. The built-in echo returns the peer's own audio. Without a
+        stream, or on hold, it begins when that is connected."""
         if sound != self._sound or self._player is None:
             self._sounds.give_back(self._sound, self._player)
             self._player = self._sounds.take(sound) if sound not in ("", ECHO) else None
@@ -266,9 +279,9 @@ class ConferenceLink:
     def join(self, other: ConferenceLink, listen: bool, level: float | None = None) -> None:
         """Let both peers hear each other; with ``listen``, our own port hears both, else nobody.
 
-        The other call gives its port back. With ``level``, a factor, each peer hears the other at
-        that volume, and each port hears its own peer only. A former partner, whose call may go on,
-        is disconnected.
+        Without ``level`` the other call gives its port back. With it, a factor, each peer hears the
+        other at that volume, and each port hears its own peer only. A former partner, whose call
+        may go on, is disconnected.
         """
         if self.partner is not None and self.partner is not other:
             self._part_from(self.partner)
@@ -290,13 +303,15 @@ class ConferenceLink:
                     self._connections.disconnect(other, one)
 
     def hear_fully(self) -> None:
-        """Let our peer hear the partner's at full volume from now on."""
+        """Let our peer hear the partner's at full volume from now on; nothing unless they were
+        joined with a level."""
         if self._level is not None:
             self._level = 1.0
             self._connect()
 
     def take_over(self, other: ConferenceLink) -> None:
-        """Take over port, audio, partner and sound of the other call."""
+        """Take over port, audio, partner and sound of the other call, which keeps its stream; sound
+        and partner are heard by our peer from now on."""
         partner, other.partner = other.partner, None
         if partner is not None:
             other._part_from(partner)
@@ -313,12 +328,14 @@ class ConferenceLink:
             self.play(other._sound)
 
     def hold(self, held: bool) -> None:
-        """Disconnect the session from a peer that holds us, whose music it should not hear."""
+        """Note that the peer holds us (True): the session hears silence instead of its music, and
+        nothing is connected anew; or has resumed."""
         self._held = held
         self._listen()
 
     def _connect(self) -> None:
-        """Connect stream, partner and port as the state of the call requires."""
+        """Connect stream, partner and port as the state of the call requires, and set where the
+        session's audio is taken from. Nothing without a stream, or on hold."""
         media, partner, port = self._connectable, self.partner, self.port
         if media is None:
             return
@@ -347,7 +364,8 @@ class ConferenceLink:
         return None if self._held else self.media
 
     def _source(self) -> Source:
-        """Return where the session's audio comes from.
+        """Return where the session's audio comes from: nobody on hold, without an audio, or while
+        joined calls are not listened to; the bridge while they are; else the audio's own source.
 
         The bridge decodes a stream only while something is connected to it; otherwise the call's
         packets go to the session undecoded.

@@ -68,7 +68,8 @@ class InviteCallbacks:
 
 @dataclass(eq=False)
 class Incoming:
-    """Handles requests while pjsua looks at them, on the SIP thread."""
+    """Handles requests while pjsua looks at them: accounts, connections, refusals, and a leg for
+    each new call. On the SIP thread."""
 
     services: CallServices
     access: AccessControl
@@ -81,7 +82,8 @@ class Incoming:
         self._refused(RejectedInvite(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
     def on_sdp_rejected(self, received: ReceivedMessage, rejection: SdpRejection) -> None:
-        """Report a new INVITE whose offer was refused."""
+        """Report a new INVITE whose offer was refused (``on_refused``), with code and end reason of
+        the rejection."""
         message = received.message.decode("utf-8", "replace")
         invite = self._facts_of(message, f"{bracketed(received.source)}:{received.port}")
         self._refused(
@@ -89,7 +91,8 @@ class Incoming:
         )
 
     def on_rejected(self, prm: Any) -> None:
-        """Report an INVITE that pjsua has refused by itself."""
+        """Report an INVITE that pjsua has refused by itself; a 503 as no call or RTP port being
+        free."""
         message = text_of(prm.rdata.wholeMsg)
         invite = self._facts_of(message, text_of(prm.rdata.srcAddress)) if message else None
         code, reason = int(prm.statusCode), text_of(prm.reason)
@@ -98,8 +101,8 @@ class Incoming:
         self._refused(RejectedInvite(invite, code, reason))
 
     def _refused(self, refused: RejectedInvite) -> None:
-        """Report a refusal below the application; a request that could not be read is only
-        counted."""
+        """Report a refusal below the application to ``on_refused``, on the event loop. One with 400
+        or 500 is of a request that could not be read, and is only counted and logged."""
         if refused.code in _UNREADABLE:
             source = "" if refused.invite is None else refused.invite.source.rpartition(":")[0]
             rule = f"INVITE that cannot be read: {refused.code}"
@@ -108,7 +111,8 @@ class Incoming:
             self.services.thread.to_loop(self.callbacks.on_refused, refused)
 
     def on_connection(self, prm: Any) -> None:
-        """Register a TCP or TLS connection that was opened or closed."""
+        """Handle a TCP or TLS connection that was opened or closed: tell the accounts, and count
+        it; an incoming one that is not allowed is closed."""
         self.accounts.on_connection(prm)
         handle = int(prm.hnd)
         if prm.state != pj.PJSIP_TP_STATE_CONNECTED:
@@ -117,7 +121,9 @@ class Incoming:
             self.access.on_connection(handle, source, pj.nativeShutConnection)
 
     def account_for(self, rdata: Any) -> Account:
-        """Return the account that answers an incoming request, and set the codecs of its call."""
+        """Return the account that answers an incoming request, and set the codecs of the SDP of its
+        call: the first of the trunk's that is offered; without an offer all of the trunk's; for no
+        trunk G.711."""
         message, source = text_of(rdata.wholeMsg), text_of(rdata.srcAddress)
         found = self._attribute(message, source)
         trunk = None if found is None else found.trunk
@@ -134,7 +140,8 @@ class Incoming:
         return self.accounts.of(trunk, current.local, current.transport)
 
     def _attribute(self, message: str, source: str) -> Attribution | None:
-        """Return the trunk that a request is attributed to; None for an unknown source."""
+        """Return the trunk that a request is attributed to, as access control has found it; else by
+        source and Request-URI. None for an unknown source."""
         if self.access.current is not None:
             return self.access.found
         host, _, port = source.rpartition(":")
@@ -142,14 +149,16 @@ class Incoming:
 
     def _offered(self, message: str) -> tuple[Codec, ...] | None:
         """Return the codecs of the audio line that will be answered, or else those of the whole
-        offer."""
+        offer; None without an offer."""
         chosen = self.access.chosen
         if self.access.current is not None and isinstance(chosen, MediaLine):
             return chosen.codecs
         return offered_codecs(message)
 
     def _facts_of(self, message: str, source: str) -> Invite:
-        """Return the :class:`Invite` of a message that pjsua handles, with its trunk."""
+        """Return the :class:`Invite` of a message that pjsua handles, with its trunk. ``offered``
+        has only codecs that the trunk allows, in the trunk's order; for no trunk G.711 in the order
+        of the offer."""
         found = self._attribute(message, source)
         current = self.access.current
         how = "" if found is None else found.how
@@ -201,7 +210,9 @@ class Incoming:
             self.services.thread.to_loop(self.callbacks.on_refused, refused)
 
     def _announce(self, call: SipCall, message: str, source: str) -> None:
-        """Bind a call to a new leg, send 100 Trying, and report the leg to the application."""
+        """Bind a call to a new leg, count it with its party, send 100 Trying, and report the leg
+        (``on_arrival`` at once, ``on_invite`` on the event loop). RTP may be sent before the ACK
+        only to a source that has registered us or shown credentials."""
         found = self._attribute(message, source)
         invite = self._facts_of(message, source)
         self.callbacks.on_arrival(invite)
@@ -216,7 +227,8 @@ class Incoming:
 
 
 class Endpoint(pj.Endpoint):  # type: ignore[misc]
-    """Callbacks of pjsua that concern no call."""
+    """Callbacks of pjsua that concern no call. Each passes to ``incoming``, and does nothing while
+    that is None."""
 
     incoming: Incoming | None = None
     """Who answers; None while the library is being set up."""
@@ -226,7 +238,8 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
         self._guard("onRejectedIncomingCall", lambda incoming: incoming.on_rejected(prm))
 
     def onSelectAccount(self, prm: Any) -> None:  # noqa: N802
-        """Choose the account for a request outside of a dialog."""
+        """Choose the account for a request outside of a dialog, and with it the codecs of its
+        SDP."""
 
         def select(incoming: Incoming) -> None:
             prm.accountIndex = incoming.account_for(prm.rdata).getId()
@@ -259,7 +272,8 @@ _SOCKETS_PER_CALL = 2
 
 
 class RecentInvites:
-    """Remembers new INVITEs, before a call is made of them.
+    """Remembers new INVITEs before a call is made of them: how many lately, for the library's
+    socket handles, and which, for repeats.
 
     Args:
         handles: sockets that the library's media queue holds.
@@ -273,7 +287,8 @@ class RecentInvites:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def exhausted(self, now: float) -> bool:
-        """Return whether one more call might find no handle for its sockets. ``now`` in s."""
+        """Return whether one more call might find no handle for its sockets: of the calls admitted
+        within ``HANDLE_REST_SECONDS``, too many may still hold theirs. ``now`` in s."""
         while self._admitted and self._admitted[0] <= now - HANDLE_REST_SECONDS:
             self._admitted.popleft()
         return len(self._admitted) >= self._most
@@ -283,7 +298,8 @@ class RecentInvites:
         self._admitted.append(now)
 
     def is_repeat(self, identity: str, now: float) -> bool:
-        """Return whether this INVITE came before (RFC 6026 section 7.1); remember it if not."""
+        """Return whether this INVITE came within ``REPEAT_SECONDS`` (RFC 6026 section 7.1);
+        remember it if not. ``identity`` is of :func:`_identity_of`, ``now`` in s."""
         while self._seen:
             oldest, at = next(iter(self._seen.items()))
             if at > now - REPEAT_SECONDS and len(self._seen) < MAX_REMEMBERED:
@@ -323,7 +339,8 @@ class CapacityCheck:
         self._unavailable = Decision(503, (("Retry-After", str(retry_after)),))
 
     def decide(self, received: ReceivedMessage) -> Decision:
-        """Decide on a new request outside of dialogs: pass, drop, or refuse with 503."""
+        """Decide on a new request outside of dialogs: an INVITE by :meth:`_on_invite`; an OPTIONS
+        gets 503 while ``unready()``; anything else passes."""
         if received.method == "INVITE":
             return self._on_invite(received.message.decode("utf-8", "replace"))
         if received.method == "OPTIONS" and self._unready():
@@ -331,7 +348,8 @@ class CapacityCheck:
         return PASS
 
     def _on_invite(self, message: str) -> Decision:
-        """Drop a repeated INVITE; refuse a new one with 503 where no call is free."""
+        """Drop a repeated INVITE; refuse a new one with 503 and Retry-After, and report it
+        (``on_refused``), where no call or socket handle is free; else count it and pass it."""
         now = time.monotonic()
         identity = _identity_of(message)
         if identity and self._arrivals.is_repeat(identity, now):
@@ -344,7 +362,8 @@ class CapacityCheck:
 
 
 def _identity_of(message: str) -> str:
-    """Return what identifies the copies of one INVITE; empty when that cannot be read."""
+    """Return what identifies the copies of one INVITE: its first Via, From, Call-ID and CSeq; empty
+    when one of them is missing."""
     headers = headers_of(message)
     if any(name not in headers for name in ("via", "from", "call-id", "cseq")):
         return ""

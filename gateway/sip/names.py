@@ -119,7 +119,7 @@ class Names:
         while True:
             waits: list[asyncio.Future[list[str]]] = []
             for name in sorted(self._configured):
-                while (found := self._look_up(name)) is None:
+                while (found := self._look_up(name)) is None:  # noqa: ASYNC110 (no event tells)
                     await asyncio.sleep(FULL_SECONDS)
                 waits.append(found)
             if not first.done():

@@ -51,7 +51,7 @@ DROP = Decision(0)
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message that pjsip has parsed and pjsua has not seen."""
+    """A SIP message that pjsip has parsed and pjsua has not seen."""
 
     source: str
     """IP literal."""
@@ -161,7 +161,8 @@ class Signalling:
         return int(self._native.errors())
 
     def tick(self) -> None:
-        """Log new :attr:`errors`. To be called once a second."""
+        """Log how many :attr:`errors` have come since the last tick; nothing if none. To be called
+        once a second."""
         if (errors := self.errors) != self._errors:
             log.error("sip.not_told", count=errors - self._errors, advice="a black box lacks it")
             self._errors = errors
@@ -187,10 +188,8 @@ class Signalling:
         return bool(self._native.receiveInstead(message, known_only))
 
     def keep_message(self) -> int:
-        """Keep a copy of the current message for :meth:`process_kept`; return its number.
-
-        0 when too many are kept already.
-        """
+        """Keep a copy of the current message for :meth:`process_kept`, which the decision then has
+        to drop; return its number, 0 when too many are kept already."""
         return int(self._native.hold())
 
     def process_kept(self, number: int) -> bool:
@@ -199,15 +198,14 @@ class Signalling:
         return bool(self._native.resume(number))
 
     def watch_bye(self, call: Any) -> int:
-        """Watch the BYE that is about to be sent for a ``pj.Call``; return its number for
-        ``on_bye``.
-
-        0 when the call has no dialog any more.
-        """
+        """Watch the BYE that is about to be sent for a ``pj.Call``; return the number that
+        ``on_bye`` is told with its outcome. 0 when the call has no dialog any more: ``on_bye`` is
+        not called then."""
         return int(self._native.watchBye(call))
 
     def send_options(self, account: int, uri: str, token: int) -> int:
-        """Send an OPTIONS request by pjsua's number of an account; returns pjsip's status."""
+        """Send an OPTIONS request by pjsua's number of an account; return pjsip's status, 0 where
+        it was sent. ``token`` comes back in ``on_options``."""
         return int(self._native.sendOptions(account, uri, token))
 
 
@@ -233,8 +231,8 @@ class _Handler:
         self._next_log = 0.0
 
     def on_message(self, *fields: Any) -> Decision:
-        """Log a message for black boxes and decide on it; a message put in its place is not
-        logged."""
+        """Log a message for black boxes, if messages are wanted, and decide on it. One that is
+        processed in its place comes here too, and is not logged."""
         received = ReceivedMessage(*fields)
         # A repaired one is given to pjsip, and comes here, within the decision on the first.
         if self._messages.wanted and not self._asked:
@@ -258,7 +256,7 @@ class _Handler:
         return self._logged(lambda: self._on_request(ReceivedMessage(*fields)))
 
     def on_sent(self, *fields: Any) -> None:
-        """Log a message of ours for black boxes."""
+        """Log a message of ours, as it was sent, for black boxes."""
         self._logged(lambda: self._messages.add(*fields, sent=True))
 
     def on_unread(self, *fields: Any) -> bytes:
@@ -305,10 +303,12 @@ class Negotiation:
     def repair(
         self, method: str, trunk: Trunk | None, local: str
     ) -> MediaLine | SdpRejection | None:
-        """Repair the SDP of the current message; return the audio line to answer, or why there is
-        none.
+        """Repair the SDP of the current message in place; return the audio line to answer, or why
+        there is none; None where it has no SDP.
 
-        Returns None where it has no SDP.
+        In an INVITE, UPDATE or PRACK all other audio lines are disabled. In other messages, whose
+        SDP is an answer, it is emptied if it cannot be read, or lacks the keys of SRTP: nothing is
+        negotiated then.
 
         Args:
             method: of a request; empty for a response, in which nothing is chosen.
@@ -340,14 +340,15 @@ class Negotiation:
             pj.replaceSessionDescription(_EMPTY_SDP)
 
     def rejection(self, text: str, trunk: Trunk | None, local: str) -> SdpRejection | None:
-        """Return why the offer of a re-INVITE or UPDATE is answered with 488; None where it is
-        accepted."""
+        """Return why the offer of a re-INVITE or UPDATE (its SDP in ``text``) is answered with 488;
+        None where it is accepted. ``local`` is our address of the call."""
         security, codecs = self._asked(trunk)
         chosen = parse(text, codecs).choose(security, codecs, self.uses_ipv6(local))
         return chosen if isinstance(chosen, SdpRejection) else None
 
     def uses_ipv6(self, local: str) -> bool:
-        """Return whether a call that came to this address of ours has RTP over IPv6."""
+        """Return whether a call that came to this address of ours has RTP over IPv6; for the
+        unspecified one, or none, the first of ``sip.listen`` decides."""
         address = address_of(local)
         known = address is not None and not address.is_unspecified
         return ":" in (str(address) if known else self._settings.listen[0].host)

@@ -56,7 +56,8 @@ def _tell_media(handler: LegHandler, codec: Codec) -> None:
 
 
 def _has_media(info: Any) -> bool:
-    """Return whether a ``pj.CallInfo`` has media that is active or on hold."""
+    """Return whether a ``pj.CallInfo`` has media, of any kind, that is active or on hold by either
+    side."""
     # `info` is the caller's, and outlives what it hands out.
     return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
 
@@ -106,7 +107,8 @@ class _Ending:
 
 
 class SipCall(TransferableCall):
-    """The pjsua2 call of a leg. Lives on the SIP thread from first to last."""
+    """The pjsua2 call of a leg: its answer and end, media, DTMF, quality. Lives on the SIP thread
+    from first to last."""
 
     def __init__(
         self, services: CallServices, account: Account, call_id: int | None = None
@@ -132,7 +134,8 @@ class SipCall(TransferableCall):
 
     @property
     def sip_call_id(self) -> str:
-        """The Call-ID on the wire; empty where there is none yet."""
+        """The SIP Call-ID: that of the leg's INVITE, else the library's; empty where there is none
+        yet."""
         known = "" if self.leg is None else self.leg.invite.sip_call_id
         if known:
             return known
@@ -142,12 +145,18 @@ class SipCall(TransferableCall):
             return ""
 
     def challenged(self) -> ChallengedCall:
-        """What :class:`Challenges` has to know when a 401 or 407 to this call comes."""
+        """Return what :class:`Challenges` has to know when a 401 or 407 to this call comes: its
+        trunk, To URI, and whether a REFER made it."""
         to_uri = "" if self.leg is None else self.leg.invite.to_uri
         return ChallengedCall(self.account.trunk, to_uri, self.followed)
 
     def run(self, command: Callable[[SipCall], None]) -> None:
-        """Run a command of the event loop. An error is ignored if the call has ended meanwhile."""
+        """Run a command of the event loop on this call; an exception ends the leg.
+
+        A ``pj.Error`` is logged, and ends it with 503 where RTP ports, descriptors or memory are
+        used up, else with 500; only logged if the dialog is over meanwhile. Any other exception
+        ends it with 500 or BYE (see :meth:`fail`).
+        """
         try:
             command(self)
         except pj.Error as error:
@@ -159,14 +168,16 @@ class SipCall(TransferableCall):
             self.fail()
 
     def _is_over(self) -> bool:
-        """Return whether the library has no dialog of the call any more."""
+        """Return whether the library's dialog of the call is disconnected, or the library knows the
+        call no more."""
         try:
             return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
         except pj.Error:
             return True
 
     def respond(self, code: int) -> None:
-        """Answer the INVITE with ``code``."""
+        """Answer the INVITE with ``code``: 100, 180, 183 or 200. Where the INVITE had no offer, SDP
+        offers the codecs of its trunk."""
         self.answered = code == pj.PJSIP_SC_OK
         param = pj.CallOpParam()
         param.statusCode = code
@@ -175,7 +186,9 @@ class SipCall(TransferableCall):
         self.answer(param)
 
     def finish(self, code: int, headers: Mapping[str, str]) -> None:
-        """End the leg: final response ``code`` before an answer, BYE after it."""
+        """End the leg: before the ACK with final response ``code`` (0: CANCEL, or 603) and these
+        headers, after it with BYE, whose outcome the end of the call waits for. The end counts as
+        ours (``LegEnd.local``)."""
         self._ending.local = True
         param = pj.CallOpParam()
         if code:
@@ -186,25 +199,28 @@ class SipCall(TransferableCall):
         self.hangup(param)
 
     def rtp_source(self) -> str:
-        """Return the ``address:port`` that RTP comes from; empty before any came."""
+        """Return the ``address:port`` that RTP comes from; empty before any came, and once the call
+        has ended."""
         try:
             return "" if self.ended else str(self.getMedTransportInfo(self._audio_index).srcRtpName)
         except pj.Error:
             return ""
 
     def play(self, sound: str) -> None:
-        """Play a sound to the peer in a loop; "" stops it."""
+        """Play a sound (a built-in one's name or a WAV file's path) to the peer in a loop, in the
+        place of the one before; "" stops it."""
         self.link.play(sound)
 
     def join(self, other: SipCall, listen: bool, level: float | None) -> None:
-        """Let both peers hear each other; see :meth:`ConferenceLink.join`."""
+        """Let both peers hear each other; see :meth:`ConferenceLink.join`. Without ``level`` the
+        other leg loses its own audio, and with it its session."""
         if other.leg is not None and level is None:
             other.leg.audio = None  # it had its own, to be briefed
         self.link.join(other.link, listen, level)
 
     def press(self, digit: str, how: str) -> None:
-        """Send one DTMF digit by RFC 4733 or INFO; ``auto`` chooses INFO if the peer lacks RFC
-        4733."""
+        """Send one DTMF digit. ``how`` is ``rfc4733``, ``info`` (INFO, 200 ms), or ``auto``: RFC
+        4733, and INFO where that cannot be sent. What cannot be sent is logged."""
         if how != "info":
             try:
                 self.dialDtmf(digit)
@@ -221,7 +237,8 @@ class SipCall(TransferableCall):
             log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
 
     def hold(self, held: bool) -> None:
-        """Send a re-INVITE that holds (True) or resumes the peer (RFC 3264 section 8.4)."""
+        """Send a re-INVITE that puts the peer on hold (True), or takes it off hold (RFC 3264
+        section 8.4)."""
         param = pj.CallOpParam(True)
         param.opt.audioCount, param.opt.videoCount = 1, 0
         if held:
@@ -231,14 +248,15 @@ class SipCall(TransferableCall):
             self.reinvite(param)
 
     def offer(self, codecs: list[Codec]) -> None:
-        """Send a re-INVITE that offers these codecs."""
+        """Send a re-INVITE that offers these codecs only, in their order."""
         self.services.codecs.offer(codecs)
         param = pj.CallOpParam(True)
         param.opt.audioCount, param.opt.videoCount = 1, 0
         self.reinvite(param)
 
     def take_info(self, rdata: Any) -> str | None:
-        """Answer an INFO request where pjsua does not; return the DTMF digit in it, or None."""
+        """Answer an INFO request unless pjsua does; return the DTMF digit in it, one of ``0-9 * #
+        A-D``, or None."""
         message = text_of(rdata.wholeMsg)
         content_type = first_of(headers_of(message), "content-type")
         body = body_of(message)
@@ -248,7 +266,8 @@ class SipCall(TransferableCall):
         return info_digit(content_type, body)
 
     def fail(self, code: int = _GATEWAY_ERROR) -> None:
-        """End the leg after an error: with ``code`` before the answer, with BYE after it."""
+        """End the leg after an error, with a Reason: ``code`` before the ACK, BYE after it. Nothing
+        if it has ended. Where not even that works and the dialog is over, the end is reported."""
         text = "Gateway error" if code == _GATEWAY_ERROR else NOTHING_FREE
         try:
             if not self.ended:
@@ -259,13 +278,19 @@ class SipCall(TransferableCall):
                 self.end(code, text)
 
     def _tell(self, event: Callable[[LegHandler], None]) -> None:
-        """Tell the handler of the call's leg, if it has one; see :meth:`Leg.tell`."""
+        """Call ``event`` with the handler of the call's leg, on the event loop; nothing without leg
+        or handler. See :meth:`Leg.tell`."""
         if self.leg is not None:
             self.leg.tell(event)
 
     @contain_errors
     def onCallState(self, prm: Any) -> None:  # noqa: N802
-        """Handle a change of the dialog's state: early, confirmed, disconnected."""
+        """Handle a change of the dialog's state.
+
+        Confirmed (ACK received or sent): allow RTP, take over from a predecessor, then
+        ``on_confirmed``; without usable media the call is ended instead, as 488. Early, for a call
+        that we placed: ``on_ringing`` with the provisional code. Disconnected: :meth:`end`.
+        """
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             self.acknowledged = True
@@ -290,7 +315,9 @@ class SipCall(TransferableCall):
             self.end(code, reason)
 
     def _why_not_answered(self, event: Any, code: int, reason: str) -> tuple[int, str]:
-        """Return code and reason of a call of ours that failed; code 0 where nobody answered.
+        """Return code and reason of a call that we placed and that failed: code 0 where transport
+        failed, so that nobody answered; for 0, 401 and 407, and for TLS, the reason names the
+        configuration keys to check.
 
         The library's own 503 stands for connections, TLS handshakes and sockets that failed.
         """
@@ -304,7 +331,12 @@ class SipCall(TransferableCall):
         return code, f"{reason}; check {keys}" if keys else reason
 
     def end(self, code: int, reason: str) -> None:
-        """Release everything that the call holds, and report its end with this status, once."""
+        """Release what the call holds (bridge port, player, a REFER's permit, RTP ports, which go
+        into quarantine) and report its end with this status; only the first call counts.
+
+        A fault noted before (a 3xx, no usable media) replaces code and reason, and makes the end
+        the peer's. A CANCEL that lost against our 200 is not reported.
+        """
         if self.ended:
             return
         self.ended = True
@@ -327,7 +359,9 @@ class SipCall(TransferableCall):
             self.services.rtp_ports.take_over(self._rtp_name, calls, time.monotonic())
 
     def _tell_ended(self, end: LegEnd) -> None:
-        """Report the end of the leg to its handler, after the outcome of our BYE is known."""
+        """Report the end of the leg to its handler; after a BYE of ours only once its outcome is
+        known, at most 3 s later. A BYE that was not taken is logged and noted in
+        ``undelivered``."""
         leg, name = self.leg, self.name
 
         def tell(undelivered: str) -> None:
@@ -344,7 +378,8 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
-        """Handle a change of a transaction: note the peer's BYE or CANCEL for the ending."""
+        """Handle a request of the peer within the dialog: take the DTMF digit of an INFO, and keep
+        method and Reason header of a BYE or CANCEL for the report of the end."""
         event = prm.e
         if event.type != pj.PJSIP_EVENT_TSX_STATE:
             return
@@ -362,13 +397,14 @@ class SipCall(TransferableCall):
             self._ending.reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
 
     def onCallRedirected(self, prm: Any) -> int:  # noqa: N802
-        """Refuse to follow a 3xx (RFC 3261 section 8.1.3.4): its targets were allowed by nobody."""
+        """Refuse to follow a 3xx to a call that we placed (RFC 3261 section 8.1.3.4): its targets
+        were allowed by nobody. The call ends with the 3xx's code."""
         self._note_redirection(prm)
         return int(pj.PJSIP_REDIRECT_STOP)
 
     @contain_errors
     def _note_redirection(self, prm: Any) -> None:
-        """Note the target of a 3xx as the reason why the call failed."""
+        """Note code, phrase and target of the first 3xx as the reason why the call failed."""
         # The library would end the call with a code of its own, as if we had given up.
         tsx = prm.e.body.tsxState.tsx
         reason = f"{text_of(tsx.statusText)}: {text_of(prm.targetUri)[:MAX_URI]} is not followed"
@@ -376,7 +412,13 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
-        """Handle media that came up or changed: connect the call's stream with its port."""
+        """Handle media that came up or changed: report hold or resumption by the peer; for the
+        first active audio line take a bridge port for the leg's audio, connect the stream, note how
+        media is secured, and report ``on_media`` with the codec.
+
+        While DTLS has no keys, playout is paused, for at most ``KEYS_TIMEOUT``. Nothing without a
+        leg or after the end.
+        """
         info = self.getInfo()
         leg = self.leg
         if leg is None or self.ended:
@@ -407,7 +449,8 @@ class SipCall(TransferableCall):
             return
 
     def _note_hold(self, held: bool) -> None:
-        """Report that the peer holds or resumes us."""
+        """Report to the handler (``on_hold``) that the peer holds or resumes us, if that is new;
+        while it holds, the session hears silence."""
         # While the peer holds, its stream is not joined again: what it sends then is its music,
         # and the session gets silence.
         if held is not self._held:
@@ -417,7 +460,8 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
-        """Pass a new media stream to the link with the bridge."""
+        """Connect a new media stream with playout and uplink of the leg's audio, or with the packet
+        log of a leg without audio."""
         self.link.logged = None if self.leg is None else self.leg.logged
         self.link.stream_created(int(prm.stream))
 
@@ -428,12 +472,15 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onStreamPreCreate(self, _prm: Any) -> None:  # noqa: N802
-        """Note that a media stream is about to be created."""
+        """Note that a stream is about to be created: its first telephone-event may be the end of
+        one already counted."""
         self._stream_is_new = True
 
     @contain_errors
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
-        """Check the offer of a re-INVITE or UPDATE: 488 where the library would answer 500."""
+        """Check the offer of a re-INVITE or UPDATE: answer 488 where it has no audio line that can
+        be accepted (the library would say 500); else prefer the codec in use, so that it stays if
+        it is offered."""
         text, leg = text_of(prm.offer.wholeSdp), self.leg
         trunk, local = self.account.trunk, self.account.host
         rejection = self.services.negotiation.rejection(text, trunk, local)
@@ -448,7 +495,9 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
-        """Handle a telephone-event packet (RFC 4733): the digit counts once, when it begins."""
+        """Handle a telephone-event packet (RFC 4733): a digit is reported once, when it begins, not
+        for its later packets, nor again after a re-INVITE. Digits in INFO come by
+        :meth:`onCallTsxState`."""
         if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
             return  # an INFO, which is read as it comes
         event = (str(prm.digit), int(prm.timestamp))
@@ -459,7 +508,8 @@ class SipCall(TransferableCall):
             self._pressed(event[0])
 
     def _pressed(self, key: str) -> None:
-        """Report a DTMF digit, unless the peer sends more than ``KEYS_PER_SECOND``."""
+        """Report a DTMF digit (``on_digit``), unless the peer sends more than ``KEYS_PER_SECOND``:
+        then it is dropped, and the first drop of the call is logged."""
         if self._keys.take(time.monotonic()):
             self._tell(lambda handler: handler.on_digit(key))
             return
@@ -468,7 +518,12 @@ class SipCall(TransferableCall):
         self._keys_dropped = True
 
     def keys_known(self) -> bool:
-        """Return whether SRTP keys are agreed, or none are needed; see :func:`media_security`."""
+        """Return whether no SRTP keys have to be waited for any more, and pause or resume playout
+        accordingly.
+
+        True also without a port or stream, after the end, and ``KEYS_TIMEOUT`` after the media came
+        up, which is logged. Sets ``leg.security``; see :func:`media_security`.
+        """
         if self.link.port is None or self.ended or self.leg is None:
             return True
         try:
@@ -483,7 +538,7 @@ class SipCall(TransferableCall):
         return known
 
     def poll_quality(self) -> None:
-        """Report the RTP counters, where there is media."""
+        """Report the RTP counters (``on_quality``); nothing without a stream, or after the end."""
         if self.link.media is None or self.ended:
             return
         try:

@@ -23,7 +23,8 @@ MAX_SOURCES = 4096
 
 
 class TokenBucket:
-    """Token bucket: ``rate`` tokens a second, ``burst`` at most."""
+    """Token bucket: full with ``burst`` tokens at first, refilled by ``rate`` tokens a second up to
+    that."""
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
@@ -58,7 +59,8 @@ class BoundedDict(OrderedDict[_K, _V]):
 
 
 class SourceBuckets:
-    """A token bucket for each source."""
+    """A token bucket for each source; the one asked for longest ago is forgotten beyond
+    ``max_sources``."""
 
     def __init__(self, max_sources: int = MAX_SOURCES) -> None:
         self._buckets: BoundedDict[str, TokenBucket] = BoundedDict(max_sources)
@@ -67,7 +69,8 @@ class SourceBuckets:
         return len(self._buckets)
 
     def take(self, source: str, rate: float, burst: float, now: float) -> bool:
-        """Take a token of ``source``; return whether there was one. A ``rate`` of 0 is no limit."""
+        """Take a token of ``source``; return whether there was one. A ``rate`` of 0 is no limit.
+        Rate (tokens a second) and burst count when the source is new; ``now`` in s."""
         if not rate:
             return True
         bucket = self._buckets.get(source) or TokenBucket(rate, burst)
@@ -124,8 +127,9 @@ class RefusalLog:
         """The last INVITEs that were refused, by SIP Call-ID; these have no record."""
 
     def note(self, rule: str, source: str, now: float, **fields: Any) -> None:
-        """Count a refusal of ``source`` (an address without port) by ``rule``, and log the first
-        one."""
+        """Count a refusal of ``source`` (an address without port) by ``rule``, and log it with
+        ``fields`` if this pair of rule and source has no line yet; repeats are counted for a later
+        line."""
         self.by_rule[rule] += 1
         key = (rule, source)
         entry = self._logged.get(key)
@@ -138,7 +142,8 @@ class RefusalLog:
         self._say({"rule": rule, "source": source, **fields}, now)
 
     def tick(self, now: float) -> None:
-        """Log counts of repeated refusals that are due. To be called about once a second."""
+        """Log counts of repeated refusals, each pair of rule and source once in ``REPEAT_SECONDS``,
+        and the sum of those beyond the rate of lines. To be called about once a second."""
         while self._logged and next(iter(self._logged.values())).since <= now - REPEAT_SECONDS:
             self._release(now)
         if self._unlogged and now - self._unlogged_since >= REPEAT_SECONDS:
@@ -146,8 +151,8 @@ class RefusalLog:
             self._unlogged = 0
 
     def _release(self, now: float) -> None:
-        """Log how often the oldest pair of rule and source was repeated, and start its count
-        anew."""
+        """Log how often the oldest pair of rule and source was repeated, if it was. If it has been
+        counted for ``REPEAT_SECONDS``, its count starts anew; else it is forgotten."""
         (rule, source), entry = self._logged.popitem(last=False)
         if not entry.repeated:
             return
@@ -158,7 +163,8 @@ class RefusalLog:
             self._logged[rule, source] = _Logged(now)  # it goes on: the next line is a minute away
 
     def _say(self, fields: Mapping[str, Any], now: float) -> None:
-        """Write a log line, or count it where there are too many."""
+        """Write a log line; beyond ``LINES_PER_SECOND`` it is only counted, for the line "several"
+        of :meth:`tick`."""
         if self._lines.take(now):
             self._write(fields)
             return
@@ -191,7 +197,7 @@ _SCANNERS = (
 
 
 def is_scanner(user_agent: str) -> bool:
-    """Return whether a User-Agent is that of a known scanner, which gets no answer."""
+    """Return whether a User-Agent begins as that of a known scanner, which gets no answer."""
     return user_agent.strip().lower().startswith(_SCANNERS)
 
 
@@ -246,10 +252,15 @@ class Bans:
         return True
 
     def __contains__(self, source: str) -> bool:
+        """Return whether a source is banned, whoever caused the ban."""
         return counted(source) in self._banned
 
     def refused(self, source: str, now: float, *, surely: bool, connected: bool = False) -> bool:
-        """Count a refusal; return whether it bans the source.
+        """Count a refusal; return whether it bans the source, which was not banned before.
+
+        ``after`` refusals within ``window`` s do; as many proven ones (``surely`` or ``connected``)
+        make a ban proven, also one in force. Nothing with ``after`` 0, and nothing unproven while a
+        ban is in force.
 
         Args:
             surely: the request is proven to be the source's. Refusals that others could have caused
@@ -297,7 +308,8 @@ class Bans:
             self._banned[source] = _Ban(now + min(seconds, self._policy.seconds), proven)
 
     def proved(self, source: str, now: float) -> None:
-        """Note that a source has proved a password: its refusals are forgotten."""
+        """Note that a source has proved a password: its refusals are forgotten, and unproven ones
+        do not count for ``KNOWN_SECONDS``. A ban in force stays."""
         source = counted(source)
         self._refused.pop(source, None)
         self._known[source] = now
@@ -309,7 +321,8 @@ class Bans:
             del self._banned[source]
 
     def as_json(self, now: float) -> list[dict[str, Any]]:
-        """Return the bans in force, the latest first."""
+        """Return the bans in force, the latest first: source, seconds left, and requests that got
+        no answer."""
         return [
             {"source": source, "seconds": round(ban.until - now, 1), "dropped": ban.dropped}
             for source, ban in reversed(tuple(self._banned.items()))
@@ -368,7 +381,9 @@ class Connections:
         self._of_peers: Counter[str] = Counter()
 
     def opened(self, connection: int, source: str, now: float) -> str:
-        """Count an accepted connection; return why it is to be closed at once, or ""."""
+        """Count an accepted connection; return why it is to be closed at once, or "". A trunk's
+        address is always taken; a stranger if welcome, up to ``PER_SOURCE``, and ``OF_STRANGERS``
+        together."""
         self.closed(connection)
         if self._is_trunk(source):
             self._open[connection] = _Open(source, now, stranger=False)
@@ -386,7 +401,8 @@ class Connections:
         return ""
 
     def heard(self, connection: int, now: float) -> None:
-        """Note an accepted message on a connection, which keeps it open."""
+        """Note an accepted message on a connection: its idle time begins anew, and is longer from
+        now on."""
         found = self._open.get(connection)
         if found is not None:
             found.heard, found.since = True, now
@@ -401,14 +417,17 @@ class Connections:
                 del counts[found.source]
 
     def surplus_connection(self, source: str) -> int | None:
-        """Return the connection of a trunk's address that is to make room; None for none."""
+        """Return the connection of a trunk's address that is to make room, the one silent for
+        longest; None while it has at most ``OF_A_PEER``."""
         if self._of_peers[source] <= OF_A_PEER:
             return None
         own = (one for one in self._open.items() if one[1].source == source)
         return min(own, key=lambda one: one[1].since)[0]
 
     def overdue(self, now: float) -> list[tuple[int, str, str]]:
-        """Return idle connections that are to be closed: connection, source and rule."""
+        """Return the connections that are to be closed: handle, source and rule. Those of
+        strangers, without a call, silent for ``IDLE_SECONDS``, or ``FIRST_MESSAGE_SECONDS`` before
+        the first message."""
         late = []
         for connection, one in self._open.items():
             limit = IDLE_SECONDS if one.heard else FIRST_MESSAGE_SECONDS

@@ -85,7 +85,9 @@ class DigestAuth:
         """Nonce count, hash of the request it came with, and when it came, by nonce."""
 
     def challenge(self, source: str, now: float, *, stale: bool = False) -> tuple[str, ...]:
-        """The values of WWW-Authenticate for a request from ``source`` (an IP literal)."""
+        """Return the values of WWW-Authenticate for a request from ``source`` (an IP literal), one
+        for each algorithm, with a new nonce. ``stale``: the password was right, only the nonce is
+        not."""
         nonce = self._nonce(source, now)
         more = ", stale=true" if stale else ""
         return tuple(
@@ -97,11 +99,13 @@ class DigestAuth:
     def check(
         self, fields: Sequence[str], method: str, source: str, message: bytes, now: float
     ) -> DigestResult:
-        """Judge the Authorization ``fields`` of a request.
+        """Judge the Authorization ``fields`` of a request: the first one of our realm, in an
+        algorithm that we ask for; NONE without one.
 
         Args:
             source: IP literal that it came from.
             message: the request as it came; the very same bytes are a retransmission.
+            now: s.
         """
         for field in fields:
             given = digest_parameters(field)
@@ -121,7 +125,9 @@ class DigestAuth:
         message: bytes,
         now: float,
     ) -> DigestResult:
-        """Check one set of credentials: nonce, nonce count, response."""
+        """Check one set of credentials. First the response, with user, ``qop=auth``, nonce count
+        and cnonce: wrong ones are WRONG with a nonce that we gave to this source, else FORGED. Then
+        the nonce: STALE if it is not ours, too old, or its count was used."""
         nonce, username = given.get("nonce", ""), given.get("username", "")
         ours, fresh = self._check_nonce(nonce, source, now)
         count = _nonce_count_of(given.get("nc", ""))
@@ -138,10 +144,12 @@ class DigestAuth:
         return DigestResult(DigestOutcome.GOOD, username)
 
     def _count_is_new(self, nonce: str, count: int, request: int, now: float) -> bool:
-        """Return whether a nonce count (``nc``, RFC 7616 section 3.4) is new, or a
-        retransmission's.
+        """Return whether a nonce count (``nc``, RFC 7616 section 3.4) is higher than all before
+        with this nonce, and remember it; or the same request's, repeated within ``REPEAT_SECONDS``.
 
-        ``request`` is a hash of the request, ``now`` in s.
+        Args:
+            request: a hash of the request.
+            now: s.
         """
         last = self._used.get(nonce)
         if last is not None and count <= last[0]:
@@ -150,7 +158,8 @@ class DigestAuth:
         return True
 
     def _nonce(self, source: str, now: float) -> str:
-        """Make a nonce for a source: time in ms, random bytes, and their signature."""
+        """Make a nonce for a source: time in ms (hexadecimal), random bytes, and their signature.
+        ``now`` in s."""
         plain = f"{int(now * 1000):x}.{secrets.token_hex(8)}"
         return f"{plain}.{self._sign(plain, source)}"
 
@@ -160,7 +169,8 @@ class DigestAuth:
         return signature.hexdigest()[: 2 * _TAG_BYTES]
 
     def _check_nonce(self, nonce: str, source: str, now: float) -> tuple[bool, bool]:
-        """Return whether a nonce was made for this address, and whether it has not expired."""
+        """Return whether we made a nonce for this address, and whether it is not older than
+        ``nonce_lifetime``. ``now`` in s."""
         plain, _, tag = nonce.rpartition(".")
         if not hmac.compare_digest(
             self._sign(plain, source).encode(), tag.encode("utf-8", "replace")
@@ -171,7 +181,8 @@ class DigestAuth:
 
 
 def digest_response(given: Mapping[str, str], algorithm: str, method: str, password: str) -> str:
-    """Return the digest response for these parameters (RFC 7616 section 3.4.1)."""
+    """Return the digest response in hexadecimal for these credentials' parameters (RFC 7616 section
+    3.4.1, with ``qop``). ``algorithm`` is MD5 or SHA-256."""
 
     def digest(*parts: str) -> str:
         text = ":".join(parts).encode("utf-8", "replace")
@@ -188,7 +199,8 @@ def digest_response(given: Mapping[str, str], algorithm: str, method: str, passw
 
 
 def digest_parameters(field: str) -> dict[str, str] | None:
-    """Return the parameters of digest credentials by lower-case name; None when malformed.
+    """Return the parameters of digest credentials by lower-case name, without quotes; None when
+    malformed, of another scheme, or longer than ``MAX_FIELD``.
 
     A parameter that occurs twice is malformed. Runs in linear time.
     """
@@ -224,7 +236,8 @@ def digest_parameters(field: str) -> dict[str, str] | None:
 
 
 def _quoted(field: str, at: int) -> tuple[str, int]:
-    """Return the text of a quoted string that begins before ``at``, and where it ends."""
+    """Return the text of a quoted string, without escapes, and the index after its closing quote.
+    ``at`` is that of its first character; without a closing quote the index is past the end."""
     parts: list[str] = []
     while at < len(field) and field[at] != '"':
         at += field[at] == "\\"
@@ -301,7 +314,8 @@ class SourcePolicy:
 
     @property
     def reply(self) -> Reply:
-        """The answer to unknown sources that may not call: 403, or none."""
+        """The answer to unknown sources that may not call: 403, or none (code 0) with
+        ``unknown_sources = "drop"``."""
         return Reply(0 if self._access.unknown == "drop" else _FORBIDDEN)
 
     @property
@@ -310,11 +324,13 @@ class SourcePolicy:
         return f'access.unknown_sources = "{self._access.unknown}"'
 
     def allows(self, source: str) -> bool:
-        """Return whether an unknown source at this address may call."""
+        """Return whether an unknown source at this address may call: by ``access.unknown_sources``;
+        with "auto", only without trunks, and from private addresses."""
         return self._access.action_for(source, bool(self._trunks.all)) == "allow"
 
     def may_connect(self, source: str) -> bool:
-        """Return whether an unknown source may open a TCP or TLS connection."""
+        """Return whether an unknown source may open a TCP or TLS connection: it is not banned, and
+        may call, or show credentials, or be a server of a registrar that we use by TCP or TLS."""
         if self.bans.drops(source, time.monotonic(), may_prove=bool(self._trunks.callers)):
             return False
         # A registrar's other servers are known by our contact's parameter only.
@@ -331,8 +347,18 @@ class SourcePolicy:
         headers: Headers,
         now: float,
     ) -> Attribution | Rejection | None:
-        """Return the trunk of a request outside of dialogs (None: unknown source), or its
-        refusal."""
+        """Return the trunk of a request outside of dialogs (None: an unknown source that may call),
+        or its refusal.
+
+        In this order: a known scanner that is no trunk (no answer); transport or certificate that
+        is not the trunk's; an INVITE that needs credentials, or has some, by these; ACK and CANCEL
+        of an INVITE that had good ones; then by the source. Refusals of unknown sources count
+        towards a ban.
+
+        Args:
+            source: IP literal in canonical form.
+            now: s.
+        """
         method = received.method
         if found is None and is_scanner(first_of(headers, "user-agent")):
             self.count_refusal(received, now)
@@ -357,7 +383,9 @@ class SourcePolicy:
         return Rejection(self.rule, self.reply)
 
     def _needs_credentials(self, found: Attribution | None, *, welcome: bool) -> bool:
-        """Return whether an INVITE needs credentials to get in, or to be attributed to a trunk."""
+        """Return whether an INVITE needs credentials: its trunk has ``inbound_auth``; or for an
+        unknown source, if any trunk's calls come from anywhere and the source is not welcome
+        without."""
         if found is not None:
             return found.trunk.inbound_auth is not None
         return bool(self._trunks.callers) and not welcome
@@ -370,8 +398,13 @@ class SourcePolicy:
         headers: Headers,
         now: float,
     ) -> Attribution | Rejection:
-        """Challenge an INVITE, or attribute it to the trunk of its credentials (RFC 3261 section
-        22.1)."""
+        """Challenge an INVITE with 401, or attribute it to the trunk of its credentials (RFC 3261
+        section 22.1).
+
+        Good ones are remembered for this source and Call-ID, and end the count of its refusals;
+        they are refused if transport or certificate are not the trunk's. Wrong ones, and none from
+        an unknown source, count towards a ban; stale ones do not.
+        """
         fields = headers.get("authorization", ())
         checked = self._digest.check(fields, received.method, source, received.message, now)
         outcome = checked.outcome
@@ -400,7 +433,9 @@ class SourcePolicy:
         return Rejection("" if outcome is DigestOutcome.NONE else f"digest: {outcome.value}", reply)
 
     def _trunk_of(self, found: Attribution | None, username: str) -> Trunk | None:
-        """Return the trunk whose credentials are accepted from where the request came."""
+        """Return the trunk whose credentials this user name is, among those accepted from where the
+        request came: those of ``found``, or, for an unknown source, of the trunks whose calls come
+        from anywhere. None for none."""
         if found is None:
             return self._trunks.callers.get(username)
         own = found.trunk.inbound_auth
@@ -428,7 +463,12 @@ class SourcePolicy:
     def count_refusal(
         self, by: ReceivedMessage | UnparsedMessage, now: float, *, surely: bool = False
     ) -> None:
-        """Count a refusal towards a ban of its source; ``surely``: wrong credentials."""
+        """Count a refusal towards a ban of its source; a new ban is reported (``on_banned``) and
+        logged.
+
+        A trunk's address counts only if ``surely``: wrong credentials, which prove who sent them.
+        Over TCP and TLS the source is proven, too.
+        """
         source, connected = plain(by.source), by.transport != "udp"
         if not surely and self._trunks.is_peer(source):
             return

@@ -54,10 +54,10 @@ def contain_errors(callback: _F) -> _F:
 
 
 class ReferQueue:
-    """Delays REFERs until the limits of all processes permit the calls that they cause.
+    """Delays REFERs of peers until the limits of all processes permit the calls that they cause.
 
-    pjsip places such a call within its callback, so the request is held back before that. Used on
-    the SIP thread.
+    pjsip places such a call within its callback, so the REFER is kept, unanswered, before pjsip has
+    it. Used on the SIP thread.
     """
 
     def __init__(self, thread: SipThread, calls: Calls, signalling: Signalling) -> None:
@@ -67,7 +67,12 @@ class ReferQueue:
         self._delayed: dict[tuple[str, str], int] = {}
 
     def delays(self, headers: Mapping[str, Sequence[str]]) -> bool:
-        """Return whether the current REFER is held back; its retransmissions are as well."""
+        """Return whether the current REFER is kept until a permit comes, so that it must be dropped
+        now; asks for the permit, once.
+
+        True for its retransmissions, too. False, so that it is processed at once, where permits are
+        not asked for, the call is unknown or may not be referred, or too many messages are kept.
+        """
         ask = self._calls.permit_refer
         sip_call_id = next(iter(headers.get("call-id", ())), "")
         key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
@@ -89,7 +94,8 @@ class ReferQueue:
         return True
 
     def _resume(self, key: tuple[str, str], permit: ReferPermit) -> None:
-        """Have pjsip process a REFER that was held back, with its permit."""
+        """Have pjsip process a kept REFER, with ``calls.permit`` set meanwhile. A permit that made
+        no call (declined, or the REFER is kept no more) is given back."""
         self._calls.permit = permit
         try:
             self._signalling.process_kept(self._delayed.pop(key))
@@ -134,7 +140,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """Calls that REFERs of our peer made; pjsua2 may name them while it is there."""
 
     def remark(self, level: str, event: str, **fields: Any) -> None:
-        """Log the result of a peer's request, at a limited rate within one call."""
+        """Log the result of a peer's request, with these fields; dropped beyond
+        ``REMARKS_PER_SECOND`` within one call."""
         if self._remarks.take(time.monotonic()):
             getattr(log, level)(event, call=self.name, **fields)
 
@@ -143,14 +150,15 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.leg, leg.call = leg, self
 
     def release(self) -> None:
-        """Detach call and leg from each other."""
+        """Detach call and leg from each other, so that both can be freed; a command to the leg does
+        nothing then."""
         if self.leg is not None:
             self.leg.call = None
             self.leg = None
 
     @property
     def name(self) -> str:
-        """The gateway's id of the call, for logs."""
+        """The gateway's id of the call, for logs; ``?`` without a leg."""
         return self.leg.call_id if self.leg is not None else "?"
 
     def end(self, code: int, reason: str) -> None:
@@ -158,9 +166,11 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         raise NotImplementedError
 
     def refer(self, target: str, on_progress: Callable[[ReferProgress], None]) -> None:
-        """Send REFER to ``target``; call ``on_progress`` on the event loop for each response.
+        """Send REFER to ``target`` (blind transfer); call ``on_progress`` on the event loop for its
+        response and each NOTIFY.
 
-        A tel URI becomes a sip URI of the call's trunk; others stay as they are.
+        A tel URI becomes a sip URI of the call's trunk; other URIs, and all of a call without
+        trunk, stay as they are.
         """
         trunk, leg = self.account.trunk, self.leg
         if trunk is not None and leg is not None:
@@ -170,13 +180,15 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
     def refer_to(
         self, other: TransferableCall, on_progress: Callable[[ReferProgress], None]
     ) -> None:
-        """Send REFER with Replaces: the peer takes the place of our leg in another call of ours."""
+        """Send REFER with Replaces (attended transfer): the peer takes the place of our leg in
+        another call of ours. ``on_progress`` as of :meth:`refer`."""
         self._refer(on_progress, lambda param: self.xferReplaces(other, param))
 
     def _refer(
         self, on_progress: Callable[[ReferProgress], None], send: Callable[[Any], None]
     ) -> None:
-        """Send a REFER; an error is reported as a final progress with status 500."""
+        """Send a REFER by ``send``, and have its progress reported to ``on_progress`` instead of an
+        earlier one's; an error is reported as a final progress with status 500."""
         self._on_refer = on_progress
         try:
             send(pj.CallOpParam())
@@ -188,7 +200,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
 
     @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
-        """Handle the response to our REFER, or a NOTIFY about it (RFC 3515 section 2.4.5)."""
+        """Report the response to our REFER, or the status in a NOTIFY about it (RFC 3515 section
+        2.4.5), to who sent it; nothing after a final one."""
         on_progress = self._on_refer
         if on_progress is None:
             return  # of a call that had this library slot before
@@ -199,8 +212,14 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
 
     @contain_errors
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
-        """Handle the peer's REFER: place the call that it asks for if the route allows (RFC
-        3515)."""
+        """Handle the peer's REFER (RFC 3515): place the call that it asks for, whose leg takes this
+        one's place once answered; or decline with 603.
+
+        Followed only if the Refer-To can be read, ``allowed_refer_to`` matches it, no other REFER
+        of this call is being followed, the outbound rules and the permit of all processes allow it,
+        and its host is known; a name that is not is looked up for the next try. ``leg.on_refer`` is
+        told the target either way.
+        """
         target = refer_to_of(text_of(prm.dstUri))
         uri, why = target.uri, target.flaw
         leg, services = self.leg, self.services
@@ -242,14 +261,17 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.services.thread.post(lambda: self._see_placed(successor))
 
     def _see_placed(self, successor: TransferableCall) -> None:
-        """Report a call that pjsua could not begin, for which no state callback comes."""
+        """End a call that pjsua could not begin, with 503, for which no state callback comes."""
         if successor.getId() == pj.INVALID_ID:
             successor.end(_UNAVAILABLE, "cannot be sent")
 
     @contain_errors
     def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
-        """Handle an INVITE with Replaces (RFC 3891); only who was told the dialog's tags can
-        send it."""
+        """Handle an INVITE with Replaces for this call (RFC 3891): a new leg takes this one's place
+        at once. 603 where the owner takes no successor, or the call is joined with another leg.
+
+        Only who was told the dialog's tags can send it.
+        """
         leg = self.leg
         if leg is None or leg.on_replaced is None or self.link.partner is not None:
             prm.statusCode = DECLINED
@@ -263,7 +285,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         prm.newCall = successor
 
     def _successor(self, invite: Invite) -> Self:
-        """Make the call that takes this one's place, with a leg of its own and the same id."""
+        """Make the call that takes this one's place, counted with the same party, with a new leg
+        for ``invite`` and the same gateway id; its owner gets it by :meth:`take_over`."""
         successor = type(self)(self.services, self.account)
         leg = Leg(self.services.thread, invite)
         if self.leg is not None:
@@ -273,13 +296,15 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         return successor
 
     def confirmed(self) -> None:
-        """Handle the confirmed dialog; a call made in another's place takes over from it now."""
+        """Handle the confirmed dialog: a call that a REFER made takes over from its predecessor
+        now, once, unless that has ended."""
         predecessor, self._predecessor = self._predecessor, None
         if predecessor is not None and not predecessor.ended:
             self.take_over(predecessor)
 
     def take_over(self, other: TransferableCall) -> None:
-        """Take over port, audio and handler of the other call."""
+        """Take over audio, bridge port, partner and sound of the other call, whose owner is told
+        the new leg (``on_replaced``): it sets the handler there and hangs up the old leg."""
         mine, theirs = self.leg, other.leg
         assert mine is not None
         assert theirs is not None

@@ -80,6 +80,10 @@ class Trunks:
     ) -> Attribution | None:
         """Return the trunk that a request belongs to; None for an unknown source.
 
+        Tried in this order: the ``line`` parameter of our registered contact in the Request-URI; an
+        address that a registrar has answered from, if the Request-URI's user is the trunk's
+        username; the peers, the smallest network first, and one with a port before one without.
+
         Args:
             source: IP literal that it came from.
             port: source port; means nothing over TCP and TLS (``reliable``).
@@ -105,8 +109,9 @@ class Trunks:
         return None
 
     def is_server(self, trunk: Trunk, source: str) -> bool | None:
-        """Return whether an address is one of a trunk's own servers; None when none of them is
-        known."""
+        """Return whether an address is one of a trunk's own servers: an IP literal as registrar or
+        proxy, an address that a registrar has answered from, or in the peers' networks. None when
+        none of these is known, as with names only."""
         address = address_of(source)
         registrars = self._registrars.get(trunk.name, [])
         named = [
@@ -126,7 +131,9 @@ class Trunks:
         )
 
     def leads_to(self, trunk: Trunk, host: str, addresses: Iterable[str]) -> bool:
-        """Return whether a call through a trunk goes to the trunk's own servers first.
+        """Return whether a call through a trunk goes to the trunk's own servers first, so that it
+        may have the trunk's headers: it has an outbound proxy, or neither peers nor registrar, or
+        the URI's host is its registrar's or a server's (:meth:`is_server`).
 
         Args:
             host: host of the call's URI.
@@ -139,7 +146,8 @@ class Trunks:
         return any(self.is_server(trunk, one) for one in (host, *addresses))
 
     def is_peer(self, source: str) -> bool:
-        """Return whether calls of a trunk come from this address."""
+        """Return whether calls of any trunk come from this address: in a peer's network, or a
+        registrar has answered from it. The port does not matter."""
         address = address_of(source)
         if address is None:
             return False
@@ -149,7 +157,8 @@ class Trunks:
         )
 
     def learn_registrar(self, name: str, source: str) -> None:
-        """Remember the address that trunk ``name``'s registrar has answered a REGISTER from."""
+        """Remember the address that trunk ``name``'s registrar has answered a REGISTER from; beyond
+        ``MAX_REGISTRARS`` the oldest is forgotten."""
         address = address_of(source)
         known = self._registrars[name]
         if address is not None and address not in known:
@@ -165,7 +174,7 @@ _REALM = re.compile(r'\brealm\s*=\s*"((?:[^"\\]|\\.){0,200})"', re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class ChallengedCall:
-    """The call of ours that was challenged; ``followed``: the other side has sent us there."""
+    """The call of ours that was challenged; ``followed``: a REFER of the other side made it."""
 
     trunk: Trunk | None
     to_uri: str
@@ -191,6 +200,10 @@ class Challenges:
     def is_foreign(self, code: int, headers: Mapping[str, tuple[str, ...]], source: str) -> bool:
         """Return whether a 401 or 407 comes from someone else than the trunk, so that it gets no
         digest.
+
+        False for another status, and for REGISTER, whose realms are remembered. True for an unknown
+        call; for a call of a trunk if the source is none of its servers, or if the realm is another
+        than the registrar's, where that is known and ``realms`` has "*". Logged where True.
 
         Args:
             headers: of the response, by lower-case name.
@@ -225,14 +238,18 @@ class Challenges:
         return False
 
     def registered(self, trunk: str, call_id: str) -> None:
-        """Note that a REGISTER succeeded: the realm in which it was challenged is the
-        registrar's."""
+        """Note that a REGISTER of a trunk succeeded: the realms of its challenge, if it had one,
+        are the registrar's."""
         realms = self._registrations.get(call_id)
         if realms:
             self._realms[trunk] = realms
 
     def _is_server(self, trunk: Trunk, source: str, call: ChallengedCall) -> bool:
-        """Return whether a response to a call comes from the trunk's own server."""
+        """Return whether a response to a call comes from the trunk's own server.
+
+        Where no address of a server is known, True if the call went to the configured proxy or
+        registrar, and no REFER made it.
+        """
         known = self._trunks.is_server(trunk, source)
         if known is not None:
             return known
@@ -268,7 +285,8 @@ TLS_KEYS = "sip.tls.ca, sip.tls.verify_server"
 
 
 def keys_to_check(code: int, trunk: Trunk) -> str:
-    """Return the keys to check after a request to a trunk has failed; empty for none.
+    """Return the configuration keys to check after a request to a trunk has failed, as a list for
+    people; empty for none.
 
     Args:
         code: its final response; 0 where nobody answered.
@@ -360,8 +378,9 @@ class Registration:
         return RegistrationChange(RegState.REGISTERED, 200, "", expires)
 
     def disconnected(self, now: float, *, surely: bool) -> None:
-        """Register again because the connection for incoming calls has ended (``surely``) or may
-        have.
+        """Register again soon, since the connection for incoming calls has ended (``surely``) or
+        may have: after 1 to 2 s, else not before 30 s after the last 200. Only while REGISTERED,
+        and nothing if a REGISTER is due already.
 
         A restarted registrar forgets connections, and sometimes registrations; without this, calls
         would not arrive until the next refresh.
@@ -371,8 +390,9 @@ class Registration:
             self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
     def reachable(self, now: float) -> None:
-        """Register at the next tick: the registrar answers again after a silence, and may have
-        restarted."""
+        """Register at the next tick: the registrar answers OPTIONS again after a silence, and may
+        have restarted. While REGISTERED, unless a REGISTER is due or under way; while FAILED,
+        unless it was a rejection such as 403."""
         told = (
             self.state is RegState.REGISTERED and self.next_try is None and not self._awaits_answer
         )
@@ -416,20 +436,22 @@ class Registration:
         return None if known else RegistrationChange(RegState.FAILED, code, reason, round(wait, 1))
 
     def unregister(self, now: float) -> bool:
-        """Register no more; return whether an unregistration has to be sent."""
+        """Register no more. True: it is registered, so that the caller has to send an
+        unregistration (LEAVING); False: nothing to be sent (GONE)."""
         told = self.state is RegState.REGISTERED
         self.state = RegState.LEAVING if told else RegState.GONE
         self.next_try, self.since = None, now
         return told
 
     def unregistered(self, now: float) -> None:
-        """Handle the registrar's response to the unregistration."""
+        """Handle the registrar's response to the unregistration, whichever, or its absence:
+        GONE."""
         self.state, self.since, self.expires_at = RegState.GONE, now, None
 
 
 def options_uri(trunk: Trunk) -> str:
-    """Return the URI that OPTIONS go to: proxy, registrar or only address of the trunk; "" for
-    none."""
+    """Return the URI that OPTIONS to a trunk go to: its outbound proxy, else its registrar, else
+    its first peer if that is a single address; "" for none."""
     address = trunk.outbound_proxy or trunk.registrar
     if not address and trunk.peers:
         address = trunk.peers[0].host_port
@@ -437,7 +459,8 @@ def options_uri(trunk: Trunk) -> str:
 
 
 class OptionsPinger:
-    """Sends OPTIONS to trunks (RFC 3261 section 11).
+    """Sends OPTIONS to the trunks with an ``options_interval`` and an address (RFC 3261 section
+    11), and keeps the last result of each.
 
     Made and used on the SIP thread; ``results`` may be read from others.
 
@@ -463,24 +486,27 @@ class OptionsPinger:
         self._signalling = signalling
 
     def tick(self, now: float) -> None:
-        """Send the OPTIONS that are due. To be called about once a second."""
+        """Send the OPTIONS that are due, the first at once, then every ``options_interval`` s. To
+        be called about once a second."""
         for index, trunk in enumerate(self._trunks):
             if now >= self._due.get(trunk.name, 0.0):
                 self._due[trunk.name] = now + trunk.options_interval
                 self._ask(index, trunk)
 
     def _ask(self, index: int, trunk: Trunk) -> None:
-        """Send OPTIONS to a trunk; ``index``, its place in the list, comes back with the result."""
+        """Send OPTIONS to a trunk; ``index``, its place in the list, comes back with the result. An
+        error of sending is the result at once."""
         status = self._signalling.send_options(self._account_of(trunk), options_uri(trunk), index)
         if status != 0:
             self._note(trunk, f"cannot be sent ({status})")
 
     def _on_options(self, index: int, status: int) -> None:
-        """Handle the final status of an OPTIONS; 0 for no answer."""
+        """Keep the final status of an OPTIONS as the trunk's result; 0 for no answer."""
         self._note(self._trunks[index], str(status) if status else "no answer")
 
     def _note(self, trunk: Trunk, result: str) -> None:
-        """Keep the result of an OPTIONS, and log its change."""
+        """Keep the result of an OPTIONS, and log it if it differs from the last one. A status,
+        whichever, means reachable; ``on_reachable`` is called if the result before was none."""
         before = self.results.get(trunk.name)
         self.results[trunk.name] = result
         if result == before:
