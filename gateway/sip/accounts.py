@@ -205,7 +205,7 @@ class Accounts:
             call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
             self._on_registered(trunk.name, call_id)
             self._log(trunk.name, registration.succeeded(float(prm.expiration), now))
-            if registration.state is RegState.LEAVING:  # it crossed the unregistration
+            if registration.leaving:  # it crossed the unregistration
                 self._send_unregistration(trunk.name, registration, now)
         else:
             if not text_of(prm.rdata.wholeMsg):

@@ -350,6 +350,11 @@ class Registration:
         self._awaits_answer = False
         """A REGISTER counts as sent by :meth:`due`, and has no final response yet."""
 
+    @property
+    def leaving(self) -> bool:
+        """Whether an unregistration is sent, or to be sent, and has no response yet."""
+        return self.state is RegState.LEAVING
+
     def due(self, now: float) -> bool:
         """Return whether ``next_try`` has come, so that a REGISTER is to be sent now; if so, it
         counts as sent, and ``next_try`` is None."""
