@@ -253,8 +253,9 @@ class HangupAfterPlayout:
             self._words.speech_by = 0.0
 
     def after_last_words(self, why: EndReason, now: float) -> None:
-        """Hang up for ``why`` after the words that the gateway has requested, at once if there are
-        none; :meth:`cancel` does not stop this."""
+        """Have :meth:`due` end the call for ``why``, once the words that the gateway has requested
+        and all queued audio were played, or no words have come in ``seconds``. Replaces a hang-up
+        that waits; :meth:`cancel` does not stop this one."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def wait_for_sound(self, until: float) -> None:

@@ -194,9 +194,13 @@ class Failover:
         return self._take_step(now) if waited else self._play_sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Note when the caller hears the new session (``heard_after_ms``, once), which then counts
-        as proven. When playout has run empty while a step is being taken, return the step's sound:
-        the agent's queued words have been played."""
+        """Note when the caller first hears the new session: ``heard_after_ms``, ms since the loss,
+        once. If that session is lost later, this is no failed attempt of its step.
+
+        When playout has run empty while a step is being taken, the agent's queued words have been
+        played: return the step's sound, unless it has none, plays already, or the call is not
+        answered.
+        """
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record
             if not self.active:

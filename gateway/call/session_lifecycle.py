@@ -167,9 +167,10 @@ class SessionEvents:
         self._release_at = now + after if wanted else None
 
     def tick(self, now: float) -> list[outputs.Output]:
-        """Close the session once, when the caller has had us on hold for ``hold.release_after``
-        seconds; a standby session, too. Not if the call is in another state than TALKING, no
-        session is up, or an action is queued or under way: then it stays open for this hold."""
+        """Close a session that is billed by time, and a standby session, once the caller has had us
+        on hold for ``hold.release_after`` seconds; :meth:`on_hold_changed` opens one again. Not if
+        the call is in another state than TALKING, no session is up, or an action is queued or under
+        way: then it stays open for this hold."""
         if self._release_at is None or now < self._release_at:
             return []
         self._release_at = None
@@ -439,9 +440,10 @@ class SessionEvents:
         return self._lost(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
-        """Handle a response that is due and has brought neither audio nor a tool call within
-        ``silence.timeout``: take the fallback steps, as for a lost session; without any, play the
-        failure sound and request the response again.
+        """Handle a response, or an event, that is due and has not come within ``silence.timeout``:
+        take the fallback steps, as for a lost session. Without any, interrupt what runs, play the
+        failure sound and request the response again; after ``max_failures`` in a row end the
+        conversation.
 
         Args:
             rule: name of the silence, such as ``response_not_created``, for log and record.

@@ -168,8 +168,12 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Take an audio delta of a response that is not interrupted: return its whole frames that
-        are due, for the playout queue, and count them as queued."""
+        """Take an audio delta of a response that is not interrupted; count as queued, and return for
+        the playout queue, the whole frames (20 ms) that it completes; b"" if none.
+
+        Less than a frame is kept for the next delta. Before audio of another part, what is kept of
+        the last part is filled with silence and returned, too.
+        """
         key = (event.item_id, event.content_index)
         frames = self._tracker.receive(event.response_id, key, event.audio)
         self.queued_ms += len(frames) // self._bytes_per_ms
@@ -242,11 +246,13 @@ class Playback:
             self._interrupted.append(_Interrupted(response_id, []))
 
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
-        """Stop playout, drop the audio still to come of the ``running`` responses and of all that
-        are queued, and report what was heard.
+        """Flush playout at once (not by an output), drop the audio still to come of the ``running``
+        responses and of all that are queued, and report what was heard.
 
-        Returns a truncation or deletion for each item that was not heard to its end, and log lines;
-        no ``response.cancel``. Nothing if none runs and nothing is queued or unfinished.
+        Returns, for each part not heard to its end, a truncation at the ms that were played, or one
+        deletion for an item of which nothing was heard; neither where the session cannot truncate.
+        And log lines; no ``response.cancel``. Nothing if no response runs and nothing is queued or
+        unfinished.
 
         Args:
             trigger: for log and record, such as ``speech``.

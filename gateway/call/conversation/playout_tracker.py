@@ -201,8 +201,8 @@ class PlayoutTracker:
         return self._heard_of(unfinished)
 
     def knows(self, item_id: str) -> bool:
-        """Return whether a part of this item is remembered; its audio was received, and not dropped
-        as that of an interrupted response."""
+        """Return whether audio of this item was received before its response was interrupted, if it
+        was."""
         return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:

@@ -63,10 +63,14 @@ class MusicOnHoldDetector:
         self._changes = self._misses = 0
 
     def add_second(self, heard: inputs.SoundHeard, wanted: float) -> str:
-        """Add a second of sound; return the evidence, in words, once at least ``wanted`` seconds in
-        a row were music and the tones changed in a third of them (the count then starts anew), else
-        "". One second below ``HELD`` in between is not counted, and does no harm; ``MISSES`` in a
-        row start the count anew."""
+        """Add a second of sound, to the stretch (:meth:`mixed`) and to the seconds of music in a
+        row.
+
+        Returns the evidence, in words, once at least ``wanted`` seconds in a row were music and the
+        tones changed in a third of them (the count then starts anew), else "". A second whose share
+        of standing tones is below ``HELD`` is not counted, and does no harm; ``MISSES`` such seconds
+        in a row start the count anew.
+        """
         self._stretch += 1
         self._stretch_held += heard.held
         if heard.held < HELD:

@@ -401,10 +401,12 @@ class Silence:
         return self._report("audio_is_silence", timeout, now)
 
     def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start the caller's wait, or end it and stop the filler, by what the last input has
-        changed; called after each input. A wait that goes on keeps its beginning. While something
-        explains the silence, a turn is not taken for one that hangs, and a Live session's
-        unanswered turns are forgotten.
+        """Note since when the caller waits, or that they wait no more, and then stop the filler;
+        called after each input. :meth:`tick` acts on the wait.
+
+        The caller waits while something is due, nothing explains the silence, and they do not
+        speak. While something explains it, the time of a caller's turn that the server does not end
+        starts anew, and turns that a Live session has not answered are forgotten.
 
         Args:
             confirmed: the ACK came; before it nobody waits.

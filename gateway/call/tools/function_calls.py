@@ -220,7 +220,8 @@ class Functions:
         )
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Handle the result of a function: log ``tool_done``, record it, and answer its call.
+        """Handle the result of a function: log ``tool_done``, record it, stop its filler, and keep
+        it. The last result of a response's calls sends the results of all, and requests a response.
         Nothing if the function does not run any more: its result is late.
 
         Args:
