@@ -168,8 +168,8 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Take an audio delta of a response that is not interrupted; count as queued, and return for
-        the playout queue, the whole frames (20 ms) that it completes; b"" if none.
+        """Take an audio delta of a response that is not interrupted. Return the whole frames (20
+        ms) that it completes, for the playout queue, and count them as queued; b"" if none.
 
         Less than a frame is kept for the next delta. Before audio of another part, what is kept of
         the last part is filled with silence and returned, too.

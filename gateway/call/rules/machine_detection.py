@@ -68,8 +68,8 @@ class MusicOnHoldDetector:
 
         Returns the evidence, in words, once at least ``wanted`` seconds in a row were music and the
         tones changed in a third of them (the count then starts anew), else "". A second whose share
-        of standing tones is below ``HELD`` is not counted, and does no harm; ``MISSES`` such seconds
-        in a row start the count anew.
+        of standing tones is below ``HELD`` is not counted, and does no harm; ``MISSES`` such in a
+        row start the count anew.
         """
         self._stretch += 1
         self._stretch_held += heard.held
