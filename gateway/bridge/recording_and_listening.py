@@ -47,6 +47,8 @@ class CallRecorder(CallPart):
         self._recording: Recording | None = None
         self._ended: Recording | None = None
         """The last one that was stopped, which may still be deleted."""
+        self._names: set[str] = set()
+        """Names of its files so far, which no further one gets."""
         self._paused = self._concealed = False
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.StartRecording: self._start,
@@ -75,13 +77,19 @@ class CallRecorder(CallPart):
         stem = f"{file_stem(call.started_at, call.call_id)}.briefing"
         try:
             made = self.recordings.begin(
-                call.call_id, stem, audio.recorder, audio.codec.narrow, self._plan.format
+                call.call_id,
+                stem,
+                audio.recorder,
+                audio.codec.narrow,
+                self._plan.format,
+                taken=self._names,
             )
         except RecordingError as error:
             log.error("recording.not_started", call=call.call_id, error=str(error))
             return
         self._briefings.append((made, audio))
         legs[-1].recording = made.path.name
+        self._names.add(made.path.name)
         audio.recorder.start(WAITING_FRAMES)
 
     def _stop_briefing(self) -> None:
@@ -109,11 +117,13 @@ class CallRecorder(CallPart):
                 recorder,
                 self._audio.codec.narrow,
                 self._plan.format,
+                taken=self._names,
             )
         except RecordingError as error:
             record.state = "failed"
             log.error("recording.not_started", call=call.call_id, error=str(error))
             return
+        self._names.add(made.path.name)
         record.file, record.format = made.path.name, self._plan.format
         record.encryption = "age" if made.encrypted else ""
         recorder.start(WAITING_FRAMES)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.records.files import private
-from gateway.records.spool import SLOTS_SUFFIX, CutCall, Delivery, Entry, Spool, cut_calls
+from gateway.records.spool import (
+    SLOTS_SUFFIX,
+    CutCall,
+    Delivery,
+    Entry,
+    Spool,
+    cut_calls,
+    identity_of,
+)
 from gateway.records.tables import CLOSED, CUT, cut_columns
 
 if TYPE_CHECKING:
@@ -104,6 +112,7 @@ class Leadership:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK_NAME
         self._descriptor: int | None = None
+        self._file: tuple[int, int] | None = None
 
     @property
     def held(self) -> bool:
@@ -113,16 +122,17 @@ class Leadership:
     def acquire(self) -> bool:
         """Take the lock if it is free; return whether this process has it. Raises OSError."""
         if self._descriptor is not None:
-            if self._path.exists():
+            if identity_of(self._path) == self._file:
                 return True
-            self.release()
+            self.release()  # its file was removed, and another process may have made a new one
         descriptor = private(os.fspath(self._path), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
             return False
-        self._descriptor = descriptor
+        self._descriptor, found = descriptor, os.fstat(descriptor)
+        self._file = found.st_dev, found.st_ino
         return True
 
     def release(self) -> None:
@@ -170,6 +180,9 @@ class Forwarder:
         self._pause = FIRST_PAUSE_SECONDS
         self._compacted = 0.0
         self._swept = 0.0
+        self._sweep_failing = False
+        self._unavailable_at = -SILENT_SECONDS
+        """When the database was last found to be away (``time.monotonic()``, s)."""
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -292,6 +305,7 @@ class Forwarder:
 
     def _note_outage(self, error: Exception) -> bool:
         """Set :attr:`unavailable`, and log it once; return False."""
+        self._unavailable_at = time.monotonic()
         if self._database is not None:  # else there was not even a descriptor to load its driver
             self._database.close()
         text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
@@ -315,9 +329,21 @@ class Forwarder:
         self._swept = time.monotonic()
         silent_since = datetime.fromtimestamp(time.time() - SILENT_SECONDS, UTC)
         try:
-            for call_id in self._connected().close_silent(silent_since, LOST):
-                log.warning("call.process_lost", call=call_id)
-            self._idle(self._connected())
+            # After an outage the rows of other machines' calls are as old, until they come.
+            if self._swept - self._unavailable_at >= SILENT_SECONDS:
+                for call_id in self._connected().close_silent(silent_since, LOST):
+                    log.warning("call.process_lost", call=call_id)
+            database = self._connected()
+        except Exception as error:
+            self._note_outage(error)
+            return
+        try:
+            self._idle(database)
+            self._sweep_failing = False
+        except OSError as error:  # of a file: the database is there
+            if not self._sweep_failing:
+                log.error("records.sweep_failed", error=str(error))
+            self._sweep_failing = True
         except Exception as error:
             self._note_outage(error)
 

@@ -17,7 +17,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,6 +48,8 @@ MAX_WAITING_BYTES = WAITING_FRAMES * 320
 KEEP_SECONDS = 300.0
 """Seconds after its call for which a file that cannot be written is tried again."""
 STOP_SECONDS = 5.0
+ERASE_SECONDS = 0.05
+"""Between two tries, at the end of the process, to delete a file that is being uploaded."""
 SWEEP_SECONDS = 3600.0
 MAX_NAMES = 100
 
@@ -123,6 +125,8 @@ class Recording:
         self.call, self.path = call, path
         self.over = self.discarded = False
         """Set by the event loop: the call's audio has ended; the file is to be deleted."""
+        self.deleted = False
+        """Whether the thread has deleted the file, since it was discarded when it was closed."""
         self.lost_bytes = 0
         """Bytes that were recorded and could not be written."""
         self.failing = False
@@ -239,6 +243,7 @@ class Recording:
             if self.discarded:
                 self.path.unlink(missing_ok=True)
                 self.pending.unlink(missing_ok=True)
+                self.deleted = True
             try:
                 self._file.close()
             except OSError as error:
@@ -301,14 +306,28 @@ class Recordings:
             if not os.access(folder, os.W_OK):
                 raise PermissionError(f"recording.folder: {folder} cannot be written to")
 
-    def begin(self, call: str, stem: str, source: Source, codec: Codec, format: str) -> Recording:
-        """Begin a file with what ``source`` records from now on. Raises RecordingError.
+    def begin(
+        self,
+        call: str,
+        stem: str,
+        source: Source,
+        codec: Codec,
+        format: str,
+        *,
+        taken: Container[str] = (),
+    ) -> Recording:
+        """Begin a file with what ``source`` records from now on; the thread creates it.
+
+        Raises RecordingError without a folder, before :meth:`start` and after :meth:`stop`, and if
+        ``MAX_NAMES`` files are named ``stem``.
 
         Args:
             call: id of the call, for the log.
             stem: beginning of the file's name.
             codec: G.711 codec of the source.
             format: ``wav`` (G.711), ``wav_pcm`` (16 bit) or ``opus``.
+            taken: names of the call's earlier recordings, which may not be created yet, or be
+                uploaded and removed.
         """
         folder = self.options.folder
         if folder is None:
@@ -316,7 +335,7 @@ class Recordings:
         if self._closed or self._thread is None:
             raise RecordingError("the gateway stops")
         ending = f"{'ogg' if format == 'opus' else 'wav'}{'.sealed' if self._recipients else ''}"
-        path = _free_name(folder, stem, ending)
+        path = _free_name(folder, stem, ending, taken)
         made = Recording(
             call, path, source, codec, format, self._recipients, link=self.options.upload
         )
@@ -364,8 +383,8 @@ class Recordings:
                 one.over = True
             self._changed.notify()
         await asyncio.to_thread(thread.join, STOP_SECONDS)
-        if self._open:
-            log.error("recording.not_completed", files=len(self._open))
+        if self._open or self._erased:
+            log.error("recording.not_completed", files=len(self._open) + len(self._erased))
 
     def as_json(self) -> dict[str, int]:
         """Return the state for ``gateway status``."""
@@ -383,6 +402,8 @@ class Recordings:
                 ended = any(one.over and not one.failing for one in self._open)
                 if left > 0 and not ended and not self._closed:
                     self._changed.wait(left)
+                elif self._closed and not self._open:  # only deletions that wait for an upload
+                    self._changed.wait(ERASE_SECONDS)
                 closed, there, erased = self._closed, list(self._open), self._erased
                 self._erased = []
             now = time.monotonic()
@@ -396,7 +417,9 @@ class Recordings:
                 for one in done:
                     self.lost_bytes += one.lost_bytes
                     del self._open[one]
-                over = closed and not self._open
+                    if one.discarded and not one.deleted:  # by an erase() while it was closed
+                        self._erased.append(one)
+                over = closed and not self._open and not self._erased
             if done or len(kept) < len(erased):
                 self._wake_uploads()
             if self.options.retention_days and now >= sweep_at:
@@ -417,14 +440,15 @@ class Recordings:
             log.error("recording.sweep_failed", error=str(error))
 
 
-def _free_name(folder: Path, stem: str, ending: str) -> Path:
-    """Return a path that no file has: ``stem.ending``, or ``stem-2.ending`` and so on.
+def _free_name(folder: Path, stem: str, ending: str, taken: Container[str]) -> Path:
+    """Return a path that no file has, and whose name is not ``taken``: ``stem.ending``, or
+    ``stem-2.ending`` and so on.
 
     Raises RecordingError after ``MAX_NAMES``.
     """
     for number in range(1, MAX_NAMES + 1):
         path = folder / (f"{stem}.{ending}" if number == 1 else f"{stem}-{number}.{ending}")
-        if not path.exists():
+        if path.name not in taken and not path.exists():
             return path
     raise RecordingError(f"{MAX_NAMES} recordings are named {stem}")
 

@@ -291,11 +291,7 @@ def erase(
     counts = {"rows": shared, "files": 0, "waiting": 0}
     if recordings is not None:
         counts["recordings"] = 0
-    for start in range(0, len(ids), BATCH):
-        batch = ids[start : start + BATCH]
-        counts["waiting"] += spool.erase(batch)
-        counts["rows"] += database.anonymize(batch, _pseudonym(folder, number))
-    database.forget_deleted()
+    # The rows last: what fails before is found by them when the erasure is repeated.
     for row in found:
         stem = file_stem(row["invited_at"].isoformat(timespec="milliseconds"), row["id"])
         for path in folder.glob(f"{stem}*"):
@@ -307,6 +303,11 @@ def erase(
                 counts["recordings"] += 1
         if storage is not None:
             counts["recordings"] += delete_uploaded(storage, stem)
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        counts["waiting"] += spool.erase(batch)
+        counts["rows"] += database.anonymize(batch, _pseudonym(folder, number))
+    database.forget_deleted()
     return counts
 
 

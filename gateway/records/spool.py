@@ -288,6 +288,10 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the file that the connection has open."""
+        self._rescued: dict[str, list[tuple[Any, ...]]] = {}
+        """Rows of a file that was removed, by INSERT, until the new one has them."""
 
     def add(self, entries: Iterable[Entry], deliveries: Iterable[Delivery] = ()) -> None:
         """Commit entries, and the deliveries that tell of them, in one transaction."""
@@ -358,8 +362,15 @@ class Spool:
         return int(self._open().execute("SELECT count(*) FROM parked").fetchone()[0])
 
     def due(self, now: float, count: int) -> list[Delivery]:
-        """Return the first ``count`` deliveries that are due at ``now`` (Unix time)."""
-        return self._deliveries("WHERE dead = 0 AND due <= ? ORDER BY due LIMIT ?", now, count)
+        """Return the first ``count`` deliveries of each endpoint that are due at ``now`` (Unix
+        time), those due for longest first; given-up ones are never due."""
+        ranked = "SELECT rowid, row_number() OVER (PARTITION BY endpoint ORDER BY due) AS place"
+        return self._deliveries(
+            f"WHERE rowid IN (SELECT rowid FROM ({ranked} FROM deliveries"
+            " WHERE dead = 0 AND due <= ?) WHERE place <= ?) ORDER BY due",
+            now,
+            count,
+        )
 
     def deliveries(self, *, dead: bool, count: int = 1000) -> list[Delivery]:
         """Return the deliveries that wait, or with ``dead`` those given up; oldest first."""
@@ -431,20 +442,49 @@ class Spool:
         ]
 
     def _open(self) -> sqlite3.Connection:
-        """Return the connection; if the file was removed, a new one with the entries of the old."""
-        rescued: list[tuple[Any, ...]] = []
-        if self._connection is not None and not self.path.exists():
-            rescued = self._connection.execute(
-                "SELECT kind, call_id, body, at FROM entries ORDER BY seq"
-            ).fetchall()
+        """Return the connection, opened at the first use and after :meth:`close`.
+
+        If the file was removed, or replaced as by another connection that saw it first, the file
+        that has its name now is opened, and gets the entries and deliveries of the old one.
+        """
+        if self._connection is not None and identity_of(self.path) != self._file:
+            self._rescued = {
+                insert: self._connection.execute(select).fetchall() for select, insert in _RESCUED
+            }
             self.close()
         if self._connection is None:
-            self._connection = _connect(self.path)
-            with self._connection as connection:
-                connection.executemany(
-                    "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)", rescued
-                )
+            made = _connect(self.path)
+            try:
+                with made:
+                    for insert, rows in self._rescued.items():
+                        made.executemany(insert, rows)
+            except sqlite3.Error:
+                made.close()
+                raise
+            self._connection, self._rescued = made, {}
+            self._file = identity_of(self.path)
         return self._connection
+
+
+_RESCUED = tuple(
+    (f"SELECT {columns} FROM {table} ORDER BY rowid", f"INSERT OR IGNORE INTO {table} ({columns})"
+     f" VALUES ({', '.join('?' * len(columns.split(', ')))})")
+    for table, columns in (
+        ("entries", "kind, call_id, body, at"),
+        ("deliveries", "id, endpoint, call_id, body, created, due, tries, error, dead"),
+    )
+)  # fmt: skip
+"""Queries for what a removed file had, each with the INSERT for the new one."""
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, by which one that has taken its name is told apart; None
+    if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _text(body: dict[str, Any]) -> str:

@@ -42,6 +42,8 @@ MAX_AGE = 72 * HOUR
 AT_ONCE = 16
 """Requests under way at a time."""
 PER_ENDPOINT = 4
+DUE_AT_ONCE = 100
+"""Deliveries of one endpoint that have a task at a time; ``PER_ENDPOINT`` of them are sent."""
 LOOK_SECONDS = 1.0
 TRANSIENT = frozenset({408, 425, 429})
 """4xx statuses after which a delivery is tried again."""
@@ -199,10 +201,11 @@ class WebhookSender:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _send_due(self) -> None:
-        """Start a task for each delivery that is due, 200 of them at most."""
-        for delivery in await self._on_spool(lambda spool: spool.due(time.time(), 200)):
+        """Start a task for each delivery that is due, unless it has one; ``DUE_AT_ONCE`` at most
+        for one endpoint, so that one that hangs does not hold up the others."""
+        for delivery in await self._on_spool(lambda spool: spool.due(time.time(), DUE_AT_ONCE)):
             key = (delivery.id, delivery.endpoint)
-            if key not in self._under_way and len(self._under_way) < 200:
+            if key not in self._under_way:
                 self._under_way.add(key)
                 self._sending.spawn(self._deliver(delivery), f"webhook {delivery.id}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -243,7 +244,21 @@ async def read_answer(response: httpx.Response) -> tuple[str, bool]:
             ) from None
         if len(body) > MAX_BODY:
             return "", False
-    return body.decode(response.encoding or "utf-8", "replace"), True
+    return body.decode(_charset(response), "replace"), True
+
+
+def _charset(response: httpx.Response) -> str:
+    """Return the charset of an answer's Content-Type; UTF-8 if it is none of a browser's, as some
+    of Python's codecs are no text, or take very long."""
+    named = (response.charset_encoding or "").lower().replace("_", "-")
+    known = named in _CHARSETS or _CHARSET_FAMILIES.fullmatch(named) is not None
+    return named if known else "utf-8"
+
+
+_CHARSETS = frozenset({"us-ascii", "ascii", "latin-1", "utf-16", "shift-jis", "gbk", "big5"})
+_CHARSET_FAMILIES = re.compile(
+    r"iso-8859-(?:[1-9]|1[013-6])|windows-125[0-8]|euc-(?:jp|kr)|utf-16[lb]e|gb18030"
+)
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 
-from gateway.tasks import TaskSet, background
+from gateway.tasks import TaskSet, background, is_being_cancelled
 from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
 from gateway.tools.http import PARTS_A_TURN
 from gateway.tools.schema import NAME, check_schema
@@ -134,6 +134,8 @@ class McpServer:
                     await self._watch(client)
                 self.state = "connection lost"
             except (Exception, BaseExceptionGroup) as error:
+                if is_being_cancelled():  # what fails at the end stands for the cancellation
+                    return
                 self.state = _error_name(error)
             finally:
                 self._client = None

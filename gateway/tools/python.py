@@ -207,7 +207,12 @@ class Threads:
             except RuntimeError:
                 return  # the loop is closed: the process ends
 
-        threading.Thread(target=work, name="tool", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="tool", daemon=True).start()
+        except RuntimeError:  # the system has no further one
+            self.running -= 1
+            self._free.release()
+            raise
         try:
             return await result
         except asyncio.CancelledError:

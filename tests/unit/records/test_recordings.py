@@ -128,6 +128,60 @@ def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a.wav"]
 
 
+def test_no_name_of_an_earlier_recording_of_a_call_is_taken_again(
+    running: Recordings, tmp_path: Path
+) -> None:
+    """It may have been uploaded and removed: the next upload would replace it in the storage."""
+    first = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
+    running.end(first)
+    until_written(running)
+    first.path.unlink()
+    second = running.begin(
+        "a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav", taken={first.path.name}
+    )
+    running.end(second)
+    until_written(running)
+    assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a-2.wav"]
+
+
+def test_a_recording_that_is_erased_while_it_is_closed_is_deleted(
+    running: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Recording._close
+
+    def and_erased(made: Recording) -> None:
+        close(made)
+        running.erase(made)
+
+    monkeypatch.setattr(Recording, "_close", and_erased)
+    made = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
+    running.end(made)
+    until_written(running)
+    for _ in range(200):
+        if not made.path.exists():
+            break
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deletion_that_waits_for_an_upload_is_not_forgotten_at_the_end(
+    running: Recordings,
+) -> None:
+    made = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
+    running.end(made)
+    until_written(running)
+    with recording_files.locked(made.path):
+        running.erase(made)
+        with running._changed:
+            running._closed = True
+            running._changed.notify()
+        time.sleep(0.1)
+        assert made.path.exists()
+    assert running._thread is not None
+    running._thread.join(5)
+    assert not made.path.exists()
+
+
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 @pytest.mark.parametrize("format", ["wav", "wav_pcm", "opus"])
 def test_a_disk_that_has_room_again_gets_all_of_it(

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, ending_of
 from gateway.records import files
+from gateway.records import spool as spool_module
 from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
 from gateway.records.files import BackgroundWriter, RecordFiles
-from gateway.records.forwarder import Forwarder, recover
+from gateway.records.forwarder import LOCK_NAME, Forwarder, Leadership, recover
 from gateway.records.retention import erase, sweep_files
-from gateway.records.spool import CallSlots, Entry, Spool, cut_calls
+from gateway.records.spool import CallSlots, Delivery, Entry, Spool, cut_calls
 from gateway.records.store import RecordStore
 from gateway.records.tables import CLOSED, CUT, OPENED
 from tests.support.harness import eventually
@@ -58,6 +60,10 @@ def row(call_id: str, revision: int, **columns: Any) -> Entry:
         **columns,
     }
     return Entry("row", call_id, body, time.time())
+
+
+def delivery(name: str, endpoint: str, due: float) -> Delivery:
+    return Delivery(name, endpoint, "c1", "{}", due, due)
 
 
 class Kept:
@@ -309,6 +315,111 @@ def test_a_spool_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
     folder.rmdir()
     spool.add([row("c2", OPENED)])
     assert [one.call_id for one in Spool(folder).entries(10)] == ["c1", "c2"]
+
+
+def test_every_connection_follows_a_spool_that_was_replaced(tmp_path: Path) -> None:
+    """The first connection that notices makes the new file; the others must not stay in the old."""
+    writer, reader = Spool(tmp_path), Spool(tmp_path)
+    writer.add([row("c1", OPENED)], [delivery("e1", "a", 1.0)])
+    assert reader.pending()[0] == 1
+    for path in tmp_path.iterdir():
+        path.unlink()
+    writer.add([row("c2", OPENED)])
+    assert {one.call_id for one in reader.entries(10)} == {"c1", "c2"}
+    assert [one.id for one in reader.due(2.0, 10)] == ["e1"], "webhooks are kept, too"
+
+
+def test_what_a_removed_spool_had_survives_a_disk_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.add([row("c1", OPENED)])
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with monkeypatch.context() as full:
+        full.setattr(spool_module, "create_database", lambda _path: (tmp_path / "no").stat())
+        with pytest.raises(FileNotFoundError):
+            spool.pending()
+    assert spool.pending()[0] == 1
+
+
+def test_one_process_leads_where_the_lock_was_replaced(tmp_path: Path) -> None:
+    first, second = Leadership(tmp_path), Leadership(tmp_path)
+    assert first.acquire()
+    (tmp_path / LOCK_NAME).unlink()
+    assert second.acquire()
+    assert not first.acquire()
+    second.release()
+    assert first.acquire()
+    first.release()
+
+
+def test_rows_of_others_are_not_closed_right_after_an_outage(tmp_path: Path) -> None:
+    """They could not be written meanwhile: their calls may be in progress."""
+    path = tmp_path / "calls.sqlite3"
+    others = Database(f"sqlite:///{path}")
+    others.write([row("c1", 7)])
+    faulty = [OSError("away")]
+
+    def database() -> Database:
+        if faulty:
+            raise faulty.pop()
+        return Database(f"sqlite:///{path}")
+
+    forwarder = Forwarder(tmp_path, database, lambda _event: ())
+    assert not forwarder._turn()
+    assert forwarder.unavailable
+    assert not forwarder._turn()
+    assert not forwarder.unavailable
+    found = others.get("c1")
+    assert found is not None
+    assert found["ended_at"] is None
+    forwarder._spool.close()
+    forwarder._leader.release()
+
+
+def test_a_sweep_that_fails_is_no_outage_of_the_database(tmp_path: Path) -> None:
+    def idle(_database: Database) -> None:
+        raise PermissionError("recordings")
+
+    url = f"sqlite:///{tmp_path}/calls.sqlite3"
+    forwarder = Forwarder(tmp_path, lambda: Database(url), lambda _event: (), idle)
+    with capture_logs() as logs:
+        forwarder._turn()
+    assert forwarder.unavailable == ""
+    assert [one["event"] for one in logs] == ["records.sweep_failed"]
+    forwarder._spool.close()
+    forwarder._leader.release()
+
+
+def test_an_erasure_that_fails_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows, by which files are found, are changed last."""
+    database, spool = Database(f"sqlite:///{tmp_path / 'calls.db'}"), Spool(tmp_path)
+    at = NOW.isoformat()
+    database.write([row("c1", CLOSED, invited_at=at, ended_at=at, from_number="+49301")])
+    path = tmp_path / f"{files.file_stem(NOW.isoformat(timespec='milliseconds'), 'c1')}.json"
+    path.touch()
+    spool.pending()
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", lambda *_a, **_k: (tmp_path / "no").stat())
+        with pytest.raises(FileNotFoundError):
+            erase("+49301", database, spool, tmp_path)
+    assert erase("+49301", database, spool, tmp_path)["files"] == 1
+    assert not path.exists()
+    assert database.of_number("+49301") == []
+    spool.close()
+    database.close()
+
+
+def test_due_deliveries_of_one_endpoint_leave_room_for_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.add([], [delivery(f"s{number}", "slow", float(number)) for number in range(20)])
+    spool.add([], [delivery("q1", "quick", 50.0)])
+    found = [(one.endpoint, one.id) for one in spool.due(60.0, 3)]
+    assert found == [("slow", "s0"), ("slow", "s1"), ("slow", "s2"), ("quick", "q1")]
+    spool.close()
 
 
 def test_pages_of_rows_and_filters(tmp_path: Path) -> None:

@@ -314,3 +314,20 @@ async def test_a_service_that_never_answers_holds_up_no_other(tmp_path: Path) ->
         async with asyncio.timeout(10):
             assert await client.send(Request("GET", good)) == "{}"
     await client.close()
+
+
+@pytest.mark.parametrize("charset", ["hex", "punycode"])
+def test_an_answer_in_a_charset_that_is_none_is_read_as_utf_8(charset: str) -> None:
+    async def answer(_asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        kind = f"Content-Type: text/plain; charset={charset}\r\nContent-Length: 5\r\n\r\n"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + kind.encode() + "ja ü".encode())
+
+    async def main() -> str:
+        client = HttpClient(2)
+        async with serving(answer) as url:
+            try:
+                return await client.send(Request("POST", url, body={}))
+            finally:
+                await client.close()
+
+    assert asyncio.run(main()) == "ja ü"

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolCall
+from gateway.tools.mcp import McpServer, McpSettings
 from tests import support
 from tests.support.harness import eventually
 
@@ -197,6 +199,37 @@ def test_a_server_that_is_not_there_delays_the_start_no_longer_than_said(tmp_pat
         assert box.states()["crm"]["tools"] == 0
 
     run(tmp_path, 'command = ["/no/such/program"]\nconnect_timeout = 0.3\n', work)
+
+
+def test_a_server_that_fails_while_it_is_stopped_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its transport raises what failed, in place of the cancellation."""
+    began: list[None] = []
+
+    @contextlib.asynccontextmanager
+    async def connected(_server: McpServer) -> AsyncIterator[None]:
+        began.append(None)
+        try:
+            yield
+        finally:
+            raise BaseExceptionGroup("of a task group", [OSError()])
+
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(McpServer, "_connected", connected)
+    monkeypatch.setattr(McpServer, "_list", nothing)
+    monkeypatch.setattr("gateway.tools.mcp.FIRST_PAUSE", 0.01)
+
+    async def main() -> bool:
+        server = McpServer(McpSettings("s"))
+        await server.start()
+        await server.stop()
+        assert server._owner is not None
+        return server._owner.done()
+
+    assert asyncio.run(main())
+    assert len(began) == 1
 
 
 def test_servers_that_the_realtime_server_calls(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools import python as python_tools
 from gateway.tools.functions import ToolCall
+from gateway.tools.python import Threads
 
 CONFIG = """
 [realtime]
@@ -389,6 +390,23 @@ def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
             await box.stop()
 
     assert asyncio.run(main()) == ["went on"] * 3
+
+
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> str:
+        threads = Threads(1)
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", no_memory)
+            with pytest.raises(RuntimeError):
+                await threads.run(lambda: "")
+        assert threads.running == 0
+        async with asyncio.timeout(5):
+            return str(await threads.run(lambda: "went on"))
+
+    assert asyncio.run(main()) == "went on"
 
 
 def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
