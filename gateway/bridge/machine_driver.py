@@ -31,7 +31,7 @@ from gateway.tools.functions import Question, ToolCall, ToolRunner
 
 
 class HasFaults(Protocol):
-    """Owner of methods with :func:`entry`."""
+    """Object that has methods with :func:`entry` or :func:`entry_task`."""
 
     def on_fault(self, error: Exception) -> None:
         """End the call after an internal error. Never raises."""
@@ -43,21 +43,22 @@ class CallHost:
 
     record: CallRecord
     feed: Callable[[MachineInput], None]
-    """Feeds an input to the machine."""
+    """Feeds an input to the machine, which handles it at once unless it is at work."""
     feed_audio: Callable[[AudioDelta], None]
-    """Feeds an audio delta of the session to the machine."""
+    """Feeds an audio delta of the active session to the machine."""
     now_ms: Callable[[], float]
     """Milliseconds since the call began."""
     on_fault: Callable[[Exception], None]
     """Ends the call after an internal error."""
     is_over: Callable[[], bool] = lambda: False
-    """Whether the call has ended and its record is complete."""
+    """Whether the call is finished: its record is complete, and inputs are dropped."""
     heard: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
     """Returns when the caller's present speech began, and when they were last loud (loop's s)."""
 
 
 class CallPart:
-    """Base of what belongs to one call: an exception of an :func:`entry` ends the call."""
+    """Base of what belongs to one call: an exception in a method with :func:`entry` or
+    :func:`entry_task` goes to the host's ``on_fault``, which ends the call."""
 
     def __init__(self, host: CallHost) -> None:
         self._host = host
@@ -71,7 +72,8 @@ _Self = TypeVar("_Self", bound=HasFaults)
 def entry(
     method: Callable[Concatenate[_Self, _P], None],
 ) -> Callable[Concatenate[_Self, _P], None]:
-    """Decorate a method so that its exceptions go to ``on_fault`` of its object."""
+    """Decorate a method, which returns None, so that its exceptions go to ``on_fault`` of its
+    object and not to its caller."""
 
     @functools.wraps(method)
     def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -86,7 +88,8 @@ def entry(
 def entry_task(
     method: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]],
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]]:
-    """Decorate a coroutine method so that its exceptions go to ``on_fault`` of its object."""
+    """Decorate a coroutine method so that its exceptions go to ``on_fault`` of its object; a
+    cancellation is passed on."""
 
     @functools.wraps(method)
     async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -107,9 +110,11 @@ TICK_SECONDS = 0.005
 
 
 class MachineDriver:
-    """Feeds inputs to ``machine`` and executes its outputs by their type, on the event loop.
+    """Feeds inputs to ``machine`` one after another, and executes its outputs on the event loop:
+    each by the function that ``executors`` has for its type.
 
-    An input that comes while outputs are executed waits until all of them are.
+    An input that comes while outputs are executed waits until all of them are. A timer feeds
+    :class:`inputs.Tick` at the machine's deadline.
 
     Args:
         on_fault: ends the call after an exception.
@@ -130,7 +135,9 @@ class MachineDriver:
         """Bytes of silence; None where audio is linear samples."""
         self.executors: dict[type, Callable[[Any], None]] = {}
         self.started = False
+        """Machine and first outputs have raised nothing."""
         self.over = False
+        """Stopped: no input is taken any more."""
         self.on_fault = on_fault
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[tuple[MachineInput, float]] = deque()
@@ -141,7 +148,9 @@ class MachineDriver:
         """When the next tick may be (s)."""
 
     def start(self) -> None:
-        """Start the machine and execute its first outputs. Raises what they raise."""
+        """Start the machine and execute its first outputs; then handle the inputs that came
+        meanwhile, and set the timer. Raises what machine or first outputs raise: then it has not
+        started."""
         self._busy = True
         try:
             self._execute(self.machine.start(self._loop.time()))
@@ -154,16 +163,21 @@ class MachineDriver:
 
     @entry
     def feed(self, input: MachineInput, at: float | None = None) -> None:
-        """Queue and handle an input that happened now, or at a time ``at`` of the event loop
-        (s)."""
+        """Queue an input that happened now, or at ``at`` (event loop's time, s), and handle all
+        that wait; only queue it while outputs are being executed. Dropped after :meth:`stop`."""
         if self.over:
             return  # a function, say, that outlives its call
         self._inbox.append((input, self._loop.time() if at is None else at))
         self._work()
 
     def feed_audio(self, delta: AudioDelta) -> None:
-        """Feed an audio delta of the session, up to fifty times a second: its frames go straight to
-        playout where the machine has nothing to decide."""
+        """Feed an audio delta of the active session, up to fifty times a second, after setting its
+        ``silent`` (no sample from ``SILENT`` up).
+
+        Its frames go straight to playout where no input waits and the machine has nothing to
+        decide; those that do not fit are fed as :class:`inputs.PlayoutRefused`. Else the delta is
+        fed as :class:`inputs.ServerEventReceived`.
+        """
         if self._silence is None:
             delta.silent = audioop.max(delta.audio[: len(delta.audio) & ~1], 2) < SILENT
         else:
@@ -176,17 +190,23 @@ class MachineDriver:
             self.feed(inputs.PlayoutRefused(refused))
 
     def feed_first(self, input: MachineInput) -> None:
-        """Queue an input before all others, to be handled by :meth:`work`."""
+        """Put an input before all that wait, to be handled by :meth:`work`, or next if outputs are
+        being executed. Dropped after :meth:`stop`."""
         if not self.over:
             self._inbox.appendleft((input, self._loop.time()))
 
     @entry
     def work(self) -> None:
-        """Let the machine handle the queued inputs now, and execute what it returns."""
+        """Handle the queued inputs now, and execute what the machine returns. Nothing while outputs
+        are being executed, and after :meth:`stop`."""
         self._work()
 
     def _work(self) -> None:
-        """Handle the queued inputs and set the timer; nothing, if called by an output of them."""
+        """Handle the queued inputs in turn; then set the timer, if one of them may have made the
+        deadline earlier. Nothing while outputs are being executed, and after :meth:`stop`.
+
+        An exception of machine or output is raised; the inputs that are left stay queued.
+        """
         if self._busy or self.over:
             return
         self._busy = True
@@ -207,18 +227,20 @@ class MachineDriver:
         return self.started and not self.over and self.machine.state is not State.FINISHED
 
     def stop(self) -> None:
-        """Drop the queued inputs and take no more."""
+        """Take no more inputs: drop those that wait, and cancel the timer."""
         self.over = True
         self._inbox.clear()
         if self._timer is not None:
             self._timer.cancel()
 
     def _execute(self, todo: list[outputs.Output]) -> None:
+        """Execute outputs in their order; an exception leaves out those after it."""
         for output in todo:
             self.executors[type(output)](output)
 
     def _schedule(self) -> None:
-        """Set the timer to the machine's deadline."""
+        """Set the timer to the machine's deadline, but ``TICK_SECONDS`` after the last tick at the
+        earliest; cancel it where there is none. Nothing if the deadline is the same as before."""
         at = self.machine.deadline
         if at == self._timer_at:
             return
@@ -231,15 +253,16 @@ class MachineDriver:
 
     @entry
     def _tick(self) -> None:
+        """Feed :class:`inputs.Tick`, since the machine's deadline has come."""
         self._timer = self._timer_at = None
         self._not_before = self._loop.time() + TICK_SECONDS
         self.feed(inputs.Tick())
 
 
 def _moves_deadline(input: MachineInput) -> bool:
-    """Return whether an input may make the machine's deadline earlier.
+    """Return whether an input may make the machine's deadline earlier: any but two.
 
-    Queued audio does not. RTP packets make it later; the tick at the old time does nothing.
+    Audio deltas do not. RTP packets make it later; the tick at the old time does nothing.
     """
     if type(input) is inputs.ServerEventReceived:
         return type(input.event) is not AudioDelta
@@ -251,13 +274,14 @@ _COLLECTS_NOTHING = CollectPlan()
 
 @dataclass(eq=False)
 class ToolCalls:
-    """Has tool calls, approvals and content checks run by ``runner``, and feeds the results.
+    """Has tool calls, approvals and content checks run by ``runner``, and sensitive digits sent to
+    a service; feeds the results. It returns at once, and sets no deadline: the machine has one.
 
     Args:
-        runner: None where nothing runs functions: each fails.
+        runner: None where nothing runs functions: each fails at once.
         guardrails: of the route; :class:`outputs.CheckContent` counts them from 0.
         collect: where sensitive digits are sent.
-        variables: returns the call's variables at present.
+        variables: returns the call's variables at present, by name.
     """
 
     host: CallHost
@@ -275,7 +299,8 @@ class ToolCalls:
         }
 
     def _run(self, output: outputs.RunTool) -> None:
-        """Run a function; feed its result as :class:`inputs.ToolDone`."""
+        """Run a function; feed its result, text for the model, as :class:`inputs.ToolDone`. Without
+        a runner that is ``{"error": ...}``."""
 
         def done(text: str) -> None:
             self.host.feed(inputs.ToolDone(output.call_id, text))
@@ -288,7 +313,8 @@ class ToolCalls:
             self.runner.run(call, done)
 
     def _ask(self, output: outputs.RequestApproval) -> None:
-        """Ask for an approval; feed it as :class:`inputs.ApprovalResult`."""
+        """Ask for the approval of a tool call; feed the answer as :class:`inputs.ApprovalResult`.
+        Without a runner it is not approved."""
 
         def done(approve: bool, reason: str) -> None:
             self.host.feed(inputs.ApprovalResult(output.key, approve, reason))
@@ -300,7 +326,8 @@ class ToolCalls:
             self.runner.ask(Question(call, output.rule), done)
 
     def _check(self, output: outputs.CheckContent) -> None:
-        """Have a guardrail check text; feed the verdict as :class:`inputs.ContentChecked`."""
+        """Have the service of a guardrail check text; feed its verdict as
+        :class:`inputs.ContentChecked`, None if there is none, as without a runner."""
 
         def done(allow: bool | None, reason: str) -> None:
             self.host.feed(inputs.ContentChecked(output.key, allow, reason))
@@ -312,7 +339,9 @@ class ToolCalls:
             self.runner.check(self.guardrails[output.rule], call, done)
 
     def _store(self, output: outputs.StoreDigits) -> None:
-        """Validate sensitive digits and pass them on; feed :class:`inputs.DigitsStored`."""
+        """Validate sensitive digits by their kind, then send them to the route's service; feed the
+        result as :class:`inputs.DigitsStored`: the service's, or status ``invalid`` (not sent) or
+        ``failed`` (no runner) with the reason."""
 
         def done(result: Mapping[str, Any]) -> None:
             self.host.feed(inputs.DigitsStored(result))
@@ -328,6 +357,13 @@ class ToolCalls:
             self.runner.store(self.collect, call, output.digits, done)
 
     def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
+        """Return a tool call with what a function may know of its call, and ``control``, by which
+        it can send commands to the call.
+
+        Args:
+            call_id: of the model's function call, or the key of the question.
+            part: names the span of the trace that the call is in; "" for the whole call.
+        """
         record = self.host.record
         return ToolCall(
             call_id,

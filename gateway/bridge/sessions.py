@@ -73,17 +73,18 @@ once."""
 
 
 class ServerWatch:
-    """Observer of attempts, errors and ends of sessions at realtime servers; ignores them all."""
+    """Observer of what calls meet at realtime servers. This one ignores it all; see
+    :class:`gateway.app.health_checks.HealthChecker`."""
 
     def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
-        """Note an attempt to open a session, which took ``seconds``; ``failure`` is None if it is
-        open."""
+        """Note an attempt to open a session, with its retries, which took ``seconds``; ``failure``
+        is None if it is open."""
 
     def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
-        """Note the end of a session that was up."""
+        """Note the end of a session that was up, closed by either side."""
 
     def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
-        """Note an ``error`` event of a session."""
+        """Note an ``error`` event of a session, unless it answers an event of an application."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class SessionPlan:
     """Speech of a Live session in the playout queue (ms) above which its silence is left out."""
 
     def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
-        """Return the session object for a server, by its protocol."""
+        """Return the session object for a server: ``live_settings`` if it has Live sessions, else
+        ``settings``."""
         return self.live_settings if endpoint.live else self.settings
 
 
@@ -124,10 +126,18 @@ class _Slot:
     seed: list[Mapping[str, Any]] = field(default_factory=list)
     """Items of the conversation so far, for a Live session's start."""
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
+    """Events from before the session was reported as up; None after that."""
 
 
 class Sessions(CallPart):
-    """Opens, feeds and closes the sessions of one call: the active one, and a standby."""
+    """Opens, feeds and closes the sessions of one call: the active one, and a standby, which only
+    waits to take over.
+
+    Args:
+        sideband: of the application that has the call: it sees the active session's events, and
+            sends commands to it.
+        playout: of the call, for Live sessions.
+    """
 
     def __init__(
         self,
@@ -159,25 +169,32 @@ class Sessions(CallPart):
         }
 
     def watch(self, account: Account, events: EventLog | None) -> None:
-        """Set what observes the call: costs, and events of its sessions. To be called before the
-        start."""
+        """Set the account that the sessions' usage is added to, and which feeds a budget that is
+        reached; and the log of their events (None: none). To be called before the start."""
         self._account, self._events = account, events
         account.on_reached = self._on_reached
 
     @property
     def open(self) -> list[Endpoint]:
-        """Endpoints of the sessions that are up: the active one, and a standby session."""
+        """Return the servers of the sessions that are up and are not being closed: the active one,
+        then a standby."""
         slots = (self._active, self._standby)
         return [one.endpoint for one in slots if one and one.session and not one.over]
 
     def append(self, audio: bytes) -> None:
-        """Send caller audio in the session's codec; dropped while there is no session."""
+        """Send caller audio, in the session's codec, to the active session; dropped while none is
+        up, and once it is being closed."""
         slot = self._active
         if slot is not None and slot.session is not None and not slot.over:
             slot.session.append(audio)
 
     def finish(self) -> None:
-        """Stop opening sessions, and complete the record with what they dropped and refused."""
+        """Complete the record at the end of the call; closes no session (see :meth:`close`).
+
+        Cancels the request for the route's data, and set-ups. The record gets the frames that the
+        sessions dropped, counts of Live audio, the settings that servers rejected (each once), and
+        the event log.
+        """
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
         for slot in (self._active, self._standby):
@@ -191,7 +208,8 @@ class Sessions(CallPart):
             self._host.record.session.event_log = self._events.as_json()
 
     async def wait_closed(self) -> None:
-        """Wait until the tasks of the sessions have ended; they have their own deadlines."""
+        """Wait until set-ups and closing have ended, which have their own deadlines; close a
+        session that is still open; then end the event log."""
         slots = [slot for slot in (self._active, self._standby) if slot is not None]
         tasks = [slot.opening for slot in slots if slot.opening is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,7 +221,9 @@ class Sessions(CallPart):
             self._events.end()
 
     def _open(self, output: outputs.OpenSession) -> None:
-        """Start the task that opens a session, the active one or a standby."""
+        """Start the task that opens a session at the server of ``output``, as standby or as the
+        active one; that closes the active one before (1000), or cancels its set-up, and counts what
+        it dropped. The first call also starts the request for the route's data."""
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         slot = _Slot(endpoint, seed=list(output.seed))
         again = False
@@ -222,7 +242,16 @@ class Sessions(CallPart):
 
     @entry_task
     async def _set_up(self, slot: _Slot, again: bool) -> None:
-        """Open a session; feed :class:`inputs.SessionReady`, or why it failed."""
+        """Open a slot's session, and feed :class:`inputs.SessionReady` or ``StandbyReady``, then
+        the events that came before it; or feed ``SessionFailed`` or ``StandbyFailed``.
+
+        The server watch is told either way; the sideband of an active session that is up, before
+        the machine. If the slot was replaced meanwhile, the session is closed and nothing is fed.
+        There are ``ATTEMPTS`` attempts, one for a standby.
+
+        Args:
+            again: it replaces a session that was up: wait up to ``SPREAD_SECONDS`` first.
+        """
         record, endpoint, watch = self._host.record, slot.endpoint, self.plan.watch
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
@@ -272,7 +301,12 @@ class Sessions(CallPart):
             self._on_event(slot, event)
 
     async def _prepare(self, slot: _Slot) -> Mapping[str, Any]:
-        """Wait for the data of the call, feed its complete plan, and return the settings."""
+        """Await the data of the call, and return the session object for the slot's server.
+
+        The first slot to get here completes the plan of all sessions, replaces the route's messages
+        in its own seed, and feeds :class:`Prepared`. Raises SetupFailed where the route rejects
+        calls without data.
+        """
         if self.plan.preparation is not None:
             prepared = await self.plan.preparation.ready()
             if self.plan.preparation is not None:  # nobody else waited for it, and was first
@@ -290,14 +324,16 @@ class Sessions(CallPart):
         return self.plan.settings_for(slot.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
-        """Close the active and the standby session with the code and reason of ``output``."""
+        """Close the active and the standby session, or cancel their set-up, with the WebSocket code
+        and reason of ``output``; returns at once. No standby is left."""
         for slot in (self._active, self._standby):
             if slot is not None:
                 self._release(slot, output.code, output.reason)
         self._standby = None
 
     def _promote(self) -> None:
-        """Make the standby session the active one, and close the other."""
+        """Make the standby session the active one, also towards the sideband; count what the other
+        dropped, and close it (1000, "handed over"). Nothing without a standby."""
         old, standby = self._active, self._standby
         if standby is None:
             return
@@ -310,7 +346,11 @@ class Sessions(CallPart):
             self._release(old, 1000, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
-        """Send a command to the active session; words that must be exact are synthesised first."""
+        """Send a command to the active session; dropped while it is not up.
+
+        A response with exact words is synthesised first, in a task, where a program for it is set
+        and the session can play audio; what is sent after it may overtake it.
+        """
         if self._active is None or self._active.session is None:
             return
         command, session = output.command, self._active.session
@@ -321,8 +361,8 @@ class Sessions(CallPart):
             session.send(command)
 
     async def _say_exactly(self, session: Session, command: CreateResponse) -> None:
-        """Synthesise the words of a response and have them played; if that fails, ask the model
-        for them."""
+        """Synthesise the words of a response, and send it with their audio; if that fails, log why,
+        and send it without, so that the model speaks them."""
         try:
             clip = await clip_of(self.plan.speech_command, command.words)
         except SpeechError as error:
@@ -333,7 +373,11 @@ class Sessions(CallPart):
             session.send(replace(command, clip=clip))
 
     def _relay(self, command: ClientCommand) -> str:
-        """Send an application's event; return its id, "" where no session is open."""
+        """Send an application's event to the active session; return its ``event_id``, or "" where
+        no session is up: then the event is lost.
+
+        Settings in it are kept for the session objects of later sessions, too.
+        """
         slot = self._active
         if isinstance(command, RelayedUpdate):
             # A session that replaces this one begins with what holds now.
@@ -344,11 +388,13 @@ class Sessions(CallPart):
         return "" if slot is None or slot.session is None else slot.session.send(command)
 
     def tap_of(self, name: str) -> SessionTap | None:
-        """Return the event log of another session of the call; None where no events are logged."""
+        """Return a log, in the call's event log, of another session of the call, whose lines have
+        ``name``; None where no events are logged."""
         return None if self._events is None else SessionTap(self._events, name)
 
     def _tap(self, slot: _Slot) -> Tap | None:
-        """Return the tap of a session, for event log and sideband; None without either."""
+        """Return what sees a slot's messages: the event log and, of those received while the slot
+        is the active one, the sideband. None without either."""
         sideband = self._sideband
         if sideband is None:
             return self._events
@@ -360,7 +406,8 @@ class Sessions(CallPart):
         return SidebandTap(self._events, received)
 
     def _on_event(self, slot: _Slot, event: ServerEvent) -> None:
-        """Feed an event of a session; an exception ends the call."""
+        """Handle an event of a session: audio of the active one the short way, others as
+        :meth:`_on_other` says. An exception ends the call."""
         try:
             if type(event) is AudioDelta and slot is self._active and slot.early is None:
                 self._host.feed_audio(event)  # fifty times a second
@@ -370,7 +417,16 @@ class Sessions(CallPart):
             self.on_fault(error)
 
     def _on_other(self, slot: _Slot, event: ServerEvent) -> None:
-        """Count the cost of an event, and feed it if its session is the active one."""
+        """Handle an event that is not audio of the active session. The first that fits:
+
+        - the session was not reported as up yet: keep it until then;
+        - the session is not the active one: only count its cost;
+        - usage: count it;
+        - an error: drop one that answers an application's event; else tell the server watch, and
+          feed it with the command that it answers;
+        - anything else: feed it, with the request that a new response answers; and count its cost.
+          Before the start and end of the caller's speech comes :meth:`_tell_heard`.
+        """
         if slot.early is not None:
             slot.early.append(event)
             return
@@ -401,14 +457,17 @@ class Sessions(CallPart):
             self.count(slot.endpoint, event)
 
     def _tell_heard(self, slot: _Slot) -> None:
-        """Feed :class:`inputs.CallerHeard`: when the caller spoke, and the round trips (ms)."""
+        """Feed :class:`inputs.CallerHeard`: when the caller's speech began and when they were last
+        loud (s; None: never), and the round trips to caller and server (ms; 0: not known)."""
         since, until = self._host.heard()
         leg = (self._host.record.media.quality.get("rtt_ms") or {}).get("mean")
         server = 0.0 if slot.session is None else slot.session.round_trip_ms
         self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
     def count(self, endpoint: Endpoint, event: ServerEvent) -> None:
-        """Add the usage that an event reports to the call's cost; feed a budget that is reached."""
+        """Add the usage that an event reports to the call's cost, at the prices of ``endpoint``'s
+        models; feed :class:`inputs.BudgetThreshold` if a budget is reached. Nothing without an
+        account; once the record is complete, only the account is changed."""
         if self._account is None:
             return
         # A fallback's server has a model and prices of its own.
@@ -422,11 +481,14 @@ class Sessions(CallPart):
             self._on_reached(reached)
 
     def _on_reached(self, reached: Reached) -> None:
+        """Feed that a budget is used up (its limit), or nearly (its warning)."""
         self._host.feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
 
     @entry
     def _on_closed(self, slot: _Slot, closed: SessionClosed) -> None:
-        """Feed the end of the active or the standby session."""
+        """Handle the end of a session, whoever closed it: tell the server watch and the event log;
+        feed ``SessionClosed`` of the active one, ``StandbyFailed`` of the standby, which is
+        forgotten. Of another one nothing is fed."""
         slot.over = True
         self.plan.watch.closed(slot.endpoint, closed)
         if self._events is not None:
@@ -438,7 +500,8 @@ class Sessions(CallPart):
             self._host.feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
 
     def _release(self, slot: _Slot, code: int, reason: str) -> None:
-        """Close a session in a task, or stop its set-up."""
+        """Close a slot's session in a task, after it has reported the usage so far; or cancel its
+        set-up. It gets no more audio."""
         slot.over = True
         if slot.session is not None:
             slot.session.tell_usage()  # before the record is written
@@ -449,11 +512,13 @@ class Sessions(CallPart):
 
     @staticmethod
     def _stop_opening(slot: _Slot) -> None:
+        """Cancel the set-up of a slot, unless that is what calls this."""
         if slot.opening is not None and slot.opening is not asyncio.current_task():
             slot.opening.cancel()
 
     def _count_dropped(self, slot: _Slot) -> None:
-        """Add a session's dropped frames and audio counts to the record."""
+        """Add the caller's frames that a session dropped, and its counts of Live audio, to those of
+        the call; nothing if it was never up. To be called once for each session."""
         if slot.session is None:
             return
         self._frames_dropped += slot.session.counters.audio_dropped
