@@ -65,17 +65,20 @@ _BELOW = {
 
 
 EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
-"""Refusals of one source for one reason that have a line and a record; the rest is counted."""
+"""Token bucket for each source (IP address, else trunk) and reason: refusals that have a log line
+and a record of their own; further ones are only counted."""
 
 ALL_AT_ONCE, ALL_PER_SECOND = 300, 5.0
-"""Those of all sources together: made-up addresses must not fill the disk either."""
+"""The same for all sources together: made-up addresses must not fill the disk either."""
 
 COUNT_SECONDS = 60.0
-"""How often the log says how many were only counted."""
+"""From the first refusal that is only counted to the log line with the counts (s)."""
 
 
 class Rejections:
-    """Refuses calls, and writes their records.
+    """Rejects INVITEs, and writes records of calls that were rejected or not placed.
+
+    Inbound ones are sampled (``EACH_…``, ``ALL_…``): above that they are only counted.
 
     Args:
         retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
@@ -99,7 +102,7 @@ class Rejections:
         self._counted: Counter[str] = Counter()
         self._count_due: asyncio.TimerHandle | None = None
         self.on_refused: Callable[[str], None] = lambda _call_id: None
-        """Told the id of each call that was refused."""
+        """Called with the id of each call that was refused or not placed, counted ones too."""
         self.unrecorded: Counter[str] = Counter()
         """Refused calls without a line and a record of their own, since the start, by reason."""
 
@@ -113,11 +116,14 @@ class Rejections:
         code: int = 0,
         at_ms: float | None = None,
     ) -> None:
-        """Reject an incoming call, and write its record.
+        """Write the record of an incoming call (see :meth:`write`), then reject its INVITE.
+
+        The response has a Reason header, a 503 Retry-After too. What the leg reports from then on
+        is ignored. The response is sent even where the record cannot be written.
 
         Args:
             code: of the response; 0 for that of ``why``.
-            at_ms: how long the call waited for an application; None where none was asked.
+            at_ms: how long the INVITE waited for an application or the database; None: not at all.
         """
         code = code or refusal_code(why)
         headers = {"Reason": reason_header(why)}
@@ -130,7 +136,11 @@ class Rejections:
             leg.refuse(code, headers)
 
     def refused_below(self, refused: RejectedInvite) -> None:
-        """Write the record of a call that was rejected below the application."""
+        """Write the record of an INVITE that the SIP layer has answered itself.
+
+        Its reason is the layer's, else one by the SIP code; ``explanation`` has source, trunk and
+        the setting that decided, where one did.
+        """
         record = record_of(refused.invite, datetime.now(UTC))
         code = f"{refused.code} {refused.reason}".rstrip()
         why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
@@ -153,7 +163,10 @@ class Rejections:
         *,
         at_ms: float | None = None,
     ) -> None:
-        """Write the record of a call that was rejected, or not placed; or count it only."""
+        """Log and write the record of a call that was rejected, or not placed.
+
+        One that is inbound, without ``at_ms`` and above the sampling limits is only counted.
+        """
         asked = at_ms is not None
         self.on_refused(record.call_id)
         if record.direction == "inbound" and not asked and not self._sampled(record, why):
@@ -173,13 +186,16 @@ class Rejections:
             self._records.write(record)
 
     def stop(self) -> None:
-        """Log the counts that were not logged yet."""
+        """Log counts that wait for their log line; nothing if there are none."""
         if self._count_due is not None:
             self._count_due.cancel()
             self._say_counted()
 
     def _sampled(self, record: CallRecord, why: EndReason) -> bool:
-        """Return whether this one has a line and a record of its own; it is counted if not."""
+        """Return whether a refusal has a log line and a record of its own.
+
+        One that has not is counted by reason, for the log line after ``COUNT_SECONDS``.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         source = record.leg.source.rpartition(":")[0] or record.leg.trunk
@@ -193,6 +209,7 @@ class Rejections:
         return False
 
     def _say_counted(self) -> None:
+        """Log ``call.refusals_counted`` with the counts by reason, and begin anew with none."""
         self._count_due = None
         log.warning("call.refusals_counted", **self._counted)
         self._counted.clear()
@@ -203,7 +220,11 @@ MAX_EXPLAINED = 10
 
 
 def explained_source(invite: Invite, config: Config) -> str:
-    """Say where an INVITE came from, and by which rule it got in."""
+    """Return a line for the record: the INVITE's source address, and what let it in.
+
+    That is its trunk (and how that was recognized), the setting for calls from browsers, or the one
+    for sources without a trunk.
+    """
     if invite.trunk:
         return f"from {invite.source}: trunk {invite.trunk} ({invite.attributed_by})"
     if invite.transport == TRANSPORT:
@@ -220,7 +241,10 @@ _NAMED = re.compile(r"\b(?:sip|shared|outbound|access)\.[a-z_]+")
 
 
 def explained_rule(rule: str, route: str, config: Config, dialplan: Dialplan) -> str:
-    """Return a cap or a budget that a call was refused by, with file and line of its setting."""
+    """Return the text of a cap or budget that refused a call, with file and line of its setting.
+
+    A rule that names no known setting is returned as it is.
+    """
     if rule.startswith("budget: "):
         detail = rule.removeprefix("budget: ")
         return deciding(EndReason.BUDGET, detail, route, config, dialplan) or rule
@@ -232,7 +256,11 @@ def explained_rule(rule: str, route: str, config: Config, dialplan: Dialplan) ->
 
 
 def explained_refusal(refused: Mapping[str, Any] | None, config: Config) -> str:
-    """Say by which rule an INVITE was refused before any route; empty where none was."""
+    """Return a sentence on an INVITE that the SIP layer refused: when, from where, code, rule.
+
+    Args:
+        refused: what the user agent has kept of it; None, and "" returned, where it has nothing.
+    """
     if refused is None:
         return ""
     rule, where = str(refused["rule"]), ""
@@ -252,7 +280,13 @@ def explained_refusal(refused: Mapping[str, Any] | None, config: Config) -> str:
 def explained_routes(
     match: Match | None, others: list[Explanation], origin: Origin | None = None
 ) -> list[str]:
-    """Say which route takes a call, where that stands, and why those before it do not."""
+    """Return lines for the record: the route that takes a call, and why others do not.
+
+    Args:
+        match: None where no route takes it.
+        others: routes before it, with why they do not match; ``MAX_EXPLAINED`` are named.
+        origin: file and line of the route.
+    """
     lines = [] if match is None else [f"route {match.route.name} takes it"]
     if origin is not None:
         lines[-1] += f" ({origin[0].name}:{origin[1]})"
@@ -264,7 +298,9 @@ def explained_routes(
 
 @dataclass(eq=False)
 class Admission:
-    """Takes INVITEs that the user agent has let in.
+    """Decides on INVITEs that the user agent has let in: a call, or a refusal with its record.
+
+    In this order: drain, ``sip.max_calls``, codecs, route, budgets and caps.
 
     Args:
         limiter: asked before a call dials somebody, or sends its caller somewhere.
@@ -292,11 +328,12 @@ class Admission:
         self._retry_after = sip_settings(self.config).retry_after
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
-        """Use this configuration and dialplan for further calls."""
+        """Use these for further INVITEs; one that waits keeps its route, and gets the rest anew."""
         self.config, self.dialplan, self.tools = config, dialplan, tools
 
     def on_invite(self, leg: Leg) -> None:
-        """Make a call of an INVITE, or refuse it. Never raises."""
+        """Make a call of an INVITE, or refuse it; an exception refuses it with 500. Never
+        raises."""
         now = datetime.now(UTC)
         record = CallRecord(leg.invite.call_id, leg.invite.sip_call_id, started_at=now.isoformat())
         try:
@@ -309,7 +346,12 @@ class Admission:
             self.rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
-        """Find route and plan of an INVITE, apply caps, and start its call; or refuse it."""
+        """Refuse an INVITE, start its call, or let it wait for the processes' database.
+
+        Refused in this order: drain, ``sip.max_calls``, no common codec, no route, budget of this
+        process. A canary is chosen then. The database is asked only where caps or budgets are
+        shared, and not about synthetic calls.
+        """
         refuse = self.rejections.refuse
         others: list[Explanation] = []
         record.explanation = [explained_source(leg.invite, self.config)]
@@ -356,29 +398,45 @@ class Admission:
                 self._ask_others(leg, record, match, wanted)
 
     def not_placed(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
-        """Write the record of a call that was asked for, and not placed."""
+        """Write the record of a call that was requested and not placed.
+
+        Args:
+            detail: of REFUSED the rule, which ``explanation`` gets with its setting.
+        """
         if why is EndReason.REFUSED:
             by = explained_rule(detail, record.route, self.config, self.dialplan)
             record.explanation.append(f"refused by {by}")
         self.rejections.write(record, why, code, detail)
 
     def _explained(self, match: Match, others: list[Explanation]) -> list[str]:
+        """Return :func:`explained_routes` with file and line of the route."""
         return explained_routes(match, others, self.dialplan.origins.get(match.route.name))
 
-    def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
-        """Start the call of an INVITE, wait for its application, or play a test line."""
+    def _begin(
+        self, leg: Leg, record: CallRecord, match: Match, began: float | None = None
+    ) -> None:
+        """Play the route's test line, else ask its application, else start the call at once.
+
+        Args:
+            began: when the INVITE came (loop's time, s); None for now.
+        """
         asked, line = match.route.application, match.route.test_line
         if line:
             record.route = match.route.name
             seconds = call_settings(self.config, match.route).max_call_duration
-            LocalLine(leg, record, line, seconds, self.calls)
+            LocalLine(leg, record, line, seconds, self.calls, began)
         elif asked is not None:
-            self.applications.ask(leg, record, match, asked, self._take)
+            self.applications.ask(leg, record, match, asked, self._take, began)
         else:
-            self._take(leg, record, match)
+            self._take(leg, record, match, None, began)
 
     def _ask_others(self, leg: Leg, record: CallRecord, match: Match, wanted: LeaseRequest) -> None:
-        """Let the INVITE wait until the processes' database has counted it, or its deadline."""
+        """Let the INVITE wait while the processes' database reserves what it needs; then begin.
+
+        Refused by the database's rule: 480 for a budget, 486 for a cap of a trunk or
+        source, else 503. Meanwhile it has a place of ``sip.max_calls``; the caller's CANCEL, an
+        operator or the end of the process end the wait.
+        """
         began = asyncio.get_running_loop().time()
         record.route = match.route.name
 
@@ -403,7 +461,7 @@ class Admission:
                 return
             try:
                 self.calls.decided(record.call_id)
-                self._begin(leg, record, match)
+                self._begin(leg, record, match, began)
             except Exception as error:
                 log.exception("call.internal_error", call=record.call_id, route=record.route)
                 detail = f"{type(error).__name__}: {error}"
@@ -421,7 +479,12 @@ class Admission:
         sideband: Sideband | None = None,
         began: float | None = None,
     ) -> CallController:
-        """Start the call of an admitted INVITE."""
+        """Make the plan of an admitted INVITE's call, start it, and return it.
+
+        Args:
+            sideband: of the application that has accepted it; None without one.
+            began: when the INVITE came (loop's time, s); None for now.
+        """
         codec = codec_of(leg.invite)
         record.route, record.leg.codec = match.route.name, codec.value
         plan, session_plan = plans(

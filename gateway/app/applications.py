@@ -93,7 +93,7 @@ class Refuse(Protocol):
 
 @dataclass(eq=False)
 class _PendingCall:
-    """A call from the webhook to its end."""
+    """A call that an application decides on, from its webhook to the end of the call."""
 
     leg: Leg
     record: CallRecord
@@ -109,13 +109,13 @@ class _PendingCall:
 
 
 class Waiting(IgnoringHandler):
-    """Handler of a leg that waits for a decision."""
+    """Handler of a leg whose INVITE waits for a decision; ``on_ended`` is called at its end."""
 
     def __init__(self, on_ended: Callable[[], None]) -> None:
         self._on_ended = on_ended
 
     def on_ended(self, end: LegEnd) -> None:
-        """Handle a caller who gave up before the application accepted."""
+        """Call ``on_ended``: the caller gave up (CANCEL) before the decision."""
         del end
         self._on_ended()
 
@@ -139,19 +139,33 @@ class Applications:
     _client: httpx.AsyncClient | None = field(default=None, init=False)
 
     async def stop(self) -> None:
-        """End the requests that are under way."""
+        """Cancel webhooks and deadlines that are under way, and close the HTTP client."""
         await self._tasks.cancel()
         if self._client is not None:
             await self._client.aclose()
 
     def ask(
-        self, leg: Leg, record: CallRecord, match: Match, settings: Application, take: Take
+        self,
+        leg: Leg,
+        record: CallRecord,
+        match: Match,
+        settings: Application,
+        take: Take,
+        began: float | None = None,
     ) -> None:
-        """Let the INVITE wait, and send the webhook."""
+        """Let the INVITE wait for its application's decision, and send the webhook.
+
+        The wait ends with :meth:`accept`, :meth:`reject`, the caller's CANCEL, an operator's
+        hang-up, the process's end, or ``settings.timeout`` (s): then ``settings.on_timeout`` says.
+
+        Args:
+            take: starts the call once it is accepted.
+            began: when the INVITE came (loop's time, s); None for now.
+        """
         endpoint = next(one for one in self.endpoints() if one.name == settings.webhook)
         call_id = f"{LIVE_ID if self.is_live(match.route) else 'rtc_'}{record.call_id}"
-        now = asyncio.get_running_loop().time()
-        asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
+        began = asyncio.get_running_loop().time() if began is None else began
+        asked = self._known[call_id] = _PendingCall(leg, record, match, take, began)
         leg.handler = Waiting(lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487))
         self.calls.wait_for_decision(record, lambda why: self._end(call_id, why, ""))
         log.info("application.asked", call=record.call_id, application=settings.webhook)
@@ -159,13 +173,20 @@ class Applications:
         self._tasks.spawn(self._wait(call_id, asked, settings), f"decision {call_id}")
 
     def knows(self, call_id: str) -> bool:
-        """Whether a call has this id, in the form of the interface, and is not over."""
+        """Whether a call that waits or was accepted has this id (``rtc_…`` or ``live_…``).
+
+        False for calls that are over, and for those begun without their application.
+        """
         return call_id in self._known
 
     # ---- what the application does
 
     def accept(self, token: Token, call_id: str, session: Any) -> None:
-        """Begin the call with this session. Raises Refusal."""
+        """Start a call that waits, with this session object in place of the route's.
+
+        Nothing if this repeats the acceptance. Raises Refusal: 404, 400 where it was decided
+        otherwise or the session is not possible, 500 where the call cannot be started.
+        """
         asked = self._named(token, call_id)
         if not self._first(asked, "accept", session):
             return
@@ -189,7 +210,10 @@ class Applications:
         log.info("application.accepted", call=asked.record.call_id, who=token.name)
 
     def reject(self, token: Token, call_id: str, code: int) -> None:
-        """Refuse a call that waits for this application, with ``code``. Raises Refusal."""
+        """Reject the INVITE of a call that waits, with SIP ``code``; nothing if this repeats it.
+
+        Raises Refusal: 404, or 400 where it was decided otherwise.
+        """
         asked = self._named(token, call_id)
         if self._first(asked, "reject", code):
             asked.decision = ("reject", _text(code))
@@ -198,7 +222,10 @@ class Applications:
             self._end(call_id, EndReason.APPLICATION, f"{token.name} said {code}", code)
 
     def refer(self, token: Token, call_id: str, target: str) -> None:
-        """Send the caller to another URI. Raises Refusal."""
+        """Transfer an accepted call blindly (REFER) to a tel or sip URI that ``[outbound]`` allows.
+
+        Raises Refusal: 404; 400 where it was not accepted, is not up or the URI is none; 403.
+        """
         call = self._accepted(self._named(token, call_id))
         if not _TARGET.fullmatch(target):
             raise Refusal(400, "invalid_value", "target_uri is no tel or sip URI", "target_uri")
@@ -212,20 +239,26 @@ class Applications:
         call.act(ReferTo(target))
 
     def hang_up(self, token: Token, call_id: str) -> None:
-        """End a call that this application has accepted. Raises Refusal."""
+        """End an accepted call with BYE. Raises Refusal: 404, or 400 where it was not accepted."""
         call = self._accepted(self._named(token, call_id))
         log.info("application.hangup", call=call.record.call_id, who=token.name)
         call.feed(inputs.HangupRequested())
 
     def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]:
-        """Begin to follow a call. Raises Refusal."""
+        """Attach a follower to an accepted call's session; return its sideband and the follower.
+
+        Raises Refusal: 404, also for a call that was not accepted yet.
+        """
         asked = self._named(token, call_id)
         if asked.sideband is None:
             raise not_found(call_id)
         return asked.sideband, asked.sideband.attach()
 
     def _named(self, token: Token, call_id: str) -> _PendingCall:
-        """Return a call of a route that this application decides on. Raises Refusal (404)."""
+        """Return the call of this id. Raises Refusal (404): unknown, or on a route of others.
+
+        A token without routes may name calls of every route.
+        """
         asked = self._known.get(call_id)
         if asked is None or (token.routes and asked.match.route.name not in token.routes):
             raise not_found(call_id)
@@ -252,7 +285,10 @@ class Applications:
     # ---- the call that waits
 
     def _begin(self, asked: _PendingCall, match: Match, sideband: Sideband | None) -> None:
-        """Start the call with the session of ``match``; one that cannot be started is refused."""
+        """End the wait, and start the call with the session of ``match``.
+
+        One that cannot be started is refused with 500, and ``asked.call`` stays None.
+        """
         asked.over.set()
         self.calls.decided(asked.record.call_id)
         try:
@@ -264,7 +300,10 @@ class Applications:
             self._end(named, EndReason.INTERNAL_ERROR, detail)
 
     def _end(self, call_id: str, why: EndReason, detail: str, code: int = 0) -> None:
-        """Refuse a call that waits, and write its record."""
+        """Reject the INVITE of a call that waits, and write its record; then its id is unknown.
+
+        Nothing for an id that is not known. ``code``: of the response; 0 for that of ``why``.
+        """
         asked = self._known.pop(call_id, None)
         if asked is None or asked.call is not None:
             return
@@ -274,11 +313,14 @@ class Applications:
         self.refuse(asked.leg, asked.record, why, detail, code=code, at_ms=at_ms)
 
     def _forget(self, call_id: str) -> None:
+        """Forget the id of a call: it is over, or goes on without its application."""
         self._known.pop(call_id, None)
 
     async def _wait(self, call_id: str, asked: _PendingCall, settings: Application) -> None:
-        """Wait for the application's decision until its deadline, then act as ``on_timeout``
-        says."""
+        """Wait ``settings.timeout`` s for a decision; without one, act as ``on_timeout`` says.
+
+        ``reject``: the INVITE is rejected; else the call starts with the route's own session.
+        """
         await wait_any(settings.timeout, asked.over)
         if asked.over.is_set():
             return
@@ -298,7 +340,10 @@ class Applications:
         self._forget(call_id)
 
     async def _send(self, call_id: str, asked: _PendingCall, endpoint: Endpoint) -> None:
-        """Send the webhook, again until it is answered with 2xx or the call is decided."""
+        """POST the signed webhook, again after ``PAUSES`` until a 2xx or a decision on the call.
+
+        Each attempt has the same id, a new timestamp and ``ATTEMPT_SECONDS``; failures are logged.
+        """
         if self._client is None:
             # Calls are limited, and requests that are cancelled in httpcore's queue for connections
             # would leave some of them in its pool for ever.
@@ -339,7 +384,10 @@ class Applications:
 
 
 def _event(call_id: str, invite: Invite) -> Mapping[str, Any]:
-    """Return the webhook's event, with the header fields of the INVITE as they came."""
+    """Return the webhook's event, with the header fields of the INVITE but ``PRIVATE`` ones.
+
+    ``realtime.call.incoming``, or ``live.transport.incoming`` for an id of the Live API.
+    """
     headers = [
         {"name": _SPELLED.get(name, name.title()), "value": value}
         for name, values in invite.headers.items()
@@ -360,9 +408,10 @@ def _event(call_id: str, invite: Invite) -> Mapping[str, Any]:
 
 
 def _checked(session: Any, live: bool) -> dict[str, Any]:
-    """Return the session object as a route has it, without what the telephone decides.
+    """Return an application's session object as a route has it: without type, model and codecs.
 
-    Raises Refusal where a call cannot have it.
+    Raises Refusal (400) with ``param`` for a wrong type, or a value that the API does not allow;
+    unknown fields pass.
     """
     kind, prefix = ("live", "session.") if live else ("realtime", "")
     if not isinstance(session, dict) or session.get("type") != kind:
@@ -381,12 +430,13 @@ def _checked(session: Any, live: bool) -> dict[str, Any]:
 
 
 def _tools_of(session: Mapping[str, Any], live: bool) -> Sequence[Mapping[str, Any]]:
-    """Return the functions of a session, or of its backend."""
+    """Return the tools of a session object; of a Live one, those of its delegation."""
     holder = (session.get("delegation") or {}).get("responses") if live else session
     return (holder or {}).get("tools") or ()
 
 
 def _text(value: Any) -> str:
+    """Return a value as JSON with sorted keys, to compare decisions."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -395,7 +445,12 @@ async def client_secret(
 ) -> Mapping[str, Any]:
     """Create an ephemeral key at the provider, for a browser and the session of a route.
 
-    The answer is the provider's. Raises NoCallError where there is no such route, and RefusedError.
+    The answer is the provider's. The session is the route's, without audio formats and without
+    functions that run here. Raises NoCallError where there is no such route, and RefusedError for a
+    server of another dialect, no answer within ``SECRET_SECONDS``, or the provider's refusal.
+
+    Args:
+        request: ``route`` (its name), ``expires_after`` as the provider's API has it.
     """
     route = next((one for one in dialplan.routes if one.name == request.get("route")), None)
     if route is None:

@@ -73,7 +73,9 @@ class ScheduledCallback:
 def callback_of(
     given: dict[str, Any], rules: Rules, caller: str, call: str, now: datetime
 ) -> tuple[ScheduledCallback, str]:
-    """Return the callback that the model asks for, and its time in the route's time zone.
+    """Return the callback that the model asks for, and its local time as text.
+
+    Its id is number and route: a later callback to the same replaces an earlier one.
 
     Args:
         given: arguments that fit the tool's schema.
@@ -99,7 +101,10 @@ def callback_of(
 
 
 def _time(text: str, rules: Rules, now: datetime) -> datetime:
-    """Parse the time of a callback. Raises ToolError for one outside of the rules."""
+    """Parse the ISO 8601 time of a callback, in the route's zone where it has no offset.
+
+    Raises ToolError for text that is no time, for the past, and beyond ``max_days``.
+    """
     try:
         due = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -115,7 +120,10 @@ def _time(text: str, rules: Rules, now: datetime) -> datetime:
 
 
 def _number(wanted: str, rules: Rules, caller: str) -> str:
-    """Return the number to call back. Raises ToolError."""
+    """Return the number to call back, without separators: ``wanted``, else the caller's.
+
+    Raises ToolError where it is none, or is not the caller's and ``rules.allow`` does not fit it.
+    """
     number = _plain(wanted) or _plain(caller)
     if not NUMBER.fullmatch(number) or not any(char.isdigit() for char in number):
         raise ToolError(
@@ -160,12 +168,18 @@ class Store:
         self._holder = holder
 
     async def put(self, callback: ScheduledCallback, most: int) -> str:
-        """Keep one; returns ``new``, ``replaced``, or ``full`` where ``most`` wait."""
+        """Write a callback: ``new``, or ``replaced`` for one of its id, with tries at 0.
+
+        ``full``, and nothing written, where ``most`` wait already and it is a new one.
+        """
         row = _row_of(callback)
         return await self._run(lambda connection: shared.put_callback(connection, row, most))
 
     async def claim(self, now: datetime) -> list[ScheduledCallback]:
-        """Take those that are due and that no process has taken."""
+        """Claim callbacks that are due and not claimed, 20 at most, for ``CLAIM_SECONDS``.
+
+        ``tries`` of each is one more.
+        """
         at, holder = now.timestamp(), self._holder()
         rows = await self._run(
             lambda connection: shared.claim_callbacks(connection, holder, at, CLAIM_SECONDS)
@@ -173,27 +187,30 @@ class Store:
         return [_callback_of(row) for row in rows]
 
     async def keep(self, callback: ScheduledCallback, now: datetime) -> bool:
-        """Renew a claim; return False where the callback has another time or process by now."""
+        """Extend a claim to ``CLAIM_SECONDS`` from now; False, and nothing, if it was replaced or
+        claimed by another process."""
         row, until = _row_of(callback), now.timestamp() + CLAIM_SECONDS
         return await self._run(
             lambda connection: shared.keep_callback(connection, self._holder(), row, until)
         )
 
     async def retry(self, callback: ScheduledCallback, due: datetime) -> None:
-        """Release a claim, for another attempt at ``due``."""
+        """Release a claim, for another attempt at ``due``; nothing if it is no longer ours."""
         row, at = _row_of(callback), due.timestamp()
         await self._run(
             lambda connection: shared.retry_callback(connection, self._holder(), row, at)
         )
 
     async def drop(self, callback: ScheduledCallback) -> None:
-        """Delete a callback that this process has claimed."""
+        """Delete a callback that this process has claimed; nothing if it was replaced meanwhile."""
         row = _row_of(callback)
         await self._run(lambda connection: shared.drop_callback(connection, self._holder(), row))
 
     async def pending(self, now: datetime) -> tuple[int, list[ScheduledCallback], float | None]:
-        """Return how many callbacks wait, the first of them, and when the next is due (Unix
-        time)."""
+        """Return how many callbacks there are, the first ``SHOWN``, and when the next is due.
+
+        Unix time (s) of the next one that is not claimed; None without one.
+        """
 
         def look(connection: Any) -> tuple[int, list[dict[str, Any]], float | None]:
             count, rows = shared.pending_callbacks(connection, SHOWN)
@@ -204,12 +221,14 @@ class Store:
 
 
 def _row_of(callback: ScheduledCallback) -> dict[str, Any]:
+    """Return the database row of a callback: ``at`` as a time, ``due`` in Unix time (s)."""
     row = {**callback.as_json(), "at": callback.due, "due": callback.due.timestamp()}
     row["call_id"] = row.pop("call")
     return row
 
 
 def _callback_of(row: Mapping[str, Any]) -> ScheduledCallback:
+    """Return the callback of a database row, with its time in UTC."""
     known = {**row, "call": row["call_id"]}
     known["at"] = row["at"].astimezone(UTC).isoformat()
     return ScheduledCallback(**{name: known[name] for name in _FIELDS})
@@ -233,7 +252,8 @@ SHOWN = 20
 
 
 CLAIM_SECONDS = 30.0
-"""A callback that a process has taken is another's after so long, unless it holds on to it."""
+"""A claim expires after so long (s) unless it is renewed, every ``HOLD_SECONDS``: then another
+process may place the callback."""
 
 HOLD_SECONDS = 10.0
 
@@ -290,11 +310,11 @@ class CallbackScheduler:
         self.given_up = 0
 
     async def start(self) -> None:
-        """Begin to place callbacks that are due, those of the time before the start too."""
+        """Start to claim and place callbacks that are due, also those of before the start."""
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
-        """Stop placing; what is pending is in the database."""
+        """Cancel claims and attempts; what is pending stays in the database, claims expire there."""
         await self._tasks.cancel()
 
     def as_json(self) -> dict[str, Any]:
@@ -310,7 +330,12 @@ class CallbackScheduler:
         }
 
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
-        """Schedule a callback; return text for the model. Raises ToolError."""
+        """Schedule a callback; return JSON for the model: status, local time, number.
+
+        Checked by the route's rules, then by ``[outbound]``; then the configured URL is told, and
+        then it is written. Raises ToolError at the first of these that fails, for a full list, and
+        in a process that places no callbacks.
+        """
         if not self._tasks:
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
@@ -335,7 +360,7 @@ class CallbackScheduler:
         return json.dumps({"status": status, "at": local, "number": callback.number})
 
     async def _tell(self, callback: ScheduledCallback) -> None:
-        """Report a callback to the configured URL. Raises ToolError."""
+        """POST a callback to the configured URL, once more on failure. Raises ToolError."""
         settings = self._settings
         assert settings.url is not None
         body = callback.as_json()
@@ -350,7 +375,11 @@ class CallbackScheduler:
     # ---- their time comes
 
     async def _own(self) -> None:
-        """Claim callbacks that are due, and place or report them; never ends."""
+        """Claim callbacks that are due, and start an attempt at each; never ends.
+
+        Waits until the next is due or one changes, ``LONGEST_SLEEP`` at most. A draining process
+        claims none. After an outage of the database, ``AGAIN_THERE_SECONDS`` pass before a claim.
+        """
         while True:
             self._changed.clear()
             now = self._now()
@@ -372,7 +401,7 @@ class CallbackScheduler:
             await wait_any(seconds + 0.01, self._changed)
 
     async def _kept(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write what became of a callback, however long the database is away."""
+        """Repeat a write to the database each second until it succeeds."""
         while True:
             try:
                 await write()
@@ -388,12 +417,19 @@ class CallbackScheduler:
         self._failing = True
 
     async def _look(self) -> float | None:
-        """Read what waits, for ``gateway status``; return when the next is due (Unix time)."""
+        """Read count and first callbacks for ``gateway status``; return when the next is due.
+
+        Unix time (s) of the next that is not claimed; None without one.
+        """
         self._count, self._first, due = await self._store.pending(self._now())
         return due
 
     async def _place(self, callback: ScheduledCallback) -> None:
-        """Try a callback that was taken: somebody answers, or it is given back."""
+        """Try a callback that was claimed: it is deleted if answered, else released for later.
+
+        Deleted without a call: where ``callbacks.auto_dial`` is off (its time is only logged), and
+        past ``expire_after`` or ``MAX_TRIES`` (given up). The pause doubles with each try.
+        """
         until = callback.due + timedelta(seconds=self._settings.expire_after)
         try:
             if not self._settings.auto_dial:
@@ -418,7 +454,10 @@ class CallbackScheduler:
             self._changed.set()
 
     async def _try(self, callback: ScheduledCallback) -> str | None:
-        """Place the call; return why nobody was reached, None when somebody was."""
+        """Place the call and wait until it is answered or over, renewing the claim meanwhile.
+
+        Returns None if it was answered; else the rule that forbade it, or how it ended.
+        """
         variables = {"callback_reason": callback.reason}
         try:
             record, over = await self._dial(
@@ -445,7 +484,10 @@ class CallbackScheduler:
 
 
 def function_of(route: Route, scheduler: CallbackScheduler, timeout: float) -> Function | None:
-    """Return the function behind the route's tool; None where the route has none."""
+    """Return the function ``schedule_callback`` of a route; None where the route has none.
+
+    ``timeout``: of one execution (s).
+    """
     given = route.schedule_callback
     told = definitions.schedule_callback(plan_of(SchedulePlan, given), given.description)
     if told is None:

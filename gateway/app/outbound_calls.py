@@ -51,7 +51,10 @@ log = structlog.get_logger("gateway")
 
 
 class OutboundLimiter:
-    """Checks, counts and dials every leg that the gateway places. Lives on the event loop.
+    """Checks every leg that the gateway places against ``[outbound]``, counts it, and dials.
+
+    Counted are legs until their end, calls that were admitted and are not dialled yet, and followed
+    REFERs. Lives on the event loop.
 
     Args:
         shared: asked before a leg is dialled; None where this process is alone.
@@ -81,13 +84,14 @@ class OutboundLimiter:
 
     @property
     def active(self) -> int:
-        """Return how many placed calls are in progress, or admitted and about to be dialled."""
+        """Number of legs in progress, of calls admitted and not yet dialled, of followed REFERs."""
         return len(self._legs) + self._admitted + self._agent.calls.followed
 
     def admit(self, uri: str) -> Callable[[], None]:
-        """Admit a call that somebody has requested; return a function that frees its place.
+        """Check a call that the API or a callback requests, and take a place for it.
 
-        Raises DialRefusedError, naming the rule.
+        Returns what frees the place; a second call of that does nothing. Raises DialRefusedError
+        with the rule, which is logged.
         """
         self._ask(uri, on_demand=True)
         self._admitted += 1
@@ -102,9 +106,11 @@ class OutboundLimiter:
         return give_back
 
     def permit_refer(self, uri: str, by_pattern: bool) -> None:
-        """Check whether the other side may be sent to ``uri``. Raises DialRefusedError.
+        """Check whether the other side may be sent to ``uri`` by REFER. Raises DialRefusedError.
 
-        A destination of the dialplan itself takes no place of ours, and is not counted.
+        Args:
+            by_pattern: a destination that was chosen in the call: checked against all caps and the
+                rate, too. Of one that the dialplan names only the address is checked.
         """
         if by_pattern:
             self._ask(uri, on_demand=False, by_pattern=True)
@@ -112,7 +118,11 @@ class OutboundLimiter:
             self._refuse(uri, rule)
 
     def callback_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
-        """Return why a callback to this number may not be scheduled; None when it may."""
+        """Return the rule by which no callback to this number may be scheduled; None if one may.
+
+        ``allow``: numbers that the route's ``allowed_numbers`` allows; None for no pattern. A
+        refusal is logged.
+        """
         rule = self._caps.callback_refusal(number, allow)
         if rule is not None:
             log.warning("gateway.call_not_placed", to=number, rule=rule)
@@ -141,21 +151,25 @@ class OutboundLimiter:
         return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
     def may_call(self, uri: str) -> bool:
-        """Whether somebody may ask for a call to this address at all; refusals are not logged."""
+        """Return whether ``[outbound]`` is enabled and allows calls to this address on request.
+
+        Counts and rates are not asked, and nothing is logged.
+        """
         return self._caps.destination_refusal(uri, True, False) is None and self._enabled
 
     @property
     def asks_first(self) -> bool:
-        """Whether :meth:`permit` has to be waited for before a leg of a call is dialled."""
+        """Whether a database has counts of all processes: :meth:`permit` comes before each leg."""
         return self._shared is not None and self._shared.active
 
     async def permit(self, call_id: str, *, followed: bool = False) -> Callable[[], None]:
-        """Have all processes count another leg of a call; return what ends that.
+        """Reserve a place for another leg of a call under the caps that all processes share.
+
+        Returns what releases the place; without a shared database that and the reservation are
+        nothing. Raises DialRefusedError with the rule, which is logged.
 
         Args:
-            followed: it is one that a REFER makes.
-
-        Raises DialRefusedError, naming the rule.
+            followed: it is one that a REFER makes, which has a cap of its own.
         """
         shared = self._shared
         wanted = None if shared is None else shared.outbound_wanted(call_id, followed=followed)
@@ -176,7 +190,10 @@ class OutboundLimiter:
         trunk: str,
         caller_id: str = "",
     ) -> Leg:
-        """Place a call that :meth:`admit` has let pass. Raises DialRefusedError."""
+        """Place a call without asking the caps, and count its leg until its end.
+
+        Raises DialRefusedError where there is no such trunk. Arguments as of :meth:`dial`.
+        """
         counted = _Counted(handler, self._legs)
         try:
             return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk, caller_id)
@@ -185,7 +202,14 @@ class OutboundLimiter:
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
     def _ask(self, uri: str, *, on_demand: bool, by_pattern: bool = False) -> None:
-        """Check the caps. Raises DialRefusedError."""
+        """Check the caps of this process, which counts the attempt in its rate.
+
+        Raises DialRefusedError with the rule, which is logged. On any thread.
+
+        Args:
+            on_demand: requested by the API or a callback, not a destination of a route.
+            by_pattern: a destination that was chosen in the call.
+        """
         with self._asking:
             rule = self._caps.refusal(
                 uri, self.active, time.monotonic(), on_demand=on_demand, by_pattern=by_pattern
@@ -199,7 +223,10 @@ class OutboundLimiter:
         raise DialRefusedError(rule)
 
     def _permit_refer(self, call_id: str, told: Callable[[ReferPermit], None]) -> None:
-        """Have all processes count the call that a REFER is to make."""
+        """Reserve a place for the call that a REFER is to make, and tell ``told`` of the result.
+
+        A permit without a rule, and what releases the place; or the rule that forbids the call.
+        """
 
         async def ask() -> None:
             try:
@@ -210,9 +237,10 @@ class OutboundLimiter:
         self._tasks.spawn(ask(), f"refer of {call_id}")
 
     def _may_follow_refer(self, uri: str) -> bool:
-        """Return whether following a REFER may place a call. Runs on the SIP thread.
+        """Return whether a REFER of the other side may be followed by a call to ``uri``.
 
-        Callers decide when such calls are placed, so half of the places are kept for others.
+        Its sender decides when such calls are placed, so they get half of
+        ``outbound.max_concurrent_calls`` at most. A refusal is logged. Runs on the SIP thread.
         """
         if self._agent.calls.followed >= self._most_followed:
             rule = f"{FOLLOWED_RULE}, divided by the workers: {self._most_followed} followed REFERs"
@@ -226,7 +254,7 @@ class OutboundLimiter:
 
 
 class _Counted:
-    """Handler that forwards everything to the leg's own, and counts the leg until its end."""
+    """Handler that counts a leg from now until its end, and forwards all to the leg's own."""
 
     def __init__(self, handler: LegHandler, legs: set[_Counted]) -> None:
         self._handler = handler
@@ -247,7 +275,7 @@ class _Counted:
 
 
 class _Asked(NamedTuple):
-    """A call to be placed."""
+    """A call to be placed; ``trunk`` None: without one, ``caller_id`` "": the trunk's own."""
 
     route: Route
     trunk: TrunkSettings | None
@@ -284,7 +312,7 @@ class OutboundCalls:
     _recent: OrderedDict[str, CallRecord] = field(default_factory=OrderedDict, init=False)
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
-        """Place further calls by these."""
+        """Use these for further calls; calls in progress keep theirs."""
         self.config, self.dialplan, self.tools = config, dialplan, tools
 
     def dial(
@@ -295,7 +323,9 @@ class OutboundCalls:
         variables: Mapping[str, str] | None = None,
         caller_id: str = "",
     ) -> asyncio.Future[CallRecord]:
-        """Place a call with a route's session; the result is its record, once it is over.
+        """Place a call with a route's session; the future is its record, once it is over.
+
+        Only caps and budgets of this process are asked: see :meth:`place`.
 
         Args:
             to: a number, which needs a trunk, or a sip or tel URI.
@@ -320,7 +350,8 @@ class OutboundCalls:
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
         """Place a call as :meth:`dial` does, after caps and budgets of all processes permit it.
 
-        Returns its record, and a future of the same at its end. Raises DialRefusedError.
+        Returns its record at once, and a future of the same at its end. A refused call has its
+        record written. Raises DialRefusedError with the rule, and ValueError as :meth:`dial`.
 
         Args:
             parent: the call in which it was requested.
@@ -361,7 +392,11 @@ class OutboundCalls:
     def _dial(
         self, asked: _Asked, variables: Mapping[str, str]
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
-        """Check caps and budgets of this process, and place the call. Raises DialRefusedError."""
+        """Check drain, ``sip.max_calls``, budgets and ``[outbound]`` in this order; place the call.
+
+        Its outcome can be asked for from then on. Raises DialRefusedError, after the record of the
+        refused call was written; so too for an exception here (500).
+        """
         chosen, through, uri, caller_id, record = asked
         route = chosen.name
         chosen = self.choose(chosen, user_of(uri), record)
@@ -398,7 +433,12 @@ class OutboundCalls:
         give_back: Callable[[], None],
         shown: str,
     ) -> asyncio.Future[CallRecord]:
-        """Start the call; return the future of its record."""
+        """Start the call: its session first, then its leg; return the future of its record.
+
+        Args:
+            give_back: frees the admitted place, when the leg is dialled or the call ends before.
+            shown: caller ID; "" for the trunk's own.
+        """
         codecs = G711 if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.leg.codec = codecs[0].value
         codec = session_codec(self.config, route, codecs[0])

@@ -40,7 +40,11 @@ log = structlog.get_logger("gateway")
 
 
 class CallRegistry:
-    """Starts calls and counts them until they are over. Lives on the event loop."""
+    """Starts calls and counts them until they are over, for the cap and the drain.
+
+    Counted are calls with a session, INVITEs that wait for a decision, and calls to test lines.
+    Lives on the event loop.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class CallRegistry:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
         self.forced = 0
-        """Calls that :meth:`shut_down` ended."""
+        """Calls with a session that :meth:`shut_down` ended."""
         self.closed = False
         """No further call may begin: the gateway is draining."""
         self._settings = config.records
@@ -66,20 +70,22 @@ class CallRegistry:
         self._undecided: dict[str, tuple[CallRecord, Callable[[EndReason], None]]] = {}
         self._leaving = TaskSet()
         self.on_finished: Callable[[str], None] = lambda _call_id: None
-        """Told the id of each call that is over."""
+        """Called with the id of each call that is over; what it holds is freed."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.use(config, dialplan)
 
     def __iter__(self) -> Iterator[CallController]:
+        """Iterate over a copy of the calls with a session; those that wait are left out."""
         return iter(tuple(self._calls))
 
     def __len__(self) -> int:
+        """Number of calls with a session."""
         return len(self._calls)
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the calls in progress, sorted."""
+        """Ids of the calls with a session, sorted."""
         return sorted(call.record.call_id for call in self._calls)
 
     @property
@@ -94,12 +100,18 @@ class CallRegistry:
         return f"sip.max_calls: {self.max_calls} calls in progress" if self.full else None
 
     def spent(self, route: Route, number: str) -> str | None:
-        """Return the budget of the route, the number or the day that is used up; None for none."""
+        """Return which budget a further call would exceed, with its figures; None if none.
+
+        Asked are those of the route, the number and the day, as far as this process knows the sums.
+        """
         reached = self._costs.exhausted(route, number)
         return None if reached is None else str(reached)
 
     def use(self, config: Config, dialplan: Dialplan) -> None:
-        """Apply a new dialplan to further calls; calls in progress keep their routes."""
+        """Use these for further calls; routes that are gone stay known for calls in progress.
+
+        SIP messages are kept for black boxes from now on only if a route or ``[records]`` has them.
+        """
         self._config, self._dialplan = config, dialplan
         self._routes.update({route.name: route for route in dialplan.routes})
         self._box_facts.clear()
@@ -109,56 +121,73 @@ class CallRegistry:
         )
 
     def begin(self, call: CallController) -> None:
-        """Count a call as live until it ends, and start it."""
+        """Count a call until :meth:`finished`, and start it: account, event log, black box, then
+        its machine."""
         self._calls.add(call)
         self._idle.clear()
         call.start(lambda: self._watch(call))
 
     @property
     def records(self) -> list[CallRecord]:
-        """Records of calls in progress, and of those that wait for a decision."""
+        """Records of calls with a session, then of :attr:`waiting` ones."""
         return [*(call.record for call in self._calls), *self.waiting]
 
     @property
     def waiting(self) -> list[CallRecord]:
-        """Records of calls that an application has not decided on yet."""
+        """Records of INVITEs that wait for an application or the database, and of test lines."""
         return [record for record, _end in self._undecided.values()]
 
     def wait_for_decision(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
-        """Keep a place for a call that an application is asked about; ``end`` refuses it."""
+        """Count an INVITE that waits for a decision, until :meth:`decided`.
+
+        Args:
+            end: rejects the INVITE for a reason, for the operator and the end of the process.
+        """
         record.undecided = True
         self._undecided[record.call_id] = record, end
         self._idle.clear()
 
     def refuse_waiting(self, call_id: str) -> bool:
-        """Refuse a call that waits for a decision, for the operator; False where none does."""
+        """Reject an INVITE that waits, or end a call to a test line, for the operator.
+
+        False where no such call has this id.
+        """
         _record, end = self._undecided.get(call_id, (None, None))
         if end is not None:
             end(EndReason.OPERATOR)
         return end is not None
 
     def decided(self, call_id: str) -> None:
-        """Free the place of a call that waited for a decision; the call itself takes one anew."""
+        """Free the place of an INVITE that waited; if it is accepted, :meth:`begin` takes another.
+
+        Nothing for an id that does not wait.
+        """
         record, _end = self._undecided.pop(call_id, (None, None))
         if record is not None:
             record.undecided = False
         self._look_idle()
 
     def begin_line(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
-        """Count a call that has no session; ``end`` hangs up."""
+        """Count a call to a test line, which has no session, until :meth:`end_line`.
+
+        Sets what its record masks, and announces the call. ``end`` hangs it up for a reason.
+        """
         self._mask(record)
         self.wait_for_decision(record, end)
         record.undecided = False
         self._stores.records.opened(record)
 
     def end_line(self, record: CallRecord) -> None:
-        """Free the place of a call that had no session, and write its record."""
+        """Free the place of a call to a test line, and write its record."""
         self.decided(record.call_id)
         self.on_finished(record.call_id)
         self._stores.records.write(record)
 
     def shut_down(self) -> None:
-        """End every call now, those that wait for an application too; counted in ``forced``."""
+        """End every call now: INVITEs that wait are rejected, the others get BYE.
+
+        Only calls with a session count as ``forced``.
+        """
         for _record, end in tuple(self._undecided.values()):
             end(EndReason.SHUTDOWN)
         for call in self:
@@ -166,11 +195,15 @@ class CallRegistry:
             call.shut_down()
 
     def _look_idle(self) -> None:
+        """End :meth:`wait_idle` if nothing is counted any more."""
         if not (self._calls or self._undecided):
             self._idle.set()
 
     def finished(self, call: CallController) -> None:
-        """Free the place of a call that is over, and write its record."""
+        """Free the place of a call that is over, and write its record.
+
+        Its session may still be closing: see :meth:`wait_gone`.
+        """
         self._calls.discard(call)
         self.on_finished(call.record.call_id)
         self._look_idle()
@@ -178,7 +211,10 @@ class CallRegistry:
         self._leaving.spawn(call.wait_closed(), f"leave {call.record.call_id}")
 
     async def wait_idle(self, seconds: float, *or_else: asyncio.Event) -> None:
-        """Wait until no call is left, or one of these events is set; ``seconds`` at most."""
+        """Wait until nothing is counted, waiting INVITEs too, or an event of ``or_else`` is set.
+
+        ``seconds`` at most; the caller finds out which.
+        """
         await wait_any(seconds, self._idle, *or_else)
 
     async def wait_gone(self, seconds: float) -> None:
@@ -195,7 +231,11 @@ class CallRegistry:
         )
 
     def _watch(self, call: CallController) -> None:
-        """Open the call's account and its event log, and set what is masked in its record."""
+        """Prepare what accompanies a call, before its machine starts, and announce the call.
+
+        Trace id, what its record masks, account of its cost (of a synthetic call: the day's
+        budget only), event log, black box, recordings, and how its end is explained.
+        """
         record = call.record
         own = self._routes[record.route].records
         record.trace_id = self._stores.tracing.trace_id(record.call_id)
@@ -241,7 +281,10 @@ class CallRegistry:
         self._stores.records.opened(record)
 
     def _black_box_wanted(self, route: Route) -> BlackBoxSettings:
-        """Return what black boxes of a route have, and when they are kept."""
+        """Return the black box settings of a route: its own, else those of ``[records]``.
+
+        With the facts of gateway, configuration and route, made once for each route and reload.
+        """
         own, base = route.records, self._settings
         kept = own.black_box or base.black_box
         if kept == "off":
@@ -265,14 +308,21 @@ class LocalLine(IgnoringHandler):
     Args:
         sound: what the caller hears: :data:`gateway.audio.sounds.ECHO`, or a built-in sound.
         seconds: after which it hangs up.
+        began: when the INVITE came (loop's time, s); None for now.
     """
 
     def __init__(
-        self, leg: Leg, record: CallRecord, sound: str, seconds: float, calls: CallRegistry
+        self,
+        leg: Leg,
+        record: CallRecord,
+        sound: str,
+        seconds: float,
+        calls: CallRegistry,
+        began: float | None = None,
     ) -> None:
         self._leg, self._record, self._sound, self._calls = leg, record, sound, calls
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = self._loop.time() if began is None else began
         self._why: EndReason | None = None
         calls.begin_line(record, self.end)
         self._log = log.bind(call=record.call_id, route=record.route)
@@ -295,31 +345,36 @@ class LocalLine(IgnoringHandler):
         return round((self._loop.time() - self._began) * 1000, 1)
 
     def end(self, why: EndReason) -> None:
-        """Hang up, with ``why`` in the Reason header; only the first reason counts."""
+        """Hang up with ``why`` in the Reason header; nothing if it was hung up here before."""
         if self._why is None:
             self._why = why
             self._leg.hang_up({"Reason": reason_header(why)})
 
     def on_media(self, codec: Codec) -> None:
-        """Note the codec; the audio to play was chosen before."""
+        """Note the negotiated codec and the media's security in the record."""
         self._record.leg.codec = codec.value
         self._record.leg.security = self._leg.security
 
     def on_confirmed(self) -> None:
-        """Start to play after the ACK."""
+        """Note the time of the ACK in the record."""
         self._record.times.confirmed = self._ms()
         self._log.info("call.confirmed")
 
     def on_digit(self, digit: str) -> None:
-        """Send a DTMF digit back, where the line is an echo."""
+        """Send a DTMF digit of the caller back to them; nothing unless the line is an echo."""
         if self._sound == ECHO:
             self._leg.press(digit)
 
     def on_quality(self, quality: RtpQuality) -> None:
+        """Note the RTP statistics in the record."""
         self._record.media.rtp = quality_of(quality)
 
     def on_ended(self, end: LegEnd) -> None:
-        """Write the record of the call."""
+        """Free the call's place, and log and write its record.
+
+        Ended by: the reason of :meth:`end`, else the caller's BYE or CANCEL, else a timeout of SIP.
+        Without an ACK it counts as not answered.
+        """
         self._limit.cancel()
         record = self._record
         confirmed = record.times.confirmed is not None
@@ -337,7 +392,10 @@ class LocalLine(IgnoringHandler):
 
 
 def _dumped(settings: BaseModel) -> Any:
-    """Return what differs from the defaults, with secrets blanked; why not, where it cannot be."""
+    """Return the settings that differ from their defaults as JSON, with secrets blanked.
+
+    Where they cannot be shown: a text with the error.
+    """
     try:
         return settings.model_dump(mode="json", exclude_defaults=True)
     except Exception as error:  # a black box without it is worth having
@@ -377,9 +435,12 @@ def deciding(
     dialplan: Dialplan,
     destination: str = "",
 ) -> str:
-    """Return the setting by which a call ends, with file and line; empty where none does.
+    """Return the setting that makes a call end for ``why``, with file and line; "" where none does.
+
+    The route's if its file has it, else the configuration's, else the route's with "(default)".
 
     Args:
+        detail: of a budget, begins with its scope (``call:``, ``caller:`` ...).
         destination: name of the one that the call was transferred to, if it was.
     """
     own, base = _DECIDING.get(why, ("", ""))
@@ -402,7 +463,10 @@ def deciding(
 
 
 def facts_for_slot(invite: Invite) -> Mapping[str, Any]:
-    """Return what is kept of an INVITE before its first provisional response."""
+    """Return the facts of an INVITE that are kept before its first provisional response.
+
+    After a crash, the next start makes the record of a lost call of them.
+    """
     return {
         "direction": "inbound",
         "sip_call_id": invite.sip_call_id,
@@ -415,7 +479,10 @@ def facts_for_slot(invite: Invite) -> Mapping[str, Any]:
 
 
 def possible_calls(wanted: int, carried: int) -> int:
-    """Return how many calls are accepted at a time, and log what allows fewer than wanted.
+    """Return the lesser of both counts, and log where it is less than wanted.
+
+    Raises the limit of open files as far as these calls need it; a warning where it is too low, but
+    the count stays.
 
     Args:
         wanted: ``sip.max_calls``.

@@ -42,7 +42,7 @@ PATIENCE_SECONDS = 6.0
 START_SECONDS = 10.0
 """Wait (s) for tables and connection, before calls are taken."""
 SQLITE_SECONDS = 5.0
-"""A file of this machine is not away: the disk is busy."""
+"""Least wait (s) for a call's reservation in an SQLite file: it is not away, the disk is busy."""
 QUEUE_ITEMS = 2000
 BATCH = 100
 STOP_SECONDS = 3.0
@@ -54,7 +54,8 @@ FOLLOWED_RULE = "half of outbound.max_concurrent_calls"
 
 
 def most_followed(settings: OutboundSettings) -> int:
-    """Return how many calls REFERs of callers may make at a time."""
+    """Return how many calls caused by REFERs of the other side there may be at a time: half of
+    ``max_concurrent_calls``, at least one."""
     return max(1, settings.max_concurrent_calls // 2)
 
 
@@ -69,11 +70,13 @@ class NotReachedError(Exception):
 
 
 class SharedState:
-    """Leases on caps and budgets that all processes share. Lives on the event loop.
+    """Leases on caps and budgets, sums spent, and bans, which all processes share by a database.
+
+    Without one ``active`` is False, and no call asks for leases. Lives on the event loop.
 
     Args:
-        costs: are told what other processes spend.
-        ban: bans these sources here too.
+        costs: knows what this process has spent; told what others have.
+        ban: bans these sources in this process, too.
     """
 
     def __init__(
@@ -106,7 +109,11 @@ class SharedState:
     # ---- life
 
     async def start(self) -> None:
-        """Connect, and share what a killed process has spent and not shared yet."""
+        """Connect, and start the periodic exchange; nothing without a database.
+
+        Waits ``START_SECONDS`` at most; without the database the process starts, too. What an
+        earlier run of this process had spent and not shared is shared first.
+        """
         if not self.active:
             return
         if (left := self._costs.left) is not None:
@@ -122,7 +129,11 @@ class SharedState:
         self._tasks.serve(self._tick_on, "shared state")
 
     async def stop(self) -> None:
-        """Share what was spent and release all leases, within ``STOP_SECONDS``."""
+        """Share what was spent, release all leases, and end the thread.
+
+        ``STOP_SECONDS`` for the database, which is left out where it is not reached, and for the
+        thread. Leases that stay expire.
+        """
         await self._tasks.cancel()
         if self._thread is None:
             return
@@ -147,8 +158,10 @@ class SharedState:
 
     @property
     def refusing(self) -> str:
-        """Return why calls are refused until the database can be reached; empty when they are
-        not."""
+        """Return why the database is not reached, once a call was refused for it; else "".
+
+        Only with ``shared.fail = "closed"``; "" again as soon as the database answers.
+        """
         return self.unavailable if self._refusing else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -159,9 +172,10 @@ class SharedState:
     # ---- operations
 
     def run(self, operation: Operation[T]) -> asyncio.Future[T]:
-        """Have the thread carry this out in a transaction.
+        """Queue an operation for the thread, which carries it out in a transaction.
 
-        The result raises NotReachedError, or what the operation raises.
+        The future has its result; it raises NotReachedError where the database is away or
+        ``QUEUE_ITEMS`` operations wait, else what the operation raises. No deadline of its own.
         """
         loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -175,7 +189,10 @@ class SharedState:
         return future
 
     def _work(self) -> None:
-        """Execute the queued operations in batches. Runs on a thread of its own."""
+        """Execute queued operations, up to ``BATCH`` in one transaction, until None is queued.
+
+        Then close the database. Runs on a thread of its own.
+        """
         while (first := self._queue.get()) is not None:
             batch = [first]
             ended = False
@@ -192,7 +209,10 @@ class SharedState:
             self._database.close()
 
     def _carry_out(self, batch: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
-        """Execute operations in one transaction; if one is refused, each in its own."""
+        """Execute operations in one transaction; if one is refused, each again in its own.
+
+        In an outage all of them fail. The first success after one ends it, and is logged.
+        """
         try:
             if self._database is None:
                 self._database = Database(self._url, patience=PATIENCE_SECONDS, lasting=True)
@@ -218,7 +238,10 @@ class SharedState:
         error: Exception | None,
         results: Iterable[Any] = (),
     ) -> None:
-        """Set the results of a batch, or note an outage."""
+        """Set the futures of a batch on the event loop: results, or the error.
+
+        An outage is noted, and its error is NotReachedError.
+        """
         if error is not None:
             if _is_outage(error):
                 text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
@@ -238,7 +261,7 @@ class SharedState:
             pass  # the loop is closed: nobody waits any more
 
     def _note(self, text: str) -> None:
-        """Note why the database is not reached; the first time, log it."""
+        """Note why the database is not reached; logged once for each outage."""
         if not self.unavailable:
             log.error("shared.unavailable", error=text, fail=self._config.shared.fail)
         self.unavailable = text
@@ -249,6 +272,9 @@ class SharedState:
         self, call_id: str, route: Route, number: str, invite: Invite | None = None
     ) -> LeaseRequest | None:
         """Return what a call has to reserve in the shared database; None for nothing.
+
+        Caps: inbound those of its trunk or source, placed those of ``[outbound]``, and
+        ``shared.max_calls``. Budgets: of the number, the route and the day, where limited.
 
         Args:
             number: whose budget it spends.
@@ -273,7 +299,10 @@ class SharedState:
         return LeaseRequest(call_id, tuple(caps), limits, self._costs.today())
 
     def outbound_wanted(self, call_id: str, *, followed: bool = False) -> LeaseRequest | None:
-        """Return what a B-leg or a call caused by REFER has to reserve before it is dialled."""
+        """Return what a B-leg or a call caused by a REFER has to reserve before it is dialled.
+
+        None without a shared database. ``followed``: caused by a REFER, which has a cap of its own.
+        """
         caps = self.outbound_caps()
         if followed:
             most = most_followed(self._config.outbound)
@@ -281,7 +310,7 @@ class SharedState:
         return LeaseRequest(call_id, tuple(caps)) if self.active else None
 
     def outbound_caps(self) -> list[Cap]:
-        """Return the caps of ``[outbound]``."""
+        """Return the caps of ``[outbound]``: calls at a time, and calls within 60 s."""
         outbound = self._config.outbound
         most, rate = outbound.max_concurrent_calls, outbound.max_calls_per_minute
         return [
@@ -290,7 +319,10 @@ class SharedState:
         ]
 
     def _caps(self, invite: Invite) -> list[Cap]:
-        """Return the caps that an inbound call counts for: its trunk's, or its source's."""
+        """Return the cap on concurrent calls that an inbound call counts for; [] for none.
+
+        That of its trunk; without a trunk that of ``[access]``, for its source (IPv6: /64).
+        """
         trunk = next((one for one in self._config.trunk if one.name == invite.trunk), None)
         if trunk is not None and trunk.max_concurrent_calls:
             most = trunk.max_concurrent_calls
@@ -306,8 +338,10 @@ class SharedState:
     async def admit(self, wanted: LeaseRequest) -> str:
         """Take the leases that a call needs; return "", or the rule by which it may not begin.
 
-        :meth:`release` gives them back. Where the database is not reached in time,
-        ``shared.fail`` decides.
+        Sums that were not shared yet are shared before. Leases are renewed until :meth:`release`.
+        Without an answer within ``shared.timeout_ms`` (SQLite: 5 s at least) ``shared.fail``
+        decides: ``open`` returns "" and holds the leases all the same; ``closed`` returns a rule,
+        and gives back what is granted later. So does a cancelled wait.
         """
         opened = self._config.shared.fail == "open"
         seconds = self._config.shared.timeout_ms / 1000
@@ -343,7 +377,10 @@ class SharedState:
         return self._why(answer)
 
     def release(self, call_id: str, ids: Iterable[str] = ()) -> None:
-        """Give back what a call holds: all of it, or these leases."""
+        """Give back the leases of a call: these, or all without ``ids``; nothing if it has none.
+
+        Those that count a rate (``seconds``) are left to expire in the database.
+        """
         chosen = set(ids)
         held = self._held.pop(call_id, [])
         back = [one for one in held if not chosen or one.id in chosen]
@@ -352,20 +389,21 @@ class SharedState:
         self._give_back([one.id for one in back if not one.seconds])
 
     def _give_back(self, ids: list[str]) -> None:
-        """Release leases; those that cannot be released expire."""
+        """Delete leases in the database, without waiting; what is not deleted expires."""
         if not ids:
             return
         # What does not arrive expires.
         self.run(partial(shared.release, ids=ids)).add_done_callback(_ignore)
 
     def _late(self, asked: asyncio.Future[Answer], *, keep: bool) -> None:
-        """Release leases that were granted too late, unless their call goes on."""
+        """Give back leases that were granted after the deadline; nothing if ``keep``, for a call
+        that has begun, or if none were granted."""
         if not asked.cancelled() and asked.exception() is None and not keep:
             self._give_back([one.id for one in asked.result().leases])
 
     @staticmethod
     def _why(answer: Answer) -> str:
-        """Return the rule by which a reservation was refused, with its figures."""
+        """Return the rule that refused a reservation, "" if none; of a budget with its sums."""
         if answer.limit is None:
             return answer.rule
         scope, limit = answer.limit.scope, answer.limit
@@ -376,12 +414,18 @@ class SharedState:
     # ---- now and then
 
     def on_banned(self, source: str, seconds: float, proven: bool) -> None:
-        """Share a ban of a source with the other processes."""
+        """Queue a ban of a source for the other processes; dropped where very many wait.
+
+        ``proven``: nobody else can have sent what led to it.
+        """
         if self.active and len(self._banned) < QUEUE_ITEMS:
             self._banned.append((source, seconds, proven))
 
     async def _tick_on(self) -> None:
-        """Renew leases, share sums and bans, and clean up, at their intervals."""
+        """Renew leases, share sums and bans, delete old rows, at their intervals; never ends.
+
+        Looks each second. While the database is away it is asked for the sums each second.
+        """
         clock = asyncio.get_running_loop().time
         renewed = bans = swept = 0.0
         while True:
@@ -410,7 +454,10 @@ class SharedState:
         await self.run(partial(shared.renew, holder=self.holder, held=held))
 
     async def _settle(self) -> None:
-        """Share what this process has spent, and read what others have."""
+        """Share what this process has spent today, and tell ``costs`` what others have.
+
+        Raises NotReachedError; then all is shared again the next time.
+        """
         day, sums, amounts = self._spent()
         operation = partial(
             shared.spend,
@@ -424,12 +471,15 @@ class SharedState:
         self._costs.others_spent(*_day_sums(told))
 
     def _spent(self) -> tuple[str, dict[Pair, Decimal], dict[Pair, int]]:
-        """Return what this process has spent today and not shared yet, as amount and in units."""
+        """Return the day, and sums spent today that were not shared yet: amounts, and in units."""
         sums = self._costs.pending_sums()
         return self._costs.today(), sums, {pair: units(one) for pair, one in sums.items()}
 
     async def _exchange_bans(self) -> None:
-        """Share new bans of this process, and take those of others."""
+        """Write new bans of this process, and ban here what the database has.
+
+        Raises NotReachedError; then the new ones are kept for the next exchange.
+        """
         new, self._banned = self._banned, []
 
         def exchange(connection: Connection) -> list[Ban]:
@@ -446,12 +496,13 @@ class SharedState:
 
 
 def units(amount: Decimal) -> int:
-    """Return an amount in the database's integer units."""
+    """Return an amount of money in the database's integer units (1/``UNITS``)."""
     return int((amount * UNITS).to_integral_value(ROUND_HALF_EVEN))
 
 
 def _day_sums(sums: Sums) -> tuple[DaySums, dict[tuple[str, str], Decimal]]:
-    """Return the shared sums of a day in the ledger's form, and those of other scopes."""
+    """Return what other processes have spent on a day, in the ledger's form, and what is reserved
+    by scope and key."""
     found = DaySums(sums.day)
     for (scope, key), amount in sums.others.items():
         value = Decimal(amount) / UNITS
@@ -463,7 +514,11 @@ def _day_sums(sums: Sums) -> tuple[DaySums, dict[tuple[str, str], Decimal]]:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether the database is away, rather than that it refuses one operation."""
+    """Whether an error means that the database is away, not that it refuses this operation.
+
+    Errors of data, constraints and SQL refuse, if the connection is still valid, as do those of
+    Python values; all others are an outage.
+    """
     if isinstance(error, exc.DBAPIError):
         refused = isinstance(error, (exc.DataError, exc.IntegrityError, exc.ProgrammingError))
         return not refused or error.connection_invalidated
@@ -473,15 +528,18 @@ def _is_outage(error: Exception) -> bool:
 
 
 def _succeed(future: asyncio.Future[Any], result: Any) -> None:
+    """Set the result of a future; nothing if it was cancelled."""
     if not future.done():
         future.set_result(result)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """Set the exception of a future; nothing if it was cancelled."""
     if not future.done():
         future.set_exception(error)
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:
+    """Take a future's exception, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +30,7 @@ class Begun:
         self, leg: FakeLeg, _plan: Any, _session: Any, record: CallRecord, *_: Any
     ) -> None:
         self.leg, self.record = leg, record
+        self.more: dict[str, Any] = {}
 
 
 class Gateway:
@@ -52,8 +54,10 @@ class Gateway:
             finished=lambda _call: None,
         )
 
-        def made(leg: FakeLeg, *given: Any, **_more: Any) -> Begun:
-            return Begun(leg, *given)
+        def made(leg: FakeLeg, *given: Any, **more: Any) -> Begun:
+            begun = Begun(leg, *given)
+            begun.more = more
+            return begun
 
         monkeypatch.setattr(admission_module, "CallController", made)
         records = SimpleNamespace(write=self.written.append)
@@ -156,3 +160,21 @@ async def test_a_defect_refuses_the_call_and_no_other(
         assert refused(gateway, gateway.invite()) == (500, "internal_error")
     gateway.invite()
     assert len(gateway.begun) == 1
+
+
+async def test_a_call_begins_with_its_invite_and_not_with_the_answer_of_the_database(
+    gateway: Gateway,
+) -> None:
+    async def admit(_wanted: Any) -> str:
+        await asyncio.sleep(0.05)
+        return ""
+
+    gateway.calls.wait_for_decision = lambda _record, _end: None
+    gateway.calls.decided = lambda _call_id: None
+    shared = SimpleNamespace(wanted=lambda *_: "a lease", admit=admit)
+    gateway.admission.shared = cast(Any, shared)
+    came = asyncio.get_running_loop().time()
+    gateway.invite()
+    await asyncio.sleep(0.1)
+    (call,) = gateway.begun
+    assert call.more["began"] == pytest.approx(came, abs=0.03)
