@@ -314,7 +314,7 @@ class CallbackScheduler:
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
-        """Cancel claims and attempts; what is pending stays in the database, claims expire there."""
+        """Cancel the attempts; what is pending stays in the database, where claims expire."""
         await self._tasks.cancel()
 
     def as_json(self) -> dict[str, Any]:
