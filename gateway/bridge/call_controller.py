@@ -157,17 +157,19 @@ class CallController:
 
     @property
     def session_plan(self) -> SessionPlan:
-        """Settings with which the call's sessions are opened."""
+        """Settings with which the call's sessions are opened, as they are now."""
         return self._sessions.plan
 
     @property
     def servers(self) -> list[Endpoint]:
-        """Realtime servers that the call has a session at now, one entry for each session."""
+        """Realtime servers that the call has a session at now, one entry for each session: active,
+        standby and interpreting ones."""
         return [*self._sessions.open, *self._interpreter.open]
 
     @property
     def talking(self) -> bool:
-        """Whether the caller is in conversation with the model."""
+        """Whether the call is answered and neither joined with another leg nor ending (TALKING),
+        with a session or while one is being replaced."""
         return self._driver.machine.state is State.TALKING
 
     @property
@@ -182,15 +184,18 @@ class CallController:
         return self._audio.levels
 
     def record_with(self, recordings: Recordings) -> None:
-        """Set where recordings of the call are written. To be called before the start."""
+        """Set where recordings of the call are written; without, each fails. To be called before
+        the start."""
         self._recorder.recordings = recordings
 
     def watch(
         self, account: Account, events: EventLog | None, black_box: BlackBox | None = None
     ) -> None:
-        """Set the account of its costs, the log of its session's events and its black box.
+        """Set the account of its costs, the log of its session's events (None: none) and its black
+        box.
 
-        To be called before the start.
+        With a black box, the machine is replaced by one that records its steps, and SIP messages
+        and RTP headers of all legs are logged. To be called before the start.
         """
         self._sessions.watch(account, events)
         if black_box is not None:
@@ -210,9 +215,10 @@ class CallController:
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Start the machine: it sends 180 and opens the session; an outbound call is dialled, too.
+        """Start the machine: it rings or answers, and opens the session; an outbound call is
+        dialled once that is up.
 
-        ``prepare`` runs first; its exception ends the call.
+        ``prepare`` runs first; an exception of it, or of the start, ends the call.
         """
         prepare()
         self._legs.take()
@@ -226,19 +232,28 @@ class CallController:
         self._driver.start()
 
     def feed(self, input: MachineInput) -> None:
-        """Queue an input for the machine. On the event loop."""
+        """Queue an input for the machine, which handles it at once unless it is at work; dropped
+        once the call is finished. On the event loop."""
         self._driver.feed(input)
 
     def act(self, act: CallCommand) -> None:
-        """Feed a command of an operator or tool; ignored while no session is up."""
+        """Feed a command of an operator, tool or application; the machine ignores it while no
+        session is up."""
         self.feed(inputs.ToolRequest(act))
 
     def shut_down(self) -> None:
-        """End the call now with BYE and a closed session."""
+        """Have the machine end the call now, since the gateway stops: BYE (or a rejection), and the
+        session is closed."""
         self.feed(inputs.ShutDown())
 
     def give_up(self, detail: str) -> None:
-        """End the call at once, without its machine and without waiting for either side."""
+        """Finish the call at once, without its machine and without waiting for either side: its
+        legs get BYE, CANCEL or a rejection, its sessions are closed, its record is completed.
+        Nothing if it is finished.
+
+        Args:
+            detail: of the ending ``internal_error``, unless the call has an ending already.
+        """
         if self._driver.over:
             return
         record = self.record
@@ -257,12 +272,18 @@ class CallController:
         self._finish()
 
     async def wait_closed(self) -> None:
-        """Wait until the tasks of its sessions have ended; they have their own deadlines."""
+        """Wait until the tasks of its sessions have ended; they have their own deadlines. To be
+        called once the call is finished."""
         await self._interpreter.wait_closed()
         await self._sessions.wait_closed()
 
     def on_fault(self, error: Exception) -> None:
-        """End the call after an internal error: by the machine if it still can, else without it."""
+        """End the call after an internal error, which is logged; once it is finished only that.
+
+        The first time the machine ends it, and no audio is moved any more; if it is not finished
+        after ``TEARDOWN_SECONDS``, :meth:`give_up` does it. So it does at once for a second error,
+        where the machine has not started or is finished, and where the caller's leg is over.
+        """
         self._log.error("call.internal_error", exc_info=error)
         if self._driver.over:
             return
@@ -278,14 +299,16 @@ class CallController:
             self.give_up(detail)
 
     def _conceal(self, concealed: bool) -> None:
-        """Conceal what the caller enters from recording, listeners and application; or end that."""
+        """Conceal what the caller enters (sensitive digits) from recording, listeners and
+        application; or end that."""
         self._recorder.conceal(concealed)
         self.listeners.conceal(concealed)
         if self._sideband is not None:
             self._sideband.concealed = concealed
 
     def _finish(self) -> None:
-        """Complete and report the record; each step runs even if another raises."""
+        """Finish the call, once: take no more inputs, move no audio, complete the record, and call
+        ``on_finished`` last; each step runs even if another raises, which is logged."""
         if self._driver.over:
             return
         self._driver.stop()
@@ -310,24 +333,31 @@ class CallController:
             self._attempt(step)
 
     def keep_black_box(self) -> bool:
-        """Keep the black box whatever the ending; return False where none is written."""
+        """Have the black box kept however the call ends; return False where none is written."""
         if self._black_box is not None:
             self._black_box.keep()
         return self._black_box is not None
 
     def _end_black_box(self) -> None:
+        """Complete the black box, if there is one; it waits for the BYE of a B-leg that is still
+        up."""
         if self._black_box is not None:
             self._black_box.end(self.record, linger=self._legs.b_leg_ending)
 
     def _attempt(self, step: Callable[[], None]) -> None:
-        """Run a step; log its exception."""
+        """Run a step; log its exception in place of raising it."""
         try:
             step()
         except Exception:
             self._log.exception("call.internal_error")
 
     def _log_event(self, output: outputs.LogEvent) -> None:
-        """Log an event of the machine, at a limited rate per event."""
+        """Log an event of the machine as ``call.EVENT``, with the session's id, and private digits
+        masked.
+
+        Of each event, ``LINES_AT_ONCE`` lines and then ``LINES_PER_SECOND`` are logged; the next
+        one says how many were left out (``not_logged``). Debug lines are not limited.
+        """
         event, now = output.event, self._host.now_ms() / 1000
         if output.level != "debug" and not self._lines.take(
             event, LINES_PER_SECOND, LINES_AT_ONCE, now
@@ -341,12 +371,14 @@ class CallController:
         getattr(self._log, output.level)(f"call.{event}", **told, **fields)
 
     def _summarize(self) -> None:
+        """Log the record's summary, the last line of a call."""
         session = {"session": self._sessions.id} if self._sessions.id else {}
         self._log.info("call.summary", **session, **_flat(self.record.summary()))
 
 
 class OutOfBandWaiters:
-    """Futures of out-of-band responses that were requested from outside the call."""
+    """Waits for out-of-band responses that were requested from outside of the call (API), by
+    key."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[outputs.OutOfBandDone]] = {}
@@ -364,7 +396,8 @@ class OutOfBandWaiters:
         return future
 
     def done(self, output: outputs.OutOfBandDone) -> None:
-        """Complete the wait for the response under this key, if a request waits for it."""
+        """End the wait under the output's key with this output; nothing if nobody waits (any
+        more)."""
         future = self._waiting.pop(output.key, None)
         if future is not None and not future.done():
             future.set_result(output)
@@ -376,5 +409,5 @@ class OutOfBandWaiters:
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary without fields that the log line has already."""
+    """Return the summary without the fields that each log line of the call has."""
     return {key: value for key, value in summary.items() if key not in ("call_id", "route")}

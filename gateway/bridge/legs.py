@@ -27,7 +27,11 @@ class DialRefusedError(Exception):
 
 
 class Dialer(Protocol):
-    """Function that places calls. Raises DialRefusedError."""
+    """Function that places a call, and returns its leg at once, before any answer. Raises
+    DialRefusedError.
+
+    Its arguments are those of :meth:`gateway.app.outbound_calls.OutboundLimiter.dial`.
+    """
 
     def __call__(
         self,
@@ -56,13 +60,15 @@ class OutboundTarget:
 
 
 class Legs(CallPart):
-    """Executes outputs for the legs of one call.
+    """Executes outputs for the legs of one call, and feeds what happens to them.
 
     Args:
         main: the leg that came in, or the target to call.
+        audio: of the caller.
         dial: places calls; None where none may be placed.
         allowed_refer_to: targets to which the caller's side may move the call by REFER.
-        permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
+        permit_refer: gets the URI, and whether it is a number that was chosen in the call
+            (``by_pattern``); raises DialRefusedError where the caller may not be sent there.
         permit_dial: awaited before a B-leg is dialled; None without limits that processes share.
         tell_quality: feed :class:`inputs.LineQuality` of both directions, too.
     """
@@ -115,18 +121,23 @@ class Legs(CallPart):
         }
 
     def take(self) -> None:
-        """Become the handler of the leg that came in."""
+        """Become the handler of the leg that came in; nothing for a call that is placed."""
         if self._main is not None:
             self._main.handler, self._main.audio = self._handler, self._audio
             self._watch(self._main)
 
     def _watch(self, leg: Leg) -> None:
+        """Have a leg follow the REFERs that the route allows, and tell us which leg replaces it."""
         leg.allowed_refer_to, leg.on_replaced = self._allowed_refer_to, self._on_replaced
 
     @entry
     def _on_replaced(self, successor: Leg) -> None:
-        """Replace the caller's leg by ``successor`` (INVITE with Replaces, RFC 3891), which has the
-        audio already."""
+        """Replace the caller's leg by ``successor`` (INVITE with Replaces, RFC 3891, or a REFER
+        that was followed), which has the audio already: hang up the old one, and feed
+        :class:`inputs.CallerReplaced` with the new party's URI.
+
+        If the old leg was being ended by us, the successor is hung up, too; its end is the call's.
+        """
         old, self._main = self._main, successor
         successor.handler = self._handler
         self._watch(successor)
@@ -141,7 +152,8 @@ class Legs(CallPart):
         )
 
     def release(self, code: int, headers: dict[str, str]) -> None:
-        """End both legs in any state; an INVITE that was not answered is rejected with ``code``."""
+        """End caller's leg and B-leg in any state: BYE or CANCEL; an INVITE that was not answered
+        is rejected with ``code``. Nothing is waited for."""
         self._hung_up = headers
         if self._main is not None:
             self._main.refuse(code, headers)
@@ -149,7 +161,8 @@ class Legs(CallPart):
             self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
-        """Complete the record: Call-ID of the caller's leg, and each B-leg."""
+        """Complete the record at the end of the call: Call-ID of the caller's (last) leg, and each
+        B-leg; later events of B-legs change nothing in it."""
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
@@ -157,39 +170,47 @@ class Legs(CallPart):
 
     @property
     def caller_gone(self) -> bool:
+        """Whether the caller's leg has ended."""
         return self._handler.over
 
     @property
     def security(self) -> str:
-        """Media security of the caller's leg: ``rtp``, or the negotiated SRTP."""
+        """Media security of the caller's leg: ``rtp``, or the negotiated SRTP; "" until it is
+        known."""
         return "" if self._main is None else self._main.security
 
     @property
     def on_wire(self) -> list[tuple[Leg, CallAudio | None]]:
-        """Return all legs so far, the caller's first, each with the audio that logs its packets."""
+        """The caller's present leg, then all B-legs that were dialled, each with the audio that
+        logs its packets; None where none does."""
         legs = [(self._main, self._audio)] if self._main is not None else []
         return [*legs, *((one.leg, one.leg.logged) for one in self._b_legs if one.leg is not None)]
 
     @property
     def _b_leg(self) -> Leg | None:
+        """The last B-leg, also after its end; None before it is dialled."""
         return self._b_legs[-1].leg if self._b_legs else None
 
     @property
     def _leg(self) -> Leg:
+        """The caller's leg. Raises RuntimeError before an outbound call is dialled."""
         if self._main is None:
             raise RuntimeError("nobody was called yet")
         return self._main
 
     def _refuse(self, output: outputs.Reject) -> None:
+        """Reject the caller's INVITE with code and headers of ``output``."""
         self._hung_up = output.headers
         self._leg.refuse(output.code, output.headers)
 
     def _hang_up(self, output: outputs.HangUp) -> None:
+        """Send BYE to the caller, or CANCEL to a callee who has not answered."""
         self._hung_up = output.headers
         self._leg.hang_up(output.headers)
 
     def _dial_main(self, _output: outputs.Dial) -> None:
-        """Dial the target of an outbound call; feed a refusal as its end with 403."""
+        """Dial the target of an outbound call; where our limits forbid it, feed the end of the leg
+        with 403."""
         assert self._target is not None
         assert self._dial is not None
         way = self._target
@@ -203,7 +224,9 @@ class Legs(CallPart):
             self._host.feed(inputs.LegEnded(403, str(refused), "", "", True))
 
     def _refer(self, output: outputs.Refer) -> None:
-        """Send REFER to the caller's side; feed a refusal by our own limits as progress 403."""
+        """Send REFER to the caller's side: to a URI, or with Replaces to the B-leg (nothing if it
+        was not dialled). Progress is fed as :class:`inputs.ReferProgress`; where our limits forbid
+        the URI, as a final 403 ``by_us``, and nothing is sent."""
         if not output.replaces:
             try:
                 self._permit_refer(output.target, output.by_pattern)
@@ -216,10 +239,13 @@ class Legs(CallPart):
 
     @entry
     def _on_refer(self, progress: ReferProgress) -> None:
+        """Feed the response to a REFER, or the status of a NOTIFY."""
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_b_leg(self, output: outputs.DialBLeg) -> None:
-        """Add a B-leg to the record and dial it, once the limits of all processes permit it."""
+        """Add a B-leg to the record, make it the current one, and dial it: at once, or once the
+        limits that processes share permit it. Feed its end with 403 where this gateway places no
+        calls."""
         record = BLegRecord(
             output.uri,
             parent_id=self._host.record.call_id,
@@ -243,7 +269,11 @@ class Legs(CallPart):
     async def _dial_permitted(
         self, b_leg: _BLeg, output: outputs.DialBLeg, permit: PermitDial
     ) -> None:
-        """Await the permit for a B-leg, then dial it, or feed its refusal."""
+        """Await the permit for a B-leg, then dial it; feed its end with 403 where it is refused.
+
+        If the leg was hung up meanwhile, give the permit back, and feed its end with 487; if the
+        call is over, only give it back.
+        """
         try:
             b_leg.release = await permit(self._host.record.call_id)
         except DialRefusedError as refused:
@@ -257,7 +287,9 @@ class Legs(CallPart):
             b_leg.on_ended(LegEnd(487, "Given up", "", "", local=True))
 
     def _place_b_leg(self, b_leg: _BLeg, output: outputs.DialBLeg) -> None:
-        """Dial a B-leg, with audio of its own where it is briefed or interpreted."""
+        """Dial a B-leg, with audio of its own where it is briefed or interpreted; offer the
+        caller's codec first (PCMU for a wide one), and the other G.711 ones. Feed its end with 403
+        where our limits forbid it."""
         assert self._dial is not None
         first = self._audio.codec
         codecs = list(dict.fromkeys((first.narrow, *G711)))
@@ -287,28 +319,32 @@ class Legs(CallPart):
             b_leg.refused(refused)
 
     def _feed_if_current(self, b_leg: _BLeg, input: inputs.Input) -> None:
+        """Feed an input of a B-leg; nothing once another was dialled after it."""
         if b_leg is self._b_legs[-1]:
             self._host.feed(input)
 
     def _hang_up_b_leg(self, output: outputs.HangUpBLeg) -> None:
-        """Hang up the B-leg, or abandon it while it waits for its permit."""
+        """Hang up the last B-leg, or abandon it while it waits for its permit; nothing without
+        one."""
         if self._b_leg is not None:
             self._b_leg.hang_up(output.headers)
         elif self._b_legs:
             self._b_legs[-1].given_up = True
 
     def _play_sound(self, output: outputs.PlaySound) -> None:
+        """Play a sound to the caller, or with ``b_leg`` to the B-leg, in a loop; "" stops it."""
         leg = self._b_leg if output.b_leg else self._leg
         if leg is not None:
             leg.play(output.name)
 
     @property
     def b_leg_audio(self) -> CallAudio | None:
-        """The own audio of the current B-leg; None unless it is briefed or interpreted."""
+        """The own audio of the last B-leg; None unless it is briefed or interpreted."""
         return self._b_legs[-1].audio if self._b_legs else None
 
     def _play_briefing(self, output: outputs.PlayBriefing) -> None:
-        """Play audio of a briefing to the B-leg; without audio, stop what plays."""
+        """Queue audio of a briefing for the B-leg; without audio, drop what is queued. Nothing for
+        a B-leg without audio of its own."""
         audio = self.b_leg_audio
         if audio is not None and output.audio:
             audio.playout.put(output.audio)  # there is room for the longest
@@ -316,18 +352,23 @@ class Legs(CallPart):
             audio.playout.flush()
 
     def _join(self, output: outputs.BridgeLegs) -> None:
-        """Bridge both legs; ``original_db`` is the level at which each hears the other (dB)."""
+        """Bridge caller and B-leg: they hear each other, and with ``listen`` the session goes on
+        hearing both. With ``original_db`` they hear each other at that level (dB, 0 for full
+        volume), and each leg keeps its own audio. Nothing without a B-leg."""
         if self._b_leg is not None:
             level = None if output.original_db is None else 10 ** (output.original_db / 20)
             self._leg.join(self._b_leg, output.listen, level)
 
     def hear_fully(self, listener: str) -> None:
-        """Let the caller or the callee (``listener``) hear the other at full volume."""
+        """Let ``listener``, caller or callee, hear the other at full volume; nothing for a callee
+        whose leg was not dialled."""
         leg = self._leg if listener == "caller" else self._b_leg
         if leg is not None:
             leg.hear_fully()
 
     def _press(self, output: outputs.SendDtmf) -> None:
+        """Send a DTMF digit to the caller, or with ``b_leg`` to the B-leg, in the way that ``how``
+        names."""
         if not output.b_leg:
             self._leg.press(output.digit, output.how)
         elif self._b_leg is not None:
@@ -335,7 +376,8 @@ class Legs(CallPart):
 
 
 class _MainLeg(CallPart):
-    """Handler of the caller's leg."""
+    """Handler of the caller's leg, or of the callee's in an outbound call. Nothing is fed or
+    recorded once the call is finished."""
 
     def __init__(self, host: CallHost, legs: Legs) -> None:
         super().__init__(host)
@@ -345,13 +387,14 @@ class _MainLeg(CallPart):
 
     @entry
     def on_ringing(self, code: int) -> None:
-        """Feed a provisional response of the callee."""
+        """Feed a provisional response of the callee to an outbound call, from 180 on."""
         if code >= 180:
             self._host.feed(inputs.RemoteRinging(code))
 
     @entry
     def on_media(self, codec: Codec) -> None:
-        """Feed media that came up, and note in the record how it is secured."""
+        """Feed media that came up, and note in the record how it is secured; nothing once the call
+        is finished."""
         if self._host.is_over():
             return  # the record is written
         self._host.record.leg.security = self._legs.security
@@ -359,12 +402,12 @@ class _MainLeg(CallPart):
 
     @entry
     def on_confirmed(self) -> None:
-        """Tell the machine of the ACK."""
+        """Feed that the dialog is confirmed: the ACK came, or was sent."""
         self._host.feed(inputs.Confirmed())
 
     @entry
     def on_hold(self, held: bool) -> None:
-        """Feed hold and resumption by the caller."""
+        """Feed that the caller holds us, or no more."""
         self._host.feed(inputs.HoldChanged(held))
 
     @entry
@@ -374,7 +417,9 @@ class _MainLeg(CallPart):
 
     @entry
     def on_quality(self, quality: RtpQuality) -> None:
-        """Feed the RTP counters, once a second."""
+        """Feed the RTP counters, once a second, and note them in the record; with
+        ``tell_quality``, feed the line's quality in each direction that is known. Nothing once
+        the call is finished."""
         if self._host.is_over():
             return  # the record is written
         record = self._host.record
@@ -390,7 +435,8 @@ class _MainLeg(CallPart):
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
-        """Feed the end of the caller's leg."""
+        """Feed the end of the caller's leg; note how its media was secured, and whether our BYE
+        went unanswered. Nothing once the call is finished."""
         if self._host.is_over():
             return  # the record is written
         self.over = True
@@ -402,7 +448,11 @@ class _MainLeg(CallPart):
 
 
 class _BLeg(CallPart):
-    """Handler of a B-leg; keeps its record, which outlives it."""
+    """Handler of a B-leg; keeps its record, which outlives it.
+
+    Args:
+        tell: feeds an input of this leg, if it is the current one.
+    """
 
     def __init__(
         self,
@@ -422,13 +472,14 @@ class _BLeg(CallPart):
         self._tell = tell
 
     def refused(self, why: DialRefusedError) -> None:
-        """End the leg with 403 without dialling it."""
+        """End the leg with 403, without dialling it: note that in its record, and feed it."""
         self._record.sip_code = 403
         self._record.ended_ms = round(self._host.now_ms(), 1)
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> bool:
-        """Complete the leg's record; return whether the leg is still up."""
+        """Complete the leg's record, which ends now if it has not ended; later events do not change
+        it. Return whether the leg is still up."""
         up = self.leg is not None and self._record.ended_ms is None
         if self._record.ended_ms is None:
             self._record.ended_ms = round(self._host.now_ms(), 1)
@@ -437,19 +488,20 @@ class _BLeg(CallPart):
 
     @entry
     def on_ringing(self, code: int) -> None:
-        """Feed a provisional response of the callee."""
+        """Note the Call-ID; feed a provisional response of the callee from 180 on."""
         self._name()
         if code >= 180:
             self._tell(self, inputs.BLegRinging(code))
 
     @entry
     def on_media(self, codec: Codec) -> None:
-        """Note the codec of the callee."""
+        """Note the codec of the callee in the leg's record."""
         self._record.codec = codec.value
 
     @entry
     def on_confirmed(self) -> None:
-        """Feed the answer of the callee."""
+        """Feed the answer of the callee, and note the time of the first in the leg's record
+        (ms)."""
         self._name()
         if self._record.answered_ms is None:
             self._record.answered_ms = round(self._host.now_ms(), 1)
@@ -465,12 +517,12 @@ class _BLeg(CallPart):
 
     @entry
     def on_quality(self, quality: RtpQuality) -> None:
-        """Keep the RTP counters of the B-leg for its record."""
+        """Note the latest RTP counters in the leg's record."""
         self._record.rtp = quality_of(quality)
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
-        """Feed the end of the B-leg."""
+        """Feed the end of the B-leg, note its time (ms) and SIP code, and give back its permit."""
         self._name()
         self.release()
         self._record.ended_ms = round(self._host.now_ms(), 1)
@@ -478,12 +530,13 @@ class _BLeg(CallPart):
         self._tell(self, inputs.BLegEnded(end.code, end.reason, end.method, end.local))
 
     def _name(self) -> None:
+        """Note the Call-ID of the dialog in the leg's record."""
         if self.leg is not None:
             self._record.sip_call_id = self.leg.invite.sip_call_id
 
 
 def quality_of(quality: RtpQuality) -> dict[str, float]:
-    """Return RTP counters in the form of the record."""
+    """Return RTP counters in the form of the record: packets and lost ones, jitter in ms."""
     return {
         "rx_packets": quality.rx_packets,
         "rx_lost": quality.rx_lost,

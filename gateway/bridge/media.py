@@ -37,7 +37,8 @@ second, and a word may begin in the second before."""
 
 
 class MediaPump:
-    """Calls the ``move`` of each call that has caller audio or a change of playout."""
+    """Calls the ``move`` of each call that has caller audio or a change of playout. One for all
+    calls of the process."""
 
     def __init__(self) -> None:
         self._moves: dict[int, Callable[[], None]] = {}
@@ -50,20 +51,27 @@ class MediaPump:
 
     @property
     def beats(self) -> int:
-        """Count of media clock ticks that were served; it stands still when no audio moves."""
+        """Count of media clock ticks (20 ms) in which a call was served; it stands still when no
+        audio moves. Without any call, the clock's own count."""
         return self._beats if self._moves else library.beats()
 
     def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
-        """Call ``move`` whenever this call has audio or a change of playout."""
+        """Call ``move`` whenever this call has audio or a change of playout; it replaces an earlier
+        one of this audio."""
         self._moves[audio.uplink.id] = move
 
     def remove(self, audio: CallAudio) -> None:
-        """Stop moving the audio of a call that has ended."""
+        """Stop moving the audio of a call that has ended; nothing if it was not added."""
         self._moves.pop(audio.uplink.id, None)
         self._faulty.discard(audio.uplink.id)
 
     def serve(self, calls: Iterable[int]) -> None:
-        """Call ``move`` of these calls, given by the ids of their uplinks."""
+        """Call ``move`` of these calls, given by the ids of their uplinks; others than those added
+        are passed over.
+
+        An exception of ``move`` ends neither the pump nor other calls: it is counted, and logged
+        once a call.
+        """
         tick = library.beats()
         if tick != self._last_tick:
             self._last_tick = tick
@@ -104,7 +112,7 @@ Found = DigitPressed | SoundHeard | BeepHeard | CallerSounds | CallerLevel
 
 
 class LevelMeter:
-    """Measures how loud a caller speaks, from G.711 audio."""
+    """Measures how loud a caller speaks, from G.711 audio, second by second."""
 
     def __init__(self, codec: Codec) -> None:
         linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(np.float64)
@@ -112,8 +120,8 @@ class LevelMeter:
         self._second = bytearray()
 
     def feed(self, audio: bytes) -> float | None:
-        """Take audio of any length; at the end of each second return the level (dBFS) of its louder
-        half, else None."""
+        """Take audio of any length; where that completes a second, return the level (dBFS) of the
+        louder half of its frames, else None."""
         self._second += audio
         if len(self._second) < SAMPLE_RATE:
             return None
@@ -124,8 +132,8 @@ class LevelMeter:
 
 
 class InboundAudioAnalyzer:
-    """Detects sound in the caller's audio and, where the route asks, DTMF tones, beeps and
-    music."""
+    """Detects sound in the caller's audio and, where the route asks, DTMF tones, beeps and music,
+    and how loud the caller speaks."""
 
     def __init__(self, plan: CallPlan) -> None:
         codec = plan.codec.narrow
@@ -149,7 +157,8 @@ class InboundAudioAnalyzer:
         """When the last loud audio arrived (monotonic, s)."""
 
     def feed(self, audio: bytes, *, held: bool) -> Sequence[Found]:
-        """Take audio in the call's codec; return the inputs for the machine that it causes.
+        """Take audio in the call's codec; return the inputs for the machine that it causes. Note in
+        ``since`` and ``until`` when the caller speaks.
 
         On hold (``held``) only DTMF tones are detected: the caller's side may play music.
         """
@@ -168,7 +177,8 @@ class InboundAudioAnalyzer:
         return self._found(audio, held)
 
     def _soft_voice(self) -> bool:
-        """Return whether the last second, which is not loud, has a soft voice in it."""
+        """Return whether the last second, which is not loud, has a soft voice in it: enough samples
+        above ``FAINT``, and a level that varies by ``FAINT_RANGE``."""
         second = self._second
         if len(second.translate(None, self._still)) < LOUD_SHARE * len(second):
             return False
@@ -178,7 +188,12 @@ class InboundAudioAnalyzer:
         return bool(levels[-quarter:].mean() >= FAINT_RANGE * levels[:quarter].mean())
 
     def _found(self, audio: bytes, held: bool) -> list[Found]:
-        """Run the detectors on audio, and judge the last second if it is complete."""
+        """Run the detectors on audio at 8 kHz, and return what they found; first of all, if a
+        second is complete, whether it was loud (:class:`CallerSounds`) or had a soft voice
+        (``faint``).
+
+        On hold there is none of it but DTMF, and search for beeps and music begins anew after it.
+        """
         heard: list[Found] = []
         if len(self._second) >= SAMPLE_RATE:
             if self._loud >= LOUD_SHARE * len(self._second):
@@ -207,12 +222,14 @@ class InboundAudioAnalyzer:
 
 class CallMedia(CallPart):
     """Moves audio between leg and session, and feeds the machine what it detects on the way.
+    Playout is paused until :class:`outputs.StartMedia`.
 
     Args:
         feed_first: feeds an input to the machine before all others that wait.
         send: sends caller audio to the session.
         feed_at: feeds an input that happened at that time of the event loop (s).
-        on_conceal: called when the caller's audio is hidden from the session, and shown again.
+        on_conceal: called with True when the caller's audio is hidden from the session, since
+            sensitive digits are entered, and with False when it is shown again.
     """
 
     def __init__(
@@ -256,14 +273,16 @@ class CallMedia(CallPart):
         }
 
     def redirect(self, send: Callable[[bytes], None]) -> None:
-        """Send caller audio to another session from now on."""
+        """Send caller audio to this function, of another session, from now on."""
         self._send = send
 
     def stop(self) -> None:
+        """Move no more audio of the call, and analyse none; what is queued is still played."""
         self._pump.remove(self._audio)
 
     def finish(self) -> None:
-        """Write the figures of the call's audio into its record."""
+        """Drop what is queued for playout, and write the figures of the call's audio into its
+        record."""
         playout, record = self._audio.playout, self._host.record
         playout.flush()
         record.media.underruns = playout.underruns
@@ -276,12 +295,18 @@ class CallMedia(CallPart):
 
     @property
     def heard(self) -> tuple[float | None, float | None]:
-        """Return when the caller's current speech began, and when the caller was last loud (s)."""
+        """When the caller's present speech began, and when they were last loud (event loop's time,
+        s); None before the first."""
         return self._analyzer.since, self._analyzer.until
 
     def _move(self) -> None:
-        """Send caller audio to the session and feed what was detected in it. Fifty times a
-        second."""
+        """Take what the caller has sent since the last time: feed what is detected in it, and send
+        it to the session once there was :class:`outputs.StartMedia`; then feed changes of playout.
+        Fifty times a second.
+
+        The session gets silence or nothing on hold, mute and sensitive digits, and silence while
+        audio is withheld, which is kept (``WITHHELD_MS``). An exception ends the call.
+        """
         try:  # as entry does: this runs fifty times a second
             audio, moved = self._audio.uplink.take()
             if audio:
@@ -302,7 +327,9 @@ class CallMedia(CallPart):
             self.on_fault(error)
 
     def _as_fast_as_real(self, audio: bytes) -> bytes:
-        """Return caller audio without what comes faster than real time, which would be billed."""
+        """Return caller audio without its end that comes faster than real time, and would be
+        billed: ``AHEAD_MS`` may come at once, and more at ``FASTEST``. What is left out is counted,
+        and logged the first time."""
         now = time.monotonic()
         passed = (now - self._heard_at) * 1000 * FASTEST * self._bytes_per_ms
         room = min(AHEAD_MS * self._bytes_per_ms, self._room + passed)
@@ -317,13 +344,15 @@ class CallMedia(CallPart):
         return audio
 
     def _in_place_of(self, audio: bytes) -> bytes:
-        """Return what the session gets on hold, mute or sensitive digits: silence, or nothing."""
+        """Return what the session gets in place of audio on hold, mute or sensitive digits: as much
+        silence; on a hold that is not ``silent``, nothing."""
         if self._hold is not None and not self._hold.silent:
             return b""
         return self._audio.codec.silence * len(audio)
 
     def _note_transitions(self) -> None:
-        """Feed starts and ends of playout with their times."""
+        """Feed each start and end of playout with its time (s); an end only if nothing is queued
+        now."""
         playout = self._audio.playout
         while (transition := playout.transition()) is not None:
             if transition.playing:
@@ -334,7 +363,8 @@ class CallMedia(CallPart):
                 self._feed_at(inputs.PlayoutDrained(), transition.at)
 
     def _start(self, output: outputs.StartMedia) -> None:
-        """Start to move audio; drop what came before."""
+        """Send caller audio to the session from now on; the first time, drop what came before. With
+        ``playout`` end that reason for its pause, else set it."""
         if not self._streaming:  # else it is in the middle of what a callee says
             self._audio.uplink.take()  # what came before the ACK is older than the conversation
         self._streaming = True
@@ -342,28 +372,39 @@ class CallMedia(CallPart):
         self._pump.add(self._audio, self._move)
 
     def _on_hold(self, output: outputs.Hold) -> None:
+        """Pause playout, and keep caller audio from the session; or end that."""
         self._hold = output if output.held else None
         self._pause("held", output.held)
 
     def _conceal(self, output: outputs.Conceal) -> None:
+        """Give the session silence in place of caller audio, or end that; tell ``on_conceal``."""
         self._concealed = output.concealed
         self._on_conceal(output.concealed)
 
     def _on_mute(self, output: outputs.Mute) -> None:
+        """Give the session silence in place of caller audio from now on, or end that."""
         self._muted = output.muted
 
     def _on_withhold(self, output: outputs.Withhold) -> None:
-        """Withhold caller audio from the session from now on, or send the withheld audio."""
+        """Withhold caller audio from the session from now on: it gets silence. Or end that, and
+        send the withheld audio (``WITHHELD_MS`` at most) at once."""
         kept, self._withheld = self._withheld, bytearray() if output.withheld else None
         if kept and self._streaming and not output.withheld:
             self._send(bytes(kept))
 
     def _pause(self, why: str, paused: bool) -> None:
+        """Set or end one reason for a pause; playout is paused while there is any.
+
+        Args:
+            why: held, paused or not started.
+        """
         (self._paused.add if paused else self._paused.discard)(why)
         self._audio.playout.pause(bool(self._paused))
 
     def _play(self, output: outputs.Play) -> None:
-        """Queue audio for playout; feed :class:`inputs.PlayoutRefused` if it does not fit."""
+        """Queue audio for playout, in whole frames, all or none; feed
+        :class:`inputs.PlayoutRefused` with their number if they do not fit. ``more`` says whether a
+        queue that runs empty is an underrun; that is set without audio, too."""
         playout = self._audio.playout
         playout.expecting = output.more
         if output.audio:

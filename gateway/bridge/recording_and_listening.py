@@ -27,6 +27,7 @@ class CallRecorder(CallPart):
     """Starts and stops the recordings of one call, and writes their figures into its record.
 
     Args:
+        plan: of the call, with the format of the files.
         b_leg_audio: returns the audio of a B-leg, whose briefing has a recording of its own.
     """
 
@@ -57,12 +58,14 @@ class CallRecorder(CallPart):
         }
 
     def conceal(self, concealed: bool) -> None:
-        """Record silence while sensitive digits are entered."""
+        """Record silence in the call's recording while sensitive digits are entered; or no more,
+        unless it is paused."""
         self._concealed = concealed
         self._audio.recorder.silence(self._paused or concealed)
 
     def finish(self) -> None:
-        """Complete the recording's file and figures."""
+        """Stop what is still recorded, and complete file and figures: the state of a recording that
+        ran, or was paused, is ``stopped`` then."""
         record = self._host.record.recording
         if record is not None and record.state in ("recording", "paused"):
             record.state = "stopped"
@@ -70,6 +73,8 @@ class CallRecorder(CallPart):
         self._stop(outputs.StopRecording())
 
     def _start_briefing(self) -> None:
+        """Start the recording of a briefing, and name its file in the record of the last B-leg.
+        Nothing for a B-leg without audio of its own, or without recordings; a failure is logged."""
         audio, legs = self._b_leg_audio(), self._host.record.actions.b_legs
         if audio is None or not legs or self.recordings is None:
             return
@@ -93,6 +98,7 @@ class CallRecorder(CallPart):
         audio.recorder.start(WAITING_FRAMES)
 
     def _stop_briefing(self) -> None:
+        """Complete the last recording of a briefing, if it is still written."""
         if self._briefings and self.recordings is not None:
             made, audio = self._briefings[-1]
             if not made.over:
@@ -100,8 +106,9 @@ class CallRecorder(CallPart):
                 self.recordings.end(made)
 
     def _start(self, output: outputs.StartRecording) -> None:
-        """Start a recording of the call, or of a briefing; a failure of the former is the state
-        ``failed`` in the record."""
+        """Start a recording of the call, or of a briefing (``b_leg``); put file, format and
+        encryption into the record. A failure of the former is logged, and the state ``failed`` in
+        the record."""
         if output.b_leg:
             self._start_briefing()
             return
@@ -130,11 +137,18 @@ class CallRecorder(CallPart):
         recorder.silence(self._paused or self._concealed)
 
     def _silence(self, output: outputs.SilenceRecording) -> None:
+        """Pause the call's recording (``silent``): silence is recorded; or resume it, unless
+        sensitive digits are entered."""
         self._paused = output.silent
         self._audio.recorder.silence(self._paused or self._concealed)
 
     def _stop(self, output: outputs.StopRecording) -> None:
-        """Stop the recording; with ``discard``, delete it, or the one that was stopped before."""
+        """Stop the recording of the call, and put its figures into the record; of a briefing with
+        ``b_leg``, which touches nothing else.
+
+        With ``discard``, delete it, or else the one that was stopped before, and all briefings; the
+        record then names no file. The state is ``failed`` where part of it could not be written.
+        """
         if output.b_leg:
             self._stop_briefing()
             return
@@ -163,6 +177,7 @@ class CallRecorder(CallPart):
         self.recordings.end(made, discard=output.discard)
 
     def _erase_briefings(self) -> None:
+        """Delete all recordings of briefings of the call, and their names in the record."""
         self._stop_briefing()
         for made, _audio in self._briefings:
             if self.recordings is not None:
@@ -190,7 +205,11 @@ class FullError(Exception):
 
 
 class Listener:
-    """Queue of frames for one listener. Used on the event loop."""
+    """Queue of frames for one listener. Used on the event loop.
+
+    Args:
+        codec: of the frames, G.711.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -201,7 +220,8 @@ class Listener:
         self._over = False
 
     def put(self, frames: list[bytes]) -> None:
-        """Queue frames; the oldest are dropped when it is full."""
+        """Queue frames; of more than ``QUEUED_FRAMES`` the oldest are dropped and counted. Wakes
+        :meth:`next`."""
         self._frames.extend(frames)
         while len(self._frames) > QUEUED_FRAMES:
             self._frames.popleft()
@@ -209,12 +229,13 @@ class Listener:
         self._pulse.set()
 
     def end(self) -> None:
-        """End this listener after the queued frames."""
+        """End this listener: :meth:`next` returns what is queued, and then None."""
         self._over = True
         self._pulse.set()
 
     async def next(self) -> tuple[int, bytes] | None:
-        """Await audio; return the number of frames dropped so far, and all queued frames.
+        """Await audio; return the number of frames dropped so far, and all queued frames: bytes of
+        caller and agent by turns.
 
         None at the end.
         """
@@ -247,10 +268,12 @@ class Listeners:
         """Frames that the media's queue had no room for."""
 
     def __len__(self) -> int:
+        """Return the number of listeners."""
         return len(self._there)
 
     def join(self) -> Listener:
-        """Add a listener; the first starts the copy of the call's audio. Raises FullError."""
+        """Add a listener; the first starts the copy of the call's audio. In a call that is over the
+        listener has ended. Raises FullError at ``MAX_LISTENERS``."""
         if len(self._there) >= MAX_LISTENERS:
             raise FullError(f"{MAX_LISTENERS} listen already")
         if not self._there and not self._over:
@@ -268,19 +291,22 @@ class Listeners:
         return listener
 
     def leave(self, listener: Listener) -> None:
-        """Remove a listener; with the last, the call's audio is no longer copied."""
+        """Remove a listener; with the last, the call's audio is no longer copied. Nothing for one
+        that has left, or after the call's end."""
         if listener in self._there:
             self._there.remove(listener)
             if not self._there:
                 self._monitor.end()
 
     def conceal(self, concealed: bool) -> None:
-        """Replace the sound by silence while sensitive digits are entered."""
+        """Let listeners hear silence while sensitive digits are entered, also those who join
+        meanwhile; or end that."""
         self._concealed = concealed
         self._monitor.silence(concealed)
 
     def end(self) -> None:
-        """End all listeners, since the call has ended."""
+        """End all listeners after what is queued for them, and the copy of the audio: the call is
+        over. One who joins later has ended at once."""
         self._over = True
         for listener in self._there:
             listener.end()
@@ -288,7 +314,8 @@ class Listeners:
         self._monitor.end()
 
     async def _hand_out(self) -> None:
-        """Copy frames from the media's queue to all listeners, until the last one leaves."""
+        """Give the frames in the media's queue to all listeners, every ``LOOK_SECONDS``, until none
+        is left; frames that the media's queue had no room for count as dropped for each."""
         try:
             while self._there:
                 taken, dropped = self._monitor.take(), self._monitor.counts.dropped
