@@ -82,16 +82,17 @@ class HeldCall(Protocol):
         """Return whether SRTP keys are agreed, or none are needed."""
 
     def poll_quality(self) -> None:
-        """Report the RTP counters to the leg's handler."""
+        """Report the RTP counters to the leg's handler (``on_quality``); nothing without media."""
 
     def fail(self) -> None:
-        """End the call because of an error of the gateway's."""
+        """End the call because of an error of the gateway's, with 500 or BYE; nothing if it has
+        ended."""
 
     def release(self) -> None:
         """Drop the references between call and leg."""
 
     def give_back(self) -> None:
-        """Return the permit of a call that following a REFER has placed."""
+        """Return the permit of a call that a REFER made, once it has ended; nothing without one."""
 
 
 class Calls:
@@ -115,6 +116,7 @@ class Calls:
         self._next_keys = 0.0
 
     def __bool__(self) -> bool:
+        """Return whether any call is held, ended ones that are not released yet included."""
         return bool(self._all)
 
     @property
@@ -123,11 +125,13 @@ class Calls:
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
-        """Calls in progress of a party (``access_control.party_of``). Any thread."""
+        """Return how many calls of a party (``access_control.party_of``) are held: in progress, or
+        ended and not released yet. Any thread."""
         return self._parties.get(party, 0)
 
     def unacknowledged(self, trunk: str) -> int:
-        """Return how many calls wait for their ACK. On the SIP thread.
+        """Return how many calls wait for their ACK, to a 200 of ours; of unknown sources also those
+        that are not answered yet. On the SIP thread.
 
         Args:
             trunk: of its calls those that we have answered; "": all calls of unknown sources.
@@ -143,13 +147,15 @@ class Calls:
         )
 
     def add(self, call: HeldCall, party: str) -> None:
-        """Keep a call referenced for as long as pjsip may call it; counted with its party's."""
+        """Keep a call referenced for as long as pjsip may call it, and count it with its party's
+        until :meth:`release_all` lets it go."""
         self._all.append(call)
         call.party = party
         self._parties[party] += 1
 
     def retire(self, call: HeldCall) -> None:
-        """Mark an ended call for release, once none of its callbacks is on the stack.
+        """Mark an ended call for :meth:`release_all`, which comes once none of its callbacks is on
+        the stack. One that a REFER made is counted as such no more, and its permit given back.
 
         May be called several times for a call; only the first one counts.
         """
@@ -162,7 +168,8 @@ class Calls:
             call.give_back()
 
     def release_all(self) -> None:
-        """Drop references to ended calls whose slot in the library is still free.
+        """Drop references to ended calls, unless a newer call has their slot in the library; they
+        are no longer counted with their party, and remembered for challenges to their BYE.
 
         To be called outside of pjsua2's callbacks.
         """
@@ -184,7 +191,8 @@ class Calls:
             call.release()
 
     def poll_keys(self, now: float) -> None:
-        """Poll the calls that wait for SRTP keys (DTLS), and tell those that have them."""
+        """Poll the calls in ``awaiting_keys`` for their SRTP keys (DTLS), every ``KEYS_SECONDS``;
+        those that wait no more are dropped from it. ``now`` in s."""
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
             waiting, self.awaiting_keys = self.awaiting_keys, []
@@ -193,12 +201,13 @@ class Calls:
             ]
 
     def poll_quality(self) -> None:
-        """Have each leg report its RTP counters."""
+        """Have each call that is held report its RTP counters."""
         for call in list(self._all):
             self._ask(call, call.poll_quality)
 
     def fail_at(self, slots: set[int]) -> None:
-        """End the calls that own these slots of the conference bridge."""
+        """End the calls in progress whose stream or port has one of these slots of the conference
+        bridge."""
         for call in list(self._all):
             if not call.ended and any(call.link.at(slot) for slot in slots):
                 call.fail()
@@ -263,16 +272,18 @@ class ByeTracker:
 
     def watch(self, call: Any) -> int:
         """Follow the BYE that is about to be sent for a ``pj.Call``; return a number for
-        :meth:`wait`."""
+        :meth:`wait`, 0 when the call has no dialog any more."""
         number = self._signalling.watch_bye(call)
         if number:
             self._watches[number] = _Watch(time.monotonic() + ANSWER_SECONDS)
         return number
 
     def wait(self, number: int, on_outcome: Callable[[str], None]) -> None:
-        """Call ``on_outcome`` once with the outcome of a BYE: "" for accepted, else the reason.
+        """Call ``on_outcome`` once with the outcome of a BYE: "" for accepted, else what became of
+        it.
 
-        At once if the outcome is known or no BYE is watched, else when :meth:`tick` gives up.
+        At once if the outcome is known; with "" if the number is not (0, given up, asked before).
+        Else when the answer comes, or :meth:`tick` gives up.
         """
         watch = self._watches.get(number)
         if watch is None:
@@ -284,13 +295,15 @@ class ByeTracker:
             on_outcome(watch.outcome)
 
     def tick(self, now: float) -> None:
-        """Give up on BYEs that nobody has answered in time. ``now`` in s."""
+        """Give up on BYEs that have had no answer for ``ANSWER_SECONDS``: their outcome is
+        ``NO_ANSWER``. One that nobody has waited for is forgotten. ``now`` in s."""
         for number in [n for n, watch in self._watches.items() if now >= watch.until]:
             self._finish(number, NO_ANSWER)
             self._watches.pop(number, None)
 
     def _finish(self, number: int, outcome: str) -> None:
-        """Store the outcome of a BYE, and call back if :meth:`wait` was called for it."""
+        """Store the outcome of a BYE; if :meth:`wait` was called for it, call back and forget it.
+        Only the first outcome counts."""
         watch = self._watches.get(number)
         if watch is None or watch.outcome is not None:
             return
@@ -300,7 +313,9 @@ class ByeTracker:
             watch.on_outcome(outcome)
 
     def _on_bye(self, number: int, status: int) -> None:
-        """Translate the final status of a BYE: 0 not sent, 408 timed out, 481 as good as a 200."""
+        """Translate the final status of a BYE to its outcome: 0 is ``NOT_SENT``, 408 ``TIMED_OUT``;
+        a 2xx, and 481, count as accepted; a challenge that was not answered, and others, are told
+        with their status."""
         if status == 0:
             outcome = NOT_SENT
         elif status == _TIMED_OUT:

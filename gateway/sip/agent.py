@@ -96,7 +96,8 @@ class UserAgent:
         self._dialling: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Start listening. Raises AgentError, naming what could not be had."""
+        """Start the SIP thread and listen, once the names of the configuration were looked up (3 s
+        at most). Raises AgentError, naming what could not be had, or after ``START_SECONDS``."""
         if len(self.settings.trunks) >= (places := library.account_capacity()):
             raise AgentError(
                 f"trunk: the library has no place for more than {places - 1}, and there are "
@@ -119,7 +120,9 @@ class UserAgent:
         loop.add_reader(ready_fd(), self._on_ready)
 
     async def stop(self) -> None:
-        """Hang up all calls, unbind, and end the SIP thread, within ``STOP_SECONDS``."""
+        """Hang up all calls, unregister, unbind, and end the SIP thread, within ``STOP_SECONDS``;
+        one that is still there then is logged. Calls that wait for a name are given up without a
+        word to their handlers."""
         if self._thread.loop is not None:
             self._thread.loop.remove_reader(ready_fd())
         if self._turn is not None:
@@ -193,7 +196,8 @@ class UserAgent:
         return leg
 
     async def _dial_named(self, leg: Leg, host: str, place: Callable[[], None]) -> None:
-        """Place a call once its next hop's address is known."""
+        """Place a call once its next hop's name was looked up. Where it has no address, or the leg
+        was hung up meanwhile, report its end: 503, or 487 as ours."""
         known = await self._names.resolve(host)
         if known and not leg.given_up:
             self._thread.post(place)
@@ -206,18 +210,22 @@ class UserAgent:
             leg.handler.on_ended(LegEnd(code, reason, "", "", local=leg.given_up))
 
     def take_browser(self, invite: Invite, tell: Callable[[dict[str, Any]], None]) -> BrowserEnd:
-        """Announce a leg whose telephone is a page, as if this INVITE had come; see BrowserEnd."""
+        """Announce a leg whose telephone is a page in a browser, as if this INVITE had come; return
+        the page's side of it. ``tell`` is given what the page is to know; see
+        :class:`BrowserEnd`."""
         end = BrowserEnd(Leg(self._thread, invite), self._thread, tell)
         self._thread.post(lambda: self._running.take_browser(end))
         return end
 
     def set_ready(self, ready: bool) -> None:
-        """Answer OPTIONS with 200, or with 503: calls should go elsewhere for now."""
+        """Answer OPTIONS with 200 (True), or with 503: calls should go elsewhere for now. Nothing
+        before the start."""
         if self._stack is not None:
             self._stack.unready = not ready
 
     def drain(self) -> None:
-        """Answer OPTIONS with 503 from now on, so that dispatchers send their calls elsewhere.
+        """Answer OPTIONS with 503 and unregister at all trunks, for good, so that calls are sent
+        elsewhere.
 
         What an INVITE gets is up to its leg's owner.
         """
@@ -229,7 +237,7 @@ class UserAgent:
         """Read the files of ``[sip.tls]`` again; return how many listeners use them now.
 
         Calls and connections go on. Raises AgentError where the files are no good, in which case
-        the old ones stay, and TimeoutError.
+        the old ones stay, and TimeoutError after ``START_SECONDS``.
         """
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -242,7 +250,7 @@ class UserAgent:
 
     def ask_rtp_source(self, leg: Leg, on_source: Callable[[str], None]) -> None:
         """Call ``on_source`` on the event loop with the source of a leg's RTP: ``address:port``, or
-        ""."""
+        "" before any came, after the end, and for a page in a browser."""
 
         def ask() -> None:
             found = leg.call.rtp_source() if isinstance(leg.call, SipCall) else ""
@@ -251,8 +259,9 @@ class UserAgent:
         self._thread.post(ask)
 
     def register(self, trunk: str) -> None:
-        """Send a REGISTER for a trunk now. Raises KeyError, and ValueError where it has no
-        registrar."""
+        """Send a REGISTER for a trunk at the next tick of the SIP thread, unless one is under way
+        or we have unregistered. Raises KeyError for an unknown trunk, and ValueError where it has
+        no registrar."""
         if not self.trunks.by_name[trunk].registrar:
             raise ValueError(f"trunk {trunk!r} does not register")
         self._thread.post(lambda: self._running.accounts.register_now(trunk))
@@ -263,10 +272,9 @@ class UserAgent:
         return self._thread.trouble(seconds)
 
     def trunk_states(self) -> list[dict[str, Any]]:
-        """Return one object a trunk, in the order of the configuration; none before the start.
-
-        Times in s from now.
-        """
+        """Return one object a trunk, in the order of the configuration: registration ("static"
+        without one), last result of OPTIONS, calls in progress. Empty before the start. Times in s
+        from now."""
         if self._stack is None:
             return []
         now, stack = time.monotonic(), self._stack
@@ -288,7 +296,8 @@ class UserAgent:
         return states
 
     def refusals(self) -> dict[str, int]:
-        """Return how many requests were refused since the start, by rule."""
+        """Return how many requests were refused since the start, by rule; "not decided" are those
+        on which an error of ours was raised."""
         if self._stack is None:
             return {}
         failures = self._running.signalling.failures
@@ -296,12 +305,14 @@ class UserAgent:
         return {**by_rule, **({"not decided": failures} if failures else {})}
 
     def refused_invite(self, sip_call_id: str) -> Mapping[str, Any] | None:
-        """Return one of the last INVITEs that were refused before a call was made of them."""
+        """Return source, rule, code and more of one of the last INVITEs that were refused before a
+        call was made of them; None if unknown."""
         return None if self._stack is None else self._stack.access.refusals.invites.get(sip_call_id)
 
     @property
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Return, by queue, how many commands wait for the SIP thread and how many were dropped."""
+        """Return, by the queue's name, how many commands wait for the SIP thread and how many were
+        dropped as it was full."""
         return {"sip commands": (self._thread.waiting, self._thread.dropped)}
 
     def bans(self) -> list[dict[str, Any]]:
@@ -311,7 +322,8 @@ class UserAgent:
         return self._stack.access.policy.bans.as_json(time.monotonic())
 
     def ban(self, found: list[tuple[str, float, bool]]) -> None:
-        """Ban sources that other processes have banned: source, seconds left, whether proven."""
+        """Ban sources that other processes have banned: source, seconds left, whether proven; see
+        :meth:`Bans.take`."""
         self._thread.post(lambda: self._running.access.policy.bans.take(found, time.monotonic()))
 
     @property
@@ -321,7 +333,8 @@ class UserAgent:
         return self._stack
 
     def _on_ready(self) -> None:
-        """Handle the eventfd of calls with audio, at most once in ``COALESCING_SECONDS``."""
+        """Handle the descriptor that says that calls have audio: serve them now, or once
+        ``COALESCING_SECONDS`` have passed since the last time."""
         note_ready()
         loop = self._thread.loop
         assert loop is not None
@@ -331,7 +344,8 @@ class UserAgent:
             self._turn = loop.call_at(self._next_turn, self._serve)
 
     def _serve(self) -> None:
-        """Pass the ids of calls that have audio on to the application."""
+        """Pass the ids of calls that have audio, or a start or end of playout, to
+        ``on_caller_audio``."""
         assert self._thread.loop is not None
         self._next_turn = self._thread.loop.time() + COALESCING_SECONDS
         self._on_caller_audio(take_ready())
@@ -359,16 +373,19 @@ class UserAgent:
             raise AgentError(error.info()) from error
 
     def _poll(self, ms: int) -> None:
+        """Handle the library's events; wait for one at most ``ms``."""
         self._running.poll(ms)
 
     def _tick(self) -> None:
+        """Run the library's periodic work."""
         self._running.tick()
 
     def _close(self) -> None:
+        """Stop the library, if it was started."""
         if self._stack is not None:
             self._stack.close()
 
 
 def _until(at: float | None, now: float) -> float | None:
-    """Return the seconds from ``now`` to ``at``; None for no time."""
+    """Return the seconds from ``now`` to ``at``, 0 if it is past; None for no time."""
     return None if at is None else round(max(0.0, at - now), 1)

@@ -60,7 +60,8 @@ class BrowserEnd:
         self._least = self._looked = 0
 
     def say(self, audio: bytes) -> None:
-        """Take audio of the microphone: G.711, whole frames of 20 ms."""
+        """Take audio of the microphone: G.711, whole frames of 20 ms. It goes to the session; while
+        the leg is joined with another, also into the bridge."""
         for start in range(0, len(audio), FRAME_BYTES):
             frame = audio[start : start + FRAME_BYTES]
             if self.leg.audio is not None:
@@ -70,7 +71,9 @@ class BrowserEnd:
                 self._mix(frame)
 
     def _mix(self, frame: bytes) -> None:
-        """Queue a frame for the bridge, which takes one every 20 ms by its own clock."""
+        """Queue a frame for the bridge, which takes one every 20 ms by its own clock. The queue is
+        flushed first, and that counted in ``skipped``, where it is full, or was never short in the
+        last second."""
         playout = self.audio.playout
         waiting = len(playout)
         self._least = min(self._least, waiting) if self._looked else waiting
@@ -83,26 +86,24 @@ class BrowserEnd:
         playout.put(frame)
 
     def hear(self) -> bytes:
-        """Return all audio for the page since the last call, as G.711."""
+        """Return all audio for the page since the last call, as G.711, and count its frames in
+        ``sent``."""
         audio = self.audio.uplink.drain()
         self.sent += len(audio) // FRAME_BYTES
         return audio
 
     def press(self, digit: str) -> None:
-        """Take a DTMF digit that was pressed in the page."""
+        """Report a DTMF digit that was pressed in the page to the leg's handler (``on_digit``)."""
         if self.leg.handler is not None:
             self.leg.handler.on_digit(digit)
 
     def leave(self) -> None:
-        """End the leg because the page has hung up or disconnected."""
+        """End the leg because the page has hung up or disconnected; nothing if it has ended."""
         self._thread.post(lambda: None if self.call is None else self.call.page_left())
 
 
 class BrowserCall:
-    """Counterpart of a SIP call for a leg in a browser. Used on the SIP thread only.
-
-    Raises ``pj.Error`` where the bridge has no place.
-    """
+    """Counterpart of a SIP call for a leg in a browser. Used on the SIP thread only."""
 
     def __init__(
         self, services: CallServices, end: BrowserEnd, on_ended: Callable[[BrowserCall], None]
@@ -132,7 +133,8 @@ class BrowserCall:
             self.end(_UNAVAILABLE if isinstance(error, pj.Error) else _FAILED, "Gateway error")
 
     def respond(self, code: int) -> None:
-        """Tell the page that it rings (180), is heard (183) or is answered (200)."""
+        """Tell the page that it rings (180), is heard (183) or is answered (200); from 183 on its
+        audio is connected. 200 also confirms the leg (``on_confirmed``)."""
         if code >= 183 and self._port is None and self._leg.audio is not None:
             self._open(self._leg.audio)
         if code == _OK:
@@ -143,7 +145,8 @@ class BrowserCall:
             self._tell({"type": "ringing" if code == 180 else "progress"})
 
     def _open(self, audio: CallAudio) -> None:
-        """Connect the page's audio with the conference bridge, and report that media is up."""
+        """Connect the page's audio with the conference bridge, and report that media is up
+        (``on_media``). Raises ``pj.Error`` where the bridge has no place."""
         far = self._end.audio
         far.uplink.listen(Source.BRIDGE)
         far.uplink.heard_by_caller_of(audio)
@@ -154,20 +157,23 @@ class BrowserCall:
         self._leg.tell(lambda handler: handler.on_media(Codec.PCMU))
 
     def finish(self, code: int, headers: Mapping[str, str]) -> None:
-        """End the leg, refused with ``code`` unless it was answered."""
+        """End the leg, as ours: with 200 if it was answered, else with ``code`` (0: 603). The page
+        is told the text of a Reason header."""
         found = _TEXT.search(headers.get("Reason", ""))
         code = _OK if self._answered else code or _DECLINED
         self.end(code, found[1] if found else "")
 
     def page_left(self) -> None:
-        """End the leg because the page has hung up or disconnected."""
+        """End the leg because the page has hung up or disconnected: as BYE if it was answered, else
+        as CANCEL."""
         if self._answered:
             self.end(_OK, "Normal call clearing", "BYE")
         else:
             self.end(_TERMINATED, "Request Terminated", "CANCEL")
 
     def end(self, code: int, reason: str, method: str = "") -> None:
-        """Release port and media, and report the end, once."""
+        """Release port and media, and report the end to page and handler, once. Without a
+        ``method``, BYE or CANCEL, the end is ours."""
         if self.ended:
             return
         self.ended = True
@@ -182,21 +188,21 @@ class BrowserCall:
         self._leg.call = None
 
     def play(self, sound: str) -> None:
-        """Let the page hear a sound over and over; "" ends it."""
+        """Let the page hear a sound in a loop, in place of the one before; "" stops it."""
         self.link.play(sound)
 
     def press(self, digit: str, _how: str) -> None:
-        """Send a DTMF digit to the page, as a tone and as a message."""
+        """Send a DTMF digit to the page as a message; nothing is heard."""
         self._tell({"type": "dtmf", "digit": digit})
 
     def hold(self, _held: bool) -> None:
-        """Do nothing: a page has no description that could say so."""
+        """Do nothing: there is no SDP that could say so."""
 
     def offer(self, _codecs: list[Codec]) -> None:
         """Do nothing: there is no SDP, and the page's codec is fixed."""
 
     def refer(self, _target: str, on_progress: Callable[[ReferProgress], None]) -> None:
-        """Refuse: a page places no calls. Its calls are bridged instead."""
+        """Refuse with a final 501: a page places no calls. Its calls are bridged instead."""
         progress = ReferProgress(_NOT_IMPLEMENTED, "a browser follows no REFER", True)
         self._services.thread.to_loop(on_progress, progress)
 
@@ -209,9 +215,11 @@ class BrowserCall:
         self.link.join(other.link, listen, level)
 
     def poll_quality(self) -> None:
-        """Report counts of frames received and sent; TCP loses none."""
+        """Report the frames received from the page and sent to it as packets (``on_quality``),
+        without quality: TCP loses none."""
         quality = RtpQuality(self._end.received, 0, 0.0, self._end.sent)
         self._leg.tell(lambda handler: handler.on_quality(quality))
 
     def _tell(self, message: dict[str, Any]) -> None:
+        """Give the page a message, on the event loop."""
         self._services.thread.to_loop(self._end.tell, message)

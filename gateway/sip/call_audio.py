@@ -38,7 +38,8 @@ _NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1, Codec.G722: 2, Codec.OPUS: 3}
 
 
 def narrowing() -> Callable[[bytes], bytes]:
-    """Return what makes PCMU of a call's samples at 24 kHz, in their order."""
+    """Return a function that makes PCMU of one call's samples at 24 kHz; it has to be given all of
+    them, in their order, as its filter has a memory."""
     return pj.NativeNarrow().narrow  # type: ignore[no-any-return]
 
 
@@ -76,7 +77,7 @@ class RecorderCounts:
 
 
 class Playout:
-    """Queue of the frames that one caller will hear, in order.
+    """Queue of the frames (20 ms) that one caller will hear, in order. Any thread may use it.
 
     Each frame is taken exactly once, by the media clock (which sends it) or by :meth:`flush`. That
     makes ``audio_end_ms`` exact.
@@ -108,8 +109,8 @@ class Playout:
 
     @property
     def expecting(self) -> bool:
-        """Whether more audio of the current part will come, so that an empty queue is an
-        underrun."""
+        """Whether more audio of the current part will come, so that an empty queue is an underrun.
+        The event loop sets it; :meth:`flush` clears it."""
         return self._expecting
 
     @expecting.setter
@@ -120,12 +121,12 @@ class Playout:
 
     @property
     def frames_played(self) -> int:
-        """Return frames handed to the media clock, without silence."""
+        """Return frames handed to the media clock so far, without silence."""
         return int(self._queues.counters()[0])
 
     @property
     def underruns(self) -> int:
-        """Return how often the clock found the queue empty in the middle of a part."""
+        """Return how often the clock found the queue empty while more audio was expected."""
         return int(self._queues.counters()[1])
 
     @property
@@ -135,7 +136,7 @@ class Playout:
 
     @property
     def frames_refused(self) -> int:
-        """Return frames that did not fit into the queue."""
+        """Return frames that did not fit into the queue so far."""
         return int(self._queues.counters()[3])
 
     @property
@@ -144,25 +145,30 @@ class Playout:
         return len(self) * FRAME_MS
 
     def __len__(self) -> int:
+        """Return the frames in the queue."""
         return int(self._queues.queued())
 
     def flush(self) -> int:
-        """Remove and return the frames that the clock has not taken."""
+        """Drop the frames that the clock has not taken, and return how many they were; nothing is
+        expected then."""
         self._expecting = False
         return int(self._queues.flush())
 
     def pause(self, paused: bool) -> None:
-        """Pause playout (silence is sent, the queue is kept), or resume it."""
+        """Pause playout (silence is sent, the queue is kept), or resume it (False). The pauses of
+        :meth:`await_keys` and :meth:`await_sound` are apart from this one."""
         self._queues.pause(paused)
 
     def await_keys(self, waiting: bool) -> None:
-        """Pause playout as :meth:`pause` does, while SRTP has no keys."""
+        """Pause playout as :meth:`pause` does while SRTP has no keys; False ends it, unless a sound
+        is awaited."""
         with self._silenced:
             self._awaits_keys = waiting
             self._queues.awaitKeys(waiting or self._awaits_sound)
 
     def await_sound(self, waiting: bool) -> None:
-        """Pause playout as :meth:`pause` does, until a sound that plays has ended."""
+        """Pause playout as :meth:`pause` does until a sound that plays has ended; False ends it,
+        unless keys are awaited."""
         with self._silenced:
             self._awaits_sound = waiting
             self._queues.awaitKeys(waiting or self._awaits_keys)
@@ -173,13 +179,15 @@ class Playout:
         return None if found is None else Transition(*found)
 
     def pull(self) -> bytes | None:
-        """Take a frame as the media clock does: linear samples, None for silence. For tests."""
+        """Take a frame as the media clock does: linear samples; None where silence is sent. For
+        tests."""
         frame: bytes | None = self._queues.pull()
         return frame
 
 
 class Uplink:
-    """Queue of one caller's audio, in order and bounded, with counts of losses."""
+    """Queue of one caller's audio for the session, in the codec of the call, in order and bounded,
+    with counts of losses."""
 
     def __init__(self, queues: Any) -> None:
         self._queues = queues
@@ -192,13 +200,14 @@ class Uplink:
 
     @property
     def counts(self) -> UplinkCounts:
-        """Return the counts of packets so far. Any thread."""
+        """Return the counts of the caller's packets so far. Any thread."""
         counted: tuple[int, ...] = self._queues.uplinkCounters()
         in_ms = (-(-samples * 1000 // SAMPLE_RATE) for samples in counted[8:])
         return UplinkCounts(*counted[:8], *in_ms)
 
     def tap(self, stream: int, wait_ms: int) -> None:
-        """Take the packets of a stream, given by its address. On the SIP thread, while it exists.
+        """Take the RTP packets of a stream, given by its address, from now on. On the SIP thread,
+        while the stream exists.
 
         Args:
             wait_ms: how long a missing packet is waited for.
@@ -206,26 +215,27 @@ class Uplink:
         self._queues.tap(stream, wait_ms)
 
     def receive(self, number: int, audio: bytes) -> None:
-        """Take the caller's frame of this sequence number, which came without RTP."""
+        """Take the caller's frame of G.711 with this sequence number (from 0), which came without
+        RTP."""
         now = time.monotonic_ns() // 1000
         samples = number * len(audio) & 0xFFFFFFFF
         self._queues.receive(now, 0, number & 0xFFFF, samples, audio, _NATIVE_CODECS[Codec.PCMU])
 
     def heard_by_caller_of(self, call: CallAudio) -> None:
-        """Record what comes here from the bridge as heard by the caller of ``call``. On the SIP
-        thread."""
+        """Count what comes here from the bridge as heard by the caller of ``call``, so that its
+        recording has it. On the SIP thread."""
         self._queues.bringTo(call.queues)
 
     def listen(self, source: Source) -> None:
-        """Take the audio from this source from now on. On the SIP thread."""
+        """Take the audio from this source, and no other, from now on. On the SIP thread."""
         self._queues.listen(int(source))
 
     def drain(self) -> bytes:
-        """Remove and return all audio; empty when there is none."""
+        """Remove and return all audio that waits, in the call's codec; empty when there is none."""
         return self.take()[0]
 
     def push(self, pcm: bytes) -> None:
-        """Take a frame of the bridge as the media clock does. For tests."""
+        """Take a frame of the bridge (linear samples) as the media clock does. For tests."""
         self._queues.push(pcm)
 
 
@@ -243,7 +253,8 @@ class Recorder:
         self._which = which
 
     def start(self, max_frames: int) -> None:
-        """Start to record; at most so many frames wait to be taken."""
+        """Start to record. At most ``max_frames`` frames (20 ms) wait for :meth:`take`;
+        further ones become silence, and are counted."""
         self._queues.startRecording(self._which, max_frames)
 
     def end(self) -> None:
@@ -251,11 +262,13 @@ class Recorder:
         self._queues.endRecording(self._which)
 
     def silence(self, silent: bool) -> None:
-        """Record silence instead of sound, or sound again."""
+        """Record silence in place of both sides (True), or sound again. The length of the recording
+        stays true."""
         self._queues.silenceRecording(self._which, silent)
 
     def take(self) -> bytes:
-        """Return what was recorded since the last call: G.711, left and right interleaved.
+        """Return what was recorded since the last call, as G.711, left and right samples
+        interleaved; empty when there is nothing.
 
         Any thread may call it.
         """
@@ -307,9 +320,8 @@ class CallAudio:
         """For those who listen in."""
 
     def spoil(self, loss_percent: int, jitter_ms: int) -> None:
-        """Lose RTP packets in both directions and delay those sent, to simulate a bad network.
-
-        To be called before the call is placed, and again to change the values.
+        """Lose RTP packets of a call in both directions, and delay those sent, to simulate a bad
+        network. To be called before the call is placed, and again to change the values.
 
         Args:
             loss_percent: 0, or 2 and more.
@@ -320,7 +332,8 @@ class CallAudio:
         self.line.set(loss_percent, jitter_ms)
 
     def log_packets(self, max_bytes: int, payload: bool) -> None:
-        """Log the header of each RTP packet sent or received, until it is taken.
+        """Log the header of each RTP packet sent or received from now on, until
+        :meth:`take_packets` takes them; what does not fit is counted.
 
         Args:
             max_bytes: size of the log at most.
@@ -329,7 +342,7 @@ class CallAudio:
         self.queues.logPackets(max_bytes, payload)
 
     def take_packets(self) -> tuple[bytes, int]:
-        """Return the logged packets since the last call, and how many did not fit.
+        """Return the packets logged since the last call, and how many did not fit.
 
         Their format is in ``call_audio.hpp``.
         """
@@ -345,7 +358,8 @@ class CallAudio:
 
 
 class Port(Protocol):
-    """A port of the conference bridge."""
+    """A port of the conference bridge, as pjsua2 has it. ``attach`` has it serve the queues of a
+    call's audio."""
 
     def attach(self, queues: Any) -> None: ...
     def detach(self) -> None: ...
@@ -369,10 +383,12 @@ class Connections:
         """Disconnections requested so far."""
 
     def __len__(self) -> int:
+        """Return the number of connections."""
         return len({way for ways in self._ways.values() for way in ways})
 
     def connect(self, source: Any, sink: Any, level: float | None = None) -> None:
-        """Let ``sink`` hear ``source``, at this level (a factor) or, with None, unchanged.
+        """Let ``sink`` hear ``source``, at this level (a factor) or, with None, unchanged. Nothing
+        if it does so already; one at another level is made anew.
 
         Raises ``pj.Error`` where one of them is gone.
         """
@@ -392,23 +408,24 @@ class Connections:
             self._ways.setdefault(slot, {})[way] = (source, sink, level)
 
     def disconnect(self, source: Any, sink: Any) -> None:
-        """Stop ``sink`` from hearing ``source``."""
+        """Stop ``sink`` from hearing ``source``; nothing if it does not."""
         way = (int(source.getPortId()), int(sink.getPortId()))
         if way in self._ways.get(way[0], {}):
             self._disconnect(way)
 
     def disconnect_all(self, media: Any) -> None:
-        """Remove all connections of ``media``, a port that stays."""
+        """Remove all connections of ``media``, in both directions; the port stays in the bridge."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
             self._disconnect(way)
 
     def forget(self, media: Any) -> None:
-        """Forget the connections of a stream that the library has removed."""
+        """Forget the connections of a stream that the library has removed, and with it its
+        connections."""
         for way in list(self._ways.get(int(media.getPortId()), {})):
             self._drop(way)
 
     def _disconnect(self, way: tuple[int, int]) -> None:
-        """Remove one connection; log a failure."""
+        """Remove one connection and count it in ``asked``; a failure is logged, and not counted."""
         source, sink, _level = self._drop(way)
         try:
             source.stopTransmit(sink)
@@ -429,12 +446,13 @@ class Connections:
 
     @property
     def done(self) -> int:
-        """Return how many disconnections the bridge has carried out. Any thread."""
+        """Return how many disconnections the bridge has carried out since the library began. Any
+        thread."""
         return int(pj.nativeDisconnections())
 
 
 class PortPool:
-    """Ports that exist, taken and given back on the SIP thread."""
+    """The ports that exist in the bridge; a call takes one and gives it back. On the SIP thread."""
 
     def __init__(self) -> None:
         self.connections = Connections()
@@ -443,7 +461,8 @@ class PortPool:
         self._all: list[Any] = []
 
     def take(self, audio: CallAudio) -> Port:
-        """Return a port that serves ``audio``. Raises ``pj.Error`` when the bridge is full."""
+        """Return a port that serves ``audio``: the one given back first, once its disconnections
+        were carried out, else a new one. Raises ``pj.Error`` when the bridge is full."""
         free = bool(self._idle) and self._idle[0][0] <= self.connections.done
         port = self._idle.popleft()[1] if free else self._make()
         port.attach(audio.queues)
@@ -451,11 +470,12 @@ class PortPool:
 
     @property
     def in_use(self) -> int:
-        """Ports that serve a call. Any thread."""
+        """Return how many ports serve a call. Any thread."""
         return len(self._all) - len(self._idle)
 
     def give_back(self, port: Port) -> None:
-        """Free a port; the next call may take it after its disconnections were carried out."""
+        """Free a port and remove its connections; the next call may take it once that was carried
+        out."""
         port.detach()
         self.connections.disconnect_all(port)
         self._idle.append((self.connections.asked, port))
@@ -469,6 +489,7 @@ class PortPool:
             port.this.disown()
 
     def _make(self) -> Port:
+        """Make a port in the bridge. Raises ``pj.Error`` when it is full."""
         made = pj.NativeAudioPort()
         made.createPort(f"gateway-{len(self._all)}")
         self._all.append(made)
@@ -486,11 +507,13 @@ def note_ready() -> None:
 
 
 def take_ready() -> list[int]:
-    """Return the ids of calls that have audio; each is returned once until it is drained."""
+    """Return the ids (``Uplink.id``) of calls that have audio, or a start or end of playout; each
+    is returned once until it is drained."""
     ready: list[int] = pj.nativeTakeReady()
     return ready
 
 
 def waited() -> float:
-    """Return how long (s) the first call of the last :func:`take_ready` had waited."""
+    """Return how long (s) the call that was ready first had waited for the last
+    :func:`take_ready`."""
     return float(pj.nativeWaited())

@@ -64,7 +64,8 @@ class Invite:
 
     @property
     def trusted(self) -> bool:
-        """Whether the source is known, so that a session may be opened before its ACK."""
+        """Whether its source is known to be real, or a trunk's, so that a session may be opened
+        before its ACK."""
         return self.there or bool(self.trunk)
 
 
@@ -100,28 +101,31 @@ class LegEnd:
 
 
 class LegHandler(Protocol):
-    """Interface of the owner of a leg. All calls come on the event loop, in order."""
+    """Interface of the owner of a leg. All calls come on the event loop, in order; what comes
+    before a leg has a handler is dropped."""
 
     def on_ringing(self, code: int) -> None:
-        """Handle a provisional response to a call that we placed."""
+        """Handle a provisional response (such as 180, 183) to a call that we placed."""
 
     def on_media(self, codec: Codec) -> None:
-        """Handle media that came up, or changed to this codec."""
+        """Handle media that came up, or was agreed anew, with this codec."""
 
     def on_confirmed(self) -> None:
-        """Handle the ACK of the dialog, received or sent."""
+        """Handle the ACK of the dialog, received or sent: the call is answered."""
 
     def on_hold(self, held: bool) -> None:
-        """Handle a hold or resumption by the peer (RFC 3264 section 8.4)."""
+        """Handle a hold (True) or resumption by the peer (RFC 3264 section 8.4)."""
 
     def on_digit(self, digit: str) -> None:
-        """Handle a DTMF digit of the peer: one of ``0-9 * # A-D`` (RFC 4733)."""
+        """Handle a DTMF digit of the peer, by RFC 4733 or INFO: one of ``0-9 * # A-D``. Once for
+        each press."""
 
     def on_quality(self, quality: RtpQuality) -> None:
-        """Handle RTP counters, about once a second."""
+        """Handle RTP counters of the leg so far, about once a second while it has media."""
 
     def on_ended(self, end: LegEnd) -> None:
-        """Handle the end of the leg; nothing is called after this."""
+        """Handle the end of the leg, after a BYE of ours its outcome included; nothing is called
+        after this."""
 
 
 class IgnoringHandler:
@@ -198,7 +202,7 @@ class Leg:
         self._plays = False
 
     def ring(self) -> None:
-        """Send 180 Ringing."""
+        """Send 180 Ringing, without media."""
         self._command(lambda call: call.respond(180))
 
     def progress(self) -> None:
@@ -206,15 +210,17 @@ class Leg:
         self._command(lambda call: call.respond(183))
 
     def answer(self) -> None:
-        """Send 200 OK."""
+        """Send 200 OK with a description."""
         self._command(lambda call: call.respond(200))
 
     def refuse(self, code: int, headers: Mapping[str, str] | None = None) -> None:
-        """Send a final refusal, with these headers added."""
+        """Send this final response to the INVITE, with these headers added; BYE where the leg was
+        answered."""
         self._command(lambda call: call.finish(code, headers or {}))
 
     def hang_up(self, headers: Mapping[str, str] | None = None) -> None:
-        """End the leg with BYE, CANCEL or 603, whichever its dialog's state allows.
+        """End the leg with BYE, CANCEL or 603, whichever its dialog's state allows; a call that
+        waits for the look-up of a name is not placed.
 
         ``headers`` are added to that message.
         """
@@ -222,9 +228,10 @@ class Leg:
         self._command(lambda call: call.finish(0, headers or {}))
 
     def play(self, sound: str) -> None:
-        """Play a sound to the peer in a loop; "" stops it.
+        """Play a sound (a built-in one's name or a WAV file's path) to the peer in a loop; "" stops
+        it.
 
-        It is stopped on the SIP thread, so the session's audio is held until that has happened.
+        It is stopped on the SIP thread, so playout is paused until that has happened.
         """
         audio, ends = self.audio, self._plays and not sound
         self._plays = bool(sound)
@@ -235,7 +242,8 @@ class Leg:
             self._thread.post(lambda: audio.playout.await_sound(False))
 
     def press(self, digit: str, how: str = "auto") -> None:
-        """Send one DTMF digit; ``how`` is auto, rfc4733 or info."""
+        """Send one DTMF digit. ``how`` is rfc4733, info, or auto: RFC 4733, and INFO where the peer
+        lacks it."""
         self._command(lambda call: call.press(digit, how))
 
     def hold(self, held: bool) -> None:
@@ -247,11 +255,13 @@ class Leg:
         self._command(lambda call: call.offer(codecs))
 
     def refer(self, target: str, on_progress: Callable[[ReferProgress], None]) -> None:
-        """Send REFER to a sip or tel URI: blind transfer (RFC 3515)."""
+        """Send REFER to a sip or tel URI: blind transfer (RFC 3515). ``on_progress`` is told its
+        response and each NOTIFY, on the event loop."""
         self._command(lambda call: call.refer(target, on_progress))
 
     def refer_to(self, other: Leg, on_progress: Callable[[ReferProgress], None]) -> None:
-        """Send REFER with Replaces: the peer takes over our call ``other`` (RFC 3891)."""
+        """Send REFER with Replaces (attended transfer): the peer takes over our call ``other`` (RFC
+        3891). ``on_progress`` as of :meth:`refer`; 481 where the other call is over."""
 
         def run(call: LegCall) -> None:
             if other.call is None or other.call.ended:
@@ -263,11 +273,12 @@ class Leg:
         self._command(run)
 
     def hear_fully(self) -> None:
-        """Let the peer hear the leg that it is joined with at full volume."""
+        """Let the peer hear the leg that it was joined with at a level at full volume."""
         self._command(lambda call: call.link.hear_fully())
 
     def join(self, other: Leg, listen: bool, level: float | None = None) -> None:
-        """Let the peers of both legs hear each other; the session listens to both, or to none.
+        """Let the peers of both legs hear each other; the session listens to both, or (``listen``
+        False) to none. Nothing if the other leg has ended.
 
         With ``level`` they hear each other so loud (a factor), and each leg keeps its audio.
         """
@@ -284,7 +295,8 @@ class Leg:
         self._thread.to_loop(lambda: None if self.handler is None else event(self.handler))
 
     def _command(self, command: Callable[[LegCall], None]) -> None:
-        """Post a command to the SIP thread; it is dropped when the call has ended by then."""
+        """Post a command to the SIP thread. It is dropped when the leg has no call yet, or the call
+        has ended, by then; what it raises ends the leg."""
 
         def run() -> None:
             call = self.call

@@ -47,7 +47,8 @@ if _lacking:
 
 
 class AgentError(Exception):
-    """The user agent could not start; the message names the setting and the cause."""
+    """The user agent could not start, or not renew its certificates; the message names the setting
+    and the cause."""
 
 
 def silence_log() -> None:
@@ -56,7 +57,7 @@ def silence_log() -> None:
 
 
 def calls() -> int:
-    """Return how many calls the library has now, calls that are ending included."""
+    """Return how many calls the library has now, those that are ending included."""
     return int(pj.nativeCallCount())
 
 
@@ -134,7 +135,8 @@ def endpoint_config(settings: SipSettings, log_writer: Any, *, messages: bool = 
 
 
 def configure_media(media: Any, settings: SipSettings) -> None:
-    """Set media to 8 kHz and frames of 20 ms."""
+    """Set media to 8 kHz mono and frames of 20 ms, without voice activity detection, echo
+    cancellation or sound device, with room in the bridge for ``max_calls``."""
     media.clockRate = media.sndClockRate = SAMPLE_RATE
     media.channelCount = 1
     media.audioFramePtime = FRAME_MS
@@ -166,7 +168,8 @@ class CodecOrder:
         self.offer(list(G711))
 
     def offer(self, codecs: list[Codec]) -> None:
-        """Set the codecs, in order of preference, of SDP that the library makes from now on."""
+        """Set the codecs, in order of preference, of SDP that the library makes from now on, for
+        any call; others are off."""
         if codecs == self._offered:
             return
         self._offered = list(codecs)
@@ -201,16 +204,16 @@ MAX_TEXT = 2000
 
 
 def _says_port_taken(text: str) -> bool:
-    """Return whether a log line reports a port in use: ports in quarantine after a call cause
-    these."""
+    """Return whether a log line reports an RTP port in use, which ports in quarantine after a call
+    cause."""
     return "P socket bind() at " in text and " in use" in text
 
 
 class LogWriter(pj.LogWriter):  # type: ignore[misc]
-    """Takes each line of pjsip's log, on any of its threads.
+    """Takes each line of pjsip's log, on any of its threads, for our own log.
 
     Args:
-        on_line: takes all of them, in place of our own log.
+        on_line: takes all lines, in place of our own log.
     """
 
     def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
@@ -220,7 +223,9 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
         self._dropped = 0
 
     def write(self, entry: Any) -> None:
-        """Log one line of pjsip's log at the matching level."""
+        """Pass one line to ``on_line``, or else log it: errors and warnings (levels 1 and 2) as
+        warnings, ``LINES_PER_SECOND`` at most, the number of those left out in the next one;
+        others, and ports in use, as debug. Raises nothing."""
         try:
             if self._on_line is not None:
                 self._on_line(unicode_of(str(entry.msg)))
@@ -257,13 +262,15 @@ def descriptors_needed(calls: int) -> int:
 
 
 def descriptor_limits() -> tuple[int, int]:
-    """Soft and hard limit of open files (``ulimit -Sn``, ``-Hn``)."""
+    """Return the soft and hard limit of open files (``ulimit -Sn``, ``-Hn``); unlimited is 2**31 -
+    1."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _counted(soft), _counted(hard)
 
 
 def raise_descriptor_limit(calls: int) -> bool:
-    """Raise the soft limit to what ``calls`` need; False when the hard limit is below that."""
+    """Raise the soft limit of open files to what ``calls`` need, or to the hard one where that is
+    less, which returns False. A higher one stays."""
     need = descriptors_needed(calls)
     soft, hard = descriptor_limits()
     if soft < need:
@@ -273,7 +280,8 @@ def raise_descriptor_limit(calls: int) -> bool:
 
 
 def descriptors_left(count: int) -> bool:
-    """Return whether the process can open so many more descriptors, by opening them."""
+    """Return whether the process can open ``count`` more descriptors, by opening and closing
+    them."""
     opened: list[int] = []
     try:
         for _ in range(count):
@@ -297,7 +305,8 @@ class _NoLog(pj.LogWriter):  # type: ignore[misc]
 
 
 def probe() -> None:
-    """Start and stop an endpoint with a null sound device, and print facts about the library."""
+    """Start and stop an endpoint with a null sound device, and print the library's build, calls and
+    trunks at most as JSON."""
     settings = SipSettings(listen=(), log_level=0)
     silence_log()
     endpoint, writer = pj.Endpoint(), _NoLog()

@@ -40,7 +40,8 @@ class SipMessage(NamedTuple):
     data: bytes
 
     def text(self, with_body: bool = True) -> str:
-        """Return it without digest responses and keys of media, lines ended by ``\\n``.
+        """Return the message as text, lines ended by ``\\n``, without digest responses and the keys
+        of media; bytes that are not UTF-8 are escaped.
 
         Args:
             with_body: keep a body that is no session description: an INFO has keys in it.
@@ -69,7 +70,8 @@ class _Kept:
     lost: int = 0
 
     def put(self, message: SipMessage) -> bool:
-        """Keep a message; False where there is no room, and it is counted."""
+        """Keep a message; False where the call has ``MAX_CALL_BYTES`` already, and it is only
+        counted."""
         if self.bytes + len(message.data) > MAX_CALL_BYTES:
             self.lost += 1
             return False
@@ -79,7 +81,8 @@ class _Kept:
 
 
 class MessageLog:
-    """Filled on the SIP thread, emptied on the event loop; neither waits for more than a copy."""
+    """The SIP messages of calls, while any route keeps black boxes. Filled on the SIP thread,
+    emptied on the event loop; neither waits for more than a copy."""
 
     def __init__(self) -> None:
         self.on_wanted: Callable[[bool], None] = lambda _wanted: None
@@ -94,7 +97,7 @@ class MessageLog:
 
     @property
     def wanted(self) -> bool:
-        """Whether any route keeps black boxes."""
+        """Whether any route keeps black boxes; setting it tells ``on_wanted``."""
         return self._wanted
 
     @wanted.setter
@@ -113,7 +116,12 @@ class MessageLog:
         *,
         sent: bool,
     ) -> None:
-        """Keep a message, where messages are wanted."""
+        """Keep a message of a call, while messages are wanted. One that begins no call (REGISTER,
+        OPTIONS, ...) is left out, unless the call is known.
+
+        Beyond its bounds (``MAX_CALL_BYTES``, ``MAX_BYTES``) a message is counted only; of calls
+        that nobody follows yet, those quiet the longest are forgotten.
+        """
         if not self._wanted:
             return
         host = f"[{peer}]" if ":" in peer else peer
@@ -137,7 +145,8 @@ class MessageLog:
                 self._others_bytes -= oldest.bytes
 
     def take(self, call_id: str, *, last: bool = False) -> tuple[list[SipMessage], int]:
-        """Return the messages of a call since the last time, and how many found no room.
+        """Return the messages of a call since the last time, oldest first, and how many found no
+        room. From the first time on the call is followed: kept apart, and not forgotten.
 
         Args:
             last: the call is followed no further.

@@ -40,7 +40,8 @@ Resolve = Callable[[str], list[str]]
 
 
 def addresses_of(name: str) -> list[str]:
-    """Resolve a host name with the system's resolver; blocks. Raises OSError."""
+    """Resolve a host name with the system's resolver, to IP literals without repeats; blocks.
+    Raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -80,14 +81,16 @@ class Names:
             log.warning("sip.name_not_resolved", name=name)
 
     async def stop(self) -> None:
-        """Stop resolving; look-ups under way end on their threads."""
+        """Stop resolving the names of the configuration; look-ups under way end on their
+        threads."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
             self._renewal = None
 
     def known(self, host: str) -> bool:
-        """Return whether pjsip can send to a host: an address, or a name that was resolved."""
+        """Return whether pjsip can send to a host: an address, or a name that was resolved and is
+        still in the table. Any thread."""
         return not is_name(host) or host in self._known
 
     def addresses(self, host: str) -> tuple[str, ...]:
@@ -100,7 +103,12 @@ class Names:
         return not is_name(host) or (host in self._configured and host in self._known)
 
     async def resolve(self, host: str) -> bool:
-        """Resolve a name within ``LOOKUP_SECONDS``; return whether pjsip can send to it then."""
+        """Resolve a name within ``LOOKUP_SECONDS``; return whether pjsip can send to it then.
+
+        A name of a call is looked up each time; of the configuration, only until it is known. True
+        with a former answer where this look-up fails, or cannot begin, as ``MAX_AT_ONCE`` are under
+        way; False where it has not ended in time.
+        """
         if self.needs_no_lookup(host):
             return True
         future = self._look_up(host)
@@ -109,7 +117,8 @@ class Names:
         return (future is None or future.done()) and host in self._known
 
     def resolve_soon(self, host: str) -> None:
-        """Start to resolve a name in the background."""
+        """Start to resolve a name in the background; nothing for an address, or where
+        ``MAX_AT_ONCE`` are under way."""
         if is_name(host):
             self._look_up(host)
 
@@ -128,14 +137,17 @@ class Names:
             await asyncio.sleep(RENEW_SECONDS)
 
     def _look_up(self, name: str) -> asyncio.Future[list[str]] | None:
-        """Start to resolve a name; None where ``MAX_AT_ONCE`` are under way."""
+        """Start to resolve a name, or return the future of a look-up of it under way; None where
+        ``MAX_AT_ONCE`` are."""
         future = self._lookups.start((name,), self._resolve)
         if future is not None:
             future.add_done_callback(lambda done: self._on_resolved(name, done))
         return future
 
     def _on_resolved(self, name: str, done: asyncio.Future[list[str]]) -> None:
-        """Keep the addresses of a name, and give them to pjsip."""
+        """Keep the addresses of a name, and give them to pjsip's table. A failure leaves the former
+        ones. Beyond ``MAX_KNOWN`` the name of a call that was resolved longest ago is forgotten,
+        here and there."""
         if done.cancelled() or done.exception() is not None or not done.result():
             return  # an old answer is better than none
         self._known.pop(name, None)

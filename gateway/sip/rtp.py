@@ -159,7 +159,7 @@ def counters_of(statistic: Any) -> RtpCounters:
 
 
 def _stream(stat: Any) -> StreamCounters:
-    """Return the counters in a pjsua2 ``RtcpStreamStat``."""
+    """Return the counters of one direction in a pjsua2 ``RtcpStreamStat``; jitter from us in ms."""
     jitter = stat.jitterUsec
     return StreamCounters(
         packets=int(stat.pkt),
@@ -185,7 +185,11 @@ class QualityMeter:
         self._tx: DirectionQuality | None = None
 
     def read(self, now: RtpCounters, uplink: UplinkCounts | None = None) -> RtpQuality:
-        """Return the quality since the last reading, and the totals of the call.
+        """Return the quality since the last reading, and the totals of the call. Lower counters
+        than before are those of a new stream, and are added to the earlier ones.
+
+        What we send (``tx``) is measured between the peer's RTCP reports, and repeated until the
+        next.
 
         Args:
             now: counters of the current stream.
@@ -229,9 +233,10 @@ class QualityMeter:
 
 
 def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> DirectionQuality | None:
-    """Return the quality of an interval, None when no packets were due in it.
+    """Return the quality of an interval, None when no packets were due in it: packets that came and
+    were lost, jitter, and one-way delay in ms.
 
-    ``lost`` may be negative: a late packet takes an earlier loss back.
+    ``lost`` may be negative: a late packet takes an earlier loss back; it counts as 0.
     """
     lost = max(0, lost)
     if came + lost <= 0:
@@ -241,7 +246,8 @@ def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Direction
 
 
 def _together(first: RtpCounters, second: RtpCounters) -> RtpCounters:
-    """Add the counters of a call's earlier streams to those of the current one."""
+    """Add the counters of a call's earlier streams (``first``) to those of the current one, whose
+    jitter, delay and round trip are kept."""
 
     def both(one: StreamCounters, other: StreamCounters) -> StreamCounters:
         return StreamCounters(
@@ -280,7 +286,8 @@ class MinMeanMax:
         self.total += value
 
     def as_json(self, digits: int) -> dict[str, float] | None:
-        """``min``, ``mean`` and ``max``; None when nothing was measured."""
+        """Return ``min``, ``mean`` and ``max`` rounded to so many digits; None when nothing was
+        measured."""
         if not self.count:
             return None
         mean = self.total / self.count
@@ -305,7 +312,13 @@ class _Direction:
             self._mos.add(heard.mos)
 
     def as_json(self, packets: int, lost: int, missed: int) -> dict[str, Any]:
-        """Return the record's figures; ``missed`` are packets lost or too late to be played."""
+        """Return the record's figures of the direction.
+
+        Args:
+            packets: sent, of which the others are a part.
+            lost: of these, not arrived.
+            missed: lost, or too late to be played; ``lost_percent`` is of these.
+        """
         return {
             "packets": packets,
             "lost": lost,
@@ -316,7 +329,8 @@ class _Direction:
 
 
 class CallQuality:
-    """Gathers a call's readings. ``rx`` is what the caller sends, ``tx`` what they hear."""
+    """Gathers a call's readings for its record. ``rx`` is what the caller sends, ``tx`` what they
+    hear."""
 
     def __init__(self) -> None:
         self._rx = _Direction()
@@ -325,7 +339,8 @@ class CallQuality:
         self._buffer = MinMeanMax()
 
     def add(self, quality: RtpQuality) -> dict[str, Any]:
-        """Take a reading in; returns the quality of the call so far, for its record."""
+        """Take a reading in; return the quality of the call so far, for its record. ``tx`` is None
+        until the caller's side has sent an RTCP report."""
         self._rx.add(quality.rx)
         self._tx.add(quality.tx)
         if quality.rtt_ms is not None:

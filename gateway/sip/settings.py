@@ -48,7 +48,8 @@ class JitterBuffer:
     """Cut speech here and there to win back the delay that a burst of jitter brought."""
 
     def apply(self, target: Any) -> None:
-        """Write these values into a ``MediaConfig``, or into the ``StreamInfo`` of one call."""
+        """Write these values (ms) into a ``MediaConfig``, or into the ``StreamInfo`` of one
+        call."""
         target.jbInit, target.jbMinPre = self.init, self.min_prefetch
         target.jbMaxPre, target.jbMax = self.max_prefetch, self.maximum
         if not self.catch_up:
@@ -127,7 +128,9 @@ class Access:
     bans: BanPolicy = field(default_factory=BanPolicy)
 
     def action_for(self, source: str, have_trunks: bool) -> str:
-        """Return allow, reject or drop for a request of a source that belongs to no trunk."""
+        """Return allow, reject or drop for a request of a source that belongs to no trunk: by
+        ``unknown``; with "auto", allow only without trunks and for a private address, else
+        reject."""
         if self.unknown != "auto":
             return self.unknown
         return "allow" if not have_trunks and is_inside(source) else "reject"
@@ -172,8 +175,9 @@ class Trunk:
         return "" if self.transport == "udp" else f";transport={self.transport}"
 
     def mismatch(self, transport: str, names: Iterable[str]) -> str:
-        """Return why a request from the trunk's address is not the trunk's, or "": wrong transport
-        or name.
+        """Return why a request from the trunk's address is not the trunk's, as the key that it
+        fails: a transport that proves less of the source than the trunk's, or no certificate name
+        of ``certificate_names``. "" where it is.
 
         Args:
             names: names in the certificate of the connection, in lower case.

@@ -48,9 +48,10 @@ _OPERATIONS = {
 
 
 class Stack:
-    """The endpoint, and all that lives as long as it.
+    """The library's endpoint, and all that lives as long as it: listeners, accounts, access
+    control, calls. Made and used on the SIP thread.
 
-    Raises AgentError and ``pj.Error`` when something cannot be had.
+    Raises AgentError and ``pj.Error`` when something cannot be had; the library is destroyed then.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class Stack:
         callbacks: InviteCallbacks,
         messages: MessageLog,
     ) -> None:
-        """Start the library: endpoint, listeners, access control, accounts, trunks."""
+        """Make accounts, access control, signalling and the services of calls, and start the
+        library, which takes messages from the end of this on."""
         trunks, capacity = self._trunks, library.capacity()
         low, high = settings.rtp_ports
         sounds, rtp_ports = Sounds(), RtpPortQuarantine((high - low + 1) // 2)
@@ -196,12 +198,13 @@ class Stack:
         self.signalling.open()
 
     def poll(self, ms: int) -> None:
-        """Handle the library's events, for at most ``ms``."""
+        """Handle the library's events; wait for one at most ``ms``."""
         self._endpoint.libHandleEvents(ms)
 
     def tick(self) -> None:
         """Run the periodic work of all parts, after every turn of the thread and outside of
-        callbacks."""
+        callbacks: each turn G.711 for the next SDP, release of ended calls, freed RTP ports, BYEs,
+        SRTP keys; once a second the rest. No REGISTER while draining."""
         services, now = self.services, time.monotonic()
         services.codecs.offer(list(G711))  # SDP of what came in this turn has been made
         services.calls.release_all()
@@ -224,7 +227,8 @@ class Stack:
         self.pinger.tick(now)
 
     def _see_bridge(self) -> None:
-        """Log failed operations of the conference bridge, and end the calls that they concern."""
+        """Log failed operations of the conference bridge, and end the calls whose connection could
+        not be made: a page's with 503, a SIP call by :meth:`SipCall.fail`."""
         lost = set[int]()
         for operation, source, sink, status in pj.nativeTakeBridgeFailures():
             name = _OPERATIONS.get(operation, str(operation))
@@ -238,12 +242,14 @@ class Stack:
                     page.run(lambda one: one.finish(_UNAVAILABLE, {}))
 
     def drain(self) -> None:
-        """Ask for no more calls: answer OPTIONS with 503, and unregister at all trunks."""
+        """Ask for no more calls: answer OPTIONS with 503, and unregister at all trunks, for
+        good."""
         self.draining = True
         self.accounts.unregister()
 
     def take_browser(self, end: BrowserEnd) -> None:
-        """Announce the leg of a page in a browser as if its INVITE had come."""
+        """Announce the leg of a page in a browser as if its INVITE had come: ``on_arrival`` at
+        once, ``on_invite`` on the event loop."""
         self._callbacks.on_arrival(end.leg.invite)
         self._browsers.add(BrowserCall(self.services, end, self._browsers.discard))
         self.services.thread.to_loop(self._callbacks.on_invite, end.leg)
@@ -257,7 +263,17 @@ class Stack:
         caller_id: str,
         headers: Mapping[str, str],
     ) -> None:
-        """Place the call of a leg; its progress is reported to the leg's handler."""
+        """Place the call of a leg; its progress is reported to the leg's handler, also what cannot
+        be sent: as an end with 503.
+
+        The trunk's headers are added only where the call goes to the trunk's own servers.
+
+        Args:
+            codecs: to offer, in their order.
+            trunk: whose account, identity and headers it has; None for none.
+            caller_id: user of From, in place of the trunk's.
+            headers: added to the INVITE; they take the place of the trunk's of the same name.
+        """
         services = self.services
         call: SipCall | None = None
         try:
@@ -289,7 +305,8 @@ class Stack:
             services.codecs.offer(list(G711))
 
     def close(self) -> None:
-        """Hang up, unregister, and stop the library, within a few seconds."""
+        """Hang up all calls with what their state allows, unregister and wait for that (2 s), then
+        for the calls' ends (2 s), and destroy the library."""
         try:
             self._endpoint.hangupAllCalls()
             for page in tuple(self._browsers):
@@ -309,7 +326,8 @@ class Stack:
         self._destroy()
 
     def _destroy(self) -> None:
-        """Destroy the library, and release what lived as long as it."""
+        """Destroy the library, and release what lived as long as it. An error of the library is
+        logged."""
         try:
             self._endpoint.libDestroy()
         except pj.Error as error:

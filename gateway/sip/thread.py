@@ -33,7 +33,8 @@ LOG_SECONDS = 1.0
 
 
 class SipThread:
-    """Runs commands and a poll function in turn until told to stop.
+    """Polls pjsip, runs posted commands, and does the housekeeping, in turns, on one thread until
+    told to stop.
 
     Args:
         poll: handles pjsip's events for at most the given ms.
@@ -57,7 +58,8 @@ class SipThread:
         """Commands refused because the queue was full."""
 
     def start(self, first: Callable[[], None], last: Callable[[], None]) -> None:
-        """Start; ``first`` runs before the first turn, ``last`` after the last one."""
+        """Start the thread. ``first`` runs before the first turn, ``last`` after the last one, also
+        where ``first`` raises: then there are no turns."""
 
         def run() -> None:
             try:
@@ -77,7 +79,8 @@ class SipThread:
         self._thread.start()
 
     def post(self, command: Callable[[], object]) -> None:
-        """Run ``command`` on the SIP thread, soon, after what was posted before. Any thread."""
+        """Run ``command`` on the SIP thread, within a turn (5 ms), after what was posted before;
+        its exception is logged. Dropped, and counted, where ``MAX_COMMANDS`` wait. Any thread."""
         if len(self._commands) >= MAX_COMMANDS:
             self.dropped += 1
             return
@@ -89,15 +92,16 @@ class SipThread:
         return len(self._commands)
 
     def to_loop(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call ``callback(*args)`` on the event loop, soon; dropped when the loop is closed. Any
-        thread."""
+        """Call ``callback(*args)`` on the event loop, soon, after what was given before; dropped
+        before the loop is known and once it is closed. Any thread."""
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(callback, *args)
 
     def answer(
         self, future: asyncio.Future[_T], function: Callable[[], _T]
     ) -> BaseException | None:
-        """Run a function on this thread, and set the result of a future of the event loop.
+        """Run a function on this thread, and give its result or exception to a future of the event
+        loop, unless that is done by then.
 
         Returns the exception that it raised, or None.
         """
@@ -122,17 +126,19 @@ class SipThread:
         return f"nothing polled for {silent:.0f} s" if silent >= seconds else ""
 
     def stop(self) -> None:
-        """Leave the loop after the commands already posted. Any thread."""
+        """Leave the turns after the commands already posted; does not wait. Any thread."""
         self.post(self._stop_now)
 
     def join(self, timeout: float) -> bool:
-        """Wait for the end at most ``timeout`` seconds; True when the thread is gone."""
+        """Wait for the thread's end at most ``timeout`` seconds; True when it is gone, or was never
+        started."""
         if self._thread is None:
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _stop_now(self) -> None:
+        """End the turns after this one."""
         self._stopping = True
 
     def _turn_until_stopped(self) -> None:
@@ -145,7 +151,8 @@ class SipThread:
             self._run(self._housekeeping, "housekeeping")
 
     def _run(self, what: Callable[[], Any], part: str) -> bool:
-        """Run one part of a turn and log its exception; return whether it succeeded."""
+        """Run one part of a turn; return whether it succeeded. An exception is counted, and logged
+        with ``part`` at most once in ``LOG_SECONDS``."""
         try:
             what()
             return True

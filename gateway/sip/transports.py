@@ -65,7 +65,8 @@ class Listeners:
         self._open: list[_Open] = []
 
     def open(self) -> None:
-        """Bind all listeners. Raises AgentError with the address or file at fault."""
+        """Bind all listeners, after a trial of the TLS files if one is for TLS. Raises AgentError
+        with the address or file at fault."""
         if any(listen.transport == "tls" for listen in self._settings.listen):
             self._try_certificates()
         for listen in self._settings.listen:
@@ -73,7 +74,7 @@ class Listeners:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """``transport:host:port`` of each, with the ports really bound."""
+        """``transport:host:port`` of each listener, with the ports really bound."""
         return tuple(
             f"{one.listen.transport}:{bracketed(one.listen.host)}:{one.port}" for one in self._open
         )
@@ -85,14 +86,16 @@ class Listeners:
 
     @property
     def name(self) -> str:
-        """``host:port`` of the first one, as others see it."""
+        """``host:port`` of the first listener, as others see it."""
         return self._open[0].name
 
     def renew_certificates(self) -> int:
-        """Read the TLS files again; return how many listeners use them now.
+        """Read the TLS files again, and open the TLS listeners anew with them; return how many
+        there are.
 
         Connections go on, with the certificates that they were made with. Raises AgentError where
-        the files are no good, in which case everything stays as it is.
+        the files are no good, before anything is changed; also where a listener cannot be bound
+        again, which then stays closed.
         """
         secure = [one for one in self._open if one.listen.transport == "tls"]
         if secure:
@@ -104,7 +107,8 @@ class Listeners:
         return len(secure)
 
     def _bind(self, listen: Listen, port: int) -> _Open:
-        """Bind one listener. Raises AgentError."""
+        """Bind one listener to ``port``, 0 for any free one; for TCP and TLS it is bound also while
+        old connections linger. Raises AgentError."""
         config = pj.TransportConfig()
         config.boundAddress, config.port = listen.host, port
         public = self._settings.public_address
@@ -130,7 +134,7 @@ class Listeners:
         return _Open(listen, int(identity), name, int(bound))
 
     def _secure(self, config: Any) -> None:
-        """Set certificate, CAs and TLS versions of a listener."""
+        """Set certificate, CAs, verification, ciphers and TLS versions of a TLS listener."""
         tls = self._settings.tls
         config.certFile, config.privKeyFile = tls.certificate, tls.private_key
         # Of whom it is given, pjsip also tells every client that connects: the system's many CAs
@@ -151,7 +155,8 @@ class Listeners:
         _reuse_address(config.sockOptParams)
 
     def _try_certificates(self) -> None:
-        """Load the TLS files as OpenSSL will. Raises AgentError where they do not fit."""
+        """Load certificate, key and CAs as OpenSSL will. Raises AgentError, naming the key, where
+        they cannot be read or do not fit."""
         # pjsip would open a listener with a certificate that it could not read.
         tls = self._settings.tls
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -174,7 +179,8 @@ class Listeners:
 
 
 def _ciphers(names: str) -> Any:
-    """Return the numbers (RFC 8446 appendix B.4) of the cipher suites in an OpenSSL list."""
+    """Return the numbers (RFC 8446 appendix B.4) of the cipher suites in an OpenSSL list, without
+    those of TLS 1.3, which are always on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_ciphers(names)
     numbers = pj.IntVector()
@@ -185,7 +191,7 @@ def _ciphers(names: str) -> Any:
 
 
 def system_cas() -> str:
-    """Return the file with the CAs that this system trusts; empty when there is none."""
+    """Return the path of the file with the CAs that this system trusts; "" when there is none."""
     paths = ssl.get_default_verify_paths()
     known = (paths.cafile, paths.openssl_cafile, _SYSTEM_CAS)
     return next((path for path in known if path and Path(path).is_file()), "")
@@ -205,7 +211,8 @@ _REUSE_ADDRESS = pj.SockOpt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _reuse_address(params: Any) -> None:
-    """Set SO_REUSEADDR, so that a restart does not wait for old connections."""
+    """Set SO_REUSEADDR in a listener's socket options, so that a restart does not wait for old
+    connections."""
     # A listener has to come back while connections to its port live on.
     options = pj.SockOptVector()
     options.append(_REUSE_ADDRESS)
@@ -215,7 +222,9 @@ def _reuse_address(params: Any) -> None:
 def forced_contact(
     user: str, transport: str, local: str, public: str, listeners: Iterable[Listen]
 ) -> str:
-    """Return the Contact to set in an account; "" where the one that pjsua makes is right.
+    """Return the Contact to set in an account, for TCP and TLS: our user at the address and port of
+    the listener of that transport that the call came to. "" where the one that pjsua makes is
+    right: for UDP, with no such listener, and where only pjsua knows the interface.
 
     Args:
         transport: of the call, udp, tcp or tls.
@@ -244,7 +253,8 @@ def forced_contact(
 
 
 def hosts_of(trunk: Trunk) -> list[str]:
-    """Return the hosts that media of a trunk's calls may be sent to, as far as they are known."""
+    """Return the hosts that media of a trunk's calls may be sent to, as far as they are known: of
+    its proxy and registrar, and its peers' networks' first addresses."""
     named = [address for address in (trunk.outbound_proxy, trunk.registrar) if address]
     return [host_of(address) for address in named] + [
         str(peer.network.network_address) for peer in trunk.peers
@@ -252,7 +262,8 @@ def hosts_of(trunk: Trunk) -> list[str]:
 
 
 def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return a line for each trunk that could not reach the addresses it is given.
+    """Return a line for people for each trunk that could not reach the addresses it is given: it is
+    elsewhere, and we listen on loopback only, or would name a private address in Contact and SDP.
 
     Args:
         addresses: IP literals of each trunk, by its name.
@@ -278,7 +289,9 @@ def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -
 
 
 def carried_to(settings: SipSettings, peer: str) -> str:
-    """Return the address that SDP to this peer will carry; empty when there is no route to it."""
+    """Return the address of ours that SDP to this peer will carry: the public one, else the first
+    listener's of that IP version, else the interface that leads to the peer; "" when there is
+    none."""
     six = ":" in peer
     if settings.public_address and (":" in settings.public_address) is six:
         return settings.public_address
@@ -322,7 +335,8 @@ class _Held:
 
 
 class RtpPortQuarantine:
-    """Keeps RTP ports of ended calls bound while their peers still send. Lives on the SIP thread.
+    """Keeps RTP ports of ended calls bound until their peers have been silent for
+    ``QUIET_SECONDS``, so that the next call does not hear them. Lives on the SIP thread.
 
     Args:
         pairs: how many pairs the range has.
@@ -338,11 +352,13 @@ class RtpPortQuarantine:
         """Pairs given back before they were quiet, because calls needed them."""
 
     def __len__(self) -> int:
+        """Return how many pairs are held."""
         return len(self._held)
 
     def bind(self, host: str, port: int, calls: int, now: float) -> None:
-        """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up.
-        ``now`` in s."""
+        """Bind ``port`` and the one above, which a call has freed, while ``calls`` are up. If the
+        library still has them, :meth:`retry` tries again for ``LEAVE_SECONDS``. Pairs held for
+        longest are freed where new calls need them. ``now`` in s."""
         if not self._bind_pair(host, port, now):
             self._leaving[host, port] = now + LEAVE_SECONDS
         self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
@@ -354,15 +370,16 @@ class RtpPortQuarantine:
         self.bind(host.strip("[]"), int(port), calls, now)
 
     def retry(self, now: float) -> None:
-        """Bind ports that the library has freed meanwhile. To be called in every turn."""
+        """Bind ports that the library has freed meanwhile. To be called in every turn of the SIP
+        thread."""
         for key, until in list(self._leaving.items()):
             if self._bind_pair(*key, now) or now > until:
                 del self._leaving[key]
         self._make_room()
 
     def make_way(self, calls: int) -> bool:
-        """Free a held pair if a new call, beside ``calls``, would find no other; return whether one
-        is free.
+        """Free held pairs, the oldest first, until a new call beside ``calls`` finds one; return
+        whether there is one.
 
         Otherwise the library would search the whole range.
         """
@@ -377,7 +394,8 @@ class RtpPortQuarantine:
             self._free_oldest()
 
     def _bind_pair(self, host: str, port: int, now: float) -> bool:
-        """Bind a pair of ports; return False while the library still has them."""
+        """Bind ``port`` and the one above, and hold them; return False, with neither bound, while
+        the library still has one."""
         sockets: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -394,7 +412,8 @@ class RtpPortQuarantine:
         return True
 
     def tick(self, now: float) -> None:
-        """Free ports that were silent for long enough. To be called about once a second."""
+        """Drop what the held ports have received, and free those silent for ``QUIET_SECONDS``. To
+        be called about once a second."""
         for key, held in list(self._held.items()):
             drained = [_drain(end) for end in held.sockets]
             if any(drained):
@@ -404,12 +423,13 @@ class RtpPortQuarantine:
                 self._close(key)
 
     def close(self) -> None:
-        """Close the sockets of all ports that are held."""
+        """Free all pairs that are held."""
         for key in list(self._held):
             self._close(key)
 
     def _free_oldest(self) -> None:
-        """Free the pair that has been held for longest."""
+        """Free the pair that has been held for longest, of those that heard nothing first, and
+        count it; logged if its peer still sends."""
         key = next(iter(self._held))
         self.given_up += 1
         if self._held[key].noisy:
@@ -421,12 +441,14 @@ class RtpPortQuarantine:
         self._close(key)
 
     def _close(self, key: tuple[str, int]) -> None:
+        """Close the sockets of a pair, and hold it no more."""
         for end in self._held.pop(key).sockets:
             end.close()
 
 
 def _drain(end: socket.socket) -> bool:
-    """Read and drop what a socket has received; return whether there was anything."""
+    """Read and drop what a socket has received, at most ``_DATAGRAMS_AT_A_TIME`` datagrams; return
+    whether there was anything."""
     came = False
     with contextlib.suppress(OSError):
         for _ in range(_DATAGRAMS_AT_A_TIME):

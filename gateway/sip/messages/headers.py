@@ -41,13 +41,17 @@ class NameAddr:
 
     @property
     def number(self) -> str:
-        """User of the URI, or the number of a tel URI; "" without one."""
+        """User of the URI, or the number of a tel URI, as :func:`user_of`; "" without one."""
         return user_of(self.uri)
 
 
 def name_addr_of(text: str) -> NameAddr:
-    """Parse one address, with or without angle brackets; all fields are empty if it is
-    malformed."""
+    """Parse one address, with or without angle brackets; all fields are empty if it is malformed,
+    or longer than ``MAX_FIELD``.
+
+    Without brackets, what follows a semicolon are parameters of the field, not of the URI (RFC 3261
+    section 20.10).
+    """
     text = text.strip()
     if len(text) > MAX_FIELD:
         return NameAddr()
@@ -70,7 +74,8 @@ def name_addr_of(text: str) -> NameAddr:
 
 
 def split_list(text: str, separator: str = ",") -> Iterator[str]:
-    """Yield the parts between separators that are neither in quotes nor in angle brackets."""
+    """Yield the parts between separators that are neither in quotes nor in angle brackets, as they
+    stand; at least one."""
     inside, quoted, start, skip = False, False, 0, False
     for at, char in enumerate(text):
         if skip:
@@ -91,7 +96,8 @@ def split_list(text: str, separator: str = ",") -> Iterator[str]:
 
 
 def parameter_of(parameters: str, name: str) -> str | None:
-    """Return the value of a parameter, without quotes; "" if it has none, None if it is absent."""
+    """Return the value of the first parameter of this name (in lower case), without quotes; "" if
+    it has none, None if it is absent. ``parameters`` are separated by semicolons."""
     for part in split_list(parameters, ";"):
         key, _, value = part.partition("=")
         if key.strip().lower() == name:
@@ -159,9 +165,10 @@ def text_of(value: object) -> str:
 
 
 def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
-    """Return the header fields of a SIP message by lower-case full name, repeats in order.
+    """Return the header fields of a SIP message by lower-case full name, repeats in order. A folded
+    line is one, a compact name is written out.
 
-    Lines that are no fields are skipped.
+    Lines that are no fields, and the first line, are skipped.
     """
     head = _FOLD.sub(" ", _EMPTY_LINE.split(message, 1)[0])
     fields: dict[str, list[str]] = {}
@@ -174,8 +181,8 @@ def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def session_interval(message: bytes) -> float:
-    """Return the Session-Expires (s) of a caller that supports Min-SE (RFC 4028 section 9), else
-    inf."""
+    """Return the Session-Expires (s) of a request whose Supported has ``timer``, so that a 422 with
+    Min-SE helps (RFC 4028 section 9); else inf."""
     headers = headers_of(message.decode("utf-8", "replace"))
     supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
     interval = re.match(r"\d{1,9}", first_of(headers, "session-expires"))
@@ -183,12 +190,12 @@ def session_interval(message: bytes) -> float:
 
 
 def first_of(headers: Mapping[str, tuple[str, ...]], name: str) -> str:
-    """Return the first value of a header field, or ""."""
+    """Return the first value of a header field (lower-case full name), or ""."""
     return next(iter(headers.get(name, ())), "")
 
 
 def body_of(message: str) -> str:
-    """Return the body of a message, or ""."""
+    """Return what follows the first empty line of a message, or ""."""
     parts = _EMPTY_LINE.split(message, 1)
     return parts[1] if len(parts) > 1 else ""
 
@@ -205,7 +212,8 @@ def request_uri_of(message: str) -> str:
 
 
 def uri_of(field: str) -> str:
-    """Return the URI of a From, To or Contact field, with or without angle brackets."""
+    """Return the URI of a From, To or Contact field, with or without angle brackets; "" if it is
+    malformed."""
     return name_addr_of(field).uri
 
 
@@ -233,7 +241,7 @@ def display_name_of(field: str) -> str:
 
 
 def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
-    """Return the Reason header of a BYE or CANCEL (RFC 3326), or ""."""
+    """Return the Reason header fields of a BYE or CANCEL (RFC 3326), separated by commas, or ""."""
     return ", ".join(headers.get("reason", ()))
 
 
@@ -260,14 +268,17 @@ GOES_ELSEWHERE = {"maddr", "lr", "method", "ttl"}
 
 @dataclass(frozen=True, slots=True)
 class ReferTo:
-    """``uri`` is without header fields; ``flaw`` says why it may not be followed."""
+    """What a Refer-To asks for. ``uri`` is without header fields, "" if it cannot be read; ``flaw``
+    says why it may not be followed, "" if it may."""
 
     uri: str
     flaw: str = ""
 
 
 def refer_to_of(field: str) -> ReferTo:
-    """Parse a Refer-To field: a bare URI, or one in angle brackets with or without a name."""
+    """Parse a Refer-To field: a bare sip or tel URI, or one in angle brackets with or without a
+    name. A flaw are parameters that lead elsewhere (``maddr``, ``lr``, ...) and header fields but
+    Replaces."""
     text = field.strip()
     if len(text) > MAX_REFER_TO:
         return ReferTo("", "too long")
@@ -292,7 +303,8 @@ def refer_to_of(field: str) -> ReferTo:
 
 
 def sip_target(uri: str, trunk: Trunk, source: str) -> str:
-    """Return a tel URI as a sip URI of a trunk (RFC 3261 section 19.1.6); others unchanged.
+    """Return a tel URI as a sip URI at a trunk (RFC 3261 section 19.1.6): at its registrar, else
+    its first single peer, else ``source``, else its proxy. Others unchanged.
 
     PBXs refuse a REFER to a tel URI, Asterisk with 400.
 
@@ -311,7 +323,8 @@ def sip_target(uri: str, trunk: Trunk, source: str) -> str:
 
 
 def _header_flaw(headers: str) -> str:
-    """Return the flaw of the header fields in a URI, or "": only Replaces is allowed."""
+    """Return the flaw of the header fields in a URI (the text after "?"), or "": only a well-formed
+    Replaces, and ``Require: replaces``, are allowed."""
     if not headers:
         return ""
     for header in headers.split("&"):
@@ -330,8 +343,8 @@ _SEPARATORS = re.compile(r"[\s().\-]")
 
 
 def number_of(uri: str) -> str:
-    """Return the user part of a sip or tel URI; a telephone number without spaces, dots, dashes and
-    parentheses."""
+    """Return the user part of a sip or tel URI, "" without one; a telephone number without spaces,
+    dots, dashes and parentheses."""
     found = _USER.match(uri)
     user = found[1] if found else ""
     bare = _SEPARATORS.sub("", user)
@@ -349,7 +362,8 @@ _BEGINS_WITH_NUMBER = re.compile(r"\s*[0-9]{1,10}\s*(?:[;(].*)?", re.DOTALL)
 
 
 def has_unreadable_number(headers: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether a value of Expires, Min-SE or the like does not begin with a number."""
+    """Return whether a value of Expires, Min-Expires, Min-SE, Session-Expires or Retry-After does
+    not begin with a number."""
     return any(
         _BEGINS_WITH_NUMBER.fullmatch(value) is None
         for name in _NUMBERS
@@ -358,7 +372,8 @@ def has_unreadable_number(headers: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def without_unreadable(request: bytes) -> bytes:
-    """Return a request without malformed lines, and without :data:`_NUMBERS` that are no number.
+    """Return a request without lines that are no header field, and without fields of
+    :data:`_NUMBERS` that begin with no number.
 
     Malformed fields that are not needed are to be ignored (RFC 3261 section 8.2). Empty where all
     lines can be read.
@@ -370,7 +385,8 @@ def without_unreadable(request: bytes) -> bytes:
 
 
 def _is_readable(line: bytes) -> bool:
-    """Return whether a line is a header field, with a number where its name wants one."""
+    """Return whether a line is a header field, beginning with a number where it is one of
+    :data:`_NUMBERS`."""
     if _NUMBER_FIELD.match(line) is None:
         return _FIELD.match(line) is not None
     value = line.partition(b":")[2].decode("latin-1")
@@ -413,12 +429,14 @@ def _numbered(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[NameAd
 
 
 def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[NameAddr, ...]:
-    """Return the entries of P-Asserted-Identity (RFC 3325 section 9.1) that have a number."""
+    """Return the entries of P-Asserted-Identity (RFC 3325 section 9.1) that have a number, in their
+    order."""
     return _numbered(headers, "p-asserted-identity")
 
 
 def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
-    """Return who diverted the call, by Diversion (RFC 5806) or else by History-Info (RFC 7044)."""
+    """Return who diverted the call, the last diversion first, by Diversion (RFC 5806); without one
+    by History-Info (RFC 7044), whose last entry is where the call goes now."""
     entries = _numbered(headers, "diversion")
     if entries:
         reason = parameter_of(entries[0].parameters, "reason") or ""
@@ -433,7 +451,8 @@ def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
 
 
 def _cause_of(uri: str) -> str:
-    """Return the ``cause`` parameter of a URI (RFC 4458), "" without one."""
+    """Return the ``cause`` parameter of a URI (RFC 4458), three characters at most; "" without
+    one."""
     for part in uri.replace("?", ";").replace("&", ";").split(";"):
         name, _, value = part.partition("=")
         if name.lower() == "cause":
@@ -442,7 +461,8 @@ def _cause_of(uri: str) -> str:
 
 
 def invite_of(message: str, source: str) -> Invite:
-    """Parse an INVITE that came from ``source`` (``host:port``)."""
+    """Parse an INVITE that came from ``source`` (``host:port``). The dialled URI is the
+    Request-URI, or To where that cannot be read. Trunk and transport are left open."""
     headers = headers_of(message)
     to_field = first_of(headers, "to")
     from_field = first_of(headers, "from")

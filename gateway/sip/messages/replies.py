@@ -51,8 +51,9 @@ EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer"})
 
 
 def reply_outside_dialog(method: str) -> Reply | None:
-    """Return the reply to a request outside of dialogs by its method; None where pjsua handles
-    it."""
+    """Return the reply to a request outside of dialogs by its method: 481 for one that needs a
+    dialog, 405 for REGISTER, SUBSCRIBE and the like, 501 for an unknown one; None where pjsua
+    handles it."""
     if method in _INSIDE_ONLY:
         return _NO_DIALOG
     if method in _NOT_HERE:
@@ -61,10 +62,11 @@ def reply_outside_dialog(method: str) -> Reply | None:
 
 
 def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
-    """Return 420 for a request that requires an unknown extension (RFC 3261 section 8.2.2.3), or
-    None.
+    """Return 420 for a request that requires an extension not in ``EXTENSIONS`` (RFC 3261 section
+    8.2.2.3), naming it; else None.
 
-    ACK and CANCEL are exempt; for a new INVITE the library replies.
+    ACK and CANCEL are exempt; for a new INVITE the library replies. ``required`` are the Require
+    fields.
     """
     tags = [tag.strip() for field in required for tag in field[:MAX_FIELD].split(",")]
     unknown = [tag for tag in tags if tag and tag.lower() not in EXTENSIONS]
@@ -74,9 +76,12 @@ def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
 
 
 def reply_in_dialog(method: str, headers: Mapping[str, tuple[str, ...]], body: str) -> Reply | None:
-    """Return the reply to a request inside a dialog; None where the library replies.
+    """Return the reply to a request inside a dialog; None where the library replies, or
+    :func:`info_status` does.
 
-    The library gets the NOTIFYs of transfers, since it knows the subscriptions (RFC 6665 section
+    200 to OPTIONS, 489 to SUBSCRIBE, 481 to a NOTIFY but of ``refer``, 469 to an INFO of a package,
+    415 to a re-INVITE or UPDATE with a body that is no SDP, 405 or 501 to other methods. The
+    library gets the NOTIFYs of transfers, since it knows the subscriptions (RFC 6665 section
     4.1.3).
     """
 
@@ -104,7 +109,8 @@ _NO_DESCRIPTION = Reply(415, ("Accept", "application/sdp"))
 
 
 def _may_be_description(kind: str, headers: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether a body may be SDP, or may be ignored by its Content-Disposition."""
+    """Return whether a body may be SDP by its type (none, SDP, multipart), or may be ignored by its
+    Content-Disposition (``handling=optional``). ``kind`` is the type in lower case."""
     disposition = ",".join(headers.get("content-disposition", ()))[:MAX_FIELD].lower()
     optional = "handling=optional" in disposition.replace(" ", "")
     return kind in ("", "application/sdp") or kind.startswith("multipart/") or optional
@@ -127,7 +133,8 @@ _ANSWERED_BY_PJSUA = frozenset(
 
 
 def info_digit(content_type: str, body: str) -> str | None:
-    """Return the DTMF digit of an INFO request, one of ``0-9 * # A-D``; None without one."""
+    """Return the DTMF digit of an INFO request, one of ``0-9 * # A-D``: of ``Signal=`` in
+    application/dtmf-relay or application/dtmf, or the latter's whole body. None without one."""
     kind = media_type(content_type)
     if kind not in (RELAY, PLAIN):
         return None
@@ -142,7 +149,7 @@ def info_digit(content_type: str, body: str) -> str | None:
 
 
 def _signal_in(body: str) -> str | None:
-    """Return the value of ``Signal=`` in an ``application/dtmf-relay`` body, or None."""
+    """Return the value of the first ``Signal=`` line of a body, or None."""
     for line in body.splitlines():
         name, equals, value = line.partition("=")
         if equals and name.strip().lower() == "signal":
@@ -151,12 +158,13 @@ def _signal_in(body: str) -> str | None:
 
 
 def media_type(content_type: str) -> str:
-    """Return type and subtype in lower case, without parameters."""
+    """Return type and subtype of a Content-Type in lower case, without parameters."""
     return content_type[:MAX_BODY].partition(";")[0].strip().lower()
 
 
 def info_status(content_type: str, body: str) -> int:
-    """Return the status for an INFO request that pjsua leaves to us; 0 where it replies by itself.
+    """Return the status for an INFO request that pjsua leaves to us: 200 for an empty one or a
+    digit, 400 for application/dtmf without a digit, 415 for other types; 0 where pjsua replies.
 
     Without a reply its dialog would answer 500. An empty INFO asks whether the call still exists.
     """
@@ -188,7 +196,9 @@ def method_of(data: bytes) -> str:
 
 
 def response_to_unparsed(data: bytes, code: int, source: str, port: int) -> bytes:
-    """Return a response to the malformed request in ``data``; empty where none is due.
+    """Return a response with ``code`` (400, 403 or 513) to the malformed request in ``data``; empty
+    where none is due: to a response, an ACK, or without Via, or with fields that occur twice or are
+    too long.
 
     It is for the address that the request came from, with the fields of its transaction copied (RFC
     3261 section 8.2.6.2, RFC 3581 section 4). It is hardly longer than the request, so that nobody
@@ -221,7 +231,8 @@ def response_to_unparsed(data: bytes, code: int, source: str, port: int) -> byte
 
 
 def _received(via: str, source: str, port: int) -> str:
-    """Return a Via with ``received`` and ``rport`` filled in (RFC 3581 section 4)."""
+    """Return a Via with ``received`` added, and ``rport`` filled in where it is there (RFC 3581
+    section 4)."""
     parts = via.split(";")
     told = [f"rport={port}" if part.strip().lower() == "rport" else part for part in parts]
     return ";".join([*told, f"received={source}"])

@@ -111,12 +111,13 @@ class MediaLine:
         self.port, self.misread, self.written = 0, True, ""
 
     def attributes(self, name: str) -> list[str]:
-        """Return the values of an attribute, in order."""
+        """Return the values of an attribute (``a=name:value``) of this line, in order."""
         return values_of(self.lines, name)
 
     @property
     def names(self) -> dict[str, str]:
-        """Return ``encoding/clock`` in upper case by payload number, from rtpmap."""
+        """Return the encodings of its rtpmap lines, as ``encoding/clock`` in upper case, by payload
+        number; the first of a number holds."""
         found: dict[str, str] = {}
         for value in self.attributes("rtpmap"):
             number, _, encoding = value.partition(" ")
@@ -131,7 +132,7 @@ class MediaLine:
         return tuple(codec for codec in found if codec is not None)
 
     def line(self, port: int) -> str:
-        """Return the ``m=`` line with this port."""
+        """Return the ``m=`` line with this port: as it came, where nothing was changed."""
         if port == self.port and self.written:
             return self.written
         return f"m={self.kind} {port} {self.profile} {' '.join(self.formats)}"
@@ -149,7 +150,8 @@ class SessionDescription:
 
     @property
     def lacks_keys(self) -> bool:
-        """Return whether an audio line has an SRTP profile and neither key nor fingerprint."""
+        """Return whether an audio line that is not disabled has an SRTP profile and neither crypto
+        nor fingerprint, not even the session's."""
         if values_of(self.head, "fingerprint"):
             return False
         return any(
@@ -163,8 +165,8 @@ class SessionDescription:
     def choose(
         self, security: Security, codecs: tuple[Codec, ...] = G711, six: bool | None = None
     ) -> MediaLine | SdpRejection:
-        """Return the first audio line that can be answered, or the :class:`SdpRejection` to the
-        nearest one.
+        """Return the first audio line that can be answered, or the :class:`SdpRejection` of the one
+        that came furthest in the checks: codec, IP version, then profile and keys.
 
         Args:
             security: SRTP policy of the account.
@@ -199,7 +201,10 @@ class SessionDescription:
         return None if why is None else (3, why)
 
     def _keying_objection(self, media: MediaLine, security: Security) -> SdpRejection | None:
-        """Return why RTP profile or SRTP keys of a line cannot be accepted; None if they can."""
+        """Return why RTP profile or SRTP keys of a line cannot be accepted; None if they can. Plain
+        RTP is accepted unless SRTP is required, SRTP unless it is off; it needs keys in a way of
+        ``security.keying``: a crypto line with RTP/SAVP(F), or fingerprint and setup, of the line
+        or the session."""
         base = _BASES.get(media.profile)
         if base is None:
             return SdpRejection.PROFILE
@@ -236,7 +241,8 @@ class _Reader:
         return self.media[-1].lines if self.media else self.head
 
     def take(self, kind: str, value: str) -> None:
-        """Parse one line; skip it if it cannot be parsed."""
+        """Parse the line ``kind=value``; skip it if it cannot be parsed. A bad ``m=`` line makes
+        the description malformed."""
         match kind:
             case "m":
                 self._take_media(value)
@@ -255,6 +261,8 @@ class _Reader:
                 self._lines.append(f"{kind}={value}")
 
     def _take_media(self, value: str) -> None:
+        """Parse an ``m=`` line and begin its section; one that cannot be parsed makes the
+        description malformed."""
         found = _media(value)
         if found is None:
             self.malformed = True
@@ -263,7 +271,8 @@ class _Reader:
         self._connection_at = None
 
     def _take_connection(self, value: str) -> None:
-        """Parse a ``c=`` line; of several, the last one holds, as for pjmedia."""
+        """Parse a ``c=`` line; of several in a section the last one holds, as for pjmedia. One that
+        names a host, or cannot be parsed, disables its section."""
         address = connection_of(value)
         if address is None:
             self._decline()
@@ -278,6 +287,8 @@ class _Reader:
             self.media[-1].address = address
 
     def _take_attribute(self, value: str) -> None:
+        """Parse an ``a=`` line; one that is not needed is left out, an unusable one disables its
+        section."""
         attribute = attribute_of(value)
         if attribute is UNUSABLE:
             self._decline()
@@ -293,7 +304,10 @@ class _Reader:
 
 
 def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
-    """Parse a description; lines that cannot be parsed are left out.
+    """Parse a description and repair it for pjmedia; lines that cannot be parsed are left out. One
+    that cannot be used has a ``flaw``.
+
+    Audio without an address is disabled.
 
     Args:
         codecs: those that its call may speak, G.711 ones in any case: others are left out.
@@ -336,7 +350,7 @@ def parse(text: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription:
 def sdp_text(
     description: SessionDescription, chosen: MediaLine | None = None, *, sdes: bool = True
 ) -> str:
-    """Return the description that the library gets.
+    """Return the description that the library gets, in lines ended by CRLF.
 
     Args:
         chosen: the line to answer; the other audio lines are disabled. None keeps all.
@@ -353,8 +367,8 @@ def sdp_text(
 
 
 def offered_codecs(message: str) -> tuple[Codec, ...] | None:
-    """Return the codecs of an INVITE's first audio line with any, in its order; None without an
-    offer.
+    """Return the codecs of an INVITE's first audio line with any, in its order: empty if none has
+    one we know, None without an offer.
 
     The line that is answered may be another one, depending on its profile.
     """
@@ -368,7 +382,8 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
 
 
 def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> SessionDescription | None:
-    """Return the first description in a message's body, which may be one part of several.
+    """Return the first description in a message's body, which may be one part of several, parsed;
+    None without one.
 
     Args:
         codecs: as of :func:`parse`.
@@ -385,7 +400,8 @@ def description_in(message: str, codecs: tuple[Codec, ...] = G711) -> SessionDes
 
 
 def _media(value: str) -> MediaLine | None:
-    """Parse the value of an ``m=`` line; None if it cannot be parsed. A wrong port becomes 0."""
+    """Parse the value of an ``m=`` line; None if it cannot be parsed. A wrong port becomes 0, and
+    the line is marked ``misread``."""
     words = value.split()
     if len(words) < 3 or not is_token(words[0]):
         return None
@@ -404,7 +420,9 @@ def _media(value: str) -> MediaLine | None:
 
 
 def _mend_media(media: MediaLine) -> None:
-    """Remove attributes for which pjmedia would refuse the line, or that it would misinterpret."""
+    """Remove attributes and payload numbers of a line for which pjmedia would refuse it, or that it
+    would misinterpret. Of audio, only codecs that can be answered stay, before telephone-event at
+    their clock; a line without any is disabled."""
     if media.kind != "audio":
         names = media.names
         known = [n for n in media.formats if n in names or not n.isdigit() or int(n[:9]) < 96]
@@ -440,7 +458,8 @@ def _mend_media(media: MediaLine) -> None:
 
 
 def _codec_of(number: str, names: dict[str, str], known: tuple[Codec, ...]) -> Codec | None:
-    """Return the codec of a payload number, if calls can use it."""
+    """Return the codec of a payload number, by its rtpmap (``names``) or else as a static number;
+    None where it is none of ``known``, or the two contradict each other."""
     fixed, encoding = _STATIC.get(number), names.get(number)
     if encoding is None:
         return fixed if fixed in known else None
@@ -458,7 +477,8 @@ def _format_of(line: str) -> str | None:
 
 
 def _one_fingerprint(description: SessionDescription) -> None:
-    """Keep one fingerprint per line, the strongest: pjmedia reads the first one only."""
+    """Keep one fingerprint for the session and each line, SHA-256 if there is one: pjmedia reads
+    the first one only."""
     for lines in (description.head, *(media.lines for media in description.media)):
         values = values_of(lines, "fingerprint")
         if len(values) > 1:

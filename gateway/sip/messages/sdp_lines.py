@@ -56,7 +56,7 @@ def is_token(text: str) -> bool:
 
 
 def values_of(lines: list[str], name: str) -> list[str]:
-    """Return the values of an attribute, in order."""
+    """Return the values of an attribute (``a=name:value``) in these lines, in order."""
     begin = f"a={name}:"
     return [line[len(begin) :] for line in lines if line.startswith(begin)]
 
@@ -70,14 +70,15 @@ def address_in(lines: list[str]) -> str | None:
 
 
 def ordered_head(head: list[str], time: str) -> list[str]:
-    """Return the head with ``t=`` after ``c=`` and ``b=`` and before attributes (RFC 4566
-    section 5)."""
+    """Return the head with the ``t=`` line ``time`` after ``c=``, ``b=`` and the like, and before
+    attributes (RFC 4566 section 5)."""
     before = [line for line in head if line[0] in "iuepcb"]
     return [*before, time, *(line for line in head if line[0] not in "iuepcb")]
 
 
 def origin_of(value: str) -> str:
-    """Return the value of ``o=`` with its six words; missing ones are made up."""
+    """Return the value of ``o=`` with its six words: numbers cut to 18 digits, 0 for what is none;
+    ``IN IP4 0.0.0.0`` where the address is missing."""
     words = value.split()
     user = words[0] if words else "-"
     numbers = [w[-18:] if w.isascii() and w.isdigit() else "0" for w in words[1:3]]
@@ -89,7 +90,7 @@ def origin_of(value: str) -> str:
 
 
 def time_of(value: str) -> str:
-    """Return the value of ``t=``; ``0 0`` for one that cannot be parsed."""
+    """Return the value of ``t=``; ``0 0`` for one that is not two numbers."""
     words = value.split()
     if len(words) == 2 and all(whole_number(word, 19) is not None for word in words):
         return " ".join(words)
@@ -97,7 +98,8 @@ def time_of(value: str) -> str:
 
 
 def connection_of(value: str) -> str | None:
-    """Return the address of a ``c=`` line; None where it is a name: names are not resolved."""
+    """Return the address of a ``c=`` line; None where it cannot be parsed, is of the other IP
+    version, or a name: names are not resolved."""
     words = value.split()
     if len(words) < 3 or words[0].upper() != "IN":
         return None
@@ -110,7 +112,8 @@ def connection_of(value: str) -> str | None:
 
 
 def address_and_ttl(value: str) -> str:
-    """Return address and TTL of a ``c=`` line, without a malformed TTL or count."""
+    """Return address, TTL and count of a ``c=`` line that :func:`connection_of` can read; without
+    the latter two if they are malformed."""
     text, *more = value.split()[2].split("/")
     good = len(more) <= 2 and all(
         (n := whole_number(one, 3)) is not None and n < 256 for one in more
@@ -119,8 +122,9 @@ def address_and_ttl(value: str) -> str:
 
 
 def attribute_of(value: str) -> str | None:
-    """Return an attribute repaired; None to leave it out, :data:`UNUSABLE` to refuse the
-    description."""
+    """Return an attribute (``name`` or ``name:value``) repaired; None to leave it out, as malformed
+    or not needed; :data:`UNUSABLE` for an ``rtcp`` with a host name, with which its section must
+    not reach the library."""
     name, colon, rest = value.partition(":")
     name, rest = name.strip(), rest.strip()
     if not is_token(name):
@@ -157,7 +161,8 @@ def attribute_of(value: str) -> str | None:
 
 
 def _rtpmap(rest: str) -> str | None:
-    """Return an rtpmap attribute repaired, or None where it cannot be parsed."""
+    """Return an rtpmap attribute repaired, a missing clock of a known encoding added; None where it
+    cannot be parsed."""
     number, _, encoding = rest.replace("\t", " ").partition(" ")
     parts = [part.strip() for part in encoding.split("/")]
     if len(parts) == 1 and parts[0].upper() in (*G711, Codec.G722, EVENTS.upper()):
@@ -220,7 +225,8 @@ def one_rtpmap_each(lines: list[str]) -> list[str]:
 
 
 def distinct_crypto(lines: list[str]) -> list[str]:
-    """Keep one crypto line per tag: a repeated tag makes the line invalid (RFC 4568)."""
+    """Keep one crypto line per tag, the first, and at most 16: a repeated tag makes the line
+    invalid (RFC 4568)."""
     seen: set[int] = set()
     kept: list[str] = []
     for line in lines:
@@ -234,7 +240,8 @@ def distinct_crypto(lines: list[str]) -> list[str]:
 
 
 def one_direction(lines: list[str]) -> list[str]:
-    """Keep the first direction attribute: pjmedia is not consistent about several."""
+    """Keep the first direction attribute, at the end if there were several: pjmedia is not
+    consistent about them."""
     first = next((line for line in lines if line[2:] in DIRECTIONS), None)
     kept = [line for line in lines if line[2:] not in DIRECTIONS]
     return lines if first is None or len(kept) == len(lines) - 1 else [*kept, first]

@@ -75,6 +75,9 @@ class InvalidMessage:
 def message_flaw(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
     """Return the first flaw of a message's start line and header fields, or None.
 
+    Checked in this order: number of fields, fields that occur twice, Call-ID, URIs of Route,
+    Contact and the like, From and To, CSeq, scheme of the Request-URI (416).
+
     Args:
         headers: by lower-case full name.
     """
@@ -138,14 +141,15 @@ def is_call_id(value: str) -> bool:
 
 
 def _scheme_of(uri: str) -> str:
-    """Return the scheme of a URI in lower case, or ""."""
+    """Return the scheme of a URI in lower case, "" where there is none."""
     scheme, colon, _ = uri[:MAX_FIELD].lstrip().partition(":")
     good = colon and scheme.isascii() and all(c.isalnum() or c in "+-." for c in scheme)
     return scheme.lower() if good and scheme[:1].isalpha() else ""
 
 
 def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
-    """Return the flaw of the URI in a header field, or None."""
+    """Return the flaw of the URI in a header field's entry: none, another scheme than sip and sips
+    (Refer-To may have any), or a malformed host; or None. ``*`` is a Contact."""
     if name == "contact" and text.strip() == "*":
         return None
     uri = name_addr_of(text).uri.strip()
@@ -164,7 +168,8 @@ def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
 
 
 def _is_host(text: str) -> bool:
-    """Return whether ``text`` begins with a host and an optional port (RFC 3261 section 25.1)."""
+    """Return whether ``text`` is a host with an optional port, up to ";", "?", ">" or white space
+    (RFC 3261 section 25.1)."""
     end = next((at for at, c in enumerate(text) if c in ";?>" or c.isspace()), len(text))
     text = text[:end]
     if text.startswith("["):
@@ -201,7 +206,8 @@ def _request_uri_flaw(start_line: str) -> InvalidMessage | None:
 
 
 def forbidden_rtp_address(body: str, source: str) -> str:
-    """Return the first address in ``body`` that RTP must not be sent to; "" when all are allowed.
+    """Return the first address in ``body`` (its ``c=`` and ``a=rtcp`` lines) that RTP must not be
+    sent to; "" when all are allowed.
 
     Anyone can write a description. Multicast and broadcast would multiply what we send; loopback is
     this machine, which only its own programs may name. 0.0.0.0 means that nothing is sent: the call
@@ -224,7 +230,8 @@ def forbidden_rtp_address(body: str, source: str) -> str:
 
 
 def _is_forbidden(address: IPAddress) -> bool:
-    """Return whether an address is multicast, broadcast or reserved."""
+    """Return whether an address is multicast, broadcast or reserved (IPv4: 0.0.0.0/8,
+    240.0.0.0/4)."""
     if address.is_multicast:
         return True
     return address.version == 4 and any(address in network for network in _NOBODY)
@@ -233,7 +240,8 @@ def _is_forbidden(address: IPAddress) -> bool:
 def request_flaw(
     message: str, headers: Mapping[str, tuple[str, ...]], source: str
 ) -> InvalidMessage | None:
-    """Return the first flaw of a request, body included, or None; ``source`` is an IP literal."""
+    """Return the first flaw of a request, or None: of its header fields, a multipart body, an RTP
+    address (488), or encoding and accepted types. ``source`` is an IP literal."""
     body = body_of(message)
     flaw = message_flaw(start_line_of(message), headers) or multipart_flaw(headers, body)
     if flaw is None and (address := forbidden_rtp_address(body, source)):
@@ -244,8 +252,8 @@ def request_flaw(
 def _content_flaw(
     method: str, headers: Mapping[str, tuple[str, ...]], body: str
 ) -> InvalidMessage | None:
-    """Return 415 for a body in an unknown encoding or of an unwanted type, or None (RFC 3261
-    21.4.13)."""
+    """Return 415 for a body in an encoding, but of a BYE, CANCEL or ACK; 406 for an INVITE whose
+    Accept excludes SDP; or None (RFC 3261 section 21.4.13)."""
     coding = ",".join(headers.get("content-encoding", ()))[:MAX_FIELD].strip().lower()
     if body and method not in REDUCIBLE and coding not in ("", "identity"):
         return InvalidMessage(
@@ -282,10 +290,12 @@ _ANONYMOUS = "anonymous.invalid"
 
 
 def with_user_and_host(data: bytes, source: str, port: int) -> bytes:
-    """Return the message with user and host where addresses lack them; empty if none does.
+    """Return the message with user and host where From, To and Contact lack them, and without an
+    empty user in the first line; empty if nothing is changed.
 
     ``From: <sip:@host>`` is what some PBXs send for a withheld number: the caller becomes anonymous
-    (RFC 3323). A Contact without a host becomes the address that the message came from.
+    (RFC 3323). A Contact without a host becomes the address that the message came from, which
+    ``source`` and ``port`` are.
     """
     text = data.decode("latin-1")
     lines = text.split("\n")
@@ -326,8 +336,8 @@ def reduced_requests(data: bytes, source: str, port: int, transport: str) -> Ite
 
 
 def without_bad_via(response: bytes) -> bytes:
-    """Return a response without invalid ``received`` and ``rport`` (RFC 3581); empty if all are
-    valid.
+    """Return a response without ``received`` and ``rport`` in its Vias (RFC 3581), if one of the
+    first Via is invalid; empty if all are valid, and for a request.
 
     pjsip takes ``received`` for our own address: it would register a Contact that is no URI, and
     read from it where there is nothing.
@@ -395,7 +405,8 @@ _MAX_KEPT = 10
 
 
 def reduced_response(data: bytes, source: str, port: int) -> bytes:
-    """Return a final response without body and malformed fields; empty for anything else.
+    """Return a final response without body and malformed fields; empty for anything else, and where
+    its transaction cannot be read. ``source`` and ``port`` are where it came from.
 
     The code alone refuses a call: a Contact of another scheme (RFC 3261 section 21.3) must not make
     it go on until a timeout. A 200 to an INVITE is acknowledged, and the call ended, at the address
@@ -439,7 +450,16 @@ def _reduced(
     data: bytes,
     came_by: str,
 ) -> Iterator[bytes]:
-    """Yield the message made of these From, To, Call-ID and CSeq; ``came_by`` is for its Via."""
+    """Yield the message made of these From, To, Call-ID and CSeq: with its Vias and Reason, then
+    with bare addresses, then with neither URI, Vias nor Reason. Nothing without Call-ID, From tag,
+    To tag (but for a CANCEL), or an ACK's number.
+
+    Args:
+        told: From, To, Call-ID, CSeq.
+        headers: all fields of the message.
+        data: the message, for its Request-URI.
+        came_by: transport, host and port, for a Via where there is none.
+    """
     sender, recipient, call_id, cseq = told
     tags = [_TAG.search(one.rpartition(">")[2] or one) for one in (sender, recipient)]
     number = _NUMBER.match(cseq)
