@@ -63,7 +63,7 @@ _IN_TWO_BYTES, _IN_EIGHT_BYTES = 126, 127
 
 
 def _masks() -> Iterator[bytes]:
-    """Yield masking keys (RFC 6455 section 5.3) of random bytes."""
+    """Yield masking keys of 4 random bytes (RFC 6455 section 5.3), without end."""
     while True:
         pool = os.urandom(4096)
         for start in range(0, len(pool), 4):
@@ -74,7 +74,7 @@ _masks_to_come = _masks()
 
 
 def text_frame(message: bytes) -> bytes:
-    """Return a text message as one masked frame (RFC 6455 section 5.2)."""
+    """Return a text message as one final, masked frame (RFC 6455 section 5.2)."""
     length = len(message)
     if length < _IN_TWO_BYTES:
         head = bytes((_WHOLE_TEXT, _MASKED | length))
@@ -93,6 +93,8 @@ class _Reader(StreamReader):
     """All received bytes were parsed, and they end with the end of a frame."""
 
     def at_eof(self) -> Generator[None, None, bool]:
+        """Do as the library's, which the parser calls before each frame and nowhere else: note that
+        it is between two frames if no byte is left."""
         # The parser calls this before each frame, and nowhere else.
         self.between_frames = not self.buffer
         ended = yield from super().at_eof()
@@ -108,6 +110,9 @@ class Connection(ClientConnection):
     complete frame that is a whole message is given to :attr:`take` at once, and :meth:`write_text`
     sends a frame directly. The library handles the rest, in order: handshake, control frames,
     close, fragmented and large messages, and those that come while :attr:`take` is None.
+
+    A large or fragmented message sets :attr:`take` to None, so that order is kept; the reader sets
+    it again once :attr:`read` equals :attr:`queued`.
 
     After the server's close frame the library waits for the server to end TCP before a reader
     learns of the close; here for :data:`CLOSE_TIMEOUT` at most.
@@ -141,6 +146,7 @@ class Connection(ClientConnection):
         super().__init__(protocol, *args, **kwargs)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport; a plain TCP socket is read in pieces of 64 KiB."""
         super().connection_made(transport)
         # asyncio reads plain sockets into a fresh 256 KiB buffer each time, which the C library
         # maps and unmaps: 12 us of the 14 that a message costs. A transport that has no such
@@ -149,20 +155,27 @@ class Connection(ClientConnection):
             transport.max_size = READ_BYTES
 
     def write_text(self, message: bytes) -> bool:
-        """Send a message now, however full the write buffer is; return False after a close."""
+        """Send a message now, however full the write buffer is. Return False, with nothing sent, if
+        the WebSocket is not open."""
         if self.protocol.state is not State.OPEN:
             return False
         self.transport.write(text_frame(message))
         return True
 
     async def next_message(self) -> bytes:
-        """Return the next message of the queue. Raises ConnectionClosed."""
+        """Return the next message of the library's queue, bytes also of text. Raises
+        ConnectionClosed once the queue is empty and the connection has ended."""
         message = await self.recv(decode=False)
         self.read += 1
         return message
 
     def process_event(self, event: Event) -> None:
-        """Handle a frame: whole data messages directly, all others by the library."""
+        """Handle a frame that the library has parsed, and count it for the rate limit.
+
+        A whole message of up to 64 KiB goes to :attr:`take`, if that is set; other data goes into
+        the library's queue, and sets :attr:`take` to None. More than 4,096 fragments of one message
+        end the connection (1009). Control frames are the library's.
+        """
         if isinstance(event, Frame):
             self._room -= 1 + len(event.data) // BYTES_OF_MESSAGE
         if isinstance(event, Frame) and event.opcode in _DATA:
@@ -181,6 +194,8 @@ class Connection(ClientConnection):
         super().process_event(event)
 
     def data_received(self, data: bytes) -> None:
+        """Take bytes of the socket: handle them now, or keep them for the next turn if earlier ones
+        wait for it."""
         if self._turn is None:
             few = self._room > MESSAGES_A_TURN and len(data) < BYTES_A_TURN
             if few and self.take is not None and self._reader.between_frames:
@@ -192,7 +207,12 @@ class Connection(ClientConnection):
             self.transport.pause_reading()
 
     def _work(self, data: bytes) -> None:
-        """Handle as many messages as one turn and the rate limit allow; keep the rest."""
+        """Handle as many messages as one turn (100 messages or 16 KiB), the rate limit and the
+        library's queue allow; keep the rest for a later turn, with the socket not read.
+
+        Without a rest, reading is resumed. A close frame that was handled starts the timer of 2 s
+        after which the connection is aborted.
+        """
         now = self.loop.time()
         room = min(MESSAGES_AT_ONCE, self._room + (now - self._room_at) * MESSAGES_PER_SECOND)
         self._room, self._room_at = room, now
@@ -215,7 +235,10 @@ class Connection(ClientConnection):
             self._cut = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
 
     def _wait(self, data: bytes) -> None:
-        """Keep ``data`` for the next turn, and pause reading until it has been handled."""
+        """Keep ``data`` for a later turn, and pause reading until then: 5 ms if the library's queue
+        is full, the next turn of the event loop if the rate limit allows more, else as long as the
+        rate limit takes (0.1 s at least). The first wait for the rate limit is logged, all are
+        counted."""
         self._kept = data
         if self._turn is None:
             self.transport.pause_reading()
@@ -233,12 +256,16 @@ class Connection(ClientConnection):
         )
 
     def _go_on(self) -> None:
+        """Timer: handle the bytes that were kept."""
         kept, self._kept = self._kept, b""
         self._work(kept)
 
     def _handle(self, data: bytes) -> bytes:
-        """Handle the messages at the beginning of ``data``, by the fast path or by the library;
-        return the rest."""
+        """Handle the messages at the beginning of ``data``; return the rest.
+
+        First whole text frames go to :attr:`take`, 100 at most; if there is none, or :attr:`take`
+        is None, the library parses up to 16 KiB.
+        """
         if self.take is not None and self._reader.between_frames:
             rest = self._take_whole(data)
             if len(rest) < len(data):
@@ -247,7 +274,9 @@ class Connection(ClientConnection):
         return data[BYTES_A_TURN:]
 
     def _take_whole(self, data: bytes) -> bytes:
-        """Give frames at the beginning that are whole messages to :attr:`take`; return the rest."""
+        """Give text frames at the beginning that are whole messages of less than 64 KiB to
+        :attr:`take`, 100 at most; return the rest. It stops at any other frame, at one that is not
+        complete, and where :attr:`take` is or becomes None."""
         protocol, start, end, count = self.protocol, 0, len(data), 0
         while (take := self.take) is not None and start + 4 <= end and count < MESSAGES_A_TURN:
             length, body = data[start + 1], start + 2
@@ -269,11 +298,13 @@ class Connection(ClientConnection):
         return data[start:] if start else data
 
     def eof_received(self) -> None:
+        """Handle kept bytes, then the end of the server's sending side."""
         self._last()
         super().eof_received()
 
     def _last(self) -> None:
-        """Handle kept bytes at the end of the connection."""
+        """Let the library handle the kept bytes, whatever the rate limit says, since no more come;
+        cancel their timer."""
         kept, self._kept = self._kept, b""
         if self._turn is not None:
             self._turn.cancel()
@@ -282,6 +313,7 @@ class Connection(ClientConnection):
             super().data_received(kept)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Handle kept bytes, and end the connection; the timer of the close is cancelled."""
         self._last()
         if self._cut is not None:
             self._cut.cancel()
@@ -289,7 +321,8 @@ class Connection(ClientConnection):
 
 
 async def discard(connection: ClientConnection) -> None:
-    """Close a connection (1000) without waiting for the server's answer, and await its end."""
+    """Send a close frame (1000) if the WebSocket is open, abort the connection without waiting for
+    the server's answer, and await its end."""
     if connection.protocol.state is State.OPEN:
         with contextlib.suppress(Exception):
             connection.protocol.send_close(1000)
@@ -305,7 +338,8 @@ MAX_RETRY_AFTER = 3600
 
 
 def date_of(connection: Connection) -> float | None:
-    """Return the ``Date`` of the response to the upgrade (Unix s); None without a valid one."""
+    """Return the ``Date`` of the server's response to the upgrade (Unix s); None without a response
+    or a valid date."""
     response = connection.response
     if response is None:
         return None
@@ -316,7 +350,8 @@ def date_of(connection: Connection) -> float | None:
 
 
 def retry_after_of(response: Response) -> float | None:
-    """Return the seconds of a ``Retry-After`` (a number or a date); None without a valid one."""
+    """Return the seconds of a ``Retry-After`` (a number, or a date less our clock), 0 to 3,600;
+    None without a valid one."""
     value = (response.headers.get("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():
         return float(min(int(value[:9]), MAX_RETRY_AFTER))
@@ -331,4 +366,5 @@ class Connect(connect):
     """The library's connect without redirects, which would send the key to another server."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
+        """Return the exception as it is: a redirect is a refused upgrade."""
         return exc

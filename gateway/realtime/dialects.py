@@ -24,7 +24,7 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in the configuration."""
+        """Name in the configuration (``realtime.dialect``)."""
 
     @property
     def api_base(self) -> str:
@@ -36,16 +36,18 @@ class Dialect(Protocol):
 
     @property
     def translates(self) -> bool:
-        """Whether :meth:`event` and :meth:`command` do anything."""
+        """Whether :meth:`event` does anything; False saves the call for each message."""
 
     def path(self, host: str) -> str:
         """Return the path of the endpoint on ``host``, for a URL without a path."""
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the query parameters (name, value) to add to a URL that has those of ``given``."""
+        """Return the query parameters (name, value) to add to a URL that has those named in
+        ``given``."""
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """Return a GA client event in the server's form, and the names of fields that it lacks."""
+        """Return a GA client event in the server's form, and the dotted names of fields that it
+        lacks, which are left out. ``body`` is not changed."""
 
     def event(self, event: Json) -> Json:
         """Return a server event in GA's form; one that is GA already, or unknown, as it is."""
@@ -75,11 +77,12 @@ class Ga:
         return "/openai/v1/realtime" if host.endswith(AZURE_HOSTS) else "/v1/realtime"
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """Return ``model``, unless the URL names a model, a deployment or a call already."""
+        """Return ``model``; nothing without a model, or where the URL names a model, a deployment
+        or a call (``call_id``) already."""
         return [] if not model or _MODEL_PARAMETERS & set(given) else [("model", model)]
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """Return ``body`` as it is."""
+        """Return ``body`` as it is, with nothing left out."""
         return body, []
 
     def event(self, event: Json) -> Json:
@@ -160,7 +163,8 @@ class Beta(Ga):
     translates = True
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """Translate ``session.update``, ``response.create`` and items; see :class:`Dialect`."""
+        """Translate ``session.update``, ``response.create`` and ``conversation.item.create``;
+        return others as they are. See :class:`Dialect`."""
         kind = body["type"]
         if kind == "session.update":
             session, left_out = _to_beta(body["session"], _SAME)
@@ -173,7 +177,8 @@ class Beta(Ga):
         return body, []
 
     def event(self, event: Json) -> Json:
-        """Translate names of events, sessions, responses, items and errors; see :class:`Dialect`.
+        """Translate names of events, and the session, response, item or error in them; see
+        :class:`Dialect`.
 
         No ``conversation.item.done`` is added: Beta has no such event.
         """
@@ -194,9 +199,10 @@ class Beta(Ga):
 
 
 def _to_beta(settings: Mapping[str, Any], same: frozenset[str]) -> tuple[Json, list[str]]:
-    """Return a GA session or response object in Beta's form, and the names of what Beta lacks.
+    """Return a GA session or response object in Beta's flat form, and the names of what Beta lacks,
+    which is left out: other keys, and MCP servers among the tools.
 
-    ``same`` are the keys that Beta has under the same name.
+    ``same`` are the keys that Beta has under the same name. ``type`` is left out without a word.
     """
     flat: Json = {}
     left_out: list[str] = []
@@ -225,7 +231,9 @@ def _to_beta(settings: Mapping[str, Any], same: frozenset[str]) -> tuple[Json, l
 
 
 def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> None:
-    """Put the audio settings of a GA object into Beta's form."""
+    """Put the audio settings of a GA object into ``flat`` under Beta's names, and the names of what
+    Beta lacks into ``left_out``: other keys, and those of turn detection, transcription and noise
+    reduction that came with GA (if they have a value)."""
     for direction, names in (("input", _INPUT), ("output", _OUTPUT)):
         back = {ga: beta for beta, ga in names.items()}
         for key, value in (audio.get(direction) or {}).items():
@@ -249,12 +257,14 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
 
 
 def _session_to_ga(session: Json) -> Json:
-    """Return a Beta session object in GA's form."""
+    """Return a Beta session object in GA's form, of type ``realtime`` and with an ``audio``
+    object."""
     return {"type": "realtime", "audio": {}, **_to_ga(session)}
 
 
 def _to_ga(settings: Json) -> Json:
-    """Return the fields of a Beta session or response object in GA's form."""
+    """Return the fields of a Beta session or response object in GA's form; ``temperature`` is left
+    out. An ``audio`` object that it has already is kept, and Beta's audio keys are dropped then."""
     ga: Json = {}
     audio: dict[str, Json] = {"input": {}, "output": {}}
     for key, value in settings.items():
@@ -285,7 +295,8 @@ def _to_ga(settings: Json) -> Json:
 def _error(error: Json) -> Json:
     """Return an ``error`` object whose ``param`` is the GA path of the setting that it is about.
 
-    Where ``param`` is missing, the setting is taken from the message.
+    Where ``param`` is missing, the setting is taken from the message. An error that names no field
+    of session or response is returned as it is.
     """
     param = error.get("param")
     if not param and (named := _NAMED.search(str(error.get("message") or ""))) is not None:
@@ -300,11 +311,14 @@ def _error(error: Json) -> Json:
 
 
 def _format(value: Any) -> Any:
+    """Return GA's object for Beta's name of an audio format; anything else as it is."""
     form = FORMATS.get(value) if isinstance(value, str) else None
     return value if form is None else dict(form)
 
 
 def _choice(value: Any) -> Any:
+    """Return GA's ``tool_choice`` for Beta's, which has the function's name in an object of its
+    own."""
     function = value.get("function") if isinstance(value, dict) else None
     if isinstance(function, dict):
         return {"type": "function", "name": function.get("name")}
@@ -312,11 +326,13 @@ def _choice(value: Any) -> Any:
 
 
 def _ga_item(item: Any) -> Any:
+    """Return a Beta item in GA's form."""
     return _item(item, _PARTS)
 
 
 def _item(item: Any, names: Mapping[str, str]) -> Any:
-    """Return an item in which the types of the assistant's content parts are renamed."""
+    """Return an item with the types of content parts renamed by ``names``, if it is a message of
+    the assistant; others as they are."""
     if not isinstance(item, Mapping) or item.get("role") != "assistant":
         return item
     content = item.get("content")
@@ -326,12 +342,16 @@ def _item(item: Any, names: Mapping[str, str]) -> Any:
 
 
 def _renamed(part: Any, names: Mapping[str, str]) -> Any:
+    """Return a content part with its type renamed by ``names``; as it is where that has no
+    other."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     name = names.get(kind) if isinstance(kind, str) else None
     return part if name is None else {**part, "type": name}
 
 
 def _with(event: Json, key: str, change: Callable[[Json], Json]) -> Json:
+    """Return an event with ``change`` applied to the object at ``key``; as it is where there is
+    none."""
     inner = event.get(key)
     return {**event, key: change(inner)} if isinstance(inner, dict) else event
 
@@ -352,7 +372,8 @@ class AzurePreview(Beta):
         return "/openai/realtime"
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """Return ``api-version`` and ``deployment``, where the URL has none."""
+        """Return ``api-version`` and ``deployment``, each unless the URL has it; the latter only
+        with a model."""
         wanted = [("api-version", API_VERSION), ("deployment", model)]
         return [(name, value) for name, value in wanted if value and name not in given]
 

@@ -50,6 +50,8 @@ class Endpoint:
     """Its sessions only transcribe (``intent=transcription``)."""
 
     def __post_init__(self) -> None:
+        """Strip white space from the key, and check all settings. Raises ValueError, without the
+        key."""
         key = self.api_key
         # A key read from a file ends with a line feed more often than not.
         key = (key.get_secret_value() if isinstance(key, SecretStr) else key).strip()
@@ -74,22 +76,26 @@ class Endpoint:
                 raise ValueError(f"headers: {name!r} cannot be sent as an HTTP header")
 
     def __repr__(self) -> str:
+        """Return URL (without query) and model, no secret."""
         return f"Endpoint({self.shown!r}, model={self.model!r})"
 
     @property
     def live(self) -> bool:
-        """Whether its sessions are Live ones."""
+        """Whether its sessions are Live ones (:func:`is_live`)."""
         return is_live(self.url, self.model)
 
     @property
     def live_audio(self) -> Audio:
-        """Audio format of Live sessions: Azure's preview has no G.711, unlike :attr:`audio`."""
+        """Audio format of its Live sessions: ``pcm24`` at Azure, whose preview has no G.711, else
+        :attr:`audio`."""
         azure = (urlsplit(self.url).hostname or "").endswith(AZURE_HOSTS)
         return "pcm24" if azure else self.audio
 
     @property
     def connect_url(self) -> str:
-        """WebSocket URL to connect to, with the model in its query where the dialect wants it.
+        """WebSocket URL to connect to. To the query that the URL has, ``intent=transcription`` is
+        added for transcription sessions, else the parameters of the dialect (the model); nothing
+        for Live sessions.
 
         Its query may hold a secret; :attr:`shown` is for logs.
         """
@@ -113,13 +119,15 @@ class Endpoint:
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), "", ""))
 
     def least_session(self) -> dict[str, Any]:
-        """Return the smallest session object that this server accepts, to test it with."""
+        """Return the smallest session object that this server accepts, to test it with: for PCMU,
+        of its kind of session (transcription, Live, Realtime)."""
         if self.transcription:
             return transcription_object({}, "PCMU")
         return live_object({}, "PCMU") if self.live else session_object({}, "PCMU", ())
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of the upgrade request. They hold the key: not to be logged."""
+        """Return the headers of the upgrade request: the dialect's, then the configured ones, then
+        the key, each over the one before. They hold the key: not to be logged."""
         headers = {**self.dialect.headers, **self.headers}
         key = self._key()
         if key:
@@ -128,7 +136,9 @@ class Endpoint:
         return headers
 
     def redact(self, text: str) -> str:
-        """Return ``text`` of a server or a library with ``***`` for each secret of this endpoint.
+        """Return ``text`` of a server or a library with ``***`` for each secret of this endpoint:
+        key, and parameters and headers whose name says that they are secret; those of 4 characters
+        and more.
 
         Some servers quote the key that they reject.
         """
@@ -137,11 +147,14 @@ class Endpoint:
         return text
 
     def _key(self) -> str:
+        """Return the key as text; "" without one."""
         key = self.api_key
         return key.get_secret_value() if isinstance(key, SecretStr) else key
 
     def _secrets(self) -> list[str]:
-        """Return key and secret parameters or headers in each URL encoding, the longest first."""
+        """Return the secrets of 4 characters and more, each as it is and in each URL encoding, the
+        longest first: the key, and values of parameters and headers with a name like ``token`` or
+        ``sig``."""
         secrets = {self._key()}
         query = urlsplit(self.url).query
         as_written = [
@@ -158,7 +171,11 @@ class Endpoint:
         return sorted((s for s in spelled if len(s) >= 4), key=len, reverse=True)
 
     def _path(self) -> str:
-        """Return the path of the WebSocket: that of the URL, or completed by the dialect."""
+        """Return the path of the WebSocket. For Live sessions see :func:`_live_path`.
+
+        A path that ends with ``/realtime`` is kept; without a path it is the dialect's; to an
+        http(s) URL, and to an API's base, ``/realtime`` is added; other paths are kept.
+        """
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/")
         if self.live:
@@ -178,14 +195,17 @@ LIVE_PATH = "/live/sessions"
 
 
 def is_live(url: str, model: str) -> bool:
-    """Return whether a server's sessions are Live ones: by the path, or a ``gpt-live`` model, which
-    does not work at the path of Realtime sessions."""
+    """Return whether a server's sessions are Live ones: the path ends with ``/live/sessions`` or
+    ``/v1/live``, or the model is a ``gpt-live`` one, which does not work at the path of Realtime
+    sessions."""
     path = urlsplit(url).path.rstrip("/")
     return path.endswith((LIVE_PATH, "/v1/live")) or model.startswith("gpt-live")
 
 
 def _live_path(path: str, host: str) -> str:
-    """Return the path of Live sessions below an API's base, or beside ``/realtime``."""
+    """Return the path of Live sessions: as it is, if it ends with ``/live/sessions``; else that is
+    added to the path less ``/realtime`` or ``/live``, or to ``/v1`` (Azure: ``/openai/v1``) where
+    nothing is left."""
     if path.endswith(LIVE_PATH):
         return path
     base = path.removesuffix("/realtime").removesuffix("/live")
@@ -198,6 +218,7 @@ def tls_of(endpoint: Endpoint) -> ssl.SSLContext | None:
     """Return the TLS context for an endpoint, None for ``ws://``.
 
     It is shared by all connections with the same CA file, and made anew when that file changes.
+    Raises OSError for a CA file that cannot be read.
     """
     if not endpoint.connect_url.startswith("wss:"):
         return None
@@ -215,15 +236,19 @@ class _TlsObject(ssl.SSLObject):
     """Encrypted data from the network."""
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Read decrypted data as usual; raises SSLWantReadError at once where nothing has come."""
         if not (self.incoming.pending or self.incoming.eof or self.pending()):
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing is left to read")
         return super().read(len, buffer)
 
 
 class _TlsContext(ssl.SSLContext):
+    """A TLS context whose connections are :class:`_TlsObject`."""
+
     sslobject_class = _TlsObject
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> Any:
+        """Return the TLS object, which is also given its incoming data to look at."""
         made = super().wrap_bio(incoming, *args, **kwargs)
         made.incoming = incoming  # type: ignore[attr-defined]
         return made
@@ -231,6 +256,8 @@ class _TlsContext(ssl.SSLContext):
 
 @lru_cache(maxsize=8)
 def _context(ca: str, _changed: int) -> ssl.SSLContext:
+    """Return the context for this CA file ("" for the system's CAs); kept for 8 pairs of file and
+    time of change."""
     # Reading the system's CAs takes some ten milliseconds, in which no call is served.
     context = ssl.create_default_context(cafile=ca or None)
     context.__class__ = _TlsContext  # there is no other way to have the defaults of this one

@@ -33,8 +33,9 @@ class Kind(StrEnum):
 class Verdict:
     """A classified failure.
 
-    ``code`` is the error code, the close code or ``http <status>``; ``meaning`` explains it to an
-    operator. ``ends_session``: the session is of no more use, even if its WebSocket is still open.
+    ``code`` is ``error.code``, ``error.type``, the close code as text, ``http <status>``, or one of
+    ``timeout``, ``network``, ``tls`` and ``audio_format``; ``meaning`` explains it to an operator.
+    ``ends_session``: the session is of no more use, even if its WebSocket is still open.
     """
 
     kind: Kind
@@ -44,14 +45,17 @@ class Verdict:
 
 
 def _fatal(meaning: str) -> tuple[Kind, str, bool]:
+    """Return a table row: fatal, and the session is over."""
     return Kind.FATAL, meaning, True
 
 
 def _retryable(meaning: str, *, ends_session: bool = False) -> tuple[Kind, str, bool]:
+    """Return a table row: retryable; the session goes on unless ``ends_session``."""
     return Kind.RETRYABLE, meaning, ends_session
 
 
 def _benign(meaning: str) -> tuple[Kind, str, bool]:
+    """Return a table row: harmless; the session goes on."""
     return Kind.BENIGN, meaning, False
 
 
@@ -143,8 +147,9 @@ meaning."""
 def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, Verdict]:
     """Return the WebSocket close code that stands for the end of a Live session, and its verdict.
 
-    ``code`` and ``reason`` are those of its WebSocket. ``ended`` is the reason of its
-    ``session.closed``; None where that did not come, so that even close code 1000 is a loss (1006).
+    ``code`` and ``reason`` are those of its WebSocket, for an end without ``session.closed``: then
+    even close code 1000 is a loss (1006). ``ended`` is the reason of its ``session.closed``, which
+    decides where it came (a reason that is not listed: 1006, unknown); None where it did not.
     """
     if ended is None:
         code = 1006 if code == 1000 else code
@@ -154,7 +159,8 @@ def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, V
 
 
 def class_of(verdict: Verdict) -> str:
-    """Return the code of a verdict as label of a metric: ``other`` where no table has it."""
+    """Return the code of a verdict as label of a metric: ``other`` where it is in no table, so that
+    a server cannot make labels."""
     code = verdict.code
     number = whole_number(code.removeprefix("http "), 4)
     listed = (
@@ -171,7 +177,8 @@ def classify_error(error: ServerError) -> Verdict:
     """Return the verdict on an ``error`` event in a running session; before that, apply
     :func:`at_setup`, too.
 
-    Looked up by ``error.code``, then by ``error.type``; else :attr:`Kind.UNKNOWN`.
+    Looked up by ``error.code``, then by ``error.type``; else :attr:`Kind.UNKNOWN`, which does not
+    end the session.
     """
     code = error.code or error.type or "error"
     for key in (error.code, error.type):
@@ -182,8 +189,13 @@ def classify_error(error: ServerError) -> Verdict:
 
 
 def classify_close(code: int, reason: str) -> Verdict:
-    """Return the verdict on a closed WebSocket, by an error code at the end of the close reason
-    (``invalid_request_error.invalid_api_key``), else by the close code."""
+    """Return the verdict on a closed WebSocket; it always ends the session.
+
+    First by an error code at the end of the close reason
+    (``invalid_request_error.invalid_api_key``), unless that is benign or the close code is 1000;
+    then 1001 with "maximum duration" as expiry of the session; then by the close code, unknown
+    where no table has it.
+    """
     named = reason.strip().rpartition(".")[2]
     if code != 1000 and named in ERROR_CODES and ERROR_CODES[named][0] is not Kind.BENIGN:
         kind, meaning, _ = ERROR_CODES[named]
@@ -198,7 +210,8 @@ def classify_close(code: int, reason: str) -> Verdict:
 
 
 def classify_handshake(status: int) -> Verdict:
-    """Return the verdict on a WebSocket upgrade that was refused with HTTP ``status``."""
+    """Return the verdict on a WebSocket upgrade that was refused with HTTP ``status``: by the
+    table, else 5xx is retryable, and all others, redirects too, are fatal."""
     code = f"http {status}"
     if status in HANDSHAKE_STATUSES:
         kind, meaning = HANDSHAKE_STATUSES[status]
@@ -213,7 +226,8 @@ def classify_handshake(status: int) -> Verdict:
 
 
 def classify_network(error: BaseException) -> Verdict:
-    """Return the verdict on an error of DNS, TCP, TLS or the deadline, before an HTTP answer."""
+    """Return the verdict on an error of DNS, TCP, TLS or the deadline, before an HTTP answer:
+    errors of TLS are fatal, all others retryable."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Verdict(Kind.FATAL, "tls", "the server's certificate is not trusted", True)
     if isinstance(error, ssl.SSLError):
@@ -224,9 +238,11 @@ def classify_network(error: BaseException) -> Verdict:
 
 
 def at_setup(verdict: Verdict) -> Verdict:
-    """Return the verdict on the same failure during set-up: fatal or retryable, never benign.
+    """Return the verdict on the same failure during set-up: fatal or retryable, and it ends the
+    session.
 
-    An error that a running session survives leaves a set-up without its settings.
+    An error that a running session survives leaves a set-up without its settings, so benign and
+    unknown ones are fatal; only close code 1000 is retryable.
     """
     if verdict.kind in (Kind.FATAL, Kind.RETRYABLE):
         return replace(verdict, ends_session=True)

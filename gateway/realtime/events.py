@@ -28,12 +28,13 @@ UNNAMED = "unnamed_"
 class UpdateSession:
     """``session.update``; ``session`` is the GA session object, only what shall change.
 
-    GA wants ``session.type`` in every update, so it is put in where it is missing.
+    GA wants ``session.type`` in every update, so ``realtime`` is put in where it is missing.
     """
 
     session: Json
 
     def body(self) -> dict[str, Any]:
+        """Return the client event."""
         return {"type": "session.update", "session": {"type": "realtime", **self.session}}
 
 
@@ -46,6 +47,7 @@ class CreateItem:
     after: str = ""
 
     def body(self) -> dict[str, Any]:
+        """Return the client event, with ``previous_item_id`` only if ``after`` is given."""
         after = {"previous_item_id": self.after} if self.after else {}
         return {"type": "conversation.item.create", **after, "item": dict(self.item)}
 
@@ -55,7 +57,8 @@ class CreateResponse:
     """``response.create``; ``response`` overrides session settings for this response only.
 
     ``words`` are those to be spoken, where it asks for given words: a Live session gets only these
-    (``session.commentary.append``), or else the instructions.
+    (``session.commentary.append``), or without them the instructions. A Realtime session gets
+    ``response``, and neither words nor clip.
     """
 
     response: Json | None = None
@@ -66,6 +69,7 @@ class CreateResponse:
     """Synthesise the words, and play them as clip, in a session that would rephrase them."""
 
     def body(self) -> dict[str, Any]:
+        """Return the client event of a Realtime session, with ``response`` only if there is one."""
         event: dict[str, Any] = {"type": "response.create"}
         if self.response is not None:
             event["response"] = dict(self.response)
@@ -74,11 +78,13 @@ class CreateResponse:
 
 @dataclass(frozen=True, slots=True)
 class CancelResponse:
-    """``response.cancel`` for one response; the one that runs, where it has no id."""
+    """``response.cancel`` for one response; for the one that runs, where its id is our own
+    (:data:`UNNAMED`) as the server gave none."""
 
     response_id: str
 
     def body(self) -> dict[str, Any]:
+        """Return the client event, without an id that is our own."""
         if self.response_id.startswith(UNNAMED):
             return {"type": "response.cancel"}
         return {"type": "response.cancel", "response_id": self.response_id}
@@ -93,6 +99,7 @@ class TruncateItem:
     audio_end_ms: int
 
     def body(self) -> dict[str, Any]:
+        """Return the client event."""
         return {
             "type": "conversation.item.truncate",
             "item_id": self.item_id,
@@ -108,6 +115,7 @@ class DeleteItem:
     item_id: str
 
     def body(self) -> dict[str, Any]:
+        """Return the client event."""
         return {"type": "conversation.item.delete", "item_id": self.item_id}
 
 
@@ -120,7 +128,7 @@ class AppendText:
     (``session.instructions.append``), or to be known (``session.thinking.append``).
 
     ``content`` has 500 tokens at most; ``delegation_id`` names the delegation of type ``client``
-    that it answers.
+    that it answers, None for none.
     """
 
     channel: Channel
@@ -128,6 +136,7 @@ class AppendText:
     delegation_id: str | None = None
 
     def body(self) -> dict[str, Any]:
+        """Return the client event."""
         return {
             "type": f"session.{self.channel}.append",
             "content": self.content,
@@ -145,6 +154,7 @@ class PlayClip:
     audio: bytes = field(repr=False)
 
     def body(self) -> dict[str, Any]:
+        """Return the client event, with the audio in base64."""
         audio = b2a_base64(self.audio, newline=False).decode()
         return {"type": "session.output_audio.fixture.play", "audio": audio}
 
@@ -154,22 +164,26 @@ class ContinueWork:
     """``response.create`` for the backend of a Live session, after results or another item."""
 
     def body(self) -> dict[str, Any]:
+        """Return the client event."""
         return {"type": "response.create"}
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A client event of an application, passed on unchanged."""
+    """A client event of an application, passed on unchanged but for its ``event_id``, which is
+    ours. An ``error`` about it is the application's affair, not the gateway's."""
 
     event: Json
 
     def body(self) -> dict[str, Any]:
+        """Return the application's event without its ``event_id``."""
         return {name: value for name, value in self.event.items() if name != "event_id"}
 
 
 @dataclass(frozen=True, slots=True)
 class RelayedUpdate(UpdateSession):
-    """``session.update`` of an application's."""
+    """``session.update`` of an application. An ``error`` about it is the application's affair, not
+    the gateway's."""
 
 
 ClientCommand = (
@@ -203,7 +217,9 @@ class SessionUpdated:
 
 @dataclass(frozen=True, slots=True)
 class SpeechStarted:
-    """``input_audio_buffer.speech_started``: the caller began to speak (barge-in begins here)."""
+    """``input_audio_buffer.speech_started``: the caller began to speak (barge-in begins here), at
+    ``audio_start_ms``, with the padding that the model gets before it; ``item_id`` is the item that
+    their words will become."""
 
     item_id: str
     audio_start_ms: int | None
@@ -211,7 +227,8 @@ class SpeechStarted:
 
 @dataclass(frozen=True, slots=True)
 class SpeechStopped:
-    """``input_audio_buffer.speech_stopped``: the caller's turn ended."""
+    """``input_audio_buffer.speech_stopped``: the caller's turn ended, at ``audio_end_ms``, which
+    includes the silence by which the server noticed it."""
 
     item_id: str
     audio_end_ms: int | None
@@ -226,7 +243,7 @@ class InputCommitted:
 
 @dataclass(frozen=True, slots=True)
 class InputTranscribed:
-    """``conversation.item.input_audio_transcription.completed``: words of the caller."""
+    """``conversation.item.input_audio_transcription.completed``: all words of the caller's item."""
 
     item_id: str
     transcript: str
@@ -236,14 +253,16 @@ class InputTranscribed:
 
 @dataclass(frozen=True, slots=True)
 class ItemAdded:
-    """``conversation.item.added`` (or Beta's ``conversation.item.created``)."""
+    """``conversation.item.added`` (or Beta's ``conversation.item.created``): an item of ours, the
+    caller's or a response has become part of the conversation."""
 
     item: Json
 
 
 @dataclass(frozen=True, slots=True)
 class ItemTruncated:
-    """``conversation.item.truncated``: the server took our truncation."""
+    """``conversation.item.truncated``: the server has cut the item's audio at ``audio_end_ms`` (ms
+    of that part), as we asked, and dropped its text beyond."""
 
     item_id: str
     content_index: int
@@ -252,7 +271,7 @@ class ItemTruncated:
 
 @dataclass(frozen=True, slots=True)
 class ItemDeleted:
-    """``conversation.item.deleted``."""
+    """``conversation.item.deleted``: the server has removed the item, as we asked."""
 
     item_id: str
 
@@ -352,7 +371,8 @@ class TrackAudio:
 @dataclass(frozen=True, slots=True)
 class TrackWords:
     """``session.output_transcript.delta`` and ``session.input_transcript.delta`` of a Live session:
-    words of the agent's or the caller's, and where they are on the session's clock."""
+    words of the agent (``agent``) or of the caller, and where they were spoken in that side's audio
+    (ms)."""
 
     agent: bool
     text: str
@@ -396,9 +416,11 @@ class BackendEvent:
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """Seconds for which a Live session is billed so far, never fewer than before.
+    """Seconds for which a Live session is billed so far, never fewer than before; the total, not
+    what was added.
 
-    ``reported`` by the server (``session.usage.updated``, ``session.closed``), or counted here.
+    ``reported`` by the server (``session.usage.updated``, ``session.closed``), or counted by our
+    clock.
     """
 
     session_id: str
@@ -409,7 +431,8 @@ class SessionUsage:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """``session.closed``: the last event of a Live session, before its WebSocket is closed."""
+    """``session.closed``: the last event of a Live session, before its WebSocket is closed.
+    ``seconds`` is what is billed, None where the server does not tell."""
 
     reason: str
     seconds: float | None
@@ -419,7 +442,8 @@ class SessionEnded:
 class ServerError:
     """``error``; :mod:`gateway.realtime.errors` classifies whether it ends the session.
 
-    ``client_event_id`` is the ``event_id`` of the client event it answers, if it names one.
+    ``param`` is the path of the field that is at fault; ``client_event_id`` is the ``event_id`` of
+    the client event it answers, None if it names none.
     """
 
     code: str | None

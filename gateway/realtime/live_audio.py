@@ -35,7 +35,8 @@ MAX_SURPLUS_FRAMES = 15
 
 
 class Pacer:
-    """Paces caller audio: 50 frames a second from :meth:`start` on, silence where none came."""
+    """Paces caller audio for a Live session: 50 frames (20 ms) a second from :meth:`start` on,
+    silence where none came."""
 
     def __init__(self, codec: Codec) -> None:
         self._silence = codec.silence * FRAME_BYTES
@@ -57,7 +58,8 @@ class Pacer:
         self._began = now
 
     def put(self, audio: bytes) -> None:
-        """Queue caller audio, G.711 of any length."""
+        """Queue caller audio, G.711 of any length; what is no whole frame of 160 bytes waits for
+        more."""
         if self._rest or len(audio) != FRAME_BYTES:
             audio = self._rest + audio
             whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -67,7 +69,12 @@ class Pacer:
             self._frames.append(audio)
 
     def due(self, now: float) -> list[bytes]:
-        """Return the frames (20 ms) to send at ``now`` (s), usually the one that was just put."""
+        """Return the frames (20 ms) to send at ``now`` (s), 2 at most: usually the one that was
+        just put.
+
+        A queued frame is due half a frame early; silence is due if none is queued and the clock is
+        2.25 frames ahead of what was sent. Then surplus frames are dropped (:meth:`_leave_out`).
+        """
         # A timer that is due is not to be a rounding error too early.
         behind = (now - self._began) * 1000 / FRAME_MS + 1e-3 - self.sent
         frames = self._frames
@@ -87,9 +94,10 @@ class Pacer:
         return out
 
     def _leave_out(self, behind: float) -> None:
-        """Drop a silent frame where some have waited for long, and the oldest where too many wait.
+        """Drop the latest silent frame of the queue if 25 calls in a row left more frames than are
+        due; and the oldest frames, silent or not, while more than 15 are surplus.
 
-        ``behind`` is the number of frames that are due.
+        ``behind`` is the number of frames that are due by the clock and were not sent.
         """
         frames = self._frames
         surplus = len(frames) - max(0, int(behind))
@@ -108,7 +116,8 @@ class Pacer:
 
     @property
     def next_at(self) -> float:
-        """When :meth:`due` must be called next, even if no audio comes until then (s)."""
+        """Time at which :meth:`due` must be called next (s): when the first queued frame is due,
+        or, with none queued, when silence is."""
         ahead = 1 if self._frames else LATE_FRAMES
         return self._began + (self.sent + ahead) * FRAME_MS / 1000
 
@@ -152,7 +161,7 @@ class Energy:
         self.quiet = quiet_codes(codec, level)
 
     def sounds(self, frame: bytes) -> bool:
-        """Return whether at least ``LOUD_BYTES`` of a frame's samples are loud."""
+        """Return whether a frame has sound: at least 8 of its samples are louder than the level."""
         return len(frame.translate(None, self.quiet)) >= LOUD_BYTES
 
 
@@ -213,9 +222,10 @@ class SpeechTrack:
         return self._bytes // BYTES_PER_MS
 
     def feed(self, audio: bytes) -> Iterable[SpeechBegins | bytes | SpeechEnds]:
-        """Take the next piece of the track; return its speech as audio, after
-        :class:`SpeechBegins` and before :class:`SpeechEnds` where a stretch begins or ends in
-        it."""
+        """Take the next piece of the track, of any length; return its speech as audio (G.711
+        bytes), after :class:`SpeechBegins` and before :class:`SpeechEnds` where a stretch begins or
+        ends in it. Nothing for silence between stretches. The result must be iterated to its end
+        before the next call."""
         if self.speaking:
             if len(audio) == FRAME_BYTES and not self._rest and self._energy.sounds(audio):
                 self._bytes += FRAME_BYTES
@@ -230,7 +240,7 @@ class SpeechTrack:
         return self._cut_up(audio)
 
     def _cut_up(self, audio: bytes) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
-        """Do as :meth:`feed`, frame by frame."""
+        """Do as :meth:`feed`, frame by frame; what is no whole frame waits for the next piece."""
         audio = self._rest + audio
         self._bytes -= len(self._rest)
         whole = len(audio) // FRAME_BYTES * FRAME_BYTES
@@ -263,14 +273,22 @@ class SpeechTrack:
             yield b"".join(out)
 
     def _lead(self, into_ms: int) -> bytes:
-        """Return the audio to play before the first frame of sound, at ``into_ms`` of its piece."""
+        """Return the audio to play before the first frame of sound, from the 300 ms before it: soft
+        sounds of up to 100 ms, and as much as keeps the queue filled until the next piece comes
+        (the margin, less what is queued). ``into_ms``: place of that frame in its piece."""
         soft = min(len(self._before.lstrip(self._still)) // BYTES_PER_MS, LEAD_MS)
         lead = max(into_ms + self._margin_ms - self._queued_ms(), soft, 0) * BYTES_PER_MS
         return self._before[-lead:] if lead else b""
 
     def _left_out(self, frame: bytes, out: list[bytes], piece: int) -> bool:
-        """Return whether to leave out a frame of a pause; ``out`` has the audio before it,
-        ``piece`` is the piece's length in bytes."""
+        """Return whether to leave out a frame of a pause of more than 60 ms: digital silence where
+        the queue has enough until the next piece, any silence where it is longer than
+        ``max_queue_ms``.
+
+        At the beginning of each such pause, an underrun since the last makes the margin 20 ms
+        longer. ``out`` has the audio of this piece before the frame, ``piece`` is the piece's
+        length in bytes.
+        """
         if self._silent_ms == PAUSE_MS + FRAME_MS and self._underruns() > self._seen_underruns:
             self._seen_underruns = self._underruns()
             self._margin_ms = min(self._margin_ms + FRAME_MS, MAX_MARGIN_MS)
@@ -280,6 +298,8 @@ class SpeechTrack:
         return still or waits > self._max_queue_ms
 
     def _end(self) -> SpeechEnds:
+        """Note the end of the stretch, and return it as of the beginning of the silence that ended
+        it."""
         self.speaking = False
         return SpeechEnds(self.ms - self._silent_ms)
 
@@ -289,7 +309,8 @@ _BEFORE_BYTES = 300 * BYTES_PER_MS
 
 
 class SpeechDetector:
-    """Detects the caller's speech in the audio sent to a Live session, which reports no turns."""
+    """Detects the caller's speech in the audio sent to a Live session, which reports no turns.
+    Times are ms of the audio fed."""
 
     def __init__(self, codec: Codec) -> None:
         self._energy = Energy(codec, UPLINK_LEVEL)
@@ -297,7 +318,12 @@ class SpeechDetector:
         self.speaking = False
 
     def feed(self, frame: bytes) -> SpeechBegins | SpeechEnds | None:
-        """Take the next frame (20 ms); return the beginning or end of speech that it completes."""
+        """Take the next frame (20 ms); return the beginning or end of speech that it completes,
+        else None.
+
+        Speech begins with the 4th frame of sound without 100 ms of silence among them, as of the
+        first; it ends after 600 ms of silence, as of the beginning of that.
+        """
         self._frames += 1
         ms = self._frames * FRAME_MS
         if self._energy.sounds(frame):
@@ -349,7 +375,7 @@ class Stretches:
     """The latest 32 stretches of speech of one side, to which words are assigned as they come.
 
     Args:
-        prefix: of the ids of stretches.
+        prefix: of the ids of stretches, which are numbered from 1.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -359,7 +385,8 @@ class Stretches:
 
     @property
     def latest(self) -> Stretch | None:
-        """The stretch that began last; None before the first."""
+        """The stretch that began last, by :meth:`begin`; before the first of these, None or one
+        that words made."""
         return self._kept[-1] if self._kept else None
 
     def begin(self, at_ms: int) -> Stretch:
@@ -370,8 +397,12 @@ class Stretches:
         return made
 
     def words(self, text: str, start_ms: int, now: float) -> Stretch:
-        """Add words that came at ``now`` (s) to the stretch that was spoken at ``start_ms``, or to
-        a new one, and return it."""
+        """Add words that came at ``now`` (s) to the latest stretch that began before ``start_ms``,
+        or up to 0.6 s later; return it.
+
+        Without one they make a stretch of their own, put before the others, which has begun and
+        ended at ``start_ms``. 16,000 characters are kept of a stretch.
+        """
         found = next(
             (one for one in reversed(self._kept) if one.start_ms <= start_ms + END_MS), None
         )
@@ -386,8 +417,9 @@ class Stretches:
         return found
 
     def complete(self, now: float, *, all: bool = False) -> list[Stretch]:
-        """Return each stretch once, when its words are complete; with ``all``, every one that has
-        words."""
+        """Return the stretches whose words are complete at ``now`` (s), each once, and none without
+        words: a later stretch has words, or it has ended and no words came for 1 s. With ``all``,
+        every one that has words."""
         done = []
         for one in self._kept:
             if one.told or not one.text:

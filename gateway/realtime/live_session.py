@@ -89,7 +89,8 @@ MAX_HANDED = 64
 
 
 class LiveEdge:
-    """Translates one Live session between the gateway and its server's wire."""
+    """Translates one Live session between the gateway and its server's wire. ``codec`` is the
+    call's, by the session object's ``audio.format``; other formats than A-law count as u-law."""
 
     def __init__(self, audio: Audio, session: Mapping[str, Any]) -> None:
         self.parse: Callable[[str | bytes], ServerEvent] = parse_live_event
@@ -98,7 +99,8 @@ class LiveEdge:
         self.pcm = resampling(audio, self.codec)
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a client event, with linear PCM as format where the server has no G.711."""
+        """Return a client event; where the server has no G.711, the audio format of its ``session``
+        is 24 kHz PCM. Events without ``session`` are returned as they are."""
         if self.pcm is None or "session" not in body:
             return body
         audio = {**body["session"]["audio"], "format": {"type": "audio/pcm", "rate": 24000}}
@@ -119,9 +121,11 @@ class _Held:
 class LiveSession(Session):
     """One Live session after its ``session.started``.
 
+    From its making on, a timer sends 50 frames of caller audio a second, silence where none came.
+
     Args:
         codec: of the call.
-        playout: of the call.
+        playout: of the call: length of its queue, and its underruns.
     """
 
     capabilities = LIVE
@@ -176,15 +180,21 @@ class LiveSession(Session):
         """Timer that drops a connection which the server leaves open after ``session.closed``."""
 
     def append(self, audio: bytes) -> None:
-        """Queue caller audio (G.711 in the codec of the call), and send what is due by the
-        clock."""
+        """Queue caller audio (G.711 in the codec of the call) and send at once what is due by the
+        clock; the timer sends the rest. Once the session is closing or closed, audio is dropped and
+        counted."""
         if not (self._closing or self.closed):
             self._pacer.put(audio)
         self._send_due()
 
     def send(self, command: ClientCommand) -> str:
-        """Send the client events of a Live session that do what ``command`` does; return the id of
-        the last one. A command without such events is dropped and counted."""
+        """Send the client events of a Live session that do what ``command`` does; return the
+        ``event_id`` of the last one.
+
+        An out-of-band question in text waits until the backend is idle. Events wait for the end of
+        a clip that plays. A command for which a Live session has nothing (truncation, deletion, a
+        question without a backend) is dropped and counted, and an unused id is returned.
+        """
         if is_question(command) and self._backend is not None:
             self._backend.ask(command)
             return self._ask_next(self._backend)
@@ -196,7 +206,9 @@ class LiveSession(Session):
         return event_id or self.commands.next_id()
 
     def _queue(self, command: ClientCommand, bodies: Iterable[dict[str, Any]]) -> str:
-        """Send client events of a command, after a clip that plays; return the last one's id."""
+        """Queue the client events of a command behind those that wait, and send all unless a clip
+        plays. Return the last event's id, "" where there is none. An event is dropped and counted
+        once the session is closing or closed, or while 64 wait."""
         event_id = ""
         for body in bodies:
             event_id = self.commands.next_id()
@@ -212,13 +224,19 @@ class LiveSession(Session):
         return event_id
 
     def _ask_next(self, backend: Backend) -> str:
-        """Send the backend's next out-of-band question, if it is idle; return the request's id."""
+        """Send the backend's next out-of-band question, if it is idle; return the id of its
+        ``response.create``, or an unused id if nothing was sent."""
         following = backend.next_question()
         return self.commands.next_id() if following is None else self._queue(*following)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send ``session.close``, wait up to 5 s for ``session.closed``, and close the
-        WebSocket."""
+        """Send ``session.close``, wait up to 5 s for ``session.closed``, which has the seconds to
+        be billed, and close the WebSocket.
+
+        Nothing more is sent meanwhile, audio included. Further calls wait for the same answer;
+        where the server has ended the session itself, only the WebSocket is closed. A cancelled
+        call aborts the connection.
+        """
         if not (self._closing or self.closed):
             self._closing = self._close_wanted = True
             self._timer.cancel()
@@ -250,8 +268,15 @@ class LiveSession(Session):
         self._send_held()
 
     def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
-        """Return the client events of a Live session that do what ``command`` does; none where it
-        has nothing like that."""
+        """Return the client events of a Live session that do what ``command`` does; an empty list
+        where it has nothing like that.
+
+        A response: an out-of-band one with audio is a briefing; else its clip is played, else its
+        words are commentary, else its instructions are instructions. A message of the user is added
+        as thinking, of others as instructions. A function's result answers its delegation to us,
+        else goes to the backend, else is added as thinking. ``response.cancel`` ends only the
+        briefing.
+        """
         match command:
             case CreateResponse(response=dict() as response) if "conversation" in response:
                 return [] if is_question(command) else self._voice.brief(command)
@@ -280,8 +305,9 @@ class LiveSession(Session):
         return []
 
     def audio_counts(self) -> dict[str, int]:
-        """Return frames (20 ms) added to and dropped from caller audio, and ms of the agent's
-        silence that were left out."""
+        """Return, since the start, 20 ms frames of silence sent because no caller audio came
+        (``filled_frames``), frames of the caller dropped (``dropped_frames``), and ms of silence
+        left out of the agent's speech (``silence_left_out_ms``)."""
         return {
             "filled_frames": self._pacer.filled,
             "dropped_frames": self._pacer.dropped,
@@ -289,7 +315,14 @@ class LiveSession(Session):
         }
 
     def _tick(self) -> None:
-        """Timer: send what is due, deliver transcripts and usage, detect a frozen server."""
+        """Timer, every 20 ms or so: send due caller audio. Every 0.1 s also: send held commands if
+        no clip plays any more, deliver transcripts that are complete, drop the connection of a
+        frozen server, deliver the usage if it has grown by 1 s.
+
+        A timer more than 20 ms late means that the process was blocked: all is put off by 5 ms,
+        once, so that audio which waits in sockets is read before silence is sent for it. Not
+        started again once the session is closing.
+        """
         now = self._loop.time()
         if now - self._tick_at > STALL_SECONDS and not self._stalled:
             # The process stood still: what the caller said meanwhile is about to come, and no
@@ -316,7 +349,9 @@ class LiveSession(Session):
             self._timer = self._loop.call_at(self._tick_at, self._tick)
 
     def _send_due(self) -> None:
-        """Send the frames that are due by the clock, and detect the caller's turns in them."""
+        """Send the frames of caller audio that are due by the clock, 2 at most, and deliver turns
+        of the caller that begin or end in them. Once the session is closing, only count as dropped
+        audio."""
         if self._closing or self.closed:
             self.counters.audio_dropped += 1
             return
@@ -329,7 +364,9 @@ class LiveSession(Session):
                 self._caller_turn(turn)
 
     def _caller_turn(self, turn: SpeechBegins | SpeechEnds) -> None:
-        """Deliver the beginning or end of the caller's speech as events of a turn."""
+        """Deliver the beginning of the caller's speech as :class:`SpeechStarted`, its end as
+        :class:`SpeechStopped` and :class:`InputCommitted`, with an id of ours (``turn_1``). From
+        the beginning on the server must send something, or it is frozen."""
         if isinstance(turn, SpeechBegins):
             self._unheard = True
             begun = self._caller.begin(turn.at_ms)
@@ -342,7 +379,12 @@ class LiveSession(Session):
             self._deliver(InputCommitted(spoke.id))
 
     def _on_parsed(self, event: ServerEvent) -> None:
-        """Deliver an event of the server as events of a Realtime session."""
+        """Handle an event of the server, and deliver what it means as events of a Realtime session.
+
+        Audio becomes responses of the voice, words become transcripts; a repeated delegation to us
+        is passed over; ``session.closed`` ends the session; the end of a clip sends what waited for
+        it. An ``error`` about a clip or a question ends that, too, after it was delivered.
+        """
         self._came_at, self._unheard = self._loop.time(), False
         match event:
             case TrackAudio(audio=audio):
@@ -388,6 +430,13 @@ class LiveSession(Session):
             self._ask_next(self._backend)
 
     def _on_backend(self, backend: Backend, event: BackendEvent) -> None:
+        """Handle an event of the backend's response, and deliver its end as :class:`ResponseDone`
+        (before it :class:`ResponseCreated`, for the answer to a question).
+
+        Function calls of a question are answered with an error. Text of a response that nobody
+        delegated is given to the voice to say. Then the next question is asked, if the backend is
+        idle.
+        """
         found = backend.on_event(event)
         for one in found:
             self._deliver(one)
@@ -399,6 +448,8 @@ class LiveSession(Session):
         self._ask_next(backend)
 
     def _on_words(self, words: TrackWords) -> None:
+        """Deliver the agent's words as transcript delta at once; add the caller's to their turn.
+        Then deliver the transcripts that are complete by now."""
         now = self._loop.time()
         if words.agent:
             self._voice.words(words, now)
@@ -407,27 +458,37 @@ class LiveSession(Session):
         self._tell_complete(now)
 
     def _tell_complete(self, now: float, *, all: bool = False) -> None:
-        """Deliver the words of stretches that have ended; with ``all`` those of the others too."""
+        """Deliver the transcript of each stretch of speech, the agent's (:class:`AgentTranscript`)
+        and the caller's (:class:`InputTranscribed`), once, when its words are complete; with
+        ``all``, of every one that has words."""
         self._voice.tell_complete(now, all=all)
         for one in self._caller.complete(now, all=all):
             self._deliver(InputTranscribed(one.id, one.text.strip()))
 
     def _seconds(self, now: float) -> float:
-        """Return the seconds of use at ``now``: those of the server's last report, and since
-        then."""
+        """Return the seconds of use at ``now`` (s, the loop's clock): those of the server's last
+        report, plus the time since then."""
         return self._usage[0] + now - self._usage[1]
 
     def tell_usage(self) -> None:
-        """Deliver the seconds of use so far, by our clock since the server's last report."""
+        """Deliver the seconds of use so far, by our clock since the server's last report, as
+        :class:`SessionUsage`; nothing once the session is closed."""
         if not self.closed:
             self._tell_usage(self._seconds(self._loop.time()), reported=False)
 
     def _tell_usage(self, seconds: float, *, reported: bool) -> None:
+        """Deliver :class:`SessionUsage` with ``seconds``, or with what was told before if that was
+        more. ``reported``: the server said so."""
         self._told_seconds = max(seconds, self._told_seconds)
         self._deliver(SessionUsage(self.id, self.model, self._told_seconds, reported))
 
     def _on_ended(self, event: SessionEnded) -> None:
-        """Handle ``session.closed``: complete response and transcripts, and close the WebSocket."""
+        """Handle ``session.closed``: deliver the seconds it reports, complete the current response,
+        deliver all transcripts, and let :meth:`close` go on.
+
+        If we did not ask for it, nothing more is sent: our close frame (1000) goes out, and the
+        connection is aborted 2 s later if the server leaves it open.
+        """
         self.ended = event
         if event.seconds is not None:
             self._tell_usage(event.seconds, reported=True)
@@ -443,7 +504,12 @@ class LiveSession(Session):
             self._cut = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def _end(self, closed: SessionClosed) -> None:
-        """Report the end of the session, classified by its ``session.closed``."""
+        """Report the end of the session, after its last response and transcripts if no
+        ``session.closed`` came.
+
+        Ended by us if :meth:`close` came first; else code, reason and verdict are those of
+        ``session.closed``, and without one even close code 1000 is a loss (1006).
+        """
         self._timer.cancel()
         if self._cut is not None:
             self._cut.cancel()
@@ -461,7 +527,8 @@ class LiveSession(Session):
 
 
 def _backend_of(session: Mapping[str, Any]) -> Backend | None:
-    """Return the backend that answers delegated work; None where the session has none."""
+    """Return the backend that answers delegated work; None unless ``delegation.type`` is
+    ``responses``."""
     delegation = session.get("delegation")
     if not isinstance(delegation, Mapping) or delegation.get("type") != "responses":
         return None

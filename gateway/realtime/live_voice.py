@@ -70,7 +70,8 @@ _ENDS = {
 
 @dataclass(slots=True)
 class _Stream:
-    """One response of the backend that is not complete."""
+    """One response of the backend that has not ended: its id, the backend's model, and the items
+    that are complete, 64 at most."""
 
     id: str = ""
     model: str = ""
@@ -79,10 +80,11 @@ class _Stream:
 
 class Backend:
     """Collects the responses and function calls of a Live session's backend, and asks it
-    out-of-band questions.
+    out-of-band questions, one at a time.
 
     Args:
-        model: of the backend at the start of the session; a response may name another.
+        model: of the backend at the start of the session, "" if unknown; a response may name
+            another.
     """
 
     def __init__(self, model: str) -> None:
@@ -105,12 +107,18 @@ class Backend:
         """Responses that are complete."""
 
     def ask(self, question: CreateResponse) -> None:
-        """Queue an out-of-band question for :meth:`next_question`; dropped if 16 wait."""
+        """Queue an out-of-band question for :meth:`next_question`; dropped without a word if 16
+        wait."""
         if len(self._questions) < MAX_QUESTIONS:
             self._questions.append(question)
 
     def next_question(self) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
-        """Return the next question and its client events; None while the backend is busy."""
+        """Take the next question out of the queue; return it with its client events: a developer
+        message and ``response.create``.
+
+        None without a question, and while the backend is busy: a response runs, function calls or a
+        ``response.create`` wait for results, or another question is being answered.
+        """
         busy = self._streams or self._open or self._waits or self._asked is not None
         if busy or not self._questions:
             return None
@@ -119,18 +127,20 @@ class Backend:
         return self._asked, [_create_item(_developer_message(text)), {"type": "response.create"}]
 
     def refused(self, command: object) -> bool:
-        """Drop the question that is being answered, if it is this command, which the server has
-        rejected; return whether it was."""
+        """Drop the question that is being answered, if it is ``command``, which the server has
+        rejected, so that the next can be asked. Return whether it was."""
         if self._asked is None or command is not self._asked:
             return False
         self._asked = None
         return True
 
     def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
-        """Take the next event of a response; at its end, return :class:`ResponseDone`.
+        """Take the next event of the backend's response; at its end return [:class:`ResponseDone`],
+        until then an empty list.
 
-        For the answer to a question, :class:`ResponseCreated` with the question's metadata comes
-        before it.
+        While a question is being answered, the next end outside any delegation is its answer:
+        :class:`ResponseCreated` with the question's metadata comes before it, and the question is
+        over.
         """
         done = self._done(event)
         if done is None or event.delegation_id or self._asked is None:
@@ -139,16 +149,18 @@ class Backend:
         return [ResponseCreated(done.response_id, (asked.response or {})["metadata"]), done]
 
     def found_later(self, event: BackendEvent, done: ResponseDone) -> str:
-        """Return the text of a response outside any delegation, for the voice to say: the server
-        does not tell it of those. "" for other responses."""
+        """Return the text of a completed response that answers no delegation, for the voice to say:
+        the server does not tell it of those. It is the first one after a ``response.create`` of
+        ours with no function results of this session before it. "" for any other."""
         if event.delegation_id or not self._undelegated:
             return ""
         self._undelegated = False
         return words_of(done)
 
     def refuse_functions(self, done: ResponseDone) -> list[dict[str, Any]]:
-        """Return client events that answer each function call of an out-of-band question with an
-        error."""
+        """Return client events that answer each function call of ``done``, the response to an
+        out-of-band question, with an error; the calls are not run, and no ``response.create``
+        follows."""
         calls = [one.get("call_id") for one in done.output if one.get("type") == "function_call"]
         answered = self._answered
         bodies = [
@@ -162,7 +174,12 @@ class Backend:
         return bodies
 
     def _done(self, event: BackendEvent) -> ResponseDone | None:
-        """Handle an event of the backend's response; return the response if it is done."""
+        """Take an event of the response of its delegation; return the response if this ends it,
+        else None.
+
+        ``response.created``, or any event where none runs, begins one, in place of one that runs
+        for the same delegation; beyond 16 the oldest is dropped.
+        """
         inner, name = event.event, event.delegation_id
         kind = inner.get("type")
         told = inner.get("response")
@@ -193,7 +210,9 @@ class Backend:
         told: Mapping[str, Any],
         inner: Mapping[str, Any],
     ) -> ResponseDone:
-        """Complete a response of the backend."""
+        """Return the end of a response, with ``status``. Its items are those collected, or else
+        those of ``told`` (its ``response`` object). Function calls of a completed one are noted as
+        open, 256 at most; ``inner`` is the event, which has the error if ``told`` has none."""
         output = told.get("output")
         if not stream.items:
             stream.items += items_of(output)[:MAX_ITEMS]
@@ -221,9 +240,11 @@ class Backend:
         )
 
     def answer(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the client events for a ``function_call_output``.
+        """Return the client events for a ``function_call_output``: the result, then
+        ``response.create`` if it was the last that a requested continuation waited for.
 
-        The result of a call that an earlier session made is sent as a message.
+        The result of a call that is not open here, as one that an earlier session made, is sent as
+        a developer's message instead.
         """
         call_id = item.get("call_id")
         if call_id not in self._open:
@@ -236,12 +257,14 @@ class Backend:
         return [_create_item(item), *self._due()]
 
     def continue_response(self) -> list[dict[str, Any]]:
-        """Return ``response.create``, or nothing while results are missing: :meth:`answer` returns
-        it then."""
+        """Return ``response.create``; an empty list while results of function calls are missing, in
+        which case :meth:`answer` of the last one returns it."""
         self._waits = True
         return self._due()
 
     def _due(self) -> list[dict[str, Any]]:
+        """Return ``response.create`` if one is wanted and no function call is open, and note
+        whether its response is one that the voice must be told of; else an empty list."""
         if self._open or not self._waits:
             return []
         self._waits = False
@@ -252,20 +275,24 @@ class Backend:
 
 
 def _create_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``response.item.create``, which adds an item to the backend's conversation."""
     return {"type": "response.item.create", "item": dict(item)}
 
 
 def _developer_message(text: str) -> dict[str, Any]:
+    """Return a message item of the developer with this text."""
     part = {"type": "input_text", "text": text}
     return {"type": "message", "role": "developer", "content": [part]}
 
 
 def _text(value: object) -> str | None:
+    """Return a text, cut to 500 characters; None for what is not a string."""
     return value[:500] if isinstance(value, str) else None
 
 
 def words_of(done: ResponseDone) -> str:
-    """Return the text of a response's messages; "" unless it is completed."""
+    """Return the text of a response's messages, 500 characters of each part; "" unless the response
+    has ``status`` completed."""
     messages = [item for item in done.output if item.get("type") == "message"]
     parts = [part for item in messages for part in item.get("content") or ()]
     texts = [_text(part.get("text")) or "" for part in parts if isinstance(part, Mapping)]
@@ -273,7 +300,8 @@ def words_of(done: ResponseDone) -> str:
 
 
 def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
-    """Return whether a command is an out-of-band ``response.create`` for text."""
+    """Return whether a command is an out-of-band ``response.create`` for text: ``conversation`` is
+    in it, and ``audio`` is not among its modalities."""
     if not isinstance(command, CreateResponse) or "conversation" not in (command.response or {}):
         return False
     return "audio" not in (command.response or {}).get("output_modalities", ())
@@ -282,8 +310,9 @@ def is_question(command: ClientCommand) -> TypeGuard[CreateResponse]:
 def answers(output: str, task: str) -> list[dict[str, Any]]:
     """Return the client events that give the voice a function's result for a delegated task.
 
-    A JSON string, or text, is spoken. Of an object, ``commentary`` is spoken and ``thinking`` added
-    to what the voice knows; any other JSON is added as a whole. ``task`` is the delegation's id.
+    A JSON string, or text that is no JSON, is spoken (``commentary``). Of an object, first
+    ``thinking`` is added to what the voice knows, then ``commentary`` is spoken; any other JSON is
+    added to what it knows as a whole. ``task`` is the delegation's id.
     """
     try:
         found = orjson.loads(output)
@@ -300,9 +329,13 @@ def answers(output: str, task: str) -> list[dict[str, Any]]:
 
 
 def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str, Any]]:
-    """Return the client events that append ``text``, split between words into 500 tokens each.
+    """Return the client events that append ``text``, in pieces of 1,400 bytes at most (500 tokens),
+    split between words, and within a word only if that is longer. An empty list for "".
 
-    ``task`` is the id of the delegation that they answer, if any.
+    Args:
+        channel: ``commentary`` to be said, ``instructions`` to be followed, ``thinking`` to be
+            known.
+        task: id of the delegation that they answer, if any.
     """
     bodies: list[dict[str, Any]] = []
     piece = ""
@@ -359,10 +392,11 @@ NO_PLAYOUT = LivePlayout(lambda: 0)
 
 
 class Voice:
-    """Makes events of Realtime responses from the output track of a Live session.
+    """Makes events of Realtime responses from the output track of a Live session: each stretch of
+    speech is a response of one item, both with the id of the stretch (``speech_1``).
 
     Args:
-        deliver: called with the events.
+        deliver: called with each event.
     """
 
     def __init__(
@@ -383,8 +417,13 @@ class Voice:
         """Words of the clip that plays next."""
 
     def brief(self, command: CreateResponse) -> list[dict[str, Any]]:
-        """Return the client events that have the voice brief a colleague; what it says next is a
-        response with the metadata of ``command``."""
+        """Return the client events that have the voice brief a colleague, with the words of
+        ``command`` or else by its instructions.
+
+        The next stretch of speech that begins is the briefing, a response with the metadata of
+        ``command``; it ends after 1.5 s of silence, not 0.6 s. Nothing is dropped any more of what
+        an earlier briefing left.
+        """
         response, words = command.response or {}, command.words
         self._briefing = response.get("metadata") or {}
         self._discard_until = 0.0
@@ -395,11 +434,14 @@ class Voice:
         return told + texts("instructions", str(response.get("instructions") or ""))
 
     def briefs(self, response_id: str) -> bool:
-        """Return whether this response is the briefing, current or requested ("")."""
+        """Return whether this response is the briefing that is spoken, or was last; for "", whether
+        one was requested that has not begun."""
         return response_id == self._briefed and bool(response_id or self._briefing)
 
     def end_briefing(self, now: float) -> list[dict[str, Any]]:
-        """End the briefing at ``now`` (s) and drop its rest; return the client events for that."""
+        """End the briefing at ``now`` (s), requested or spoken: its response is completed, and its
+        rest is not delivered, nor is speech that begins within 1.5 s. Return the client events that
+        send the voice back to the caller."""
         self._briefing, self._briefed = None, ""
         self._discarding = self.track.speaking
         self._discard_until = now + DISCARD_SECONDS
@@ -408,8 +450,14 @@ class Voice:
         return texts("instructions", TO_THE_CALLER)
 
     def feed(self, audio: bytes, now: float) -> None:
-        """Take the next piece of the track, arrived at ``now`` (s); deliver its speech as events of
-        responses."""
+        """Take the next piece of the track, arrived at ``now`` (s), and deliver its speech as
+        events of responses.
+
+        Speech begins with :class:`ResponseCreated` (with the metadata of a briefing that was
+        requested), audio follows, :class:`AudioDone` and :class:`ResponseDone` end it. The words of
+        a clip are delivered at its beginning. After a stopped briefing speech is dropped until it
+        pauses for 0.2 s; one that goes on for more than 1.5 s becomes a response for the caller.
+        """
         if self._discarding and now >= self._discard_until:
             # It has gone on without a pause: what comes now is for the caller.
             self._discarding, self.track.end_ms = False, END_MS
@@ -443,7 +491,10 @@ class Voice:
                 self._speech_over(part.at_ms)
 
     def _speech_over(self, at_ms: int) -> None:
-        """Complete the response of the latest speech, which ended at ``at_ms`` of the track."""
+        """Complete the response of the latest stretch of speech, which ended at ``at_ms`` of the
+        track, by :class:`AudioDone` and :class:`ResponseDone`; nothing if there is none, or it has
+        ended before. From then on 0.6 s of silence end a stretch, unless a briefing was
+        requested."""
         speech = self._stretches.latest
         if speech is None or speech.end_ms is not None:
             return
@@ -454,17 +505,18 @@ class Voice:
         self._deliver(ResponseDone(speech.id, "completed", None, None, None, (), BY_SECONDS))
 
     def over(self) -> None:
-        """Complete the current response, since the session has ended."""
+        """Complete the response of speech that is still running, since the session has ended."""
         self._speech_over(self.track.ms)
 
     def words(self, words: TrackWords, now: float) -> None:
-        """Deliver words of the track, which came at ``now`` (s), as transcript of their stretch."""
+        """Deliver words of the track, which came at ``now`` (s), as transcript delta of the stretch
+        in which they were spoken, with the place in its audio where they end."""
         stretch = self._stretches.words(words.text, words.start_ms, now)
         until = max(0, words.end_ms - stretch.start_ms)
         self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))
 
     def tell_complete(self, now: float, *, all: bool) -> None:
-        """Deliver the whole transcript of each stretch whose words are complete; with ``all`` of
-        each one."""
+        """Deliver the transcript of each stretch, once, when its words are complete at ``now`` (s);
+        with ``all``, of every stretch that has words. None of dropped speech and of clips."""
         for one in self._stretches.complete(now, all=all):
             self._deliver(AgentTranscript(one.id, one.id, 0, one.text.strip()))

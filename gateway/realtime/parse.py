@@ -135,11 +135,12 @@ class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events
 def parse_event(
     frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> ServerEvent:
-    """Return the event in one frame (text or UTF-8); ``translate`` makes its object a GA event
-    first.
+    """Return the event in one message (text or UTF-8); ``translate`` makes its object a GA event
+    first. A type that nothing here reads is :class:`OtherEvent`.
 
-    Raises :class:`BadEvent` for malformed JSON and for a known event without a field that the
-    gateway needs; nothing else, whatever the frame holds.
+    Raises :class:`BadEvent` for malformed JSON, for a message with too many values or nested too
+    deeply, and for a known event without a field that the gateway needs; nothing else, whatever it
+    holds.
     """
     event_type, event = _object_of(frame, translate)
     if event_type == AUDIO_DELTA:
@@ -149,7 +150,8 @@ def parse_event(
 
 
 def parse_live_event(frame: str | bytes) -> ServerEvent:
-    """Parse an event of a Live session; see :func:`parse_event`."""
+    """Return the event in one message of a Live session; as :func:`parse_event`, with Live's
+    types."""
     event_type, event = _object_of(frame)
     reader = _LIVE_READERS.get(event_type)
     return OtherEvent(event_type, event) if reader is None else reader(_Fields(event_type, event))
@@ -158,7 +160,9 @@ def parse_live_event(frame: str | bytes) -> ServerEvent:
 def _object_of(
     frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Return the type of a frame, and its object. Raises BadEvent."""
+    """Return the type of an event, without white space around it, and its object. Raises BadEvent
+    for what is no JSON object with a text as ``type``, for 100,000 values and more in a message of
+    more than 64 KiB, and for one nested more than 100 deep."""
     if len(frame) > _LARGE:
         raw = frame.encode() if isinstance(frame, str) else frame
         if raw.count(b",") + raw.count(b"[") + raw.count(b"{") >= MAX_VALUES:
@@ -180,7 +184,8 @@ def _object_of(
 
 
 def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
-    """Return whether an event is nested more than 100 deep; ``frame`` is its JSON."""
+    """Return whether an event is nested more than 100 deep; ``frame`` is its JSON, whose brackets
+    are counted first."""
     raw = frame.encode() if isinstance(frame, str) else frame
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
@@ -196,7 +201,8 @@ def nested_deeply(event: dict[str, Any], frame: str | bytes) -> bool:
 
 
 def _lenient(frame: str | bytes) -> Any:
-    """Parse JSON that the strict parser rejects: NaN, lone surrogates. Raises BadEvent."""
+    """Parse JSON that the strict parser rejects: NaN, lone surrogates (which are replaced). Raises
+    BadEvent, with the position of the fault and never the content."""
     try:
         return unicode_in(json.loads(frame if isinstance(frame, str) else frame.decode()))
     except (ValueError, RecursionError) as error:
@@ -206,12 +212,12 @@ def _lenient(frame: str | bytes) -> Any:
 
 
 def is_known_type(event_type: str) -> bool:
-    """Return whether ``event_type`` is a server event of GA."""
+    """Return whether ``event_type`` is a server event of GA, used here or not."""
     return event_type in _READERS or event_type in _KNOWN_UNUSED
 
 
 def is_live_type(event_type: str) -> bool:
-    """Return whether a Live session may send events of this type."""
+    """Return whether a Live session may send events of this type, used here or not."""
     return event_type in _LIVE_READERS or event_type in _LIVE_UNUSED
 
 
@@ -270,31 +276,39 @@ class _Fields:
         self.raw = values.get
 
     def bad(self, key: str, detail: str) -> BadEvent:
+        """Return (not raise) the exception for the field ``key`` of this event."""
         return BadEvent(self._type, self._path + key, detail)
 
     def _wrong(self, key: str, wanted: str) -> BadEvent:
+        """Return the exception for a field that is missing, or else not of the type ``wanted``."""
         return self.bad(key, "missing" if self.raw(key) is None else f"not {wanted}")
 
     def text(self, key: str) -> str:
+        """Return a text field, which may be empty. Raises BadEvent where it is missing or no
+        text."""
         if not isinstance(value := self.raw(key), str):
             raise self._wrong(key, "a string")
         return value
 
     def text_or_none(self, key: str) -> str | None:
+        """Return a text field; None where it is missing or no text."""
         value = self.raw(key)
         return value if isinstance(value, str) else None
 
     def id(self, key: str) -> str:
-        """Return a text field, "" where it is missing."""
+        """Return a text field; "" where it is missing or no text."""
         return self.text_or_none(key) or ""
 
     def number_or_none(self, key: str) -> int | None:
+        """Return a number, without its fraction; None where it is missing or not finite."""
         try:
             return self.number(key)
         except BadEvent:
             return None
 
     def number(self, key: str) -> int:
+        """Return a number, without its fraction. Raises BadEvent where it is missing, no number (a
+        bool is none) or not finite."""
         value = self.raw(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(key, "a number")
@@ -304,15 +318,18 @@ class _Fields:
             raise self.bad(key, "not a finite number") from None
 
     def content_index(self) -> int:
+        """Return the index of the content part; 0 where it is missing or no number."""
         # 0 is the only value seen in the field, and some servers leave it out.
         return self.number_or_none("content_index") or 0
 
     def object(self, key: str) -> dict[str, Any]:
+        """Return an object. Raises BadEvent where it is missing or no object."""
         if not isinstance(value := self.raw(key), dict):
             raise self._wrong(key, "an object")
         return value
 
     def object_or_none(self, key: str) -> dict[str, Any] | None:
+        """Return an object; None where it is missing or no object."""
         value = self.raw(key)
         return value if isinstance(value, dict) else None
 
@@ -322,7 +339,8 @@ class _Fields:
 
 
 def _audio(event: _Fields) -> bytes:
-    """Decode the audio of a delta. Raises BadEvent."""
+    """Return the audio of ``delta``, decoded, which may be empty. Raises BadEvent where it is
+    missing, no base64, or has more than 4 Mi characters."""
     encoded = event.text("delta")
     if len(encoded) > MAX_AUDIO_TEXT:
         raise event.bad("delta", f"more than {MAX_AUDIO_TEXT} characters")
@@ -333,7 +351,8 @@ def _audio(event: _Fields) -> bytes:
 
 
 def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
-    """Read an audio delta in as few steps as it takes: fifty of them come a second and call."""
+    """Read an audio delta in as few steps as it takes: fifty of them come a second and call. Ids
+    that are no text are ""; raises BadEvent as :func:`_audio` does."""
     value: Callable[[str], Any] = event.get
     response_id, item_id = value("response_id"), value("item_id")
     encoded, index = value("delta"), value("content_index")
@@ -352,7 +371,8 @@ def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
 
 
 def _response_done(event: _Fields) -> ResponseDone:
-    """Parse ``response.done``."""
+    """Read ``response.done``. Without a status it is ``failed`` if it has an error, else
+    ``completed``; the error's type stands for a missing code."""
     response = event.inner("response")
     details = response.inner("status_details")
     error = details.inner("error")
@@ -369,12 +389,14 @@ def _response_done(event: _Fields) -> ResponseDone:
 
 
 def _response_created(event: _Fields) -> ResponseCreated:
+    """Read ``response.created``; a missing id is "", missing metadata an empty object."""
     response = event.inner("response")
     return ResponseCreated(response.id("id"), response.object_or_none("metadata") or {})
 
 
 def _server_error(event: _Fields) -> ServerError:
-    """Parse ``error``."""
+    """Read ``error``, which is an object, a text, or missing, with code and message beside
+    ``type``. Never raises BadEvent."""
     # An error must never be lost to its own shape: some servers send a string, or put code and
     # message beside ``type``.
     error = event.raw("error")
@@ -391,18 +413,22 @@ def _server_error(event: _Fields) -> ServerError:
 
 
 def _live_error(event: _Fields) -> ServerError:
+    """Read a Live session's ``error``, as :func:`_server_error`; it names the client event in
+    ``client_event_id``, inside ``error`` or beside it."""
     event_id = event.inner("error").id("client_event_id") or event.text_or_none("client_event_id")
     return replace(_server_error(event), client_event_id=event_id)
 
 
 def _words(event: _Fields, *, agent: bool) -> TrackWords:
-    """Read a delta of a Live transcript; its end is never before its start."""
+    """Read a delta of a Live transcript, the agent's or the caller's. A missing start is 0, a
+    missing end the start, and the end is never before that. Raises BadEvent without words."""
     start = max(0, event.number_or_none("start_ms") or 0)
     end = event.number_or_none("end_ms")
     return TrackWords(agent, event.text("delta"), start, start if end is None else max(start, end))
 
 
 def _seconds(event: _Fields) -> float | None:
+    """Return ``usage.seconds``; None unless it is a number from 0 to below 1e9."""
     value = event.inner("usage").raw("seconds")
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
@@ -410,18 +436,21 @@ def _seconds(event: _Fields) -> float | None:
 
 
 def _usage(event: _Fields) -> SessionUsage:
+    """Read ``session.usage.updated``; id and model are left "", for the session knows them. Raises
+    BadEvent without seconds."""
     if (seconds := _seconds(event)) is None:
         raise event.bad("usage.seconds", "missing, or no number of seconds")
     return SessionUsage("", "", seconds, True)
 
 
 def _delegated(event: _Fields) -> WorkDelegated:
+    """Read ``session.delegation.created``; without a target it is ``client``."""
     delegation = event.inner("delegation")
     return WorkDelegated(delegation.id("id"), delegation.text_or_none("target") or "client")
 
 
 def _decided(event: _Fields) -> DecisionMade:
-    """Parse a decision of the classifier."""
+    """Read ``decision.event``, a decision of the classifier, with its first 32 answers."""
     decision = event.inner("event").inner("decision")
     return DecisionMade(
         event.id("delegation_id"),

@@ -56,23 +56,29 @@ _AUDIO = (AudioDelta, TrackAudio)
 
 
 class Wire(Protocol):
-    """Translates one session between the gateway and its server; the dialect and audio format."""
+    """Translates one session between the gateway (GA, the call's codec) and its server's wire:
+    dialect and audio format. ``pcm`` is the audio converter, None where call and server both use
+    G.711; ``parse`` returns the event of a message, or raises :class:`BadEvent`."""
 
     pcm: Pcm24 | Linear24 | None
     parse: Callable[[str | bytes], ServerEvent]
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return a client event as it goes on the wire, without ``event_id``."""
+        """Return a client event's JSON object as it goes on the wire; ``event_id`` is added by the
+        caller."""
 
 
 class Tap(Protocol):
-    """Sees the messages of a session as they are on the wire. Must neither wait nor raise."""
+    """Sees every message of a session as it is on the wire: event log and sideband. Its methods are
+    called on the event loop, and must neither wait nor raise."""
 
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
-        """Take a message that is sent; ``audio`` is what it appends, if that is all it does."""
+        """Take a message that has been written to the socket. ``audio`` is the raw caller audio of
+        an audio append (in the wire's format); None for every other message."""
 
     def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
-        """Take a message that has come; ``delta`` is its event where that is audio."""
+        """Take a message of the server. ``delta`` is its event if that is audio (as on the wire,
+        not yet resampled); None for others, and for a message that cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +135,12 @@ class Counters:
 class Session:
     """One realtime session after its ``session.updated``. To be used on its event loop only.
 
+    A task reads the socket until the connection closes; it is started here.
+
     Args:
-        on_event: called with each event, in order.
-        on_closed: called once, at the end.
+        on_event: called with each event in the order of arrival, first with those of the
+            set-up. What it raises is logged and counted.
+        on_closed: called once, after the last event.
     """
 
     capabilities: Capabilities = REALTIME
@@ -179,21 +188,23 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether the session takes nothing more: it has ended, or its WebSocket is closing."""
+        """Whether nothing can be sent any more: the session has ended, or its WebSocket is not in
+        state OPEN (either side has begun to close)."""
         return self._ended or self._connection.protocol.state is not State.OPEN
 
     @property
     def round_trip_ms(self) -> float:
-        """Round trip of the last WebSocket ping and its pong, ms; 0 before the first."""
+        """Round trip of the last WebSocket ping and its pong, ms; 0 before the first pong."""
         return 1000 * self._connection.latency
 
     def append(self, audio: bytes) -> None:
         """Send caller audio (``input_audio_buffer.append``), bytes of the session's input format.
 
         Called every 20 ms of every call, so it writes a frame of its own making instead of awaiting
-        the library's ``send``. Never waits and never raises: audio that the
-        network does not take (see :data:`WRITE_BUFFER_LIMIT`) or that comes after the end is
-        dropped and counted.
+        the library's ``send``. Never waits and never raises. Audio is dropped and counted
+        (``audio_dropped``) if more than 256 KiB wait in the socket's write buffer
+        (:data:`WRITE_BUFFER_LIMIT`), or if the WebSocket is closing; the first drop of an open
+        session is logged.
         """
         counters = self.counters
         full = self._transport.get_write_buffer_size() > WRITE_BUFFER_LIMIT
@@ -211,8 +222,10 @@ class Session:
     def send(self, command: ClientCommand) -> str:
         """Send a command now and return its ``event_id``, which an ``error`` about it will name.
 
-        Never waits and never raises; a command is dropped (and counted) only if the session has
-        ended.
+        Never waits and never raises, however full the write buffer is. Only if the session is
+        closed it is dropped and counted (``commands_dropped``); the id is returned all the same. A
+        change of voice is taken out of a ``session.update`` once the server has sent audio, and a
+        ``response.create`` gets its id into its metadata (:class:`SentCommands`).
         """
         event_id = self.commands.next_id()
         command = self.commands.without_locked_voice(command, self.effective)
@@ -227,17 +240,22 @@ class Session:
         return event_id
 
     def audio_counts(self) -> dict[str, int]:
-        """Return by name how much audio was added to or left out of both directions: none here."""
+        """Return by name how much audio was filled in or left out, for the record: an empty dict
+        here, as only Live sessions do that."""
         return {}
 
     def tell_usage(self) -> None:
-        """Deliver the usage so far as event; does nothing here, as ``response.done`` has it."""
+        """Deliver the seconds of use so far as :class:`SessionUsage`; does nothing here, as
+        ``response.done`` has the usage of a Realtime session."""
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """End the session and return when its socket and task are gone, within about 2 s.
+        """Send a close frame, and return when socket and reading task are gone and ``on_closed``
+        was called: within about 2 s, or 4 s with a server that does not answer.
 
-        Any number of calls, at any time; only the first one's ``code`` and ``reason`` (cut
-        to 123 bytes of UTF-8) go to the server. Not to be awaited inside the callbacks.
+        Any number of calls, at any time; only the first one's ``code`` and ``reason`` (cut to 123
+        bytes of UTF-8) go to the server, and none if it has begun to close itself. A cancelled call
+        aborts the connection. Not to be awaited inside the callbacks, which would wait for
+        themselves.
         """
         if self._close_asked is None and not self.closed:
             # A close frame has room for 123 bytes of reason (RFC 6455 section 5.5).
@@ -255,7 +273,8 @@ class Session:
         await asyncio.shield(self._reader)
 
     def _write(self, message: bytes, audio: bytes | None = None) -> bool:
-        """Write a message and show it to the tap; return False after a close. Never raises."""
+        """Write a message to the socket and show it to the tap. Return False, with nothing written,
+        if the WebSocket is not open; True also where the transport fails. Never raises."""
         try:
             written = self._connection.write_text(message)
         except Exception:
@@ -267,7 +286,13 @@ class Session:
         return written
 
     async def _read(self, waiting: Sequence[ServerEvent]) -> None:
-        """Read messages until the connection closes."""
+        """Task: deliver the events of the set-up, then each message until the connection closes; at
+        last abort the transport and report the end.
+
+        Messages are taken from the library's queue only until that is empty: from then on the
+        connection calls :meth:`_take` directly, until a large or fragmented message goes through
+        the queue.
+        """
         closed = SessionClosed(1006, "", False, classify_close(1006, ""))
         try:
             for event in waiting:
@@ -294,7 +319,8 @@ class Session:
             self._end(closed)
 
     def _take(self, frame: bytes) -> None:
-        """Parse a frame, count it, and deliver its event."""
+        """Parse a message, count it, show it to the tap, and handle its event. One that cannot be
+        parsed is counted and logged as bad."""
         try:
             event = self._edge.parse(frame)
         except BadEvent as error:
@@ -304,8 +330,9 @@ class Session:
         self._on_parsed(event)
 
     async def _take_large(self, frame: bytes) -> None:
-        """Parse a large frame on a thread, and deliver its audio in parts of ``part_bytes``: other
-        calls are served meanwhile."""
+        """Do as :meth:`_take` with a message of more than 64 KiB, parsed on a thread; other calls
+        are served meanwhile, and between the parts of ``part_bytes`` in which its audio is
+        handled."""
         try:
             event = await asyncio.to_thread(self._edge.parse, frame)
         except BadEvent as error:
@@ -321,14 +348,15 @@ class Session:
             await asyncio.sleep(0)
 
     def _count_in(self, frame: bytes, event: ServerEvent | None) -> None:
-        """Count a frame and show it to the tap."""
+        """Count a received message and show it to the tap; ``event`` is None if it could not be
+        parsed."""
         self.counters.events_received += 1
         if self._tap is not None:
             delta = event if isinstance(event, _AUDIO) else None
             self._tap.received(frame, delta)
 
     def _bad(self, error: BadEvent, frame: bytes) -> None:
-        """Count and log an event that cannot be parsed."""
+        """Count a message that cannot be parsed, as received and as bad, and log the first 10."""
         self._count_in(frame, None)
         self.counters.bad_events += 1
         if self.counters.bad_events <= _LOGGED_COMPLAINTS:
@@ -342,7 +370,14 @@ class Session:
             )
 
     def _on_parsed(self, event: ServerEvent) -> None:
-        """Deliver an event, unless it rejects a command that is sent again in another form."""
+        """Handle an event, then deliver it to ``on_event``.
+
+        The first audio locks the voice; a type that GA does not have is counted;
+        ``session.updated`` replaces :attr:`effective`; secrets are taken out of an ``error``. An
+        ``error`` that rejects the metadata which we added to a ``response.create`` is not
+        delivered: the request is sent again without it. One that rejects a field of a
+        ``session.update`` is delivered after the rest was sent again.
+        """
         if type(event) is AudioDelta:
             self.commands.voice_locked = True
         elif isinstance(event, OtherEvent):
@@ -360,6 +395,8 @@ class Session:
         self._deliver(event)
 
     def _count_unknown(self, event_type: str) -> None:
+        """Count an event type; the first 32 types are kept, each logged once, and others are not
+        counted."""
         seen = self.counters.unknown_types
         if event_type in seen:
             seen[event_type] += 1
@@ -368,6 +405,8 @@ class Session:
             self._log.info("session.unknown_event", type=event_type[:100])
 
     def _deliver(self, event: ServerEvent) -> None:
+        """Call ``on_event``. An exception of it is counted, and the first 10 are logged; none goes
+        further."""
         try:
             self._on_event(event)
         except Exception:
@@ -376,8 +415,12 @@ class Session:
                 self._log.exception("session.handler_failed", event_class=type(event).__name__)
 
     def _closed(self, error: ConnectionClosed) -> SessionClosed:
-        """Return who closed the connection, with code, reason (RFC 6455 section 7.1.5) and
-        verdict."""
+        """Return who closed the connection, with code, reason (RFC 6455 section 7.1.5) and verdict.
+
+        It was us if :meth:`close` was called and the server's close frame did not come first.
+        Without a close frame of the server it is 1006, with the reason of the library's own close,
+        such as ``keepalive ping timeout``.
+        """
         received, sent = error.rcvd, error.sent
         if self._close_asked is not None and not (received and error.rcvd_then_sent):
             code, reason = self._close_asked
@@ -392,7 +435,8 @@ class Session:
         return SessionClosed(code, reason, False, classify_close(code, reason))
 
     def _end(self, closed: SessionClosed) -> None:
-        """Log the session's counters and report its end, once."""
+        """Note the session as ended, log its counters, and call ``on_closed``, whose exceptions are
+        logged. Called once, by the reading task."""
         self._ended = True
         counters = self.counters
         self._log.info(
@@ -417,10 +461,12 @@ class Session:
 
 
 class ResampledSession(Session):
-    """A session in 24 kHz PCM; audio is appended and delivered in the codec of the call.
+    """A session whose wire has 24 kHz PCM; audio is appended and delivered in the codec of the
+    call.
 
-    At the end of a content part the rest in the resampler is delivered as a delta before
-    :class:`AudioDone`. ``audio_sent_bytes`` counts PCM.
+    At the end of a content part (its :class:`AudioDone`, its response's :class:`ResponseDone`, or
+    the first delta of another part) what is left in the resampler is delivered as one more delta
+    before that event. ``audio_sent_bytes`` counts PCM.
     """
 
     part_bytes = 48_000
@@ -429,14 +475,17 @@ class ResampledSession(Session):
     _part: tuple[str, str, int] | None = None
 
     def append(self, audio: bytes) -> None:
-        """Resample and send caller audio, some 30 ms later."""
+        """Resample caller audio (bytes in the call's codec) and send it. The resampler delays it by
+        30 ms: the first calls send nothing."""
         assert self._edge.pcm is not None
         wire = self._edge.pcm.up(audio)
         if wire:
             super().append(wire)
 
     def _deliver(self, event: ServerEvent) -> None:
-        """Deliver an event, an audio delta resampled, after the rest of the content part before."""
+        """Deliver an event: of an audio delta the resampled audio, if it yields any yet; before a
+        delta of another part, and before the end of the current one, the rest of the current
+        part."""
         if isinstance(event, AudioDelta):
             part = (event.response_id, event.item_id, event.content_index)
             if part != self._part:
@@ -452,11 +501,13 @@ class ResampledSession(Session):
         super()._deliver(event)
 
     def _is_of_part(self, done: AudioDone | ResponseDone) -> bool:
-        """Return whether an event ends the current content part, and not another response, which
-        may end in the middle of it. An event without ``response_id`` does."""
+        """Return whether ``done`` ends the current content part: it names the part's response, or
+        none. The end of another response, such as one out of band, leaves the part alone."""
         return self._part is not None and done.response_id in ("", self._part[0])
 
     def _part_over(self) -> None:
+        """Deliver what is left in the resampler of the current part as its last delta, if there is
+        any, and reset the resampler. Nothing without a current part."""
         if self._part is None:
             return
         assert self._edge.pcm is not None

@@ -109,10 +109,10 @@ def session_object(
     """Return the object for ``session.update``: a deep copy of ``route_session``, completed.
 
     ``type`` is ``realtime``; input and output format are those of ``codec``, whatever the route
-    says. ``tools`` follow the route's own, without functions that the route defines itself. Turn
-    detection gets explicit values where the route gives none; one that the route turns off
-    (``None``) stays off. With a hosted ``prompt`` and no turn detection in the route, none is sent,
-    so that the prompt's own is in force.
+    says. ``tools`` follow the route's own, without those whose name the route uses itself. Turn
+    detection gets explicit values where the route gives none (``server_vad`` where it names no
+    type); one that the route turns off (``None``) stays off. With a hosted ``prompt`` and no turn
+    detection in the route, none is sent, so that the prompt's own is in force.
 
     Raises :class:`ValueError`, naming the key, where the route has no object and needs one.
     """
@@ -133,8 +133,9 @@ def session_object(
 
 
 def transcription_object(route_session: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
-    """Return the object for ``session.update`` of a transcription session: the input settings of
-    ``route_session``, completed. Raises as :func:`session_object`."""
+    """Return the object for ``session.update`` of a transcription session: ``audio.input`` as
+    :func:`session_object` completes it, without what turn detection has for responses, and
+    ``include`` if the route has it; nothing else of the route. Raises as :func:`session_object`."""
     whole = session_object(route_session, codec, ())
     heard = whole["audio"]["input"]
     if heard.get("turn_detection") is not None:
@@ -153,10 +154,11 @@ def live_object(
     route_live: Mapping[str, Any], codec: Codec, tools: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
     """Return the object for ``session.start`` of a Live session: a deep copy of ``route_live``,
-    completed.
+    completed; the model is added when it is sent.
 
-    The format is that of ``codec``. ``tools`` are added to those of the backend, if there is one
-    (``delegation.type = "responses"``). Raises as :func:`session_object`.
+    The format is that of ``codec`` at 8 kHz. ``tools`` are added to those of the backend; where
+    there is none (``delegation.type`` is not ``responses``) they are left out. Raises as
+    :func:`session_object`.
     """
     session: dict[str, Any] = plain_json(route_live)
     audio = _table(session.setdefault("audio", {}), "audio")
@@ -170,8 +172,8 @@ def live_object(
 
 
 def _name_types(session: Mapping[str, Any], delegation: Mapping[str, Any]) -> None:
-    """Add each ``type`` that a route may leave out, since there is only one, but the service
-    needs."""
+    """Add each ``type`` that a route may leave out, since there is only one, but the service needs:
+    of triggers, the backend's tools, messages of ``input`` and their parts. Changes ``session``."""
     for trigger in session.get("triggers") or ():
         trigger.setdefault("type", "decisions")
     for tool in (delegation.get("responses") or {}).get("tools") or ():
@@ -186,14 +188,17 @@ def _name_types(session: Mapping[str, Any], delegation: Mapping[str, Any]) -> No
 def _with_tools(
     session: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the tools of ``session``, then those of ``tools`` with other names."""
+    """Return copies of the tools of ``session``, then of those of ``tools`` whose name it does not
+    use."""
     own = [_table(tool, "tools") for tool in session.get("tools") or []]
     names = {tool.get("name") for tool in own} - {None}
     return own + [plain_json(tool) for tool in tools if tool.get("name") not in names]
 
 
 def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a Live session object with the latest items of a conversation that fit in ``input``.
+    """Return a copy of a Live session object, with the latest items of a conversation after its own
+    ``input``, as many as fit: 128 messages and 24,000 bytes in all. No item is cut; the first that
+    does not fit, from the end, and all before it are left out.
 
     Function calls and their results become messages of the developer.
     """
@@ -211,7 +216,8 @@ def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]])
 
 
 def _input_message(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item of the conversation as a message of a Live session's ``input``."""
+    """Return an item of the conversation as a message of a Live session's ``input``, with its text
+    only. Roles other than user and assistant become developer."""
     if item.get("type") == "function_call":
         role, text = "developer", f"Called {item.get('name')} with {item.get('arguments')}"
     elif item.get("type") == "function_call_output":
@@ -225,8 +231,8 @@ def _input_message(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults of its type to a ``turn_detection`` object where it has no value; return
-    it."""
+    """Add the defaults of its type (``server_vad`` where it has none) to a ``turn_detection``
+    object where a key is missing; return that object, changed."""
     kind = detection.setdefault("type", "server_vad")
     for name, value in _VAD_DEFAULTS.get(kind, {}).items():
         detection.setdefault(name, value)
@@ -234,7 +240,8 @@ def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_of(session: Mapping[str, Any], direction: Literal["input", "output"]) -> str | None:
-    """Return the ``type`` of a session object's audio format; None where it has none."""
+    """Return the ``type`` of a session object's audio format, Beta's plain text too; None where it
+    has none."""
     audio = session.get("audio")
     side = audio.get(direction) if isinstance(audio, Mapping) else None
     audio_format = side.get("format") if isinstance(side, Mapping) else None
@@ -244,20 +251,23 @@ def format_of(session: Mapping[str, Any], direction: Literal["input", "output"])
 
 
 def voice_of(session: Mapping[str, Any]) -> Any:
-    """Return the voice in a session object; None where it has none."""
+    """Return the voice in a session object (``audio.output.voice``), a text or an object; None
+    where it has none."""
     audio = session.get("audio")
     side = audio.get("output") if isinstance(audio, Mapping) else None
     return side.get("voice") if isinstance(side, Mapping) else None
 
 
 def _table(value: Any, path: str) -> dict[str, Any]:
+    """Return ``value`` if it is a dict. Raises ValueError, which names ``path``, if not."""
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must be an object, not {type(value).__name__}")
     return value
 
 
 def plain_json(value: Any) -> Any:
-    """Return a deep copy of ``value`` with dicts and lists for mappings and sequences."""
+    """Return a deep copy of ``value`` with dicts and lists for mappings and sequences, and text as
+    keys."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
@@ -310,7 +320,7 @@ _OF_A_RESPONSE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A field that a server rejected: its dotted path, the error's code and message."""
+    """A field that a server rejected: its dotted path, the error's code (or type) and message."""
 
     field: str
     code: str
@@ -318,11 +328,13 @@ class Refused:
 
 
 def field_of(error: ServerError, session: Mapping[str, Any]) -> Path | None:
-    """Return the path of the field in ``session`` that ``error`` is about.
+    """Return the path of the field in ``session`` that ``error`` is about, and that can be left
+    out.
 
-    It is named by ``param``, with or without ``session.`` before it, else in the message, in quotes
-    or spelled out from ``session.``. Where that field is missing, or inside a value that is no
-    object, it is the nearest one that exists.
+    It is named by ``param``, with or without ``session.`` before it, else in the message, spelled
+    out from ``session.``, else in quotes; a name without a path counts if it is in one place only.
+    Where that field is missing, or inside a value that is no object, it is the nearest one that
+    exists. ``cannot_update_voice`` names the voice by itself.
 
     None where no field is named, the call cannot do without it (audio formats, model), or the error
     is fatal or retryable (a key, a quota).
@@ -341,8 +353,8 @@ def field_of(error: ServerError, session: Mapping[str, Any]) -> Path | None:
 
 
 def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a copy of ``session`` without the field at ``path``, and objects that it leaves
-    empty."""
+    """Return a deep copy of ``session`` without the field at ``path``, and without objects and
+    lists that it leaves empty. The path must exist."""
     copy: dict[str, Any] = deepcopy(dict(session))
     inside: list[Any] = [copy]
     for step in path[:-1]:
@@ -356,9 +368,12 @@ def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None:
-    """Return a ``response.create`` without the field that ``error`` is about.
+    """Return a copy of a ``response.create`` without the field that ``error`` is about; words and
+    clip stay.
 
-    None where there is none, or the response would be another one without it.
+    None where the error names no field, or the response would be another one without it: only
+    audio, ``max_output_tokens``, metadata, modalities, ``parallel_tool_calls``, prompt and
+    reasoning can be left out.
     """
     path = field_of(error, command.response or {})
     if path is None or path[0] not in _OF_A_RESPONSE:
@@ -367,7 +382,8 @@ def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None
 
 
 def changes_something(session: Mapping[str, Any]) -> bool:
-    """Return whether a ``session.update`` with this object changes more than type and formats."""
+    """Return whether a ``session.update`` with this object changes more than type, model and
+    formats."""
     return any(path not in _NEEDED for path, value in _leaves(session) if value != {})
 
 
@@ -380,6 +396,8 @@ def dotted(path: Path) -> str:
 
 
 def _names(error: ServerError) -> Iterator[str]:
+    """Yield the names of fields in an error: ``param``, then those in its message that begin with
+    ``session.`` or ``response.``, then those in quotes."""
     if error.param:
         yield error.param
     yield from _SPELLED.findall(error.message)
@@ -387,7 +405,8 @@ def _names(error: ServerError) -> Iterator[str]:
 
 
 def _steps(said: str) -> Path:
-    """Return the path that is written in ``said``, without ``session`` at its beginning."""
+    """Return the path that is written in ``said``, without ``session`` or ``response`` at its
+    beginning; digits after the first step, and in brackets, are indexes."""
     steps: list[str | int] = []
     for bare, single, double, index in _STEP.findall(said):
         text = bare or single or double
@@ -397,11 +416,13 @@ def _steps(said: str) -> Path:
 
 
 def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:
-    """Return the beginning of the path ``wanted`` that exists in ``session``; None where a step
-    other than the last is missing.
+    """Return the beginning of the path ``wanted`` that exists in ``session``, the whole of it as a
+    rule.
 
-    The type of a union's member, which some servers name (``turn_detection.server_vad.threshold``),
-    is skipped.
+    It is shorter where only the last step is missing, or where it leads into a text or a number.
+    None where another step is missing, or the last one in an object that the call needs. The type
+    of a union's member, which some servers name (``turn_detection.server_vad.threshold``), is
+    skipped.
     """
     here: Any = session
     path: list[str | int] = []
@@ -426,7 +447,8 @@ def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:
 
 
 def _only_place(said: str, session: Mapping[str, Any]) -> Path | None:
-    """Return the path of a name that occurs in one place only."""
+    """Return the path of the field named ``said`` in ``session``; None if it is in several places
+    or none, or ``said`` is more than a name."""
     if not re.fullmatch(r"\w+", said):
         return None
     places = {path[: path.index(said) + 1] for path, _ in _leaves(session) if said in path}
@@ -434,6 +456,7 @@ def _only_place(said: str, session: Mapping[str, Any]) -> Path | None:
 
 
 def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield path and value of all that is no object or list, or an empty one."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _leaves(inner, (*path, name))

@@ -85,7 +85,7 @@ _wire_log.setLevel(logging.INFO)
 _BETA = 'the server answers in the fields of the Beta API: realtime.dialect = "beta"'
 _ONLY_PCM = 'for servers with 24 kHz PCM only there is realtime.audio = "pcm24"'
 
-# A server that talks this much before session.updated is not one.
+# Events of the set-up that are kept for the session; more are dropped.
 _EARLY_EVENTS = 100
 
 Late = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -108,22 +108,24 @@ async def open_session(
     late: Late | None = None,
     playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
-    """Open a session within ``timeout`` seconds, from the first packet to ``session.updated``.
+    """Open a session within ``timeout`` seconds, from the first packet to ``session.updated`` (of a
+    Live session to ``session.started``).
 
-    A field that the server rejects is left out, and the rest is sent again
+    A field that the server rejects is left out, and the rest is sent again, up to 8 times
     (:mod:`gateway.realtime.session_object`); ``Session.commands.refused`` names such fields.
 
     Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
-    before ``session.updated``, a ``session.updated`` with another audio format, and the deadline.
-    After that, or when cancelled, no socket and no task is left.
+    before ``session.updated``, a ``session.updated`` with another audio format, and the deadline;
+    also what ``late`` raises. After an exception, or when cancelled, no socket and no task is left.
 
     Args:
-        on_event: gets the events after ``session.updated`` in order, also before this returns.
-        on_closed: called once, at the end of the session.
+        on_event: gets the other events of the set-up and then all later ones, in order, from
+            the next turn of the event loop on.
+        on_closed: called once, at the end of the session; never if this raises.
         tap: sees all messages as they are on the wire, from the first.
-        late: awaited for the session object after ``session.created``; ``session_object`` then
-            only gives the audio formats.
-        playout: of the call, for a Live session.
+        late: awaited for the session object after ``session.created`` (of a Live session once
+            connected); ``session_object`` then only gives the audio formats.
+        playout: of the call, for a Live session: its queue, and the conversation so far.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -179,7 +181,10 @@ async def open_with_retry(
     """Open a session as :func:`open_session` does; try again after a retryable failure.
 
     ``timeout`` (s) is for all attempts together, ``attempts`` the most of them (None: as many as
-    fit in). Waits double, or are as long as the server's ``Retry-After``. Raises SetupFailed.
+    fit in). Between them it waits 0.25 s, then double each time, or the server's ``Retry-After`` if
+    that is longer, and up to a quarter more at random. Raises the SetupFailed of the last attempt
+    if it is not retryable, if it was the last of ``attempts``, or if the wait would end after the
+    deadline.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -209,7 +214,8 @@ async def open_with_retry(
 
 
 class _Opening:
-    """One set-up of a Realtime session, and its connection, which :meth:`discard` drops."""
+    """One set-up of a Realtime session, and its connection, which :meth:`discard` drops. ``early``
+    has events that nothing waited for, ``refused`` the settings that were left out."""
 
     edge: Wire
 
@@ -234,11 +240,14 @@ class _Opening:
         """The server's clock at the upgrade (Unix s), and ours (monotonic, s)."""
 
     def _use_edge(self) -> None:
+        """Make the translation between gateway and wire, by the audio format of the session
+        object."""
         self._ga = Edge(self._endpoint.dialect, self._endpoint.audio, self._asked)
         self.edge = self._ga
 
     def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
-        """Return a session on the connection, after :meth:`run`."""
+        """Return the running session on the connection, after :meth:`run`; ``effective`` is its
+        result."""
         assert self.connection is not None
         handshake = Handshake(
             connection=self.connection,
@@ -256,21 +265,25 @@ class _Opening:
         return made
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
-        """Return the session's class, which is another one with resampling."""
+        """Return the session's class: :class:`ResampledSession` where call and wire differ in
+        audio."""
         return Session if self.edge.pcm is None else ResampledSession
 
     @property
     def server_time(self) -> float | None:
-        """The server's clock now (Unix s), by the ``Date`` of its response (RFC 9110, 6.6.1)."""
+        """The server's clock now (Unix s), by the ``Date`` of its response to the upgrade (RFC
+        9110, 6.6.1) and the time since; None without a valid one."""
         if self._date is None:
             return None
         told, at = self._date
         return told + asyncio.get_running_loop().time() - at
 
     async def run(self) -> dict[str, Any]:
-        """Connect and exchange the events of the set-up; return the server's session object.
+        """Connect, wait for ``session.created``, then ``late``, send ``session.update`` and wait
+        for ``session.updated``. Return the server's session object, merged from both events.
 
-        Raises SetupFailed.
+        Raises SetupFailed for all that goes wrong, also for a confirmed audio format other than
+        asked for.
         """
         connection = await self._connect()
         self.connection = connection
@@ -287,9 +300,12 @@ class _Opening:
         return {**created.session, **updated.session}
 
     async def _update(self, connection: Connection) -> None:
+        """Send ``session.update`` with the settings that are still asked for."""
         await self._send(connection, UpdateSession(self._asked).body())
 
     async def _send(self, connection: Connection, body: dict[str, Any]) -> None:
+        """Send a client event, in the server's dialect and with the id of this update. Raises
+        SetupFailed if the connection is closed."""
         message = encode_command(self.edge.command(body), self._event_id)
         if self._tap is not None:
             self._tap.sent(message)
@@ -300,11 +316,17 @@ class _Opening:
 
     @property
     def _event_id(self) -> str:
+        """Id of the present update; it differs once a field was left out, so that errors can be
+        told apart."""
         return f"gw_setup_{len(self.refused)}" if self.refused else "gw_setup"
 
     async def _left_out(self, connection: Connection, error: ServerError) -> bool:
-        """Send the settings again without the field that ``error`` is about; return False where it
-        is about none, or the call needs it."""
+        """Send the settings again without the field that ``error`` is about; return whether the
+        set-up goes on.
+
+        True also for an error about an update that was replaced since. False before the settings
+        were sent, where the error names no field or one that the call needs, or 8 were left out.
+        """
         if self.step not in (Step.UPDATED, Step.STARTED):
             return False
         if error.client_event_id not in (None, self._event_id):
@@ -327,12 +349,13 @@ class _Opening:
         return True
 
     async def discard(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection without waiting for the server, if there is one."""
         if self.connection is not None:
             await discard(self.connection)
 
     async def _connect(self) -> Connection:
-        """Connect the WebSocket. Raises SetupFailed."""
+        """Connect the WebSocket: DNS, TCP, TLS and upgrade, with no redirect and no proxy. Raises
+        SetupFailed, with ``retry_after`` for a refused upgrade that has it."""
         endpoint = self._endpoint
         try:
             connection = await Connect(
@@ -369,7 +392,13 @@ class _Opening:
             raise self.failed(classify_network(error), detail) from None
 
     async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
-        """Return the next event of this class; keep others, and raise SetupFailed for an error."""
+        """Return the next event of class ``wanted``, for whatever time that takes; keep the first
+        100 others.
+
+        A message that cannot be parsed is logged and passed over. Raises SetupFailed for a close,
+        and for an ``error`` that is not about a field which the session can do without
+        (:meth:`_left_out`).
+        """
         while True:
             try:
                 message = await connection.next_message()
@@ -402,7 +431,8 @@ class _Opening:
                 self.early.append(event)
 
     def _check_formats(self, session: Mapping[str, Any]) -> None:
-        """Raise SetupFailed if the server confirms another audio format than was asked for."""
+        """Raise SetupFailed if the server confirms another audio format than was asked for, or
+        none; an empty session object is taken as confirmation."""
         if not session:
             return  # the server confirms without saying what; it was asked for these formats
         directions: tuple[Literal["input", "output"], ...] = ("input", "output")
@@ -418,6 +448,8 @@ class _Opening:
                 raise self.failed(verdict, detail)
 
     def _closed(self, error: ConnectionClosed) -> SetupFailed:
+        """Return the exception for a closed connection, by the server's close frame; without one
+        1006."""
         if error.rcvd is not None:
             code, reason = int(error.rcvd.code), error.rcvd.reason
         else:
@@ -425,7 +457,8 @@ class _Opening:
         return self.failed(classify_close(code, reason), f"close {code} {reason}".strip())
 
     def failed(self, verdict: Verdict, detail: str) -> SetupFailed:
-        """Return the exception for a failure at the present step; ``detail`` may have secrets."""
+        """Return (not raise) the exception for a failure at the present step. Secrets are taken out
+        of ``detail``; a hint is added where the server has answered in the Beta API's form."""
         detail = " ".join(self._endpoint.redact(detail).split())
         if self._answers_as_beta:
             detail = f"{detail}; {_BETA}" if detail else _BETA
@@ -447,11 +480,17 @@ class _LiveOpening(_Opening):
         self._playout = playout
 
     def _use_edge(self) -> None:
+        """Make the translation for a Live session; its audio format is the endpoint's
+        ``live_audio``."""
         self._live = LiveEdge(self._endpoint.live_audio, self._asked)
         self.edge = self._live
 
     async def run(self) -> dict[str, Any]:
-        """Do as :meth:`_Opening.run`."""
+        """Connect, await ``late``, add the conversation so far, send ``session.start`` and wait for
+        ``session.started``. Return what was asked for, overwritten by what the server confirms.
+
+        Raises SetupFailed as :meth:`_Opening.run` does.
+        """
         connection = self.connection = await self._connect()
         if self._late is not None:
             self._asked = await self._late()
@@ -463,11 +502,13 @@ class _LiveOpening(_Opening):
         return {**self._asked, **started.session}
 
     async def _update(self, connection: Connection) -> None:
+        """Send ``session.start`` with the model and the settings that are still asked for."""
         session = {"model": self._endpoint.model, **self._asked}
         await self._send(connection, {"type": "session.start", "session": session})
 
     def _check_format(self, session: Mapping[str, Any]) -> None:
-        """Raise SetupFailed if the server confirms another audio format than was asked for."""
+        """Raise SetupFailed if the server confirms another audio format than was asked for; that it
+        names none is accepted."""
         audio = session.get("audio")
         told = audio.get("format") if isinstance(audio, Mapping) else None
         got = told.get("type") if isinstance(told, Mapping) else None
@@ -478,4 +519,5 @@ class _LiveOpening(_Opening):
             raise self.failed(verdict, f"session.started has audio.format {got}")
 
     def _kind(self) -> Callable[[Handshake, OnEvent, OnClosed], Session]:
+        """Return :class:`LiveSession`, with codec and playout of the call."""
         return partial(LiveSession, codec=self._live.codec, playout=self._playout)

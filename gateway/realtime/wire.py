@@ -56,14 +56,15 @@ Samples = npt.NDArray[Any]
 
 
 class Pcm24:
-    """Resamples the audio of one session: G.711 at 8 kHz in the call, 24 kHz PCM on the wire.
+    """Resamples the audio of one session: G.711 at 8 kHz in the call, 24 kHz PCM on the wire. It
+    has state: pieces must come in their order.
 
     Sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a quarter of a millisecond, since the
     filters' delay is removed. A content part of ``b`` bytes of PCM becomes ``b // 6`` bytes of
     G.711, never one more, so that both sides count the same milliseconds (``b // 48``).
 
     Args:
-        codec: of the call.
+        codec: of the call: PCMU or PCMA.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -75,12 +76,14 @@ class Pcm24:
         self._given = 0  # at 8 kHz
 
     def up(self, audio: bytes) -> bytes:
-        """Return caller audio (G.711) as PCM; the first 30 ms return nothing."""
+        """Return caller audio (G.711) as 24 kHz PCM, 30 ms later than it came; the first 30 ms
+        return ""."""
         samples = np.frombuffer(self.codec.to_linear(audio), _HOST).astype(np.float32)
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
-        """Return the G.711 bytes of a piece of a content part; half a sample waits for the rest."""
+        """Return the G.711 bytes of a piece of a content part (24 kHz PCM), "" as long as the
+        filter has too little; half a sample waits for the next piece."""
         audio = self._rest + audio
         whole = len(audio) // _SAMPLE * _SAMPLE
         self._rest = audio[whole:]
@@ -88,13 +91,16 @@ class Pcm24:
         return self._out(np.frombuffer(audio[:whole], "<i2"), last=False)
 
     def part_over(self) -> bytes:
-        """Return the G.711 bytes left in the filter at the end of a content part."""
+        """Return the G.711 bytes left in the filter at the end of a content part, filled up with
+        silence to the part's length, and reset for the next part. "" if the part had no audio."""
         tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
         self._rest, self._taken, self._given = b"", 0, 0
         return tail
 
     def _out(self, samples: Samples, *, last: bool) -> bytes:
+        """Return samples of the part resampled, as G.711, no more in all than a third of those
+        taken; ``last`` empties the filter and fills up what is missing with silence."""
         made = self._down.resample_chunk(samples.astype(np.float32), last=last)
         due = self._taken // _RATIO - self._given
         made = made[:due]
@@ -112,12 +118,12 @@ class Linear24:
         self._rest = b""
 
     def up(self, audio: bytes) -> bytes:
-        """Return caller audio in the byte order of the wire."""
+        """Return caller audio (16-bit samples in host byte order) in the byte order of the wire."""
         return _little_endian(audio)
 
     def down(self, audio: bytes) -> bytes:
-        """Return the samples of a piece in the order of the host; half a sample waits for the
-        rest."""
+        """Return the whole samples of a piece in host byte order; half a sample waits for the next
+        piece."""
         audio = self._rest + audio if self._rest else audio
         whole = len(audio) // _SAMPLE * _SAMPLE
         self._rest = audio[whole:]
@@ -140,6 +146,7 @@ def _whole(samples: Samples) -> npt.NDArray[np.int16]:
 
 
 def _resampler(rate: int, to_rate: int) -> Any:
+    """Return a resampler for mono float samples, with a short and constant delay."""
     # soxr's variable-rate engine, at a rate that never varies: its delay is short and constant,
     # where the other one works in blocks and holds up to 75 ms back. In floating point it adds no
     # dither, which G.711 has no use for: the same audio always becomes the same bytes.
@@ -152,10 +159,9 @@ _PCM = {"type": "audio/pcm", "rate": PCM_RATE}
 
 
 def resampling(audio: Audio, codec: Codec) -> Pcm24 | Linear24 | None:
-    """Return the converter between a call in ``codec`` and a session in ``audio``.
-
-    None where both are G.711. A resampler is logged.
-    """
+    """Return the converter between a call in ``codec`` and a session in ``audio``:
+    :class:`Linear24` for a codec at 24 kHz (G.722, Opus), None where both are G.711, else a
+    resampler, which is logged."""
     if codec.wide:
         return Linear24()
     if audio == "g711":
@@ -176,7 +182,8 @@ class Edge:
     Args:
         dialect: of the server.
         audio: ``g711`` for G.711 on the wire, ``pcm24`` for 24 kHz PCM.
-        session: the GA session object of the call, whose audio format is the call's codec.
+        session: the GA session object of the call, whose audio format is the call's codec
+            (output, else input; PCMU where it names none).
     """
 
     parse: Callable[[str | bytes], ServerEvent]
@@ -191,7 +198,9 @@ class Edge:
         self.parse = parse_event if translate is None else partial(parse_event, translate=translate)
 
     def command(self, body: Json) -> Json:
-        """Return a GA client event as it goes on the wire, without ``event_id``."""
+        """Return a GA client event as it goes on the wire, without ``event_id``: 24 kHz PCM as
+        audio format where audio is converted, then the server's dialect. Fields that the dialect
+        lacks are left out and logged."""
         if self.pcm is not None:
             body = with_pcm(body)
         body, left_out = self._dialect.command(body)
@@ -207,16 +216,15 @@ class Edge:
     def format_on_wire(
         self, session: Mapping[str, Any], direction: Literal["input", "output"]
     ) -> str | None:
-        """Return the audio format (as ``audio/pcmu``) that ``session.updated`` must confirm.
-
-        None where ``session`` asks for none.
-        """
+        """Return the audio format (``type``, as ``audio/pcmu``) that ``session.updated`` must
+        confirm: ``audio/pcm`` where audio is converted. None where ``session`` asks for none."""
         asked = format_of(session, direction)
         return asked if asked is None or self.pcm is None else _PCM["type"]  # type: ignore[return-value]
 
 
 def with_pcm(body: Json) -> Json:
-    """Return a client event in which each audio format of its session or response is 24 kHz PCM."""
+    """Return a client event in which each audio format of its session or response is 24 kHz PCM;
+    where none is named, none is added. ``body`` is not changed."""
     for key in ("session", "response"):
         inner = body.get(key)
         audio = inner.get("audio") if isinstance(inner, Mapping) else None
@@ -248,7 +256,7 @@ class SentCommands:
 
     Args:
         refused: settings that the server rejected at set-up.
-        session_id: for the log.
+        session_id: of the server, for the log.
     """
 
     def __init__(self, refused: Iterable[Refused], session_id: str) -> None:
@@ -265,30 +273,32 @@ class SentCommands:
         """Requests for responses have :data:`REQUEST_KEY` in their metadata."""
 
     def next_id(self) -> str:
-        """Return the ``event_id`` of the next command."""
+        """Return a new ``event_id``: ``gw_1``, ``gw_2`` and so on."""
         self._last += 1
         return f"gw_{self._last}"
 
     def remember(self, event_id: str, command: ClientCommand) -> None:
-        """Keep a command that was sent, for :meth:`command_of`; the last 256 are kept."""
+        """Keep a command that was sent with this id, for :meth:`command_of`; the oldest goes beyond
+        256."""
         self._by_id[event_id] = command
         if len(self._by_id) > _REMEMBERED_COMMANDS:
             del self._by_id[next(iter(self._by_id))]
 
     def command_of(self, event_id: str | None) -> ClientCommand | None:
-        """Return the command sent with ``event_id``; None for one that is not kept."""
+        """Return the command sent with ``event_id``; None for no id, and for one that is not
+        kept."""
         return self._by_id.get(event_id) if event_id is not None else None
 
     def request_of(self, event: ResponseCreated) -> ClientCommand | None:
-        """Return the ``response.create`` that requested a response, by its metadata.
-
-        None where the server began it by itself, or returns no metadata.
-        """
+        """Return the ``response.create`` that requested a response, by the id in the response's
+        metadata. None where the server began it by itself, returns no metadata, or the request is
+        not kept."""
         event_id = event.metadata.get(REQUEST_KEY)
         return self.command_of(event_id) if isinstance(event_id, str) else None
 
     def body_of(self, command: ClientCommand, event_id: str) -> dict[str, Any]:
-        """Return a command as JSON object; in a ``response.create`` the metadata has its id."""
+        """Return a command as JSON object. A ``response.create`` has its ``event_id`` added to its
+        metadata, unless that has 16 pairs already or the server has rejected metadata."""
         body = command.body()
         if self._adds_metadata and isinstance(command, CreateResponse):
             response = dict(body.get("response") or {})
@@ -301,7 +311,8 @@ class SentCommands:
     def without_locked_voice(
         self, command: ClientCommand, effective: dict[str, Any]
     ) -> ClientCommand:
-        """Return the command without a change of voice where the voice is locked.
+        """Return the command; a ``session.update`` that names another voice than the one in force
+        without that, once the server has sent audio, as it would reject the whole update.
 
         ``effective`` is the session object in force.
         """
@@ -314,10 +325,11 @@ class SentCommands:
         return replace(command, session=without(command.session, ("audio", "output", "voice")))
 
     def without_metadata(self, error: ServerError) -> CreateResponse | None:
-        """Return the rejected ``response.create`` to send again, where our metadata is the reason.
+        """Return the rejected ``response.create``, to be sent again, where our metadata is the
+        reason.
 
-        From then on requests have none of ours. None for other errors, and for a request that had
-        metadata of its own.
+        From then on no request has metadata of ours. None for other errors, for a second one of
+        these, and for a request that has metadata of its own.
         """
         command = self.command_of(error.client_event_id)
         if not self._adds_metadata or not isinstance(command, CreateResponse):
@@ -331,11 +343,12 @@ class SentCommands:
         return command
 
     def without_refused_field(self, error: ServerError) -> UpdateSession | None:
-        """Return the rejected ``session.update`` to send again, without the field that the error
-        names.
+        """Return the rejected ``session.update``, to be sent again, without the field that the
+        error names.
 
-        None where no field is named, or nothing is left. Each update is sent again once, and is
-        smaller than the one before, so this ends. The field is noted in :attr:`refused`.
+        None where no field that can be left out is named, or nothing but type and formats is left.
+        Each update is sent again once, and is smaller than the one before, so this ends. The field
+        is noted in :attr:`refused`, in both cases.
         """
         command = self.command_of(error.client_event_id)
         if not isinstance(command, UpdateSession) or error.client_event_id in self._sent_again:
@@ -361,5 +374,5 @@ class SentCommands:
 
 
 def encode_command(body: dict[str, Any], event_id: str) -> bytes:
-    """Return a client event with its ``event_id`` as JSON bytes."""
+    """Return a client event with its ``event_id`` as JSON, in UTF-8."""
     return json.dumps({**body, "event_id": event_id}, separators=(",", ":")).encode()
