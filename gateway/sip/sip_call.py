@@ -115,7 +115,6 @@ class SipCall(TransferableCall):
     ) -> None:
         super().__init__(services, account, call_id)
         self.answered = self.acknowledged = False
-        self._held = False
         self._ending = _Ending()
         self._meter = QualityMeter()
         self._last_event: tuple[str, int] | None = None
@@ -436,6 +435,7 @@ class SipCall(TransferableCall):
                 continue
             stream = self.getStreamInfo(index)
             codec = next(one for one in Codec if one.upper() == str(stream.codecName).upper())
+            self.codec = codec
             audio = self.getAudioMedia(place)
             if leg.audio is not None:
                 self.link.take_port(leg.audio)
@@ -453,8 +453,8 @@ class SipCall(TransferableCall):
         while it holds, the session hears silence."""
         # While the peer holds, its stream is not joined again: what it sends then is its music,
         # and the session gets silence.
-        if held is not self._held:
-            self._held = held
+        if held is not self.held:
+            self.held = held
             self.link.hold(held)
             self._tell(lambda handler: handler.on_hold(held))
 

@@ -13,6 +13,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
+from gateway.audio.codecs import Codec
 from gateway.sip.accounts import Account
 from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.conference import ConferenceLink
@@ -127,6 +128,10 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.link = ConferenceLink(services.sounds, services.pool, wait, may_send=call_id is None)
         self._remarks = TokenBucket(REMARKS_PER_SECOND, REMARKS_AT_ONCE)
         self.ended = False
+        self.held = False
+        """The peer holds us (RFC 3264 section 8.4)."""
+        self.codec: Codec | None = None
+        """Of its audio; None before media is up."""
         self.party = ""
         """Whose calls this one is counted with."""
         self.followed = False
@@ -304,7 +309,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
 
     def take_over(self, other: TransferableCall) -> None:
         """Take over audio, bridge port, partner and sound of the other call, whose owner is told
-        the new leg (``on_replaced``): it sets the handler there and hangs up the old leg."""
+        the new leg (``on_replaced``): it sets the handler there and hangs up the old leg. The
+        handler is then told the codec, if known, and whether the peer holds us, if that differs."""
         mine, theirs = self.leg, other.leg
         assert mine is not None
         assert theirs is not None
@@ -312,3 +318,9 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.link.take_over(other.link)
         if theirs.on_replaced is not None:
             self.services.thread.to_loop(theirs.on_replaced, mine)
+        # What the owner knows is of the other call; what came before it had this leg was dropped.
+        codec, held = self.codec, self.held
+        if codec is not None:
+            mine.tell(lambda handler: handler.on_media(codec))
+        if held is not other.held:
+            mine.tell(lambda handler: handler.on_hold(held))

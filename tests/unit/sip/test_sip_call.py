@@ -15,6 +15,7 @@ from gateway.audio.codecs import Codec
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
 from gateway.sip.sip_call import SipCall
+from gateway.sip.transfer import TransferableCall
 
 ACTIVE = "SRTP status: Active Crypto-suite: AES_CM_128_HMAC_SHA1_80"
 
@@ -59,3 +60,26 @@ def test_the_sessions_audio_waits_for_the_end_of_a_sound() -> None:
         run()
     assert played == ["ringback", ""]
     assert audio.playout.pull() is not None
+
+
+@pytest.mark.parametrize("codec", [None, Codec.PCMA], ids=["INVITE with Replaces", "REFER"])
+def test_a_successor_tells_its_owner_that_nobody_holds_it(codec: Codec | None) -> None:
+    """Who transfers us to somebody else has put us on hold before."""
+    told: list[Any] = []
+    thread: Any = SimpleNamespace(to_loop=lambda what, *args: what(*args))
+    invite = cast(Any, SimpleNamespace(call_id=""))
+    handler: Any = SimpleNamespace(on_hold=told.append, on_media=told.append)
+
+    def call(held: bool, codec: Codec | None) -> Any:
+        link = SimpleNamespace(take_over=lambda _link: None)
+        services = SimpleNamespace(thread=thread)
+        leg = Leg(thread, invite)
+        return SimpleNamespace(leg=leg, held=held, codec=codec, link=link, services=services)
+
+    def on_replaced(successor: Leg) -> None:
+        successor.handler = handler
+
+    old, new = call(True, Codec.PCMU), call(False, codec)
+    old.leg.on_replaced = on_replaced
+    TransferableCall.take_over(new, old)
+    assert told == ([] if codec is None else [codec]) + [False]
