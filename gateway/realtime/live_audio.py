@@ -358,7 +358,9 @@ class Stretch:
     words_at: float = 0.0
     """When its last words came (s)."""
     told: bool = False
-    """:meth:`Stretches.complete` has returned it."""
+    """:meth:`Stretches.complete` has returned it, or is not to."""
+    dropped: bool = False
+    """Nobody hears it."""
 
 
 WORDS_LATE = 1.0

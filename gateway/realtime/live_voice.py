@@ -471,7 +471,7 @@ class Voice:
             elif isinstance(part, SpeechBegins):
                 begun = self._stretches.begin(part.at_ms)
                 if now < self._discard_until:
-                    self._discarding = begun.told = True
+                    self._discarding = begun.told = begun.dropped = True
                     continue
                 clip, self.clip_words = self.clip_words, ""
                 metadata, self._briefing = self._briefing or {}, None
@@ -492,11 +492,11 @@ class Voice:
 
     def _speech_over(self, at_ms: int) -> None:
         """Complete the response of the latest stretch of speech, which ended at ``at_ms`` of the
-        track, by :class:`AudioDone` and :class:`ResponseDone`; nothing if there is none, or it has
-        ended before. From then on 0.6 s of silence end a stretch, unless a briefing was
-        requested."""
+        track, by :class:`AudioDone` and :class:`ResponseDone`; nothing if there is none, it is
+        dropped, or it has ended before. From then on 0.6 s of silence end a stretch, unless a
+        briefing was requested."""
         speech = self._stretches.latest
-        if speech is None or speech.end_ms is not None:
+        if speech is None or speech.dropped or speech.end_ms is not None:
             return
         speech.end_ms = at_ms
         if self._briefing is None:
@@ -510,8 +510,11 @@ class Voice:
 
     def words(self, words: TrackWords, now: float) -> None:
         """Deliver words of the track, which came at ``now`` (s), as transcript delta of the stretch
-        in which they were spoken, with the place in its audio where they end."""
+        in which they were spoken, with the place in its audio where they end; nothing for dropped
+        speech."""
         stretch = self._stretches.words(words.text, words.start_ms, now)
+        if stretch.dropped:
+            return
         until = max(0, words.end_ms - stretch.start_ms)
         self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))
 

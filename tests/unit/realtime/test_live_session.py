@@ -205,6 +205,18 @@ def test_a_pause_after_a_stopped_briefing_does_not_cut_what_the_caller_hears() -
     assert len(track.of(ResponseCreated)) == len(track.of(ResponseDone)) == 2
 
 
+def test_speech_dropped_after_a_stopped_briefing_has_no_words_and_no_end() -> None:
+    track = Track()
+    track.voice.brief(CreateResponse({"conversation": "none", "metadata": {"k": "b"}}, "A caller"))
+    track.voice.end_briefing(track.now)
+    track.silence(500)
+    track.play(VOICE)
+    track.voice.words(TrackWords(True, "A caller about a bill.", 520, 900), track.now)
+    track.voice.over()
+    track.voice.tell_complete(track.now + 5, all=True)
+    assert track.events == []
+
+
 def test_words_from_before_the_first_speech_leave_the_present_one_alone() -> None:
     track = Track()
     track.silence(2000)
