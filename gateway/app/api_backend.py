@@ -53,21 +53,27 @@ _UP = ("registered", "static")
 
 
 def _may_bring_calls(trunk: Mapping[str, Any]) -> bool:
-    """Whether a trunk is registered, or needs no registration, and answers OPTIONS if asked."""
+    """Whether a trunk is registered or needs no registration, and its last answer to OPTIONS was a
+    SIP response of any code, if it is asked by OPTIONS."""
     if trunk["state"] not in _UP:
         return False
     return not trunk["options"] or str(trunk["options"])[:1].isdigit()
 
 
 class RequestKeys:
-    """Keys of requests to the API, in the database that processes share."""
+    """Idempotency keys of requests to the API, in the database that processes share.
+
+    Without one they are in memory, for this process.
+    """
 
     def __init__(self, shared: SharedState) -> None:
         self._shared = shared
 
     async def first(self, key: str, request: str) -> tuple[str, str | None]:
-        """Claim an idempotency key; see :class:`gateway.api.backend.RequestKeys`. Raises
-        TimeoutError."""
+        """Claim a key; see :class:`gateway.api.backend.RequestKeys`.
+
+        Raises TimeoutError where the database does not answer within ``KEY_SECONDS``.
+        """
         try:
             async with asyncio.timeout(KEY_SECONDS):
                 return await self._shared.run(partial(first_with_key, key=key, request=request))
@@ -75,8 +81,10 @@ class RequestKeys:
             raise TimeoutError from None
 
     def answered(self, key: str, answer: str | None) -> None:
-        """Keep the answer of a request with an idempotency key; without it the key stays under
-        way."""
+        """Write the answer to a key's request, without waiting; None deletes the key.
+
+        Where the database is not reached, the request counts as under way.
+        """
         told = self._shared.run(partial(answer_key, key=key, answer=answer))
         told.add_done_callback(lambda future: future.cancelled() or future.exception())
 
@@ -117,7 +125,7 @@ class BrowserCalls:
         return len(self._ends)
 
     def numbers(self) -> list[dict[str, str]]:
-        """Return ``number`` and ``route`` of each enabled route whose ``to`` is one number."""
+        """Return ``number`` and ``route`` of each enabled route whose ``to`` is ``^number$``."""
         _config, dialplan = self._files()
         return [
             {"number": found[1], "route": route.name}
@@ -134,7 +142,9 @@ class BrowserCalls:
         tell: Callable[[dict[str, Any]], None],
         hear: Callable[[], None],
     ) -> BrowserEnd:
-        """Have admission take an INVITE from ``caller`` to ``to``; return the page's end.
+        """Hand admission an INVITE (PCMU) from ``caller`` to ``to``; return the page's end.
+
+        The limit is not checked here. :meth:`over` frees the place.
 
         Args:
             source: address and port of the browser.
@@ -211,7 +221,7 @@ class Readings:
         return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self.more()]
 
     def _calls_now(self) -> Iterator[Reading]:
-        """Yield gauges of calls by direction and state."""
+        """Yield calls by direction and state, their limit, refused INVITEs, the day's budget."""
         yield "calls_limit", {}, float(self.calls.max_calls)
         counts: Counter[tuple[str, str]] = Counter()
         for direction in ("inbound", "outbound"):
@@ -229,7 +239,8 @@ class Readings:
             yield "budget_used_ratio", {"budget": "day"}, ratio
 
     def _trunks(self) -> Iterator[Reading]:
-        """Yield gauges of trunks: registration and OPTIONS."""
+        """Yield for each trunk whether it is registered, if it registers, and whether it answers
+        OPTIONS, if it was asked."""
         for trunk in self.agent.trunk_states():
             labels = {"trunk": trunk["name"]}
             if trunk["state"] != "static":
@@ -239,7 +250,7 @@ class Readings:
                 yield "trunk_up", labels, up
 
     def _servers_now(self) -> Iterator[Reading]:
-        """Yield gauges of realtime servers: sessions, openings, health."""
+        """Yield for each server: sessions now, seconds to open them, their ends, errors."""
         active = Counter(dict.fromkeys(self._names.values(), 0))
         active.update(self._server(one.shown) for call in self.calls for one in call.servers)
         for name, count in active.items():
@@ -255,7 +266,12 @@ class Readings:
     def _kept(
         self, waiting: Mapping[str, tuple[int, float | None, int]], free: float | None
     ) -> Iterator[Reading]:
-        """Yield gauges of webhooks, recordings, uploads and disk space."""
+        """Yield figures of webhooks, rows of calls, and free disk space.
+
+        Args:
+            waiting: by endpoint: pending, since when the oldest (Unix time, s), dead.
+            free: bytes; None where no folder is kept.
+        """
         now = time.time()
         for endpoint, (pending, oldest, dead) in waiting.items():
             labels = {"endpoint": endpoint}
@@ -281,6 +297,7 @@ class Readings:
             yield "storage_free_bytes", {"volume": "records"}, free
 
     def _recorded(self, waiting: int | None) -> Iterator[Reading]:
+        """Yield figures of recordings, and of their uploads: ``waiting`` files; None without."""
         yield "recordings_lost_bytes", {}, float(self.stores.recordings.as_json()["lost_bytes"])
         if self.stores.uploads is not None and waiting is not None:
             yield "uploads_pending", {}, float(waiting)
@@ -288,7 +305,7 @@ class Readings:
             yield "uploads", {"result": "failed"}, float(self.stores.uploads.failures)
 
     def _process(self) -> Iterator[Reading]:
-        """Yield gauges of the process: queues, media clock, event loop."""
+        """Yield queues, traces, calls from pages, HTTP requests, lags and reloads."""
         traces = {"traces": (len(self.stores.tracing), self.stores.tracing.dropped)}
         queues = {**self.stores.writer.queues, **self.agent.queues, **traces}
         for result in ("exported", "failed"):
@@ -310,6 +327,7 @@ class Readings:
         yield "config_last_success_timestamp_seconds", {}, self.reloader.read_at
 
     def _server(self, url: str) -> str:
+        """Return the name of a server in metrics; ``other`` for one of no name."""
         return self._names.get(url, OTHER)
 
 
@@ -329,8 +347,8 @@ class Api:
     Args:
         state: of the process: ``state``, ``draining`` and ``health``.
         servers: the state of each realtime server.
-        refusing: why the database that processes share has all calls refused; empty: it does not.
         drain: begins the drain of the process.
+        knows: whether this process has a call of this name, or remembers the outcome of one.
     """
 
     config: Config
@@ -351,14 +369,14 @@ class Api:
     _server: ApiServer | None = field(default=None, init=False)
 
     async def start(self) -> None:
-        """Listen on the address. Raises AgentError where it cannot be had."""
+        """Listen on ``api.listen``; nothing where it is not set. Raises AgentError."""
         settings = self.config.api
         if settings.listen is not None:
             host, port = split_address(settings.listen)
             await self._made().listen(host, int(port))
 
     async def open_socket(self) -> None:
-        """Listen on the Unix socket. Raises AgentError where it cannot be had."""
+        """Listen on ``control.socket``; nothing where it is not set. Raises AgentError."""
         if self.config.control.socket is not None:
             await self._made().open_socket(self.config.control.socket)
 
@@ -368,7 +386,7 @@ class Api:
             await self._server.close_socket()
 
     async def stop(self) -> None:
-        """Stop the server of the API; its responses are completed or cut."""
+        """Stop listening on the address; what is not answered within seconds is cut off."""
         if self._server is not None:
             await self._server.stop()
 
@@ -383,7 +401,7 @@ class Api:
         return self._server
 
     def _backend(self) -> Backend:
-        """Make what the paths of the API need of the process."""
+        """Make what the paths of the API need, and have the store of records feed it events."""
         feed = EventFeed(secrets.token_hex(4))
         counting = Metrics(
             [route.name for route in self.dialplan.routes],
@@ -421,7 +439,7 @@ class Api:
         )
 
     def _live(self) -> list[dict[str, Any]]:
-        """Return the rows of calls in progress."""
+        """Return the rows of calls in progress and of waiting INVITEs, the newest last."""
         now = datetime.now(UTC)
         records = sorted((*self.calls.records,), key=lambda one: one.started_at)
         return [
@@ -430,7 +448,10 @@ class Api:
         ]
 
     def _here(self, call: str) -> bool:
-        """Whether this process has a call of this name: an id, part of one, or a Call-ID."""
+        """Whether this process has a call of this name: an id, part of one, or a Call-ID.
+
+        One too that it placed lately, and an id of the interface for applications.
+        """
         return self.knows(call) or self.applications.knows(call)
 
     def _record(self, call_id: str) -> dict[str, Any] | None:
@@ -439,7 +460,10 @@ class Api:
         return next((record.as_json() for record in found), None)
 
     def _progress(self, name: str, place: int, spoken: int) -> dict[str, Any]:
-        """Return what is new in a call's transcript and timeline."""
+        """Return a call's summary and state, and what is new in timeline and transcript, masked.
+
+        ``place`` and ``spoken`` are those of the answer before, 0 at first. Raises RefusedError.
+        """
         call = call_named({"call": name}, self.calls)
         record = call.record
         entries = [] if record.transcript is None else record.transcript.as_json()
@@ -456,10 +480,15 @@ class Api:
         }
 
     def _database(self) -> Database:
+        """Return a new read-only access to the database of calls; it connects when asked."""
         return Database(self.config.records.database_url or "", read_only=True)
 
     def not_ready(self) -> Mapping[str, str]:
-        """Return why no further call should come here, by part; empty while they should."""
+        """Return why no further call should come here, by part; empty while they should.
+
+        Failed parts, a state other than serving, calls refused for the shared database, no trunk
+        that can bring calls (if there are trunks), no realtime server up (if any is checked).
+        """
         state = self.state()
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":

@@ -66,8 +66,8 @@ T = TypeVar("T", bound="HasRecord")
 def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
     """Return the call that ``request["call"]`` names.
 
-    That is its id, its beginning or end, or a SIP Call-ID. Raises RefusedError when no call
-    fits, or several do.
+    That is its id, its beginning or end, or a SIP Call-ID, in this order. Raises NoCallError where
+    no call fits, and RefusedError where several do or none is named.
     """
     wanted = request.get("call")
     if not isinstance(wanted, str) or not wanted:
@@ -84,7 +84,8 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
 
 
 def calls_named(name: str, calls: Iterable[T]) -> list[T]:
-    """Return the calls whose id is ``name``, begins or ends so, or whose SIP Call-ID it is."""
+    """Return the calls whose id is ``name``, else begins so, else ends so, else those whose SIP
+    Call-ID it is (percent-encoded, too)."""
     there = list(calls)
     for fits in (str.__eq__, str.startswith, str.endswith):
         if found := [one for one in there if fits(one.record.call_id, name)]:
@@ -107,10 +108,12 @@ class TalkingCall(Protocol):
 
 
 class ContentCommands:
-    """Commands that work on a conversation.
+    """Commands that change or read the conversation of a call: say, hold, mute, DTMF, ask ...
+
+    All but the transcript need a session that talks. Each returns the call's id.
 
     Args:
-        calls: those that are up now.
+        calls: returns the calls in progress.
     """
 
     def __init__(self, calls: Callable[[], Iterable[TalkingCall]]) -> None:
@@ -129,11 +132,15 @@ class ContentCommands:
         }
 
     def _tell(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add a message (``role`` system or user) to a call; ``respond``: request a response."""
         role, respond = request.get("role", "system"), request.get("respond", False)
         return self._do(request, Tell(_text(request, "text"), role, respond))
 
     def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Add an image to a call's conversation. Raises RefusedError."""
+        """Add an image (data URI), with text if given; ``respond``: request a response.
+
+        Raises RefusedError, also for an image that is none, or too large.
+        """
         try:
             uri = checked_data_uri(request["image"])
         except ImageError as error:
@@ -142,7 +149,10 @@ class ContentCommands:
         return self._do(request, Show(uri, text, request.get("respond", False)))
 
     def _ask(self, request: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
-        """Request an out-of-band response, and return the wait for its answer."""
+        """Request an out-of-band response; return the wait for it (``RESPONSE_SECONDS`` at most).
+
+        Raises RefusedError at once where the call has no session that talks.
+        """
         instructions = _text(request, "text")
         call = self._up(request)
         key = call.out_of_band.key()
@@ -151,7 +161,11 @@ class ContentCommands:
         return _answered(call, answer, key)
 
     def _transcript(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the entries of a call's transcript after a position."""
+        """Return the entries of a call's transcript from number ``after`` on.
+
+        Masked by the record's patterns unless ``unmasked``. ``count``: entries so far, ``dropped``:
+        of these the oldest that are not kept.
+        """
         call = call_named(request, self._calls())
         after = request.get("after", 0)
         told = call.record.transcript
@@ -169,7 +183,10 @@ class ContentCommands:
     # ---- how
 
     def _do(self, request: Mapping[str, Any], act: CallCommand) -> Mapping[str, Any]:
-        """Feed a command to a call; raise RefusedError if it rejects it at once."""
+        """Feed a command to a call, and return its id; what becomes of it is not waited for.
+
+        Raises RefusedError where the call has no session that talks, or rejects it at once.
+        """
         call = self._up(request)
         before = len(_refusals(call.record))
         call.act(act)
@@ -186,7 +203,8 @@ class ContentCommands:
 
 
 async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) -> Mapping[str, Any]:
-    """Wait for an out-of-band response. Raises RefusedError when it is late or fails."""
+    """Return the text of an out-of-band response. Raises RefusedError when it is late or not
+    completed."""
     call_id = call.record.call_id
     try:
         async with asyncio.timeout(RESPONSE_SECONDS):
@@ -200,7 +218,7 @@ async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) ->
 
 
 def _text(request: Mapping[str, Any], name: str) -> str:
-    """Return a non-empty text of a request. Raises RefusedError."""
+    """Return a text of a request. Raises RefusedError where it is none, blank or too long."""
     text = request.get(name)
     if not isinstance(text, str) or not text.strip():
         raise RefusedError(f"{name} must be a text that is not empty")
@@ -221,7 +239,10 @@ BEGIN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A requested transfer; ``before`` counts the attempts that the call had made by then."""
+    """A transfer that an operator requested.
+
+    ``before`` and ``refusals`` count transfers and rejected commands that the call had by then.
+    """
 
     record: CallRecord
     destination: str
@@ -229,7 +250,11 @@ class _Asked:
     refusals: int
 
     def outcome(self) -> Mapping[str, Any]:
-        """Return ``over``, ``done``, and the outcome in words."""
+        """Return ``over``, ``done`` (answered, or the call ended as transferred) and ``outcome``.
+
+        By the first transfer to the destination since the request; without one, over if the call
+        has ended or has rejected a command since.
+        """
         ending = self.record.ending
         attempts = [
             one
@@ -253,25 +278,25 @@ class _Asked:
 
 
 def _refusals(record: CallRecord) -> list[str]:
-    """Return why commands were rejected so far."""
+    """Return the reasons of the commands that a call has rejected so far, oldest first."""
     rejected = (mark for mark in record.timeline if mark["event"] == "command_rejected")
     return [str(mark.get("reason", "")) for mark in rejected]
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A call that an application, or the processes' database, has not decided on yet."""
+    """A call without a session: its INVITE waits for a decision, or it is on a test line."""
 
     record: CallRecord
 
 
 class OperatorCommands:
-    """Hangs calls up, and transfers them to a destination of their own route.
+    """Commands of an operator that steer a call: hang up, transfer, recording, disposition ...
 
     Args:
-        calls: in progress, as they come and go.
-        waiting: records of those that wait for an application's decision.
-        refuse_waiting: refuses one of these by its id.
+        calls: those with a session, as they come and go.
+        waiting: records of calls without: INVITEs that wait for a decision, and test lines.
+        refuse_waiting: rejects or ends one of these by its id.
     """
 
     def __init__(
@@ -295,15 +320,17 @@ class OperatorCommands:
         """By name, for the API."""
 
     def knows(self, call: str) -> bool:
-        """Whether a call in progress is meant by this name, or one with a transfer to ask for."""
+        """Whether a call in progress has this name, or a call of this id has a transfer whose
+        outcome can be asked for."""
         asked = any(call == known for known, _number in self._transfers)
         return asked or bool(calls_named(call, self._all()))
 
     def _all(self) -> list[CallController | _Waiting]:
+        """Return calls with a session, then those without."""
         return [*self._calls, *map(_Waiting, self._waiting())]
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Hang a call up, or reject one that waits for its application."""
+        """Hang a call up; an INVITE that waits for a decision is rejected. Raises RefusedError."""
         found = call_named(request, self._all())
         call_id = found.record.call_id
         log.info("operator.hangup", call=call_id)
@@ -314,7 +341,11 @@ class OperatorCommands:
         return {"call": call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Transfer a call to a destination of its route. Raises RefusedError."""
+        """Begin to transfer a call to a destination of its route, the first if none is named.
+
+        Returns the number to ask :meth:`_outcome` for, and ``seconds`` in which it is decided.
+        Raises RefusedError where the call does not talk with the model, or may not go there.
+        """
         controller = call_named(request, self._calls)
         call = controller.record.call_id
         if not controller.talking:
@@ -345,7 +376,11 @@ class OperatorCommands:
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
     def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Start, stop, pause, resume or delete a recording. Raises RefusedError."""
+        """Start, stop, pause, resume or delete a recording; return its state.
+
+        Raises RefusedError where the recording's state or the route does not allow it, or the call
+        has no ACK yet.
+        """
         controller = call_named(request, self._calls)
         record, action = controller.record, str(request.get("action"))
         if action not in RECORDING_ACTIONS:
@@ -359,7 +394,7 @@ class OperatorCommands:
         return {"call": record.call_id, "state": state}
 
     def _set_disposition(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Set a call's disposition. Raises RefusedError."""
+        """Set a call's disposition, in place of an earlier one. Raises RefusedError."""
         record = (controller := call_named(request, self._calls)).record
         text = _text(request, "disposition")
         if len(text) > MAX_DISPOSITION:
@@ -368,7 +403,7 @@ class OperatorCommands:
         return {"call": record.call_id, "disposition": record.disposition}
 
     def _keep_black_box(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Keep a call's black box. Raises RefusedError."""
+        """Have a call's black box kept at its end. Raises RefusedError where none is written."""
         controller = call_named(request, self._calls)
         call_id = controller.record.call_id
         if not controller.keep_black_box():
@@ -379,6 +414,10 @@ class OperatorCommands:
         return {"call": call_id}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what became of a transfer, by call id and its number; kept for the last ones.
+
+        Raises NoCallError for others.
+        """
         asked = self._transfers.get((str(request.get("call")), request.get("transfer", -1)))
         if asked is None:
             raise NoCallError("there is no such transfer, or it is long over")
@@ -386,14 +425,17 @@ class OperatorCommands:
 
 
 class DialCommands:
-    """Commands that place calls, and return their outcome."""
+    """Commands that place calls, and return what became of them."""
 
     def __init__(self, outbound: OutboundCalls) -> None:
         self._outbound = outbound
         self.commands: dict[str, Command] = {"dial": self._dial, "call": self._outcome}
 
     async def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Place a call by a request of the API, and return its id. Raises RefusedError."""
+        """Place a call (``to``, ``route``, ``trunk``, ``caller_id``, ``variables``); return its id.
+
+        It is not answered yet. Raises RefusedError with the rule that forbids it.
+        """
         variables = request.get("variables") or {}
         texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
         try:
@@ -405,6 +447,8 @@ class DialCommands:
         return {"call": record.call_id}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``over`` and the summary of a placed call. Raises NoCallError for one that is
+        none of the last ones."""
         record = self._outbound.recent(str(request.get("call", "")))
         if record is None:
             raise NoCallError("there is no such call, or it is long over")
@@ -434,6 +478,7 @@ class ProcessCommands:
         }
 
     def _refused(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return why an INVITE of this SIP Call-ID was refused. Raises NoCallError for none."""
         call = str(request["call"])
         told = self._explain_refused(call)
         if not told:
@@ -441,7 +486,10 @@ class ProcessCommands:
         return {"call": call, "explanation": told}
 
     def _on_register(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Register a trunk now. Raises NoCallError and RefusedError."""
+        """Have a trunk register now, without waiting for the answer.
+
+        Raises NoCallError for an unknown trunk, RefusedError for one that does not register.
+        """
         name = str(request["trunk"])
         try:
             self._register(name)
@@ -452,6 +500,7 @@ class ProcessCommands:
         return {"trunk": name}
 
     def _log(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Set the log's level if one is given; return the level."""
         if (level := request.get("level")) is not None:
             set_level(level)
         return {"level": level_now()}

@@ -107,13 +107,13 @@ class Canaries:
         self._changed.set()
 
     async def start(self) -> None:
-        """Begin to follow the state that is shared."""
+        """Start to follow the shared state, and to compare figures; nothing without a database."""
         if self._url is not None:
             self._tasks.serve(self._follow, "canaries")
             self._tasks.serve(self._judge_on, "canary figures")
 
     async def stop(self) -> None:
-        """Stop looking at the figures; the canaries of routes go on."""
+        """End both loops; canaries that run go on, by the state that was read last."""
         await self._tasks.cancel()
 
     def choose(self, route: Route, caller: str, record: CallRecord) -> Route:
@@ -138,7 +138,7 @@ class Canaries:
             yield "canary_active", {"route": route}, float(self._runs(route))
 
     def _runs(self, route: str) -> bool:
-        """Whether the canary of a route is known to the database and not stopped."""
+        """Whether the canary of a route was found in the database, and not stopped."""
         state = self._states.get(route)
         return state is not None and not state.stopped_by
 
@@ -153,7 +153,10 @@ class Canaries:
             await wait_any(LOOK_SECONDS, self._changed)
 
     async def _refresh(self) -> None:
-        """Read from the database which canaries run."""
+        """Read the state of the dialplan's canaries, which adds new ones to the database.
+
+        A start or stop since the last time is logged. Raises NotReachedError.
+        """
         if not self._routes:
             self._states = {}
             return
@@ -167,7 +170,10 @@ class Canaries:
         self._states = found
 
     async def _set(self, request: Mapping[str, Any], *, running: bool) -> Mapping[str, Any]:
-        """Start or stop a canary for an operator. Raises RefusedError."""
+        """Start or stop a canary for an operator, in all processes; return whether it changed.
+
+        Raises RefusedError where the route has none, or the database is not reached.
+        """
         route, who = str(request.get("route")), str(request.get("who") or "operator")
         if route not in self._routes:
             raise RefusedError(f"route {route!r} has no canary")
@@ -179,7 +185,8 @@ class Canaries:
         return {"route": route, "running": self._runs(route), "changed": changed}
 
     async def _change(self, route: str, stopped_by: str, why: str) -> bool:
-        """Start or stop a canary in the database; return whether that changed it."""
+        """Stop a canary in the database, or start it (``stopped_by`` ""); return whether that
+        changed it. A change is announced to webhooks. Raises NotReachedError."""
 
         def change(connection: Connection) -> bool:
             return shared.set_canary(connection, route, stopped_by, why)
@@ -193,11 +200,15 @@ class Canaries:
     # ---- figures
 
     def _told(self, event: dict[str, Any], record: CallRecord) -> None:
+        """Have the figures compared soon, if the event is the end of a canary's call."""
         if event["type"] == "call.ended" and record.variant == CANARY:
             self._due.set()
 
     async def _judge_on(self) -> None:
-        """Judge all canaries regularly, and soon after calls have ended."""
+        """Judge all running canaries every ``JUDGE_SECONDS`` at least; never ends.
+
+        Soon after a canary's call, too; in the process only that leads in writing rows.
+        """
         pause = 1.0
         while True:
             self._due.clear()
@@ -231,7 +242,7 @@ class Canaries:
             log.warning("canary.not_judged", route=route, error=str(error).split("\n")[0])
 
     def _figures(self, route: str, state: CanaryState) -> Report:
-        """Read the figures of both sides. On a thread."""
+        """Return the figures of both sides since the canary began, of ended calls. On a thread."""
         assert self._url is not None
         database = Database(self._url, read_only=True)
         try:

@@ -66,7 +66,7 @@ class Maintenance:
 
     Args:
         reload: what SIGHUP does.
-        ready: whether calls should come here.
+        ready: whether calls should come here, as OPTIONS are answered: 200 or 503.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Maintenance:
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Have SIGHUP reload, answer OPTIONS as ``/readyz``, look at what addresses trunks have."""
+        """Have SIGHUP reload and OPTIONS answered by ``ready``; warn once of unreachable trunks."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._tasks.spawn(self._look_at_addresses(), "look at addresses")
         self._tasks.serve(self._tell_ready, "answer to OPTIONS")
@@ -93,19 +93,21 @@ class Maintenance:
         await self._tasks.cancel()
 
     def _on_hangup(self) -> None:
+        """Reload, in a task (SIGHUP)."""
         self._tasks.spawn(self._reload_all(), "reload")
 
     async def _reload_all(self) -> None:
+        """Reload; what became of it is in the log."""
         await self._reload()
 
     async def _tell_ready(self) -> None:
-        """Have OPTIONS answered as ``/readyz`` is, each ``READY_SECONDS``; never ends."""
+        """Tell the user agent each ``READY_SECONDS`` whether OPTIONS get 200 or 503; never ends."""
         while True:
             await asyncio.sleep(READY_SECONDS)
             self._agent.set_ready(self._ready())
 
     async def _look_at_addresses(self) -> None:
-        """Resolve the hosts of trunks, and warn about addresses that they cannot reach."""
+        """Resolve the hosts of trunks once, and log advice on NAT where they cannot reach us."""
         found: dict[str, list[str]] = {}
         for trunk in self._agent.trunks.all:
             found[trunk.name] = []
@@ -116,7 +118,7 @@ class Maintenance:
 
 
 async def _resolved(host: str) -> list[str]:
-    """Return the addresses of a host; none when it cannot be resolved in time."""
+    """Return the addresses of a host; none if it is not resolved within ``RESOLVE_SECONDS``."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
@@ -137,7 +139,8 @@ class Part:
     """Not started in a process that only places a call."""
 
     async def start_on(self, stack: AsyncExitStack) -> None:
-        """Start it, and have ``stack`` stop it. Raises what its start raises."""
+        """Start it, and have ``stack`` stop it. Raises what its start raises; then nothing stops
+        it."""
         if self.start is not None and (starting := self.start()) is not None:
             await starting
         stack.push_async_callback(self._stop)
@@ -157,12 +160,12 @@ RETIRE_SECONDS = 1.0
 
 
 class Gateway:
-    """All parts of a gateway process, started and stopped together.
+    """All parts of a gateway process, started in order and stopped in the opposite order.
 
     Args:
         state: how the process is, for ``gateway status``.
         begin_drain: has the process end when its calls are over.
-        read: reads configuration and dialplans anew.
+        read: reads configuration and dialplans anew; None: a reload renews certificates only.
     """
 
     def __init__(
@@ -383,7 +386,12 @@ class Gateway:
     async def _use(
         self, config: Config, dialplan: Dialplan, last: Callable[[], Awaitable[None]]
     ) -> None:
-        """Handle further calls by these. Raises what is wrong before anything has changed."""
+        """Put a reloaded configuration and dialplan into effect for further calls.
+
+        First all that may fail: servers and functions are made, ``last`` awaited, prices read; an
+        exception of these leaves all as it was. Then every part gets the new ones, and functions
+        that were replaced are stopped once the calls in progress now are over.
+        """
         # On threads: they import modules, read certificates, go through all routes.
         servers = await asyncio.to_thread(servers_of, config, dialplan)
         tools = await asyncio.to_thread(_tools_with_client, config, dialplan)
@@ -408,7 +416,8 @@ class Gateway:
         self._retired.spawn(self._settle(), "settle memory")
 
     async def _settle(self) -> None:
-        """Take what a reload has made out of the garbage collector's way."""
+        """Exempt what a reload has made from garbage collection, now and, after a full collection,
+        when no call is in progress."""
         freeze_objects(collect=False)
         while True:
             await asyncio.sleep(RETIRE_SECONDS)
@@ -417,7 +426,10 @@ class Gateway:
         freeze_objects(collect=True)
 
     async def _retire(self, tools: ToolExecutor, users: set[CallController]) -> None:
-        """Stop functions that a reload has replaced, once the calls that began with them end."""
+        """Stop functions that a reload has replaced, once the calls of ``users`` are over.
+
+        Looks each ``RETIRE_SECONDS``; when cancelled it stops them at once.
+        """
         try:
             while True:
                 await asyncio.sleep(RETIRE_SECONDS)
@@ -434,7 +446,7 @@ class Gateway:
                 tools.add(route.name, function)
 
     def drain(self) -> None:
-        """Begin no further call; OPTIONS says so."""
+        """Begin no further call: INVITEs and OPTIONS get 503, calls in progress go on."""
         self.calls.closed = True
         self.agent.drain()
 

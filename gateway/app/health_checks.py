@@ -70,18 +70,21 @@ class ServerHealth:
         self._servers: dict[str, _Server] = {}
 
     def worked(self, url: str, now: float) -> ServerChange | None:
-        """Note that a session was opened; return the change if the server was unhealthy before."""
+        """Note an opened session: the server is healthy; return the change if it was in trouble."""
         server = self._servers.setdefault(url, _Server())
         since, server.since = server.since, None
         server.failures, server.detail = 0, ""
         return None if since is None else ServerChange(url, False, "", now - since)
 
     def probe_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
-        """Note that a health check could not open a session."""
+        """Note a health check without a session: in trouble at once. Returns the change, if any."""
         return self._fail(url, detail, now, at_once=True)
 
     def call_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
-        """Note that a call could not open a session."""
+        """Note a call without a session: in trouble at the third failure in a row.
+
+        Returns the change, if any.
+        """
         return self._fail(url, detail, now, at_once=False)
 
     def forget(self, url: str) -> None:
@@ -94,7 +97,7 @@ class ServerHealth:
         return None if server is None or server.since is None else server.detail
 
     def as_json(self, now: float) -> list[dict[str, object]]:
-        """Return the state for ``gateway status``."""
+        """Return url, state, seconds in trouble and last failure of each server that was met."""
         return [
             {
                 "url": url,
@@ -177,11 +180,17 @@ class HealthChecker(ServerWatch):
                 self._probes[url] = self._tasks.serve(work, f"probe {url}")
 
     def trouble(self, endpoint: Endpoint) -> str | None:
-        """Return what is known to be wrong with a server; None for nothing."""
+        """Return the failure of a server in trouble; None for none, or where none are checked."""
         return self.health.trouble(endpoint.shown) if self._seconds > 0 else None
 
     def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
-        """Note what a call met at a server; ``failure`` is None where it got its session."""
+        """Count a call's attempt to open a session; ``failure`` is None where it got one.
+
+        With health checks, it also counts for the state of a server that is checked.
+
+        Args:
+            seconds: that the attempt took.
+        """
         url = endpoint.shown
         key = (url, "ok" if failure is None else failure.verdict.kind.value)
         if key not in self.opened:
@@ -209,8 +218,10 @@ class HealthChecker(ServerWatch):
         self.errors[endpoint.shown, class_of(verdict)] += 1
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
-        """Return the plans of a call, with the outage of its server, if one is known, and with this
-        object as the watch that its sessions report to."""
+        """Return a call's plans with ``known_outage`` set to its server's failure, "" for none.
+
+        Its sessions report to this object.
+        """
         known = self.trouble(session.endpoint) or ""
         plan = replace(plan, server=replace(plan.server, known_outage=known))
         return plan, replace(session, watch=self)
@@ -220,7 +231,7 @@ class HealthChecker(ServerWatch):
         return self.health.as_json(asyncio.get_running_loop().time())
 
     async def _ask_on(self, url: str, endpoint: Endpoint) -> None:
-        """Open a session at a server at every interval, and note whether it works; never ends."""
+        """Check a server now and at every interval (±10 %), and note the result; never ends."""
         while True:
             with structlog.contextvars.bound_contextvars(probe=True):
                 failure = await self._ask(endpoint)
@@ -233,7 +244,7 @@ class HealthChecker(ServerWatch):
             await asyncio.sleep(self._seconds * uniform(0.9, 1.1))
 
     async def _ask(self, endpoint: Endpoint) -> str | None:
-        """Open and close a session; return why that failed, or None."""
+        """Open and close a session of least settings; return why opening it failed, or None."""
         try:
             session = await open_session(
                 endpoint,
@@ -252,7 +263,7 @@ class HealthChecker(ServerWatch):
 
 
 def _tell(changed: ServerChange | None) -> None:
-    """Log a change of a server's health."""
+    """Log a change of a server's health; nothing for None."""
     if changed is None:
         return
     if changed.down:
@@ -275,7 +286,7 @@ PLAYOUT_FRAMES = 50
 
 
 class _Caller(IgnoringHandler):
-    """Handler of the caller's leg."""
+    """Handler of the caller's leg of a synthetic call; ``record`` is that of the incoming call."""
 
     def __init__(self, settings: SyntheticCall) -> None:
         self.settings = settings
@@ -291,7 +302,7 @@ class _Caller(IgnoringHandler):
         self.answered.set()
 
     def on_ended(self, end: LegEnd) -> None:
-        """Note that the call has ended or was refused."""
+        """Note that the call has ended or was refused, and its SIP code."""
         self.code = end.code
         self.ended.set()
 
@@ -378,7 +389,10 @@ class SyntheticCalls:
         return placed_match(route, invite.to_uri, invite.trunk, {}, datetime.now(UTC))
 
     async def _repeat(self, number: int, settings: SyntheticCall) -> None:
-        """Place one synthetic call after another at its interval."""
+        """Place one synthetic call after another at its interval (±5 %); never ends.
+
+        None while the process drains; one that fails then is not counted.
+        """
         pause = FIRST_SECONDS + number
         while True:
             await asyncio.sleep(pause)
@@ -390,7 +404,8 @@ class SyntheticCalls:
                 self._tell(settings.name, why, heard)
 
     def _tell(self, name: str, why: str, heard: float | None) -> None:
-        """Count and log the outcome of a synthetic call."""
+        """Count and log the outcome of a synthetic call; webhooks get a failure, and the first
+        success after one."""
         result = self._results[name]
         before, result.up, result.heard_seconds = result.up, not why, heard
         outcome = "failed" if why else "passed"
@@ -401,7 +416,11 @@ class SyntheticCalls:
             self.records.announce(f"synthetic.{outcome}", told)
 
     async def _call(self, settings: SyntheticCall) -> tuple[str, float | None]:
-        """Make one call; return why it has failed, or "", and when the agent was heard (s)."""
+        """Call ourselves; return why that failed, "" if it passed, and when the agent was heard.
+
+        Passed: answered within ``answer_within`` s, then a peak of ``LOUD`` within ``heard_within``
+        s. The second is the time from the INVITE (s); None if it failed. Hangs up in any case.
+        """
         address = self._address()
         if address is None:
             return "there is no listener by UDP or TCP to call", None
@@ -431,7 +450,10 @@ class SyntheticCalls:
             del self._legs[leg]
 
     def _address(self) -> str | None:
-        """Return host and port of a listener of ours, in the form of a URI."""
+        """Return host and port of a listener by UDP, else TCP, for a SIP URI; None for neither.
+
+        A wildcard address becomes the loopback one.
+        """
         for wanted in ("udp", "tcp"):
             for address in self.agent.addresses:
                 transport, _, place = address.partition(":")

@@ -74,7 +74,11 @@ class Reloader:
         """When the files that hold now were read (Unix time)."""
 
     async def reload(self) -> Mapping[str, Any]:
-        """Return ``applied``, and what changed, needs a restart, or is wrong."""
+        """Read all files, and apply them if none is wrong; one reload at a time.
+
+        Returns ``applied``, ``changed`` and ``restart_required`` (keys with old and new value), or
+        ``problems``, with all of the old kept.
+        """
         async with self._lock:
             try:
                 files = await asyncio.to_thread(self._compare)
@@ -122,7 +126,8 @@ class Reloader:
         return {"applied": False, "changed": [], "restart_required": [], "problems": problems}
 
     async def _reload_certificates(self) -> None:
-        """Have the listeners take their certificates anew. Raises AgentError."""
+        """Have the listeners take their certificates anew, and log it. Raises AgentError; then they
+        keep the old ones."""
         try:
             count = await self.renew_certificates()
         except (AgentError, TimeoutError) as error:
@@ -135,7 +140,10 @@ class Reloader:
 def changed_keys(
     before: BaseModel, after: BaseModel, prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each key whose value differs, with the old and the new value."""
+    """Yield each key whose value differs, dotted, with the old and the new value.
+
+    Lists and tables of free keys are compared as a whole.
+    """
     for name in type(before).model_fields:
         old, new = getattr(before, name), getattr(after, name)
         key = f"{prefix}{name}"

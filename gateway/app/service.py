@@ -37,23 +37,26 @@ LAG_LOOKS = 5
 """Measurements of the event loop's lag in that time."""
 
 STALL_SECONDS = 1.0
-"""The event loop late by so much is a line in the log: every call stood still."""
+"""A timer of the event loop late by so much (s) is logged: every call stood still."""
 
 HUNG_SECONDS = 20.0
-"""An event loop or a SIP thread that has not turned for so long is not waited for any more."""
+"""An event loop that does not run for so long (s) ends the process, with a dump of its threads; a
+SIP thread that does not has the process end after its calls were given up."""
 
 SILENT_CLOCK_SECONDS = 5.0
-"""A media clock that brings nothing for so long, while calls have media, has stopped."""
+"""A media clock without a frame for so long (s), while calls have media, has stopped."""
 
 
 class Health:
-    """Keeps what has failed in this process, by the name of the part.
+    """Checks SIP thread, media clock and event loop each second, and keeps what has failed.
+
+    A failure stays until the process ends.
 
     Args:
         sip: what is wrong with the SIP thread; empty while nothing is.
         beats: how often the media clock has brought audio; None while no call has media.
         on_look: called each second with whether all is well.
-        on_unfit: called once, with the reason, when no call can be carried any more.
+        on_unfit: called when SIP thread or media clock fail, once for each, with the reason.
         lag: counts by how much (s) a timer of the event loop comes late.
     """
 
@@ -78,21 +81,24 @@ class Health:
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Start looking, once a second."""
+        """Start the checks, once a second."""
         self._tasks.serve(self._run, "health")
 
     async def stop(self) -> None:
-        """Stop looking, and call off the dump of threads that hang."""
+        """Stop the checks, and the timer that ends the process when the event loop hangs."""
         await self._tasks.cancel()
         faulthandler.cancel_dump_traceback_later()
 
     def failed(self, part: str, error: object) -> None:
-        """Report that a part of the process has failed, from now until the process ends."""
+        """Note and log that a part has failed, until the process ends; it ends nothing."""
         self.problems[part] = str(error)
         log.error("gateway.not_well", part=part, error=str(error))
 
     def on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """Log what nobody has caught: the event loop's exception handler."""
+        """Log an exception that nobody has caught: the event loop's exception handler.
+
+        Of a loop that :func:`gateway.tasks.background` has given up, its part has failed, too.
+        """
         error, task = context.get("exception"), context.get("background")
         log.error(
             "gateway.unhandled",
@@ -112,7 +118,11 @@ class Health:
         }
 
     async def _run(self) -> None:
-        """Look regularly whether SIP thread, media clock and tasks are alive."""
+        """Measure the event loop's lag, and check SIP thread and media clock; never ends.
+
+        Each round, of ``LOOK_SECONDS``, puts off the timer of :data:`HUNG_SECONDS`, at which the
+        process exits.
+        """
         loop = asyncio.get_running_loop()
         while True:
             # By a thread that needs no interpreter: also where something never gives it back.
@@ -131,7 +141,8 @@ class Health:
             self._look(loop.time())
 
     def _look(self, now: float) -> None:
-        """Note a SIP thread or media clock that has stopped."""
+        """Note a SIP thread or media clock that has stopped, tell ``on_unfit`` once for each, and
+        tell ``on_look`` whether all is well."""
         unfit = {"SIP thread": self._sip(), "media clock": self._clock(now)}
         for part, error in unfit.items():
             if error and part not in self.problems:
@@ -140,7 +151,10 @@ class Health:
         self._on_look(not self.problems)
 
     def _clock(self, now: float) -> str:
-        """Return why the media clock is unfit: it has stood still for too long; or ""."""
+        """Return why the media clock is unfit: no beat for ``SILENT_CLOCK_SECONDS``; else "".
+
+        While no call has media it is not expected to beat.
+        """
         beats = self._beats()
         if beats is None or beats != self._last_beats:
             self._last_beats, self._silent_since = beats, now
@@ -150,7 +164,7 @@ class Health:
 
 
 BYE_SECONDS = 4.0
-"""Wait (s) of a shutdown for calls that were ended."""
+"""Wait (s) of a shutdown for BYE of the calls that it ended, and again for their sessions."""
 
 REPORT_SECONDS = 5.0
 """Interval (s) at which the log names the calls that a drain waits for."""
@@ -160,7 +174,7 @@ REPORTED_CALLS = 20
 
 
 class State(StrEnum):
-    """State of the process, in order; a start that fails is STOPPED."""
+    """State of the process, in order; where the start fails it stays STARTING."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -212,7 +226,9 @@ class Service:
         )
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; a second one ends the calls at once.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the calls at once.
+
+        Drained, too: by the API, without its supervisor, and when no call can be carried.
 
         Raises AgentError or OSError when something cannot be had at start, and AgentError when the
         process cannot carry calls any more.
@@ -232,9 +248,9 @@ class Service:
         variables: Mapping[str, str] | None = None,
         caller_id: str = "",
     ) -> CallRecord:
-        """Place one call, take none, and end with it; SIGTERM or SIGINT hang it up.
+        """Place one call, take none, and stop with it; SIGTERM or SIGINT hang it up.
 
-        Raises as :meth:`run` and :meth:`OutboundCalls.dial` do.
+        Returns its record. Raises as :meth:`run` and :meth:`OutboundCalls.dial` do.
         """
         async with self._running(serving=False):
             try:
@@ -249,7 +265,10 @@ class Service:
 
     @asynccontextmanager
     async def _running(self, *, serving: bool) -> AsyncIterator[None]:
-        """Start everything, and stop it in reverse order at the end."""
+        """Start everything; at the end drain, end the calls, and stop it in reverse order.
+
+        Raises what a part raises at its start, after the parts before it were stopped.
+        """
         loop = asyncio.get_running_loop()
         # Signals, health and the link to the supervisor last until every part has stopped.
         async with AsyncExitStack() as process:
@@ -273,19 +292,24 @@ class Service:
             log.info("gateway.stopped", media_faults=self._gateway.pump.faults)
 
     def _enter(self, state: State) -> None:
+        """Change the state, log it, and tell systemd."""
         self.state = state
         log.info("gateway.state", state=state.value)
         notify(*_NOTIFIED[state], f"STATUS={state.value}")
 
     def _drain(self) -> None:
-        """Take no further call; a second time nothing changes."""
+        """Take no further call, and have :meth:`run` end; a second time nothing changes."""
         self._draining.set()
         self._gateway.drain()
         if self.state is not State.DRAINING:
             self._enter(State.DRAINING)
 
     async def _end_calls(self) -> None:
-        """Wait for calls to end, and end those that are left at the deadline."""
+        """Drain, and end the calls that are left at ``limits.drain_timeout``.
+
+        At least ``limits.min_drain_time`` (s) passes, so that dispatchers see it; a second signal
+        ends both waits. Then calls have ``BYE_SECONDS``, and their sessions again as long.
+        """
         calls, limits = self._gateway.calls, self._gateway.config.limits
         self._drain()
         reporting = TaskSet()
@@ -317,7 +341,7 @@ class Service:
         }
 
     def _on_signal(self, number: int) -> None:
-        """Drain on SIGTERM or SIGINT; the second one ends the calls."""
+        """Drain on SIGTERM or SIGINT; end the calls at once if the process drains already."""
         if self._draining.is_set():
             self._force_stop.set()
         calls = len(self._gateway.calls)
@@ -325,7 +349,7 @@ class Service:
         self._drain()
 
     def _on_look(self, well: bool) -> None:
-        """Report health to supervisor and systemd."""
+        """Report health to the supervisor; to systemd the watchdog's beat, or what is not well."""
         if self._link is not None:
             self._link.report_health(well)
         if well:
@@ -334,7 +358,7 @@ class Service:
             notify(f"STATUS=not well: {', '.join(self.health.problems)}")
 
     def _on_unhealthy(self, why: str) -> None:
-        """End, to be started again: no call can be carried any more."""
+        """Give up all calls and end with an error, to be started again: no call can be carried."""
         calls = self._gateway.calls
         log.error("gateway.cannot_carry_calls", error=why, calls=len(calls))
         self._unfit = why
@@ -355,7 +379,10 @@ def run(
     supervisor_link: int | None = None,
     read: Read | None = None,
 ) -> None:
-    """Serve until told to stop: ``gateway run``."""
+    """Run a gateway on an event loop of its own until it is told to stop: ``gateway run``.
+
+    Raises as :meth:`Service.run`.
+    """
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()

@@ -60,7 +60,7 @@ class Stores:
 
 
 def stores_of(config: Config, dialplan: Dialplan) -> Stores:
-    """Make all that keeps something of calls, by the configuration; nothing is started."""
+    """Make all that keeps or reports data of calls, by the configuration; nothing is started."""
     folder, secrets = config.records.folder, (*config.secrets(), *dialplan.secrets())
     writer, messages = BackgroundWriter(), MessageLog()
     files = RecordFiles(folder, writer)
@@ -93,12 +93,12 @@ def stores_of(config: Config, dialplan: Dialplan) -> Stores:
 
 
 def _instance(config: Config) -> str:
-    """Return the name of this process for records and traces."""
+    """Return the name of this process for records and traces: host and first SIP port."""
     return f"{socket.gethostname()}:{config.sip.listen[0].port}"
 
 
 def endpoints_of(config: Config) -> tuple[Endpoint, ...]:
-    """Return the addresses that are told of events."""
+    """Return the endpoints of ``[[webhook]]``, with the secrets that sign (new, then previous)."""
     return tuple(
         Endpoint(
             one.name,
@@ -118,6 +118,7 @@ def record_store(
     settings = config.records
 
     def idle(database: Database) -> None:
+        """Delete rows, details, black boxes and recordings past their days; held ones stay."""
         assert settings.spool_folder is not None
         sweep(
             database,
@@ -149,13 +150,13 @@ def record_store(
 
 
 def recording_options(config: Config) -> Options:
-    """Return where and how calls are recorded."""
+    """Return folder and ways of recording; days of retention only where no database counts them."""
     settings = config.recording
     days = settings.retention_days if config.records.database_url is None else 0.0
     return Options(settings.folder, settings.recipients, settings.upload is not None, days)
 
 
 def uploads_of(config: Config) -> Uploads | None:
-    """Return what uploads recordings; None where they stay here."""
+    """Return what uploads recordings; None without ``recording.upload`` or a folder."""
     given, folder = config.recording.upload, config.recording.folder
     return None if given is None or folder is None else Uploads(folder, Storage.of(given))

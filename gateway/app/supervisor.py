@@ -59,7 +59,10 @@ _VARIABLE = "NOTIFY_SOCKET"
 
 
 def notify(*lines: str) -> None:
-    """Send e.g. ``READY=1`` to systemd; do nothing where ``NOTIFY_SOCKET`` is not set."""
+    """Send lines such as ``READY=1`` to systemd (sd_notify(3)) in one datagram, without blocking.
+
+    Nothing where ``NOTIFY_SOCKET`` is not set; a failure is logged.
+    """
     address = os.environ.get(_VARIABLE, "")
     if not address:
         return
@@ -102,12 +105,12 @@ class SupervisorLink:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     def report_ready(self) -> None:
-        """Tell the supervisor that calls are answered."""
+        """Tell the supervisor, once, that this worker takes calls."""
         with contextlib.suppress(OSError):  # a supervisor that is gone is noticed by reading
             self._socket.send(UP)
 
     def report_health(self, well: bool) -> None:
-        """Report whether the process is healthy, once a second."""
+        """Tell the supervisor whether the process is healthy; to be called once a second."""
         with contextlib.suppress(OSError):
             self._socket.send(WELL if well else ILL)
 
@@ -117,7 +120,7 @@ class SupervisorLink:
         self._socket.close()
 
     def _read(self) -> None:
-        """Drain the process when the supervisor has ended."""
+        """Call ``on_gone``, once, when the other end of the socket is closed."""
         try:
             if self._socket.recv(64):
                 return  # nothing is ever sent to a worker
@@ -129,6 +132,7 @@ class SupervisorLink:
         self._on_gone()
 
     def _unwatch(self) -> None:
+        """Stop reading the socket; a second time nothing."""
         if self._watching:
             self._watching = False
             asyncio.get_running_loop().remove_reader(self._socket)
@@ -166,7 +170,10 @@ class Worker:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it, in a session of its own: Ctrl-C is for the supervisor. Raises OSError."""
+        """Start the process with its end of a socket pair, in a session of its own.
+
+        Ctrl-C is for the supervisor alone. Raises OSError.
+        """
         self.started_at = asyncio.get_running_loop().time()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -187,7 +194,10 @@ class Worker:
         self._supervisor_link = ours
 
     async def came_up(self, seconds: float) -> bool:
-        """Wait until it accepts calls; return False when it ended before. Raises TimeoutError."""
+        """Wait for its message that it takes calls; return False if it ended before.
+
+        Raises TimeoutError after ``seconds`` without either.
+        """
         assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds):
@@ -198,7 +208,10 @@ class Worker:
         return self.was_up
 
     async def listen(self, seconds: float) -> None:
-        """Read its health reports until it ends. Raises TimeoutError after ``seconds`` without."""
+        """Keep its last health report in ``well``, until its end of the socket closes.
+
+        Raises TimeoutError after ``seconds`` without a report.
+        """
         assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         while True:
@@ -221,7 +234,7 @@ class Worker:
         return status
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal; nothing if it does not run."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -318,6 +331,7 @@ class Supervisor:
         return self._status
 
     def _on_signal(self, number: int) -> None:
+        """Have all workers drain (SIGTERM, SIGINT); the second time, end their calls."""
         self._end(signal.Signals(number).name)
 
     def _on_usr1(self) -> None:
@@ -337,7 +351,11 @@ class Supervisor:
                 worker.missed.add(number)
 
     def _end(self, reason: str) -> None:
-        """Tell all workers to drain; the second time, to end their calls at once."""
+        """Send SIGTERM to all workers, by which they drain, and the second time end their calls.
+
+        None is restarted from then on. Those that run after their drain and ``OWN_END_SECONDS``,
+        the second time after these alone, are killed.
+        """
         forced = self._stop.is_set()
         running = [worker.index for worker in self._workers.values() if worker.running]
         log.info("workers.stopping", reason=reason, running=running, forced=forced)
@@ -362,8 +380,12 @@ class Supervisor:
     # ---- one worker
 
     async def _keep(self, index: int) -> None:
-        """Run one worker, and start it again after it ended, up to its limit of crashes in a
-        row."""
+        """Run a worker, and start it again each time it ends, until the supervisor stops.
+
+        Drained alone (status 0): at once. Ended with a status before it was ever up: all workers
+        are told to end, as a setting is wrong. Crashed: after a pause that doubles, and not after
+        ``max_restarts`` deaths in a row; ``STEADY_SECONDS`` up begin a new row.
+        """
         deaths = 0
         while not self._stop.is_set():
             worker = Worker(index, self._command(index))
@@ -389,7 +411,10 @@ class Supervisor:
                 return
 
     async def _live(self, worker: Worker) -> int:
-        """Run one worker from start to end; return its exit status."""
+        """Run one worker from start to end; return its exit status, 1 if it cannot be executed.
+
+        Killed where it is not up within ``UP_SECONDS``, or silent for ``SILENT_SECONDS``.
+        """
         try:
             await worker.start()
         except OSError as error:
@@ -411,7 +436,10 @@ class Supervisor:
         return await worker.ended()
 
     async def _listen(self, worker: Worker) -> None:
-        """Read a worker's reports; log and end it when none comes for too long."""
+        """Read a worker's health reports until its end; SIGKILL after ``SILENT_SECONDS`` without.
+
+        One that was told to end has another deadline, and is not killed here.
+        """
         try:
             await worker.listen(SILENT_SECONDS)
         except TimeoutError:
@@ -420,7 +448,8 @@ class Supervisor:
                 worker.send(signal.SIGKILL)
 
     def _notify_systemd(self) -> None:
-        """Report to systemd whether all workers are well."""
+        """Send systemd's watchdog its beat if all running workers are well, else a status naming
+        the first that is not; again each ``WATCHDOG_SECONDS``."""
         ill = [one.index for one in self._workers.values() if one.running and not one.well]
         if ill:
             notify(f"STATUS=not well: worker {ill[0]}")
@@ -431,7 +460,10 @@ class Supervisor:
         )
 
     def _note_up(self, worker: Worker) -> None:
-        """Note that a worker is ready, and log when all are for the first time."""
+        """Log that a worker takes calls, and send it the signals that it missed.
+
+        When all have been up for the first time, ``READY=1`` goes to systemd.
+        """
         log.info("worker.ready", worker=worker.index, pid=worker.pid)
         self._ever_up.add(worker.index)
         for number in worker.missed:
@@ -442,7 +474,14 @@ class Supervisor:
             notify("READY=1", f"STATUS={self._count} workers take calls")
 
     async def _pause(self, worker: Worker, status: int, seconds: float, deaths: int) -> bool:
-        """Log that it died and wait before the next start; return False when there is none."""
+        """Log a crash and wait before the next start; return False if there is none.
+
+        None past ``max_restarts`` (exit status 1 then), or if the supervisor was told to stop.
+
+        Args:
+            seconds: from its start to its end.
+            deaths: in a row, this one included.
+        """
         said = {
             "worker": worker.index,
             "pid": worker.pid,
@@ -462,7 +501,10 @@ class Supervisor:
         return not self._stop.is_set()
 
     def _note_last_end(self, worker: Worker, status: int) -> None:
-        """Judge the end of a worker that was told to end, for the exit status."""
+        """Log the end of a worker that was told to end; the supervisor's status is 1 if it failed.
+
+        SIGTERM before it was up is no failure; an earlier status is kept.
+        """
         never_up = not worker.was_up and status == -signal.SIGTERM
         log.info("worker.ended", worker=worker.index, pid=worker.pid, ended=how_ended(status))
         if status != 0 and not never_up and self._status == 0:

@@ -124,22 +124,26 @@ class Tracing:
         self._failing = False
 
     def __len__(self) -> int:
-        """Calls that wait."""
+        """Number of calls whose trace waits to be exported."""
         return self._waiting.qsize()
 
     def trace_id(self, call_id: str) -> str:
-        """Return the id of a call's trace; empty where it gets none."""
+        """Return the id of a call's trace; "" without an endpoint, or if it is not in the sample
+        (``sample_ratio``, by the call's id)."""
         if self._settings.endpoint is None:
             return ""
         found = trace_id_of(call_id)
         return found if int(found[:8], 16) < self._settings.sample_ratio * 2**32 else ""
 
     def traceparent(self, call_id: str) -> str:
-        """Return the field of that name for what is asked in the name of a call; empty for none."""
+        """Return the W3C ``traceparent`` for requests of a call; "" where it has no trace."""
         return traceparent(self.trace_id(call_id))
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
-        """Handle an event of a call: at its end, make its trace."""
+        """Queue a call for export at its end (``call.ended``), if it has a trace id.
+
+        With ``QUEUE_CALLS`` waiting it is dropped and counted.
+        """
         if event["type"] != "call.ended" or not record.trace_id or self._thread is None:
             return
         try:
@@ -148,7 +152,8 @@ class Tracing:
             self.dropped += 1
 
     async def start(self) -> None:
-        """Begin. Raises AgentError where the libraries are not installed."""
+        """Start the exporting thread; nothing without an endpoint. Raises AgentError where the
+        libraries are not installed."""
         if self._settings.endpoint is None:
             return
         try:
@@ -161,7 +166,7 @@ class Tracing:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Send what waits, within seconds."""
+        """Export what waits, within ``STOP_SECONDS``; the rest is dropped, counted and logged."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -175,7 +180,10 @@ class Tracing:
             log.warning("trace.dropped", calls=len(self))
 
     def _run(self) -> None:
-        """Export the traces of ended calls. Runs on a thread of its own."""
+        """Export the traces of ended calls, all that wait together, until :meth:`stop`.
+
+        Runs on a thread of its own.
+        """
         while True:
             records = [self._waiting.get()]
             while len(records) < QUEUE_CALLS and not self._waiting.empty():
@@ -188,7 +196,10 @@ class Tracing:
                 return
 
     def _export(self, records: list[CallRecord]) -> None:
-        """Export the spans of these calls, and count the result."""
+        """Export the spans of these calls in one request, and count the result.
+
+        The first failure after a success is logged, and the other way round.
+        """
         try:
             why = self._spans.export([one for record in records for one in self._spans.of(record)])
         except Exception as error:
@@ -276,7 +287,7 @@ class _Spans:
         return found
 
     def export(self, spans: Sequence[ReadableSpan]) -> str:
-        """Send spans; returns what was wrong, "" for nothing."""
+        """Send spans within ``EXPORT_SECONDS``; return why that failed, "" if it did not."""
         if self.exporter.export(spans) is self._success:
             return ""
         return "the collector did not take them"
