@@ -20,7 +20,7 @@ from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import LegEnd, LegHandler
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
-from gateway.sip.rtp import QualityMeter, counters_of
+from gateway.sip.rtp import counters_of
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks import TLS_KEYS, ChallengedCall, keys_to_check
@@ -116,7 +116,6 @@ class SipCall(TransferableCall):
         super().__init__(services, account, call_id)
         self.answered = self.acknowledged = False
         self._ending = _Ending()
-        self._meter = QualityMeter()
         self._last_event: tuple[str, int] | None = None
         """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
         self._keys = TokenBucket(KEYS_PER_SECOND, KEYS_AT_ONCE)
@@ -545,5 +544,5 @@ class SipCall(TransferableCall):
             counters = counters_of(self.getStreamStat(self._audio_index))
         except pj.Error:
             return
-        quality = replace(self._meter.read(counters, self.link.uplink), expected=self._peer_sends)
+        quality = replace(self.meter.read(counters, self.link.uplink), expected=self._peer_sends)
         self._tell(lambda handler: handler.on_quality(quality))

@@ -19,6 +19,7 @@ from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Invite, Leg, ReferProgress
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
+from gateway.sip.rtp import QualityMeter
 from gateway.sip.signalling import Signalling
 from gateway.sip.source_limits import TokenBucket
 from gateway.sip.thread import SipThread
@@ -132,6 +133,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """The peer holds us (RFC 3264 section 8.4)."""
         self.codec: Codec | None = None
         """Of its audio; None before media is up."""
+        self.meter = QualityMeter()
+        """RTP quality, also of the calls that this one has taken the place of."""
         self.party = ""
         """Whose calls this one is counted with."""
         self.followed = False
@@ -308,14 +311,18 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             self.take_over(predecessor)
 
     def take_over(self, other: TransferableCall) -> None:
-        """Take over audio, bridge port, partner and sound of the other call, whose owner is told
-        the new leg (``on_replaced``): it sets the handler there and hangs up the old leg. The
-        handler is then told the codec, if known, and whether the peer holds us, if that differs."""
+        """Take over audio, bridge port, partner, sound and RTP counts of the other call.
+
+        Its owner is told the new leg (``on_replaced``): it sets the handler there and hangs up the
+        old leg. The handler is then told the codec, if known, and whether the peer holds us, if
+        that differs.
+        """
         mine, theirs = self.leg, other.leg
         assert mine is not None
         assert theirs is not None
         mine.audio, theirs.audio = theirs.audio, None
         self.link.take_over(other.link)
+        self.meter, other.meter = other.meter, self.meter
         if theirs.on_replaced is not None:
             self.services.thread.to_loop(theirs.on_replaced, mine)
         # What the owner knows is of the other call; what came before it had this leg was dropped.

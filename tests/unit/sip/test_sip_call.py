@@ -14,6 +14,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
+from gateway.sip.rtp import QualityMeter
 from gateway.sip.sip_call import SipCall
 from gateway.sip.transfer import TransferableCall
 
@@ -74,12 +75,17 @@ def test_a_successor_tells_its_owner_that_nobody_holds_it(codec: Codec | None) -
         link = SimpleNamespace(take_over=lambda _link: None)
         services = SimpleNamespace(thread=thread)
         leg = Leg(thread, invite)
-        return SimpleNamespace(leg=leg, held=held, codec=codec, link=link, services=services)
+        meter = QualityMeter()
+        return SimpleNamespace(
+            leg=leg, held=held, codec=codec, link=link, services=services, meter=meter
+        )
 
     def on_replaced(successor: Leg) -> None:
         successor.handler = handler
 
     old, new = call(True, Codec.PCMU), call(False, codec)
     old.leg.on_replaced = on_replaced
+    meter = old.meter
     TransferableCall.take_over(new, old)
+    assert new.meter is meter, "the counts of a call go on"
     assert told == ([] if codec is None else [codec]) + [False]
