@@ -89,19 +89,22 @@ class ToolExecutor:
 
     @functools.cached_property
     def http(self) -> HttpClient:
-        """Return the client for HTTP services: `gateway route-test` has no use for one."""
+        """Return the process's client for HTTP services, made at the first use: `gateway
+        route-test` needs none."""
         return HttpClient(
             self._limits.http_connections, self._limits.http_proxy, self._limits.http_ca
         )
 
     def add(self, route: str, function: Function) -> None:
-        """Add a function of the gateway's own to a route, before calls come."""
+        """Add a function of the gateway's own to a route, in place of one with its name; before
+        calls come."""
         self._fixed.setdefault(route, {})[function.name] = function
 
     async def start(self) -> None:
-        """Connect to the MCP servers; one that is not there in time is tried again later.
+        """Connect to all MCP servers at a time, and return when each has listed its tools or its
+        `connect_timeout` is up; one that is not there in time is tried again later.
 
-        Loads the libraries of tools, too: the first call would wait for them.
+        Makes the HTTP client and loads the libraries, too: the first call would wait for them.
         """
         import jsonschema  # noqa: F401
 
@@ -109,27 +112,34 @@ class ToolExecutor:
         await asyncio.gather(*(server.start() for server in self._servers.values()))
 
     async def stop(self) -> None:
-        """Cancel all functions, and close all connections."""
+        """Cancel all functions and questions, whose `done` is then not called; disconnect from MCP
+        servers and end their processes; close the HTTP client."""
         await self._tasks.cancel()
         await asyncio.gather(*(server.stop() for server in self._servers.values()))
         await self.http.close()
 
     def states(self) -> dict[str, dict[str, object]]:
-        """Return the state of each MCP server, for ``gateway status``."""
+        """Return by name of MCP server its state ("up", "not started", "connection lost" or the
+        name of the error) and its number of tools, for ``gateway status``."""
         return {
             name: {"state": server.state, "tools": len(server.functions)}
             for name, server in self._servers.items()
         }
 
     def of(self, route: str) -> dict[str, Function]:
-        """Return the functions of a route by name, those of its MCP servers as last listed."""
+        """Return the functions of a route by name, those of its MCP servers as last listed, also
+        while a server is away.
+
+        Of two with one name, an MCP server's counts. Empty for an unknown route.
+        """
         found = dict(self._fixed.get(route, {}))
         for name in self._offers.get(route, _NOTHING).mcp:
             found.update(self._servers[name].functions)
         return found
 
     def definitions(self, route: str) -> list[dict[str, Any]]:
-        """Return ``tools`` of the session object for a route."""
+        """Return ``tools`` of the session object for a route: a function each for all of
+        :meth:`of`, then the MCP servers that the realtime server calls."""
         passed_on = self._offers.get(route, _NOTHING).passed_on
         own = [one.definition() for one in self.of(route).values()]
         return own + [dict(server) for server in passed_on]
@@ -137,7 +147,11 @@ class ToolExecutor:
     # ---- ToolRunner
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Run a function: see :meth:`gateway.tools.functions.ToolRunner.run`."""
+        """Run a function: see :meth:`gateway.tools.functions.ToolRunner.run`.
+
+        While ``MAX_RUNNING`` tasks of all calls run, it is not run, and ``done`` gets an error at
+        once.
+        """
         if len(self._tasks) >= MAX_RUNNING:
             log.error("tool.too_many", tool=call.name, call=call.call, limit=MAX_RUNNING)
             done(error_text("the gateway is busy; try again later"))
@@ -145,7 +159,11 @@ class ToolExecutor:
         self._tasks.spawn(self._run(call, done), f"tool {call.name}")
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask for an approval: see :meth:`gateway.tools.functions.ToolRunner.ask`."""
+        """Ask for an approval: see :meth:`gateway.tools.functions.ToolRunner.ask`.
+
+        While ``MAX_RUNNING`` tasks of all calls run, nobody is asked, and ``done`` gets False at
+        once.
+        """
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
@@ -154,7 +172,11 @@ class ToolExecutor:
     def check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Check content: see :meth:`gateway.tools.functions.ToolRunner.check`."""
+        """Check content: see :meth:`gateway.tools.functions.ToolRunner.check`.
+
+        While ``MAX_RUNNING`` tasks of all calls run, nobody is asked, and ``done`` gets False (the
+        words are not allowed) at once.
+        """
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
@@ -167,7 +189,11 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Store sensitive digits: see :meth:`gateway.tools.functions.ToolRunner.store`."""
+        """Store sensitive digits: see :meth:`gateway.tools.functions.ToolRunner.store`.
+
+        While ``MAX_RUNNING`` tasks of all calls run, they are not sent, and ``done`` gets
+        ``status`` "failed" at once.
+        """
         if len(self._tasks) >= MAX_RUNNING:
             done({"status": "failed", "reason": "the gateway is busy"})
             return
@@ -180,7 +206,8 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Store sensitive digits; pass the result, or a failure, to ``done``."""
+        """Send sensitive digits to the service once; pass what :func:`http.store_digits` returns to
+        ``done``, or ``status`` "failed" if it raises. Neither digits nor error text are logged."""
         reason = "the gateway could not send them"
         result: Mapping[str, Any] = {"status": "failed", "reason": reason}
         try:
@@ -193,7 +220,8 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Ask a guardrail's service; pass its answer to ``done``."""
+        """Ask a guardrail's service; pass its verdict to ``done``: None if it did not answer in
+        time or not intelligibly, False if a defect of ours kept it from being asked."""
         answer: http.Verdict = (None, "nobody could be asked")
         try:
             answer = await http.ask_content(self.http, rule, call)
@@ -203,7 +231,10 @@ class ToolExecutor:
         done(*answer)
 
     async def _run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Run a function; pass its result or failure to ``done``, unless cancelled by us."""
+        """Run a function; pass its result, or its failure as an error text, to ``done``.
+
+        ``done`` is not called if this task is cancelled, but is if the function cancels itself.
+        """
         text = error_text("the function failed")
         try:
             text = await self._result(call)
@@ -215,7 +246,13 @@ class ToolExecutor:
         done(text)
 
     async def _result(self, call: ToolCall) -> str:
-        """Check the arguments, run a function with its deadline; return its result or failure."""
+        """Check the arguments by the function's schema, then run it with its deadline; return its
+        result cut to ``max_result_chars``, or an error text for the model.
+
+        An unknown function (as of a server that was removed), wrong arguments, a ToolError, the
+        deadline and any other exception are failures; of the last only the exception's class is
+        told. Logs ``tool.ran`` with the duration (ms).
+        """
         function = self.of(call.route).get(call.name)
         loop = asyncio.get_running_loop()
         began, outcome = loop.time(), "done"
@@ -240,7 +277,10 @@ class ToolExecutor:
         return text
 
     async def _ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask a service for an approval; pass its answer to ``done``."""
+        """Ask the service of the approval rule; pass its answer and reason to ``done``.
+
+        False if the rule has no service, the service's ``timeout`` is up, or asking raises.
+        """
         call = question.request
         operator = self._offers.get(call.route, _NOTHING).operators.get(question.rule)
         answer = (False, "nobody could be asked")
@@ -255,7 +295,8 @@ class ToolExecutor:
         done(*answer)
 
     def _functions_of(self, offer: RouteTools) -> dict[str, Function]:
-        """Return a route's functions in Python and its webhook tools, by name."""
+        """Return a route's functions in Python and its webhook tools, by name; a webhook tool goes
+        before a Python function with its name. Those of MCP servers are not among them."""
         limits = self._limits
         made = [
             python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)

@@ -35,7 +35,8 @@ class ImageError(ValueError):
 
 
 def data_uri(image: bytes) -> str:
-    """Return the data URI of a PNG or JPEG file. Raises ImageError."""
+    """Return the data URI of a PNG or JPEG file. Raises ImageError if it is neither, by its first
+    bytes, or exceeds ``MAX_BYTES``."""
     if len(image) > MAX_BYTES:
         raise ImageError(f"the image has {len(image)} bytes; {MAX_BYTES} are allowed")
     kind = next((kind for kind, magic in _KINDS.items() if image.startswith(magic)), None)
@@ -45,7 +46,11 @@ def data_uri(image: bytes) -> str:
 
 
 def checked_data_uri(uri: str) -> str:
-    """Return a data URI encoded again from its image, a PNG or JPEG. Raises ImageError."""
+    """Return a data URI encoded again from its image, without what else it had.
+
+    Raises ImageError unless it is base64 of a PNG or JPEG, as its media type says, of ``MAX_BYTES``
+    at most.
+    """
     head = _URI.match(uri)
     if head is None:
         raise ImageError("the image must be a data URI: data:image/png;base64,...")
@@ -118,15 +123,18 @@ def tool(
     filler_text: str = "",
     filler_sound: str = "",
 ) -> _F | Callable[[_F], _F]:
-    """Mark a function as a tool of the model.
+    """Mark a function as a tool of the model, as ``@tool`` or ``@tool(...)``; the function itself
+    is returned unchanged.
 
     Args:
         name: for the model; the function's own by default.
-        description: for the model; the first paragraph of the docstring by default.
-        timeout: deadline in seconds, in place of ``tools.timeout``.
-        filler_delay: seconds after which the caller hears ``filler_text`` or ``filler_sound``.
-        filler_text: words for the caller while they wait.
-        filler_sound: what they hear until the result is there.
+        description: for the model; by default the docstring up to ``Args:``.
+        timeout: deadline in seconds; None is ``tools.timeout``.
+        filler_delay: seconds after which the caller hears ``filler_text`` or ``filler_sound``, if
+            there is no result yet; 0 for never.
+        filler_text: words that the model says to the caller meanwhile.
+        filler_sound: a sound of the gateway or the path of a WAV file, which plays until the result
+            is there.
     """
     options = Options(name, description, timeout, Waiting(filler_delay, filler_text, filler_sound))
 
@@ -145,8 +153,8 @@ RecordingAction = Literal["start", "stop", "pause", "resume", "delete"]
 
 
 class CallControl(Protocol):
-    """Requests of a function to its call, as methods of :class:`Call`. They return at once, and do
-    nothing once the call is over. From the event loop only."""
+    """Requests of a function to its call, one for each method of :class:`Call`, with the same
+    meaning. They return at once, and do nothing once the call is over. From the event loop only."""
 
     def say(self, words: str) -> None: ...
     def tell(self, text: str, role: str, respond: bool) -> None: ...
@@ -185,14 +193,21 @@ class Call:
     def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
         """Add a message to the conversation: of the ``system``, or as the caller's (``user``).
 
-        With ``respond`` the model answers it. Raises ToolError for another role.
+        With ``respond`` a response is requested, too; without, the model reads it at its next one.
+        Raises ToolError for another role.
         """
         if role not in ("system", "user"):
             raise ToolError(f"role must be system or user, not {role}")
         self._ask(lambda control: control.tell(text, role, respond))
 
     def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
-        """Show the model a PNG or JPEG, as bytes or data URI, with a text. Raises ToolError."""
+        """Add an image and a text to the conversation as a message of the caller; with ``respond``
+        request a response to it.
+
+        Args:
+            image: a PNG or JPEG of ``MAX_BYTES`` at most, as bytes or as data URI. Raises ToolError
+                for another.
+        """
         try:
             uri = data_uri(image) if isinstance(image, bytes) else checked_data_uri(image)
         except ImageError as error:
@@ -200,24 +215,26 @@ class Call:
         self._ask(lambda control: control.show(uri, text, respond))
 
     def respond(self, instructions: str) -> None:
-        """Have the model respond, with these instructions for this one response."""
+        """Request a response with these instructions, in place of the session's, for it only."""
         self._ask(lambda control: control.respond(instructions))
 
     def transfer(self, destination: str, words: str = "") -> None:
-        """Transfer the caller to a ``[[route.transfer]]``, by its name.
+        """Transfer the caller to the ``[[route.transfer]]`` with the name ``destination``.
 
-        If that fails, ``words`` are said and the call ends.
+        If that fails, the model says ``words``, and the call ends.
         """
         self._ask(lambda control: control.transfer(destination, words))
 
     def set_disposition(self, disposition: str) -> None:
-        """Set the disposition in the record, like ``completed``. Raises ToolError by its length."""
+        """Set the disposition in the record, like ``completed``, in place of an earlier one. Raises
+        ToolError if it is empty or has more than ``MAX_DISPOSITION`` characters."""
         if not 0 < len(disposition) <= MAX_DISPOSITION:
             raise ToolError(f"disposition must have 1 to {MAX_DISPOSITION} characters")
         self._ask(lambda control: control.set_disposition(disposition))
 
     def record(self, action: RecordingAction) -> None:
-        """Control the recording, where the route allows one; ``delete`` leaves nothing of it.
+        """Control the recording of the call; nothing if the route allows none. ``delete`` ends it
+        and deletes what was recorded so far, here and in the storage.
 
         Raises ToolError for another action.
         """
@@ -226,10 +243,12 @@ class Call:
         self._ask(lambda control: control.record(action))
 
     def end(self, words: str = "") -> None:
-        """Say these words, then hang up."""
+        """Have the model say these words, then hang up; with "" hang up without further words."""
         self._ask(lambda control: control.end(words))
 
     def _ask(self, ask: Callable[[CallControl], None]) -> None:
+        """Have a request made on the event loop: at once there, later from another thread; nothing
+        for a :class:`Call` without a control, as in a test."""
         control = self._control
         if control is not None:
             self._on_loop(lambda: ask(control))
@@ -250,7 +269,8 @@ class _Series(list[Any]):
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value that JSON has no type for. Raises ValueError."""
+    """Convert a value that JSON has no type for: an iterator to a list that is read as it is
+    written, dates, models and such as pydantic does. Raises ValueError for any other."""
     if isinstance(value, Iterator):
         for first in value:
             return _Series(first, value)
@@ -265,10 +285,10 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_
 
 
 def result_text(value: Any, most: int = sys.maxsize) -> str:
-    """Return a function's result as text: a text as it is, anything else as JSON.
+    """Return a function's result as text: a str as it is, of any length, anything else as JSON.
 
-    JSON is written until it has ``most`` characters, however large the result is. Raises ValueError
-    for a result that cannot be JSON.
+    JSON is written piece by piece until it has more than ``most`` characters, and is then cut in
+    the middle. Raises ValueError for a result that cannot be JSON.
     """
     if isinstance(value, str):
         return value
@@ -284,12 +304,14 @@ def result_text(value: Any, most: int = sys.maxsize) -> str:
 
 
 def error_text(message: str, **more: object) -> str:
-    """Return the result that tells the model of a failure, a JSON object with ``error``."""
+    """Return the result that tells the model of a failure: a JSON object with ``error`` and the
+    fields ``more``."""
     return json.dumps({"error": message, **more}, ensure_ascii=False)
 
 
 def bounded(text: str, limit: int) -> str:
-    """Return the first ``limit`` characters of a text, and a note if that is not all."""
+    """Return the first ``limit`` characters of a text, and if that is not all a line that says so
+    behind them; characters that UTF-8 does not have are replaced."""
     if len(text) <= limit:
         return unicode_of(text)
     return f"{unicode_of(text[:limit])}\n[cut: only the first {limit} characters are shown]"
@@ -358,21 +380,24 @@ class DigitsService(Protocol):
 
 
 class ToolRunner(Protocol):
-    """Runs functions and asks services.
+    """Runs functions and asks services, for the state machine of a call.
 
-    Methods return at once; ``done`` is called on the event loop. The state machine has a deadline
-    for each call, and drops a later result.
+    Methods return at once; ``done`` is called once, on the event loop, at once where the process is
+    busy, and never if the process stops before. The state machine has a deadline for each call, and
+    drops a later result.
     """
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Run a function; ``done`` gets its result, or its failure, as text for the model."""
+        """Run the function ``call.name`` of the call's route with its deadline; ``done`` gets its
+        result, or its failure as a JSON object with ``error``, as text for the model."""
 
     def check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Ask whether the speaker ``call.name`` may say ``call.arguments``.
+        """Ask a guardrail's service whether the speaker ``call.name`` may say ``call.arguments``.
 
-        ``done`` gets the answer, None if there is none, and the reason.
+        ``done`` gets True or False, or None if the service did not answer in time or intelligibly,
+        and the reason.
         """
 
     def store(
@@ -382,10 +407,12 @@ class ToolRunner(Protocol):
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Store digits of the kind ``call.name``; ``done`` gets the result for the model."""
+        """Send digits of the kind ``call.name`` to a service; ``done`` gets the result for the
+        model: ``status`` "stored" with the service's ``token``, or "failed" with a ``reason``."""
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask for an approval; ``done`` gets the answer and a reason."""
+        """Ask the service of an approval rule whether a tool call may run; ``done`` gets the
+        answer, False also without one, and a reason, "" for none."""
 
 
 Run = Callable[[ToolCall, dict[str, Any]], Awaitable[str]]
@@ -413,7 +440,7 @@ class Function:
     """Whether it runs only if an approval rule allows it."""
 
     def definition(self) -> dict[str, Any]:
-        """Return the entry of the session object (GA ``tools``)."""
+        """Return the function's entry in ``tools`` of the session object (GA)."""
         return {
             "type": "function",
             "name": self.name,

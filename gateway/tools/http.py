@@ -86,27 +86,33 @@ class Request:
 
     @property
     def whole_url(self) -> str:
-        """The URL with :attr:`query` added to its own."""
+        """The URL with :attr:`query` added behind a query that it has itself."""
         if not self.query:
             return self.url
         return f"{self.url}{'&' if '?' in self.url else '?'}{urlencode(self.query)}"
 
     @property
     def repeatable(self) -> bool:
-        """Whether a request that may have arrived can be sent again."""
+        """Whether a request that may have arrived can be sent again: by its method, or by
+        :attr:`again`."""
         return self.again or self.method in SAFE
 
 
 @cache
 def public_authorities() -> ssl.SSLContext:
-    """Return a TLS context with the public authorities, made once, since that takes 20 ms."""
+    """Return a TLS context with the public authorities (certifi's), made once in a process, since
+    that takes 20 ms."""
     import httpx
 
     return httpx.create_ssl_context(trust_env=False)
 
 
 class HttpClient:
-    """HTTP client with a limit of connections, half of it for one service. On the event loop.
+    """HTTP client of the process, on the event loop. It follows no redirect and takes no settings
+    from the environment.
+
+    A request waits for a connection while ``max_connections`` are in use, or half of them by its
+    service (scheme, host and port).
 
     Args:
         proxy: URL; None connects directly.
@@ -142,13 +148,19 @@ class HttpClient:
         )
 
     async def close(self) -> None:
+        """Close all connections; requests under way fail."""
         await self._client.aclose()
 
     async def send(self, request: Request) -> str:
-        """Send a request, again where it may be; return the body of a 2xx answer as text.
+        """Send a request, up to ``request.retries`` times again; return the body of a 2xx answer as
+        text.
 
-        The caller sets the deadline. Raises ToolError otherwise, whose text has no part of the URL
-        but the host, and no header.
+        It is sent again if it cannot have arrived, or if it is repeatable and the connection broke
+        or the answer is one of ``RETRIED_STATUSES``; after ``Retry-After`` (``MAX_PAUSE`` at most),
+        or else ``FIRST_PAUSE``, doubled each time, each ±25 %.
+
+        The caller sets the deadline. Raises ToolError for any other end, a redirect too; its text
+        has no part of the URL but the host, and no header.
         """
         pause = FIRST_PAUSE
         for left in range(request.retries, -1, -1):
@@ -166,9 +178,11 @@ class HttpClient:
         raise AssertionError("unreachable")
 
     async def _once(self, request: Request) -> str:
-        """Send a request once; return the body of a 2xx answer as text.
+        """Send a request once, after waiting for a connection; return the body of a 2xx answer as
+        text.
 
-        Raises ToolError, or _AgainError if it may be sent again.
+        Raises _AgainError if it may be sent again, otherwise ToolError: for another status with the
+        first ``MAX_DETAIL`` characters of its body, and for a body of more than ``MAX_BODY``.
         """
         import httpx
 
@@ -209,7 +223,8 @@ class HttpClient:
 
 
 class _AgainError(Exception):
-    """A request failed and may be sent again, ``after`` seconds if the service has said so."""
+    """A request failed and may be sent again: after ``after`` seconds if the service has said so,
+    None if not."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
@@ -217,11 +232,12 @@ class _AgainError(Exception):
 
 
 async def read_answer(response: httpx.Response) -> tuple[str, bool]:
-    """Return the body as text, and True; or "" and False if it exceeds ``MAX_BODY``.
+    """Return the body as text, and True; or "" and False if it exceeds ``MAX_BODY`` bytes,
+    compressed or not.
 
     A small body that is compressed may become a very large one: it is decompressed here, where the
-    bound holds for what comes out, and not by the client, which does it packet by packet. Raises
-    ToolError for a body that cannot be decompressed.
+    bound holds for what comes out. Raises ToolError for a body that cannot be decompressed, or is
+    in a coding that was not asked for. Lets other tasks run after each ``PARTS_A_TURN`` chunks.
     """
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in _WINDOWS:
@@ -262,7 +278,8 @@ _CHARSET_FAMILIES = re.compile(
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds of ``Retry-After``, ``MAX_PAUSE`` at most; None without a number."""
+    """Return the seconds of ``Retry-After``, ``MAX_PAUSE`` at most; None without it, or if it is a
+    date."""
     value = response.headers.get("retry-after", "").strip()
     if not (value.isascii() and value.isdigit()):
         return None
@@ -270,6 +287,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _host(url: str) -> str:
+    """Return the host of a URL, for people; "the service" if it has none."""
     try:
         return urlsplit(url).hostname or "the service"
     except ValueError:
@@ -277,7 +295,8 @@ def _host(url: str) -> str:
 
 
 def compact(text: str) -> str:
-    """Return JSON without its white space, which costs tokens; other text as it is."""
+    """Return JSON without its white space, which costs tokens; text that is none, or longer than
+    ``MAX_COMPACTED``, as it is."""
     if len(text) > MAX_COMPACTED:
         return text
     try:
@@ -310,7 +329,7 @@ class Webhook:
 
 
 def function_of(hook: Webhook, client: HttpClient) -> Function:
-    """Return the function that sends a webhook tool's request."""
+    """Return the function that sends a webhook tool's request, with the settings of the tool."""
     return Function(
         name=hook.name,
         description=hook.description,
@@ -323,11 +342,17 @@ def function_of(hook: Webhook, client: HttpClient) -> Function:
 
 
 async def _run(hook: Webhook, client: HttpClient, call: ToolCall, given: dict[str, Any]) -> str:
+    """Send a webhook tool's request; return its answer, compacted. Raises ToolError."""
     return compact(await client.send(request_of(hook, call, given)))
 
 
 def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Request:
-    """Return a webhook tool's request for the model's arguments."""
+    """Return a webhook tool's request for the model's arguments.
+
+    Arguments that are not in the URL go as JSON into the body of a method in ``WITH_BODY``, and
+    into the query of others. Headers: the call's id, an Idempotency-Key of the function call, the
+    trace, then the tool's own, which replace those.
+    """
     rest = {name: value for name, value in given.items() if name not in hook.in_url}
     body = hook.method in WITH_BODY
     return Request(
@@ -347,10 +372,12 @@ def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Reque
 
 
 def _text(value: object) -> str:
+    """Return a str as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _all_quoted(values: Mapping[str, object]) -> dict[str, str]:
+    """Return all values percent-encoded: see :func:`_quoted`."""
     return {name: _quoted(value) for name, value in values.items()}
 
 
@@ -380,9 +407,11 @@ class Operator:
 
 
 async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[bool, str]:
-    """Ask a service whether a tool call may run; return its answer and the reason.
+    """Ask a service whether a tool call may run; return its answer, and the reason ("" for none).
 
-    The caller sets the deadline.
+    It is asked a second time where the first failed. True only if the answer has ``"approve":
+    true``; False with our reason if there is no answer, or none that is understood. The caller sets
+    the deadline.
     """
     asked = {"tool": call.name, "arguments": _arguments(call.arguments)}
     answer = await _ask(client, operator, call, asked, retries=1)
@@ -393,6 +422,7 @@ async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -
 
 
 def _arguments(text: str) -> Any:
+    """Return a tool call's arguments as JSON value, {} for ""; as the text if they are no JSON."""
     try:
         return json_of(text or "{}")
     except ValueError:
@@ -404,7 +434,12 @@ Verdict = tuple[bool | None, str]
 
 
 async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) -> Verdict:
-    """Ask a guardrail's service whether ``call.name``, a speaker, may say ``call.arguments``."""
+    """Ask a guardrail's service whether ``call.name``, a speaker, may say ``call.arguments``.
+
+    It is asked once, within ``rule.timeout`` (s). The verdict is its ``allow`` and ``reason``;
+    None, with our reason, if it is too late, cannot be asked, or ``allow`` is neither true nor
+    false.
+    """
     try:
         async with asyncio.timeout(rule.timeout):
             answer = await _ask(client, rule, call, {"who": call.name, "text": call.arguments})
@@ -428,7 +463,12 @@ async def _ask(
     asked: Mapping[str, Any],
     retries: int = 0,
 ) -> Mapping[str, Any] | str:
-    """POST a question about a call; return the object in the answer, or why there is none."""
+    """POST a question about a call, with ids and addresses of the call; return the object in the
+    answer, or as text why there is none.
+
+    Args:
+        asked: further fields of the question, which replace those of the call.
+    """
     facts = {"call": call.call, "route": call.route, "caller": call.caller, "called": call.called}
     headers = {**call.trace_headers, **service.headers}
     body = {**facts, **asked}
@@ -450,7 +490,8 @@ MAX_TOKEN = 256
 
 
 def _reveals(token: str, digits: str) -> bool:
-    """Whether a token contains the digits, grouped or not, and not by chance."""
+    """Whether a token contains the digits, however grouped; of fewer than ``LONG_ENTRY`` digits,
+    which may be in it by chance, whether its digits are just these."""
     there = "".join(filter(str.isdigit, token))
     return digits in there if len(digits) >= LONG_ENTRY else digits == there
 
@@ -458,10 +499,12 @@ def _reveals(token: str, digits: str) -> bool:
 async def store_digits(
     client: HttpClient, service: DigitsService, call: ToolCall, digits: str
 ) -> dict[str, Any]:
-    """Send digits of the kind ``call.name`` to a service; return the result for the model.
+    """POST digits of the kind ``call.name`` to a service once; return the result for the model.
 
-    The result has the service's token, or the status ``failed`` with a reason of ours. Neither the
-    service's words about a failure nor a token that reveals the digits is passed on.
+    That is ``status`` "stored", kind, the service's token, the number of digits and of at least
+    ``SHOW_LAST_FOUR`` the last four; or "failed" with a reason of ours: no answer within
+    ``store_timeout`` (s), not 2xx with JSON, or no token of at most ``MAX_TOKEN`` characters.
+    Neither the service's words about a failure nor a token that reveals the digits is passed on.
     """
     kind = call.name
     body = {"call": call.call, "route": call.route, "kind": kind, "digits": digits}

@@ -105,21 +105,29 @@ class McpServer:
         return self._functions
 
     async def start(self) -> None:
-        """Connect; return when its tools are listed, or after ``connect_timeout``."""
+        """Begin to connect; return when its tools are listed, or after ``connect_timeout`` (s),
+        when connecting goes on. Raises nothing."""
         self._owner = background(self._own, f"mcp {self.settings.name}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.connect_timeout):
                 await self._listed.wait()
 
     async def stop(self) -> None:
-        """Disconnect, and end its process."""
+        """Disconnect, end its process, and connect no more; wait ``CLOSE_SECONDS`` at most. Nothing
+        if it was not started."""
         if self._owner is None:
             return
         self._owner.cancel()
         await asyncio.wait((self._owner,), timeout=CLOSE_SECONDS)
 
     async def _own(self) -> None:
-        """Connect, watch the connection, and connect again after a pause, until cancelled."""
+        """Connect, list the tools, watch the connection, and connect again after a pause, until
+        cancelled.
+
+        The pause doubles up to ``LONGEST_PAUSE``, ±25 %, and is ``FIRST_PAUSE`` again after a
+        connection that lasted that long. Logs ``mcp.up`` and ``mcp.down``; keeps :attr:`functions`
+        while the server is away.
+        """
         pause = FIRST_PAUSE
         # What it says on standard error is not ours to log.
         hint = {"advice": "run its command by hand to see"} if self.settings.command else {}
@@ -149,7 +157,8 @@ class McpServer:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self, client: Any) -> None:
-        """List the tools every ``LIST_SECONDS`` until a call finds the connection lost."""
+        """List the tools every ``LIST_SECONDS`` until a call finds the connection lost. Raises what
+        :meth:`_list` does."""
         while True:
             try:
                 async with asyncio.timeout(LIST_SECONDS):
@@ -160,7 +169,8 @@ class McpServer:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
-        """Yield an ``mcp.Client`` that is connected to the server."""
+        """Yield an ``mcp.Client`` that is connected to the server's process or URL, within
+        ``connect_timeout``; close it, and end the process, after the block."""
         from mcp import Client
 
         # It logs each line that is none of the protocol with a traceback, and what is in it.
@@ -177,7 +187,11 @@ class McpServer:
             yield connected
 
     async def _list(self, client: Any) -> None:
-        """Replace :attr:`functions` by the tools that the server lists, page by page."""
+        """Replace :attr:`functions` by the tools that the server lists, ``MAX_PAGES`` at most.
+
+        Schemas are checked on a thread. Raises TimeoutError after ``connect_timeout`` (s), or an
+        error of the connection; then the functions stay as they were.
+        """
         found: dict[str, Function] = {}
         cursor: str | None = None
         async with asyncio.timeout(self.settings.connect_timeout):
@@ -196,7 +210,12 @@ class McpServer:
             self._add(tool, found)
 
     def _add(self, tool: Any, found: dict[str, Function]) -> None:
-        """Add a listed tool to ``found``, if it is allowed and its name and schema are usable."""
+        """Add a listed tool to ``found`` as ``<server>_<tool>``. On a thread.
+
+        Left out, without a word, if ``allowed_tools`` does not name it; and logged once if its name
+        is none for a function, there are ``MAX_TOOLS`` already, or its schema is not usable. A
+        schema that has not changed is not checked again.
+        """
         settings = self.settings
         if settings.allowed_tools and tool.name not in settings.allowed_tools:
             return
@@ -227,14 +246,20 @@ class McpServer:
         )
 
     def _leave_out(self, tool: str, problem: str) -> None:
-        """Log a tool that is not offered, and why; once, since tools are listed again and again."""
+        """Log a tool that is not offered, and why; once each, since tools are listed again and
+        again, and ``MAX_TOOLS`` such lines at most."""
         if (tool, problem) in self._left_out or len(self._left_out) >= MAX_TOOLS:
             return
         self._left_out.add((tool, problem))
         log.warning("mcp.tool_left_out", server=self.settings.name, tool=tool, why=problem)
 
     async def _run(self, tool: str, call: ToolCall, given: dict[str, Any]) -> str:
-        """Call a tool of the server; return its result as text. Raises ToolError."""
+        """Call a tool of the server; return its result as text.
+
+        Raises ToolError if the server is away, ``MAX_RUNNING`` calls of it run, it refuses, the
+        tool failed, or the connection breaks; that also has :meth:`_watch` end, so that the server
+        is connected to again. The caller sets the deadline.
+        """
         client = self._client
         if client is None:
             raise ToolError("the server of this tool cannot be reached now")
@@ -264,16 +289,18 @@ class McpServer:
 
 
 def _error_name(error: BaseException) -> str:
-    """Return the class name of an error: its text may hold a URL or a header."""
+    """Return the class name of an error, of a group that of its first one: its text may hold a URL
+    or a header."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return type(error).__name__
 
 
 def _result_text(result: Any) -> str:
-    """Return a ``CallToolResult`` as text for the model; an image or a sound is only mentioned.
+    """Return a ``CallToolResult`` as text for the model: its content blocks, one a line, or else
+    its structured content as JSON, or else "done".
 
-    Raises ToolError if the result says that the tool failed (``isError``).
+    Raises ToolError with that text if the result says that the tool failed (``isError``).
     """
     parts = [_content_text(part) for part in result.content]
     text = "\n".join(part for part in parts if part)
@@ -285,7 +312,8 @@ def _result_text(result: Any) -> str:
 
 
 def _content_text(part: Any) -> str:
-    """Return one content block of a tool's result as text."""
+    """Return one content block of a tool's result as text: its words, those of an embedded
+    resource, or in brackets what it is (a file, a link, an image, a sound)."""
     kind = part.type
     if kind == "text":
         return str(part.text)
@@ -307,7 +335,7 @@ class _Pace:
         self._room, self._at = float(STREAM_AT_ONCE), asyncio.get_running_loop().time()
 
     async def take(self, size: int) -> None:
-        """Wait until ``size`` bytes that have come may be passed on."""
+        """Count ``size`` bytes that have come; wait until the rate allows them to be passed on."""
         now = asyncio.get_running_loop().time()
         earned = (now - self._at) * STREAM_PER_SECOND
         self._room, self._at = min(STREAM_AT_ONCE, self._room + earned) - size, now
@@ -365,7 +393,12 @@ async def _stdio(settings: McpSettings) -> AsyncIterator[tuple[Any, Any]]:
 
 
 async def _receive(output: Any, came: Any) -> None:
-    """Pass on the server's messages, until its output ends or a line exceeds ``MAX_LINE``."""
+    """Pass the server's messages on to ``came``, at the rate of :class:`_Pace`; a line that is no
+    message goes as the ValueError.
+
+    Ends, and closes ``came``, which ends the connection, when the output ends or a line exceeds
+    ``MAX_LINE``.
+    """
     from anyio import BrokenResourceError
     from mcp.shared.message import SessionMessage
     from mcp_types import jsonrpc_message_adapter
@@ -384,7 +417,8 @@ async def _receive(output: Any, came: Any) -> None:
 
 
 async def _send(input: Any, going: Any, came: Any) -> None:
-    """Write the client's messages to the server; close ``came`` if its input is closed."""
+    """Write the client's messages to the server, one a line, until ``going`` is closed; close
+    ``came``, which ends the connection, if the server has closed its input."""
     try:
         async with going:
             async for session_message in going:
@@ -397,7 +431,8 @@ async def _send(input: Any, going: Any, came: Any) -> None:
 
 
 async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
-    """Return the transport of a server at a URL (Streamable HTTP); ``stack`` closes its client."""
+    """Return the transport of a server at a URL (Streamable HTTP); its HTTP client is closed with
+    ``stack``. Connecting has ``connect_timeout``, reading no deadline."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 

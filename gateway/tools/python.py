@@ -56,11 +56,12 @@ _loaded: dict[tuple[str, Path], Mapping[str, PythonTool]] = {}
 def python_tools(
     name: str, folder: Path, reserved: Collection[str] = ()
 ) -> Mapping[str, PythonTool]:
-    """Import a module (``hotel.tools``) or a file (``tools.py``, in ``folder``); return its tools.
+    """Import a module (``hotel.tools``) or a file (``tools.py``, in ``folder``); return its tools
+    by name.
 
     Tools are the functions with ``@tool``; without any, each public function that the module
     defines and documents. None may have a ``reserved`` name. A module is imported once in a
-    process. Raises ToolModuleError.
+    process: later calls get the same tools, also after it has changed. Raises ToolModuleError.
     """
     key = (name, folder)
     if key not in _loaded:
@@ -69,7 +70,9 @@ def python_tools(
 
 
 def _imported(name: str, folder: Path) -> ModuleType:
-    """Import a module by name, or a file in ``folder``. Raises ToolModuleError."""
+    """Import a module by name, or a file in ``folder`` if the name ends in ``.py``; ``folder`` is
+    appended to ``sys.path`` for good. Raises ToolModuleError for whatever it raises but
+    KeyboardInterrupt."""
     path = folder / Path(name).expanduser() if name.endswith(".py") else None
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # for what the module imports beside itself
@@ -94,7 +97,9 @@ def _imported(name: str, folder: Path) -> ModuleType:
 
 
 def _import_error(error: BaseException, name: str) -> ToolModuleError:
-    """Return an error of the import with the line, of the module itself, that led to it."""
+    """Return an error of the import with file and line: of a syntax error its own, otherwise the
+    last line in the file where the import began, no library's; without both if the module itself
+    is missing."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return ToolModuleError(f"{error.msg}", Path(error.filename), error.lineno or 1)
@@ -116,7 +121,8 @@ def _import_error(error: BaseException, name: str) -> ToolModuleError:
 
 
 def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, PythonTool]:
-    """Return the tools of a module by name. Raises ToolModuleError."""
+    """Return the tools of a module by name. Raises ToolModuleError, also for a name that is used
+    twice."""
     members = [
         one for one in vars(module).values() if inspect.isfunction(one) or hasattr(one, MARK)
     ]
@@ -136,7 +142,8 @@ def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, Python
 
 
 def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> PythonTool:
-    """Return the tool of a function. Raises ToolModuleError."""
+    """Return the tool of a function, with or without ``@tool``. Raises ToolModuleError for a name
+    that is unusable or reserved, a signature without schema, and if it has no description."""
     options = getattr(function, MARK, Options())
     name = options.name or function.__name__
     if not NAME.fullmatch(name):
@@ -156,7 +163,7 @@ def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> Pyth
 
 
 def _error_at(function: Callable[..., object], message: str) -> ToolModuleError:
-    """Return an error with file and line of a function."""
+    """Return an error with file and first line of a function, of a decorated one the inner's."""
     code = inspect.unwrap(function).__code__
     return ToolModuleError(message, Path(code.co_filename), code.co_firstlineno)
 
@@ -178,7 +185,13 @@ class Threads:
         """Number of threads."""
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Run a function on a thread, once one is free; return or raise what it does."""
+        """Run a function on a new thread, once fewer than ``limit`` run; return or raise what it
+        does.
+
+        What is no Exception, as SystemExit, becomes a RuntimeError; so does StopIteration. If
+        cancelled, the thread goes on and counts until its function returns, which is logged. Raises
+        RuntimeError if the system has no further thread.
+        """
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Any] = loop.create_future()
@@ -225,7 +238,11 @@ class Threads:
 def function_of(
     tool: PythonTool, threads: Threads, timeout: float, max_result_chars: int
 ) -> Function:
-    """Return the function that runs a tool; ``timeout`` (s) is for one without its own."""
+    """Return the function that runs a tool.
+
+    Args:
+        timeout: deadline (s) of a tool without its own, waiting for a free thread included.
+    """
     return Function(
         name=tool.name,
         description=tool.description,
@@ -240,9 +257,12 @@ def function_of(
 async def _run(
     tool: PythonTool, threads: Threads, most: int, request: ToolCall, given: dict[str, Any]
 ) -> str:
-    """Run a tool and return its result as text, of which ``most`` characters are wanted.
+    """Run a tool with arguments converted to its types; return its result as text, of which
+    ``most`` characters are wanted.
 
-    Raises ToolError.
+    A coroutine function runs on the event loop, another on a thread; what that returns to be
+    awaited is awaited on the loop. Raises ToolError: the tool's own, or one with only the class of
+    any other exception, which is logged.
     """
     values = tool.signature.values(given)
     if tool.signature.call_name is not None:
@@ -266,7 +286,8 @@ async def _run(
 
 
 def _call_of(request: ToolCall) -> Call:
-    """Return the :class:`Call` for a tool, usable on any thread."""
+    """Return the :class:`Call` of a tool call, usable on any thread; from the event loop's its
+    requests are made at once, from another later, in their order."""
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
     def on_loop(ask: Callable[[], None]) -> None:

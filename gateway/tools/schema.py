@@ -41,7 +41,8 @@ _STEPS_OF_REF = 20
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Check the JSON Schema of a function's parameters.
+    """Check the JSON Schema of a function's parameters: 2020-12, of type "object", of
+    ``MAX_SCHEMA`` bytes at most, not nested too deeply.
 
     Raises ValueError, whose text goes on after the name of the schema ("is too large: …").
     """
@@ -66,10 +67,13 @@ MAX_WORDS = 500
 
 
 def parse_arguments(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
-    """Parse the model's arguments (JSON text), and check them by a function's schema.
+    """Parse the model's arguments (JSON text, "" is {}), and check them by a function's schema;
+    return the object.
 
-    Neither schema nor arguments are trusted: patterns are RE2's, and evaluation ends after
-    ``MAX_STEPS``. Raises ToolError with up to five mistakes, each with its path.
+    Neither schema nor arguments are trusted: patterns are RE2's, references to other documents lead
+    nowhere, and evaluation ends after ``MAX_STEPS``. Raises ToolError for more than
+    ``MAX_ARGUMENTS`` characters, no JSON object, an unusable schema, or with up to five mistakes,
+    each with its path.
     """
     from referencing import Registry
 
@@ -115,7 +119,9 @@ _steps = _Steps()
 
 @cache
 def _validator() -> Any:
-    """Return a validator class of JSON Schema 2020-12 whose keywords count their steps."""
+    """Return a validator class of JSON Schema 2020-12, made once, whose keywords count their steps
+    and whose patterns are RE2's; ``unevaluatedProperties`` and ``unevaluatedItems`` are not
+    checked."""
     from jsonschema import Draft202012Validator, ValidationError, validators
 
     known = Draft202012Validator.VALIDATORS
@@ -189,6 +195,7 @@ def _found(pattern: str, text: str) -> bool:
 
 @lru_cache(maxsize=1000)
 def _compiled(pattern: str) -> Any:
+    """Return a pattern compiled by RE2, from a cache; None if RE2 does not know it."""
     import re2
 
     options = re2.Options()
@@ -200,7 +207,8 @@ def _compiled(pattern: str) -> Any:
 
 
 def _error_text(error: SchemaMismatch) -> str:
-    """Return path and message of the deepest mistake behind a failed check."""
+    """Return path and message of a failed check: of ``anyOf`` and such, of the most relevant
+    mistake behind it. Without a path it is "arguments"."""
     from jsonschema.exceptions import best_match
 
     deeper = best_match(error.context) if error.context else None
@@ -217,9 +225,12 @@ class SignatureError(Exception):
 
 
 class Signature:
-    """Parameters of a Python function, as the JSON Schema :attr:`parameters`.
+    """Parameters of a Python function, as the JSON Schema :attr:`parameters`, described by the
+    ``Args:`` of its docstring.
 
-    Raises SignatureError for a parameter without a type, or with one that has no schema.
+    A parameter of type :class:`Call` is not among them. Raises SignatureError for a parameter
+    without a type, or with one that has no schema, for one by position only, and for ``*args`` and
+    ``**kwargs``.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
@@ -235,7 +246,9 @@ class Signature:
         self.parameters.setdefault("properties", {})
 
     def values(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments converted to the types of the signature. Raises ToolError."""
+        """Return arguments converted to the types of the signature, with the defaults of those left
+        out. Raises ToolError with up to five mistakes, also for an argument that is none of its
+        parameters."""
         try:
             given = self._model.model_validate(arguments)
         except ValidationError as error:
@@ -249,10 +262,8 @@ class Signature:
     def _model_of(
         self, function: Callable[..., object], told: Mapping[str, str]
     ) -> type[BaseModel]:
-        """Return a pydantic model of a function's parameters, described by ``told``.
-
-        Raises SignatureError.
-        """
+        """Return a pydantic model of a function's parameters, described by ``told``; set
+        :attr:`call_name`. Raises SignatureError."""
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except Exception as error:
@@ -280,7 +291,7 @@ class Signature:
 
 
 class _Described:
-    """Annotation that describes a parameter whose type has no description."""
+    """Annotation that describes a parameter whose type has no description of its own."""
 
     def __init__(self, text: str) -> None:
         self._text = text
