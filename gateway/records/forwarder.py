@@ -70,9 +70,11 @@ Outgoing = Callable[[dict[str, Any]], Sequence[Delivery]]
 
 
 def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) -> list[CutCall]:
-    """Put the last row and event of each call of a dead process into the spool; return the calls.
+    """Put the last row and ``call.ended`` of each call of a dead process into the spool, with its
+    deliveries; return these calls. Their slots are deleted.
 
-    Raises OSError or sqlite3.Error; what was not recovered is found again.
+    A call whose last row waits in the spool is left out. Raises OSError or sqlite3.Error; what was
+    not recovered is found again.
     """
     found: list[CutCall] = []
     for path in sorted(folder.glob(f"*{SLOTS_SUFFIX}")):
@@ -95,7 +97,8 @@ def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) 
 
 
 def ended_event(call_id: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the event ``call.ended`` for a call's columns; a call's has always the same id."""
+    """Return the event ``call.ended`` for a call's columns; a call's has always the same id, so
+    that the database and receivers take it once."""
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{call_id} call.ended")),
         "call_id": call_id,
@@ -107,7 +110,8 @@ def ended_event(call_id: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Leadership:
-    """Lock held by the one process, of those on a folder, that forwards the spool."""
+    """Lock (flock) held by the one process, of those on a folder, that forwards the spool and sends
+    webhooks; it is free when the process dies."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK_NAME
@@ -120,7 +124,8 @@ class Leadership:
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; return whether this process has it. Raises OSError."""
+        """Take the lock if it is free; return whether this process has it. One whose file was
+        removed is given up, and the lock of the file with its name is taken. Raises OSError."""
         if self._descriptor is not None:
             if identity_of(self._path) == self._file:
                 return True
@@ -136,7 +141,7 @@ class Leadership:
         return True
 
     def release(self) -> None:
-        """Let another process have the lock."""
+        """Let another process have the lock; nothing if this one has not."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -193,7 +198,8 @@ class Forwarder:
         return self._leader.held
 
     def recover(self) -> None:
-        """Close the rows of calls that dead processes have left here; log each.
+        """Close the rows of calls that dead processes have left on the folder; count and log each
+        (``call.process_lost``).
 
         On the thread, or before :meth:`start`. Raises OSError or sqlite3.Error.
         """
@@ -203,6 +209,7 @@ class Forwarder:
             log.warning("call.process_lost", call=call.call_id, **known)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
         self._thread.start()
 
@@ -211,14 +218,21 @@ class Forwarder:
         self._wake.set()
 
     def stop(self) -> None:
-        """Write what the spool has and end the thread; block ``STOP_SECONDS`` at most."""
+        """Write what the spool has, unless the database is away, and end the thread; block
+        ``STOP_SECONDS`` at most. What is left stays in the spool."""
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        """Forward batch after batch until stopped; pause while the database is away."""
+        """Forward batch after batch until stopped and nothing more can be written; then close
+        database, spool and lock.
+
+        While the database is away, pause from ``FIRST_PAUSE_SECONDS``, doubled up to
+        ``LONGEST_PAUSE_SECONDS``; otherwise wait to be woken, ``IDLE_SECONDS`` at most, and
+        ``GATHER_SECONDS`` for further entries.
+        """
         while True:
             stopping = self._stopping.is_set()
             try:
@@ -248,7 +262,13 @@ class Forwarder:
         self._leader.release()
 
     def _turn(self) -> bool:
-        """Forward one batch, if this process has the lock; return True if more may wait."""
+        """Forward the oldest ``BATCH`` entries; return True if they were written, so that more may
+        wait.
+
+        Nothing without the lock. First recovers cut calls; without entries it maintains; while the
+        database is away it compacts the spool every ``COMPACT_SECONDS``. Raises sqlite3.Error or
+        OSError of the spool.
+        """
         if not self._leader.acquire():
             return False
         self.recover()
@@ -272,7 +292,8 @@ class Forwarder:
         return self._database
 
     def _prepare(self) -> bool:
-        """Create or migrate the tables; return whether the database can be reached."""
+        """Create or migrate the tables if that was not done since the database was last away;
+        return whether it can be reached. Clears or sets :attr:`unavailable`."""
         try:
             self._connected().prepare()
         except Exception as error:
@@ -283,7 +304,8 @@ class Forwarder:
         return True
 
     def _write(self, entries: Sequence[Entry]) -> bool:
-        """Write entries to the database; return whether they were written or parked."""
+        """Write entries to the database; return True once all are written or parked, False for an
+        outage."""
         try:
             self._connected().write(entries)
         except Exception as error:
@@ -294,7 +316,8 @@ class Forwarder:
         return True
 
     def _write_singly(self, entries: Sequence[Entry], error: Exception) -> bool:
-        """Write half by half, down to the single entries that are refused; park those."""
+        """Write half by half, down to the single entries that are refused; park those, and log
+        each. Returns False if an outage ends it."""
         if len(entries) > 1:
             half = len(entries) // 2
             return self._write(entries[:half]) and self._write(entries[half:])
@@ -304,7 +327,8 @@ class Forwarder:
         return True
 
     def _note_outage(self, error: Exception) -> bool:
-        """Set :attr:`unavailable`, and log it once; return False."""
+        """Close the database, and set :attr:`unavailable`; log it if that was empty. Returns
+        False."""
         self._unavailable_at = time.monotonic()
         if self._database is not None:  # else there was not even a descriptor to load its driver
             self._database.close()
@@ -315,13 +339,19 @@ class Forwarder:
         return False
 
     def _note_written(self, entries: Sequence[Entry]) -> None:
-        """Delete written entries from the spool."""
+        """Delete written entries from the spool, count them, and begin with the shortest pause at
+        the next outage."""
         self._spool.done(entries)
         self.written += len(entries)
         self._pause = FIRST_PAUSE_SECONDS
 
     def _maintain(self) -> None:
-        """Close rows that nobody writes to any more, then call ``idle``; twice a minute."""
+        """Close rows of calls in progress that nobody has written for ``SILENT_SECONDS``, then call
+        ``idle``; twice a minute, and not while stopping.
+
+        No rows are closed for as long after an outage of the database, when others' rows are still
+        to come. A file that ``idle`` cannot delete is logged once; other errors are an outage.
+        """
         if self._stopping.is_set():
             return
         if time.monotonic() - self._swept < SILENT_SECONDS / 10:
@@ -349,7 +379,8 @@ class Forwarder:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether an error is about an entry's content, so that others can be written."""
+    """Return whether an error is about an entry's content, so that others can be written; False for
+    an outage."""
     import sqlalchemy.exc as exc
 
     if isinstance(error, exc.DBAPIError):

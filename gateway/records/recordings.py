@@ -88,11 +88,13 @@ class _WriteQueue:
         self._written = 0
 
     def write(self, data: bytes, /) -> int:
+        """Append bytes to what waits, however much; return their number."""
         self.waiting += data
         return len(data)
 
     def flush(self, file: int) -> None:
-        """Write what waits to a file descriptor. Raises OSError if the disk takes no more."""
+        """Write what waits to a file descriptor, behind what was written before. Raises OSError if
+        the disk takes no more; the rest waits on."""
         while self.waiting:
             count = os.pwrite(file, self.waiting[:MAX_WAITING_BYTES], self._written)
             self._written += count
@@ -144,7 +146,8 @@ class Recording:
 
     @property
     def failed(self) -> bool:
-        """Whether audio is missing in the file, or still waits for the disk."""
+        """Whether audio is missing in the file, or the last write failed, so that it still
+        waits."""
         return self.failing or self.lost_bytes > 0
 
     @property
@@ -158,7 +161,11 @@ class Recording:
         return self.path.parent / PENDING / self.path.name
 
     def work(self, *, final: bool = False) -> bool:
-        """Write what was recorded; return True once the file is closed. On the thread.
+        """Take what was recorded and write it; return True once the file is closed. On the thread.
+
+        Closes it once the call's audio has ended and all is written; or it is discarded, ``final``
+        is set, or it could not be written for ``KEEP_SECONDS`` since: what waits then is counted in
+        :attr:`lost_bytes`. A failure is logged once.
 
         Args:
             final: close the file even if the disk does not take all of it.
@@ -183,7 +190,12 @@ class Recording:
         return True
 
     def _write(self, data: bytes, over: bool) -> None:
-        """Write silence for lost bytes, then ``data``; with ``over`` end the container."""
+        """Write silence for lost bytes, then ``data``; with ``over`` end the container, once.
+
+        If ``MAX_WAITING_BYTES`` wait for the disk, ``data`` is counted as lost instead. Creates the
+        file where that has not succeeded yet. Raises OSError, and whatever encoder and encryption
+        raise.
+        """
         container = self._container or self._begin()
         if self._missing and not self._ended and len(self._queue.waiting) < MAX_WAITING_BYTES:
             count = min(self._missing, MAX_WAITING_BYTES)
@@ -209,7 +221,8 @@ class Recording:
             log.info("recording.write_resumed", call=self.call, lost_bytes=self.lost_bytes)
 
     def _begin(self) -> WavFile | OpusFile:
-        """Make the container in the recording's format, encrypted if there are recipients."""
+        """Make and return the container in the recording's format, encrypted if there are
+        recipients. Raises RecordingError without the package for Opus."""
         out: Sink = self._queue
         if self._recipients:
             out = self._sealed = SealedFile(out, self._recipients)
@@ -221,7 +234,9 @@ class Recording:
         return self._container
 
     def _open(self) -> BinaryIO:
-        """Create the file and lock it; link it if it is to be uploaded. Raises OSError."""
+        """Create the file, mode 0600, and lock it until it is closed; link it into ``pending`` if
+        it is to be uploaded. Raises OSError, also if a file has its name, and leaves no file
+        then."""
         folder = self.path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(self.path, "xb", buffering=0, opener=private)  # noqa: SIM115 (closed later)
@@ -238,7 +253,8 @@ class Recording:
         return cast(BinaryIO, file)
 
     def _close(self) -> None:
-        """Close the file, or delete it if it was discarded."""
+        """Close the file, which also unlocks it for the upload; if it was discarded, delete it and
+        its link. Nothing if it could never be created."""
         if self._file is not None:
             if self.discarded:
                 self.path.unlink(missing_ok=True)
@@ -251,9 +267,11 @@ class Recording:
             self._file = None
 
     def erase(self) -> bool:
-        """Delete the complete file, and link it so that the storage deletes it, too. On the thread.
+        """Delete the closed file; if it is to be uploaded, leave a link by which the storage
+        deletes it, too. On the thread.
 
-        Returns False while the file is being uploaded; then it is to be called again.
+        Returns False while the file is being uploaded, or if the disk fails, which is logged; then
+        it is to be called again.
         """
         try:
             with ExitStack() as held:
@@ -298,7 +316,8 @@ class Recordings:
         return len(self._open)
 
     def prepare(self) -> None:
-        """Make the folder and parse the recipients. Raises OSError or RecordingError."""
+        """Parse the recipients, and make the folder, if one is set. Raises OSError, also for a
+        folder that cannot be written to, or RecordingError."""
         folder = self.options.folder
         self._recipients = recipients_of(self.options.recipients)
         if folder is not None:
@@ -344,14 +363,16 @@ class Recordings:
         return made
 
     def end(self, recording: Recording, *, discard: bool = False) -> None:
-        """Have a recording completed and closed, or with ``discard`` deleted; returns at once."""
+        """Have a recording completed and closed, or with ``discard`` deleted; returns at once, and
+        the thread does it as soon as it can."""
         recording.discarded = discard
         recording.over = True
         with self._changed:
             self._changed.notify()
 
     def erase(self, recording: Recording) -> None:
-        """Have a recording that has ended deleted, here and in the storage; returns at once."""
+        """Have a recording that has ended deleted, here and in the storage; returns at once. One
+        that is still being written is deleted when it is closed."""
         recording.discarded = True
         with self._changed:
             if recording not in self._open:
@@ -359,7 +380,8 @@ class Recordings:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread, if a folder is set. Raises OSError for an unusable folder or key."""
+        """Start the thread; nothing if no folder is set. Raises OSError for an unusable folder or
+        key."""
         if self.options.folder is None:
             return
         try:
@@ -371,7 +393,8 @@ class Recordings:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Complete all files and end the thread; wait ``STOP_SECONDS`` at most."""
+        """Complete all files, delete those that are to be deleted, and end the thread; wait
+        ``STOP_SECONDS`` at most, and log how many files are left (``recording.not_completed``)."""
         import asyncio
 
         thread, self._thread = self._thread, None
@@ -387,14 +410,17 @@ class Recordings:
             log.error("recording.not_completed", files=len(self._open) + len(self._erased))
 
     def as_json(self) -> dict[str, int]:
-        """Return the state for ``gateway status``."""
+        """Return for ``gateway status`` the number of files that are written (``open``), of those
+        that the disk does not take now, and the lost bytes of all so far."""
         with self._changed:
             lost = self.lost_bytes + sum(one.lost_bytes for one in self._open)
             failing = sum(one.failing for one in self._open)
         return {"open": self.open, "failing": failing, "lost_bytes": lost}
 
     def _run(self) -> None:
-        """Write all recordings every ``WRITE_SECONDS``, delete and sweep, until stopped."""
+        """Write all recordings every ``WRITE_SECONDS``, ended ones at once; delete what is to be
+        deleted; sweep every ``SWEEP_SECONDS`` if there is a retention; until stopped and all of
+        it is done. Wakes the uploads."""
         due = sweep_at = time.monotonic()
         while True:
             with self._changed:
@@ -429,7 +455,7 @@ class Recordings:
                 return
 
     def _sweep(self) -> None:
-        """Delete recordings older than the retention allows."""
+        """Delete recordings older than the retention allows; a failure is logged."""
         from gateway.records.retention import sweep_files
 
         assert self.options.folder is not None
@@ -454,5 +480,5 @@ def _free_name(folder: Path, stem: str, ending: str, taken: Container[str]) -> P
 
 
 def seconds_of(frames: int) -> float:
-    """Return the duration of ``frames`` frames of 20 ms, in seconds."""
+    """Return the duration of ``frames`` frames of ``FRAME_MS``, in seconds."""
     return round(frames * FRAME_MS / 1000, 2)

@@ -84,7 +84,12 @@ class CallSlots:
         self._size = HEADER_BYTES + slots * SLOT_BYTES
 
     def open(self) -> None:
-        """Create and lock the file, or create it again where it was removed. Raises OSError."""
+        """Create and lock the file; where it was removed, create it again with the slots of the
+        old.
+
+        Raises OSError, as for a full disk; then calls have no slot, or keep those of the removed
+        file.
+        """
         # Under another name until it is locked: an unlocked one is that of a dead process.
         made = self.path.with_suffix(".new")
         descriptor = private(os.fspath(made), os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -111,11 +116,17 @@ class CallSlots:
 
     @property
     def lost(self) -> bool:
-        """Whether the file was removed meanwhile; :meth:`open` creates it again, with its slots."""
+        """Whether the file was removed meanwhile; False before :meth:`open`. :meth:`open` creates
+        it again, with its slots."""
         return self._map is not None and not self.path.exists()
 
     def take(self, call_id: str, facts: Mapping[str, Any]) -> None:
-        """Write a call's facts into a free slot. Never raises and never waits for a disk."""
+        """Write a call's facts into a free slot; nothing if the call has one, or the file is not
+        open.
+
+        Without a free slot the call is counted in :attr:`missed`. Never raises and never waits for
+        a disk.
+        """
         text = _slot_text(call_id, facts)
         with self._lock:
             pages = self._map
@@ -131,7 +142,8 @@ class CallSlots:
             pages[start : start + _LENGTH.size] = _LENGTH.pack(len(text))
 
     def free(self, call_id: str) -> None:
-        """Empty a call's slot: its closed row is on the disk."""
+        """Empty a call's slot, for the next call: its closed row is on the disk. Nothing if it has
+        none."""
         with self._lock:
             index = self._used.pop(call_id, None)
             if index is None or self._map is None:
@@ -141,13 +153,15 @@ class CallSlots:
             self._free.append(index)
 
     def alive(self, now: float) -> None:
-        """Write into the file that the process still ran at ``now``, Unix time (s)."""
+        """Write into the file that the process still ran at ``now``, Unix time (s): a call that is
+        cut is taken to have ended then."""
         with self._lock:
             if self._map is not None:
                 self._map[len(MAGIC) : len(MAGIC) + _TIME.size] = _TIME.pack(now)
 
     def close(self) -> None:
-        """Close the file, and delete it if all slots are empty; else the next start finds it."""
+        """Close the file and its lock, and delete it if all slots are empty; else the next start
+        finds its calls cut."""
         with self._lock:
             pages, self._map = self._map, None
             descriptor, self._descriptor = self._descriptor, None
@@ -161,7 +175,8 @@ class CallSlots:
 
 
 def _slot_text(call_id: str, facts: Mapping[str, Any]) -> bytes:
-    """Return a call's id and facts as JSON that fits into a slot: the id alone if need be."""
+    """Return a call's id and facts as JSON that fits into a slot: texts cut to ``MAX_TEXT``, the id
+    alone if that is still too long."""
     kept = {
         name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()
     }
@@ -173,9 +188,11 @@ def _slot_text(call_id: str, facts: Mapping[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def cut_calls(path: Path) -> Iterator[list[CutCall]]:
-    """Yield the calls in the slots of a process that has died, and delete their file afterwards.
+    """Yield the calls in the slots of a process that has died, locked, and delete their file after
+    the block.
 
-    The file stays where the block raises. Yields none for a file that another process holds.
+    The file stays where the block raises. Yields none, and deletes nothing, for a file that a
+    running process holds or that cannot be read.
     """
     with contextlib.ExitStack() as held:
         calls: list[CutCall] | None = None
@@ -190,7 +207,8 @@ def cut_calls(path: Path) -> Iterator[list[CutCall]]:
 
 
 def _calls_in(content: bytes) -> Iterator[CutCall]:
-    """Yield the calls in a file of slots; a slot that cannot be read is logged and left out."""
+    """Yield the calls in a file of slots, none if it is not one; a slot that is not JSON is logged
+    and left out."""
     if not content.startswith(MAGIC):
         return
     (alive_at,) = _TIME.unpack_from(content, len(MAGIC))
@@ -280,9 +298,10 @@ class Delivery:
 
 
 class Spool:
-    """Connection to the spool of a folder, for one thread.
+    """Connection to the spool of a folder, for one thread at a time.
 
-    Methods raise sqlite3.Error or OSError if the disk fails; the next call opens it again.
+    Methods raise sqlite3.Error or OSError if the disk fails, or another process writes for
+    ``BUSY_MS``; after :meth:`close` the next call opens the file again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -294,7 +313,8 @@ class Spool:
         """Rows of a file that was removed, by INSERT, until the new one has them."""
 
     def add(self, entries: Iterable[Entry], deliveries: Iterable[Delivery] = ()) -> None:
-        """Commit entries, and the deliveries that tell of them, in one transaction."""
+        """Commit entries, and the deliveries that tell of them, in one transaction; a delivery that
+        is there already, by id and endpoint, stays as it is."""
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)",
@@ -317,7 +337,7 @@ class Spool:
         return [Entry(kind, call, _body(text), at, seq) for kind, call, text, at, seq in rows]
 
     def done(self, entries: Sequence[Entry]) -> None:
-        """Delete entries: the database has them."""
+        """Delete entries, by their position in the spool: the database has them."""
         with self._open() as connection:
             connection.executemany(
                 "DELETE FROM entries WHERE seq = ?", [(one.seq,) for one in entries]
@@ -334,7 +354,8 @@ class Spool:
             connection.execute("DELETE FROM entries WHERE seq = ?", (entry.seq,))
 
     def compact(self) -> None:
-        """Delete rows that a later one of the same call replaces."""
+        """Delete entries of the kind ``row`` that a later one of the same call replaces; events and
+        cut calls stay."""
         with self._open() as connection:
             connection.execute(
                 "DELETE FROM entries WHERE kind = 'row' AND seq NOT IN"
@@ -342,7 +363,8 @@ class Spool:
             )
 
     def closed_among(self, call_ids: Sequence[str], revision: int) -> set[str]:
-        """Return the calls, of these, whose row of the given revision waits in the spool."""
+        """Return the calls, of these, whose row of the given revision waits in the spool, not those
+        whose row the database has already."""
         if not call_ids:  # as for each file that a live process holds, at every turn
             return set()
         rows = self._open().execute(
@@ -353,7 +375,8 @@ class Spool:
         return {row[0] for row in rows} & set(call_ids)
 
     def pending(self) -> tuple[int, float | None]:
-        """Return the number of entries, and the time of the oldest (Unix time)."""
+        """Return the number of entries, and when the oldest was made (Unix time, s; None without
+        any)."""
         count, oldest = self._open().execute("SELECT count(*), min(at) FROM entries").fetchone()
         return int(count), oldest
 
@@ -373,7 +396,8 @@ class Spool:
         )
 
     def deliveries(self, *, dead: bool, count: int = 1000) -> list[Delivery]:
-        """Return the deliveries that wait, or with ``dead`` those given up; oldest first."""
+        """Return the ``count`` oldest deliveries that wait, due or not, or with ``dead`` those
+        given up."""
         return self._deliveries("WHERE dead = ? ORDER BY created LIMIT ?", int(dead), count)
 
     def waiting(self) -> dict[str, tuple[int, float | None, int]]:
@@ -394,7 +418,8 @@ class Spool:
             )
 
     def failed(self, delivery: Delivery, error: str, due: float | None) -> None:
-        """Count a try that failed; the next one is ``due``, None gives the delivery up."""
+        """Count a try that failed, with its error; the next one is ``due`` (Unix time, s), None
+        gives the delivery up, which stays for :meth:`resend`."""
         with self._open() as connection:
             connection.execute(
                 "UPDATE deliveries SET tries = tries + 1, error = ?, dead = ?, due = ?"
@@ -403,7 +428,8 @@ class Spool:
             )
 
     def resend(self, delivery_id: str, now: float) -> int:
-        """Make given-up deliveries with this id (``*``: all) due again; return their number."""
+        """Make given-up deliveries with this id, to any endpoint (``*``: all), due at ``now``, with
+        no tries and a new age; return their number."""
         with self._open() as connection:
             return connection.execute(
                 "UPDATE deliveries SET dead = 0, due = ?, created = ?, tries = 0"
@@ -412,7 +438,8 @@ class Spool:
             ).rowcount
 
     def erase(self, call_ids: Sequence[str]) -> int:
-        """Delete all rows of these calls, also from the write-ahead log; return their number."""
+        """Delete entries, parked ones and deliveries of these calls, also from the write-ahead log;
+        return their number."""
         marks = ",".join("?" * len(call_ids))
         with self._open() as connection:
             count = sum(
@@ -425,6 +452,7 @@ class Spool:
         return count
 
     def close(self) -> None:
+        """Close the connection; the next use opens it again."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -488,7 +516,7 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def _text(body: dict[str, Any]) -> str:
-    """Return a body as JSON."""
+    """Return a body as JSON; characters that UTF-8 does not have are replaced."""
     try:
         return orjson.dumps(body).decode()
     except TypeError:  # half of a surrogate pair, or a number that is too large
@@ -496,6 +524,7 @@ def _text(body: dict[str, Any]) -> str:
 
 
 def _body(text: str) -> dict[str, Any]:
+    """Return a body from JSON, without U+0000, which PostgreSQL does not take."""
     # PostgreSQL takes no U+0000.
     found: dict[str, Any] = orjson.loads(text.replace("\\u0000", "\\ufffd"))
     return found
@@ -524,7 +553,8 @@ def create_database(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the spool's SQLite file, and create it if it is missing."""
+    """Open the spool's SQLite file (WAL, deleted rows overwritten, ``MAX_BYTES`` at most), and
+    create it and its tables if they are missing. Raises sqlite3.Error or OSError."""
     create_database(path)
     connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, check_same_thread=False)
     try:

@@ -130,7 +130,12 @@ class RecordStore:
     # ---- life
 
     async def start(self) -> None:
-        """Close the rows of calls of dead processes, and begin. Raises OSError for a bad folder."""
+        """Make the folders, close the rows of calls of dead processes, and begin to forward and to
+        write rows of calls in progress every ``HEARTBEAT_SECONDS``.
+
+        Called before the writer's start. Raises OSError for a folder that cannot be made or written
+        to.
+        """
         await asyncio.to_thread(self._files.prepare)
         if self._folder is None:
             return
@@ -140,7 +145,9 @@ class RecordStore:
         self._tasks.serve(self._beat, "record heartbeat")
 
     async def stop(self) -> None:
-        """Forward the spool to the database for some seconds; called after the writer's stop."""
+        """Forward the spool to the database for ``STOP_SECONDS`` of the forwarder at most, and
+        close the files; called after the writer's stop. What the writer may still use stays
+        open."""
         if self._folder is None:
             return
         await self._tasks.cancel()
@@ -152,9 +159,11 @@ class RecordStore:
     # ---- what happens to calls
 
     def arrived(self, call_id: str, facts: Mapping[str, Any]) -> None:
-        """Write a call's slot, before its first provisional response. From any thread.
+        """Write a call's slot, before its first provisional response; nothing if it has one. From
+        any thread.
 
-        ``facts`` are columns of its row.
+        ``facts`` are columns of its row; numbers come from the URIs in it, masked as any route
+        wants.
         """
         if self._folder is None:
             return
@@ -166,7 +175,8 @@ class RecordStore:
         self._slots.take(call_id, known)
 
     def opened(self, record: CallRecord) -> None:
-        """Write the first row of a call, and ``call.incoming`` or ``call.dialing``."""
+        """Write the slot and first row of a call, and the event ``call.incoming`` or
+        ``call.dialing``; from now on entries of its timeline are events, too."""
         live = self._live[record.call_id] = _Live(record)
         record.on_mark = partial(self._marked, live)
         if self._folder is not None:
@@ -177,14 +187,20 @@ class RecordStore:
         self._tell(live, "call.incoming" if incoming else "call.dialing", {})
 
     def changed(self, record: CallRecord) -> None:
-        """Write the row of a call in progress again."""
+        """Queue the row of a call in progress again, with the next revision; nothing for a call
+        that was not opened or is over."""
         live = self._live.get(record.call_id)
         if live is not None and self._folder is not None:
             live.revision += 1
             self._put_row(live, columns_of(record, datetime.now(UTC)))
 
     def write(self, record: CallRecord) -> None:
-        """Write record file, last row and ``call.ended`` of a call that is over or was refused."""
+        """Write record file, last row and the event ``call.ended`` of a call that is over, or was
+        refused and never :meth:`opened` (``refused`` in the event).
+
+        If the queue is full, or the writer has stopped, the row goes into the log
+        (``records.lost``), and the slot stays for the next start.
+        """
         self._files.write(record)
         live = self._live.pop(record.call_id, None)
         record.on_mark = None
@@ -204,12 +220,13 @@ class RecordStore:
             self._lose(item)
 
     def uncounted(self, call_id: str) -> None:
-        """Empty the slot of an INVITE that gets no row: refusals like it are only counted."""
+        """Empty the slot of an INVITE that gets no row, since refusals like it are only counted."""
         if self._folder is not None:
             self._slots.free(call_id)
 
     def announce(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Send an event that belongs to no call to webhooks."""
+        """Send an event of the type ``kind``, which belongs to no call, to webhooks that have
+        subscribed to it; it is not in the database. Dropped if the queue is full."""
         at = datetime.now(UTC).isoformat()
         event = {"id": str(uuid.uuid4()), "call_id": "", "at": at, "type": kind, "data": data}
         if self._folder is not None and (deliveries := tuple(self._outgoing(event))):
@@ -235,7 +252,8 @@ class RecordStore:
     # ---- how
 
     def _prepare(self, folder: Path) -> None:
-        """Make the folder, close the rows of calls of dead processes, and open the slots."""
+        """Make the folder, close the rows of calls of dead processes, and open the slots; a spool
+        or slots that fail are logged. Raises OSError for the folder. On a thread."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self.forwarder.recover()
@@ -244,13 +262,15 @@ class RecordStore:
         self._open_slots()
 
     def _open_slots(self) -> None:
+        """Open the slots, or create their removed file again; log where that fails."""
         try:
             self._slots.open()
         except OSError as error:
             log.error("records.no_slots", error=str(error))
 
     def _tick(self) -> None:
-        """Write the time into the file of slots; create it again if it was removed."""
+        """Write the time into the file of slots; create it again if it was removed. On the writer's
+        thread, about once a second."""
         self._slots.alive(time.time())
         if self._slots.lost:
             log.error("records.slots_removed", file=str(self._slots.path))
@@ -264,7 +284,8 @@ class RecordStore:
                 self.changed(live.record)
 
     def _marked(self, live: _Live, event: str, fields: Mapping[str, Any]) -> None:
-        """Write row and event for an entry of a call's timeline that is in :data:`EVENTS`."""
+        """Write row and event for an entry of a call's timeline that is in :data:`EVENTS`; nothing
+        for another."""
         kind = EVENTS.get(event)
         if kind is None:
             return
@@ -272,14 +293,19 @@ class RecordStore:
         self._tell(live, kind, {"event": event, **fields})
 
     def _put_row(self, live: _Live, columns: Mapping[str, Any]) -> None:
-        """Queue a row of a call in progress."""
+        """Queue a row of a call in progress, unless the queue is half full: the next one has all
+        that it has."""
         entry = self._row(live.record, columns, live.revision)
         # Half of the room is for the last rows of calls: what is dropped here comes again.
         if len(self._channel) < QUEUE_ITEMS // 2:
             self._channel.put(_Item((entry,)))
 
     def _tell(self, live: _Live, kind: str, fields: Mapping[str, Any]) -> None:
-        """Queue an event of a call for the database and webhooks, and pass it to the listeners."""
+        """Pass an event of a call to the listeners, and queue it for the database and webhooks.
+
+        Numbers and ``fields`` are masked as the route wants. In a queue that is half full, an event
+        that no webhook wants is dropped; in a full one any.
+        """
         record = live.record
         live.sequence += 1
         event = {
@@ -313,6 +339,7 @@ class RecordStore:
             )
 
     def _notify(self, event: dict[str, Any], record: CallRecord) -> None:
+        """Pass an event to the listeners; one that raises is logged."""
         for listener in self.listeners:
             try:
                 listener(event, record)
@@ -322,7 +349,12 @@ class RecordStore:
     # ---- on the writer's thread
 
     def _write(self, items: list[_Item]) -> Sequence[_Item]:
-        """Write queued items to the spool; return those that are to be tried again."""
+        """Write queued items to the spool in one transaction; return all of them if the disk fails,
+        to be tried again.
+
+        The last row of a call is made here, since its record is large. While the disk fails, one
+        item is tried before the rest. Wakes the forwarder.
+        """
         for item in items:
             if item.closed is not None and not item.complete:
                 item.entries = (*item.entries, self._last_row(item))
@@ -346,7 +378,8 @@ class RecordStore:
         return ()
 
     def _add(self, items: Sequence[_Item]) -> None:
-        """Commit items to the spool; empty the slots of calls whose last row is among them."""
+        """Commit items to the spool, of a call's rows only the last; empty the slots of calls whose
+        last row is among them. Raises OSError or sqlite3.Error."""
         entries = [entry for item in items for entry in item.entries]
         # Of several rows of a call the last has all that the others have.
         last = {one.call_id: one for one in entries if one.kind == "row"}
@@ -370,7 +403,7 @@ class RecordStore:
         return Entry("row", record.call_id, {**columns, **known}, time.time())
 
     def _lose(self, item: _Item) -> None:
-        """Count and log a call whose last row could not be written."""
+        """Count and log, with its columns, a call whose last row could not be queued."""
         self.lost += 1
         assert item.closed is not None
         row = dict(item.columns)

@@ -67,9 +67,11 @@ class Endpoint:
 
 
 def signature(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the header field ``webhook-signature`` (Standard Webhooks), one signature a key.
+    """Return the header field ``webhook-signature`` (Standard Webhooks): a ``v1`` signature for
+    each of ``secrets``, separated by spaces.
 
-    A secret is ``whsec_`` and a key in base64; otherwise its bytes are the key.
+    Args:
+        timestamp: Unix time (s), as in ``webhook-timestamp``.
     """
     signed = f"{message_id}.{timestamp}.".encode() + body
     return " ".join(
@@ -79,6 +81,7 @@ def signature(secrets: Sequence[str], message_id: str, timestamp: int, body: byt
 
 
 def _key(secret: str) -> bytes:
+    """Return the key of a secret: base64 behind ``whsec_``, otherwise the secret's own bytes."""
     if secret.startswith("whsec_"):
         return base64.b64decode(secret.removeprefix("whsec_"))
     return secret.encode()
@@ -91,7 +94,8 @@ class Outbox:
         self._endpoints = endpoints
 
     def __call__(self, event: Mapping[str, Any]) -> Sequence[Delivery]:
-        """Return a delivery for each endpoint that has subscribed to the event's type."""
+        """Return a delivery, due now, for each endpoint that has subscribed to the event's type;
+        none if no endpoint has. An event of a call has ``call_id`` and ``sequence`` in its data."""
         wanted = [one for one in self._endpoints if event["type"] in one.events]
         if not wanted:
             return ()
@@ -139,7 +143,7 @@ class WebhookSender:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Begin to deliver, if there are endpoints."""
+        """Begin to deliver; nothing if there are no endpoints."""
         if not self._endpoints:
             return
         import httpx
@@ -150,7 +154,8 @@ class WebhookSender:
         self._tasks.serve(self._run, "webhooks")
 
     async def stop(self) -> None:
-        """Send deliveries that are due, for some seconds; the rest stays in the spool."""
+        """Start what is due, wait half of ``ATTEMPT_SECONDS`` for requests under way, then cancel
+        them and close; the rest stays in the spool for the next start."""
         if self._client is None:
             return
         try:
@@ -172,21 +177,23 @@ class WebhookSender:
         return found
 
     async def waiting(self) -> dict[str, tuple[int, float | None, int]]:
-        """Return by endpoint the number of deliveries that wait, when the oldest was created (Unix
-        time), and the number of those given up."""
+        """Return, for each configured endpoint, the number of deliveries that wait, when the oldest
+        was created (Unix time, s; None without any), and the number of those given up."""
         found: dict[str, tuple[int, float | None, int]] = await self._on_spool(
             lambda spool: spool.waiting()
         )
         return {name: found.get(name, (0, None, 0)) for name in self._endpoints}
 
     async def resend(self, delivery_id: str) -> int:
-        """Try given-up deliveries with this id (``*``: all) again; return their number."""
+        """Try given-up deliveries with this id (``*``: all) again; return their number. Endpoints
+        that have answered 410 are asked again, too."""
         self._gone.clear()
         found: int = await self._on_spool(lambda spool: spool.resend(delivery_id, time.time()))
         return found
 
     async def _run(self) -> None:
-        """Send deliveries that are due every ``LOOK_SECONDS``, until cancelled."""
+        """Send deliveries that are due every ``LOOK_SECONDS``, while this process leads on its
+        folder, until cancelled; a spool that fails is logged once and tried again."""
         failing = False
         while True:
             try:
@@ -210,7 +217,12 @@ class WebhookSender:
                 self._sending.spawn(self._deliver(delivery), f"webhook {delivery.id}")
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Send a delivery; delete it from the spool, or note when it is tried again."""
+        """Send a delivery once a place is free (``PER_ENDPOINT``, ``AT_ONCE``); delete it from the
+        spool, or note when it is tried again.
+
+        Given up without a request if its endpoint is not configured any more, or has answered 410
+        since the start.
+        """
         try:
             endpoint = self._endpoints.get(delivery.endpoint)
             if endpoint is None:
@@ -235,7 +247,8 @@ class WebhookSender:
             self._under_way.discard((delivery.id, delivery.endpoint))
 
     async def _attempt(self, endpoint: Endpoint, delivery: Delivery) -> tuple[int, str, float]:
-        """Send a delivery once; return status (0: none), error ("": none) and Retry-After (s)."""
+        """Send a delivery once, within ``ATTEMPT_SECONDS``; return status (0: no answer), error (""
+        after 2xx) and Retry-After (s; 0 without one, or for a date). Redirects are not followed."""
         import httpx
 
         assert self._client is not None
@@ -268,7 +281,8 @@ class WebhookSender:
         return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait
 
     async def _failed(self, delivery: Delivery, error: str, due: float | None) -> None:
-        """Note a failed try; the next one is ``due`` (Unix time), None gives the delivery up."""
+        """Note a failed try; the next one is ``due`` (Unix time, s), None gives the delivery up.
+        The first failure and the end are logged."""
         await self._on_spool(lambda spool: spool.failed(delivery, error, due))
         self.results[delivery.endpoint, "failed" if due else "dead"] += 1
         told = {"endpoint": delivery.endpoint, "id": delivery.id, "error": error}
@@ -288,7 +302,11 @@ class WebhookSender:
 
 
 def _next_try(delivery: Delivery, status: int, wait: float) -> float | None:
-    """Return when to try again (Unix time); None for never. ``wait``: Retry-After (s)."""
+    """Return when to try again (Unix time, s): after the pause of :data:`PAUSES`, or ``wait``
+    (Retry-After, s; an hour at most) if that is longer, and up to a quarter more.
+
+    None for never: after a 4xx that is not ``TRANSIENT``, or if it would be older than ``MAX_AGE``.
+    """
     if 400 <= status < 500 and status not in TRANSIENT:
         return None
     pause = PAUSES[delivery.tries] if delivery.tries < len(PAUSES) else HOUR
