@@ -97,9 +97,11 @@ class Watch:
         self._told: set[Level] = set()
 
     def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
-        """Return the budget that the amounts ``spent``, by scope, have newly reached, if any.
+        """Return the budget that the amounts ``spent``, by scope, have newly reached; None if none
+        has.
 
-        A limit goes before a warning; after a limit nothing more is reported.
+        A limit goes before a warning, and scopes in their order. Each level is reported once, for
+        whichever scope comes first; after a limit nothing more.
         """
         for level in (Level.LIMIT, Level.WARN):
             if level in self._told or Level.LIMIT in self._told:
@@ -154,10 +156,12 @@ def transcriber_of(session: Any) -> str:
 
 
 def _limit(amount: float) -> Decimal | None:
+    """Return a limit of the configuration as Decimal; None for 0, which is no limit."""
     return Decimal(str(amount)) if amount else None
 
 
 def _either(first: _T | None, second: _T) -> _T:
+    """Return ``first``, or ``second`` if that is None."""
     return second if first is None else first
 
 
@@ -187,20 +191,22 @@ class Accounts:
     def open(
         self, *, model: str, host: str, transcriber: str, route: str, number: str, budgets: Budgets
     ) -> Account:
-        """Open the account of a call that begins now."""
+        """Open the account of a call that begins now, and count the call in today's ledger."""
         self.ledger.begin(self.today())
         account = Account(self, model, host, transcriber, route, number, budgets)
         self.live.add(account)
         return account
 
     def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
-        """Return the budget of caller, route or day that is spent before a call begins, if any."""
+        """Return the budget of caller, route or day that is spent before a call begins; None if
+        none is. No warnings, and nothing is noted."""
         return Watch(Budgets(None, budgets.number, budgets.route, budgets.day, Decimal(2))).look(
             self.spent(route, number)
         )
 
     def spent(self, route: str, number: str) -> dict[Scope, Decimal]:
-        """Return the amounts spent today by this number, by this route and in all."""
+        """Return the amounts spent today, in all processes, by this number, by this route and in
+        all."""
         day, keys = self.today(), {Scope.NUMBER: number, Scope.ROUTE: route, Scope.DAY: ""}
         return {scope: self.ledger.spent(day, (scope.value, key)) for scope, key in keys.items()}
 
@@ -213,7 +219,7 @@ class Accounts:
         return {"currency": self.prices.currency, **sums, "shared_total": str(shared)}
 
     def unknown(self, model: str) -> None:
-        """Report a model without a price, once."""
+        """Report a model without a price, once, and 100 models at most."""
         if model not in self._said and len(self._said) < 100:
             self._said.add(model)
             self._on_unknown(model)
@@ -256,7 +262,8 @@ class Account:
         """Called with a budget that is reached by what other calls spend."""
 
     def use(self, model: str, host: str, transcriber: str) -> None:
-        """Use the prices of another session, of ``model`` at ``host``, from now on."""
+        """Use the prices of another session, of ``model`` at ``host``, from now on; nothing if it
+        has the same model, host and transcriber."""
         if (server := (model, host, transcriber)) == self._server:
             return
         self._server = server
@@ -274,10 +281,11 @@ class Account:
         }
 
     def look_again(self, reserved: Mapping[Pair, Decimal]) -> None:
-        """Report a budget that is reached because of what other calls have spent.
+        """Report, by :attr:`on_reached`, a budget that is reached because of what other calls have
+        spent.
 
-        Amounts ``reserved`` for all calls count in a call that has spent something: its next
-        response must be affordable, too.
+        Amounts ``reserved`` for all calls count in a call that has spent something since the last
+        look, if it has a reserve itself: its next response must be affordable, too.
         """
         spent = self._accounts.spent(self._route, self._number)
         if self._fresh and self._watch.budgets.reserve:
@@ -288,7 +296,13 @@ class Account:
             self.on_reached(reached)
 
     def take(self, event: ServerEvent) -> Reached | None:
-        """Count the usage that an event reports; return the budget that it has newly reached."""
+        """Count the usage that an event reports; return the budget that it has newly reached, or
+        None.
+
+        Events: ``response.done``, a transcription, the seconds of a Live session, a Live session's
+        ``decision.event``. A response without usage is only counted, as one of unknown cost if it
+        was completed or incomplete.
+        """
         if isinstance(event, ResponseDone):
             self._responses += 1
             if event.usage is None:
@@ -313,10 +327,12 @@ class Account:
         return None
 
     def _price_of(self, model: str) -> Price | None:
+        """Return the price of a model at the host of the session; None without one."""
         return self._accounts.prices.price(model, self._host)
 
     def _take_seconds(self, event: SessionUsage) -> Reached | None:
-        """Count the seconds of a Live session since its last report, which has their sum."""
+        """Count the seconds of a Live session since its last report, which has their sum; nothing
+        if there are no more. Returns a budget that is reached by it."""
         more = event.seconds - self._sessions.get(event.session_id, 0.0)
         if more <= 0:
             return None
@@ -324,7 +340,12 @@ class Account:
         return self._spend(event.model, self._price_of(event.model), Usage(seconds=more))
 
     def _spend(self, model: str, price: Price | None, usage: Usage) -> Reached | None:
-        """Add the cost of usage to call and day; return a budget that is reached by it."""
+        """Add the cost of usage to call, route, number and day; return a budget that is newly
+        reached by it.
+
+        Usage without a price is counted as such, and the model reported; nothing if it has neither
+        tokens nor seconds.
+        """
         accounts = self._accounts
         cost = None if price is None else price.of(usage)
         if cost is None and not (usage.total or usage.seconds):
@@ -389,7 +410,7 @@ class Costs:
         )
 
     async def start(self) -> None:
-        """Read what was spent today before a restart."""
+        """Read what was spent today before a restart, and begin to write it every few seconds."""
         await self._keeper.start()
 
     async def stop(self) -> None:
@@ -397,7 +418,8 @@ class Costs:
         await self._keeper.stop()
 
     def use(self, config: Config) -> None:
-        """Take prices and budgets of a new configuration. Raises ConfigError."""
+        """Take prices and budgets of a new configuration: for calls to come, and prices of sessions
+        to come. Raises ConfigError, and then changes nothing."""
         self._accounts.prices = load_prices(config.cost.prices)
         self._config = config
 
@@ -448,7 +470,8 @@ class Costs:
         return {pair: ledger.own_sum(day, pair) for pair in ledger.touched}
 
     def said(self, day: str, sums: Mapping[Pair, Decimal]) -> None:
-        """Note that the shared database has these sums of this process."""
+        """Note that the shared database has these sums of this process; one that has changed since
+        stays in :meth:`pending_sums`."""
         ledger = self._accounts.ledger
         for pair, amount in sums.items():
             if ledger.own_sum(day, pair) == amount:
@@ -459,7 +482,8 @@ class Costs:
         return {pair for account in self._accounts.live for pair in account.pairs.values()}
 
     def others_spent(self, sums: DaySums, reserved: Mapping[Pair, Decimal]) -> None:
-        """Take what other processes have spent, and report budgets that this has reached.
+        """Take what other processes have spent, in place of what they had before, and report to
+        calls in progress budgets that this has reached.
 
         ``reserved`` has the amounts set aside for the next responses of all calls.
         """
@@ -469,6 +493,7 @@ class Costs:
 
 
 def _unknown(model: str) -> None:
+    """Log a model that has no price."""
     log.warning(
         "cost.unknown_model",
         model=model,

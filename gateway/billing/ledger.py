@@ -55,7 +55,7 @@ class DaySums:
         }
 
     def amount(self, pair: Pair) -> Decimal:
-        """Return the sum of one scope and key."""
+        """Return the sum of one scope and key; 0 without one."""
         scope, key = pair
         if scope == "day":
             return self.total
@@ -92,6 +92,8 @@ class DaySums:
 
 
 def _amount(value: Any) -> Decimal:
+    """Return an amount from JSON. Raises ValueError or InvalidOperation for none, or a negative
+    one."""
     amount = Decimal(value)
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"is no ledger: {value!r} is no amount")
@@ -99,6 +101,7 @@ def _amount(value: Any) -> Decimal:
 
 
 def _amounts(values: Mapping[str, Any]) -> dict[str, Decimal]:
+    """Return amounts by name from a JSON object: see :func:`_amount`."""
     return {str(name): _amount(value) for name, value in values.items()}
 
 
@@ -119,13 +122,18 @@ class Ledger:
         self.touched = set(sums.pairs())
 
     def begin(self, day: str) -> None:
-        """Count a call that begins."""
+        """Count a call that begins on a day; a new day begins with sums of 0."""
         self._begin_day(day)
         self.own.calls += 1
         self.changed = True
 
     def add(self, day: str, route: str, number: str, amount: Decimal | None) -> None:
-        """Add what a call has spent; None counts usage of a model that has no price."""
+        """Add what a call has spent on a day, a new one beginning with 0; None counts usage of a
+        model that has no price.
+
+        Beyond ``MAX_NUMBERS`` numbers, what a further one spends is in the sums of route and day
+        only.
+        """
         self._begin_day(day)
         own = self.own
         self.changed = True
@@ -141,7 +149,7 @@ class Ledger:
             own.numbers_left_out += 1
 
     def own_sum(self, day: str, pair: Pair) -> Decimal:
-        """Return what this process has spent on a day."""
+        """Return what this process has spent on a day; 0 for another day than that of its sums."""
         return self.own.amount(pair) if self.own.day == day else Decimal(0)
 
     def spent(self, day: str, pair: Pair) -> Decimal:
@@ -150,7 +158,8 @@ class Ledger:
         return sum((sums.amount(pair) for sums in every if sums.day == day), Decimal(0))
 
     def _begin_day(self, day: str) -> None:
-        """Drop the sums of an earlier day."""
+        """Drop the sums of an earlier day, with what was not shared of them; nothing on the same
+        day."""
         if self.own.day != day:
             self.own = DaySums(day)
             self.touched.clear()
@@ -185,7 +194,12 @@ class LedgerStore:
         self._failing = False
 
     async def start(self) -> None:
-        """Read the file, and begin to write it; one that cannot be read is logged and replaced."""
+        """Read the file, and begin to write it; one that cannot be read is logged and replaced.
+        Nothing without a path.
+
+        Sums there are continued; but those of a process that shared them by a database are
+        :attr:`left`, beside those of this process, which begin at 0.
+        """
         if self._path is None:
             return
         try:
@@ -200,7 +214,8 @@ class LedgerStore:
         self._task = background(self._run, "cost ledger")
 
     async def stop(self) -> None:
-        """Write the last sums, within ``STOP_SECONDS``."""
+        """Write the last sums, within ``STOP_SECONDS``, and write no more; nothing if it was not
+        started."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -213,12 +228,14 @@ class LedgerStore:
             log.error("cost.state_write_failed", file=str(self._path))
 
     async def _run(self) -> None:
+        """Exchange with the files every ``EVERY_SECONDS``, until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             await self._exchange()
 
     async def _exchange(self) -> None:
-        """Write the ledger if it has changed, and read those of other workers; log a failure."""
+        """Write the ledger if it has changed, and take those of other workers unless ``alone``; a
+        failure is logged once and tried again at the next exchange."""
         assert self._path is not None
         ledger = self._ledger
         told = {"holder": self.holder, **ledger.own.as_json()}
@@ -247,7 +264,8 @@ def read_sums(path: Path) -> DaySums | None:
 
 
 def files_of_other_workers(path: Path) -> list[Path]:
-    """Return the files beside ``path`` whose names differ from it only in the worker's number."""
+    """Return the files beside ``path`` whose names differ from it only in the worker's number; none
+    if its name has no number. Raises OSError."""
     named = re.fullmatch(r"(.+)-\d+", path.stem)
     if named is None:
         return []

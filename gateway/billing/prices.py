@@ -72,11 +72,12 @@ class Usage:
 
 
 def usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Read the ``usage`` object of ``response.done``, in GA's fields or Beta's.
+    """Read the ``usage`` object of ``response.done``, or of a transcription, in GA's fields or
+    Beta's; what is missing or malformed counts as 0.
 
-    Without details, all tokens are taken for audio, the dearest; what the details leave over is
-    taken for text. Cached tokens without details of their own are text first, which stands first
-    in a conversation.
+    Of the type ``duration`` it has seconds only. Without details, all tokens are taken for audio,
+    the dearest; what the details leave over is taken for text. Cached tokens without details of
+    their own are text first, which stands first in a conversation, then audio, then images.
     """
     if raw.get("type") == "duration":
         return Usage(seconds=_seconds(raw.get("seconds")))
@@ -88,7 +89,8 @@ def usage_of(raw: Mapping[str, Any]) -> Usage:
 
 
 def backend_usage_of(raw: Mapping[str, Any]) -> Usage:
-    """Read the ``usage`` object of a Live session's backend model, which is all text."""
+    """Read the ``usage`` object of a Live session's backend model, or another one that is all
+    text."""
     taken = _count(raw.get("input_tokens"))
     cached = _count(_table(raw.get("input_tokens_details")).get("cached_tokens"))
     output = Tokens(text=_count(raw.get("output_tokens")))
@@ -126,16 +128,19 @@ def _cached(details: Mapping[str, Any], taken: Tokens) -> Tokens:
 
 
 def _table(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object; an empty one in place of another value."""
     return value if isinstance(value, Mapping) else {}
 
 
 def _count(value: Any) -> int:
+    """Return a number of tokens as int, at least 0; 0 for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
     return max(0, int(value)) if value == value and abs(value) < 1e15 else 0
 
 
 def _seconds(value: Any) -> float:
+    """Return a duration in seconds; 0 for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
     return float(value) if 0 <= value < 1e9 else 0.0
@@ -146,6 +151,8 @@ MILLION = Decimal(1_000_000)
 
 
 def _money(value: object) -> object:
+    """Return a price as text, so that a Decimal of it is as it was written. Raises ValueError for
+    no number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         raise ValueError("must be a number")
     return str(value)  # 0.017 is meant as it is written
@@ -217,6 +224,7 @@ class PriceFile(Section):
 
     @model_validator(mode="after")
     def _chains_end(self) -> Self:
+        """Refuse an entry that has its own model's price by ``same_as``."""
         for index, entry in enumerate(self.model):
             if entry.same_as is not None and _fits(entry.match, entry.same_as):
                 raise MisplacedError(("model", index, "same_as"), "names the entry itself")
@@ -224,6 +232,7 @@ class PriceFile(Section):
 
 
 def _fits(globs: Iterable[str], name: str) -> bool:
+    """Return whether a name matches one of the patterns (``*``, ``?``), whatever their case."""
     return any(fnmatchcase(name.lower(), glob.lower()) for glob in globs)
 
 
@@ -261,6 +270,8 @@ class Price:
 
 
 def _speaks(entry: ModelPrice) -> bool:
+    """Return whether an entry is, or may be, of a model that gives audio: it has a price for it, or
+    one for all kinds, or another model's."""
     if entry.same_as is not None or entry.flat is not None:
         return True
     return entry.audio is not None and entry.audio.output is not None
@@ -280,9 +291,12 @@ class PriceBook:
         self.currency = self._files[0].currency if self._files else "USD"
 
     def price(self, model: str, host: str = "") -> Price | None:
-        """Return the price of ``model`` at ``host``; None if no file has it.
+        """Return the price of ``model`` at ``host``, with the region's factor; None if no file has
+        it.
 
-        An entry that names its hosts goes before one that does not.
+        In the first file that has the model, an entry that names its hosts goes before one that
+        does not. ``same_as`` is followed through all files; None if it comes back to the same
+        model. The factor is of the first file that has one.
         """
         entry = self._entry(model, host)
         seen = {model}
@@ -305,7 +319,8 @@ class PriceBook:
         return Price(entry, factor)
 
     def retirement(self, model: str, host: str) -> Retirement | None:
-        """Return the retirement, with a known day, of a model at ``host``; None without one.
+        """Return the retirement of a model at ``host``, by the first entry that fits; None if none
+        does, or its day is not known.
 
         ``model`` may be ``prompt:`` and the id of a hosted prompt.
         """
@@ -321,7 +336,8 @@ class PriceBook:
         return [name for entry in here if _speaks(entry) for name in entry.match]
 
     def _entry(self, model: str, host: str) -> ModelPrice | None:
-        """Return the first entry that fits, one that names the host before others."""
+        """Return the entry for a model of the first file that has one, one that names the host
+        before others; None without any."""
         for file in self._files:
             fitting = [entry for entry in file.model if entry.fits(model, host)]
             fitting.sort(key=lambda entry: not entry.hosts)
@@ -331,7 +347,8 @@ class PriceBook:
 
 
 def load_prices(file: Path | None = None) -> PriceBook:
-    """Read the prices of ``file``, and behind them the gateway's own. Raises ConfigError."""
+    """Read the prices of ``file``, and behind them the gateway's own, unless these are in another
+    currency; retirements of both. Raises ConfigError."""
     read = [own_prices()] if file is None else [_read(file), own_prices()]
     retirements = [one for each in read for one in each.retirement]
     if len({one.currency for one in read}) > 1:

@@ -64,7 +64,8 @@ log = structlog.get_logger("records")
 
 
 def went_wrong(record: CallRecord) -> bool:
-    """Whether a call ended by a fault, lost its session, had underruns or slow responses."""
+    """Return whether a call has no ending or one by a fault, lost a session, had underruns, or
+    waited longer than ``SLOW_MS`` for a response."""
     ending = record.ending
     return (
         ending is None
@@ -133,14 +134,19 @@ class BlackBox:
             self._queue(None)
 
     def keep(self) -> None:
-        """Keep the file, however the call goes."""
+        """Keep the file, however the call goes; without effect after :meth:`end`."""
         self._always = True
 
     def end(self, record: CallRecord, *, linger: bool = False) -> str:
-        """End the black box of a call that is over; return the name of the kept file, or "".
+        """End the black box of a call that is over; return the name of the file, also set in the
+        record, or "" if it is deleted.
+
+        It is kept if the route or :meth:`keep` wants that always, or the call went wrong; then the
+        record is its last line.
 
         Args:
-            linger: wait ``LINGER_SECONDS`` for messages of another leg.
+            linger: queue a kept file's last lines ``LINGER_SECONDS`` later, for messages of another
+                leg.
         """
         stays = self._always or went_wrong(record)
         record.session.black_box = self.path.name if stays else ""
@@ -155,7 +161,8 @@ class BlackBox:
         return record.session.black_box
 
     def _queue(self, stays: bool | None, last: Sequence[str] = ()) -> None:
-        """Queue the lines so far, with those of SIP and RTP, and ``last``.
+        """Queue the lines so far, with those of SIP and RTP, and ``last``; if the queue is full,
+        the file is broken.
 
         Args:
             stays: whether the file is kept, at the end of the call; None before.
@@ -204,7 +211,8 @@ class BlackBoxes:
     def open(
         self, record: CallRecord, wanted: BlackBoxSettings, collect: CollectPlan
     ) -> BlackBox | None:
-        """Open the black box of a call that begins now; return None if there is to be none.
+        """Open the black box of a call that begins now; return None without a folder, or if the
+        route keeps none.
 
         Args:
             collect: collection of digits; if they are private or sensitive, no digit is written.
@@ -222,18 +230,20 @@ class BlackBoxes:
         self._lingering[end] = loop.call_later(LINGER_SECONDS, self._end, end)
 
     def _end(self, end: Callable[[], None]) -> None:
+        """Cancel the timer of ``end``, and call it."""
         self._lingering.pop(end).cancel()
         end()
 
     async def stop(self) -> None:
-        """Queue the last lines of calls that still linger."""
+        """Queue the last lines of calls that still linger; before the writer's stop."""
         for end in tuple(self._lingering):
             self._end(end)
 
     def _write(self, batches: list[_Batch]) -> Sequence[_Batch]:
-        """Append lines, and delete files that are not kept. On the thread.
+        """Append lines, and delete files of calls that have ended and are not kept. On the thread.
 
-        A black box whose lines cannot be written ends.
+        A black box whose lines cannot be written is broken; the first failure is logged. Returns
+        nothing to be tried again.
         """
         for box, lines, stays in batches:
             try:
@@ -250,7 +260,8 @@ class BlackBoxes:
         return ()
 
     def _append(self, box: BlackBox, lines: list[str]) -> None:
-        """Append lines to a file, up to ``MAX_FILE_BYTES``."""
+        """Append lines to a file, masked and without secrets; nothing for a broken one. A file that
+        they would make larger than ``MAX_FILE_BYTES`` is broken. Raises OSError."""
         if box.broken or not lines:
             return
         text = "".join(f"{self._redact(None, '', _masked(line, box.private))}\n" for line in lines)

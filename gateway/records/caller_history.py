@@ -78,13 +78,15 @@ class CallerHistories:
         self._waiting = 0
 
     def stop(self) -> None:
-        """Take no further lookups, and do not wait for those under way."""
+        """Drop the lookups that wait, and do not wait for those under way; before the event loop
+        ends."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def of(self, route: Route, invite: Invite) -> Lookup | None:
-        """Return the lookup of an INVITE's caller.
+        """Return the lookup of an INVITE's caller, not begun yet.
 
-        None if the route has none, or the number is withheld or not trusted.
+        None if the route wants none, there is no database, or the number is withheld or not
+        trusted.
         """
         wanted = route.caller_history
         if not wanted.enabled or self._url is None:
@@ -93,7 +95,11 @@ class CallerHistories:
         return partial(self._look_up, route, number) if number else None
 
     async def _look_up(self, route: Route, number: str) -> Earlier:
-        """Read the earlier calls of a number within the route's deadline. Never raises."""
+        """Read the earlier calls of a number within the route's ``timeout`` (s).
+
+        A failure, too many lookups at a time among them, is logged and in :attr:`Earlier.failure`.
+        Given up, the query still counts until the database answers.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         rows: list[dict[str, Any]] = []
@@ -119,12 +125,14 @@ class CallerHistories:
         return earlier_of(route, rows, ms)
 
     def _done(self, reading: asyncio.Future[Any]) -> None:
+        """Count a query that has ended; take its exception, which nobody may wait for."""
         self._waiting -= 1
         if not reading.cancelled():
             reading.exception()  # it is seen, also where nobody waited so long
 
     def _read(self, route: Route, number: str) -> list[dict[str, Any]]:
-        """Return the rows of a number's earlier calls, the latest first. On a thread."""
+        """Return the rows of a number's earlier calls, the latest first; none while the database
+        has no tables. On a thread; raises what the database does."""
         from gateway.records.database import Database
 
         assert self._url is not None
@@ -183,7 +191,12 @@ def trusted_number(invite: Invite, trust: str) -> str:
 
 
 def earlier_of(route: Route, rows: Sequence[Mapping[str, Any]], ms: int = 0) -> Earlier:
-    """Return the earlier calls for the model and a route's texts, from rows, the latest first."""
+    """Return the earlier calls for the model and a route's texts, from rows, the latest first;
+    empty without rows.
+
+    The text has ``max_chars`` of the route at most; each call's words are cut to its share. The
+    variables are of the latest.
+    """
     if not rows:
         return Earlier(ms=ms)
     most = route.caller_history.max_chars
@@ -206,11 +219,13 @@ def earlier_of(route: Route, rows: Sequence[Mapping[str, Any]], ms: int = 0) -> 
 
 
 def _at(row: Mapping[str, Any], zone: ZoneInfo | None) -> str:
+    """Return the date and time of a call's INVITE in a zone, None for the machine's."""
     return f"{row['invited_at'].astimezone(zone):%Y-%m-%d %H:%M}"
 
 
 def _said(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the stored summary of a call, or the last lines of its transcript; and a heading."""
+    """Return the words about a call, and their heading: the summary or another answer made after
+    it, or else the last ``LAST_LINES`` lines of its transcript; "" without any."""
     answers = [
         one
         for one in row["out_of_band"] or ()

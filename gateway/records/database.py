@@ -115,14 +115,16 @@ class Database:
         )
 
     def exists(self) -> bool:
-        """Return whether there are tables; a gateway makes them when it first runs."""
+        """Return whether there are tables; a gateway makes them when it first runs. Makes no
+        file."""
         if self.file is not None and not self.file.exists():
             return False
         with self._connected().connect() as connection:
             return bool(sa.inspect(connection).has_table(calls.name))
 
     def prepare(self) -> None:
-        """Create or migrate the tables, unless this was done or ``read_only`` is set."""
+        """Create or migrate the tables, unless this was done since :meth:`close`, or ``read_only``
+        is set. SQLite's file is made again if it was removed."""
         if self.file is not None and not self.file.exists():
             self.close()
         if self._ready or self._read_only:
@@ -135,7 +137,11 @@ class Database:
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Write rows and events; a row only if its revision is newer than that in the database."""
+        """Write rows and events in one transaction, in any order and again without harm.
+
+        A row, also of a cut call, is written only if its revision is newer than that in the
+        database; an event only if its id is new. The leases of cut calls are deleted.
+        """
         self.prepare()
         rows: dict[str, dict[str, Any]] = {}
         cut: dict[str, dict[str, Any]] = {}
@@ -164,9 +170,10 @@ class Database:
             self._engine.dispose()
 
     def close_silent(self, before: datetime, detail: str) -> list[str]:
-        """Close the rows of calls in progress that were not written since ``before``.
+        """Close, as crashed, the rows of calls in progress that were not written since ``before``;
+        return the ids of the calls.
 
-        Returns the ids of the calls; ``detail`` is for their rows.
+        A later row of such a call has no effect but for its last one. ``detail`` is for their rows.
         """
         self.prepare()
         ended = {
@@ -186,10 +193,11 @@ class Database:
     def find(
         self, wanted: Filter, *, limit: int, after: str = "", newest_first: bool = True
     ) -> list[dict[str, Any]]:
-        """Return rows, without the whole records, in the order of their INVITEs.
+        """Return up to ``limit`` rows, without the whole records, in the order of their INVITEs.
 
         Args:
-            after: id of the last call of the page before; "" for the first page.
+            after: id of the last call of the page before, "" for the first page; none are found
+                after one that is deleted meanwhile.
         """
         columns = [column for column in calls.c if column.name != "record"]
         query = sa.select(*columns).where(*_conditions(wanted))
@@ -218,10 +226,11 @@ class Database:
             after = found[-1]["id"]
 
     def get(self, call_id: str) -> dict[str, Any] | None:
-        """Return the row of a call with its whole record and its events.
+        """Return the row of a call with its whole record and its ``events`` in their order; None
+        without one.
 
-        ``call_id`` may be the beginning or the end of an id where only one call's id is so, or a
-        SIP Call-ID: then it is the newest call with it.
+        ``call_id`` is tried as the id, the beginning and the end of an id where only one call's is
+        so, then as SIP Call-ID: of the newest call with it.
         """
         with self._connected().connect() as connection:
             query = sa.select(calls).where(calls.c.id == call_id)
@@ -248,7 +257,8 @@ class Database:
             return canary_of(connection, route)
 
     def expired(self, before: datetime, limit: int, *, detailed: bool = False) -> list[str]:
-        """Return the ids of ended calls from before a time, without those on legal hold.
+        """Return the ids, ``limit`` at most, of ended calls whose INVITE was before a time, without
+        those on legal hold.
 
         With ``detailed``, only those that still have their whole record.
         """
@@ -263,7 +273,8 @@ class Database:
             return list(connection.execute(query.limit(limit)).scalars())
 
     def strip(self, call_ids: Sequence[str]) -> None:
-        """Delete the whole records and the events of these calls; their rows stay."""
+        """Delete the whole records, details of the end and the events of these calls; their rows
+        stay."""
         with self._connected().begin() as connection:
             connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
             update = sa.update(calls).where(calls.c.id.in_(call_ids))
@@ -279,7 +290,8 @@ class Database:
             )
 
     def of_number(self, number: str) -> list[dict[str, Any]]:
-        """Return ``id`` and ``invited_at`` of ended calls with a number, without legal holds."""
+        """Return ``id`` and ``invited_at`` of ended calls from or to a number, without those on
+        legal hold."""
         query = sa.select(calls.c.id, calls.c.invited_at).where(
             sa.or_(calls.c.from_number == number, calls.c.to_number == number),
             calls.c.ended_at.is_not(None),
@@ -320,7 +332,8 @@ class Database:
             return connection.execute(sa.delete(calls).where(calls.c.id.in_(call_ids))).rowcount
 
     def anonymize(self, call_ids: Sequence[str], replacement: str) -> int:
-        """Replace numbers and delete record and events of these calls; times and cost stay.
+        """Replace numbers and URIs of these calls, and delete name, SIP Call-ID, detail, record and
+        events; times and cost stay.
 
         Returns the number of rows.
         """
@@ -334,12 +347,14 @@ class Database:
             return connection.execute(changed).rowcount
 
     def erase_shared(self, number: str) -> int:
-        """Delete callbacks and daily sums of a number; return the number of rows."""
+        """Delete callbacks and daily sums of a number, in one exclusive transaction; return the
+        number of rows."""
         with self.exclusive() as connection:
             return erase_number(connection, number)
 
     def forget_deleted(self) -> None:
-        """Empty SQLite's write-ahead log, in which the text of deleted rows would stay."""
+        """Empty SQLite's write-ahead log, in which the text of deleted rows would stay; nothing for
+        PostgreSQL."""
         if self.file is not None:
             with self._connected().connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -353,7 +368,8 @@ class Database:
     # ---- how
 
     def _upsert(self, changed: Iterable[str]) -> Any:
-        """Return a statement that inserts a call's row, or sets these columns of an older one."""
+        """Return a statement that inserts a call's row, or sets these columns of a row with an
+        older revision."""
         insert = insert_into(calls, self._url.get_backend_name())
         return insert.on_conflict_do_update(
             index_elements=["id"],
@@ -363,7 +379,9 @@ class Database:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[sa.Connection]:
-        """Yield a connection in a transaction that overlaps no other one of this method."""
+        """Yield a connection in a transaction that overlaps no other one of this method, in any
+        process; committed after the block, rolled back if it raises. Waits for the others,
+        within the statement's deadline on PostgreSQL."""
         self.prepare()
         with contextlib.ExitStack() as held:
             if self.file is not None:
@@ -394,7 +412,7 @@ class Database:
 
 
 def _driver_url(url: str) -> URL:
-    """Return the URL with the driver that is installed."""
+    """Return the URL, of PostgreSQL with the driver that is installed (psycopg)."""
     parsed = make_url(url)
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -404,6 +422,8 @@ def _driver_url(url: str) -> URL:
 def _engine(
     url: URL, file: Path | None, pool: type[sa.Pool], patience: float, *, read_only: bool
 ) -> sa.Engine:
+    """Return a SQLAlchemy engine: for PostgreSQL if ``file`` is None, with deadlines from
+    ``patience`` (s); otherwise for SQLite's file, made where it is missing unless ``read_only``."""
     if file is None:
         return sa.create_engine(
             url,
@@ -450,6 +470,7 @@ def _engine(
 
 
 def _json_text(value: Any) -> str:
+    """Return a value as JSON, for a JSON column."""
     return orjson.dumps(value).decode()
 
 

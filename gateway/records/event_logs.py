@@ -65,7 +65,8 @@ class _Entry:
         """Audio of its messages; hashed on the writer's thread."""
 
     def begin(self, audio: bytes, part: Any = None) -> None:
-        """Set the first audio; :meth:`add` takes that of the same content part."""
+        """Set the first audio; :meth:`add` takes more of the same content part, ``part`` (response,
+        item and index), None for the caller's audio."""
         self.part = part
         self.audio += audio
 
@@ -107,7 +108,11 @@ class EventLog:
         """Entry of those held, by session, that further audio of each direction is added to."""
 
     def sent(self, message: bytes, audio: bytes | None = None, session: str = "") -> None:
-        """Log a message to the server; ``audio`` is that of ``input_audio_buffer.append``."""
+        """Log a message to the server.
+
+        ``audio`` is that of ``input_audio_buffer.append``, None for others: it is added to the
+        direction's held line, if there is one.
+        """
         if audio is None:
             self._hold("out", message, session)
         elif (entry := self._up.get(session)) is not None:
@@ -123,7 +128,8 @@ class EventLog:
         delta: AudioDelta | TrackAudio | None = None,
         session: str = "",
     ) -> None:
-        """Log a message from the server; ``delta`` is the event parsed from it, if it is audio."""
+        """Log a message from the server; ``delta`` is the event parsed from it if it is audio,
+        whose audio is added to the held line of the same content part."""
         if delta is None:
             self._hold("in", message, session)
             return
@@ -139,11 +145,12 @@ class EventLog:
         self._add("close", {"code": code, "reason": reason, "by_us": by_us}, session)
 
     def begin(self, **facts: Any) -> None:
-        """Write the first line, ``meta`` with facts about the call."""
+        """Queue the first line, ``meta`` with facts about the call."""
         self._add("meta", facts)
 
     def end(self) -> None:
-        """Write the last line, ``meta`` with the number of dropped messages."""
+        """Queue what is held, and the last line, ``meta`` with the number of messages dropped so
+        far; the file is written at once."""
         self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
@@ -152,7 +159,8 @@ class EventLog:
         return {"file": self.path.name, "dropped": self.dropped}
 
     def flush(self) -> None:
-        """Queue the held entries for the writer; count their messages as dropped if it is full."""
+        """Queue the held entries for the writer; count their messages as dropped if it is full.
+        Audio to come begins new lines."""
         held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
         self._up, self._down = {}, {}
@@ -160,12 +168,13 @@ class EventLog:
             self.dropped += sum(entry.messages for entry in held)
 
     def _add(self, direction: str, message: Any, session: str = "") -> None:
-        """Queue an entry at once."""
+        """Hold an entry, and queue all that are held at once."""
         self._hold(direction, message, session)
         self.flush()
 
     def _hold(self, direction: str, message: Any, session: str = "") -> _Entry:
-        """Add an entry to those held until :meth:`flush`; return it."""
+        """Add an entry to those held until :meth:`flush`, which is called first if they exceed
+        ``HELD_BYTES``; return the entry."""
         if self._held_bytes > HELD_BYTES:
             self.flush()
         entry = _Entry(monotonic(), direction, message, session)
@@ -234,7 +243,10 @@ class EventLogs:
         private: PrivateDigits | None = None,
         **facts: Any,
     ) -> EventLog | None:
-        """Open the log of a call that begins now; return None without a folder.
+        """Open the log of a call that begins now, with its first line; return None without a
+        folder.
+
+        It is flushed and written every ``WRITE_SECONDS``. On the event loop.
 
         Args:
             private: digits that are masked in its lines.
@@ -252,7 +264,8 @@ class EventLogs:
         return made
 
     def _flush_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Queue what all logs hold, and have it written; again every ``WRITE_SECONDS``."""
+        """Queue what the logs of calls in progress hold, and have it written; again after
+        ``WRITE_SECONDS`` while there are any."""
         self._open = {one for one in self._open if not one.over}
         for event_log in self._open:
             event_log.flush()
@@ -260,7 +273,12 @@ class EventLogs:
         self._timer = loop.call_later(WRITE_SECONDS, self._flush_all, loop) if self._open else None
 
     def _write(self, batches: list[_Batch | None]) -> Sequence[_Batch]:
-        """Format entries; append all lines on a None or at the end of a call. On the thread."""
+        """Format entries and keep their lines; append all lines on a None, at the end of a call, or
+        when the writer closes. On the thread.
+
+        An entry that would exceed ``MAX_FILE_BYTES`` is dropped and counted, but for ``meta``.
+        Returns nothing to be tried again.
+        """
         due = self._owner.closed
         for batch in batches:
             if batch is None:
@@ -281,7 +299,8 @@ class EventLogs:
         return ()
 
     def _append_lines(self) -> None:
-        """Append the lines to their files; count in its log what cannot be written."""
+        """Append the lines to their files; lines that cannot be written are lost and counted in
+        their log, and the first failure is logged."""
         waiting, self._lines = self._lines, {}
         for event_log, lines in waiting.items():
             try:
@@ -336,7 +355,11 @@ def _event(message: bytes) -> dict[str, Any]:
 
 
 def elided(value: Any, delta_is_audio: bool = False) -> Any:
-    """Return a copy of an event with digests of audio and images, and without credentials."""
+    """Return a copy of an event with digests of audio and images, and without credentials.
+
+    Args:
+        delta_is_audio: whether ``delta``, at the top, is audio.
+    """
     if isinstance(value, dict):
         return {key: _elided(key, inner, delta_is_audio) for key, inner in value.items()}
     if isinstance(value, list):

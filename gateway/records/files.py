@@ -68,11 +68,13 @@ class Channel(Generic[T]):
         self._in_hand = 0
 
     def __len__(self) -> int:
-        """Return the number of items that are not written yet."""
+        """Return the number of items that are not written yet, with those that the thread is
+        writing."""
         return len(self._waiting) + self._in_hand
 
     def put(self, item: T, size: int = 0) -> bool:
-        """Queue an item; return False if it is dropped. From any thread; never waits."""
+        """Queue an item of ``size`` bytes; return False if it is dropped, since the queue is full
+        or the writer stopped. From any thread; never waits."""
         owner = self._owner
         full = len(self._waiting) >= self._max_items or (
             self._max_bytes is not None
@@ -91,7 +93,11 @@ class Channel(Generic[T]):
         return True
 
     def work(self) -> bool:
-        """Write all items that wait; return True if some are to be tried again. On the thread."""
+        """Write all items that wait as one batch; return True if some are to be tried again, which
+        then come first. On the thread.
+
+        If ``write`` raises, the batch is lost, counted and logged.
+        """
         waiting = self._waiting
         self._in_hand = len(waiting)
         batch = [waiting.popleft() for _ in range(self._in_hand)]
@@ -136,7 +142,8 @@ class BackgroundWriter:
         max_items: int,
         max_bytes: int | None = None,
     ) -> Channel[T]:
-        """Return a new :class:`Channel` of this writer."""
+        """Return a new :class:`Channel` of this writer; before :meth:`start`. Channels are written
+        in the order in which they were made."""
         made = Channel(self, name, write, max_items, max_bytes)
         self._channels.append(made)
         return made
@@ -151,13 +158,16 @@ class BackgroundWriter:
         return {one.name: (len(one), one.dropped) for one in self._channels}
 
     def start(self) -> None:
+        """Start the thread."""
         self.closed = False
         # A daemon: a disk that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """Write all items and end the thread, within ``STOP_SECONDS``; drop and count the rest."""
+        """Take no more items, write those that wait once more, and end the thread, within
+        ``STOP_SECONDS``; count and log the rest as dropped, and set :attr:`stuck` if the thread
+        goes on."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -172,7 +182,8 @@ class BackgroundWriter:
                 channel.dropped += len(channel)
 
     def _run(self) -> None:
-        """Write the items of all channels, in batches, until stopped."""
+        """Write the items of all channels until stopped: ``GATHER_SECONDS`` after the first, or
+        ``RETRY_SECONDS`` if some are to be tried again. Ticks about once a second."""
         retry, due = False, 0.0
         while True:
             with self.changed:
@@ -197,6 +208,7 @@ class BackgroundWriter:
                     self.pending = True
 
     def _tick(self) -> None:
+        """Do the work of :meth:`every_second`; what it raises is logged."""
         for tick in self._ticks:
             try:
                 tick()
@@ -231,17 +243,23 @@ class RecordFiles:
         """Records not written."""
 
     def prepare(self) -> None:
-        """Make the folder. Raises OSError, with its name, if it cannot be written to."""
+        """Make the folder, if there is one. Raises OSError, with its name, if it cannot be made or
+        written to."""
         if self._folder is not None:
             _prepare(self._folder)
 
     def write(self, record: CallRecord) -> None:
-        """Queue a record for the thread."""
+        """Queue a record for the thread; if the queue is full or the writer stopped, put it into
+        the log whole."""
         if self._folder is not None and not self._channel.put(record):
             self._drop(record, "the disk is too slow, or the process ends")
 
     def _write_all(self, records: list[CallRecord]) -> Sequence[CallRecord]:
-        """Write records; return those to be tried again. On the writer's thread."""
+        """Write records in their order; return the rest, to be tried again, from the first that the
+        disk does not take. On the writer's thread.
+
+        One that cannot be written for another reason, or for too long, goes into the log.
+        """
         assert self._folder is not None
         for index, record in enumerate(records):
             try:
@@ -258,7 +276,8 @@ class RecordFiles:
         return ()
 
     def _may_retry(self, error: Exception) -> bool:
-        """Whether to try a record again: for ``KEEP_SECONDS`` after an error of the disk."""
+        """Return whether to try a record again: for ``KEEP_SECONDS`` since the first error of the
+        disk, and not at the end of the process. Logs the first error."""
         if not isinstance(error, OSError):
             return False
         now = time.monotonic()
@@ -280,7 +299,8 @@ class RecordFiles:
 
 
 def file_stem(started_at: str, call_id: str) -> str:
-    """Return how the names of a call's files begin: time of its INVITE (ISO 8601), and its id."""
+    """Return how the names of a call's files begin: the time of its INVITE (ISO 8601) as digits
+    with a T, and its id, of 80 characters at most, with _ for what is not fit for a file's name."""
     start = re.sub(r"[^0-9T]", "", started_at.partition("+")[0])
     name = re.sub(r"[^A-Za-z0-9._-]", "_", call_id)[:80] or "unknown"
     return f"{start}_{name}"
@@ -302,11 +322,13 @@ def _prepare(folder: Path) -> None:
 
 
 def _text_of(record: CallRecord, indent: int | None = None) -> str:
+    """Return a record as JSON."""
     return json.dumps(unicode_in(record.as_json()), indent=indent)
 
 
 def _write(folder: Path, record: CallRecord) -> None:
-    """Write a record's file, which appears whole or not at all."""
+    """Write a record's file, which appears whole or not at all; make the folder again if it is
+    gone. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = file_stem(record.started_at, record.call_id)
     text = _text_of(record, indent=1) + "\n"
@@ -321,7 +343,8 @@ def _write(folder: Path, record: CallRecord) -> None:
 
 
 def _link(partial: Path, folder: Path, stem: str) -> None:
-    """Give a file its name, or one with a number where that is taken. Raises OSError."""
+    """Give a file the name ``stem.json``, or ``stem-2.json`` and so on where that is taken. Raises
+    OSError, also after ``MAX_NAMES``."""
     for number in range(1, MAX_NAMES + 1):
         path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         try:

@@ -98,7 +98,8 @@ def wav_header(tag: int, length: int, channels: int = 2) -> bytes:
 
 
 class OpusFile:
-    """Writes stereo Ogg Opus, by libsndfile. Needs the extra ``recording``."""
+    """Writes stereo Ogg Opus, by libsndfile. Raises RecordingError without the package
+    ``soundfile`` (extra ``recording``)."""
 
     def __init__(self, out: Sink, codec: Codec) -> None:
         try:
@@ -127,6 +128,7 @@ class _AppendOnly:
         self._at = 0
 
     def write(self, data: Any) -> int:
+        """Append bytes to ``out``; return their number."""
         taken = bytes(data)
         self._out.write(taken)
         self._at += len(taken)
@@ -150,9 +152,10 @@ class _AppendOnly:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Lock a file (flock) for the block; yield False, unlocked, if another holder has the lock.
+    """Lock a file (flock) for the block, without waiting; yield False, unlocked, if another holder
+    has the lock.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError, or another OSError if it cannot be read.
     """
     with path.open("rb") as file:
         try:
@@ -174,13 +177,13 @@ class SealedFile:
         out.write(SEALED)
 
     def write(self, data: bytes, /) -> int:
-        """Keep bytes of the container for the next segment."""
+        """Keep bytes of the container for the next segment; return their number."""
         self._waiting += data
         return len(data)
 
     def seal(self, *, last: bool = False) -> None:
-        """Encrypt the bytes that wait and write them as one segment; ``last`` marks the end of
-        the file."""
+        """Encrypt the bytes that wait and write them as one segment; ``last`` marks the end of the
+        file. Nothing if no bytes wait, unless it is the last."""
         if not (self._waiting or last):
             return
         import pyrage
@@ -193,7 +196,8 @@ class SealedFile:
 
 
 def recipients_of(texts: tuple[str, ...]) -> tuple[Any, ...]:
-    """Parse public keys of age (``age1…``) or SSH. Raises RecordingError."""
+    """Parse public keys of age (``age1…``) or SSH; () for none. Raises RecordingError for another
+    text, or without the package ``pyrage``."""
     if not texts:
         return ()
     try:

@@ -56,7 +56,7 @@ class Line:
     """Percentiles of each call's response times, ms."""
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count a call, by its row in the database."""
+        """Count a call, by its row in the database; response times up to ``MAX_TIMES`` calls."""
         self.calls += 1
         self.answered += row["answered_at"] is not None
         self.talk_seconds += row["talk_seconds"] or 0.0
@@ -135,9 +135,10 @@ class Report:
 def report_of(
     rows: Iterable[Mapping[str, Any]], by: By, since: str, until: str, zone: tzinfo | None
 ) -> Report:
-    """Count the calls in ``rows`` by route, trunk, day, end reason or variant.
+    """Count the calls in ``rows`` by route, trunk, day, end reason or variant, and in all; without
+    a forecast.
 
-    Synthetic calls are left out.
+    Synthetic calls are left out. Days are in order, other lines by their number of calls.
 
     Args:
         since: beginning of the period, as the report shows it; ``until`` is its end.
@@ -162,6 +163,8 @@ def report_of(
 
 
 def _group_of(row: Mapping[str, Any], by: By, zone: tzinfo | None) -> str:
+    """Return the name of a row's line: its day in ``zone``, its end reason (or state, while in
+    progress), or the column ``by``, :data:`NONE` if that is empty."""
     if by == "day":
         return str(row["invited_at"].astimezone(zone).date())
     if by == "ending":
@@ -241,6 +244,7 @@ def cells_of(line: Line) -> tuple[str, ...]:
 
 
 def _counted(counter: Counter[str]) -> str:
+    """Return the five most frequent names, each with its number."""
     return ", ".join(f"{name} {count}" for name, count in counter.most_common(5))
 
 
@@ -413,4 +417,5 @@ def _milestones(row: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[s
 
 
 def _time(value: Any) -> str:
+    """Return a time in ISO 8601 with ms; another value as text."""
     return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else str(value)

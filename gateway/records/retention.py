@@ -101,7 +101,8 @@ class Uploads:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread. Raises OSError without the package ``minio``."""
+        """Start the thread, which uploads at once what waits. Raises OSError without the package
+        ``minio``."""
         try:
             self._storage.client()
         except ImportError:
@@ -111,7 +112,8 @@ class Uploads:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread after its current file; wait for it ``STOP_SECONDS`` at most."""
+        """End the thread after its current file; wait for it ``STOP_SECONDS`` at most. What is left
+        is uploaded by the next start."""
         import asyncio
 
         thread, self._thread = self._thread, None
@@ -123,7 +125,8 @@ class Uploads:
         await asyncio.to_thread(thread.join, STOP_SECONDS)
 
     def waiting(self) -> int:
-        """Return the number of links in ``pending``; reads the disk."""
+        """Return the number of links in ``pending``: files to be uploaded, and those that the
+        storage is to delete; reads the disk."""
         return len(self._links())
 
     def as_json(self) -> dict[str, object]:
@@ -131,7 +134,11 @@ class Uploads:
         return {"uploaded": self.uploaded, "waiting": self.waiting(), "failing": self.failing}
 
     def _run(self) -> None:
-        """Upload complete files until stopped."""
+        """Upload complete files when woken, or every ``LOOK_SECONDS``, until stopped.
+
+        After a failure, logged once, wait ``FIRST_PAUSE`` (s), doubled up to ``LONGEST_PAUSE``,
+        also if woken.
+        """
         while True:
             with self._changed:
                 if not (self._woken and not self.failing) and not self._closed:
@@ -157,10 +164,16 @@ class Uploads:
                 self.failing, self._pause = "", FIRST_PAUSE
 
     def _links(self) -> list[Path]:
+        """Return the links in ``pending``, by name; none if there is no such folder."""
         return sorted(self._pending.glob("*")) if self._pending.is_dir() else []
 
     def _upload_all(self, client: Any) -> None:
-        """Upload or delete what the links stand for; skip files that are locked."""
+        """Upload the file of each link, or delete the object of one without a file; then delete the
+        link, and the file unless it is kept here.
+
+        Skips files that are locked, as by their recording. Ends when stopped. Raises what the
+        storage's client or the disk does, and leaves the further ones.
+        """
         for link in self._links():
             if self._closed:
                 return
@@ -185,6 +198,7 @@ _TYPES = {".wav": "audio/wav", ".ogg": "audio/ogg"}
 
 
 def _type_of(path: Path) -> str:
+    """Return the media type of a recording; ``application/octet-stream`` for an encrypted one."""
     return _TYPES.get(path.suffix, "application/octet-stream")
 
 
@@ -216,10 +230,11 @@ def sweep(
     rows_days: float,
     details_days: float,
 ) -> None:
-    """Delete rows of ended calls, and the details of those that stay, after so many days.
+    """Delete rows of ended calls ``rows_days`` after their INVITE, and the details of those that
+    stay after ``details_days``; 0 keeps them.
 
-    Details are the whole record with its transcript, the events, and the files in ``folder``. Calls
-    on legal hold stay as they are. 0 days keeps everything.
+    Details are the whole record with its transcript, the events, and the files in ``folder``; they
+    go with the shorter of both. Calls on legal hold stay as they are.
     """
     if rows_days:
         before = now - timedelta(days=rows_days)
@@ -235,8 +250,9 @@ def sweep(
 
 
 def sweep_files(folder: Path, before: datetime, held: Container[str] = ()) -> int:
-    """Delete the files of calls from before a time, but for the calls ``held``, by id (legal
-    hold); return how many."""
+    """Delete the files of calls whose INVITE, by their names, was before a time, but for the calls
+    ``held``, by id (legal hold); return how many. Other files, and folders in ``folder``, stay.
+    Raises OSError."""
     count = 0
     for path in list(folder.iterdir()):
         named = _NAMED.fullmatch(path.name)
@@ -254,9 +270,10 @@ def _is_held(named: re.Match[str], held: Container[str]) -> bool:
 
 
 def sweep_black_boxes(folder: Path, most: int, held: Container[str] = ()) -> int:
-    """Delete the oldest black boxes beyond ``most``; return how many.
+    """Delete the oldest black boxes until ``most`` are left; return how many were deleted.
 
-    Those of the calls ``held``, by id (legal hold), and of calls in progress stay.
+    Those of the calls ``held``, by id (legal hold), are counted and stay; files written to within
+    ``QUIET_SECONDS``, as of calls in progress, are not counted.
     """
     quiet = time.time() - QUIET_SECONDS
     named = [_NAMED.fullmatch(path.name) for path in sorted(folder.glob("*.blackbox.jsonl"))]
@@ -276,11 +293,13 @@ def erase(
     recordings: Path | None = None,
     storage: Storage | None = None,
 ) -> dict[str, int]:
-    """Erase a number from the data of ended calls; return how many of each kind were changed.
+    """Erase a number, as caller's or called one, from the data of ended calls; return how many of
+    each kind were changed.
 
-    Rows keep their times and cost, with the number replaced by a keyed hash; files, events,
-    recordings here and in ``storage``, and entries in the spool are deleted. Done twice, it changes
-    nothing more. Calls on legal hold stay as they are.
+    Callbacks and daily sums go first, then files, recordings here and in ``storage``, and per call
+    the entries in the spool; rows keep their times and cost, with the number replaced by a keyed
+    hash. Done twice, it changes nothing more; one that raised can be repeated. Calls on legal hold
+    stay as they are.
 
     Args:
         folder: of the records; ``recordings`` is that of the recordings, None without any.
@@ -316,7 +335,7 @@ UPLOAD_SECONDS = 60.0
 
 
 def _delete_unlocked(path: Path) -> None:
-    """Delete a file once no upload has it locked, or after ``UPLOAD_SECONDS``.
+    """Delete a file once no upload has it locked, or after ``UPLOAD_SECONDS``; blocks meanwhile.
 
     What is uploaded after its deletion would stay in the storage.
     """
@@ -330,7 +349,8 @@ def _delete_unlocked(path: Path) -> None:
 
 
 def _pseudonym(folder: Path, number: str) -> str:
-    """Return a keyed hash of a number, the same each time; the key is made in ``folder``."""
+    """Return a keyed hash of a number, the same each time; the key is made in ``folder`` at the
+    first use."""
     path = folder / _KEY_NAME
     try:
         key = path.read_bytes()

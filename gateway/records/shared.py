@@ -105,7 +105,8 @@ class Answer:
 
 
 def leases_of(wanted: LeaseRequest) -> tuple[Lease, ...]:
-    """Return the leases of a call: one for each cap, and one for the reserve of each budget."""
+    """Return the leases of a call, with new ids from ``wanted.id``: one for each cap, and one for
+    the reserve of each budget that has any."""
     made = [
         Lease(f"{wanted.id}-{number}", one.scope, one.key, wanted.call_id, 0, one.seconds)
         for number, one in enumerate(wanted.caps)
@@ -119,7 +120,8 @@ def leases_of(wanted: LeaseRequest) -> tuple[Lease, ...]:
 
 
 def now_of(connection: sa.Connection) -> float:
-    """Return Unix time (s) by the clock that all processes share, PostgreSQL's or the machine's."""
+    """Return Unix time (s) by the clock that all processes share, PostgreSQL's or else the
+    machine's."""
     if connection.dialect.name != "postgresql":
         return time.time()
     found = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar()
@@ -130,7 +132,12 @@ def now_of(connection: sa.Connection) -> float:
 
 
 def admit(connection: sa.Connection, holder: str, wanted: LeaseRequest) -> Answer:
-    """Take all leases of a call, or none if a cap or budget would be exceeded."""
+    """Take all leases of a call; or none, and return the first cap that is full or budget that is
+    spent.
+
+    A cap is full with ``limit`` leases that have not expired. A budget is spent if what was spent
+    on the day, reserved by leases in force and this call's reserve (at least 1) exceed it.
+    """
     now = now_of(connection)
     pairs = {(one.scope, one.key) for one in wanted.caps}
     pairs |= {(one.scope, one.key) for one in wanted.limits}
@@ -153,7 +160,8 @@ def admit(connection: sa.Connection, holder: str, wanted: LeaseRequest) -> Answe
 def renew(
     connection: sa.Connection, holder: str, held: Iterable[Lease], now: float | None = None
 ) -> None:
-    """Extend leases from ``now`` (Unix time); write those that were deleted again."""
+    """Extend leases by their ``seconds``, or ``LEASE_SECONDS``, from ``now`` (Unix time, None for
+    the database's); write those that were deleted again."""
     now = now_of(connection) if now is None else now
     rows = [
         {
@@ -180,7 +188,7 @@ def renew(
 
 
 def release(connection: sa.Connection, ids: Sequence[str]) -> None:
-    """Delete leases by id."""
+    """Delete leases by id, whoever holds them; nothing for none."""
     if ids:
         connection.execute(sa.delete(leases).where(leases.c.id.in_(ids)))
 
@@ -203,11 +211,14 @@ def spend(
     amounts: Mapping[tuple[str, str], int],
     wanted: Iterable[tuple[str, str]],
 ) -> Sums:
-    """Write what a process has spent on a day, and return what others have.
+    """Write what a process has spent on a day, and return what others have spent, and what all have
+    reserved.
+
+    A sum that is smaller than the one there changes nothing.
 
     Args:
         amounts: sums since the day began, by scope and key; to write them twice changes nothing.
-        wanted: scopes and keys to return.
+        wanted: scopes and keys to return; none: nothing is read.
     """
     rows = [
         {"day": day, "scope": scope, "key": key, "holder": holder, "amount": amount}
@@ -232,7 +243,8 @@ def spend(
 
 
 def sweep(connection: sa.Connection, oldest_day: str) -> None:
-    """Delete expired leases and bans, sums of days before ``oldest_day``, and old request keys."""
+    """Delete leases that expired ``LEASE_SECONDS`` ago, bans that are over, sums of days before
+    ``oldest_day``, and request keys older than ``KEPT_SECONDS``."""
     now = now_of(connection)
     connection.execute(sa.delete(leases).where(leases.c.expires_at < now - LEASE_SECONDS))
     connection.execute(sa.delete(bans).where(bans.c.until < now))
@@ -243,7 +255,8 @@ def sweep(connection: sa.Connection, oldest_day: str) -> None:
 def _taken(
     connection: sa.Connection, pairs: Iterable[tuple[str, str]], now: float
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return the number of leases and the sum of their amounts, by scope and key."""
+    """Return the number of leases in force and the sum of their amounts, by scope and key; no entry
+    where there are none."""
     rows = connection.execute(
         sa.select(leases.c.scope, leases.c.key, sa.func.count(), sa.func.sum(leases.c.amount))
         .where(_among(leases, pairs), leases.c.expires_at > now)
@@ -265,6 +278,7 @@ def _spent(
 
 
 def _among(table: sa.Table, pairs: Iterable[tuple[str, str]]) -> Any:
+    """Return the condition that scope and key of a row are one of these pairs."""
     return sa.tuple_(table.c.scope, table.c.key).in_(list(pairs))
 
 
@@ -272,9 +286,11 @@ def _among(table: sa.Table, pairs: Iterable[tuple[str, str]]) -> Any:
 
 
 def put_callback(connection: sa.Connection, row: Mapping[str, Any], most: int) -> str:
-    """Insert a callback, or replace the one with its id, which stands for number and route.
+    """Insert a callback, or replace the one with its id, which stands for number and route; its
+    tries and claim begin anew.
 
-    Returns ``new``, ``replaced``, or ``full`` if ``most`` are there already.
+    Returns ``new``, ``replaced``, or, without a change, ``full`` if ``most`` are there already and
+    it is none of them.
     """
     earlier = connection.execute(
         sa.select(callbacks.c.id).where(callbacks.c.id == row["id"])
@@ -293,7 +309,8 @@ def put_callback(connection: sa.Connection, row: Mapping[str, Any], most: int) -
 def claim_callbacks(
     connection: sa.Connection, holder: str, now: float, seconds: float, count: int = 20
 ) -> list[dict[str, Any]]:
-    """Claim due callbacks for ``seconds``; return their rows, with ``tries`` counted up."""
+    """Claim up to ``count`` due callbacks that nobody has claimed, the longest due first, for
+    ``seconds``; return their rows, with ``tries`` counted up."""
     query = (
         sa.select(callbacks)
         .where(callbacks.c.due <= now, callbacks.c.claimed_until <= now)
@@ -314,7 +331,8 @@ def claim_callbacks(
 def keep_callback(
     connection: sa.Connection, holder: str, row: Mapping[str, Any], until: float
 ) -> bool:
-    """Extend a claim until ``until`` (Unix time); return False if the callback has changed."""
+    """Extend a claim until ``until`` (Unix time, s); return False, changing nothing, if the
+    callback was replaced, or is claimed by another."""
     done = connection.execute(
         sa.update(callbacks).where(_claimed(row, holder)).values(claimed_until=until)
     )
@@ -324,13 +342,15 @@ def keep_callback(
 def retry_callback(
     connection: sa.Connection, holder: str, row: Mapping[str, Any], due: float
 ) -> None:
-    """End a claim after a try that failed; the next one is ``due`` (Unix time)."""
+    """End a claim after a try that failed; the next one is ``due`` (Unix time, s). Nothing if the
+    callback was replaced, or is claimed by another."""
     given = sa.update(callbacks).where(_claimed(row, holder))
     connection.execute(given.values(claimed_by="", claimed_until=0.0, due=due))
 
 
 def drop_callback(connection: sa.Connection, holder: str, row: Mapping[str, Any]) -> None:
-    """Delete a claimed callback: it was answered, or has expired."""
+    """Delete a claimed callback, which was answered or has expired; nothing if it was replaced, or
+    is claimed by another."""
     connection.execute(sa.delete(callbacks).where(_claimed(row, holder)))
 
 
@@ -349,6 +369,8 @@ def next_due(connection: sa.Connection, now: float) -> float | None:
 
 
 def _claimed(row: Mapping[str, Any], holder: str) -> Any:
+    """Return the condition that a row is the callback ``row``, not one that has replaced it, and
+    claimed by ``holder``."""
     return sa.and_(
         callbacks.c.id == row["id"], callbacks.c.at == row["at"], callbacks.c.claimed_by == holder
     )
@@ -360,7 +382,8 @@ def _claimed(row: Mapping[str, Any], holder: str) -> Any:
 def put_bans(
     connection: sa.Connection, holder: str, found: Iterable[tuple[str, float, bool]]
 ) -> None:
-    """Write bans: source, seconds left, and whether the source is proven."""
+    """Write bans: source, seconds left, and whether the source is proven; each replaces that of its
+    source."""
     now = now_of(connection)
     rows = [
         {"source": source, "until": now + seconds, "proven": proven, "holder": holder}
@@ -374,7 +397,8 @@ def put_bans(
 
 
 def all_bans(connection: sa.Connection, count: int = 4096) -> list[tuple[str, float, bool]]:
-    """Return bans in force: source, seconds left, and whether the source is proven."""
+    """Return up to ``count`` bans in force, the longest first: source, seconds left, and whether
+    the source is proven."""
     now = now_of(connection)
     rows = connection.execute(
         sa.select(bans.c.source, bans.c.until, bans.c.proven)
@@ -405,7 +429,8 @@ def first_with_key(connection: sa.Connection, key: str, request: str) -> tuple[s
 
 
 def answer_key(connection: sa.Connection, key: str, answer: str | None) -> None:
-    """Write the answer to a key's request; None deletes the key, since the request did nothing."""
+    """Write the answer to a key's request; None deletes the key, so that the request can be made
+    again: it did nothing."""
     if answer is None:
         connection.execute(sa.delete(request_keys).where(request_keys.c.id == key))
     else:
@@ -428,9 +453,10 @@ class CanaryState:
 
 
 def canary_states(connection: sa.Connection, wanted: Mapping[str, str]) -> dict[str, CanaryState]:
-    """Return the state of canaries by route; ``wanted`` has the fingerprint of each.
+    """Return the state of canaries by route; ``wanted`` has the fingerprint of each, of its
+    settings.
 
-    One that is new, or whose fingerprint has changed, is started.
+    One that is new, or whose fingerprint has changed, is started anew, also if it was stopped.
     """
     rows = connection.execute(sa.select(canaries).where(canaries.c.route.in_(list(wanted))))
     found = {row.route: row for row in rows}

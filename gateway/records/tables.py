@@ -26,10 +26,11 @@ class UtcTime(sa.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return a time in UTC, for the database."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Return a time of the database with its zone."""
+        """Return a time of the database in UTC, with its zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -203,9 +204,11 @@ def version_of(engine: sa.Engine) -> str:
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Apply the migrations that are missing, while no other process does.
+    """Apply the migrations that are missing, in one transaction, while no other process does; waits
+    for one that does.
 
-    Raises NewerSchemaError for a database that this version does not know, and SQLAlchemyError.
+    Raises NewerSchemaError for a database whose migration this version does not know, and
+    SQLAlchemyError.
     """
     from alembic import command  # not at the top: most starts find nothing to do
     from alembic.config import Config
@@ -235,7 +238,8 @@ def _migration(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextlib.contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold the lock of a SQLite database, a file beside it, after those who waited for longer."""
+    """Hold the lock (flock) of a SQLite database, a file ``.lock`` beside it, for the block; wait
+    for those who hold it, without a deadline."""
     descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -286,7 +290,8 @@ _UNANSWERED = {
 def outcome_of(record: CallRecord) -> str:
     """Return the column ``outcome`` of a call; "" while it is in progress.
 
-    One of completed, transferred, busy, no_answer, cancelled, refused, failed and crashed.
+    transferred, crashed and failed go by its end reason; any other call that was answered is
+    completed, and one that was not is busy, no_answer, cancelled, refused or failed.
     """
     ending = record.ending
     if ending is None:
@@ -359,7 +364,8 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
 
 
 def cut_columns(facts: Mapping[str, Any], alive_at: float, detail: str) -> dict[str, Any]:
-    """Return the last columns of a call whose process died.
+    """Return the last columns of a call whose process died: it ended, as crashed, when the process
+    is known to have run last, or with its INVITE if that is later.
 
     Args:
         facts: columns from its slot.
@@ -386,7 +392,7 @@ def cut_columns(facts: Mapping[str, Any], alive_at: float, detail: str) -> dict[
 
 
 def _at(began: datetime, ms: float | None) -> str | None:
-    """Return the time ``ms`` after another in ISO 8601."""
+    """Return the time ``ms`` after ``began`` in ISO 8601; None for None."""
     return None if ms is None else (began + timedelta(milliseconds=ms)).isoformat()
 
 
