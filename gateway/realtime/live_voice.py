@@ -421,13 +421,14 @@ class Voice:
         ``command`` or else by its instructions.
 
         The next stretch of speech that begins is the briefing, a response with the metadata of
-        ``command``; it ends after 1.5 s of silence, not 0.6 s. Nothing is dropped any more of what
-        an earlier briefing left.
+        ``command``; it ends after 1.5 s of silence, not 0.6 s. What is still said of a briefing
+        that was stopped before is dropped first, until it pauses.
         """
         response, words = command.response or {}, command.words
         self._briefing = response.get("metadata") or {}
-        self._discard_until = 0.0
-        self.track.end_ms = BRIEFING_END_MS
+        if not self._discarding:
+            self._discard_until = 0.0
+            self.track.end_ms = BRIEFING_END_MS
         told = texts("thinking", NOT_TO_THE_CALLER)
         if words:
             return told + texts("commentary", words)
@@ -456,32 +457,24 @@ class Voice:
         Speech begins with :class:`ResponseCreated` (with the metadata of a briefing that was
         requested), audio follows, :class:`AudioDone` and :class:`ResponseDone` end it. The words of
         a clip are delivered at its beginning. After a stopped briefing speech is dropped until it
-        pauses for 0.2 s; one that goes on for more than 1.5 s becomes a response for the caller.
+        pauses for 0.2 s; what goes on for more than 1.5 s becomes a response for the caller, or the
+        next briefing.
         """
         if self._discarding and now >= self._discard_until:
-            # It has gone on without a pause: what comes now is for the caller.
-            self._discarding, self.track.end_ms = False, END_MS
-            begun = self._stretches.begin(self.track.ms)
-            self._deliver(ResponseCreated(begun.id, {}))
+            # It has gone on without a pause: what comes now is for the caller, or a new briefing.
+            self._discarding = False
+            self._begin(self.track.ms)
         for part in self.track.feed(audio):
             if isinstance(part, bytes):
                 speech = self._stretches.latest
                 if part and speech is not None and not self._discarding:
                     self._deliver(AudioDelta(speech.id, speech.id, 0, part))
             elif isinstance(part, SpeechBegins):
-                begun = self._stretches.begin(part.at_ms)
                 if now < self._discard_until:
+                    begun = self._stretches.begin(part.at_ms)
                     self._discarding = begun.told = begun.dropped = True
-                    continue
-                clip, self.clip_words = self.clip_words, ""
-                metadata, self._briefing = self._briefing or {}, None
-                self._briefed = begun.id if metadata else ""
-                # After a stopped briefing it is still shorter, where nothing was dropped.
-                self.track.end_ms = BRIEFING_END_MS if metadata else END_MS
-                self._deliver(ResponseCreated(begun.id, metadata))
-                if clip:  # of a clip the server has no words
-                    begun.told = True
-                    self._deliver(AgentTranscript(begun.id, begun.id, 0, clip))
+                else:
+                    self._begin(part.at_ms)
             elif self._discarding:
                 self._discarding, self._discard_until = False, 0.0
                 self.track.end_ms = END_MS
@@ -489,6 +482,20 @@ class Voice:
                     speech.end_ms = part.at_ms
             else:
                 self._speech_over(part.at_ms)
+
+    def _begin(self, at_ms: int) -> None:
+        """Begin the response of speech from ``at_ms`` of the track on, with the metadata of a
+        briefing that was requested, and with the words of a clip that was sent."""
+        begun = self._stretches.begin(at_ms)
+        clip, self.clip_words = self.clip_words, ""
+        metadata, self._briefing = self._briefing or {}, None
+        self._briefed = begun.id if metadata else ""
+        # After a stopped briefing it is still shorter.
+        self.track.end_ms = BRIEFING_END_MS if metadata else END_MS
+        self._deliver(ResponseCreated(begun.id, metadata))
+        if clip:  # of a clip the server has no words
+            begun.told = True
+            self._deliver(AgentTranscript(begun.id, begun.id, 0, clip))
 
     def _speech_over(self, at_ms: int) -> None:
         """Complete the response of the latest stretch of speech, which ended at ``at_ms`` of the

@@ -217,6 +217,30 @@ def test_speech_dropped_after_a_stopped_briefing_has_no_words_and_no_end() -> No
     assert track.events == []
 
 
+def test_a_briefing_requested_at_once_does_not_begin_with_the_rest_of_the_one_before() -> None:
+    track = Track()
+
+    def brief(name: str) -> None:
+        response = {"conversation": "none", "metadata": {"k": name}}
+        track.voice.brief(CreateResponse(response, "A caller"))
+
+    brief("first")
+    track.play(VOICE)
+    track.voice.end_briefing(track.now)
+    brief("second")
+    track.play(VOICE)  # it has not stopped yet
+    track.silence(300)
+    track.play(VOICE)
+    track.silence(1000)
+    track.play(VOICE)
+    track.silence(1600)
+    assert [one.metadata for one in track.of(ResponseCreated)] == [{"k": "first"}, {"k": "second"}]
+    assert len(track.of(ResponseDone)) == 2
+    second = track.of(ResponseCreated)[1].response_id
+    said = b"".join(one.audio for one in track.of(AudioDelta) if one.response_id == second)
+    assert said.count(VOICE) == 2
+
+
 def test_words_from_before_the_first_speech_leave_the_present_one_alone() -> None:
     track = Track()
     track.silence(2000)
