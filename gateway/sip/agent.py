@@ -121,8 +121,7 @@ class UserAgent:
 
     async def stop(self) -> None:
         """Hang up all calls, unregister, unbind, and end the SIP thread, within ``STOP_SECONDS``;
-        one that is still there then is logged. Calls that wait for a name are given up without a
-        word to their handlers."""
+        one that is still there then is logged. Calls that wait for a name end as ours, with 487."""
         if self._thread.loop is not None:
             self._thread.loop.remove_reader(ready_fd())
         if self._turn is not None:
@@ -198,7 +197,12 @@ class UserAgent:
     async def _dial_named(self, leg: Leg, host: str, place: Callable[[], None]) -> None:
         """Place a call once its next hop's name was looked up. Where it has no address, or the leg
         was hung up meanwhile, report its end: 503, or 487 as ours."""
-        known = await self._names.resolve(host)
+        try:
+            known = await self._names.resolve(host)
+        except asyncio.CancelledError:
+            if leg.handler is not None:
+                leg.handler.on_ended(LegEnd(_TERMINATED, "Given up", "", "", local=True))
+            raise
         if known and not leg.given_up:
             self._thread.post(place)
             return

@@ -323,7 +323,8 @@ class Stack:
             self.accounts.shut_down()
         except pj.Error as error:
             log.warning("sip.stop_failed", error=error.info())
-        self._destroy()
+        finally:
+            self._destroy()
 
     def _destroy(self) -> None:
         """Destroy the library, and release what lived as long as it. An error of the library is

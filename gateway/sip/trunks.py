@@ -487,27 +487,41 @@ class OptionsPinger:
         self._account_of = account_of
         self._on_reachable = on_reachable
         self._due: dict[str, float] = {}
+        self._count = 0
+        """OPTIONS sent so far; one's number among them comes back with its result."""
+        self._asked: dict[int, Trunk] = {}
+        """Whom each that has no result yet was sent to, the oldest first."""
         signalling.on_options = self._on_options
         self._signalling = signalling
 
     def tick(self, now: float) -> None:
         """Send the OPTIONS that are due, the first at once, then every ``options_interval`` s. To
         be called about once a second."""
-        for index, trunk in enumerate(self._trunks):
+        for trunk in self._trunks:
             if now >= self._due.get(trunk.name, 0.0):
                 self._due[trunk.name] = now + trunk.options_interval
-                self._ask(index, trunk)
+                self._ask(trunk)
 
-    def _ask(self, index: int, trunk: Trunk) -> None:
-        """Send OPTIONS to a trunk; ``index``, its place in the list, comes back with the result. An
-        error of sending is the result at once."""
-        status = self._signalling.send_options(self._account_of(trunk), options_uri(trunk), index)
+    def _ask(self, trunk: Trunk) -> None:
+        """Send OPTIONS to a trunk. An error of sending is the result at once."""
+        self._count += 1
+        number = self._count
+        self._asked[number] = trunk
+        status = self._signalling.send_options(self._account_of(trunk), options_uri(trunk), number)
         if status != 0:
+            self._asked.pop(number, None)
             self._note(trunk, f"cannot be sent ({status})")
 
-    def _on_options(self, index: int, status: int) -> None:
-        """Keep the final status of an OPTIONS as the trunk's result; 0 for no answer."""
-        self._note(self._trunks[index], str(status) if status else "no answer")
+    def _on_options(self, number: int, status: int) -> None:
+        """Keep the final status of an OPTIONS as the trunk's result, 0 as no answer; ignored if one
+        that was sent later has its result already."""
+        trunk = self._asked.get(number)
+        if trunk is None:
+            return
+        # What was sent before tells less; without an answer it ends half a minute later.
+        for older in [n for n, one in self._asked.items() if one is trunk and n <= number]:
+            del self._asked[older]
+        self._note(trunk, str(status) if status else "no answer")
 
     def _note(self, trunk: Trunk, result: str) -> None:
         """Keep the result of an OPTIONS, and log it if it differs from the last one. A status,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from gateway.sip.source_limits import (
 from gateway.sip.transports import hosts_of, unreachable
 from gateway.sip.trunks import (
     RECONNECT_PAUSE_SECONDS,
+    OptionsPinger,
     Registration,
     RegState,
     Trunks,
@@ -200,6 +202,29 @@ def test_no_register_beside_one_that_is_under_way() -> None:
     one.succeeded(300, 112.0)
     one.renew()
     assert one.due(113.0)
+
+
+def test_an_old_options_says_nothing_after_a_newer_one() -> None:
+    sent: list[int] = []
+
+    def send(_account: int, _uri: str, number: int) -> int:
+        sent.append(number)
+        return 0
+
+    signalling: Any = SimpleNamespace(send_options=send)
+    trunk = Trunk("pbx", peers=(peer("192.0.2.1"),), options_interval=10)
+    back: list[Trunk] = []
+    pinger = OptionsPinger(signalling, (trunk,), lambda _trunk: 0, back.append)
+    for at in (0.0, 10.0, 20.0):
+        pinger.tick(at)
+    signalling.on_options(sent[1], 200)
+    signalling.on_options(sent[0], 0)
+    assert pinger.results == {"pbx": "200"}
+    signalling.on_options(sent[2], 0)
+    assert pinger.results == {"pbx": "no answer"}
+    pinger.tick(30.0)
+    signalling.on_options(sent[3], 404)
+    assert back == [trunk]
 
 
 # ---- limits
