@@ -20,8 +20,8 @@ from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import ATTEMPTS, BILLED, Sessions
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.errors import SetupFailed
-from gateway.realtime.events import ServerEvent
+from gateway.realtime.errors import SetupFailed, classify_error
+from gateway.realtime.events import ServerError, ServerEvent
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.setup import open_with_retry
 from gateway.records.event_logs import SessionTap
@@ -211,12 +211,15 @@ class Interpreter(CallPart):
         """Count the cost of an event, and feed it to the machine."""
         if isinstance(event, BILLED):
             self._sessions.count(self._endpoint, event)
+        elif isinstance(event, ServerError):
+            self._sessions.plan.watch.error(self._endpoint, classify_error(event))
         if self._wanted(direction):
             self._host.feed(inputs.InterpreterEvent(direction.listener, event))
 
     @entry
     def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
         """Feed the end of a session that we did not close."""
+        self._sessions.plan.watch.closed(self._endpoint, closed)
         if direction.log is not None:
             direction.log.closed(closed.code, closed.reason, closed.by_us)
         direction.session = None

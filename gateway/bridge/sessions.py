@@ -385,7 +385,9 @@ class Sessions(CallPart):
         elif isinstance(command, Relayed) and command.event["type"] == "session.update":
             live = merged(self.plan.live_settings, command.event["session"])
             self.plan = replace(self.plan, live_settings=live)
-        return "" if slot is None or slot.session is None else slot.session.send(command)
+        if slot is None or slot.session is None or slot.over:
+            return ""
+        return slot.session.send(command)
 
     def tap_of(self, name: str) -> SessionTap | None:
         """Return a log, in the call's event log, of another session of the call, whose lines have

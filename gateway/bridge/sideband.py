@@ -278,15 +278,24 @@ class Sideband:
         self._remember(self.send(command), event)
 
     def _remember(self, sent: str, event: Mapping[str, Any]) -> None:
+        if not sent:
+            if event["type"] != "session.update":  # that is kept for the next session
+                why = f"{event['type']} was not sent: the call has no session now"
+                self._tell(self._error(event.get("event_id"), why, "no_session"))
+            return
         self._own_ids[sent] = event.get("event_id")
         while len(self._own_ids) > OWN_IDS:
             self._own_ids.popitem(last=False)
 
     def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
         """Answer an event of the application with ``error``; ``why`` is its message."""
+        follower.put(self._error(event_id, why, code))
+
+    def _error(self, event_id: str | None, why: str, code: str) -> dict[str, Any]:
+        """Return an ``error`` of our own about the application's event with this id."""
         error = {"type": "invalid_request_error", "code": code, "message": why, "param": None}
         error[self.id_key] = event_id
-        follower.put({"event_id": self._id(), "type": "error", "error": error})
+        return {"event_id": self._id(), "type": "error", "error": error}
 
     # ---- the session
 

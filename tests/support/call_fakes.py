@@ -77,6 +77,11 @@ class FakeSession:
         self._server = server
         self._opened = opened
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self.ended is not None
+
     def audio_counts(self) -> dict[str, int]:
         """As a Realtime session."""
         return {}

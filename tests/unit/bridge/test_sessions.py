@@ -19,7 +19,7 @@ from gateway.call.plan import CallPlan
 from gateway.call.plan import Prepared as PreparedPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
-from gateway.realtime.events import CancelResponse, OtherEvent, ResponseDone
+from gateway.realtime.events import CancelResponse, OtherEvent, Relayed, ResponseDone
 from tests.support.call_fakes import FakeServer, Fed, settle
 
 FIRST, OTHER = Endpoint("ws://first/v1/realtime"), Endpoint("ws://other/v1/realtime")
@@ -214,6 +214,17 @@ async def test_an_application_is_told_of_the_session_that_took_over(
     greeting = await sideband.attach().next()
     assert greeting is not None
     assert json.loads(greeting)["session"]["id"] == "sess_2"
+
+
+async def test_an_event_of_an_application_is_not_sent_to_a_session_that_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sideband = Sideband(lambda: None)
+    call = Call(monkeypatch, sideband=sideband)
+    await call.up()
+    call.server.sessions[0].lost()
+    assert sideband.send(Relayed({"type": "response.create"})) == ""
+    assert call.server.sessions[0].sent == []
 
 
 async def test_a_session_that_comes_when_the_call_is_over_is_closed(

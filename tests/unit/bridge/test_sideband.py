@@ -51,3 +51,20 @@ async def test_an_error_whose_event_id_is_no_text_is_left_out(kind: type[Sideban
     told = await follower.next()
     assert told is not None
     assert "dtmf" in json.loads(told)["type"]
+
+
+@pytest.mark.parametrize("kind", [Sideband, LiveSideband])
+async def test_an_event_that_no_session_gets_is_answered_with_an_error(
+    kind: type[Sideband],
+) -> None:
+    sideband = kind(lambda: None)  # nothing is sent: the session was lost, no other is up yet
+    sideband.seeing(lambda _input: None)(inputs.Confirmed())
+    sideband.up({"id": "sess_1"})
+    follower = sideband.attach()
+    await follower.next()
+    create = {"type": "response.create", "event_id": "mine"}
+    sideband.take(json.dumps(create), follower)
+    told = await follower.next()
+    assert told is not None
+    error = json.loads(told)["error"]
+    assert (error["code"], error[kind.id_key]) == ("no_session", "mine")
