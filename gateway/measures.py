@@ -50,6 +50,12 @@ class Labels:
         self.values = set(list(known)[:MAX_VALUES])
         self._closed = closed
 
+    def add(self, known: Iterable[str]) -> None:
+        """Make further values known, as far as there is room for them."""
+        for value in known:
+            if len(self.values) < MAX_VALUES:
+                self.values.add(value)
+
     def of(self, value: str) -> str:
         """Return the label's value to use: this one, or ``other`` once there are too many."""
         if value in self.values or not value:

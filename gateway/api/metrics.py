@@ -132,10 +132,10 @@ class _Calls(_Made):
         self._recordings = counter("recordings", "Recordings by what became of them", "result")
         self._cost = counter("cost_usd", "What calls cost", "model", "route")
         self._tokens = counter("tokens", "Tokens used", "model", "kind")
-        self._preset()
+        self.preset()
 
-    def _preset(self) -> None:
-        """Make known label sets at 0, so that the first event is an increase."""
+    def preset(self) -> None:
+        """Make the label sets of known routes, which begin at 0: the first event is an increase."""
         for route in (*self._routes.values, OTHER):
             for direction in DIRECTIONS:
                 for outcome in OUTCOMES:
@@ -263,11 +263,16 @@ class Metrics:
         self._rendered = b""
         self._rendered_at = float("-inf")
         self.registry = registry = CollectorRegistry()
-        known = Labels(routes, closed=True)
+        self._routes = known = Labels(routes, closed=True)
         self._calls = _Calls(registry, known, Labels(trunks, closed=True))
         self._waits = _Waits(registry, known)
         self._sound = _Sound(registry)
         registry.register(self._readings)
+
+    def use(self, routes: Iterable[str]) -> None:
+        """Give routes of a new dialplan labels of their own; those that are gone keep theirs."""
+        self._routes.add(routes)
+        self._calls.preset()
 
     def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
         """Count a call at its ``call.incoming`` or ``call.dialing``, and at its ``call.ended``."""

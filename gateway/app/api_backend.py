@@ -367,6 +367,14 @@ class Api:
     knows: Callable[[str], bool]
     shared: SharedState
     _server: ApiServer | None = field(default=None, init=False)
+    _counting: Metrics | None = field(default=None, init=False)
+
+    def use(self, config: Config, dialplan: Dialplan) -> None:
+        """Have the metrics follow a reload: new routes, names of servers, the day's budget."""
+        self.dialplan = dialplan
+        self.readings.use(config)
+        if self._counting is not None:
+            self._counting.use([route.name for route in dialplan.routes])
 
     async def start(self) -> None:
         """Listen on ``api.listen``; nothing where it is not set. Raises AgentError."""
@@ -403,7 +411,7 @@ class Api:
     def _backend(self) -> Backend:
         """Make what the paths of the API need, and have the store of records feed it events."""
         feed = EventFeed(secrets.token_hex(4))
-        counting = Metrics(
+        self._counting = counting = Metrics(
             [route.name for route in self.dialplan.routes],
             [trunk.name for trunk in self.config.trunk],
         )

@@ -282,7 +282,7 @@ class Gateway:
             "reload": lambda _request: reloader.reload(),
         }
         browsers = BrowserCalls(agent, pump, lambda: (self.config, self._dialplan))
-        self._readings = readings = Readings(
+        readings = Readings(
             config,
             agent,
             calls,
@@ -295,7 +295,7 @@ class Gateway:
             browsers,
             lambda: [*canaries.readings(), *synthetic.readings()],
         )
-        api = Api(
+        self._api = api = Api(
             config,
             dialplan,
             agent,
@@ -411,7 +411,7 @@ class Gateway:
         self._canaries.use(dialplan)
         self._synthetic.use(dialplan)
         self._servers.use(servers)
-        self._readings.use(config)
+        self._api.use(config, dialplan)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
         self._retired.spawn(self._settle(), "settle memory")
 
