@@ -69,7 +69,10 @@ class Logins:
         """By the hash of the secret, the one used least recently first."""
 
     def begin(self, token: Token) -> str:
-        """Log somebody in; returns the secret that is the cookie's value."""
+        """Log a token in; return the secret that is the cookie's value.
+
+        With ``MAX_LOGINS`` the one used least recently ends.
+        """
         secret, now = secrets.token_urlsafe(32), self._now()
         self._logins[_hashed(secret)] = _Login(token, now + LIFETIME_SECONDS, now)
         while len(self._logins) > MAX_LOGINS:
@@ -77,11 +80,15 @@ class Logins:
         return secret
 
     def end(self, scope: Mapping[str, Any]) -> None:
-        """End the log-in of this request's cookie."""
+        """End the log-in of this request's cookie; nothing if there is none."""
         self._logins.pop(_hashed(_cookie(scope)), None)
 
     def token_of(self, scope: Mapping[str, Any]) -> Token | None:
-        """Return the token behind a request's cookie; None where no page of the console asks."""
+        """Return the token behind a request's cookie, and count the use.
+
+        None without a cookie, for requests that no page of the console makes, and for a log-in that
+        was idle for ``IDLE_SECONDS`` or is older than ``LIFETIME_SECONDS``.
+        """
         secret = _cookie(scope)
         if not secret or not _own_page(scope):
             return None
@@ -98,6 +105,7 @@ class Logins:
 
 
 def _hashed(secret: str) -> str:
+    """Return the SHA-256 of a secret, in hexadecimal digits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -110,6 +118,7 @@ def cookie_name(scope: Mapping[str, Any]) -> str:
 
 
 def _field(scope: Mapping[str, Any], name: bytes) -> str | None:
+    """Return the first header field of this lower-case name; None for none."""
     return next((v.decode("latin-1") for n, v in scope["headers"] if n == name), None)
 
 
@@ -143,7 +152,11 @@ class OwnCookie:
 
 
 def _own_page(scope: Mapping[str, Any]) -> bool:
-    """Whether the console's own page makes the request, not one of another site or port."""
+    """Whether the console's own page makes the request, not one of another site or port.
+
+    By ``Sec-Fetch-Site``, else ``Origin``; without both only reading is allowed. HTTP requests that
+    act need ``X-Requested-With``, too.
+    """
     acts = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD")
     if scope["type"] == "http" and acts and _field(scope, b"x-requested-with") != ASKED_BY:
         return False
@@ -157,7 +170,7 @@ def _own_page(scope: Mapping[str, Any]) -> bool:
 
 
 def same_site(origin: str, host: str) -> bool:
-    """Whether an ``Origin`` names this host and port."""
+    """Whether an ``Origin`` has the host and port of a ``Host`` field."""
     try:
         return urlsplit(origin).netloc == host
     except ValueError:  # "http://["
@@ -233,7 +246,11 @@ class Access:
         return self.logins.token_of(scope)
 
     def failed(self, source: str) -> float:
-        """Count a wrong token; return how long its answer is to take (s)."""
+        """Count a wrong token of a source (IPv6: /64); return how long its answer is to take (s).
+
+        0 for the first ``FREE_FAILURES``, then doubling up to ``LAST_DELAY``. One failure is
+        forgotten each ``FORGET_SECONDS``.
+        """
         now, source = asyncio.get_running_loop().time(), counted(source)
         count, since = self._failures.pop(source, (0, now))
         count = max(0, count - int((now - since) / FORGET_SECONDS)) + 1
@@ -248,7 +265,8 @@ class Access:
         return min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(over - 1, 16))
 
     async def refuse(self, source: str) -> JSONResponse | None:
-        """Delay the answer to a wrong token; return a 429 where too many are delayed already."""
+        """Count a wrong token and wait its delay; return None then, or a 429 at once where
+        ``MAX_DELAYED`` answers wait."""
         delay = self.failed(source)
         if not delay:
             return None
@@ -264,7 +282,7 @@ class Access:
 
 
 class Throttle:
-    """Lets the answer to a wrong token take its time (ASGI)."""
+    """Delays the answer to a request with a wrong token, or answers it with 429 (ASGI)."""
 
     def __init__(self, app: Any, access: Access) -> None:
         self._app = app
@@ -340,7 +358,7 @@ def admit(access: Access, request: HTTPConnection, role: Role) -> None:
 
 
 def forbidden(message: str) -> HTTPException:
-    """Return the 403 that a role or a setting is the reason of."""
+    """Return a 403 with the code ``forbidden``."""
     return HTTPException(403, {"code": "forbidden", "message": message})
 
 
@@ -352,7 +370,10 @@ async def deny(socket: WebSocket, refused: HTTPException) -> None:
 
 
 async def send_until_closed(socket: WebSocket, sending: Coroutine[Any, Any, None]) -> None:
-    """Run ``sending`` until the client closes its WebSocket; what comes from there is ignored."""
+    """Run ``sending`` until the client closes its WebSocket, then cancel it.
+
+    What the client sends is ignored. ``sending`` closes the WebSocket at its own end.
+    """
     task = asyncio.create_task(sending, name=f"send on {socket.url.path}")
     try:
         while (await socket.receive())["type"] != "websocket.disconnect":
@@ -372,7 +393,10 @@ def token_of(request: HTTPConnection) -> Token:
 async def audited(
     backend: Backend, request: Request, name: str, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Carry out a command and log it. Raises as :func:`run`."""
+    """Carry out a command, and write its audit line with the result: ``ok`` or the status code.
+
+    Raises as :func:`run`.
+    """
     try:
         answer = await run(backend, name, fields)
     except HTTPException as error:
@@ -389,7 +413,9 @@ async def once(
     fields: Mapping[str, Any],
     act: Callable[[], Awaitable[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Carry out a request once for each key of a token; return the first one's answer again.
+    """Carry out a request once for each Idempotency-Key of a token; repeat the first answer.
+
+    Without a key it is carried out. Where it is refused, the key may be used again.
 
     Raises as ``act``, and HTTPException: 409 while the first is under way, 422 where the key was
     another request's, 503 where the database that remembers keys is not reached.
@@ -433,7 +459,10 @@ MAX_TOLD = 256
 
 
 def audit(request: HTTPConnection, action: str, fields: Mapping[str, Any], result: str) -> None:
-    """Log what somebody has done, or has looked at."""
+    """Write the audit line ``api.audit``: who has done or read what, from where, with which result.
+
+    Of ``fields`` it has the call and those in ``_TOLD``.
+    """
     token = token_of(request)
     log.info(
         "api.audit",
@@ -452,7 +481,7 @@ def audit(request: HTTPConnection, action: str, fields: Mapping[str, Any], resul
 
 
 async def run(backend: Backend, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out a command. Raises HTTPException where it is refused."""
+    """Carry out a command, wait for it, and return its answer. Raises HTTPException: 404, 409."""
     with refusals(str(fields.get("call", ""))):
         answer = backend.commands[name](fields)
         if isinstance(answer, Awaitable):

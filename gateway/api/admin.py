@@ -172,6 +172,7 @@ def add_administration(paths: Paths, backend: Backend, siblings: Siblings) -> No
 
 
 def _add_webhooks(paths: Paths, backend: Backend) -> None:
+    """Add the paths that list deliveries to webhooks, and send those that were given up again."""
 
     @paths.add("GET", "/webhooks/deliveries", Role.ADMIN, Deliveries, tags=["webhooks"])
     async def list_deliveries(dead: bool = False, limit: Limit = 100, after: Term = "") -> Any:
@@ -257,7 +258,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _send_events(feed: EventFeed, siblings: Siblings, socket: WebSocket, last: str) -> None:
-    """Send events to a WebSocket until the gateway ends."""
+    """Send events to a WebSocket as JSON texts until the gateway ends; then close it with 1012."""
     ending = feed.ending[LOCAL in socket.scope]
     async for number, event in _numbered(_followed(feed, siblings, last), ending):
         if number:
@@ -269,7 +270,10 @@ async def _send_events(feed: EventFeed, siblings: Siblings, socket: WebSocket, l
 async def _stream(
     feed: EventFeed, siblings: Siblings, request: Request, last: str
 ) -> AsyncIterator[str]:
-    """Yield events as Server-Sent Events."""
+    """Yield events as Server-Sent Events, a comment each ``KEEP_ALIVE_SECONDS`` without one.
+
+    To another worker (``HOP``) only those of this one, after one that says the position.
+    """
     alone = HOP in request.headers
     follower = _followed(feed, siblings, last, alone=alone)
     if alone or not siblings.sockets:
@@ -289,7 +293,7 @@ Follower: TypeAlias = AsyncGenerator[tuple[str, Mapping[str, Any]], None]
 
 
 def _followed(feed: EventFeed, siblings: Siblings, last: str, *, alone: bool = False) -> Follower:
-    """Return id and event of this worker, or of all workers."""
+    """Return id and event of all workers; of this one only if ``alone`` or there are no others."""
     if alone or not siblings.sockets:
         return feed.follow(last)
     return merged(feed, siblings, last)
@@ -298,7 +302,10 @@ def _followed(feed: EventFeed, siblings: Siblings, last: str, *, alone: bool = F
 async def _numbered(
     follower: Follower, ending: asyncio.Event
 ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Yield id and event until ``ending``, without an id where nothing has come for a while."""
+    """Yield id and event until ``ending`` is set, and close ``follower`` at the end.
+
+    An empty id and event where none has come for ``KEEP_ALIVE_SECONDS``.
+    """
     ended = asyncio.ensure_future(ending.wait())
     coming: asyncio.Task[Any] | None = None
     try:

@@ -63,7 +63,10 @@ def hash_of(token: str) -> str:
 
 
 def recognized(authorization: str, tokens: Iterable[Token]) -> Token | None:
-    """Return the token of an ``Authorization`` field, in the same time whatever it says."""
+    """Return the token that an ``Authorization: Bearer`` field names; None for none.
+
+    Every token is compared, so that the time tells nothing.
+    """
     scheme, _, given = authorization.partition(" ")
     told = hash_of(given.strip()) if scheme.lower() == "bearer" else ""
     found = None
@@ -111,7 +114,7 @@ class EventFeed:
         self._pulse = asyncio.Event()
 
     def position(self, after: str = "") -> str:
-        """Return the id after which :meth:`follow` begins."""
+        """Return the id after which :meth:`follow` with the same ``after`` begins."""
         return f"{self._boot}.{self._resumed(after)[0]}"
 
     def follow(self, after: str = "") -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
@@ -126,7 +129,11 @@ class EventFeed:
         return self._follow(*self._resumed(after))
 
     def _resumed(self, after: str) -> tuple[int, bool]:
-        """Return the number of the last event that was seen, and whether that is not known."""
+        """Return the number of the last event that was seen, and True if that is not known.
+
+        Without ``after`` it is the last one; where ``after`` is not of this process, the one before
+        the oldest kept.
+        """
         own = [one for one in after.split(",") if one.partition(".")[0] == self._boot]
         number = own[0].partition(".")[2] if own else ""
         told = int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
@@ -137,7 +144,10 @@ class EventFeed:
     async def _follow(
         self, seen: int, unknown: bool
     ) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
-        """Yield events after a position, and wait for more."""
+        """Yield events after number ``seen``, and wait for more; never ends.
+
+        ``feed.gap`` first where the position is ``unknown``, and wherever events are gone.
+        """
         if unknown:
             yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": None}
         while True:
@@ -160,7 +170,7 @@ awaitable, with a deadline of its own."""
 
 
 class NoCallError(RefusedError):
-    """There is no such call."""
+    """There is no such call, route, trunk or transfer: 404 in the API, where others are 409."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a defect
@@ -187,23 +197,23 @@ class HostedCalls(Protocol):
     """Commands of applications on calls. Every method raises Refusal."""
 
     def accept(self, token: Token, call_id: str, session: Any) -> None:
-        """Let a call that waits in, with this session object."""
+        """Start a call whose INVITE waits, with this session object; nothing if repeated."""
 
     def reject(self, token: Token, call_id: str, code: int) -> None:
-        """Refuse a call that waits, with this SIP code."""
+        """Reject the INVITE of a call that waits, with this SIP code; nothing if repeated."""
 
     def refer(self, token: Token, call_id: str, target: str) -> None:
-        """Transfer an accepted call blindly to a SIP or tel URI."""
+        """Transfer an accepted call blindly (REFER) to a SIP or tel URI."""
 
     def hang_up(self, token: Token, call_id: str) -> None:
-        """End an accepted call."""
+        """End an accepted call with BYE."""
 
     def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]:
-        """Open a WebSocket on the events of an accepted call."""
+        """Attach a follower to the session of an accepted call; the caller detaches it."""
 
 
 class RequestKeys(Protocol):
-    """Remembers for a day which requests with a key came, whichever process got them."""
+    """Remembers for a day the requests with an Idempotency-Key, whichever process got them."""
 
     async def first(self, key: str, request: str) -> tuple[str, str | None]:
         """Note a key: ``first``, ``same`` with its answer, or ``other`` for another request.
@@ -228,7 +238,7 @@ class BrowserCalls(Protocol):
         """Return how many calls from browsers there are."""
 
     def numbers(self) -> list[dict[str, str]]:
-        """Numbers that routes name as such, with the route."""
+        """Return ``number`` and ``route`` of each enabled route whose ``to`` is one number."""
 
     def begin(
         self,
@@ -239,10 +249,13 @@ class BrowserCalls(Protocol):
         tell: Callable[[dict[str, Any]], None],
         hear: Callable[[], None],
     ) -> BrowserEnd:
-        """Call a number for the token ``who``; ``hear`` is called when there is audio."""
+        """Begin a call to a number for the token ``who``; return the page's end of it.
+
+        ``tell`` gets messages for the page, ``hear`` is called when there is audio for it.
+        """
 
     def over(self, end: BrowserEnd) -> None:
-        """Handle a page that has left."""
+        """Free the place of a call whose page has left."""
 
     def closed(self, reason: str, unread: int) -> None:
         """Count why a page's WebSocket was closed, and frames that it did not take in time."""

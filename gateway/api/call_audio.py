@@ -119,6 +119,7 @@ def _add_recordings(paths: Paths, backend: Backend) -> None:
     """When each was logged last, by who and call; the latest last."""
 
     def note_reader(request: Request, call_id: str) -> None:
+        """Write an audit line; not for a part (``Range``) within ``READ_SECONDS`` of the last."""
         key, now = (token_of(request).name, call_id), time.monotonic()
         part = "range" in request.headers
         if not part or now - readers.get(key, -READ_SECONDS) >= READ_SECONDS:
@@ -176,7 +177,7 @@ async def _send_sound(socket: WebSocket, listener: Listener) -> None:
 
 
 def _dbfs(peak: int) -> float | None:
-    """Return a peak of 16 bits in dBFS; None for silence."""
+    """Return a peak (0 to 32,768) in dBFS; None for silence, a peak of 8 or less."""
     return None if peak <= 8 else round(20 * log10(peak / FULL_SCALE), 1)
 
 
@@ -228,7 +229,10 @@ class _Allowance:
         self._left, self._at = at_once, now
 
     def take(self, count: int, now: float) -> bool:
-        """Take ``count`` from the allowance at ``now`` (s); return whether it had as many."""
+        """Take ``count`` at ``now`` (s), and return whether there were as many.
+
+        What was too many is owed: it counts against the next.
+        """
         self._left = min(self._most, self._left + (now - self._at) * self._rate) - count
         self._at = now
         return self._left >= 0
@@ -255,14 +259,16 @@ class _Page:
         self.announced = self.over = False
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Queue a JSON message for the page."""
+        """Queue a JSON message for the page; of ``WAITING_TEXTS`` the oldest is dropped."""
         self.announced = self.announced or message["type"] != "trying"
         self._texts.append(message)
         self._pulse.set()
 
     def hear(self) -> None:
-        """Queue the audio that there is for the page; what exceeds ``WAITING_FRAMES`` is
-        dropped, counted."""
+        """Queue the audio that there is for the page (G.711).
+
+        Above ``WAITING_FRAMES`` the oldest is dropped, and counted as unread.
+        """
         assert self.end is not None
         self._audio += self.end.hear()
         excess = len(self._audio) - WAITING_FRAMES * FRAME_BYTES
@@ -272,7 +278,12 @@ class _Page:
         self._pulse.set()
 
     async def send(self) -> None:
-        """Send until the call is over. Raises _Closed where the page does not read."""
+        """Send messages, then audio, as they come, until ``ended`` was sent.
+
+        Audio is dropped while ``ON_THE_WAY_FRAMES`` are not acknowledged, if the page does so.
+        Raises _Closed: 1013 if nothing becomes of the call within ``ANNOUNCED_SECONDS``, 1008 if
+        the page takes nothing for ``SEND_SECONDS``.
+        """
         while not self.over:
             try:
                 async with asyncio.timeout(None if self.announced else ANNOUNCED_SECONDS):
@@ -394,7 +405,10 @@ def _add_browser_calls(paths: Paths, backend: Backend) -> None:
 
 
 def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None:
-    """Check origin, role and ``api.browser_calls`` of a page's request. Raises HTTPException."""
+    """Check origin, role and ``api.browser_calls`` of a page's request, in this order.
+
+    Raises HTTPException: 403, 401.
+    """
     origin = socket.headers.get("origin")
     if origin is not None and not same_site(origin, socket.headers.get("host", "")):
         raise forbidden("a page of another site")
@@ -404,7 +418,10 @@ def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None
 
 
 async def _follow(backend: Backend, page: _Page, call_id: str) -> None:
-    """Send the page new and changed entries of the transcript; never ends."""
+    """Queue for the page, each ``LOOK_SECONDS``, the transcript from its first changed entry on.
+
+    Never ends. While the call has no session, nothing.
+    """
     sent: dict[int, Any] = {}
     while True:
         await asyncio.sleep(LOOK_SECONDS)
@@ -422,7 +439,11 @@ async def _follow(backend: Backend, page: _Page, call_id: str) -> None:
 
 
 async def _carried(page: _Page, following: Coroutine[Any, Any, None]) -> None:
-    """Carry a call until it is over or the page has left. Raises _Closed."""
+    """Carry a call until it is over; ``following`` runs beside it.
+
+    Raises _Closed: 1000 where the page has left, and as :meth:`_Page.send` and
+    :meth:`_Page.receive`.
+    """
     beside = asyncio.create_task(following, name="words for a page")
     sending = asyncio.create_task(page.send(), name="audio to a page")
     receiving = asyncio.create_task(page.receive(), name="audio of a page")

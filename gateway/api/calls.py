@@ -51,6 +51,7 @@ def _utc(value: datetime) -> datetime:
 
 
 def _plain(value: str) -> str:
+    """Return a text as it is. Raises ValueError for one with a NUL."""
     if "\0" in value:
         raise ValueError("has a character that no call has")
     return value
@@ -347,7 +348,10 @@ def _add_queries(paths: Paths, backend: Backend, siblings: Siblings) -> None:
 
 
 async def _query(backend: Backend, work: Callable[[Any], Any]) -> Any:
-    """Return what ``work`` finds in the database, on a thread; None where there is none."""
+    """Return what ``work`` finds in the database, on a thread; None without a database.
+
+    Raises as :func:`_asked`.
+    """
     if backend.database is None:
         return None
     database = backend.database()
@@ -358,7 +362,8 @@ async def _query(backend: Backend, work: Callable[[Any], Any]) -> Any:
 
 
 async def _asked(work: Callable[[], Any]) -> Any:
-    """Run a query on a thread. Raises HTTPException where the database does not answer."""
+    """Run a query on a thread. Raises HTTPException (503) where the database does not answer within
+    ``QUERY_SECONDS``."""
     try:
         async with asyncio.timeout(QUERY_SECONDS):
             return await asyncio.to_thread(work)
@@ -368,7 +373,10 @@ async def _asked(work: Callable[[], Any]) -> Any:
 
 
 async def _lines(backend: Backend, wanted: Filter, form: str) -> AsyncIterator[str]:
-    """Yield parts of an export; the first may be empty."""
+    """Yield parts of an export, ``EXPORTED_AT_ONCE`` lines each; the last one is empty.
+
+    Raises as :func:`_asked`.
+    """
     database = None if backend.database is None else backend.database()
     try:
         there = database is not None and await _asked(database.exists)
@@ -382,6 +390,7 @@ async def _lines(backend: Backend, wanted: Filter, form: str) -> AsyncIterator[s
 
 
 async def _chained(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield ``first``, then the rest."""
     yield first
     async for one in lines:
         yield one
@@ -458,7 +467,10 @@ def _add_commands(paths: Paths, backend: Backend) -> None:
 
 
 def part(rows: list[Any], key: str, limit: int, after: str) -> tuple[list[Any], str | None]:
-    """Return a page of a list that is here whole, and the key of its last one if there is more."""
+    """Return a page of a whole list, and the key of the page's last row; None if no more follow.
+
+    It begins behind the row whose ``key`` is ``after``, or at the first where none is.
+    """
     keys = [row[key] for row in rows]
     first = keys.index(after) + 1 if after in keys else 0
     found = rows[first : first + limit]
@@ -466,7 +478,8 @@ def part(rows: list[Any], key: str, limit: int, after: str) -> tuple[list[Any], 
 
 
 def _named(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """Return the row of the call in progress of this id, part of one or Call-ID; None for none."""
+    """Return the row of the call whose id is ``name``, else begins so, else ends so, else the
+    newest with that Call-ID; None for none, and where several ids fit."""
     for fits in (str.__eq__, str.startswith, str.endswith):
         if found := [row for row in rows if fits(row["id"], name)]:
             return found[0] if len(found) == 1 else None

@@ -57,7 +57,8 @@ class Connection(H11Protocol):
     """When it was last begun to wait (s, of the loop)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, if need be in place of another."""
+        """Take a connection; with ``CONNECTIONS`` the one that waits for a request for longest is
+        closed, or this one where none waits."""
         waiting = [one for one in self.connections if isinstance(one, Connection) and one.waits]
         full = len(self.connections) >= CONNECTIONS
         if full and waiting:
@@ -109,10 +110,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self) -> None:
+        """Start the clock, which closes the connection after ``REQUEST_SECONDS``."""
         self._since = self.loop.time()
         self._overdue = self.loop.call_later(REQUEST_SECONDS, self.abort)
 
     def _forget(self) -> None:
+        """Stop the clock; nothing if it does not run."""
         overdue: Any = self._overdue
         self._overdue = None
         if overdue is not None:
@@ -196,7 +199,7 @@ class LocalSocket:
         self._watch = TaskSet()
 
     async def start(self) -> None:
-        """Listen, and go on listening. Raises SocketError."""
+        """Listen, and listen again where the socket is lost. Raises SocketError."""
         # The first request has anyio import a dozen files, and may find no descriptor for them.
         await anyio.lowlevel.checkpoint()
         await self._listen()
@@ -269,7 +272,10 @@ class LocalSocket:
         raise SocketError(f"control.socket: another gateway listens on {self._path}")
 
     def _on_client(self) -> None:
-        """Accept a client, even when file descriptors have run out."""
+        """Accept a client, if need be with a spare descriptor.
+
+        Where there is none either, the listener is left alone for ``AGAIN_SECONDS``.
+        """
         listener = self._listener
         assert listener is not None
         self._give_up_spare()  # the command may need one, too
@@ -332,7 +338,11 @@ class LocalConnection(Connection):
 
 
 def as_local(app: Any) -> Any:
-    """Return the application for clients of the Unix socket."""
+    """Return the application for clients of the Unix socket, who need no token.
+
+    They are admins, under the name of their user; a request that another worker forwards has the
+    name, address and role that its header fields say.
+    """
 
     async def local(scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope)

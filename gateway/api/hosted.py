@@ -148,7 +148,10 @@ def _answer(error: Refusal) -> Response:
 
 
 async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None:
-    """Pass events both ways, until either side ends."""
+    """Pass events both ways until either side ends.
+
+    The application's are read at ``EVENTS_PER_SECOND`` at most, after ``EVENTS_AT_ONCE``.
+    """
 
     async def out() -> None:
         while (message := await follower.next()) is not None:

@@ -318,7 +318,7 @@ class ApiServer:
         self._clients = TaskSet()
 
     async def listen(self, host: str, port: int) -> None:
-        """Listen on an address; port 0 takes any free one. Raises AgentError."""
+        """Listen on an address, and serve; port 0 takes any free one. Raises AgentError."""
         listener = _bound(host, port)
         port = listener.getsockname()[1]
         await self._serve([listener], local=False)
@@ -358,7 +358,10 @@ class ApiServer:
         return server
 
     async def _end(self, *, local: bool) -> None:
-        """Stop one of the servers, after its streams of events have ended."""
+        """End the streams of events of one of the servers, and stop it, within ``STOP_SECONDS``.
+
+        Nothing if it does not run.
+        """
         server, task = self._serving.pop(local, (None, None))
         if server is None or task is None:
             return
@@ -369,7 +372,7 @@ class ApiServer:
                 await task
 
     async def _connect(self, server: _Server, client: socket.socket) -> None:
-        """Serve a client that has connected to the Unix socket."""
+        """Have the server speak HTTP with a client that has connected to the Unix socket."""
 
         def connection() -> LocalConnection:
             return LocalConnection(server.config, server.server_state, self._left)
@@ -380,7 +383,7 @@ class ApiServer:
             client.close()
 
     def _left(self, others: int) -> None:
-        """Forget a client of the socket that has disconnected."""
+        """Keep spare descriptors again, when the last client of the Unix socket has left."""
         if self._socket is not None and not others:
             self._socket.keep_spare()  # nobody else's command needs them now
 

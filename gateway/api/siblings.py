@@ -84,14 +84,15 @@ class Siblings:
         return [row for answer in answers for row in answer.get("calls", ())]
 
     async def levels(self) -> dict[str, Any]:
-        """Return the audio levels of calls in progress at other workers."""
+        """Return the audio levels of calls at other workers (dBFS), by call; none of a worker that
+        does not answer."""
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/levels", {}) for one in self.sockets)
         )
         return {call: pair for one in answers for call, pair in one.get("levels", {}).items()}
 
     async def worker_with(self, call: str) -> Path | None:
-        """Return the worker that has a call of this name, or None."""
+        """Return the socket of the first worker that knows a call of this name; None for none."""
         answers = await asyncio.gather(
             *(self._get(one, "/api/v1/here", {"call": call}) for one in self.sockets)
         )
@@ -103,7 +104,10 @@ class Siblings:
     async def events(
         self, path: Path, after: str
     ) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
-        """Yield id and event of a worker, with its position first; connects again for ever."""
+        """Yield id and event of a worker, with its position first, from behind ``after`` on.
+
+        Never ends: a stream that ends, or is silent for ``SILENT_SECONDS``, is asked for again.
+        """
         limits = httpx.Timeout(CONNECT_SECONDS, read=SILENT_SECONDS)
         while True:
             try:
@@ -133,7 +137,8 @@ class Siblings:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _get(self, path: Path, target: str, parameters: dict[str, str]) -> dict[str, Any]:
-        """Return the JSON answer of another worker; empty where it does not answer in time."""
+        """Return the JSON answer of another worker; {} for an error, and where it does not answer
+        within ``LOOK_SECONDS``."""
         try:
             asked = self.client(path).get(target, params=parameters, headers={HOP: "1"})
             async with asyncio.timeout(LOOK_SECONDS):
@@ -214,7 +219,10 @@ class ForwardToWorker:
             await self._forward_websocket(WebSocket(scope, receive, send), path)
 
     async def _worker_of(self, scope: Scope) -> Path | None:
-        """Return the worker that a request is for; None for this one."""
+        """Return the socket of the worker that a request is forwarded to; None for none.
+
+        None: it names no call, one that is here or nowhere, has no valid token, or was forwarded.
+        """
         if scope["type"] not in ("http", "websocket") or HOP in Headers(scope=scope):
             return None
         call = ""
@@ -227,7 +235,10 @@ class ForwardToWorker:
         return await self.siblings.worker_with(call)
 
     async def _forward_request(self, request: Request, path: Path, send: Send) -> None:
-        """Forward a request to another worker, and return its response."""
+        """Forward a request to another worker, and stream its response to the client.
+
+        503 where it does not answer, 413 for a body that is too long.
+        """
         # As it came: of a Call-ID, "?" and "#" would begin something else.
         path_of = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
         target = path_of + (f"?{request.url.query}" if request.url.query else "")
@@ -262,7 +273,10 @@ class ForwardToWorker:
             await answer.aclose()
 
     async def _forward_websocket(self, socket: WebSocket, path: Path) -> None:
-        """Join two WebSockets, until either ends."""
+        """Join a WebSocket with one to another worker, until either ends, with its close code.
+
+        Its refusal of the handshake is the client's; 503 where it does not answer.
+        """
         uri = f"ws://gateway{socket.url.path}?{socket.url.query}"
         try:
             other = await unix_connect(
@@ -313,7 +327,11 @@ class ForwardToWorker:
             await socket.close(other.close_code or 1000)
 
     def _headers(self, scope: Scope) -> list[tuple[str, str]]:
-        """Header fields of a request, and who has sent it: a token, or a login of this worker's."""
+        """Return the header fields to forward, with who has sent the request.
+
+        Of a client of the Unix socket or a log-in of the console that is name and role; else the
+        token in ``Authorization`` says it.
+        """
         fields = [(name, value) for name, value in Headers(scope=scope).items() if name not in _OWN]
         told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
         token = self.token_of(scope)
