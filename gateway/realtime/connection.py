@@ -366,5 +366,6 @@ class Connect(connect):
     """The library's connect without redirects, which would send the key to another server."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
-        """Return the exception as it is: a redirect is a refused upgrade."""
+        """Return the exception as it is, so that a redirect fails the connection like any other
+        refusal."""
         return exc

@@ -163,8 +163,9 @@ class Beta(Ga):
     translates = True
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
-        """Translate ``session.update``, ``response.create`` and ``conversation.item.create``;
-        return others as they are. See :class:`Dialect`."""
+        """Return ``session.update``, ``response.create`` and ``conversation.item.create`` in Beta's
+        form, and the dotted names of fields that it lacks, which are left out; other events as they
+        are."""
         kind = body["type"]
         if kind == "session.update":
             session, left_out = _to_beta(body["session"], _SAME)
@@ -177,8 +178,8 @@ class Beta(Ga):
         return body, []
 
     def event(self, event: Json) -> Json:
-        """Translate names of events, and the session, response, item or error in them; see
-        :class:`Dialect`.
+        """Return a server event in GA's form: its type if GA has another name for it, and in it the
+        session, response, item or error; others as they are.
 
         No ``conversation.item.done`` is added: Beta has no such event.
         """

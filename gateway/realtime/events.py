@@ -99,7 +99,7 @@ class TruncateItem:
     audio_end_ms: int
 
     def body(self) -> dict[str, Any]:
-        """Return the client event."""
+        """Return the client event, with item, index of the part and ms."""
         return {
             "type": "conversation.item.truncate",
             "item_id": self.item_id,
@@ -115,7 +115,7 @@ class DeleteItem:
     item_id: str
 
     def body(self) -> dict[str, Any]:
-        """Return the client event."""
+        """Return the client event, with the item's id."""
         return {"type": "conversation.item.delete", "item_id": self.item_id}
 
 
@@ -164,7 +164,7 @@ class ContinueWork:
     """``response.create`` for the backend of a Live session, after results or another item."""
 
     def body(self) -> dict[str, Any]:
-        """Return the client event."""
+        """Return the client event, which has only its type."""
         return {"type": "response.create"}
 
 

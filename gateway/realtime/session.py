@@ -250,7 +250,7 @@ class Session:
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame, and return when socket and reading task are gone and ``on_closed``
-        was called: within about 2 s, or 4 s with a server that does not answer.
+        was called: within about 2 s, also if the server does not answer; 4 s at most.
 
         Any number of calls, at any time; only the first one's ``code`` and ``reason`` (cut to 123
         bytes of UTF-8) go to the server, and none if it has begun to close itself. A cancelled call

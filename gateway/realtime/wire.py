@@ -146,7 +146,8 @@ def _whole(samples: Samples) -> npt.NDArray[np.int16]:
 
 
 def _resampler(rate: int, to_rate: int) -> Any:
-    """Return a resampler for mono float samples, with a short and constant delay."""
+    """Return a resampler from ``rate`` to ``to_rate`` (samples a second) for mono float samples,
+    with a short and constant delay; it has the state of one stream."""
     # soxr's variable-rate engine, at a rate that never varies: its delay is short and constant,
     # where the other one works in blocks and holds up to 75 ms back. In floating point it adds no
     # dither, which G.711 has no use for: the same audio always becomes the same bytes.
