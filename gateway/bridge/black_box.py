@@ -54,7 +54,7 @@ FORMAT = 1
 """Version of the lines."""
 
 KEPT_COMMANDS = 2000
-"""CommandNumbers that an input may refer back to: it answers one of those sent last."""
+"""Commands that an input may refer back to: it answers one of those sent last."""
 
 KIND = "$"
 """Key of what JSON has no form for: the name of a class, or one of those below."""
@@ -78,7 +78,8 @@ class CommandNumbers:
         self._count = 0
 
     def add(self, todo: Iterable[Output]) -> None:
-        """Number the commands in these outputs; the last 2000 are kept."""
+        """Number the commands of the :class:`Send` in these outputs; the last ``KEPT_COMMANDS`` are
+        kept."""
         for output in todo:
             if type(output) is Send:
                 self._sent[self._count] = output.command
@@ -91,7 +92,7 @@ class CommandNumbers:
                         del self._numbers[id(oldest)]
 
     def number_of(self, command: object) -> int | None:
-        """Return the number of a command; None of one that was not sent."""
+        """Return the number of a command, by its identity; None of one that is not kept."""
         return self._numbers.get(id(command))
 
     def command(self, number: int) -> ClientCommand | None:
@@ -101,7 +102,8 @@ class CommandNumbers:
 
 @cache
 def _kept_fields(kind: type) -> tuple[str, ...]:
-    """Return the names of a dataclass's fields that a black box has."""
+    """Return the names of a dataclass's fields that a black box has: those with ``repr``; of a
+    record, without ``_NOT_KEPT``."""
     return tuple(
         one.name
         for one in fields(kind)
@@ -169,6 +171,7 @@ def masked_step(plain: Any) -> Any:
 
 @cache
 def _name(kind: type) -> str:
+    """Return the name of a class with its module."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -184,17 +187,19 @@ class AnswersRecorder:
         self._given: list[Any] = []
 
     def flush(self) -> int:
-        """Return the flushed frames; see :class:`gateway.call.conversation.playback.Playout`."""
+        """Flush the call's playout queue; record and return the number of frames that were not
+        played."""
         self._given.append(frames := self._playout.flush())
         return frames
 
     def take(self) -> list[Any]:
-        """Return the answers since the last call."""
+        """Return the answers since the last call, in their order."""
         given, self._given = self._given, []
         return given
 
     def recorded(self, value: Any) -> Any:
-        """Return a copy of a plan, or a value in it, whose functions record their results."""
+        """Return a copy of a plan, or a value in it, whose functions record their results; the very
+        value where it has no functions."""
         if is_dataclass(value) and not isinstance(value, type):
             kept = {
                 one.name: self.recorded(getattr(value, one.name))
@@ -228,11 +233,12 @@ class AnswersRecorder:
 
 
 class RecordedMachine(CallMachine):
-    """A state machine that writes a line to the black box for each of its steps.
+    """A state machine that writes a line to the black box for each of its steps. What fails in that
+    ends the black box (a line with ``ended``), never the call.
 
     Args:
         write: takes each line, without its end.
-        masked: replace DTMF digits by 0.
+        masked: replace DTMF digits by 0, and leave out transcript deltas.
     """
 
     def __init__(
@@ -273,7 +279,8 @@ class RecordedMachine(CallMachine):
         return self._step(input, now, lambda: CallMachine.handle(self, input, now))
 
     def more_audio(self, delta: AudioDelta) -> bytes | None:
-        """Feed audio and record the step, without its time; see :meth:`CallMachine.more_audio`."""
+        """Feed audio and record the step, without its time, if it was taken; see
+        :meth:`CallMachine.more_audio`."""
         frames = CallMachine.more_audio(self, delta)
         if frames is not None:
             queued = len(frames)
@@ -283,7 +290,8 @@ class RecordedMachine(CallMachine):
     def _step(
         self, input: MachineInput | None, now: float, work: Callable[[], list[Output]]
     ) -> list[Output]:
-        """Run a step of the machine, and write its input, answers, outputs and deadline."""
+        """Run a step of the machine, write its input, answers, outputs and deadline, and return the
+        outputs. An exception of the machine is written (``raised``) and raised."""
         step: dict[str, Any] = {"at": now}
         self._attempt(lambda: step.update({"in": plain(input, self._commands)}))
         try:
@@ -297,14 +305,16 @@ class RecordedMachine(CallMachine):
         return todo
 
     def _asked(self) -> dict[str, Any]:
+        """Return the answers that the machine got in this step, as part of its line."""
         return {"asked": plain(self._answers.take())}
 
     def _put(self, made: Callable[[], dict[str, Any]]) -> None:
-        """Write a line, masked where the black box is."""
+        """Write the line that ``made`` returns, masked where the black box is."""
         self._attempt(lambda: self._write_line(masked_step(made()) if self._masks else made()))
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Run ``work`` of the recording; its exception ends the black box, never the call."""
+        """Run ``work`` of the recording; an exception of it ends the black box, never the call.
+        Nothing once it has ended."""
         if self._write is None:
             self._answers.take()
             return
@@ -315,6 +325,7 @@ class RecordedMachine(CallMachine):
             self._write = None
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
+        """Write a line, of these values as JSON."""
         assert self._write is not None
         self._write(as_text(values))
 
@@ -361,7 +372,8 @@ class WireLog:
         audio.log_packets(PAYLOAD_BYTES if self._payload else PACKETS_BYTES, self._payload)
 
     def lines(self, last: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the lines of SIP and RTP since the last call; ``last`` is for the last one."""
+        """Yield the lines of SIP and RTP since the last call, first SIP, leg by leg; ``last``: no
+        more messages are to be kept for this call."""
         streams = list(self._on_wire())
         for leg, _audio in streams:
             self._legs.setdefault(leg, len(self._legs))
@@ -373,7 +385,8 @@ class WireLog:
                 yield from packet_lines(*audio.take_packets(), self._legs[leg])
 
     def _sip(self, call_id: str, leg: int, last: bool) -> Iterator[dict[str, Any]]:
-        """Yield the lines of SIP of one leg, and one with the count of messages left out."""
+        """Yield the lines of SIP of one leg, and one with the count of messages left out, if any:
+        they came too fast, or the call has more than ``SIP_BYTES``."""
         messages, lost = self._messages.take(call_id, last=last)
         for one in messages:
             if len(one.data) > self._sip_left:
@@ -462,7 +475,8 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
 
 
 def as_text(line: Mapping[str, Any]) -> str:
-    """Return a line as JSON text; lone surrogates and large numbers are written, too."""
+    """Return a line as JSON text, without its end; lone surrogates and large numbers are written,
+    too."""
     try:
         return orjson.dumps(line).decode()
     except TypeError:  # a surrogate in what a stranger sent

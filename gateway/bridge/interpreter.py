@@ -45,14 +45,14 @@ class _Direction:
     """Audio of less than a frame."""
 
     def hear(self, audio: bytes) -> None:
-        """Send the speaker's audio to the session; dropped while there is none."""
+        """Send the speaker's audio to the session; dropped while none is up."""
         if self.session is not None:
             self.session.append(audio)
 
     def play(self, audio: bytes, *, more: bool) -> None:
-        """Queue audio in whole frames for the listener.
+        """Queue the session's audio for the listener in whole frames; what has no room is dropped.
 
-        With ``more`` to come, a rest waits for it; else it is filled up with silence.
+        With ``more`` to come, a rest of less than a frame waits for it; else silence fills it up.
         """
         self.rest += audio
         codec = self.audio.playout.codec
@@ -68,6 +68,7 @@ class Interpreter(CallPart):
     """Executes :class:`outputs.Interpret` and what is sent to its two sessions, for one call.
 
     Args:
+        sessions: of the call: server, limits, event log and account are theirs.
         audio: of the caller.
         redirect: sends the caller's audio to another session than the call's own.
     """
@@ -104,11 +105,13 @@ class Interpreter(CallPart):
 
     @property
     def open(self) -> list[Endpoint]:
-        """Endpoints of the interpreting sessions that are up."""
+        """Servers of the interpreting sessions that are up, one entry for each."""
         return [self._endpoint for one in self._directions.values() if one.session is not None]
 
     def _interpret(self, output: outputs.Interpret) -> None:
-        """Open a session for each direction at the server of the call's session, or close both."""
+        """Open a session for each direction, at the server of the call's session, and move the
+        audio of both parties to them from now on; without session objects in ``output``, or a B-leg
+        with audio of its own, close both."""
         b_audio = self._legs.b_leg_audio
         if not output.to_caller or b_audio is None:
             self.end()
@@ -126,7 +129,8 @@ class Interpreter(CallPart):
             self._open(direction)
 
     def end(self) -> None:
-        """Close both sessions, and let the legs hear each other at full volume."""
+        """Close both sessions, and let the legs hear each other at full volume; nothing while
+        nothing is interpreted. Sessions that are being opened are given up. Returns at once."""
         directions, self._directions = self._directions, {}
         if self._b_audio is not None:
             self._pump.remove(self._b_audio)
@@ -141,18 +145,20 @@ class Interpreter(CallPart):
                 self._closing.spawn(session.close(1000, "over"), f"close {session.id}")
 
     def _send(self, output: outputs.InterpreterSend) -> None:
+        """Send a command to the session that ``listener`` hears; dropped while it is not up."""
         session = self._directions[output.listener].session
         if session is not None:
             session.send(output.command)
 
     async def wait_closed(self) -> None:
-        """Wait until the sessions' tasks are gone; they have their own deadlines."""
+        """Wait until the tasks that open and close sessions are gone; they have their own
+        deadlines."""
         await asyncio.gather(*self._opening, return_exceptions=True)
         await self._closing.wait()
 
     @entry
     def _move(self, audio: CallAudio, direction: _Direction) -> None:
-        """Send a party's audio to its session."""
+        """Send what a party has said to the session of ``direction``."""
         said, moved = audio.uplink.take()
         if said:
             direction.hear(said)
@@ -168,7 +174,13 @@ class Interpreter(CallPart):
 
     @entry_task
     async def _set_up(self, direction: _Direction) -> None:
-        """Open a direction's session; feed :class:`inputs.InterpreterLost` when that fails."""
+        """Open a direction's session, in ``ATTEMPTS`` attempts; feed :class:`inputs.InterpreterUp`,
+        or ``InterpreterLost`` when that fails, as at a server with Live sessions, which cannot
+        interpret.
+
+        The server watch is told either way. If it is not wanted any more, it is closed and nothing
+        is fed.
+        """
         record, listener = self._host.record, direction.listener
         structlog.contextvars.bind_contextvars(
             call=record.call_id, route=record.route, listener=listener
@@ -200,15 +212,19 @@ class Interpreter(CallPart):
         self._host.feed(inputs.InterpreterUp(direction.listener, session.id))
 
     def _wanted(self, direction: _Direction) -> bool:
+        """Return whether this direction is still interpreted."""
         return self._directions.get(direction.listener) is direction
 
     def _lost(self, direction: _Direction, detail: str) -> None:
+        """Feed :class:`inputs.InterpreterLost` with the reason, unless the direction is not
+        interpreted any more."""
         if self._wanted(direction):
             self._host.feed(inputs.InterpreterLost(direction.listener, detail))
 
     @entry
     def _on_event(self, direction: _Direction, event: ServerEvent) -> None:
-        """Count the cost of an event, and feed it to the machine."""
+        """Count the cost of an event, or an error at the server watch; feed the event to the
+        machine, unless the direction is not interpreted any more."""
         if isinstance(event, BILLED):
             self._sessions.count(self._endpoint, event)
         elif isinstance(event, ServerError):
@@ -218,7 +234,8 @@ class Interpreter(CallPart):
 
     @entry
     def _on_closed(self, direction: _Direction, closed: SessionClosed) -> None:
-        """Feed the end of a session that we did not close."""
+        """Tell the server watch and the event log of a session's end; feed ``InterpreterLost``
+        unless we closed it."""
         self._sessions.plan.watch.closed(self._endpoint, closed)
         if direction.log is not None:
             direction.log.closed(closed.code, closed.reason, closed.by_us)

@@ -73,7 +73,8 @@ class Difference:
     today: Sequence[Any]
 
     def lines(self) -> Iterator[str]:
-        """Yield a heading, outputs of the call only (``-``), and of today only (``+``)."""
+        """Yield a heading, outputs of the call only (``-``), and of today only (``+``); where just
+        their order differs, both orders."""
         yield f"{_clock(self.at)}  {self.input}  (line {self.line})"
         for sign, done, other in (
             ("-", self.recorded, self.today), ("+", self.today, self.recorded),
@@ -103,6 +104,7 @@ class Replay:
 
     @property
     def call_id(self) -> str:
+        """The id of the call, as in its record."""
         return self.record.call_id
 
 
@@ -190,7 +192,8 @@ def _replay(head: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], most: i
 def _feed_audio(
     machine: CallMachine, delta: AudioDelta, now: float, commands: CommandNumbers
 ) -> list[Any]:
-    """Feed audio that follows other audio; return the outputs as a line with ``more`` has them."""
+    """Feed audio that follows other audio; return the outputs as a line with ``more`` has them,
+    also where today's machine takes it as an input of its own and only queues it."""
     frames = machine.more_audio(delta)
     if frames is not None:
         return [{"queued": len(frames)}]
@@ -207,7 +210,8 @@ def _feed_step(
     answers: RecordedAnswers,
     commands: CommandNumbers,
 ) -> list[Any]:
-    """Feed the input of a recorded step; return the outputs and deadline as its line has them."""
+    """Feed the input of a recorded step, or start the machine; return the outputs and deadline as
+    its line has them, or the exception that was raised."""
     given = rebuilt(step["in"], answers, commands)
     try:
         todo = machine.start(step["at"]) if given is None else machine.handle(given, step["at"])
@@ -235,6 +239,7 @@ def _comparable(value: Any) -> Any:
 
 
 def _is_nothing(value: Any) -> bool:
+    """Return whether a value is the default of most fields: None, False, or empty."""
     return value is None or value is False or value in ("", [], {}, {KIND: "tuple"})
 
 
@@ -270,10 +275,12 @@ def parsed_lines(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _no_number(text: str) -> float:
+    """Raise ValueError for NaN and infinity, which JSON does not have."""
     raise ValueError(f"{text} is no number of JSON")
 
 
 def _number(value: object) -> float:
+    """Return a number as it is; NaN for anything else, and for one beyond 1e15."""
     return value if isinstance(value, int | float) and abs(value) < 1e15 else math.nan
 
 
@@ -296,7 +303,8 @@ def short_text(output: Any) -> str:
 
 
 def _short(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return class name and non-empty fields as short text."""
+    """Return class name and non-empty fields as short text; of a class with one field only its
+    value."""
     name = kind.rpartition(".")[2]
     told = [(key, value) for key, value in fields.items() if key != KIND]
     if [key for key, _value in told] in (["command"], ["event"], ["value"]):
@@ -306,6 +314,7 @@ def _short(kind: str, fields: Mapping[str, Any]) -> str:
 
 
 def _clock(seconds: float) -> str:
+    """Return seconds as ``m:ss.mmm``."""
     return f"{int(seconds // 60)}:{seconds % 60:06.3f}"
 
 
@@ -332,7 +341,7 @@ class RecordedAnswers:
         return self.given.pop(0) if self.given else None
 
     def flush(self) -> int:
-        """Return the flushed frames; see :class:`gateway.call.conversation.playback.Playout`."""
+        """Return the number of frames that were flushed in the call, in place of flushing."""
         return int(self.next() or 0)
 
     def audio(self, length: object) -> bytes:
@@ -392,7 +401,8 @@ def rebuilt(plain: Any, answers: RecordedAnswers, commands: CommandNumbers) -> A
 
 
 def _class(name: str) -> Any:
-    """Return the class of this name. Raises BlackBoxError for one that is not of a call."""
+    """Return the class of this name, also if its module has changed since. Raises BlackBoxError for
+    one that is not of a call, or that this version has not."""
     module, _, kind = name.rpartition(".")
     if not f"{module}.".startswith(_PACKAGES):
         raise BlackBoxError(f"{name!r} is no class of a call")
@@ -408,6 +418,7 @@ def _class(name: str) -> Any:
 
 
 def _is_kept(found: object) -> bool:
+    """Return whether a value is a class that a black box may name: a dataclass or an Enum."""
     return isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
 
 

@@ -55,10 +55,11 @@ Complete = Callable[[Match, str], Completed]
 
 @dataclass(eq=False)
 class DataLookup:
-    """Fetches the data of one call, once, on the event loop.
+    """Fetches the data of one call and the caller's earlier calls, once, on the event loop, and
+    completes the call's plan with them.
 
     Args:
-        client: None where the route has no data service.
+        client: of the data service; None where the route has none.
         complete: makes the complete plan.
         history: looks up the caller's earlier calls; None where the route has no use of them.
     """
@@ -70,7 +71,9 @@ class DataLookup:
     _task: asyncio.Task[Prepared] | None = field(default=None, init=False)
 
     async def ready(self) -> Prepared:
-        """Await the data or their timeout; return the complete plan.
+        """Await the data or their timeout, after starting the request if need be; return the
+        complete plan, made with defaults where data are missing. May be awaited any number of
+        times; being cancelled does not cancel the request.
 
         Raises SetupFailed without data where the route has ``on_failure = "reject"``.
         """
@@ -84,12 +87,12 @@ class DataLookup:
         return prepared
 
     def start(self, call_id: str) -> None:
-        """Send the request, once; ``call_id`` names the call in logs."""
+        """Send the request, if it was not sent yet; ``call_id`` names the call in logs."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(call_id), name=f"data {call_id}")
 
     def stop(self) -> None:
-        """Cancel the request: the call is over."""
+        """Cancel the request, if there is one: the call is over."""
         if self._task is not None:
             self._task.cancel()
 
@@ -107,7 +110,8 @@ class DataLookup:
         return Prepared(plan, settings, ms, failure, live, history, len(match.route.message))
 
     async def _data(self) -> tuple[Any, str, int | None]:
-        """Return the data (None without), why they are missing, and how long they took (ms)."""
+        """Return the data (None without), why they are missing ("" if they are not, or the route
+        has none), and how long they took (ms; None where the route has none). Log them."""
         if self.match.route.data is None or self.client is None:
             return None, "", None
         loop = asyncio.get_running_loop()
@@ -121,12 +125,13 @@ class DataLookup:
         return answer, failure, ms
 
     async def _earlier(self) -> Earlier | None:
+        """Return the caller's earlier calls; None where the route has no use of them."""
         return None if self.history is None else await self.history()
 
 
 def with_data(match: Match, answer: Any) -> Match:
     """Return ``match`` with the variables of ``[route.data]`` taken from ``answer``, the object of
-    the data service; None for their defaults."""
+    the data service; None for their defaults. Without that section, ``match`` itself."""
     route = match.route
     if route.data is None:
         return match
@@ -136,7 +141,8 @@ def with_data(match: Match, answer: Any) -> Match:
 
 
 async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
-    """Send the request of ``[route.data]``; return its JSON object, or None and the reason."""
+    """Send the request of ``[route.data]``, again after a failure as it says; return the JSON
+    object of the answer and "", or None and why there is none within its timeout."""
     data = match.route.data
     if data is None:
         return None, ""

@@ -41,6 +41,8 @@ HELD = 256
 """Events of the application that may wait for the session and for the ACK."""
 
 OWN_IDS = 256
+"""Events of the application whose ids are known when the server answers them."""
+
 TOO_SLOW, OVER = 1013, 1000
 """WebSocket close codes (RFC 6455 section 7.4)."""
 
@@ -50,6 +52,7 @@ _BEFORE = frozenset({"session.created", "session.started", "session.updated", "e
 AUDIO = frozenset(
     {"response.output_audio.delta", "response.audio.delta", "session.output_audio.delta"}
 )
+"""Types of events that an application does not get."""
 _AUDIO_HEAD = b'audio.delta"'
 RELAYED = frozenset(
     {
@@ -91,7 +94,8 @@ log = structlog.get_logger("sideband")
 
 
 class SidebandTap:
-    """Passes a session's messages to the event log, and those received to the sideband."""
+    """Passes a session's messages to the event log (None: there is none), and those received to the
+    sideband."""
 
     def __init__(self, events: Tap | None, received: Callable[[bytes], None]) -> None:
         self._events = events
@@ -111,7 +115,7 @@ class SidebandTap:
 
 
 class Follower:
-    """One WebSocket of an application."""
+    """One WebSocket of an application: the queue of events that it still gets."""
 
     def __init__(self) -> None:
         self._events: deque[bytes] = deque()
@@ -120,7 +124,8 @@ class Follower:
         """WebSocket close code to end with after the queued events; None while it is open."""
 
     def put(self, event: Mapping[str, Any]) -> None:
-        """Queue an event; a follower that is too slow is disconnected."""
+        """Queue an event; nothing once it is being closed. One for which ``QUEUED`` wait already
+        loses them all, and is closed (1013)."""
         if self.close_code is not None:
             return
         if len(self._events) >= QUEUED:
@@ -135,12 +140,13 @@ class Follower:
         self._pulse.set()
 
     def close(self, code: int) -> None:
-        """End this WebSocket with ``code`` after the queued events; the first call counts."""
+        """End this WebSocket with ``code`` after the queued events; only the first call counts."""
         self.close_code = self.close_code or code
         self._pulse.set()
 
     async def next(self) -> bytes | None:
-        """Await the next event (JSON); None at the end, see :attr:`close_code`."""
+        """Await the next event (JSON); None at the end, when :attr:`close_code` is set and no event
+        is left."""
         while not self._events:
             if self.close_code is not None:
                 return None
@@ -150,7 +156,8 @@ class Follower:
 
 
 class Sideband:
-    """Connects a call's session with the application that has the call. Lives on the event loop.
+    """Connects a call's session with the application that has the call, which may follow it on
+    several WebSockets (followers). Lives on the event loop.
 
     Args:
         on_end: called when the call is over.
@@ -167,7 +174,9 @@ class Sideband:
         self.send: Callable[[ClientCommand], str] = lambda _command: ""
         """Sends a command to the session; returns its ``event_id``."""
         self.act: Callable[[CallCommand], None] = lambda _command: None
+        """Feeds a command of the application to the machine."""
         self.hang_up: Callable[[], None] = lambda: None
+        """Has the machine end the call."""
         self.tools: list[dict[str, Any]] = []
         """Tools of the route, added to each update of the tools by the application."""
         self.concealed = False
@@ -188,7 +197,8 @@ class Sideband:
     # ---- the application
 
     def attach(self) -> Follower:
-        """Add a follower; it gets ``session.created`` once the session is open."""
+        """Add a follower; it gets ``session.created`` now or once the first session is open, then
+        all events. After the call's end it is closed at once (1000)."""
         follower = Follower()
         if self._over:
             follower.close(OVER)
@@ -199,12 +209,19 @@ class Sideband:
         return follower
 
     def detach(self, follower: Follower) -> None:
-        """Remove a follower; the call goes on."""
+        """Remove a follower; the call goes on, and what it has sent is still sent on. Nothing for
+        one that is not there."""
         if follower in self._followers:
             self._followers.remove(follower)
 
     def take(self, message: str | bytes, follower: Follower) -> None:
-        """Handle an event of the application: send it on, or answer it with an error."""
+        """Handle an event of the application: execute it, send it to the session, or answer it with
+        an error (to this follower only).
+
+        A ``session.update`` waits for the first session; the types in :attr:`relayed` for the ACK,
+        too. Others are rejected, as is what is no JSON object with a ``type``, or nested too
+        deeply.
+        """
         try:
             event = json.loads(message)
         except (ValueError, RecursionError):
@@ -228,7 +245,8 @@ class Sideband:
             self._refuse(follower, event_id, message, "invalid_value")
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
-        """Handle an event that the gateway executes itself; return False for other events."""
+        """Handle an event that the gateway executes itself: ``output_audio_buffer.clear``
+        interrupts the model. Return False for other events."""
         del event
         if kind == "output_audio_buffer.clear":
             self.act(Interrupt())
@@ -236,7 +254,8 @@ class Sideband:
         return False
 
     def _hold(self, event: dict[str, Any], follower: Follower, *, now: bool) -> None:
-        """Send an event ``now``, or queue it until :meth:`_release`; ``HELD`` at most."""
+        """Send an event ``now``, or queue it until :meth:`_release`; if ``HELD`` wait already,
+        answer it with an error."""
         if now:
             self._send(event)
         elif len(self._held) >= HELD:
@@ -245,7 +264,8 @@ class Sideband:
             self._held.append(event)
 
     def _release(self) -> None:
-        """Send queued events: with a session, updates; after the ACK, all others."""
+        """Send queued events, in their order: updates once there is a session, others after the
+        ACK, too. Nothing before the first session."""
         if self._session is None:
             return
         kept = [
@@ -257,7 +277,11 @@ class Sideband:
             self._send(event)
 
     def _send(self, event: dict[str, Any]) -> None:
-        """Send an event to the session; fields of :data:`NOT_SENT` are only confirmed."""
+        """Send an event to the session, with the route's tools added to those of an update.
+
+        Fields of :data:`NOT_SENT` are taken out of an update and only confirmed; an update with no
+        others is answered with ``session.updated`` here. A ``response.create`` loses its format.
+        """
         command: ClientCommand
         if event["type"] == "session.update":
             session = deepcopy(event["session"])
@@ -278,6 +302,9 @@ class Sideband:
         self._remember(self.send(command), event)
 
     def _remember(self, sent: str, event: Mapping[str, Any]) -> None:
+        """Note the id with which an event was sent, and the application's own id for it, of the
+        last ``OWN_IDS``. Without an id (``sent`` is "": no session is up), answer it with an error,
+        unless it is an update, which is kept for the next session."""
         if not sent:
             if event["type"] != "session.update":  # that is kept for the next session
                 why = f"{event['type']} was not sent: the call has no session now"
@@ -288,7 +315,7 @@ class Sideband:
             self._own_ids.popitem(last=False)
 
     def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
-        """Answer an event of the application with ``error``; ``why`` is its message."""
+        """Answer an event of a follower with ``error``; ``why`` is its message."""
         follower.put(self._error(event_id, why, code))
 
     def _error(self, event_id: str | None, why: str, code: str) -> dict[str, Any]:
@@ -300,7 +327,9 @@ class Sideband:
     # ---- the session
 
     def up(self, session: Mapping[str, Any]) -> None:
-        """Note the session object of a session that is open; the first one starts the sideband."""
+        """Note the session object of a session that has become the active one. The first one starts
+        the sideband: followers get ``session.created``, then the events that came before, and what
+        the application has sent meanwhile is sent on."""
         first, self._session = self._session is None, dict(session)
         if not first:
             return
@@ -312,7 +341,12 @@ class Sideband:
         self._release()
 
     def received(self, message: bytes) -> None:
-        """Pass a message of the session on to the application. Neither waits nor raises."""
+        """Pass a message of the active session on to the application, or keep it until the first
+        session is up. Neither waits nor raises.
+
+        Left out are audio deltas, what is no JSON object or nested too deeply, and before a session
+        is up the events of its set-up.
+        """
         if _AUDIO_HEAD in message[:200]:
             return
         try:
@@ -330,7 +364,12 @@ class Sideband:
             self._pass_on(event)
 
     def _pass_on(self, event: dict[str, Any]) -> None:
-        """Pass an event on, with the ``event_id`` that the application gave it."""
+        """Pass an event on, with the ``event_id`` that the application gave it. Left out are
+        ``session.created``, and an ``error`` about an event of the gateway's.
+
+        Notes settings of a ``session.updated`` and the id of a new response; before an item that
+        was truncated while it played comes ``output_audio_buffer.cleared``.
+        """
         kind = event.get("type")
         if kind == "session.created":
             return
@@ -350,6 +389,8 @@ class Sideband:
         self._tell(event)
 
     def _tell(self, event: dict[str, Any]) -> None:
+        """Give an event to all followers, with an ``event_id`` if it has none; settings that were
+        only confirmed are added to ``session.updated``. Forget followers that are being closed."""
         if event.get("type") == "session.updated":
             event = {**event, "session": merged(event.get("session"), self._echo)}
         event.setdefault("event_id", self._id())
@@ -358,11 +399,14 @@ class Sideband:
         self._followers = [one for one in self._followers if one.close_code is None]
 
     def _greet(self, follower: Follower) -> None:
+        """Give a follower its first event: ``session.created`` with the settings as the application
+        has them."""
         session = merged(self._session, self._echo)
         follower.put({"type": self.greeting, "event_id": self._id(), "session": session})
 
     def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
-        """Return a function that feeds the call's machine, and shows each input to the sideband."""
+        """Return a function that feeds the call's machine, and then shows the input to the
+        sideband."""
 
         def fed(input: MachineInput, *rest: Any) -> None:
             feed(input, *rest)
@@ -371,7 +415,8 @@ class Sideband:
         return fed
 
     def _on_input(self, input: MachineInput) -> None:
-        """Tell followers of DTMF digits and playout, and release events at the ACK."""
+        """Tell followers of DTMF digits, unless they are sensitive, and of start and end of
+        playout; release waiting events at the ACK."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:
                 told = {"event": digit, "received_at": int(time.time())}
@@ -386,12 +431,14 @@ class Sideband:
                 self._played("stopped")
 
     def _played(self, what: str) -> None:
-        """Send followers ``output_audio_buffer.started``, ``.stopped`` or ``.cleared``."""
+        """Note whether audio is played, and send followers ``output_audio_buffer.started``,
+        ``.stopped`` or ``.cleared`` (``what``), with the id of the last response."""
         self._playing = what == "started"
         self._tell({"type": f"output_audio_buffer.{what}", "response_id": self._response})
 
     def end(self) -> None:
-        """End all followers, since the call is over."""
+        """End all followers (1000) after their queued events, since the call is over; call
+        ``on_end``."""
         self._over = True
         for follower in self._followers:
             follower.close(OVER)
@@ -399,12 +446,14 @@ class Sideband:
         self._on_end()
 
     def _id(self) -> str:
+        """Return the ``event_id`` of an event of our own."""
         self._count += 1
         return f"event_gw_{self._count}"
 
 
 class LiveSideband(Sideband):
-    """Sideband of a Live session: ``/v1/live/sessions/{session_id}/attach``."""
+    """Sideband of a Live session: ``/v1/live/sessions/{session_id}/attach``. Its events of DTMF are
+    ``transport.dtmf.*``, and there are none of playout."""
 
     relayed = LIVE_RELAYED
     greeting = "session.started"
@@ -417,7 +466,9 @@ class LiveSideband(Sideband):
         self._waits: asyncio.TimerHandle | None = None
 
     def _taken(self, kind: str, event: Mapping[str, Any]) -> bool:
-        """Execute ``session.close`` and ``transport.dtmf.send``; return False for other events."""
+        """Execute ``session.close`` (hang up) and ``transport.dtmf.send`` (send a digit, and
+        confirm it to all followers); return False for other events, and for a digit that is
+        none."""
         digit = event.get("event")
         if kind == "session.close":
             self.hang_up()
@@ -430,7 +481,8 @@ class LiveSideband(Sideband):
         return True
 
     def _send(self, event: dict[str, Any]) -> None:
-        """Send an event, with the gateway's tools added to those of the backend."""
+        """Send an event to the session, with the route's tools added to those of its backend, if an
+        update has any."""
         if event["type"] == "session.update" and self.tools:
             event = deepcopy(event)
             delegation = event["session"].get("delegation")
@@ -440,7 +492,13 @@ class LiveSideband(Sideband):
         self._remember(self.send(Relayed(event)), event)
 
     def _pass_on(self, event: dict[str, Any]) -> None:
-        """Pass an event on, with the ``client_event_id`` that the application gave it."""
+        """Pass an event on, with the ``client_event_id`` that the application gave it; without it,
+        if the event answers none of the application's. Left out are ``session.started``, and an
+        ``error`` about an event of the gateway's.
+
+        Notes the session object of any event. The reason of ``session.closed`` is ``remote_hangup``
+        where the caller has hung up; after the call's end that event is the last.
+        """
         kind = event.get("type")
         if kind == "session.started":
             return
@@ -461,12 +519,14 @@ class LiveSideband(Sideband):
             self._let_go()
 
     def _tell(self, event: dict[str, Any]) -> None:
+        """Give an event to all followers, without a ``client_event_id`` that is null."""
         if event.get("client_event_id", "") is None:
             del event["client_event_id"]
         super()._tell(event)
 
     def _on_input(self, input: MachineInput) -> None:
-        """Tell followers of DTMF digits, and note who hung up."""
+        """Tell followers of DTMF digits, unless they are sensitive; note that the caller hung up;
+        release waiting events at the ACK."""
         match input:
             case inputs.DigitPressed(digit) if not self.concealed:
                 self._tell({"type": "transport.dtmf.received", "event": digit})
@@ -476,7 +536,8 @@ class LiveSideband(Sideband):
                 self._hung_up = True
 
     def end(self) -> None:
-        """End all followers, after the ``session.closed`` that they still get."""
+        """End all followers after the ``session.closed`` that they still get, ``CLOSED_SECONDS``
+        from now at the latest; at once where no session was up. Call ``on_end`` now."""
         if self._over or self._session is None or not self._followers:
             super().end()
             return
@@ -485,6 +546,7 @@ class LiveSideband(Sideband):
         self._on_end()
 
     def _let_go(self) -> None:
+        """End all followers (1000) after their queued events."""
         if self._waits is not None:
             self._waits.cancel()
         for follower in self._followers:
@@ -495,7 +557,8 @@ class LiveSideband(Sideband):
 def move_field(
     session: dict[str, Any], path: tuple[str, ...], kept: dict[str, Any] | None = None
 ) -> None:
-    """Remove the field at ``path`` from a session object; put it at the same path of ``kept``."""
+    """Remove the field at ``path`` from a session object; put it at the same path of ``kept``, if
+    given. Nothing where there is no such field."""
     node, kept = session, {} if kept is None else kept
     for step in path[:-1]:
         inner = node.get(step)
@@ -507,7 +570,8 @@ def move_field(
 
 
 def _changes_something(session: Mapping[str, Any]) -> bool:
-    """Return whether a ``session.update`` has fields besides ``type``."""
+    """Return whether a ``session.update`` has fields besides ``type`` and an ``audio`` without
+    content."""
     audio = session.get("audio")
     sides = any(audio.values()) if isinstance(audio, dict) else audio is not None
     return sides or bool(session.keys() - {"type", "audio"})
