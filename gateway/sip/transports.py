@@ -47,7 +47,8 @@ class _Open:
     """A listener that is bound: pjsip's id of it, its ``host:port`` for others, its port."""
 
     listen: Listen
-    identity: int
+    identity: int | None
+    """None while it is closed, as it could not be bound again."""
     name: str
     port: int
 
@@ -95,14 +96,16 @@ class Listeners:
 
         Connections go on, with the certificates that they were made with. Raises AgentError where
         the files are no good, before anything is changed; also where a listener cannot be bound
-        again, which then stays closed.
+        again, which then is closed until a later call of this can.
         """
         secure = [one for one in self._open if one.listen.transport == "tls"]
         if secure:
             self._try_certificates()
         for one in secure:
             # pjsip keeps the connections of a listener that is closed.
-            self._endpoint.transportClose(one.identity)
+            if one.identity is not None:
+                self._endpoint.transportClose(one.identity)
+            one.identity = None
             one.identity = self._bind(one.listen, one.port).identity
         return len(secure)
 

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
+from typing import Any
 
+import pjsua2 as pj
 import pytest
 
-from gateway.sip.settings import Listen
+from gateway.sip.library import AgentError
+from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.transports import (
     LEAVE_SECONDS,
     QUIET_SECONDS,
     SPARE_PAIRS,
+    Listeners,
     RtpPortQuarantine,
     forced_contact,
 )
@@ -151,3 +156,27 @@ def test_contact(case: str) -> None:
     transport, local, public, listeners, expected = CASES[case]
     contact = forced_contact("agent", transport, local, public, listeners)
     assert contact == (f"<sip:agent@{expected}>" if expected else "")
+
+
+def test_a_tls_listener_that_could_not_be_bound_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [True, False, True]
+    closed: list[int] = []
+
+    def create(_kind: int, _config: Any) -> int:
+        if not free.pop(0):
+            raise pj.Error()
+        return len(free)
+
+    endpoint = SimpleNamespace(
+        transportCreate=create,
+        transportClose=closed.append,
+        transportGetInfo=lambda _identity: SimpleNamespace(localName="192.0.2.1:5061"),
+    )
+    monkeypatch.setattr(Listeners, "_try_certificates", lambda _self: None)
+    monkeypatch.setattr(Listeners, "_secure", lambda _self, _config: None)
+    listeners = Listeners(endpoint, SipSettings(listen=(Listen("tls", "192.0.2.1", 5061),)))
+    listeners.open()
+    with pytest.raises(AgentError):
+        listeners.renew_certificates()
+    assert listeners.renew_certificates() == 1
+    assert closed == [2], "not what is closed already"
