@@ -41,13 +41,16 @@ def interrupt(
     control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
 ) -> list[Output]:
     """Stop playout at once, drop the audio still to come of all responses that run or are queued,
-    and tell the server what was heard.
+    and tell the server what was heard (:meth:`Playback.interrupt`). Whether an interruption is
+    allowed (:attr:`Interruptions.protected`) is not asked here.
 
     First, a hang-up that the model asked for, and its queued action that has not begun (transfer,
     hold, DTMF), are cancelled, and their tool calls answered with "not ended" and "not done",
-    unless they were answered before. Returns, in this order, these tool outputs, a truncation or
-    deletion with a log line for each item that was not heard to its end, and ``response.cancel``
-    for each running response that was not interrupted before.
+    unless they were answered before. Hang-ups and actions that others asked for go on. Returns, in
+    this order, these tool outputs, a truncation or deletion with a log line for each part that was
+    not heard to its end, and ``response.cancel`` for each running response that was not interrupted
+    before; to a session without that command (Live), one system message to stop speaking in place
+    of these.
 
     Args:
         trigger: for log and record: speech, digit, guard, machine and others.
@@ -73,8 +76,8 @@ def interrupt(
 def drop_response(
     control: ConversationControl, response_id: str, trigger: str, now: float
 ) -> list[Output]:
-    """Keep one response from the caller. Where its audio is queued, :func:`interrupt`, which stops
-    all other responses, too.
+    """Keep one response from the caller. Where audio of it is queued, call :func:`interrupt`,
+    which stops all other responses, too.
 
     Otherwise drop its audio still to come, and cancel it if it runs; playout goes on. Nothing if
     none of it is queued and it was interrupted or dropped before.
@@ -162,7 +165,8 @@ class Interruptions:
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:
         """Handle a transcript delta: protect its response from interruption once the words so far
-        (the last ``_PROTECTED_TEXT`` characters) match one of ``uninterruptible_patterns``."""
+        (the last ``_PROTECTED_TEXT`` characters) match one of ``uninterruptible_patterns``; it
+        stays protected to its end. Only words of the latest response are remembered."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words
@@ -174,7 +178,7 @@ class Interruptions:
     @property
     def protected(self) -> bool:
         """Whether speech and digits must not interrupt now: a protected response runs, or its audio
-        is queued or playing."""
+        is queued or playing. Other triggers of :func:`interrupt` do not ask for it."""
         control = self._control
         return any(
             one in control.responses.running
@@ -209,8 +213,9 @@ class Interruptions:
         playout if it interrupts responses (it cancels by itself). Where the gateway does, a turn
         begins: with mode ``disabled`` or while something protected is said the agent goes on
         (logged); with ``adaptive``, while the agent speaks or a response runs, playout is paused
-        until it is known whether this interrupts, for ``force_interrupt_ms`` at most; else
-        interrupt at once.
+        until it is known whether this interrupts: speech that goes on interrupts after
+        ``force_interrupt_ms``, and speech that ends before is decided by :meth:`on_speech_stopped`;
+        else interrupt at once.
         """
         control = self._control
         note = control.timeline.note
@@ -239,9 +244,10 @@ class Interruptions:
 
     def on_speech_stopped(self, event: SpeechStopped, now: float) -> list[Output]:
         """Handle ``speech_stopped`` of a turn for which playout is paused: resume it after speech
-        shorter than ``min_speech_ms`` (without the server's padding); else interrupt at once where
-        the caller is not transcribed, or wait ``transcript_timeout`` s for the transcript. Nothing
-        for other turns."""
+        shorter than ``min_speech_ms`` (without the server's padding). Else, and where the server
+        tells no times, interrupt at once if the caller is not transcribed, or wait up to
+        ``transcript_timeout`` s for the transcript, with playout paused. Nothing for other
+        turns."""
         turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []
@@ -258,8 +264,9 @@ class Interruptions:
 
     def on_transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
         """Handle the transcript of a turn for which playout is paused: resume it where the
-        transcript is empty or consists of backchannel phrases ("mhm") only, else interrupt. Nothing
-        for other turns."""
+        transcript has no words, is one of the ``backchannel_phrases`` as a whole, or has only words
+        that are such phrases each ("mhm yes"); else interrupt. Nothing for other turns. A
+        transcript without an item id is taken for that of the latest turn not committed."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []
@@ -284,8 +291,9 @@ class Interruptions:
         return [] if turn.undecided else self._request_answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Interrupt for each turn whose time to decide is over: speech longer than
-        ``force_interrupt_ms``, or a transcript that has not come within ``transcript_timeout``."""
+        """Interrupt once for each undecided turn whose :attr:`deadline` has come: its speech goes
+        on after ``force_interrupt_ms``, or its transcript has not come in ``transcript_timeout`` s
+        from ``speech_stopped``."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
         return [output for turn in late for output in self._interrupt(turn, now)]
 
@@ -300,7 +308,7 @@ class Interruptions:
 
     def on_session_over(self) -> list[Output]:
         """Forget all turns, decided or not, and resume playout that was paused: the session is
-        over."""
+        over. Protected responses stay protected while their queued audio is played."""
         self._turns.clear()
         return self._resume()
 
@@ -375,7 +383,8 @@ class Interruptions:
         return self._control.request_response(CreateResponse(), now)
 
     def _resume(self) -> list[Output]:
-        """Return ``Pause(False)`` if playout was paused, else nothing."""
+        """Return ``Pause(False)`` if playout was paused, else nothing; ``paused_at`` of the
+        response times becomes None."""
         was, self._paused = self._paused, False
         self._control.response_times.paused_at = None
         return [Pause(False)] if was else []

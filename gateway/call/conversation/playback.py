@@ -36,7 +36,8 @@ _RESENT = 32
 
 
 class Truncations:
-    """Makes ``conversation.item.truncate`` and ``.delete``, and repeats a refused truncation once.
+    """Makes ``conversation.item.truncate`` and ``.delete``, and repeats a refused truncation once
+    for each part.
 
     Args:
         margin_ms: taken off what was heard, for servers that count an item shorter than they
@@ -52,8 +53,8 @@ class Truncations:
         """Return ``conversation.item.truncate`` at the milliseconds heard of this part, or
         ``conversation.item.delete`` where nothing of the item was, in any part.
 
-        ``audio_end_ms`` is never more than was received, which the server refuses, and has the
-        margin taken off.
+        ``audio_end_ms`` is what was heard without the margin: 0 or more, and never more than was
+        received, which the server would refuse.
         """
         if not heard.item_heard:
             return DeleteItem(heard.item_id)
@@ -67,8 +68,8 @@ class Truncations:
         where the length is no less than what was sent, and for 0 ms.
 
         Args:
-            command: command that the error answers; where the server does not say, the last
-                truncation if it had the refused length.
+            command: command that the error answers; None where the server does not say: then it is
+                taken to be the last truncation, if that had the refused length.
         """
         found = _SHORTER.search(error.message)
         if found is None:
@@ -151,9 +152,10 @@ class Playback:
         """Called for each part of a response that the caller did not hear to its end."""
 
     def on_audio(self, event: AudioDelta) -> list[Output]:
-        """Handle an audio delta: return ``Play`` with the whole frames that are due, or nothing
-        where there is none yet. Audio of an interrupted response is dropped and counted; its item,
-        if none of it was queued, is deleted at ``response.done``."""
+        """Handle an audio delta: return ``Play`` with the whole frames that it completes
+        (:meth:`queue_audio`), or nothing where it completes none. Audio of an interrupted or
+        dropped response is not queued, but counted in :attr:`late_audio_ms`; an item of which no
+        audio came before is remembered, to be deleted at ``response.done``."""
         cut = self._interrupted_response(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
@@ -168,8 +170,9 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Take an audio delta of a response that is not interrupted. Return the whole frames (20
-        ms) that it completes, for the playout queue, and count them as queued; b"" if none.
+        """Take an audio delta of a response that is not interrupted, which is not checked here.
+        Return the whole frames (20 ms) that it completes, for the playout queue, and count them as
+        queued; b"" if none, and for a part that was cut.
 
         Less than a frame is kept for the next delta. Before audio of another part, what is kept of
         the last part is filled with silence and returned, too.
@@ -186,11 +189,11 @@ class Playback:
         return self._queue_last_frames(self._tracker.finish((event.item_id, event.content_index)))
 
     def on_response_done(self, response_id: str) -> list[Output]:
-        """Handle ``response.done``: return ``Play`` with its incomplete frame, filled with silence,
-        or empty.
+        """Handle ``response.done``: return ``Play`` with the response's incomplete frame, filled
+        with silence; it is empty where there is none.
 
-        Of an interrupted response also return ``conversation.item.delete`` for each item that came
-        after the interruption, unless the session cannot truncate.
+        Of an interrupted or dropped response also return ``conversation.item.delete`` for each item
+        whose audio came only after that, unless the session cannot truncate.
         """
         outputs = self._queue_last_frames(self._tracker.finish_response(response_id))
         cut = self._interrupted_response(response_id)
@@ -202,13 +205,15 @@ class Playback:
 
     def on_session_over(self) -> list[Output]:
         """End all responses, since their session is over, and forget which were interrupted: return
-        ``Play`` with the last incomplete frame. Queued audio is played to the end."""
+        ``Play`` with the last incomplete frame, which may be empty. Queued audio is played to the
+        end."""
         self._interrupted.clear()
         return self._queue_last_frames(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:
-        """Return whether audio of this response was received before an interruption, and at least
-        ``SHORTEST_MS`` of it, as far as it is remembered."""
+        """Return whether at least ``SHORTEST_MS`` of audio of this response was received before an
+        interruption; any audio is enough where the tracker has forgotten how much it was. False for
+        a response that is not among the latest ``_MAX_INTERRUPTED`` with audio."""
         received = self._tracker.response_ms(response_id)
         return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
 
@@ -224,7 +229,8 @@ class Playback:
 
     def is_queued(self, response_id: str) -> bool:
         """Return whether audio of this response was queued since the queue was last empty or
-        flushed: it is being played, or about to be."""
+        flushed. It is to be played, is being played, or has been played just before audio of
+        another response that is still queued."""
         return self._tracker.queued(response_id)
 
     def rename(self, placeholder: str, response_id: str) -> None:
@@ -251,8 +257,8 @@ class Playback:
 
         Returns, for each part not heard to its end, a truncation at the ms that were played, or one
         deletion for an item of which nothing was heard; neither where the session cannot truncate.
-        And log lines; no ``response.cancel``. Nothing if no response runs and nothing is queued or
-        unfinished.
+        And log lines; no ``response.cancel``. Returns nothing, and flushes nothing, if no response
+        runs, nothing is queued, and no part may have more audio to come.
 
         Args:
             trigger: for log and record, such as ``speech``.
@@ -267,13 +273,14 @@ class Playback:
     def stop(self, now: float) -> list[Output]:
         """Stop playout because the leg has ended, and return the log line ``agent_speech_stopped``
         if something was heard just then. The transcript learns what was heard; the server and the
-        record's interruptions do not. Nothing where nothing is queued or unfinished."""
+        record's interruptions do not. Nothing where nothing is queued, and no part may have more
+        audio to come."""
         return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Return the log line ``agent_speech_started``: the first frame after silence was handed to
-        RTP. Nothing where the queue was flushed since; after an underrun of which no word came,
-        ``agent_speech_stopped`` first."""
+        RTP. Where the end of the speech before was not told (an underrun that was short),
+        ``agent_speech_stopped`` comes first. Nothing where the queue was flushed since."""
         if not self.queued_ms:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
@@ -287,9 +294,9 @@ class Playback:
         return outputs
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """Count all queued audio as heard, since the queue ran empty. Returns
-        ``agent_speech_stopped``, if something was heard, and truncations of items that had not
-        fitted the queue (trigger ``overflow``)."""
+        """Count all queued audio as heard, since the queue ran empty. Returns the log line
+        ``agent_speech_stopped``, if something was heard. For items that had not fitted the queue
+        (trigger ``overflow``), also returns truncations or deletions, as after an interruption."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
@@ -298,15 +305,16 @@ class Playback:
         return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Take the last ``frames`` frames, which did not fit the queue, off the count, drop the
-        rest of their parts, and return the log line ``playout_overflow``."""
+        """Take the last ``frames`` frames, which did not fit the queue, off the tracker's count,
+        drop the rest of their parts, and return the log line ``playout_overflow``. The server is
+        told once the queue runs empty or is flushed; ``queued_ms`` stays until then."""
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def _flush(self, trigger: str, now: float) -> list[Output]:
-        """Flush the queue, and report what was heard of each item (:meth:`_report_heard`); sets
-        ``interrupted_at``. Returns ``agent_speech_stopped`` first, if something was heard just
-        then."""
+        """Flush the queue, report what was heard of each part (:meth:`_report_heard`), and set
+        ``interrupted_at``. Returns the log line ``agent_speech_stopped`` first, if something was
+        heard just then."""
         heard = self._tracker.flush(self._playout.flush())
         self.interrupted_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
@@ -323,7 +331,8 @@ class Playback:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio (ms) that came after its response was interrupted, and was dropped."""
+        """Audio (ms) of the call that came after its response was interrupted or dropped, or after
+        its part had not fitted the queue, and was not played."""
         return self._tracker.dropped_bytes // self._bytes_per_ms
 
     def _interrupted_response(self, response_id: str) -> _Interrupted | None:
@@ -364,8 +373,8 @@ class Playback:
         return outputs
 
     def _record_interruption(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        """Append an :class:`Interruption` to the record, and return its log line. Only one by
-        speech says how long the caller had spoken.
+        """Append an :class:`Interruption` to the record (the first ``MAX_KEPT`` only), and return
+        its log line. Only an interruption by speech says how long the caller had spoken.
 
         Args:
             action: truncate, delete, or none where the server can do neither.

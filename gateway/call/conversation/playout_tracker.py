@@ -107,9 +107,11 @@ class PlayoutTracker:
         """Take an audio delta of the part ``key``; return the whole frames to be queued now, which
         may be none, and count them as queued. What is left of less than 20 ms is kept.
 
-        Audio of another part than before first ends that one's incomplete frame with silence. Audio
-        of a part that was cut is counted in ``dropped_bytes`` only. A key with another response id
-        is a new part, and replaces the old one.
+        Where the audio before was of another part, the incomplete frame of that part comes first in
+        what is returned, filled with silence. Audio of a part that was cut is counted in
+        ``dropped_bytes`` only. Audio after the end of its part (:meth:`finish`) opens the part
+        again. A key with another response id is a new part; the old one is forgotten, and is not
+        reported any more.
         """
         if not audio:
             return b""
@@ -159,7 +161,8 @@ class PlayoutTracker:
 
     def refused(self, frames: int) -> None:
         """Take the last ``frames`` frames off the count of the queue, which they did not fit. The
-        rest of their parts is dropped: the incomplete frame, and audio still to come."""
+        rest of their parts is dropped: the incomplete frame, and audio still to come. The next
+        :meth:`drained` or :meth:`flush` returns what was heard of these parts."""
         while frames > 0 and self._queue:
             queued = self._queue[-1]
             taken = min(frames, queued.frames)
@@ -186,10 +189,10 @@ class PlayoutTracker:
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Reckon what was heard from the number of frames that a flush left unplayed, the last ones
         of the queue; return it for each part that was not known to be received and heard to its
-        end.
+        end, and of which no cut was reported before.
 
-        A part that proves to be whole has ``complete``. More audio of these parts is dropped, as is
-        the incomplete frame.
+        A part that now proves to have been heard to its end has ``complete``. Audio of these parts
+        that comes later is dropped, also of a complete one, as is the incomplete frame.
         """
         unfinished = [part for part in self._parts.values() if not part.finished]
         for queued in reversed(self._queue):
@@ -201,8 +204,8 @@ class PlayoutTracker:
         return self._heard_of(unfinished)
 
     def knows(self, item_id: str) -> bool:
-        """Return whether audio of this item was received before its response was interrupted, if it
-        was."""
+        """Return whether audio of this item was received, and a part of the item is still
+        remembered (``MAX_PARTS``)."""
         return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:
@@ -212,7 +215,7 @@ class PlayoutTracker:
 
     def received_ms(self, item_id: str) -> int:
         """Return the audio (ms) of this item received so far, all its parts together, without what
-        came after a cut."""
+        came after a cut; 0 where no part of it is remembered."""
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // self._bytes_per_ms
 
@@ -224,19 +227,19 @@ class PlayoutTracker:
 
     def heard_ms(self, response_id: str) -> int:
         """Return the audio (ms) of this response, all its parts together, that is known to have
-        been handed to RTP; what is being played counts once the queue is empty or flushed."""
+        been handed to RTP; what is being played counts once the queue is empty or flushed. 0 where
+        no part of the response is remembered."""
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // self._bytes_per_ms
 
     def queued(self, response_id: str) -> bool:
         """Return whether audio of this response was queued since the queue was last empty or
-        flushed."""
+        flushed; it may all have been played since, while audio behind it is still queued."""
         return any(queued.part.response_id == response_id for queued in self._queue)
 
     @property
     def responses(self) -> set[str]:
-        """Ids of the responses of which audio was queued since the queue was last empty or
-        flushed."""
+        """Ids of the responses for which :meth:`queued` is true."""
         return {queued.part.response_id for queued in self._queue}
 
     @property
@@ -248,7 +251,8 @@ class PlayoutTracker:
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
         """Add a part, and remove one of the same key. From ``MAX_PARTS`` on the oldest finished one
         is removed; from ``MAX_UNENDED`` on, if none is finished, the oldest that was all heard,
-        since a server need not tell the end of any."""
+        since a server need not tell the end of any. Parts that are still to be heard stay, however
+        many there are."""
         self._parts.pop(key, None)
         if len(self._parts) >= MAX_PARTS:
             parts = self._parts.items()

@@ -54,8 +54,8 @@ _MARKS = 512
 
 @dataclass(slots=True)
 class Entry:
-    """Words, a function call or a tool result, with what was heard of it. Times in ms since the
-    INVITE."""
+    """Words, a function call or a tool result, and which of the words were heard. ``at_ms`` is in
+    ms since the INVITE."""
 
     at_ms: float
     who: str
@@ -122,8 +122,9 @@ class Transcript:
 
         An item gets its entry with its first event: the caller's turn with
         ``input_audio_buffer.committed``, the agent's words with their first delta (where words come
-        late, with ``response.created``). Complete words replace deltas. Function calls count only
-        of a completed ``response.done``.
+        late, with ``response.created``). Events of the caller without an item id get an
+        entry each. Complete words replace deltas, unless they are empty; of either, ``MAX_TEXT``
+        characters are kept. Function calls count only of a completed ``response.done``.
         """
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
@@ -161,8 +162,8 @@ class Transcript:
 
     def add_sent_items(self, todo: list[Output], now: float) -> None:
         """Add the items that we put into the conversation with these outputs
-        (``conversation.item.create``): results of tools, messages. Those that seed a session are
-        there already."""
+        (``conversation.item.create``): results of tools, messages. Those that seed a session
+        (``Send.seed``) are left out, since they are there already."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._add_item(output.command.item, now)
@@ -183,8 +184,8 @@ class Transcript:
 
     def on_session_replaced(self) -> None:
         """Mark all items as of an earlier session, whose ids may come again. If a response runs and
-        the last entry is the agent's, its words so far count as heard, and as not heard to the
-        end."""
+        the last entry is the agent's, all its words so far count as heard, and the entry as not
+        heard to its end; an entry that was cut before stays as it is."""
         for entry in self._by_item.values():
             entry.past = True
         active = self._control.responses.active
@@ -200,7 +201,7 @@ class Transcript:
     def response_due(self) -> bool:
         """Whether a session that takes over owes a response: the last entry, not counting function
         calls and system messages, is the caller's, a tool result, or words of the agent that were
-        interrupted."""
+        not heard to their end. False where there is no entry yet."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
@@ -208,7 +209,7 @@ class Transcript:
     @property
     def words_missing(self) -> bool:
         """Whether one of the last ``_LATEST`` spoken entries of caller or agent that have an item
-        id still lacks its complete words."""
+        id still lacks its complete words; also where the server never sends them."""
         spoken = [one for one in self._entries if one.who in ("caller", "agent") and one.item_id]
         return any(not one.complete for one in spoken[-_LATEST:])
 
@@ -228,8 +229,10 @@ class Transcript:
         conversation as it was heard, oldest first.
 
         Of the latter only the latest, at most ``SEED_ENTRIES`` and ``SEED_TEXT`` characters; a
-        system message before them tells that others were left out. Tool results whose call was left
-        out are so, too. Remembers what was there for :meth:`since_seed`.
+        system message before them tells that earlier ones were left out, here or for
+        ``MAX_ENTRIES``. A tool result whose call is not among them is left out, too. Function calls
+        and results are the items themselves, a private result with its text. Remembers what was
+        there for :meth:`since_seed`.
         """
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
@@ -256,9 +259,9 @@ class Transcript:
         ]
 
     def since_seed(self) -> str:
-        """Return what was said and done since :meth:`seed`, a line ("Caller: ...") for each entry;
-        "" without any. For a session that was seeded when it was opened and takes over
-        later."""
+        """Return what was said and done since the latest :meth:`seed`, as it was heard, a line
+        ("Caller: ...") for each entry; "" without any. Private results have their text. For a
+        session that was seeded when it was opened and takes over later."""
         lines = []
         for entry in self._entries:
             if id(entry) in self._seeded or _seed_item_of(entry) is None:
@@ -272,15 +275,16 @@ class Transcript:
     # ---- how
 
     def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
-        """Return the entry of an item of this session; a new one, appended, where there is none."""
+        """Return the entry of an item of this session; a new one, appended, where there is none,
+        and always for an empty ``item_id``."""
         entry = self._by_item.get(item_id)
         if entry is None or entry.past:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
     def _agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
-        """Return the agent's entry of an item, new or not. Where its response was interrupted
-        before any audio of the item was queued, it counts as not heard at all."""
+        """Return the agent's entry of an item, new or not. Where its response was interrupted or
+        dropped before any audio of the item came, the entry counts as not heard at all."""
         entry = self._entry_of("agent", item_id, now)
         playback = self._control.playback
         if playback.was_interrupted(response_id) and not playback.received_ms(item_id):
@@ -300,8 +304,9 @@ class Transcript:
         return entry
 
     def _add_item(self, item: Mapping[str, Any], now: float) -> None:
-        """Add an item that we sent: a tool result (as "(private)" where its call is in
-        ``control.private``), or a message, with the size in place of an image. Other items are
+        """Add an item that we sent: a tool result (its text is "(private)" where its call is in
+        ``control.private``; the item is kept whole for :meth:`seed`), or a message, with type and
+        size in place of an image. A message of the role ``user`` is the caller's. Other items are
         ignored."""
         at_ms = self._control.timeline.ms(now)
         if item.get("type") == "function_call_output":
@@ -350,8 +355,8 @@ class Transcript:
             entry.heard = _heard_words(entry, *entry.cut)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
-        """Set which words were heard of an item whose playout was stopped; nothing where it has no
-        entry yet."""
+        """Set which words were heard of an item of which a part was not heard to its end; nothing
+        where it has no entry yet."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.cut = heard.played_ms, heard.received_ms
@@ -359,7 +364,8 @@ class Transcript:
 
     def _item_deleted(self, item_id: str) -> None:
         """Handle ``conversation.item.deleted``: remove the entry, if it is the caller's. Those of
-        the agent stay, and those of items that context trimming has deleted."""
+        the agent stay, and those of items that context trimming has deleted; the id is forgotten
+        in any case."""
         entry = self._by_item.pop(item_id, None)
         if item_id in self._control.trimmed_items:
             self._control.trimmed_items.discard(item_id)
@@ -404,9 +410,10 @@ def _image_text(uri: str) -> str:
 
 
 def _seed_item_of(entry: Entry) -> Mapping[str, Any] | None:
-    """Return the item that stands for this entry in a new session: words as they were heard, with
-    "…" where they were cut, as message of assistant, user or system. None where nothing of it was
-    heard, or it has no words."""
+    """Return the item that stands for this entry in a new session. A function call or result is
+    the item itself; words become a message of the assistant (agent), the user (caller) or the
+    system (others), as they were heard, with "…" where they were cut. None where the entry has no
+    words, or none was heard."""
     if entry.item is not None:
         return entry.item
     said = entry.text if entry.heard is None else entry.heard
