@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
-from gateway.records.spool import Entry, create_database
+from gateway.records.spool import Entry, create_database, identity_of
 from gateway.records.tables import (
     CUT,
     HEAD,
@@ -107,6 +107,8 @@ class Database:
         self._lasting = lasting
         self._engine: sa.Engine | None = None
         self._ready = False
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of SQLite's file, once it has its tables."""
         # Made once: making a statement takes longer than carrying it out.
         self._upsert_row = self._upsert(_EMPTY.keys() - {"id"})
         self._upsert_cut = self._upsert(_CUT)
@@ -124,8 +126,8 @@ class Database:
 
     def prepare(self) -> None:
         """Create or migrate the tables, unless this was done since :meth:`close`, or ``read_only``
-        is set. SQLite's file is made again if it was removed."""
-        if self.file is not None and not self.file.exists():
+        is set. SQLite's file is made again if it was removed, and opened if it was replaced."""
+        if self._ready and self.file is not None and identity_of(self.file) != self._identity:
             self.close()
         if self._ready or self._read_only:
             return
@@ -135,6 +137,7 @@ class Database:
         elif version_of(engine) != HEAD:
             upgrade(engine)
         self._ready = True
+        self._identity = None if self.file is None else identity_of(self.file)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Write rows and events in one transaction, in any order and again without harm.
@@ -199,31 +202,42 @@ class Database:
             after: id of the last call of the page before, "" for the first page; none are found
                 after one that is deleted meanwhile.
         """
-        columns = [column for column in calls.c if column.name != "record"]
-        query = sa.select(*columns).where(*_conditions(wanted))
-        key = sa.tuple_(calls.c.invited_at, calls.c.id)
-        with self._connected().connect() as connection:
-            if after:
-                last = connection.execute(
-                    sa.select(calls.c.invited_at, calls.c.id).where(calls.c.id == after)
-                ).first()
-                if last is None:
-                    return []
-                bound = sa.tuple_(
-                    sa.bindparam("a", last[0], type_=UtcTime), sa.bindparam("b", last[1])
-                )
-                query = query.where(key < bound if newest_first else key > bound)
-            order = (calls.c.invited_at, calls.c.id)
-            query = query.order_by(*(sa.desc(one) if newest_first else one for one in order))
-            rows = connection.execute(query.limit(limit)).mappings()
-            return [dict(row) for row in rows]
+        last: tuple[datetime, str] | None = None
+        if after:
+            by_id = sa.select(calls.c.invited_at, calls.c.id).where(calls.c.id == after)
+            with self._connected().connect() as connection:
+                found = connection.execute(by_id).first()
+            if found is None:
+                return []
+            last = (found[0], found[1])
+        return self._page(wanted, limit, last, newest_first=newest_first)
 
     def each(self, wanted: Filter, batch: int = 500) -> Iterator[dict[str, Any]]:
         """Yield all rows that a filter matches, oldest first, page by page."""
-        after = ""
-        while found := self.find(wanted, limit=batch, after=after, newest_first=False):
+        last: tuple[datetime, str] | None = None
+        while found := self._page(wanted, batch, last, newest_first=False):
             yield from found
-            after = found[-1]["id"]
+            last = (found[-1]["invited_at"], found[-1]["id"])
+
+    def _page(
+        self, wanted: Filter, limit: int, last: tuple[datetime, str] | None, *, newest_first: bool
+    ) -> list[dict[str, Any]]:
+        """Return up to ``limit`` rows, without the whole records, in the order of their INVITEs.
+
+        Args:
+            last: time of the INVITE and id of the last call of the page before, which may be
+                deleted meanwhile; None for the first page.
+        """
+        columns = [column for column in calls.c if column.name != "record"]
+        query = sa.select(*columns).where(*_conditions(wanted))
+        order = (calls.c.invited_at, calls.c.id)
+        if last is not None:
+            key = sa.tuple_(*order)
+            bound = sa.tuple_(sa.bindparam("a", last[0], type_=UtcTime), sa.bindparam("b", last[1]))
+            query = query.where(key < bound if newest_first else key > bound)
+        query = query.order_by(*(sa.desc(one) if newest_first else one for one in order))
+        with self._connected().connect() as connection:
+            return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
 
     def get(self, call_id: str) -> dict[str, Any] | None:
         """Return the row of a call with its whole record and its ``events`` in their order; None

@@ -35,6 +35,8 @@ LOOK_SECONDS = 30.0
 """Between two looks for files, where nobody tells of one."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
 """From a failure to the next try (s); each pause is twice as long."""
+MAX_FAILURES = 10
+"""Files that fail in one round before it ends: each may be uploaded whole for nothing."""
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 STOP_SECONDS = 5.0
 
@@ -171,27 +173,42 @@ class Uploads:
         """Upload the file of each link, or delete the object of one without a file; then delete the
         link, and the file unless it is kept here.
 
-        Skips files that are locked, as by their recording. Ends when stopped. Raises what the
-        storage's client or the disk does, and leaves the further ones.
+        Skips files that are locked, as by their recording. Ends when stopped. One that fails keeps
+        its link, and the first error is raised after the others; but at once if the storage cannot
+        be reached, or after ``MAX_FAILURES``.
         """
+        from urllib3.exceptions import HTTPError
+
+        errors: list[Exception] = []
         for link in self._links():
-            if self._closed:
-                return
-            path = self._folder / link.name
-            if not path.exists():  # deleted since, perhaps after it was uploaded
-                client.remove_object(self._storage.bucket, self._storage.prefix + link.name)
-                link.unlink(missing_ok=True)
-                continue
-            with locked(path) as mine:
-                if not mine or not link.is_symlink():
-                    continue  # still written to, or in the hands of another process
-                key = self._storage.prefix + link.name
-                client.fput_object(self._storage.bucket, key, str(path), _type_of(path))
-                link.unlink(missing_ok=True)
-                if not self._storage.keep_local:
-                    path.unlink(missing_ok=True)
-                self.uploaded += 1
-                log.info("recording.uploaded", file=link.name)
+            if self._closed or len(errors) >= MAX_FAILURES:
+                break
+            try:
+                self._upload(client, link)
+            except HTTPError:
+                raise
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _upload(self, client: Any, link: Path) -> None:
+        """Upload the file of a link, or delete the object of one without a file; then delete the
+        link. Nothing while another holder has the file locked. Raises what client and disk do."""
+        path, key = self._folder / link.name, self._storage.prefix + link.name
+        if not path.exists():  # deleted since, perhaps after it was uploaded
+            client.remove_object(self._storage.bucket, key)
+            link.unlink(missing_ok=True)
+            return
+        with locked(path) as mine:
+            if not mine or not link.is_symlink():
+                return  # still written to, or in the hands of another process
+            client.fput_object(self._storage.bucket, key, str(path), _type_of(path))
+            link.unlink(missing_ok=True)
+            if not self._storage.keep_local:
+                path.unlink(missing_ok=True)
+            self.uploaded += 1
+            log.info("recording.uploaded", file=link.name)
 
 
 _TYPES = {".wav": "audio/wav", ".ogg": "audio/ogg"}

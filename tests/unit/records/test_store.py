@@ -455,6 +455,31 @@ def test_pages_of_rows_and_filters(tmp_path: Path) -> None:
     assert (database.get("3") or {})["id"] == "c3", "by its end"
 
 
+def test_rows_go_on_where_the_last_one_of_a_page_is_deleted_meanwhile(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/c.sqlite3")
+    days = [
+        row(f"c{day}", OPENED, invited_at=NOW.replace(day=day).isoformat()) for day in (1, 2, 3)
+    ]
+    database.write(days)
+    found = database.each(Filter(), batch=1)
+    assert next(found)["id"] == "c1"
+    database.delete(["c1"])
+    assert [one["id"] for one in found] == ["c2", "c3"]
+
+
+def test_a_lasting_connection_follows_a_database_that_was_replaced(tmp_path: Path) -> None:
+    first, second = (Database(f"sqlite:///{tmp_path}/c.sqlite3", lasting=True) for _ in range(2))
+    first.prepare()
+    second.prepare()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    second.prepare()
+    first.write([row("c1", OPENED)])
+    assert [one["id"] for one in second.each(Filter())] == ["c1"]
+    first.close()
+    second.close()
+
+
 def test_rows_that_nobody_writes_any_more_are_closed(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/c.sqlite3")
     database.write([row("c1", 7), row("c2", 7, updated_at=NOW.replace(hour=11).isoformat())])

@@ -97,6 +97,21 @@ def test_a_storage_that_is_away_gets_all_of_it_later(storage: Storage, tmp_path:
     assert there(storage)["20260102T000000_late.wav"] == b"late"
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_cannot_be_uploaded_holds_up_no_other(storage: Storage, tmp_path: Path) -> None:
+    recording(tmp_path, "20260104T000000_good.wav", b"good")
+    (tmp_path / "20260103T000000_bad.wav").mkdir()
+    (tmp_path / "pending" / "20260103T000000_bad.wav").symlink_to("../20260103T000000_bad.wav")
+    made = Uploads(tmp_path, storage)
+    made.start()
+    until(lambda: made.uploaded == 1)
+    until(lambda: made.failing)
+    asyncio.run(made.stop())
+    assert made.failing == "IsADirectoryError"
+    assert there(storage)["2026/20260104T000000_good.wav"] == b"good"
+    delete_uploaded(storage, "20260104T000000_good")
+
+
 class Tone:
     """A recorder with a second of sound."""
 
