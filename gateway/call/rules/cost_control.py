@@ -43,10 +43,12 @@ class Budget:
         self._plan = control.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle a budget threshold: add ``warning_message`` to the conversation (with
-        ``warning_response`` also request a response), or terminate: transfer to ``transfer_to`` if
-        it is set, else ``goodbye`` and hang-up. Nothing while the call is ending or its legs are
-        joined."""
+        """Handle a budget threshold. Where a budget is nearly spent, add ``warning_message`` to the
+        conversation, and with ``warning_response`` request a response. Where it is spent, terminate
+        (reason ``BUDGET``): transfer the caller to ``transfer_to`` if it is set; without it, or if
+        the transfer fails, the model says ``goodbye`` and the call is hung up. Nothing while the
+        call is ending or its legs are joined.
+        """
         control = self._control
         if (
             not isinstance(input, BudgetThreshold)
@@ -128,7 +130,7 @@ class ContextTrimmer:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Return nothing: the out-of-band response has the deadline of a summary."""
+        """Return nothing: the deadline of a summary is kept by its out-of-band response."""
         return []
 
     # ---- how
@@ -152,8 +154,9 @@ class ContextTrimmer:
         are joined.
 
         With the strategy ``delete`` the items are deleted at once; else their summary is requested,
-        and they are deleted when it comes, or without one if it fails or takes longer than
-        ``timeout``.
+        and they are deleted when it comes, or without one if it fails, takes longer than
+        ``timeout``, or cannot be requested of this session. If the session is replaced while the
+        summary is awaited, nothing is deleted.
         """
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]

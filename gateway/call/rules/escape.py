@@ -40,7 +40,8 @@ class EscapeToHuman:
 
     def is_escape_key(self, digit: str) -> bool:
         """Return whether this DTMF digit asks for a human now: it is the route's ``key``,
-        ``collect_digits`` does not want it, and an escape may begin."""
+        ``collect_digits`` does not want it, and an escape may begin. The digit is then passed
+        neither to an approval that the caller is asked for, nor to the conversation."""
         control, plan = self._control, self._control.plan.escape
         collecting = control.collecting is not None and control.collecting.wants_digits
         return digit == plan.key and not collecting and self._may_begin
@@ -48,16 +49,18 @@ class EscapeToHuman:
     @property
     def _may_begin(self) -> bool:
         """Whether the route has destinations, the call is not ending, and no transfer is under way
-        or has joined the legs; an interpreted transfer does not prevent it."""
+        or has joined the legs. Legs that are joined through an interpreter do not prevent it; a
+        transfer that is to be interpreted does, until its legs are joined."""
         actions = self._control.call_actions
         busy = (actions.joined or actions.underway) and not actions.interpreted
         ending = self._control.termination is not None
         return bool(self._control.plan.escape.to) and not busy and not ending
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle the transcript of a turn of the caller: one of ``end_phrases`` in it terminates
-        the call (reason ``AGENT_HANGUP``, no goodbye); else one of ``phrases`` begins the escape,
-        if it may begin now."""
+        """Handle the transcript of a turn of the caller. If it has the words of one of
+        ``end_phrases`` in a row (only a call that is just transcribed has any), terminate (reason
+        ``AGENT_HANGUP``, no goodbye). Otherwise one of ``phrases`` begins the escape, if an escape
+        may begin now."""
         assert isinstance(input, ServerEventReceived)
         assert isinstance(input.event, InputTranscribed)
         words = words_of(input.event.transcript)
@@ -76,12 +79,12 @@ class EscapeToHuman:
         return []
 
     def begin(self, by: str, now: float) -> list[Output]:
-        """Interrupt the agent, end the current action, and transfer the caller to the first
-        destination at once.
+        """Interrupt the agent, end the current action, and transfer the caller at once to the first
+        destination to which a transfer can be queued.
 
-        An action that a tool call asked for is answered with the result ``ended``. Of an
-        interpreted transfer, callee and interpreter are released. Call this only where an escape
-        may begin.
+        The tool call of an action is answered: with the status ``ended`` if the action has begun,
+        with ``not done`` if it was still queued. Of an interpreted transfer, callee and interpreter
+        are released. Call this only where an escape may begin.
 
         Args:
             by: key or word, for the log.
@@ -102,7 +105,9 @@ class EscapeToHuman:
         transfer that failed. One to which no transfer can be queued is logged (``escape_failed``)
         and skipped.
 
-        After the last: log it, tell the model that nobody could be reached, and request a response.
+        If none is left, log ``escape_failed``, tell the model that nobody could be reached, and
+        request a response. Where no session is up, the call ends instead
+        (``SessionLifecycle.escape_to_human``).
         """
         control = self._control
         skipped: list[Output] = []

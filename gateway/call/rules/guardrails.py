@@ -206,8 +206,9 @@ class Guardrails:
         return []
 
     def on_session_over(self) -> None:
-        """Forget items, turns, refusals and unanswered checks, since the session is lost or handed
-        over: another one may use the same ids. Late answers of services are then ignored."""
+        """Forget items, turns, refusals and unanswered checks, since the session is lost, closed on
+        hold or handed over: another one may use the same ids. Answers of services that come later
+        are ignored."""
         self._items.clear()
         self._stopped.clear()
         self._turns = _Turns()
@@ -251,9 +252,10 @@ class Guardrails:
     def _check_agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
-        """Add new words of the agent to their item and check them: patterns with the ``WINDOW``
-        characters before them, services with whole sentences. Nothing for a stopped response and
-        for our replacements.
+        """Add new words of the agent to their item and check them. A pattern is searched in them
+        and the ``WINDOW`` characters before them. A service gets whole sentences, and one that is
+        longer than ``WINDOW`` characters before its end. Nothing for a stopped response and for our
+        replacements.
 
         Args:
             whole: the item's text is complete, so that its last word and sentence are, too.
@@ -295,9 +297,10 @@ class Guardrails:
         *,
         open: bool = False,
     ) -> list[Output]:
-        """Apply each guardrail for this speaker, in the route's order. One without service whose
-        pattern matches in ``window`` is enforced at once, and those after it are not applied. One
-        with a service sends it ``sentence``, if that matches the pattern or there is none.
+        """Apply each guardrail for this speaker, in the route's order. A guardrail without a
+        service whose pattern is found in ``window`` is enforced at once, and those after it are not
+        applied. A guardrail with a service has it check ``sentence``, unless the guardrail also has
+        a pattern that is not found in ``sentence``.
 
         Args:
             who: agent or caller.
@@ -363,13 +366,15 @@ class Guardrails:
         return outputs if allow else outputs + self._enforce(check, by, reason, now)
 
     def _enforce(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
-        """Stop the offending response, record and log the decision with what was heard of it (ms),
-        then request the replacement, if there is one, or have the conversation end with it or by
-        transfer.
+        """Stop the offending response, record and log the decision, with the audio of the response
+        that was heard (ms), and do the guardrail's action. ``replace`` requests the replacement, if
+        there is one. ``end`` terminates with the replacement as last words. ``transfer`` terminates
+        by a transfer, with the replacement as last words where the transfer fails.
 
         For the caller's words the answer to that turn is stopped, also one that is still to come or
-        waits to be sent. Playout is interrupted unless the response is over and none of its audio
-        is queued. Nothing if the response or turn was stopped before, or the call is ending.
+        waits to be sent. Playout and all running responses are interrupted, unless the offending
+        response is over and none of its audio is queued. Nothing if the response or turn was
+        stopped before, or the call is ending.
 
         Args:
             by: words, http or timeout.

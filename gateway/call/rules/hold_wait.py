@@ -117,10 +117,11 @@ class HoldWait:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle a second of sound, speech of the other side or its transcript. In a wait,
-        interrupt a response that the server begins, and end the wait at a DTMF digit of the other
-        side (not one detected in the audio). Nothing where the rule is off.
+        interrupt every response that begins, unless the call is ending, and end the wait at a DTMF
+        digit of the other side (not one detected in the audio). Nothing where the rule is off.
 
-        A hold of the other side by SDP suspends the detection of music.
+        While the other side holds the call by SDP, seconds of sound are not looked at; the count of
+        music starts anew when the hold begins and ends.
         """
         if not self._plan.enabled:
             return []
@@ -159,8 +160,9 @@ class HoldWait:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s): ``max_wait`` after the wait began, or sooner, when speech
-        that has stopped will count as a human's. None without a wait and while the call is
+        """When :meth:`tick` acts (s): ``max_wait`` after the wait began, or sooner, when speech
+        that has stopped will count as a human's. That is ``SETTLE_SECONDS`` after it stopped, or
+        ``WORDS_SECONDS`` while its transcript is awaited. None without a wait and while the call is
         ending."""
         if self._wait is None or self._control.termination is not None:
             return None
@@ -175,15 +177,17 @@ class HoldWait:
     # ---- how
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Handle a second of sound. Without a wait, enough seconds of music begin one. In a wait,
-        music has the session hear silence, and makes an announcement of the speech before it; a
-        quiet second, one that is clearly not music, or a second unclear one has the session hear
-        the other side again.
+        """Handle a second of sound. Without a wait, ``music_threshold`` seconds of music begin one.
 
-        Sound that is not quiet counts as speech; its end is a quiet second where the server does
-        not report speech. A quiet second after the end of speech makes the decision due at once, if
-        no transcript is awaited. Nothing but a fresh count of music while an action is queued or
-        under way, the call is ending, or the other side holds.
+        In a wait, a second of music has the session hear silence, and the speech before the music
+        counts as an announcement. The session hears the other side again after a quiet second,
+        after one that is clearly not music, and after two in a row that may or may not be music. A
+        second that is neither music nor quiet counts as speech. Where the server does not report
+        speech, a quiet second is its end. A quiet second after the end of speech has :meth:`tick`
+        decide at once, if no transcript is awaited.
+
+        While an action is queued or under way, the call is ending, or the other side holds, only
+        the count of music starts anew.
         """
         if self._held or self._control.call_actions.busy or self._control.termination is not None:
             self._music.reset()
@@ -212,9 +216,9 @@ class HoldWait:
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
         """Handle the transcript of a turn. It is an announcement if it matches ``announcements``,
         repeats the turns before (:class:`Repeats`) or, in a wait, has the words of a turn in this
-        or an earlier wait. An announcement begins a wait; in one, it does not count as a human, nor
-        does a turn without words, or one that asks for a key: keys are sent. Nothing while an
-        action is queued or under way, or the call is ending."""
+        or an earlier wait. Without a wait, an announcement begins one. In a wait, a turn does not
+        count as a human's if it is an announcement, has no words, or asks for a key; the key is
+        then sent. Nothing while an action is queued or under way, or the call is ending."""
         words = words_of(text)
         repeated = self._repeats.add_words(item_id, words)
         listed = any(one.search(text) for one in self._plan.announcements)
@@ -239,9 +243,9 @@ class HoldWait:
         return outputs + pressed
 
     def _press(self, text: str, now: float) -> list[Output]:
-        """Queue the DTMF digits of the first of the route's ``keys`` whose pattern matches the
-        announcement, and return the log line; nothing after ``MAX_KEYS`` times in this wait, or
-        while another action is queued or under way."""
+        """Queue the DTMF digits of the first of the route's ``keys`` whose pattern is found in the
+        transcript of a turn, and return the log line. Nothing without such a pattern, after
+        ``MAX_KEYS`` times in this wait, or while another action is queued or under way."""
         assert self._wait is not None
         for key in self._plan.keys:
             if self._key_count < MAX_KEYS and key.words.search(text):
@@ -257,7 +261,8 @@ class HoldWait:
     def _begin(self, why: str, now: float, *, music: bool) -> list[Output]:
         """Begin a wait: record and log it, interrupt the agent if it speaks or a response runs or
         is requested, drop requests that wait to be sent, have the server begin no responses by
-        itself, and tell the model to say nothing.
+        itself, and tell the model to say nothing. Until the wait ends, no response can be
+        requested (``ConversationControl.waiting``).
 
         Args:
             why: evidence, for record and log.
@@ -294,8 +299,8 @@ class HoldWait:
 
     def _give_up(self, now: float) -> list[Output]:
         """End the wait after ``max_wait`` (s), and terminate the conversation (reason
-        ``MACHINE_DETECTED``): transfer the call to ``transfer_to``, or hang up without a
-        goodbye."""
+        ``MACHINE_DETECTED``): transfer the call to ``transfer_to`` if that is set; without it, or
+        if the transfer fails, hang up without a goodbye."""
         assert self._wait is not None
         outputs = self._close_wait(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"

@@ -92,8 +92,8 @@ class LineWatch:
 
     def _judge_level(self, dbfs: float, now: float) -> list[Output]:
         """Report a bad line once ``after`` seconds of the caller's speech in a row were softer than
-        ``min_level`` (dBFS); a louder one starts the count anew, and may complete the recovery.
-        Called only for seconds of speech."""
+        ``min_level`` (dBFS); pauses between them do not matter. A louder second starts the count
+        anew, and may complete the recovery. Called only for seconds of speech."""
         if dbfs >= self._plan.min_level:
             self._soft_seconds = 0
             self._beyond.pop("level", None)
@@ -106,9 +106,14 @@ class LineWatch:
         return self._bad_line(FROM_CALLER, f"the caller's speech has {dbfs:.0f} dBFS", now)
 
     def _bad_line(self, side: str, what: str, now: float) -> list[Output]:
-        """Record and log that the line is bad, and tell the model, with ``hint``; only the first
+        """Record and log that the line is bad. The model is told, with ``hint``, only the first
         ``max_hints`` times in a call, and not while the call is ending. Nothing while the line is
-        known as bad already."""
+        known as bad already.
+
+        Args:
+            side: from_caller or to_caller.
+            what: the limit that is exceeded, in words for record and model.
+        """
         if self._bad is not None:
             return []
         control, plan = self._control, self._plan
