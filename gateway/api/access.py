@@ -51,6 +51,8 @@ _SECRET = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(slots=True)
 class _Login:
+    """A log-in: its token, when it ends at the latest and when it was used last (s)."""
+
     token: Token
     until: float
     used: float

@@ -232,6 +232,7 @@ def _add_events(paths: Paths, feed: EventFeed, siblings: Siblings) -> None:
 
 
 def _full() -> JSONResponse:
+    """Return the 429 for a follower above ``MAX_FOLLOWERS``."""
     error = {"code": "too_many", "message": f"{MAX_FOLLOWERS} follow already"}
     return JSONResponse({"error": error}, 429, {"Retry-After": "5"})
 

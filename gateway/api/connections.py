@@ -250,6 +250,7 @@ class LocalSocket:
         self._watch_listener(listener)
 
     def _close(self) -> None:
+        """Close the listener and the spare descriptors; the socket's file stays."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
@@ -292,6 +293,7 @@ class LocalSocket:
         self._serve(client)
 
     def _watch_listener(self, listener: socket.socket) -> None:
+        """Accept the clients of a listener; nothing if it was replaced meanwhile."""
         if listener is self._listener:
             asyncio.get_running_loop().add_reader(listener, self._on_client)
 
@@ -356,6 +358,7 @@ def as_local(app: Any) -> Any:
 
 
 def _own_name() -> str:
+    """Return the name of the user whose process this is."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

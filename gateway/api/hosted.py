@@ -48,6 +48,7 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
     """Add the paths of OpenAI's SIP interfaces, for tokens with the role application."""
 
     def known(authorization: str) -> Token:
+        """Return the application's token. Raises Refusal: 401, 403 for one of another role."""
         token = recognized(authorization, tokens)
         if token is None:
             raise Refusal(401, "invalid_api_key", "Incorrect API key provided")
@@ -66,6 +67,7 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
         return _answer(error)
 
     async def asked(request: Request) -> tuple[Token, dict[str, Any]]:
+        """Return token and JSON object of a request, {} without a body. Raises Refusal."""
         token = known(request.headers.get("authorization", ""))
         raw = await request.body()
         if len(raw) > MAX_BODY_BYTES:

@@ -441,12 +441,14 @@ class Admission:
         record.route = match.route.name
 
         def end(why: EndReason, detail: str, code: int = 0) -> None:
+            """Give the wait up, and reject the INVITE."""
             asking.cancel()
             self.calls.decided(record.call_id)
             at_ms = (asyncio.get_running_loop().time() - began) * 1000
             self.rejections.refuse(leg, record, why, detail, code=code, at_ms=at_ms)
 
         async def ask() -> None:
+            """Begin or refuse the call, as the database says."""
             assert self.shared is not None
             rule = await self.shared.admit(wanted)
             if rule:

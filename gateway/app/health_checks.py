@@ -46,6 +46,8 @@ CALLS_IN_A_ROW = 3
 
 @dataclass(slots=True)
 class _Server:
+    """State of a realtime server: failures in a row, and the last one's text."""
+
     failures: int = 0
     since: float | None = None
     """Since when it is in trouble (s); None while it is not."""

@@ -98,6 +98,7 @@ class OutboundLimiter:
         held = True
 
         def give_back() -> None:
+            """Free the place, once."""
             nonlocal held
             if held:
                 held = False
@@ -445,6 +446,7 @@ class OutboundCalls:
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
         def finished(call: CallController) -> None:
+            """Free the call's places, write its record, and set the future."""
             try:
                 give_back()
                 self.calls.finished(call)

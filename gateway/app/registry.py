@@ -265,6 +265,7 @@ class CallRegistry:
         route = self._routes[record.route]
 
         def explain() -> None:
+            """Add the setting by which the call has ended to its record, at its end."""
             assert record.ending is not None
             why, detail = record.ending.why, record.ending.detail
             transfers = record.actions.transfers

@@ -334,6 +334,7 @@ class Service:
                 log.info("gateway.draining", count=len(calls), calls=calls.ids[:REPORTED_CALLS])
 
     def _status(self) -> Mapping[str, object]:
+        """Return state, draining and health, for ``gateway status`` and the API."""
         return {
             "state": self.state.value,
             "draining": self.state is State.DRAINING,

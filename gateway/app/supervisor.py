@@ -374,6 +374,7 @@ class Supervisor:
         self._signal_all(signal.SIGKILL)
 
     def _signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to all workers that run, starting ones too."""
         for worker in self._workers.values():
             worker.send(number)
 

@@ -175,9 +175,10 @@ class Tracing:
             await asyncio.to_thread(thread.join, STOP_SECONDS)
         except queue.Full:
             pass
-        if len(self):
-            self.dropped += len(self)
-            log.warning("trace.dropped", calls=len(self))
+        left = sum(one is not None for one in tuple(self._waiting.queue))
+        if left:
+            self.dropped += left
+            log.warning("trace.dropped", calls=left)
 
     def _run(self) -> None:
         """Export the traces of ended calls, all that wait together, until :meth:`stop`.
@@ -259,9 +260,10 @@ class _Spans:
         self._success = SpanExportResult.SUCCESS
 
     def of(self, record: CallRecord) -> list[ReadableSpan]:
-        """Return the spans of an ended call."""
+        """Return the spans of an ended call, that of the whole call first."""
         from opentelemetry import trace
 
+        self._made.clear()  # of a call whose spans could not be made
         began = datetime.fromisoformat(record.started_at).timestamp() * 1e9
         self._ids[0] = int(record.trace_id, 16)
         parent = None
@@ -282,9 +284,7 @@ class _Spans:
                 span.set_status(trace.StatusCode.ERROR, piece.error)
             span.end(int(began + max(piece.start, piece.end) * 1e6))
             parent = parent or trace.set_span_in_context(span)
-        found = list(self._made)
-        self._made.clear()
-        return found
+        return list(self._made)
 
     def export(self, spans: Sequence[ReadableSpan]) -> str:
         """Send spans within ``EXPORT_SECONDS``; return why that failed, "" if it did not."""
