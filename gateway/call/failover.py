@@ -309,8 +309,9 @@ class Failover:
         if step.action == "transfer":
             self.active = False
             self._latest_record.outcome = "transferred"
+            todo = self._control.call_actions.session_lost(now)
             self._control.terminate(Termination(self._why, self._detail, "", step.transfer_to))
-            return [*self._stop_sound(), CloseSession(1000, self._why.value)]
+            return [*todo, *self._stop_sound(), CloseSession(1000, self._why.value)]
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:

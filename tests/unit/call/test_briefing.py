@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, EscapePlan, ToolsPlan
+from gateway.call.plan import CallPlan, EscapePlan, FallbackStep, ToolsPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import (
     BriefingPlan,
@@ -225,6 +225,15 @@ def test_lost_after_it_was_said_it_goes_on() -> None:
     scene.at(4.0, closed(1006))
     assert scene.at(4.5 + REPEAT_SECONDS) == ["brief 2000"]
     assert "join" in scene.do(pressed("1"))
+
+
+def test_a_transfer_of_a_fallback_step_is_briefed_by_the_sound_at_once() -> None:
+    anna = plan_with(sound="/briefing.wav")
+    server = replace(anna.server, fallback=(FallbackStep("transfer", transfer_to="anna"),))
+    scene = Scene(replace(anna, server=server)).up()
+    scene.do(closed(1011, "gone"))
+    said = scene.at(2.0, PICKED_UP)
+    assert "sound /briefing.wav second" in said, "no session is up that could say something"
 
 
 def test_lost_and_refused_ends_the_call() -> None:
