@@ -56,9 +56,10 @@ class AnswerPolicy:
         self.confirmed, self._began = True, now
 
     def sound_played(self, now: float) -> bool:
-        """Return whether the sound has been played for ``play_to_end_seconds`` (always, if that is
-        0), and set :attr:`waiting` where it has not. To be asked once the model is ready, and again
-        at :attr:`deadline`. False before the ACK in mode ``immediate``."""
+        """Return whether the sound has been played for ``play_to_end_seconds``, and set
+        :attr:`waiting` to the opposite. Always True where that setting is 0; else False before the
+        ACK in mode ``immediate``. To be asked once the model is ready, and again at
+        :attr:`deadline`."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
@@ -128,8 +129,9 @@ class Timers:
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:
-        """Restart the RTP timeout if packets were received since the last call of this, or if none
-        are expected.
+        """Restart the RTP timeout if packets were received since this was last called, or if none
+        are expected. To be called only after the ACK and not during a hold, as it would start a
+        timeout that does not run.
 
         Args:
             count: packets received so far.
@@ -141,8 +143,8 @@ class Timers:
 
     @property
     def deadline(self) -> float | None:
-        """When the first running timer is over (s); None while none runs. No RTP timeout with
-        ``limits.rtp_timeout`` 0."""
+        """When the first running timer is over (s); None while none runs. With
+        ``limits.rtp_timeout`` 0 the RTP timeout never runs."""
         rtp_at = None
         if self._rtp_at is not None and self._plan.limits.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.limits.rtp_timeout
@@ -204,8 +206,8 @@ class HangupAfterPlayout:
     tells when to end the call.
 
     Args:
-        seconds: longest wait (s) for words that do not come; words that come are played to their
-            end.
+        seconds: longest wait (s) for words that are requested and do not come, and for queued
+            audio that does not play; words that come are played to their end.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -254,8 +256,9 @@ class HangupAfterPlayout:
 
     def after_last_words(self, why: EndReason, now: float) -> None:
         """Have :meth:`due` end the call for ``why``, once the words that the gateway has requested
-        and all queued audio were played, or no words have come in ``seconds``. Replaces a hang-up
-        that waits; :meth:`cancel` does not stop this one."""
+        and all queued audio were played. Once no response runs or is to come, only queued audio is
+        waited for; a response that brings no words is waited for ``seconds`` at most. Replaces a
+        hang-up that waits; :meth:`cancel` does not stop this one."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def wait_for_sound(self, until: float) -> None:
@@ -293,9 +296,10 @@ class HangupAfterPlayout:
     def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
         """Return the reason to end the call now, or None; to be asked after each input.
 
-        The call ends once no words are to come and nothing is queued; ``LINGER_SECONDS`` after
-        words that were played; and at the deadline, which queued audio puts off to ``seconds``
-        after its own end.
+        The call ends ``LINGER_SECONDS`` after words that were played; at once where no words are to
+        come, nothing was or is queued, and no sound plays in their place; and at the deadline,
+        which queued audio puts off to ``seconds`` after its own end. None without a hang-up that
+        waits.
 
         Args:
             queued_ms: audio put into the playout queue since it was last empty; 0 when it is.

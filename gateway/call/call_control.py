@@ -85,8 +85,8 @@ class CallAction(Protocol):
 
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
-        accepted, and no outcome told. A transfer then sets the outcome ``unknown`` in the record.
-        False for hold and DTMF."""
+        accepted, and neither ringing nor an outcome was reported since. A transfer then sets the
+        outcome ``unknown`` in the record. False for hold and DTMF."""
         return False
 
 
@@ -268,15 +268,17 @@ class CallActions:
         self._not_before = now + said_within if said_within else 0.0
 
     def refer_to(self, uri: str, now: float) -> None:
-        """Queue a blind transfer (REFER) to a URI that an application chose. It is checked before
-        it is sent as a number that a model chose. Raises ToolCallError while another action is
-        queued or under way."""
+        """Queue a blind transfer (REFER) to a URI that an application chose, as an operator's
+        action (``BY_OPERATOR``). Before the REFER is sent, the URI is checked by the same limits as
+        a number that a model chose. Raises ToolCallError while another action is queued or under
+        way."""
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
         self._queue(self._transfer_to(target, self._session_up), now)
 
     def session_lost(self, now: float) -> list[Output]:
-        """Note that no session is up, so that the model briefs no target from now on; a transfer
-        under way goes on, with the route's sound in place of the model."""
+        """Note that the call has no session and will get no other: the model briefs no target from
+        now on. A transfer under way goes on, with the route's sound in place of a briefing that the
+        model has not said to its end."""
         self._session_up = False
         return [] if self._action is None else self._action.session_lost(now)
 
@@ -288,9 +290,9 @@ class CallActions:
         self._queue(SendDtmfAction(steps, mode, self._timeline), now)
 
     def hold(self, held: bool, now: float) -> list[Output]:
-        """Put the caller on hold for an operator (``held``), at once and until this is called
-        again, or end the hold that has begun, also a tool's. Raises ToolCallError where another
-        action is queued or under way, or no hold to end."""
+        """Put the caller on hold for an operator (``held``), at once and until this is called with
+        ``held`` False, or end the hold that has begun, also a tool's. Raises ToolCallError where
+        another action is queued or under way, or there is no hold to end."""
         if held:
             action = HoldAction(None, self._plan.tools.hold, self._timeline)
             self._queue(action, now)
@@ -403,15 +405,16 @@ class CallActions:
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
-        """End the action because the call ends, queued or begun: a transfer that has begun hangs up
-        its B-leg and gets an outcome in the record."""
+        """End and remove the action, queued or begun, because the call ends or the caller asked for
+        a human: a transfer that has begun hangs up its B-leg, and gets an outcome in the record
+        unless it has one."""
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)
 
     def taken_over(self, now: float) -> bool:
         """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
-        accepted and no outcome told. The record then has the outcome ``unknown``. False without a
-        transfer."""
+        accepted, and neither ringing nor an outcome was reported since. The record then has the
+        outcome ``unknown``. False without a transfer."""
         return self._action is not None and self._action.taken_over(now)
 
     @property
@@ -435,8 +438,8 @@ class CallActions:
 
     @property
     def underway(self) -> bool:
-        """Whether a transfer has begun, which goes on even if the session is lost; also while the
-        legs are joined."""
+        """Whether a transfer has begun, which goes on even if the session is lost. True also while
+        the legs are joined; False once :meth:`take_result` has removed a transfer that failed."""
         action = self._action
         return action is not None and action.is_transfer and self._begin_by is None
 

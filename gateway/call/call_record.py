@@ -281,7 +281,7 @@ class CallRecord:
         """Return the timeline entries from ``place`` on, and the place for the next call of this.
 
         Args:
-            place: 0 for all entries, or the second value that the call of this before has returned.
+            place: 0 for all entries, or the place that an earlier call of this method has returned.
         """
         return [json.loads(one) for one in self._marks[place:].splitlines()], len(self._marks)
 
@@ -294,18 +294,19 @@ class CallRecord:
 
     @property
     def response_ms(self) -> dict[str, float]:
-        """How long the caller waited for responses: their ``count``; if there are any, also median
-        ``p50`` and 95th percentile ``p95`` (nearest rank), in ms."""
+        """How long the caller waited for responses: ``count`` of the waits that were measured; if
+        there are any, also median ``p50`` and 95th percentile ``p95`` (nearest rank), in ms."""
         times = sorted(one.ms for one in self.response_times)
         parts = (("p50", 0.5), ("p95", 0.95)) if times else ()
         return {"count": len(times), **{k: times[ceil(p * len(times)) - 1] for k, p in parts}}
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
-        """Return the fields of a live call, for API and console: those that an ended call has, too,
-        with ``state``, ``age_seconds`` (since its start), state of the recording, and line quality.
+        """Return the fields of a live call, for API and console: those that records of live and
+        ended calls share, with ``state``, ``age_seconds`` (since :attr:`started_at`), state of the
+        recording ("" where none is wanted), and line quality. Nothing in them is masked.
 
         Args:
-            now: with a time zone.
+            now: time of day, with a time zone.
         """
         age = now - datetime.fromisoformat(self.started_at)
         return {
@@ -417,7 +418,8 @@ class CallTimeline:
         return (now - self._started) * 1000
 
     def mark(self, now: float, event: str, **fields: Any) -> None:
-        """Append an entry to the timeline at ``now`` (s), without a log line."""
+        """Append an entry to the timeline at ``now`` (s), without a log line; texts are kept
+        whole. For the rest see :meth:`CallRecord.mark`."""
         self.record.mark(self.ms(now), event, **fields)
 
     def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> LogEvent:

@@ -120,7 +120,7 @@ class DtmfInput:
 
         Args:
             in_band: detected in the audio; ignored, and not logged, once the caller's side has sent
-                digits as events.
+                a digit as RTP event or in INFO.
         """
         control = self._control
         if in_band and self._signalled:
@@ -149,8 +149,8 @@ class DtmfInput:
         return outputs + self._send_run(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
-        """Send the run whose inter-digit pause is over to the model, as a user message with a
-        request for a response; nothing where none is over."""
+        """Return, for the run whose inter-digit pause is over, the user message to the model and
+        the request for a response; nothing where the pause of no run is over."""
         return self._send_run(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:

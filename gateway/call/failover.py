@@ -107,12 +107,14 @@ class Failover:
         """Record and log the lost session, and take the first fallback step.
 
         Exceptions, in this order: after ``MAX_PER_CALL`` losses no step that opens a session is
-        taken. A new session that was lost too soon (:meth:`_counts_as_failed`) is a failed attempt
-        of its step, which is tried again, or the next is taken. After ``MAX_PER_MINUTE`` losses
-        within 60 s the next step is taken.
+        taken. A new session that was lost too soon (:meth:`_counts_as_failed`), and before the
+        caller heard anything of it, is a failed attempt of its step: the step is tried again, or
+        the next one taken. After ``MAX_PER_MINUTE`` losses within 60 s the step that follows the
+        one taken last comes, not the first.
 
         Args:
-            answered: the caller can hear sounds; without, ``reconnect`` is left out: it was tried.
+            answered: the caller can hear sounds. False: the call waits for its answer or ACK, so
+                no sound is played, and ``reconnect`` is left out, as that server was tried already.
             fatal: the server would refuse another session, so ``reconnect`` is left out.
         """
         # A call that is not answered has been tried for its connect_timeout already.
@@ -143,9 +145,9 @@ class Failover:
         return [note, *self._next_step(now)]
 
     def _counts_as_failed(self, up_at: float, now: float) -> bool:
-        """Return whether the session that came up at ``up_at`` (s) counts as a failed attempt: it
-        was lost within its step's timeout, or was silent (``session_silent``) and lost within
-        ``PROVEN_SECONDS``."""
+        """Return whether the session that came up at ``up_at`` (s), and of which the caller has
+        heard nothing, counts as a failed attempt: it was lost within its step's timeout, or was
+        silent (``session_silent``) and lost within ``PROVEN_SECONDS``."""
         if self._until is None:
             return False
         return now < self._until or (
@@ -155,14 +157,16 @@ class Failover:
     def on_attempt_failed(
         self, detail: str, now: float, *, fatal: bool, after: float | None = None
     ) -> list[Output]:
-        """Plan another attempt of the step, ``FIRST_WAIT`` and then twice as long later each time;
-        take the next step where that would be after the step's timeout, or the failure is
-        ``fatal``. Nothing while no step with a timeout is being taken.
+        """Plan another attempt of the step: ``FIRST_WAIT`` later the first time, then each time
+        twice as long, up to ``LONGEST_WAIT``. Take the next step where that would be after the
+        step's timeout, or the failure is ``fatal``. Nothing while no step with a timeout is being
+        taken.
 
         Args:
             detail: for the record, if the call ends.
             fatal: the server would refuse another session, too.
-            after: Retry-After of the server (s): the next attempt is not earlier.
+            after: Retry-After of the server (s): the next attempt is not earlier. None: it sent
+                none.
         """
         if not self.active or self._until is None:
             return []
@@ -187,7 +191,8 @@ class Failover:
 
     def on_call_answered(self, now: float) -> list[Output]:
         """Note that the caller can hear sounds from now on. Take the step that has waited for the
-        answer; else play the sound of the step being taken. Nothing more while no step is."""
+        answer; else play the sound of the step being taken. Returns nothing while no step is being
+        taken."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
@@ -297,8 +302,9 @@ class Failover:
     def _take_step(self, now: float) -> list[Output]:
         """Carry out the step. ``reconnect`` and ``server`` play its sound and open a session;
         ``announcement`` closes the session and plays the sound; these go on until the step's
-        timeout. ``transfer`` ends the failover: closes the session and has the conversation end by
-        the transfer. ``busy``, ``redirect`` and ``hangup`` end the call."""
+        timeout. ``transfer`` ends the failover: it closes the session, and has the conversation end
+        by the transfer, whose briefing is without the model. ``busy``, ``redirect`` and ``hangup``
+        end the call."""
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
@@ -329,8 +335,9 @@ class Failover:
     # ---- what is heard
 
     def _play_sound(self, now: float) -> list[Output]:
-        """Return ``PlaySound`` of the step's sound. Nothing where the step has none, the caller
-        cannot hear it yet, words of the agent are still queued, or it plays already."""
+        """Return ``PlaySound`` of the step's sound, and record when the caller first heard one
+        (``sound_after_ms``). Nothing where the step has none, the caller cannot hear it yet, words
+        of the agent are still queued, or the sound plays already."""
         sound = self._step.sound
         if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
@@ -346,14 +353,15 @@ class Failover:
 
     def _request_due(self, now: float) -> list[Output]:
         """Request the response that was due when the session was lost: the transcript ends with the
-        caller, a tool result, or interrupted words. Nothing where none was due."""
+        caller, a tool result, or interrupted words. A Live session, which takes no such request, is
+        told by a message that an answer is due. Nothing where none was due."""
         return self._control.request_due_response(now) if self._transcript.response_due else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
     """Return status and further headers of the final response to a call that is not answered: 486
     (``busy``) or 302 with Contact (``redirect``) as the step says, else ``otherwise`` without
-    headers."""
+    headers, also for None and for another step."""
     if step is not None and step.action == "busy":
         return 486, {}
     if step is not None and step.action == "redirect":
@@ -471,7 +479,9 @@ class Handover:
 
     def on_standby_failed(self, detail: str, now: float) -> list[Output]:
         """Log (``handover_failed``) a standby session that could not be set up or was lost, and
-        plan another, if :meth:`_not_too_often` allows it."""
+        plan another where :meth:`_not_too_often` allows it: now, or ``INTERVAL_SECONDS`` after
+        the failed one was opened, whichever is later. Where none is planned, the active session is
+        left to its end."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
@@ -503,10 +513,10 @@ class Handover:
         ends. Nothing before that, and where none is ready.
 
         With a server whose transcripts come late, it is no pause while words of the latest turns
-        are still to come. Returns,
-        in order, what ends the active session's responses, ``PromoteStandby``, a log line, the
-        commands that seed the new session, and a request for the response that is due. Plans the
-        next hand-over.
+        are still to come. Returns, in order, what ends the active session's responses,
+        ``PromoteStandby``, a log line, the commands that seed the new session, and a request for
+        the response that is due, if one is. Counts the hand-over in the record, which has the new
+        session's id from now on, and plans the next one.
 
         Args:
             at_once: do not wait for a pause (the active session is lost).

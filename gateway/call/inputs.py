@@ -133,8 +133,8 @@ class SoundHeard:
 
 @dataclass(frozen=True, slots=True)
 class CallerSounds:
-    """One second of the caller's audio was loud: voice, music or noise. Not sent while the caller
-    has us on hold."""
+    """One second of the caller's audio was loud (voice, music or noise), or :attr:`faint`. Not sent
+    while the caller has us on hold."""
 
     faint: bool = False
     """True: it was not loud, but rose and fell as a soft voice does."""

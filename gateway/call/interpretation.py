@@ -71,7 +71,7 @@ class Interpretation:
 
     def on(self, happening: InterpreterInput, now: float) -> list[Output]:
         """Handle a session that is up (log ``interpreter_up``), its loss, or an event of it;
-        nothing once both were closed."""
+        nothing before :meth:`begin` and after :meth:`end`."""
         if not self._open:
             return []
         match happening:
@@ -84,9 +84,10 @@ class Interpretation:
                 return self._on_event(listener, event)
 
     def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
-        """Return ``OpenInterpreter`` where the lost session was up for ``REOPENED_SECONDS``. Else
-        log ``interpreter_lost``, and return ``HearFully``: its listener hears the other's own voice
-        at full volume. The other session goes on."""
+        """Return ``OpenInterpreter`` where the lost session was up for ``REOPENED_SECONDS``. Where
+        it was up for less, or could not be opened, log ``interpreter_lost``, and return
+        ``HearFully``: its listener hears the other's own voice at full volume. The other session
+        goes on."""
         listener = lost.listener
         self._owed.discard(listener)
         up_at = self._up.pop(listener, None)

@@ -85,12 +85,15 @@ class LegEvents:
         """Handle the ACK of our 200, or the callee's 200: the call is up (``TALKING``).
 
         Starts maximum duration and, unless the caller has us on hold, RTP timeout. Returns, in
-        order, a recording that is due, ``StartMedia``, the fallback step that has waited for this,
-        and the request for a greeting that has.
+        order, the start of the recording on a route that records always without consent,
+        ``StartMedia``, the fallback step that has waited for the answer (or the sound of a step
+        that is being taken), and the request for the greeting, if a session is up and the greeting
+        was not requested before the ACK.
 
-        Of a call that is answered before the model is ready (``answer.mode = "immediate"``) only
-        the ACK is recorded and the timers start; the rest follows when model and sound are. Ignored
-        in any other state.
+        Where the 200 was sent before the model was ready (``answer.mode = "immediate"``), this only
+        records the ACK and starts the timers; :meth:`SessionEvents.answer` does the rest once the
+        model is ready and the sound was played. Ignored in a call that waits for neither ACK nor
+        answer.
         """
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
             self._call.record.times.confirmed = self._call.timeline.ms(now)
@@ -115,11 +118,12 @@ class LegEvents:
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
         """Handle a hold or resume by the caller's re-INVITE (RFC 3264 section 8.4); ignored where
-        nothing changes, and in a call that is not up or is ending.
+        nothing changes, while the callee of an outbound call is dialled, and once the call is
+        ending.
 
-        Stops the RTP timeout, or restarts it on resume. Tells the model (system message) while a
-        session is up. On hold a session that is billed by time may be closed later; on resume
-        another is opened for it.
+        Stops the RTP timeout, or restarts it on resume; after the ACK only. Tells the model (system
+        message) in a call that is TALKING with a session. A session that is billed by time may be
+        closed later in the hold; on resume another is opened in its place.
         """
         media_is_up = self._call.live or self._call.state is State.CONNECTING
         if not media_is_up or input.held is self._call.held:
@@ -134,11 +138,12 @@ class LegEvents:
         return [note, *self._call.conversation.control.add_message(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
-        """Handle a DTMF digit: the key of ``[route.escape]`` transfers the caller to a human, if
-        that is possible now; any other goes to the conversation.
+        """Handle a DTMF digit of the caller: the key of ``[route.escape]`` transfers the caller to
+        a human, if that is possible now and ``collect_digits`` does not want the key. Any other
+        digit, and that key where it does not transfer, goes to the conversation.
 
-        The latter only while a session is up or a lost one is being replaced, or the legs are
-        joined.
+        The conversation gets digits only while a session is up or a lost one is being replaced, or
+        the legs are joined; otherwise they are dropped, without a log line.
         """
         call = self._call
         if self._session.may_escape and call.conversation.escape.is_escape_key(input.digit):
@@ -229,10 +234,11 @@ class CallMachine:
     def start(self, now: float) -> list[outputs.Output]:
         """Return the outputs that begin the call; call this once, before :meth:`handle`.
 
-        Inbound: ``Ring``, ``Progress`` or ``Answer`` by the route's answer mode, and
-        ``OpenSession``. Outbound: ``OpenSession`` alone; it is dialled when the session is ready.
-        Where the server is known to be down, an inbound call gets the first fallback step in place
-        of ``OpenSession``; without any it is refused (503).
+        Inbound: ``Ring``, ``Progress`` or ``Answer`` by the route's answer mode, with the sound
+        that the mode has, and ``OpenSession``. Outbound: ``OpenSession`` alone; the callee is
+        dialled when the session is ready. Where the server is known to be down, an inbound call
+        gets the first fallback step other than ``reconnect`` in place of ``OpenSession``; without
+        such a step it is refused (503).
         """
         opening = self._session.failover.open_again()
         if self._call.plan.outbound is not None:
@@ -261,13 +267,16 @@ class CallMachine:
         nothing once the call is finished.
 
         After the handler of the input come, in a live call, the rules of the conversation,
-        failover, and what has waited (:meth:`_after_input`); in another, its end if failover has no
-        step left. ``Send`` to a session that is not up, or only transcribes, is left out; while a
-        session is being replaced, the items of such ``Send`` are kept in the transcript for the
-        next one.
+        failover, and what has waited (:meth:`_after_input`). A call that is not live ends there if
+        failover has no step left. An audio delta that only queues its audio has none of these.
 
-        During post-call analysis only that gets the input. ``Prepared`` replaces the plan;
-        ``RtpStats`` only restarts the RTP timeout.
+        Each ``Send`` is left out while no session is up, and where the session only transcribes.
+        While a session is being replaced, the transcript keeps the items of such a ``Send`` for the
+        next session.
+
+        During post-call analysis only the analysis gets the input, ``InternalError`` excepted.
+        ``Prepared`` only replaces the plan, and during the analysis nothing; ``RtpStats`` only
+        restarts the RTP timeout.
         """
         if type(input) is inputs.RtpStats:  # once a second, and audio goes on meanwhile
             return self._handlers[inputs.RtpStats](input, now)
@@ -342,14 +351,14 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _after_input(self, now: float) -> list[outputs.Output]:
-        """Start what has waited for this input, in a live call. In order: actions, goodbye and
-        tasks of the conversation; the session's end or listening in legs that were joined; a
-        hand-over; the replacement of a silent session; the end of the call; ``Hold`` where it
-        changes.
+        """Start what was waiting when this input came, in a live call. In order: actions, goodbye
+        and tasks of the conversation; where caller and B-leg were joined, the call is BRIDGED, and
+        its session is closed or only listens; a hand-over; the replacement of a session that gives
+        no response; the end of the call; ``Hold`` where the hold has changed.
 
         The call ends when failover has no step left; else when an action says so, when the session
-        was lost during a transfer that is over, or when the conversation says so. A hold of the
-        caller, or an action that suspends the audio, is a ``Hold``.
+        was lost during a transfer that has failed since, or when the conversation says so. ``Hold``
+        is on while the caller has us on hold or an action suspends the audio.
         """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
@@ -419,9 +428,10 @@ class CallMachine:
         """Act on deadlines. In a call that is ending, only: if the leg has not ended in time, log
         it and finish.
 
-        Else a due timer of the call (ACK, ringing, maximum duration, RTP) ends it, and nothing more
-        is done; then the answer, once the sound was played, alone; else failover, session on hold,
-        hand-over, and conversation.
+        Otherwise only the first of these that applies: a timer of the call that is over (ACK,
+        ringing, maximum duration, RTP) ends the call; a call whose model is ready is answered once
+        its sound was played; failover, session on hold, hand-over and conversation, in this order,
+        each act on their own deadlines.
         """
         if self._call.state is State.ENDING:
             if self._end_at is not None and now >= self._end_at:
@@ -449,20 +459,23 @@ class CallMachine:
         code: int = 0,
         step: FallbackStep | None = None,
     ) -> list[outputs.Output]:
-        """Decide the ending of the call; nothing a second time. Returns ``CloseSession``, unless
-        post-call analysis still needs the session, and for a leg that is not over ``HangUp`` (BYE,
-        CANCEL) or, of an inbound call that is not answered, ``Reject``.
+        """Decide the ending of the call, which is ENDING from now on; nothing a second time.
+        Returns ``CloseSession``, unless post-call analysis still needs the session, and for a leg
+        that is not over ``HangUp`` (BYE, CANCEL) or, of an inbound call that is not answered,
+        ``Reject``.
 
         Before them come the end of the current action (a B-leg is hung up) and the requests of the
-        analysis. A cancelled call, and one over capacity, counts as not answered. A 503 has
-        Retry-After: of route or server, whichever is longer.
+        analysis, which only a call that is TALKING with a session can have. A cancelled call, and
+        one over capacity, counts as not answered. A 503 has Retry-After: of route or server,
+        whichever is longer. The call is finished here if the leg is over, or was never dialled, and
+        there is no analysis.
 
         Args:
             why: reason, from which SIP code, Reason header and who ended it follow.
             detail: text for the record.
             reason: Reason header of the peer's BYE or CANCEL; None where we end the call.
-            leg_over: the dialog is over already, so without analysis the call is finished too.
-            code: SIP code of the callee's final response to a placed call.
+            leg_over: the dialog is over already.
+            code: SIP code of the callee's final response to a placed call; 0 without one.
             step: fallback step that says how an unanswered call is rejected (486, 302).
         """
         if self._ending is not None:
@@ -534,8 +547,8 @@ class CallMachine:
         return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
 
     def _finish(self, now: float) -> list[outputs.Output]:
-        """Complete the record with the ending, once the leg and post-call analysis are over.
-        Returns the log line ``end`` and ``Finished``."""
+        """Complete the record with ending and time of the end, once the leg (or the wait for its
+        end) and post-call analysis are over. Returns the log line ``end`` and ``Finished``."""
         assert self._ending is not None
         self._call.state = State.FINISHED
         record, ending, ended_ms = self._call.record, self._ending, self._ended_ms

@@ -34,7 +34,7 @@ class DtmfPlan:
     inband: bool = False
     """Detect DTMF tones in the audio, too."""
     inter_digit_timeout: float = 3.0
-    """Pause that completes a run of digits."""
+    """Pause (s) that completes a run of digits."""
     finish_on_key: str = "#"
     """Key that completes a run; "" for none."""
     max_digits: int = 32
@@ -52,10 +52,11 @@ class DisclosurePlan:
 
     words: str
     before: bool = True
-    """As a response of its own before the greeting; else the greeting begins with it."""
+    """As a response of its own before the greeting; False: the greeting begins with it."""
     interruptible: bool = False
     exact: bool = False
-    """Where a session says words in its own way (Live), it is synthesised and played as audio."""
+    """Where a session says words in its own way (Live), the disclosure is synthesised and played as
+    audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,11 @@ class ApprovalRule:
     policy: str
     """allow, deny, ask_caller (by DTMF) or ask_http (a service decides)."""
     when: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
-    """Patterns by argument: all have to be found in their arguments, which have to be given. An
-    argument that is no string is matched as JSON."""
+    """Patterns by name of an argument: the rule applies where each is found in its argument, which
+    has to be given. An argument that is no string is matched as JSON."""
     timeout: float = 20.0
-    """Longest wait for the decision of caller or service; without it the call is refused."""
+    """Longest wait (s) for the decision of caller or service; without a decision the tool call is
+    refused."""
     prompt: Callable[[str, Mapping[str, Any]], str] = lambda tool, _arguments: tool
     """Makes the question to the caller, from a tool and its arguments."""
 
@@ -100,7 +102,7 @@ class OutboundPlan:
     """Settings of a call that the gateway places."""
 
     ring_timeout: float = 45.0
-    """Longest wait for the answer, from the INVITE."""
+    """Longest wait (s) for the answer, from the INVITE."""
     early_media: bool = False
     """Whether the session hears the audio before the answer."""
 
@@ -214,7 +216,8 @@ class MachineDetectionPlan:
 
     @property
     def listens(self) -> bool:
-        """Whether the caller's sounds are analysed, not only words: for music or voicemail."""
+        """Whether the caller's sounds are analysed, not only words: the action for music or for
+        voicemail is other than ``off``."""
         return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 
@@ -263,7 +266,7 @@ class HoldWaitPlan:
     announcements: tuple[re.Pattern[str], ...] = ()
     """Words of queues; they begin a wait, and nobody who can be talked to says them."""
     max_wait: float = 1800.0
-    """Longest wait, after which the call is transferred or hung up."""
+    """Longest wait (s), after which the call is transferred or hung up."""
     transfer_to: str = ""
     """Name of the destination after ``max_wait``; "" hangs up."""
     keys: tuple[HoldKey, ...] = ()
@@ -306,7 +309,7 @@ class GuardrailPlan:
     """Service that is asked about the words (POST); "" for none."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float = 1.0
-    """Longest wait for the service's answer."""
+    """Longest wait (s) for the service's answer."""
     on_timeout: str = "allow"
     """allow or deny: without an answer in time, or with one that cannot be parsed."""
     action: str = "replace"
@@ -335,7 +338,7 @@ class ResponseFailurePlan:
     """Played where the message fails, too, and where a response that is due is not heard; "" for
     none."""
     sound_duration: float = 2.0
-    """How long it is played."""
+    """How long it is played (s)."""
     max_failures: int = 3
     """Failures in a row, retries not counted, that end the call."""
     max_tool_rounds: int = 10
@@ -373,7 +376,7 @@ class PostCallPlan:
     """Instructions to the model, by the name that the answer has in the record; none: no
     analysis."""
     timeout: float = 8.0
-    """Longest wait for all answers."""
+    """Longest wait (s) for all answers together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,8 +420,8 @@ class ToolsPlan:
     delegate: str = ""
     """Name of the function that does the tasks which a Live session delegates; "" for none."""
     approvals: tuple[ApprovalRule, ...] = ()
-    """In order; the first that fits decides. Where none fits, a tool may run, unless it needs
-    approval."""
+    """In order; the first that applies to a tool call decides. Where none does, the tool may run,
+    unless :attr:`FunctionPlan.approval` is set."""
     application: bool = False
     """An application sees the session (sideband), and answers calls of functions that the gateway
     does not have."""

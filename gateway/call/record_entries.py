@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 
 def append_capped(entries: list[T], entry: T) -> None:
-    """Append an entry to a list of the record; drop it, without a trace, where the list has
-    ``MAX_KEPT`` already."""
+    """Append an entry to a list of the record; where the list has ``MAX_KEPT`` entries already,
+    drop the new one, and do not count it."""
     if len(entries) < MAX_KEPT:
         entries.append(entry)
 

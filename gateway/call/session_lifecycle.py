@@ -136,9 +136,14 @@ class SessionEvents:
         """A response was due when the session was lost, and is requested of the next one."""
 
     def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
-        """Begin a call whose server is known to be down, without trying it: ring (180, or as
-        ``answer.mode`` says), and take the first fallback step other than ``reconnect``; answer the
-        call where that step needs it. Without a step, end the call (503)."""
+        """Begin an inbound call whose server is known to be down, without trying the server: ring
+        (180, or as ``answer.mode`` says), and take the first fallback step other than
+        ``reconnect``; answer the call where that step needs it. Without fallback steps, end the
+        call (503) and do not ring; with none but ``reconnect``, ring first.
+
+        Args:
+            detail: why the server is known to be down, for the record.
+        """
         if not self._has_fallback:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
@@ -149,9 +154,10 @@ class SessionEvents:
         return [*begun, *self.answered_for_fallback(todo, now)]
 
     def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
-        """Handle a hold by the caller: set the time (``hold.release_after``) at which the session
-        is closed, if it is up and billed by time. Back from hold, forget that time, and return
-        ``OpenSession`` where the session was closed."""
+        """Handle a hold by the caller (``held``) or its end. On hold, set the time at which the
+        session is closed, ``hold.release_after`` s from now, if a session is up that is billed by
+        time. Back from hold, forget that time, and return ``OpenSession`` where the session was
+        closed."""
         self._plan_release(held, now)
         if held or not self._released:
             return []
@@ -160,7 +166,8 @@ class SessionEvents:
 
     def _plan_release(self, held: bool, now: float) -> None:
         """Set the time at which the session is closed because the caller has us on hold; none
-        without a hold or ``hold.release_after``, or if it is not up or not billed by time."""
+        without a hold, with ``hold.release_after`` 0, while no session is up, and for a session
+        that is not billed by time."""
         after = self._call.plan.tools.hold.release_after
         by_time = self._call.conversation.control.capabilities.billed_by_time
         wanted = held and after > 0 and by_time and self._call.session_up
@@ -186,16 +193,18 @@ class SessionEvents:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is to close the session because the caller has us on hold (s). None
-        without a hold, in one that closes nothing (:meth:`_plan_release`), and once it is over."""
+        without a hold, in a hold for which no session is closed (:meth:`_plan_release`), and once
+        that time has come."""
         return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
-        """Handle a session that is set up (``session.updated``).
+        """Handle a session that is set up (``session.updated``, or ``session.started`` of a Live
+        one).
 
-        While the call is CONNECTING: seed the session with what there is to tell, and return
+        While the call is CONNECTING: seed the session (:func:`seed_commands`), and return
         ``Answer`` for an inbound call (not yet while its sound plays, see :class:`AnswerPolicy`),
-        ``Dial`` for an outbound one. In a call that is up: go on with it, if failover or the end of
-        a hold has opened it; else nothing. While the call is ending, close it.
+        ``Dial`` for an outbound one. In a call that is up: go on with the session, if failover or
+        the end of a hold has opened it; else nothing. While the call is ending, close the session.
         """
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
@@ -223,13 +232,14 @@ class SessionEvents:
         return [*recovered, note, *answer]
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
-        """Go on in a call that is up with the session that a fallback step has opened, or that
-        follows a hold: seed it, respectively tell it that the caller is back, or has us on hold
-        again. While they have, it is closed in its turn after ``hold.release_after``.
+        """Go on, in a call that is up, with the session that a fallback step has opened, or that
+        follows a hold. The first is seeded with the conversation; the second is told whether the
+        caller is back or has us on hold again. If the caller has us on hold now, the session is
+        closed in its turn after ``hold.release_after``.
 
-        Then request the greeting, if it was never requested, or a response is due and nothing of
-        the agent was heard yet; else the response that was due when the session was lost, unless
-        one is requested already or the session takes no requests.
+        Then request the greeting, if it was never requested, or if a response was due when the
+        session was lost and nothing of the agent was heard yet; else the response that was due,
+        unless one was requested of the new session already or it takes no requests.
         """
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
@@ -253,8 +263,9 @@ class SessionEvents:
         return todo + (control.request_response(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
-        """Keep a standby session that is ready, for a hand-over in the next pause; ignored if none
-        is being opened. Returns no output."""
+        """Keep a standby session that is ready, for a hand-over in the next pause (at the latest
+        ``FORCED_SECONDS`` before the active one ends); ignored if none is being opened. Returns no
+        output."""
         self.handover.on_standby_ready(input, now)
         return []
 
@@ -266,15 +277,15 @@ class SessionEvents:
     def request_greeting(self, now: float) -> list[outputs.Output]:
         """Begin the conversation: request disclosure, consent to a recording, and greeting, as the
         route has them. Nothing before the ACK if the source is not trusted, so that a forged INVITE
-        costs no response: :meth:`request_deferred_greeting` does it then."""
+        costs no response: after the ACK, :meth:`request_deferred_greeting` makes the request."""
         if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
             return []
         self._greeting_requested = True
         return self._call.conversation.open(now)
 
     def request_deferred_greeting(self, now: float) -> list[outputs.Output]:
-        """Request the greeting that has waited for the ACK; nothing if it was requested before or
-        no session is up."""
+        """Request the greeting when the ACK of our 200 came, or the callee's 200; nothing if it was
+        requested before or no session is up."""
         return (
             self.request_greeting(now)
             if self._call.session_up and not self._greeting_requested
@@ -300,9 +311,10 @@ class SessionEvents:
         return todo + self.request_greeting(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
-        """Answer an inbound call without a session, since its fallback step (announcement,
-        transfer) needs that, as :meth:`answer`, but without greeting. Where the ACK is here
-        already, take the step; else it waits for the ACK."""
+        """Answer an inbound call without a session, as :meth:`answer` but without greeting, since
+        its fallback step (announcement, transfer) or the transfer of an escape needs an answered
+        call. Where the ACK came before, take the step that has waited; else the step waits for the
+        ACK."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -337,20 +349,21 @@ class SessionEvents:
 
     @property
     def may_escape(self) -> bool:
-        """Whether a key or phrase may take the caller to a human now: the call is confirmed by ACK
-        (with or without a session), not being ended, and not joined with a B-leg, unless through an
-        interpreter."""
+        """Whether the state of the call lets a key or phrase take the caller to a human now: the
+        call is confirmed by ACK (with or without a session), not ENDING, and not joined with a
+        B-leg, unless through an interpreter. The rule
+        :class:`gateway.call.rules.escape.EscapeToHuman` has further conditions."""
         early = self._call.state is State.CONNECTING and self._call.opening.confirmed
         interpreted = self._call.conversation.call_actions.interpreted
         return early or interpreted or self._call.state is State.TALKING
 
     def escape_to_human(self, by: str, now: float) -> list[outputs.Output]:
-        """Transfer the caller to the first destination of ``[route.escape]``, and on failure to the
-        next.
+        """Interrupt the agent, and transfer the caller to the first destination of
+        ``[route.escape]``, and on failure to the next.
 
         Without a session, the failover is stopped, a session that is being opened is given up, a
-        call that is CONNECTING goes on as TALKING, and it ends if no destination can be
-        reached.
+        call that is CONNECTING goes on as TALKING, and the call ends if no destination can be
+        reached; with one, the caller is back with the model then.
 
         Args:
             by: key or word, for the log.
@@ -374,10 +387,11 @@ class SessionEvents:
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         """Handle a session that could not be set up.
 
-        During a failover: try it again later within the step's time, or take the next step. Of a
-        call that is CONNECTING, or back from a hold: take the first fallback step (no ``reconnect``
-        if the error is fatal, or the call not answered). Else, and without fallback steps, end the
-        call (503 if it is not answered).
+        During a failover: try to open one again later within the step's time, or take the next
+        step. Of a call that is CONNECTING, or back from a hold: take the first fallback step (no
+        ``reconnect`` if the error is fatal, or the call has no ACK yet). Otherwise, and where no
+        fallback steps may be taken (:attr:`_has_fallback`), end the call (503 if it is not
+        answered).
         """
         fatal = input.verdict.kind is Kind.FATAL
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
@@ -405,8 +419,9 @@ class SessionEvents:
 
     @property
     def _has_fallback(self) -> bool:
-        """Whether fallback steps may be taken: the route has some, neither is the conversation
-        being ended nor a hang-up due, and it is no outbound call that has not been answered."""
+        """Whether fallback steps may be taken: the route has some, the conversation is not being
+        ended, no hang-up waits for closing words or queued audio, and the call is no outbound one
+        that has not been answered."""
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
             self._call.conversation.control.termination is not None
@@ -418,10 +433,11 @@ class SessionEvents:
         """Handle the close of the session's WebSocket, the first of these that applies:
 
         Nothing if the call is ending or bridged, or the session was given up before. A standby
-        session that is ready is promoted at once, except after a normal close (1000). During a
-        transfer the loss is noted. After a normal close, or with the goodbye queued, the queued
-        audio of an answered call is played out and the call ends. Else the session is lost: the
-        fallback steps are taken.
+        session that is ready is promoted at once in a live call, except after a normal close
+        (1000). During a transfer the loss is noted, and ends the call if the transfer fails. After
+        a normal close, or where a hang-up waits only for queued audio, that audio of a live call is
+        played to its end and the call ends. Otherwise the session is lost: the fallback steps are
+        taken, or the call ends (:meth:`_lost`).
         """
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
@@ -440,10 +456,10 @@ class SessionEvents:
         return self._lost(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
-        """Handle a response, or an event, that is due and has not come within ``silence.timeout``:
-        take the fallback steps, as for a lost session. Without any, interrupt what runs, play the
-        failure sound and request the response again; after ``max_failures`` in a row end the
-        conversation.
+        """Handle a response that is due, or an event that the server owes, which has not come
+        within ``silence.timeout``: take the fallback steps, as for a lost session. Where none may
+        be taken, interrupt what runs, play the failure sound and request the response again; after
+        ``max_failures`` in a row end the conversation.
 
         Args:
             rule: name of the silence, such as ``response_not_created``, for log and record.
@@ -454,13 +470,13 @@ class SessionEvents:
         return self._lost(EndReason.SESSION_SILENT, now, detail)
 
     def _lost(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
-        """Take the fallback steps for a session that is lost; if there are none, or the call is not
-        answered, end the call. Queued audio is played to the end, and a response that was due is
+        """Take the fallback steps for a session that is lost; if none may be taken, or the call is
+        not live, end the call. Queued audio is played to its end, and a response that was due is
         requested of the next session.
 
         While the caller is being transferred, or is bridged, only close the session and set
-        :attr:`lost_meanwhile`: the loss ends the call if the caller comes back. The briefing goes
-        on without the model.
+        :attr:`lost_meanwhile`: the loss ends the call if the transfer fails. A briefing goes on
+        without the model.
         """
         if (
             self._call.state is not State.BRIDGED

@@ -75,12 +75,13 @@ class Speaker(Protocol):
             purpose: what it is for, in the record.
             seconds: longest time that it may take (s), after which its status is ``late``.
             words: the words that it should say; "" where ``instructions`` leave them to the model.
-            then: called once at its end, unless it is cancelled: status, text, time (s).
+            then: called once at its end, unless :meth:`cancel` ends it, with status, text and time
+                (s); also at once, where the request is refused.
             audio: called with each piece of its speech, and the time (s).
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel the response that was requested under ``key``; nothing if it has ended. Its
+        """Cancel the response that was requested under ``key``; nothing if none runs under it. Its
         ``then`` is not called."""
 
 
@@ -157,8 +158,9 @@ class Briefing:
 
     def begin(self, now: float) -> list[Output]:
         """Play music to the caller, and request the spoken briefing; without a session, play the
-        sound or join at once. Start its recording, if the call is being recorded and
-        ``briefing.record`` is set. The key has to be pressed within ``briefing.timeout``."""
+        route's sound to the colleague, or end as ``skipped``. Start a recording of the briefing, if
+        the call is being recorded (not paused) and ``briefing.record`` is set. The key has to be
+        pressed within ``briefing.timeout`` from now."""
         self._answer_by = now + self._plan.timeout
         begun: list[Output] = [outputs.PlaySound(self._plan.music)]
         recording = self._timeline.record.recording
@@ -207,7 +209,8 @@ class Briefing:
 
     def session_lost(self, now: float) -> list[Output]:
         """Go on without the model, since the session is lost: a briefing that was said to its end
-        goes on being repeated; for another, play the sound or join at once."""
+        goes on being repeated; in place of another, play the route's sound, or end as
+        ``skipped``."""
         self._speak = None
         return self._without_model("the session was lost", now) if self._repeat_at is None else []
 
@@ -242,9 +245,9 @@ class Briefing:
         return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _on_speech_done(self, status: str, text: str, now: float) -> list[Output]:
-        """Handle the end of the spoken response: plan the repetition; if it was not completed, or
-        brought no audio, play the sound or join at once. Nothing once the model was given up or the
-        briefing is over.
+        """Handle the end of the spoken response: plan the repetition. If the response was not
+        completed, or brought no audio, play the route's sound in its place, or end as ``skipped``.
+        Nothing once the model was given up or the briefing is over.
 
         Args:
             status: that of ``response.done``, or refused or late.
@@ -367,8 +370,9 @@ class Transfer:
 
     def on_transfer_event(self, happening: inputs.TransferEvent, now: float) -> list[Output]:
         """Handle progress of the REFER (response or NOTIFY), or an event of the B-leg or of an
-        interpreting session. A DTMF digit of the B-leg is sent on to the caller once they are
-        joined; while it is briefed, it is its answer."""
+        interpreting session. A DTMF digit of the B-leg is sent on to the caller once the legs are
+        joined; during the briefing the digit is the colleague's answer; otherwise it is
+        dropped."""
         match happening:
             case inputs.ReferProgress():
                 return self._on_refer_progress(happening, now)
@@ -400,7 +404,8 @@ class Transfer:
         return self._fail(Outcome.NO_ANSWER, 0, now)
 
     def abandon(self, now: float) -> list[Output]:
-        """End the transfer because the call is over or it has failed; nothing if it has not begun.
+        """End the transfer because the call ends, the caller asked for a human, or the transfer has
+        failed; nothing if it has not begun.
 
         Sets the outcome if there is none yet: ``unknown`` if the REFER was accepted, else
         ``failed``. Closes the interpreting sessions, and hangs up a B-leg.
@@ -420,7 +425,7 @@ class Transfer:
 
     def taken_over(self, now: float) -> bool:
         """Return whether the BYE of the caller's side means success: it accepted the REFER, and has
-        reported no ringing since. Sets the outcome ``unknown`` then."""
+        reported no ringing since the REFER was sent. Sets the outcome ``unknown`` then."""
         if not self._taken or self._ringing:
             return False
         self._set_outcome(Outcome.UNKNOWN, 0, now)
@@ -429,11 +434,11 @@ class Transfer:
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
         """Handle a response to the REFER or a NOTIFY (RFC 3515), by its code:
 
-        300 and more fails the transfer (``refused`` if the REFER itself was not accepted). Below,
-        the REFER was accepted: 200 and more is success, and sets :attr:`over`; 1xx as the last
-        NOTIFY fails it as ``unknown``; 180 and more of a blind transfer is told to the model; other
-        codes are only logged. Nothing if it is of an earlier REFER: we have a B-leg, and have not
-        sent one for it.
+        300 and more fails the transfer (``refused`` if the peer did not accept the REFER itself,
+        else the outcome of the code). A lower code means that the REFER was accepted: 200 and more
+        is success, and sets :attr:`over`; 1xx as the last NOTIFY fails the transfer as ``unknown``;
+        180 to 199 of a blind transfer is told to the model; other codes are only logged. Nothing if
+        the progress is of an earlier REFER: we have a B-leg, and no REFER was sent for it.
         """
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
@@ -487,15 +492,16 @@ class Transfer:
         return self._has_b_leg and self._briefing is not None and not self._attempt.briefing
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on without the model: a briefing that goes on, or is to come, does without it; nothing
-        else changes."""
+        """Go on without the model: a briefing that is to come is given by the route's sound, and so
+        is one under way, unless the model has said it to its end. Nothing else changes."""
         self._speak = None
         return self._briefed(lambda briefing: briefing.session_lost(now), now)
 
     def _briefed(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
         """Take a step of the briefing, and act on its answer, if it has one now: accepted or
-        skipped connects caller and target, no_key fails the transfer as ``no_answer``, another as
-        ``declined``. Nothing unless :attr:`being_briefed`.
+        skipped connects caller and target, no_key fails the transfer as ``no_answer``, another
+        answer as ``declined``. The transfer takes over the briefing's deadline, and the record its
+        answer. Nothing unless :attr:`being_briefed`.
 
         Args:
             step: what the briefing is to do; returns outputs.
@@ -534,8 +540,8 @@ class Transfer:
     def _on_b_leg_ended(self, ended: inputs.BLegEnded, now: float) -> list[Output]:
         """Handle the end of the B-leg, the first of these that applies: nothing if we have none;
         end a briefing as ``hung_up``; of a joined one set :attr:`over`, which ends the call; after
-        a REFER with Replaces only log it, as NOTIFY tells the outcome; else fail the transfer, by
-        the code with which it ended."""
+        a REFER with Replaces only log it, as NOTIFY tells the outcome; else fail the transfer, with
+        the outcome of the code with which the B-leg ended (``failed`` for 2xx)."""
         if not self._has_b_leg:
             return []
         if self.being_briefed:
