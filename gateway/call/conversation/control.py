@@ -190,8 +190,8 @@ class ConversationControl:
         return Transfer(target, plan, self.timeline, speak, interpreter)
 
     def set_capabilities(self, capabilities: Capabilities) -> None:
-        """Set the capabilities of the session that is active from now on, for playback (truncation)
-        and out-of-band responses, too."""
+        """Set the capabilities of the session that is active from now on, also for playback
+        (truncation) and out-of-band responses."""
         self.capabilities = capabilities
         self.playback.truncates = capabilities.truncation
         self.out_of_band.capabilities = capabilities
@@ -199,12 +199,14 @@ class ConversationControl:
     # ---- the model
 
     def request_response(self, create: CreateResponse, now: float) -> list[Output]:
-        """Request a response: return ``Send`` of ``response.create``, or nothing where it waits,
-        for a response that runs or a request that is unanswered.
+        """Request a response: return ``Send`` of ``response.create``, or nothing where the request
+        waits, for a response that runs or a request that is unanswered. One without settings of its
+        own is dropped where such a one waits already (:meth:`ResponseQueue.request`).
 
-        Requests nothing while the conversation is being ended or the agent waits in the other
-        side's queue (hold and wait), and of a session that only transcribes. A Live session gets
-        only requests with words or instructions.
+        Requests nothing while the conversation is being ended (:attr:`termination`) or the agent
+        waits in the other side's queue (hold and wait), and of a session that only transcribes. A
+        Live session gets only requests with words or instructions. A hang-up that the model asked
+        for prevents no request.
         """
         if self.termination is not None or self.waiting or not self.capabilities.responds:
             return []
@@ -224,7 +226,9 @@ class ConversationControl:
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
         """Queue the call-control action of a tool call: transfer, hold or DTMF. It begins once the
-        speech before it was heard; in a Live session that may begin ``ANNOUNCED_SECONDS`` later.
+        call is up and the speech before the action was heard, or after ``limits.say_seconds``
+        (:meth:`CallActions.begin_if_ready`); in a Live session no sooner than ``ANNOUNCED_SECONDS``
+        from now, since that speech may come so much later. Barge-in cancels it until it begins.
         Raises ToolCallError while another action is queued or under way, and for wrong arguments.
 
         Args:
@@ -237,8 +241,8 @@ class ConversationControl:
     def speak_language(self, code: str) -> tuple[str, list[Output]]:
         """Change the language of this session, and of sessions that replace it (:attr:`changes`).
 
-        Returns the language's name, and ``session.update``; for a session whose settings cannot be
-        changed, a system message to speak that language.
+        Returns the language's name (the code, where the route has none), and ``session.update``;
+        for a session whose settings cannot be changed, a system message to speak that language.
 
         Args:
             code: ISO 639-1; one for which the route has an update (KeyError for others).
@@ -251,9 +255,10 @@ class ConversationControl:
         return name, self.add_message(f"Speak {name} from now on.")
 
     def request_due_response(self, now: float) -> list[Output]:
-        """Request the response that is due when a session has taken over. Of a session of which
-        none can be requested (Live), tell the model by a message that an answer is due, unless the
-        conversation is being ended."""
+        """Request the response that a session owes the caller when it has taken over
+        (:attr:`Transcript.response_due`, which is not asked here). Tell a model of which no
+        response can be requested (Live) by a message that an answer is due, unless the conversation
+        is being ended."""
         if self.capabilities.requested_responses:
             return self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else self.add_message(TAKEN_OVER)
@@ -287,7 +292,7 @@ class ConversationControl:
         response is requested. Nothing for a session that only transcribes.
 
         Args:
-            role: system, user or assistant.
+            role: system, or user for what stands in the transcript as the caller's words.
         """
         return [Send(CreateItem(message(role, text)))] if self.capabilities.responds else []
 
@@ -304,7 +309,8 @@ class ConversationControl:
 
     @property
     def speaking(self) -> bool:
-        """Whether model audio is queued or playing."""
+        """Whether model audio is queued or playing: it was put into the queue, which is not known
+        to have run empty since."""
         return self.playback.queued_ms > 0
 
     # ---- the end of it
@@ -322,8 +328,8 @@ class ConversationControl:
 
     def terminate(self, termination: Termination) -> None:
         """Have the conversation end: drop the waiting requests for responses, and request no more.
-        :meth:`end_conversation` carries it out once no action is under way. Only the first
-        termination counts."""
+        What runs or was sent goes on. :meth:`end_conversation` carries the termination out once no
+        action and no hang-up is under way. Only the first termination counts."""
         if self.termination is None:
             self.termination = termination
             self.responses.forget_waiting()
@@ -332,11 +338,13 @@ class ConversationControl:
         """Carry out the model's ``end_call``: hang up after its goodbye, or request a goodbye first
         (without tools).
 
-        Where words were spoken with it, or are still being played, or ``end_call`` came before,
-        they are the goodbye, and the function call is not answered. Otherwise it is answered
-        ("ending"), and the goodbye requested. In a Live session the function call of the backend is
-        always answered, and the hang-up follows the voice's next words; a repeated one is only
-        answered.
+        Where words were spoken with it, or are still being played, they are the goodbye, and the
+        function call is answered only if barge-in cancels the hang-up (:func:`interrupt`). The same
+        holds, without words, where a hang-up waits already, as after an earlier ``end_call``.
+        Otherwise the function call is answered ("ending"), and a goodbye without tools is
+        requested. In a Live session the function call of the backend is always answered, and the
+        hang-up follows the voice's next words, or comes without them if they do not begin in time
+        (:class:`HangupAfterPlayout`); where a hang-up waits already, it is only answered.
 
         Args:
             spoke: the response that called it had audio, which is the goodbye.
@@ -361,12 +369,12 @@ class ConversationControl:
 
     def end_conversation(self, now: float) -> list[Output]:
         """Carry out :attr:`termination`: queue its transfer, once; where there is none, or it
-        failed, request the last words and hang up after them, or without words once queued audio
-        was played.
+        cannot be queued, or it was tried and the call goes on, request the last words and hang up
+        after them, or without words once queued audio was played.
 
         With the last words, turn detection is switched off, where settings can be changed. Returns
-        nothing without a termination, and while an action or a hang-up is under way; called after
-        each input.
+        nothing without a termination, and while an action is queued or under way or a hang-up
+        waits; called after each input.
         """
         termination = self.termination
         if (
@@ -436,9 +444,14 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     line.
 
     Nothing at all while the conversation is being ended, but for out-of-band requests. What cannot
-    be carried out is logged (``command_rejected``): words for a session that only transcribes, an
-    action while another is under way. TransferTo and EndCall end the conversation; OperatorTransfer
-    and ReferTo do not. ``Interrupt`` is only logged here.
+    be carried out is logged with its reason (``command_rejected``), such as words for a session
+    that only transcribes, an action while another is queued or under way, or an unknown
+    destination; an out-of-band request also gets :class:`OutOfBandDone` (``refused``). A ``Say`` or
+    ``Respond`` may still bring no response (:meth:`ConversationControl.request_response`), which is
+    not logged.
+
+    TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`);
+    OperatorTransfer and ReferTo do not. ``Interrupt`` is only logged here.
     """
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
@@ -516,5 +529,6 @@ def record_call(command: RecordCall, control: ConversationControl, now: float) -
 
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
-    """Request a response if ``wanted``, else return nothing."""
+    """Request a response if ``wanted`` (:meth:`ConversationControl.request_response`), else return
+    nothing."""
     return control.request_response(CreateResponse(), now) if wanted else []

@@ -130,8 +130,9 @@ class Conversation:
                 self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
-        """Replace the plan by one whose texts have the call's fetched data; called before
-        :meth:`open`."""
+        """Replace the plan by one whose texts have the call's fetched data and which is else the
+        same; called before :meth:`open`. Rules that have taken parts of the plan keep those of the
+        first."""
         self._plan = self.control.plan = plan
 
     # ---- what happens
@@ -193,7 +194,8 @@ class Conversation:
         """Pass an input to the rules that have registered for its type, or for the type of its
         server event, after the conversation has handled it; return their outputs.
 
-        Events of out-of-band responses go to no rule.
+        Events of out-of-band responses go to no rule. Events while the caller is joined with a
+        B-leg go to the rules, though :meth:`on_event` ignores most.
         """
         kind: type = type(input)
         if isinstance(input, ServerEventReceived):
@@ -206,11 +208,13 @@ class Conversation:
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
         """Handle a server event of the active session: events of out-of-band responses go only to
-        those; while the caller is joined with a B-leg, only transcripts are handled (the session
-        listens).
+        those; while the caller is joined with a B-leg, only complete transcripts are handled (the
+        session listens).
 
-        Audio stops hold music and fillers, and is queued, unless its response was interrupted.
-        Speech and turns begin and end the wait for a response, and may interrupt.
+        Audio stops the hold music of a tool call and fillers, even audio of an interrupted
+        response; it is queued unless its response was interrupted. The end of speech begins the
+        caller's wait for a response, and the beginning of speech cancels it; either may interrupt.
+        A committed turn restarts the count of tool-only responses.
         ``response.created`` and ``response.done`` begin and end a response (at once, where they
         came in the wrong order); the latter starts its function calls. Work and decisions of a Live
         session go to the delegated tasks. Transcripts and truncations are logged. Other events
@@ -286,11 +290,12 @@ class Conversation:
         """Handle an ``error`` event: log it, and act on the command that it refuses.
 
         A refused out-of-band request ends as ``refused``. After
-        ``conversation_already_has_active_response`` the request waits again, as the first. In place
-        of another refused ``response.create``, it is sent without the field that the error names,
-        or else the next waiting one. After a refused ``response.cancel`` the response counts as
-        done. A truncation beyond the end of its item is sent again at the length that the error
-        names. An error that ends the session (:mod:`gateway.realtime.errors`) is kept for
+        ``conversation_already_has_active_response`` the request waits again, as the first. A
+        ``response.create`` that is refused for another reason is sent again without the field that
+        the error names (:func:`mended`); where that cannot be done, the request is lost, and the
+        next waiting one is sent. After a refused ``response.cancel`` the response counts as done. A
+        truncation beyond the end of its item is sent again at the length that the error names,
+        once. An error that ends the session (:mod:`gateway.realtime.errors`) is kept for
         :meth:`ended`.
 
         Args:
@@ -328,8 +333,9 @@ class Conversation:
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
-        """Handle a DTMF digit of the caller (:meth:`DtmfInput.on_digit`: to a joined B-leg, to
-        whoever wants digits, or into a message), and restart the count of tool-only responses.
+        """Handle a DTMF digit of the caller, and restart the count of tool-only responses. See
+        :meth:`DtmfInput.on_digit`: the digit goes to a joined B-leg, to whoever wants digits
+        (:attr:`ConversationControl.dtmf_consumer`), or into a message, and may interrupt.
 
         Args:
             in_band: detected in the audio, not sent as RTP event or INFO.
@@ -339,7 +345,8 @@ class Conversation:
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Handle the first frame handed to RTP after silence: note the call's first audio in the
-        record, end the wait for the response, and return ``agent_speech_started``."""
+        record, end the wait for the response, and return the log line ``agent_speech_started``
+        (:meth:`Playback.on_playout_started`)."""
         times = self._timeline.record.times
         if times.first_audio is None:
             times.first_audio = self._timeline.ms(now)
@@ -347,8 +354,9 @@ class Conversation:
         return self.control.playback.on_playout_started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """Handle a playout queue that ran empty: all that was queued has been heard. Returns
-        ``agent_speech_stopped``, and truncations of items that had not fitted the queue."""
+        """Handle a playout queue that ran empty: all that was queued has been heard. Returns the
+        log line ``agent_speech_stopped``, and truncations or deletions of items that had not fitted
+        the queue."""
         return self.control.playback.on_playout_drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
@@ -369,8 +377,8 @@ class Conversation:
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command of a tool function, an operator or an application: see
-        :func:`carry_out`. ``Interrupt`` stops the agent as barge-in does; nothing while the
-        conversation is being ended."""
+        :func:`carry_out`. ``Interrupt`` stops the agent as barge-in does, even where speech and
+        digits must not; it does nothing while the conversation is being ended."""
         outputs = carry_out(command, self.control, now)
         if outputs and isinstance(command, Interrupt):
             outputs += interrupt(self.control, "application", now)
@@ -386,10 +394,11 @@ class Conversation:
         )
 
     def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Start what has waited for the last input. In this order: begin a queued action, send the
-        result of a finished one, start the recording, carry out a termination (goodbye or
-        transfer), begin delegated tasks whose words have come, and start or end the caller's wait
-        for a response.
+        """Start what has waited for the last input; called after each input of a call in progress,
+        also while no session is up, but not for audio that was only queued. In this order: begin a
+        queued action, send the result of a finished one, start the recording, carry out a
+        termination (last words, or a transfer, which begins at once if it can), begin delegated
+        tasks whose words have come, and start or end the caller's wait for a response.
 
         Args:
             confirmed: the ACK came, so that the caller can hear something.
@@ -405,12 +414,12 @@ class Conversation:
         return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
-        """Interrupt all responses because one that was due was not heard, play the route's sound
-        for that, and request the response again; after ``max_failures`` end the conversation
-        instead.
+        """Interrupt all responses because a response that the model owed was not heard, forget
+        those that run, play the route's sound for that, and request the response again; after
+        ``max_failures`` failed responses in a row play the sound and end the conversation instead.
 
         Args:
-            rule: name of the silence, for the log.
+            rule: name of the silence (:attr:`Silence.rule`), for log and record.
         """
         outputs = interrupt(self.control, "silence", now) + self.silence.reset()
         return outputs + self._response_fallback.on_silence(
@@ -419,8 +428,9 @@ class Conversation:
 
     def on_session_over(self, now: float) -> list[Output]:
         """Handle the normal close of the session: have the call hung up once its queued audio was
-        played (unless a goodbye is due anyway), record digits not sent, and resume playout that
-        barge-in had paused."""
+        played, record digits not sent, and resume playout that barge-in had paused. A hang-up that
+        waits only for queued audio stays as it is (:meth:`HangupAfterPlayout.on_session_over`).
+        Returns ``Pause(False)`` if playout was paused, else nothing."""
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)
@@ -444,13 +454,15 @@ class Conversation:
         return outputs
 
     def attach(self) -> None:
-        """Forget requests and responses of the session before, since a new one begins."""
+        """Forget requests and responses of the session before, also requests that wait, since a new
+        session begins."""
         self.control.responses.reset()
 
     @property
     def quiet(self) -> bool:
-        """Whether a pause of the talk is the time for a hand-over: neither side speaks, no response
-        is due, no action is queued or under way, no tool runs, and no hang-up is due."""
+        """Whether a pause of the talk is the time for a hand-over: neither side speaks, the agent
+        owes no response and none runs, is requested or waits (:attr:`Silence.due`), no action is
+        queued or under way, no tool runs or waits for its approval, and no hang-up waits."""
         control = self.control
         busy = (
             control.call_actions.busy
@@ -460,28 +472,29 @@ class Conversation:
         return not (busy or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
-        """Record the DTMF digits that were not sent to the model, since the call or session
-        ends."""
+        """Record the DTMF digits that were not sent to the model, and forget them, since the call
+        or session ends."""
         self._keys.abandon(now)
 
     # ---- what follows from it
 
     @property
     def leaving(self) -> bool:
-        """Whether a hang-up is due, after words that are requested, being said, or expected of the
-        model: a goodbye, or what a closed session had queued."""
+        """Whether a hang-up waits for words that are requested, being said, or expected of the
+        model: a goodbye, or what a closed session had queued. It comes even if they do not."""
         return self.control.hangup_after_playout.deadline is not None
 
     @property
     def goodbye_is_queued(self) -> bool:
-        """Whether a hang-up is due and no more closing audio is to come, so that the session may
+        """Whether a hang-up waits only for audio that is queued already, so that the session may
         close."""
         return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Return the reason to end the call now, with a detail for the record (of a termination
-        only): an ``error`` that ends the session, or closing words that were played or did not come
-        in time. None and "" while the call goes on."""
+        """Return the reason to end the call now, with a detail for the record: an ``error`` that
+        ends the session, or a hang-up whose words were played or did not come in time. The detail
+        is that of a termination; "" for all else. None and "" while the call goes on. Asked after
+        each input."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle
@@ -491,7 +504,8 @@ class Conversation:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`on_tick` is due next (s); None while nothing waits for time."""
+        """When :meth:`on_tick` is due next (s), or :meth:`ended` is to be asked for a hang-up; None
+        while nothing waits for time."""
         due = [
             self._keys.deadline,
             self._functions.deadline,
@@ -507,7 +521,7 @@ class Conversation:
     def on_tick(self, now: float) -> list[Output]:
         """Act on all deadlines that have come, in this order: digits, undecided interruptions, an
         unanswered request (given up, the next one is sent), the action, out-of-band responses,
-        functions, rules."""
+        functions, rules. That of a hang-up is left to :meth:`ended`."""
         responses = self.control.responses
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if responses.deadline is not None and now >= responses.deadline:
@@ -519,12 +533,13 @@ class Conversation:
 
     @property
     def late_audio_ms(self) -> int:
-        """Audio (ms) that came after its response was interrupted, and was not played."""
+        """Audio (ms) that was not played: see :attr:`Playback.late_audio_ms`."""
         return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
-        """Begin the queued call-control action once the call is up and the speech before it was
-        heard, in a Live session also its running response; or after ``limits.say_seconds``.
+        """Begin the queued call-control action once the call is up (``confirmed``) and the speech
+        before it was heard; in a Live session, once no response runs either. Speech and responses
+        are waited for ``limits.say_seconds`` at most.
 
         While sensitive digits are entered none begins: whoever is joined would hear the keys.
         """
@@ -537,8 +552,9 @@ class Conversation:
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Handle ``response.done``: return its last frame and a log line, start its function calls
-        if it is completed, and send the request that has waited for its end. A model in a loop of
-        tool calls, with no other response requested, counts as a failed response."""
+        if it is completed, and send the oldest request that has waited for its end. A model in a
+        loop of tool calls (:attr:`Functions.in_loop`), with no other response requested, counts as
+        a failed response."""
         outputs = self.control.playback.on_response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(

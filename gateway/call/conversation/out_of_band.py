@@ -83,7 +83,7 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
-        """Whether a response was requested that has not ended."""
+        """Whether any response was requested that has not ended."""
         return bool(self._running)
 
     def request(
@@ -103,21 +103,23 @@ class OutOfBandResponses:
         """Request an out-of-band response, without tools, about ``items`` or about the whole
         conversation.
 
-        Returns ``Send`` of ``response.create`` and a log line. A request that cannot be made ends
-        at once with the status ``refused``: too many run, one of this key runs, the session gives
-        no text outside of the conversation (``Capabilities.out_of_band``), or its items have no
-        ids.
+        Returns a log line and ``Send`` of ``response.create``. A request that cannot be made ends
+        at once with the status ``refused``, and is not sent: ``MAX_RUNNING`` run, one of this key
+        runs, an answer in text is wanted of a session that gives none outside of the conversation
+        (``Capabilities.out_of_band``), or there are ``items`` in a session whose items have no ids.
+        Every request has an entry in the record, the first ``MAX_KEPT`` of a call.
 
         Args:
-            key: name under which its result is reported.
-            purpose: what it is for, in the record.
+            key: name under which its result is reported, of one response at a time.
+            purpose: what it is for, in the record and the log.
             metadata: of whoever asks; the first ``MAX_METADATA`` pairs go with the request.
-            items: ids of the items that it is about.
+            items: ids of the items that the response is about; empty for the whole conversation.
             seconds: time until it is given up (``late``).
-            then: called at its end with status, text and time, besides :class:`OutOfBandDone`; its
-                outputs are returned, too.
-            audio: receives speech; None for a response in text.
-            words: the words that it should say.
+            then: called at its end, also at once if it is refused here, with status, text and time,
+                besides :class:`OutOfBandDone`; its outputs are returned, too.
+            audio: called with each piece of its speech; None for a response in text.
+            words: the words that it should say, for a session that is given only these in place of
+                ``instructions`` (Live).
         """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         append_capped(self._timeline.record.content.out_of_band, out_of_band_response)
@@ -154,8 +156,9 @@ class OutOfBandResponses:
 
     def cancel(self, key: str, now: float) -> list[Output]:
         """End the response of this key as ``cancelled``, without calling ``then``. Send
-        ``response.cancel``, if its ``response.created`` has come; to a session without that command
-        (Live) always. Nothing if none of this key runs."""
+        ``response.cancel``, if its ``response.created`` has come, and in a Live session always;
+        else the server goes on with it, and its events are ignored. Returns also what reports the
+        end. Nothing if none of this key runs."""
         running = self._running.get(key)
         if running is None:
             return []
@@ -167,7 +170,8 @@ class OutOfBandResponses:
 
     def takes(self, event: ServerEvent) -> bool:
         """Return whether an event belongs to an out-of-band response, running or ended, so that it
-        must not reach the conversation."""
+        must not reach the conversation: ``response.created`` by its metadata, later events by the
+        id of one of the latest ``4 * MAX_RUNNING`` responses."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
@@ -210,12 +214,13 @@ class OutOfBandResponses:
 
     @property
     def deadline(self) -> float | None:
-        """When the first of the running responses is given up (s); None while none runs."""
+        """When :meth:`tick` gives up the first of the running responses (s); None while none
+        runs."""
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """End the responses that have not ended in their time as ``late``; the server is not
-        told."""
+        """End the responses that have not ended in their time as ``late``, with empty text; the
+        server is not told, and what it sends of them later is ignored."""
         late = [key for key, one in self._running.items() if now >= one.until]
         return [output for key in late for output in self._finish(key, "late", "", now)]
 
@@ -233,7 +238,7 @@ class OutOfBandResponses:
 
     def _report(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
         """Return the log line ``out_of_band_done`` (a warning unless completed or cancelled) and
-        :class:`OutOfBandDone` for a response that has ended."""
+        :class:`OutOfBandDone` for a response that has ended or was refused."""
         well = out_of_band_response.status in ("completed", "cancelled")
         level: Literal["info", "warning"] = "info" if well else "warning"
         note = self._timeline.note(
@@ -291,17 +296,18 @@ class LateWords(Protocol):
 
     @property
     def words_missing(self) -> bool:
-        """Whether words of what was said last are still to come."""
+        """Whether words of what was said last have not come yet."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take a server event that may have words; return outputs."""
+        """Take a server event that may have words. Returns no output."""
 
 
 class PostCallAnalysis:
     """Keeps the session open after the end of the call was decided, for answers and the last words.
 
-    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. The leg may still be
-    up, until its BYE is answered. Methods take the time (s).
+    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. Events of
+    the session come here, no longer to the conversation and its rules. The leg may still be up,
+    until its BYE is answered. Methods take the time (s).
 
     Args:
         why: reason of the call's end, which the session is closed with.
@@ -334,8 +340,9 @@ class PostCallAnalysis:
 
     @property
     def deadline(self) -> float:
-        """When :meth:`on` is to get a ``Tick`` (s): the end of the wait for answers or words,
-        whichever is first; 0.0, at once, where nothing is waited for."""
+        """When :meth:`on` is to get a ``Tick`` (s): the end of the wait for answers (none once no
+        out-of-band response runs) or words, whichever is first; 0.0, at once, where nothing is
+        waited for."""
         answers = self._until if self._out_of_band.busy else 0.0
         return min((at for at in (answers, self._words_until) if at), default=0.0)
 
@@ -351,8 +358,9 @@ class PostCallAnalysis:
         ]
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take an event of the session, its end, the leg's end or a tick; ignore other inputs.
-        While words are waited for, events go to the transcript.
+        """Take an event of the session, its end, the leg's end, the gateway's shutdown or a tick;
+        ignore other inputs. While words are waited for, events that are not of an out-of-band
+        response go to the transcript. The close of the session and a shutdown end both waits.
 
         Returns what the ends of out-of-band responses bring: log lines and ``OutOfBandDone``.
         """

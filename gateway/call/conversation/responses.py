@@ -96,9 +96,13 @@ class ResponseTimes:
             self._over, self._first = now, None
 
     def on_audio(self, now: float, *, speaking: bool) -> None:
-        """Note when the first audio delta of the wait came. Where other model audio is heard then
-        (``speaking``), cancel the wait: nobody waits. Nothing without a wait, and for later
-        deltas."""
+        """Note when the first audio delta of the wait came. Nothing without a wait, and for later
+        deltas.
+
+        Args:
+            speaking: other model audio was queued before it and is still heard; then the wait is
+                cancelled, since nobody waits.
+        """
         if self._over is None or self._first is not None:
             return
         self._first = now
@@ -131,9 +135,9 @@ class ResponseTimes:
             times.append(ResponseTime(at_ms, *(round(one, 1) for one in ms)))
 
     def interrupted_after(self, now: float) -> float | None:
-        """Return the ms from the first packet of the caller's loud stretch until they heard nothing
-        more of the agent: until ``now``, or until playout was paused before. None where none was
-        loud yet."""
+        """Return the ms from the first loud packet of the caller's latest loud stretch until the
+        caller heard nothing more of the agent: until ``now``, or until playout was paused before.
+        None where no packet was loud yet."""
         since, now = self._heard.since, self.paused_at or now
         return None if since is None else round(max(0.0, 1000 * (now - since)), 1)
 
@@ -154,8 +158,8 @@ class ResponseQueue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the responses that run and all requests, since their session is over. ``given_up``
-        and ``dropped`` go on."""
+        """Forget the responses that run and all requests, sent and waiting, since their session is
+        over. ``given_up`` and ``dropped`` go on counting for the call."""
         self._running: list[str] = []
         self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
         self._waiting: deque[CreateResponse] = deque()
@@ -176,33 +180,36 @@ class ResponseQueue:
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Ids of all responses that run, oldest first; more than one where the server allows it."""
+        """Ids of all responses that run, oldest first; more than one where the server allows it.
+        The latest ``MAX_RUNNING`` only."""
         return tuple(self._running)
 
     def request_of(self, response_id: str) -> CreateResponse | None:
-        """Return our request that this response answers; None where the server began it by itself,
-        and for one that is not remembered."""
+        """Return our request that this response answers, by the server's word or by guess; None
+        where the server began the response by itself, and for a response that is not remembered
+        (``MAX_REMEMBERED``)."""
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
         """Return whether this response answers what was said: the server began it, or our request
-        had no instructions or other settings of its own."""
+        had no instructions or other settings of its own. True for a response that is not
+        remembered."""
         asked = self.request_of(response_id)
         return asked is None or asked.response is None
 
     @property
     def answering(self) -> bool:
-        """Whether a response to what was said (:meth:`answers_turn`) runs, is requested, or waits
-        to be."""
+        """Whether a response to what was said (:meth:`answers_turn`) runs, or a request for one was
+        sent or waits."""
         asked = [self._sent] if self._sent is not None else []
         waiting = any(one.response is None for one in (*asked, *self._waiting))
         return waiting or any(self.answers_turn(one) for one in self._running)
 
     @property
     def deadline(self) -> float | None:
-        """When the wait for the server is given up (s): ``UNANSWERED_SECONDS`` after the last
-        request was sent or refused for a collision, or the last response ended. None while a
-        response runs, and without a request that is unanswered or waits."""
+        """When :meth:`on_unanswered` is due (s): ``UNANSWERED_SECONDS`` after the last request was
+        sent or refused for a collision, or the last response ended. None while a response runs, and
+        without a request that is unanswered or waits."""
         if self._running or not (self._sent or self._waiting):
             return None
         return self._sent_at + UNANSWERED_SECONDS
@@ -217,8 +224,8 @@ class ResponseQueue:
         or is dropped.
 
         A request without settings of its own answers everything said before it is sent, so a second
-        one of that kind is dropped while one waits. Above ``MAX_WAITING`` the oldest is dropped and
-        counted.
+        one of that kind is dropped, uncounted, while one waits. Above ``MAX_WAITING`` the oldest
+        waiting one is dropped and counted (``dropped``).
         """
         if not self._running and self._sent is None:
             self._sent, self._sent_at = create, now
@@ -232,12 +239,12 @@ class ResponseQueue:
         return None
 
     def forget_waiting(self) -> None:
-        """Drop all requests that wait; the sent one and the running responses stay."""
+        """Drop all requests that wait, uncounted; the sent one and the running responses stay."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:
-        """Drop the waiting requests without settings of their own, which would answer the
-        caller."""
+        """Drop the waiting requests without settings of their own, which would answer the caller;
+        uncounted."""
         self._waiting = deque(one for one in self._waiting if one.response is not None)
 
     def on_turn(self) -> None:
@@ -249,13 +256,17 @@ class ResponseQueue:
     def on_created(
         self, response_id: str, request: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Handle ``response.created``: the response runs from now on. Return our request that it
-        answers; None for one that the server began by itself.
+        """Handle ``response.created``: the response runs from now on; above ``MAX_RUNNING`` the
+        oldest is forgotten. Return our request that it answers; None for a response that the server
+        began by itself.
+
+        Where the server has named no request in this session, a request that was sent is no longer
+        unanswered, whatever the response: either it is the answer, by guess, or, where a turn of
+        the caller waits for a response (:meth:`on_turn`), our request is expected to be refused for
+        a collision.
 
         Args:
-            request: our request, where the response's metadata names it. Of a server that has named
-                none in this session, the response answers the sent request, by guess, unless a turn
-                of the caller waits for one (:meth:`on_turn`).
+            request: our request, where the response's metadata names it.
         """
         self._presumed = None
         if request is not None:
@@ -273,14 +284,14 @@ class ResponseQueue:
 
     def rename(self, placeholder: str, response_id: str) -> None:
         """Replace our name of a running response, whose ``response.created`` had no id, by the
-        server's id, which a later event has brought."""
+        server's id, which a later event has brought, and keep its request under that."""
         self._running = [response_id if one == placeholder else one for one in self._running]
         self._requests[response_id] = self._requests.pop(placeholder, None)
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
-        """Handle ``response.done``: the response runs no more. Return the oldest waiting request,
-        to be sent now; None where there is none, another response runs, or a request is
-        unanswered."""
+        """Handle ``response.done``: the response runs no more; nothing of that where it did not
+        run. In either case return the oldest waiting request, to be sent now; None where none
+        waits, another response runs, or a request is unanswered."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
@@ -288,12 +299,14 @@ class ResponseQueue:
 
     def on_collision(self, create: CreateResponse | None, now: float) -> None:
         """Put a request that the server refused (``conversation_already_has_active_response``) at
-        the front of the queue. A response that was taken for its answer counts as the server's own.
-        Nothing where it waits already.
+        the front of the queue, unless it waits already. It is sent once the running response is
+        done, or at :attr:`deadline`. A response that was taken for its answer counts as the
+        server's own.
 
         Args:
             create: the refused request; None where the error does not name it: then the sent one,
-                or the last that was matched by guess.
+                or the one that the latest response was taken to answer by guess. Nothing follows
+                without any of them.
         """
         create = create or self._sent or self._presumed
         self._presumed = None
@@ -308,9 +321,9 @@ class ResponseQueue:
         self._waiting.appendleft(create)
 
     def resend_after_dropped(self, now: float) -> None:
-        """Queue our request again if the latest response is its answer only by guess, since that
-        response is being dropped. It goes first once that response is done. Nothing for a request
-        without settings of its own."""
+        """Queue our request again if the latest response is its answer only by guess; called when
+        that response is being dropped. The request goes first once that response is done. Nothing
+        for a request without settings of its own."""
         if self._presumed is not None and self._presumed.response is not None:
             self.on_collision(self._presumed, now)
 
@@ -328,16 +341,17 @@ class ResponseQueue:
         return self._next_to_send(now)
 
     def abandon(self) -> CreateResponse | None:
-        """Forget the running responses and the sent request; waiting ones stay. Return the sent
-        request, else our request of the latest running response; None where the server began that,
-        and without any."""
+        """Forget the running responses and the sent request; requests that wait stay. Return the
+        sent request, else our request of the latest running response; None where the server began
+        that response, and where there is neither."""
         asked = self._sent or (self.request_of(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked
 
     def on_unanswered(self, now: float) -> CreateResponse | None:
-        """Act on :attr:`deadline`: give up the sent request and count it (``given_up``); return the
-        oldest waiting one, to be sent now, or None."""
+        """Act on :attr:`deadline`: give up the sent request; return the oldest waiting one, to be
+        sent now, or None. ``given_up`` grows by one, also where none was sent and the queue waited
+        for a response that was never seen."""
         self.given_up += 1
         self._sent = None
         return self._next_to_send(now)
@@ -356,7 +370,7 @@ class InterruptedResponses(Protocol):
     responses), as a Protocol, so that this module need not import it."""
 
     def was_interrupted(self, response_id: str) -> bool:
-        """Return whether this response was interrupted or dropped."""
+        """Return whether this response of the active session was interrupted or dropped."""
 
     def rename(self, placeholder: str, response_id: str) -> None:
         """Replace our name of an interrupted response by the server's id; nothing for others."""
@@ -415,7 +429,8 @@ class ResponseNames:
         return response_id in self._over
 
     def reset(self) -> None:
-        """Forget the ids of a session that another one replaces. Our names are not used again."""
+        """Forget the ids of a session that another one replaces. The numbers of our names go on, so
+        that no name is used again in this call."""
         self._begun.clear()
         self._over.clear()
         self._ours.clear()
