@@ -63,8 +63,8 @@ class MusicOnHoldDetector:
         self._changes = self._misses = 0
 
     def add_second(self, heard: inputs.SoundHeard, wanted: float) -> str:
-        """Add a second of sound, to the stretch (:meth:`mixed`) and to the seconds of music in a
-        row.
+        """Add a second of sound to the stretch (:attr:`mixed`), and if it is music's to the seconds
+        of music in a row.
 
         Returns the evidence, in words, once at least ``wanted`` seconds in a row were music and the
         tones changed in a third of them (the count then starts anew), else "". A second whose share
@@ -113,8 +113,8 @@ class Repeats:
     """Detects a bot that says the same words again and again, turn after turn.
 
     Args:
-        wanted: repetitions after which it is a bot, if the last ones were about equally long; else
-            ``STUBBORN`` times as many.
+        wanted: turns with the same words, the first included, from which it is a bot if the last
+            ``wanted`` of them were about equally long; otherwise ``STUBBORN`` times as many.
     """
 
     def __init__(self, wanted: int) -> None:
@@ -234,8 +234,8 @@ class BeepWaiter:
     @property
     def deadline(self) -> float | None:
         """When to leave the message without a beep (s): ``seconds`` after the last speech, or after
-        the wait began if that is later; ``LONGEST_SECONDS`` after it began at the latest. None
-        while no beep is waited for."""
+        the wait began if that is later; ``LONGEST_SECONDS`` after it began at the latest, also
+        if the other side still speaks then. None while no beep is waited for."""
         if self._since is None:
             return None
         latest = self._since + LONGEST_SECONDS
@@ -296,10 +296,11 @@ class MachineDetector:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle a turn of the caller's side, its transcript, a second of sound, or a beep. While a
-        beep is waited for, interrupt each response that is created. A hold starts the count of
-        music anew.
+        beep is waited for, interrupt each response that is created. The begin and the end of a hold
+        start the count of music anew. The end of the session drops a turn that is not over.
 
-        The length of a turn is by the server's times (ms), by ours where it gives none.
+        The length of a turn is by the server's times (ms), or by our clock where the server gives
+        none.
         """
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
@@ -339,7 +340,8 @@ class MachineDetector:
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`: leave the message, where no beep came; else judge a stretch of
         sound of ``music_threshold`` seconds without a pause: hold music if enough of it has
-        standing tones, else another stretch begins. Nothing is judged in a hold or an action."""
+        standing tones, else another stretch begins. In a hold, and while an action is queued or
+        under way, the stretch is dropped; the next one begins at ``speech_started``."""
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
         due = self._music_deadline
@@ -359,8 +361,8 @@ class MachineDetector:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due (s): the end of the wait for a beep, or when the stretch of
-        sound is judged; None without either."""
+        """When :meth:`tick` acts next (s): at the end of the wait for a beep, or when the stretch
+        of sound is judged; None without either."""
         due = (self._beeps.deadline, self._music_deadline)
         return min((at for at in due if at is not None), default=None)
 
@@ -376,7 +378,7 @@ class MachineDetector:
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
         """Add a second of sound; ``music_threshold`` seconds of music in a row are hold music.
-        During a hold or an action the count starts anew instead."""
+        During a hold, and while an action is queued or under way, the count starts anew instead."""
         if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
@@ -384,8 +386,8 @@ class MachineDetector:
         return self._detected("music", now, evidence) if evidence else []
 
     def _on_beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
-        """Handle a beep: while one is waited for, leave the message; else, after a greeting and
-        outside an action, it means voicemail."""
+        """Handle a beep: while one is waited for, leave the message; else, after a greeting
+        (:meth:`BeepWaiter.beep`), it means voicemail, unless an action is queued or under way."""
         evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
@@ -395,9 +397,9 @@ class MachineDetector:
         return self._detected("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
-        """Stop waiting for a beep, set in the record which there was, and terminate: say the
-        message for voicemail, then hang up. Nothing without such a message, or if the call is
-        ending.
+        """Stop waiting for a beep. Then, if a voicemail waits for its message and the call is not
+        ending, set in the record which beep there was, log ``voicemail_message``, and terminate:
+        have the model say the route's message for voicemail, then hang up.
 
         Args:
             beep: evidence of the beep before it, or why there was none.
@@ -446,8 +448,9 @@ class MachineDetector:
 
     def _detected(self, kind: str, now: float, evidence: str) -> list[Output]:
         """Record and log a machine, and do the route's action for this kind: nothing more (log),
-        end the conversation (hangup, transfer), or leave a message; that follows the beep, and
-        until then the agent is interrupted. Nothing if this kind is not looked for now.
+        end the conversation (hangup, transfer), or leave a message (leave_message). The message
+        follows the beep; until then what the agent says is interrupted. Nothing at all if this kind
+        is not looked for now.
 
         Args:
             kind: music, voicemail or bot.

@@ -85,7 +85,8 @@ class CallRecording:
 
     With ``consent = "announce"`` the recording starts after the prompt, and a no within
     ``consent_timeout`` stops and deletes it; with ``"ask"`` it starts once the caller says yes.
-    Answers are DTMF digits or words. The greeting waits for the decision.
+    Answers are DTMF digits or words. The greeting waits for the end of the announcement, or for the
+    answer to the question.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -137,7 +138,8 @@ class CallRecording:
         ``ask``, and the recording has no state yet.
 
         Args:
-            greeting: requested here after the decision; None for none.
+            greeting: requested by this rule once the prompt was heard (``announce``), or once the
+                caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
         if self._plan.mode != "always" or self._plan.consent == "none" or self.state:
             return None
@@ -145,8 +147,9 @@ class CallRecording:
         return self._begin_asking("route", now)
 
     def start_if_due(self, now: float, *, confirmed: bool) -> list[Output]:
-        """Return ``StartRecording`` on a route that records always without consent, once
-        ``confirmed``: the ACK came. Nothing if it was started before."""
+        """Start the recording, on a route that records always and asks for no consent, once
+        ``confirmed``: the ACK came. Nothing if the recording has a state already. Called after each
+        input."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []
@@ -164,8 +167,8 @@ class CallRecording:
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
-        Playout that has begun and run empty, with no response due, has the prompt count as
-        heard."""
+        The prompt counts as heard when playout has begun and run empty, and no response runs, is
+        requested or waits."""
         if isinstance(input, DigitPressed):
             return self._answer(
                 input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
@@ -201,10 +204,12 @@ class CallRecording:
         """Do one of ``ACTIONS`` to the recording; where the route has a consent, ``start`` says the
         prompt first. In a pause silence is recorded.
 
-        Returns why it cannot be done, "" if it was done, and the outputs.
+        Returns why the action cannot be done, or "" if it was done (or the prompt requested), and
+        the outputs.
 
         Args:
-            by: route, tool, operator or application, for record and log.
+            by: tool, operator or application: for the record who has started the recording, for
+                the log also who has paused or resumed it.
         """
         refused = refusal_of(self._control.timeline.record.recording, self._plan, action)
         if refused:

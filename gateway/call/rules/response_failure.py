@@ -68,11 +68,13 @@ class ResponseFallback:
         message, or the sound. Playout that begins stops the sound. Nothing else is done while the
         legs are joined.
 
-        Responses are ignored that were interrupted, or are a backend's that completed or was
-        cancelled. Of the others, tried in this order: failed; stopped by the content filter;
-        incomplete, which the model is asked to continue (``continue_incomplete``, at most
-        ``MAX_CONTINUED`` in a row); the message itself; ended without audio, but not cancelled. Any
-        other that completed resets all counts.
+        A response that was interrupted is ignored, and so is one of a Live session's backend that
+        was completed or cancelled. For others the first of these that holds decides: the response
+        failed; the content filter stopped it; it is incomplete, and the model is asked to continue
+        (with ``continue_incomplete``, at most ``MAX_CONTINUED`` in a row, not while the call is
+        ending); it was the message and is completed, so that the sound plays if it had no audio; it
+        ended without audio and was not cancelled. Any other response that completed resets all
+        counts.
         """
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
@@ -153,20 +155,22 @@ class ResponseFallback:
         the retry requests words, with tools off (``tool_choice: none``).
 
         Args:
-            counted: called before the rules get the loop's last ``response.done``, which is then
-                ignored.
+            counted: True if this is called before :meth:`on` gets the loop's last
+                ``response.done``: :meth:`on` then ignores that one, since it has been counted here.
         """
         self._in_loop = counted
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def on_silence(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """Handle a response that was due and not heard: count a failure, play the sound, and
-        request the response again; after ``max_failures`` in a row end the conversation instead.
+        """Handle a response that the caller has waited for and not heard: count a failure, play the
+        sound, and request the response again. At ``max_failures`` in a row end the conversation
+        instead, while the sound plays.
 
         Args:
             rule: name of the silence (``Silence.rule``), for log and record.
-            asked: the request to repeat; None for a general one.
+            asked: the request to repeat; None for one without settings of its own, which answers
+                all that was said (a Live session gets none).
         """
         self._failures += 1
         todo = self._play_sound(rule, now)
@@ -179,10 +183,11 @@ class ResponseFallback:
     ) -> list[Output]:
         """Handle a response that ended without audio: as failed, unless another follows it.
 
-        After function calls and MCP approval requests another response follows; MCP calls are
-        counted (:meth:`_mcp_tools_called`). With an application on the sideband, items of other
-        types than message and reasoning are its matter. If another response runs, is requested or
-        waits, the lack is only logged.
+        After function calls, MCP calls and MCP approval requests another response follows, so that
+        nothing is done here; responses with MCP calls are counted (:meth:`_mcp_tools_called`). On a
+        route with an application, one with items of other types than message and reasoning is left
+        to the application. If another response runs, is requested or waits, the missing audio is
+        only logged.
 
         Args:
             asked: our request that it answers; None for the server's own.
@@ -201,9 +206,9 @@ class ResponseFallback:
         return [note, *self._response_failed(f"no sound: {content}", asked, now)]
 
     def _mcp_tools_called(self, now: float) -> list[Output]:
-        """Count a response that only had the server call MCP tools; from more than
-        ``max_tool_rounds`` in a row on, each counts as a failed response, and words are requested
-        with tools off."""
+        """Count a response without audio that had the server call MCP tools. Each beyond
+        ``max_tool_rounds`` in a row counts as a failed response, and words are requested with tools
+        off."""
         self._tool_rounds += 1
         if self._tool_rounds <= self._plan.max_tool_rounds:
             return []
@@ -213,8 +218,8 @@ class ResponseFallback:
 
     def _content_filtered(self, now: float) -> list[Output]:
         """Have the model say ``content_filter_message`` in place of a response that the content
-        filter stopped, without a retry; counts as a failure, and ends the conversation at
-        ``max_failures`` in a row."""
+        filter stopped, without a retry. It counts as a failure; at ``max_failures`` in a row the
+        conversation ends instead. While the call is ending nothing is said, and no sound plays."""
         self._failures += 1
         note = self._control.timeline.note(
             now, "response_filtered", "warning", count=self._failures
@@ -233,8 +238,9 @@ class ResponseFallback:
 
         Args:
             why: for log and record.
-            asked: our request, sent again as it is; None for the server's own response: then one to
-                all that was said, or tool results, is requested.
+            asked: our request, which a retry sends again as it is. None where the server began the
+                response: a retry then requests one to all that was said and to tool results; of a
+                Live session, has the backend go on.
         """
         control = self._control
         if control.termination is not None:
@@ -277,8 +283,9 @@ class ResponseFallback:
         return self._control.request_response(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
-        """Terminate the conversation (reason ``RESPONSE_FAILURES``): transfer to ``transfer_to`` if
-        it is set, else goodbye and hang-up. Nothing if it is being ended already.
+        """Terminate the conversation (reason ``RESPONSE_FAILURES``): transfer the caller to
+        ``transfer_to`` if it is set; without it, or if the transfer fails, the model says
+        ``goodbye`` and the call is hung up. Nothing if the conversation is being ended already.
 
         Args:
             why: what was wrong with the last response, for log and record.
@@ -293,9 +300,10 @@ class ResponseFallback:
         return [control.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _play_sound(self, why: str, now: float) -> list[Output]:
-        """Return ``PlaySound`` of the route's sound, which needs no model, and its log line. While
-        the call is ending it stands for the goodbye: the hang-up waits for its end. Nothing on a
-        route without a sound, or while an action is queued or under way."""
+        """Return ``PlaySound`` of the route's sound, which needs no model, and its log line; it
+        stops after ``sound_duration`` seconds, or when model audio begins. While the call is ending
+        it stands for the goodbye: the hang-up waits for its end. Nothing on a route without a
+        sound, or while an action is queued or under way."""
         if not self._plan.sound or self._control.call_actions.busy:
             return []
         note = self._control.timeline.note(

@@ -36,8 +36,9 @@ class UserIdleTimeout:
     ``max_prompts`` prompts in a row ends the call (``[route.idle]``).
 
     Args:
-        working: returns whether a function runs for the model now, the caller is asked to approve
-            one, or a Live session's backend works; then nobody is prompted.
+        working: returns whether tool calls of the model are being carried out
+            (``Functions.busy``), the caller is asked to approve one, or a Live session's backend
+            works; then nobody is prompted.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -69,8 +70,9 @@ class UserIdleTimeout:
         return self._control.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Start the wait at the ACK, and anew at each further input that the rule reacts to. Speech
-        and DTMF digits of the caller set the count of prompts to 0. Returns no output; nothing
+        """Start the wait at the ACK, and anew at each later input of a type in :attr:`reacts_to`
+        (both sides' speech, digits, holds, results of functions, the end of a B-leg). Speech and
+        DTMF digits of the caller set the count of prompts to 0. Returns no output. Nothing happens
         without a timeout."""
         if self._plan.timeout <= 0:
             return []
@@ -89,11 +91,13 @@ class UserIdleTimeout:
 
     def tick(self, now: float) -> list[Output]:
         """When the timeout is over, start the wait anew, and have the model say the prompt; after
-        ``max_prompts`` terminate (reason ``IDLE``): transfer or goodbye.
+        ``max_prompts`` terminate (reason ``IDLE``): transfer the caller to ``transfer_to`` if it is
+        set; without it, or if the transfer fails, the model says ``goodbye`` and the call is hung
+        up.
 
-        Only the wait starts anew while a side speaks, a response is due, a function or action is
-        under way, the agent waits in a queue, the caller holds, or the model has called
-        ``end_call``.
+        Nobody is prompted, and only the wait starts anew, while a side speaks, a response runs, is
+        requested or waits, an action is queued or under way, ``working`` returns True, the agent
+        waits in a queue (hold and wait), the caller holds, or a hang-up waits for its last words.
         """
         if self.deadline is None or now < self.deadline:
             return []
@@ -177,8 +181,8 @@ class Silence:
 
     Args:
         caller_speaks: returns whether the server hears the caller speak now.
-        tool_runs: returns whether a function of the model runs now, or waits for the caller's
-            approval.
+        tool_runs: returns whether tool calls of the model are being carried out
+            (``Functions.busy``), or the caller is asked to approve one.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -257,22 +261,27 @@ class Silence:
 
     @property
     def due(self) -> bool:
-        """Whether the agent is due to speak: a turn is unanswered, a response runs, is requested or
-        waits, the backend works, or the server sends no event though the caller is loud."""
+        """Whether the agent is expected to speak: a turn is unanswered, a response runs, is
+        requested or waits, the backend works, or the server sends no event though the caller is
+        loud."""
         owed = self._turn or self._owed == _NO_EVENTS
         return owed or self.backend_works or not self._control.responses.idle
 
     @property
     def backend_works(self) -> bool:
-        """Whether the backend of a Live session works on what the voice has delegated to it, and is
-        not late with it."""
+        """Whether the backend of a Live session works on what the voice has delegated to it, and
+        its time is not over: ``BACKEND_SECONDS`` since its last event, and ``MAX_WORK_SECONDS`` in
+        all. False for a Realtime session."""
         return self._works_until > 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Follow the caller's loud seconds, turns, responses, hold and the server's MCP calls, to
-        know what is due. Returns no output, but an empty ``session.update`` where the caller is
-        loud and the server sends no event, if it has never reported this caller's speech (see
-        :data:`LOUD_SECONDS`). A new session ends all waits."""
+        know whether the agent is expected to speak. A new session ends all waits.
+
+        Returns nothing, with one exception: an empty ``session.update`` where the caller is loud,
+        the server sends no event, and it has never reported this caller's speech (see
+        :data:`LOUD_SECONDS`). A Live session, and a route without a timeout, get none.
+        """
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
@@ -320,9 +329,10 @@ class Silence:
 
     def _on_done(self, done: ResponseDone) -> None:
         """Handle ``response.done`` of a response for the caller. After one that the server
-        cancelled by itself another is due, where turns are answered; not if we have interrupted it,
-        the caller speaks, or another runs or is requested. Any other status stops the watch for a
-        turn that the server does not end."""
+        cancelled by itself another is awaited, where turns are answered (:attr:`_responds`). None
+        is awaited if we have interrupted it, the caller speaks, or another runs, is requested or
+        waits. Any other status ends the wait for the end of the caller's turn
+        (:attr:`_turn_hangs_at`)."""
         if done.status != "cancelled":
             self._quiet_since = None
             return
@@ -348,9 +358,9 @@ class Silence:
         return min(now + seconds, self._works_since + MAX_WORK_SECONDS)
 
     def _on_backend_done(self, done: ResponseDone, now: float) -> None:
-        """Handle ``response.done`` of a backend: after function calls it counts as at work for
-        another ``BACKEND_SECONDS``; else it is done, and the wait for the voice's words starts
-        anew."""
+        """Handle ``response.done`` of a backend: if it is completed and has function calls, the
+        backend counts as at work for another ``BACKEND_SECONDS``; else the backend is done, and the
+        wait for the voice's words starts anew."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
             self._works_until = self._work_until(now, BACKEND_SECONDS)
@@ -363,8 +373,9 @@ class Silence:
         self._loud, self._owed = 0, ""
 
     def on_update_sent(self, now: float) -> list[Output]:
-        """Note that a ``session.update`` was sent: the server owes an event, which accepts or
-        refuses it. Returns what :meth:`update_wait` does."""
+        """Note that a ``session.update`` was sent: an event of the server is awaited, which accepts
+        or refuses it; the caller counts as waiting meanwhile. Returns what :meth:`update_wait`
+        does."""
         self._owed = self._owed or _UPDATE
         return self.update_wait(now, confirmed=True)
 
@@ -425,7 +436,8 @@ class Silence:
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`: forget late MCP calls and a late backend; then report the first
         silence that has lasted too long (a turn that the server does not end, turns that a Live
-        session does not answer, the caller's wait), or begin the filler sound."""
+        session does not answer, the caller's wait), or begin the filler sound. While a backend
+        works, the caller's wait is not reported, and only the filler may begin."""
         self._mcp = {one: until for one, until in self._mcp.items() if now < until}
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
@@ -447,7 +459,7 @@ class Silence:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s); None while nothing is awaited."""
+        """When :meth:`tick` acts next (s); None while nothing is awaited."""
         plan = self._plan
         works_until = [self._works_until] if self.backend_works else []
         hangs_at = [at for at in (self._turn_hangs_at, self._turns_unanswered_at) if at is not None]
@@ -488,8 +500,9 @@ class Silence:
         return max(ends[0] + UNANSWERED_TIMEOUTS * timeout, ends[-1] + timeout)
 
     def reset(self) -> list[Output]:
-        """End all waits and forget turns, since the session is lost or replaced. Returns the end of
-        the filler sound."""
+        """End all waits, forget turns, and set :attr:`rule` to None, since the session is lost or
+        replaced, or a silence was handled. Returns the end of the filler sound; nothing where none
+        plays."""
         self._since = self.rule = None
         self._spoke = self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
@@ -501,10 +514,11 @@ class Silence:
         return self._stop_filler()
 
     def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
-        """Set :attr:`rule`, log ``silence_detected``, stop the filler, and end all waits.
+        """Set :attr:`rule`, log ``silence_detected``, stop the filler, and end all waits; the
+        machine, not this rule, acts on it.
 
         Args:
-            rule: name of the silence.
+            rule: name of the silence, such as ``response_not_created``.
             seconds: how long it has lasted, for the log.
         """
         self.rule = rule
@@ -533,17 +547,20 @@ class Silence:
         return plan.server.responds and (plan.server.interrupts or responses.active is None)
 
     def _caller_waits(self) -> bool:
-        """Return whether the caller hears nothing while a response or event is due, nothing
-        explains that, and the caller does not speak. Speech does not matter if the server has sent
-        no events during it. False without a timeout, unless a backend works."""
+        """Return whether the agent is expected to speak (:attr:`due`) or an event of the server is
+        awaited, nothing explains the silence (:meth:`_is_unexplained`), and the caller does not
+        speak. That the caller speaks does not matter if the server sends no events meanwhile. False
+        without a timeout, unless a backend works."""
         limited = self._timeout > 0 or self.backend_works
         if not limited or not (self.due or self._owed):
             return False
         return self._is_unexplained() and (not self._caller_speaks() or self._owed == _NO_EVENTS)
 
     def _is_unexplained(self) -> bool:
-        """Return whether nothing explains the silence: no model audio in the queue, action,
-        function, MCP call, hold, wait in a queue, end of the call, or hang-up after a goodbye."""
+        """Return whether nothing explains the silence. Explanations are: model audio in the queue,
+        an action queued or under way, tool calls being carried out (``tool_runs``), an MCP call, a
+        hold by the caller, hold and wait, the end of the call, and a hang-up after a goodbye. The
+        work of a backend is none here."""
         control = self._control
         if self._held or self._mcp:
             return False
@@ -555,7 +572,7 @@ class Silence:
     def _which_silence(self) -> str:
         """Return the name of the silence by what is missing: ``audio_stalled`` or
         ``response_without_audio`` while a response runs; else ``turn_not_answered``; else
-        ``response_not_created`` for a request; else why the server owes an event."""
+        ``response_not_created`` for a request; else ``no_events`` or ``update_not_answered``."""
         active = self._control.responses.active
         if active is not None:
             stalled = self._control.playback.had_audio(active)
