@@ -88,12 +88,13 @@ class Approvals:
         return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
-        """Return the first rule that fits the tool's name and its arguments; where none fits None,
-        or with ``needed`` a rule that denies.
+        """Return the first rule whose ``tool`` (which may have ``*`` and ``?``) is the tool's name,
+        and whose ``when`` fits the arguments. Where none fits, return None, or with ``needed`` a
+        rule that denies.
 
         Args:
-            given: arguments; a rule with ``when`` fits only if each argument that it names is given
-                and matches.
+            given: arguments of the tool call; ``when`` fits if each argument that it names is given
+                and the pattern for it is found in the argument.
             needed: the tool may run only where a rule approves it.
         """
         for rule in self._rules:
@@ -117,9 +118,10 @@ class Approvals:
         """Begin the decision about a tool call, and log ``approval``; return None, without either,
         where no rule applies, so that it may run.
 
-        ``allow`` and ``deny`` are decided at once, as is a refusal because ``MAX_ASKED`` calls wait
-        or this ``key`` does. ``ask_http`` returns ``RequestApproval``; ``ask_caller`` has the model
-        ask, after the questions before it.
+        A rule ``allow`` or ``deny`` is decided at once. For the others the call is refused at once
+        if ``MAX_ASKED`` calls wait for a decision already, or one with this ``key`` does. A rule
+        ``ask_http`` returns ``RequestApproval``. A rule ``ask_caller`` has the model ask the
+        caller, once the questions before this one are decided.
 
         Args:
             key: ``call_id`` of the call, or item id of an MCP approval request.
@@ -156,8 +158,9 @@ class Approvals:
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Handle the answer of the HTTP service: decide; nothing if the call does not wait for it
-        any more. When playout has drained and no response runs, the caller has heard the question:
-        start the time for their answer (the rule's ``timeout``)."""
+        any more. Whenever playout has run empty and no response runs, is requested or waits, the
+        caller counts as having heard the question: the time for their answer (the rule's
+        ``timeout``) starts, or starts anew."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
@@ -179,7 +182,8 @@ class Approvals:
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the caller is being asked, so that DTMF digits go here."""
+        """Whether the caller is being asked, so that DTMF digits go here: from the request for the
+        question on, also before it was heard."""
         return bool(self._callers)
 
     def tick(self, now: float) -> list[Output]:
@@ -192,7 +196,7 @@ class Approvals:
 
     @property
     def deadline(self) -> float | None:
-        """When the next decision is late (s); None while nobody is asked."""
+        """When the next decision of caller or service is late (s); None while nobody is asked."""
         due = [one.deadline for one in self._pending.values() if one.deadline is not None]
         return min(due, default=None)
 
@@ -269,9 +273,10 @@ class McpWatch:
         """When the response that is due is requested (s); None where none is due."""
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Handle an event of the session that is about MCP. A response to a turn or a call, or
-        speech of the caller, takes the due response back; the end of the session forgets what it
-        has asked for, too."""
+        """Handle an event of the session that is about MCP. If a response begins that answers what
+        was said, or the caller speaks, this rule will request no response (:attr:`deadline` becomes
+        None). So it is at the end of the session, which also drops its requests for approval: a
+        later decision is sent to nobody."""
         if not isinstance(input, ServerEventReceived):
             self._asked_for.clear()
             self._approved.clear()
@@ -304,7 +309,7 @@ class McpWatch:
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Handle the items of a ``response.done``. After a completed response whose last item is an
-        MCP call another response is due, within ``RESPOND_SECONDS``."""
+        MCP call, the server has ``RESPOND_SECONDS`` to begin another one; then it is requested."""
         outputs = [
             output for item in event.output for output in self._on_item(item, now, whole=True)
         ]
@@ -314,9 +319,9 @@ class McpWatch:
         return outputs
 
     def _on_other_event(self, event: OtherEvent, now: float) -> list[Output]:
-        """Handle an item that is done, log ``mcp_list_tools.failed``, and time the due response: it
-        is taken back while an MCP call is in progress; after one that has ended while no response
-        runs it is due within ``RESPOND_SECONDS``."""
+        """Handle an item that is done, and log ``mcp_list_tools.failed``. While an MCP call is in
+        progress, this rule will request no response. When one ends while no response runs, the
+        server has ``RESPOND_SECONDS`` to begin one; then it is requested."""
         if event.type in ("conversation.item.done", "response.output_item.done"):
             item = event.raw.get("item")
             if not isinstance(item, Mapping):
@@ -332,11 +337,12 @@ class McpWatch:
         return []
 
     def _on_item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
-        """Log a list of tools, log and record an MCP call, or decide about an approval request;
+        """Log a list of tools, log and record an MCP call, or have an approval request decided;
         each item once, other items not at all.
 
         Args:
-            whole: the item is done; one that was only added is left for later.
+            whole: the item is done. Nothing is done with one that was only added: an event with the
+                whole item follows.
         """
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note

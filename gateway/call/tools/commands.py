@@ -174,7 +174,8 @@ CallCommand = (
 
 class CommandsFromTools:
     """What a tool function calls on its call (:class:`gateway.tools.functions.CallControl`): each
-    method puts one command into the machine, and returns nothing.
+    method puts one command into the machine, and returns nothing. The function is not told of a
+    command that cannot be carried out; the log may have ``command_rejected``.
 
     Args:
         take: puts a command into the machine, as :class:`gateway.call.inputs.ToolRequest`.
@@ -198,12 +199,19 @@ class CommandsFromTools:
         self._take(Show(image_uri, text, respond))
 
     def respond(self, instructions: str) -> None:
-        """Request one response with these instructions: :class:`Respond`."""
+        """Request one response with these instructions in place of the session's, once no response
+        is running: :class:`Respond`."""
         self._take(Respond(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
-        """End the conversation by a transfer to a destination of the route; ``words`` are said
-        where it fails, before the call is hung up: :class:`TransferTo`."""
+        """End the conversation by a transfer to a destination of the route, once no other action is
+        under way: :class:`TransferTo`.
+
+        Args:
+            destination: name of the destination; one that the route does not have counts as a
+                transfer that failed.
+            words: said by the model if the transfer fails, before the call is hung up; "" for none.
+        """
         self._take(TransferTo(destination, words))
 
     def record(self, action: str) -> None:
@@ -212,12 +220,13 @@ class CommandsFromTools:
         self._take(RecordCall(action, "tool"))
 
     def set_disposition(self, disposition: str) -> None:
-        """Set the disposition in the record of the call: :class:`SetDisposition`."""
+        """Set the disposition in the record of the call, in place of an earlier one; it need not be
+        one of the values that the route gives the model: :class:`SetDisposition`."""
         self._take(SetDisposition(disposition, "tool"))
 
     def end(self, words: str) -> None:
-        """Have the model say these words, then hang up; with "" hang up without any:
-        :class:`EndCall`."""
+        """Have the model say these words, then hang up; with "" hang up without any, once queued
+        audio was played. An action that is under way is waited for: :class:`EndCall`."""
         self._take(EndCall(words))
 
 

@@ -103,8 +103,9 @@ MAX_BRIEFING = 1000
 
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
     """Return the tool ``transfer_call``: the destinations by name, as an enum unless one of them
-    takes numbers; with the argument ``briefing`` where one is briefed in the model's words. None
-    without destinations."""
+    takes numbers. Where one is briefed in the model's words, the tool also has the argument
+    ``briefing``, which the model must then give for every destination. None without
+    destinations."""
     if not plan.destinations:
         return None
     lines = [
@@ -390,9 +391,11 @@ class Target:
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
     """Return the target in the arguments (JSON text) of ``transfer_call``.
 
-    First the destination without ``allowed_numbers`` that has this name, in any case; else the
-    first whose ``allowed_numbers`` match what was given as a whole, as a number without spaces and
-    -./(), which is put into its ``to``. Raises ToolCallError where neither is found.
+    It is the destination without ``allowed_numbers`` that has the given name, upper or lower case.
+    Without such a one, what was given is taken as a number, without spaces and -./(), that must
+    match :data:`NUMBER`; it is the first destination whose ``allowed_numbers`` match the whole
+    number, which is put into the destination's ``to``. Raises ToolCallError where neither is found.
+    A briefing is cut to ``MAX_BRIEFING`` characters.
     """
     given = _parse_arguments(TransferArguments, arguments)
     wanted, briefing = given.destination, given.briefing[:MAX_BRIEFING]
@@ -411,9 +414,10 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
     """Return the DTMF digits (str) and pauses (float, s) in the arguments (JSON text) of
-    ``send_dtmf``, in order; spaces and hyphens are dropped.
+    ``send_dtmf``, in order; spaces and hyphens are dropped, and a-d become A-D.
 
-    Raises ToolCallError for other characters, more than ``MAX_KEYS``, or none but pauses.
+    Raises ToolCallError for other characters, for more than ``MAX_KEYS`` digits and pauses
+    together, and where there is no digit.
     """
     digits = _parse_arguments(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
@@ -431,8 +435,8 @@ def key_steps(arguments: str) -> tuple[str | float, ...]:
 
 
 def hold_seconds(arguments: str, longest: float) -> float:
-    """Return the seconds in the arguments (JSON text) of ``hold``. Raises ToolCallError above
-    ``longest``."""
+    """Return the seconds in the arguments (JSON text) of ``hold``. Raises ToolCallError unless they
+    are more than 0 and at most ``longest``."""
     seconds = _parse_arguments(HoldArguments, arguments).seconds
     if seconds > longest:
         raise ToolCallError(f"seconds: {seconds:g} is too long, at most {longest:g}")
@@ -453,9 +457,9 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, 
     """Return number of digits, terminator, seconds for each digit, and kind, from the arguments
     (JSON text) of ``collect_digits``.
 
-    Left out, they are: the most that route and kind allow, #, the route's ``timeout``, and
-    ``digits``; the terminator "" is none. Raises ToolCallError, also for more digits than the route
-    allows.
+    Where the model leaves one out, it is, in this order: the most digits that route and kind allow,
+    "#", the route's ``timeout``, and ``digits``. With the terminator "" no key ends the digits.
+    Raises ToolCallError, also for more digits than the route allows.
     """
     wanted = _parse_arguments(CollectArguments, arguments)
     most = wanted.digits or min(plan.max_digits, longest(wanted.kind))

@@ -81,13 +81,16 @@ class DelegatedTasks:
 
     @property
     def deadline(self) -> float | None:
-        """When the next task begins at the latest (s); None without one."""
+        """When the next waiting task begins at the latest (s); None while none waits."""
         return min(self._waiting.values(), default=None)
 
     def on_delegated(self, event: WorkDelegated, now: float) -> list[Output]:
-        """Log a delegation; if its target is the client, keep the task until it begins. Where the
-        route has no function for it, tell the session that it cannot be done (``NOT_POSSIBLE``),
-        unless an application sees the session, which may answer."""
+        """Log a delegation; if its target is the client, keep the task until it begins. Beyond
+        ``MAX_WAITING`` waiting tasks the oldest is dropped, and gets no answer.
+
+        Where the route has no function for tasks, nothing is kept, and the session is told that it
+        cannot be done (``NOT_POSSIBLE``); not if the route has an application, which may answer.
+        """
         tools = self._control.plan.tools
         fields = {"delegation_id": event.id, "target": event.target}
         note = self._control.timeline.note(now, "work_delegated", "info", **fields)
@@ -115,8 +118,8 @@ class DelegatedTasks:
 
     def begin_if_transcribed(self, now: float) -> list[Output]:
         """Begin all waiting tasks now, or refuse those beyond the limit (:meth:`tick`), if words of
-        the caller have come since this was last called, and none are still to come. Else nothing:
-        they wait until they are due."""
+        the caller have come since this was last called, and none are still to come. Otherwise
+        nothing: each task goes on waiting, ``WORDS_SECONDS`` at most. Called after each input."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():
             return []

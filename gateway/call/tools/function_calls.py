@@ -101,8 +101,9 @@ class _Running:
 
     @property
     def due(self) -> float | None:
-        """When the function is late, or its filler is due (s), whichever is first. Before its
-        approval only the filler's, and only while the HTTP service is asked; else None."""
+        """When the function is late, or its filler is to be heard (s), whichever is first. Before
+        its approval only the time of the filler counts, and only while the HTTP service is asked.
+        None without either."""
         due = [self.began + self.plan.timeout] if self.started else []
         if self.plan.filler_delay and not self.told and (self.started or self.asking):
             due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
@@ -154,13 +155,17 @@ class Functions:
         answer it.
 
         Passed over are calls that are being carried out already, and those that an application
-        answers. Calls beyond ``MAX_CALLS`` get an error. Of an interrupted response all are
-        answered as not done. In the row of responses that only call tools, one beyond
-        ``max_tool_rounds`` sets :attr:`in_loop`, and its calls get errors; a response without calls
-        but with audio ends the row, one with both only after ``WORDS_SECONDS``.
+        answers. Calls beyond ``MAX_CALLS`` get an error, and those beyond ``MAX_ANSWERED`` no
+        answer. If the response was interrupted, all its calls are answered as not done.
 
-        With ``end_call`` among them no action (transfer, hold, DTMF) begins, the others are
-        started, and instead of a request for a response the hang-up after the goodbye follows.
+        Responses that only call tools are counted. One beyond ``max_tool_rounds`` in a row sets
+        :attr:`in_loop`, and its calls get errors, unless it has ``end_call``. A response without
+        calls but with audio ends the row. One with both ends it only if the last row was ended at
+        least ``WORDS_SECONDS`` ago; else it counts as one that only calls tools.
+
+        With ``end_call`` among the calls, those for an action (transfer, hold, DTMF) are answered
+        as not done, and the others are started. No response is requested: the hang-up after the
+        goodbye follows.
         """
         control, note = self._control, self._control.timeline.note
         calls = definitions.calls_of(event.output)
@@ -239,10 +244,11 @@ class Functions:
     def answer_finished_action(self, now: float) -> list[Output]:
         """Send the result of a call-control action that has just ended; nothing if none has.
 
-        An action of the model: as tool output, with a request for a response, unless the model
-        speaks already. A failed transfer of an operator: as a message, likewise (a Live session
-        gets no request). One of the gateway itself: only the request. One of an escape to a human:
-        call the next destination instead.
+        The result of an action of the model is sent as tool output, and a response is requested,
+        unless the model speaks already. That of a failed transfer of an operator is sent as a
+        message, with the same request (not in a Live session). For an action of the gateway itself
+        only the response is requested. After a failed transfer of an escape to a human, the next
+        destination is called instead.
         """
         result = self._control.call_actions.take_result()
         if result is None:
@@ -262,7 +268,8 @@ class Functions:
         return outputs + go_on
 
     def reset_rounds(self) -> None:
-        """End the row of responses that only call tools: the caller has done something."""
+        """End the row of responses that only call tools, since the caller has ended a turn or
+        pressed a key."""
         self._silent_rounds = 0
 
     def on_model_audio(self) -> list[Output]:
@@ -299,7 +306,7 @@ class Functions:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` is due next (s); None while nothing has a deadline."""
+        """When :meth:`tick` acts next (s); None while nothing has a deadline."""
         due = [self.digit_collection.deadline, *(one.due for one in self._running.values())]
         due += [] if self._paused is None else [self._paused[0]]
         due += [] if self.tasks.deadline is None else [self.tasks.deadline]
@@ -365,7 +372,7 @@ class Functions:
     def _run_function(self, call: _Call, now: float) -> list[Output]:
         """Run a function of the route, at once or after the approval that a rule asks for; one that
         needs approval is refused where no rule applies. Raises ToolCallError where ``MAX_RUNNING``
-        run, or the function's check rejects the arguments."""
+        functions run or wait for approval, or the function's check rejects the arguments."""
         if len(self._running) >= MAX_RUNNING:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
@@ -403,11 +410,12 @@ class Functions:
         return [RunTool(call.id, call.name, call.arguments)]
 
     def _fill_wait(self, running: _Running, now: float) -> list[Output]:
-        """Say the filler text, or without one play the filler sound, once for each function.
+        """Have the model say the filler text, or without one play the filler sound, once for each
+        call of a function. The first time that this is called for it, log ``tool_slow``.
 
-        Not yet where the caller hears something anyway (another filler, model audio), a response or
-        action is under way, or the conversation is being ended: then the wait starts anew. Logs
-        ``tool_slow`` the first time.
+        Where the caller hears something anyway (a filler sound, model audio), a response runs, is
+        requested or waits, an action is queued or under way, or the conversation is being ended,
+        nothing is said or played yet: the wait for the filler starts anew.
         """
         control, plan = self._control, running.plan
         notes: list[Output] = []
@@ -445,8 +453,8 @@ class Functions:
     # ---- the calls of one response
 
     def _add_result(self, call: _Call, output: str | Mapping[str, Any], now: float) -> list[Output]:
-        """Keep the result of one call, to which a response is wanted; the last of a group sends the
-        results of all."""
+        """Keep the result of one call, to which a response is wanted. The last result of a group
+        sends those of all (:meth:`_send_results`)."""
         call.group.open.discard(call.id)
         call.group.outputs.append(tool_output(call.id, output))
         call.group.respond = True
@@ -456,9 +464,9 @@ class Functions:
         """Send the results of a group, and request a response to them if one is wanted; nothing
         until all its calls were started and have their results.
 
-        Results that are held back are sent before, with their request. From ``FREE_ROUNDS``
-        responses in a row that only call tools on, those to which a response is wanted are held
-        back for ``FIRST_PAUSE`` to ``LONGEST_PAUSE`` themselves.
+        Results that are held back are sent before, with their request. After more than
+        ``FREE_ROUNDS`` responses in a row that only call tools, results to which a response is
+        wanted are held back themselves, for ``FIRST_PAUSE`` to ``LONGEST_PAUSE`` seconds.
 
         Args:
             respond: False: request none for the results that there are (the call is being ended).
@@ -517,7 +525,7 @@ class Functions:
 
     def _record(self, call: _Call, now: float) -> list[Output]:
         """Run ``record_call``, and answer it with the state of the recording. Raises ToolCallError
-        where the action is none, or the recording cannot do it now."""
+        where the arguments name no action, or it cannot be done now (``refusal_of``)."""
         recording = self._control.recording
         assert recording is not None
         refused, outputs = recording.command(definitions.record_action(call.arguments), "tool", now)
@@ -529,8 +537,9 @@ class Functions:
         return [*outputs, *self._add_result(call, result, now)]
 
     def _collect_digits(self, call: _Call, now: float) -> list[Output]:
-        """Start ``collect_digits``; private digits are kept from the record. Raises ToolCallError
-        while digits are collected already, or for wrong arguments."""
+        """Start ``collect_digits``. Of private digits that are not sensitive, the transcript has
+        the result only as "(private)". Raises ToolCallError while digits are collected for another
+        call, or for wrong arguments."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
         outputs = self.digit_collection.begin(call.arguments, now)
