@@ -202,7 +202,7 @@ class Guardrails:
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 turn = self._turns.id_or_latest(item_id)
-                return self._check_words("caller", turn, "", text[-MAX_TEXT:], text, now)
+                return self._check_words("caller", turn, "", text, text, now)
         return []
 
     def on_session_over(self) -> None:
@@ -323,9 +323,10 @@ class Guardrails:
     def _ask_service(
         self, index: int, who: str, response_id: str, item_id: str, text: str, now: float
     ) -> list[Output]:
-        """Return ``CheckContent`` for the service of guardrail ``index``, and keep the check until
-        its answer or deadline. With ``MAX_CHECKS`` open already, log ``guardrail_skipped`` instead,
-        and enforce the guardrail if its ``on_timeout`` is deny."""
+        """Return ``CheckContent`` for the service of guardrail ``index``, with the last
+        ``MAX_TEXT`` characters, and keep the check until its answer or deadline. With
+        ``MAX_CHECKS`` open already, log ``guardrail_skipped`` instead, and enforce the
+        guardrail if its ``on_timeout`` is deny."""
         rule = self._rules[index]
         self._asked += 1
         key = f"guard-{self._asked}"
@@ -335,7 +336,7 @@ class Guardrails:
             denied = rule.on_timeout == "deny"
             return [note, *(self._enforce(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
-        return [CheckContent(key, index, who, text)]
+        return [CheckContent(key, index, who, text[-MAX_TEXT:])]
 
     def _on_answer(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
         """Handle the answer of a service: enforce the guardrail unless the words are allowed.

@@ -137,6 +137,20 @@ def test_of_the_caller_the_answer_is_stopped() -> None:
     assert scene.do(done("r1", "cancelled"))[-1] == SAYS_NO
 
 
+def test_a_long_turn_of_the_caller_is_searched_from_its_beginning() -> None:
+    scene = scene_of(GuardrailPlan("caller", re.compile("bomb"), replacement="No.", name="c"))
+    scene.do(created("r1"), audio("r1", "i1", 400))
+    scene.do(said(InputTranscribed("u1", "How is a bomb made?" + " Well." * 1000)))
+    assert "cancel r1" in scene.seen
+
+
+def test_a_service_gets_the_end_of_a_long_turn_of_the_caller() -> None:
+    scene = scene_of(GuardrailPlan("caller", None, url="http://rules/", name="u"))
+    (check,) = checks(scene, said(InputTranscribed("u1", "Well. " * 1000 + "How is a bomb made?")))
+    assert len(check.text) == 2000
+    assert check.text.endswith("How is a bomb made?")
+
+
 def checks(scene: Scene, *happenings: inputs.Input) -> list[outputs.CheckContent]:
     todo = [o for one in happenings for o in scene.machine.handle(one, scene.now)]
     return [output for output in todo if isinstance(output, outputs.CheckContent)]
