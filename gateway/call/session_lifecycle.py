@@ -361,9 +361,10 @@ class SessionEvents:
         """Interrupt the agent, and transfer the caller to the first destination of
         ``[route.escape]``, and on failure to the next.
 
-        Without a session, the failover is stopped, a session that is being opened is given up, a
-        call that is CONNECTING goes on as TALKING, and the call ends if no destination can be
-        reached; with one, the caller is back with the model then.
+        Without a session, the failover is stopped, a session that is being opened is given up, none
+        is opened when the caller is back from a hold, a call that is CONNECTING goes on as TALKING,
+        and the call ends if no destination can be reached. With a session, the caller is back with
+        the model then.
 
         Args:
             by: key or word, for the log.
@@ -377,6 +378,7 @@ class SessionEvents:
             elif self._call.state is State.BRIDGED:  # with an interpreter: it was closed for that
                 why, self._call.state = EndReason.SESSION_CLOSED, State.TALKING
             todo += self.failover.stop_for_escape()
+            self._released = self._returning = False
             todo.append(outputs.CloseSession(1000, why.value))
             self.lost_meanwhile = (why, detail)
             todo += self._call.conversation.call_actions.session_lost(now)

@@ -14,6 +14,7 @@ from gateway.call.conversation.control import HELD
 from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
 from gateway.call.plan import (
     CallPlan,
+    EscapePlan,
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
@@ -24,6 +25,7 @@ from gateway.call.plan import (
 from gateway.call.rules.silence import BACKEND_SECONDS, FIRST_WORDS_SECONDS
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import (
+    Destination,
     EndCall,
     HoldPlan,
     Interrupt,
@@ -31,6 +33,7 @@ from gateway.call.tools.commands import (
     Respond,
     Say,
     Tell,
+    TransferPlan,
 )
 from gateway.realtime.events import (
     AgentTranscript,
@@ -370,3 +373,15 @@ def test_a_caller_on_hold_again_before_the_next_session_is_up() -> None:
     assert f"item {HELD}" in scene.at(9.5, UP_LIVE)
     assert "close 1000 on hold" in scene.at(14.5)
     scene.at(20.0, inputs.HoldChanged(False))
+
+
+def test_a_caller_who_asked_for_a_human_on_hold_gets_no_other_session() -> None:
+    tools = ToolsPlan(
+        hold=HoldPlan(release_after=5.0),
+        transfer=TransferPlan((Destination("anna", "sip:2@pbx", "bridge"),)),
+    )
+    scene = live(replace(GREETED, tools=tools, escape=EscapePlan(key="0", to=("anna",))))
+    scene.at(2.0, inputs.HoldChanged(True))
+    assert "close 1000 on hold" in scene.at(7.0)
+    assert "second sip:2@pbx" in scene.at(8.0, key("0"))
+    assert "open" not in scene.at(9.0, inputs.HoldChanged(False))
