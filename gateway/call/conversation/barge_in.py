@@ -187,9 +187,14 @@ class Interruptions:
         )
 
     def on_collision(self, asked: CreateResponse | None) -> None:
-        """Drop all protection where the greeting's request collided with a running response
-        (``conversation_already_has_active_response``): that one had been taken for the greeting."""
-        if asked is self.greeting:
+        """Drop all protection where the request for the greeting or the disclosure collided with a
+        running response (``conversation_already_has_active_response``): that response had been
+        taken for the answer to it.
+
+        Args:
+            asked: the refused request, named by the server or by guess; None where there is none.
+        """
+        if asked is not None and (asked is self.greeting or asked is self.disclosure):
             self._protected.clear()
 
     # ---- the caller

@@ -318,8 +318,7 @@ class Conversation:
             outputs += self.control.out_of_band.on_refused(command, error, now)
         elif error.code == "conversation_already_has_active_response":
             request = command if isinstance(command, CreateResponse) else None
-            responses.on_collision(request, now)
-            self._interruptions.on_collision(request)
+            self._interruptions.on_collision(responses.on_collision(request, now))
         elif isinstance(command, CreateResponse):
             # A field that this server does not take costs nobody the answer.
             instead = mended(command, error)

@@ -297,16 +297,15 @@ class ResponseQueue:
             self._sent_at = now
         return self._next_to_send(now)
 
-    def on_collision(self, create: CreateResponse | None, now: float) -> None:
+    def on_collision(self, create: CreateResponse | None, now: float) -> CreateResponse | None:
         """Put a request that the server refused (``conversation_already_has_active_response``) at
         the front of the queue, unless it waits already. It is sent once the running response is
         done, or at :attr:`deadline`. A response that was taken for its answer counts as the
-        server's own.
+        server's own. Return the refused request; None where none is known.
 
         Args:
             create: the refused request; None where the error does not name it: then the sent one,
-                or the one that the latest response was taken to answer by guess. Nothing follows
-                without any of them.
+                or the one that the latest response was taken to answer by guess.
         """
         create = create or self._sent or self._presumed
         self._presumed = None
@@ -314,11 +313,12 @@ class ResponseQueue:
             if request is create:
                 self._requests[response_id] = None  # it was no answer to this
         if create is None or any(one is create for one in self._waiting):
-            return
+            return create
         if create is self._sent:
             self._sent = None
         self._sent_at = now
         self._waiting.appendleft(create)
+        return create
 
     def resend_after_dropped(self, now: float) -> None:
         """Queue our request again if the latest response is its answer only by guess; called when

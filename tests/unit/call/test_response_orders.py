@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ from gateway.call.plan import (
     CallPlan,
     ContentPlan,
     ContextPlan,
+    DisclosurePlan,
     FunctionPlan,
     GuardrailPlan,
     InterruptionPlan,
@@ -60,6 +61,8 @@ class Server:
 
     scene: Scene
     names: bool = True
+    names_refused: bool = True
+    """An error says which request it refuses."""
     running: str = ""
     taken: int = 0
     requests: dict[str, CreateResponse | None] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class Server:
                     continue
                 if self.running:
                     refused = "conversation_already_has_active_response"
-                    self.scene.do(error(refused, command))
+                    self.scene.do(error(refused, command if self.names_refused else None))
                 else:
                     self.begin(command)
 
@@ -320,13 +323,21 @@ def test_an_answer_that_begins_after_the_end_was_decided_is_not_heard(
         assert "refer sip:desk@pbx" in scene.seen
 
 
+@pytest.mark.parametrize("opening", ["greeting", "disclosure"])
 @pytest.mark.parametrize("first", ["greeting", "own"])
-def test_the_greeting_is_protected_and_nothing_else_is(first: str) -> None:
+@pytest.mark.parametrize("named_error", [True, False], ids=["named", "not named"])
+def test_the_greeting_is_protected_and_nothing_else_is(
+    named_error: bool, first: str, opening: str
+) -> None:
     turns = InterruptionPlan(uninterruptible_greeting=True, by_gateway=True)
-    scene = Scene(
-        CallPlan("r", Codec.PCMU, greeting={"instructions": "Hello."}, interruptions=turns)
-    ).up()
-    server = Server(scene)
+    plan = CallPlan("r", Codec.PCMU, interruptions=turns)
+    if opening == "greeting":
+        plan = replace(plan, greeting={"instructions": "Hello."})
+    else:
+        # The greeting waits behind it.
+        plan = replace(plan, disclosure=DisclosurePlan("Hello."), greeting={"instructions": "Yes?"})
+    scene = Scene(plan).up()
+    server = Server(scene, names_refused=named_error)
     if first == "own":
         server.begin()  # some servers begin by themselves
     server.serve()
