@@ -28,7 +28,7 @@ LONGEST_WAIT = 4.0
 """Seconds from an attempt that failed to the next; each wait is double the one before."""
 
 PROVEN_SECONDS = 30.0
-"""A new session that is silent within this (s), before anything of it was heard, counts as a failed
+"""A new session that is silent within this (s), before the caller heard it, counts as a failed
 attempt. So does one that is lost within the step's own timeout."""
 
 MAX_PER_MINUTE = 3
@@ -87,7 +87,7 @@ class Failover:
         """Sound of a step that plays; "" for none."""
         self._answered = False
         self._unproven: float | None = None
-        """When the latest new session came up (s); None once something of it was heard."""
+        """When the latest new session came up (s); None once the caller has heard its audio."""
         self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
         self.old_audio_plays = False
         """Audio of the lost session was still queued when the next session came up."""
@@ -108,8 +108,8 @@ class Failover:
 
         Exceptions, in this order: after ``MAX_PER_CALL`` losses no step that opens a session is
         taken. A new session that was lost too soon (:meth:`_counts_as_failed`), and before the
-        caller heard anything of it, is a failed attempt of its step: the step is tried again, or
-        the next one taken. After ``MAX_PER_MINUTE`` losses within 60 s the step that follows the
+        caller heard its audio, is a failed attempt of its step: the step is tried again, or the
+        next one taken. After ``MAX_PER_MINUTE`` losses within 60 s the step that follows the
         one taken last comes, not the first.
 
         Args:

@@ -70,7 +70,7 @@ class Interpretation:
         return [Interpret()] if was_open else []
 
     def on(self, happening: InterpreterInput, now: float) -> list[Output]:
-        """Handle a session that is up (log ``interpreter_up``), its loss, or an event of it;
+        """Handle an interpreting session that is up (log ``interpreter_up``) or lost, or its event;
         nothing before :meth:`begin` and after :meth:`end`."""
         if not self._open:
             return []

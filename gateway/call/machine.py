@@ -186,7 +186,7 @@ class CallMachine:
         """When that end was decided (ms since the INVITE)."""
         self._flowing: tuple[str, str, int] | None = None
         """Content part of the audio delta that came last, if nothing but that has happened since:
-        further audio of it may go through :meth:`more_audio`."""
+        further audio of that part may go through :meth:`more_audio`."""
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note

@@ -145,7 +145,7 @@ class Briefing:
         self._audio = bytearray()
         """What the model has said, for the repetition."""
         self._played = 0
-        """Bytes of it that were queued the first time."""
+        """Bytes of ``_audio`` that were queued the first time."""
         self._by_model = True
         """The model speaks; False where the sound plays in its place, and once it is over."""
         self._recorded = False
