@@ -283,6 +283,8 @@ class MachineDetector:
         self._said = Repeats(self._plan.bot_repeats)
         self._first_item = ""
         """Item id of the first turn; "" before one with an id."""
+        self._transcribed = False
+        """The transcript of a turn has come."""
         self._unbroken = 0.0
         """When the stretch of sound without a pause began that is judged next (s)."""
         self._held = False
@@ -427,10 +429,13 @@ class MachineDetector:
         return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
-        """Handle the transcript of a turn: voicemail if it is the first and matches
-        ``voicemail_patterns``, a bot if the same words were said often enough
-        (:class:`Repeats`)."""
-        if item_id == self._first_item:
+        """Handle the transcript of a turn: voicemail if the turn is the first and one of
+        ``voicemail_patterns`` is found in the transcript, a bot if the same words were said often
+        enough (:class:`Repeats`). Of a server that gives no item ids, the first transcript is taken
+        for that of the first turn."""
+        first = item_id == self._first_item and (bool(item_id) or not self._transcribed)
+        self._transcribed = True
+        if first:
             for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
                 if found is not None:

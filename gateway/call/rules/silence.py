@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nobody speaks: prompts a caller who says nothing; detects a response that is due and not heard.
+"""Nobody speaks: prompts a caller who says nothing; detects a response that does not come.
 
 The cause of the model's silence does not matter: a request without ``response.created``, a response
 without audio or that stops in the middle, a turn that is not answered, an ``error`` without
@@ -173,8 +173,8 @@ MAX_LOUD_SECONDS = 60
 
 
 class Silence:
-    """Detects that a response is due and the caller has waited ``silence.timeout`` seconds without
-    audio of it (``[route.silence]``).
+    """Detects that the caller has waited ``silence.timeout`` seconds for audio of a response that
+    is expected (:attr:`due`) and has not come (``[route.silence]``).
 
     It then sets :attr:`rule`, on which the machine replaces the session or requests the response
     again. From ``filler_delay`` seconds on a filler sound may play.
@@ -368,8 +368,8 @@ class Silence:
             self._works_until, self._since = 0.0, None
 
     def on_event(self) -> None:
-        """Note that the server has sent an event, of whatever type: it owes none any more, and loud
-        seconds are counted anew."""
+        """Note that the server has sent an event, of whatever type: no event is awaited any more,
+        and loud seconds are counted anew."""
         self._loud, self._owed = 0, ""
 
     def on_update_sent(self, now: float) -> list[Output]:
@@ -415,9 +415,10 @@ class Silence:
         """Note since when the caller waits, or that they wait no more, and then stop the filler;
         called after each input. :meth:`tick` acts on the wait.
 
-        The caller waits while something is due, nothing explains the silence, and they do not
-        speak. While something explains it, the time of a caller's turn that the server does not end
-        starts anew, and turns that a Live session has not answered are forgotten.
+        The caller waits while a response is expected or an event awaited, nothing explains the
+        silence, and they do not speak (:meth:`_caller_waits`). While something explains the
+        silence, the time of a caller's turn that the server does not end starts anew, and turns
+        that a Live session has not answered are forgotten.
 
         Args:
             confirmed: the ACK came; before it nobody waits.

@@ -279,8 +279,7 @@ class Functions:
     def tick(self, now: float) -> list[Output]:
         """Act on deadlines, also those of :attr:`digit_collection` and :attr:`tasks`: send results
         that were held back because the model only calls tools; answer the call of a function that
-        is late with an error; say or play a filler that is due, unless something is heard already
-        (then later)."""
+        is late with an error; say or play a filler whose delay is over (:meth:`_fill_wait`)."""
         outputs = self.digit_collection.tick(now) + self.tasks.tick(now)
         if self._paused is not None and now >= self._paused[0]:
             outputs += self._send_paused(now)

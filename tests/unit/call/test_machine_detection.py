@@ -123,6 +123,17 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_without_item_ids_the_first_transcript_is_of_the_first_turn(first: bool) -> None:
+    scene = scene_with("log")
+    words = ("He is out. Do you want to leave a message?", "Hello, this is Anna.")
+    for text in words if first else reversed(words):
+        scene.at(scene.now + 1, said(SpeechStarted("", None)))
+        scene.at(scene.now + 2, said(SpeechStopped("", None)))
+        scene.do(said(InputTranscribed("", text)))
+    assert [kind for kind, _why in found(scene)] == (["voicemail"] if first else [])
+
+
 @pytest.mark.parametrize(("happens", "kind", "why"), CASES)
 def test_what_is_found_and_why(happens, kind, why) -> None:  # type: ignore[no-untyped-def]
     scene = scene_with("log")
