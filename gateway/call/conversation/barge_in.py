@@ -296,9 +296,9 @@ class Interruptions:
         return [] if turn.undecided else self._request_answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
-        """Interrupt once for each undecided turn whose :attr:`deadline` has come: its speech goes
-        on after ``force_interrupt_ms``, or its transcript has not come in ``transcript_timeout`` s
-        from ``speech_stopped``."""
+        """Interrupt for each undecided turn whose deadline has come: its speech has lasted
+        ``force_interrupt_ms``, or its transcript has not come within ``transcript_timeout`` s of
+        ``speech_stopped``."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
         return [output for turn in late for output in self._interrupt(turn, now)]
 

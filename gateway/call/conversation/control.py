@@ -338,9 +338,10 @@ class ConversationControl:
         """Carry out the model's ``end_call``: hang up after its goodbye, or request a goodbye first
         (without tools).
 
-        Where words were spoken with it, or are still being played, they are the goodbye, and the
-        function call is answered only if barge-in cancels the hang-up (:func:`interrupt`). The same
-        holds, without words, where a hang-up waits already, as after an earlier ``end_call``.
+        Where words were spoken with ``end_call``, or are still being played, they are the goodbye,
+        and the function call is answered only if barge-in cancels the hang-up (:func:`interrupt`).
+        Where a hang-up waits already, as after an earlier ``end_call``, no goodbye is requested
+        either, and this hang-up replaces it.
         Otherwise the function call is answered ("ending"), and a goodbye without tools is
         requested. In a Live session the function call of the backend is always answered, and the
         hang-up follows the voice's next words, or comes without them if they do not begin in time

@@ -130,9 +130,9 @@ class Conversation:
                 self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
-        """Replace the plan by one whose texts have the call's fetched data and which is else the
-        same; called before :meth:`open`. Rules that have taken parts of the plan keep those of the
-        first."""
+        """Replace the plan by one that is the same, with the call's fetched data in its texts;
+        called before :meth:`open`. A rule may keep a part of the first plan only if no text of that
+        part has such data."""
         self._plan = self.control.plan = plan
 
     # ---- what happens
@@ -213,7 +213,8 @@ class Conversation:
 
         Audio stops the hold music of a tool call and fillers, even audio of an interrupted
         response; it is queued unless its response was interrupted. The end of speech begins the
-        caller's wait for a response, and the beginning of speech cancels it; either may interrupt.
+        caller's wait for a response, and the beginning of speech cancels that wait; either may
+        interrupt.
         A committed turn restarts the count of tool-only responses.
         ``response.created`` and ``response.done`` begin and end a response (at once, where they
         came in the wrong order); the latter starts its function calls. Work and decisions of a Live
@@ -480,7 +481,8 @@ class Conversation:
     @property
     def leaving(self) -> bool:
         """Whether a hang-up waits for words that are requested, being said, or expected of the
-        model: a goodbye, or what a closed session had queued. It comes even if they do not."""
+        model: a goodbye, or what a closed session had queued. The call is hung up even if the words
+        do not come."""
         return self.control.hangup_after_playout.deadline is not None
 
     @property

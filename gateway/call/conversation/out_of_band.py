@@ -305,9 +305,9 @@ class LateWords(Protocol):
 class PostCallAnalysis:
     """Keeps the session open after the end of the call was decided, for answers and the last words.
 
-    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. Events of
-    the session come here, no longer to the conversation and its rules. The leg may still be up,
-    until its BYE is answered. Methods take the time (s).
+    It asks the route's ``[route.post_call]`` prompts as out-of-band responses. Events of the
+    session come here, no longer to the conversation and its rules. The leg may still be up, until
+    its BYE is answered. Methods take the time (s).
 
     Args:
         why: reason of the call's end, which the session is closed with.

@@ -170,9 +170,9 @@ class Playback:
         return [Play(frames, more=True)] if frames else []
 
     def queue_audio(self, event: AudioDelta) -> bytes:
-        """Take an audio delta of a response that is not interrupted, which is not checked here.
-        Return the whole frames (20 ms) that it completes, for the playout queue, and count them as
-        queued; b"" if none, and for a part that was cut.
+        """Take an audio delta of a response that is not interrupted; that is for the caller of this
+        method to check. Return the whole frames (20 ms) that the delta completes, for the playout
+        queue, and count them as queued; b"" if it completes none, and for a part that was cut.
 
         Less than a frame is kept for the next delta. Before audio of another part, what is kept of
         the last part is filled with silence and returned, too.

@@ -261,9 +261,9 @@ class ResponseQueue:
         began by itself.
 
         Where the server has named no request in this session, a request that was sent is no longer
-        unanswered, whatever the response: either it is the answer, by guess, or, where a turn of
-        the caller waits for a response (:meth:`on_turn`), our request is expected to be refused for
-        a collision.
+        unanswered, whatever the response: either the response is the answer, by guess, or, where
+        a turn of the caller waits for one (:meth:`on_turn`), our request is expected to be refused
+        for a collision.
 
         Args:
             request: our request, where the response's metadata names it.
@@ -289,9 +289,9 @@ class ResponseQueue:
         self._requests[response_id] = self._requests.pop(placeholder, None)
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
-        """Handle ``response.done``: the response runs no more; nothing of that where it did not
-        run. In either case return the oldest waiting request, to be sent now; None where none
-        waits, another response runs, or a request is unanswered."""
+        """Handle ``response.done``: the response, if it ran, runs no more. Whether it ran or not,
+        return the oldest waiting request, to be sent now; None where none waits, another response
+        runs, or a request is unanswered."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now

@@ -122,9 +122,9 @@ class Transcript:
 
         An item gets its entry with its first event: the caller's turn with
         ``input_audio_buffer.committed``, the agent's words with their first delta (where words come
-        late, with ``response.created``). Events of the caller without an item id get an
-        entry each. Complete words replace deltas, unless they are empty; of either, ``MAX_TEXT``
-        characters are kept. Function calls count only of a completed ``response.done``.
+        late, with ``response.created``). Events of the caller without an item id
+        get an entry each. Complete words replace deltas, unless they are empty; ``MAX_TEXT``
+        characters of either are kept. Function calls count only of a completed ``response.done``.
         """
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
