@@ -155,8 +155,8 @@ _MAX_MCP = 16
 _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 _NO_EVENTS, _UPDATE = "no_events", "update_not_answered"
-"""Reasons why the server owes an event: the caller is loud and it sends none; a ``session.update``
-was sent."""
+"""Reasons why an event of the server is awaited: the caller is loud and it sends none; a
+``session.update`` was sent."""
 
 FIRST_WORDS_SECONDS = 8.0
 """Without a ``timeout``: how long a session without turn events (Live) may take for its first
@@ -164,9 +164,9 @@ words, to a greeting or to the caller's first turn (s). Now and then one comes u
 speaks."""
 
 LOUD_SECONDS = 2
-"""Seconds in which the caller is loud and the server sends no event, after which it owes one, if it
-has reported speech of this caller before. A server that never has may have nothing to say of noise:
-it is sent a ``session.update`` without changes, which it must answer."""
+"""Seconds in which the caller is loud and the server sends no event, after which one is awaited, if
+it has reported speech of this caller before. A server that never has may have nothing to say
+of noise: it is sent a ``session.update`` without changes, which it must answer."""
 
 MAX_LOUD_SECONDS = 60
 """The number of loud seconds until it is sent again doubles up to this."""
@@ -208,8 +208,8 @@ class Silence:
         self._caller_speaks = caller_speaks
         self._tool_runs = tool_runs
         self._since: float | None = None
-        """Since when the caller waits for audio (s); None while nothing is due or something
-        explains the silence."""
+        """Since when the caller waits for audio (s); None while nothing is awaited or
+        something explains the silence."""
         self._turn = False
         """The caller's turn is over, and the server has not begun to answer it."""
         self._answered = False
@@ -225,8 +225,8 @@ class Silence:
         self._works_until = 0.0
         """Until when the backend of a Live session counts as at work (s); 0 while it is not."""
         self._owed = ""
-        """Why the server owes an event, of whatever type: ``no_events`` or ``update_not_answered``;
-        "" while it does not."""
+        """Why an event of the server is awaited, of whatever type: ``no_events`` or
+        ``update_not_answered``; "" while none is."""
         self._hears = False
         """The server has reported speech of this caller in this session."""
         self._loud = 0
