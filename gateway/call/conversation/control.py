@@ -341,11 +341,14 @@ class ConversationControl:
         Where words were spoken with ``end_call``, or are still being played, they are the goodbye,
         and the function call is answered only if barge-in cancels the hang-up (:func:`interrupt`).
         Where a hang-up waits already, as after an earlier ``end_call``, no goodbye is requested
-        either, and this hang-up replaces it.
-        Otherwise the function call is answered ("ending"), and a goodbye without tools is
-        requested. In a Live session the function call of the backend is always answered, and the
-        hang-up follows the voice's next words, or comes without them if they do not begin in time
-        (:class:`HangupAfterPlayout`); where a hang-up waits already, it is only answered.
+        either, and this hang-up replaces the other. Otherwise the function call is answered
+        ("ending"), and a goodbye without tools is requested. In a Live session the function call of
+        the backend is always answered, and the hang-up follows the voice's next words, or comes
+        without them if they do not begin in time (:class:`HangupAfterPlayout`); where a hang-up
+        waits already, it is only answered.
+
+        While the conversation is being ended (:attr:`termination`), the function call is only
+        answered: the last words or the transfer of the termination follow, and its reason holds.
 
         Args:
             spoke: the response that called it had audio, which is the goodbye.
@@ -353,6 +356,9 @@ class ConversationControl:
         outputs: list[Output] = [self.timeline.note(now, "hangup_requested", "info", spoken=spoke)]
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         again = self.hangup_after_playout.deadline is not None
+        if self.termination is not None:  # it ends the call by itself, after its own words
+            result["next"] = "Say no more."
+            return [*outputs, tool_output(call_id, result)]
         if not self.capabilities.direct_tools and again:
             return [*outputs, tool_output(call_id, result)]
         if not self.capabilities.direct_tools:

@@ -288,3 +288,18 @@ def test_a_function_that_ends_the_call_is_heard_out() -> None:
     assert scene.heard_ms == 600
     scene.at(3.0, inputs.LegEnded(200, "OK", "", "", True))
     assert scene.ending == ("operator", "application", 200)
+
+
+@pytest.mark.parametrize("spoke", [False, True])
+def test_a_model_that_ends_the_call_as_well_takes_no_words_of_a_function(spoke: bool) -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), inputs.ToolRequest(EndCall("Goodbye.")))
+    if spoke:
+        scene.do(audio("r1", "i1", 200), audio_done("r1", "i1"))
+    seen = scene.do(done("r1", calls=[("end_call", "c1")]))
+    assert seen == ["output c1", "create ['instructions', 'tools']"]
+    scene.do(created("r2"), audio("r2", "i2", 600), audio_done("r2", "i2"), done("r2"))
+    scene.listen(900)
+    assert scene.heard_ms == 600 + 200 * spoke
+    scene.at(3.0, inputs.LegEnded(200, "OK", "", "", True))
+    assert scene.ending == ("operator", "application", 200)
