@@ -487,6 +487,7 @@ async def test_a_queue_is_waited_in_and_listened_to(world: GatewayStack) -> None
         told = json.loads(await ear.recv())
         assert told == {"codec": "PCMU", "rate": 8000, "frame_ms": 20}
         coder = pj.NativeG722()
+        done = len(session.sent("response.done"))
         call.rtp.say(coder.encode(tone(700, 0.4) + wide(melody(3.0)) + wide(spoken(WORDS))))
         sound = bytearray()
         async for message in ear:
@@ -497,7 +498,6 @@ async def test_a_queue_is_waited_in_and_listened_to(world: GatewayStack) -> None
     assert level(ulaw(sound[1::2]), 700, 8000) < 500
     ended = await world.gateway.wait("call.hold_wait_ended", 40, call=call.call_id)
     assert ended["why"] == "human"
-    done = len(session.sent("response.done"))
     await session.wait_until(lambda s: len(s.sent("response.done")) > done, 30)
     await call.hang_up()
     record = await world.record(call)
