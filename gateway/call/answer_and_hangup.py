@@ -66,8 +66,9 @@ class AnswerPolicy:
 
     @property
     def deadline(self) -> float | None:
-        """When the sound has been played for ``play_to_end_seconds`` (s); None while it is not
-        heard: in mode ``when_ready``, and before the ACK in mode ``immediate``."""
+        """When :meth:`sound_played` is to be asked again (s): ``play_to_end_seconds`` after the
+        route's sound began, with the 183 (``early_media``) or at the ACK (``immediate``). None
+        before that, and in mode ``when_ready``, which has no sound."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:

@@ -405,9 +405,13 @@ class CallActions:
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
-        """End and remove the action, queued or begun, because the call ends or the caller asked for
-        a human: a transfer that has begun hangs up its B-leg, and gets an outcome in the record
-        unless it has one."""
+        """Remove the action, queued or begun, because the call ends, or because the caller of an
+        interpreted transfer asked for a human. No tool call is answered.
+
+        A transfer that has begun closes its interpreting sessions, hangs up its B-leg, and gets an
+        outcome in the record unless it has one. Nothing is returned for hold, DTMF and actions that
+        have not begun.
+        """
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)
 

@@ -149,8 +149,8 @@ class DtmfInput:
         return outputs + self._send_run(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
-        """Return, for the run whose inter-digit pause is over, the user message to the model and
-        the request for a response; nothing where the pause of no run is over."""
+        """If a run is open and its inter-digit pause is over, record it and return a log line, the
+        user message to the model and the request for a response; else nothing."""
         return self._send_run(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:

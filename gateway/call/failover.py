@@ -146,8 +146,9 @@ class Failover:
 
     def _counts_as_failed(self, up_at: float, now: float) -> bool:
         """Return whether the session that came up at ``up_at`` (s), and of which the caller has
-        heard nothing, counts as a failed attempt: it was lost within its step's timeout, or was
-        silent (``session_silent``) and lost within ``PROVEN_SECONDS``."""
+        heard nothing, counts as a failed attempt of its step: the step's timeout, which runs since
+        the step was taken, is not over; or the session was lost as silent (``session_silent``)
+        within ``PROVEN_SECONDS`` of ``up_at``. False where no step with a timeout was taken."""
         if self._until is None:
             return False
         return now < self._until or (

@@ -139,7 +139,7 @@ class SessionEvents:
         """Begin an inbound call whose server is known to be down, without trying the server: ring
         (180, or as ``answer.mode`` says), and take the first fallback step other than
         ``reconnect``; answer the call where that step needs it. Without fallback steps, end the
-        call (503) and do not ring; with none but ``reconnect``, ring first.
+        call (503) and do not ring; with none but ``reconnect``, ring and then end it likewise.
 
         Args:
             detail: why the server is known to be down, for the record.

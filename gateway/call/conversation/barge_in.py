@@ -40,17 +40,18 @@ STOP = "Stop speaking now. What you were saying was cut off; do not go on with i
 def interrupt(
     control: ConversationControl, trigger: str, now: float, *, cancel: bool = True
 ) -> list[Output]:
-    """Stop playout at once, drop the audio still to come of all responses that run or are queued,
-    and tell the server what was heard (:meth:`Playback.interrupt`). Whether an interruption is
-    allowed (:attr:`Interruptions.protected`) is not asked here.
+    """Stop playout at once (not by an output), drop the audio still to come of all responses that
+    run or are queued, and tell the server what was heard (:meth:`Playback.interrupt`). Whether an
+    interruption is allowed (:attr:`Interruptions.protected`) is not asked here.
 
     First, a hang-up that the model asked for, and its queued action that has not begun (transfer,
     hold, DTMF), are cancelled, and their tool calls answered with "not ended" and "not done",
-    unless they were answered before. Hang-ups and actions that others asked for go on. Returns, in
-    this order, these tool outputs, a truncation or deletion with a log line for each part that was
-    not heard to its end, and ``response.cancel`` for each running response that was not interrupted
-    before; to a session without that command (Live), one system message to stop speaking in place
-    of these.
+    unless they were answered before. Hang-ups and actions that others asked for go on.
+
+    Returns, in this order, with log lines: these tool outputs; a truncation or deletion for each
+    part that was not heard to its end; ``response.cancel`` for each running response that was not
+    interrupted before or, to a session without that command (Live), one system message to stop
+    speaking. Nothing of the last with ``cancel`` False.
 
     Args:
         trigger: for log and record: speech, digit, guard, machine and others.

@@ -347,8 +347,9 @@ class PostCallAnalysis:
         return min((at for at in (answers, self._words_until) if at), default=0.0)
 
     def request_answers(self, now: float) -> list[Output]:
-        """Request an out-of-band response to each prompt, all at once; its key is ``after-`` and
-        the name, its purpose the name."""
+        """Request an out-of-band response to each prompt, all at once; the response's key is
+        ``after-`` and the prompt's name, its purpose the name. Each may take the route's timeout;
+        those beyond ``MAX_RUNNING`` are refused."""
         return [
             output
             for name, words in self._prompts.items()

@@ -402,10 +402,12 @@ class ResponseNames:
     def complete(self, event: ServerEvent) -> ServerEvent:
         """Return the event with the response and item ids that hold in this gateway.
 
-        An audio or transcript event without a response id belongs to the latest running response,
-        one without an item id to an item ``item_of_`` and the response's name. A repeated
-        ``response.created`` or ``response.done`` becomes an ``OtherEvent``. Other events are
-        returned as they are.
+        A ``response.created`` without an id, or with the id of a response that has ended, gets a
+        new name, which its audio, transcript and ``response.done`` then get, too. While a response
+        runs, a second ``response.created`` of it becomes an ``OtherEvent``, and so does a second
+        ``response.done``. An audio or transcript event without a response id belongs to the latest
+        running response, one without an item id to an item ``item_of_`` and the response's name.
+        Other events are returned as they are.
         """
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():

@@ -379,8 +379,9 @@ class MachineDetector:
         return self._unbroken + self._plan.music_threshold
 
     def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        """Add a second of sound; ``music_threshold`` seconds of music in a row are hold music.
-        During a hold, and while an action is queued or under way, the count starts anew instead."""
+        """Add a second of sound. Hold music is detected once ``music_threshold`` seconds were music
+        with changing tones, not broken by ``MISSES`` others in a row (:meth:`add_second`). During a
+        hold, and while an action is queued or under way, the count starts anew instead."""
         if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
