@@ -121,7 +121,8 @@ async def test_a_service_that_answers_without_end(head: bytes, part: bytes, word
     client = HttpClient(4)
     async with serving(answer) as url, Turns() as turns:
         try:
-            async with asyncio.timeout(0.3):
+            # What has no end ends by the time of the tool; what is given up for itself may be slow.
+            async with asyncio.timeout(0.3 if words in ("no result within", "") else 20):
                 said = await client.send(Request("POST", url, body={}))
         except ToolError as error:
             said = str(error)
