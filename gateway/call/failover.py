@@ -200,12 +200,13 @@ class Failover:
         return self._take_step(now) if waited else self._play_sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Note when the caller first hears the new session: ``heard_after_ms``, ms since the loss,
-        once. If that session is lost later, this is no failed attempt of its step.
+        """Note that the caller hears the new session: playout starts or, while audio of the lost
+        session still plays (:attr:`old_audio_plays`), the first audio delta comes. Sets
+        ``heard_after_ms`` (ms since the loss), once; a later loss of that session does not count as
+        a failed attempt of its step.
 
-        When playout has run empty while a step is being taken, the agent's queued words have been
-        played: return the step's sound, unless it has none, plays already, or the call is not
-        answered.
+        When playout has run empty, no old audio plays any more; while a step is being taken, return
+        its sound, unless it has none, plays already, or the call is not answered.
         """
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record

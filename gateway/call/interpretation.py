@@ -56,7 +56,7 @@ class Interpretation:
         """Between :meth:`begin` and :meth:`end`."""
 
     def begin(self) -> list[Output]:
-        """Return ``BridgeLegs``, by which each leg keeps audio of its own and hears the other's
+        """Return ``BridgeLegs``, by which each leg hears its interpreter, and the other's own
         voice at the level of the route (``original_db``), and ``Interpret``, which opens both
         sessions."""
         self._open = True

@@ -190,10 +190,10 @@ class Playback:
 
     def on_response_done(self, response_id: str) -> list[Output]:
         """Handle ``response.done``: return ``Play`` with the response's incomplete frame, filled
-        with silence; it is empty where there is none.
+        with silence, or with empty audio where there is none.
 
         Of an interrupted or dropped response also return ``conversation.item.delete`` for each item
-        whose audio came only after that, unless the session cannot truncate.
+        whose audio came only after the interruption, unless the session cannot truncate.
         """
         outputs = self._queue_last_frames(self._tracker.finish_response(response_id))
         cut = self._interrupted_response(response_id)
@@ -242,7 +242,7 @@ class Playback:
 
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted or dropped, so that its further audio is not
-        played."""
+        played. Remembered of the latest ``_MAX_INTERRUPTED`` of the session."""
         return self._interrupted_response(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:

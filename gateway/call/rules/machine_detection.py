@@ -340,10 +340,14 @@ class MachineDetector:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on :attr:`deadline`: leave the message, where no beep came; else judge a stretch of
-        sound of ``music_threshold`` seconds without a pause: hold music if enough of it has
-        standing tones, else another stretch begins. In a hold, and while an action is queued or
-        under way, the stretch is dropped; the next one begins at ``speech_started``."""
+        """Act on :attr:`deadline`.
+
+        The wait for a beep is over: have the model say the voicemail's message, then hang up. Else
+        ``music_threshold`` seconds of sound without a pause are over: where enough of it has
+        standing tones, it is hold music, which is recorded and logged, and the route's action done;
+        otherwise the next stretch begins. In a hold, and while an action is queued or under way, it
+        is not judged, and the next stretch begins at ``speech_started``.
+        """
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
         due = self._music_deadline

@@ -548,10 +548,10 @@ class Silence:
         return plan.server.responds and (plan.server.interrupts or responses.active is None)
 
     def _caller_waits(self) -> bool:
-        """Return whether the agent is expected to speak (:attr:`due`) or an event of the server is
-        awaited, nothing explains the silence (:meth:`_is_unexplained`), and the caller does not
-        speak. That the caller speaks does not matter if the server sends no events meanwhile. False
-        without a timeout, unless a backend works."""
+        """Return whether the caller waits for the agent: it is expected to speak (:attr:`due`), or
+        an event of the server is awaited; nothing explains the silence (:meth:`_is_unexplained`);
+        and the caller does not speak (their speech does not count if the server sends no events
+        meanwhile). False where no limit applies (:attr:`_timeout` is 0), unless a backend works."""
         limited = self._timeout > 0 or self.backend_works
         if not limited or not (self.due or self._owed):
             return False

@@ -117,9 +117,10 @@ class DelegatedTasks:
         return [self._control.timeline.note(now, "decided", "info", **fields, answers=answers)]
 
     def begin_if_transcribed(self, now: float) -> list[Output]:
-        """Begin all waiting tasks now, or refuse those beyond the limit (:meth:`tick`), if words of
-        the caller have come since this was last called, and none are still to come. Otherwise
-        nothing: each task goes on waiting, ``WORDS_SECONDS`` at most. Called after each input."""
+        """Begin all waiting tasks now, or refuse those beyond the limit (:meth:`tick`), if no words
+        of the caller are still to come, and some have come since this was last called, or all were
+        there when a task was delegated. Otherwise each task goes on waiting, ``WORDS_SECONDS`` at
+        most. Called after each input."""
         came, self.words_came = self.words_came, False
         if not (self._waiting and came) or self.words_missing():
             return []

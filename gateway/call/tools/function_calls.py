@@ -226,8 +226,11 @@ class Functions:
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Handle the result of a function: log ``tool_done``, record it, stop its filler, and keep
-        it. The last result of a response's calls sends the results of all, and requests a response.
-        Nothing if the function does not run any more: its result is late.
+        it. Nothing if the function does not run any more: its result is late.
+
+        The last result of a response's calls sends the results of all and has the model go on
+        (no request while a hang-up waits). After ``FREE_ROUNDS`` responses in a row that only
+        called tools they are held back for a while.
 
         Args:
             output: the result; JSON text that begins with ``{"error":`` is recorded as failed.
