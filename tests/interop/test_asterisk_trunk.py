@@ -145,7 +145,8 @@ async def test_no_session_is_no_answer(scene: Scene) -> None:
 
 async def test_hold_and_resume(scene: Scene) -> None:
     """The gateway is told, hears no music, and goes on where it stopped."""
-    scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 4})
+    # So long that the half second and more, in which the telephone hears nothing, is little of it.
+    scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 10})
     phone = await scene.phone("201")
     call = scene.agent.next_call()
     await phone.call(scene.uri("100"))

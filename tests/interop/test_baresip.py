@@ -141,7 +141,8 @@ async def test_keys_and_goodbye(agent: Agent, phone: Phone, way: Way) -> None:
 
 
 async def test_hold_and_resume(agent: Agent, phone: Phone, way: Way) -> None:
-    agent.behave(vad="off", answer={"kind": "pattern", "seconds": 3})
+    # So long that the half second and more, in which the telephone hears nothing, is little of it.
+    agent.behave(vad="off", answer={"kind": "pattern", "seconds": 8})
     call = agent.next_call()
     await phone.call(f"sip:100@{agent.address}")
     session = await call.session()
