@@ -149,9 +149,10 @@ async def test_hold_and_resume(scene: Scene) -> None:
     scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 10})
     phone = await scene.phone("201")
     call = scene.agent.next_call()
+    before = phone.heard.seconds()  # of earlier calls
     await phone.call(scene.uri("100"))
     session = await call.session()
-    await eventually(lambda: phone.heard.seconds() > 1, "a second of the greeting")
+    await eventually(lambda: phone.heard.seconds() > before + 1, "a second of the greeting")
     await phone.hold()
     await call.wait("call.held")
     # What was said before may still be on its way; then a second without music, and without speech.
