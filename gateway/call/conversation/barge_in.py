@@ -130,7 +130,9 @@ class Interruptions:
         self._plan = control.plan.interruptions
         self._turns: dict[str, _Turn] = {}
         self._paused = False
-        self._protected: set[str] = set()
+        self._protected: dict[str, CreateResponse | None] = {}
+        """By protected response: the request for greeting or disclosure that it answers; None where
+        its words protect it."""
         self._words: tuple[str, str] = ("", "")
         self.greeting: CreateResponse | None = None
         """The request for the first answer of the call."""
@@ -157,12 +159,13 @@ class Interruptions:
             asked: our request that it answers; None for the server's own.
         """
         # Of what was protected before, only that is of interest which is still to be heard.
-        self._protected = {one for one in self._protected if self._control.playback.is_queued(one)}
+        queued = self._control.playback.is_queued
+        self._protected = {one: by for one, by in self._protected.items() if queued(one)}
         if asked is None:
             return
         greets = asked is self.greeting and self._plan.uninterruptible_greeting
         if greets or asked is self.disclosure:
-            self._protected.add(response_id)
+            self._protected[response_id] = asked
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:
         """Handle a transcript delta: protect its response from interruption once the words so far
@@ -174,7 +177,7 @@ class Interruptions:
         text = (text if of == event.response_id else "") + event.delta
         self._words = (event.response_id, text[-_PROTECTED_TEXT:])
         if any(pattern.search(text) for pattern in self._plan.uninterruptible_patterns):
-            self._protected.add(event.response_id)
+            self._protected[event.response_id] = None
 
     @property
     def protected(self) -> bool:
@@ -188,15 +191,11 @@ class Interruptions:
         )
 
     def on_collision(self, asked: CreateResponse | None) -> None:
-        """Drop all protection where the request for the greeting or the disclosure collided with a
-        running response (``conversation_already_has_active_response``): that response had been
-        taken for the answer to it.
-
-        Args:
-            asked: the refused request, named by the server or by guess; None where there is none.
-        """
-        if asked is not None and (asked is self.greeting or asked is self.disclosure):
-            self._protected.clear()
+        """End the protection of a response that was taken for the answer to the request ``asked``,
+        which has collided with it (``conversation_already_has_active_response``). Nothing where
+        ``asked``, named by the server or by guess, is None."""
+        if asked is not None:
+            self._protected = {one: by for one, by in self._protected.items() if by is not asked}
 
     # ---- the caller
 
@@ -307,9 +306,7 @@ class Interruptions:
     def deadline(self) -> float | None:
         """When an undecided turn becomes an interruption (s); None without one. Playout is paused
         for it, unless a digit has interrupted meanwhile."""
-        if not self._turns:
-            return None
-        due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]
+        due = (turn.deadline for turn in self._turns.values() if turn.deadline is not None)
         return min(due, default=None)
 
     def on_session_over(self) -> list[Output]:

@@ -356,6 +356,26 @@ def test_the_greeting_is_protected_and_nothing_else_is(
 
 
 @named
+def test_a_greeting_that_collides_leaves_the_disclosure_protected(names: bool) -> None:
+    scene, server = scene_of(
+        names,
+        interruptions=InterruptionPlan(uninterruptible_greeting=True, by_gateway=True),
+        disclosure=DisclosurePlan("Recorded."),
+        greeting={"instructions": "Hello."},
+    )
+    disclosure = server.running
+    server.say("Recorded.")
+    server.end()  # generated, but not heard yet; the greeting is requested
+    scene.listen(60)
+    server.begin()  # some servers begin by themselves
+    server.serve()
+    server.turn()
+    assert "flush" not in scene.seen
+    server.rest()
+    assert server.heard(disclosure) == MS
+
+
+@named
 @pytest.mark.parametrize("fails", ["own", "phrase"])
 def test_what_fails_is_told_by_what_asked_for_it(names: bool, fails: str) -> None:
     rescue = ResponseFailurePlan(retries=0, message="Again?", sound="chime", max_failures=9)
