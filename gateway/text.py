@@ -10,6 +10,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -55,6 +57,15 @@ def json_of(text: str | bytes) -> Any:
         return unicode_in(json.loads(text))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON on one line. Lone surrogates, which become ASCII escapes, and integers
+    of more than 64 bits are written, too."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value, separators=(",", ":"))
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -23,7 +23,6 @@ call (``record``).
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,8 +33,6 @@ from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from gateway import __version__
 from gateway.audio.codecs import FRAME_BYTES
 from gateway.call.call_record import CallRecord
@@ -44,6 +41,7 @@ from gateway.call.machine import CallMachine, MachineInput
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan, Prepared
 from gateway.realtime.events import AudioDelta, ClientCommand
+from gateway.text import json_text
 
 if TYPE_CHECKING:
     from gateway.sip.call_audio import CallAudio
@@ -327,7 +325,7 @@ class RecordedMachine(CallMachine):
     def _write_line(self, values: Mapping[str, Any]) -> None:
         """Write a line, of these values as JSON."""
         assert self._write is not None
-        self._write(as_text(values))
+        self._write(json_text(values))
 
 
 PACKETS_BYTES = 128 * 1024
@@ -472,12 +470,3 @@ def _line(name: str, leg: int, packets: Sequence[_Facts], payload: bytes) -> dic
     if payload:
         line["payload"] = base64.b64encode(payload).decode()
     return line
-
-
-def as_text(line: Mapping[str, Any]) -> str:
-    """Return a line as JSON text, without its end; lone surrogates and large numbers are written,
-    too."""
-    try:
-        return orjson.dumps(line).decode()
-    except TypeError:  # a surrogate in what a stranger sent
-        return json.dumps(line, separators=(",", ":"))

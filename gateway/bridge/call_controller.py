@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from gateway.billing.costs import Account
-from gateway.bridge.black_box import RecordedMachine, WireLog, as_text
+from gateway.bridge.black_box import RecordedMachine, WireLog
 from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
@@ -37,6 +37,7 @@ from gateway.records.recordings import Recordings
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
 from gateway.sip.source_limits import SourceBuckets
+from gateway.text import json_text
 from gateway.tools.functions import ToolRunner
 
 TEARDOWN_SECONDS = LEG_END_SECONDS + 5.0
@@ -202,7 +203,7 @@ class CallController:
             self._black_box = black_box
             made = (self.plan, self.record, self._began, self._audio.playout)
             self._driver.machine = RecordedMachine(*made, black_box.write, masked=black_box.masks)
-            black_box.write(as_text({"facts": black_box.wanted.facts}))
+            black_box.write(json_text({"facts": black_box.wanted.facts}))
             wire = WireLog(
                 black_box.messages,
                 lambda: self._legs.on_wire,
@@ -211,7 +212,7 @@ class CallController:
             )
             wire.log_packets(self._audio)
             self._legs.log_packets = wire.log_packets
-            black_box.wire = lambda last: map(as_text, wire.lines(last))
+            black_box.wire = lambda last: map(json_text, wire.lines(last))
 
     @entry
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:

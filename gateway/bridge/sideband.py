@@ -32,7 +32,7 @@ from gateway.realtime.events import (
 )
 from gateway.realtime.parse import nested_deeply
 from gateway.realtime.session import Tap
-from gateway.text import unicode_in
+from gateway.text import json_text, unicode_in
 
 QUEUED = 512
 """Events that may wait for a slow application; then it is disconnected (1013)."""
@@ -132,11 +132,7 @@ class Follower:
             self._events.clear()
             self.close(TOO_SLOW)
             return
-        told = unicode_in(dict(event))
-        try:
-            self._events.append(orjson.dumps(told))
-        except TypeError:  # an integer of more than 64 bits
-            self._events.append(json.dumps(told).encode())
+        self._events.append(json_text(unicode_in(dict(event))).encode())
         self._pulse.set()
 
     def close(self, code: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from gateway.log import set_up_logging
-from gateway.text import json_of, printable, printable_in, unicode_of
+from gateway.text import json_of, json_text, printable, printable_in, unicode_of
 
 EVIL = "a\x1b[2Jb\x07\x9b31m\u202ec\ud800\x00"
 SHOWN = "a\\u001b[2Jb\\u0007\\u009b31m\\u202ec\ufffd\\u0000"
@@ -22,6 +22,13 @@ def test_what_is_no_character_becomes_one() -> None:
     assert json_of('{"a\\ud800": ["\\udfff"]}') == {"a\ufffd": ["\ufffd"]}
     with pytest.raises(ValueError, match="nested"):
         json_of("[" * 100_000)
+
+
+def test_any_value_becomes_json_text_on_one_line() -> None:
+    for value in ({"a": ["Jürgen\n", None]}, {"a": 2**70}, "\ud800"):
+        text = json_text(value)
+        assert json.loads(text) == value
+        assert text.encode().count(b"\n") == 0
 
 
 def test_printable() -> None:

@@ -107,7 +107,7 @@ class EscapeToHuman:
 
         If none is left, log ``escape_failed``, tell the model that nobody could be reached, and
         request a response. Where no session is up, the call ends instead
-        (``SessionLifecycle.escape_to_human``).
+        (``SessionEvents.escape_to_human``).
         """
         control = self._control
         skipped: list[Output] = []

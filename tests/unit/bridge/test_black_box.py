@@ -17,6 +17,7 @@ from gateway.bridge.replay import BlackBoxError, Packet, packets_of, replay
 from gateway.devtools.timeline.black_box import Stream
 from gateway.sip import message_log
 from gateway.sip.message_log import MessageLog, SipMessage
+from gateway.text import json_text
 from tests.support.call_fakes import FakeLeg
 from tests.support.call_scene import ACK, BYE, SPEECH, UP, Scene, key
 
@@ -279,7 +280,7 @@ def test_a_second_of_rtp_takes_few_bytes(step: int, differ: int, most: int) -> N
         for n in range(50)
     )
     (line,) = packet_lines(data, 0)
-    assert len(black_box.as_text(line)) < most
+    assert len(json_text(line)) < most
     assert [one.size for one in packets_of(line)] == [60 + n % 7 * differ for n in range(50)]
 
 
