@@ -124,7 +124,7 @@ class Lookups:
         """Call ``look_up(*key)``, a host name first; return the future of its result.
 
         A call with the key of a look-up under way returns the future of that one. None where there
-        are too many.
+        are too many; a ``socket.gaierror`` in the future where no thread can be started.
         """
         found = self._underway.get(key)
         if found is not None or len(self._underway) >= self._most:
@@ -150,7 +150,11 @@ class Lookups:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(finish, result, error)
 
-        threading.Thread(target=run, name=f"look up {str(key[0])[:40]}", daemon=True).start()
+        thread = threading.Thread(target=run, name=f"look up {str(key[0])[:40]}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            finish(None, socket.gaierror(socket.EAI_AGAIN, str(error)))
         return future
 
 

@@ -47,8 +47,9 @@ class Labels:
     """Values of one label: known ones, and the first that come until there are too many."""
 
     def __init__(self, known: Iterable[str] = (), *, closed: bool = False) -> None:
-        self.values = set(list(known)[:MAX_VALUES])
+        self.values: set[str] = set()
         self._closed = closed
+        self.add(known)
 
     def add(self, known: Iterable[str]) -> None:
         """Make further values known, as far as there is room for them."""

@@ -93,8 +93,7 @@ class _Reader(StreamReader):
     """All received bytes were parsed, and they end with the end of a frame."""
 
     def at_eof(self) -> Generator[None, None, bool]:
-        """Do as the library's, which the parser calls before each frame and nowhere else: note that
-        it is between two frames if no byte is left."""
+        """Do as the library's; note that the reader is between two frames if no byte is left."""
         # The parser calls this before each frame, and nowhere else.
         self.between_frames = not self.buffer
         ended = yield from super().at_eof()

@@ -232,7 +232,7 @@ class AccessControl:
             self.found = admitted
         flaw = request_flaw(message, headers, source) or _content_length_flaw(received, headers)
         if flaw is not None:
-            if self._take_stripped(received, received.message):
+            if self._process_reduced(received, received.message):
                 return DROP
             reply = Reply(0 if method == "ACK" else flaw.code, flaw.header)
             rule = f"malformed: {flaw.what}"
@@ -297,7 +297,7 @@ class AccessControl:
             or self._process_instead(
                 reduced_response(unread.data, unread.source, unread.port), known_only=False
             )
-            or self._take_stripped(unread, unread.data)
+            or self._process_reduced(unread, unread.data)
             or (
                 method_of(unread.data) == "INVITE"
                 and self._process_instead(without_unreadable(unread.data), known_only=False)
@@ -312,7 +312,7 @@ class AccessControl:
             rule = "message too large"
         return self._answers.refuse_unread(unread, rule, code, now)
 
-    def _take_stripped(self, came: ReceivedMessage | UnparsedMessage, data: bytes) -> bool:
+    def _process_reduced(self, came: ReceivedMessage | UnparsedMessage, data: bytes) -> bool:
         """Have pjsip process a malformed BYE, CANCEL or ACK of a known dialog or transaction
         without the parts that are wrong; return whether it does."""
         if method_of(data) not in REDUCIBLE:

@@ -196,7 +196,7 @@ class Accounts:
         if registration is None:
             return
         code, source = int(prm.code), str(prm.rdata.srcAddress)
-        if registration.state is RegState.LEAVING:
+        if registration.leaving:
             registration.unregistered(now)
             log.info("trunk.unregistered", trunk=trunk.name, code=code)
         elif code // 100 == 2 and int(prm.expiration) > 0:
@@ -276,14 +276,10 @@ class Accounts:
             poll: handles pjsip's events, for a few ms.
         """
         end = time.monotonic() + UNREGISTER_SECONDS
-        leaving = {
-            name for name, one in self.registrations.items() if one.state is RegState.LEAVING
-        }
+        leaving = {name for name, one in self.registrations.items() if one.leaving}
         while leaving and time.monotonic() < end:
             poll()
-            leaving = {
-                name for name in leaving if self.registrations[name].state is RegState.LEAVING
-            }
+            leaving = {name for name in leaving if self.registrations[name].leaving}
         for name in sorted(leaving):
             log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 

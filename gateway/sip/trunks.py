@@ -259,9 +259,6 @@ class Challenges:
         return named and not call.followed
 
 
-log = structlog.get_logger("sip")
-
-
 FIRST_RETRY_SECONDS = 2.0
 LAST_RETRY_SECONDS = 60.0
 """A registrar that comes back is noticed within a minute (and a quarter)."""

@@ -68,6 +68,27 @@ def test_look_ups_that_hang_keep_no_thread_of_others(monkeypatch: pytest.MonkeyP
         runner.run(play())
 
 
+def test_a_look_up_without_a_thread_fails_and_can_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_rest: [host])
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(socket.gaierror, match="new thread"):
+                await loop.getaddrinfo("pbx", 1)
+        found: list[Any] = await loop.getaddrinfo("pbx", 1)
+        assert found == ["pbx"]
+
+    with asyncio.Runner(loop_factory=LookupLoop) as runner:
+        runner.run(play())
+
+
 def test_an_error_for_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked has given up by the time at which the look-up fails."""
     go_on, loop_errors = threading.Event(), []

@@ -179,14 +179,14 @@ class SessionDescription:
         for media in self.media:
             if media.kind != "audio" or not media.port:
                 continue
-            found = self._objection(media, security, codecs, six)
+            found = self._rejection(media, security, codecs, six)
             if found is None:
                 return media
             if found[0] > steps:
                 steps, nearest = found
         return nearest
 
-    def _objection(
+    def _rejection(
         self, media: MediaLine, security: Security, codecs: tuple[Codec, ...], six: bool | None
     ) -> tuple[int, SdpRejection] | None:
         """Return why an audio line cannot be answered, and how many checks it passed; None if it
@@ -197,10 +197,10 @@ class SessionDescription:
         found_six = address is not None and ":" in address
         if six is not None and address != "0.0.0.0" and found_six is not six:
             return 2, SdpRejection.ADDRESS_FAMILY
-        why = self._keying_objection(media, security)
+        why = self._keying_rejection(media, security)
         return None if why is None else (3, why)
 
-    def _keying_objection(self, media: MediaLine, security: Security) -> SdpRejection | None:
+    def _keying_rejection(self, media: MediaLine, security: Security) -> SdpRejection | None:
         """Return why RTP profile or SRTP keys of a line cannot be accepted; None if they can. Plain
         RTP is accepted unless SRTP is required, SRTP unless it is off; it needs keys in a way of
         ``security.keying``: a crypto line with RTP/SAVP(F), or fingerprint and setup, of the line

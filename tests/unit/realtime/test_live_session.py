@@ -261,7 +261,8 @@ def test_words_from_before_the_first_speech_leave_the_present_one_alone() -> Non
 async def test_a_second_close_leaves_the_first_its_answer() -> None:
     async def script(peer: Peer) -> None:
         await peer.receive("session.close")
-        await asyncio.sleep(0.1)
+        pong = await peer.ws.ping()
+        await pong  # both closes have begun, and neither has ended the connection
         await peer.send("session.closed", reason="close_requested", usage={"seconds": 7})
         await peer.until_closed()
 
@@ -273,12 +274,17 @@ async def test_a_second_close_leaves_the_first_its_answer() -> None:
 
 
 async def test_a_cancelled_close_ends_the_session() -> None:
+    asked = asyncio.Event()
+
     async def script(peer: Peer) -> None:
+        await peer.receive("session.close")
+        asked.set()
         await peer.until_closed()
 
     async with live(script) as (session, heard):
         closing = asyncio.ensure_future(session.close())
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(WAIT):
+            await asked.wait()
         closing.cancel()
         await heard.end()
         before = session.counters.audio_dropped

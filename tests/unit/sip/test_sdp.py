@@ -289,11 +289,11 @@ def test_only_the_chosen_audio_line_stays() -> None:
     assert ports == ["0", "5000", "4000", "0"]
 
 
-@pytest.mark.parametrize("objection", SdpRejection)
-def test_every_objection_has_a_code(objection: SdpRejection) -> None:
-    assert refusal_code(objection.why) == 488
-    assert objection.why is not EndReason.REFUSED
-    assert objection.text
+@pytest.mark.parametrize("rejection", SdpRejection)
+def test_every_rejection_has_a_code(rejection: SdpRejection) -> None:
+    assert refusal_code(rejection.why) == 488
+    assert rejection.why is not EndReason.REFUSED
+    assert rejection.text
 
 
 @pytest.mark.parametrize(
