@@ -128,7 +128,8 @@ class Recording:
         self.over = self.discarded = False
         """Set by the event loop: the call's audio has ended; the file is to be deleted."""
         self.deleted = False
-        """Whether the thread has deleted the file, since it was discarded when it was closed."""
+        """Whether the closed recording has left no file: it was discarded when it was closed, or
+        its file could never be created, or was not yet."""
         self.lost_bytes = 0
         """Bytes that were recorded and could not be written."""
         self.failing = False
@@ -254,25 +255,29 @@ class Recording:
 
     def _close(self) -> None:
         """Close the file, which also unlocks it for the upload; if it was discarded, delete it and
-        its link. Nothing if it could never be created."""
-        if self._file is not None:
-            if self.discarded:
-                self.path.unlink(missing_ok=True)
-                self.pending.unlink(missing_ok=True)
-                self.deleted = True
-            try:
-                self._file.close()
-            except OSError as error:
-                log.error("recording.write_failed", call=self.call, error=str(error))
-            self._file = None
+        its link. Sets :attr:`deleted` then, and if there is no file."""
+        if self._file is None:
+            self.deleted = True
+            return
+        if self.discarded:
+            self.path.unlink(missing_ok=True)
+            self.pending.unlink(missing_ok=True)
+            self.deleted = True
+        try:
+            self._file.close()
+        except OSError as error:
+            log.error("recording.write_failed", call=self.call, error=str(error))
+        self._file = None
 
     def erase(self) -> bool:
         """Delete the closed file; if it is to be uploaded, leave a link by which the storage
-        deletes it, too. On the thread.
+        deletes it, too. Nothing if :attr:`deleted` says that there is none. On the thread.
 
         Returns False while the file is being uploaded, or if the disk fails, which is logged; then
         it is to be called again.
         """
+        if self.deleted:
+            return True
         try:
             with ExitStack() as held:
                 with suppress(FileNotFoundError):  # uploaded, and not kept here

@@ -164,6 +164,16 @@ def test_a_recording_that_is_erased_while_it_is_closed_is_deleted(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recording_that_is_discarded_before_it_has_a_file_leaves_nothing(tmp_path: Path) -> None:
+    """Nor a link, by which the storage would be asked to delete it."""
+    made = Recording("a", tmp_path / "a.wav", Tape(2), Codec.PCMU, "wav", (), link=True)
+    made.over = made.discarded = True
+    assert made.work()
+    assert made.deleted
+    assert made.erase()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_deletion_that_waits_for_an_upload_is_not_forgotten_at_the_end(
     running: Recordings,
 ) -> None:
