@@ -264,16 +264,17 @@ async def read_answer(response: httpx.Response) -> tuple[str, bool]:
 
 
 def _charset(response: httpx.Response) -> str:
-    """Return the charset of an answer's Content-Type; UTF-8 if it is none of a browser's, as some
-    of Python's codecs are no text, or take very long."""
+    """Return the charset of an answer's Content-Type; UTF-8 for one that is not listed, as some of
+    Python's codecs are no text, or take very long."""
     named = (response.charset_encoding or "").lower().replace("_", "-")
     known = named in _CHARSETS or _CHARSET_FAMILIES.fullmatch(named) is not None
     return named if known else "utf-8"
 
 
-_CHARSETS = frozenset({"us-ascii", "ascii", "latin-1", "utf-16", "shift-jis", "gbk", "big5"})
+_CHARSETS = frozenset({"us-ascii", "ascii", "utf-16", "shift-jis", "gbk", "big5"})
 _CHARSET_FAMILIES = re.compile(
-    r"iso-8859-(?:[1-9]|1[013-6])|windows-125[0-8]|euc-(?:jp|kr)|utf-16[lb]e|gb18030"
+    r"latin-?1|iso-8859-(?:[1-9]|1[013-6])|windows-125[0-8]|koi8-[ru]|euc-(?:jp|kr)|utf-16[lb]e"
+    r"|gb(?:18030|2312)"
 )
 
 

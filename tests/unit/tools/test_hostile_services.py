@@ -317,11 +317,25 @@ async def test_a_service_that_never_answers_holds_up_no_other(tmp_path: Path) ->
     await client.close()
 
 
-@pytest.mark.parametrize("charset", ["hex", "punycode"])
-def test_an_answer_in_a_charset_that_is_none_is_read_as_utf_8(charset: str) -> None:
+@pytest.mark.parametrize(
+    ("charset", "codec", "text"),
+    [
+        ("hex", "utf-8", "ja ü"),
+        ("punycode", "utf-8", "ja ü"),
+        ("latin1", "iso-8859-1", "ja ü"),
+        ("Shift_JIS", "shift-jis", "はい"),
+        ("GB2312", "gb2312", "是"),
+        ("KOI8-R", "koi8-r", "да"),
+    ],
+)
+def test_an_answer_in_a_charset_that_is_none_is_read_as_utf_8(
+    charset: str, codec: str, text: str
+) -> None:
+    body = text.encode(codec)
+
     async def answer(_asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        kind = f"Content-Type: text/plain; charset={charset}\r\nContent-Length: 5\r\n\r\n"
-        writer.write(b"HTTP/1.1 200 OK\r\n" + kind.encode() + "ja ü".encode())
+        kind = f"Content-Type: text/plain; charset={charset}\r\nContent-Length: {len(body)}"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + kind.encode() + b"\r\n\r\n" + body)
 
     async def main() -> str:
         client = HttpClient(2)
@@ -331,4 +345,4 @@ def test_an_answer_in_a_charset_that_is_none_is_read_as_utf_8(charset: str) -> N
             finally:
                 await client.close()
 
-    assert asyncio.run(main()) == "ja ü"
+    assert asyncio.run(main()) == text
