@@ -21,6 +21,7 @@ from gateway.records.caller_history import CallerHistories
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Invite
 from tests.support.call_fakes import FakeLeg
+from tests.support.harness import eventually
 
 
 class Begun:
@@ -165,16 +166,21 @@ async def test_a_defect_refuses_the_call_and_no_other(
 async def test_a_call_begins_with_its_invite_and_not_with_the_answer_of_the_database(
     gateway: Gateway,
 ) -> None:
+    answered = asyncio.Event()
+
     async def admit(_wanted: Any) -> str:
-        await asyncio.sleep(0.05)
+        await answered.wait()
         return ""
 
     gateway.calls.wait_for_decision = lambda _record, _end: None
     gateway.calls.decided = lambda _call_id: None
     shared = SimpleNamespace(wanted=lambda *_: "a lease", admit=admit)
     gateway.admission.shared = cast(Any, shared)
-    came = asyncio.get_running_loop().time()
+    clock = asyncio.get_running_loop().time
+    before = clock()
     gateway.invite()
-    await asyncio.sleep(0.1)
+    after = clock()
+    answered.set()
+    await eventually(lambda: bool(gateway.begun), "the call")
     (call,) = gateway.begun
-    assert call.more["began"] == pytest.approx(came, abs=0.03)
+    assert before <= call.more["began"] <= after

@@ -95,7 +95,13 @@ def test_no_synthetic_call_while_the_process_drains(monkeypatch: pytest.MonkeyPa
     told: list[str] = []
     settings = SyntheticCall.model_validate({"name": "one", "to": "1", "interval_minutes": 1})
     nothing = cast(Any, None)
-    calls = SyntheticCalls([settings], nothing, nothing, nothing, lambda: True)
+    asked: list[None] = []
+
+    def drains() -> bool:
+        asked.append(None)
+        return True
+
+    calls = SyntheticCalls([settings], nothing, nothing, nothing, drains)
 
     async def call(_settings: SyntheticCall) -> tuple[str, float | None]:
         told.append("called")
@@ -105,7 +111,7 @@ def test_no_synthetic_call_while_the_process_drains(monkeypatch: pytest.MonkeyPa
 
     async def main() -> None:
         await calls.start()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: bool(asked), "the time of the call")
         await calls.stop()
 
     asyncio.run(main())
