@@ -131,6 +131,8 @@ def _report(task: asyncio.Task[None], **more: Any) -> None:
 async def wait_any(seconds: float | None, *events: asyncio.Event) -> None:
     """Wait until one of ``events`` is set, ``seconds`` at most."""
     waits = [asyncio.create_task(event.wait(), name="event") for event in events]
-    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in waits:
-        task.cancel()
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()

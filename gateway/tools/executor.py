@@ -101,7 +101,7 @@ class ToolExecutor:
         self._fixed.setdefault(route, {})[function.name] = function
 
     async def start(self) -> None:
-        """Connect to all MCP servers at a time, and return when each has listed its tools or its
+        """Connect to all MCP servers at once, and return when each has listed its tools or its
         `connect_timeout` is up; one that is not there in time is tried again later.
 
         Makes the HTTP client and loads the libraries, too: the first call would wait for them.

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import tasks
-from gateway.tasks import TaskSet, background
+from gateway.tasks import TaskSet, background, wait_any
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,15 @@ async def test_a_task_that_does_not_end_is_named() -> None:
     released.set()
     await owner.wait(1.0)
     assert task.done()
+
+
+async def test_a_wait_that_is_cancelled_leaves_no_task() -> None:
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(wait_any(None, asyncio.Event(), asyncio.Event()))
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks() - before) == 3
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
