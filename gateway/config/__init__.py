@@ -205,7 +205,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _webhooks_fit(self) -> Self:
         """Refuse webhooks of the same name, and any without a spool."""
-        refuse_duplicates((one.name for one in self.webhook), "webhook", message="is there twice")
+        refuse_duplicates((one.name for one in self.webhook), "webhook")
         if self.webhook and self.records.spool_folder is None:
             raise MisplacedError(
                 ("webhook", 0), "needs records.folder: deliveries wait there until they arrive"

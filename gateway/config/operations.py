@@ -224,7 +224,7 @@ class ApiSettings(Section):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         """Refuse tokens of the same name, and tokens in plain text over a network."""
-        refuse_duplicates((one.name for one in self.token), "token", message="is there twice")
+        refuse_duplicates((one.name for one in self.token), "token")
         if self.listen is None or self.allow_plaintext:
             return self
         if not ipaddress.ip_address(split_address(self.listen)[0]).is_loopback:

@@ -26,6 +26,7 @@ from gateway.config.values import (
     SecondsOrOff,
     ip_literal,
     network_of,
+    refuse_duplicates,
 )
 
 Transport = Literal["udp", "tcp", "tls"]
@@ -443,11 +444,8 @@ def _at_least(transport: str, wanted: str) -> bool:
 
 def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
     """Check the trunks against each other and against ``[sip]``; raises MisplacedError."""
-    names: set[str] = set()
+    refuse_duplicates((one.name for one in trunks), "trunk")
     for index, trunk in enumerate(trunks):
-        if trunk.name in names:
-            raise MisplacedError(("trunk", index, "name"), "is used twice")
-        names.add(trunk.name)
         if trunk.registrar is not None and not sip.listens_on(trunk.transport):
             raise MisplacedError(
                 ("trunk", index, "transport"),

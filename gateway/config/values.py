@@ -183,18 +183,17 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
 FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_below_config)]
 
 
-def refuse_duplicates(names: Iterable[str], *array: str, message: str = "is used twice") -> None:
+def refuse_duplicates(names: Iterable[str], *array: str) -> None:
     """Raise MisplacedError where two tables of an array have the same name.
 
     Args:
         names: those of the tables, in their order.
         array: path of the array in the table that is validated.
-        message: about the second of the two.
     """
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            raise MisplacedError((*array, index, "name"), message)
+            raise MisplacedError((*array, index, "name"), "is used twice")
         seen.add(name)
 
 

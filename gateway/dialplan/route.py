@@ -26,7 +26,16 @@ from gateway.audio.sounds import wav_seconds
 from gateway.config import Config
 from gateway.config.sections import RealtimeSettings
 from gateway.config.source import KeyPath, MisplacedError, Section, suggestion
-from gateway.config.values import Count, Flag, Name, Seconds, SecondsOrOff, Text, Typed
+from gateway.config.values import (
+    Count,
+    Flag,
+    Name,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    Typed,
+    refuse_duplicates,
+)
 from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (
     DEFAULT,
@@ -266,9 +275,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
                 self.check_transfer_to(("fallback", number, "to"), step.to)
         for number, name in enumerate(self.escape.to):
             self.check_transfer_to(("escape", "to", number), name)
+        refuse_duplicates((one.name for one in self.guardrail), "guardrail")
         for index, guard in enumerate(self.guardrail):
-            if guard.name in [before.name for before in self.guardrail[:index]]:
-                raise MisplacedError(("guardrail", index, "name"), "is used twice")
             self.check_transfer_to(("guardrail", index, "transfer_to"), guard.transfer_to)
         self._interpreter_can_work()
         self.interruptions.agree_with(self.session)

@@ -394,7 +394,7 @@ def _synthetic_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> 
     names = [one.name for one in config.synthetic_call]
     for number, one in enumerate(config.synthetic_call):
         if one.name in names[:number]:
-            yield source.problem(("synthetic_call", number, "name"), "is there twice")
+            yield source.problem(("synthetic_call", number, "name"), "is used twice")
         if one.route is not None and one.route not in routes:
             message = f'there is no route "{one.route}"' + suggestion(one.route, routes)
             yield source.problem(("synthetic_call", number, "route"), message)

@@ -121,7 +121,7 @@ RECORDS = '[records]\nfolder = "records"\n'
         (
             '[[synthetic_call]]\nname = "a"\nto = "1"\n' * 2,
             "",
-            "gateway.toml:7: synthetic_call[1].name: is there twice",
+            "gateway.toml:7: synthetic_call[1].name: is used twice",
         ),
     ],
 )
