@@ -72,7 +72,9 @@ def test_the_service_needs_no_development_tools(code: str) -> None:
     assert not names & {"matplotlib", "espeakng_loader", "webrtcvad"}
 
 
-@pytest.mark.parametrize("name", ["status", "calls", "say", "hangup", "transcript"])
+@pytest.mark.parametrize(
+    "name", ["status", "reload", "webhooks", "calls", "say", "hangup", "transcript"]
+)
 def test_live_commands_import_little(name: str) -> None:
     """They answer at once: neither configuration models nor pjsua2 are loaded."""
     names = imported(HELP.format(name=name))
