@@ -184,9 +184,14 @@ class QualityMeter:
         """What we had sent and lost when the other side last told."""
         self._tx: DirectionQuality | None = None
 
+    def begin_stream(self) -> None:
+        """Take the next counters for those of a new stream, and add them to the earlier ones."""
+        self._over = _together(self._over, self._before)
+        self._before, self._told = RtpCounters(), StreamCounters()
+
     def read(self, now: RtpCounters, uplink: UplinkCounts | None = None) -> RtpQuality:
         """Return the quality since the last reading, and the totals of the call. Lower counters
-        than before are those of a new stream, and are added to the earlier ones.
+        than before are those of a new stream, see :meth:`begin_stream`.
 
         What we send (``tx``) is measured between the peer's RTCP reports, and repeated until the
         next.
@@ -198,8 +203,8 @@ class QualityMeter:
         late = 0 if uplink is None else uplink.late
         before = self._before
         if now.rx.packets < before.rx.packets or now.tx.packets < before.tx.packets:
-            self._over = _together(self._over, before)
-            before, self._told = RtpCounters(), StreamCounters()
+            self.begin_stream()
+            before = self._before
         rx = _heard(
             now.rx.packets - before.rx.packets,
             now.rx.lost + now.discarded - before.rx.lost - before.discarded + late - self._late,

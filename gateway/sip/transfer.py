@@ -323,6 +323,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         mine.audio, theirs.audio = theirs.audio, None
         self.link.take_over(other.link)
         self.meter, other.meter = other.meter, self.meter
+        self.meter.begin_stream()  # which may have had more packets than the other call's
         if theirs.on_replaced is not None:
             self.services.thread.to_loop(theirs.on_replaced, mine)
         # What the owner knows is of the other call; what came before it had this leg was dropped.

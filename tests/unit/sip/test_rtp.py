@@ -86,6 +86,17 @@ def test_a_new_stream_of_the_call_begins_at_nothing_and_its_totals_do_not() -> N
     assert meter.read(_rx(90, 0)).rx_packets == 590
 
 
+def test_the_stream_of_a_successor_may_have_had_more_packets() -> None:
+    meter = QualityMeter()
+    meter.read(_rx(100, 20))
+    meter.begin_stream()
+    after = meter.read(_rx(300, 0))
+    assert after.rx is not None
+    assert after.rx.loss_percent == 0.0
+    assert (after.rx_packets, after.rx_lost) == (400, 20)
+    assert meter.read(_rx(350, 0)).rx_packets == 450
+
+
 def test_a_call_has_the_least_the_mean_and_the_most() -> None:
     meter, call = QualityMeter(), CallQuality()
     call.add(meter.read(_rx(50, jitter_ms=2.0, rtt_ms=20.0, buffer_ms=40.0)))

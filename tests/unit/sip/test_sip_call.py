@@ -14,7 +14,7 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
-from gateway.sip.rtp import QualityMeter
+from gateway.sip.rtp import QualityMeter, RtpCounters, StreamCounters
 from gateway.sip.sip_call import SipCall
 from gateway.sip.transfer import TransferableCall
 
@@ -86,6 +86,9 @@ def test_a_successor_tells_its_owner_that_nobody_holds_it(codec: Codec | None) -
     old, new = call(True, Codec.PCMU), call(False, codec)
     old.leg.on_replaced = on_replaced
     meter = old.meter
+    meter.read(RtpCounters(rx=StreamCounters(100)))
     TransferableCall.take_over(new, old)
-    assert new.meter is meter, "the counts of a call go on"
+    assert new.meter is meter
+    counts = meter.read(RtpCounters(rx=StreamCounters(300)))
+    assert counts.rx_packets == 400, "the counts of a call go on"
     assert told == ([] if codec is None else [codec]) + [False]
