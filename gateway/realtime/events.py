@@ -79,7 +79,7 @@ class CreateResponse:
 @dataclass(frozen=True, slots=True)
 class CancelResponse:
     """``response.cancel`` for one response; for the one that runs, where its id is our own
-    (:data:`UNNAMED`) as the server gave none."""
+    (:data:`UNNAMED`), as the server gave none at its beginning, or one that was used before."""
 
     response_id: str
 

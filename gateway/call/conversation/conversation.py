@@ -90,7 +90,7 @@ class Conversation:
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
-        self._names = ResponseNames(self.control.responses, self.control.playback)
+        self._names = ResponseNames(self.control.responses, self.control.playback.was_interrupted)
         self.complete = self._names.complete
         self.silence = Silence(
             self.control,

@@ -233,13 +233,6 @@ class Playback:
         another response that is still queued."""
         return self._tracker.queued(response_id)
 
-    def rename(self, placeholder: str, response_id: str) -> None:
-        """Replace our name of an interrupted response, whose ``response.created`` had no id, by the
-        server's id, which a later event has brought; nothing for others."""
-        cut = self._interrupted_response(placeholder)
-        if cut is not None:
-            cut.response_id = response_id
-
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted or dropped, so that its further audio is not
         played. Remembered of the latest ``_MAX_INTERRUPTED`` of the session."""

@@ -14,8 +14,9 @@ server's own between a request and its answer.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from gateway.call.call_record import CallTimeline
 from gateway.call.inputs import CallerHeard
@@ -282,12 +283,6 @@ class ResponseQueue:
         _remember(self._requests, response_id, request)
         return request
 
-    def rename(self, placeholder: str, response_id: str) -> None:
-        """Replace our name of a running response, whose ``response.created`` had no id, by the
-        server's id, which a later event has brought, and keep its request under that."""
-        self._running = [response_id if one == placeholder else one for one in self._running]
-        self._requests[response_id] = self._requests.pop(placeholder, None)
-
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
         """Handle ``response.done``: the response, if it ran, runs no more. Whether it ran or not,
         return the oldest waiting request, to be sent now; None where none waits, another response
@@ -365,17 +360,6 @@ class ResponseQueue:
         return self._sent
 
 
-class InterruptedResponses(Protocol):
-    """What is needed here of :class:`gateway.call.conversation.playback.Playback` (its interrupted
-    responses), as a Protocol, so that this module need not import it."""
-
-    def was_interrupted(self, response_id: str) -> bool:
-        """Return whether this response of the active session was interrupted or dropped."""
-
-    def rename(self, placeholder: str, response_id: str) -> None:
-        """Replace our name of an interrupted response by the server's id; nothing for others."""
-
-
 class ResponseNames:
     """Gives each response of a session one name, whatever its server makes of their ids.
 
@@ -383,11 +367,14 @@ class ResponseNames:
     or ends, or that it begins after it has ended. With :meth:`complete` everything else sees a
     response under one name (``UNNAMED`` and a number, where its id is missing or used again), from
     one beginning to one end. A repetition becomes an :class:`OtherEvent` that nothing acts on.
+
+    Args:
+        was_interrupted: returns whether the response with this id was interrupted or dropped.
     """
 
-    def __init__(self, responses: ResponseQueue, playback: InterruptedResponses) -> None:
+    def __init__(self, responses: ResponseQueue, was_interrupted: Callable[[str], bool]) -> None:
         self._responses = responses
-        self._playback = playback
+        self._was_interrupted = was_interrupted
         self._made = 0
         """How many names of ours were given."""
         self._nameless = ""
@@ -397,7 +384,8 @@ class ResponseNames:
         self._over: OrderedDict[str, None] = OrderedDict()
         """Ids whose latest response is done."""
         self._ours: OrderedDict[str, str] = OrderedDict()
-        """Our name of the latest response, by the id that an earlier one had, too."""
+        """Our name of the latest response with an id that an earlier one had, too, or that
+        ``response.created`` left out, by that id."""
 
     def complete(self, event: ServerEvent) -> ServerEvent:
         """Return the event with the response and item ids that hold in this gateway.
@@ -477,8 +465,7 @@ class ResponseNames:
         running one, or ``UNNAMED`` without any.
 
         While the latest response was created without an id, the first unknown id that comes is
-        taken for its own, and replaces our name of it in the queue, unless it is that of an
-        interrupted response.
+        taken for its own, unless it is that of an interrupted response; the name stays ours.
         """
         active = self._responses.active
         if not response_id:
@@ -486,13 +473,13 @@ class ResponseNames:
         name = self._ours.get(response_id, response_id)
         if active is None or active != self._nameless or response_id in self._begun:
             return name
-        if not self._playback.was_interrupted(response_id):
-            # A response that was created without an id has one after all.
-            self._playback.rename(active, response_id)
-            self._responses.rename(active, response_id)
-            _remember(self._begun, response_id, None)
-            self._nameless = ""
-        return name
+        if self._was_interrupted(response_id):
+            return name
+        # A response that was created without an id has one after all.
+        _remember(self._begun, response_id, None)
+        _remember(self._ours, response_id, active)
+        self._nameless = ""
+        return active
 
     def _new_name(self) -> str:
         """Return a name that no server gives: ``UNNAMED`` and a number."""

@@ -16,9 +16,11 @@ from gateway.call.plan import (
     ApprovalRule,
     CallPlan,
     ContentPlan,
+    DisclosurePlan,
     FallbackStep,
     FunctionPlan,
     GuardrailPlan,
+    InterruptionPlan,
     LimitsPlan,
     ServerPlan,
     SilencePlan,
@@ -167,6 +169,32 @@ def test_each_turn_of_the_caller_is_judged_by_its_own_words(order: str, ids: boo
         if asked == BOMB:
             replaced(scene)
     assert len(scene.record.content.guardrails) == 2
+
+
+@in_each_whole_order
+def test_an_answer_to_words_that_are_known_late_is_stopped(order: str) -> None:
+    scene = Scene(guarded("caller")).up()
+    scene.do(said(SpeechStarted("u", 0)), said(SpeechStopped("u", 500)), said(InputCommitted("u")))
+    before, _, after = order.partition("a" if "a" in order else "A")
+    respond(scene, before, of="r1")
+    response, item = ("", "") if "A" in order else ("r1", "item-r1")
+    scene.do(audio(response, item, 2000))
+    assert "flush" in scene.do(transcribed("u", BOMB))
+    assert "play" not in " ".join(scene.do(audio(response, item, 200)))
+    respond(scene, after, of="r1")
+    replaced(scene)
+
+
+@in_each_whole_order
+def test_the_disclosure_is_protected(order: str) -> None:
+    turns = InterruptionPlan(by_gateway=True)
+    scene = Scene(replace(PLAN, disclosure=DisclosurePlan("Recorded."), interruptions=turns)).up()
+    before, _, _ = order.partition("a" if "a" in order else "A")
+    respond(scene, before, of="r1", asked=scene.requests[-1])
+    scene.do(audio("" if "A" in order else "r1", "" if "A" in order else "item-r1", 200))
+    scene.listen(60)
+    flushed = "flush" in scene.do(said(SpeechStarted("u", 0)))
+    assert flushed is (order[0] not in "cC"), "what nobody announces is not known to be it"
 
 
 def test_ids_of_the_session_before_mean_nothing_in_another() -> None:
