@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import outputs
 from gateway.call.plan import CallPlan
@@ -187,7 +187,7 @@ class CallRecorder(CallPart):
             leg.recording = ""
 
 
-FRAME_BYTES = 2 * 160
+STEREO_FRAME_BYTES = 2 * FRAME_BYTES
 """20 ms of both sides, by turns: caller, agent."""
 
 LOOK_SECONDS = 0.04
@@ -320,7 +320,10 @@ class Listeners:
             while self._there:
                 taken, dropped = self._monitor.take(), self._monitor.counts.dropped
                 lost, self._lost = dropped - self._lost, dropped
-                frames = [taken[at : at + FRAME_BYTES] for at in range(0, len(taken), FRAME_BYTES)]
+                frames = [
+                    taken[at : at + STEREO_FRAME_BYTES]
+                    for at in range(0, len(taken), STEREO_FRAME_BYTES)
+                ]
                 for listener in self._there if frames else ():
                     listener.dropped += lost
                     listener.put(frames)

@@ -294,7 +294,7 @@ def short_text(output: Any) -> str:
         due = output["due"]
         return "next deadline: none" if due is None else f"next deadline: {_clock(due)}"
     kind = output.get(KIND)
-    if kind == "bytes":
+    if kind == BYTES:
         return f"{output.get('length')} bytes"
     if isinstance(kind, str) and "." in kind:
         return _short(kind, output)

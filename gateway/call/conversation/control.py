@@ -225,16 +225,12 @@ class ConversationControl:
         return [] if self.termination is not None else [Send(ContinueWork())]
 
     def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """Queue the call-control action of a tool call: transfer, hold or DTMF. It begins once the
-        call is up and the speech before the action was heard, or after ``limits.say_seconds``
-        (:meth:`CallActions.begin_if_ready`); in a Live session no sooner than ``ANNOUNCED_SECONDS``
-        from now, since that speech may come so much later. Barge-in cancels it until it begins.
-        Raises ToolCallError while another action is queued or under way, and for wrong arguments.
-
-        Args:
-            name: of the tool.
-            arguments: JSON text.
-        """
+        """Queue the call-control action of the tool ``name``: transfer, hold or DTMF. It begins
+        once the call is up and the speech before the action was heard, or after
+        ``limits.say_seconds`` (:meth:`CallActions.begin_if_ready`); in a Live session no sooner
+        than ``ANNOUNCED_SECONDS`` from now, since that speech may come so much later. Barge-in
+        cancels it until it begins. Raises ToolCallError while another action is queued or under
+        way, and for wrong ``arguments`` (JSON text)."""
         within = 0.0 if self.capabilities.direct_tools else ANNOUNCED_SECONDS
         self.call_actions.queue_tool_action(name, call_id, arguments, now, said_within=within)
 

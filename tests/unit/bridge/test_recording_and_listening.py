@@ -11,9 +11,9 @@ import pytest
 from gateway.audio.codecs import Codec
 from gateway.bridge import recording_and_listening
 from gateway.bridge.recording_and_listening import (
-    FRAME_BYTES,
     MAX_LISTENERS,
     QUEUED_FRAMES,
+    STEREO_FRAME_BYTES,
     FullError,
     Listeners,
 )
@@ -47,7 +47,7 @@ class Monitor:
 
 
 def frame(number: int) -> bytes:
-    return bytes([number % 256]) * FRAME_BYTES
+    return bytes([number % 256]) * STEREO_FRAME_BYTES
 
 
 def test_each_gets_all_until_the_call_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,11 @@ def test_a_slow_one_loses_the_oldest_and_is_told(monkeypatch: pytest.MonkeyPatch
         there[0].put([frame(number) for number in range(QUEUED_FRAMES + 5)])
         found = await there[0].next()
         assert found is not None
-        assert (found[0], found[1][:1], len(found[1])) == (5, b"\x05", QUEUED_FRAMES * FRAME_BYTES)
+        assert (found[0], found[1][:1], len(found[1])) == (
+            5,
+            b"\x05",
+            QUEUED_FRAMES * STEREO_FRAME_BYTES,
+        )
         made.end()
 
     asyncio.run(run())
