@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -32,7 +31,7 @@ from gateway.log import BLANK, Redactor
 from gateway.realtime.events import AudioDelta, TrackAudio
 from gateway.realtime.parse import nested_deeply
 from gateway.records.files import BackgroundWriter, Channel, file_stem, private
-from gateway.text import PrivateDigits
+from gateway.text import PrivateDigits, json_text
 
 MAX_WAITING = 20_000
 """Batches of entries that wait for the disk, of all calls."""
@@ -334,10 +333,7 @@ def _text(entry: _Entry, of: EventLog) -> str:
             line[key] = of.private.masked_event(value)
     else:
         line[entry.direction] = entry.message
-    try:
-        return orjson.dumps(line).decode()
-    except TypeError:  # half of a surrogate pair, a number of more than 64 bits
-        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    return json_text(line)
 
 
 def _event(message: bytes) -> dict[str, Any]:
