@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
@@ -60,12 +61,32 @@ def json_of(text: str | bytes) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON on one line. Lone surrogates, which become ASCII escapes, and integers
-    of more than 64 bits are written, too."""
+    """Return a value as JSON on one line, :func:`jsonable` where it has to be. Lone surrogates,
+    which become ASCII escapes, and integers of more than 64 bits are written, too."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:
-        return json.dumps(value, separators=(",", ":"))
+        return json.dumps(jsonable(value), separators=(",", ":"))
+
+
+MAX_NESTED = 100
+"""Levels of a value that are written as JSON."""
+
+
+def jsonable(value: Any, depth: int = 0) -> Any:
+    """Return a value with what JSON can say of it: null for a number that is not finite, ``...``
+    for what is nested deeper than ``MAX_NESTED``, and the ``str`` of what JSON has no form for."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if not isinstance(value, Mapping | list | tuple | set | frozenset):
+        return str(value)
+    if depth == MAX_NESTED:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(inner, depth + 1) for key, inner in value.items()}
+    return [jsonable(inner, depth + 1) for inner in value]
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -291,7 +291,7 @@ class Readings:
             oldest_row = float(kept["oldest_pending_seconds"] or 0)
             yield "records_oldest_pending_seconds", labels, oldest_row
             yield "process_lost_calls", {}, float(kept["recovered"])
-            for result in ("written", "parked", "lost"):
+            for result in ("written", "parked", "lost", "incomplete"):
                 yield "records", {**labels, "result": result}, float(kept[result])
         if free is not None:
             yield "storage_free_bytes", {"volume": "records"}, free

@@ -199,13 +199,26 @@ class Tracing:
     def _export(self, records: list[CallRecord]) -> None:
         """Export the spans of these calls in one request, and count the result.
 
-        The first failure after a success is logged, and the other way round.
+        The first failure after a success is logged, and the other way round; and each call whose
+        spans cannot be made.
         """
+        spans: list[ReadableSpan] = []
+        whole = 0
+        for record in records:
+            try:
+                spans += self._spans.of(record)
+                whole += 1
+            except Exception as error:  # of one call: it costs no other
+                self.results["failed"] += 1
+                why = f"{type(error).__name__}: {error}"
+                log.warning("trace.export_failed", call=record.call_id, error=why)
+        if not whole:
+            return
         try:
-            why = self._spans.export([one for record in records for one in self._spans.of(record)])
+            why = self._spans.export(spans)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        self.results["failed" if why else "exported"] += len(records)
+        self.results["failed" if why else "exported"] += whole
         if why and not self._failing:
             log.warning("trace.export_failed", error=why)
         elif not why and self._failing:

@@ -24,7 +24,7 @@ from gateway.ending import EndReason
 from gateway.log import Redactor
 from gateway.records.files import BackgroundWriter, Channel, file_stem, private
 from gateway.sip.message_log import MessageLog
-from gateway.text import PrivateDigits, unicode_in
+from gateway.text import PrivateDigits, json_text, unicode_in
 
 SUFFIX = ".blackbox.jsonl"
 Keep = Literal["off", "on_trouble", "always"]
@@ -152,8 +152,7 @@ class BlackBox:
         record.session.black_box = self.path.name if stays else ""
         last: tuple[str, ...] = ()
         if stays:
-            whole = {"at": monotonic(), "record": unicode_in(record.as_json())}
-            last = (json.dumps(whole, ensure_ascii=False, separators=(",", ":")),)
+            last = (json_text({"at": monotonic(), "record": unicode_in(record.as_json())}),)
         if linger and stays:
             self._later(lambda: self._queue(stays, last))
         else:
@@ -250,7 +249,7 @@ class BlackBoxes:
                 self._append(box, lines)
                 if stays is False:
                     box.path.unlink(missing_ok=True)
-            except OSError as error:
+            except Exception as error:  # of one call: it costs no other
                 box.broken = True
                 if not self._failing:
                     log.error("black_box.write_failed", file=str(box.path), error=str(error))

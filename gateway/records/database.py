@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
@@ -33,6 +32,7 @@ from gateway.records.tables import (
     upgrade,
     version_of,
 )
+from gateway.text import json_text
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 30.0
@@ -150,6 +150,8 @@ class Database:
         cut: dict[str, dict[str, Any]] = {}
         told: dict[str, dict[str, Any]] = {}
         for entry in entries:
+            if not entry.body:
+                raise ValueError("its text in the spool is no JSON")
             if entry.kind == "event":
                 told[entry.body["id"]] = _typed(entry.body, ("at",))
                 continue
@@ -441,7 +443,7 @@ def _engine(
     if file is None:
         return sa.create_engine(
             url,
-            json_serializer=_json_text,
+            json_serializer=json_text,
             pool_size=2,
             max_overflow=2,
             pool_pre_ping=True,
@@ -465,7 +467,7 @@ def _engine(
         return sa.create_engine(target, poolclass=sa.NullPool)
     engine = sa.create_engine(
         url,
-        json_serializer=_json_text,
+        json_serializer=json_text,
         poolclass=pool,
         connect_args={"timeout": min(BUSY_SECONDS, patience), "check_same_thread": False},
     )
@@ -483,9 +485,29 @@ def _engine(
     return engine
 
 
-def _json_text(value: Any) -> str:
-    """Return a value as JSON, for a JSON column."""
-    return orjson.dumps(value).decode()
+REDUCED_TEXT = 200
+"""Characters of a text that stay in a row without details."""
+
+
+def reduced(entry: Entry) -> Entry:
+    """Return the entry of a call's row with what a database takes of any call: without the whole
+    record, with texts cut, and of other columns only values of their type; a time that there has to
+    be is the entry's."""
+    body: dict[str, Any] = {}
+    for column in calls.columns:
+        value, kind = entry.body.get(column.name), column.type
+        if isinstance(kind, UtcTime):
+            try:
+                body[column.name] = datetime.fromisoformat(value or "").isoformat()
+            except (TypeError, ValueError):
+                if not column.nullable:
+                    body[column.name] = datetime.fromtimestamp(entry.at, UTC).isoformat()
+        elif isinstance(kind, sa.String):
+            if isinstance(value, str):
+                body[column.name] = value[: kind.length or REDUCED_TEXT]
+        elif isinstance(value, int | float) and not isinstance(kind, sa.JSON):
+            body[column.name] = value
+    return replace(entry, body=body)
 
 
 def _typed(body: Mapping[str, Any], times: Sequence[str]) -> dict[str, Any]:

@@ -275,7 +275,8 @@ class EventLogs:
         """Format entries and keep their lines; append all lines on a None, at the end of a call, or
         when the writer closes. On the thread.
 
-        An entry that would exceed ``MAX_FILE_BYTES`` is dropped and counted, but for ``meta``.
+        An entry that would exceed ``MAX_FILE_BYTES`` is dropped and counted, but for ``meta``, and
+        so is one that cannot be formatted.
         Returns nothing to be tried again.
         """
         due = self._owner.closed
@@ -286,7 +287,13 @@ class EventLogs:
             event_log, held = batch
             due = due or event_log.over
             for entry in held:
-                text = self._redact(None, "", _text(entry, event_log))
+                try:
+                    text = self._redact(None, "", _text(entry, event_log))
+                except Exception:
+                    if not event_log.dropped:  # a line of the log for each call at most
+                        log.exception("event_log.write_failed", lost=entry.messages)
+                    event_log.dropped += entry.messages
+                    continue
                 size = len(text) + 1
                 if event_log.bytes + size > MAX_FILE_BYTES and entry.direction != "meta":
                     event_log.dropped += entry.messages

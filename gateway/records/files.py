@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.text import unicode_in
+from gateway.text import jsonable, unicode_in
 
 GATHER_SECONDS = 0.1
 """From the first item to the write, so that one write takes many."""
@@ -42,7 +42,7 @@ class Channel(Generic[T]):
     Args:
         name: for log and status.
         write: called on the thread with a batch; returns the items to be tried again. If it raises,
-            that is logged and the batch is lost.
+            it is called with each item by itself; one that it raises for again is lost.
         max_items: limit of items that wait.
         max_bytes: limit of their bytes, by the sizes given to :meth:`put`; then all of them must
             come from one thread.
@@ -96,7 +96,7 @@ class Channel(Generic[T]):
         """Write all items that wait as one batch; return True if some are to be tried again, which
         then come first. On the thread.
 
-        If ``write`` raises, the batch is lost, counted and logged.
+        An item that ``write`` raises for is lost, counted and logged.
         """
         waiting = self._waiting
         self._in_hand = len(waiting)
@@ -104,14 +104,8 @@ class Channel(Generic[T]):
         if not batch:
             return False
         self._bytes_taken += sum(size for _item, size in batch)
-        left: Sequence[T] = ()
-        try:
-            left = self._write([item for item, _size in batch])
-        except Exception:
-            log.exception("records.writer_failed", what=self.name, lost=len(batch))
-            self.dropped += len(batch)
-        finally:
-            self._in_hand = 0
+        left = self._written([item for item, _size in batch])
+        self._in_hand = 0
         if left:
             sizes = {id(item): size for item, size in batch}
             for item in reversed(left):
@@ -119,6 +113,21 @@ class Channel(Generic[T]):
                 waiting.appendleft((item, size))
                 self._bytes_taken -= size
         return bool(left)
+
+    def _written(self, items: list[T]) -> Sequence[T]:
+        """Write items, each by itself if ``write`` raises for all of them; return those to be tried
+        again."""
+        try:
+            return self._write(items)
+        except Exception:
+            if len(items) == 1:
+                self.dropped += 1
+                log.exception("records.writer_failed", what=self.name, lost=1)
+                return ()
+        left: list[T] = []
+        for item in items:
+            left += [item] if left else self._written([item])
+        return left
 
 
 class BackgroundWriter:
@@ -291,7 +300,7 @@ class RecordFiles:
         self.dropped += 1
         try:
             whole = _text_of(record)
-        except (TypeError, ValueError):
+        except Exception:
             whole = ""
         log.error(
             "records.dropped", call=record.call_id, error=why, dropped=self.dropped, record=whole
@@ -323,7 +332,7 @@ def _prepare(folder: Path) -> None:
 
 def _text_of(record: CallRecord, indent: int | None = None) -> str:
     """Return a record as JSON."""
-    return json.dumps(unicode_in(record.as_json()), indent=indent)
+    return json.dumps(unicode_in(jsonable(record.as_json())), indent=indent)
 
 
 def _write(folder: Path, record: CallRecord) -> None:

@@ -27,6 +27,7 @@ from gateway.records.spool import (
     identity_of,
 )
 from gateway.records.tables import CLOSED, CUT, cut_columns
+from gateway.text import unicode_of
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
@@ -317,13 +318,26 @@ class Forwarder:
 
     def _write_singly(self, entries: Sequence[Entry], error: Exception) -> bool:
         """Write half by half, down to the single entries that are refused; park those, and log
-        each. Returns False if an outage ends it."""
+        each. Of a row all is written that can be (:func:`gateway.records.database.reduced`).
+        Returns False if an outage ends it."""
+        from gateway.records.database import reduced
+
         if len(entries) > 1:
             half = len(entries) // 2
             return self._write(entries[:half]) and self._write(entries[half:])
-        self._spool.park(entries[0], str(error)[:2000])
+        (entry,) = entries
+        written = entry.kind != "event"
+        if written:
+            try:
+                self._connected().write([reduced(entry)])
+            except Exception as again:
+                if not _is_refusal(again):
+                    return self._note_outage(again)
+                written = False
+        self._spool.park(entry, str(error)[:2000])
         self.parked += 1
-        log.error("records.parked", call=entries[0].call_id, what=entries[0].kind, error=str(error))
+        told = {"what": entry.kind, "without_details": written, "error": unicode_of(str(error))}
+        log.error("records.parked", call=entry.call_id, **told)
         return True
 
     def _note_outage(self, error: Exception) -> bool:
@@ -350,7 +364,8 @@ class Forwarder:
         ``idle``; twice a minute, and not while stopping.
 
         No rows are closed for as long after an outage of the database, when others' rows are still
-        to come. A file that ``idle`` cannot delete is logged once; other errors are an outage.
+        to come. What ``idle`` raises is logged once and no outage; the database is opened again, so
+        that one that is away shows.
         """
         if self._stopping.is_set():
             return
@@ -370,12 +385,11 @@ class Forwarder:
         try:
             self._idle(database)
             self._sweep_failing = False
-        except OSError as error:  # of a file: the database is there
-            if not self._sweep_failing:
-                log.error("records.sweep_failed", error=str(error))
-            self._sweep_failing = True
         except Exception as error:
-            self._note_outage(error)
+            if not self._sweep_failing:
+                log.error("records.sweep_failed", error=unicode_of(str(error)))
+            self._sweep_failing = True
+            database.close()
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -384,6 +398,12 @@ def _is_refusal(error: Exception) -> bool:
     import sqlalchemy.exc as exc
 
     if isinstance(error, exc.DBAPIError):
+        # Of class 54: beyond a limit of PostgreSQL's, as of nesting. Without a state the driver
+        # itself has refused a value.
+        state = getattr(error.orig, "sqlstate", None)
+        unbound = state is None and isinstance(error, exc.ProgrammingError)
         refused = isinstance(error, (exc.DataError, exc.IntegrityError, exc.NotSupportedError))
-        return refused and not error.connection_invalidated
-    return isinstance(error, (exc.StatementError, ValueError, TypeError, OverflowError))
+        beyond = unbound or str(state).startswith("54")
+        return (refused or beyond) and not error.connection_invalidated
+    of_content = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+    return isinstance(error, (exc.StatementError, RecursionError, *of_content))

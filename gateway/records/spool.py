@@ -24,6 +24,7 @@ import sqlite3
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ import orjson
 import structlog
 
 from gateway.records.files import private
-from gateway.text import unicode_in
+from gateway.text import json_of, json_text, unicode_in, unicode_of
 
 log = structlog.get_logger("records")
 
@@ -180,7 +181,7 @@ def _slot_text(call_id: str, facts: Mapping[str, Any]) -> bytes:
     kept = {
         name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()
     }
-    text = json.dumps(unicode_in({"call_id": call_id, **kept})).encode()
+    text = json_text(unicode_in({"call_id": call_id, **kept})).encode()
     if len(text) > SLOT_BYTES - _LENGTH.size:
         text = json.dumps({"call_id": call_id}).encode()
     return text
@@ -315,10 +316,11 @@ class Spool:
     def add(self, entries: Iterable[Entry], deliveries: Iterable[Delivery] = ()) -> None:
         """Commit entries, and the deliveries that tell of them, in one transaction; a delivery that
         is there already, by id and endpoint, stays as it is."""
+        at_least = time.time_ns() // 1000
         with self._open() as connection:
             connection.executemany(
-                "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)",
-                [(one.kind, one.call_id, _text(one.body), one.at) for one in entries],
+                _INSERT_ENTRY,
+                [(at_least, one.kind, one.call_id, json_text(one.body), one.at) for one in entries],
             )
             connection.executemany(
                 "INSERT OR IGNORE INTO deliveries (id, endpoint, call_id, body, created, due)"
@@ -349,7 +351,7 @@ class Spool:
             connection.execute(
                 "INSERT OR REPLACE INTO parked (seq, kind, call_id, body, error, at)"
                 " SELECT seq, kind, call_id, body, ?, at FROM entries WHERE seq = ?",
-                (error, entry.seq),
+                (unicode_of(error), entry.seq),
             )
             connection.execute("DELETE FROM entries WHERE seq = ?", (entry.seq,))
 
@@ -369,7 +371,7 @@ class Spool:
             return set()
         rows = self._open().execute(
             "SELECT call_id FROM entries WHERE kind = 'row'"
-            " AND json_extract(body, '$.revision') = ?",
+            " AND CASE WHEN json_valid(body) THEN json_extract(body, '$.revision') END = ?",
             (revision,),
         )
         return {row[0] for row in rows} & set(call_ids)
@@ -424,7 +426,7 @@ class Spool:
             connection.execute(
                 "UPDATE deliveries SET tries = tries + 1, error = ?, dead = ?, due = ?"
                 " WHERE id = ? AND endpoint = ?",
-                (error, int(due is None), due or 0.0, delivery.id, delivery.endpoint),
+                (unicode_of(error), int(due is None), due or 0.0, delivery.id, delivery.endpoint),
             )
 
     def resend(self, delivery_id: str, now: float) -> int:
@@ -473,7 +475,7 @@ class Spool:
         """Return the connection, opened at the first use and after :meth:`close`.
 
         If the file was removed, or replaced as by another connection that saw it first, the file
-        that has its name now is opened, and gets the entries and deliveries of the old one.
+        that has its name now is opened, and gets all that the old one had.
         """
         if self._connection is not None and identity_of(self.path) != self._file:
             self._rescued = {
@@ -494,11 +496,19 @@ class Spool:
         return self._connection
 
 
+_INSERT_ENTRY = (
+    "INSERT INTO entries (seq, kind, call_id, body, at) VALUES (max(?, coalesce("
+    "(SELECT seq + 1 FROM sqlite_sequence WHERE name = 'entries'), 0)), ?, ?, ?, ?)"
+)
+"""Inserts an entry behind all others; its position is a time (µs) at least, and so one that no
+entry has in a file that was removed before."""
+
 _RESCUED = tuple(
     (f"SELECT {columns} FROM {table} ORDER BY rowid", f"INSERT OR IGNORE INTO {table} ({columns})"
      f" VALUES ({', '.join('?' * len(columns.split(', ')))})")
     for table, columns in (
-        ("entries", "kind, call_id, body, at"),
+        ("entries", "seq, kind, call_id, body, at"),
+        ("parked", "seq, kind, call_id, body, error, at"),
         ("deliveries", "id, endpoint, call_id, body, created, due, tries, error, dead"),
     )
 )  # fmt: skip
@@ -515,19 +525,17 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _text(body: dict[str, Any]) -> str:
-    """Return a body as JSON; characters that UTF-8 does not have are replaced."""
-    try:
-        return orjson.dumps(body).decode()
-    except TypeError:  # half of a surrogate pair, or a number that is too large
-        return json.dumps(unicode_in(body))
-
-
 def _body(text: str) -> dict[str, Any]:
-    """Return a body from JSON, without U+0000, which PostgreSQL does not take."""
-    # PostgreSQL takes no U+0000.
-    found: dict[str, Any] = orjson.loads(text.replace("\\u0000", "\\ufffd"))
-    return found
+    """Return a body from JSON, without U+0000, which PostgreSQL does not take, and without lone
+    surrogates; an empty one for what is no JSON."""
+    text = text.replace("\\u0000", "\\ufffd")
+    found: Any = None
+    with contextlib.suppress(ValueError):
+        try:
+            found = orjson.loads(text)
+        except ValueError:  # half of a surrogate pair, or a number that is too large
+            found = json_of(text)
+    return found if isinstance(found, dict) else {}
 
 
 def create_database(path: Path) -> None:

@@ -28,7 +28,7 @@ from gateway.records.spool import CallSlots, Delivery, Entry, Spool
 from gateway.records.tables import CLOSED, OPENED, columns_of
 from gateway.sip.messages.headers import number_of
 from gateway.tasks import TaskSet
-from gateway.text import PrivateDigits, unicode_in
+from gateway.text import PrivateDigits
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
@@ -120,6 +120,8 @@ class RecordStore:
         """Called with each event and its call's record."""
         self.lost = 0
         """Last rows that are only in the log."""
+        self.incomplete = 0
+        """Last rows without the whole record, which could not be made."""
         if folder is None:
             return
         self._slots = CallSlots(folder)
@@ -245,6 +247,7 @@ class RecordStore:
             "parked": forwarder.parked,
             "recovered": forwarder.recovered,
             "lost": self.lost,
+            "incomplete": self.incomplete,
             "without_slot": self._slots.missed,
             "unavailable": forwarder.unavailable,
         }
@@ -353,7 +356,8 @@ class RecordStore:
         to be tried again.
 
         The last row of a call is made here, since its record is large. While the disk fails, one
-        item is tried before the rest. Wakes the forwarder.
+        item is tried before the rest. Wakes the forwarder. Raises what the spool does for a reason
+        other than its disk; the last row of a call that comes alone goes into the log then.
         """
         for item in items:
             if item.closed is not None and not item.complete:
@@ -365,7 +369,12 @@ class RecordStore:
                 self._add(items[:1])
                 items = items[1:]
             self._add(items)
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:
+            if not isinstance(error, OSError | sqlite3.Error) or isinstance(error, _OF_CONTENT):
+                if len(items) > 1 or items[0].closed is None:
+                    raise
+                self._lose(items[0])
+                return ()
             if not self._failing:
                 self._failing = True
                 log.error("records.spool_failed", error=str(error), waiting=len(items))
@@ -392,10 +401,16 @@ class RecordStore:
                 self._slots.free(item.closed.call_id)
 
     def _last_row(self, item: _Item) -> Entry:
-        """Return the last row of an item's call, with the whole record."""
+        """Return the last row of an item's call, with the whole record; without one that cannot be
+        made, which is counted and logged."""
         assert item.closed is not None
-        columns = {**item.columns, "state": "ended", "record": unicode_in(item.closed.as_json())}
-        return self._row(item.closed, columns, CLOSED)
+        record: dict[str, Any] | None = None
+        try:
+            record = item.closed.as_json()
+        except Exception:
+            self.incomplete += 1
+            log.exception("records.incomplete", call=item.closed.call_id)
+        return self._row(item.closed, {**item.columns, "state": "ended", "record": record}, CLOSED)
 
     def _row(self, record: CallRecord, columns: Mapping[str, Any], revision: int) -> Entry:
         """Return an entry with the columns of a call, for the spool."""
@@ -403,12 +418,21 @@ class RecordStore:
         return Entry("row", record.call_id, {**columns, **known}, time.time())
 
     def _lose(self, item: _Item) -> None:
-        """Count and log, with its columns, a call whose last row could not be queued."""
+        """Count and log, with its columns, a call whose last row could not be queued or written."""
         self.lost += 1
         assert item.closed is not None
         row = dict(item.columns)
         log.error("records.lost", call=item.closed.call_id, lost=self.lost, row=row)
 
+
+_OF_CONTENT = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.NotSupportedError,
+)
+"""Errors of the spool that are not its disk's: the same entry fails again."""
 
 _IN_SLOT = (
     *("sip_call_id", "direction", "from_uri", "to_uri", "trunk", "source", "route"),

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import json
 import sqlite3
 import threading
 import time
@@ -27,7 +26,7 @@ import structlog
 from gateway.measures import REQUEST, Distribution
 from gateway.records.spool import Delivery, Spool
 from gateway.tasks import TaskSet
-from gateway.text import unicode_in, whole_number
+from gateway.text import json_text, unicode_in, whole_number
 
 if TYPE_CHECKING:
     import httpx
@@ -103,7 +102,7 @@ class Outbox:
         if event["call_id"]:
             data = {"call_id": event["call_id"], "sequence": event["sequence"], **data}
         told = {"type": event["type"], "timestamp": event["at"], "data": data}
-        body = json.dumps(unicode_in(told), ensure_ascii=False)
+        body = json_text(unicode_in(told))
         now = time.time()
         return [Delivery(event["id"], one.name, event["call_id"], body, now, now) for one in wanted]
 

@@ -15,7 +15,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.record_entries import ResponseTime
 from gateway.call.tools.commands import CollectPlan
 from gateway.ending import Ending, EndReason, Party
-from gateway.records.black_boxes import SUFFIX, BlackBoxes, BlackBoxSettings, went_wrong
+from gateway.records.black_boxes import SUFFIX, BlackBox, BlackBoxes, BlackBoxSettings, went_wrong
 from gateway.records.files import BackgroundWriter
 from gateway.records.retention import QUIET_SECONDS, sweep_black_boxes
 
@@ -108,6 +108,20 @@ async def test_a_file_has_a_bound_and_waits_for_the_other_legs_bye(
         assert len(text.splitlines()) == kept
         assert len(text) <= 20_000
     assert '"sip": "BYE"' in text
+
+
+def test_a_line_that_cannot_be_masked_costs_no_other_box(tmp_path: Path) -> None:
+    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    batches: list[tuple[BlackBox, list[str], bool | None]] = []
+    for name in ("bad", "good"):
+        record = CallRecord(name, started_at="2026-11-29T10:00:00.000+00:00")
+        record.private.redact(("numbers",))
+        box = boxes.open(record, BlackBoxSettings("always"), CollectPlan())
+        assert box is not None
+        batches.append((box, ["{" if name == "bad" else "{}"], None))
+    boxes._write(batches)
+    assert [box.broken for box, _lines, _stays in batches] == [True, False]
+    assert batches[1][0].path.read_text() == "{}\n"
 
 
 def test_what_records_mask_is_in_no_line(tmp_path: Path) -> None:

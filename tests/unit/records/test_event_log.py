@@ -7,7 +7,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.realtime.events import AudioDelta
 from gateway.records import event_logs
 from gateway.records.event_logs import EventLog, EventLogs, elided
 from gateway.records.files import BackgroundWriter
+from gateway.text import PrivateDigits
 from tests.support.harness import eventually
 
 SECRET = "sk-secret-4711"
@@ -123,6 +124,23 @@ def test_what_is_no_json_is_there_too(tmp_path: Path) -> None:
     lines = _log(tmp_path, lambda made: made.received(b"\xff{no"))
     assert lines[1]["not_json"]["bytes"] == 4
     assert lines[1]["dir"] == "in"
+
+
+def test_a_message_that_cannot_be_formatted_costs_no_other(tmp_path: Path) -> None:
+    class Defective(PrivateDigits):
+        def masked_event(self, event: Mapping[str, Any]) -> Any:
+            if event["type"] == "bad":
+                raise ZeroDivisionError
+            return event
+
+    def use(made: EventLog) -> None:
+        made.private = Defective()
+        made.received(b'{"type": "first"}')
+        made.sent(b'{"type": "bad"}')
+        made.received(b'{"type": "last"}')
+
+    lines = _log(tmp_path, use)
+    assert [one.get("event", {}).get("type") for one in lines] == [None, "first", "last", None]
 
 
 def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_any_call_id_is_a_file_in_the_folder(tmp_path: Path, call_id: str) -> No
 
 def test_a_record_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
     bad = _record("bad")
-    bad.leg.source = object()  # type: ignore[assignment]
+    bad.transcript = object()  # type: ignore[assignment]
     writer, logs = _write(tmp_path, _record("first", 1), bad, _record("last", 2))
     assert [json.loads(f.read_text())["call_id"] for f in sorted(tmp_path.glob("*.json"))] == [
         "first",
@@ -113,7 +113,7 @@ def test_a_record_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
     assert writer.dropped == 1
     (line,) = logs
     assert (line["event"], line["call"]) == ("records.dropped", "bad")
-    assert "not JSON serializable" in line["error"]
+    assert "as_json" in line["error"]
 
 
 async def _written(writer: RecordFiles) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import DataError
 from structlog.testing import capture_logs
 
 from gateway.call.call_record import CallRecord
@@ -302,8 +304,120 @@ def test_a_row_that_the_database_refuses_costs_no_other(tmp_path: Path) -> None:
     forwarder = Forwarder(tmp_path, lambda: Database(url), lambda _event: ())
     forwarder.start()
     forwarder.stop()
-    assert sorted(one["id"] for one in Database(url).each(Filter())) == ["c1", "c2"]
+    assert sorted(one["id"] for one in Database(url).each(Filter())) == ["bad", "c1", "c2"]
     assert (forwarder.parked, spool.parked(), spool.pending()[0]) == (1, 1, 0)
+
+
+async def test_a_record_that_cannot_be_made_costs_no_other_and_has_its_row(
+    tmp_path: Path,
+) -> None:
+    async with Kept(tmp_path) as kept:
+        for name in ("before", "bad", "after"):
+            record = end(a_record(name))
+            if name == "bad":
+                record.transcript = object()  # type: ignore[assignment]
+            kept.store.write(record)
+    assert {one["id"]: one["outcome"] for one in kept.rows()} == dict.fromkeys(
+        ("before", "bad", "after"), "cancelled"
+    )
+    assert (kept.store.incomplete, kept.store.lost, kept.store._channel.dropped) == (1, 0, 0)
+    assert not _slot_files(tmp_path)
+
+
+async def test_what_json_has_no_form_for_is_in_the_record_as_text(tmp_path: Path) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    odd = {"number": Decimal("1.5"), "nan": float("nan"), "half": "\ud800", "circle": circle}
+    wide = 10**400
+    async with Kept(tmp_path) as kept:
+        kept.store.write(end(a_record("odd", cost={**odd, "wide": wide})))
+        kept.store.write(end(a_record("other")))
+    found = Database(kept.url, read_only=True).get("odd")
+    assert found is not None
+    cost = found["record"]["cost"]
+    assert (cost["number"], cost["nan"], cost["half"]) == ("1.5", None, "\ufffd")
+    assert cost["wide"] == wide
+    assert [one["id"] for one in kept.rows()] == ["odd", "other"]
+    assert kept.store.forwarder.parked == 0
+
+
+async def test_one_row_that_the_spool_refuses_is_the_only_one_that_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Spool.add
+
+    def refuse(spool: Spool, entries: Iterable[Entry], *more: Any) -> None:
+        entries = list(entries)
+        if any(one.call_id == "bad" for one in entries):
+            raise sqlite3.DataError("string or blob too big")
+        add(spool, entries, *more)
+
+    monkeypatch.setattr(Spool, "add", refuse)
+    with capture_logs() as logs:
+        async with Kept(tmp_path) as kept:
+            for name in ("before", "bad", "after"):
+                kept.store.write(end(a_record(name)))
+    assert {one["id"] for one in kept.rows()} == {"before", "after"}
+    assert (kept.store.lost, kept.store._channel.dropped) == (1, 0)
+    (line,) = [one for one in logs if one["event"] == "records.lost"]
+    assert (line["call"], line["row"]["route"]) == ("bad", "r")
+
+
+class Refusing(Database):
+    """Refuses a whole record, and events, of the call ``bad``."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.call_id == "bad" and (entry.kind == "event" or entry.body.get("record")):
+                raise DataError("INSERT", {}, Exception("refused"))
+        super().write(entries)
+
+
+def test_a_row_whose_record_is_refused_is_written_without_it(tmp_path: Path) -> None:
+    spool, url = Spool(tmp_path), f"sqlite:///{tmp_path}/c.sqlite3"
+    kept = {"state": "ended", "sip_code": 200, "route": "r", "codec": "x" * 99, "mos": 4.2}
+    spool.add([row("bad", CLOSED, record={"a": 1}, **kept, reason=["no text"])])
+    with capture_logs() as logs:
+        forwarder = Forwarder(tmp_path, lambda: Refusing(url), lambda _event: ())
+        forwarder._turn()
+    found = Database(url).get("bad")
+    assert found is not None
+    assert (found["revision"], found["record"], found["reason"]) == (CLOSED, None, "")
+    assert (found["sip_code"], found["mos"], found["codec"]) == (200, 4.2, "x" * 32)
+    (line,) = [one for one in logs if one["event"] == "records.parked"]
+    assert (line["call"], line["without_details"]) == ("bad", True)
+    assert spool.parked() == 1
+    forwarder._spool.close()
+    forwarder._leader.release()
+
+
+def test_an_entry_that_is_no_json_holds_up_no_other(tmp_path: Path) -> None:
+    spool, url = Spool(tmp_path), f"sqlite:///{tmp_path}/c.sqlite3"
+    spool.add([row("bad", OPENED), row("c1", OPENED)])
+    with spool._open() as connection:
+        connection.execute("UPDATE entries SET body = '{' WHERE call_id = 'bad'")
+    assert spool.closed_among(["bad", "c1"], OPENED) == {"c1"}
+    forwarder = Forwarder(tmp_path, lambda: Database(url), lambda _event: ())
+    forwarder.start()
+    forwarder.stop()
+    assert [one["id"] for one in Database(url).each(Filter())] == ["c1"]
+    assert (spool.parked(), spool.pending()[0]) == (1, 0)
+
+
+def test_a_removed_spool_loses_nothing_that_was_parked_or_is_being_written(tmp_path: Path) -> None:
+    writer, reader = Spool(tmp_path), Spool(tmp_path)
+    reader.pending()
+    writer.add([row("parked", OPENED), row("c1", OPENED), row("c2", OPENED)])
+    writer.park(writer.entries(1)[0], "refused \ud800")
+    taken = reader.entries(10)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    writer.add([row("new", OPENED)])
+    reader.done(taken)
+    assert [one.call_id for one in writer.entries(10)] == ["new"], "the others are written"
+    assert (writer.parked(), reader.parked()) == (1, 1)
+    writer.park(writer.entries(1)[0], "refused")
+    assert reader.parked() == 2, "none takes the place of another"
 
 
 def test_a_spool_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
@@ -378,16 +492,25 @@ def test_rows_of_others_are_not_closed_right_after_an_outage(tmp_path: Path) -> 
     forwarder._leader.release()
 
 
-def test_a_sweep_that_fails_is_no_outage_of_the_database(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [PermissionError("recordings"), ValueError("defect")])
+def test_a_sweep_that_fails_is_no_outage_of_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Rows of calls of machines that are gone are closed all the same, each time."""
+    monkeypatch.setattr("gateway.records.forwarder.SILENT_SECONDS", 0.0)
+
     def idle(_database: Database) -> None:
-        raise PermissionError("recordings")
+        raise error
 
     url = f"sqlite:///{tmp_path}/calls.sqlite3"
     forwarder = Forwarder(tmp_path, lambda: Database(url), lambda _event: (), idle)
     with capture_logs() as logs:
-        forwarder._turn()
+        for call_id in ("c1", "c2"):
+            Database(url).write([row(call_id, 7)])
+            forwarder._turn()
     assert forwarder.unavailable == ""
-    assert [one["event"] for one in logs] == ["records.sweep_failed"]
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == ["records.sweep_failed"]
+    assert [one["outcome"] for one in Database(url).each(Filter())] == ["crashed"] * 2
     forwarder._spool.close()
     forwarder._leader.release()
 
