@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gateway.audio.codecs import FRAME_MS, G711, Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
-from gateway.call.record_entries import BLeg as BLegRecord
+from gateway.call.call_record import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
 from gateway.sip.call_audio import CallAudio, Source
 from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress

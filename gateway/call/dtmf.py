@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from gateway.call.call_record import DigitRun, append_capped
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Conceal, Output, Send, SendDtmf, StoreDigits
 from gateway.call.plan import RESPONSE_MS
-from gateway.call.record_entries import DigitRun, append_capped
 from gateway.call.tools.definitions import collect_wanted
 from gateway.realtime.events import CreateItem, CreateResponse
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.call import inputs
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import CallTimeline, FailoverRecord
 from gateway.call.conversation.control import ConversationControl, Termination, message
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, PromoteStandby, Send
 from gateway.call.plan import FallbackStep
-from gateway.call.record_entries import FailoverRecord
 from gateway.ending import EndReason
 from gateway.realtime.events import AudioDelta, CreateItem
 from gateway.realtime.session_object import Capabilities

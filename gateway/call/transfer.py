@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
 from gateway.call import inputs, outputs
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import CallTimeline, TransferAttempt
 from gateway.call.outputs import Output
-from gateway.call.record_entries import TransferAttempt
 from gateway.call.tools.commands import BriefingPlan, TransferPlan
 from gateway.call.tools.definitions import Target
 from gateway.ending import EndReason, Outcome, outcome_of

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from gateway.call import inputs
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import CallTimeline, OutOfBandResponse, append_capped
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.call.plan import PostCallPlan
-from gateway.call.record_entries import OutOfBandResponse, append_capped
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     AudioDelta,

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.audio.codecs import Codec
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import CallTimeline, Interruption, append_capped
 from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PlayoutTracker
 from gateway.call.outputs import Output, Play, Send
-from gateway.call.record_entries import Interruption, append_capped
 from gateway.realtime.events import (
     AudioDelta,
     AudioDone,

@@ -18,10 +18,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from gateway.call.call_record import CallTimeline
+from gateway.call.call_record import MAX_KEPT, CallTimeline, ResponseTime
 from gateway.call.inputs import CallerHeard
 from gateway.call.outputs import Output
-from gateway.call.record_entries import MAX_KEPT, ResponseTime
 from gateway.realtime.events import (
     UNNAMED,
     AgentTranscript,

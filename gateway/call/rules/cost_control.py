@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import ContextTrim, append_capped
 from gateway.call.conversation.control import ConversationControl, Termination, message
 from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output, Send
-from gateway.call.record_entries import ContextTrim, append_capped
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     CreateItem,

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import GuardrailDecision, append_capped
 from gateway.call.conversation.barge_in import drop_response, interrupt
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
-from gateway.call.record_entries import GuardrailDecision, append_capped
 from gateway.call.tools.commands import Show, Tell
 from gateway.ending import EndReason
 from gateway.realtime.events import (

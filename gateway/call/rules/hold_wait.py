@@ -19,11 +19,11 @@ from collections import OrderedDict
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import HoldWaitRecord, append_capped
 from gateway.call.conversation.barge_in import interrupt
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output, Send, Withhold
 from gateway.call.plan import HoldWaitPlan
-from gateway.call.record_entries import HoldWaitRecord, append_capped
 from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason

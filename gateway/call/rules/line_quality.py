@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import BadLine, append_capped
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output
 from gateway.call.plan import LinePlan
-from gateway.call.record_entries import BadLine, append_capped
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 FROM_CALLER, TO_CALLER = "from_caller", "to_caller"

@@ -14,9 +14,9 @@ from statistics import fmean, pstdev
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import MachineDetected
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output
-from gateway.call.record_entries import MachineDetected
 from gateway.ending import EndReason
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 from gateway.text import words_of

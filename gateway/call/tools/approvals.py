@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
+from gateway.call.call_record import ToolUse
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.inputs import (
     ApprovalResult,
@@ -21,7 +22,6 @@ from gateway.call.inputs import (
 )
 from gateway.call.outputs import Output, RequestApproval, Send
 from gateway.call.plan import ApprovalRule
-from gateway.call.record_entries import ToolUse
 from gateway.realtime.events import (
     CreateItem,
     CreateResponse,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.call.call_control import BY_CALLER, BY_GATEWAY, BY_OPERATOR
+from gateway.call.call_record import ToolUse
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.dtmf import DigitCollection
 from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool
 from gateway.call.plan import CallPlan, FunctionPlan
-from gateway.call.record_entries import ToolUse
 from gateway.call.tools import definitions
 from gateway.call.tools.approvals import Approvals
 from gateway.call.tools.definitions import ToolCallError, call_id_of

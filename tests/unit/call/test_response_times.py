@@ -9,9 +9,8 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
-from gateway.call.call_record import CallRecord
+from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.plan import CallPlan, InterruptionPlan
-from gateway.call.record_entries import ResponseTime
 from gateway.realtime.events import InputCommitted, SpeechStarted, SpeechStopped
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 

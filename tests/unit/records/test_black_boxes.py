@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.call.call_record import CallRecord
-from gateway.call.record_entries import ResponseTime
+from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.tools.commands import CollectPlan
 from gateway.ending import Ending, EndReason, Party
 from gateway.records.black_boxes import SUFFIX, BlackBox, BlackBoxes, BlackBoxSettings, went_wrong

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.call.call_record import MAX_TIMELINE, CallRecord, LegRecord
-from gateway.call.record_entries import DigitRun, Interruption
+from gateway.call.call_record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
 from gateway.ending import EndReason, ending_of
 from gateway.records import files
 from gateway.records.files import BackgroundWriter, RecordFiles
