@@ -8,14 +8,14 @@ from enum import Enum, auto
 from typing import Protocol
 
 from gateway.call import inputs, outputs
-from gateway.call.answer_and_hangup import AnswerPolicy, Timers
+from gateway.call.call_control import Timers
 from gateway.call.call_record import CallRecord, CallTimeline
 from gateway.call.conversation.control import HELD, RESUMED, record_call
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.playback import Playout
 from gateway.call.failover import Failover, Handover, seed_commands
 from gateway.call.outputs import Output
-from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan, Prepared
+from gateway.call.plan import AnswerPlan, CallPlan, FallbackStep, OutboundPlan, Prepared
 from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
@@ -40,6 +40,84 @@ class State(Enum):
     """The ending is decided; the leg is not over yet, or the session still needed."""
     FINISHED = auto()
     """Leg and session are over."""
+
+
+class AnswerPolicy:
+    """Decides when an inbound call is answered (``[route.answer]``). Times in s.
+
+    ``when_ready``: 180, and 200 once the model is ready. ``early_media``: 183 with SDP and the
+    route's sound, and 200 once the model is ready and the sound was played for
+    ``play_to_end_seconds``. ``immediate``: 200 and the sound; the model is heard once both
+    conditions hold.
+    """
+
+    def __init__(self, plan: AnswerPlan, timeline: CallTimeline) -> None:
+        self._plan = plan
+        self._timeline = timeline
+        self._began: float | None = None
+        self.waiting = False
+        """The model is ready, and the sound has not yet been played for ``play_to_end_seconds``."""
+        self.confirmed = False
+        """The ACK came before the model was ready (only in mode ``immediate``)."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the 200 is sent before the model is ready (``mode = "immediate"``)."""
+        return self._plan.mode == "immediate"
+
+    def begin(self, now: float) -> list[Output]:
+        """Begin the call, once. Mode ``when_ready`` returns ``Ring`` (180); ``early_media``
+        ``Progress`` (183 with SDP) and the sound, whose time counts from now; ``immediate``
+        ``Answer`` (200) and the sound. Records and logs ``ringing``, or ``answered``."""
+        times = self._timeline.record.times
+        if self.at_once:
+            times.answered = self._timeline.ms(now)
+            return [
+                outputs.Answer(),
+                self._timeline.note(now, "answered", "info"),
+                *self._play_sound(),
+            ]
+        times.ringing = self._timeline.ms(now)
+        note = self._timeline.note(now, "ringing", "info")
+        if self._plan.mode != "early_media":
+            return [note, outputs.Ring()]
+        self._began = now
+        return [note, outputs.Progress(), *self._play_sound()]
+
+    def on_confirmed(self, now: float) -> None:
+        """Note the ACK of a 200 that was sent before the model was ready: ``play_to_end_seconds``
+        count from now, as the caller hears the sound from now on."""
+        self.confirmed, self._began = True, now
+
+    def sound_played(self, now: float) -> bool:
+        """Return whether the sound has been played for ``play_to_end_seconds``, and set
+        :attr:`waiting` to the opposite. Always True where that setting is 0; else False before the
+        ACK in mode ``immediate``. To be asked once the model is ready, and again at
+        :attr:`deadline`."""
+        at = self.deadline
+        self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
+        return not self.waiting
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`sound_played` is to be asked again (s): ``play_to_end_seconds`` after the
+        route's sound began, with the 183 (``early_media``) or at the ACK (``immediate``). None
+        before that, and in mode ``when_ready``, which has no sound."""
+        return None if self._began is None else self._began + self._plan.play_to_end_seconds
+
+    def answer(self, now: float) -> list[Output]:
+        """Stop the sound (none in mode ``when_ready``) and return ``Answer`` (200), which is
+        recorded and logged as ``answered``. In mode ``immediate`` only stop the sound: the 200 was
+        sent before."""
+        quiet: list[Output] = [outputs.PlaySound("")] if self._plan.mode != "when_ready" else []
+        if self.at_once:
+            return quiet
+        self._timeline.record.times.answered = self._timeline.ms(now)
+        return [*quiet, outputs.Answer(), self._timeline.note(now, "answered", "info")]
+
+    def _play_sound(self) -> list[Output]:
+        """Return ``PlaySound`` of the route's sound; nothing where it has none."""
+        return [outputs.PlaySound(self._plan.sound)] if self._plan.sound else []
 
 
 class CallContext:

@@ -13,8 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from gateway.call.answer_and_hangup import HangupAfterPlayout
-from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR, CallActions
+from gateway.call.call_control import (
+    BY_GATEWAY,
+    BY_OPERATOR,
+    CallActions,
+    HangupAfterPlayout,
+)
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.playback import Playback, Playout

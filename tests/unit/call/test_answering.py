@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from gateway.call.answer_and_hangup import AnswerPolicy
 from gateway.call.call_record import CallRecord, CallTimeline
 from gateway.call.outputs import Answer, LogEvent, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
+from gateway.call.session_lifecycle import AnswerPolicy
 
 
 def opening(when: str, sound: str = "", whole: float = 0.0) -> AnswerPolicy:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gateway.call.answer_and_hangup import LINGER_SECONDS, HangupAfterPlayout
+from gateway.call.call_control import LINGER_SECONDS, HangupAfterPlayout
 from gateway.ending import EndReason
 
 

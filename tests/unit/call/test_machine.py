@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.call import inputs
-from gateway.call.answer_and_hangup import ACK_SECONDS
+from gateway.call.call_control import ACK_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
 from gateway.call.machine import LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan, LimitsPlan, OutboundPlan, ServerPlan
