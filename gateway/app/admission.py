@@ -26,14 +26,14 @@ from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin, call_settings
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
-from gateway.planning.call_plan import (
+from gateway.planning import (
     codec_of,
     facts_of,
     plans,
     record_of,
     session_codec,
-    sip_settings,
 )
+from gateway.planning.sip import sip_settings
 from gateway.records.caller_history import CallerHistories
 from gateway.records.report import SYNTHETIC
 from gateway.records.shared import LeaseRequest

@@ -34,7 +34,7 @@ from gateway.config import Config
 from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
-from gateway.planning.call_plan import server_names
+from gateway.planning import server_names
 from gateway.records.database import Database
 from gateway.records.shared import answer_key, first_with_key
 from gateway.records.store import RecordStore

@@ -37,7 +37,7 @@ from gateway.dialplan.route_sections import Application
 from gateway.dialplan.route_session import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.session_settings import judge_session
 from gateway.ending import EndReason
-from gateway.planning.call_plan import session_plan
+from gateway.planning import session_plan
 from gateway.realtime.dialects import GA
 from gateway.realtime.session_object import plain_json
 from gateway.records.webhooks import Endpoint, signature

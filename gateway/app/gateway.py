@@ -43,9 +43,10 @@ from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.measures import LAG, Distribution
-from gateway.planning.call_plan import servers_of, sip_settings
+from gateway.planning import servers_of
 from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor
+from gateway.planning.sip import sip_settings
 from gateway.records.caller_history import CallerHistories
 from gateway.sip import library
 from gateway.sip.agent import UserAgent

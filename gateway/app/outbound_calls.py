@@ -30,14 +30,13 @@ from gateway.config.sections import OutboundSettings
 from gateway.config.sip import TrunkSettings
 from gateway.dialplan import Dialplan, Route
 from gateway.ending import EndReason
-from gateway.planning.call_plan import (
+from gateway.planning import (
     placed_match,
     placed_record,
     plans,
     session_codec,
-    sip_settings,
 )
-from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
+from gateway.planning.sip import OutboundCaps, caller_id_of, dial_uri, sip_settings
 from gateway.records.shared import leases_of
 from gateway.sip.active_calls import ReferPermit
 from gateway.sip.agent import UserAgent

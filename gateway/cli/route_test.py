@@ -28,16 +28,16 @@ from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan, InviteFacts, Match
 from gateway.dialplan.variables import AS_WRITTEN
 from gateway.log import BLANK, Redactor
-from gateway.planning.call_plan import (
+from gateway.planning import (
     call_plan,
     codec_of,
     facts_of,
     session_codec,
     session_plan,
-    sip_settings,
 )
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import metadata_of, tool_executor
+from gateway.planning.sip import sip_settings
 from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.realtime.wire import with_pcm

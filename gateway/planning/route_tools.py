@@ -49,7 +49,7 @@ from gateway.dialplan import Route
 from gateway.dialplan.route_sections import Fallback
 from gateway.dialplan.tool_sections import ARGUMENT, Transfer, WebTool
 from gateway.dialplan.variables import names_in, render
-from gateway.planning.destinations import caller_id_of, dial_uri
+from gateway.planning.sip import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection
 from gateway.text import words_of
 from gateway.tools import ToolError

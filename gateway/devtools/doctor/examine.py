@@ -35,9 +35,8 @@ from gateway.devtools.doctor import (
     warn,
 )
 from gateway.dialplan import Dialplan
-from gateway.planning.call_plan import sip_settings
 from gateway.planning.check import check, load_all
-from gateway.planning.destinations import OutboundCaps, dial_uri, trunk_of
+from gateway.planning.sip import OutboundCaps, dial_uri, sip_settings, trunk_of
 from gateway.sip.library import descriptor_limits, descriptors_needed
 
 WANTED_BUFFER = 1024 * 1024

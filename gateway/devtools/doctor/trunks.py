@@ -25,7 +25,7 @@ from gateway.config.sip import Address, Transport, TrunkSettings
 from gateway.devtools.doctor import Finding, Verdict, bad, network, ok, warn
 from gateway.devtools.doctor.network import CERTIFICATE_DAYS, Service
 from gateway.devtools.doctor.trunk_messages import redacted
-from gateway.planning.call_plan import sip_settings
+from gateway.planning.sip import sip_settings
 from gateway.sip.messages.headers import first_of, headers_of, start_line_of
 from gateway.sip.transports import carried_to
 

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.config.numbers import called
 from gateway.config.sections import OutboundSettings
-from gateway.planning.destinations import OutboundCaps
+from gateway.planning.sip import OutboundCaps
 
 PREMIUM = (
     "09001234567",

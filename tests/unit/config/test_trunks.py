@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ConfigError, load_config
-from gateway.planning.call_plan import sip_settings
 from gateway.planning.check import check
+from gateway.planning.sip import sip_settings
 
 BASE = """\
 [realtime]

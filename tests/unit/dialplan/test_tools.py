@@ -12,8 +12,8 @@ from gateway.audio.sounds import BUILT_IN, samples_of
 from gateway.config import ConfigError, load_config
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.check import load_all
-from gateway.planning.destinations import OutboundCaps, dial_uri
 from gateway.planning.route_tools import own_tools, transfer_plan
+from gateway.planning.sip import OutboundCaps, dial_uri
 
 ROUTE = """
 [[route]]

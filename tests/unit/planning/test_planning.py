@@ -13,15 +13,15 @@ from gateway.audio.codecs import Codec
 from gateway.call.plan import CallPlan
 from gateway.config import Config, load_config
 from gateway.dialplan import Dialplan, Match, load_dialplan
-from gateway.planning.call_plan import (
+from gateway.planning import (
     call_plan,
     codec_of,
     facts_of,
     placed_match,
     record_of,
     session_plan,
-    sip_settings,
 )
+from gateway.planning.sip import sip_settings
 from gateway.sip.leg import Invite
 
 NOON = datetime(2026, 3, 2, 12, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=2)))

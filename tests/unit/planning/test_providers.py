@@ -13,7 +13,7 @@ import pytest
 
 from gateway.audio.codecs import Codec
 from gateway.billing.prices import load_prices, usage_of
-from gateway.planning.call_plan import session_plan
+from gateway.planning import session_plan
 from gateway.planning.check import load_all
 from gateway.realtime.endpoint import Endpoint
 

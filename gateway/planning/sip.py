@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Trunks as the user agent needs them; limits on numbers that are called, and their URIs. Pure."""
+"""Settings and trunks in the form of the SIP user agent; URIs, caller ids and limits of calls that
+are placed. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +9,25 @@ from collections import deque
 from urllib.parse import unquote
 
 from gateway.audio.codecs import Codec
-from gateway.config import MediaSettings
+from gateway.config import Config, MediaSettings
 from gateway.config.numbers import called, matches, named_country
 from gateway.config.sections import OutboundSettings
 from gateway.config.sip import InboundAuthSettings, TrunkSettings
 from gateway.sip.messages.headers import GOES_ELSEWHERE
-from gateway.sip.settings import Credentials, Limits, Peer, Security, Trunk
+from gateway.sip.settings import (
+    Access,
+    BanPolicy,
+    Credentials,
+    DigestPolicy,
+    JitterBuffer,
+    Limits,
+    Listen,
+    Peer,
+    Security,
+    SipSettings,
+    Tls,
+    Trunk,
+)
 
 MINUTE = 60.0
 
@@ -171,4 +185,46 @@ def trunk_of(trunk: TrunkSettings, burst: int, max_calls: int, media: MediaSetti
         limits=_limits_of(trunk, burst, max_calls),
         inbound_auth=_credentials(trunk.inbound_auth),
         certificate_names=trunk.certificate_names,
+    )
+
+
+def sip_settings(config: Config) -> SipSettings:
+    """Return ``[sip]``, ``[media]``, ``[access]`` and trunks in the form of the user agent."""
+    media, tls, access = config.media, config.sip.tls, config.access
+    return SipSettings(
+        listen=tuple(Listen(*address) for address in config.sip.listen),
+        rtp_ports=config.sip.rtp_ports,
+        public_address=config.sip.public_address,
+        max_calls=config.sip.max_calls,
+        user_agent=config.sip.user_agent,
+        packet_wait_ms=media.packet_wait_ms,
+        jitter_buffer=JitterBuffer(catch_up=media.jb_catch_up),
+        stun_server=config.sip.stun_server,
+        session_timers=config.sip.session_timers,
+        session_expires=config.sip.session_expires,
+        session_min=config.sip.session_min,
+        tls=Tls(
+            certificate=str(tls.certificate or ""),
+            private_key=str(tls.private_key or ""),
+            ca=str(tls.ca or ""),
+            verify_server=tls.verify_server,
+            client_certificates=tls.client_certificates,
+            min_version=tls.min_version,
+            ciphers=tls.ciphers,
+        ),
+        security=Security(media.srtp, media.srtp_keying),
+        trunks=tuple(
+            trunk_of(trunk, access.burst, config.sip.max_calls, media) for trunk in config.trunk
+        ),
+        access=Access(
+            access.unknown_sources,
+            Limits(
+                access.calls_per_second,
+                access.burst,
+                access.concurrent_of(config.sip.max_calls),
+                access.unacknowledged_of(config.sip.max_calls),
+            ),
+            DigestPolicy(access.realm, access.auth_algorithms, access.nonce_lifetime),
+            BanPolicy(access.ban_after, access.ban_window, access.ban_seconds),
+        ),
     )
