@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sends one response: its events in the documented order, and its end.
+"""Sends one response: its events in the documented order, and its end; counts rate limits.
 
 Order: ``response.created``, for each item ``response.output_item.added``,
 ``conversation.item.added``, its content, ``conversation.item.done``,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ from gateway.devtools.emulator.conversation import (
     needs_approval,
     output_tokens,
 )
-from gateway.devtools.emulator.faults import RateLimits
 from gateway.devtools.emulator.objects import (
     Json,
     Sender,
@@ -38,7 +37,7 @@ from gateway.devtools.emulator.objects import (
     split_every,
     usage_object,
 )
-from gateway.devtools.emulator.script import Answer, McpCall, Script
+from gateway.devtools.emulator.script import Answer, Limits, McpCall, Script
 from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 
 
@@ -393,3 +392,68 @@ class Response:
 
     def _emit(self, type_: str, **fields: Any) -> None:
         self._host.emit({"type": type_, **fields})
+
+
+class RateLimits:
+    """Requests and tokens that a session has left.
+
+    Without ``limits`` nothing runs out, and ``rate_limits.updated`` tells of tokens only.
+    """
+
+    def __init__(self, limits: Limits | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._endless = limits is None
+        self._limits = limits or Limits()
+        self._left = {
+            "requests": float(self._limits.requests),
+            "tokens": float(self._limits.tokens),
+        }
+        self._clock = clock
+        self._at = clock()
+
+    def begin(self) -> str | None:
+        """Count a response; return the message of ``rate_limit_exceeded`` where one is used up."""
+        self._refill()
+        if self._endless:
+            return None
+        for name, left in self._left.items():
+            if left < 1:
+                limit = self._limit(name)
+                again = (1 - left) * self._limits.window_s / limit if limit else 0.0
+                return (
+                    f"Rate limit reached on {name}: Limit {limit}, Remaining {max(0, int(left))}. "
+                    f"Please try again in {again:.3f}s."
+                )
+        self._left["requests"] -= 1
+        return None
+
+    def spent(self, tokens: int) -> None:
+        """Subtract the tokens of a response."""
+        self._refill()
+        self._left["tokens"] -= tokens
+
+    def event(self) -> Json:
+        """``rate_limits.updated``, in the form seen after ``response.done``."""
+        self._refill()
+        names = ["tokens"] if self._endless else ["requests", "tokens"]
+        return {"type": "rate_limits.updated", "rate_limits": [self._entry(name) for name in names]}
+
+    def _limit(self, name: str) -> int:
+        return self._limits.requests if name == "requests" else self._limits.tokens
+
+    def _entry(self, name: str) -> Json:
+        limit, left = self._limit(name), max(0.0, self._left[name])
+        missing = (limit - left) / limit if limit else 1.0
+        return {
+            "name": name,
+            "limit": limit,
+            "remaining": int(left),
+            "reset_seconds": round(missing * self._limits.window_s, 3),
+        }
+
+    def _refill(self) -> None:
+        """Add what came back since the last call; a sum below zero rises from there."""
+        now = self._clock()
+        share = (now - self._at) / self._limits.window_s
+        self._at = now
+        for name, left in self._left.items():
+            self._left[name] = min(self._limit(name), left + share * self._limit(name))

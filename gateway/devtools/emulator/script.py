@@ -27,20 +27,13 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     model_validator,
-)
-
-from gateway.devtools.emulator.faults import (
-    ClosedReason,
-    Ending,
-    Limits,
-    Refusal,
-    Seconds,
 )
 
 
@@ -52,6 +45,19 @@ def _listed(value: object) -> object:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
+CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, *range(1007, 1015)})
+"""Below 3000, the codes that a close frame may carry (RFC 6455, section 7.4); 1005 is a close frame
+that carries none."""
+
+
+def _sendable(code: int) -> int:
+    if code in CLOSE_CODES or 3000 <= code <= 4999:
+        return code
+    raise ValueError(f"{code} cannot be sent in a close frame (to cut the connection: drop = true)")
+
+
+CloseCode = Annotated[int, AfterValidator(_sendable)]
+Seconds = Annotated[float, Field(ge=0, le=3600)]
 Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 Numbers = Annotated[list[Annotated[float, Field(gt=0, lt=20_000)]], BeforeValidator(_listed)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
@@ -157,6 +163,89 @@ class ScriptedSpeech(_Part):
         if self.min_ms > self.max_ms:
             raise ValueError("min_ms is above max_ms")
         return self
+
+
+class Refusal(_Part):
+    """Refuse with an ``error`` event (or, at step ``upgrade``, with an HTTP status).
+
+    Steps other than the first two are client events; all but ``session.update`` and
+    ``response.create`` are those of Live sessions.
+    """
+
+    step: Literal[
+        "upgrade",
+        "connect",
+        "session.update",
+        "response.create",
+        "session.start",
+        "session.instructions.append",
+        "session.thinking.append",
+        "session.commentary.append",
+        "session.output_audio.fixture.play",
+        "response.item.create",
+        "session.close",
+    ]
+    code: str = "server_error"
+    message: str = "Refused by the emulator's script."
+    type: str = "invalid_request_error"
+    param: str | None = None
+    http_status: Annotated[int, Field(ge=400, le=599)] = 503
+    close: CloseCode | None = None
+    """Close code after the error. At step ``connect`` the service's own code is the default."""
+    times: Annotated[int, Field(ge=1)] = 1_000_000
+    """So many client events of this kind in a session are refused, later ones are served."""
+    first_sessions: Annotated[int | None, Field(ge=1)] = None
+    """Only the first so many connections to this very URL meet the refusal: a retry succeeds."""
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code that follows, None when the session goes on."""
+        if self.close is not None or self.step != "connect":
+            return self.close
+        return {"invalid_api_key": 3000, "model_not_found": 4004}.get(self.code, 4000)
+
+
+ClosedReason = Literal["close_requested", "expired", "content", "remote_hangup", "connection_lost"]
+
+
+class Ending(_Part):
+    """End the connection: ``after_s`` seconds, or at the ``nth`` event of type ``at``.
+
+    ``at`` is a server event (the end follows it) or a client event (the end comes in its stead).
+    With ``drop`` the TCP connection is cut without a close frame.
+    """
+
+    code: CloseCode = 1011
+    reason: Annotated[str, Field(max_length=120)] = ""
+    after_s: Seconds | None = None
+    at: str | None = None
+    nth: Annotated[int, Field(ge=1)] = 1
+    drop: bool = False
+    closed: ClosedReason | None = None
+    """In a Live session: ``session.closed`` with this reason comes before the close."""
+    first_sessions: Annotated[int | None, Field(ge=1)] = None
+    """Only the first so many connections to this very URL end so: a later one lasts."""
+
+    @model_validator(mode="after")
+    def _some_moment(self) -> Ending:
+        if (self.after_s is None) == (self.at is None):
+            raise ValueError('an ending needs either "after_s" or "at"')
+        return self
+
+
+_DEFAULT_TOKENS = 1_000_000
+
+
+class Limits(_Part):
+    """Requests and tokens that a session may use in ``window_s`` seconds; they refill evenly.
+
+    The service counts them for a whole account; here each session has its own, so a script says
+    exactly when they are used up.
+    """
+
+    requests: Annotated[int, Field(ge=0)] = 1000
+    tokens: Annotated[int, Field(ge=0)] = _DEFAULT_TOKENS
+    window_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 
 
 class LiveError(_Part):

@@ -31,9 +31,9 @@ from websockets.http11 import Request, Response
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection, LiveConnection
 from gateway.devtools.emulator.dialogue import ContentMaker, TextModel
-from gateway.devtools.emulator.faults import Refusal
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.script import (
+    Refusal,
     Script,
     ScriptError,
     ScriptFile,

@@ -20,10 +20,9 @@ from gateway.devtools.emulator.client_events import (
 )
 from gateway.devtools.emulator.conversation import Conversation, Item, McpServers
 from gateway.devtools.emulator.dialogue import ContentMaker, Turn
-from gateway.devtools.emulator.faults import RateLimits
 from gateway.devtools.emulator.listening import Listening, Transcribing
 from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, message_item
-from gateway.devtools.emulator.response import Response, Settings
+from gateway.devtools.emulator.response import RateLimits, Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import AudioFormat, SpeechError

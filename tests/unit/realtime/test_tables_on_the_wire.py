@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.devtools.emulator.faults import CLOSE_CODES as SENDABLE
+from gateway.devtools.emulator.script import CLOSE_CODES as SENDABLE
 from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (

@@ -14,8 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.devtools.emulator.client_events import McpTool
-from gateway.devtools.emulator.faults import Limits, RateLimits
-from gateway.devtools.emulator.script import BUILT_IN
+from gateway.devtools.emulator.response import RateLimits
+from gateway.devtools.emulator.script import BUILT_IN, Limits
 from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed
