@@ -36,9 +36,7 @@ from gateway.devtools.scripted_caller import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.run import CallOptions, PhoneError, place_calls
 from gateway.devtools.scripted_caller.script import Digits, Script, load_script, simple_script
 from gateway.devtools.scripted_caller.sound import SoundError
-from gateway.devtools.timeline import as_text as timeline_text
-from gateway.devtools.timeline.as_text import render
-from gateway.devtools.timeline.story import (
+from gateway.devtools.timeline import (
     Record,
     RecordError,
     Sound,
@@ -47,6 +45,8 @@ from gateway.devtools.timeline.story import (
     read_sound,
     story_of,
 )
+from gateway.devtools.timeline import as_text as timeline_text
+from gateway.devtools.timeline.as_text import render
 
 
 @click.command("timeline", epilog=examples("gateway timeline record.json --png call.png"))

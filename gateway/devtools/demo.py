@@ -40,7 +40,7 @@ from gateway.devtools.demo_scenario import (
     process_checks,
 )
 from gateway.devtools.scripted_caller import CallReport
-from gateway.devtools.timeline.story import Record, RecordError, read_record
+from gateway.devtools.timeline import Record, RecordError, read_record
 
 UP_SECONDS = 30.0
 """For a server to be ready: imports and, for the emulator, the voice's data, on a slow machine."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 from gateway.devtools.scripted_caller import CallReport, Outcome
 from gateway.devtools.scripted_caller.script import Script, load_script
-from gateway.devtools.timeline.story import Record, story_of
+from gateway.devtools.timeline import Record, story_of
 
 GREETING = "Good morning, reception. How can I help?"
 LONG_ANSWER = (

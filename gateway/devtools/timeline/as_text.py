@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.devtools.timeline.story import (
+from gateway.devtools.timeline import (
     AgentTurn,
     CallerTurn,
     Cost,

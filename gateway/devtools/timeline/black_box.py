@@ -23,8 +23,8 @@ from gateway.bridge.replay import (
     read_lines,
     replay,
 )
+from gateway.devtools.timeline import Record, RecordError
 from gateway.devtools.timeline.as_text import AGENT, CALLER, QUIET, RED, clock, ms
-from gateway.devtools.timeline.story import Record, RecordError
 from gateway.text import printable, printable_in, unicode_in
 
 SILENCE_MS = 200.0

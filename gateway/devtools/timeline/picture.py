@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
+from gateway.devtools.timeline import AgentTurn, Reply, Sound, Story, replies
 from gateway.devtools.timeline.as_text import ending_words, ms, short_address
-from gateway.devtools.timeline.story import AgentTurn, Reply, Sound, Story, replies
 
 CALLER, AGENT, CUT, KEYS = "#2f5fd0", "#0e8a7d", "#d4343f", "#b7791f"
 INK, SOFT, RULE, PAPER = "#1c2430", "#6b7686", "#dfe4ea", "#ffffff"

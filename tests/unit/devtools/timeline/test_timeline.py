@@ -15,9 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from gateway.cli.develop import timeline as command
-from gateway.devtools.timeline.as_text import cost_words, render
-from gateway.devtools.timeline.picture import draw
-from gateway.devtools.timeline.story import (
+from gateway.devtools.timeline import (
     Record,
     RecordError,
     began_speaking,
@@ -26,6 +24,8 @@ from gateway.devtools.timeline.story import (
     replies,
     story_of,
 )
+from gateway.devtools.timeline.as_text import cost_words, render
+from gateway.devtools.timeline.picture import draw
 
 
 def sample(**changes: Any) -> dict[str, Any]:
