@@ -194,7 +194,7 @@ def webhooks(
 @click.option("--text-model", default="", metavar="HOST:PORT", help="Serve a text model, too.")
 def emulator(listen: str, script: Path | None, record: Path | None, text_model: str) -> None:
     """Run a realtime server with scripted replies: no model, no API key."""
-    from gateway.devtools.emulator.server import run
+    from gateway.devtools.emulator import run
 
     try:
         run(listen, script, record, text_model)

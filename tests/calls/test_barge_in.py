@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import FORMATS, synthesise
+from gateway.devtools.speech import FORMATS, synthesise
 from tests.support import figures
 from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from junitparser import JUnitXml, TestSuite
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.dialogue import TextModel
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from tests.interop.lab.ports import free_port
 from tests.support.forked import Forked
 from tests.support.harness import GatewayStack

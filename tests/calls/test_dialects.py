@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.devtools.emulator.server import AZURE_LIVE_PATH
+from gateway.devtools.emulator import AZURE_LIVE_PATH
 from gateway.devtools.emulator.session_log import TRACK, SessionRecord
 from gateway.realtime.wire import Pcm24
 from tests.support import figures

@@ -17,7 +17,7 @@ import gateway as package
 from gateway.api.client import ask
 from gateway.audio.codecs import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import PCMU, synthesise
+from gateway.devtools.speech import PCMU, synthesise
 from tests.support.forked import Forked
 from tests.support.harness import PATIENT, GatewayStack, rtp_range, wishes
 from tests.support.listening import is_silence, share_heard

@@ -16,7 +16,7 @@ from gateway.audio.codecs import Codec
 from gateway.cli import main
 from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.made_sounds import g711, tone

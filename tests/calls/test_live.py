@@ -14,7 +14,7 @@ import pytest
 from gateway.audio.sounds import samples_of, write_wav
 from gateway.call.conversation.control import HELD, RESUMED
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.support.dialog import answered, dialog_call
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import TRUSTED, GatewayStack, eventually

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.api.client import ask
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests import support
 from tests.calls.test_transfer_human import hear_each_other
 from tests.support.callee import CalledPhone, free_port

@@ -11,7 +11,7 @@ import soxr
 
 from gateway.audio.codecs import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import synthesise
+from gateway.devtools.speech import synthesise
 from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import assert_beep, is_silence
 from tests.support.made_sounds import g711, melody, tone

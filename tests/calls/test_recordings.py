@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from gateway.records.recording_files import decrypt
 from gateway.records.retention import Storage
 from tests.calls.test_api import API, Client

@@ -13,7 +13,7 @@ import pytest
 from gateway.api.client import ask
 from gateway.audio.codecs import Codec
 from gateway.audio.sounds import samples_of
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.calls.test_transfer_blind import outputs_of, told
 from tests.calls.test_transfer_human import hear_each_other
 from tests.support.callee import CalledCall, CalledPhone, free_port

@@ -24,7 +24,7 @@ from gateway.api.client import ask
 from gateway.audio.codecs import Codec
 from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import synthesise
+from gateway.devtools.speech import synthesise
 from tests.calls.test_every_byte import by_dtls, by_sdes, over, own_certificate, up
 from tests.support import dialog
 from tests.support.black_boxes import written

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.interop.kamailio import Kamailio
 from tests.support.gateway_process import FAULTS, Gateway, Line

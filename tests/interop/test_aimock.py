@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.speech import PCM_RATE, tones
+from gateway.devtools.speech import PCM_RATE, tones
 from tests.interop.lab.ports import free_port
 from tests.interop.lab.process import Process
 from tests.support.harness import GatewayStack, eventually

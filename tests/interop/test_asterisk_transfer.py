@@ -12,7 +12,7 @@ import pytest
 
 from gateway.api.client import ask
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.interop.lab.baresip import Phone
 from tests.interop.lab.debian import Root
 from tests.interop.lab.ports import GATEWAY, PBX

@@ -18,7 +18,7 @@ from playwright.async_api import Page, expect
 
 from gateway.audio.codecs import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import resample, synthesise
+from gateway.devtools.speech import resample, synthesise
 from tests.calls.conftest import shared_world, world
 from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_browser_calls import page as websocket

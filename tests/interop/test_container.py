@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from tests.interop.lab.debian import cache
 from tests.interop.lab.ports import free_port
 from tests.support.gateway_process import Gateway

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from tests.interop.lab.ports import free_port
 from tests.interop.lab.process import Process
 from tests.support.harness import GatewayStack

@@ -17,8 +17,8 @@ from pydantic import BaseModel, TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import PCMU, synthesise
+from gateway.devtools.emulator import Emulator
+from gateway.devtools.speech import PCMU, synthesise
 from tests.support.official_types import check_live_server_event
 
 PCMU_SESSION = {

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, NoReturn
 MODULES = (
     *("gateway.cli", "gateway.cli.serve", "gateway.app.service"),
     *("gateway.cli.develop", "gateway.cli.live_calls", "gateway.cli.test_suites"),
-    *("gateway.devtools.emulator.server", "gateway.devtools.scripted_caller"),
+    *("gateway.devtools.emulator", "gateway.devtools.scripted_caller"),
     *("gateway.api.server", "gateway.api.connections", "gateway.api.metrics"),
     *("gateway.planning.check", "gateway.records.retention"),
     *(

@@ -21,8 +21,8 @@ from websockets.http11 import Request, Response
 
 from gateway.config import LEDGER_NAME
 from gateway.config.operations import DATABASE_NAME
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.wire import REQUEST_KEY

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.support.rtp_end import FRAME, Packet
 
 SILENCE = {0: b"\xff", 8: b"\xd5"}

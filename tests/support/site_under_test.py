@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.api.client import ask_within
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.harness import place_database, rtp_range
 from tests.support.sip_phone import Phone

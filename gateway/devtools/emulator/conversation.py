@@ -27,7 +27,7 @@ from gateway.devtools.emulator.objects import (
 )
 from gateway.devtools.emulator.script import McpCall, Script
 from gateway.devtools.emulator.session_log import SessionRecord, Truncation
-from gateway.devtools.emulator.speech import AudioFormat
+from gateway.devtools.speech import AudioFormat
 
 MAX_ITEMS = 500
 """Older items fall out silently, as under the service's truncation "auto"."""

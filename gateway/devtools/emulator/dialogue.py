@@ -27,7 +27,7 @@ from typing import Any
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.response import Content, Settings
 from gateway.devtools.emulator.script import Answer, Script
-from gateway.devtools.emulator.speech import (
+from gateway.devtools.speech import (
     PCM_RATE,
     AudioFormat,
     pattern,

@@ -30,7 +30,7 @@ from gateway.devtools.emulator.objects import (
     transcription_usage,
 )
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.speech import FORMATS, G711_RATE, AudioFormat
+from gateway.devtools.speech import FORMATS, G711_RATE, AudioFormat
 
 FRAME_MS = 20
 _FRAME_BYTES = 2 * G711_RATE * FRAME_MS // 1000

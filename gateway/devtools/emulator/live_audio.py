@@ -16,7 +16,7 @@ from gateway.devtools.emulator.listening import Started, VadSettings, VoiceDetec
 from gateway.devtools.emulator.objects import Json, Sender, split_at_spaces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
-from gateway.devtools.emulator.speech import AudioFormat
+from gateway.devtools.speech import AudioFormat
 
 _PREROLL_MS = 300
 _BACKCHANNEL_AFTER_MS = 600

@@ -34,7 +34,7 @@ from gateway.devtools.emulator.objects import Json, ProtocolError, Sender
 from gateway.devtools.emulator.response import Content, Settings
 from gateway.devtools.emulator.script import Answer, LiveError, Script
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import PCM, AudioFormat, SpeechError
+from gateway.devtools.speech import PCM, AudioFormat, SpeechError
 
 APPEND_TYPE = "session.input_audio.append"
 MAX_CATCH_UP_S = 0.3

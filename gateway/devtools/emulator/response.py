@@ -38,7 +38,7 @@ from gateway.devtools.emulator.objects import (
     usage_object,
 )
 from gateway.devtools.emulator.script import Answer, Limits, McpCall, Script
-from gateway.devtools.emulator.speech import FORMATS, AudioFormat
+from gateway.devtools.speech import FORMATS, AudioFormat
 
 
 class Host(Sender, Protocol):

@@ -93,7 +93,7 @@ class Answer(_Part):
     """One response.
 
     ``kind``: ``conversation`` (the rules of ``dialogue.py``), ``say`` (``text``),
-    ``pattern`` (bytes of :func:`gateway.devtools.emulator.speech.pattern` for ``seed``), ``tones``
+    ``pattern`` (bytes of :func:`gateway.devtools.speech.pattern` for ``seed``), ``tones``
     (``frequencies_hz`` in turn, ``seconds`` each), ``quiet`` (silence as audio), ``echo`` (the
     caller's last turn), ``nothing`` (a response without a message, say with tool calls only),
     ``silent`` (no response at all), ``hang`` (``response.created``, then nothing more).

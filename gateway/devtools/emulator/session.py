@@ -25,7 +25,7 @@ from gateway.devtools.emulator.objects import Json, ProtocolError, Sender, messa
 from gateway.devtools.emulator.response import RateLimits, Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.devtools.emulator.speech import AudioFormat, SpeechError
+from gateway.devtools.speech import AudioFormat, SpeechError
 
 MAX_PARALLEL_RESPONSES = 8
 """Responses at a time, out-of-band ones included: a client cannot pile up work."""

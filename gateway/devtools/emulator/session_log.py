@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gateway.devtools.emulator.speech import AudioFormat, resample
+from gateway.devtools.speech import AudioFormat, resample
 
 TRACK = "track"
 """Where :attr:`SessionRecord.sent_items` has the audio of a Live session, which knows no items."""

@@ -245,7 +245,7 @@ def read_clip(file: Path) -> Clip:
 def spoken_clip(text: str, voice: str) -> Clip:
     """Synthesise ``text``; takes tens of ms. Raises SoundError when no synthesiser is there."""
     try:
-        from gateway.devtools.emulator.speech import SpeechError, synthesise
+        from gateway.devtools.speech import SpeechError, synthesise
     except ImportError as error:
         raise SoundError(f"say: speech needs the emulator's packages: {error}") from None
     try:

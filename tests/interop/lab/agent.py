@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.gateway_process import Gateway
 from tests.support.harness import rtp_range

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gateway.devtools.emulator.speech import PCMU, pattern
+from gateway.devtools.speech import PCMU, pattern
 
 RATE = 8000
 FRAME = 160

@@ -14,7 +14,7 @@ from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import Beep, SecondOfAudio, ToneAnalyzer
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.machine_detection import MusicOnHoldDetector
-from gateway.devtools.emulator.speech import synthesise
+from gateway.devtools.speech import synthesise
 from tests.support.made_sounds import Array, g711, melody, tone
 
 TEXT = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import DtmfDetector
-from gateway.devtools.emulator.speech import synthesise
+from gateway.devtools.speech import synthesise
 
 LOW, HIGH = (697, 770, 852, 941), (1209, 1336, 1477, 1633)
 PAD = ("123A", "456B", "789C", "*0#D")

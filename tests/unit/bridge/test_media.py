@@ -14,7 +14,7 @@ from gateway.bridge.media import CallMedia, InboundAudioAnalyzer, MediaPump
 from gateway.call import inputs, outputs
 from gateway.call.inputs import CallerSounds
 from gateway.call.plan import CallPlan
-from gateway.devtools.emulator.speech import resample, synthesise
+from gateway.devtools.speech import resample, synthesise
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.rtp import UplinkCounts
 from tests.support.call_fakes import Fed

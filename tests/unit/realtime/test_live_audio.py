@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, G711, Codec
-from gateway.devtools.emulator.speech import AudioFormat, synthesise
+from gateway.devtools.speech import AudioFormat, synthesise
 from gateway.realtime.errors import Kind, classify_live_end
 from gateway.realtime.live_audio import (
     END_MS,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import CLOSE_CODES as SENDABLE
-from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
     CLOSE_CODES,

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from gateway.cli.configure import doctor as command
 from gateway.devtools.doctor import Finding, Verdict, lines, network
 from gateway.devtools.doctor import examine as machine
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
 from gateway.sip.library import (

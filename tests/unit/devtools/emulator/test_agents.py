@@ -12,7 +12,7 @@ from agents import function_tool
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.events import RealtimeSessionEvent
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from tests.support.emulator_client import check, with_emulator
 
 

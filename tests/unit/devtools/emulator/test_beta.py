@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openai.types.realtime import ConversationItemInputAudioTranscriptionSegment
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from tests.support.emulator_client import PCMU_SESSION, Client, session, with_emulator
 
 TEXT = {**PCMU_SESSION, "output_modalities": ["text"]}

@@ -7,7 +7,7 @@ import base64
 import json
 from typing import Any
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from tests.support.emulator_client import END_CALL, PCMU_SESSION, phone, session, with_emulator
 
 ERRORS: list[tuple[str | bytes | dict[str, Any], str, str | None]] = [

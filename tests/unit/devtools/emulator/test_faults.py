@@ -10,8 +10,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import BUILT_IN
-from gateway.devtools.emulator.server import Emulator
 from tests.support.emulator_client import Client, phone, session, with_emulator
 
 

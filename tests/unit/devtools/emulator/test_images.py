@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from tests.support.emulator_client import PCMU_SESSION, session, with_emulator
 
 

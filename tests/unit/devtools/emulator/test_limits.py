@@ -13,10 +13,10 @@ from openai.types.realtime.realtime_response_create_mcp_tool import RealtimeResp
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.devtools.emulator import AZURE_PATH, PREVIEW_PATH, Emulator
 from gateway.devtools.emulator.client_events import McpTool
 from gateway.devtools.emulator.response import RateLimits
 from gateway.devtools.emulator.script import BUILT_IN, Limits
-from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed
 from gateway.realtime.events import CreateResponse, ResponseDone

@@ -14,10 +14,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gateway.devtools.emulator import speech
+from gateway.devtools import speech
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.listening import Started, Stopped, VadSettings, VoiceDetector
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import (
+from gateway.devtools.speech import (
     FORMATS,
     PCMA,
     PCMU,

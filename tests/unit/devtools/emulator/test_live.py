@@ -12,9 +12,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from gateway.devtools.emulator import AZURE_LIVE_PATH, LIVE_PATH, Emulator
 from gateway.devtools.emulator.script import LIVE_CODES, Script
-from gateway.devtools.emulator.server import AZURE_LIVE_PATH, LIVE_PATH, Emulator
-from gateway.devtools.emulator.speech import pattern, synthesise
+from gateway.devtools.speech import pattern, synthesise
 from tests.support.emulator_client import (
     LIVE_BACKEND,
     LiveClient,

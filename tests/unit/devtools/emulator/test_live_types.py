@@ -18,11 +18,10 @@ from openai.types.responses import EasyInputMessage
 from openai.types.responses.response_input_item import FunctionCallOutput, Message
 from websockets.asyncio.client import connect
 
-from gateway.devtools.emulator import live_config
+from gateway.devtools.emulator import Emulator, live_config
 from gateway.devtools.emulator.live_events import LIVE_EVENTS, backend_item, check_decision_item
 from gateway.devtools.emulator.objects import ProtocolError, validated
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import PCMU
+from gateway.devtools.speech import PCMU
 from tests.support.emulator_client import (
     LIVE_BACKEND,
     caller_turn,

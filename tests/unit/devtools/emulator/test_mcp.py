@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator import Emulator
 from tests.support.emulator_client import PCMU_SESSION, Client, session, with_emulator
 
 CALL = {"server_label": "shop", "name": "search", "arguments": '{"query": "tea, green, loose"}'}

@@ -12,8 +12,8 @@ from openai import AsyncOpenAI
 from openai.types.realtime.realtime_response import RealtimeResponse
 from openai.types.realtime.realtime_session_create_request import RealtimeSessionCreateRequest
 
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import PCMU, synthesise
+from gateway.devtools.emulator import Emulator
+from gateway.devtools.speech import PCMU, synthesise
 from tests.support.emulator_client import PCMU_SESSION, Client, check, phone, session, with_emulator
 
 

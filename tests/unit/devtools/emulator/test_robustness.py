@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
+from gateway.devtools.emulator import Emulator, run
 from gateway.devtools.emulator.script import ScriptError
-from gateway.devtools.emulator.server import Emulator, run
-from gateway.devtools.emulator.speech import PCMU, pattern, synthesise
+from gateway.devtools.speech import PCMU, pattern, synthesise
 from tests.support.emulator_client import PCMU_SESSION, phone, session, with_emulator
 
 
@@ -196,7 +196,7 @@ def test_run_serves_until_a_signal(tmp_path: Path) -> None:
     script = tmp_path / "script.toml"
     script.write_text('answer = { kind = "say", text = "From the file." }\nspeed = 200.0')
     program = (
-        "import sys; from pathlib import Path; from gateway.devtools.emulator.server import run;"
+        "import sys; from pathlib import Path; from gateway.devtools.emulator import run;"
         "run('127.0.0.1:0', Path(sys.argv[1]))"
     )
 

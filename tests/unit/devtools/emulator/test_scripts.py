@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import (
     BUILT_IN,
     Script,
@@ -18,8 +19,7 @@ from gateway.devtools.emulator.script import (
     ScriptFile,
     script_of_query,
 )
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import pattern
+from gateway.devtools.speech import pattern
 from tests.support.emulator_client import END_CALL, phone, session, with_emulator
 
 # Reading scripts

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sound of the emulator: audio formats of a session, test signals, and speech by espeak-ng.
+"""Sound of emulator and scripted caller: audio formats of a session, test signals, and speech by
+espeak-ng.
 
 ``audio/pcmu`` and ``audio/pcma`` are G.711 at 8 kHz, one byte a sample; ``audio/pcm`` is 16-bit
 little-endian mono at 24 kHz. espeak-ng comes with the ``espeakng-loader`` wheel and runs in this
