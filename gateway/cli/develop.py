@@ -32,9 +32,16 @@ from gateway.devtools.event_lines import (
     read_lines,
 )
 from gateway.devtools.event_viewer import entries_of
-from gateway.devtools.scripted_caller import CallReport, Outcome, RunReport
+from gateway.devtools.scripted_caller import (
+    CallReport,
+    Digits,
+    Outcome,
+    RunReport,
+    Script,
+    load_script,
+    simple_script,
+)
 from gateway.devtools.scripted_caller.run import CallOptions, PhoneError, place_calls
-from gateway.devtools.scripted_caller.script import Digits, Script, load_script, simple_script
 from gateway.devtools.scripted_caller.sound import SoundError
 from gateway.devtools.timeline import (
     Record,

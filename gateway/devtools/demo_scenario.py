@@ -17,8 +17,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
-from gateway.devtools.scripted_caller import CallReport, Outcome
-from gateway.devtools.scripted_caller.script import Script, load_script
+from gateway.devtools.scripted_caller import CallReport, Outcome, Script, load_script
 from gateway.devtools.timeline import Record, story_of
 
 GREETING = "Good morning, reception. How can I help?"

@@ -22,7 +22,7 @@ A file holds one or many calls::
     cut_within_ms = 700
     hears = ["reception"]
 
-Steps are those of the scripted caller (:mod:`gateway.devtools.scripted_caller.script`). A table
+Steps are those of the scripted caller (:mod:`gateway.devtools.scripted_caller`). A table
 ``[call.caller]`` has a text model or a realtime session speak in place of, or after, the steps;
 ``[call.judge]`` has a text model mark the conversation.
 """
@@ -39,7 +39,7 @@ from pydantic import AfterValidator, Field, Strict, ValidationError, model_valid
 
 from gateway.audio.codecs import Codec
 from gateway.config.source import ConfigError, Problem, Section, problems_of, read_toml
-from gateway.devtools.scripted_caller.script import (
+from gateway.devtools.scripted_caller import (
     BadLine,
     Count,
     Level,

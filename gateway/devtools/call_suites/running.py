@@ -30,7 +30,7 @@ from gateway.devtools.call_suites.verdicts import (
     recogniser_of,
     said_in,
 )
-from gateway.devtools.scripted_caller import CallReport, Span
+from gateway.devtools.scripted_caller import CallReport, Dialling, Noise, Script, Span
 from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.run import (
     Phone,
@@ -42,7 +42,6 @@ from gateway.devtools.scripted_caller.run import (
     prepare,
     taking_signals,
 )
-from gateway.devtools.scripted_caller.script import Dialling, Noise, Script
 from gateway.devtools.scripted_caller.sound import write_sound
 from gateway.sip.settings import Trunk
 

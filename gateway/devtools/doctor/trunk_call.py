@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.devtools.doctor.trunk_messages import Packet, Trace
-from gateway.devtools.scripted_caller.call import ScriptedCall
-from gateway.devtools.scripted_caller.run import JITTER_BUFFER
-from gateway.devtools.scripted_caller.script import (
+from gateway.devtools.scripted_caller import (
     AnyStep,
     Digits,
     HangUp,
@@ -31,6 +29,8 @@ from gateway.devtools.scripted_caller.script import (
     Wait,
     WaitAnswer,
 )
+from gateway.devtools.scripted_caller.call import ScriptedCall
+from gateway.devtools.scripted_caller.run import JITTER_BUFFER
 from gateway.devtools.scripted_caller.sound import Clip
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg, LegEnd

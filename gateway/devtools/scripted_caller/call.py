@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
-from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span, StepReport
-from gateway.devtools.scripted_caller.script import (
+from gateway.devtools.scripted_caller import (
     AnyStep,
     BadLine,
+    CallReport,
     ChangeCodec,
     Dialling,
     Digits,
+    EndReport,
     ExpectEnd,
     HangUp,
     Hold,
@@ -24,10 +25,13 @@ from gateway.devtools.scripted_caller.script import (
     Line,
     Listen,
     Noise,
+    Outcome,
     Play,
     Resume,
     Say,
     Script,
+    Span,
+    StepReport,
     Wait,
     WaitAnswer,
     WaitSilence,

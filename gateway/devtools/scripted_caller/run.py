@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from gateway.audio.codecs import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
-from gateway.devtools.scripted_caller import CallReport, Outcome, RunReport, Span
-from gateway.devtools.scripted_caller.call import EndedError, ScriptedCall
-from gateway.devtools.scripted_caller.script import (
+from gateway.devtools.scripted_caller import (
     SPEECH_DBFS,
+    CallReport,
     Dialling,
     Interrupt,
+    Outcome,
     Play,
+    RunReport,
     Say,
     Script,
+    Span,
 )
+from gateway.devtools.scripted_caller.call import EndedError, ScriptedCall
 from gateway.devtools.scripted_caller.sound import (
     Clip,
     Hearing,

@@ -13,7 +13,7 @@ from gateway.audio.codecs import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import DtmfDetector
 from gateway.config.source import ConfigError
 from gateway.devtools.demo_scenario import CALLER
-from gateway.devtools.scripted_caller.script import (
+from gateway.devtools.scripted_caller import (
     STEPS,
     Digits,
     ExpectEnd,
