@@ -6,17 +6,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.audio.codecs import Codec
-from gateway.devtools.call_suites import Expect, Recogniser, load_suites
-from gateway.devtools.call_suites.result_files import junit, page
-from gateway.devtools.call_suites.running import CallResult
+from gateway.devtools.call_suites import Expect, Recogniser
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge, recogniser_of
-from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span, StepReport
+from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span
 
 
 def span(first: int, last: int) -> Span:
@@ -159,55 +156,6 @@ def test_a_step_that_was_missed_fails_the_call() -> None:
 def test_a_hold_is_no_dead_air() -> None:
     quiet = evidence(heard=[span(0, 9000), span(19_000, 20_000)], held=[span(9500, 18_900)])
     assert judge(Expect(max_dead_air=3), quiet)[1].mark is Mark.PASSED
-
-
-# ---- reports
-
-HOSTILE = "<script>alert('\x00\ud800')</script>"
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> list[CallResult]:
-    file = tmp_path / "s.toml"
-    file.write_text(
-        '[[call]]\nname = "good"\n[[call.step]]\ndo = "wait_answer"\n'
-        '[[call]]\nname = "<b>bad</b>"\n[[call.step]]\ndo = "wait_answer"\n'
-    )
-    good, bad = load_suites([file])
-    heard = evidence(
-        steps=[StepReport(number=1, step="wait_answer", began_ms=0, took_ms=9, done=False)]
-    )
-    heard.transcript = [Said("agent", HOSTILE, 1.0)]
-    return [
-        CallResult(good, evidence(), judge(Expect(), evidence()), tmp_path / "001-good.wav"),
-        CallResult(bad, heard, judge(Expect(hears=("pizza",), code=486), heard)),
-    ]
-
-
-def test_junit_is_read_by_a_parser(results: list[CallResult]) -> None:
-    junitparser = pytest.importorskip("junitparser")
-    read = junitparser.JUnitXml.fromstring(junit(results))
-    (suite,) = read
-    assert (suite.tests, suite.failures, suite.name) == (2, 1, "s")
-    good, bad = suite
-    assert (good.name, good.is_passed, good.time) == ("good", True, 20.45)
-    assert bad.name == "<b>bad</b>"
-    (failure,) = bad.result
-    assert failure.message == "code: 200 OK; wanted 486"
-    assert "hears: agent said:" in failure.text
-
-
-def test_the_page_has_verdicts_and_believes_nothing(
-    results: list[CallResult], tmp_path: Path
-) -> None:
-    html = page(results, tmp_path)
-    assert "1 of 2 calls passed" in html
-    assert 'src="001-good.wav"' in html
-    assert "<b>bad" not in html
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-    assert "wait_answer (9 ms, not done)" in html
-    assert "http" not in html.replace("http-equiv", "")
 
 
 # ---- recognisers
