@@ -415,11 +415,11 @@ _COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] 
     ("disposition", "disposition", Disposition, {}, "Note how a call in progress went."),
     ("black_box", "black_box", Nothing, {}, "Keep the black box of a call in progress at its end."),
     ("say", "say", Text, {}, "Have the model say a text."),
-    ("messages", "tell", Message, {}, "Add a message to the conversation."),
-    ("images", "show", Image, {}, "Add an image to the conversation."),
-    ("responses", "respond", Text, {}, "Have the model speak by these instructions."),
+    ("messages", "send_message", Message, {}, "Add a message to the conversation."),
+    ("images", "send_image", Image, {}, "Add an image to the conversation."),
+    ("responses", "create_response", Text, {}, "Have the model speak by these instructions."),
     ("responses/cancel", "cancel", Nothing, {}, "Stop what the model says."),
-    ("query", "ask", Question, {}, "Ask the model about the call, unheard by the caller."),
+    ("query", "query", Question, {}, "Ask the model about the call, unheard by the caller."),
 )
 """Below a call: path, command, body, what the command gets beside it, and a description."""
 

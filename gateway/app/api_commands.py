@@ -35,11 +35,11 @@ from gateway.call.tools.commands import (
     PressKeys,
     RecordCall,
     RequestOutOfBand,
-    Respond,
+    RequestResponse,
     Say,
+    SendImage,
+    SendMessage,
     SetDisposition,
-    Show,
-    Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.call.transfer import TAKE_OVER_SECONDS
@@ -120,23 +120,23 @@ class ContentCommands:
         self._calls = calls
         self.commands: dict[str, Command] = {
             "say": lambda r: self._do(r, Say(_text(r, "text"))),
-            "tell": self._tell,
-            "show": self._show,
-            "respond": lambda r: self._do(r, Respond(_text(r, "text"))),
+            "send_message": self._send_message,
+            "send_image": self._send_image,
+            "create_response": lambda r: self._do(r, RequestResponse(_text(r, "text"))),
             "cancel": lambda r: self._do(r, Interrupt()),
             "hold": lambda r: self._do(r, OperatorHold(r["held"])),
             "mute": lambda r: self._do(r, MuteCaller(r["muted"])),
             "dtmf": lambda r: self._do(r, PressKeys(r["digits"])),
-            "ask": self._ask,
+            "query": self._query,
             "transcript": self._transcript,
         }
 
-    def _tell(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _send_message(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Add a message (``role`` system or user) to a call; ``respond``: request a response."""
         role, respond = request.get("role", "system"), request.get("respond", False)
-        return self._do(request, Tell(_text(request, "text"), role, respond))
+        return self._do(request, SendMessage(_text(request, "text"), role, respond))
 
-    def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _send_image(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Add an image (data URI), with text if given; ``respond``: request a response.
 
         Raises RefusedError, also for an image that is none, or too large.
@@ -146,9 +146,9 @@ class ContentCommands:
         except ImageError as error:
             raise RefusedError(str(error)) from None
         text = _text(request, "text") if request.get("text") else ""
-        return self._do(request, Show(uri, text, request.get("respond", False)))
+        return self._do(request, SendImage(uri, text, request.get("respond", False)))
 
-    def _ask(self, request: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
+    def _query(self, request: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
         """Request an out-of-band response; return the wait for it (``RESPONSE_SECONDS`` at most).
 
         Raises RefusedError at once where the call has no session that talks.

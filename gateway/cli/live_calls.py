@@ -130,7 +130,7 @@ def _on_call(name: str, *lines: str) -> Callable[[Callable[..., None]], click.Co
         @wraps(function)
         def command(call: str, config: Path, path: Path | None, **given: Any) -> None:
             def ask(command: str, **fields: Any) -> dict[str, Any]:
-                seconds = QUERY_SECONDS if command == "ask" else ANSWER_SECONDS
+                seconds = QUERY_SECONDS if command == "query" else ANSWER_SECONDS
                 return ask_gateway(config, path, command, seconds, **{"call": call, **fields})
 
             function(ask, **given)
@@ -191,7 +191,7 @@ def say(ask: Ask, text: str) -> None:
 def send_message(ask: Ask, text: str, user: bool, respond: bool) -> None:
     """Add TEXT to the conversation of CALL as a message."""
     role = "user" if user else "system"
-    answer = ask("tell", text=text, role=role, respond=respond)
+    answer = ask("send_message", text=text, role=role, respond=respond)
     _confirm(answer, f"{role} message", respond)
 
 
@@ -208,7 +208,7 @@ def send_image(ask: Ask, image: Path, text: str, respond: bool) -> None:
     except (OSError, ImageError) as error:
         click.echo(f"{image}: {error}", err=True)
         sys.exit(1)
-    answer = ask("show", image=uri, text=text, respond=respond)
+    answer = ask("send_image", image=uri, text=text, respond=respond)
     _confirm(answer, "image", respond)
 
 
@@ -216,7 +216,7 @@ def send_image(ask: Ask, image: Path, text: str, respond: bool) -> None:
 @click.argument("instructions")
 def create_response(ask: Ask, instructions: str) -> None:
     """Have the model speak in CALL, with INSTRUCTIONS for this response only."""
-    answer = ask("respond", text=instructions)
+    answer = ask("create_response", text=instructions)
     click.echo(printable(f"{answer['call']}: response requested"))
 
 
@@ -224,7 +224,7 @@ def create_response(ask: Ask, instructions: str) -> None:
 @click.argument("question")
 def query(ask: Ask, question: str) -> None:
     """Ask the model QUESTION about CALL; the caller does not hear it."""
-    answer = ask("ask", text=question)
+    answer = ask("query", text=question)
     click.echo(printable(answer["text"]))
 
 

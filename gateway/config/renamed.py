@@ -11,6 +11,7 @@ RENAMED_KEYS: Mapping[str, str] = MappingProxyType(
     {
         "access.concurrent_calls": "max_concurrent_calls",
         "access.unknown": "unknown_sources",
+        "call.expect.cut_within_ms": "barge_in_latency_ms",
         "callbacks.dial": "auto_dial",
         "callbacks.late_seconds": "expire_after",
         "callbacks.max_waiting": "max_pending",

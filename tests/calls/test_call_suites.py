@@ -89,7 +89,7 @@ GOOD = (
         "is cut",
         "good",
         ANSWER + CUT + '[[call.step]]\ndo = "wait_silence"\n',
-        "cut_within_ms = 2500",
+        "barge_in_latency_ms = 2500",
         'from = "+49301234"\nheaders = { X-Customer = "42" }\ncodec = "PCMA"\n',
     )
     + call(
@@ -141,8 +141,8 @@ WRONG = (
     + call("ended_by", "good", ANSWER, 'ended_by = "agent"')
     + call("ending", "good", ANSWER, 'ending = "agent_hangup"')
     + call("response_p95_ms", "mute", ANSWER + ASK + PAUSE, "response_p95_ms = 30000")
-    + call("cut_within_ms", "deaf", ANSWER + CUT + '[[call.step]]\ndo = "wait_silence"\n',
-           "cut_within_ms = 2500")
+    + call("barge_in_latency_ms", "deaf", ANSWER + CUT + '[[call.step]]\ndo = "wait_silence"\n',
+           "barge_in_latency_ms = 2500")
     + call("max_dead_air", "mute", ANSWER + PAUSE, "max_dead_air = 2")
     + call("hears", "good", GREETING, 'hears = ["pizza"]')
     + call("never_hears", "good", GREETING, 'never_hears = ["reception"]')

@@ -81,11 +81,13 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewaySta
     session = await world.session_of(call)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
     (name,) = world.gateway.ids_of(call.call_id)
-    await command(world, "tell", call=name, text="Their order is on its way.")
+    await command(world, "send_message", call=name, text="Their order is on its way.")
     image = "data:image/png;base64," + base64.b64encode(PNG).decode()
-    await command(world, "show", call=name[:12], image=image, text="Their parcel.", respond=True)
+    await command(
+        world, "send_image", call=name[:12], image=image, text="Their parcel.", respond=True
+    )
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
-    aside = await command(world, "ask", call=name, text="Sum it up.", metadata={"for": "desk"})
+    aside = await command(world, "query", call=name, text="Sum it up.", metadata={"for": "desk"})
     asked = session.seen("response.create")[-1].body["response"]
     assert asked["conversation"] == "none"
     assert asked["metadata"]["for"] == "desk"
@@ -104,9 +106,9 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewaySta
         ({"call": name, "text": "x", "role": "king"}, "body.role: Input should be"),
     ):
         with pytest.raises(RefusedError, match=why):
-            await command(world, "tell", **wrong)
+            await command(world, "send_message", **wrong)
     with pytest.raises(RefusedError, match="its bytes do not"):
-        await command(world, "show", call=name, image="data:image/png;base64,AAAA")
+        await command(world, "send_image", call=name, image="data:image/png;base64,AAAA")
     spoken = [Spoken(bytes(audio)) for audio in session.sent_items.values()]
     await call.rtp.until(lambda: spoken[-1].heard_ms(call.rtp.packets) >= 380)
     assert not session.errors
@@ -180,7 +182,7 @@ async def test_failed_answers_are_told_and_then_end_the_call(world: GatewayStack
     assert asked[1]["instructions"] == "Say exactly: Sorry."
     phrase = Spoken(bytes(list(session.sent_items.values())[-1]))
     await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 480)
-    await command(world, "respond", call=call.call_id, text="Go on.")
+    await command(world, "create_response", call=call.call_id, text="Go on.")
     summary = await world.summary(call)
     assert summary["ending"]["why"] == "response_failures"
 
@@ -209,7 +211,9 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: GatewaySta
         await session.wait_until(free, 20)
         answered = number
         text = f"Turn {number}."
-        await command(world, "tell", call=call.call_id, text=text, role="user", respond=True)
+        await command(
+            world, "send_message", call=call.call_id, text=text, role="user", respond=True
+        )
     await session.wait_until(lambda s: len(s.deletions) >= 3, 20)
     await session.wait_until(lambda s: len(s.sent("conversation.item.deleted")) >= 3, 20)
     created = [event.body for event in session.seen("conversation.item.create")]

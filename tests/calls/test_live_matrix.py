@@ -476,7 +476,7 @@ async def test_an_operators_question_is_answered_by_the_backend(world: GatewaySt
     call, session = await used(world, slow, says("It took a while."), says("Two nights."))
     await world.gateway.wait("call.tool", call=call.call_id, name="slow")
     socket, wanted = world.folder / "gateway.sock", {"text": "What does the caller want?"}
-    reply = await asyncio.to_thread(ask, socket, "ask", call=call.call_id, **wanted)
+    reply = await asyncio.to_thread(ask, socket, "query", call=call.call_id, **wanted)
     assert reply["text"] == "Two nights.", reply
     asked = session.seen("response.item.create")[-1].body["item"]
     assert asked["role"] == "developer"

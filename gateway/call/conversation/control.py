@@ -37,11 +37,11 @@ from gateway.call.tools.commands import (
     RecordCall,
     ReferTo,
     RequestOutOfBand,
-    Respond,
+    RequestResponse,
     Say,
+    SendImage,
+    SendMessage,
     SetDisposition,
-    Show,
-    Tell,
     TransferTo,
 )
 from gateway.call.tools.definitions import TRANSFER_CALL, Target, ToolCallError
@@ -442,7 +442,7 @@ CALLER_UNMUTED = "The operator has unmuted the caller."
 """System messages for the model."""
 
 
-_FOR_SPEECH = (Say, Tell, Show, Respond, RequestOutOfBand)
+_FOR_SPEECH = (Say, SendMessage, SendImage, RequestResponse, RequestOutOfBand)
 """Commands for a session that speaks."""
 
 
@@ -454,8 +454,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     be carried out is logged with its reason (``command_rejected``), such as words for a session
     that only transcribes, an action while another is queued or under way, or an unknown
     destination; an out-of-band request also gets :class:`OutOfBandDone` (``refused``). A ``Say`` or
-    ``Respond`` may still bring no response (:meth:`ConversationControl.request_response`), which is
-    not logged.
+    ``RequestResponse`` may still bring no response (:meth:`ConversationControl.request_response`),
+    which is not logged.
 
     TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`);
     OperatorTransfer and ReferTo do not. ``Interrupt`` is only logged here.
@@ -472,14 +472,14 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     match command:
         case Say(words):
             return [note, *control.say(words, now)]
-        case Tell(text, role, respond):
+        case SendMessage(text, role, respond):
             return [note, *control.add_message(text, role=role), *_respond(control, respond, now)]
-        case Show(image, text, respond):
+        case SendImage(image, text, respond):
             content = [{"type": "input_text", "text": text}] if text else []
             content.append({"type": "input_image", "image_url": image})
             item = {"type": "message", "role": "user", "content": content}
             return [note, Send(CreateItem(item)), *_respond(control, respond, now)]
-        case Respond(instructions):
+        case RequestResponse(instructions):
             return [
                 note,
                 *control.request_response(CreateResponse({"instructions": instructions}), now),

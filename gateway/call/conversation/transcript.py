@@ -69,8 +69,8 @@ class Entry:
     """The item itself, where it is no message."""
     marks: list[tuple[int, int]] = field(default_factory=list)
     """Pairs, ascending: characters of ``text``, and the ms of its audio at which they end."""
-    cut: tuple[int, int] | None = None
-    """Ms of its audio that were heard, and that had come, when it was cut."""
+    interrupted_at: tuple[int, int] | None = None
+    """Ms of its audio that were heard, and that had come, when it was interrupted."""
     complete: bool = False
     """All of its words have come; the server sends no more."""
     past: bool = False
@@ -351,15 +351,15 @@ class Transcript:
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
-        if entry.cut is not None:
-            entry.heard = _heard_words(entry, *entry.cut)
+        if entry.interrupted_at is not None:
+            entry.heard = _heard_words(entry, *entry.interrupted_at)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
         """Set which words were heard of an item of which a part was not heard to its end; nothing
         where it has no entry yet."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
-            entry.cut = heard.played_ms, heard.received_ms
+            entry.interrupted_at = heard.played_ms, heard.received_ms
             entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 
     def _item_deleted(self, item_id: str) -> None:

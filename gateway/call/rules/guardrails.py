@@ -23,7 +23,7 @@ from gateway.call.conversation.barge_in import drop_response, interrupt
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
-from gateway.call.tools.commands import Show, Tell
+from gateway.call.tools.commands import SendImage, SendMessage
 from gateway.ending import EndReason
 from gateway.realtime.events import (
     AgentTranscript,
@@ -180,14 +180,14 @@ class Guardrails:
         """Check new words of agent or caller; act on the answer of a service; drop a response that
         answers a refused turn. Nothing without guardrails.
 
-        A ``Tell`` or ``Show`` with ``respond`` allows answers to refused turns again.
+        A ``SendMessage`` or ``SendImage`` with ``respond`` allows answers to refused turns again.
         """
         if not self._rules:
             return []
         match input:
             case inputs.ContentChecked(key, allow, reason):
                 return self._on_answer(key, allow, reason, now)
-            case inputs.ToolRequest(command=Tell(respond=True) | Show(respond=True)):
+            case inputs.ToolRequest(command=SendMessage(respond=True) | SendImage(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.add(item_id)

@@ -24,7 +24,7 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class SendMessage:
     """Put a message into the conversation; with ``respond``, request a response to it."""
 
     text: str
@@ -34,7 +34,7 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
+class SendImage:
     """Put an image into the conversation, as a message of the user; with ``respond``, request a
     response to it."""
 
@@ -46,7 +46,7 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
-class Respond:
+class RequestResponse:
     """Request one response with these instructions in place of the session's, once none is
     running."""
 
@@ -155,9 +155,9 @@ class SetDisposition:
 
 CallCommand = (
     Say
-    | Tell
-    | Show
-    | Respond
+    | SendMessage
+    | SendImage
+    | RequestResponse
     | RequestOutOfBand
     | TransferTo
     | OperatorTransfer
@@ -190,18 +190,18 @@ class CommandsFromTools:
 
     def tell(self, text: str, role: str, respond: bool) -> None:
         """Add a message to the conversation, as system or user (``role``), and with ``respond``
-        request a response: :class:`Tell`."""
-        self._take(Tell(text, role, respond))
+        request a response: :class:`SendMessage`."""
+        self._take(SendMessage(text, role, respond))
 
     def show(self, image_uri: str, text: str, respond: bool) -> None:
         """Add an image (data URI), with a text, to the conversation as the user's, and with
-        ``respond`` request a response: :class:`Show`."""
-        self._take(Show(image_uri, text, respond))
+        ``respond`` request a response: :class:`SendImage`."""
+        self._take(SendImage(image_uri, text, respond))
 
     def respond(self, instructions: str) -> None:
         """Request one response with these instructions in place of the session's, once no response
-        is running: :class:`Respond`."""
-        self._take(Respond(instructions))
+        is running: :class:`RequestResponse`."""
+        self._take(RequestResponse(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
         """End the conversation by a transfer to a destination of the route, once no other action is

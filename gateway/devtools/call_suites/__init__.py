@@ -19,7 +19,7 @@ A file holds one or many calls::
 
     [call.expect]
     answered_within = 2
-    cut_within_ms = 700
+    barge_in_latency_ms = 700
     hears = ["reception"]
 
 Steps are those of the scripted caller (:mod:`gateway.devtools.scripted_caller`). A table
@@ -130,7 +130,7 @@ class Expect(Section):
     ending: str = ""
     """End reason in the record, as ``agent_hangup``."""
     response_p95_ms: Milliseconds | None = None
-    cut_within_ms: Milliseconds | None = None
+    barge_in_latency_ms: Milliseconds | None = None
     max_dead_air: Seconds | None = None
     hears: Phrases = ()
     never_hears: Phrases = ()

@@ -183,15 +183,15 @@ def response_times(report: CallReport) -> list[int]:
     return times
 
 
-def _cut_within(wanted: int, evidence: Evidence) -> Verdict:
+def _barge_in_latency(wanted: int, evidence: Evidence) -> Verdict:
     report = evidence.report
-    name, limit = "cut_within_ms", f"silent within {wanted} ms"
+    name, limit = "barge_in_latency_ms", f"silent within {wanted} ms"
     if not report.interruptions:
         return _verdict(name, False, limit, "the call has no interruption: no step interrupt ran")
-    cuts = [heard_after_interruption(report, one) for one in report.interruptions]
-    if any(one is None for one in cuts):
+    latencies = [heard_after_interruption(report, one) for one in report.interruptions]
+    if any(one is None for one in latencies):
         return _verdict(name, False, limit, "the agent did not speak when it was interrupted")
-    longest = max(one for one in cuts if one is not None)
+    longest = max(one for one in latencies if one is not None)
     return _verdict(name, longest <= wanted, limit, f"heard for {longest} ms more")
 
 
@@ -279,7 +279,7 @@ _CHECKS: dict[str, Callable[[Any, Evidence], Verdict]] = {
     "ended_by": _ended_by,
     "ending": _of_record("ending.why", "ending"),
     "response_p95_ms": _response_p95,
-    "cut_within_ms": _cut_within,
+    "barge_in_latency_ms": _barge_in_latency,
     "max_dead_air": _dead_air,
     "transfer_to": _transfer_to,
     "digits": _digits,

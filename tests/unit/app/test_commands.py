@@ -83,7 +83,9 @@ def test_a_transcript_is_masked_as_the_record_is_unless_asked_otherwise() -> Non
 
 async def test_an_out_of_band_question_is_answered() -> None:
     call = Call("c1")
-    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["ask"]({"call": "c1", "text": "Mood?"})
+    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["query"](
+        {"call": "c1", "text": "Mood?"}
+    )
     (request,) = call.acts
     assert isinstance(request, RequestOutOfBand)
     call.out_of_band.done(OutOfBandDone(request.key, "completed", "calm"))
@@ -92,7 +94,9 @@ async def test_an_out_of_band_question_is_answered() -> None:
 
 async def test_a_question_whose_call_ends_is_refused() -> None:
     call = Call("c1")
-    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["ask"]({"call": "c1", "text": "Mood?"})
+    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["query"](
+        {"call": "c1", "text": "Mood?"}
+    )
     call.out_of_band.close()
     with pytest.raises(RefusedError, match="ended as over"):
         await answer

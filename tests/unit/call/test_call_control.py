@@ -25,7 +25,7 @@ from gateway.call.tools.commands import (
     OperatorTransfer,
     PressKeys,
     RecordingPlan,
-    Respond,
+    RequestResponse,
     SendDtmfPlan,
     TransferPlan,
     TransferTo,
@@ -519,7 +519,7 @@ def test_a_bridged_call_is_not_greeted_after_a_question_about_its_recording() ->
 
 def test_a_request_without_a_response_is_not_repeated_in_a_bridged_call() -> None:
     scene = asked("anna", LISTENING)
-    scene.do(inputs.ToolRequest(Respond("Say that it rings.")))
+    scene.do(inputs.ToolRequest(RequestResponse("Say that it rings.")))
     asked_before = len(scene.requests)
     scene.at(6.0, PICKED_UP)
     scene.at(17.0)

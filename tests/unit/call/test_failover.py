@@ -19,7 +19,7 @@ from gateway.call.plan import (
     OutboundPlan,
     ServerPlan,
 )
-from gateway.call.tools.commands import Destination, Respond, TransferPlan
+from gateway.call.tools.commands import Destination, RequestResponse, TransferPlan
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import (
     AgentTranscriptDelta,
@@ -433,7 +433,7 @@ def test_in_a_call_the_server_is_left_alone_as_long_as_it_asks() -> None:
 
 def test_a_request_given_up_in_the_lost_session_is_not_counted_in_the_next() -> None:
     scene = Scene(PLAN).up()
-    scene.do(inputs.ToolRequest(Respond("Say hello.")))
+    scene.do(inputs.ToolRequest(RequestResponse("Say hello.")))
     assert scene.at(scene.now + 10.0) == ["create"]
     assert scene.events.count("response_unanswered") == 1
     scene.do(created("r1"), audio("r1", "i1", 40), audio_done("r1", "i1"), done("r1"))

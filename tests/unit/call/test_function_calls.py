@@ -20,7 +20,7 @@ from gateway.call.tools.commands import (
     HoldPlan,
     LanguagePlan,
     Say,
-    Tell,
+    SendMessage,
     TransferPlan,
     TransferTo,
 )
@@ -268,7 +268,7 @@ def test_private_digits_are_in_no_record() -> None:
     ("act", "seen"),
     [
         (Say("Hello."), ["create ['instructions', 'tools']"]),
-        (Tell("The caller is a guest."), ["item The caller is a guest."]),
+        (SendMessage("The caller is a guest."), ["item The caller is a guest."]),
         (TransferTo("desk", ""), ["refer tel:1"]),
         (EndCall(""), ["close 1000 application", "bye 16"]),
     ],

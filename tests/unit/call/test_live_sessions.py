@@ -30,9 +30,9 @@ from gateway.call.tools.commands import (
     HoldPlan,
     Interrupt,
     RequestOutOfBand,
-    Respond,
+    RequestResponse,
     Say,
-    Tell,
+    SendMessage,
     TransferPlan,
 )
 from gateway.realtime.events import (
@@ -125,10 +125,10 @@ def test_commands_without_a_response_to_them() -> None:
     assert scene.requests[-1].words == "Welcome."
     speaks(scene, "speech_1", 100)
     ends(scene, "speech_1")
-    assert scene.do(request(Tell("The shop is closed.", "system", True))) == [
+    assert scene.do(request(SendMessage("The shop is closed.", "system", True))) == [
         "item The shop is closed."
     ]
-    scene.do(request(Respond("Ask for the name.")))
+    scene.do(request(RequestResponse("Ask for the name.")))
     assert scene.requests[-1].response == {"instructions": "Ask for the name."}
     scene.do(request(RequestOutOfBand("k", "Sum up.", {})))
     assert scene.record.content.out_of_band[-1].status == "refused"

@@ -38,7 +38,7 @@ from gateway.call.tools.commands import (
     LanguagePlan,
     Say,
     SendDtmfPlan,
-    Tell,
+    SendMessage,
     TransferPlan,
     TransferTo,
 )
@@ -165,7 +165,7 @@ LEG = st.one_of(
     st.booleans().map(inputs.HoldChanged),
     st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
 )
-ACTS: list[CallCommand] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
+ACTS: list[CallCommand] = [Say("x"), SendMessage("x"), TransferTo("blind", "x"), EndCall("")]
 STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
 TRANSFERS = st.one_of(
     st.builds(inputs.ReferProgress, STATUS, st.just(""), st.booleans()),

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Config
-from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
+from gateway.config.renamed import RENAMED_KEYS as ALL_RENAMED_KEYS
+from gateway.config.renamed import RENAMED_VALUES
 from gateway.config.source import section_in
 from gateway.dialplan.route import Route
 from gateway.planning.check import check
+
+RENAMED_KEYS = {old: new for old, new in ALL_RENAMED_KEYS.items() if not old.startswith("call.")}
+"""Those of a configuration and of dialplans, without those of call suites."""
 
 SERVER = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'
 ARRAYS = {

@@ -19,7 +19,7 @@ from gateway.call.tools.commands import (
     CommandsFromTools,
     EndCall,
     Say,
-    Tell,
+    SendMessage,
     TransferTo,
 )
 from gateway.config import ConfigError
@@ -367,7 +367,8 @@ def test_a_failure_is_logged_with_its_traceback(
 def test_acts_are_done_in_order_whatever_thread_they_come_from(tmp_path: Path) -> None:
     done: list[CallCommand] = []
     assert use(tmp_path, ("acts", "{}"), acts=done) == ["done"]
-    assert done == [Say("Hello."), Tell("A guest."), TransferTo("desk", "Sorry."), EndCall("Bye.")]
+    transfer = TransferTo("desk", "Sorry.")
+    assert done == [Say("Hello."), SendMessage("A guest."), transfer, EndCall("Bye.")]
 
 
 def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
@@ -510,4 +511,4 @@ async def tells(call: Call) -> str:
         await box.stop()
 
     asyncio.run(main())
-    assert order == [Tell("A guest."), "done"]
+    assert order == [SendMessage("A guest."), "done"]

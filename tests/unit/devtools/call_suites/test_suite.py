@@ -61,6 +61,8 @@ MISTAKES = {
     CALL + CALL: "{f}:6: call[1].name: another call is named 'one'",
     CALL + "[call.expect]\nanswered_withn = 3\n": "{f}:6: call[0].expect.answered_withn: unknown "
     'key; did you mean "answered_within"?',
+    CALL + "[call.expect]\ncut_within_ms = 3\n": "{f}:6: call[0].expect.cut_within_ms: unknown "
+    'key; it is called "barge_in_latency_ms" now',
     CALL + '[[call.step]]\ndo = "sing"\n': "{f}:6: call[0].step[1].do: unknown step 'sing'",
     CALL + '[[call.step]]\ndo = "interrupt"\n': "{f}:5: call[0].step[1]: an interruption has "
     "either a text or a file",

@@ -64,7 +64,7 @@ GOOD_AND_BAD: dict[str, tuple[Any, Any, str]] = {
     "ended_by": ("agent", "caller", "ended by agent"),
     "ending": ("agent_hangup", "transferred", "agent_hangup"),
     "response_p95_ms": (2000, 1999, "2000 ms (of 2 responses)"),
-    "cut_within_ms": (500, 499, "heard for 500 ms more"),
+    "barge_in_latency_ms": (500, 499, "heard for 500 ms more"),
     "max_dead_air": (2.0, 1.9, "2.0 s from 12.0 s on"),
     "transfer_to": ("^sip:sales@", "support", "transferred to sip:sales@example.com, sip:201@pbx"),
     "digits": ("12", "1", "12"),
@@ -114,9 +114,9 @@ def test_a_cost_without_a_price_is_not_checked() -> None:
 FAILING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "refused": ({"answered_within": 9}, {"answered_ms": None}, "not answered"),
     "silent after the question": ({"response_p95_ms": 9000}, {"heard": []}, "no response"),
-    "no interruption": ({"cut_within_ms": 9000}, {"interruptions": []}, "no interruption"),
+    "no interruption": ({"barge_in_latency_ms": 9000}, {"interruptions": []}, "no interruption"),
     "interrupted in a pause": (
-        {"cut_within_ms": 9000},
+        {"barge_in_latency_ms": 9000},
         {"heard": [span(0, 9000)]},
         "did not speak",
     ),
