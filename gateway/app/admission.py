@@ -21,6 +21,7 @@ from gateway.app.registry import CallRegistry, LocalLine, deciding
 from gateway.app.shared_state import SharedState
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
+from gateway.bridge.route_data import CallerHistories
 from gateway.bridge.sideband import Sideband
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
@@ -34,7 +35,6 @@ from gateway.planning import (
     session_codec,
 )
 from gateway.planning.sip import sip_settings
-from gateway.records.caller_history import CallerHistories
 from gateway.records.report import SYNTHETIC
 from gateway.records.shared import LeaseRequest
 from gateway.records.store import RecordStore

@@ -40,6 +40,7 @@ from gateway.app.stores import Step, endpoints_of, stores_of
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
+from gateway.bridge.route_data import CallerHistories
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.measures import LAG, Distribution
@@ -47,7 +48,6 @@ from gateway.planning import servers_of
 from gateway.planning.route_notes import has_live_sessions
 from gateway.planning.route_tools import tool_executor
 from gateway.planning.sip import sip_settings
-from gateway.records.caller_history import CallerHistories
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
 from gateway.sip.transports import hosts_of, unreachable

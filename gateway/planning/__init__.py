@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.audio.codecs import FRAME_MS, Codec
 from gateway.audio.sounds import SoundError, pcm24_of
 from gateway.billing.costs import budget_plan
-from gateway.bridge.route_data import Completed, DataLookup, with_data
+from gateway.bridge.route_data import Completed, DataLookup, Lookup, number_trust, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
@@ -67,7 +67,6 @@ from gateway.planning.route_tools import (
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
-from gateway.records.caller_history import Lookup, number_trust
 from gateway.sip.leg import Invite, new_call_id
 from gateway.sip.messages.headers import asserted, display_name_of, diverted, user_of
 from gateway.text import printable, words_of

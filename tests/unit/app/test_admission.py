@@ -14,10 +14,10 @@ from gateway.app import admission as admission_module
 from gateway.app.admission import Admission, Rejections
 from gateway.app.registry import CallRegistry
 from gateway.audio.codecs import Codec
+from gateway.bridge.route_data import CallerHistories
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
-from gateway.records.caller_history import CallerHistories
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Invite
 from tests.support.call_fakes import FakeLeg

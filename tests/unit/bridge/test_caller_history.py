@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dialplan import Route
-from gateway.records.caller_history import (
+from gateway.bridge.route_data import (
     TRUST,
     WAITING,
     CallerHistories,
@@ -19,6 +18,7 @@ from gateway.records.caller_history import (
     number_trust,
     trusted_number,
 )
+from gateway.dialplan import Route
 from gateway.records.database import Database
 from gateway.records.tables import CLOSED
 from gateway.sip.leg import Invite
