@@ -20,7 +20,7 @@ from gateway.records.recordings import Options, Recordings
 from gateway.records.retention import Storage, Uploads, sweep, sweep_black_boxes, sweep_files
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
-from gateway.sip.message_log import MessageLog
+from gateway.sip.signalling import MessageLog
 
 Step = Callable[[], Awaitable[None] | None]
 """A start or stop; one that takes time returns an awaitable."""
@@ -84,7 +84,7 @@ def stores_of(config: Config, dialplan: Dialplan) -> Stores:
         webhooks=webhooks,
         event_logs=EventLogs(folder, writer, secrets),
         messages=messages,
-        black_boxes=BlackBoxes(folder, writer, secrets, messages),
+        black_boxes=BlackBoxes(folder, writer, messages, secrets),
         uploads=uploads,
         recordings=Recordings(
             recording_options(config), (lambda: None) if uploads is None else uploads.wake

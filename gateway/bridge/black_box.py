@@ -46,7 +46,7 @@ from gateway.text import json_text
 if TYPE_CHECKING:
     from gateway.sip.call_audio import CallAudio
     from gateway.sip.leg import Leg
-    from gateway.sip.message_log import MessageLog
+    from gateway.sip.signalling import MessageLog
 
 FORMAT = 1
 """Version of the lines."""

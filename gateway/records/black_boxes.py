@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -23,8 +23,10 @@ from gateway.call.tools.commands import CollectPlan
 from gateway.ending import EndReason
 from gateway.log import Redactor
 from gateway.records.files import BackgroundWriter, Channel, file_stem, private
-from gateway.sip.message_log import MessageLog
 from gateway.text import PrivateDigits, json_text, unicode_in
+
+if TYPE_CHECKING:
+    from gateway.sip.signalling import MessageLog
 
 SUFFIX = ".blackbox.jsonl"
 Keep = Literal["off", "on_trouble", "always"]
@@ -187,18 +189,18 @@ class BlackBoxes:
 
     Args:
         folder: of the records; None writes nothing.
-        secrets: texts that are replaced in each line.
         messages: SIP messages of calls.
+        secrets: texts that are replaced in each line.
     """
 
     def __init__(
         self,
         folder: Path | None,
         writer: BackgroundWriter,
+        messages: MessageLog,
         secrets: Sequence[str] = (),
-        messages: MessageLog | None = None,
     ) -> None:
-        self.messages = messages or MessageLog()
+        self.messages = messages
         self._folder = folder
         self._redact = Redactor(secrets)
         self._failing = False

@@ -18,11 +18,10 @@ import structlog
 from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg
-from gateway.sip.library import CodecOrder
+from gateway.sip.library import CodecOrder, SipThread
 from gateway.sip.names import Names
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.source_limits import BoundedDict
-from gateway.sip.thread import SipThread
 from gateway.sip.transports import RtpPortQuarantine
 from gateway.sip.trunks import ChallengedCall
 

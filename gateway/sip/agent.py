@@ -21,13 +21,13 @@ from gateway.sip.call_audio import CallAudio, PortPool, note_ready, ready_fd, ta
 from gateway.sip.incoming import InviteCallbacks
 from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, RejectedInvite
 from gateway.sip.library import AgentError as AgentError
-from gateway.sip.message_log import MessageLog
+from gateway.sip.library import SipThread
 from gateway.sip.messages.headers import user_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings
+from gateway.sip.signalling import MessageLog
 from gateway.sip.sip_call import SipCall
 from gateway.sip.stack import Stack
-from gateway.sip.thread import SipThread
 from gateway.sip.trunks import Trunks
 
 log = structlog.get_logger("sip")

@@ -20,8 +20,8 @@ from gateway.sip.active_calls import CallServices
 from gateway.sip.call_audio import CallAudio, Port, Source
 from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Leg, LegEnd, ReferProgress
+from gateway.sip.library import SipThread
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.thread import SipThread
 
 log = structlog.get_logger("sip")
 

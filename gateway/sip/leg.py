@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from gateway.audio.codecs import G711, Codec
 from gateway.ending import EndReason
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.thread import SipThread
 
 if TYPE_CHECKING:
     from gateway.sip.call_audio import CallAudio
+    from gateway.sip.library import SipThread
 
 
 def new_call_id() -> str:

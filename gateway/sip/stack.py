@@ -22,14 +22,19 @@ from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import Sounds
 from gateway.sip.incoming import CapacityCheck, Endpoint, Incoming, InviteCallbacks, RecentInvites
 from gateway.sip.leg import Leg, LegEnd
-from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
-from gateway.sip.message_log import MessageLog
+from gateway.sip.library import CodecOrder, LogWriter, SipThread, configure_media, endpoint_config
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings, Trunk
-from gateway.sip.signalling import PASS, Decision, Negotiation, ReceivedMessage, Signalling
+from gateway.sip.signalling import (
+    PASS,
+    Decision,
+    MessageLog,
+    Negotiation,
+    ReceivedMessage,
+    Signalling,
+)
 from gateway.sip.sip_call import SipCall
-from gateway.sip.thread import SipThread
 from gateway.sip.transfer import ReferQueue
 from gateway.sip.transports import Listeners, RtpPortQuarantine
 from gateway.sip.trunks import Challenges, OptionsPinger, Trunks

@@ -18,11 +18,11 @@ from gateway.sip.accounts import Account
 from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Invite, Leg, ReferProgress
+from gateway.sip.library import SipThread
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
 from gateway.sip.rtp import QualityMeter
 from gateway.sip.signalling import Signalling
 from gateway.sip.source_limits import TokenBucket
-from gateway.sip.thread import SipThread
 from gateway.text import matched
 
 log = structlog.get_logger("sip")

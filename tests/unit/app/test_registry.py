@@ -14,6 +14,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import CollectPlan
 from gateway.records.black_boxes import BlackBoxes
 from gateway.records.files import BackgroundWriter
+from gateway.sip.signalling import MessageLog
 from tests.support.call_fakes import settle
 
 
@@ -78,7 +79,7 @@ class Kept:
         return SimpleNamespace(
             records=SimpleNamespace(write=self.written.append, opened=lambda _record: None),
             event_logs=SimpleNamespace(open=lambda call_id, *_given, **_more: call_id),
-            black_boxes=BlackBoxes(None, BackgroundWriter()),
+            black_boxes=BlackBoxes(None, BackgroundWriter(), MessageLog()),
             recordings=None,
             tracing=SimpleNamespace(trace_id=lambda _call_id: ""),
         )

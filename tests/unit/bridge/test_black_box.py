@@ -15,8 +15,8 @@ from gateway.bridge import black_box
 from gateway.bridge.black_box import WireLog, packet_lines
 from gateway.bridge.replay import BlackBoxError, Packet, packets_of, replay
 from gateway.devtools.timeline.black_box import Stream
-from gateway.sip import message_log
-from gateway.sip.message_log import MessageLog, SipMessage
+from gateway.sip import signalling
+from gateway.sip.signalling import MessageLog, SipMessage
 from gateway.text import json_text
 from tests.support.call_fakes import FakeLeg
 from tests.support.call_scene import ACK, BYE, SPEECH, UP, Scene, key
@@ -148,8 +148,8 @@ def test_messages_are_bounded_by_call_and_altogether(monkeypatch: pytest.MonkeyP
     assert told == [True], "at once: the next message that is sent may be a call's first"
     add(log, "registrar", method="REGISTER")
     assert log.take("registrar", last=True) == ([], 0)
-    monkeypatch.setattr(message_log, "MAX_CALL_BYTES", 10)
-    monkeypatch.setattr(message_log, "MAX_BYTES", 25)
+    monkeypatch.setattr(signalling, "MAX_CALL_BYTES", 10)
+    monkeypatch.setattr(signalling, "MAX_LOG_BYTES", 25)
     for call_id in ("a", "b", "c"):
         for _ in range(3):
             add(log, call_id, bytes(5))
@@ -162,8 +162,8 @@ def test_messages_are_bounded_by_call_and_altogether(monkeypatch: pytest.MonkeyP
 def test_a_flood_takes_no_message_of_a_call_that_is_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(message_log, "MAX_CALL_BYTES", 10)
-    monkeypatch.setattr(message_log, "MAX_BYTES", 25)
+    monkeypatch.setattr(signalling, "MAX_CALL_BYTES", 10)
+    monkeypatch.setattr(signalling, "MAX_LOG_BYTES", 25)
     log = MessageLog()
     log.wanted = True
     add(log, "a", bytes(4))

@@ -17,6 +17,7 @@ from gateway.ending import Ending, EndReason, Party
 from gateway.records.black_boxes import SUFFIX, BlackBox, BlackBoxes, BlackBoxSettings, went_wrong
 from gateway.records.files import BackgroundWriter
 from gateway.records.retention import QUIET_SECONDS, sweep_black_boxes
+from gateway.sip.signalling import MessageLog
 
 
 def test_the_oldest_are_deleted_but_those_on_hold_and_in_progress(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ class Channel:
 
 @pytest.mark.parametrize("kept", ["always", "on_trouble"])
 def test_a_wire_that_cannot_be_read_costs_only_its_lines(tmp_path: Path, kept: Any) -> None:
-    boxes = BlackBoxes(tmp_path, BackgroundWriter(), ("hunter2",))
+    boxes = BlackBoxes(tmp_path, BackgroundWriter(), MessageLog(), ("hunter2",))
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     record = CallRecord("call-1", started_at="2026-11-29T10:00:00.000+00:00")
     box = boxes.open(record, BlackBoxSettings(kept), CollectPlan())
@@ -89,7 +90,7 @@ async def test_a_file_has_a_bound_and_waits_for_the_other_legs_bye(
 ) -> None:
     """What comes after 64 MB is in no file; what waits at the end of the process is."""
     monkeypatch.setattr("gateway.records.black_boxes.MAX_FILE_BYTES", 20_000)
-    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    boxes = BlackBoxes(tmp_path, BackgroundWriter(), MessageLog())
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     for call_id, lines, kept in (("long", 5, 1), ("ends", 1, 3)):
         record = CallRecord(call_id, started_at="2026-11-29T10:00:00.000+00:00")
@@ -110,7 +111,7 @@ async def test_a_file_has_a_bound_and_waits_for_the_other_legs_bye(
 
 
 def test_a_line_that_cannot_be_masked_costs_no_other_box(tmp_path: Path) -> None:
-    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    boxes = BlackBoxes(tmp_path, BackgroundWriter(), MessageLog())
     batches: list[tuple[BlackBox, list[str], bool | None]] = []
     for name in ("bad", "good"):
         record = CallRecord(name, started_at="2026-11-29T10:00:00.000+00:00")
@@ -124,7 +125,7 @@ def test_a_line_that_cannot_be_masked_costs_no_other_box(tmp_path: Path) -> None
 
 
 def test_what_records_mask_is_in_no_line(tmp_path: Path) -> None:
-    boxes = BlackBoxes(tmp_path, BackgroundWriter())
+    boxes = BlackBoxes(tmp_path, BackgroundWriter(), MessageLog())
     boxes._channel = Channel(boxes)  # type: ignore[assignment]
     record = CallRecord("call-1", started_at="2026-11-29T10:00:00.000+00:00")
     record.private.redact(("numbers", "emails"), ("(?i)project falcon",))

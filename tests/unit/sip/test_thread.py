@@ -10,8 +10,8 @@ import pytest
 
 from gateway.sip.active_calls import Calls, HeldCall
 from gateway.sip.agent import AgentError, UserAgent
+from gateway.sip.library import SipThread
 from gateway.sip.settings import Listen, SipSettings
-from gateway.sip.thread import SipThread
 from gateway.sip.trunks import ChallengedCall
 
 
