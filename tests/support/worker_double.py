@@ -3,7 +3,8 @@
 
 ``up`` reports that it is up and ends with 0 at SIGTERM; ``deaf`` ignores SIGTERM; ``crash`` kills
 itself once up; ``broken`` ends with 1 before that; ``orphan FILE`` writes the file when its
-supervisor is gone, ``renew FILE`` at SIGHUP, ``late FILE`` too, which is up once FILE.go exists.
+supervisor is gone, ``renew FILE`` at SIGHUP (``up`` or ``starting``: what it was then), ``late
+FILE`` too, which is up once FILE.go exists.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ def main() -> None:
     if what == "broken":
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
+    state = "starting"
     if what in ("renew", "late"):
-        signal.signal(signal.SIGHUP, lambda *_: Path(sys.argv[2]).touch())
+        signal.signal(signal.SIGHUP, lambda *_: Path(sys.argv[2]).write_text(state))
     while what == "late" and not Path(f"{sys.argv[2]}.go").exists():
         time.sleep(0.01)
+    state = "up"
     supervisor_link.send(b"up\n")
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -373,6 +373,12 @@ class Listening:
             self._start(self.written_ms, self.written_ms)
             self._scripted = self._session.later(length_ms / 1000, self._scripted_stop)
 
+    def end_speech(self) -> None:
+        """End the speech of :meth:`pretend_speech` now; nothing without it."""
+        if self._scripted is not None:
+            self._scripted.cancel()
+            self._scripted_stop()
+
     def _scripted_stop(self) -> None:
         self._scripted = None
         self._stop(Stopped(self.written_ms, self.written_ms))

@@ -69,7 +69,7 @@ class Session:
         )
         listening = self._listening = Listening(self)
         self.append, self.commit, self.clear = listening.append, listening.commit, listening.clear
-        self.pretend_speech = listening.pretend_speech
+        self.pretend_speech, self.end_speech = listening.pretend_speech, listening.end_speech
         self._listening.configure(self._settings["audio"]["input"])
         self._turn = Turn(first=True)
         self._transcribing = Transcribing(self)

@@ -289,18 +289,31 @@ def test_of_several_processes_one_places_each(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_one_that_a_killed_process_had_taken_is_placed_by_another(tmp_path: Path) -> None:
+def test_one_that_a_killed_process_had_taken_is_placed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, claims = shared.claim_callbacks, dict[str, int]()
+
+    def counted(connection: Any, holder: str, *given: Any) -> Any:
+        found = claim(connection, holder, *given)
+        claims[holder] = claims.get(holder, 0) + len(found)
+        return found
+
+    monkeypatch.setattr(shared, "claim_callbacks", counted)
+
     async def main() -> None:
         world = World(tmp_path)
         await world.scheduler.start()
         await world.scheduler.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=2)
         with world.database.exclusive() as connection:
-            assert len(shared.claim_callbacks(connection, "killed", world.now.timestamp(), 30)) == 1
+            assert len(claim(connection, "killed", world.now.timestamp(), 30)) == 1
+        claims.clear()
         world.scheduler._changed.set()
         other = world.another()
         await other.start()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: len(claims) == 2, "both look")
+        assert set(claims.values()) == {0}
         assert world.dialled == []
         world.now += timedelta(seconds=30)
         other._changed.set()

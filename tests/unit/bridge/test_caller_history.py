@@ -150,9 +150,11 @@ async def test_a_database_that_is_away_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     histories = CallerHistories(f"sqlite:///{tmp_path}/none.sqlite3")
-    lookup = histories.of(a_route(timeout=0.01), invite())
+    lookup = histories.of(a_route(), invite())
     assert lookup is not None
     assert (await lookup()).calls == ()  # there is no file yet
+    lookup = histories.of(a_route(timeout=0.01), invite())
+    assert lookup is not None
     hangs = threading.Event()
     monkeypatch.setattr(histories, "_read", lambda *_: hangs.wait(20) and [])
     failures = [(await lookup()).failure for _ in range(WAITING + 1)]

@@ -137,13 +137,14 @@ def test_messages_at_the_start_are_texts_or_files_with_variables(tmp_path: Path)
         (Answer(body='{"allow": "yes"}'), (None, "the answer was not understood")),
         (Answer(body="<html>"), (None, "the answer was not understood")),
         (Answer(status=500), (None, "nobody could be asked")),
-        (Answer(body='{"allow": false}', seconds=1.0), (None, "too late")),
+        (Answer(body='{"allow": false}', seconds=30), (None, "too late")),
     ],
 )
 def test_somebody_is_asked_over_http(answer: Answer, verdict: http.Verdict) -> None:
     async def asked(url: str) -> http.Verdict:
         client = HttpClient(2)
-        rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
+        timeout = 0.2 if answer.seconds else 20.0
+        rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=timeout, name="g")
         call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
         try:
             return await http.ask_content(client, rule, call)
@@ -153,7 +154,9 @@ def test_somebody_is_asked_over_http(answer: Answer, verdict: http.Verdict) -> N
     with http_service() as service:
         service.answers = [answer]
         assert asyncio.run(asked(service.url)) == verdict
-        (request,) = service.asked
+    if answer.seconds:
+        return  # on a busy machine the question may not have come in that time
+    (request,) = service.asked
     assert request.headers["x-key"] == "k"
     assert (request.json["who"], request.json["text"]) == ("agent", "One sentence.")
 

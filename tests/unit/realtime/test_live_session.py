@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a Live session keeps, and what ends it: clips, questions, briefings, words, its close."""
+"""What a Live session keeps, and what ends it: clips, questions, briefings, words, its close, a
+server that is frozen."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+
 from gateway.audio.codecs import Codec
+from gateway.realtime import live_session
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
     AgentTranscript,
@@ -26,6 +32,7 @@ from gateway.realtime.live_session import LiveSession
 from gateway.realtime.live_voice import NO_PLAYOUT, Backend, Voice
 from gateway.realtime.session_object import live_object
 from gateway.realtime.setup import open_session
+from tests.support import idle_clock
 from tests.support.listening import noise
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Script, serving
 
@@ -91,7 +98,7 @@ async def test_a_rejected_clip_holds_nothing() -> None:
 
 async def test_what_comes_after_a_second_clip_waits_for_its_end() -> None:
     seen: list[list[str]] = []
-    ready = asyncio.Event()
+    ready, came = asyncio.Event(), asyncio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.receive(CLIP)
@@ -103,6 +110,7 @@ async def test_what_comes_after_a_second_clip_waits_for_its_end() -> None:
         ready.set()
         await peer.send("session.output_audio.fixture.played")
         await peer.receive("session.thinking.append")
+        came.set()
         await ends(peer)
 
     async with live(script) as (session, _):
@@ -111,7 +119,8 @@ async def test_what_comes_after_a_second_clip_waits_for_its_end() -> None:
         session.send(AppendText("thinking", "The caller is at home."))
         async with asyncio.timeout(WAIT):
             await ready.wait()
-        assert session._voice.clip_words == "Good day."
+            assert session._voice.clip_words == "Good day."
+            await came.wait()
     assert seen == [[CLIP, CLIP]]
 
 
@@ -292,3 +301,34 @@ async def test_a_cancelled_close_ends_the_session() -> None:
             session.append(VOICE[:160])
         assert session.counters.audio_dropped == before + 3
         assert not session._pacer._frames
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_a_frozen_server_is_left_once_the_caller_speaks(
+    talks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers pings, and sends nothing; ``talks``: it goes on with its track, and is not
+    frozen."""
+    monkeypatch.setattr(live_session, "FROZEN_SECONDS", 0.3)
+    monkeypatch.setattr(live_session, "CLOSED_SECONDS", 0.1)
+
+    async def script(peer: Peer) -> None:
+        track = json.dumps({"type": "session.output_audio.delta", "delta": "////////"})
+        closed = asyncio.ensure_future(peer.until_closed())
+        while not (await asyncio.wait((closed,), timeout=0.05))[0]:
+            if talks:
+                await peer.ws.send(track)
+
+    async def scenario() -> None:
+        async with live(script) as (session, heard):
+            voice = noise(3, 1.0)
+            for start in range(0, len(voice), 160):
+                session.append(voice[start : start + 160])
+                await asyncio.sleep(0.02)
+            if not talks:
+                await heard.end()
+            assert len(heard.closed) == (not talks)
+
+    with capture_logs() as logs:
+        idle_clock.run(scenario())
+    assert [one["event"] for one in logs].count("session.frozen") == (not talks)

@@ -29,6 +29,7 @@ from gateway.realtime.events import (
 )
 from gateway.realtime.session import WRITE_BUFFER_LIMIT, Session
 from gateway.realtime.wire import REQUEST_KEY
+from tests.support import idle_clock
 from tests.support.scripted_realtime import Heard, Peer, Server, client_tasks, opened, serving
 
 
@@ -402,7 +403,7 @@ def test_a_network_that_takes_nothing_drops_audio_and_is_found_dead_by_pings() -
             return session, heard
 
     with capture_logs() as logs:
-        session, heard = asyncio.run(scenario())
+        session, heard = idle_clock.run(scenario())
     (closed,) = heard.closed
     assert (closed.code, closed.reason) == (1006, "keepalive ping timeout")
     assert closed.verdict.kind is Kind.RETRYABLE

@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,15 +108,15 @@ def running(tmp_path: Path) -> Iterator[Recordings]:
     with made._changed:
         made._closed = True
         made._changed.notify()
-    made._thread.join(5)
+    made._thread.join(30)
 
 
-def until_written(made: Recordings) -> None:
-    for _ in range(500):
-        if not made.open:
-            return
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what the thread does."""
+    until_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until_s, "never"
         time.sleep(0.01)
-    raise AssertionError("not written")
 
 
 def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: P
     gone = running.begin("b", "20260101T000000_b", Tape(2), Codec.PCMU, "wav")
     running.end(kept)
     running.end(gone, discard=True)
-    until_written(running)
+    until(lambda: not running.open)
     assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a.wav"]
 
 
@@ -134,13 +134,13 @@ def test_no_name_of_an_earlier_recording_of_a_call_is_taken_again(
     """It may have been uploaded and removed: the next upload would replace it in the storage."""
     first = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
     running.end(first)
-    until_written(running)
+    until(lambda: not running.open)
     first.path.unlink()
     second = running.begin(
         "a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav", taken={first.path.name}
     )
     running.end(second)
-    until_written(running)
+    until(lambda: not running.open)
     assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a-2.wav"]
 
 
@@ -156,11 +156,7 @@ def test_a_recording_that_is_erased_while_it_is_closed_is_deleted(
     monkeypatch.setattr(Recording, "_close", and_erased)
     made = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
     running.end(made)
-    until_written(running)
-    for _ in range(200):
-        if not made.path.exists():
-            break
-        time.sleep(0.01)
+    until(lambda: not running.open and not made.path.exists())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,20 +171,28 @@ def test_a_recording_that_is_discarded_before_it_has_a_file_leaves_nothing(tmp_p
 
 
 def test_a_deletion_that_waits_for_an_upload_is_not_forgotten_at_the_end(
-    running: Recordings,
+    running: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    erase, tries = Recording.erase, list[bool]()
+
+    def tried(made: Recording) -> bool:
+        tries.append(erase(made))
+        return tries[-1]
+
+    monkeypatch.setattr(Recording, "erase", tried)
     made = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
     running.end(made)
-    until_written(running)
+    until(lambda: not running.open)
     with recording_files.locked(made.path):
         running.erase(made)
         with running._changed:
             running._closed = True
             running._changed.notify()
-        time.sleep(0.1)
+        until(lambda: len(tries) > 3)
+        assert not any(tries)
         assert made.path.exists()
     assert running._thread is not None
-    running._thread.join(5)
+    running._thread.join(30)
     assert not made.path.exists()
 
 
@@ -261,10 +265,7 @@ def test_a_disk_that_takes_nothing_loses_the_file_and_says_so(
     (tmp_path / "blocked").touch()
     made = running.begin("a", "blocked/a", Tape(2), Codec.PCMU, "wav")
     running.end(made)
-    for _ in range(500):
-        if running.as_json()["failing"]:
-            break
-        time.sleep(0.01)
+    until(lambda: running.as_json()["failing"])
     asyncio.run(running.stop())
     running.start()
     assert running.lost_bytes > 0
@@ -277,9 +278,6 @@ def test_old_files_are_deleted_without_a_database_too(tmp_path: Path) -> None:
     (tmp_path / f"{now}000_new.wav").touch()
     made = Recordings(Options(tmp_path, retention_days=1.0))
     made.start()
-    for _ in range(500):
-        if len(list(tmp_path.iterdir())) == 2:
-            break
-        time.sleep(0.01)
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
     asyncio.run(made.stop())
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{now}000_new.wav", "notes.txt"]

@@ -39,11 +39,10 @@ def there(storage: Storage) -> dict[str, bytes]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
+    until_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until_s, "it did not come to that"
         time.sleep(0.01)
-    raise AssertionError("it did not come to that")
 
 
 def recording(folder: Path, name: str, data: bytes) -> Path:

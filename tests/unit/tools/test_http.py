@@ -149,7 +149,6 @@ def test_a_service_says_when_to_come_again(value: str, seconds: float | None) ->
         ([Answer(302, headers={"Location": "/elsewhere"})], "", "answered 302", 1),
         ([Answer(body="x" * 300)], "", "[cut: only the first 200 characters", 1),
         ([Answer(body="x" * (MAX_BODY + 1))], "", "larger than", 1),
-        ([Answer(seconds=5)], "timeout = 0.2", "no result within 0.2 s", 1),
     ],
 )
 def test_what_comes_back(
@@ -163,6 +162,13 @@ def test_what_comes_back(
     service.answers = answers
     assert result in use(tmp_path, hook(service.url + "/x", more))
     assert len(service.asked) == times
+
+
+def test_an_answer_that_comes_too_late(tmp_path: Path, service: HttpService) -> None:
+    service.answers = [Answer(seconds=30)]
+    tool = hook(service.url, 'timeout = 0.2\nmethod = "GET"')
+    assert "no result within 0.2 s" in use(tmp_path, tool)
+    assert len(service.asked) <= 1, "it is not asked for again"
 
 
 def test_nobody_there(tmp_path: Path) -> None:
@@ -189,7 +195,7 @@ def test_arguments_are_checked_before_anything_is_sent(
         (Answer(body="[]"), False, "the answer was not understood"),
         (Answer(body="yes"), False, "the answer was not understood"),
         (Answer(500), False, "nobody could be asked"),
-        (Answer(seconds=5), False, "nobody answered in time"),
+        (Answer(seconds=30), False, "nobody answered in time"),
     ],
 )
 def test_the_operator_is_asked(
@@ -205,7 +211,7 @@ tool = "*"
 policy = "ask_http"
 url = "{service.url}/approve"
 headers = {{ X-Key = "k" }}
-timeout = 2.0
+timeout = {0.2 if answer.seconds else 20.0}
 """
 
     async def main() -> tuple[bool, str]:
@@ -219,6 +225,8 @@ timeout = 2.0
             await box.stop()
 
     assert asyncio.run(main()) == (approve, reason)
+    if answer.seconds:
+        return  # on a busy machine the question may not have come in that time
     assert service.asked[0].json == {
         "call": "call-1",
         "route": "r",

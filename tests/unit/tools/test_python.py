@@ -36,7 +36,7 @@ url = "ws://127.0.0.1:8765"
 folder = "routes"
 [tools]
 module = "hotel.py"
-timeout = 5
+timeout = 20
 threads = 2
 """
 ROUTE = """
@@ -247,7 +247,7 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
             3.0,
             "One moment.",
         )
-        assert plans["guests"].timeout == 6.0
+        assert plans["guests"].timeout == 21.0
         await box.stop()
         return box.definitions("r")
 
@@ -381,7 +381,7 @@ def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
             call = ToolCall("c", "blocks", "{}", "call-1", "r")
             box.run(call, result.set_result)
         for _ in range(2):
-            assert await asyncio.to_thread(hotel.STARTED.acquire, timeout=5)
+            assert await asyncio.to_thread(hotel.STARTED.acquire, timeout=20)
         assert not hotel.STARTED.acquire(blocking=False), "the third one waits"
         assert sum(thread.name == "tool" for thread in threading.enumerate()) == 2
         hotel.GO_ON.set()
@@ -404,7 +404,7 @@ def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.Monk
             with pytest.raises(RuntimeError):
                 await threads.run(lambda: "")
         assert threads.running == 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return str(await threads.run(lambda: "went on"))
 
     assert asyncio.run(main()) == "went on"
