@@ -82,6 +82,9 @@ class CancelResponse:
     (:data:`UNNAMED`), as the server gave none at its beginning, or one that was used before."""
 
     response_id: str
+    request: CreateResponse | None = None
+    """Of a Live session's out-of-band question, which has no id before its answer: the question
+    that nobody waits for any more."""
 
     def body(self) -> dict[str, Any]:
         """Return the client event, without an id that is our own."""

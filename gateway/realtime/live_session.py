@@ -191,12 +191,15 @@ class LiveSession(Session):
         """Send the client events of a Live session that do what ``command`` does; return the
         ``event_id`` of the last one.
 
-        An out-of-band question in text waits until the backend is idle. Events wait for the end of
+        An out-of-band question in text waits until the backend is idle, or is cancelled. Events wait for the end of
         a clip that plays. A command for which a Live session has nothing (truncation, deletion, a
         question without a backend) is dropped and counted, and an unused id is returned.
         """
-        if is_question(command) and self._backend is not None:
+        if self._backend is not None and is_question(command):
             self._backend.ask(command)
+            return self._ask_next(self._backend)
+        if self._backend is not None and isinstance(command, CancelResponse) and command.request:
+            self._backend.forget(command.request)
             return self._ask_next(self._backend)
         bodies = self._bodies_of(command)
         event_id = self._queue(command, bodies)
@@ -226,7 +229,7 @@ class LiveSession(Session):
     def _ask_next(self, backend: Backend) -> str:
         """Send the backend's next out-of-band question, if it is idle; return the id of its
         ``response.create``, or an unused id if nothing was sent."""
-        following = backend.next_question()
+        following = backend.next_question(self._loop.time())
         return self.commands.next_id() if following is None else self._queue(*following)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
@@ -298,7 +301,7 @@ class LiveSession(Session):
                 return self._backend.answer(item)
             case ContinueWork() if self._backend is not None:
                 return self._backend.continue_response()
-            case CancelResponse(response_id=name) if self._voice.briefs(name):
+            case CancelResponse(name, request=None) if self._voice.briefs(name):
                 return self._voice.end_briefing(self._loop.time())
             case AppendText() | PlayClip() | Relayed():
                 return [command.body()]
@@ -422,11 +425,12 @@ class LiveSession(Session):
 
     def _on_refused(self, event_id: str | None) -> None:
         """Handle an ``error`` about the client event ``event_id``: of a clip, send what waited for
-        its end; of an out-of-band question, ask the next one."""
+        its end; of an out-of-band question or of what the backend was to go on with, ask the next
+        question."""
         if event_id and event_id == self._clip_id:
             self._voice.clip_words = ""
             self._clip_over()
-        if self._backend is not None and self._backend.refused(self.commands.command_of(event_id)):
+        if self._backend is not None and self._backend.forget(self.commands.command_of(event_id)):
             self._ask_next(self._backend)
 
     def _on_backend(self, backend: Backend, event: BackendEvent) -> None:

@@ -29,6 +29,7 @@ from gateway.realtime.events import (
     BackendEvent,
     Channel,
     ClientCommand,
+    ContinueWork,
     CreateResponse,
     ResponseCreated,
     ResponseDone,
@@ -50,6 +51,9 @@ MAX_OPEN = 256
 MAX_QUESTIONS = 16
 """Out-of-band questions that wait for the backend."""
 
+STUCK_SECONDS = 60.0
+"""How long a question waits for a busy backend of which no event comes (s); then it is asked."""
+
 MAX_APPEND = 1400
 """Bytes of UTF-8 in one append: the limit is 500 tokens, of three bytes at least."""
 
@@ -70,11 +74,12 @@ _ENDS = {
 
 @dataclass(slots=True)
 class _Stream:
-    """One response of the backend that has not ended: its id, the backend's model, and the items
-    that are complete, 64 at most."""
+    """One response of the backend that has not ended: its id, the backend's model, the out-of-band
+    question that it answers, if any, and the items that are complete, 64 at most."""
 
     id: str = ""
     model: str = ""
+    question: CreateResponse | None = None
     items: list[Mapping[str, Any]] = field(default_factory=list)
 
 
@@ -103,6 +108,8 @@ class Backend:
         """The next response belongs to no delegation, so that the voice is not told of it."""
         self._asked: CreateResponse | None = None
         """Question that is being answered."""
+        self._held_since: float | None = None
+        """When a question first waited for other work (s); None once an event came since."""
         self._over_count = 0
         """Responses that are complete."""
 
@@ -112,41 +119,61 @@ class Backend:
         if len(self._questions) < MAX_QUESTIONS:
             self._questions.append(question)
 
-    def next_question(self) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
+    def next_question(self, now: float) -> tuple[CreateResponse, list[dict[str, Any]]] | None:
         """Take the next question out of the queue; return it with its client events: a developer
         message and ``response.create``.
 
-        None without a question, and while the backend is busy: a response runs, function calls or a
-        ``response.create`` wait for results, or another question is being answered.
+        None without a question, while another is being answered, and while the backend is busy: it
+        responds or is to respond, or function calls wait for results. It no longer counts as busy
+        once a question has waited for ``STUCK_SECONDS`` without any event of it.
         """
-        busy = self._streams or self._open or self._waits or self._asked is not None
-        if busy or not self._questions:
+        if not self._questions or self._asked is not None:
             return None
+        works = any(one.question is None for one in self._streams.values())
+        if works or self._open or self._waits or self._undelegated:
+            self._held_since = now if self._held_since is None else self._held_since
+            if now - self._held_since < STUCK_SECONDS:
+                return None
+            self._undelegated = False
         self._asked = self._questions.popleft()
         text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
         return self._asked, [_create_item(_developer_message(text)), {"type": "response.create"}]
 
-    def refused(self, command: object) -> bool:
-        """Drop the question that is being answered, if it is ``command``, which the server has
-        rejected, so that the next can be asked. Return whether it was."""
-        if self._asked is None or command is not self._asked:
+    def forget(self, command: ClientCommand | None) -> bool:
+        """Drop a question that waits or is being answered, if it is ``command``, which nobody waits
+        for any more or which the server has rejected, so that the next can be asked; a rejected
+        continuation is no longer waited for, either. Return whether it was one of these."""
+        if isinstance(command, ContinueWork):
+            waited, self._undelegated = self._undelegated, False
+            return waited
+        if not isinstance(command, CreateResponse):
             return False
-        self._asked = None
+        if command is self._asked:
+            self._asked = None
+        elif command in self._questions:
+            self._questions.remove(command)
+        else:
+            return False
         return True
 
     def on_event(self, event: BackendEvent) -> list[ResponseCreated | ResponseDone]:
         """Take the next event of the backend's response; at its end return [:class:`ResponseDone`],
         until then an empty list.
 
-        While a question is being answered, the next end outside any delegation is its answer:
-        :class:`ResponseCreated` with the question's metadata comes before it, and the question is
-        over.
+        A response outside any delegation that begins while a question is being answered is its
+        answer: :class:`ResponseCreated` with the question's metadata comes before its end, and the
+        question is over. So it is where the question was dropped meanwhile.
         """
-        done = self._done(event)
-        if done is None or event.delegation_id or self._asked is None:
-            return [] if done is None else [done]
-        asked, self._asked = self._asked, None
-        return [ResponseCreated(done.response_id, (asked.response or {})["metadata"]), done]
+        self._held_since = None
+        found = self._done(event)
+        if found is None:
+            return []
+        done, question = found
+        if question is None:
+            return [done]
+        if question is self._asked:
+            self._asked = None
+        return [ResponseCreated(done.response_id, (question.response or {})["metadata"]), done]
 
     def found_later(self, event: BackendEvent, done: ResponseDone) -> str:
         """Return the text of a completed response that answers no delegation, for the voice to say:
@@ -173,24 +200,29 @@ class Backend:
         self._answered = answered and self._answered
         return bodies
 
-    def _done(self, event: BackendEvent) -> ResponseDone | None:
-        """Take an event of the response of its delegation; return the response if this ends it,
-        else None.
+    def _done(self, event: BackendEvent) -> tuple[ResponseDone, CreateResponse | None] | None:
+        """Take an event of the response of its delegation; if this ends it, return the response and
+        the question that it answers, else None.
 
         ``response.created``, or any event where none runs, begins one, in place of one that runs
-        for the same delegation; beyond 16 the oldest is dropped.
+        for the same delegation; beyond 16 the oldest is dropped. Nothing for an event that names a
+        response whose place was taken.
         """
         inner, name = event.event, event.delegation_id
         kind = inner.get("type")
         told = inner.get("response")
         told = told if isinstance(told, Mapping) else {}
+        response_id = _text(told.get("id"))
         if kind == "response.created" or name not in self._streams:
             self._streams.pop(name, None)
-            self._streams[name] = _Stream(model=self._model)
+            question = None if name else self._asked
+            self._streams[name] = _Stream(model=self._model, question=question)
             if len(self._streams) > MAX_STREAMS:
                 del self._streams[next(iter(self._streams))]
         stream = self._streams[name]
-        stream.id = _text(told.get("id")) or stream.id
+        if response_id and stream.id and response_id != stream.id:
+            return None
+        stream.id = response_id or stream.id
         stream.model = _text(told.get("model")) or stream.model
         item = inner.get("item")
         if kind == "response.output_item.done" and isinstance(item, Mapping):
@@ -201,7 +233,7 @@ class Backend:
         if status is None:
             return None
         del self._streams[name]
-        return self._over(stream, status, told, inner)
+        return self._over(stream, status, told, inner), stream.question
 
     def _over(
         self,

@@ -167,6 +167,12 @@ class OutOfBandResponses:
         stop: list[Output] = [Send(CancelResponse(response_id))] if known else []
         return stop + self._finish(key, "cancelled", "", now)
 
+    def on_session_over(self, now: float) -> list[Output]:
+        """End the spoken responses as ``failed``, as somebody waits for their sound; those in text
+        end by their own deadlines."""
+        spoken = [key for key, running in self._running.items() if running.audio is not None]
+        return [output for key in spoken for output in self._finish(key, "failed", "", now)]
+
     def takes(self, event: ServerEvent) -> bool:
         """Return whether an event belongs to an out-of-band response, running or ended, so that it
         must not reach the conversation: ``response.created`` by its metadata, later events by the
@@ -218,10 +224,17 @@ class OutOfBandResponses:
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """End the responses that have not ended in their time as ``late``, with empty text; the
-        server is not told, and what it sends of them later is ignored."""
-        late = [key for key, one in self._running.items() if now >= one.until]
-        return [output for key in late for output in self._finish(key, "late", "", now)]
+        """End the responses that have not ended in their time as ``late``, with empty text; what
+        comes of them later is ignored. Only a Live session is told, of those in text: it asks its
+        backend one question at a time."""
+        outputs: list[Output] = []
+        for key, one in list(self._running.items()):
+            if now < one.until:
+                continue
+            if one.audio is None and not self.capabilities.cancel:
+                outputs.append(Send(CancelResponse("", one.command)))
+            outputs += self._finish(key, "late", "", now)
+        return outputs
 
     def _finish(self, key: str, status: str, text: str, now: float) -> list[Output]:
         """Forget the response of this key: set status, text (cut to ``MAX_TEXT``) and duration in

@@ -23,7 +23,7 @@ WORDS_SECONDS = 4.0
 sound."""
 
 MAX_WAITING = 8
-"""Tasks that wait to begin; of more the oldest is dropped without an answer."""
+"""Tasks that wait to begin; of more the oldest is refused."""
 
 MAX_PER_MINUTE = 12
 """Tasks that are begun in 60 s; further ones are refused. It bounds a session that delegates one
@@ -86,7 +86,7 @@ class DelegatedTasks:
 
     def on_delegated(self, event: WorkDelegated, now: float) -> list[Output]:
         """Log a delegation; if its target is the client, keep the task until it begins. Beyond
-        ``MAX_WAITING`` waiting tasks the oldest is dropped, and gets no answer.
+        ``MAX_WAITING`` waiting tasks the oldest is refused (``NOT_POSSIBLE``).
 
         Where the route has no function for tasks, nothing is kept, and the session is told that it
         cannot be done (``NOT_POSSIBLE``); not if the route has an application, which may answer.
@@ -99,9 +99,11 @@ class DelegatedTasks:
         if tools.delegate:
             self._waiting[event.id] = now + WORDS_SECONDS
             self.words_came = not self.words_missing()
-            if len(self._waiting) > MAX_WAITING:
-                del self._waiting[next(iter(self._waiting))]
-            return [note]
+            if len(self._waiting) <= MAX_WAITING:
+                return [note]
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            return [note, Send(AppendText("thinking", NOT_POSSIBLE, oldest))]
         if tools.application:
             return [note]
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]

@@ -12,6 +12,7 @@ from gateway.call import inputs
 from gateway.call.conversation.barge_in import STOP
 from gateway.call.conversation.control import HELD
 from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
+from gateway.call.conversation.out_of_band import SECONDS as OUT_OF_BAND_SECONDS
 from gateway.call.plan import (
     CallPlan,
     EscapePlan,
@@ -35,9 +36,12 @@ from gateway.call.tools.commands import (
     SendMessage,
     TransferPlan,
 )
+from gateway.call.tools.delegated_tasks import MAX_WAITING, NOT_POSSIBLE
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    AppendText,
+    CancelResponse,
     DecisionMade,
     InputCommitted,
     InputTranscribed,
@@ -102,6 +106,17 @@ def test_a_caller_who_speaks_cuts_nothing() -> None:
     scene.listen(1000)
     assert scene.heard_ms == 1000
     assert not [one for one in scene.seen if one.startswith(("truncate", "delete", "cancel"))]
+
+
+def test_a_question_that_is_late_holds_no_later_one() -> None:
+    scene = Scene()
+    scene.do(replace(UP_LIVE, capabilities=replace(LIVE, out_of_band=True)), ACK)
+    scene.at(1.0, request(RequestOutOfBand("query-1", "Who calls?", {})))
+    (first,) = scene.requests
+    scene.at(1.0 + OUT_OF_BAND_SECONDS)
+    assert scene.sent[-1] == CancelResponse("", first)
+    (late,) = scene.record.content.out_of_band
+    assert late.status == "late"
 
 
 def test_an_operator_who_interrupts_stops_what_is_heard() -> None:
@@ -295,6 +310,17 @@ def test_a_voice_that_hands_over_task_after_task(
     runs = [event for event in scene.events if event == "tool"]
     assert len(runs) == min(12, 59 // apart + 1)
     assert ("tool_loop" in scene.events) is (apart < 5)
+
+
+def test_of_too_many_tasks_at_once_the_oldest_is_told_that_it_cannot_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.support.call_scene.check_client_event", lambda _body: None)
+    tools = ToolsPlan(functions={"look": FunctionPlan()}, delegate="look")
+    scene = live(CallPlan("route", Codec.PCMU, tools=tools))
+    scene.do(*TURN)
+    scene.do(*(said(WorkDelegated(f"task_{n}", "client")) for n in range(MAX_WAITING + 1)))
+    assert scene.sent == [AppendText("thinking", NOT_POSSIBLE, "task_0")]
 
 
 ANSWERS = replace(GREETED, greeting=None, limits=LimitsPlan(rtp_timeout=0))

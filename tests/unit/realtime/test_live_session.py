@@ -21,6 +21,7 @@ from gateway.realtime.events import (
     AppendText,
     AudioDelta,
     BackendEvent,
+    CancelResponse,
     CreateResponse,
     PlayClip,
     ResponseCreated,
@@ -29,7 +30,7 @@ from gateway.realtime.events import (
     TrackWords,
 )
 from gateway.realtime.live_session import LiveSession
-from gateway.realtime.live_voice import NO_PLAYOUT, Backend, Voice
+from gateway.realtime.live_voice import NO_PLAYOUT, STUCK_SECONDS, Backend, Voice
 from gateway.realtime.session_object import live_object
 from gateway.realtime.setup import open_session
 from tests.support import idle_clock
@@ -152,10 +153,90 @@ async def test_after_a_rejected_question_the_next_one_is_asked() -> None:
             await asked.wait()
 
 
+async def test_after_a_question_that_nobody_waits_for_the_next_one_is_asked() -> None:
+    seen: list[list[str]] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.receive("response.create")
+        for _ in range(10):  # 0.2 s of audio, which is sent meanwhile
+            await peer.receive("session.input_audio.append")
+        seen.append(commands(peer))
+        given_up.set()
+        await peer.receive("response.create")
+        asked.set()
+        await ends(peer)
+
+    given_up, asked = asyncio.Event(), asyncio.Event()
+    async with live(script, **BACKEND) as (session, _):
+        first, second, third = map(question, ("first", "second", "third"))
+        for one in (first, second, third):
+            session.send(one)
+        async with asyncio.timeout(WAIT):
+            await given_up.wait()
+            session.send(CancelResponse("", second))
+            session.send(CancelResponse("", first))
+            await asked.wait()
+        assert session._backend is not None
+        assert session._backend._asked is third
+    assert seen == [["response.item.create", "response.create"]]
+
+
+def backend_event(kind: str, response_id: str = "", task: str = "") -> BackendEvent:
+    return BackendEvent(task, {"type": kind, "response": {"id": response_id}})
+
+
+def test_a_late_answer_is_that_of_the_question_it_was_begun_for() -> None:
+    backend = Backend("gpt-5")
+    first, second = question("first"), question("second")
+    backend.ask(first)
+    backend.ask(second)
+    assert backend.next_question(0.0) is not None
+    assert backend.on_event(backend_event("response.created", "resp_1")) == []
+    assert backend.forget(first)
+    assert backend.next_question(15.0) is not None, "and the one that hangs holds nothing"
+    late = backend.on_event(backend_event("response.completed", "resp_1"))
+    assert late[0] == ResponseCreated("resp_1", {"k": "first"})
+    assert backend.on_event(backend_event("response.created", "resp_2")) == []
+    assert backend.on_event(backend_event("response.failed", "resp_1")) == []
+    answer = backend.on_event(backend_event("response.completed", "resp_2"))
+    assert answer[0] == ResponseCreated("resp_2", {"k": "second"})
+
+
+def test_a_question_is_not_asked_while_another_response_was_requested() -> None:
+    """Else the answer to it would be said to the caller, and that response be its answer."""
+    backend = Backend("gpt-5")
+    assert backend.continue_response() != []
+    backend.ask(question("first"))
+    assert backend.next_question(0.0) is None
+    (again,) = backend.on_event(backend_event("response.completed", "resp_1"))
+    assert isinstance(again, ResponseDone)
+    backend.found_later(backend_event("response.completed"), again)
+    assert backend.next_question(1.0) is not None
+    answer = backend.on_event(backend_event("response.completed", "resp_2"))
+    assert answer[0] == ResponseCreated("resp_2", {"k": "first"})
+
+
+def test_a_backend_that_hangs_holds_questions_for_a_minute() -> None:
+    backend = Backend("gpt-5")
+    backend.on_event(backend_event("response.created", "resp_1", "task_1"))
+    first, second = question("first"), question("second")
+    backend.ask(first)
+    assert backend.next_question(0.0) is None
+    backend.forget(first)
+    backend.on_event(backend_event("response.in_progress", "resp_1", "task_1"))
+    backend.ask(second)
+    assert backend.next_question(40.0) is None
+    assert backend.next_question(40.0 + STUCK_SECONDS - 0.1) is None
+    assert backend.next_question(40.0 + STUCK_SECONDS) is not None
+    # It goes on after all, and is the task's.
+    (done,) = backend.on_event(backend_event("response.completed", "resp_1", "task_1"))
+    assert isinstance(done, ResponseDone)
+
+
 def test_functions_of_a_question_are_no_answers_of_the_conversation() -> None:
     backend = Backend("gpt-5")
     backend.ask(question("first"))
-    assert backend.next_question() is not None
+    assert backend.next_question(0.0) is not None
     call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
     events = [
         {"type": "response.created", "response": {"id": "resp_1"}},
