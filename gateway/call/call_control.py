@@ -442,11 +442,16 @@ class CallActions:
         return None if self._action is None else self._call_id
 
     @property
+    def transferring(self) -> bool:
+        """Whether a transfer is queued or has begun, which goes on even if the session is lost.
+        True also while the legs are joined; False once :meth:`take_result` has removed a transfer
+        that failed."""
+        return self._action is not None and self._action.is_transfer
+
+    @property
     def underway(self) -> bool:
-        """Whether a transfer has begun, which goes on even if the session is lost. True also while
-        the legs are joined; False once :meth:`take_result` has removed a transfer that failed."""
-        action = self._action
-        return action is not None and action.is_transfer and self._begin_by is None
+        """Whether a transfer has begun (:attr:`transferring`)."""
+        return self.transferring and self._begin_by is None
 
     @property
     def audio_suspended(self) -> bool:

@@ -259,14 +259,14 @@ class Failover:
         """Reason for which the session was lost last."""
         return self._why
 
-    def stop_for_escape(self) -> list[Output]:
-        """Stop the failover, since the caller asked for a human and is being transferred: record
-        ``escaped``, and return the end of the step's sound. Nothing while no step is being
-        taken."""
+    def stop(self, outcome: str) -> list[Output]:
+        """Stop the failover, since the caller is being transferred: record ``outcome`` (escaped,
+        where the caller asked for a human, or transferred), and return the end of the step's sound.
+        Nothing while no step is being taken."""
         if not self.active:
             return []
         self.active = self.wants_answer = False
-        self._latest_record.outcome = "escaped"
+        self._latest_record.outcome = outcome
         return self._stop_sound()
 
     # ---- the steps

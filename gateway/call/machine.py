@@ -36,6 +36,17 @@ LEG_END_SECONDS = 35.0
 """Wait (s) for the end of the leg after our BYE, CANCEL or refusal, which is retransmitted for 32 s
 (RFC 3261 timer F); a leg not over by then is given up."""
 
+FOR_RULES = (
+    inputs.SoundHeard,
+    inputs.CallerSounds,
+    inputs.LineQuality,
+    inputs.CallerLevel,
+    inputs.BeepHeard,
+    inputs.ApprovalResult,
+    inputs.ContentChecked,
+)
+"""Inputs that only rules of the conversation handle."""
+
 MachineInput = inputs.Input | Prepared
 """What a call's machine takes: ``Prepared`` brings the plan with the call's data in its texts."""
 
@@ -193,7 +204,6 @@ class CallMachine:
         times = conversation.response_times
         self._playback, self._silence = conversation.control.playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
-            # What is not here is for the rules of the conversation only.
             inputs.SessionReady: session.on_session_ready,
             inputs.SessionFailed: session.on_session_failed,
             inputs.SessionClosed: session.on_session_closed,
@@ -224,6 +234,7 @@ class CallMachine:
             inputs.ShutDown: lambda _input, now: self._end_call(EndReason.SHUTDOWN, now),
             inputs.HangupRequested: lambda _input, now: self._end_call(EndReason.OPERATOR, now),
             inputs.InternalError: self._on_internal_error,
+            **dict.fromkeys(FOR_RULES, lambda _input, _now: []),
         }
 
     @property
@@ -295,8 +306,7 @@ class CallMachine:
             event = conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
-        handler = self._handlers.get(type(input))
-        todo = [] if handler is None else handler(input, now)
+        todo = self._handlers[type(input)](input, now)
         only_queued = [type(output) for output in todo] == [outputs.Play]
         if type(event) is AudioDelta and only_queued and not self._session.failover.old_audio_plays:
             self._flowing = event.part
@@ -352,9 +362,10 @@ class CallMachine:
 
     def _after_input(self, now: float) -> list[outputs.Output]:
         """Start what was waiting when this input came, in a live call. In order: actions, goodbye
-        and tasks of the conversation; where caller and B-leg were joined, the call is BRIDGED, and
-        its session is closed or only listens; a hand-over; the replacement of a session that gives
-        no response; the end of the call; ``Hold`` where the hold has changed.
+        and tasks of the conversation; the end of a failover during which a transfer was queued;
+        where caller and B-leg were joined, the call is BRIDGED, and its session is closed or only
+        listens; a hand-over; the replacement of a session that gives no response; the end of the
+        call; ``Hold`` where the hold has changed.
 
         The call ends when failover has no step left; else when an action says so, when the session
         was lost during a transfer that has failed since, or when the conversation says so. ``Hold``
@@ -362,6 +373,7 @@ class CallMachine:
         """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
+        todo += self._session.transfer_meanwhile(now)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
             todo += self._session.on_bridged(now)
         if self._call.session_up and self._call.talking:
@@ -374,7 +386,7 @@ class CallMachine:
         lost = self._session.lost_meanwhile
         if why is None and lost is None:
             why, detail = conversation.ended(now)
-        elif why is None and lost is not None and not conversation.call_actions.underway:
+        elif why is None and lost is not None and not conversation.call_actions.transferring:
             why, detail = lost
         if why is not None:
             return todo + self._end_call(why, now, detail)

@@ -455,14 +455,32 @@ class SessionEvents:
                 why = self.failover.why
             elif self._call.state is State.BRIDGED:  # with an interpreter: it was closed for that
                 why, self._call.state = EndReason.SESSION_CLOSED, State.TALKING
-            todo += self.failover.stop_for_escape()
             self._released = self._returning = False
-            todo.append(outputs.CloseSession(1000, why.value))
-            self.lost_meanwhile = (why, detail)
-            todo += self._call.conversation.call_actions.session_lost(now)
+            todo += self._go_on_without(why, detail, "escaped", now)
         if self._call.state is State.CONNECTING:
             todo += self._answer_for_fallback(now)
         return todo + self._call.conversation.escape.begin(by, now)
+
+    def _go_on_without(
+        self, why: EndReason, detail: str, outcome: str, now: float
+    ) -> list[outputs.Output]:
+        """Give up the session, also one that is being opened, for a caller who is being transferred
+        (``outcome`` of a failover that is stopped): the call ends for this reason if the transfer
+        fails, and a briefing goes on without the model."""
+        actions = self._call.conversation.call_actions
+        silent = self.failover.stop(outcome)
+        self.lost_meanwhile = (why, detail)
+        # Of a transfer that has begun the caller hears its own sound by now.
+        todo = [] if actions.underway else silent
+        return [*todo, outputs.CloseSession(1000, why.value), *actions.session_lost(now)]
+
+    def transfer_meanwhile(self, now: float) -> list[outputs.Output]:
+        """Stop the failover where a transfer was queued during it, as by an approval that came:
+        its steps would end the call of a caller whom somebody has answered."""
+        if not (self.failover.active and self._call.conversation.call_actions.transferring):
+            return []
+        detail = "lost before the transfer"
+        return self._go_on_without(self.failover.why, detail, "transferred", now)
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         """Handle a session that could not be set up.
@@ -514,7 +532,8 @@ class SessionEvents:
 
         Nothing if the call is ending or bridged, or the session was given up before. A standby
         session that is ready is promoted at once in a live call, except after a normal close
-        (1000). During a transfer the loss is noted, and ends the call if the transfer fails. After
+        (1000). Where the caller is being transferred, or is to be, the loss ends the call if the
+        transfer fails. After
         a normal close, or where a hang-up waits only for queued audio, that audio of a live call is
         played to its end and the call ends. Otherwise the session is lost: the fallback steps are
         taken, or the call ends (:meth:`_lost`).
@@ -527,7 +546,7 @@ class SessionEvents:
             self._call.session_up = True
             return self.handover.promote_if_quiet(now, at_once=True)
         self.handover.on_session_over()
-        if self._call.conversation.call_actions.underway:
+        if self._call.live and self._call.conversation.call_actions.transferring:
             return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
         if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_queued):
             rest = self._call.conversation.on_session_over(now)
@@ -554,14 +573,12 @@ class SessionEvents:
         not live, end the call. Queued audio is played to its end, and a response that was due is
         requested of the next session.
 
-        While the caller is being transferred, or is bridged, only close the session and set
-        :attr:`lost_meanwhile`: the loss ends the call if the transfer fails. A briefing goes on
-        without the model.
+        While the caller is being transferred, or is to be once the words before are heard, or is
+        bridged, only close the session and set :attr:`lost_meanwhile`: the loss ends the call if
+        the transfer fails. A briefing goes on without the model.
         """
-        if (
-            self._call.state is not State.BRIDGED
-            and not self._call.conversation.call_actions.underway
-        ):
+        actions = self._call.conversation.call_actions
+        if self._call.state is not State.BRIDGED and not actions.transferring:
             if not (self._call.live and self._has_fallback):
                 return self._end(why, now, detail)
             self._call.session_up = False
@@ -571,13 +588,14 @@ class SessionEvents:
             answered = self._call.state is State.TALKING
             return rest + self.failover.begin(why, detail, now, answered=answered)
         # The caller is on the way to somebody else: it matters only if they come back.
-        self.lost_meanwhile = (why, detail)
         self._call.session_up = False
         note = self._call.timeline.note(
             now, "session_lost", "warning", why=why.value, detail=detail
         )
-        briefed = self._call.conversation.call_actions.session_lost(now)
-        return [note, outputs.CloseSession(1000, why.value), *briefed]
+        gone = self._go_on_without(why, detail, "transferred", now)
+        # Words that are still to be heard before the transfer begins.
+        rest = [] if actions.underway else self._call.conversation.detach(now)
+        return [note, *gone, *rest]
 
     def on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
         """Close the session that listens to a bridged call, or those that interpret in it, when a

@@ -437,18 +437,18 @@ class Conversation:
         return self._interruptions.on_session_over()
 
     def detach(self, now: float) -> list[Output]:
-        """End what belongs to a session that is lost, closed on hold or handed over: its responses,
-        requests, turns, ids and guardrail checks; queued audio is played to the end. Tool functions
+        """End what belongs to a session that is lost, closed on hold or handed over: its responses
+        (of those out of band only the spoken ones), requests, turns, ids and guardrail checks; queued audio is played to the end. Tool functions
         and actions go on.
 
-        Returns the last frame, ``Pause(False)`` if barge-in had paused playout, and the end of the
-        filler sound.
+        Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
+        filler sound, and what follows for a briefing.
         """
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
-        outputs += self.silence.reset()
+        outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
         self._caller_speaks = self._session_failed = False
         return outputs

@@ -23,7 +23,18 @@ from gateway.call.tools.commands import (
 )
 from gateway.call.tools.definitions import transfer_call
 from gateway.call.transfer import REPEAT_SECONDS, SPEECH_SECONDS
-from tests.support.call_scene import BYE, OUR_END, Scene, audio, closed, created, done, failed, key
+from tests.support.call_scene import (
+    ACK,
+    BYE,
+    OUR_END,
+    Scene,
+    audio,
+    closed,
+    created,
+    done,
+    failed,
+    key,
+)
 from tests.unit.call.test_call_control import PICKED_UP, gone, results, wants
 
 BRIEFING = BriefingPlan(timeout=20.0)
@@ -62,6 +73,33 @@ def outcome(scene: Scene) -> tuple[str, str]:
     """Outcome of the transfer and of its briefing in the record."""
     (attempt,) = scene.record.actions.transfers
     return attempt.outcome, attempt.briefing
+
+
+@pytest.mark.parametrize("sound", ["chime", ""])
+def test_a_transfer_that_was_queued_when_the_session_was_lost_waits_for_no_briefing(
+    sound: str,
+) -> None:
+    plan = plan_with(sound=sound)
+    steps = (FallbackStep("reconnect", timeout=30.0),)
+    scene = Scene(replace(plan, server=replace(plan.server, fallback=steps))).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000), wants("transfer_call", destination="anna"))
+    scene.do(closed(1006))
+    scene.listen(1100)
+    assert "second sip:2@pbx" in scene.seen
+    begun = scene.at(2.0, PICKED_UP)
+    assert (f"sound {sound} second" if sound else "join") in begun
+    assert scene.machine.state is (State.TALKING if sound else State.BRIDGED)
+
+
+def test_a_briefing_in_a_session_that_is_handed_over_goes_on_with_the_sound() -> None:
+    scene = Scene(plan_with(sound="chime"))
+    scene.do(inputs.SessionReady("sess_1", 60.0), ACK)
+    scene.do(created("r1"), wants("transfer_call", destination="anna"))
+    scene.at(2.0, PICKED_UP)
+    scene.do(created("b1", scene.requests[-1]), audio("b1", "i1", 1000))
+    scene.do(inputs.StandbyReady("sess_2", 3600.0))
+    assert "sound chime second" in scene.do(closed(1006))
+    assert "take over" in scene.seen
 
 
 def test_she_hears_it_and_the_caller_hears_music() -> None:

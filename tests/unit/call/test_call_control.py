@@ -14,7 +14,15 @@ from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.call_control import KEY_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
-from gateway.call.plan import CallPlan, EscapePlan, FunctionPlan, LimitsPlan, ToolsPlan
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    EscapePlan,
+    FallbackStep,
+    FunctionPlan,
+    LimitsPlan,
+    ToolsPlan,
+)
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import (
     CallCommand,
@@ -427,6 +435,49 @@ def test_a_session_lost_during_a_transfer_matters_only_if_the_caller_comes_back(
     scene.at(2.0, ACCEPTED, closed(code))
     scene.at(3.0, told(486), OUR_END)
     assert scene.ending[1] == "session_lost"
+
+
+@pytest.mark.parametrize("steps", [(), (FallbackStep("reconnect", timeout=10.0),)])
+@pytest.mark.parametrize("code", [1000, 1006])
+@pytest.mark.parametrize("destination", ["front desk", "anna"])
+def test_a_transfer_that_the_model_has_announced_outlives_its_session(
+    destination: str, code: int, steps: tuple[FallbackStep, ...]
+) -> None:
+    """Neither the loss nor the end of its failover takes the caller from whom they have reached."""
+    scene = Scene(replace(PLAN, server=replace(PLAN.server, fallback=steps))).up()
+    call = wants("transfer_call", destination=destination)
+    scene.do(created("r1"), audio("r1", "i1", 1000), call)
+    assert scene.do(closed(code)) == ["close 1000 session_lost"]
+    assert scene.state is State.TALKING
+    seen = scene.listen(1200)
+    assert scene.heard_ms == 1000
+    if destination == "anna":
+        assert "second sip:2@pbx" in seen
+        scene.at(5.0, PICKED_UP)
+        scene.at(20.0)
+        assert scene.state is State.BRIDGED
+        return
+    assert "refer tel:+4930123" in seen
+    scene.at(5.0, ACCEPTED, RINGING)
+    scene.at(15.0)
+    assert scene.state is State.TALKING
+    assert "bye 16" in scene.do(told(200))
+
+
+def test_a_transfer_that_is_approved_while_the_session_is_replaced_ends_the_failover() -> None:
+    rules = (ApprovalRule("transfer_*", "ask_http", timeout=20.0),)
+    steps = (FallbackStep("reconnect", timeout=10.0, sound="chime"),)
+    tools = replace(PLAN.tools, approvals=rules)
+    scene = Scene(replace(PLAN, tools=tools, server=replace(PLAN.server, fallback=steps))).up()
+    scene.do(created("r1"), wants("transfer_call", destination="anna"))
+    scene.at(2.0, closed(1006))
+    seen = scene.at(3.0, inputs.ApprovalResult("c1", True))
+    assert seen == ["sound ringback", "second sip:2@pbx", "close 1000 session_lost", "hold"]
+    scene.at(5.0, PICKED_UP)
+    scene.at(20.0, inputs.SessionReady("sess_2"))
+    assert scene.state is State.BRIDGED
+    assert scene.sent == []
+    assert scene.record.session.failovers[0].outcome == "transferred"
 
 
 def test_hold() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from gateway.audio.codecs import Codec
 from gateway.call import inputs
 from gateway.call.call_control import ACK_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED
-from gateway.call.machine import LEG_END_SECONDS, State
+from gateway.call.machine import FOR_RULES, LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan, LimitsPlan, OutboundPlan, ServerPlan
 from tests.support.call_scene import (
     ACK,
@@ -36,6 +37,13 @@ from tests.support.call_scene import (
     error,
     key,
 )
+
+
+def test_every_type_of_input_has_a_handler() -> None:
+    machine = Scene().machine
+    assert set(machine._handlers) == set(get_args(inputs.Input))
+    assert set(FOR_RULES) <= set(machine._call.conversation._rules_for)
+
 
 Step = tuple[float, inputs.Input | None, list[str]]
 Row = Sequence[Step]
