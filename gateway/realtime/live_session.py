@@ -191,9 +191,10 @@ class LiveSession(Session):
         """Send the client events of a Live session that do what ``command`` does; return the
         ``event_id`` of the last one.
 
-        An out-of-band question in text waits until the backend is idle, or is cancelled. Events wait for the end of
-        a clip that plays. A command for which a Live session has nothing (truncation, deletion, a
-        question without a backend) is dropped and counted, and an unused id is returned.
+        An out-of-band question in text waits until the backend is idle; one that is cancelled is
+        forgotten. Events wait for the end of a clip that plays. A command for which a Live session
+        has nothing (truncation, deletion, a question without a backend) is dropped and counted, and
+        an unused id is returned.
         """
         if self._backend is not None and is_question(command):
             self._backend.ask(command)

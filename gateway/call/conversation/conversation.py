@@ -438,8 +438,8 @@ class Conversation:
 
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
-        (of those out of band only the spoken ones), requests, turns, ids and guardrail checks; queued audio is played to the end. Tool functions
-        and actions go on.
+        (of those out of band only the spoken ones), requests, turns, ids and guardrail checks;
+        queued audio is played to the end. Tool functions and actions go on.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
