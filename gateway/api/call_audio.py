@@ -39,7 +39,7 @@ from gateway.api.calls import CallId
 from gateway.api.client import RefusedError
 from gateway.api.connections import HOP
 from gateway.api.siblings import Siblings
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE
+from gateway.audio import FRAME_BYTES, FRAME_MS, SAMPLE_RATE
 from gateway.bridge.recording_and_listening import FullError, Listener
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS

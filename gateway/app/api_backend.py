@@ -27,7 +27,7 @@ from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config

@@ -24,7 +24,7 @@ import structlog
 from gateway.api.backend import LIVE_ID, NoCallError, Refusal, Token, not_found
 from gateway.api.client import RefusedError
 from gateway.app.registry import CallRegistry
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError
 from gateway.bridge.sideband import CODEC_FIELDS, Follower, LiveSideband, Sideband, move_field

@@ -19,7 +19,7 @@ from random import uniform
 
 import structlog
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.sessions import ServerWatch, SessionPlan
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import CallPlan

@@ -20,7 +20,7 @@ import structlog
 
 from gateway.app.registry import CallRegistry
 from gateway.app.shared_state import FOLLOWED_RULE, SharedState, most_followed
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaPump

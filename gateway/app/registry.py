@@ -13,7 +13,7 @@ import structlog
 from pydantic import BaseModel
 
 from gateway.app.stores import Stores
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.audio.sounds import ECHO
 from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController

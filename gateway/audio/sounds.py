@@ -20,7 +20,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import SAMPLE_RATE
+from gateway.audio import SAMPLE_RATE
 
 BUILT_IN = ("ringback", "ringback-us", "chime", "music", "silence")
 """Names that need no file."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import SAMPLE_RATE, Codec
+from gateway.audio import SAMPLE_RATE, Codec
 
 _LOW = (697.0, 770.0, 852.0, 941.0)
 _HIGH = (1209.0, 1336.0, 1477.0, 1633.0)

@@ -34,7 +34,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
-from gateway.audio.codecs import FRAME_BYTES
+from gateway.audio import FRAME_BYTES
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.playback import Playout
 from gateway.call.machine import CallMachine, MachineInput

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.machine import CallMachine, MachineInput

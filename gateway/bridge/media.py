@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
 from gateway.audio.tone_detection import Beep, DtmfDetector, ToneAnalyzer
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import inputs, outputs

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, SAMPLE_RATE, Codec
 from gateway.bridge.machine_driver import CallHost, CallPart
 from gateway.call import outputs
 from gateway.call.plan import CallPlan

@@ -20,7 +20,7 @@ from pkgutil import walk_packages
 from typing import Any, cast
 
 from gateway import __version__
-from gateway.audio.codecs import FRAME_BYTES
+from gateway.audio import FRAME_BYTES
 from gateway.bridge.black_box import (
     BYTES,
     FORMAT,

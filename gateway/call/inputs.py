@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.tools.commands import CallCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ClientCommand, ServerError, ServerEvent

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.tools.commands import (
     CollectPlan,
     DispositionPlan,

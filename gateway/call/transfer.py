@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
+from gateway.audio import BYTES_PER_MS, FRAME_MS
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallTimeline, TransferAttempt
 from gateway.call.outputs import Output

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.cli import examples
 from gateway.config.source import ConfigError
 from gateway.devtools.demo import LIVE, DemoError, Result, run

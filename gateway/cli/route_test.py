@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.bridge.route_data import fetch, with_data
 from gateway.call.plan import CallPlan
 from gateway.cli import CONFIG, examples

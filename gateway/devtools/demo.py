@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS
+from gateway.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS
 from gateway.devtools.demo_scenario import (
     CALLER,
     DIALPLAN,

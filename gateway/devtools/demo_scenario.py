@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
+from gateway.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 from gateway.devtools.scripted_caller import CallReport, Outcome, Script, load_script
 from gateway.devtools.timeline import Record, story_of
 

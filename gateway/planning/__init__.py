@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from gateway.audio.codecs import FRAME_MS, Codec
+from gateway.audio import FRAME_MS, Codec
 from gateway.audio.sounds import SoundError, pcm24_of
 from gateway.billing.costs import budget_plan
 from gateway.bridge.route_data import Completed, DataLookup, Lookup, number_trust, with_data

@@ -8,7 +8,7 @@ import re
 from collections import deque
 from urllib.parse import unquote
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.config import Config, MediaSettings
 from gateway.config.numbers import called, matches, named_country
 from gateway.config.sections import OutboundSettings

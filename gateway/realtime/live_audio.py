@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
+from gateway.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 
 LATE_FRAMES = 2.25
 """Frames that caller audio may be late before silence is sent in their place."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.realtime.connection import CLOSE_TIMEOUT
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (

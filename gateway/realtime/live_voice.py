@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,

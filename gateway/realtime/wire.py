@@ -19,7 +19,7 @@ import numpy.typing as npt
 import soxr
 import structlog
 
-from gateway.audio.codecs import SAMPLE_RATE, Codec
+from gateway.audio import SAMPLE_RATE, Codec
 from gateway.realtime.dialects import Dialect, Json
 from gateway.realtime.events import (
     ClientCommand,

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import structlog
 
-from gateway.audio.codecs import FRAME_MS, Codec
+from gateway.audio import FRAME_MS, Codec
 from gateway.records.files import private
 from gateway.records.recording_files import (
     PENDING,

@@ -13,7 +13,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip import library
 from gateway.sip.active_calls import Calls
 from gateway.sip.browser_leg import BrowserEnd

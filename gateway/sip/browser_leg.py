@@ -15,7 +15,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.codecs import FRAME_BYTES, Codec
+from gateway.audio import FRAME_BYTES, Codec
 from gateway.sip.active_calls import CallServices
 from gateway.sip.call_audio import CallAudio, Port, Source
 from gateway.sip.conference import ConferenceLink

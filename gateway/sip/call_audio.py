@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.codecs import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_MS, SAMPLE_RATE, Codec
 from gateway.sip.rtp import UplinkCounts
 
 log = structlog.get_logger("sip")

@@ -30,7 +30,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import bracketed
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.ending import refusal_code
 from gateway.sip.access_control import AccessControl, party_of
 from gateway.sip.accounts import Account, Accounts

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.codecs import FRAME_MS, G711, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.measures import LAG, Distribution
 from gateway.sip.settings import SipSettings
 from gateway.sip.source_limits import TokenBucket

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.addresses import Network, bracketed, is_inside
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 
 
 @dataclass(frozen=True, slots=True)

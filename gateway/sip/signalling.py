@@ -24,7 +24,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.sip.messages.sdp import MediaLine, SdpRejection, parse, sdp_text
 from gateway.sip.settings import Security, SipSettings, Trunk
 

@@ -14,7 +14,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.sip.accounts import Account, header_vector
 from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import LegEnd, LegHandler

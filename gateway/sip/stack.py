@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.sip import library
 from gateway.sip.access_control import AccessControl
 from gateway.sip.accounts import Accounts, header_vector

@@ -13,7 +13,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip.accounts import Account
 from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.conference import ConferenceLink

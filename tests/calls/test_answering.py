@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise, speech

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator import AZURE_LIVE_PATH
 from gateway.devtools.emulator.session_log import TRACK, SessionRecord
 from gateway.realtime.wire import Pcm24

@@ -15,7 +15,7 @@ import numpy as np
 
 import gateway as package
 from gateway.api.client import ask
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import PCMU, synthesise
 from tests.support.forked import Forked

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.cli import main
 from gateway.devtools.emulator.session import Session
 from gateway.devtools.emulator.session_log import SessionRecord

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.dialog import answered, dialog_call
 from tests.support.harness import GatewayStack

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import soxr
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import synthesise
 from tests.support.harness import PATIENT, GatewayStack

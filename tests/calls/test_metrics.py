@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import __version__
 from gateway.api.metrics import READINGS, Metrics
 from gateway.app.api_backend import _may_bring_calls
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.config.operations import DATABASE_NAME
 from tests import support
 from tests.calls.test_api import API, TOKENS, Client

@@ -18,7 +18,7 @@ import pjsua2 as pj
 import pytest
 
 from gateway.api.client import ask
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_wideband import (
     PORT,

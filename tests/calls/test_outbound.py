@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gateway.api.client import RefusedError, ask
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support.callee import CalledCall, CalledPhone

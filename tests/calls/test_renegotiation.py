@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.conversation.control import HELD, RESUMED
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.audio.tone_detection import DtmfDetector
 from tests.calls.test_api import API
 from tests.calls.test_recordings import open_files

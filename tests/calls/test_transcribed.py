@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.replay import read_lines, replay
 from gateway.cli import main
 from gateway.devtools.emulator.session_log import SessionRecord

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support import figures
 from tests.support.harness import GatewayStack

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.api.client import ask
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.audio.sounds import samples_of
 from gateway.devtools.speech import pattern
 from tests.calls.test_transfer_blind import outputs_of, told

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import unix_connect
 
 from gateway.api.client import ask
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.replay import read_lines, replay
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import synthesise

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from playwright.async_api import Page, expect
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import resample, synthesise
 from tests.calls.conftest import shared_world, world

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from playwright.async_api import Page, expect
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from tests.calls.conftest import shared_world, world
 from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_keys import events_of

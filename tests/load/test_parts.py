@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip.call_audio import CallAudio, Source
 
 from . import figures, marks, proc, report, wire

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.scripted_caller.run import JITTER_BUFFER
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge import sessions as sessions_module
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.machine_driver import CallHost

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, Codec
 from gateway.bridge.black_box import RecordedMachine
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord, LegRecord

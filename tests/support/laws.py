@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 
 
 def linear(audio: bytes, law: Codec) -> NDArray[np.int32]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import SAMPLE_RATE, Codec
+from gateway.audio import SAMPLE_RATE, Codec
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.call_audio import CallAudio

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.call_record import CallTimeline, Interruption, append_capped
 from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PlayoutTracker
 from gateway.call.outputs import Output, Play, Send

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_MS
+from gateway.audio import BYTES_PER_MS, FRAME_MS
 
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""

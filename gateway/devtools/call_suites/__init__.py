@@ -37,7 +37,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, ValidationError, model_validator
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.config.source import ConfigError, Problem, Section, problems_of, read_toml
 from gateway.devtools.scripted_caller import (
     BadLine,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.audio.codecs import G711
+from gateway.audio import G711
 from gateway.devtools.call_suites import SuiteCall, TextModel
 from gateway.devtools.call_suites.simulated import (
     Conversation,

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.audio.codecs import FRAME_BYTES
+from gateway.audio import FRAME_BYTES
 from gateway.devtools.call_suites import Judge, Persona, TextModel
 from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
 from gateway.devtools.scripted_caller import Span

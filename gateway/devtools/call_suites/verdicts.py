@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
-from gateway.audio.codecs import SAMPLE_RATE, Codec
+from gateway.audio import SAMPLE_RATE, Codec
 from gateway.devtools.call_suites import Expect, Recogniser
 from gateway.devtools.scripted_caller import CallReport, Outcome, Span
 from gateway.devtools.scripted_caller.sound import PAUSE_MS, write_sound

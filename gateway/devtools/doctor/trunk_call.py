@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, G711, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.devtools.doctor.trunk_messages import Packet, Trace
 from gateway.devtools.scripted_caller import (
     AnyStep,

@@ -54,7 +54,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.config.source import (
     ConfigError,
     KeyPath,

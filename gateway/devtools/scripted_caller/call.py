@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller import (
     AnyStep,
     BadLine,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gateway.audio.codecs import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
+from gateway.audio import FRAME_BYTES, G711, PCM_FRAME_BYTES, Codec
 from gateway.devtools.scripted_caller import (
     SPEECH_DBFS,
     CallReport,

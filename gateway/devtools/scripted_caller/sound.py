@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.audio.codecs import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.audio import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
 from gateway.devtools.scripted_caller import SPEECH_DBFS, Span
 from gateway.records.recording_files import write_tracks
 from gateway.sip.call_audio import CallAudio

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.ending import EndReason
 from gateway.sip.messages.sdp_lines import (
     EVENTS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.text import whole_number
 
 _OTHER_PACKETS = ("UNENCRYPTED_SRTP", "UNAUTHENTICATED_SRTP", "KDR", "FEC_ORDER", "FEC_KEY")

@@ -21,7 +21,7 @@ from gateway.api.call_audio import (
     _Page,
     _permit,
 )
-from gateway.audio.codecs import FRAME_BYTES
+from gateway.audio import FRAME_BYTES
 
 
 class Socket:

@@ -13,7 +13,7 @@ import pytest
 from gateway.app import admission as admission_module
 from gateway.app.admission import Admission, Rejections
 from gateway.app.registry import CallRegistry
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.route_data import CallerHistories
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, G711, PCM_FRAME_BYTES, Codec
+from gateway.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, G711, PCM_FRAME_BYTES, Codec
 
 ALL = bytes(range(256))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soxr
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import Beep, SecondOfAudio, ToneAnalyzer
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.machine_detection import MusicOnHoldDetector

@@ -8,7 +8,7 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import DtmfDetector
 from gateway.devtools.speech import synthesise
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
 from gateway.call import inputs, outputs
 from gateway.sip.leg import LegEnd, ReferProgress

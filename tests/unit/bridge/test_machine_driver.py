@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.machine_driver import MachineDriver, ToolCalls
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine

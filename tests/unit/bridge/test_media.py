@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import SAMPLE_RATE, Codec
+from gateway.audio import SAMPLE_RATE, Codec
 from gateway.bridge.media import CallMedia, InboundAudioAnalyzer, MediaPump
 from gateway.call import inputs, outputs
 from gateway.call.inputs import CallerSounds

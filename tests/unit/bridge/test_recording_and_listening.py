@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge import recording_and_listening
 from gateway.bridge.recording_and_listening import (
     MAX_LISTENERS,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.route_data import DataLookup, Prepared
 from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import ApprovalRule, CallPlan, FallbackStep, FunctionPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import BudgetPlan, CallPlan, FunctionPlan
 from gateway.call.tools.commands import Destination, TransferPlan

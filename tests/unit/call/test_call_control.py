@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.call_control import KEY_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import SessionReady
 from gateway.call.plan import (

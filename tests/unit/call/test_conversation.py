@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
 from gateway.call.plan import CallPlan, DtmfPlan, FunctionPlan, ServerPlan, ToolsPlan

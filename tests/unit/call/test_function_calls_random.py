@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import ApprovalRule, CallPlan, FunctionPlan, LimitsPlan, ToolsPlan
 from gateway.call.tools.commands import CollectPlan, HoldPlan, LanguagePlan

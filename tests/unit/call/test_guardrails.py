@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, TransferPlan

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan, ServerPlan
 from gateway.realtime.events import (
     AgentTranscriptDelta,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.inputs import CallerLevel, Input, LineQuality, SessionReady, SoundHeard
 from gateway.call.plan import (
     CallPlan,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation.barge_in import STOP
 from gateway.call.conversation.control import HELD

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.call_control import ACK_SECONDS
 from gateway.call.conversation.control import HELD, RESUMED

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
 from gateway.call.plan import CallPlan, LimitsPlan, MachineDetectionPlan
 from gateway.config import ConfigError

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PartKey, PlayoutTracker
 from gateway.sip.call_audio import CallAudio
 

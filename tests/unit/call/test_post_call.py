@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation.out_of_band import KEY, LATE_WORDS_SECONDS
 from gateway.call.inputs import Input

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, Prepared, ToolsPlan
 from gateway.call.tools.commands import LanguagePlan

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audio.codecs import FRAME_BYTES, Codec
+from gateway.audio import FRAME_BYTES, Codec
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.out_of_band import KEY

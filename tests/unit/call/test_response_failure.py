@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
 from gateway.realtime.events import InputCommitted, ResponseDone

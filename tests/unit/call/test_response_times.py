@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.plan import CallPlan, InterruptionPlan

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import (
     CallPlan,

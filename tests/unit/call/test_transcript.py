@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation import transcript
 from gateway.call.plan import CallPlan, DtmfPlan, FunctionPlan

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.cli import main
 
 COMMANDS = main.list_commands(click.Context(main))
@@ -58,7 +58,7 @@ def imported(code: str) -> set[str]:
 
 HELP = """
 from click.testing import CliRunner
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.cli import main
 assert CliRunner().invoke(main, [{name!r}, "--help"]).exit_code == 0
 """

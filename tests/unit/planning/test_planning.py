@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.plan import CallPlan
 from gateway.config import Config, load_config
 from gateway.dialplan import Dialplan, Match, load_dialplan

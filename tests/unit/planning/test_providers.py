@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.billing.prices import load_prices, usage_of
 from gateway.planning import session_plan
 from gateway.planning.check import load_all

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 from websockets.protocol import State
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.billing.costs import Accounts, Budgets
 from gateway.billing.ledger import Ledger
 from gateway.billing.prices import load_prices

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, G711, Codec
+from gateway.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, G711, Codec
 from gateway.devtools.speech import AudioFormat, synthesise
 from gateway.realtime.errors import Kind, classify_live_end
 from gateway.realtime.live_audio import (

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.realtime import live_session
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.call.plan import CallPlan, InterruptionPlan
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.events import ServerEvent

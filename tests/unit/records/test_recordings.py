@@ -16,7 +16,7 @@ import pyrage
 import pytest
 import soundfile
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.records import recording_files
 from gateway.records.recording_files import RecordingError, decrypt
 from gateway.records.recordings import Options, Recording, Recordings

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.records import retention
 from gateway.records.recordings import Options, Recordings
 from gateway.records.retention import Storage, Uploads, delete_uploaded

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.sip.call_audio import CallAudio, Playout
 
 

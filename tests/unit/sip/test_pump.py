@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.bridge.media import MediaPump
 from gateway.sip.call_audio import CallAudio
 

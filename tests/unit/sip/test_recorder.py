@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 import time
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip.call_audio import CallAudio, Recorder
 
 FRAME = 160

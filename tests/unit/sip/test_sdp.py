@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.ending import EndReason, refusal_code
 from gateway.sip.messages.sdp import (
     MediaLine,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.sip.call_audio import CallAudio, Source
 
 PCMU, PCMA, NO_AUDIO = 0, 1, -1

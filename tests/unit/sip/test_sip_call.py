@@ -11,7 +11,7 @@ from typing import Any, cast
 import pjsua2 as pj
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
 from gateway.sip.rtp import QualityMeter, RtpCounters, StreamCounters

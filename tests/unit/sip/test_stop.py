@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import IgnoringHandler, LegEnd
 from gateway.sip.settings import SipSettings

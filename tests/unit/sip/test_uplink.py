@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.sip.call_audio import (
     MAX_UPLINK_FRAMES,
     CallAudio,

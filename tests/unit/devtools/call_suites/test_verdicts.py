@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.audio.codecs import Codec
+from gateway.audio import Codec
 from gateway.devtools.call_suites import Expect, Recogniser
 from gateway.devtools.call_suites.verdicts import Evidence, Mark, Said, judge, recogniser_of
 from gateway.devtools.scripted_caller import CallReport, EndReport, Outcome, Span

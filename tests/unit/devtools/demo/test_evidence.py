@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.audio.codecs import FRAME_BYTES, Codec
+from gateway.audio import FRAME_BYTES, Codec
 from gateway.devtools.demo import read_live_events, track_checks
 from gateway.devtools.demo_scenario import (
     SILENT_FRAME,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import G711, Codec
+from gateway.audio import G711, Codec
 from gateway.devtools.doctor import Finding, lines
 from gateway.devtools.doctor.trunk_call import (
     TONE_MS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.audio.codecs import FRAME_BYTES, G711, Codec
+from gateway.audio import FRAME_BYTES, G711, Codec
 from gateway.audio.tone_detection import DtmfDetector
 from gateway.config.source import ConfigError
 from gateway.devtools.demo_scenario import CALLER
