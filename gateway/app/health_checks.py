@@ -27,7 +27,7 @@ from gateway.config.operations import SyntheticCall
 from gateway.dialplan import Dialplan, Match
 from gateway.measures import SESSION_OPEN, Distribution, Reading
 from gateway.planning import placed_match
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed, Verdict, class_of
 from gateway.realtime.session import SessionClosed
 from gateway.realtime.setup import open_session

@@ -29,7 +29,7 @@ from gateway.call.plan import CallPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.live_voice import LivePlayout
 from gateway.records.black_boxes import BlackBox
 from gateway.records.event_logs import EventLog

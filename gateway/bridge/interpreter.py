@@ -19,7 +19,7 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import ATTEMPTS, BILLED, Sessions
 from gateway.call import inputs, outputs
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed, classify_error
 from gateway.realtime.events import ServerError, ServerEvent
 from gateway.realtime.session import Session, SessionClosed

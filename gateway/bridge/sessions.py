@@ -27,7 +27,7 @@ from gateway.call import inputs, outputs
 from gateway.call.conversation.control import message
 from gateway.call.plan import Prepared
 from gateway.dialplan.route_session import merged
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed, Verdict, classify_error
 from gateway.realtime.events import (
     AudioDelta,

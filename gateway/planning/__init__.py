@@ -64,8 +64,8 @@ from gateway.planning.route_tools import (
     transfer_plan,
     turns_by_gateway,
 )
+from gateway.realtime.connection import Endpoint, is_live
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.sip.leg import Invite, new_call_id
 from gateway.sip.messages.headers import asserted, display_name_of, diverted, user_of

@@ -34,7 +34,7 @@ from gateway.planning.route_tools import (
     tool_problems,
     transfer_plan,
 )
-from gateway.realtime.endpoint import is_live
+from gateway.realtime.connection import is_live
 from gateway.records.recording_files import RecordingError, recipients_of
 from gateway.tools.python import ToolModuleError
 

@@ -38,8 +38,8 @@ from gateway.planning.route_tools import (
     recording_plan,
     transfer_plan,
 )
+from gateway.realtime.connection import Endpoint, is_live
 from gateway.realtime.dialects import AZURE_HOSTS
-from gateway.realtime.endpoint import Endpoint, is_live
 from gateway.tools.executor import RouteTools
 
 

@@ -17,7 +17,7 @@ from gateway.config import Config
 from gateway.config.sections import on_loopback
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_tools import module_tools
-from gateway.realtime.endpoint import is_live
+from gateway.realtime.connection import is_live
 
 _LITERAL = re.compile(r"\^?((?:[0-9A-Za-z_-]|\\[+*.])+)\$?")
 """An expression that stands for one number or name, with or without anchors."""

@@ -18,8 +18,7 @@ import structlog
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection, Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
     AudioDelta,

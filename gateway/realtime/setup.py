@@ -25,12 +25,13 @@ from gateway.realtime.connection import (
     MAX_MESSAGE,
     Connect,
     Connection,
+    Endpoint,
     date_of,
     discard,
     retry_after_of,
+    tls_of,
 )
 from gateway.realtime.dialects import GA
-from gateway.realtime.endpoint import Endpoint, tls_of
 from gateway.realtime.errors import (
     Kind,
     SetupFailed,

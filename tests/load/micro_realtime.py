@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 
 from websockets.asyncio.server import ServerConnection, serve
 
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.events import CreateResponse
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session

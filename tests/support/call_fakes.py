@@ -20,7 +20,7 @@ from gateway.call import inputs
 from gateway.call.call_record import CallRecord
 from gateway.call.machine import MachineInput
 from gateway.call.plan import CallPlan
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed, Step, Verdict
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import SessionClosed

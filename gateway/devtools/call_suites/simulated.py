@@ -20,7 +20,7 @@ from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, shortened
 from gateway.devtools.scripted_caller import Span
 from gateway.devtools.scripted_caller.run import TalkingCall
 from gateway.devtools.scripted_caller.sound import SoundError, spoken_clip
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import (
     AgentTranscript,

@@ -33,8 +33,8 @@ from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on
 from gateway.config.sip import ListenAddress
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.setup import open_session
 

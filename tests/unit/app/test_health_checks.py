@@ -11,7 +11,7 @@ import pytest
 from gateway.app import health_checks
 from gateway.app.health_checks import HealthChecker, ServerChange, ServerHealth, SyntheticCalls
 from gateway.config.operations import SyntheticCall
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed
 from tests.support.harness import eventually
 

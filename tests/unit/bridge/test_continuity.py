@@ -8,7 +8,7 @@ import pytest
 
 from gateway.call.plan import FallbackStep, ServerPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, OperatorTransfer, TransferPlan
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
 from gateway.sip.leg import LegEnd, ReferProgress
 from tests.support.call_fakes import FakeCall, settle

@@ -12,7 +12,7 @@ from gateway.bridge import interpreter as module
 from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.sessions import ServerWatch, SessionPlan
 from gateway.call import outputs
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ServerError
 from gateway.realtime.session import SessionClosed

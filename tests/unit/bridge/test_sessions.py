@@ -17,7 +17,7 @@ from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.call.plan import Prepared as PreparedPlan
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CancelResponse, OtherEvent, Relayed, ResponseDone
 from tests.support.call_fakes import FakeServer, Fed, settle

@@ -15,7 +15,7 @@ from gateway.audio import Codec
 from gateway.billing.prices import load_prices, usage_of
 from gateway.planning import session_plan
 from gateway.planning.check import load_all
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 
 BEARER = {"authorization": "Bearer k"}
 API_KEY = {"api-key": "k"}

@@ -47,9 +47,8 @@ from gateway.call.tools.commands import (
     RequestOutOfBand,
     TransferPlan,
 )
-from gateway.realtime.connection import Connection
+from gateway.realtime.connection import Connection, Endpoint
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import AudioDelta, ResponseCreated, ServerError, ServerEvent
 from gateway.realtime.live_session import LiveEdge, LiveSession
 from gateway.realtime.live_voice import NO_PLAYOUT

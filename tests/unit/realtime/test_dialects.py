@@ -21,8 +21,8 @@ from gateway.audio import G711, Codec
 from gateway.config import ConfigError, load_config
 from gateway.planning.check import check
 from gateway.realtime import events
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.dialects import DIALECTS, GA
-from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.parse import parse_event

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway.realtime.endpoint import Endpoint, tls_of
+from gateway.realtime.connection import Endpoint, tls_of
 from tests.support.site_under_test import certificate
 
 KEY = "sk-test-6f1c+0a9d/never"

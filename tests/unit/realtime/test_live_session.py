@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.audio import Codec
 from gateway.realtime import live_session
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.events import (
     AgentTranscript,
     AppendText,

@@ -21,7 +21,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from gateway.realtime import setup
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed, Step
 from gateway.realtime.events import OtherEvent
 from gateway.realtime.session import Session

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed
 from gateway.realtime.events import CreateResponse, RelayedUpdate, ServerError, UpdateSession
 from gateway.realtime.session import Session

@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import CLOSE_CODES as SENDABLE
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import (
     CLOSE_CODES,
     ERROR_CODES,

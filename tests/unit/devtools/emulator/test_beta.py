@@ -18,8 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.devtools.emulator import Emulator
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
     AgentTranscript,
     AudioDelta,

@@ -17,7 +17,7 @@ from gateway.devtools.emulator import AZURE_PATH, PREVIEW_PATH, Emulator
 from gateway.devtools.emulator.client_events import McpTool
 from gateway.devtools.emulator.response import RateLimits
 from gateway.devtools.emulator.script import BUILT_IN, Limits
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import Kind, SetupFailed
 from gateway.realtime.events import CreateResponse, ResponseDone
 from gateway.realtime.session_object import session_object
