@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
+from gateway.addresses import Names
 from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, SipThread
-from gateway.sip.names import Names
 from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.source_limits import BoundedDict
 from gateway.sip.transports import RtpPortQuarantine

@@ -12,7 +12,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.addresses import host_of
+from gateway.addresses import Names, host_of
 from gateway.audio import Codec
 from gateway.sip import library
 from gateway.sip.active_calls import Calls
@@ -23,7 +23,6 @@ from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, RejectedInvite
 from gateway.sip.library import AgentError as AgentError
 from gateway.sip.library import SipThread
 from gateway.sip.messages.headers import user_of
-from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings
 from gateway.sip.signalling import MessageLog
 from gateway.sip.sip_call import SipCall
@@ -81,7 +80,7 @@ class UserAgent:
         named = [host_of(one) for t in settings.trunks for one in (t.registrar, t.outbound_proxy)]
         # pjsip looks for our own address by the name of this machine, among others.
         named += [host_of(settings.stun_server), host_of(socket.gethostname())]
-        self._names = Names(named)
+        self._names = Names(named, lambda name, found: pj.setNameAddresses(name, found))
         self._callbacks = InviteCallbacks(on_arrival, on_invite, on_refused)
         self._messages = messages or MessageLog()
         self._on_caller_audio = on_caller_audio

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pjsua2 as pj
 import structlog
 
-from gateway.addresses import host_of
+from gateway.addresses import Names, host_of
 from gateway.audio import G711, Codec
 from gateway.sip import library
 from gateway.sip.access_control import AccessControl
@@ -24,7 +24,6 @@ from gateway.sip.incoming import CapacityCheck, Endpoint, Incoming, InviteCallba
 from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.library import CodecOrder, LogWriter, SipThread, configure_media, endpoint_config
 from gateway.sip.messages.headers import text_of
-from gateway.sip.names import Names
 from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import (
     PASS,
