@@ -73,6 +73,7 @@ from gateway.config.values import (
     SecondsOrOff,
     Text,
     Typed,
+    ip_literal,
     refuse_duplicates,
 )
 
@@ -245,15 +246,25 @@ class Config(Section):
                     f"each of {count} workers would register there, and every call ring in all of "
                     "them; let the proxy in front register",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _listeners_fit(self) -> Self:
+        """Refuse listeners of all workers, of SIP and of the API, that cannot be bound together."""
+        count, sip = self.workers.count, self.sip
         listeners: list[tuple[KeyPath, ListenAddress]] = [
             (("sip", "listen", index), base) for index, base in enumerate(sip.listen)
         ]
         host, port = split_address(self.api.listen or "")
-        if port not in ("", "0"):  # 0: each worker takes a free one
-            listeners.append((("api", "listen"), ListenAddress("tcp", host, int(port))))
+        if port not in ("", "0"):  # 0: a free one, of each worker
+            # The API's socket of all IPv6 addresses takes IPv4 on its port, too; pjsip's do not.
+            for one in (host, "0.0.0.0") if ip_literal(host) == "::" else (host,):
+                listeners.append((("api", "listen"), ListenAddress("tcp", one, int(port))))
         seen: list[tuple[ListenAddress, int]] = []
         for worker, (where, base) in product(range(count), listeners):
             address = base.shifted(worker * self.workers.port_step)
+            if base.port == 0 and count == 1:
+                continue
             if base.port == 0:
                 raise MisplacedError(where, f"port 0 cannot be shared by {count} workers")
             if address.port > 65535:
@@ -263,6 +274,8 @@ class Config(Section):
                     where, f"worker {worker} would have port {address.port}, one of rtp_ports"
                 )
             for other, owner in seen:
+                if address.collides(other) and count == 1:
+                    raise MisplacedError(where, f"collides with sip.listen {other}")
                 if address.collides(other):
                     raise MisplacedError(
                         where,

@@ -22,7 +22,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import CollectPlan
 from gateway.ending import EndReason
 from gateway.log import Redactor
-from gateway.records.files import BackgroundWriter, Channel, file_stem, private
+from gateway.records.files import BackgroundWriter, Channel, append_to, file_stem
 from gateway.text import PrivateDigits, json_text, unicode_in
 
 if TYPE_CHECKING:
@@ -269,10 +269,8 @@ class BlackBoxes:
         if box.written + len(text) > MAX_FILE_BYTES:
             box.broken = True
             return
-        with open(
-            box.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
-        ) as file:
-            box.written += file.write(text)
+        append_to(box.path, text)
+        box.written += len(text)
 
 
 def _masked(line: str, private: PrivateDigits) -> str:

@@ -30,7 +30,7 @@ import structlog
 from gateway.log import BLANK, Redactor
 from gateway.realtime.events import AudioDelta, TrackAudio
 from gateway.realtime.parse import nested_deeply
-from gateway.records.files import BackgroundWriter, Channel, file_stem, private
+from gateway.records.files import BackgroundWriter, Channel, append_to, file_stem
 from gateway.text import PrivateDigits, json_text
 
 MAX_WAITING = 20_000
@@ -310,10 +310,7 @@ class EventLogs:
         waiting, self._lines = self._lines, {}
         for event_log, lines in waiting.items():
             try:
-                with open(
-                    event_log.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
-                ) as file:
-                    file.write("\n".join([*(text for text, _messages in lines), ""]))
+                append_to(event_log.path, "\n".join([*(text for text, _messages in lines), ""]))
             except OSError as error:
                 event_log.dropped += sum(messages for _text, messages in lines)
                 if not self._failing:

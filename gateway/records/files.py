@@ -320,6 +320,19 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def append_to(path: Path, text: str) -> None:
+    """Append a text to a file, made with mode 0600: all of it, or nothing. Raises OSError."""
+    data = memoryview(text.encode("utf-8", "backslashreplace"))
+    with open(path, "ab", buffering=0, opener=private) as file:
+        begin = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(begin)  # what comes once there is room begins a line of its own
+            raise
+
+
 def _prepare(folder: Path) -> None:
     """Make the folder. Raises OSError, with its name, if it cannot be made or written to."""
     try:

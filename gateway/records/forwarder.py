@@ -186,7 +186,7 @@ class Forwarder:
         self._pause = FIRST_PAUSE_SECONDS
         self._compacted = 0.0
         self._swept = 0.0
-        self._sweep_failing = False
+        self._sweep_failing = self._spool_failing = False
         self._unavailable_at = -SILENT_SECONDS
         """When the database was last found to be away (``time.monotonic()``, s)."""
         self._wake = threading.Event()
@@ -238,9 +238,12 @@ class Forwarder:
             stopping = self._stopping.is_set()
             try:
                 went_on = self._turn()
+                self._spool_failing = False
             except (sqlite3.Error, OSError) as error:
                 # The spool itself: the writer says so, and keeps what it could not add.
-                log.warning("records.spool_failed", error=str(error))
+                if not self._spool_failing:  # not at each turn into a log on the same full disk
+                    log.warning("records.spool_failed", error=str(error))
+                self._spool_failing = True
                 self._spool.close()
                 went_on = False
             except Exception:

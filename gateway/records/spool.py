@@ -117,9 +117,9 @@ class CallSlots:
 
     @property
     def lost(self) -> bool:
-        """Whether the file was removed meanwhile; False before :meth:`open`. :meth:`open` creates
-        it again, with its slots."""
-        return self._map is not None and not self.path.exists()
+        """Whether there is no file: it was never opened, or was removed. :meth:`open` creates it,
+        with the slots of one that was removed."""
+        return self._map is None or not self.path.exists()
 
     def take(self, call_id: str, facts: Mapping[str, Any]) -> None:
         """Write a call's facts into a free slot; nothing if the call has one, or the file is not

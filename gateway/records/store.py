@@ -116,6 +116,7 @@ class RecordStore:
         self._live: dict[str, _Live] = {}
         self._tasks = TaskSet()
         self._failing = False
+        self._without_slots = False
         self.listeners: list[Callable[[dict[str, Any], CallRecord], None]] = []
         """Called with each event and its call's record."""
         self.lost = 0
@@ -265,18 +266,26 @@ class RecordStore:
         self._open_slots()
 
     def _open_slots(self) -> None:
-        """Open the slots, or create their removed file again; log where that fails."""
+        """Open the slots, or create their removed file again; log the first failure, and that it
+        is over."""
         try:
             self._slots.open()
         except OSError as error:
-            log.error("records.no_slots", error=str(error))
+            if not self._without_slots:
+                log.error("records.no_slots", error=str(error))
+            self._without_slots = True
+        else:
+            if self._without_slots:
+                log.info("records.slots_opened")
+            self._without_slots = False
 
     def _tick(self) -> None:
-        """Write the time into the file of slots; create it again if it was removed. On the writer's
-        thread, about once a second."""
+        """Write the time into the file of slots, created if there is none. On the writer's thread,
+        about once a second."""
         self._slots.alive(time.time())
         if self._slots.lost:
-            log.error("records.slots_removed", file=str(self._slots.path))
+            if not self._without_slots:
+                log.error("records.slots_removed", file=str(self._slots.path))
             self._open_slots()
 
     async def _beat(self) -> None:

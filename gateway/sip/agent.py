@@ -96,7 +96,8 @@ class UserAgent:
 
     async def start(self) -> None:
         """Start the SIP thread and listen, once the names of the configuration were looked up (3 s
-        at most). Raises AgentError, naming what could not be had, or after ``START_SECONDS``."""
+        at most). Raises AgentError, naming what could not be had, or after ``START_SECONDS``; then
+        it is stopped as by :meth:`stop`."""
         if len(self.settings.trunks) >= (places := library.account_capacity()):
             raise AgentError(
                 f"trunk: the library has no place for more than {places - 1}, and there are "
@@ -114,8 +115,12 @@ class UserAgent:
         try:
             async with asyncio.timeout(START_SECONDS):
                 await started
-        except TimeoutError:
-            raise AgentError(f"pjsip has not started within {START_SECONDS:g} s") from None
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, TimeoutError):
+                late = f"pjsip has not started within {START_SECONDS:g} s"
+                raise AgentError(late) from None
+            raise
         loop.add_reader(ready_fd(), self._on_ready)
 
     async def stop(self) -> None:

@@ -10,6 +10,7 @@ that the clock may be in is a crash.
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ MAX_OWN = 100
 """Players that calls have for themselves, of ``PJSUA_MAX_PLAYERS`` (256) in all. Whoever comes when
 all are taken hears the file from wherever it is just then."""
 
+AGAIN_SECONDS = 5.0
+"""From one try to make the player of a sound to the next."""
+
 
 class Sounds:
     """Players of sounds in the conference bridge. Made and used on the SIP thread."""
@@ -41,19 +45,24 @@ class Sounds:
     def __init__(self) -> None:
         self._players: dict[str, Any] = {}
         self._idle: dict[str, list[Any]] = {}
+        self._failed: dict[str, float] = {}
+        """When to try a sound again whose player could not be made (``time.monotonic()``, s)."""
         self._own = 0
 
     def get(self, name: str) -> Any:
         """Return the shared player of a built-in sound or WAV file, made at first use; None where
-        it cannot be made, which is logged once and remembered."""
-        if name not in self._players:
+        it cannot be made, which is logged once, and tried again after ``AGAIN_SECONDS``."""
+        player, now = self._players.get(name), time.monotonic()
+        if player is None and now >= self._failed.get(name, now):
             try:
-                self._players[name] = self._make(name)
+                player = self._players[name] = self._make(name)
+                self._failed.pop(name, None)
             except (pj.Error, SoundError, OSError) as error:
                 text = error.info() if isinstance(error, pj.Error) else str(error)
-                log.warning("sip.no_sound", sound=name, error=text)
-                self._players[name] = None
-        return self._players[name]
+                if name not in self._failed:
+                    log.warning("sip.no_sound", sound=name, error=text)
+                self._failed[name] = now + AGAIN_SECONDS
+        return player
 
     def take(self, name: str) -> Any:
         """Return a player for one call, at the sound's beginning; the shared one, wherever it is,
@@ -91,8 +100,7 @@ class Sounds:
         """Leave the players undestroyed until the process ends, after the library was destroyed."""
         own = [player for players in self._idle.values() for player in players]
         for player in (*self._players.values(), *own):
-            if player is not None:
-                player.this.disown()
+            player.this.disown()
 
     def _make(self, name: str) -> Any:
         """Make a player of a built-in sound or a WAV file's path. Raises SoundError, OSError,

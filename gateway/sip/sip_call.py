@@ -466,7 +466,10 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
-        """Detach the link from a media stream that the library has removed."""
+        """Detach the link from a media stream that the library removes, after a last look for keys
+        that were awaited."""
+        if self in self.services.calls.awaiting_keys:
+            self.keys_known()
         self.link.stream_destroyed(int(prm.stream))
 
     @contain_errors

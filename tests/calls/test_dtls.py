@@ -50,6 +50,15 @@ srtp_keying = ["dtls"]
 rtp_timeout = 2
 """,
 }
+LATE = """
+from gateway.sip import active_calls
+
+active_calls.KEYS_SECONDS = 60.0
+from gateway.cli import main
+
+main()
+"""
+"""``python -m gateway`` that looks for the keys of calls once a minute."""
 RTP, RTCP = 0, 1
 OF_RTP = range(128, 192)
 """First byte of a packet of RTP or RTCP (RFC 7983 section 7)."""
@@ -248,6 +257,30 @@ async def test_rtcp_is_through_before_rtp_and_the_answer(
         summary = await world.gateway.wait("call.summary", call=call)
     assert summary["ending"]["why"] == "remote_hangup"
     assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
+
+
+async def test_keys_that_nobody_has_looked_for_are_in_the_record(
+    own_folder: Path, callee: CalledPhone, certificates: tuple[Path, Path]
+) -> None:
+    """As of a call that ends before the next look at its keys."""
+    own, _other = certificates
+    late = own_folder / "late_gateway.py"
+    late.write_text(LATE)
+    more, routes = WORLD["more"], WORLD["routes"]
+    world = GatewayStack(own_folder / "world", routes=routes, more=more, entry=(str(late),))
+    await world.start()
+    call, there, end = await called(world, callee, "patient")
+    async with end.handshake(RTCP, own), end.handshake(RTP, own):
+        end.answer(own)
+        await world.gateway.wait("call.confirmed", call=call)
+        async with asyncio.timeout(WITHIN_S):
+            while RTP not in end.heard:
+                end._heard.clear()
+                await end._heard.wait()
+        there.bye()
+        summary = await world.gateway.wait("call.summary", call=call)
+    assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
+    await world.stop()
 
 
 async def test_an_answer_is_sent_again_while_the_handshake_ends(

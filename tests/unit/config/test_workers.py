@@ -125,6 +125,28 @@ def test_shares_are_equal_even_and_apart(low: int, pairs: int, odd: int, count: 
             "workers.port_step sets them further apart",
         ),
         (
+            '[api]\nlisten = "127.0.0.1:5060"\n[sip]\nlisten = ["tcp:127.0.0.1:5060"]\n',
+            None,
+            4,
+            "api.listen",
+            "collides with sip.listen tcp:127.0.0.1:5060",
+        ),
+        (
+            '[api]\nlisten = "127.0.0.1:5060"\n[sip]\nlisten = ["tcp:0.0.0.0:5060"]\n',
+            1,
+            4,
+            "api.listen",
+            "collides with sip.listen tcp:0.0.0.0:5060",
+        ),
+        (
+            '[api]\nlisten = "[::]:5060"\nallow_plaintext = true\n'
+            '[sip]\nlisten = ["tcp:127.0.0.1:5060"]\n',
+            None,
+            4,
+            "api.listen",
+            "collides with sip.listen tcp:127.0.0.1:5060",
+        ),
+        (
             '[[trunk]]\nname = "a"\nregistrar = "192.0.2.1"\nusername = "me"\n',
             2,
             5,
@@ -154,6 +176,20 @@ def test_the_same_port_over_udp_and_tcp_is_no_collision(tmp_path: Path) -> None:
         "udp:127.0.0.1:5061",
         "tcp:127.0.0.1:5062",
     ]
+
+
+@pytest.mark.parametrize(
+    ("api", "sip"),
+    [
+        ("127.0.0.1:5060", "udp:127.0.0.1:5060"),
+        ("127.0.0.1:5060", "tcp:127.0.0.2:5060"),
+        ("127.0.0.1:5060", "tcp:[::]:5060"),
+        ("127.0.0.1:0", "tcp:127.0.0.1:0"),
+    ],
+)
+def test_the_api_may_be_beside_sip(tmp_path: Path, api: str, sip: str) -> None:
+    config = load(tmp_path, f'[api]\nlisten = "{api}"\n[sip]\nlisten = ["{sip}"]\n')
+    assert config.api.listen == api
 
 
 def test_the_api_may_have_any_free_port_in_each_worker(tmp_path: Path) -> None:

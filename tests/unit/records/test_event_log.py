@@ -7,6 +7,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gateway.devtools.event_viewer import entries_of
 from gateway.realtime.events import AudioDelta
 from gateway.records import event_logs
 from gateway.records.event_logs import EventLog, EventLogs, elided
-from gateway.records.files import BackgroundWriter
+from gateway.records.files import BackgroundWriter, append_to
 from gateway.text import PrivateDigits
 from tests.support.harness import eventually
 
@@ -256,6 +257,20 @@ def test_a_folder_that_is_gone_costs_no_call_anything(tmp_path: Path) -> None:
         return made
 
     assert asyncio.run(run()).dropped == 4
+
+
+def test_a_disk_that_has_room_again_gets_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    append_to(path, "first\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_to(path, "second, which has no room\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append_to(path, "third \ud800\n")
+    assert path.read_text() == "first\nthird \\ud800\n"
 
 
 def test_without_a_folder_there_is_no_log() -> None:

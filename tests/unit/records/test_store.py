@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
@@ -242,6 +243,46 @@ async def test_a_call_that_was_up_at_kill_9_has_its_row(tmp_path: Path) -> None:
         ("c2", "crashed", "process_lost"),
     ]
     assert found[0]["ended_at"] > found[0]["invited_at"]
+
+
+async def test_slots_are_there_once_the_disk_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with capture_logs() as logs:
+        with monkeypatch.context() as full:
+            full.setattr(os, "posix_fallocate", lambda *_: (tmp_path / "no").stat())
+            kept = Kept(tmp_path)
+            await kept.store.start()
+            kept.store._tick()
+            assert not _slot_files(tmp_path)
+        kept.store._tick()
+        kept.store.arrived("c1", {"route": "r"})
+        kept.store._tick()
+        await kept.store.stop()
+    assert [one["event"] for one in logs] == ["records.no_slots", "records.slots_opened"]
+    (path,) = _slot_files(tmp_path)
+    with cut_calls(path) as calls:
+        assert [call.call_id for call in calls] == ["c1"]
+
+
+async def test_a_spool_that_cannot_be_used_is_in_the_log_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def turn(_forwarder: Forwarder) -> bool:
+        tries.append(1)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Forwarder, "_turn", turn)
+    monkeypatch.setattr("gateway.records.forwarder.IDLE_SECONDS", 0.001)
+    monkeypatch.setattr("gateway.records.forwarder.GATHER_SECONDS", 0.001)
+    forwarder = Forwarder(tmp_path, lambda: Database("sqlite://"), lambda _event: ())
+    with capture_logs() as logs:
+        forwarder.start()
+        await eventually(lambda: len(tries) > 3, "turns")
+        forwarder.stop()
+    assert [one["event"] for one in logs] == ["records.spool_failed"]
 
 
 def test_slots_of_a_living_process_are_its_own(tmp_path: Path) -> None:
