@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Distributions and bounded labels for ``/metrics``, and trace ids of calls (W3C Trace Context).
+"""Distributions, labels and mappings with a bound, and trace ids of calls (W3C Trace Context).
 
 Counting a value is cheap enough to do for every packet.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.1, 0.25, 0.5, 1.0)
 """Bounds (s) of delays within the process: a frame of audio is 0.02."""
@@ -37,6 +39,24 @@ class Distribution:
         """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class BoundedDict(OrderedDict[_K, _V]):
+    """Mapping of at most ``most`` entries: one more drops the entry that was set longest ago."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: _K, value: _V) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
 
 
 Reading = tuple[str, Mapping[str, str], float | Distribution]

@@ -13,7 +13,6 @@ import json
 import re
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from gateway.addresses import counted
 from gateway.api.backend import Backend, NoCallError, Role, Token, recognized
 from gateway.api.client import RefusedError
 from gateway.api.connections import BEARER, LOCAL, ROLE, UNAUTHORIZED
+from gateway.measures import BoundedDict
 from gateway.text import unicode_in
 
 log = structlog.get_logger("api")
@@ -67,7 +67,7 @@ class Logins:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._logins: OrderedDict[str, _Login] = OrderedDict()
+        self._logins: BoundedDict[str, _Login] = BoundedDict(MAX_LOGINS)
         """By the hash of the secret, the one used least recently first."""
 
     def begin(self, token: Token) -> str:
@@ -77,8 +77,6 @@ class Logins:
         """
         secret, now = secrets.token_urlsafe(32), self._now()
         self._logins[_hashed(secret)] = _Login(token, now + LIFETIME_SECONDS, now)
-        while len(self._logins) > MAX_LOGINS:
-            self._logins.popitem(last=False)
         return secret
 
     def end(self, scope: Mapping[str, Any]) -> None:
@@ -231,7 +229,7 @@ class Access:
     def __init__(self, tokens: tuple[Token, ...]) -> None:
         self._tokens = tokens
         self.logins = Logins()
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._failures: BoundedDict[str, tuple[int, float]] = BoundedDict(MAX_SOURCES)
         self._delayed = 0
 
     def token_of(self, scope: Scope) -> Token | None:
@@ -254,11 +252,9 @@ class Access:
         forgotten each ``FORGET_SECONDS``.
         """
         now, source = asyncio.get_running_loop().time(), counted(source)
-        count, since = self._failures.pop(source, (0, now))
+        count, since = self._failures.get(source, (0, now))
         count = max(0, count - int((now - since) / FORGET_SECONDS)) + 1
         self._failures[source] = count, now
-        while len(self._failures) > MAX_SOURCES:
-            self._failures.popitem(last=False)
         over = count - FREE_FAILURES
         if over <= 0:
             return 0.0

@@ -8,7 +8,7 @@ import json
 import re
 import struct
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from math import log10
@@ -41,6 +41,7 @@ from gateway.api.connections import HOP
 from gateway.api.siblings import Siblings
 from gateway.audio import FRAME_BYTES, FRAME_MS, SAMPLE_RATE
 from gateway.bridge.recording_and_listening import FullError, Listener
+from gateway.measures import BoundedDict
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS
 
@@ -115,7 +116,7 @@ def _add_listening(paths: Paths, backend: Backend) -> None:
 def _add_recordings(paths: Paths, backend: Backend) -> None:
     """Add the path that sends a call's recording, and log who reads it."""
     path = "/calls/{call_id}/recording"
-    readers: OrderedDict[tuple[str, str], float] = OrderedDict()
+    readers: BoundedDict[tuple[str, str], float] = BoundedDict(MAX_READERS)
     """When each was logged last, by who and call; the latest last."""
 
     def note_reader(request: Request, call_id: str) -> None:
@@ -124,10 +125,7 @@ def _add_recordings(paths: Paths, backend: Backend) -> None:
         part = "range" in request.headers
         if not part or now - readers.get(key, -READ_SECONDS) >= READ_SECONDS:
             audit(request, "recording.read", {"call": call_id}, "ok")
-            readers.pop(key, None)
             readers[key] = now
-        while len(readers) > MAX_READERS:
-            readers.popitem(last=False)
 
     @paths.add(
         "GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"], response_class=FileResponse

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -45,6 +44,7 @@ from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
+from gateway.measures import BoundedDict
 from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked_data_uri
 
 MAX_TEXT = 16_000
@@ -308,7 +308,7 @@ class OperatorCommands:
         self._calls = calls
         self._waiting = waiting
         self._refuse_waiting = refuse_waiting
-        self._transfers: OrderedDict[tuple[str, int], _Asked] = OrderedDict()
+        self._transfers: BoundedDict[tuple[str, int], _Asked] = BoundedDict(MAX_TRANSFERS)
         self.commands = {
             "hangup": self._hang_up,
             "transfer": self._transfer,
@@ -365,11 +365,7 @@ class OperatorCommands:
         asked = _Asked(
             record, target.destination.name, len(record.actions.transfers), len(_refusals(record))
         )
-        key = (call, asked.before)
-        self._transfers[key] = asked
-        self._transfers.move_to_end(key)
-        while len(self._transfers) > MAX_TRANSFERS:
-            self._transfers.popitem(last=False)
+        self._transfers[call, asked.before] = asked
         controller.feed(inputs.ToolRequest(OperatorTransfer(destination, briefing)))
         briefed = target.destination.briefing.timeout if target.destination.briefing else 0.0
         seconds = target.destination.ring_timeout + briefed + TAKE_OVER_SECONDS + BEGIN_SECONDS

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from gateway.config.sections import OutboundSettings
 from gateway.config.sip import TrunkSettings
 from gateway.dialplan import Dialplan, Route
 from gateway.ending import EndReason
+from gateway.measures import BoundedDict
 from gateway.planning import (
     placed_match,
     placed_record,
@@ -309,7 +309,9 @@ class OutboundCalls:
     tools: ToolExecutor | None = None
     shared: SharedState | None = None
     choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route
-    _recent: OrderedDict[str, CallRecord] = field(default_factory=OrderedDict, init=False)
+    _recent: BoundedDict[str, CallRecord] = field(
+        default_factory=lambda: BoundedDict(MAX_REMEMBERED), init=False
+    )
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
         """Use these for further calls; calls in progress keep theirs."""
@@ -410,8 +412,6 @@ class OutboundCalls:
             self.reject(record, EndReason.REFUSED, 403, str(refused))
             raise
         self._recent[record.call_id] = record
-        while len(self._recent) > MAX_REMEMBERED:
-            self._recent.popitem(last=False)
         try:
             return record, self._place(
                 chosen, through, uri, record, variables, give_back, caller_id

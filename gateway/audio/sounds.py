@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import io
 import wave
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from gateway.audio import SAMPLE_RATE
+from gateway.measures import BoundedDict
 
 BUILT_IN = ("ringback", "ringback-us", "chime", "music", "silence")
 """Names that need no file."""
@@ -168,7 +168,7 @@ MAX_AT_A_TIME = 4
 _MOST_BYTES = 2 * 48_000 * (MAX_SECONDS + 1)
 _KEPT = 64
 
-_made: OrderedDict[tuple[tuple[str, ...], str], bytes] = OrderedDict()
+_made: BoundedDict[tuple[tuple[str, ...], str], bytes] = BoundedDict(_KEPT)
 """The latest clips: a greeting without variables is made once."""
 
 _places = asyncio.Semaphore(MAX_AT_A_TIME)
@@ -194,8 +194,6 @@ async def clip_of(command: Sequence[str], words: str) -> bytes:
     except TimeoutError:
         raise SpeechError(f"no speech within {SPEECH_SECONDS:g} s") from None
     _made[key] = audio
-    if len(_made) > _KEPT:
-        _made.popitem(last=False)
     return audio
 
 

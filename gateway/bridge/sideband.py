@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -23,6 +23,7 @@ from gateway.call import inputs
 from gateway.call.machine import MachineInput
 from gateway.call.tools.commands import CallCommand, Interrupt, PressKeys
 from gateway.dialplan.route_session import merged
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     AudioDelta,
     ClientCommand,
@@ -184,7 +185,7 @@ class Sideband:
         self._early: deque[dict[str, Any]] = deque(maxlen=HELD)
         self._held: deque[dict[str, Any]] = deque()
         self._confirmed = False
-        self._own_ids: OrderedDict[str, str | None] = OrderedDict()
+        self._own_ids: BoundedDict[str, str | None] = BoundedDict(OWN_IDS)
         self._response = ""
         self._playing = False
         self._over = False
@@ -307,8 +308,6 @@ class Sideband:
                 self._tell(self._error(event.get("event_id"), why, "no_session"))
             return
         self._own_ids[sent] = event.get("event_id")
-        while len(self._own_ids) > OWN_IDS:
-            self._own_ids.popitem(last=False)
 
     def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
         """Answer an event of a follower with ``error``; ``why`` is its message."""

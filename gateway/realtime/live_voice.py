@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 import orjson
 
 from gateway.audio import Codec
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -94,9 +95,9 @@ class Backend:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._streams: dict[str, _Stream] = {}
+        self._streams: BoundedDict[str, _Stream] = BoundedDict(MAX_STREAMS)
         """By delegation id; "" for a response that we requested."""
-        self._open: dict[str, None] = {}
+        self._open: BoundedDict[str, None] = BoundedDict(MAX_OPEN)
         """Ids of function calls without a result."""
         self._waits = False
         """A ``response.create`` waits for missing results."""
@@ -214,11 +215,8 @@ class Backend:
         told = told if isinstance(told, Mapping) else {}
         response_id = _text(told.get("id"))
         if kind == "response.created" or name not in self._streams:
-            self._streams.pop(name, None)
             question = None if name else self._asked
             self._streams[name] = _Stream(model=self._model, question=question)
-            if len(self._streams) > MAX_STREAMS:
-                del self._streams[next(iter(self._streams))]
         stream = self._streams[name]
         if response_id and stream.id and response_id != stream.id:
             return None
@@ -253,8 +251,6 @@ class Backend:
                 call_id = item.get("call_id")
                 if item.get("type") == "function_call" and isinstance(call_id, str):
                     self._open[call_id] = None
-                    if len(self._open) > MAX_OPEN:
-                        del self._open[next(iter(self._open))]
         error = told.get("error")
         error = error if isinstance(error, Mapping) else inner
         details = told.get("incomplete_details")
@@ -278,7 +274,7 @@ class Backend:
         The result of a call that is not open here, as one that an earlier session made, is sent as
         a developer's message instead.
         """
-        call_id = item.get("call_id")
+        call_id = str(item.get("call_id"))
         if call_id not in self._open:
             item = _developer_message(
                 f"The result of a function that was called before: {item.get('output')}"

@@ -20,6 +20,7 @@ import soxr
 import structlog
 
 from gateway.audio import SAMPLE_RATE, Codec
+from gateway.measures import BoundedDict
 from gateway.realtime.dialects import Dialect, Json
 from gateway.realtime.events import (
     ClientCommand,
@@ -266,7 +267,7 @@ class SentCommands:
         self.voice_locked = False
         """The server has sent audio, after which it rejects a change of voice."""
         self._log = structlog.get_logger("gateway.realtime.session").bind(session=session_id)
-        self._by_id: dict[str, ClientCommand] = {}
+        self._by_id: BoundedDict[str, ClientCommand] = BoundedDict(_REMEMBERED_COMMANDS)
         self._last = 0
         self._sent_again: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
         """Ids of updates that were sent again without a field."""
@@ -282,8 +283,6 @@ class SentCommands:
         """Keep a command that was sent with this id, for :meth:`command_of`; the oldest goes beyond
         256."""
         self._by_id[event_id] = command
-        if len(self._by_id) > _REMEMBERED_COMMANDS:
-            del self._by_id[next(iter(self._by_id))]
 
     def command_of(self, event_id: str | None) -> ClientCommand | None:
         """Return the command sent with ``event_id``; None for no id, and for one that is not

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import structlog
 
 from gateway.addresses import Names
+from gateway.measures import BoundedDict
 from gateway.sip.call_audio import PortPool
 from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from gateway.addresses import counted
+from gateway.measures import BoundedDict
 from gateway.sip.settings import BanPolicy
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 MAX_SOURCES = 4096
 """Sources remembered, and as many banned; the one not heard of for longest is forgotten first."""
@@ -42,20 +40,6 @@ class TokenBucket:
             return False
         self._left -= 1
         return True
-
-
-class BoundedDict(OrderedDict[_K, _V]):
-    """Mapping of at most ``most`` entries: one more drops the entry that was set longest ago."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def __setitem__(self, key: _K, value: _V) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        if len(self) > self._most:
-            self.popitem(last=False)
 
 
 class SourceBuckets:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.addresses import IPAddress, address_of, host_of
+from gateway.measures import BoundedDict
 from gateway.sip.messages.headers import first_of, user_of
 from gateway.sip.settings import Trunk
-from gateway.sip.source_limits import BoundedDict
 
 if TYPE_CHECKING:
     from gateway.sip.signalling import Signalling

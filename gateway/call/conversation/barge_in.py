@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.outputs import Output, Pause, Send
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     AgentTranscriptDelta,
     CancelResponse,
@@ -128,7 +129,7 @@ class Interruptions:
     def __init__(self, control: ConversationControl) -> None:
         self._control = control
         self._plan = control.plan.interruptions
-        self._turns: dict[str, _Turn] = {}
+        self._turns: BoundedDict[str, _Turn] = BoundedDict(MAX_TURNS)
         self._paused = False
         self._protected: dict[str, CreateResponse | None] = {}
         """By protected response: the request for greeting or disclosure that it answers; None where
@@ -343,8 +344,6 @@ class Interruptions:
         Args:
             undecided: playout is paused until it is known whether the turn interrupts.
         """
-        if len(self._turns) >= MAX_TURNS:
-            del self._turns[next(iter(self._turns))]
         turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, undecided)
         return turn
 

@@ -13,14 +13,14 @@ server's own between a request and its answer.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 from gateway.call.call_record import MAX_KEPT, CallTimeline, ResponseTime
 from gateway.call.inputs import CallerHeard
 from gateway.call.outputs import Output
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     UNNAMED,
     AgentTranscript,
@@ -161,7 +161,7 @@ class ResponseQueue:
         """Forget the responses that run and all requests, sent and waiting, since their session is
         over. ``given_up`` and ``dropped`` go on counting for the call."""
         self._running: list[str] = []
-        self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
+        self._requests: BoundedDict[str, CreateResponse | None] = BoundedDict(MAX_REMEMBERED)
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
@@ -279,7 +279,7 @@ class ResponseQueue:
         elif request is self._sent:
             self._sent = None
         self._running = [*self._running, response_id][-MAX_RUNNING:]
-        _remember(self._requests, response_id, request)
+        self._requests[response_id] = request
         return request
 
     def on_done(self, response_id: str, now: float) -> CreateResponse | None:
@@ -303,9 +303,8 @@ class ResponseQueue:
         """
         create = create or self._sent or self._presumed
         self._presumed = None
-        for response_id, request in self._requests.items():
-            if request is create:
-                self._requests[response_id] = None  # it was no answer to this
+        for response_id in [name for name, one in self._requests.items() if one is create]:
+            self._requests[response_id] = None  # it was no answer to this
         if create is None or any(one is create for one in self._waiting):
             return create
         if create is self._sent:
@@ -378,11 +377,11 @@ class ResponseNames:
         """How many names of ours were given."""
         self._nameless = ""
         """Our name of the latest response without an id, until an id is known; else ""."""
-        self._begun: OrderedDict[str, None] = OrderedDict()
+        self._begun: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED)
         """Ids whose latest response was created."""
-        self._over: OrderedDict[str, None] = OrderedDict()
+        self._over: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED)
         """Ids whose latest response is done."""
-        self._ours: OrderedDict[str, str] = OrderedDict()
+        self._ours: BoundedDict[str, str] = BoundedDict(MAX_REMEMBERED)
         """Our name of the latest response with an id that an earlier one had, too, or that
         ``response.created`` left out, by that id."""
 
@@ -435,12 +434,12 @@ class ResponseNames:
         begun, over = response_id in self._begun, response_id in self._over
         if begun and not over:
             return OtherEvent("response.created", {})
-        _remember(self._begun, response_id, None)
+        self._begun[response_id] = None
         if not begun:
             return event
         self._over.pop(response_id)
         name = self._new_name()
-        _remember(self._ours, response_id, name)
+        self._ours[response_id] = name
         return replace(event, response_id=name)
 
     def _done(self, event: ResponseDone) -> ServerEvent:
@@ -456,7 +455,7 @@ class ResponseNames:
             return OtherEvent("response.done", {})
         name = self._name_of(response_id)
         known = (one for one, ours in self._ours.items() if ours == name)
-        _remember(self._over, response_id or next(known, name), None)
+        self._over[response_id or next(known, name)] = None
         return event if name == response_id else replace(event, response_id=name)
 
     def _name_of(self, response_id: str) -> str:
@@ -475,8 +474,8 @@ class ResponseNames:
         if self._was_interrupted(response_id):
             return name
         # A response that was created without an id has one after all.
-        _remember(self._begun, response_id, None)
-        _remember(self._ours, response_id, active)
+        self._begun[response_id] = None
+        self._ours[response_id] = active
         self._nameless = ""
         return active
 
@@ -484,14 +483,3 @@ class ResponseNames:
         """Return a name that no server gives: ``UNNAMED`` and a number."""
         self._made += 1
         return f"{UNNAMED}{self._made}"
-
-
-_Value = TypeVar("_Value")
-
-
-def _remember(known: OrderedDict[str, _Value], key: str, value: _Value) -> None:
-    """Set an entry as the latest; above ``MAX_REMEMBERED`` remove the oldest."""
-    known[key] = value
-    known.move_to_end(key)
-    if len(known) > MAX_REMEMBERED:
-        known.popitem(last=False)

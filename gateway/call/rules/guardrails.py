@@ -13,7 +13,7 @@ Responses to other turns go on.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import SendImage, SendMessage
 from gateway.ending import EndReason
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -89,7 +90,7 @@ class _Turns:
     (refused, because a guardrail stopped the caller's words)."""
 
     def __init__(self) -> None:
-        self._answers: OrderedDict[str, str] = OrderedDict()
+        self._answers: BoundedDict[str, str] = BoundedDict(MAX_ITEMS)
         """Id of the answering response by turn, oldest first; "" while it is still to come."""
         self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
         self._unnamed = 0
@@ -112,8 +113,6 @@ class _Turns:
             return
         self._answers[item_id] = answer
         self.latest = item_id
-        if len(self._answers) > MAX_ITEMS:
-            self._answers.popitem(last=False)
 
     def note_answer(self, response_id: str) -> bool:
         """Note that a response answers all turns without an answer, or the latest turn where there
@@ -123,10 +122,6 @@ class _Turns:
             if turn in self._answers:
                 self._answers[turn] = response_id
         return any(turn in self._refused for turn in turns)
-
-    def id_or_latest(self, item_id: str) -> str:
-        """Return ``item_id``, or the id of the latest turn where it is ""."""
-        return item_id or self.latest
 
     def refuse(self, item_id: str, running: str | None) -> str | None:
         """Refuse a turn, added if it is new (without an id it always is): from now on
@@ -167,7 +162,7 @@ class Guardrails:
     def __init__(self, control: ConversationControl) -> None:
         self._control = control
         self._rules = control.plan.content.guardrails
-        self._items: OrderedDict[str, _Words] = OrderedDict()
+        self._items: BoundedDict[str, _Words] = BoundedDict(MAX_ITEMS)
         self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
         """Ids of responses that were stopped; their further words are not checked."""
         self._turns = _Turns()
@@ -201,7 +196,7 @@ class Guardrails:
                 new = _not_in_deltas(words, said.transcript)
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                turn = self._turns.id_or_latest(item_id)
+                turn = item_id or self._turns.latest
                 return self._check_words("caller", turn, "", text, text, now)
         return []
 
@@ -241,12 +236,9 @@ class Guardrails:
     def _words_of_item(self, item_id: str, response_id: str) -> _Words:
         """Return the text so far of an item of the agent; begin it anew if the item is new, or has
         come with another response. Above ``MAX_ITEMS`` the oldest item is forgotten."""
-        items = self._items
-        words = items.get(item_id)
+        words = self._items.get(item_id)
         if words is None or words.response_id != response_id:  # some servers use ids again
-            words = items[item_id] = _Words(response_id)
-            while len(items) > MAX_ITEMS:
-                items.popitem(last=False)
+            words = self._items[item_id] = _Words(response_id)
         return words
 
     def _check_agent(

@@ -15,7 +15,6 @@ back, what was said before it counts as an announcement, not a human; likewise w
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import ClassVar
 
 from gateway.call import inputs
@@ -27,6 +26,7 @@ from gateway.call.plan import HoldWaitPlan
 from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     CreateResponse,
     InputTranscribed,
@@ -84,7 +84,7 @@ class HoldWait:
         self._control = control
         self._music = MusicOnHoldDetector()
         self._repeats = Repeats(2)
-        self._seen: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        self._seen: BoundedDict[tuple[str, ...], None] = BoundedDict(MAX_SEEN)
         self._held = False
         self._wait: HoldWaitRecord | None = None
         self._since = 0.0
@@ -235,8 +235,6 @@ class HoldWait:
         pressed = self._press(text, now)
         if words:
             self._seen[words] = None
-            if len(self._seen) > MAX_SEEN:
-                self._seen.popitem(last=False)
         if announced or pressed or not words:
             self._wait.announcements += bool(words)
             self._voice, self._stopped = False, None

@@ -8,7 +8,7 @@ detected at most once in a call; the evidence is in the record and the log.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection
 from statistics import fmean, pstdev
 from typing import ClassVar
@@ -18,6 +18,7 @@ from gateway.call.call_record import MachineDetected
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output
 from gateway.ending import EndReason
+from gateway.measures import BoundedDict
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 from gateway.text import words_of
 
@@ -119,7 +120,7 @@ class Repeats:
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
-        self._lengths: OrderedDict[str, int] = OrderedDict()
+        self._lengths: BoundedDict[str, int] = BoundedDict(_MAX_TURNS)
         """Lengths (ms) by item of turns whose words have not come."""
         self._words: tuple[str, ...] = ()
         self._times = 0
@@ -130,8 +131,6 @@ class Repeats:
     def add_turn(self, item_id: str, length_ms: int) -> None:
         """Note the length (ms) of a turn whose transcript may come later."""
         self._lengths[item_id] = length_ms
-        while len(self._lengths) > _MAX_TURNS:
-            self._lengths.popitem(last=False)
 
     def add_words(self, item_id: str, words: tuple[str, ...]) -> str:
         """Add the words of a turn; return the evidence, in words, if they are those of the turns

@@ -22,6 +22,7 @@ from gateway.call.inputs import (
 )
 from gateway.call.outputs import Output, RequestApproval, Send
 from gateway.call.plan import ApprovalRule
+from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     CreateItem,
     CreateResponse,
@@ -262,7 +263,7 @@ class McpWatch:
     def __init__(self, control: ConversationControl, approvals: Approvals) -> None:
         self._control = control
         self._approvals = approvals
-        self._seen: dict[str, None] = {}
+        self._seen: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED)
         """Ids of items that were handled, oldest first."""
         self._asked_for: set[str] = set()
         """Requests of this session that wait for a decision."""
@@ -411,8 +412,6 @@ class McpWatch:
         if item_id in self._seen:
             return False
         self._seen[item_id] = None
-        if len(self._seen) > MAX_REMEMBERED:
-            del self._seen[next(iter(self._seen))]
         return True
 
 
