@@ -22,7 +22,6 @@ from gateway.sip.conference import ConferenceLink, Sounds
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, SipThread
 from gateway.sip.signalling import Negotiation, Signalling
-from gateway.sip.source_limits import BoundedDict
 from gateway.sip.transports import RtpPortQuarantine
 from gateway.sip.trunks import ChallengedCall
 
