@@ -13,8 +13,7 @@ from gateway.config import Config, MediaSettings
 from gateway.config.numbers import called, matches, named_country
 from gateway.config.sections import OutboundSettings
 from gateway.config.sip import InboundAuthSettings, TrunkSettings
-from gateway.sip.messages.headers import GOES_ELSEWHERE
-from gateway.sip.settings import (
+from gateway.sip import (
     Access,
     BanPolicy,
     Credentials,
@@ -28,6 +27,7 @@ from gateway.sip.settings import (
     Tls,
     Trunk,
 )
+from gateway.sip.messages.headers import GOES_ELSEWHERE
 
 MINUTE = 60.0
 

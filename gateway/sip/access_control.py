@@ -18,6 +18,7 @@ import structlog
 
 from gateway.addresses import bracketed, counted, plain
 from gateway.ending import reason_header, refusal_code
+from gateway.sip import Access
 from gateway.sip.messages.headers import (
     body_of,
     first_of,
@@ -49,7 +50,6 @@ from gateway.sip.messages.validation import (
     with_user_and_host,
     without_bad_via,
 )
-from gateway.sip.settings import Access
 from gateway.sip.signalling import (
     DROP,
     PASS,

@@ -18,9 +18,9 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of, bracketed, host_of
+from gateway.sip import Security, Trunk
 from gateway.sip.library import account_capacity
 from gateway.sip.messages.headers import headers_of, text_of
-from gateway.sip.settings import Security, Trunk
 from gateway.sip.transports import forced_contact
 from gateway.sip.trunks import (
     LINE_PARAMETER,
@@ -32,7 +32,7 @@ from gateway.sip.trunks import (
 )
 
 if TYPE_CHECKING:
-    from gateway.sip.settings import Listen, SipSettings
+    from gateway.sip import Listen, SipSettings
 
 log = structlog.get_logger("sip")
 

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.addresses import Names, host_of
 from gateway.audio import Codec
-from gateway.sip import library
+from gateway.sip import SipSettings, library
 from gateway.sip.active_calls import Calls
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.call_audio import CallAudio, PortPool, note_ready, ready_fd, take_ready
@@ -23,7 +23,6 @@ from gateway.sip.leg import Invite, Leg, LegEnd, LegHandler, RejectedInvite
 from gateway.sip.library import AgentError as AgentError
 from gateway.sip.library import SipThread
 from gateway.sip.messages.headers import user_of
-from gateway.sip.settings import SipSettings
 from gateway.sip.signalling import MessageLog
 from gateway.sip.sip_call import SipCall
 from gateway.sip.stack import Stack

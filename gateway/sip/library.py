@@ -30,7 +30,7 @@ import structlog
 
 from gateway.audio import FRAME_MS, G711, SAMPLE_RATE, Codec
 from gateway.measures import LAG, Distribution
-from gateway.sip.settings import SipSettings
+from gateway.sip import SipSettings
 from gateway.sip.source_limits import TokenBucket
 from gateway.text import unicode_of
 

@@ -25,8 +25,8 @@ import structlog
 
 from gateway.addresses import address_of
 from gateway.audio import G711, Codec
+from gateway.sip import Security, SipSettings, Trunk
 from gateway.sip.messages.sdp import MediaLine, SdpRejection, parse, sdp_text
-from gateway.sip.settings import Security, SipSettings, Trunk
 
 log = structlog.get_logger("sip")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.addresses import counted
 from gateway.measures import BoundedDict
-from gateway.sip.settings import BanPolicy
+from gateway.sip import BanPolicy
 
 MAX_SOURCES = 4096
 """Sources remembered, and as many banned; the one not heard of for longest is forgotten first."""

@@ -21,9 +21,9 @@ import structlog
 
 from gateway.addresses import plain
 from gateway.measures import BoundedDict
+from gateway.sip import Access, Trunk
 from gateway.sip.messages.headers import first_of
 from gateway.sip.messages.replies import Reply
-from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import ReceivedMessage, UnparsedMessage
 from gateway.sip.source_limits import Bans, RefusalLog, TokenBucket, is_scanner
 from gateway.sip.trunks import Attribution, Trunks

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.addresses import Names, host_of
 from gateway.audio import G711, Codec
-from gateway.sip import library
+from gateway.sip import SipSettings, Trunk, library
 from gateway.sip.access_control import AccessControl
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
@@ -24,7 +24,6 @@ from gateway.sip.incoming import CapacityCheck, Endpoint, Incoming, InviteCallba
 from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.library import CodecOrder, LogWriter, SipThread, configure_media, endpoint_config
 from gateway.sip.messages.headers import text_of
-from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import (
     PASS,
     Decision,

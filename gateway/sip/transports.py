@@ -26,8 +26,8 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of, bracketed, host_of, is_inside, is_loopback
+from gateway.sip import Listen, SipSettings, Trunk
 from gateway.sip.library import AgentError
-from gateway.sip.settings import Listen, SipSettings, Trunk
 
 log = structlog.get_logger("sip")
 

@@ -18,8 +18,8 @@ import structlog
 
 from gateway.addresses import IPAddress, address_of, host_of
 from gateway.measures import BoundedDict
+from gateway.sip import Trunk
 from gateway.sip.messages.headers import first_of, user_of
-from gateway.sip.settings import Trunk
 
 if TYPE_CHECKING:
     from gateway.sip.signalling import Signalling

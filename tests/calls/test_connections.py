@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.api.client import ask
-from gateway.sip.settings import BanPolicy
+from gateway.sip import BanPolicy
 from gateway.sip.source_limits import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,

@@ -24,11 +24,11 @@ import structlog
 
 from gateway.audio import Codec
 from gateway.devtools.scripted_caller.run import JITTER_BUFFER
+from gateway.sip import Listen, SipSettings
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.settings import Listen, SipSettings
 
 RAW = {Codec.PCMU: "ulaw", Codec.PCMA: "alaw"}
 

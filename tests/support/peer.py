@@ -15,11 +15,11 @@ from typing import Any
 
 from gateway.audio import Codec
 from gateway.log import set_up_logging
+from gateway.sip import Listen, Security, SipSettings, Tls
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import LegEnd
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.settings import Listen, Security, SipSettings, Tls
 
 UP_S = 10.0
 SILENCE = {Codec.PCMU: 0xFF, Codec.PCMA: 0xD5}

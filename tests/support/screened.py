@@ -15,9 +15,8 @@ from typing import Any
 import pjsua2 as pj
 
 from gateway.log import set_up_logging
-from gateway.sip import library
+from gateway.sip import SipSettings, library
 from gateway.sip.library import LogWriter, configure_media, endpoint_config
-from gateway.sip.settings import SipSettings
 from gateway.sip.signalling import DROP, PASS, Decision, ReceivedMessage, Signalling
 
 

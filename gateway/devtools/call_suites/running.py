@@ -43,7 +43,7 @@ from gateway.devtools.scripted_caller.run import (
     taking_signals,
 )
 from gateway.devtools.scripted_caller.sound import write_sound
-from gateway.sip.settings import Trunk
+from gateway.sip import Trunk
 
 _USER_AND_HOST = re.compile(r"(sips?:)(?:[^@;?]*@)?([^@]+)", re.IGNORECASE)
 

@@ -32,11 +32,11 @@ from gateway.devtools.scripted_caller import (
 from gateway.devtools.scripted_caller.call import ScriptedCall
 from gateway.devtools.scripted_caller.run import JITTER_BUFFER
 from gateway.devtools.scripted_caller.sound import Clip
+from gateway.sip import Listen as ListenOn
+from gateway.sip import Security, SipSettings, Trunk
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg, LegEnd
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.settings import Listen as ListenOn
-from gateway.sip.settings import Security, SipSettings, Trunk
 
 ANSWER_SECONDS = 20.0
 SILENT_SECONDS = 6.0

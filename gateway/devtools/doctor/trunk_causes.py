@@ -21,8 +21,8 @@ from gateway.devtools.doctor.trunk_messages import (
     shown,
     via_of,
 )
+from gateway.sip import Trunk
 from gateway.sip.messages.headers import parameter_of, split_list
-from gateway.sip.settings import Trunk
 from gateway.text import whole_number
 
 SHORT_EXPIRES = 60

@@ -42,9 +42,9 @@ from gateway.devtools.scripted_caller.sound import (
     spoken_clip,
     write_sound,
 )
+from gateway.sip import JitterBuffer, Listen, SipSettings, Trunk
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg, RejectedInvite
-from gateway.sip.settings import JitterBuffer, Listen, SipSettings, Trunk
 
 TURN_MS, TURN_SECONDS = 200, 60.0
 """Sound that is a turn of the other side, and the longest one."""

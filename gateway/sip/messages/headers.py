@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from gateway.sip import Trunk
 from gateway.sip.leg import Invite
 from gateway.sip.messages.sdp import offered_codecs
-from gateway.sip.settings import Trunk
 from gateway.text import unicode_of
 
 MAX_FIELD = 1024

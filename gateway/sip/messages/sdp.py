@@ -17,6 +17,7 @@ from enum import Enum
 
 from gateway.audio import G711, Codec
 from gateway.ending import EndReason
+from gateway.sip import Security
 from gateway.sip.messages.sdp_lines import (
     EVENTS,
     UNUSABLE,
@@ -34,7 +35,6 @@ from gateway.sip.messages.sdp_lines import (
     time_of,
     values_of,
 )
-from gateway.sip.settings import Security
 from gateway.text import whole_number
 
 MAX_STREAMS = 8

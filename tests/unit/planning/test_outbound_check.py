@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.planning.check import check
+from gateway.sip import Peer, Trunk
 from gateway.sip.messages.headers import refer_to_of, sip_target
-from gateway.sip.settings import Peer, Trunk
 from gateway.sip.trunks import ChallengedCall, Challenges, Trunks
 
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "routes"\n'

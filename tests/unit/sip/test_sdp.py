@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.audio import G711, Codec
 from gateway.ending import EndReason, refusal_code
+from gateway.sip import Security
 from gateway.sip.messages.sdp import (
     MediaLine,
     SdpRejection,
@@ -17,7 +18,6 @@ from gateway.sip.messages.sdp import (
     parse,
     sdp_text,
 )
-from gateway.sip.settings import Security
 
 INVITE = (
     "INVITE sip:100@192.0.2.1:5060;transport=udp SIP/2.0\r\n"

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip import source_policy
-from gateway.sip.settings import BanPolicy
+from gateway.sip import BanPolicy, source_policy
 from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
 from gateway.sip.source_policy import DigestAuth, DigestOutcome, digest_parameters, digest_response
 from tests.support.digest_answer import answer

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from gateway.audio import Codec
+from gateway.sip import SipSettings
 from gateway.sip import agent as agent_module
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import IgnoringHandler, LegEnd
-from gateway.sip.settings import SipSettings
 from gateway.sip.stack import Stack
 
 

@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
+from gateway.sip import Listen, SipSettings
 from gateway.sip.active_calls import Calls, HeldCall
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.library import SipThread
-from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.trunks import ChallengedCall
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pjsua2 as pj
 import pytest
 
+from gateway.sip import Listen, SipSettings
 from gateway.sip.library import AgentError
-from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.transports import (
     LEAVE_SECONDS,
     QUIET_SECONDS,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import address_of
-from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
+from gateway.sip import Access, Listen, Peer, SipSettings, Trunk
 from gateway.sip.source_limits import (
     LINES_AT_ONCE,
     MAX_REFUSALS,

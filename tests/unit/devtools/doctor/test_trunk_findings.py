@@ -25,9 +25,9 @@ from gateway.devtools.doctor.trunk_call import (
 )
 from gateway.devtools.doctor.trunk_findings import judge
 from gateway.devtools.doctor.trunk_messages import Packet, Trace, redacted
+from gateway.sip import Security, SipSettings, Trunk
 from gateway.sip.leg import LegEnd
 from gateway.sip.rtp import RtpQuality
-from gateway.sip.settings import Security, SipSettings, Trunk
 
 PBX = "198.51.100.5"
 SEEN = "203.0.113.7"
