@@ -28,7 +28,7 @@ from gateway.app.reload import Reloader
 from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.stores import Stores
 from gateway.audio import Codec
-from gateway.billing.costs import Costs
+from gateway.billing import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.config.operations import split_address

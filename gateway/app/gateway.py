@@ -37,7 +37,7 @@ from gateway.app.registry import (
 from gateway.app.reload import Read, Reloader
 from gateway.app.shared_state import SharedState
 from gateway.app.stores import Step, endpoints_of, stores_of
-from gateway.billing.costs import Costs
+from gateway.billing import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.route_data import CallerHistories

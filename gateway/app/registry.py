@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from gateway.app.stores import Stores
 from gateway.audio import Codec
 from gateway.audio.sounds import ECHO
-from gateway.billing.costs import Costs, Scope
+from gateway.billing import Costs, Scope
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import quality_of
 from gateway.call.call_record import CallRecord

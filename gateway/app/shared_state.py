@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import Connection, exc
 
 from gateway.addresses import counted
-from gateway.billing.costs import Costs, Scope
+from gateway.billing import Costs, Scope
 from gateway.billing.ledger import DaySums, Pair
 from gateway.config import Config
 from gateway.config.sections import OutboundSettings

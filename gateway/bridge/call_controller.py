@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from gateway.billing.costs import Account
+from gateway.billing import Account
 from gateway.bridge.black_box import RecordedMachine, WireLog
 from gateway.bridge.interpreter import Interpreter
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial

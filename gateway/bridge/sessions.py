@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from gateway.audio.sounds import SpeechError, clip_of
-from gateway.billing.costs import Account, Level, Reached, transcriber_of
+from gateway.billing import Account, Level, Reached, transcriber_of
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.route_data import DataLookup
 from gateway.bridge.sideband import Sideband, SidebandTap

@@ -458,7 +458,7 @@ class CallRecord:
     """None where no recording was wanted."""
     response_times: list[ResponseTime] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
-    """As :class:`gateway.billing.costs.Account` has it; updated during the call."""
+    """As :class:`gateway.billing.Account` has it; updated during the call."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Metadata of its route."""
     transcript: SpokenTranscript | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.audio import FRAME_MS, Codec
 from gateway.audio.sounds import SoundError, pcm24_of
-from gateway.billing.costs import budget_plan
+from gateway.billing import budget_plan
 from gateway.bridge.route_data import Completed, DataLookup, Lookup, number_trust, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.addresses import is_inside, is_loopback
-from gateway.billing.costs import transcriber_of
+from gateway.billing import transcriber_of
 from gateway.billing.prices import load_prices
 from gateway.config import Config
 from gateway.config.sections import on_loopback

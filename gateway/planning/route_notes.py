@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from phonenumbers import country_code_for_region
 
-from gateway.billing.costs import transcriber_of
+from gateway.billing import transcriber_of
 from gateway.call.tools.definitions import OWN
 from gateway.config import Config
 from gateway.config.sections import on_loopback

@@ -33,7 +33,7 @@ PLACES = {
     "set-up": "gateway.bridge.sessions:open_with_retry",
     "probe's knowledge": "gateway.app.health_checks:HealthChecker.met",
     "send": "gateway.realtime.session:Session.send",
-    "count of usage": "gateway.billing.costs:Account.take",
+    "count of usage": "gateway.billing:Account.take",
     "close a session": "gateway.bridge.sessions:Sessions._release",
     # the leg
     "answer": "gateway.sip.leg:Leg.answer",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.billing.costs import (
+from gateway.billing import (
     Account,
     Accounts,
     Budgets,

@@ -19,7 +19,7 @@ import pytest
 from websockets.protocol import State
 
 from gateway.audio import Codec
-from gateway.billing.costs import Accounts, Budgets
+from gateway.billing import Accounts, Budgets
 from gateway.billing.ledger import Ledger
 from gateway.billing.prices import load_prices
 from gateway.call import inputs
