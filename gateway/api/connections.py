@@ -22,7 +22,7 @@ from typing import Any
 import anyio.lowlevel
 import h11
 import structlog
-from fastapi import HTTPException, Response
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -145,7 +145,7 @@ class BodyLimit:
             return
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            await _too_long()(scope, receive, send)
+            await PlainTextResponse("the body is too long", 413)(scope, receive, send)
             return
         taken = 0
 
@@ -158,10 +158,6 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
-
-
-def _too_long() -> Response:
-    return PlainTextResponse("the body is too long", 413)
 
 
 log = structlog.get_logger("control")

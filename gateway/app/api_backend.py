@@ -440,7 +440,7 @@ class Api:
             applications=self.applications,
             request_keys=RequestKeys(self.shared),
             browser_calls=self.readings.browsers,
-            here=self._here,
+            here=lambda call: self.knows(call) or self.applications.knows(call),
             levels=lambda: {call.record.call_id: call.levels for call in self.calls},
             progress=self._progress,
             listeners=lambda name: call_named({"call": name}, self.calls).listeners,
@@ -454,13 +454,6 @@ class Api:
             {"id": one.call_id, **columns_of(one, now), "explanation": list(one.explanation)}
             for one in records
         ]
-
-    def _here(self, call: str) -> bool:
-        """Whether this process has a call of this name: an id, part of one, or a Call-ID.
-
-        One too that it placed lately, and an id of the interface for applications.
-        """
-        return self.knows(call) or self.applications.knows(call)
 
     def _record(self, call_id: str) -> dict[str, Any] | None:
         """Return the record of a call in progress; None for other calls."""

@@ -323,11 +323,11 @@ class Legs(CallPart):
         if b_leg is self._b_legs[-1]:
             self._host.feed(input)
 
-    def _hang_up_b_leg(self, output: outputs.HangUpBLeg) -> None:
+    def _hang_up_b_leg(self, _output: outputs.HangUpBLeg) -> None:
         """Hang up the last B-leg, or abandon it while it waits for its permit; nothing without
         one."""
         if self._b_leg is not None:
-            self._b_leg.hang_up(output.headers)
+            self._b_leg.hang_up()
         elif self._b_legs:
             self._b_legs[-1].given_up = True
 

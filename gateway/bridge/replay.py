@@ -102,11 +102,6 @@ class Replay:
     stopped: bool
     """Replay ended early, after the most differences that were asked for."""
 
-    @property
-    def call_id(self) -> str:
-        """The id of the call, as in its record."""
-        return self.record.call_id
-
 
 def read_lines(file: Path) -> Iterator[str]:
     """Yield the lines of a black box, which may be packed with gzip, up to where a crash cut it.

@@ -74,7 +74,8 @@ class Failover:
         self._steps: tuple[FallbackStep, ...] = ()
         self._at = -1
         """Index of the current step in ``_steps``; -1: none was taken."""
-        self._why = EndReason.SESSION_LOST
+        self.why = EndReason.SESSION_LOST
+        """Reason for which the session was lost last."""
         self._detail = ""
         self._until: float | None = None
         """When the time of the step is over (s); None where it has none."""
@@ -123,7 +124,7 @@ class Failover:
             for step in self._control.plan.server.fallback
             if not (useless and step.action == "reconnect")
         )
-        self._why, self._detail, self._answered = why, detail, answered
+        self.why, self._detail, self._answered = why, detail, answered
         self._began, unproven, self._unproven = now, self._unproven, None
         self.active = True
         record = self._timeline.record
@@ -151,7 +152,7 @@ class Failover:
         if self._until is None:
             return False
         return now < self._until or (
-            self._why is EndReason.SESSION_SILENT and now - up_at < PROVEN_SECONDS
+            self.why is EndReason.SESSION_SILENT and now - up_at < PROVEN_SECONDS
         )
 
     def on_attempt_failed(
@@ -187,7 +188,8 @@ class Failover:
         self._latest_record.outcome, self._latest_record.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
         seed = seed_commands(self._transcript, self._control)
-        return [*self._stop_sound(), note, *seed, *self._request_due(now)]
+        due = self._control.request_due_response(now) if self._transcript.response_due else []
+        return [*self._stop_sound(), note, *seed, *due]
 
     def on_call_answered(self, now: float) -> list[Output]:
         """Note that the caller can hear sounds from now on. Take the step that has waited for the
@@ -254,11 +256,6 @@ class Failover:
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
-    @property
-    def why(self) -> EndReason:
-        """Reason for which the session was lost last."""
-        return self._why
-
     def stop(self, outcome: str) -> list[Output]:
         """Stop the failover, since the caller is being transferred: record ``outcome`` (escaped,
         where the caller asked for a human, or transferred), and return the end of the step's sound.
@@ -312,13 +309,13 @@ class Failover:
             return [*self._play_sound(now), self._open()]
         if step.action == "announcement":
             self._until = now + step.timeout
-            return [CloseSession(1000, self._why.value), *self._play_sound(now)]
+            return [CloseSession(1000, self.why.value), *self._play_sound(now)]
         if step.action == "transfer":
             self.active = False
             self._latest_record.outcome = "transferred"
             todo = self._control.call_actions.session_lost(now)
-            self._control.terminate(Termination(self._why, self._detail, "", step.transfer_to))
-            return [*todo, *self._stop_sound(), CloseSession(1000, self._why.value)]
+            self._control.terminate(Termination(self.why, self._detail, "", step.transfer_to))
+            return [*todo, *self._stop_sound(), CloseSession(1000, self.why.value)]
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:
@@ -330,7 +327,7 @@ class Failover:
         """
         self.active = False
         self._latest_record.outcome = "given up"
-        self.over = Over(self._why, self._detail, step)
+        self.over = Over(self.why, self._detail, step)
         return self._stop_sound()
 
     # ---- what is heard
@@ -351,12 +348,6 @@ class Failover:
         """Return the end of the step's sound; nothing where none plays."""
         was, self._sounding = self._sounding, ""
         return [PlaySound("")] if was else []
-
-    def _request_due(self, now: float) -> list[Output]:
-        """Request the response that was due when the session was lost: the transcript ends with the
-        caller, a tool result, or interrupted words. A Live session, which takes no such request, is
-        told by a message that an answer is due. Nothing where none was due."""
-        return self._control.request_due_response(now) if self._transcript.response_due else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:

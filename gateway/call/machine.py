@@ -566,7 +566,7 @@ class CallMachine:
         record, ending, ended_ms = self._call.record, self._ending, self._ended_ms
         record.ending = ending
         record.times.end = self._call.timeline.ms(now) if ended_ms is None else ended_ms
-        record.media.late_audio_ms = self._call.conversation.late_audio_ms
+        record.media.late_audio_ms = self._call.conversation.control.playback.late_audio_ms
         note = self._call.timeline.note(
             now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail
         )

@@ -198,8 +198,6 @@ class PlayBriefing:
 class HangUpBLeg:
     """Send CANCEL to the B-leg, BYE if it has answered; one that is not dialed yet is given up."""
 
-    headers: Mapping[str, str] = field(default_factory=dict)
-
 
 @dataclass(frozen=True, slots=True)
 class BridgeLegs:

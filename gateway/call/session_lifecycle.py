@@ -206,8 +206,10 @@ class SessionEvents:
         """Reason and detail of a session lost while the caller was being transferred, with which
         the call ends if the transfer fails; None: it was not."""
         self._greeting_requested = False
-        self._release_at: float | None = None
-        """When the session is closed because the caller has us on hold (s)."""
+        self.deadline: float | None = None
+        """When :meth:`tick` is to close the session because the caller has us on hold (s). None
+        without a hold, in a hold for which no session is closed (:meth:`_plan_release`), and once
+        that time has come."""
         self._released = self._returning = False
         """It was closed for that; the caller is back, and another one is being opened."""
         self._resume = False
@@ -249,16 +251,16 @@ class SessionEvents:
         after = self._call.plan.tools.hold.release_after
         by_time = self._call.conversation.control.capabilities.billed_by_time
         wanted = held and after > 0 and by_time and self._call.session_up
-        self._release_at = now + after if wanted else None
+        self.deadline = now + after if wanted else None
 
     def tick(self, now: float) -> list[outputs.Output]:
         """Close a session that is billed by time, and a standby session, once the caller has had us
         on hold for ``hold.release_after`` seconds; :meth:`on_hold_changed` opens one again. Not if
         the call is in another state than TALKING, no session is up, or an action is queued or under
         way: then it stays open for this hold."""
-        if self._release_at is None or now < self._release_at:
+        if self.deadline is None or now < self.deadline:
             return []
-        self._release_at = None
+        self.deadline = None
         actions = self._call.conversation.call_actions
         if not (self._call.state is State.TALKING and self._call.session_up) or actions.busy:
             return []
@@ -267,13 +269,6 @@ class SessionEvents:
         rest = self._call.conversation.detach(now)
         note = self._call.timeline.note(now, "session_released", "info")
         return [*rest, note, outputs.CloseSession(1000, "on hold")]
-
-    @property
-    def deadline(self) -> float | None:
-        """When :meth:`tick` is to close the session because the caller has us on hold (s). None
-        without a hold, in a hold for which no session is closed (:meth:`_plan_release`), and once
-        that time has come."""
-        return self._release_at
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Handle a session that is set up (``session.updated``, or ``session.started`` of a Live
@@ -548,7 +543,8 @@ class SessionEvents:
         self.handover.on_session_over()
         if self._call.live and self._call.conversation.call_actions.transferring:
             return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
-        if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_queued):
+        queued = self._call.conversation.control.hangup_after_playout.is_queued
+        if self._call.live and (input.code == 1000 or queued):
             rest = self._call.conversation.on_session_over(now)
             return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST

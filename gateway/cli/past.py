@@ -413,7 +413,7 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
         raise SystemExit(2) from None
     if as_json:
         told = {
-            "call_id": found.call_id,
+            "call_id": found.record.call_id,
             "version": found.version,
             "steps": found.steps,
             "seconds": found.seconds,
@@ -432,8 +432,8 @@ def replay(file: Path, as_test: Path | None, as_json: bool) -> None:
     what = "no difference" if not count else f"{count} with differences"
     other = "" if found.version == __version__ else f" of version {printable(found.version)}"
     click.echo(
-        f"call {printable(found.call_id)}{other}: {found.steps} steps in {found.seconds:.1f} s,"
-        f" {what}"
+        f"call {printable(found.record.call_id)}{other}: {found.steps} steps in "
+        f"{found.seconds:.1f} s, {what}"
     )
     raise SystemExit(1 if found.differences else 0)
 

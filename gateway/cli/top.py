@@ -177,7 +177,8 @@ class Top(App[None]):
             f"{up} of {len(trunks)} trunks up" if trunks else "no trunks",
             f"{float(cost.get('total', 0)):.2f} {cost.get('currency', '')} today",
         ]
-        problems = [f"{name}: {text}" for name, text in _problems(status).items()]
+        wrong_parts = (status.get("health") or {}).get("problems") or {}
+        problems = [f"{name}: {text}" for name, text in wrong_parts.items()]
         if status.get("draining"):
             problems.append("draining")
         text = Text(" · ".join(parts))
@@ -298,10 +299,6 @@ class Top(App[None]):
     def action_cancel(self) -> None:
         """Stop what the model says."""
         self._act("cancel", "Stopped.")
-
-
-def _problems(status: dict[str, Any]) -> dict[str, str]:
-    return dict((status.get("health") or {}).get("problems") or {})
 
 
 def _cells(call: dict[str, Any], levels: tuple[float | None, float | None]) -> list[Text]:

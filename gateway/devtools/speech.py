@@ -244,7 +244,7 @@ class _Library:
         )
         if rate <= 0:
             raise SpeechError(f"espeak_Initialize failed with {rate}")
-        self._rate = int(rate)
+        self.rate = int(rate)
         self._library = library
         self._lock = threading.Lock()
         self._chunks: list[bytes] = []
@@ -253,15 +253,11 @@ class _Library:
         self._callback = _Callback(self._take)
         library.espeak_SetSynthCallback(self._callback)
 
-    @property
-    def rate(self) -> int:
-        return self._rate
-
     def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int) -> int:
         if samples and count > 0:
             self._chunks.append(ctypes.string_at(samples, count * 2))
             self._samples += count
-        return int(self._samples > LONGEST_S * self._rate)  # 1 ends the synthesis
+        return int(self._samples > LONGEST_S * self.rate)  # 1 ends the synthesis
 
     def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
         encoded = text.replace("\0", " ").encode("utf-8", "replace")
@@ -291,12 +287,8 @@ class _Program:
                 "no speech synthesis: install the espeakng-loader package or the espeak-ng program"
             )
         self._path = path
-        self._rate = 0
+        self.rate = 0
         self.synthesise("a", "en-us", 50, 160)
-
-    @property
-    def rate(self) -> int:
-        return self._rate
 
     def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
         command = [self._path, "--stdin", "--stdout", "-b", "1"]
@@ -311,8 +303,8 @@ class _Program:
             )
             # The header of a stream has no true length: read frames until they end.
             with wave.open(io.BytesIO(result.stdout)) as reader:
-                self._rate = reader.getframerate()
-                frames: bytes = reader.readframes(LONGEST_S * self._rate)
+                self.rate = reader.getframerate()
+                frames: bytes = reader.readframes(LONGEST_S * self.rate)
                 return frames
         except (OSError, subprocess.SubprocessError, wave.Error, EOFError) as error:
             raise SpeechError(f"{self._path} failed: {error}") from error

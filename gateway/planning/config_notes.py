@@ -140,7 +140,7 @@ def _unreachable(config: Config) -> Iterator[str]:
                     yield f"trunk {trunk.name}, {key}: {target} is no port of TLS, mostly 5061"
         if trunk.registrar is not None and trunk.password is None:
             yield f"trunk {trunk.name} registers without a password: most registrars ask for one"
-        public = [one for one in away if _is_literal(one) and not is_inside(one)]
+        public = [one for one in away if not is_name(one) and not is_inside(one)]
         if public and sip.public_address and is_inside(sip.public_address):
             yield (
                 f"sip.public_address: {sip.public_address} is private, and trunk {trunk.name} is "
@@ -153,11 +153,6 @@ def _unreachable(config: Config) -> Iterator[str]:
                 f"trunk {trunk.name} is at {public[0]}, and SDP would carry the private address "
                 f"{hosts[0]}: set sip.public_address"
             )
-
-
-def _is_literal(host: str) -> bool:
-    """Return whether a host is an IP address, not a name."""
-    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:

@@ -191,7 +191,8 @@ class Beta(Ga):
         if name is not None:
             event = {**event, "type": name}
         elif kind in ("session.created", "session.updated"):
-            return _with(event, "session", _session_to_ga)
+            whole = {"type": "realtime", "audio": {}}
+            return _with(event, "session", lambda session: whole | _to_ga(session))
         elif kind in ("response.created", "response.done"):
             return _with(event, "response", _to_ga)
         elif kind == "error":
@@ -255,12 +256,6 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
             for name, value in found.items()
             if name in newer and value is not None
         ]
-
-
-def _session_to_ga(session: Json) -> Json:
-    """Return a Beta session object in GA's form, of type ``realtime`` and with an ``audio``
-    object."""
-    return {"type": "realtime", "audio": {}, **_to_ga(session)}
 
 
 def _to_ga(settings: Json) -> Json:

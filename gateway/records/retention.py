@@ -203,7 +203,8 @@ class Uploads:
         with locked(path) as mine:
             if not mine or not link.is_symlink():
                 return  # still written to, or in the hands of another process
-            client.fput_object(self._storage.bucket, key, str(path), _type_of(path))
+            kind = _TYPES.get(path.suffix, "application/octet-stream")  # an encrypted one
+            client.fput_object(self._storage.bucket, key, str(path), kind)
             link.unlink(missing_ok=True)
             if not self._storage.keep_local:
                 path.unlink(missing_ok=True)
@@ -212,11 +213,6 @@ class Uploads:
 
 
 _TYPES = {".wav": "audio/wav", ".ogg": "audio/ogg"}
-
-
-def _type_of(path: Path) -> str:
-    """Return the media type of a recording; ``application/octet-stream`` for an encrypted one."""
-    return _TYPES.get(path.suffix, "application/octet-stream")
 
 
 def delete_uploaded(storage: Storage, stem: str) -> int:

@@ -178,10 +178,6 @@ class Accounts:
             except pj.Error as error:
                 self._log(name, registration.failed(0, text_of(error.reason), now))
 
-    def register_now(self, name: str) -> None:
-        """Register at the next tick, unless a response is awaited or we have unregistered."""
-        self.registrations[name].renew()
-
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
         """Handle a registrar's final response to a REGISTER, or pjsip's 408 or 503 where none came;
         logs what changes.

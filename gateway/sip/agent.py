@@ -271,7 +271,7 @@ class UserAgent:
         no registrar."""
         if not self.trunks.by_name[trunk].registrar:
             raise ValueError(f"trunk {trunk!r} does not register")
-        self._thread.post(lambda: self._running.accounts.register_now(trunk))
+        self._thread.post(lambda: self._running.accounts.registrations[trunk].renew())
 
     def trouble(self, seconds: float) -> str:
         """Return why the SIP thread carries no calls, "" if it does; see

@@ -90,7 +90,8 @@ class McpServer:
     def __init__(self, settings: McpSettings) -> None:
         self.settings = settings
         self.state = "not started"
-        self._functions: dict[str, Function] = {}
+        self.functions: Mapping[str, Function] = {}
+        """Functions of the server as last listed, by the names that the model uses."""
         self._client: Any = None
         self._broken = asyncio.Event()
         self._listed = asyncio.Event()
@@ -98,11 +99,6 @@ class McpServer:
         self._running = 0
         self._left_out: set[tuple[str, str]] = set()
         """Name and reason of each tool that was logged as not offered."""
-
-    @property
-    def functions(self) -> Mapping[str, Function]:
-        """Functions of the server as last listed, by the names that the model uses."""
-        return self._functions
 
     async def start(self) -> None:
         """Begin to connect; return when its tools are listed, or after ``connect_timeout`` (s),
@@ -138,7 +134,7 @@ class McpServer:
                     await self._list(client)
                     self._client, self.state = client, "up"
                     self._listed.set()
-                    log.info("mcp.up", server=self.settings.name, tools=sorted(self._functions))
+                    log.info("mcp.up", server=self.settings.name, tools=sorted(self.functions))
                     await self._watch(client)
                 self.state = "connection lost"
             except (Exception, BaseExceptionGroup) as error:
@@ -202,7 +198,7 @@ class McpServer:
                 cursor = page.next_cursor
                 if not cursor or len(found) >= MAX_TOOLS:
                     break
-        self._functions = found
+        self.functions = found
 
     def _add_all(self, tools: Iterable[Any], found: dict[str, Function]) -> None:
         """Add listed tools to ``found``. On a thread."""
@@ -221,7 +217,7 @@ class McpServer:
             return
         name = f"{settings.name}_{tool.name}"
         problem = None
-        before = self._functions.get(name)
+        before = self.functions.get(name)
         if not NAME.fullmatch(name):
             problem = "its name is none that a function may have"
         elif len(found) >= MAX_TOOLS:

@@ -485,12 +485,6 @@ class Conversation:
         do not come."""
         return self.control.hangup_after_playout.deadline is not None
 
-    @property
-    def goodbye_is_queued(self) -> bool:
-        """Whether a hang-up waits only for audio that is queued already, so that the session may
-        close."""
-        return self.control.hangup_after_playout.is_queued
-
     def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Return the reason to end the call now, with a detail for the record: an ``error`` that
         ends the session, or a hang-up whose words were played or did not come in time. The detail
@@ -531,11 +525,6 @@ class Conversation:
         outputs += self.call_actions.tick(now) + self.control.out_of_band.tick(now)
         outputs += self._functions.tick(now)
         return outputs + [output for rule in self._rules for output in rule.tick(now)]
-
-    @property
-    def late_audio_ms(self) -> int:
-        """Audio (ms) that was not played: see :attr:`Playback.late_audio_ms`."""
-        return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
         """Begin the queued call-control action once the call is up (``confirmed``) and the speech

@@ -107,12 +107,6 @@ class HoldWait:
         data replaces the first one."""
         return self._control.plan.hold_wait
 
-    @property
-    def _silences(self) -> bool:
-        """Whether responses are to be interrupted because the agent waits. False once the
-        conversation is being ended: the goodbye is heard."""
-        return self._wait is not None and self._control.termination is None
-
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -138,7 +132,9 @@ class HoldWait:
                     self._stopped = now
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
-            case inputs.ServerEventReceived(event=ResponseCreated()) if self._silences:
+            case inputs.ServerEventReceived(event=ResponseCreated()) if (
+                self._wait is not None and self._control.termination is None
+            ):
                 return interrupt(self._control, "hold_wait", now)
             case inputs.DigitPressed(in_band=False) if self._wait is not None:
                 return self._end("key", now)

@@ -59,7 +59,7 @@ class ResponseFallback:
         self._given_up = control.responses.given_up
         """Requests without an answer in this call that were handled
         (``ResponseQueue.given_up``)."""
-        self._sound_until: float | None = None
+        self.deadline: float | None = None
         """When the sound ends (s); None while none plays."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -125,14 +125,9 @@ class ResponseFallback:
 
     def tick(self, now: float) -> list[Output]:
         """Stop the sound once its time (``sound_duration``) is over."""
-        if self._sound_until is None or now < self._sound_until:
+        if self.deadline is None or now < self.deadline:
             return []
         return self._stop_sound()
-
-    @property
-    def deadline(self) -> float | None:
-        """When the sound ends (s); None while none plays."""
-        return self._sound_until
 
     def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
         """Handle an ``error`` that refuses a ``response.create`` as a failed response. Nothing
@@ -309,17 +304,17 @@ class ResponseFallback:
         note = self._control.timeline.note(
             now, "response_failure_tone", "warning", why=why, sound=self._plan.sound
         )
-        self._sound_until = now + self._plan.sound_duration
+        self.deadline = now + self._plan.sound_duration
         if self._control.termination is not None:
-            self._control.hangup_after_playout.wait_for_sound(self._sound_until)
+            self._control.hangup_after_playout.wait_for_sound(self.deadline)
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:
         """Return the ``PlaySound`` that ends the sound; nothing where none plays. While an action
         is queued or under way none is sent: it may play a sound of its own."""
-        if self._sound_until is None:
+        if self.deadline is None:
             return []
-        self._sound_until = None
+        self.deadline = None
         return [] if self._control.call_actions.busy else [PlaySound("")]
 
 

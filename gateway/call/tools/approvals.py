@@ -355,7 +355,8 @@ class McpWatch:
         if kind == "mcp_call" and whole and self._is_new(item_id):
             name, failed = _name_of(item), item.get("error")
             outcome = "failed" if failed else "done"
-            self._record_use(name, outcome, self._approved.pop(_request_of(item), ""), now)
+            approved = self._approved.pop(str(item.get("approval_request_id") or ""), "")
+            self._record_use(name, outcome, approved, now)
             why = {"why": failed.get("type")} if isinstance(failed, Mapping) else {}
             return [note(now, "mcp_call", "info", name=name, outcome=outcome, **why)]
         if kind == "mcp_approval_request" and whole and self._is_new(item_id):
@@ -418,11 +419,6 @@ class McpWatch:
 def _name_of(item: Mapping[str, Any]) -> str:
     """Return the name of an MCP tool as rules have it: label of its server, underscore, name."""
     return f"{item.get('server_label')}_{item.get('name')}"
-
-
-def _request_of(call: Mapping[str, Any]) -> str:
-    """Return the item id of the approval request that allowed this MCP call; "" without one."""
-    return str(call.get("approval_request_id") or "")
 
 
 def _arguments_of(arguments: str) -> Mapping[str, Any]:

@@ -128,7 +128,8 @@ class Model:
                 why = why.replace(settings.api_key, "***")  # some servers say which one was wrong
             raise ModelError(f"{path}: {answer.status_code}: {why}")
         try:
-            text = str(_text_of_chat(told) if chat else _text_of_response(told)).strip()
+            said = told["choices"][0]["message"]["content"] if chat else _text_of_response(told)
+            text = str(said or "").strip()
             used = int(told["usage"]["total_tokens"])
         except (KeyError, IndexError, TypeError, ValueError):
             raise ModelError(f"{path}: the reply has no text or no usage") from None
@@ -137,10 +138,6 @@ class Model:
         if not text:
             raise ModelError(f"{path}: the reply is empty")
         return text
-
-
-def _text_of_chat(told: Any) -> Any:
-    return told["choices"][0]["message"]["content"] or ""
 
 
 def _text_of_response(told: Any) -> str:

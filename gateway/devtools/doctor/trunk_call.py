@@ -101,11 +101,8 @@ class Attempt:
         """Status of the final response to the INVITE: 200 once answered, 0 for none."""
         if self.answered is not None:
             return 200
-        return 0 if self.end is None or not self._answer_came else self.end.code
-
-    @property
-    def _answer_came(self) -> bool:
-        return any(one.method == "INVITE" and one.status >= 300 for one in self.packets)
+        refused = any(one.method == "INVITE" and one.status >= 300 for one in self.packets)
+        return self.end.code if self.end is not None and refused else 0
 
 
 @dataclass(frozen=True, slots=True)

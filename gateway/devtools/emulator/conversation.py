@@ -157,7 +157,10 @@ class Conversation:
         """
         body: Json = checked(_Item, data, root).model_dump()
         if body["type"] == "message":
-            body["content"] = [_without_nulls(part) for part in body["content"]]
+            body["content"] = [
+                {key: value for key, value in part.items() if value is not None}
+                for part in body["content"]
+            ]
         body["id"] = body["id"] or new_id("item")
         body["object"] = "realtime.item"
         body["status"] = body["status"] or "completed"
@@ -317,10 +320,6 @@ def _text_length(body: Json) -> int:
 def _image_tokens(body: Json) -> int:
     images = [part for part in body.get("content", []) if part["type"] == "input_image"]
     return sum(_TOKENS_PER_IMAGE[part.get("detail") or "auto"] for part in images)
-
-
-def _without_nulls(part: Json) -> Json:
-    return {key: value for key, value in part.items() if value is not None}
 
 
 def mcp_listing_item(label: str, names: Sequence[str]) -> Json:

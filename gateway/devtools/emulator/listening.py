@@ -232,7 +232,8 @@ class Listening:
 
     def __init__(self, session: Listener) -> None:
         self._session = session
-        self._format: AudioFormat = FORMATS["audio/pcm"]
+        self.format: AudioFormat = FORMATS["audio/pcm"]
+        """The session's input format."""
         self._turn_detection: Mapping[str, Any] | None = None
         self._buffer = bytearray()
         self._buffer_end_ms = 0.0
@@ -246,11 +247,6 @@ class Listening:
         self._scripted: TimerHandle | None = None
 
     @property
-    def format(self) -> AudioFormat:
-        """The session's input format."""
-        return self._format
-
-    @property
     def written_ms(self) -> int:
         """Return how much audio was appended in this session (ms)."""
         return int(self._buffer_end_ms)
@@ -259,12 +255,12 @@ class Listening:
         """Take over ``session.audio.input``; a turn that is open goes on when nothing changed."""
         format_ = FORMATS[audio_input["format"]["type"]]
         detection = audio_input["turn_detection"]
-        changed = format_ is not self._format or detection != self._turn_detection
+        changed = format_ is not self.format or detection != self._turn_detection
         first = self._detector is None
-        if format_ is not self._format:
+        if format_ is not self.format:
             self._buffer.clear()
             self._item_id = None
-        self._format, self._turn_detection = format_, detection
+        self.format, self._turn_detection = format_, detection
         if not changed and not first:
             return
         self.stop_idle()
@@ -277,7 +273,7 @@ class Listening:
     def append(self, data: bytes) -> None:
         """``input_audio_buffer.append``. Cheap: the detector runs only when one is wanted."""
         self._buffer += data
-        self._buffer_end_ms += len(data) / self._format.bytes_per_ms
+        self._buffer_end_ms += len(data) / self.format.bytes_per_ms
         if self._detector is not None:
             for event in self._detector.feed(data):
                 if isinstance(event, Started):
@@ -286,13 +282,13 @@ class Listening:
                 else:
                     self._stop(event)
         kept_s = MAX_BUFFERED_S if self._detector is None or self._item_id else _PREROLL_S
-        limit = self._format.bytes_for(kept_s * 1000)
+        limit = self.format.bytes_for(kept_s * 1000)
         if len(self._buffer) > limit * 1.25:
             del self._buffer[: len(self._buffer) - limit]
 
     def commit(self) -> None:
         """``input_audio_buffer.commit``. Raises :class:`ProtocolError` below 100 ms of audio."""
-        length = len(self._buffer) / self._format.bytes_per_ms
+        length = len(self._buffer) / self.format.bytes_per_ms
         if length < _SHORTEST_COMMIT_MS:
             raise ProtocolError(
                 "input_audio_buffer_commit_empty",
@@ -333,7 +329,7 @@ class Listening:
                 "audio_end_ms": event.at_ms,
             }
         )
-        wanted = self._format.bytes_for(self.written_ms - self._began_ms)
+        wanted = self.format.bytes_for(self.written_ms - self._began_ms)
         spoken = max(FRAME_MS, event.voice_end_ms - self._voice_began_ms)
         self._commit(item_id, bytes(self._buffer[-wanted:]) if wanted else b"", spoken)
         self._session.turn_over(idle=False)
@@ -341,7 +337,7 @@ class Listening:
     def _commit(self, item_id: str, audio: bytes, spoken_ms: int) -> None:
         self._buffer.clear()
         self._item_id = None
-        self._session.caller_item(item_id, audio, self._format, spoken_ms)
+        self._session.caller_item(item_id, audio, self.format, spoken_ms)
 
     # Scripted speech
 
@@ -411,6 +407,6 @@ class Listening:
                 "audio_end_ms": end,
             }
         )
-        audio = bytes(self._buffer[-self._format.bytes_for(timeout_ms) :])
+        audio = bytes(self._buffer[-self.format.bytes_for(timeout_ms) :])
         self._commit(item_id, audio, 0)
         self._session.turn_over(idle=True)

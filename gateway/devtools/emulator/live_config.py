@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gateway.devtools.emulator.client_events import FunctionTool, ToolFilter
+from gateway.devtools.emulator.client_events import ApprovalFilter, FunctionTool, ToolFilter
 from gateway.devtools.emulator.live_events import DecisionPart, InputText, tokens, too_long
 from gateway.devtools.emulator.objects import Json, ProtocolError, Strict, validated
 
@@ -155,11 +155,6 @@ class Shell(Strict):
         Annotated[Container | ContainerReference | LocalComputer, Field(discriminator="type")]
         | None
     ) = None
-
-
-class ApprovalFilter(Strict):
-    always: ToolFilter | None = None
-    never: ToolFilter | None = None
 
 
 class Mcp(Strict):

@@ -283,9 +283,13 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
         if measured:
             middle += f", {ms(median(r.delay_ms for r in measured))} after the last sound"
         grid.add_row("answers", middle)
-    cuts = [c for c in record.interruptions if c.action != "none"]
+    cuts = [
+        f"heard {one.played_ms:,} of {one.received_ms:,} ms"
+        for one in record.interruptions
+        if one.action != "none"
+    ]
     if cuts:
-        grid.add_row("interruptions", "; ".join(_one_cut(c.played_ms, c.received_ms) for c in cuts))
+        grid.add_row("interruptions", "; ".join(cuts))
     if record.digits:
         grid.add_row("digits", " ".join(run.digits for run in record.digits))
     if record.underruns or record.dropped_uplink_frames:
@@ -304,10 +308,6 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
         detail = f": {record.ending.detail}" if record.ending.detail else ""
         grid.add_row("ending", escape(ending_words(story) + detail))
     return grid
-
-
-def _one_cut(played_ms: int, received_ms: int) -> str:
-    return f"heard {played_ms:,} of {received_ms:,} ms"
 
 
 def cost_words(cost: Cost) -> str:
