@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from gateway.addresses import is_inside, is_loopback
+from gateway.addresses import is_inside, is_loopback, is_name
 from gateway.billing import transcriber_of
 from gateway.billing.prices import load_prices
 from gateway.config import Config
