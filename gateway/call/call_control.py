@@ -84,10 +84,10 @@ class CallAction(Protocol):
         """Close the sessions that interpret between the joined legs; nothing without them."""
         return []
 
-    def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
-        accepted, and neither ringing nor an outcome was reported since. A transfer then sets the
-        outcome ``unknown`` in the record. False for hold and DTMF."""
+    def end_by_bye(self, now: float) -> bool:
+        """End a transfer by the caller's BYE, if that means success: its REFER was accepted, and
+        neither ringing nor an outcome was reported since. Returns whether it does; the record then
+        has the outcome ``unknown``. False for hold and DTMF."""
         return False
 
 
@@ -335,7 +335,8 @@ class CallActions:
         return self._action.begin(now)
 
     def cancel_queued(self) -> str | None:
-        """Cancel an action that the model asked for and that has not begun, because of barge-in.
+        """Cancel an action that the model asked for and that has not begun, since the agent is
+        interrupted.
 
         Returns the ``call_id`` to answer; None where there is none: it has begun, or gateway,
         operator or caller asked for it.
@@ -416,11 +417,10 @@ class CallActions:
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)
 
-    def taken_over(self, now: float) -> bool:
-        """Return whether the caller's BYE means that a transfer has succeeded: its REFER was
-        accepted, and neither ringing nor an outcome was reported since. The record then has the
-        outcome ``unknown``. False without a transfer."""
-        return self._action is not None and self._action.taken_over(now)
+    def end_by_bye(self, now: float) -> bool:
+        """End the transfer by the caller's BYE, if that means success
+        (:meth:`CallAction.end_by_bye`), and return whether it does; False without a transfer."""
+        return self._action is not None and self._action.end_by_bye(now)
 
     @property
     def deadline(self) -> float | None:
@@ -649,8 +649,8 @@ class HangupAfterPlayout:
         )
 
     def on_response_created(self) -> None:
-        """Note that the goodbye has begun (``response.created``): its end is waited for from now
-        on. Nothing while no hang-up waits."""
+        """Note that the goodbye of a Live session (:meth:`after_next_speech`) has begun: its end is
+        waited for from now on. A hang-up that waits for anything else stays as it is."""
         if self._words is not None:
             self._words.speech_by = 0.0
 
@@ -658,7 +658,7 @@ class HangupAfterPlayout:
         """Have :meth:`due` end the call for ``why``, once the words that the gateway has requested
         and all queued audio were played. Once no response runs or is to come, only queued audio is
         waited for; a response that brings no words is waited for ``seconds`` at most. Replaces a
-        hang-up that waits; :meth:`cancel` does not stop this one."""
+        hang-up that waits; :meth:`cancel` stops this one only for ``agent_hangup``."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def wait_for_sound(self, until: float) -> None:
@@ -682,7 +682,8 @@ class HangupAfterPlayout:
         return self._words is not None and not self._words.awaited
 
     def cancel(self) -> str | None:
-        """Cancel a hang-up that the model asked for (``agent_hangup``), because of barge-in.
+        """Cancel a hang-up for ``agent_hangup`` (the model asked for it), since the agent is
+        interrupted.
 
         Returns the ``call_id`` of the ``end_call`` to be answered, "" where it has been answered;
         None where there is no such hang-up: one of another reason goes on.
@@ -694,7 +695,8 @@ class HangupAfterPlayout:
         return words.call_id
 
     def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
-        """Return the reason to end the call now, or None; to be asked after each input.
+        """Follow the playout of the words, and return the reason to end the call now, or None; to
+        be called after each input.
 
         The call ends ``LINGER_SECONDS`` after words that were played; at once where no words are to
         come, nothing was or is queued, and no sound plays in their place; and at the deadline,

@@ -96,11 +96,12 @@ class TransferAttempt:
     mode: str
     """blind, attended or bridge."""
     outcome: str = ""
-    """A value of :class:`gateway.ending.Outcome`; empty while it goes on."""
+    """A value of :class:`gateway.ending.Outcome`; empty or ``ringing`` while it goes on."""
     sip_code: int = 0
     """Status of the response or NOTIFY that told the outcome; 0 without one."""
     briefing: str = ""
-    """accepted, declined, hung_up, no_key or skipped; empty without a briefing."""
+    """accepted, declined, hung_up, no_key or skipped; empty without a briefing, and where the call
+    ended during it."""
     ms: float = 0.0
     """From its begin to its outcome; 0 while it goes on."""
 

@@ -433,10 +433,12 @@ class Handover:
 
     def on_session_up(self, seconds_left: float | None, now: float) -> None:
         """Forget the standby session, and plan one for the session that is active from now on: it
-        is opened ``handover_before_expiry`` s before the end, at once if that is past.
+        is opened ``handover_before_expiry`` s before the end, at once if that is past, but not
+        sooner than :meth:`_opening_time` says; ``FORCED_SECONDS`` before the end it is promoted
+        without a pause.
 
-        None is planned where that setting is 0, less than ``SHORTEST_SECONDS`` are left, or
-        :meth:`_not_too_often` does not allow it.
+        None is planned where that setting is 0, less than ``SHORTEST_SECONDS`` are left, or there
+        is no such time.
 
         Args:
             seconds_left: until the server ends it; None where it does not tell: none is planned.
@@ -447,12 +449,13 @@ class Handover:
             return
         self._latest = now + seconds_left - FORCED_SECONDS
         wanted = max(now, min(now + seconds_left - self._lead, self._latest))
-        self._open_at = self._not_too_often(wanted)
+        self._open_at = self._opening_time(wanted)
 
-    def _not_too_often(self, wanted: float) -> float | None:
-        """Return the time, at or after ``wanted`` (s), at which a standby session may be opened:
-        ``INTERVAL_SECONDS`` after the last one. None where that is less than ``FORCED_SECONDS``
-        before the active session ends, or ``MAX_HANDOVERS`` were opened and that was logged."""
+    def _opening_time(self, wanted: float) -> float | None:
+        """Return when a standby session is to be opened (s): at ``wanted``, or if that is later,
+        ``INTERVAL_SECONDS`` after the last one was opened. None where it would be less than
+        ``FORCED_SECONDS`` before the active session ends, or ``MAX_HANDOVERS`` were opened and that
+        was logged."""
         at = max(wanted, self._opened_at + INTERVAL_SECONDS)
         return at if at <= self._latest and self._opened <= MAX_HANDOVERS else None
 
@@ -466,17 +469,17 @@ class Handover:
         if not self._opening:
             return
         self._opening = False
-        left = None if input.seconds_left is None else now + input.seconds_left
-        self._standby = (input.session_id, left, input.capabilities)
+        ends = None if input.seconds_left is None else now + input.seconds_left
+        self._standby = (input.session_id, ends, input.capabilities)
 
     def on_standby_failed(self, detail: str, now: float) -> list[Output]:
         """Log (``handover_failed``) a standby session that could not be set up or was lost, and
-        plan another where :meth:`_not_too_often` allows it: now, or ``INTERVAL_SECONDS`` after
-        the failed one was opened, whichever is later. Where none is planned, the active session is
-        left to its end."""
+        plan another: now, or ``INTERVAL_SECONDS`` after the failed one was opened, whichever is
+        later. Where there is no time for it (:meth:`_opening_time`), the active session is left to
+        its end."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
-        self._open_at = self._not_too_often(now)
+        self._open_at = self._opening_time(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:

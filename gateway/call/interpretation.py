@@ -56,9 +56,9 @@ class Interpretation:
         """Between :meth:`begin` and :meth:`end`."""
 
     def begin(self) -> list[Output]:
-        """Return ``BridgeLegs``, by which each leg hears its interpreter, and the other's own
-        voice at the level of the route (``original_db``), and ``Interpret``, which opens both
-        sessions."""
+        """Begin to interpret: return ``BridgeLegs``, by which each leg hears its interpreter, and
+        the other's own voice at the level of the route (``original_db``), and ``Interpret``, which
+        opens both sessions."""
         self._open = True
         joined = BridgeLegs(listen=False, original_db=self._plan.original_db)
         return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]

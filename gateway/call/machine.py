@@ -356,7 +356,7 @@ class CallMachine:
             call.opening.deadline if call.opening.waiting else None,
             self._session.failover.deadline,
             self._session.deadline,
-            self._session.handover.deadline if call.session_up and call.talking else None,
+            self._session.handover.deadline if call.may_hand_over else None,
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -376,7 +376,7 @@ class CallMachine:
         todo += self._session.transfer_meanwhile(now)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
             todo += self._session.on_bridged(now)
-        if self._call.session_up and self._call.talking:
+        if self._call.may_hand_over:
             todo += self._session.handover.promote_if_quiet(now)
         if self.talking and conversation.silence.rule:
             todo += self._session.on_silence(conversation.silence.rule, now)
@@ -429,7 +429,7 @@ class CallMachine:
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
             return todo + self._end_call(why, now, outcome, leg_over=True, code=input.code)
-        if input.method == "BYE" and self._call.conversation.call_actions.taken_over(now):
+        if input.method == "BYE" and self._call.conversation.call_actions.end_by_bye(now):
             why, outcome = EndReason.TRANSFERRED, "the caller's side let go; it told no outcome"
         else:
             talked = self._call.state in (State.TALKING, State.BRIDGED)
@@ -456,7 +456,7 @@ class CallMachine:
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
         todo += self._session.tick(now)
-        if self._call.session_up and self._call.talking:
+        if self._call.may_hand_over:
             todo += self._session.handover.tick(now)
         return todo + self._call.conversation.on_tick(now)
 

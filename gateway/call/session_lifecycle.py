@@ -149,9 +149,10 @@ class CallContext:
         return self.state in (State.ANSWERED, State.TALKING, State.BRIDGED)
 
     @property
-    def talking(self) -> bool:
-        """Whether the call is :attr:`live` and not joined with a B-leg."""
-        return self.state in (State.ANSWERED, State.TALKING)
+    def may_hand_over(self) -> bool:
+        """Whether the session is one to be handed over before it ends: it is up, and the call is
+        :attr:`live` and not joined with a B-leg."""
+        return self.session_up and self.state in (State.ANSWERED, State.TALKING)
 
     def complete_plan(self, input: Prepared, now: float) -> list[Output]:
         """Replace the plan of call and conversation, and the record's metadata, by those with the

@@ -406,8 +406,9 @@ class Transfer:
         """End the transfer because the call ends, the caller asked for a human, or the transfer has
         failed; nothing if it has not begun.
 
-        Sets the outcome if there is none yet: ``unknown`` if the REFER was accepted, else
-        ``failed``. Closes the interpreting sessions, and hangs up a B-leg.
+        Sets the outcome if there is none yet, or ``ringing``: ``unknown`` if the REFER was
+        accepted, else ``failed``. Closes the interpreting sessions, and hangs up a B-leg. Neither
+        the sound for the caller nor a briefing under way is ended here.
         """
         if not self.begun:
             return []
@@ -422,9 +423,10 @@ class Transfer:
         interpreter."""
         return [] if self._interpreter is None else self._interpreter.end()
 
-    def taken_over(self, now: float) -> bool:
-        """Return whether the BYE of the caller's side means success: it accepted the REFER, and has
-        reported no ringing since the REFER was sent. Sets the outcome ``unknown`` then."""
+    def end_by_bye(self, now: float) -> bool:
+        """End the transfer by the BYE of the caller's side, with the outcome ``unknown``, if that
+        accepted the REFER and has reported no ringing since the REFER was sent. Returns whether it
+        did."""
         if not self._taken or self._ringing:
             return False
         self._set_outcome(Outcome.UNKNOWN, 0, now)

@@ -300,7 +300,9 @@ class Conversation:
         :meth:`ended`.
 
         Args:
-            command: the command that it answers; None where the server does not say.
+            command: the command that it answers; None where the server does not say: then only a
+                collision, of the request that was sent last, and the truncation that was sent last
+                are acted on.
         """
         verdict = classify_error(error)
         responses = self.control.responses
@@ -414,9 +416,10 @@ class Conversation:
         return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
-        """Interrupt all responses because a response that the model owed was not heard, forget
-        those that run, play the route's sound for that, and request the response again; after
-        ``max_failures`` failed responses in a row play the sound and end the conversation instead.
+        """Handle a silence where no fallback steps may be taken, so that the session stays:
+        interrupt all responses and forget those that run, play the route's sound for that, and
+        request the response again; after ``max_failures`` failed responses in a row play the sound
+        and end the conversation instead.
 
         Args:
             rule: name of the silence (:attr:`Silence.rule`), for log and record.
@@ -488,8 +491,8 @@ class Conversation:
     def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Return the reason to end the call now, with a detail for the record: an ``error`` that
         ends the session, or a hang-up whose words were played or did not come in time. The detail
-        is that of a termination; "" for all else. None and "" while the call goes on. Asked after
-        each input."""
+        is that of a termination; "" for all else. None and "" while the call goes on. To be
+        called after each input, since a hang-up follows its playout here."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle

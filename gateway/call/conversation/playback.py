@@ -50,7 +50,8 @@ class Truncations:
 
     def command(self, heard: Heard) -> TruncateItem | DeleteItem:
         """Return ``conversation.item.truncate`` at the milliseconds heard of this part, or
-        ``conversation.item.delete`` where nothing of the item was, in any part.
+        ``conversation.item.delete`` where nothing of the item was, in any part. The latest
+        truncation is remembered for :meth:`retry`.
 
         ``audio_end_ms`` is what was heard without the margin: 0 or more, and never more than was
         received, which the server would refuse.
@@ -238,8 +239,9 @@ class Playback:
         return self._interrupted_response(response_id) is not None
 
     def drop_response(self, response_id: str) -> None:
-        """Drop all audio of this response that is still to come. What is queued is played, and the
-        server is told nothing. Nothing where it was interrupted before."""
+        """Drop all audio of this response that is still to come. What is queued is played.
+        The server is told nothing now; at ``response.done``, items whose audio came only after this
+        are deleted (:meth:`on_response_done`). Nothing where it was interrupted before."""
         if not self.was_interrupted(response_id):
             self._interrupted.append(_Interrupted(response_id, []))
 
@@ -258,7 +260,7 @@ class Playback:
         """
         for response_id in {*running, *self._tracker.responses}:
             self.drop_response(response_id)
-        if not (self.queued_ms or self._tracker or running):
+        if not (self.queued_ms or self._tracker.unfinished or running):
             return []
         return self._flush(trigger, now)
 
@@ -267,7 +269,8 @@ class Playback:
         if something was heard just then. The transcript learns what was heard; the server and the
         record's interruptions do not. Nothing where nothing is queued, and no part may have more
         audio to come."""
-        return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
+        unfinished = self.queued_ms or self._tracker.unfinished
+        return self._flush(AT_END, now) if unfinished else []
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Return the log line ``agent_speech_started``: the first frame after silence was handed to

@@ -121,7 +121,7 @@ class PlayoutTracker:
         if part.cut:
             self.dropped_bytes += len(audio)
             return b""
-        due = b"" if self._open is part else self._last_frame()
+        due = b"" if self._open is part else self._close_part()
         self._open = part
         part.done = False
         part.received += len(audio)
@@ -136,28 +136,28 @@ class PlayoutTracker:
 
     def finish(self, key: PartKey) -> bytes:
         """End this part: all its audio was received. Return its incomplete frame, filled with
-        silence, to be queued; empty without one."""
+        silence and counted as queued; empty without one."""
         part = self._parts.get(key)
         if part is None:
             return b""
         part.done = True
-        return self._last_frame() if self._open is part else b""
+        return self._close_part() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
         """End all parts of this response: all their audio was received. Return its incomplete
-        frame, filled with silence, to be queued; empty without one."""
+        frame, filled with silence and counted as queued; empty without one."""
         for part in self._parts.values():
             if part.response_id == response_id:
                 part.done = True
         begun = self._open
-        return self._last_frame() if begun is not None and begun.response_id == response_id else b""
+        return self._close_part() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
         """End all parts: all their audio was received. Return the incomplete frame, filled with
-        silence, to be queued; empty without one."""
+        silence and counted as queued; empty without one."""
         for part in self._parts.values():
             part.done = True
-        return self._last_frame()
+        return self._close_part()
 
     def refused(self, frames: int) -> None:
         """Take the last ``frames`` frames off the count of the queue, which they did not fit. The
@@ -184,7 +184,7 @@ class PlayoutTracker:
         for queued in self._queue:
             queued.part.heard += queued.audio
         self._queue.clear()
-        return self._heard_of([p for p in self._parts.values() if p.cut and not p.finished])
+        return self._report([p for p in self._parts.values() if p.cut and not p.finished])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Reckon what was heard from the number of frames that a flush left unplayed, the last ones
@@ -201,16 +201,17 @@ class PlayoutTracker:
             queued.part.heard += min(queued.audio, (queued.frames - unplayed) * self._frame_bytes)
         self._queue.clear()
         self._open, self._rest = None, b""
-        return self._heard_of(unfinished)
+        return self._report(unfinished)
 
     def knows(self, item_id: str) -> bool:
         """Return whether audio of this item was received, and a part of the item is still
         remembered (``MAX_PARTS``)."""
         return any(key[0] == item_id for key in self._parts)
 
-    def __bool__(self) -> bool:
-        """Return whether some part is not known to have been received and heard to its end, and no
-        cut of it was reported."""
+    @property
+    def unfinished(self) -> bool:
+        """Whether some part is not known to have been received and heard to its end, and no cut of
+        it was reported."""
         return any(not part.finished for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:
@@ -285,9 +286,9 @@ class PlayoutTracker:
         queued.frames += frames
         queued.audio += audio
 
-    def _last_frame(self) -> bytes:
-        """End the incomplete frame of the open part: return it, filled with silence, and count it
-        as queued; empty without one."""
+    def _close_part(self) -> bytes:
+        """Close the open part, if there is one: return its incomplete frame, filled with silence,
+        and count it as queued; empty without one. Further audio of the part begins a new frame."""
         part, rest = self._open, self._rest
         self._open, self._rest = None, b""
         if part is None or not rest:
@@ -295,8 +296,9 @@ class PlayoutTracker:
         self._add_frames(part, 1, len(rest))
         return rest + self._silence * (self._frame_bytes - len(rest))
 
-    def _heard_of(self, parts: list[_Part]) -> list[Heard]:
-        """Return what was heard of each of these parts, and mark them as cut and reported."""
+    def _report(self, parts: list[_Part]) -> list[Heard]:
+        """Cut these parts, each of which is reported only this once: return what was heard of
+        each."""
         heard_items = {part.key[0] for part in self._parts.values() if part.heard}
         for part in parts:
             part.cut = part.told = True

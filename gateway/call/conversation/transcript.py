@@ -64,7 +64,8 @@ class Entry:
     text: str = ""
     item_id: str = ""
     heard: str | None = None
-    """The part of the agent's words that the caller heard; None for all."""
+    """The part of the agent's words that the caller heard; None for all. It may be the whole
+    ``text``, where only sound was missed, or more was to come."""
     item: Mapping[str, Any] | None = None
     """The item itself, where it is no message."""
     marks: list[tuple[int, int]] = field(default_factory=list)

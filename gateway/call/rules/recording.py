@@ -121,8 +121,9 @@ class CallRecording:
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the caller's DTMF digits are answers: consent is being asked for (``consent =
-        "ask"``)."""
+        """Whether the caller's DTMF digits are kept from the conversation, as answers: consent is
+        being asked for (``consent = "ask"``). The conversation also gets a key that objects to an
+        announcement."""
         return self.state is State.ASKING and self._plan.consent == "ask"
 
     def on_digit(self, _digit: str, _now: float) -> list[Output]:

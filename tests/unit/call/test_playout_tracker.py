@@ -169,7 +169,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         for key in told:
             self.parts[key].cut = True
         assert self.tracker.flush(0) == []
-        assert not self.tracker
+        assert not self.tracker.unfinished
 
     @invariant()
     def dropped_bytes_are_counted(self) -> None:
@@ -228,7 +228,7 @@ def test_what_was_heard_before_a_drain_still_counts() -> None:
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(320))
     assert tracker.drained() == []
-    assert tracker
+    assert tracker.unfinished
     tracker.receive("r", ("i", 0), bytes(320))
     assert _heard(tracker.flush(1)) == [("i", 0, 60, 80, False)]
 
@@ -239,7 +239,7 @@ def test_heard_to_the_end_is_nothing_to_tell() -> None:
     tracker.finish(("i", 0))
     assert tracker.first_item == "i"
     assert tracker.drained() == []
-    assert not tracker
+    assert not tracker.unfinished
     assert tracker.first_item == ""
     assert tracker.flush(0) == []
 
@@ -249,7 +249,7 @@ def test_a_done_that_comes_after_the_last_frame_was_heard_settles_the_part() -> 
     tracker.receive("r", ("i", 0), bytes(320))
     tracker.drained()
     assert tracker.finish_response("r") == b""
-    assert not tracker
+    assert not tracker.unfinished
 
 
 def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> None:
@@ -260,7 +260,7 @@ def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> N
     assert tracker.receive("r", ("i", 0), bytes(160)) == b""
     assert _heard(tracker.drained()) == [("i", 0, 40, 102, False)]
     assert tracker.drained() == []
-    assert not tracker
+    assert not tracker.unfinished
 
 
 def test_second_part_of_an_item_whose_first_was_heard() -> None:
