@@ -45,7 +45,7 @@ from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
 from gateway.measures import BoundedDict
-from gateway.tools.functions import MAX_DISPOSITION, ImageError, checked_data_uri
+from gateway.tools import MAX_DISPOSITION, ImageError, checked_data_uri
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""

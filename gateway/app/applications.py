@@ -44,7 +44,7 @@ from gateway.records.webhooks import Endpoint, signature
 from gateway.sip.leg import IgnoringHandler, Invite, Leg, LegEnd
 from gateway.tasks import TaskSet, wait_any
 from gateway.text import json_of, unicode_in
-from gateway.tools.functions import ToolError
+from gateway.tools import ToolError
 from gateway.tools.http import read_answer
 
 ATTEMPT_SECONDS = 5.0

@@ -26,7 +26,7 @@ from gateway.dialplan import Route
 from gateway.planning.route_tools import plan_of
 from gateway.records import shared
 from gateway.tasks import TaskSet, wait_any
-from gateway.tools.functions import Function, ToolCall, ToolError
+from gateway.tools import Function, ToolCall, ToolError
 from gateway.tools.http import HttpClient, Request
 
 MAX_REASON = 500

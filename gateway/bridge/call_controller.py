@@ -38,7 +38,7 @@ from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
 from gateway.sip.source_limits import SourceBuckets
 from gateway.text import json_text
-from gateway.tools.functions import ToolRunner
+from gateway.tools import ToolRunner
 
 TEARDOWN_SECONDS = LEG_END_SECONDS + 5.0
 """After a defect: time that the machine has to end the call, before it is ended without it."""

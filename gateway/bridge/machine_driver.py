@@ -27,7 +27,7 @@ from gateway.call.tools.definitions import entry_problem
 from gateway.call.tools.function_calls import MAX_NAME
 from gateway.measures import traceparent
 from gateway.realtime.events import AudioDelta
-from gateway.tools.functions import Question, ToolCall, ToolRunner
+from gateway.tools import Question, ToolCall, ToolRunner
 
 
 class HasFaults(Protocol):

@@ -29,7 +29,7 @@ from gateway.realtime.errors import Kind, SetupFailed, Step, Verdict
 from gateway.sip.leg import Invite
 from gateway.sip.messages.headers import asserted, number_of
 from gateway.text import json_of
-from gateway.tools.functions import ToolError
+from gateway.tools import ToolError
 from gateway.tools.http import HttpClient, Request
 
 if TYPE_CHECKING:

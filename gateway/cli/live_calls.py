@@ -201,7 +201,7 @@ def send_message(ask: Ask, text: str, user: bool, respond: bool) -> None:
 @_RESPOND
 def send_image(ask: Ask, image: Path, text: str, respond: bool) -> None:
     """Add IMAGE, a PNG or JPEG file, to the conversation of CALL."""
-    from gateway.tools.functions import ImageError, data_uri
+    from gateway.tools import ImageError, data_uri
 
     try:
         uri = data_uri(image.read_bytes())

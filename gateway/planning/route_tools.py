@@ -52,9 +52,8 @@ from gateway.dialplan.variables import names_in, render
 from gateway.planning.sip import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection
 from gateway.text import words_of
-from gateway.tools import ToolError
+from gateway.tools import Function, ToolError, Waiting, result_text
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
-from gateway.tools.functions import Function, Waiting, result_text
 from gateway.tools.http import Operator, Webhook
 from gateway.tools.mcp import McpSettings
 from gateway.tools.python import PythonTool, ToolModuleError, python_tools

@@ -13,8 +13,7 @@ from typing import Any
 import structlog
 
 from gateway.tasks import TaskSet, is_being_cancelled
-from gateway.tools import http, python
-from gateway.tools.functions import (
+from gateway.tools import (
     ContentService,
     DigitsService,
     Function,
@@ -23,6 +22,8 @@ from gateway.tools.functions import (
     ToolError,
     bounded,
     error_text,
+    http,
+    python,
 )
 from gateway.tools.http import HttpClient
 from gateway.tools.mcp import McpServer, McpSettings
@@ -66,7 +67,7 @@ _NOTHING = RouteTools()
 
 
 class ToolExecutor:
-    """The process's :class:`gateway.tools.functions.ToolRunner`. Lives on the event loop.
+    """The process's :class:`gateway.tools.ToolRunner`. Lives on the event loop.
 
     Args:
         offers: tools of each route, by its name.
@@ -147,7 +148,7 @@ class ToolExecutor:
     # ---- ToolRunner
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """Run a function: see :meth:`gateway.tools.functions.ToolRunner.run`.
+        """Run a function: see :meth:`gateway.tools.ToolRunner.run`.
 
         While ``MAX_RUNNING`` tasks of all calls run, it is not run, and ``done`` gets an error at
         once.
@@ -159,7 +160,7 @@ class ToolExecutor:
         self._tasks.spawn(self._run(call, done), f"tool {call.name}")
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
-        """Ask for an approval: see :meth:`gateway.tools.functions.ToolRunner.ask`.
+        """Ask for an approval: see :meth:`gateway.tools.ToolRunner.ask`.
 
         While ``MAX_RUNNING`` tasks of all calls run, nobody is asked, and ``done`` gets False at
         once.
@@ -172,7 +173,7 @@ class ToolExecutor:
     def check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        """Check content: see :meth:`gateway.tools.functions.ToolRunner.check`.
+        """Check content: see :meth:`gateway.tools.ToolRunner.check`.
 
         While ``MAX_RUNNING`` tasks of all calls run, nobody is asked, and ``done`` gets False (the
         words are not allowed) at once.
@@ -189,7 +190,7 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Store sensitive digits: see :meth:`gateway.tools.functions.ToolRunner.store`.
+        """Store sensitive digits: see :meth:`gateway.tools.ToolRunner.store`.
 
         While ``MAX_RUNNING`` tasks of all calls run, they are not sent, and ``done`` gets
         ``status`` "failed" at once.

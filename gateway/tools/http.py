@@ -24,7 +24,7 @@ import structlog
 
 from gateway import __version__
 from gateway.text import json_of
-from gateway.tools.functions import (
+from gateway.tools import (
     ContentService,
     DigitsService,
     Function,

@@ -24,7 +24,7 @@ import structlog
 from pydantic_core import to_json
 
 from gateway.tasks import TaskSet, background, is_being_cancelled
-from gateway.tools.functions import Function, ToolCall, ToolError, Waiting
+from gateway.tools import Function, ToolCall, ToolError, Waiting
 from gateway.tools.http import PARTS_A_TURN
 from gateway.tools.schema import NAME, check_schema
 

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from gateway.tasks import is_being_cancelled
-from gateway.tools.functions import MARK, Call, Function, Options, ToolCall, ToolError, result_text
+from gateway.tools import MARK, Call, Function, Options, ToolCall, ToolError, result_text
 from gateway.tools.schema import NAME, Signature, SignatureError
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from gateway.text import json_of
-from gateway.tools.functions import Call, ToolError
+from gateway.tools import Call, ToolError
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError as SchemaMismatch
@@ -236,7 +236,7 @@ class Signature:
     def __init__(self, function: Callable[..., object]) -> None:
         self.summary, told = docstring_parts(inspect.getdoc(function) or "")
         self.call_name: str | None = None
-        """Name of the parameter that gets the :class:`gateway.tools.functions.Call`."""
+        """Name of the parameter that gets the :class:`gateway.tools.Call`."""
         self._model = self._model_of(function, told)
         try:
             schema = self._model.model_json_schema()

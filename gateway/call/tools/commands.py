@@ -39,7 +39,7 @@ class SendImage:
     response to it."""
 
     image: str
-    """A data URI, as :func:`gateway.tools.functions.checked` returns it."""
+    """A data URI, as :func:`gateway.tools.checked` returns it."""
     text: str = ""
     """Text in the same message; "" for none."""
     respond: bool = False
@@ -173,7 +173,7 @@ CallCommand = (
 
 
 class CommandsFromTools:
-    """What a tool function calls on its call (:class:`gateway.tools.functions.CallControl`): each
+    """What a tool function calls on its call (:class:`gateway.tools.CallControl`): each
     method puts one command into the machine, and returns nothing. The function is not told of a
     command that cannot be carried out; the log may have ``command_rejected``.
 

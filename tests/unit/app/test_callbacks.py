@@ -22,7 +22,7 @@ from gateway.config.sections import CallbackSettings
 from gateway.planning.check import check
 from gateway.records import shared
 from gateway.records.database import Database
-from gateway.tools.functions import ToolCall, ToolError
+from gateway.tools import ToolCall, ToolError
 from gateway.tools.http import HttpClient
 from tests.support.harness import eventually
 from tests.support.http_service import Answer, http_service

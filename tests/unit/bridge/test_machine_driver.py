@@ -13,7 +13,7 @@ from gateway.call.machine import CallMachine
 from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
 from gateway.realtime.events import AudioDelta
-from gateway.tools.functions import ToolRunner
+from gateway.tools import ToolRunner
 from tests.support.call_fakes import Fed, settle
 
 ONE, TWO = inputs.DigitPressed("1"), inputs.DigitPressed("2")

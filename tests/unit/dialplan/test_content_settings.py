@@ -13,8 +13,7 @@ from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.route_tools import content_plan
-from gateway.tools import http
-from gateway.tools.functions import MAX_BYTES, ImageError, ToolCall, checked_data_uri, data_uri
+from gateway.tools import MAX_BYTES, ImageError, ToolCall, checked_data_uri, data_uri, http
 from gateway.tools.http import HttpClient
 from tests.support.http_service import Answer, http_service
 

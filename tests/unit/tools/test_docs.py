@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from gateway import cli
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
-from gateway.tools.functions import ToolCall
+from gateway.tools import ToolCall
 from tests.support.harness import eventually
 
 ROOT = Path(__file__).parents[3]

@@ -11,9 +11,8 @@ from structlog.testing import capture_logs
 
 from gateway.call.plan import GuardrailPlan
 from gateway.tasks import TaskSet
-from gateway.tools import executor, http
+from gateway.tools import ToolCall, executor, http
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.functions import ToolCall
 
 
 def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import tool_executor
+from gateway.tools import ToolError
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.functions import ToolError
 from gateway.tools.http import MAX_BODY, HttpClient, Request
 from gateway.tools.schema import MAX_SCHEMA, check_schema, parse_arguments
 from tests.support.harness import eventually

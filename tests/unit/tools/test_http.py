@@ -18,8 +18,8 @@ from gateway.config import ConfigError, load_config
 from gateway.dialplan import load_dialplan
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
+from gateway.tools import Question, ToolCall
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.functions import Question, ToolCall
 from gateway.tools.http import MAX_BODY, MAX_PAUSE, _retry_after
 from tests.support.http_service import Answer, HttpService, http_service
 

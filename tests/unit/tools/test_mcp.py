@@ -18,9 +18,8 @@ import pytest
 
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
-from gateway.tools import mcp
+from gateway.tools import ToolCall, mcp
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.functions import ToolCall
 from gateway.tools.mcp import McpServer, McpSettings
 from tests import support
 from tests.support.harness import eventually

@@ -25,8 +25,8 @@ from gateway.call.tools.commands import (
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
+from gateway.tools import ToolCall
 from gateway.tools import python as python_tools
-from gateway.tools.functions import ToolCall
 from gateway.tools.python import Threads
 
 CONFIG = """
