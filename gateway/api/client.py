@@ -100,7 +100,10 @@ def sockets_at(path: Path) -> list[Path]:
     found = path.parent.glob(f"{path.stem}-*{path.suffix}")
     numbered = {one.stem.removeprefix(f"{path.stem}-"): one for one in found}
     workers = [numbered[n] for n in sorted(filter(str.isdigit, numbered), key=int)]
-    return [path] if path.exists() or not workers else workers
+    try:
+        return [path] if path.exists() or not workers else workers
+    except PermissionError:  # which connecting says, too
+        return [path]
 
 
 def socket_of(config: Path) -> Path:

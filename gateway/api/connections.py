@@ -255,10 +255,13 @@ class LocalSocket:
 
     def _make_room(self) -> None:
         """Remove a socket that nobody listens on. Raises SocketError where somebody does."""
-        if not self._path.is_socket():
-            if self._path.exists():
-                raise SocketError(f"control.socket: {self._path} is there and is no socket")
-            return
+        try:
+            if not self._path.is_socket():
+                if self._path.exists():
+                    raise SocketError(f"control.socket: {self._path} is there and is no socket")
+                return
+        except OSError as error:
+            raise SocketError(f"control.socket: {self._path}: {error.strerror}") from None
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             try:

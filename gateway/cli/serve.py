@@ -77,7 +77,8 @@ def run_gateway(
     try:
         sink = set_up_logging(_format(log), log.level, log.file, secrets, worker, log.redact)
     except OSError as error:
-        click.echo(f"{config}: {error}", err=True)
+        place = settings.where("log.file").replace("default", config.name)
+        click.echo(f"{config.with_name(place)}: log.file: {log.file}: {error.strerror}", err=True)
         sys.exit(1)
     keep_running(sink.reopen)
     if worker is None and supervisor_link is None and (count > 1 or supervisor):

@@ -8,9 +8,10 @@ modules have the sections. Dialplans are read with the same parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG, S_ISSOCK
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -61,6 +62,7 @@ from gateway.config.source import (
     Reference,
     Section,
     TomlSource,
+    mode_of,
     problems_of,
     read_toml,
 )
@@ -332,7 +334,7 @@ class Config(Section):
         return self.cost.state_file or (None if folder is None else folder / LEDGER_NAME)
 
 
-_API_KEY = ("realtime", "api_key")
+_API_KEY: KeyPath = ("realtime", "api_key")
 KEY_MISSING = 'missing, and the server is not on this machine (api_key = "" if it wants none)'
 
 
@@ -360,21 +362,41 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
     except ValidationError as error:
         return None, [*problems, *problems_of(error, Config, source)]
     config.read_from(source.file, source.lines)
-    if not config.dialplan.folder.is_dir():
+    if not S_ISDIR(mode_of(config.dialplan.folder)):
         problems.append(
             source.problem(("dialplan", "folder"), f"{config.dialplan.folder} is no folder")
         )
-    if config.log.file is not None and not config.log.file.parent.is_dir():
+    if config.log.file is not None and not S_ISDIR(mode_of(config.log.file.parent)):
         problems.append(source.problem(("log", "file"), "its folder does not exist"))
     problems += _tls_unreadable(config, source)
     realtime = config.realtime
     if realtime.api_key is None and not realtime.on_loopback and _API_KEY not in source.unresolved:
         problems.append(source.problem(_API_KEY, KEY_MISSING))
-    key = source.value(_API_KEY)
-    given = isinstance(key, Reference) and not key and ":-" not in key.written
-    if given and not realtime.on_loopback and _API_KEY not in source.unresolved:
-        problems.append(source.problem(_API_KEY, f"{key.written} is empty"))
+    keys = [] if realtime.on_loopback else [_API_KEY]
+    keys += [("trunk", number, "password") for number in range(len(config.trunk))]
+    for path in keys:
+        key = source.value(path)
+        given = isinstance(key, Reference) and not key and ":-" not in key.written
+        if given and path not in source.unresolved:
+            problems.append(source.problem(path, f"{key.written} is empty"))
+    problems += _of_another_kind(config, source)
     return config, problems
+
+
+def _of_another_kind(config: Config, source: TomlSource) -> Iterator[Problem]:
+    """Yield paths where the gateway makes a file, a folder or a socket, and something else is."""
+    log, socket = config.log.file, config.control.socket
+    if log is not None and S_ISDIR(mode_of(log)):
+        yield source.problem(("log", "file"), "is a folder")
+    for section, folder in (
+        ("records", config.records.folder),
+        ("recording", config.recording.folder),
+    ):
+        for part in () if folder is None else (folder, *folder.parents):
+            if S_ISREG(mode_of(part)):
+                yield source.problem((section, "folder"), f"{part} is no folder")
+    if socket is not None and mode_of(socket) and not S_ISSOCK(mode_of(socket)):
+        yield source.problem(("control", "socket"), f"{socket} is there and is no socket")
 
 
 def _tls_unreadable(config: Config, source: TomlSource) -> list[Problem]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -239,8 +240,21 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
 _STATEMENT = re.compile(r"""\s*[\w."'-]+\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$""")
 
 
-def syntax_hint(line: str, message: str) -> str:
-    """Return a correction for a line that the TOML parser refuses, "" where none is known."""
+def syntax_hint(line: str, message: str, column: int = 0) -> str:
+    """Return a correction for a line that the TOML parser refuses, "" where none is known.
+
+    Args:
+        column: where the parser stopped, from 1; 0 where it does not say.
+    """
+    odd = line[column - 1 : column] if column else ""
+    if odd and not odd.isascii() and unicodedata.category(odd) in ("Zs", "Cf"):
+        name = unicodedata.name(odd, "a character that is not seen").lower()
+        return f"; {name} (U+{ord(odd):04X}), as web pages have it, is no space of TOML"
+    if message.startswith("Cannot overwrite"):
+        what = "[[route]] comes before its tables, and " if "[[" in line else ""
+        return f"; {what}no key may be set twice"
+    if message.startswith("Cannot declare"):
+        return "; put the keys of both into one table"
     found = _STATEMENT.match(line)
     value = found["value"] if found else ""
     if found and found["sign"] == ":":

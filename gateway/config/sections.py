@@ -347,9 +347,14 @@ def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
 
 
 def _api_key(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and (named := re.fullmatch(r"[$%](\w+)%?", value.get_secret_value())):
+    if value is None:
+        return None
+    text = value.get_secret_value()
+    if named := re.fullmatch(r"(?:[$%]|[${]?env[:.])(\w+)[%}]?", text):
         raise ValueError(f"is the name of a variable; write ${{env:{named[1]}}}")
-    if value is not None and not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+    if text[:1] in ("'", '"'):
+        raise ValueError("begins with a quotation mark, which `docker --env-file` leaves there")
+    if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("has characters that are not allowed in a key (space, newline, non-ASCII)")
     return value
 

@@ -112,7 +112,10 @@ def _port_range(value: object) -> PortRange:
 def _address_or_empty(value: str) -> str:
     if re.fullmatch(r"[\d.]+:\d+|\[[^]]+\]:\d+", value):
         raise ValueError("must be an address alone, without a port")
-    return ip_literal(value.strip("[]")) if value else ""
+    address = ip_literal(value.strip("[]")) if value else ""
+    if address and ipaddress.ip_address(address).is_unspecified:
+        raise ValueError('must be an address that callers reach, or "": 0.0.0.0 puts them on hold')
+    return address
 
 
 def _header_text(value: str) -> str:
@@ -256,7 +259,9 @@ def _peer(value: object) -> Peer:
     """Parse an address or network, with or without port. Raises ValueError."""
     if isinstance(value, Peer):
         return value
-    example = 'must be an address, with or without a port, or a network, like "192.0.2.0/24"'
+    example = (
+        'must be an address (no name), with or without a port, or a network, like "192.0.2.0/24"'
+    )
     if not isinstance(value, str):
         raise ValueError(example)
     match = _PEER.fullmatch(value)

@@ -76,6 +76,7 @@ MAX_FILE_BYTES = 1024 * 1024
 
 _REFERENCE = re.compile(
     r"(?P<escaped>\$\$\{)|\$\{(?P<scheme>[A-Za-z_]\w*)(?::(?P<argument>[^}]*))?\}"
+    r"|\$\{(?P<malformed>\s*[A-Za-z][^{}]*)\}"
 )
 _SYNTAX_POSITION = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)$")
 
@@ -191,16 +192,25 @@ def _content(file: Path, most: int) -> bytes:
     return raw
 
 
+def mode_of(path: Path) -> int:
+    """Return the ``st_mode`` of what is at a path; 0 where nothing is, or nobody may look."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
 def _syntax_problem(file: Path, text: str, said: str) -> Problem:
     """Return the problem of a file that is no TOML, with line, column and hint."""
     match = _SYNTAX_POSITION.search(said)
     line = text.rstrip().count("\n") + 1
-    column = ""
+    column, at = "", 0
     if match and match[1]:
-        line, column = int(match[1]), f" (column {match[2]})"
+        line, at = int(match[1]), int(match[2])
+        column = f" (column {at})"
     message = said[: match.start()] if match else said
-    lines = text.splitlines()
-    hint = syntax_hint(lines[line - 1] if line <= len(lines) else "", message)
+    lines = text.split("\n")
+    hint = syntax_hint(lines[line - 1] if line <= len(lines) else "", message, at)
     return Problem(file, line, "", f"TOML syntax: {message}{column}{hint}")
 
 
@@ -216,6 +226,12 @@ def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, s
     def replace(match: re.Match[str]) -> str:
         if match["escaped"]:
             return "${"
+        if match["malformed"]:
+            named = re.fullmatch(r"\s*env\W+(\w+)\W*", match["malformed"])  # else, not shown
+            name = named[1] if named else "NAME"
+            source.report(path, f"a ${{...}} of it is no reference; write ${{env:{name}}}")
+            source.unresolved.add(path)
+            return ""
         try:
             return _resolve(match["scheme"], match["argument"], source.file.parent, environ)
         except LookupError as error:
@@ -434,15 +450,19 @@ def _message(
             return f'unknown key; it is called "{name}" now'
         if (why := ABSENT_KEYS.get(_dotted(path))) is not None:
             return f"unknown key; {why}"
-        return "unknown key" + suggestion(str(loc[-1]), known_keys(owner) if owner else [])
+        known = known_keys(owner) if owner else []
+        above = _dotted(path[: len(path) - len(loc)])
+        if owner is not model and loc[-1] in known_keys(model) and loc[-1] not in known:
+            home = f"above [{_dotted(path[:-1])}]" if above else "in a table of its own"
+            return f"unknown key; {'.'.join(filter(None, [above, str(loc[-1])]))} stands {home}"
+        return "unknown key" + suggestion(str(loc[-1]), known)
     if kind == "missing":
         return "missing, and it has no default"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
         return "must be a table"
     if kind in ("tuple_type", "list_type"):
-        fields = [part for part in loc if isinstance(part, str)]
         if isinstance(source.value(path), dict) and _model_at(model, loc) is not None:
-            return f"must be an array of tables: write [[{'.'.join(fields)}]]"
+            return f"must be an array of tables: write [[{_dotted(path)}]]"
         return "must be an array"
     if kind == "path_type":
         return "must be the path of a file" + _as_written(source.value(path))
@@ -451,6 +471,8 @@ def _message(
         return text.removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("a valid ", "a ")
     text = text.replace("a integer", "an integer").replace("Tuple should", "must")
+    text = text.replace("String should", "must").replace("1 characters", "1 character")
+    text = text.replace("must have at least 1 character", "must not be empty")
     if kind == "literal_error":
         value = source.value(path)
         if isinstance(value, str) and (name := RENAMED_VALUES.get((_dotted(path), value))):

@@ -23,6 +23,7 @@ from gateway.config.source import (
     Problem,
     TomlSource,
     dotted,
+    known_keys,
     plain,
     problems_of,
     read_toml,
@@ -207,11 +208,18 @@ class Dialplan:
 
 
 def dialplan_files(folder: Path) -> list[Path]:
-    """Return the ``*.toml`` of a folder by name, without hidden ones, which editors leave."""
-    return sorted(
-        (file for file in folder.glob("*.toml") if not file.name.startswith(".")),
-        key=lambda file: file.name,
-    )
+    """Return the ``*.toml`` of a folder by name, without hidden ones, which editors leave.
+
+    Raises ConfigError for a folder that cannot be read.
+    """
+    try:
+        found = sorted(folder.iterdir(), key=lambda file: file.name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError([Problem(folder, 1, "", "is no folder")]) from None
+    except OSError as error:
+        said = f"cannot be read: {error.strerror}"
+        raise ConfigError([Problem(folder, 1, "", said)]) from None
+    return [one for one in found if one.name.endswith(".toml") and one.name[0] != "."]
 
 
 def load_dialplan(
@@ -225,8 +233,6 @@ def load_dialplan(
     Raises ConfigError with every problem of every file.
     """
     problems: list[Problem] = []
-    if not folder.is_dir():
-        raise ConfigError([Problem(folder, 1, "", "is no folder")])
     routes: list[Route] = []
     origins: dict[str, Origin] = {}
     tools: dict[str, WebTool] = {}
@@ -251,7 +257,9 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
     """Return the valid routes of one file; report what is wrong with others to ``source``."""
     for key in source.data:
         if key not in ("route", "tool"):
-            source.report((key,), "unknown key" + suggestion(key, ["route", "tool"]))
+            home = f"; it belongs to a route: [route.{key}], below its [[route]]"
+            other = suggestion(key, ["route", "tool"])
+            source.report((key,), "unknown key" + (home if key in known_keys(Route) else other))
     tables = source.data.get("route", [])
     if not isinstance(tables, list):
         source.report(("route",), "must be an array of tables: write [[route]]")

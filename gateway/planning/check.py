@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from gateway.billing.prices import load_prices
@@ -19,6 +21,7 @@ from gateway.config.source import (
     Problem,
     Reference,
     TomlSource,
+    mode_of,
     read_toml,
     suggestion,
 )
@@ -47,13 +50,15 @@ def load_all(
     ``workers``, when given, takes the place of ``workers.count``. Raises ConfigError with the
     problems of all files at once.
     """
+    if not os.path.lexists(path):
+        raise ConfigError([Problem(path, 1, "", "is not there; `gateway init` writes one")])
     source = read_toml(path, environ)
     if workers is not None and isinstance(source.data.setdefault("workers", {}), dict):
         source.data["workers"]["count"] = workers
     config, problems = judge_config(source)
     folder = _folder(source.data, path) if config is None else config.dialplan.folder
     dialplan = Dialplan(())
-    if folder.is_dir():
+    if S_ISDIR(mode_of(folder)):
         try:
             unknown = "warn" if config is None else config.dialplan.unknown_session_fields
             dialplan = load_dialplan(folder, environ, unknown)

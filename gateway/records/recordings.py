@@ -326,7 +326,11 @@ class Recordings:
         folder = self.options.folder
         self._recipients = recipients_of(self.options.recipients)
         if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                said = f"recording.folder: {folder} cannot be made: {error.strerror}"
+                raise OSError(said) from error
             if not os.access(folder, os.W_OK):
                 raise PermissionError(f"recording.folder: {folder} cannot be written to")
 

@@ -219,10 +219,20 @@ def _config_findings(path: Path) -> Iterator[Finding]:
             yield warn("config", line.removeprefix(_NOTE), "right if it is meant so")
 
 
+def _is_missing(path: Path) -> bool:
+    """Return whether nothing is at a path; false where nobody may look."""
+    try:
+        path.stat()
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return False
+
+
 def _folders(config: Config) -> Iterator[Finding]:
     """Check that the gateway can write its records, log file and control socket."""
     wanted = [
         ("records.folder", config.records.folder),
+        ("recording.folder", config.recording.folder),
         ("log.file", config.log.file.parent if config.log.file else None),
         ("control.socket", config.control.socket.parent if config.control.socket else None),
     ]
@@ -230,11 +240,13 @@ def _folders(config: Config) -> Iterator[Finding]:
         if folder is None:
             continue
         there = folder
-        if key == "control.socket" and not folder.exists():
+        if key == "control.socket" and _is_missing(folder):
             advice = "make it, or have systemd do so (RuntimeDirectory=): the gateway does not"
-            yield warn(key, f"{folder} is not there", advice)
+            # Below /run it is there while the unit runs.
+            verdict = warn if folder.is_relative_to("/run") else bad
+            yield verdict(key, f"{folder} is not there", advice)
             continue
-        while not there.exists():
+        while _is_missing(there):
             there = there.parent
         try:
             # A file that is gone at once: /proc and a full or read-only disk let root "write", too.

@@ -116,6 +116,12 @@ format = "xml"
     [
         ("sip", 'listen = ["udp:localhost:5060"]', "listen[0]", "not a name"),
         ("sip", 'listen = ["5060"]', "listen[0]", "transport:address:port"),
+        ("sip", 'public_address = "0.0.0.0"', "public_address", "puts them on hold"),
+        ("log", 'file = "."', "file", "is a folder"),
+        ("records", 'folder = "gateway.toml/x"', "folder", "gateway.toml is no folder"),
+        ("recording", 'folder = "gateway.toml"', "folder", "gateway.toml is no folder"),
+        ("control", 'socket = "."', "socket", "is there and is no socket"),
+        ("dialplan", "workers = 4", "workers", "unknown key; workers stands in a table of its own"),
         ("sip", 'listen = ["udp:0.0.0.0:65536"]', "listen[0]", "between 0 and 65535"),
         ("sip", 'listen = ["sctp:0.0.0.0:1"]', "listen[0]", "must be udp"),
         ("sip", 'listen = ["tls:0.0.0.0:5061"]', "listen[0]", "needs sip.tls.certificate"),
@@ -172,11 +178,14 @@ def test_bad_values(tmp_path: Path, section: str, line: str, key: str, message: 
         ('url = "wss://h/p#f"', "url", "fragment"),
         ('url = "wss:///p"', "url", "name a host"),
         ('api_key_header = "x-key"', "api_key_header", "'authorization' or 'api-key'"),
-        ('model = ""', "model", "at least 1 character"),
+        ('model = ""', "model", "must not be empty"),
         ('headers.Authorization = "x"', "headers.Authorization", "set by the gateway"),
         ('headers.X-Y = "a\\nb"', "headers.X-Y", "not allowed in a header"),
         ("headers.X-Y = 1", "headers.X-Y", "string"),
         ('api_key = "sk 1"', "api_key", "not allowed in a key"),
+        ("api_key = '\"sk-1\"'", "api_key", "begins with a quotation mark"),
+        ('api_key = "{env:KEY}"', "api_key", "write ${env:KEY}"),
+        ('api_key = "env:KEY"', "api_key", "write ${env:KEY}"),
         ('ca = "no/such/ca.pem"', "ca", "no effect without TLS"),
         ('url = "wss://h/p"\nca = "no/such/ca.pem"', "ca", "cannot be read"),
         ('url = "wss://h/p"\nca = "/dev/null"', "ca", "no PEM certificate"),
@@ -189,6 +198,13 @@ def test_bad_realtime(tmp_path: Path, line: str, key: str, message: str) -> None
     number, at, said = the_problem(tmp_path, text)
     assert (number, at) == (text.count("\n"), f"realtime.{key}")
     assert message in said
+
+
+def test_a_password_whose_variable_is_empty(tmp_path: Path) -> None:
+    trunk = '[[trunk]]\nname = "a"\nregistrar = "h"\nusername = "u"\npassword = "${env:PW}"\n'
+    (found,) = problems(tmp_path, LOCAL + trunk, PW="")
+    assert found == (7, "trunk[0].password", "${env:PW} is empty")
+    load(tmp_path, LOCAL + trunk.replace("PW", "PW:-"), PW="")
 
 
 def test_url_is_required(tmp_path: Path) -> None:
@@ -255,6 +271,8 @@ drain_timeout = "${env:DRAIN}"
         ("${file:large}", "it is larger than 1048576 bytes"),
         ("${vault:x}", "unknown reference ${vault:...}"),
         ("${HOME}", "write ${env:HOME}"),
+        ("${env.HOME}", "write ${env:HOME}"),
+        ("${sk-proj-1}", "is no reference; write ${env:NAME}"),
     ],
 )
 def test_bad_references(tmp_path: Path, reference: str, message: str) -> None:
@@ -326,7 +344,22 @@ def test_secrets_are_never_shown(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ("[sip]\nlisten = \n", 2, "TOML syntax: Invalid value (column 10)"),
-        ("a = 1\na = 2\n", 2, "TOML syntax: Cannot overwrite a value"),
+        (
+            "a = 1\na = 2\n",
+            2,
+            "TOML syntax: Cannot overwrite a value (column 6); no key may be set",
+        ),
+        (
+            "[a]\nb = 1\n[a]\n",
+            3,
+            "TOML syntax: Cannot declare ('a',) twice (column 3); put the keys",
+        ),
+        (
+            "a = 1\n\u00a0b = 2\n",
+            2,
+            "TOML syntax: Invalid statement (column 1); no-break space (U+00A0)",
+        ),
+        ("a = 1\n\u200bb = 2\n", 2, "TOML syntax: Invalid statement (column 1); zero width space"),
         ("a = [\n1,\n", 2, "TOML syntax"),
     ],
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -234,7 +236,9 @@ audio.input.turn_detection.type = "semantic_vad"
         ("dtmf.inter_digit_timeout = 0", "dtmf.inter_digit_timeout", "greater than 0"),
         ("dtmf.max_digits = 1000", "dtmf.max_digits", "less than or equal to 128"),
         ('dtmf.interrupt = "no"', "dtmf.interrupt", "boolean"),
-        ('greeting.say = ""', "greeting.say", "at least 1 character"),
+        ('greeting.say = ""', "greeting.say", "must not be empty"),
+        ('transfer = { name = "a" }', "transfer", "write [[route.transfer]]"),
+        ("dtmf.recording = true", "dtmf.recording", "route.recording stands above [route.dtmf]"),
         ("greeting = {}", "greeting", "either say"),
         ('greeting = { say = "a", instructions = "b" }', "greeting", "either say"),
         ('greeting.says = "a"', "greeting.says", 'did you mean "say"?'),
@@ -322,6 +326,20 @@ def test_problems_of_all_files_are_told_together(tmp_path: Path) -> None:
     assert f"already taken at {tmp_path / '0.toml'}:1" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[route]]\nname = "a"\n[greeting]\nsay = "x"', "[route.greeting], below its [[route]]"),
+        ('[route.greeting]\nsay = "x"\n[[route]]\nname = "a"', "[[route]] comes before its tables"),
+    ],
+)
+def test_tables_that_are_not_in_a_route(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert says in str(caught.value)
+    assert f"{tmp_path}/0.toml:3: " in str(caught.value)
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no folder"):
         load_dialplan(tmp_path / "gone")
@@ -404,3 +422,14 @@ def test_a_session_that_no_call_could_use_is_found_before_the_first_call(tmp_pat
     [problem] = caught.value.problems
     assert problem.key == "route[0].session.audio.input.turn_detection"
     assert "must be a table" in problem.message
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word of it, every call would get 404."""
+
+    def refused(_folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        load_dialplan(tmp_path)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import resource
 import socket
 import ssl
@@ -66,6 +68,33 @@ def test_a_folder_that_nobody_can_write(tmp_path: Path, folder: str, verdict: Ve
     (found,) = (one for one in machine._folders(config) if one.subject == "records.folder")
     assert found.verdict is verdict
     assert not (tmp_path / "records").exists()
+
+
+def test_a_folder_that_nobody_may_look_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may look anywhere, so the system's answer to others stands in."""
+    config, _ = load_all(write(tmp_path, '[records]\nfolder = "closed/records"\n'), {})
+    stat = Path.stat
+
+    def refused(path: Path, **given: bool) -> os.stat_result:
+        if "closed" in path.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **given)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    (found,) = (one for one in machine._folders(config) if one.subject == "records.folder")
+    assert found.verdict is Verdict.BAD
+
+
+@pytest.mark.parametrize(
+    ("folder", "verdict"), [("gone", Verdict.BAD), ("/run/no-such-unit", Verdict.WARN)]
+)
+def test_a_control_socket_without_its_folder(tmp_path: Path, folder: str, verdict: Verdict) -> None:
+    config, _ = load_all(write(tmp_path, f'[control]\nsocket = "{folder}/g.sock"\n'), {})
+    (found,) = (one for one in machine._folders(config) if one.subject == "control.socket")
+    assert found.verdict is verdict
+    assert "is not there" in found.fact
 
 
 @pytest.fixture
