@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -296,7 +297,7 @@ def _with_route(
     codec = session_codec(config, match.route, codec_of(invite))
     # Tools of MCP servers are not among these: nothing is started here.
     plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
-    hide = _Hide((*config.secrets(), *dialplan.secrets()))
+    hide = partial(_hidden, Redactor((*config.secrets(), *dialplan.secrets())))
     session = plan.settings_for(plan.endpoint)
     if codec.wide:
         session = with_pcm({"session": session})["session"]
@@ -325,22 +326,18 @@ def _greeting(plan: CallPlan, *, live: bool) -> Any:
     return texts("instructions", str(plan.greeting["instructions"]))[0]
 
 
-class _Hide:
-    """Replaces secrets in a JSON value."""
-
-    def __init__(self, secrets: tuple[str, ...]) -> None:
-        self._redact = Redactor(secrets)
-
-    def __call__(self, value: Any, secret: bool = False) -> Any:
-        if isinstance(value, Mapping):
-            return {
-                name: self(inner, secret or name in AS_WRITTEN) for name, inner in value.items()
-            }
-        if isinstance(value, list):
-            return [self(inner, secret) for inner in value]
-        if isinstance(value, str):
-            return BLANK if secret else self._redact(None, "", value)
-        return value
+def _hidden(redact: Redactor, value: Any, secret: bool = False) -> Any:
+    """Return a JSON value without its secrets."""
+    if isinstance(value, Mapping):
+        return {
+            name: _hidden(redact, inner, secret or name in AS_WRITTEN)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_hidden(redact, inner, secret) for inner in value]
+    if isinstance(value, str):
+        return BLANK if secret else redact(None, "", value)
+    return value
 
 
 @click.command(

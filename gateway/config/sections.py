@@ -36,6 +36,7 @@ from gateway.config.values import (
     check_header,
     refuse_duplicates,
     shown,
+    url_parts,
 )
 
 Rate = Annotated[float, Strict(), Field(ge=0), Typed]
@@ -314,19 +315,8 @@ def websocket_url(value: str) -> str:
 
     Its WebSocket, or the base of its API as vendors print it (``https://host/openai/v1``).
     """
-    try:
-        parts = urlsplit(value)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError("is not a URL: the host or the port cannot be read") from None
-    if parts.scheme not in ("ws", "wss", "http", "https"):
-        raise ValueError("must begin with wss:// or https:// (or ws://, http://)")
-    if not host or any(char.isspace() for char in value):
-        raise ValueError("must name a host and contain no space")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must not carry user or password; use api_key or headers")
-    if parts.fragment:
-        raise ValueError("must not have a #fragment")
+    begin = "wss:// or https:// (or ws://, http://)"
+    parts = url_parts(value, begin, "api_key or headers")
     query = {name.lower().replace("-", "_") for name in parse_qs(parts.query, True)}
     if "model" in query:
         raise ValueError("must not name the model; use the key model, which is added to the URL")

@@ -11,7 +11,7 @@ from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from types import MappingProxyType
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -201,21 +201,29 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SET_BY_US = frozenset({"host", "content-length", "connection", "transfer-encoding", "upgrade"})
 
 
-def http_url(value: str) -> str:
-    """Return ``value`` if it is the URL of an HTTP service; raises ValueError."""
+def url_parts(value: str, begin: str, instead: str) -> SplitResult:
+    """Return the parts of a URL with a scheme that ``begin`` has (``http:// or https://``), a host,
+    and neither credentials (the keys ``instead`` are for those) nor a fragment; raises ValueError
+    for others."""
     try:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("is not a URL: the host or the port cannot be read") from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("must begin with http:// or https://")
+    if parts.scheme not in re.findall(r"(\w+)://", begin):
+        raise ValueError(f"must begin with {begin}")
     if not host or any(char.isspace() for char in value):
         raise ValueError("must name a host and contain no space")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not carry user or password; use headers")
+        raise ValueError(f"must not carry user or password; use {instead}")
     if parts.fragment:
         raise ValueError("must not have a #fragment")
+    return parts
+
+
+def http_url(value: str) -> str:
+    """Return ``value`` if it is the URL of an HTTP service; raises ValueError."""
+    parts = url_parts(value, "http:// or https://", "headers")
     if "{" in parts.netloc:
         raise ValueError("must not have variables in the host: callers would choose it")
     return value

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gateway.config.source import (
     ConfigError,
@@ -253,6 +253,25 @@ def load_dialplan(
     return Dialplan(tuple(routes), MappingProxyType(origins), tuple(tools.values()), tuple(unsure))
 
 
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def _valid(source: TomlSource, key: str, model: type[_M]) -> Iterator[tuple[KeyPath, _M]]:
+    """Yield path and model of each valid ``[[key]]`` of one file; report what is wrong with others
+    to ``source``."""
+    tables = source.data.get(key, [])
+    if not isinstance(tables, list):
+        source.report((key,), f"must be an array of tables: write [[{key}]]")
+        return
+    for index, table in enumerate(tables):
+        try:
+            made = model.model_validate(table, context={"folder": source.file.absolute().parent})
+        except ValidationError as error:
+            source.problems.extend(problems_of(error, model, source, (key, index)))
+        else:
+            yield (key, index), made
+
+
 def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
     """Return the valid routes of one file; report what is wrong with others to ``source``."""
     for key in source.data:
@@ -260,18 +279,8 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
             home = f"; it belongs to a route: [route.{key}], below its [[route]]"
             other = suggestion(key, ["route", "tool"])
             source.report((key,), "unknown key" + (home if key in known_keys(Route) else other))
-    tables = source.data.get("route", [])
-    if not isinstance(tables, list):
-        source.report(("route",), "must be an array of tables: write [[route]]")
-        return []
     routes: list[Route] = []
-    for index, table in enumerate(tables):
-        path = ("route", index)
-        try:
-            route = Route.model_validate(table, context={"folder": source.file.absolute().parent})
-        except ValidationError as error:
-            source.problems.extend(problems_of(error, Route, source, path))
-            continue
+    for path, route in _valid(source, "route", Route):
         if route.name in origins:
             message = f"the name {route.name!r} is already taken at {origins[route.name]}"
             source.report((*path, "name"), message)
@@ -306,17 +315,7 @@ def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
 
 def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:
     """Add the ``[[tool]]`` of one file to ``tools``; report what is wrong to ``source``."""
-    tables = source.data.get("tool", [])
-    if not isinstance(tables, list):
-        source.report(("tool",), "must be an array of tables: write [[tool]]")
-        return
-    for index, table in enumerate(tables):
-        path = ("tool", index)
-        try:
-            tool = WebTool.model_validate(table, context={"folder": source.file.absolute().parent})
-        except ValidationError as error:
-            source.problems.extend(problems_of(error, WebTool, source, path))
-            continue
+    for path, tool in _valid(source, "tool", WebTool):
         unknown = [
             name
             for name in names_in(tool.url)

@@ -9,7 +9,7 @@ from collections import deque
 from urllib.parse import unquote
 
 from gateway.audio import Codec
-from gateway.config import Config, MediaSettings
+from gateway.config import Config
 from gateway.config.numbers import called, matches, named_country
 from gateway.config.sections import OutboundSettings
 from gateway.config.sip import InboundAuthSettings, TrunkSettings
@@ -159,7 +159,7 @@ def _limits_of(trunk: TrunkSettings, burst: int, max_calls: int) -> Limits:
     return Limits(rate, burst, trunk.max_concurrent_calls, most)
 
 
-def trunk_of(trunk: TrunkSettings, burst: int, max_calls: int, media: MediaSettings) -> Trunk:
+def trunk_of(trunk: TrunkSettings, burst: int, max_calls: int) -> Trunk:
     """Return a ``[[trunk]]`` in the form of the user agent.
 
     Args:
@@ -213,9 +213,7 @@ def sip_settings(config: Config) -> SipSettings:
             ciphers=tls.ciphers,
         ),
         security=Security(media.srtp, media.srtp_keying),
-        trunks=tuple(
-            trunk_of(trunk, access.burst, config.sip.max_calls, media) for trunk in config.trunk
-        ),
+        trunks=tuple(trunk_of(trunk, access.burst, config.sip.max_calls) for trunk in config.trunk),
         access=Access(
             access.unknown_sources,
             Limits(

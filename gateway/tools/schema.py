@@ -224,6 +224,15 @@ class SignatureError(Exception):
     """A function cannot be a tool; the text says why."""
 
 
+def mistakes_of(error: ValidationError) -> str:
+    """Return the first five things that are wrong with arguments, for the model."""
+    told = [
+        f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
+        for one in error.errors(include_url=False, include_input=False)
+    ]
+    return "; ".join(told[:5])
+
+
 class Signature:
     """Parameters of a Python function, as the JSON Schema :attr:`parameters`, described by the
     ``Args:`` of its docstring.
@@ -252,11 +261,7 @@ class Signature:
         try:
             given = self._model.model_validate(arguments)
         except ValidationError as error:
-            told = [
-                f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
-                for one in error.errors(include_url=False, include_input=False)
-            ]
-            raise ToolError("; ".join(told[:5])) from None
+            raise ToolError(mistakes_of(error)) from None
         return {name: getattr(given, name) for name in type(given).model_fields}
 
     def _model_of(

@@ -27,6 +27,7 @@ from gateway.call.tools.commands import (
     SendDtmfPlan,
     TransferPlan,
 )
+from gateway.tools.schema import mistakes_of
 
 END_CALL = "end_call"
 TRANSFER_CALL = "transfer_call"
@@ -475,11 +476,7 @@ def _parse_arguments(model: type[_M], arguments: str) -> _M:
     try:
         return model.model_validate_json(arguments.strip() or "{}")
     except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
-            for one in error.errors(include_url=False, include_input=False)
-        ]
-        raise ToolCallError("; ".join(told[:5])) from None
+        raise ToolCallError(mistakes_of(error)) from None
 
 
 def calls_of(output: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

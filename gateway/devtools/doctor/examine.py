@@ -294,7 +294,7 @@ def examine_calls(
         uri, said = _test_call_uri(config, trunk, number)
         found += said
         if uri or trunk.registrar is not None:
-            of = trunk_of(trunk, config.access.burst, config.sip.max_calls, config.media)
+            of = trunk_of(trunk, config.access.burst, config.sip.max_calls)
             calls.append(trunk_call.Wanted(of, uri, register=trunk.registrar is not None))
     if calls:
         seconds = min(seconds, config.outbound.max_call_duration)

@@ -195,17 +195,14 @@ class _Judge(MediaFindings):
                         "session_timer", *proof
                     )
                 return
+            fact = ""
             if one.status == 421 and "timer" in one.header("require").lower():
-                yield bad(
-                    "421: it takes no call without session timers (RFC 4028), which are off here",
-                    f'{place}: "optional"',
-                ).of("session_timer", *shown(self.invites[0], one))
-                return
+                fact = "421: it takes no call without session timers (RFC 4028), which are off here"
             if one.status == 420 and "timer" in one.header("unsupported").lower():
-                yield bad(
-                    "420: it knows no session timers (RFC 4028), which are required here",
-                    f'{place}: "optional"',
-                ).of("session_timer", *shown(self.invites[0], one))
+                fact = "420: it knows no session timers (RFC 4028), which are required here"
+            if fact:
+                proof = shown(self.invites[0], one)
+                yield bad(fact, f'{place}: "optional"').of("session_timer", *proof)
                 return
         final = self.final
         if final is None or final.status >= 300 or self.call.answered is None:
