@@ -83,6 +83,7 @@ class Conversation:
         self._keys = DtmfInput(self.control, self._interruptions.on_digit)
         approvals = self.control.approvals = Approvals(self.control)
         self._functions = Functions(self.control, approvals)
+        self._mcp_watch = McpWatch(self.control, approvals)
         self.transcript = Transcript(self.control)
         self._functions.tasks.words_missing = lambda: (
             self._caller_speaks or self.transcript.words_missing
@@ -95,7 +96,7 @@ class Conversation:
         self.silence = Silence(
             self.control,
             lambda: self._caller_speaks,
-            lambda: self._functions.busy or approvals.wants_digits,
+            lambda: self._functions.busy,
         )
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
@@ -107,15 +108,13 @@ class Conversation:
             Budget(self.control),
             UserIdleTimeout(
                 self.control,
-                lambda: (
-                    self._functions.busy or approvals.wants_digits or self.silence.backend_works
-                ),
+                lambda: self._functions.busy or self.silence.backend_works,
             ),
             HoldWait(self.control),
             MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
             LineWatch(self.control),
             approvals,
-            McpWatch(self.control, approvals),
+            self._mcp_watch,
             self._guardrails,
             ContextTrimmer(self.control),
             self._response_fallback,
@@ -441,8 +440,9 @@ class Conversation:
 
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
-        (of those out of band only the spoken ones), requests, turns, ids and guardrail checks;
-        queued audio is played to the end. Tool functions and actions go on.
+        (of those out of band only the spoken ones), requests, turns, ids, guardrail checks and
+        requests for approval of MCP calls; queued audio is played to the end. Tool functions and
+        actions go on.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
@@ -450,6 +450,7 @@ class Conversation:
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
+        self._mcp_watch.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
@@ -465,14 +466,16 @@ class Conversation:
     def quiet(self) -> bool:
         """Whether a pause of the talk is the time for a hand-over: neither side speaks, the agent
         owes no response and none runs, is requested or waits (:attr:`Silence.due`), no action is
-        queued or under way, no tool runs or waits for its approval, and no hang-up waits."""
+        queued or under way, no tool runs or waits for its approval, the server makes no MCP call
+        and owes no response to one, and no hang-up waits."""
         control = self.control
+        mcp = self.silence.mcp_runs or self._mcp_watch.deadline is not None
         busy = (
             control.call_actions.busy
             or self._functions.busy
             or control.hangup_after_playout.deadline is not None
         )
-        return not (busy or control.speaking or self._caller_speaks or self.silence.due)
+        return not (busy or mcp or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
         """Record the DTMF digits that were not sent to the model, and forget them, since the call

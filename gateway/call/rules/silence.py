@@ -37,8 +37,7 @@ class UserIdleTimeout:
 
     Args:
         working: returns whether tool calls of the model are being carried out
-            (``Functions.busy``), the caller is asked to approve one, or a Live session's backend
-            works; then nobody is prompted.
+            (``Functions.busy``), or a Live session's backend works; then nobody is prompted.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -182,7 +181,7 @@ class Silence:
     Args:
         caller_speaks: returns whether the server hears the caller speak now.
         tool_runs: returns whether tool calls of the model are being carried out
-            (``Functions.busy``), or the caller is asked to approve one.
+            (``Functions.busy``).
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -273,6 +272,11 @@ class Silence:
         its time is not over: ``BACKEND_SECONDS`` since its last event, and ``MAX_WORK_SECONDS`` in
         all. False for a Realtime session."""
         return self._works_until > 0
+
+    @property
+    def mcp_runs(self) -> bool:
+        """Whether an MCP call of the server runs, and its time (``MCP_SECONDS``) is not over."""
+        return bool(self._mcp)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Follow the caller's loud seconds, turns, responses, hold and the server's MCP calls, to

@@ -155,6 +155,11 @@ class Approvals:
         """Return whether the decision about this tool call is still to come."""
         return key in self._pending
 
+    @property
+    def busy(self) -> bool:
+        """Whether a decision of caller or service is still to come."""
+        return bool(self._pending)
+
     # ---- what happens
 
     def on(self, input: Input, now: float) -> list[Output]:
@@ -276,11 +281,9 @@ class McpWatch:
     def on(self, input: Input, now: float) -> list[Output]:
         """Handle an event of the session that is about MCP. If a response begins that answers what
         was said, or the caller speaks, this rule will request no response (:attr:`deadline` becomes
-        None). So it is at the end of the session, which also drops its requests for approval: a
-        later decision is sent to nobody."""
+        None). So it is when the session is closed, which also drops its requests for approval."""
         if not isinstance(input, ServerEventReceived):
-            self._asked_for.clear()
-            self._approved.clear()
+            self.on_session_over()
             self.deadline = None
             return []
         match input.event:
@@ -295,6 +298,11 @@ class McpWatch:
             case OtherEvent() as event:
                 return self._on_other_event(event, now)
         return []
+
+    def on_session_over(self) -> None:
+        """Drop the session's requests for approval: a later decision is sent to nobody."""
+        self._asked_for.clear()
+        self._approved.clear()
 
     def tick(self, now: float) -> list[Output]:
         """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call or an

@@ -301,10 +301,10 @@ class Functions:
 
     @property
     def busy(self) -> bool:
-        """Whether a function runs or waits for approval, results are held back, a delegated task
-        waits to begin, or digits are collected for the model."""
+        """Whether a function runs, a tool call (also to an MCP server) waits for approval, results
+        are held back, a delegated task waits to begin, or digits are collected for the model."""
         waits = self._paused is not None or self._collecting_for is not None
-        return bool(self._running) or self.tasks.busy or waits
+        return bool(self._running) or self._approvals.busy or self.tasks.busy or waits
 
     @property
     def deadline(self) -> float | None:

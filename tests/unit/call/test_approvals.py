@@ -11,10 +11,18 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs
-from gateway.call.plan import ApprovalRule, CallPlan, FallbackStep, FunctionPlan, ToolsPlan
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    FallbackStep,
+    FunctionPlan,
+    LimitsPlan,
+    ToolsPlan,
+    UserIdlePlan,
+)
 from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan
 from gateway.realtime.events import CreateItem, ItemAdded, OtherEvent, ResponseDone
-from tests.support.call_scene import Scene, audio, audio_done, created, done, key
+from tests.support.call_scene import ACK, Scene, audio, audio_done, created, done, key
 from tests.unit.call.test_function_calls import outputs_of
 
 PLAN = CallPlan(
@@ -215,6 +223,30 @@ def mcp_asked(
     return scene, seen + scene.do(inputs.ServerEventReceived(end))
 
 
+def expiring(rule: ApprovalRule) -> Scene:
+    """A session that ends at 3600 s; in its last minute it asks for approval."""
+    scene = Scene(
+        replace(
+            PLAN,
+            tools=replace(PLAN.tools, approvals=(rule,)),
+            limits=LimitsPlan(rtp_timeout=0, max_call_duration=20_000),
+        )
+    )
+    scene.do(inputs.SessionReady("sess_1", 3600.0), ACK)
+    assert "open spare" in scene.at(3540.5)
+    item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
+    end = ResponseDone("r1", "completed", None, None, None, (REQUEST,), None)
+    asking = (created("r1"), inputs.ServerEventReceived(item_done))
+    assert scene.do(*asking, inputs.ServerEventReceived(end)) == ["ask crm_delete 0"]
+    return scene
+
+
+def mcp_call(state: str) -> inputs.ServerEventReceived:
+    """An event of a call to an MCP server, which the realtime server makes."""
+    event = OtherEvent(f"response.mcp_call.{state}", {"item_id": "m1"})
+    return inputs.ServerEventReceived(event)
+
+
 def answers(scene: Scene) -> list[dict[str, Any]]:
     """The approval responses that were sent."""
     items = [dict(one.item) for one in scene.sent if isinstance(one, CreateItem)]
@@ -269,6 +301,41 @@ def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
     scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionReady("sess_2"))
     scene.do(inputs.ApprovalResult("mcpr_1", True))
     assert answers(scene) == []
+
+
+def test_a_hand_over_waits_for_an_mcp_server() -> None:
+    """From the request for approval to the response after the call: another session knows none."""
+    rule = ApprovalRule("crm_delete", "ask_http", timeout=10.0)
+    scene = expiring(rule)
+    scene.at(3541.0, inputs.StandbyReady("sess_2", None))
+    assert "take over" not in scene.seen, "somebody decides"
+    scene.at(3545.0, inputs.ApprovalResult("mcpr_1", True))
+    scene.at(3546.0, mcp_call("in_progress"))
+    scene.at(3560.0, mcp_call("completed"))
+    scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
+    assert "take over" not in scene.seen
+    assert len(answers(scene)) == 1
+    assert "take over" in scene.listen(300)
+
+
+def test_a_request_of_a_session_that_was_handed_over_is_not_answered() -> None:
+    scene = expiring(ApprovalRule("crm_delete", "ask_http", timeout=90.0))
+    scene.at(3541.0, inputs.StandbyReady("sess_2", None))
+    assert "take over" in scene.at(3597.5), "there is no more time"
+    scene.do(inputs.ApprovalResult("mcpr_1", True))
+    assert answers(scene) == []
+
+
+def test_nobody_is_asked_to_speak_while_a_service_decides() -> None:
+    rules = (ApprovalRule("hold", "ask_http", timeout=30.0),)
+    tools = replace(PLAN.tools, approvals=rules, hold=HoldPlan(True))
+    scene = Scene(replace(PLAN, tools=tools, idle=UserIdlePlan(timeout=5.0, prompt="Hello?"))).up()
+    calls = [("hold", "c1", '{"seconds": 1}')]
+    assert scene.at(1.0, created("r1"), done("r1", calls=calls)) == ["ask hold 0"]
+    assert scene.at(20.0) == []
+    scene.do(inputs.ApprovalResult("c1", False))
+    scene.do(created("r2"), done("r2"))
+    assert scene.at(40.0) != []
 
 
 def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
