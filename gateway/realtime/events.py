@@ -458,7 +458,10 @@ class ServerError:
 
 @dataclass(frozen=True, slots=True)
 class OtherEvent:
-    """An event that the gateway does not act on; kept for logs, never an error."""
+    """An event without a class of its own, known or not; never an error.
+
+    Nothing acts on most of them; on those of items and MCP by their type.
+    """
 
     type: str
     raw: Json

@@ -49,8 +49,9 @@ from gateway.realtime.events import (
 )
 from gateway.text import unicode_in
 
-# GA events that nothing here acts on. They are OtherEvent as well, but no news to an operator.
-_KNOWN_UNUSED = frozenset(
+# GA events that become OtherEvent and are no news to an operator. Most are of no use; those of
+# items and MCP are told apart by their type (call.tools.approvals, call.rules.silence).
+_WITHOUT_CLASS = frozenset(
     {
         "conversation.created",
         "conversation.item.done",
@@ -213,12 +214,12 @@ def _lenient(frame: str | bytes) -> Any:
 
 def is_known_type(event_type: str) -> bool:
     """Return whether ``event_type`` is a server event of GA, used here or not."""
-    return event_type in _READERS or event_type in _KNOWN_UNUSED
+    return event_type in _READERS or event_type in _WITHOUT_CLASS
 
 
 def is_live_type(event_type: str) -> bool:
     """Return whether a Live session may send events of this type, used here or not."""
-    return event_type in _LIVE_READERS or event_type in _LIVE_UNUSED
+    return event_type in _LIVE_READERS or event_type in _LIVE_WITHOUT_CLASS
 
 
 _ITEM_TEXTS = frozenset(
@@ -509,7 +510,7 @@ _LIVE_READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "session.closed": lambda e: SessionEnded(e.id("reason"), _seconds(e)),
     "error": _live_error,
 }
-_LIVE_UNUSED = frozenset(
+_LIVE_WITHOUT_CLASS = frozenset(
     {
         "decision.item.created",
         "decision.item.deleted",
