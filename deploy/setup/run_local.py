@@ -147,7 +147,7 @@ def _run_gateway(config: Path, settings: Config, dialplan: Dialplan, key: str) -
             gateway.send_signal(signal.SIGTERM)
         while gateway.poll() is None:  # reads to the end: a full socket is a warning in the log
             with contextlib.suppress(TimeoutError):
-                if b"READY=1" in ready.recv(4096):
+                if b"READY=1" in ready.recv(4096) and not asked:
                     click.echo(_where_to_call(settings, dialplan))
                     if console := _where_to_look(settings, dialplan, key):
                         click.echo(console)

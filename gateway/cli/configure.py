@@ -146,8 +146,11 @@ def init(
             registrar=json.dumps(registrar), username=json.dumps(username), password=password_env
         )
     numbers = numbers or (_ask("Number that the agent answers?", "100"),)
+    numbers = tuple(map(_number, numbers))
     server = server or _ask("Server: emulator, openai, or a URL?", "emulator")
     url = _SERVERS.get(server, server)
+    if "://" not in url:
+        raise click.UsageError(f"{server!r} is none of {', '.join(_SERVERS)}, and no URL")
     local = (url.split("://")[-1]).startswith(("127.", "localhost", "[::1]"))
     key = "" if local else f'api_key = "${{env:{key_env}}}"\n'
     text = _CONFIG.format(
@@ -182,6 +185,14 @@ def _ask(question: str, default: str | None = None, choices: tuple[str, ...] = (
         return default
     kind = click.Choice(choices) if choices else None
     return str(click.prompt(question, default=default, type=kind))
+
+
+def _number(text: str) -> str:
+    """Return a number as it stands in a call, without what people put between its digits."""
+    number = re.sub(r"[\s()/]|(?<=\d)-(?=\d)", "", text)
+    if not re.fullmatch(r"[!-~]+", number) or "@" in number:
+        raise click.UsageError(f"{text!r} is no number; as it is dialled, like +4930123 or 100")
+    return number
 
 
 def _address(host: str) -> str:
@@ -307,8 +318,18 @@ def token() -> None:
     """Make tokens for the HTTP API."""
 
 
+def _token_name(_context: object, _parameter: object, value: str) -> str:
+    """Return a name that ``[[api.token]]`` may have. Raises BadParameter."""
+    from gateway.config.values import name_of
+
+    try:
+        return name_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @token.command("create", epilog=examples("gateway token create --name ops --role admin"))
-@click.option("--name", required=True, help="Who uses it, as the log shows.")
+@click.option("--name", required=True, callback=_token_name, help="Who uses it, as the log shows.")
 @click.option(
     "--role",
     type=click.Choice(["application", "readonly", "operator", "admin"]),

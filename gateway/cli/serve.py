@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -199,7 +200,10 @@ def emulator(listen: str, script: Path | None, record: Path | None, text_model: 
 
     try:
         run(listen, script, record, text_model)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        click.echo(f"{listen}: {os.strerror(error.errno) if error.errno else error}", err=True)
+        sys.exit(2)
+    except ValueError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
 

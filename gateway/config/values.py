@@ -159,13 +159,14 @@ def network_of(text: str, expected: str) -> Network:
         raise ValueError(f"has host bits set; did you mean {meant}?") from None
 
 
-def _name(value: str) -> str:
+def name_of(value: str) -> str:
+    """Return ``value`` if it may be a name in a configuration; raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underlines")
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(name_of)]
 """Stands in logs, labels of metrics and names of files."""
 
 

@@ -135,6 +135,9 @@ class Transfer(Section):
             raise MisplacedError(
                 ("caller_id",), "needs a trunk, through which the gateway places the call"
             )
+        if self.trunk is None and (number := re.fullmatch(r"sips?:([+*#0-9]+)", self.to)):
+            said = f'has no host: write "tel:{number[1]}", or "sip:{number[1]}@HOST"'
+            raise MisplacedError(("to",), said)
         if self.mode != "blind" and "@" not in self.to and self.trunk is None:
             raise MisplacedError(
                 ("to",), f'needs a trunk in mode "{self.mode}", where the gateway places the call'

@@ -127,11 +127,19 @@ def _unreachable(config: Config) -> Iterator[str]:
         known = [str(peer.network.network_address) for peer in trunk.peers]
         known += [one.host for one in (trunk.outbound_proxy, trunk.registrar) if one]
         away = [one for one in known if one != "localhost" and not is_loopback(one)]
+        first = sip.listen[0]
+        here = "[::]" if away and ":" in away[0] else "0.0.0.0"
+        all_v6 = bool(away) and all(":" in one for one in away)
         if away and all(is_loopback(host) for host in hosts):
+            why = "is reached from this machine only"
+        elif all_v6 and not any(":" in host for host in hosts):
+            why = "is not reached by IPv6"
+        else:
+            why = ""
+        if why:
             yield (
-                f"trunk {trunk.name} is at {away[0]}, and sip.listen ({sip.listen[0]}) is reached "
-                f'from this machine only: listen = ["{sip.listen[0].transport}:0.0.0.0:'
-                f'{sip.listen[0].port}"]'
+                f"trunk {trunk.name} is at {away[0]}, and sip.listen ({first}) {why}: "
+                f'listen = ["{first.transport}:{here}:{first.port}"]'
             )
             continue
         if trunk.transport == "tls":

@@ -22,8 +22,13 @@ from gateway.realtime.connection import is_live
 _LITERAL = re.compile(r"\^?((?:[0-9A-Za-z_-]|\\[+*.])+)\$?")
 """An expression that stands for one number or name, with or without anchors."""
 
-_ASTERISK = re.compile(r"\^?(?:_[0-9XZN*#+.!\[\]-]+|\+?[0-9]*[XZN][0-9XZN]*[.!]?)\$?")
+_ASTERISK = re.compile(
+    r"\^?(?:_[0-9XZN*#+.!\[\]-]+|\+?[0-9]*[XZN][0-9XZN]*[.!]?|[0-9]+[xzn][0-9xzn]*[.!]?)\$?"
+)
 _GLOB = re.compile(r"\^?\+?[0-9]+\*\$?")
+_NUMBER = re.compile(r"\^?(?:\\[+*#d]|[#0-9]|\[[0-9-]+\]|\{[0-9]+\})+\$?")
+"""An expression, or one side of a ``|`` in it, that stands for numbers of one length."""
+
 _CLASSES = {"X": "[0-9]", "Z": "[1-9]", "N": "[2-9]", ".": ".+", "!": ".*", "+": "\\+", "*": "\\*"}
 
 
@@ -95,8 +100,17 @@ def history_notes(config: Config, routes: Sequence[Route]) -> Iterator[str]:
 
 def pattern_note(text: str) -> str | None:
     """Return what is odd about a regular expression on a number, and the one that is meant."""
+    if "@" in text or re.match(r"\^?\(?(sips?|tel):", text):
+        return (
+            f'"{text}" is compared with the user, what stands before the @ of an address: "^100$"'
+        )
+    bare = text.strip("^$/ ")
+    if re.fullmatch(r"[\\+()0-9 ./-]*[0-9]", bare) and (" " in text or text.strip("^$") != bare):
+        number = re.sub(r"[^+0-9]", "", bare).replace("+", "\\+")
+        return f'"{text}" matches no number, since none has spaces or slashes: "^{number}$"'
     if _ASTERISK.fullmatch(text):
-        meant = "".join(_CLASSES.get(char, char) for char in text.strip("^$").lstrip("_"))
+        inner = text.strip("^$").lstrip("_").upper()
+        meant = "".join(_CLASSES.get(char, char) for char in inner)
         return f'"{text}" looks like an Asterisk pattern; as a regular expression: "^{meant}$"'
     if _GLOB.fullmatch(text):
         start = text.strip("^$").rstrip("*")
@@ -114,6 +128,12 @@ def pattern_note(text: str) -> str | None:
             return f'"{text}" matches every number that ends so; only this one: "{meant}"'
         number = literal[1]
         return f'"{text}" matches 1{number}2, too; only this number: "{meant}"'
+    sides = text.split("|")
+    ends = {(side.startswith("^"), side.endswith("$")) for side in sides}
+    if all(map(_NUMBER.fullmatch, sides)) and (ends == {(False, False)} or len(ends) > 1):
+        inner = "|".join(side.strip("^$") for side in sides)
+        meant = f"^({inner})$" if len(sides) > 1 else f"^{inner}$"
+        return f'"{text}" matches longer numbers, too; only these: "{meant}"'
     return None
 
 

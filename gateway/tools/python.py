@@ -105,11 +105,11 @@ def _import_error(error: BaseException, name: str) -> ToolModuleError:
         return ToolModuleError(f"{error.msg}", Path(error.filename), error.lineno or 1)
     if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
         return ToolModuleError(f"there is no module {name}")
-    ours = str(Path(__file__))
+    between = (str(Path(__file__)), importlib.__file__)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != ours and not frame.filename.startswith("<frozen")
+        if frame.filename not in between and not frame.filename.startswith("<frozen")
     ]
     # What stands in the module itself, not in a library that it hands something wrong to.
     own = [frame for frame in frames if "site-packages" not in frame.filename] or frames

@@ -76,7 +76,7 @@ async def _check_trunk(config: Config, trunk: TrunkSettings) -> Finding:
     try:
         family, address = await _resolved(host, port, key)
         if loopback and not is_loopback(address):
-            advice = f'sip.listen = ["{trunk.transport}:0.0.0.0:{config.sip.listen[0].port}"]'
+            advice = _everywhere(config, trunk, address)
             return bad("trunk", f"{shown} cannot reach sip.listen, on this machine only", advice)
         client = _Client(config, trunk, family, (address, port), host, key)
         if trunk.registrar is None:
@@ -130,7 +130,7 @@ async def check_closely(config: Config, trunk: TrunkSettings) -> list[Finding]:
             found.append(ok(subject, f"{host} is {address}").of("dns"))
         if all(is_loopback(one.host) for one in config.sip.listen) and not is_loopback(address):
             fact = f"{address} cannot be reached from sip.listen, on this machine only"
-            advice = f'sip.listen = ["{trunk.transport}:0.0.0.0:{config.sip.listen[0].port}"]'
+            advice = _everywhere(config, trunk, address)
             return [*found, bad(subject, fact, advice).of("listen")]
         if trunk.transport == "tls":
             found += await asyncio.to_thread(_certificate, config, trunk, (address, port), host)
@@ -159,6 +159,12 @@ async def check_closely(config: Config, trunk: TrunkSettings) -> list[Finding]:
     except _ProbeError as error:
         found.append(bad(subject, error.fact, error.advice).of(error.code))
     return found
+
+
+def _everywhere(config: Config, trunk: TrunkSettings, address: str) -> str:
+    """Return the advice to listen where a trunk at this IP address reaches it."""
+    host, port = "[::]" if ":" in address else "0.0.0.0", config.sip.listen[0].port
+    return f'sip.listen = ["{trunk.transport}:{host}:{port}"]'
 
 
 def _by_service(config: Config, trunk: TrunkSettings, services: list[Service]) -> str:

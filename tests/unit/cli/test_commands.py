@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
@@ -89,3 +90,17 @@ def test_a_test_call_takes_each_codec_in_any_case(codec: str) -> None:
     run = CliRunner().invoke(main, call)
     assert (run.exit_code, type(run.exception)) == (2, SystemExit), run.output
     assert "--local x: write HOST:PORT" in run.output
+
+
+def test_a_token_has_a_name_that_the_configuration_takes() -> None:
+    result = CliRunner().invoke(main, ["token", "create", "--name", "my token"])
+    assert result.exit_code == 2
+    assert "must be 1 to 64 letters" in result.output
+
+
+def test_the_emulator_says_which_address_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(main, ["emulator", "--listen", where])
+    assert result.exit_code == 2
+    assert result.output == f"{where}: Address already in use\n"

@@ -57,6 +57,28 @@ def test_a_trunk_whose_password_is_not_set(tmp_path: Path) -> None:
     assert (tmp_path / "gateway.toml").exists()
 
 
+def test_a_number_as_people_write_it(tmp_path: Path) -> None:
+    assert run(tmp_path, "--number", "+49 (30) 12-34").exit_code == 0
+    _, dialplan = load_all(tmp_path / "gateway.toml", {})
+    assert dialplan.routes[0].to is not None
+    assert dialplan.routes[0].to.fullmatch("+49301234")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--number", " ", "is no number"),
+        ("--number", "sip:100@pbx", "is no number"),
+        ("--server", "opanai", "is none of emulator, openai, and no URL"),
+    ],
+)
+def test_what_cannot_be_is_asked_again(tmp_path: Path, option: str, value: str, says: str) -> None:
+    result = run(tmp_path, option, value)
+    assert result.exit_code == 2
+    assert says in result.output
+    assert not (tmp_path / "gateway.toml").exists()
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "gateway.toml").write_text("mine")
     assert run(tmp_path).exit_code == 1

@@ -63,6 +63,7 @@ def route_of(folder: Path, more: str) -> Route:
             '[[route.transfer]]\nname = "x"\nto = "tel:+49"\nmode = "bridge"',
             'needs a trunk in mode "bridge"',
         ),
+        ('[[route.transfer]]\nname = "a"\nto = "sip:1001"', 'has no host: write "tel:1001"'),
         (
             '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\ntrunk = "carrier"',
             'has no effect in mode "blind"',

@@ -451,6 +451,13 @@ def test_a_module_that_is_not_there(tmp_path: Path) -> None:
         load_all(folder_with(tmp_path, "", config), {})
 
 
+def test_a_module_by_name_that_lacks_another(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "", CONFIG.replace("hotel.py", "hotel_that_lacks"))
+    (tmp_path / "hotel_that_lacks.py").write_text("\nimport no_such_package\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"hotel_that_lacks.py:2: ModuleNotFoundError"):
+        load_all(folder, {})
+
+
 def test_a_module_by_name_with_plain_functions(tmp_path: Path) -> None:
     code = '''
 from json import dumps
