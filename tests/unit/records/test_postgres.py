@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.records.database import Database, Filter
+from gateway.records.forwarder import Forwarder
 from gateway.records.spool import Entry, Spool
 from gateway.records.tables import (
     CLOSED,
@@ -109,6 +111,20 @@ def test_texts_that_postgresql_refuses(database: Database, tmp_path: Path) -> No
     assert found is not None
     assert found["detail"] == "a\ufffdb"
     assert found["record"] == {"x": ["\ufffd", {"\ufffd": 1}], "y": "\ufffd"}
+
+
+def test_a_row_beyond_a_limit_of_its_indexes_costs_no_other(
+    server: Postgres, database: Database, tmp_path: Path
+) -> None:
+    """PostgreSQL counts that among its operational errors, as it does an outage."""
+    spool, number = Spool(tmp_path), random.Random(1).randbytes(10_000).hex()
+    spool.add([row("c1", OPENED), row("bad", OPENED, from_number=number), row("c2", OPENED)])
+    forwarder = Forwarder(tmp_path, lambda: Database(server.url), lambda _event: ())
+    forwarder.start()
+    forwarder.stop()
+    assert (forwarder.unavailable, spool.parked(), spool.pending()[0]) == ("", 1, 0)
+    found = {one["id"]: one["from_number"] for one in database.each(Filter())}
+    assert found == {"c1": "", "bad": number[:200], "c2": ""}
 
 
 def test_numbers_are_erased_and_old_rows_stripped(database: Database) -> None:
