@@ -128,6 +128,19 @@ def _report(task: asyncio.Task[None], **more: Any) -> None:
     task.get_loop().call_exception_handler({"message": message, "exception": error, **more})
 
 
+async def until_one_ends(*works: Work) -> None:
+    """Run coroutines until one of them has ended, then cancel the others; raises what it raises."""
+    tasks = [asyncio.create_task(work, name=getattr(work, "__qualname__", None)) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
 async def wait_any(seconds: float | None, *events: asyncio.Event) -> None:
     """Wait until one of ``events`` is set, ``seconds`` at most."""
     waits = [asyncio.create_task(event.wait(), name="event") for event in events]

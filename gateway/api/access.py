@@ -32,6 +32,7 @@ from gateway.api.backend import Backend, NoCallError, Role, Token, recognized
 from gateway.api.client import RefusedError
 from gateway.api.connections import BEARER, LOCAL, ROLE, UNAUTHORIZED
 from gateway.measures import BoundedDict
+from gateway.tasks import until_one_ends
 from gateway.text import unicode_in
 
 log = structlog.get_logger("api")
@@ -368,18 +369,17 @@ async def deny(socket: WebSocket, refused: HTTPException) -> None:
 
 
 async def send_until_closed(socket: WebSocket, sending: Coroutine[Any, Any, None]) -> None:
-    """Run ``sending`` until the client closes its WebSocket, then cancel it.
+    """Run ``sending`` until it ends, or the client closes its WebSocket.
 
     What the client sends is ignored. ``sending`` closes the WebSocket at its own end.
     """
-    task = asyncio.create_task(sending, name=f"send on {socket.url.path}")
-    try:
+
+    async def ignore() -> None:
         while (await socket.receive())["type"] != "websocket.disconnect":
             pass
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-            await task
+
+    with suppress(WebSocketDisconnect, RuntimeError):
+        await until_one_ends(sending, ignore())
 
 
 def token_of(request: HTTPConnection) -> Token:

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from gateway.api.backend import LIVE_ID, HostedCalls, Refusal, Role, Token, not_found, recognized
 from gateway.bridge.sideband import Follower, Sideband
 from gateway.sip.source_limits import TokenBucket
+from gateway.tasks import until_one_ends
 
 MAX_BODY_BYTES = 1024 * 1024
 REFUSED_BY_DEFAULT = 603
@@ -160,9 +161,8 @@ async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None
             await socket.send_text(message.decode())
         await socket.close(follower.close_code or 1000)
 
-    sending = asyncio.create_task(out(), name="sideband")
-    events = TokenBucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
-    try:
+    async def back() -> None:
+        events = TokenBucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
         while True:
             if not events.take(time.monotonic()):
                 await asyncio.sleep(1 / EVENTS_PER_SECOND)
@@ -172,9 +172,6 @@ async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None
             told = message.get("text") or message.get("bytes")
             if told:
                 side.take(told, follower)
-    except (WebSocketDisconnect, RuntimeError):
-        return
-    finally:
-        sending.cancel()
-        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-            await sending
+
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        await until_one_ends(out(), back())

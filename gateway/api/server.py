@@ -293,6 +293,10 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 BACKLOG = 128
 
 
+UNREAD_SECONDS = 60.0
+"""For which a client may take nothing of what is sent to it; then its connection is closed."""
+
+
 class _Server(uvicorn.Server):
     """Server that installs no signal handlers."""
 
@@ -355,7 +359,16 @@ class ApiServer:
         server = await asyncio.to_thread(self._make, local)
         task = asyncio.create_task(server.serve(sockets=listeners), name="api")
         self._serving[local] = server, task
+        task.add_done_callback(lambda _task: self._on_ended(task, local))
         return server
+
+    def _on_ended(self, task: asyncio.Task[None], local: bool) -> None:
+        """Report a server that has ended by itself: that part of the process has failed."""
+        if self._serving.get(local, (None, None))[1] is not task or task.cancelled():
+            return
+        error = task.exception() or RuntimeError("it has ended")
+        context = {"message": "the API has ended", "exception": error, "background": task}
+        task.get_loop().call_exception_handler(context)
 
     async def _end(self, *, local: bool) -> None:
         """End the streams of events of one of the servers, and stop it, within ``STOP_SECONDS``.
@@ -416,6 +429,9 @@ def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Of each connection, too: whoever sends on it waits no longer.
+    patience = round(UNREAD_SECONDS * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)

@@ -30,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from gateway.api.backend import MAX_EVENTS, POSITION, EventFeed, Token
 from gateway.api.connections import HOP, LOCAL, PEER, RIGHTS, ROLE, USER
+from gateway.tasks import TaskSet, until_one_ends
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 30.0
@@ -177,8 +178,10 @@ async def merged(
             else:
                 await coming.put((path, number, event))
 
-    tasks = [asyncio.create_task(take_own(), name="events")]
-    tasks += [asyncio.create_task(take(path), name=f"events of {path}") for path in placed]
+    tasks = TaskSet()
+    tasks.spawn(take_own(), "events")
+    for worker in placed:
+        tasks.spawn(take(worker), f"events of {worker}")
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
@@ -189,9 +192,7 @@ async def merged(
             at[path] = number
             yield ",".join(at.values()), event
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.cancel()
         await own.aclose()
 
 
@@ -313,15 +314,10 @@ class ForwardToWorker:
                 else:
                     await socket.send_bytes(message)
 
-        coming = asyncio.create_task(back(), name="worker's sideband")
-        coming.add_done_callback(lambda _task: receiving.cancel())
-        receiving = asyncio.create_task(_forward(socket, other), name="sideband to worker")
         try:
-            await asyncio.wait({coming, receiving}, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(ConnectionClosed, WebSocketDisconnect, RuntimeError):
+                await until_one_ends(back(), _forward(socket, other))
         finally:
-            for task in (coming, receiving):
-                task.cancel()
-            await asyncio.gather(coming, receiving, return_exceptions=True)
             await other.close()
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await socket.close(other.close_code or 1000)

@@ -7,6 +7,7 @@ import asyncio
 import re
 import secrets
 import shutil
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gateway.api.backend import Backend, Command, EventFeed, RequestTimes, Role, Token
 from gateway.api.metrics import Metrics
@@ -183,6 +185,18 @@ class BrowserCalls:
         self.unread += unread
 
 
+DISK_SECONDS = 3.0
+"""For which a request for metrics waits for the disk."""
+
+
+class _OnDisk(NamedTuple):
+    """What metrics read from the disk, for :meth:`Readings._kept` and `_recorded`."""
+
+    waiting: Mapping[str, tuple[int, float | None, int]] = MappingProxyType({})
+    free: float | None = None
+    uploads: int | None = None
+
+
 @dataclass(eq=False)
 class Readings:
     """Metrics that ``/metrics`` reads at each request. Used on the event loop."""
@@ -201,6 +215,7 @@ class Readings:
 
     def __post_init__(self) -> None:
         self.requests = RequestTimes()
+        self._looking: asyncio.Task[_OnDisk] | None = None
         self._rules = Labels()
         self._names = server_names(self.config)
 
@@ -210,15 +225,31 @@ class Readings:
         self._names |= server_names(config)
 
     async def all(self) -> list[Reading]:
-        """Return all readings; the disk is read on threads."""
-        waiting = {} if self.stores.webhooks is None else await self.stores.webhooks.waiting()
-        folder = self.config.records.spool_folder
-        free = None if folder is None else await asyncio.to_thread(_free, folder)
-        store = self.stores.uploads
-        uploads = None if store is None else await asyncio.to_thread(store.waiting)
+        """Return all readings; those of the disk are left out where it does not answer within
+        ``DISK_SECONDS``, or fails."""
+        if self._looking is None or self._looking.done():  # a disk that hangs is asked once
+            self._looking = asyncio.create_task(self._on_disk(), name="look at the disk")
+        done, _ = await asyncio.wait([self._looking], timeout=DISK_SECONDS)
+        waiting, free, uploads = self._looking.result() if done else _OnDisk()
         kept = (*self._kept(waiting, free), *self._recorded(uploads))
         parts = (self._calls_now(), self._trunks(), self._servers_now(), kept)
         return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process(), *self.more()]
+
+    async def _on_disk(self) -> _OnDisk:
+        """Read the disk, on threads; nothing of it where it fails."""
+        folder, hooks, store = (
+            self.config.records.spool_folder,
+            self.stores.webhooks,
+            self.stores.uploads,
+        )
+        try:
+            return _OnDisk(
+                {} if hooks is None else await hooks.waiting(),
+                None if folder is None else await asyncio.to_thread(_free, folder),
+                None if store is None else await asyncio.to_thread(store.waiting),
+            )
+        except (OSError, sqlite3.Error):
+            return _OnDisk()
 
     def _calls_now(self) -> Iterator[Reading]:
         """Yield calls by direction and state, their limit, refused INVITEs, the day's budget."""

@@ -129,6 +129,10 @@ async def _resolved(host: str) -> list[str]:
     return [str(info[4][0]) for info in infos]
 
 
+PART_SECONDS = 20.0
+"""Within which a part is stopped: more than any deadline of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A component that is started and stopped with the process."""
@@ -147,11 +151,12 @@ class Part:
         stack.push_async_callback(self._stop)
 
     async def _stop(self) -> None:
-        """Stop it; what that raises is logged, and skips no other part."""
+        """Stop it within ``PART_SECONDS``; what that raises is logged, and skips no other part."""
         try:
-            stopping = self.stop()
-            if stopping is not None:
-                await stopping
+            async with asyncio.timeout(PART_SECONDS):
+                stopping = self.stop()
+                if stopping is not None:
+                    await stopping
         except Exception:
             log.exception("gateway.stop_failed", part=self.name)
 

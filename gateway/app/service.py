@@ -250,18 +250,21 @@ class Service:
     ) -> CallRecord:
         """Place one call, take none, and stop with it; SIGTERM or SIGINT hang it up.
 
-        Returns its record. Raises as :meth:`run` and :meth:`OutboundCalls.dial` do.
+        Returns its record. Raises as :meth:`run` and :meth:`OutboundCalls.dial` do, and AgentError
+        where the call has not ended when everything else has.
         """
         async with self._running(serving=False):
             try:
                 outbound = self._gateway.outbound
-                _record, over = await outbound.place(to, route, trunk, variables, caller_id)
+                record, over = await outbound.place(to, route, trunk, variables, caller_id)
                 ended = asyncio.Event()
                 over.add_done_callback(lambda _over: ended.set())
                 await wait_any(None, ended, self._draining)
             finally:
                 self._force_stop.set()
-        return await over
+        if not over.done():
+            raise AgentError(f"the call {record.call_id} has not ended")
+        return over.result()
 
     @asynccontextmanager
     async def _running(self, *, serving: bool) -> AsyncIterator[None]:

@@ -434,6 +434,19 @@ class Supervisor:
             worker.send(signal.SIGKILL)
         if worker.was_up:
             await self._listen(worker)
+        return await self._ended(worker)
+
+    async def _ended(self, worker: Worker) -> int:
+        """Wait for a worker's end, which follows that of its socket; return its exit status.
+
+        SIGKILL after ``OWN_END_SECONDS``; workers that are told to end have another deadline.
+        """
+        try:
+            async with asyncio.timeout(None if self._stop.is_set() else OWN_END_SECONDS):
+                return await worker.ended()
+        except TimeoutError:
+            log.error("worker.not_ended", worker=worker.index, pid=worker.pid)
+            worker.send(signal.SIGKILL)
         return await worker.ended()
 
     async def _listen(self, worker: Worker) -> None:

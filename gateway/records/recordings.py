@@ -445,7 +445,7 @@ class Recordings:
             all_due = now >= due or closed
             if all_due:
                 due = now + WRITE_SECONDS
-            done = [one for one in there if (all_due or one.over) and one.work(final=closed)]
+            done = [one for one in there if (all_due or one.over) and _worked(one, final=closed)]
             kept = [one for one in erased if not one.erase()]
             with self._changed:
                 self._erased += kept
@@ -473,6 +473,18 @@ class Recordings:
             sweep_files(self.options.folder, before)
         except OSError as error:
             log.error("recording.sweep_failed", error=str(error))
+
+
+def _worked(recording: Recording, *, final: bool) -> bool:
+    """Return what :meth:`Recording.work` does; one that raises is logged once, costs no other, and
+    is over with its call."""
+    try:
+        return recording.work(final=final)
+    except Exception:
+        if not recording.failing:
+            log.exception("recording.write_failed", call=recording.call)
+        recording.failing = True
+        return recording.over
 
 
 def _free_name(folder: Path, stem: str, ending: str, taken: Container[str]) -> Path:

@@ -12,10 +12,10 @@ import base64
 import hashlib
 import hmac
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import uniform
@@ -129,7 +129,8 @@ class WebhookSender:
         """Durations of requests (s), by endpoint."""
         self._endpoints = {one.name: one for one in endpoints}
         self._spool = Spool(folder)
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "webhook spool")
+        """Of its own: a disk that hangs holds up no other work of the process."""
         self._leading = leading
         self._traceparent = traceparent
         self._led = False
@@ -169,6 +170,7 @@ class WebhookSender:
         await self._client.aclose()
         # Not on this thread: one whose task was cancelled may still read.
         await self._on_spool(lambda spool: spool.close())
+        self._thread.shutdown(wait=False)
 
     async def deliveries(self, *, dead: bool) -> list[Delivery]:
         """Return the deliveries that wait, or with ``dead`` those that were given up."""
@@ -291,13 +293,8 @@ class WebhookSender:
             log.warning("webhook.failed", **told, call=delivery.call_id)
 
     async def _on_spool(self, work: Any) -> Any:
-        """Return the result of ``work`` with the spool, on a thread; one at a time."""
-
-        def run() -> Any:
-            with self._lock:
-                return work(self._spool)
-
-        return await asyncio.to_thread(run)
+        """Return the result of ``work`` with the spool, on its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._spool)
 
 
 def _next_try(delivery: Delivery, status: int, wait: float) -> float | None:

@@ -4,7 +4,7 @@
 ``up`` reports that it is up and ends with 0 at SIGTERM; ``deaf`` ignores SIGTERM; ``crash`` kills
 itself once up; ``broken`` ends with 1 before that; ``orphan FILE`` writes the file when its
 supervisor is gone, ``renew FILE`` at SIGHUP (``up`` or ``starting``: what it was then), ``late
-FILE`` too, which is up once FILE.go exists.
+FILE`` too, which is up once FILE.go exists; ``stays`` closes the socket, and does not end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def main() -> None:
     supervisor_link.send(b"up\n")
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "stays":
+        supervisor_link.close()
+        time.sleep(60)
     supervisor_link.recv(1)  # until the supervisor is gone
     if what == "orphan":
         Path(sys.argv[2]).touch()

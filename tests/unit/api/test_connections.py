@@ -10,16 +10,17 @@ import stat
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from click.testing import CliRunner
 
 from gateway.api import connections
+from gateway.api.access import send_until_closed
 from gateway.api.backend import Backend, EventFeed, Role, Token, hash_of
 from gateway.api.client import NoAnswerError, RefusedError, ask_within
-from gateway.api.server import ApiServer
+from gateway.api.server import ApiServer, _bound
 from gateway.cli import main
 from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.sip.agent import AgentError
@@ -103,6 +104,69 @@ async def opened(path: Path) -> AsyncIterator[ApiServer]:
 
 async def asked(path: Path, command: str, **fields: Any) -> dict[str, Any]:
     return await asyncio.to_thread(partial(ask_within, 30.0, path, command, **fields))
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("defect")])
+async def test_a_server_that_ends_by_itself_is_a_part_that_has_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    over = asyncio.Event()
+
+    class Ends:
+        should_exit = False
+
+        async def serve(self, sockets: object) -> None:
+            await over.wait()
+            if error is not None:
+                raise error
+
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    monkeypatch.setattr(ApiServer, "_make", lambda _server, _local: Ends())
+    served = server()
+    await served.listen("127.0.0.1", 0)
+    over.set()
+    await eventually(lambda: bool(told), "a report")
+    assert told[0]["background"].get_name() == "api"
+    assert isinstance(told[0]["exception"], type(error) if error else RuntimeError)
+    with contextlib.suppress(ZeroDivisionError):
+        await served.stop()
+    stopped = server()
+    over.clear()
+    await stopped.listen("127.0.0.1", 0)
+    asyncio.get_running_loop().call_soon(over.set)
+    with contextlib.suppress(ZeroDivisionError):
+        await stopped.stop()
+    assert len(told) == 1, "one that is told to end is none"
+
+
+async def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.api.server.UNREAD_SECONDS", 0.5)
+    with _bound("127.0.0.1", 0) as listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await asyncio.to_thread(client.connect, listener.getsockname())
+        taken, _ = await asyncio.get_running_loop().sock_accept(listener)
+        _reader, writer = await asyncio.open_connection(sock=taken)
+        writer.write(bytes(8 * 1024 * 1024))
+        async with asyncio.timeout(30):
+            with pytest.raises(OSError, match="timed out"):
+                await writer.drain()
+
+
+async def test_who_sends_to_a_websocket_does_not_outlive_its_work() -> None:
+    """A defect, or the end of what is followed, is no reason to wait for the client."""
+
+    class Quiet:
+        async def receive(self) -> dict[str, str]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def defective() -> None:
+        raise ZeroDivisionError
+
+    async with asyncio.timeout(15):
+        with pytest.raises(ZeroDivisionError):
+            await send_until_closed(cast(Any, Quiet()), defective())
 
 
 async def test_answers_and_goes_away(tmp_path: Path) -> None:

@@ -209,6 +209,33 @@ async def test_a_process_for_one_call_ends_with_it(monkeypatch: pytest.MonkeyPat
     assert process.gateway.did[0] == "placing"
 
 
+async def test_a_process_for_one_call_does_not_wait_for_one_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(monkeypatch)
+    task = asyncio.create_task(process.service.run_one("sip:b@x", "r"))
+    await until(lambda: process.service.state is State.SERVING)
+    await process.signal()
+    async with asyncio.timeout(15):
+        with pytest.raises(AgentError, match="out-1 has not ended"):
+            await task
+
+
+async def test_a_part_that_does_not_stop_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.app.gateway.PART_SECONDS", 0.01)
+    did: list[str] = []
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    with capture_logs() as logs:
+        async with asyncio.timeout(15), AsyncExitStack() as stack:
+            await Part("first", None, lambda: did.append("first")).start_on(stack)
+            await Part("second", None, hangs).start_on(stack)
+    assert did == ["first"]
+    assert [(line["event"], line["part"]) for line in logs] == [("gateway.stop_failed", "second")]
+
+
 async def test_a_part_whose_stop_raises_skips_no_other() -> None:
     did: list[str] = []
 

@@ -186,6 +186,23 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -
     assert run.all("worker.ended", worker=1, ended="SIGKILL")
 
 
+def test_a_worker_that_has_stopped_and_does_not_end_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a thread of it hangs at the end of the process."""
+    monkeypatch.setattr(module, "OWN_END_SECONDS", 0.2)
+
+    async def story(run: Run) -> None:
+        await run.wait("worker.not_ended", worker=0)
+        await run.wait("worker.crashed", worker=0, ended="SIGKILL")
+        await run.wait("worker.started", worker=0, count=2)
+        tell(signal.SIGTERM)
+
+    status, run = supervised(story, lambda _index: ["stays"], count=1)
+    assert status == 0
+    assert run.all("worker.ended", worker=0)
+
+
 def test_a_second_signal_does_not_wait_for_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OWN_END_SECONDS", 0.2)
 

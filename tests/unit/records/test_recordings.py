@@ -15,6 +15,7 @@ from pathlib import Path
 import pyrage
 import pytest
 import soundfile
+from structlog.testing import capture_logs
 
 from gateway.audio import G711, Codec
 from gateway.records import recording_files
@@ -126,6 +127,21 @@ def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: P
     running.end(gone, discard=True)
     until(lambda: not running.open)
     assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a.wav"]
+
+
+def test_a_recording_that_raises_costs_no_other(running: Recordings, tmp_path: Path) -> None:
+    class Broken(Tape):
+        def take(self) -> bytes:
+            raise ZeroDivisionError
+
+    with capture_logs() as logs:
+        bad = running.begin("bad", "bad", Broken(2), Codec.PCMA, "wav")
+        good = running.begin("good", "good", Tape(2), Codec.PCMA, "wav")
+        for one in (bad, good):
+            running.end(one)
+        until(lambda: not running.open)
+    assert [path.name for path in tmp_path.iterdir()] == ["good.wav"]
+    assert [(one["event"], one["call"]) for one in logs] == [("recording.write_failed", "bad")]
 
 
 def test_no_name_of_an_earlier_recording_of_a_call_is_taken_again(

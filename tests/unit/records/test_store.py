@@ -32,6 +32,7 @@ from gateway.records.retention import erase, sweep_files
 from gateway.records.spool import CallSlots, Delivery, Entry, Spool, cut_calls
 from gateway.records.store import RecordStore
 from gateway.records.tables import CLOSED, CUT, OPENED
+from gateway.records.webhooks import Endpoint, WebhookSender
 from tests.support.harness import eventually
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -584,6 +585,23 @@ def test_due_deliveries_of_one_endpoint_leave_room_for_others(tmp_path: Path) ->
     found = [(one.endpoint, one.id) for one in spool.due(60.0, 3)]
     assert found == [("slow", "s0"), ("slow", "s1"), ("slow", "s2"), ("quick", "q1")]
     spool.close()
+
+
+async def test_a_spool_that_hangs_takes_no_thread_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the event loop's pool are few."""
+    go_on = threading.Event()
+    monkeypatch.setattr(Spool, "waiting", lambda _spool: (go_on.wait(30), {})[1])
+    sender = WebhookSender(tmp_path, [Endpoint("a", "", (), frozenset(), {})], lambda: True)
+    asked = [asyncio.create_task(sender.waiting()) for _ in range(40)]
+    try:
+        async with asyncio.timeout(15):
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread(lambda: "done") == "done"
+    finally:
+        go_on.set()
+    assert [await one for one in asked] == [{"a": (0, None, 0)}] * 40
 
 
 def test_pages_of_rows_and_filters(tmp_path: Path) -> None:
