@@ -323,12 +323,13 @@ class CallActions:
         """
         if self._action is None or self._begin_by is None:
             return []
+        if now >= self._not_before:
+            self._not_before = 0.0
         if not confirmed:
             self._begin_by = now + self._plan.limits.say_seconds
             return []
-        if now < self._not_before:
+        if self._not_before:
             return []
-        self._not_before = 0.0
         if queued and now < self._begin_by:
             return []
         self._begin_by = None

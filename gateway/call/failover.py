@@ -473,10 +473,12 @@ class Handover:
         self._standby = (input.session_id, ends, input.capabilities)
 
     def on_standby_failed(self, detail: str, now: float) -> list[Output]:
-        """Log (``handover_failed``) a standby session that could not be set up or was lost, and
+        """Log (``handover_failed``) the standby session that could not be set up or was lost, and
         plan another: now, or ``INTERVAL_SECONDS`` after the failed one was opened, whichever is
         later. Where there is no time for it (:meth:`_opening_time`), the active session is left to
-        its end."""
+        its end. Nothing where there is none, as it was dropped."""
+        if not (self._opening or self._standby):
+            return []
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._opening_time(now)

@@ -279,7 +279,8 @@ class CallMachine:
 
         After the handler of the input come, in a live call, the rules of the conversation,
         failover, and what has waited (:meth:`_after_input`). A call that is not live ends there if
-        failover has no step left. An audio delta that only queues its audio has none of these.
+        failover has no step left, or its model hangs up. An audio delta that only queues its audio
+        has none of these.
 
         Each ``Send`` is left out while no session is up, and where the session only transcribes.
         While a session is being replaced, the transcript keeps the items of such a ``Send`` for the
@@ -319,6 +320,8 @@ class CallMachine:
                 self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
             todo = todo + self._session.give_up(now)
+        elif self._call.session_up:
+            todo = todo + self._before_answer(now)
         responds = conversation.control.capabilities.responds
         if not (responds and (session_was_up or self._call.session_up)):
             if self._session.failover.active:
@@ -359,6 +362,13 @@ class CallMachine:
             self._session.handover.deadline if call.may_hand_over else None,
         )
         return min((at for at in due if at is not None), default=None)
+
+    def _before_answer(self, now: float) -> list[outputs.Output]:
+        """Let an action of the model wait for the answer, and end the call if its hang-up is due:
+        the session may hear the network's announcement of a call that we place."""
+        self._call.conversation.call_actions.begin_if_ready(now, queued=False, confirmed=False)
+        why, detail = self._call.conversation.ended(now)
+        return [] if why is None else self._end_call(why, now, detail)
 
     def _after_input(self, now: float) -> list[outputs.Output]:
         """Start what was waiting when this input came, in a live call. In order: actions, goodbye
@@ -442,7 +452,7 @@ class CallMachine:
 
         Otherwise only the first of these that applies: a timer of the call that is over (ACK,
         ringing, maximum duration, RTP) ends the call; a call whose model is ready is answered once
-        its sound was played; failover, session on hold, hand-over and conversation, in this order,
+        its sound was played; failover, hand-over, conversation and session on hold, in this order,
         each act on their own deadlines.
         """
         if self._call.state is State.ENDING:
@@ -455,10 +465,10 @@ class CallMachine:
         if self._call.opening.waiting and self._call.opening.sound_played(now):
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
-        todo += self._session.tick(now)
         if self._call.may_hand_over:
             todo += self._session.handover.tick(now)
-        return todo + self._call.conversation.on_tick(now)
+        todo += self._call.conversation.on_tick(now)
+        return todo + self._session.tick(now)
 
     def _end_call(
         self,

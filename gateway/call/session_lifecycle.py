@@ -483,9 +483,9 @@ class SessionEvents:
 
         During a failover: try to open one again later within the step's time, or take the next
         step. Of a call that is CONNECTING, or back from a hold: take the first fallback step (no
-        ``reconnect`` if the error is fatal, or the call has no ACK yet). Otherwise, and where no
-        fallback steps may be taken (:attr:`_has_fallback`), end the call (503 if it is not
-        answered).
+        ``reconnect`` if the error is fatal, or the call has no ACK yet); where no fallback steps
+        may be taken (:attr:`_has_fallback`), end the call (503 if it is not answered). Otherwise it
+        was given up meanwhile, as for a transfer: nothing.
         """
         fatal = input.verdict.kind is Kind.FATAL
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
@@ -497,7 +497,9 @@ class SessionEvents:
             )
             return self.answered_for_fallback(todo, now)
         returning, self._returning = self._returning, False
-        if not (self._call.state is State.CONNECTING or returning) or not self._has_fallback:
+        if not (self._call.state is State.CONNECTING or returning):
+            return []  # it was given up meanwhile
+        if not self._has_fallback:
             return self._end(why, now, detail)
         answered = self._call.opening.confirmed or returning
         return self.answered_for_fallback(
@@ -575,7 +577,8 @@ class SessionEvents:
         the transfer fails. A briefing goes on without the model.
         """
         actions = self._call.conversation.call_actions
-        if self._call.state is not State.BRIDGED and not actions.transferring:
+        leaving = self._call.state is State.BRIDGED or actions.transferring
+        if not (self._call.live and leaving):
             if not (self._call.live and self._has_fallback):
                 return self._end(why, now, detail)
             self._call.session_up = False

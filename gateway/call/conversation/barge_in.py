@@ -58,13 +58,7 @@ def interrupt(
         trigger: for log and record: speech, digit, guard, machine and others.
         cancel: send ``response.cancel``; False where the server cancels by itself.
     """
-    outputs: list[Output] = []
-    unanswered = control.hangup_after_playout.cancel()
-    if unanswered is not None:
-        outputs.append(control.timeline.note(now, "hangup_cancelled", "info"))
-    if unanswered:
-        result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
-        outputs.append(tool_output(unanswered, result))
+    outputs = cancel_hangup(control, "the caller spoke during the goodbye", now)
     undone = control.call_actions.cancel_queued()
     if undone is not None:
         result = {"status": "not done", "reason": "the caller interrupted"}
@@ -73,6 +67,17 @@ def interrupt(
     to_cancel = [one for one in running if cancel and not control.playback.was_interrupted(one)]
     outputs += control.playback.interrupt(trigger, running, now)
     return outputs + _cancel(control, to_cancel)
+
+
+def cancel_hangup(control: ConversationControl, why: str, now: float) -> list[Output]:
+    """Cancel a hang-up that the model asked for: return a log line and, unless its tool call was
+    answered before, its result "not ended" with ``why``. Nothing without one."""
+    unanswered = control.hangup_after_playout.cancel()
+    if unanswered is None:
+        return []
+    note = control.timeline.note(now, "hangup_cancelled", "info")
+    result = {"status": "not ended", "reason": why}
+    return [note, *([tool_output(unanswered, result)] if unanswered else [])]
 
 
 def drop_response(

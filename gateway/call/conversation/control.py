@@ -234,7 +234,9 @@ class ConversationControl:
         ``limits.say_seconds`` (:meth:`CallActions.begin_if_ready`); in a Live session no sooner
         than ``ANNOUNCED_SECONDS`` from now, since that speech may come so much later. Barge-in
         cancels it until it begins. Raises ToolCallError while another action is queued or under
-        way, and for wrong ``arguments`` (JSON text)."""
+        way or the conversation is being ended, and for wrong ``arguments`` (JSON text)."""
+        if self.termination is not None:
+            raise ToolCallError("the call is being ended")
         within = 0.0 if self.capabilities.direct_tools else ANNOUNCED_SECONDS
         self.call_actions.queue_tool_action(name, call_id, arguments, now, said_within=within)
 

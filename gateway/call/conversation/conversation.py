@@ -12,7 +12,7 @@ import json
 
 from gateway.call.call_control import BY_OPERATOR
 from gateway.call.call_record import CallTimeline
-from gateway.call.conversation.barge_in import Interruptions, interrupt
+from gateway.call.conversation.barge_in import Interruptions, cancel_hangup, interrupt
 from gateway.call.conversation.control import (
     ConversationControl,
     ConversationRule,
@@ -397,7 +397,8 @@ class Conversation:
     def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start what has waited for the last input; called after each input of a call in progress,
         also while no session is up, but not for audio that was only queued. In this order: begin a
-        queued action, send the result of a finished one, start the recording, carry out a
+        queued action, cancel the model's hang-up if that is a transfer, send the result of a
+        finished one, start the recording, carry out a
         termination (last words, or a transfer, which begins at once if it can), begin delegated
         tasks whose words have come, and start or end the caller's wait for a response.
 
@@ -405,6 +406,8 @@ class Conversation:
             confirmed: the ACK came, so that the caller can hear something.
         """
         outputs = self._begin_action(now, confirmed)
+        if self.call_actions.transferring:
+            outputs += cancel_hangup(self.control, "the caller is being transferred", now)
         outputs += self._functions.answer_finished_action(now)
         outputs += self.recording.start_if_due(now, confirmed=confirmed)
         if self.control.termination is not None:

@@ -165,7 +165,8 @@ class Functions:
 
         With ``end_call`` among the calls, those for an action (transfer, hold, DTMF) are answered
         as not done, and the others are started. No response is requested: the hang-up after the
-        goodbye follows.
+        goodbye follows. While a transfer is queued or under way, ``end_call`` is answered as not
+        done.
         """
         control, note = self._control, self._control.timeline.note
         calls = definitions.calls_of(event.output)
@@ -184,6 +185,11 @@ class Functions:
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == definitions.END_CALL), None)
+        if end_call is not None and control.call_actions.transferring:
+            calls.remove(end_call)
+            result = {"status": "not done", "reason": "the caller is being transferred"}
+            outputs.append(tool_output(call_id_of(end_call), result))
+            end_call = None
         most = self._plan.content.response_failure.max_tool_rounds
         spoke = control.playback.had_audio(event.response_id)
         if spoke and (not calls or now >= self._words_at + WORDS_SECONDS):

@@ -21,6 +21,8 @@ from gateway.call.plan import (
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
+    OutboundPlan,
+    ServerPlan,
     ToolsPlan,
 )
 from gateway.call.session_lifecycle import State
@@ -46,6 +48,7 @@ from tests.support.call_scene import (
     LOST,
     OUR_END,
     SPEECH,
+    UNREACHABLE,
     UP,
     Scene,
     audio,
@@ -477,6 +480,61 @@ def test_a_transfer_that_is_approved_while_the_session_is_replaced_ends_the_fail
     assert scene.state is State.BRIDGED
     assert scene.sent == []
     assert scene.record.session.failovers[0].outcome == "transferred"
+
+
+ESCAPING = replace(PLAN, escape=EscapePlan(key="0", to=("anna",)))
+GOODBYE = done("r2", calls=[("end_call", "c2")])
+
+
+def test_a_model_that_hangs_up_cuts_no_transfer() -> None:
+    """It answers the words with which the caller asked for a human, and ends the call."""
+    scene = Scene(ESCAPING).up()
+    assert "second sip:2@pbx" in scene.do(key("0"))
+    scene.do(created("r2"), audio("r2", "i2", 500), GOODBYE)
+    assert results(scene) == [{"status": "not done", "reason": "the caller is being transferred"}]
+    scene.at(9.0, PICKED_UP)
+    scene.at(25.0)
+    assert scene.state is State.BRIDGED
+
+
+def test_an_operator_who_transfers_the_caller_during_the_goodbye() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r2"), audio("r2", "i2", 500), GOODBYE)
+    scene.do(inputs.ToolRequest(OperatorTransfer("anna", "")))
+    assert "second sip:2@pbx" in scene.listen(600)
+    assert results(scene) == [{"status": "not ended", "reason": "the caller is being transferred"}]
+    scene.at(9.0, PICKED_UP)
+    scene.at(25.0)
+    assert scene.state is State.BRIDGED
+
+
+def test_a_session_that_is_given_up_for_a_human_may_fail_behind_it() -> None:
+    scene = Scene(replace(ESCAPING, server=ServerPlan(fallback=(FallbackStep("reconnect", 9.0),))))
+    scene.up()
+    scene.at(2.0, closed(1006))
+    assert "second sip:2@pbx" in scene.at(3.0, key("0"))
+    assert scene.do(UNREACHABLE) == []
+    assert scene.state is State.TALKING
+
+
+def test_a_transfer_before_the_callee_has_answered_waits_for_the_answer() -> None:
+    """The session hears the network's announcement; without a session there is no call."""
+    plan = replace(PLAN, outbound=OutboundPlan(ring_timeout=60.0, early_media=True))
+    scene = Scene(plan)
+    scene.do(UP, created("r1"), wants("transfer_call", destination="anna"))
+    assert scene.at(30.0) == []
+    assert "second sip:2@pbx" in scene.do(ACK)
+    scene = Scene(plan)
+    scene.do(UP, created("r1"), wants("transfer_call", destination="anna"))
+    assert "bye 41" in scene.do(closed(1006))
+
+
+def test_a_model_that_hangs_up_before_the_callee_has_answered() -> None:
+    plan = replace(PLAN, outbound=OutboundPlan(ring_timeout=60.0, early_media=True))
+    scene = Scene(plan)
+    scene.do(UP, created("r2"), GOODBYE)
+    scene.at(30.0, OUR_END)
+    assert scene.ending[1] == "agent_hangup"
 
 
 def test_hold() -> None:

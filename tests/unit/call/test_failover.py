@@ -328,6 +328,16 @@ def test_one_that_cannot_be_had_is_tried_for_again() -> None:
     assert "open spare" not in scene.at(3599.0), "too late for a third"
 
 
+def test_a_standby_session_that_was_dropped_may_fail_behind_it() -> None:
+    """What comes after it tells no end, and needs no successor."""
+    scene = living(3600.0)
+    assert scene.at(3540.5) == ["open spare"]
+    scene.do(closed(1006))
+    scene.at(3541.0, UP, inputs.StandbyFailed("1006"))
+    assert "handover_failed" not in scene.events
+    assert "open spare" not in scene.at(3590.0)
+
+
 @pytest.mark.parametrize("left", [6.5, 29.0, 30.0, 59.0, 61.0, 90.0])
 def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirty_seconds(
     left: float,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.audio import Codec
@@ -18,7 +20,7 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
 )
-from tests.support.call_scene import BYE, Scene, created, done
+from tests.support.call_scene import ACK, BYE, UP, Scene, audio, created, done
 from tests.unit.call.test_call_control import PICKED_UP, wants
 
 ANNA = Destination("anna", "sip:2@pbx", "bridge")
@@ -40,6 +42,16 @@ def interpreted() -> Scene:
     assert "interpret" in scene.at(2.0, PICKED_UP)
     scene.at(3.0, *(inputs.InterpreterUp(one, f"sess_{one}") for one in ("caller", "callee")))
     return scene
+
+
+def test_a_call_whose_ack_is_late_calls_the_destination_then() -> None:
+    """No deadline that has come stays until then: the process would do nothing else."""
+    scene = Scene(replace(PLAN, greeting={"instructions": "Say hello."}))
+    scene.do(UP)
+    scene.do(created("r1"), audio("r1", "i1", 100), done("r1"))
+    assert "second sip:2@pbx" not in scene.at(8.0)
+    scene.do(ACK)
+    assert "second sip:2@pbx" in scene.listen(200)
 
 
 def test_a_turn_that_had_no_response_has_one_when_the_other_is_over() -> None:

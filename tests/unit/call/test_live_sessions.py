@@ -401,6 +401,14 @@ def test_a_caller_on_hold_again_before_the_next_session_is_up() -> None:
     scene.at(20.0, inputs.HoldChanged(False))
 
 
+def test_nothing_is_said_to_a_session_that_is_closed_in_the_same_moment() -> None:
+    slow = FunctionPlan(filler_delay=5.0, filler_text="Wait.")
+    tools = ToolsPlan(hold=HoldPlan(release_after=5.0), functions={"look": slow})
+    scene = live(replace(GREETED, tools=tools))
+    scene.at(2.0, inputs.HoldChanged(True), done("r1", calls=[("look", "c1")]))
+    assert scene.at(7.0)[-1] == "close 1000 on hold"
+
+
 def test_a_caller_who_asked_for_a_human_on_hold_gets_no_other_session() -> None:
     tools = ToolsPlan(
         hold=HoldPlan(release_after=5.0),
