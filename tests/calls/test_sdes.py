@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.calls.test_dialogs import LONG_ANSWER
 from tests.calls.test_every_byte import LEAD_IN_MS, WORLD, Keyed, by_sdes, inline, own_certificate
 from tests.support.harness import GatewayStack
 from tests.support.listening import noise
@@ -82,4 +83,21 @@ async def test_sources_of_one_key(world: GatewayStack, own_certificate: Path) ->
         sender.burst(b"\x55" * LEAD_IN_MS * 8 + (again := noise(3, 0.2)))
         await is_heard(again)
         assert more[:160] not in bytes(session.received)
+        await world.summary_at_end(call)
+
+
+async def test_no_sequence_number_is_sent_twice_with_a_key(
+    world: GatewayStack, own_certificate: Path
+) -> None:
+    """The stream is made anew for each hold, and its media clock may send one more packet after the
+    number that the next one goes on from was read."""
+    world.behave(vad="off", answer=LONG_ANSWER)
+    async with by_sdes(world, "PCMU", 20, own_certificate) as (call, _sender):
+        await call.rtp.until(lambda: len(call.rtp.packets) > 20)
+        await call.renegotiate(direction="sendonly")
+        before = call.rtp.packets[-1].sequence
+        count = len(call.rtp.packets)
+        await call.renegotiate(direction="sendrecv")
+        await call.rtp.until(lambda: len(call.rtp.packets) > count)
+        assert call.rtp.packets[count].sequence - before & 0xFFFF > 1
         await world.summary_at_end(call)
