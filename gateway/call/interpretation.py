@@ -64,8 +64,8 @@ class Interpretation:
         return [joined, Interpret(self._plan.to_caller, self._plan.to_callee)]
 
     def end(self) -> list[Output]:
-        """Return ``Interpret()``, which closes both sessions; nothing before :meth:`begin`, or if
-        it was returned already."""
+        """Stop interpreting: return ``Interpret()``, which closes both sessions; nothing before
+        :meth:`begin`, or if it was returned already."""
         was_open, self._open = self._open, False
         return [Interpret()] if was_open else []
 

@@ -111,7 +111,7 @@ class LegEvents:
             self._call.timers.confirmed(now, held=self._call.held)
             self._call.opening.on_confirmed(now)
             if self._call.session_up:
-                self._call.opening.sound_played(now)
+                self._call.opening.check_sound(now)
             return [self._call.timeline.note(now, "confirmed", "info")]
         if self._call.state is State.DIALLING:
             self._call.record.times.answered = self._call.timeline.ms(now)
@@ -462,7 +462,7 @@ class CallMachine:
         due = self._call.timers.due(now)
         if due is not None:
             return self._end_call(due[0], now, due[1])
-        if self._call.opening.waiting and self._call.opening.sound_played(now):
+        if self._call.opening.waiting and self._call.opening.check_sound(now):
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
         if self._call.may_hand_over:

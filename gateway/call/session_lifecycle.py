@@ -89,18 +89,18 @@ class AnswerPolicy:
         count from now, as the caller hears the sound from now on."""
         self.confirmed, self._began = True, now
 
-    def sound_played(self, now: float) -> bool:
-        """Return whether the sound has been played for ``play_to_end_seconds``, and set
-        :attr:`waiting` to the opposite. Always True where that setting is 0; else False before the
-        ACK in mode ``immediate``. To be asked once the model is ready, and again at
-        :attr:`deadline`."""
+    def check_sound(self, now: float) -> bool:
+        """Set :attr:`waiting` to whether the sound has still to be played, and return the opposite:
+        whether it has been for ``play_to_end_seconds``. Always True where that setting is 0; else
+        False before the ACK in mode ``immediate``. To be called once the model is ready, and again
+        at :attr:`deadline`."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`sound_played` is to be asked again (s): ``play_to_end_seconds`` after the
+        """When :meth:`check_sound` is to be called again (s): ``play_to_end_seconds`` after the
         route's sound began, with the 183 (``early_media``) or at the ACK (``immediate``). None
         before that, and in mode ``when_ready``, which has no sound."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
@@ -302,7 +302,7 @@ class SessionEvents:
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
-        answer = self.answer(now) if self._call.opening.sound_played(now) else []
+        answer = self.answer(now) if self._call.opening.check_sound(now) else []
         return [*recovered, note, *answer]
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:

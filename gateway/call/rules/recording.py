@@ -296,8 +296,8 @@ class CallRecording:
     # ---- the recorder
 
     def _start(self, by: str, consent: str, now: float) -> list[Output]:
-        """Return ``StartRecording`` and its log line; set time (ms), consent and who started it in
-        the record.
+        """Start the recording: set state (RECORDING), time (ms), consent and who started it in the
+        record, and return ``StartRecording`` and its log line.
 
         Args:
             consent: given or announced; "" where the route has none.
@@ -309,10 +309,12 @@ class CallRecording:
         return [StartRecording(), note]
 
     def _stop(self, state: State, now: float, consent: str = "") -> list[Output]:
-        """Return ``StopRecording`` and its log line; the file is deleted unless ``state`` is
-        STOPPED. With REFUSED the model is told that the caller has objected.
+        """Stop the recording: set the state in the record, and return ``StopRecording`` and its log
+        line. From now on the caller cannot object.
 
         Args:
+            state: STOPPED, or DELETED or REFUSED, with which the file is deleted; with REFUSED the
+                model is told that the caller has objected.
             consent: for the record; "" leaves it as it is.
         """
         record = self._enter(state)

@@ -322,7 +322,7 @@ class Silence:
             case inputs.ServerEventReceived(event=OtherEvent() as event):
                 self._on_mcp_call(event, now)
             case inputs.ServerEventReceived(event=WorkDelegated(target="responses")):
-                self._works_until = self._work_until(now, BACKEND_SECONDS)
+                self._works_until = self._begin_work(now, BACKEND_SECONDS)
             case inputs.ServerEventReceived(event=ResponseDone() as done) if done.backend:
                 self._on_backend_done(done, now)
             case inputs.ServerEventReceived(event=ResponseDone() as done):
@@ -354,9 +354,10 @@ class Silence:
         answers = plan.interruptions.by_gateway or plan.server.responds
         return answers and self._control.capabilities.turn_events
 
-    def _work_until(self, now: float, seconds: float) -> float:
-        """Return until when (s) work that the server begins now explains its silence: ``seconds``
-        from now, at most ``MAX_WORK_SECONDS`` since it began to work without saying anything."""
+    def _begin_work(self, now: float, seconds: float) -> float:
+        """Note that the server works from now on, if it does not yet. Return until when (s) that
+        explains its silence: ``seconds`` from now, at most ``MAX_WORK_SECONDS`` since it began to
+        work without saying anything."""
         if self._works_since is None:
             self._works_since = now
         return min(now + seconds, self._works_since + MAX_WORK_SECONDS)
@@ -367,7 +368,7 @@ class Silence:
         wait for the voice's words starts anew."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
-            self._works_until = self._work_until(now, BACKEND_SECONDS)
+            self._works_until = self._begin_work(now, BACKEND_SECONDS)
         else:
             self._works_until, self._since = 0.0, None
 
@@ -591,7 +592,7 @@ class Silence:
         for at most ``MCP_SECONDS``. At most ``_MAX_MCP`` are followed at a time."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
-            self._mcp[item_id] = self._work_until(now, MCP_SECONDS)
+            self._mcp[item_id] = self._begin_work(now, MCP_SECONDS)
         elif event.type in _MCP_ENDS:
             self._mcp.pop(item_id, None)
 

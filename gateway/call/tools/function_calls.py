@@ -412,7 +412,7 @@ class Functions:
         return asked
 
     def _run_approved(self, running: _Running, now: float) -> list[Output]:
-        """Return ``RunTool``; timeout and filler delay of the function count from now."""
+        """Run the function: return ``RunTool``; its timeout and filler delay count from now."""
         running.began, running.started = now, True
         call = running.call
         return [RunTool(call.id, call.name, call.arguments)]
