@@ -9,7 +9,7 @@ the events: it comes fifty times a second and call, and has a path of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -289,101 +289,56 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class Actions(Protocol):
-    """A session as client events use it. Each method may raise ``ProtocolError``."""
-
-    def update(self, session: object) -> None: ...
-    def commit(self) -> None: ...
-    def clear(self) -> None: ...
-    def create_item(self, data: object, after: str | None) -> None: ...
-    def retrieve_item(self, item_id: str) -> None: ...
-    def truncate_item(self, item_id: str, content_index: int, audio_end_ms: int) -> None: ...
-    def delete_item(self, item_id: str) -> None: ...
-    def create_response(self, parameters: ResponseParameters) -> None: ...
-    def cancel_response(self, response_id: str | None) -> None: ...
-
-
 class ClientEvent(Strict):
     """A client event, of the Realtime or the Live protocol."""
 
     event_id: Annotated[str | None, Field(max_length=512)] = None
 
-    def apply(self, session: Any) -> None:
-        """Have ``session`` do what the event asks for. Raises :class:`ProtocolError`."""
-        raise NotImplementedError
 
-
-class _Update(ClientEvent):
+class Update(ClientEvent):
     type: Literal["session.update"]
     session: dict[str, Any]
 
-    def apply(self, session: Actions) -> None:
-        session.update(self.session)
 
-
-class _Commit(ClientEvent):
+class Commit(ClientEvent):
     type: Literal["input_audio_buffer.commit"]
 
-    def apply(self, session: Actions) -> None:
-        session.commit()
 
-
-class _Clear(ClientEvent):
+class Clear(ClientEvent):
     type: Literal["input_audio_buffer.clear"]
 
-    def apply(self, session: Actions) -> None:
-        session.clear()
 
-
-class _CreateItem(ClientEvent):
+class CreateItem(ClientEvent):
     type: Literal["conversation.item.create"]
     item: Json
     previous_item_id: str | None = None
 
-    def apply(self, session: Actions) -> None:
-        session.create_item(self.item, self.previous_item_id)
 
-
-class _RetrieveItem(ClientEvent):
+class RetrieveItem(ClientEvent):
     type: Literal["conversation.item.retrieve"]
     item_id: str
 
-    def apply(self, session: Actions) -> None:
-        session.retrieve_item(self.item_id)
 
-
-class _TruncateItem(ClientEvent):
+class TruncateItem(ClientEvent):
     type: Literal["conversation.item.truncate"]
     item_id: str
     content_index: int = Field(ge=0)
     audio_end_ms: int = Field(ge=0)
 
-    def apply(self, session: Actions) -> None:
-        session.truncate_item(self.item_id, self.content_index, self.audio_end_ms)
 
-
-class _DeleteItem(ClientEvent):
+class DeleteItem(ClientEvent):
     type: Literal["conversation.item.delete"]
     item_id: str
 
-    def apply(self, session: Actions) -> None:
-        session.delete_item(self.item_id)
 
-
-class _CreateResponse(ClientEvent):
+class CreateResponse(ClientEvent):
     type: Literal["response.create"]
     response: ResponseParameters = ResponseParameters()
 
-    def apply(self, session: Actions) -> None:
-        session.create_response(self.response)
 
-
-class _CancelResponse(ClientEvent):
+class CancelResponse(ClientEvent):
     type: Literal["response.cancel"]
     response_id: str | None = None
-
-    def apply(self, session: Actions) -> None:
-        session.cancel_response(self.response_id)
 
 
 def by_type(models: Iterable[type[ClientEvent]]) -> dict[str, type[ClientEvent]]:

@@ -311,7 +311,7 @@ class Connection:
             return
         if self._beta is not None:
             event = self._beta.received(event)
-        validated(model, event, "").apply(self.session)
+        self.session.handle(validated(model, event, ""))
 
     def _read_audio(self, event: Mapping[str, Any]) -> bytes:
         """Return the audio of an append event, decoded. Raises :class:`ProtocolError`."""

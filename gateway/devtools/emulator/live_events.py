@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -252,30 +252,6 @@ def fixture_pcm(audio: str) -> bytes:
     return pcm
 
 
-class Delegated(Protocol):
-    """Delegations as client events use them. Each method may raise ``ProtocolError``."""
-
-    def add_item(self, item: dict[str, Any]) -> None: ...
-    def proceed(self) -> None: ...
-    def decide(self, event_id: str) -> None: ...
-    def add_decision_item(self, item: dict[str, Any]) -> None: ...
-    def delete_decision_item(self, item_id: str) -> None: ...
-
-
-class Actions(Protocol):
-    """A Live session as client events use it. Each method may raise ``ProtocolError``."""
-
-    def start(self, session: object) -> None: ...
-    def update(self, session: object) -> None: ...
-    def mute(self, *, on: bool) -> None: ...
-    def play_fixture(self, pcm: bytes) -> None: ...
-    def append_text(self, kind: TextKind, content: str, delegation_id: str | None) -> None: ...
-    def close(self) -> None: ...
-
-    @property
-    def delegations(self) -> Delegated: ...
-
-
 TextKind = Literal["instructions", "thinking", "commentary"]
 
 
@@ -287,31 +263,19 @@ class Start(LiveEvent):
     type: Literal["session.start"]
     session: dict[str, Any]
 
-    def apply(self, session: Actions) -> None:
-        session.start(self.session)
-
 
 class Update(LiveEvent):
     type: Literal["session.update"]
     session: dict[str, Any]
 
-    def apply(self, session: Actions) -> None:
-        session.update(self.session)
-
 
 class Mute(LiveEvent):
     type: Literal["session.input_audio.mute", "session.input_audio.unmute"]
-
-    def apply(self, session: Actions) -> None:
-        session.mute(on=self.type.endswith(".mute"))
 
 
 class PlayFixture(LiveEvent):
     type: Literal["session.output_audio.fixture.play"]
     audio: str
-
-    def apply(self, session: Actions) -> None:
-        session.play_fixture(fixture_pcm(self.audio))
 
 
 class AppendText(LiveEvent):
@@ -322,57 +286,33 @@ class AppendText(LiveEvent):
     delegation_id: str | None
     """Required, though it may be null."""
 
-    def apply(self, session: Actions) -> None:
-        if tokens(self.content) > MAX_APPEND_TOKENS:
-            raise too_long("content", MAX_APPEND_TOKENS)
-        kind = self.type.split(".")[1]
-        session.append_text(kind, self.content, self.delegation_id)  # type: ignore[arg-type]
-
 
 class CreateItem(LiveEvent):
     type: Literal["response.item.create"]
     item: dict[str, Any]
 
-    def apply(self, session: Actions) -> None:
-        session.delegations.add_item(self.item)
-
 
 class CreateResponse(LiveEvent):
     type: Literal["response.create"]
-
-    def apply(self, session: Actions) -> None:
-        session.delegations.proceed()
 
 
 class CreateDecision(LiveEvent):
     type: Literal["decision.create"]
     event_id: Annotated[str, Field(min_length=1, max_length=512)]
 
-    def apply(self, session: Actions) -> None:
-        session.delegations.decide(self.event_id)
-
 
 class CreateDecisionItem(LiveEvent):
     type: Literal["decision.item.create"]
     item: dict[str, Any]
-
-    def apply(self, session: Actions) -> None:
-        session.delegations.add_decision_item(self.item)
 
 
 class DeleteDecisionItem(LiveEvent):
     type: Literal["decision.item.delete"]
     item_id: str
 
-    def apply(self, session: Actions) -> None:
-        session.delegations.delete_decision_item(self.item_id)
-
 
 class Close(LiveEvent):
     type: Literal["session.close"]
-
-    def apply(self, session: Actions) -> None:
-        session.close()
 
 
 LIVE_EVENTS = by_type(LiveEvent.__subclasses__())

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from gateway.devtools.emulator import live_events
+from gateway.devtools.emulator.client_events import ClientEvent
 from gateway.devtools.emulator.dialogue import (
     CallerAudio,
     ContentMaker,
@@ -302,6 +304,37 @@ class LiveSession:
 
     # What client events do
 
+    def handle(self, event: ClientEvent) -> None:
+        """Do what a client event asks for. Raises :class:`ProtocolError`."""
+        delegations = self.delegations
+        match event:
+            case live_events.Start():
+                self.start(event.session)
+            case live_events.Update():
+                self.settings = updated_session(self.settings, event.session)
+                self.acknowledge("session.updated", session=self.session_object())
+            case live_events.Mute():
+                self.mute(on=event.type.endswith(".mute"))
+            case live_events.PlayFixture():
+                self.play_fixture(live_events.fixture_pcm(event.audio))
+            case live_events.AppendText():
+                if tokens(event.content) > live_events.MAX_APPEND_TOKENS:
+                    raise live_events.too_long("content", live_events.MAX_APPEND_TOKENS)
+                kind = event.type.split(".")[1]
+                self.append_text(kind, event.content, event.delegation_id)  # type: ignore[arg-type]
+            case live_events.CreateItem():
+                delegations.add_item(event.item)
+            case live_events.CreateResponse():
+                delegations.proceed()
+            case live_events.CreateDecision():
+                delegations.decide(event.event_id)
+            case live_events.CreateDecisionItem():
+                delegations.add_decision_item(event.item)
+            case live_events.DeleteDecisionItem():
+                delegations.delete_decision_item(event.item_id)
+            case live_events.Close():
+                self.close()
+
     def start(self, session: object) -> None:
         """``session.start``."""
         if self.started:
@@ -331,11 +364,6 @@ class LiveSession:
             self.later(self.script.created_delay_ms / 1000, started)
         else:
             started()
-
-    def update(self, session: object) -> None:
-        """``session.update``."""
-        self.settings = updated_session(self.settings, session)
-        self.acknowledge("session.updated", session=self.session_object())
 
     def mute(self, *, on: bool) -> None:
         """``session.input_audio.mute`` and ``.unmute``."""

@@ -12,7 +12,9 @@ from typing import Protocol
 
 import structlog
 
+from gateway.devtools.emulator import client_events
 from gateway.devtools.emulator.client_events import (
+    ClientEvent,
     ResponseParameters,
     default_session,
     default_transcription,
@@ -92,6 +94,28 @@ class Session:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # What client events do
+
+    def handle(self, event: ClientEvent) -> None:
+        """Do what a client event asks for. Raises :class:`ProtocolError`."""
+        match event:
+            case client_events.Update():
+                self.update(event.session)
+            case client_events.Commit():
+                self.commit()
+            case client_events.Clear():
+                self.clear()
+            case client_events.CreateItem():
+                self.create_item(event.item, event.previous_item_id)
+            case client_events.RetrieveItem():
+                self.retrieve_item(event.item_id)
+            case client_events.TruncateItem():
+                self.truncate_item(event.item_id, event.content_index, event.audio_end_ms)
+            case client_events.DeleteItem():
+                self.delete_item(event.item_id)
+            case client_events.CreateResponse():
+                self.create_response(event.response)
+            case client_events.CancelResponse():
+                self.cancel_response(event.response_id)
 
     def update(self, session: object) -> None:
         """Apply ``session.update``, and answer ``session.updated``."""
