@@ -17,7 +17,14 @@ from gateway.records.database import Database
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import BackgroundWriter, RecordFiles
 from gateway.records.recordings import Options, Recordings
-from gateway.records.retention import Storage, Uploads, sweep, sweep_black_boxes, sweep_files
+from gateway.records.retention import (
+    Storage,
+    Uploads,
+    each_tried,
+    sweep,
+    sweep_black_boxes,
+    sweep_files,
+)
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender
 from gateway.sip.signalling import MessageLog
@@ -118,21 +125,33 @@ def record_store(
     settings = config.records
 
     def idle(database: Database) -> None:
-        """Delete rows, details, black boxes and recordings past their days; held ones stay."""
-        assert settings.spool_folder is not None
-        sweep(
-            database,
-            settings.spool_folder,
-            datetime.now(UTC),
-            rows_days=settings.retention_days,
-            details_days=settings.details_retention_days,
-        )
-        if settings.folder is not None:
-            sweep_black_boxes(settings.folder, settings.black_box_files, database.held())
-        days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
-        if config.recording.folder is not None and days:
-            before = datetime.now(UTC) - timedelta(days=min(days))
-            sweep_files(config.recording.folder, before, database.held())
+        """Delete rows, details, black boxes and recordings past their days; held ones stay.
+
+        Whatever one of these raises is raised after the others.
+        """
+
+        def rows() -> None:
+            assert settings.spool_folder is not None
+            sweep(
+                database,
+                settings.spool_folder,
+                datetime.now(UTC),
+                rows_days=settings.retention_days,
+                details_days=settings.details_retention_days,
+            )
+
+        def black_boxes() -> None:
+            if settings.folder is not None:
+                sweep_black_boxes(settings.folder, settings.black_box_files, database.held())
+
+        def recordings() -> None:
+            kept = (settings.retention_days, config.recording.retention_days)
+            days = [one for one in kept if one]
+            if config.recording.folder is not None and days:
+                before = datetime.now(UTC) - timedelta(days=min(days))
+                sweep_files(config.recording.folder, before, database.held())
+
+        each_tried((rows, black_boxes, recordings))
 
     masked = {*config.records.redact}
     for route in dialplan.routes:

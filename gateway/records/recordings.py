@@ -471,7 +471,7 @@ class Recordings:
         before = datetime.now(UTC) - timedelta(days=self.options.retention_days)
         try:
             sweep_files(self.options.folder, before)
-        except OSError as error:
+        except Exception as error:
             log.error("recording.sweep_failed", error=str(error))
 
 

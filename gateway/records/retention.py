@@ -15,10 +15,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -265,16 +266,30 @@ def sweep(
 def sweep_files(folder: Path, before: datetime, held: Container[str] = ()) -> int:
     """Delete the files of calls whose INVITE, by their names, was before a time, but for the calls
     ``held``, by id (legal hold); return how many. Other files, and folders in ``folder``, stay.
-    Raises OSError."""
-    count = 0
-    for path in list(folder.iterdir()):
+    Raises OSError, after the other files."""
+    expired = []
+    for path in folder.iterdir():
         named = _NAMED.fullmatch(path.name)
         if named is None or _is_held(named, held):
             continue
-        if datetime.strptime(named["began"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC) < before:
-            path.unlink(missing_ok=True)
-            count += 1
-    return count
+        with suppress(ValueError):  # no time: none of ours
+            began = datetime.strptime(named["began"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+            if began < before:
+                expired.append(path)
+    each_tried(partial(path.unlink, missing_ok=True) for path in expired)
+    return len(expired)
+
+
+def each_tried(steps: Iterable[Callable[[], object]]) -> None:
+    """Carry out all steps, and only then raise the first error of them."""
+    errors: list[Exception] = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _is_held(named: re.Match[str], held: Container[str]) -> bool:
@@ -286,15 +301,15 @@ def sweep_black_boxes(folder: Path, most: int, held: Container[str] = ()) -> int
     """Delete the oldest black boxes until ``most`` are left; return how many were deleted.
 
     Those of the calls ``held``, by id (legal hold), are counted and stay; files written to within
-    ``QUIET_SECONDS``, as of calls in progress, are not counted.
+    ``QUIET_SECONDS``, as of calls in progress, are not counted. Raises OSError, after the other
+    files.
     """
     quiet = time.time() - QUIET_SECONDS
     named = [_NAMED.fullmatch(path.name) for path in sorted(folder.glob("*.blackbox.jsonl"))]
     complete = [one for one in named if one and (folder / one[0]).stat().st_mtime < quiet]
     free = [one[0] for one in complete if not _is_held(one, held)]
     surplus = free[: max(0, len(complete) - most)]
-    for name in surplus:
-        (folder / name).unlink(missing_ok=True)
+    each_tried(partial((folder / name).unlink, missing_ok=True) for name in surplus)
     return len(surplus)
 
 

@@ -98,6 +98,7 @@ async def test_an_application_cannot_log_in() -> None:
 
 def test_logins_end_by_themselves_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
+    monkeypatch.setattr("gateway.api.access.MAX_LOGINS", 2)
     logins = Logins(lambda: now[0])
     token = Token("one", Role.OPERATOR, "")
 
@@ -112,7 +113,6 @@ def test_logins_end_by_themselves_and_are_bounded(monkeypatch: pytest.MonkeyPatc
     assert logins.token_of(scope(idle)) is None
     now[0] = LIFETIME_SECONDS
     assert logins.token_of(scope(busy)) is None
-    monkeypatch.setattr("gateway.api.access.MAX_LOGINS", 2)
     first, second, third = (logins.begin(token) for _ in range(3))
     assert [logins.token_of(scope(one)) for one in (first, second, third)] == [None, token, token]
     for nonsense in ("", 'a"b', "a=b;;=", "\xff"):

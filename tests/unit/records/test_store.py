@@ -734,6 +734,17 @@ def test_what_is_erased_stays_in_no_file(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_file_that_cannot_be_deleted_keeps_no_other(tmp_path: Path) -> None:
+    names = ("20200101T000000_a.json", "20200101T000000_c.json", "20209999T999999_none.json")
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "20200101T000000_b.json").mkdir()
+    with pytest.raises(OSError, match=r"_b\.json"):
+        sweep_files(tmp_path, NOW)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["20200101T000000_b.json", "20209999T999999_none.json"]
+
+
 def test_every_file_of_a_call_on_legal_hold_stays(tmp_path: Path) -> None:
     held = ["_c1.json", "_c1.events.jsonl", "_c1.wav", "_c1-2.wav.sealed"]
     others = ["_c2.json", "_c2.events.jsonl", "_c2-2.ogg"]
