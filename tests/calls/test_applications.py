@@ -25,6 +25,7 @@ import gateway as package
 from gateway.api import connections, hosted
 from gateway.api.backend import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
+from tests.support import idle_clock
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, Asked, HttpService, http_service
@@ -192,7 +193,7 @@ async def test_an_application_accepts_steers_and_hangs_up(
             assert (updated.session.model, updated.session.instructions) == ("another", "Be brief.")
             assert "response.done" in kinds
             assert "response.output_audio.delta" not in kinds
-            assert kinds.index("output_audio_buffer.started") < kinds.index("response.done") + 50
+            assert kinds.count("output_audio_buffer.started") == 1, "before it stopped"
             call.rtp.press("5")
             async with asyncio.timeout(20):
                 while (one := await link.recv()).type != "input_audio_buffer.dtmf_event_received":
@@ -590,8 +591,7 @@ async def test_an_application_is_read_no_faster_than_it_may_send(
     assert took > 3 / hosted.EVENTS_PER_SECOND
 
 
-@pytest.mark.usefixtures("runner")
-async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
+def test_a_quiet_websocket_outlives_the_deadline_of_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
@@ -602,17 +602,21 @@ async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
         await link.accept()
         await link.send_text(await link.receive_text())
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    http, ws = connections.Connection, "websockets-sansio"
-    server = uvicorn.Server(uvicorn.Config(app, http=http, ws=ws, log_config=None, lifespan="off"))
-    monkeypatch.setattr(server, "capture_signals", nullcontext)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    async with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/quiet") as link:
-        await asyncio.sleep(0.3)
-        await link.send("still here")
-        assert await link.recv() == "still here"
-    server.should_exit = True
-    await serving
+    async def main() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        http, ws = connections.Connection, "websockets-sansio"
+        config = uvicorn.Config(app, http=http, ws=ws, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        monkeypatch.setattr(server, "capture_signals", nullcontext)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/quiet") as link:
+            await asyncio.sleep(0.3)
+            await link.send("still here")
+            assert await link.recv() == "still here"
+        server.should_exit = True
+        await serving
+
+    idle_clock.run(main())
 
 
 async def test_the_agents_example_answers_a_call(

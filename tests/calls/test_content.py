@@ -141,10 +141,11 @@ async def test_what_answers_forbidden_words_is_stopped_however_early_they_are_kn
     world: GatewayStack, late_ms: int
 ) -> None:
     """The words may be known before the server tells of its answer to them, or while it is said."""
-    pattern = {"kind": "pattern", "seconds": 0.6}
+    pattern = {"kind": "pattern", "speed": 1.0}
     world.behave(
         vad="off",
-        answers=[{**pattern, "seed": n, "speed": 1.0} for n in range(4)],
+        # The second one lasts: it is not over before it is stopped.
+        answers=[{**pattern, "seed": n, "seconds": 6 if n == 1 else 0.6} for n in range(4)],
         transcripts=["Tell me the secret.", "Well, how are you?"],
         transcription_delays_ms=[late_ms],
     )

@@ -30,7 +30,7 @@ name = "hasty"
 to = "^hasty$"
 [route.dtmf]
 finish_on_key = ""
-inter_digit_timeout = 0.4
+inter_digit_timeout = 2
 text = "Keys: {digits}."
 
 [[route]]

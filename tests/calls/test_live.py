@@ -201,17 +201,16 @@ async def test_the_greeting_is_said_and_heard(world: GatewayStack) -> None:
 
 
 async def test_what_was_heard_of_an_answer_is_in_the_record(world: GatewayStack) -> None:
-    world.behave(
-        answers=[{"kind": "say", "text": "One two three four five six seven eight nine ten."}],
-        live={"transcript_lag_ms": 1500},
-    )
+    numbers = "One " + "two three four five six seven eight nine ten " * 4
+    world.behave(answers=[{"kind": "say", "text": numbers}], live={"transcript_lag_ms": 1500})
     call, session = await up(world)
     call.rtp.say(noise(6, 0.6))
     await eventually(lambda: len(speech(call.rtp.packets)) > 8000, "the answer is heard")
     await world.summary_at_end(call)
     entry = (await world.record(call))["transcript"][-1]
     assert entry["who"] == "agent"
-    assert (entry["text"].startswith(entry["heard"]) and entry["heard"] != entry["text"]) or True
+    assert "One" in entry["heard"]
+    assert entry["heard"] in numbers.strip().removesuffix("ten")
     await closed(session)
 
 

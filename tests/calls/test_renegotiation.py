@@ -38,7 +38,7 @@ to = "^held-silence$"
 [route.greeting]
 say = "Hello."
 [route.limits]
-rtp_timeout = 1.6
+rtp_timeout = 4
 
 [[route]]
 name = "held-stop"
@@ -46,7 +46,7 @@ to = "^held-stop$"
 [route.greeting]
 say = "Hello."
 [route.limits]
-rtp_timeout = 1.6
+rtp_timeout = 4
 [route.hold]
 session_audio = "stop"
 """,
@@ -246,18 +246,26 @@ async def test_hold_by_the_peer(world: GatewayStack, route: str) -> None:
     await asyncio.gather(*(held(world, kind, route) for kind in HOLDS))
 
 
+def told(session: SessionRecord) -> list[str]:
+    """What the model was told, as the system."""
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    return [item["content"][0]["text"] for item in items if item.get("role") == "system"]
+
+
 async def held(world: GatewayStack, kind: str, route: str) -> None:
     method = "UPDATE" if route == "held-stop" else "INVITE"
     call = await greeted(world, route)
     session = await world.session_of(call)
     music = noise(50, 0.5)
-    for seconds_held in (1.8, 0.1):
+    for times, seconds_held in enumerate((4.5, 0.1)):
         await call.renegotiate(method, **HOLDS[kind])
         call.rtp.read_what_waits()
         count = len(call.rtp.packets)
         call.rtp.say(music)
         await call.rtp.quiet()
         call.rtp.sending = False
+        # What was sent before the hold has come once the model knows of it.
+        await session.wait_until(lambda s: told(s).count(HELD) > times, 20)  # noqa: B023
         received = session.received_total
         await asyncio.sleep(seconds_held)
         if route == "held-silence":
@@ -279,9 +287,7 @@ async def held(world: GatewayStack, kind: str, route: str) -> None:
     said = {music[at : at + 40] for at in range(0, len(music), 40)}
     assert not said & received_frames, "music reached the model"
     assert len(world.gateway.all("call.resumed", call=call.call_id)) == 2
-    items = [event.body["item"] for event in session.seen("conversation.item.create")]
-    told = [item["content"][0]["text"] for item in items if item.get("role") == "system"]
-    assert told == [HELD, RESUMED, HELD, RESUMED], "the model knows why nobody answers"
+    assert told(session) == [HELD, RESUMED, HELD, RESUMED], "the model knows why nobody answers"
 
 
 async def test_a_peer_that_only_listens_is_no_dead_line(world: GatewayStack) -> None:

@@ -8,6 +8,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -32,7 +33,7 @@ from gateway.records.forwarder import LOCK_NAME
 from gateway.records.spool import NAME
 from gateway.records.tables import CLOSED, CUT
 from tests.interop.lab import ports
-from tests.support.gateway_process import WITHIN_S, Gateway
+from tests.support.gateway_process import WITHIN_S, Gateway, Line
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import Phone, PhoneCall
 
@@ -66,6 +67,9 @@ level = "{log_level}"
 drain_timeout = {drain_seconds}
 {more}
 """
+
+WATCHED = (str(Path(__file__).with_name("watched_gateway.py")),)
+"""``entry`` of a gateway that can be asked what it holds."""
 
 NO_LIMITS = """
 [access]
@@ -346,6 +350,13 @@ class GatewayStack:
         if call.acknowledge:
             await self.gateway.wait("call.confirmed", call=call.call_id)
         return call
+
+    async def holds(self) -> Line:
+        """What a gateway that is ``WATCHED`` holds now: tasks, objects of calls, ``used_kib`` of
+        malloc, ``blocks`` of Python's own allocator."""
+        seen = len(self.gateway.all("watch"))
+        self.gateway.signal(signal.SIGRTMIN)
+        return await self.gateway.wait("watch", count=seen + 1)
 
     async def session_of(self, call: PhoneCall) -> SessionRecord:
         """What the emulator saw of this call's session."""

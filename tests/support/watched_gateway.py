@@ -57,6 +57,7 @@ def tell(_number: int, _frame: FrameType | None) -> None:
         "tasks": sorted(task.get_name() for task in asyncio.all_tasks()),
         "python_threads": threading.active_count(),
         "used_kib": used_kib(),
+        "blocks": sys.getallocatedblocks(),
         "objects": {name: kinds[name] for name in WATCHED},
     }
     sys.stderr.write(json.dumps(line) + "\n")

@@ -209,8 +209,10 @@ def test_a_rule_that_cannot_be(pattern: str) -> None:
 
 
 def test_no_text_slows_a_rule_down() -> None:
-    """Python's own would take longer than the universe has; the test's time limit would end it."""
+    """Python's own would take longer than the universe has."""
     made = PrivateDigits(["cards", "ibans", "emails"])
     made.redact(["cards", "ibans", "emails"], [r"(x+x+)+y", r"(\w*)*\d(\w*)*$"])
-    for text in ("x" * 16_000, "1" * 16_000, "a1" * 8_000, "a." * 8_000 + "@", "@a" * 8_000):
-        made.masked(text)
+    for text in ("x" * 16_000, "a." * 8_000 + "@", "@a" * 8_000):
+        assert made.masked(text) == text
+    for text in ("1" * 16_000, "a1" * 8_000):
+        assert made.masked(text) == "****"

@@ -95,7 +95,7 @@ def http_server(token: str = "") -> Iterator[str]:
 
 def test_over_stdio(tmp_path: Path) -> None:
     more = 'env = { CRM_KEY = "${env:KEY}" }\nallowed_tools = ["find_customer", "numbers", '
-    more += '"fails", "slow", "environment"]\ntimeout = 3.0\n'
+    more += '"fails", "environment"]\n'
 
     async def work(box: ToolExecutor) -> None:
         told = {one["name"]: one for one in box.definitions("r")}
@@ -103,7 +103,6 @@ def test_over_stdio(tmp_path: Path) -> None:
             "crm_find_customer",
             "crm_numbers",
             "crm_fails",
-            "crm_slow",
             "crm_environment",
         }
         assert told["crm_find_customer"]["description"] == "Find a customer by telephone number."
@@ -111,13 +110,19 @@ def test_over_stdio(tmp_path: Path) -> None:
         assert await use(box, "crm_find_customer", '{"number": "+49"}') == "Ann Example, +49, False"
         assert "'number' is a required property" in await use(box, "crm_find_customer")
         assert "Error executing tool fails" in await use(box, "crm_fails")
-        assert "no result within 3 s" in await use(box, "crm_slow")
         assert await use(box, "crm_environment", '{"name": "CRM_KEY"}') == "s3cret"
         assert await use(box, "crm_environment", '{"name": "OPENAI_API_KEY"}') == "not set"
         assert "[cut: only the first 300" in await use(box, "crm_numbers", '{"count": 500}')
-        assert box.states() == {"crm": {"state": "up", "tools": 5}}
+        assert box.states() == {"crm": {"state": "up", "tools": 4}}
 
     run(tmp_path, STDIO + more, work, KEY="s3cret")
+
+
+def test_a_tool_that_takes_too_long(tmp_path: Path) -> None:
+    async def work(box: ToolExecutor) -> None:
+        assert "no result within 0.3 s" in await use(box, "crm_slow")
+
+    run(tmp_path, STDIO + "timeout = 0.3\n", work)
 
 
 def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
