@@ -132,13 +132,22 @@ async def silence_again(call: PhoneCall) -> None:
     )
 
 
-async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
-    """The server cancels by itself: no response.cancel, and nothing more is heard."""
-    answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [700], "length_ms": 60_000})
+async def spoken_into(
+    world: GatewayStack, answer: dict[str, Any]
+) -> tuple[PhoneCall, SessionRecord]:
+    """A call whose caller speaks once the agent is heard, and for as long as the call lasts."""
+    world.behave(vad="off", answer=answer)
     call = await world.dial("greeted")
     session = await world.session_of(call)
+    await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets) > 20)
+    world.emulator.live[session.id].session.pretend_speech(60_000)
     await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    return call, session
+
+
+async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
+    """The server cancels by itself: no response.cancel, and nothing more is heard."""
+    call, session = await spoken_into(world, {"kind": "pattern", "seconds": 20, "speed": 1.2})
     (done,) = session.sent("response.done")
     assert done.body["response"]["status"] == "cancelled"
     call.rtp.read_what_waits()
@@ -154,11 +163,7 @@ async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
 
 async def test_after_the_answer_is_done(world: GatewayStack) -> None:
     """The common case: all audio came at once, the caller hears it for a while yet."""
-    answer = {"kind": "pattern", "seconds": 20, "burst": True}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [700], "length_ms": 60_000})
-    call = await world.dial("greeted")
-    session = await world.session_of(call)
-    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    call, session = await spoken_into(world, {"kind": "pattern", "seconds": 20, "burst": True})
     (done,) = session.sent("response.done")
     assert done.body["response"]["status"] == "completed"
     (cut,) = session.truncations
@@ -275,11 +280,7 @@ async def test_a_digit_interrupts(world: GatewayStack, burst: bool) -> None:
 
 async def test_late_audio_of_a_cut_answer_is_dropped(world: GatewayStack) -> None:
     """A server that goes on sending for a while is not heard."""
-    answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
-    world.behave(vad="scripted", answer=answer, speech={"at_ms": [500], "length_ms": 60_000})
-    call = await world.dial("greeted")
-    session = await world.session_of(call)
-    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    call, session = await spoken_into(world, {"kind": "pattern", "seconds": 20, "speed": 1.2})
     delta = session.sent("response.output_audio.delta")[-1].body
     loud = b"\x01" * 8000
     connection = world.emulator.live[session.id]

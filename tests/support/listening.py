@@ -100,6 +100,20 @@ def missing_frames(said: bytes, received: bytes) -> list[int]:
     return missing
 
 
+def assert_in_step(session: SessionRecord) -> None:
+    """A second of audio has gone up each second of a Live session, frame by frame: never more, and
+    no less once what a busy machine held up has come."""
+    started, sent = session.sent("session.started")[0].at, 0
+    ahead: list[tuple[float, float]] = []
+    for at, size in session.appends:
+        sent += size
+        ahead.append((at, sent / 8000 - (at - started)))
+    assert max(seconds for _, seconds in ahead) < 0.2, "faster than the time"
+    late = max(seconds for at, seconds in ahead if at > ahead[-1][0] - 2)
+    assert late > -0.2, "slower than the time"
+    assert {size for _, size in session.appends} == {FRAME}
+
+
 async def all_arrives(session: SessionRecord, said: bytes, within_s: float) -> None:
     """Wait until a session has all of ``said``. Raises ``AssertionError`` that names what lacks."""
     try:
