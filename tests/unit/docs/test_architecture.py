@@ -57,6 +57,13 @@ def place(file: str) -> Path:
     return (ROOT if elsewhere else ROOT / "gateway") / file
 
 
+def test_the_index_has_every_area() -> None:
+    table = PAGE.split("## Where to change what\n")[1].split("\n## ")[0]
+    areas = re.findall(r"^### (.+)$", table, re.MULTILINE)
+    anchors = [re.sub(r"[^a-z0-9 -]", "", area.lower()).replace(" ", "-") for area in areas]
+    assert re.findall(r"\]\(#([a-z0-9-]+)\)", table.split("\n### ")[0])[1:] == anchors
+
+
 def test_every_package_has_its_row() -> None:
     packages = {path.parent.name for path in (ROOT / "gateway").glob("*/__init__.py")}
     rows = [line for line in PAGE.splitlines() if line.startswith("| `")]
