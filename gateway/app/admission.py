@@ -180,8 +180,8 @@ class Rejections:
         record.mark(0.0, "invite", source=record.leg.source)
         record.mark(record.times.end, "end", by=ending.by.value, why=why.value, detail=detail)
         try:
-            summary = {key: value for key, value in record.summary().items() if key != "call_id"}
-            log.info("call.summary", call=record.call_id, **summary)
+            summary = record.summary()
+            log.info("call.summary", call=summary.pop("call_id"), **summary)
         finally:
             self._records.write(record)
 

@@ -387,8 +387,8 @@ class LocalLine(IgnoringHandler):
         record.leg.bye_undelivered = end.undelivered
         record.times.end = self._ms()
         record.mark(record.times.end, "end", by=record.ending.by.value, why=why.value)
-        summary = {key: value for key, value in record.summary().items() if key != "call_id"}
-        log.info("call.summary", call=record.call_id, **summary)
+        summary = record.summary()
+        log.info("call.summary", call=summary.pop("call_id"), **summary)
         self._calls.end_line(record)
 
 

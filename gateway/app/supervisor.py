@@ -76,11 +76,6 @@ def notify(*lines: str) -> None:
         log.warning("gateway.notify_failed", error=str(error))
 
 
-def without_notify(environ: dict[str, str]) -> dict[str, str]:
-    """Return the environment for a child process, which must not notify systemd."""
-    return {name: value for name, value in environ.items() if name != _VARIABLE}
-
-
 UP = b"up\n"
 """Message of a worker, once, when it takes calls."""
 
@@ -186,7 +181,7 @@ class Worker:
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
-                    env=without_notify(dict(os.environ)),
+                    env={name: value for name, value in os.environ.items() if name != _VARIABLE},
                 )
             except BaseException:
                 ours.close()

@@ -374,7 +374,9 @@ class CallController:
     def _summarize(self) -> None:
         """Log the record's summary, the last line of a call."""
         session = {"session": self._sessions.id} if self._sessions.id else {}
-        self._log.info("call.summary", **session, **_flat(self.record.summary()))
+        told = self.record.summary()
+        del told["call_id"], told["route"]  # each line of the call has them
+        self._log.info("call.summary", **session, **told)
 
 
 class OutOfBandWaiters:
@@ -407,8 +409,3 @@ class OutOfBandWaiters:
         """End every wait with the status ``over``: the call has ended."""
         for key in tuple(self._waiting):
             self.done(outputs.OutOfBandDone(key, "over", ""))
-
-
-def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary without the fields that each log line of the call has."""
-    return {key: value for key, value in summary.items() if key not in ("call_id", "route")}

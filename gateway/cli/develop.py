@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
 import time
@@ -368,7 +369,7 @@ def test_call(
 
     try:
         steps = _steps_of(script, play, dtmf, seconds, answer_within)
-        run = place_calls(uri, steps, options, progress)
+        run = asyncio.run(place_calls(uri, steps, options, progress))
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)

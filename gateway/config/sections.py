@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import re
 import ssl
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import phonenumbers
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, Strict, model_validator
 
+from gateway.addresses import is_loopback
 from gateway.config.numbers import NumberClass
 from gateway.config.source import MisplacedError, Section, suggestion
 from gateway.config.values import (
@@ -453,10 +453,7 @@ class RealtimeSettings(_ServerSettings):
 def on_loopback(url: str) -> bool:
     """Return whether the host of ``url`` is localhost or a loopback address."""
     host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or is_loopback(host)
 
 
 class RealtimeServerSettings(_ServerSettings):

@@ -34,6 +34,7 @@ from gateway.call.tools.definitions import (
     TRANSFER_DESCRIPTION,
 )
 from gateway.config.operations import RecordingFormat, RecordingMode
+from gateway.config.sections import on_loopback
 from gateway.config.source import (
     KeyPath,
     MisplacedError,
@@ -324,15 +325,10 @@ class CollectDigits(Section):
             raise MisplacedError(("url",), f"{why} sensitive = true: digits go there")
         if self.headers and self.url is None:
             raise MisplacedError(("headers",), "has no effect without url")
-        if self.url is not None and not _is_safe(self.url):
+        plain = self.url is not None and urlsplit(self.url).scheme != "https"
+        if plain and not on_loopback(self.url or ""):
             raise MisplacedError(("url",), "must begin with https://: digits would go in plain")
         return self
-
-
-def _is_safe(url: str) -> bool:
-    """Return whether requests to ``url`` are encrypted, or stay on this machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
 
 
 class ScheduleCallback(Section):

@@ -17,7 +17,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from gateway.records.shared import CanaryState, canary_of, erase_number, release_calls
+from gateway.records.shared import CanaryState, canary_of, release_calls
 from gateway.records.spool import Entry, create_database, identity_of
 from gateway.records.tables import (
     CUT,
@@ -361,12 +361,6 @@ class Database:
                 **bare, from_name="", record=sa.null(), detail="", sip_call_id=""
             )
             return connection.execute(changed).rowcount
-
-    def erase_shared(self, number: str) -> int:
-        """Delete callbacks and daily sums of a number, in one exclusive transaction; return the
-        number of rows."""
-        with self.exclusive() as connection:
-            return erase_number(connection, number)
 
     def forget_deleted(self) -> None:
         """Empty SQLite's write-ahead log, in which the text of deleted rows would stay; nothing for

@@ -30,6 +30,7 @@ from gateway.config.operations import UploadSettings
 from gateway.records.database import Database
 from gateway.records.files import file_stem, private
 from gateway.records.recording_files import PENDING, locked
+from gateway.records.shared import erase_number
 from gateway.records.spool import Spool
 
 LOOK_SECONDS = 30.0
@@ -332,7 +333,8 @@ def erase(
     Args:
         folder: of the records; ``recordings`` is that of the recordings, None without any.
     """
-    shared = database.erase_shared(number)
+    with database.exclusive() as connection:
+        shared = erase_number(connection, number)
     found = database.of_number(number)
     ids = [row["id"] for row in found]
     counts = {"rows": shared, "files": 0, "waiting": 0}

@@ -44,11 +44,6 @@ class PythonTool:
     signature: Signature
     options: Options
 
-    @property
-    def is_async(self) -> bool:
-        """Whether it runs on the event loop; otherwise in a thread."""
-        return inspect.iscoroutinefunction(self.function)
-
 
 _loaded: dict[tuple[str, Path], Mapping[str, PythonTool]] = {}
 
@@ -268,8 +263,8 @@ async def _run(
     if tool.signature.call_name is not None:
         values[tool.signature.call_name] = _call_of(request)
     try:
-        if tool.is_async:
-            result = await tool.function(**values)  # type: ignore[misc]
+        if inspect.iscoroutinefunction(tool.function):
+            result = await tool.function(**values)
         else:
             result = await threads.run(partial(tool.function, **values))
             if inspect.isawaitable(result):  # a coroutine function behind a decorator

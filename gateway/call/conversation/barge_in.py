@@ -240,7 +240,7 @@ class Interruptions:
         agent = control.speaking or control.responses.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
-        turn = self._add_turn(event, undecided=pause)
+        turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, pause)
         outputs: list[Output] = [note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         if pause:
             turn.deadline = now + self._plan.force_interrupt_ms / 1000
@@ -340,16 +340,6 @@ class Interruptions:
             del self._turns[turn.item_id]
             turn.item_id = item_id
             self._turns[item_id] = turn
-        return turn
-
-    def _add_turn(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
-        """Add a turn under the item id of ``speech_started``; where there are ``MAX_TURNS``, the
-        oldest is dropped.
-
-        Args:
-            undecided: playout is paused until it is known whether the turn interrupts.
-        """
-        turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, undecided)
         return turn
 
     def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:

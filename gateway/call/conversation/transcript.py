@@ -140,7 +140,8 @@ class Transcript:
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 entry = self._agent_entry(delta.response_id, delta.item_id, now)
                 if delta.until_ms is None:
-                    self._mark_received(entry)
+                    # A server that tells no times of words: they end at what has come by now.
+                    self._mark(entry, self._control.playback.received_ms(entry.item_id))
                 entry.text = (entry.text + delta.delta)[:MAX_TEXT]
                 if delta.until_ms is not None:
                     self._mark(entry, delta.until_ms)
@@ -339,11 +340,6 @@ class Transcript:
             self._entries.insert(answered[0], entry)  # its result was sent in the same breath
         else:
             self._add_entry(entry)
-
-    def _mark_received(self, entry: Entry) -> None:
-        """Mark that the words so far end at the audio of the item received by now; for a server
-        that tells no times of words."""
-        self._mark(entry, self._control.playback.received_ms(entry.item_id))
 
     def _mark(self, entry: Entry, received: int) -> None:
         """Mark that the words so far end at ``received`` ms of the item's audio; at most ``_MARKS``

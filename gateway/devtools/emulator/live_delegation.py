@@ -32,7 +32,7 @@ class Delegations:
         """Names of the functions whose results are wanted, by call id."""
         self._outputs: list[str] = []
         self._texts: list[str] = []
-        self._delegation_id: str | None = None
+        self.delegation_id: str | None = None
         self._items = 0
         self._hushed = 0
         self._decided: set[str] = set()
@@ -73,7 +73,7 @@ class Delegations:
         if not spoken:
             self._acknowledge()
         if type_ == "responses":
-            self._delegation_id = delegation["id"]
+            self.delegation_id = delegation["id"]
             self._respond(response_id, calls, None, answer)
         elif type_ == "decisions":
             self.answer_questions(self._questions(), delegation_id=delegation["id"])
@@ -135,7 +135,7 @@ class Delegations:
             raise ProtocolError("invalid_request_error", text, "input")
         turn = Turn(texts=self._texts, outputs=self._outputs)
         if not self._outputs:
-            self._delegation_id = None  # Work of the client's own, which nobody delegated.
+            self.delegation_id = None  # Work of the client's own, which nobody delegated.
         self._texts, self._outputs = [], []
         answer = self._session.next_answer()
         if answer.kind in ("silent", "hang"):
@@ -155,7 +155,7 @@ class Delegations:
     ) -> None:
         """Send a response of the backend; what it says is spoken by the voice."""
         session = self._session
-        stream = _Stream(session, response_id, self._delegation_id)
+        stream = _Stream(session, response_id, self.delegation_id)
         stream.send("response.created", response=stream.snapshot("in_progress"))
         stream.send("response.in_progress", response=stream.snapshot("in_progress"))
 
@@ -171,7 +171,7 @@ class Delegations:
                 stream.call(call_id, name, arguments)
             used = _TOKENS_PER_ITEM * (1 + self._items)
             stream.send("response.completed", response=stream.snapshot("completed", used))
-            if content is not None and content.audio and stream.delegated:
+            if content is not None and content.audio and stream.delegation_id is not None:
                 self.hush()
                 session.say_content(content, answer)
 
@@ -246,22 +246,17 @@ class _Stream:
     def __init__(self, session: LiveHost, response_id: str, delegation_id: str | None) -> None:
         self._session = session
         self._id = response_id
-        self._delegation_id = delegation_id
+        self.delegation_id = delegation_id
         self._number = 0
         self._index = 0
         self._created_at = int(time.time())
-
-    @property
-    def delegated(self) -> bool:
-        """Whether the voice delegated it, and speaks its text."""
-        return self._delegation_id is not None
 
     def send(self, type_: str, **fields: Any) -> None:
         event = {"type": type_, "sequence_number": self._number, **fields}
         self._number += 1
         outer: Json = {"type": "response.event", "event": event}
-        if self._delegation_id is not None:
-            outer["delegation_id"] = self._delegation_id
+        if self.delegation_id is not None:
+            outer["delegation_id"] = self.delegation_id
         self._session.emit(outer)
 
     def snapshot(self, status: str, used: int = 0) -> Json:

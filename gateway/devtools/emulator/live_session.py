@@ -121,11 +121,6 @@ class LiveSession:
         """Whether ``session.started`` was sent."""
         return bool(self.settings)
 
-    @property
-    def backlog_ms(self) -> int:
-        """Length of the client's audio that waits for the clock (ms)."""
-        return self._format.length_ms(len(self._waiting))
-
     def append(self, data: bytes) -> None:
         """Handle ``session.input_audio.append`` with its audio decoded."""
         if not self.started:
@@ -135,7 +130,7 @@ class LiveSession:
             raise ProtocolError("invalid_audio", text, "audio")
         self._fed_at = time.monotonic()
         self._waiting += data
-        if self.backlog_ms > MAX_WAITING_S * 1000:
+        if self._format.length_ms(len(self._waiting)) > MAX_WAITING_S * 1000:
             self._wire.close(1009, "too much audio")
         elif self._stepping is None:
             self._advance()

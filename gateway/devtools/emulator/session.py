@@ -107,11 +107,13 @@ class Session:
             case client_events.CreateItem():
                 self.create_item(event.item, event.previous_item_id)
             case client_events.RetrieveItem():
-                self.retrieve_item(event.item_id)
+                item = self.conversation.retrieve(event.item_id)
+                self.emit({"type": "conversation.item.retrieved", "item": item})
             case client_events.TruncateItem():
                 self.truncate_item(event.item_id, event.content_index, event.audio_end_ms)
             case client_events.DeleteItem():
-                self.delete_item(event.item_id)
+                self.conversation.delete(event.item_id)
+                self.emit({"type": "conversation.item.deleted", "item_id": event.item_id})
             case client_events.CreateResponse():
                 self.create_response(event.response)
             case client_events.CancelResponse():
@@ -155,11 +157,6 @@ class Session:
                 self._heard(item, item.audio_ms)
         del self._turn.texts[:-_TEXTS_REMEMBERED], self._turn.outputs[:-_TEXTS_REMEMBERED]
 
-    def retrieve_item(self, item_id: str) -> None:
-        """``conversation.item.retrieve``."""
-        item = self.conversation.retrieve(item_id)
-        self.emit({"type": "conversation.item.retrieved", "item": item})
-
     def truncate_item(self, item_id: str, content_index: int, audio_end_ms: int) -> None:
         """``conversation.item.truncate``."""
         self.conversation.truncate(item_id, content_index, audio_end_ms)
@@ -171,11 +168,6 @@ class Session:
                 "audio_end_ms": audio_end_ms,
             }
         )
-
-    def delete_item(self, item_id: str) -> None:
-        """``conversation.item.delete``."""
-        self.conversation.delete(item_id)
-        self.emit({"type": "conversation.item.deleted", "item_id": item_id})
 
     def create_response(self, parameters: ResponseParameters) -> None:
         """``response.create``."""

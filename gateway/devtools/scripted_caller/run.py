@@ -143,7 +143,9 @@ class CallOptions:
     pjsip_log_level: int = 0
 
 
-def place_calls(uri: str, script: Script, options: CallOptions, on_progress: Progress) -> RunReport:
+async def place_calls(
+    uri: str, script: Script, options: CallOptions, on_progress: Progress
+) -> RunReport:
     """Place ``options.repeat`` calls, ``options.parallel`` at a time; wait until all have ended.
 
     SIGINT and SIGTERM hang up every call; those not yet begun are left out.
@@ -151,12 +153,6 @@ def place_calls(uri: str, script: Script, options: CallOptions, on_progress: Pro
     Raises ValueError for an address that is none, SoundError for a sound that cannot be played or
     written, PhoneError when the local address cannot be had, or nothing listens at the other.
     """
-    return asyncio.run(_place(uri, script, options, on_progress))
-
-
-async def _place(
-    uri: str, script: Script, options: CallOptions, on_progress: Progress
-) -> RunReport:
     settings = PhoneSettings(
         local=options.local, user=options.user, pjsip_log_level=options.pjsip_log_level
     )
