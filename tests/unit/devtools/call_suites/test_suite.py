@@ -72,7 +72,7 @@ MISTAKES = {
     "set by the caller itself",
     '[[call]]\nname = "x"\nheaders = { X-A = "1\\r\\nX-B: 2" }\n' + STEP: "{f}:3: "
     "call[0].headers.X-A: must be one line of printable characters",
-    '[[call]]\nname = "x"\nfrom = "a@b"\n' + STEP: "{f}:3: call[0].from: String should match",
+    '[[call]]\nname = "x"\nfrom = "a@b"\n' + STEP: "{f}:3: call[0].from: must match",
     'target = "127.0.0.1"\n' + CALL: "{f}:1: target: must be a SIP address",
     '[model]\nurl = "ftp://x"\n' + CALL: "{f}:1: model: url must begin with http:// or https://",
     '[[call]]\nname = "x"\n[[call.step]]\ndo = "say"\ntext = "x"\n': "{f}:4: call[0].step[0].do: "
