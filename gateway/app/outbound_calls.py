@@ -79,7 +79,7 @@ class OutboundLimiter:
         self._asking = Lock()
         self._tasks = TaskSet()
         agent.calls.may_follow_refer = self._may_follow_refer
-        agent.calls.permit_refer = None if alone else self._permit_refer
+        agent.calls.permit_followed = None if alone else self._permit_followed
 
     @property
     def active(self) -> int:
@@ -222,7 +222,7 @@ class OutboundLimiter:
         log.warning("gateway.call_not_placed", to=uri, rule=rule)
         raise DialRefusedError(rule)
 
-    def _permit_refer(self, call_id: str, told: Callable[[ReferPermit], None]) -> None:
+    def _permit_followed(self, call_id: str, told: Callable[[ReferPermit], None]) -> None:
         """Reserve a place for the call that a REFER is to make, and tell ``told`` of the result.
 
         A permit without a rule, and what releases the place; or the rule that forbids the call.

@@ -48,7 +48,7 @@ class ReferPermit(NamedTuple):
     """Ends that the call is counted. On the event loop."""
 
 
-PermitRefer = Callable[[str, Callable[[ReferPermit], None]], None]
+PermitFollowed = Callable[[str, Callable[[ReferPermit], None]], None]
 """Asks for a permit for the call of this id, and tells it; both on the event loop."""
 
 
@@ -102,7 +102,7 @@ class Calls:
         """Calls in progress that a REFER made."""
         self.may_follow_refer: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
-        self.permit_refer: PermitRefer | None = None
+        self.permit_followed: PermitFollowed | None = None
         """Asked on the loop before that, where other processes count such calls too."""
         self.permit: ReferPermit | None = None
         """Its answer, while pjsip takes the REFER."""

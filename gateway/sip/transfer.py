@@ -75,7 +75,7 @@ class ReferQueue:
         True for its retransmissions, too. False, so that it is processed at once, where permits are
         not asked for, the call is unknown or may not be referred, or too many messages are kept.
         """
-        ask = self._calls.permit_refer
+        ask = self._calls.permit_followed
         sip_call_id = next(iter(headers.get("call-id", ())), "")
         key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
         if key in self._delayed:
@@ -243,7 +243,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             why = "another one of this call is being followed"
         elif not why and not services.calls.may_follow_refer(uri):
             why = "outbound"
-        elif not why and services.calls.permit_refer is not None and permit is None:
+        elif not why and services.calls.permit_followed is not None and permit is None:
             why = "outbound: others could not be asked"
         elif not why and permit is not None and permit.rule:
             why = f"outbound: {permit.rule}"
