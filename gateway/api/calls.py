@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -33,6 +34,8 @@ from gateway.records.database import Filter
 from gateway.records.report import export_lines
 
 QUERY_SECONDS = 15.0
+_THREADS = ThreadPoolExecutor(4, "queries")
+"""Of their own: a database that hangs takes none from other work of the process."""
 """For one query of the database."""
 EXPORTED_AT_ONCE = 200
 """Rows of an export that are fetched together."""
@@ -366,7 +369,7 @@ async def _asked(work: Callable[[], Any]) -> Any:
     ``QUERY_SECONDS``."""
     try:
         async with asyncio.timeout(QUERY_SECONDS):
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
     except (SQLAlchemyError, TimeoutError, OSError):
         message = "the database of calls does not answer"
         raise HTTPException(503, {"code": "database_unavailable", "message": message}) from None

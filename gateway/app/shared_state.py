@@ -202,7 +202,11 @@ class SharedState:
                     ended = True
                     break
                 batch.append(item)
-            self._carry_out(batch)
+            try:
+                self._carry_out(batch)
+            except Exception as error:  # a defect: else all that wait would wait for good
+                log.exception("shared.failed")
+                self._answer(batch, error)
             if ended:
                 break
         if self._database is not None:

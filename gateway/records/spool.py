@@ -79,6 +79,8 @@ class CallSlots:
         self.path = folder / f"{secrets.token_hex(8)}{SLOTS_SUFFIX}"
         self._lock = threading.Lock()
         self._used: dict[str, int] = {}
+        self._without: set[str] = set()
+        """Calls that have found no slot so far."""
         self._free = list(range(slots))
         self._map: mmap.mmap | None = None
         self._descriptor: int | None = None
@@ -122,30 +124,36 @@ class CallSlots:
         return self._map is None or not self.path.exists()
 
     def take(self, call_id: str, facts: Mapping[str, Any]) -> None:
-        """Write a call's facts into a free slot; nothing if the call has one, or the file is not
-        open.
+        """Write a call's facts into a free slot; nothing if the call has one.
 
-        Without a free slot the call is counted in :attr:`missed`. Never raises and never waits for
-        a disk.
+        Without a free slot, or a file, the call is counted in :attr:`missed`, once. Never raises
+        and never waits for a disk.
         """
         text = _slot_text(call_id, facts)
         with self._lock:
             pages = self._map
-            if pages is None or call_id in self._used:
+            if call_id in self._used:
                 return
-            if not self._free:
-                self.missed += 1
+            if pages is None or not self._free:
+                self.missed += call_id not in self._without
+                self._without.add(call_id)
                 return
+            self._without.discard(call_id)
             index = self._used[call_id] = self._free.pop()
             start = HEADER_BYTES + index * SLOT_BYTES
             pages[start + _LENGTH.size : start + _LENGTH.size + len(text)] = text
             # The length last: a slot that is half written is none.
             pages[start : start + _LENGTH.size] = _LENGTH.pack(len(text))
 
+    def lacks(self, call_id: str) -> bool:
+        """Return whether a call has found no slot, but may find one now."""
+        return call_id in self._without and self._map is not None
+
     def free(self, call_id: str) -> None:
         """Empty a call's slot, for the next call: its closed row is on the disk. Nothing if it has
         none."""
         with self._lock:
+            self._without.discard(call_id)
             index = self._used.pop(call_id, None)
             if index is None or self._map is None:
                 return

@@ -184,7 +184,7 @@ class RecordStore:
         record.on_mark = partial(self._marked, live)
         if self._folder is not None:
             columns = columns_of(record, datetime.now(UTC))
-            self.arrived(record.call_id, {name: columns[name] for name in _IN_SLOT})
+            self._take_slot(record, columns)
             self._put_row(live, columns)
         incoming = record.direction == "inbound"
         self._tell(live, "call.incoming" if incoming else "call.dialing", {})
@@ -195,7 +195,10 @@ class RecordStore:
         live = self._live.get(record.call_id)
         if live is not None and self._folder is not None:
             live.revision += 1
-            self._put_row(live, columns_of(record, datetime.now(UTC)))
+            columns = columns_of(record, datetime.now(UTC))
+            if self._slots.lacks(record.call_id):
+                self._take_slot(record, columns)
+            self._put_row(live, columns)
 
     def write(self, record: CallRecord) -> None:
         """Write record file, last row and the event ``call.ended`` of a call that is over, or was
@@ -293,7 +296,10 @@ class RecordStore:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for live in tuple(self._live.values()):
-                self.changed(live.record)
+                try:
+                    self.changed(live.record)
+                except Exception:  # of one call: the rows of the others would look abandoned
+                    log.exception("records.row_failed", call=live.record.call_id)
 
     def _marked(self, live: _Live, event: str, fields: Mapping[str, Any]) -> None:
         """Write row and event for an entry of a call's timeline that is in :data:`EVENTS`; nothing
@@ -303,6 +309,10 @@ class RecordStore:
             return
         self.changed(live.record)
         self._tell(live, kind, {"event": event, **fields})
+
+    def _take_slot(self, record: CallRecord, columns: Mapping[str, Any]) -> None:
+        """Write the slot of a call with these columns; nothing if it has one."""
+        self.arrived(record.call_id, {name: columns[name] for name in _IN_SLOT})
 
     def _put_row(self, live: _Live, columns: Mapping[str, Any]) -> None:
         """Queue a row of a call in progress, unless the queue is half full: the next one has all

@@ -256,14 +256,32 @@ async def test_slots_are_there_once_the_disk_has_room(
             await kept.store.start()
             kept.store._tick()
             assert not _slot_files(tmp_path)
+            before = a_record("before")
+            kept.store.arrived("before", {"route": "r"})
+            kept.store.opened(before)
+            assert kept.store.as_json()["without_slot"] == 1
         kept.store._tick()
         kept.store.arrived("c1", {"route": "r"})
+        kept.store.changed(before)
         kept.store._tick()
         await kept.store.stop()
     assert [one["event"] for one in logs] == ["records.no_slots", "records.slots_opened"]
     (path,) = _slot_files(tmp_path)
     with cut_calls(path) as calls:
-        assert [call.call_id for call in calls] == ["c1"]
+        assert {call.call_id for call in calls} == {"c1", "before"}
+
+
+async def test_a_call_whose_row_cannot_be_made_stops_no_other_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
+    async with Kept(tmp_path) as kept:
+        bad, good = a_record("bad"), a_record("good")
+        for record in (bad, good):
+            kept.store.opened(record)
+        bad.started_at = "no time"
+        revision = kept.store._live["good"].revision
+        await eventually(lambda: kept.store._live["good"].revision > revision + 3, "rows")
 
 
 async def test_a_spool_that_cannot_be_used_is_in_the_log_once(
