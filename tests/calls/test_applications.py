@@ -490,7 +490,7 @@ async def test_an_interruption_is_told_with_what_was_heard(
     world.behave(
         answers=[{"kind": "tones", "seconds": 5}, {"kind": "silent"}],
         vad="scripted",
-        speech={"at_ms": [600], "length_ms": 200},
+        speech={"at_ms": [1500], "length_ms": 200},
     )
     call = await ring(world)
     call_id = (await incoming(receiver)).data.call_id

@@ -132,7 +132,7 @@ async def test_caller_speaks_into_the_goodbye(world: GatewayStack) -> None:
     goodbye = {"kind": "pattern", "seconds": 10, "burst": True, "end_call": True}
     reply = {"kind": "pattern", "seconds": 1, "seed": 8, "burst": True}
     world.behave(
-        vad="scripted", answers=[goodbye, reply], speech={"at_ms": [600], "length_ms": 200}
+        vad="scripted", answers=[goodbye, reply], speech={"at_ms": [1500], "length_ms": 200}
     )
     call = await world.dial("greeted")
     session = await world.session_of(call)

@@ -206,7 +206,7 @@ async def test_every_byte(
         said = noise(ptime, 0.96)
         expected = await over(network, sender, said, ptime, silence)
         sender.burst(b"\x55" * LEAD_IN_MS * 8)  # what is behind a gap at the end, too
-        await session.wait_until(lambda s: expected in bytes(s.received), 10)
+        await session.wait_until(lambda s: expected in bytes(s.received), 30)
         summary = await world.summary_at_end(call)
     if way is by_sdes:  # of the other, the call may be over before anybody asks
         assert summary["security"].startswith("srtp sdes ")
@@ -342,7 +342,7 @@ async def test_every_byte_under_attack(
         sender.send = keep
         host, port = sender.peer
         sender.burst(b"\x55" * LEAD_IN_MS * 8)
-        await session.wait_until(lambda s: b"\x55" * 800 in bytes(s.received), 10)
+        await session.wait_until(lambda s: b"\x55" * 800 in bytes(s.received), 30)
         said = noise(31, 0.6)
         for at in range(0, len(said), 1600):
             for packet in attack(sender, heard) if at == 3200 else ():
@@ -354,10 +354,10 @@ async def test_every_byte_under_attack(
             sender.client.stdin.write(b"R\n")  # another handshake within its association
             await sender.client.stdin.drain()
         sender.burst(b"\x55" * LEAD_IN_MS * 8)
-        await session.wait_until(lambda s: said in bytes(s.received), 10)
+        await session.wait_until(lambda s: said in bytes(s.received), 30)
         again = noise(32, 0.2)
         sender.burst(b"\x55" * LEAD_IN_MS * 8 + again + b"\x55" * LEAD_IN_MS * 8)
-        await session.wait_until(lambda s: again in bytes(s.received), 10)
+        await session.wait_until(lambda s: again in bytes(s.received), 30)
         other.close()
         summary = await world.summary_at_end(call)
     assert summary["ending"]["why"] == "remote_hangup"
@@ -381,7 +381,7 @@ async def test_a_re_invite_and_the_keys_of_dtls(
         async def is_heard(seed: int) -> None:
             said = noise(seed, 0.2)
             sender.burst(said + b"\x55" * LEAD_IN_MS * 8)
-            await session.wait_until(lambda s: said in bytes(s.received), 10)
+            await session.wait_until(lambda s: said in bytes(s.received), 30)
 
         sender.payload_type = 0
         sender.burst(b"\x55" * LEAD_IN_MS * 8)

@@ -37,7 +37,7 @@ async def test_a_re_invite_and_the_keys_of_sdes(
         async def is_heard(seed: int) -> None:
             said = noise(seed, 0.2)
             sender.burst(said + b"\x55" * LEAD_IN_MS * 8)
-            await session.wait_until(lambda s: said in bytes(s.received), 10)
+            await session.wait_until(lambda s: said in bytes(s.received), 30)
 
         sender.sequence, sender.send = 65500, keep
         sender.burst(b"\x55" * LEAD_IN_MS * 8)
@@ -66,7 +66,7 @@ async def test_sources_of_one_key(world: GatewayStack, own_certificate: Path) ->
         session, own = await world.session_of(call), sender.source
 
         async def is_heard(said: bytes) -> None:
-            await session.wait_until(lambda s: said in bytes(s.received), 10)
+            await session.wait_until(lambda s: said in bytes(s.received), 30)
 
         sender.burst(first := noise(1, 0.2))
         await is_heard(first)

@@ -236,7 +236,7 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Gate
     line = await world.gateway.wait("call.handed_over", call=call.call_id)
     (last,) = (one for one in world.emulator.sessions if one.id == line["session_id"])
     assert last.id != first.id
-    await last.wait_until(lambda s: "What is open?" in told(s), 10)
+    await last.wait_until(lambda s: "What is open?" in told(s), 30)
     assert_continuous(call.rtp.packets)
     await world.summary_at_end(call)
     record = await world.record(call)

@@ -52,7 +52,7 @@ async def test_the_trunks_wait_for_a_missing_packet(world: GatewayStack) -> None
     sender.put(overtaken, 0)
     sender.sequence, sender.timestamp = next_place
     await sender.say(said[11 * FRAME :])
-    await session.wait_until(lambda s: said in bytes(s.received), 10)
+    await session.wait_until(lambda s: said in bytes(s.received), 30)
     summary = await world.summary_at_end(call)
     assert (summary["uplink"]["reordered"], summary["uplink"]["lost"]) == (1, 0)
 

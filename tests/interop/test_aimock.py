@@ -198,9 +198,9 @@ async def test_a_call_through_the_mock_to_the_emulator(stack: GatewayStack, reco
     session = await stack.session_of(call)
     await eventually(lambda: set(call.rtp.heard) > {0xFF}, "the greeting is heard", within_s=30)
     call.rtp.press("5")
-    await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), 10)
+    await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), 30)
     await stack.summary_at_end(call)
-    await session.wait_until(lambda one: not one.live, 10)
+    await session.wait_until(lambda one: not one.live, 30)
     assert [event.type for event in session.client_events][-1] == "session.close"
     found: list[Path] = []
 

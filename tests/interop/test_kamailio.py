@@ -193,7 +193,7 @@ async def test_killing_a_worker_loses_only_its_calls(cluster: Cluster) -> None:
     await assert_alive(cluster, kept, 40)
     await assert_alive(cluster, new, 41)
     assert (await kept.reinvite()).code == 200
-    await session.wait_until(lambda one: not one.live, 10)
+    await session.wait_until(lambda one: not one.live, 30)
     await cluster.gateway.wait("worker.ready", worker=0, count=_ups(cluster, 0, before) + 1)
     lost.bye()  # its worker knows nothing of it any more
     await lost.until(lambda call: any(m.code == 481 for m in call.messages), what="481 to the BYE")

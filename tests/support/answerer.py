@@ -45,7 +45,7 @@ class Answerer(asyncio.DatagramProtocol):
         if message.method in ("BYE", "CANCEL", "PRACK", "UPDATE"):
             self.reply(message, 200)
 
-    async def next(self, method: str, tag: str = "", within_s: float = 20.0) -> Message:
+    async def next(self, method: str, tag: str = "", within_s: float = 30.0) -> Message:
         """The next request of this method, to this tag of ours; each is given once."""
         async with asyncio.timeout(within_s):
             while True:

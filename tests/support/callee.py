@@ -44,7 +44,7 @@ class CalledCall:
         """Its Call-ID."""
         return self.invite.headers["call-id"]
 
-    async def until(self, condition: Callable[[CalledCall], Any], within_s: float = 20.0) -> None:
+    async def until(self, condition: Callable[[CalledCall], Any], within_s: float = 30.0) -> None:
         """Wait for a condition on what has come."""
         try:
             async with asyncio.timeout(within_s):
@@ -182,7 +182,7 @@ class CalledPhone(asyncio.DatagramProtocol):
         host, port = self.address
         return f"sip:{user}@{host}:{port}"
 
-    async def called(self, count: int = 1, within_s: float = 20.0) -> CalledCall:
+    async def called(self, count: int = 1, within_s: float = 30.0) -> CalledCall:
         """Wait for the ``count``-th call."""
         async with asyncio.timeout(within_s):
             while len(self.calls) < count:

@@ -42,7 +42,7 @@ LIVE_BACKEND: dict[str, Any] = {
     "type": "responses",
     "responses": {"model": "small", "tools": [END_CALL]},
 }
-_DEADLINE_S = 10.0
+_DEADLINE_S = 30.0
 # Added by the service to what session.update may set; the package types leave them out.
 _SESSION_EXTRAS = {"id", "object", "expires_at"}
 

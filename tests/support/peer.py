@@ -21,7 +21,7 @@ from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import LegEnd
 from gateway.sip.rtp import RtpQuality
 
-UP_S = 10.0
+UP_S = 30.0
 SILENCE = {Codec.PCMU: 0xFF, Codec.PCMA: 0xD5}
 
 

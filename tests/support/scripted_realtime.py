@@ -19,7 +19,7 @@ from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session
 
 KEY = "sk-test-6f1c0a9d-never-to-be-seen"
-WAIT = 10.0
+WAIT = 30.0
 """Seconds that a test waits for something that must come: a bound, not a measure."""
 
 Script = Callable[["Peer"], Awaitable[None]]

@@ -110,7 +110,7 @@ class PhoneCall:
         self.phone.send(self._request("BYE", _new_branch(), self._sequence, headers))
 
     async def until(
-        self, condition: Callable[[Self], Any], within_s: float = 20.0, what: str = ""
+        self, condition: Callable[[Self], Any], within_s: float = 30.0, what: str = ""
     ) -> None:
         """Wait for a condition on what has come, looked at after each message."""
         try:
@@ -122,21 +122,21 @@ class PhoneCall:
             seen = [message.start for message in self.messages]
             raise AssertionError(f"{what or 'condition'} not met by {seen}") from None
 
-    async def answered(self, within_s: float = 20.0) -> PhoneCall:
+    async def answered(self, within_s: float = 30.0) -> PhoneCall:
         """Wait for the 200."""
         await self.until(lambda call: call.final is not None, within_s, "final response")
         assert self.final is not None
         assert self.final.code == 200, self.final.start
         return self
 
-    async def refused(self, within_s: float = 20.0) -> Message:
+    async def refused(self, within_s: float = 30.0) -> Message:
         """Wait for the refusal; returns it."""
         await self.until(lambda call: call.final is not None, within_s, "final response")
         assert self.final is not None
         assert self.final.code >= 300, self.final.start
         return self.final
 
-    async def hung_up(self, within_s: float = 20.0) -> Message:
+    async def hung_up(self, within_s: float = 30.0) -> Message:
         """Wait for the other side's BYE; returns it."""
         await self.until(lambda call: call.byes, within_s, "BYE from the gateway")
         return self.byes[0]

@@ -12,7 +12,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-TEST_SECONDS = 30.0
+TEST_SECONDS = 60.0
 
 # No threshold on wall time; what is found can be tried again by what is printed.
 settings.register_profile(

@@ -258,7 +258,7 @@ HANGS = """
 import asyncio, time
 from gateway.app import service
 from gateway.measures import Distribution
-service.HUNG_SECONDS = 1.5
+service.HUNG_SECONDS = 4.0
 
 async def main():
     lag = Distribution(())

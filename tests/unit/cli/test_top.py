@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable, Input, Static
 
 from gateway.api.client import NoAnswerError, RefusedError
 from gateway.cli import top
@@ -128,7 +128,7 @@ async def test_keys_act_on_the_call_under_the_cursor(monkeypatch: pytest.MonkeyP
 
         async def answer(key: str, *keys: str) -> None:
             await press(pilot, key)
-            await until(lambda: isinstance(app.screen, Question))
+            await until(lambda: isinstance(app.screen, Question) and isinstance(app.focused, Input))
             await press(pilot, *keys)
             await until(lambda: not isinstance(app.screen, Question))
 

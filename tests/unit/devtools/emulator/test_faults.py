@@ -160,7 +160,7 @@ def test_ends_at_events_after_time_and_by_a_cut() -> None:
             await client.send("response.create")
             assert await client.closed() == 1006
             record = emulator.sessions[-1]
-            await record.wait_until(lambda record: not record.live, 5)
+            await record.wait_until(lambda record: not record.live, 30)
             assert record.close_code == 1006
         async with phone(emulator, end__at="conversation.item.delete", end__code=4000) as client:
             await client.send("conversation.item.delete", item_id="x")
