@@ -223,13 +223,14 @@ class Sessions(CallPart):
     def _open(self, output: outputs.OpenSession) -> None:
         """Start the task that opens a session at the server of ``output``, as standby or as the
         active one; that closes the active one before (1000), or cancels its set-up, and counts what
-        it dropped. The first call also starts the request for the route's data."""
+        it dropped. Either closes the standby before. The first call also starts the request for the route's data."""
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         slot = _Slot(endpoint, seed=list(output.seed))
         again = False
-        if output.standby:
-            self._standby = slot
-        else:
+        if self._standby is not None:  # that of a session which is lost
+            self._release(self._standby, 1000, "not wanted any more")
+        self._standby = slot if output.standby else None
+        if not output.standby:
             if self._active is not None:
                 again = self._active.session is not None
                 self._count_dropped(self._active)

@@ -178,6 +178,27 @@ async def test_a_standby_that_is_lost_costs_the_call_nothing(
     assert call.sessions.id == "sess_1"
 
 
+@pytest.mark.parametrize("up", [True, False])
+async def test_the_standby_of_a_session_that_is_lost_is_closed_with_it(
+    monkeypatch: pytest.MonkeyPatch, *, up: bool
+) -> None:
+    """Nobody else would: the next standby takes its place."""
+    call = Call(monkeypatch)
+    await call.up()
+    if not up:
+        call.server.open.clear()
+    call.do(outputs.OpenSession(standby=True))
+    await settle()
+    call.server.sessions[0].lost()
+    call.server.open.set()
+    call.fed.take()
+    call.do(outputs.OpenSession())
+    await settle()
+    assert [one.closed for one in call.server.sessions] == [*([True] if up else []), True, False]
+    assert [type(one) for one in call.fed.take()] == [inputs.SessionReady]
+    assert len(call.sessions.open) == 1
+
+
 async def test_another_attempt_closes_the_session_before(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(monkeypatch)
     await call.up()
