@@ -223,7 +223,8 @@ class Sessions(CallPart):
     def _open(self, output: outputs.OpenSession) -> None:
         """Start the task that opens a session at the server of ``output``, as standby or as the
         active one; that closes the active one before (1000), or cancels its set-up, and counts what
-        it dropped. Either closes the standby before. The first call also starts the request for the route's data."""
+        it dropped. Either closes the standby before. The first call also starts the request for the
+        route's data."""
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         slot = _Slot(endpoint, seed=list(output.seed))
         again = False

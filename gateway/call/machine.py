@@ -372,7 +372,8 @@ class CallMachine:
 
     def _after_input(self, now: float) -> list[outputs.Output]:
         """Start what was waiting when this input came, in a live call. In order: actions, goodbye
-        and tasks of the conversation; the end of a failover during which a transfer was queued;
+        and tasks of the conversation; the end of a failover during which a transfer was queued or
+        the conversation was to end;
         where caller and B-leg were joined, the call is BRIDGED, and its session is closed or only
         listens; a hand-over; the replacement of a session that gives no response; the end of the
         call; ``Hold`` where the hold has changed.
@@ -383,7 +384,7 @@ class CallMachine:
         """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
-        todo += self._session.transfer_meanwhile(now)
+        todo += self._session.settle_failover(now)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
             todo += self._session.on_bridged(now)
         if self._call.may_hand_over:

@@ -470,13 +470,21 @@ class SessionEvents:
         todo = [] if actions.underway else silent
         return [*todo, outputs.CloseSession(1000, why.value), *actions.session_lost(now)]
 
-    def transfer_meanwhile(self, now: float) -> list[outputs.Output]:
-        """Stop the failover where a transfer was queued during it, as by an approval that came:
-        its steps would end the call of a caller whom somebody has answered."""
-        if not (self.failover.active and self._call.conversation.call_actions.transferring):
+    def settle_failover(self, now: float) -> list[outputs.Output]:
+        """Stop the failover where a transfer was queued during it, as by an approval that came: its
+        steps would end the call of a caller whom somebody has answered. End the call where the
+        conversation is to end, as by a budget that is spent, once queued audio was played: there
+        is nobody to say its last words."""
+        if not self.failover.active:
             return []
-        detail = "lost before the transfer"
-        return self._go_on_without(self.failover.why, detail, "transferred", now)
+        conversation = self._call.conversation
+        if conversation.call_actions.transferring:
+            detail = "lost before the transfer"
+            return self._go_on_without(self.failover.why, detail, "transferred", now)
+        termination = conversation.control.termination
+        if termination is None or conversation.control.speaking:
+            return []
+        return self._end(termination.why, now, termination.detail)
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         """Handle a session that could not be set up.

@@ -136,13 +136,17 @@ class CallRecording:
     def ask_for_consent(self, greeting: CreateResponse | None, now: float) -> list[Output] | None:
         """Have the model say the prompt, before the greeting. Returns None, and the caller of this
         requests the greeting, unless the route records always, with consent ``announce`` or
-        ``ask``, and the recording has no state yet.
+        ``ask``, and the recording has no state yet, or the session was lost before the prompt was
+        heard.
 
         Args:
             greeting: requested by this rule once the prompt was heard (``announce``), or once the
                 caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
-        if self._plan.mode != "always" or self._plan.consent == "none" or self.state:
+        unheard = self.state is State.ASKING and not self._heard
+        if self._plan.mode != "always" or self._plan.consent == "none":
+            return None
+        if self.state and not unheard:
             return None
         self._greeting = greeting
         return self._begin_asking("route", now)

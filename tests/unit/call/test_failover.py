@@ -19,7 +19,12 @@ from gateway.call.plan import (
     OutboundPlan,
     ServerPlan,
 )
-from gateway.call.tools.commands import Destination, RequestResponse, TransferPlan
+from gateway.call.tools.commands import (
+    Destination,
+    RecordingPlan,
+    RequestResponse,
+    TransferPlan,
+)
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import (
     AgentTranscriptDelta,
@@ -41,6 +46,7 @@ from tests.support.call_scene import (
     created,
     done,
     error,
+    key,
     said,
 )
 
@@ -283,6 +289,32 @@ def test_answered_at_once_the_caller_hears_the_announcement() -> None:
     scene = Scene(plan)
     scene.do(ACK)
     assert scene.do(UNREACHABLE)[-1:] == ["sound /sorry.wav"]
+
+
+def test_a_budget_that_is_spent_meanwhile_ends_the_call_when_all_was_heard() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 500), closed(1006))
+    assert scene.do(inputs.BudgetThreshold(True, "call: 1 of 1")) == []
+    assert "close 1000 budget" in scene.listen(600)
+    scene.do(OUR_END)
+    assert (scene.heard_ms, scene.ending[1]) == (500, "budget")
+
+
+@pytest.mark.parametrize("consent", ["ask", "announce"])
+def test_a_caller_who_has_not_heard_the_question_for_consent_is_asked_again(consent: str) -> None:
+    """And greeted once, behind it."""
+    recording = RecordingPlan("always", consent=consent, prompt="May we?")
+    scene = Scene(replace(PLAN, greeting={"instructions": "Hello"}, recording=recording)).up()
+    scene.at(1.0, closed(1006))
+    scene.at(2.0, UP)
+    asked = [(one.response or {})["instructions"] for one in scene.requests]
+    assert asked == ["Say exactly: May we?"] * 2
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 500), done("r1"))
+    scene.listen(600)
+    scene.do(key("1"))
+    assert (scene.requests[-1].response or {})["instructions"] == "Hello"
+    assert scene.record.recording is not None
+    assert scene.record.recording.state == "recording"
 
 
 # ---- before the maximum length
