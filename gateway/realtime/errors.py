@@ -226,7 +226,7 @@ def classify_handshake(status: int) -> Verdict:
 
 
 def classify_network(error: BaseException) -> Verdict:
-    """Return the verdict on an error of DNS, TCP, TLS or the deadline, before an HTTP answer:
+    """Return the verdict on an error of DNS, TCP, TLS, HTTP or the deadline, before the upgrade:
     errors of TLS are fatal, all others retryable."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Verdict(Kind.FATAL, "tls", "the server's certificate is not trusted", True)
@@ -234,6 +234,8 @@ def classify_network(error: BaseException) -> Verdict:
         return Verdict(Kind.FATAL, "tls", "TLS could not be agreed on", True)
     if isinstance(error, TimeoutError):
         return Verdict(Kind.RETRYABLE, "timeout", "no answer in time", True)
+    if not isinstance(error, OSError | EOFError):
+        return Verdict(Kind.RETRYABLE, "network", "what answers is no WebSocket server", True)
     return Verdict(Kind.RETRYABLE, "network", "the server cannot be reached", True)
 
 

@@ -30,7 +30,8 @@ log = structlog.get_logger("sip")
 _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
-_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR, _UNAVAILABLE = 487, 488, 500, 503
+_REQUEST_TIMEOUT, _REQUEST_TERMINATED, _NOT_ACCEPTABLE = 408, 487, 488
+_GATEWAY_ERROR, _UNAVAILABLE = 500, 503
 
 _SYSTEM_ERRORS = 120_000
 """pjlib's ``PJ_ERRNO_START_SYS``: from here on its codes are errnos of the system."""
@@ -314,14 +315,17 @@ class SipCall(TransferableCall):
 
     def _why_not_answered(self, event: Any, code: int, reason: str) -> tuple[int, str]:
         """Return code and reason of a call that we placed and that failed: code 0 where transport
-        failed, so that nobody answered; for 0, 401 and 407, and for TLS, the reason names the
-        configuration keys to check.
+        failed or no response came, so that nobody answered; for 0, 401 and 407, and for TLS, the
+        reason names the configuration keys to check.
 
-        The library's own 503 stands for connections, TLS handshakes and sockets that failed.
+        The library's own 503 stands for connections, TLS handshakes and sockets that failed, its
+        408 for timer B of RFC 3261 section 17.1.1.2.
         """
         transition = event.body.tsxState.type if event.type == pj.PJSIP_EVENT_TSX_STATE else None
         if transition == pj.PJSIP_EVENT_TRANSPORT_ERROR:
             code = 0
+        elif transition == pj.PJSIP_EVENT_TIMER and code == _REQUEST_TIMEOUT:
+            code, reason = 0, "nobody answered the INVITE"
         trunk = self.account.trunk
         keys = "" if trunk is None or code not in (0, 401, 407) else keys_to_check(code, trunk)
         if not keys and "TLS" in reason:

@@ -132,7 +132,8 @@ async def _check_server(settings: _Server) -> Finding:
         return bad("realtime", f"{shown}: {error.verify_message}", advice)
     except (OSError, ssl.SSLError) as error:
         if secure and not isinstance(error, ConnectionRefusedError):
-            fact = f"{shown}: no TLS there ({error.strerror or error or 'connection closed'})"
+            said = error.strerror or str(error) or "connection closed"
+            fact = f"{shown}: no TLS there ({said})"
             return bad(
                 "realtime", fact, f"a server without TLS has ws:// in {_section(settings)}.url"
             )
@@ -192,8 +193,10 @@ async def _session_failure(settings: _Server, shown: str) -> Finding | None:
             advice = f'is {section}.api_key right? With Azure: api_key_header = "api-key"'
         elif "model" in f"{code} {failure.detail}" or code == "http 404":
             advice = f"are {section}.model and the path of {section}.url right?"
-        elif "beta" in failure.detail.lower():
+        elif 'dialect = "beta"' in failure.detail:  # it answered in Beta's fields
             advice = f'{section}.dialect = "beta"'
+        elif code == "beta_api_shape_disabled":
+            advice = f'{section}.dialect = "ga"'
         return bad("realtime", fact.replace(": )", ")"), advice)
     finally:
         structlog.reset_defaults()

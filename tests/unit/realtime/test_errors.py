@@ -6,6 +6,7 @@ from __future__ import annotations
 import ssl
 
 import pytest
+from websockets.exceptions import InvalidMessage
 
 from gateway.realtime.errors import (
     CLOSE_CODES,
@@ -190,8 +191,9 @@ def test_every_handshake_status_has_a_row() -> None:
         (TimeoutError(), RETRYABLE, "timeout"),
         (ssl.SSLCertVerificationError(), FATAL, "tls"),
         (ssl.SSLError(), FATAL, "tls"),
+        (InvalidMessage("no HTTP"), RETRYABLE, "network"),
     ],
 )
-def test_network_errors(error: OSError, kind: Kind, code: str) -> None:
+def test_network_errors(error: Exception, kind: Kind, code: str) -> None:
     verdict = classify_network(error)
     assert (verdict.kind, verdict.code) == (kind, code)

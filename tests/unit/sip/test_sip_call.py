@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long playout waits for the keys of SRTP that DTLS agrees in media."""
+"""What a call of the library's is asked: keys of SRTP, sounds, why nobody answered."""
 
 from __future__ import annotations
 
@@ -40,6 +40,28 @@ def test_playout_waits_for_keys_until_a_deadline(status: str, left_s: float, kno
     )
     assert SipCall.keys_known(call) is known
     assert waiting == [not known]
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "told"),
+    [
+        (pj.PJSIP_EVENT_TIMER, 408, (0, "nobody answered the INVITE; check trunk.outbound_proxy")),
+        (pj.PJSIP_EVENT_RX_MSG, 408, (408, "Said")),
+        (pj.PJSIP_EVENT_TRANSPORT_ERROR, 503, (0, "Said; check trunk.outbound_proxy")),
+    ],
+    ids=["timer B", "a response", "no connection"],
+)
+def test_a_call_that_nobody_answers_is_told_from_one_that_somebody_refuses(
+    event: int, code: int, told: tuple[int, str]
+) -> None:
+    trunk = SimpleNamespace(outbound_proxy="192.0.2.1", registrar="", transport="udp")
+    call: Any = SimpleNamespace(account=SimpleNamespace(trunk=trunk))
+    state = SimpleNamespace(
+        type=pj.PJSIP_EVENT_TSX_STATE,
+        body=SimpleNamespace(tsxState=SimpleNamespace(type=event)),
+    )
+    found, reason = SipCall._why_not_answered(call, state, code, "Said")
+    assert (found, reason.removesuffix(", trunk.transport")) == told
 
 
 def test_the_sessions_audio_waits_for_the_end_of_a_sound() -> None:

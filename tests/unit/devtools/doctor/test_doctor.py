@@ -267,14 +267,19 @@ def the_server(file: Path) -> Finding:
 
 
 def asked_at(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str | None = None, scheme: str = "ws"
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    key: str | None = None,
+    scheme: str = "ws",
+    dialect: str = "ga",
 ) -> Finding:
     """What is found at an emulator that demands this key; no traceback is logged."""
 
     async def main(emulator: Emulator) -> Finding:
-        config, dialplan = load_all(
-            write(tmp_path, url=emulator.url().replace("ws", scheme, 1)), {}
-        )
+        file = write(tmp_path, url=emulator.url().replace("ws", scheme, 1))
+        spoken = f'[realtime]\ndialect = "{dialect}"'
+        file.write_text(file.read_text().replace("[realtime]", spoken))
+        config, dialplan = load_all(file, {})
         (finding,) = await asyncio.to_thread(network.servers, config, dialplan)
         return finding
 
@@ -297,10 +302,19 @@ def test_an_invalid_key_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "realtime.api_key" in finding.advice
 
 
+def test_a_dialect_that_the_server_does_not_speak(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finding = asked_at(tmp_path, caplog, dialect="beta")
+    assert finding.verdict is Verdict.BAD
+    assert finding.advice == 'realtime.dialect = "ga"'
+
+
 def test_a_server_without_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finding = asked_at(tmp_path, caplog, "sk-right", "wss")
     assert finding.verdict is Verdict.BAD
-    assert "no TLS there" in finding.fact
+    assert "no TLS there (" in finding.fact
+    assert "()" not in finding.fact
     assert "ws:// in realtime.url" in finding.advice
 
 
