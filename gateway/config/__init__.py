@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration: what ``gateway.toml`` may contain, and :func:`load_config`, which reads it.
+"""The configuration: what ``gateway.toml`` may contain, and :func:`judge_config`, which checks it.
 
 ``source`` reads TOML with positions and references, ``values`` has the kinds of value, the other
 modules have the sections. Dialplans are read with the same parts.
@@ -64,7 +64,6 @@ from gateway.config.source import (
     TomlSource,
     mode_of,
     problems_of,
-    read_toml,
 )
 from gateway.config.values import (
     Count,
@@ -79,7 +78,7 @@ from gateway.config.values import (
     refuse_duplicates,
 )
 
-__all__ = ["Config", "ConfigError", "judge_config", "load_config"]
+__all__ = ["Config", "ConfigError", "judge_config"]
 
 
 class DialplanSettings(Section):
@@ -336,18 +335,6 @@ class Config(Section):
 
 _API_KEY: KeyPath = ("realtime", "api_key")
 KEY_MISSING = 'missing, and the server is not on this machine (api_key = "" if it wants none)'
-
-
-def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
-    """Read and check ``path``; ``environ`` stands in for the process's environment.
-
-    Raises ConfigError with every problem of the file. The dialplans are not read here:
-    :func:`gateway.planning.check.load_all` reads both.
-    """
-    config, problems = judge_config(read_toml(path, environ))
-    if config is None or problems:
-        raise ConfigError(problems)
-    return config
 
 
 def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:

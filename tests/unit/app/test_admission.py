@@ -16,11 +16,11 @@ from gateway.app.registry import CallRegistry
 from gateway.audio import Codec
 from gateway.bridge.route_data import CallerHistories
 from gateway.call.call_record import CallRecord
-from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Invite
 from tests.support.call_fakes import FakeLeg
+from tests.support.config import load_config
 from tests.support.harness import eventually
 
 

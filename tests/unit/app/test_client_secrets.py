@@ -13,8 +13,8 @@ import pytest
 from gateway.api.backend import NoCallError
 from gateway.api.client import RefusedError
 from gateway.app.applications import client_secret
-from gateway.config import load_config
 from gateway.dialplan import load_dialplan
+from tests.support.config import load_config
 from tests.support.http_service import Answer, http_service
 
 KEY = "sk-provider-4f5a"

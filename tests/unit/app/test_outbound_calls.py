@@ -17,11 +17,11 @@ from gateway.app.api_commands import DialCommands
 from gateway.app.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
-from gateway.config import load_config
 from gateway.config.sections import OutboundSettings
 from gateway.dialplan import load_dialplan
 from gateway.ending import EndReason, ending_of
 from gateway.sip.leg import LegEnd
+from tests.support.config import load_config
 
 SETTINGS: dict[str, Any] = {
     "enabled": True,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.app import stores
-from gateway.config import load_config
 from gateway.dialplan import Dialplan
 from gateway.records.database import Database
+from tests.support.config import load_config
 
 
 def test_rows_that_cannot_be_swept_keep_no_recording(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, ConfigError, load_config
+from gateway.config import Config, ConfigError
 from gateway.config.sip import ListenAddress, PortRange
 from gateway.config.source import Problem, read_toml
 from gateway.planning.check import check, load_all
+from tests.support.config import load_config
 
 ROOT = Path(__file__).parents[3]
 LOCAL = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'

@@ -13,9 +13,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gateway.config import Config, ConfigError, load_config
+from gateway.config import Config, ConfigError
 from gateway.config.source import section_in
 from gateway.dialplan import Route, load_dialplan
+from tests.support.config import load_config
 
 DOCS = Path(__file__).parents[3] / "docs"
 ROW = re.compile(r"^\| `([a-z_.]+)` \| (.+) \|([^|]*)\| ([^|]+) \|$", re.MULTILINE)

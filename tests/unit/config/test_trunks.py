@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError, load_config
+from gateway.config import ConfigError
 from gateway.planning.check import check
 from gateway.planning.sip import sip_settings
+from tests.support.config import load_config
 
 BASE = """\
 [realtime]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.sounds import BUILT_IN, samples_of
-from gateway.config import ConfigError, load_config
+from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.check import load_all
 from gateway.planning.route_tools import own_tools, transfer_plan
 from gateway.planning.sip import OutboundCaps, dial_uri
+from tests.support.config import load_config
 
 ROUTE = """
 [[route]]

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call.plan import CallPlan
-from gateway.config import Config, load_config
+from gateway.config import Config
 from gateway.dialplan import Dialplan, Match, load_dialplan
 from gateway.planning import (
     call_plan,
@@ -23,6 +23,7 @@ from gateway.planning import (
 )
 from gateway.planning.sip import sip_settings
 from gateway.sip.leg import Invite
+from tests.support.config import load_config
 
 NOON = datetime(2026, 3, 2, 12, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=2)))
 

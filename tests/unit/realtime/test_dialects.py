@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.audio import G711, Codec
-from gateway.config import ConfigError, load_config
+from gateway.config import ConfigError
 from gateway.planning.check import check
 from gateway.realtime import events
 from gateway.realtime.connection import Endpoint
@@ -30,6 +30,7 @@ from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session
 from gateway.realtime.wire import DELAY_MS, Edge, Pcm24
+from tests.support.config import load_config
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
 BETA = DIALECTS["beta"]

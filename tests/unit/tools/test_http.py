@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import ConfigError, load_config
+from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.tools import Question, ToolCall
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import MAX_BODY, MAX_PAUSE, _retry_after
+from tests.support.config import load_config
 from tests.support.http_service import Answer, HttpService, http_service
 
 CONFIG = """

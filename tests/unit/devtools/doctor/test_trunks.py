@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, load_config
+from gateway.config import Config
 from gateway.devtools.doctor import Finding, Verdict, trunks
+from tests.support.config import load_config
 
 PASSWORD = "right"
 
