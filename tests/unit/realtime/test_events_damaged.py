@@ -57,7 +57,7 @@ from gateway.realtime.session import Handshake, Session
 from gateway.realtime.wire import Edge
 from tests.support.call_scene import ACK, Scene, scenes
 from tests.support.mutations import LEFT_OUT, damaged, paths_in
-from tests.unit.realtime.test_missing_fields import AUDIO, EVENTS, OF_RESPONSE, RESPONSE
+from tests.unit.realtime.test_events_missing_fields import AUDIO, EVENTS, OF_RESPONSE, RESPONSE
 
 CALL = {"type": "function_call", "id": "fc", "status": "completed", "call_id": "c1"}
 MCP = {"server_label": "l", "name": "n", "arguments": "{}"}
