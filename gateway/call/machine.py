@@ -487,8 +487,9 @@ class CallMachine:
         that is not over ``HangUp`` (BYE, CANCEL) or, of an inbound call that is not answered,
         ``Reject``.
 
-        Before them come the end of the current action (a B-leg is hung up) and the requests of the
-        analysis, which only a call that is TALKING with a session can have. A cancelled call, and
+        Before them come the end of the current action (a B-leg is hung up) and, of an analysis,
+        which only a call that is TALKING with a session can have, its requests, after a briefing
+        under way is cancelled (:meth:`OutOfBandResponses.abandon`). A cancelled call, and
         one over capacity, counts as not answered. A 503 has Retry-After: of route or server,
         whichever is longer. The call is finished here if the leg is over, or was never dialled, and
         there is no analysis.
@@ -528,6 +529,7 @@ class CallMachine:
         todo = self._call.conversation.call_actions.abandon(now)
         if self._post_call is not None:
             self._ended_ms, self._post_call.leg_over = self._call.timeline.ms(now), leg_over
+            todo += self._call.conversation.control.out_of_band.abandon(now)
             todo += self._post_call.request_answers(now)
         else:
             todo.append(outputs.CloseSession(1000, why.value))

@@ -156,8 +156,8 @@ class OutOfBandResponses:
     def cancel(self, key: str, now: float) -> list[Output]:
         """End the response of this key as ``cancelled``, without calling ``then``. Send
         ``response.cancel``, if its ``response.created`` has come, and in a Live session always;
-        else the server goes on with it, and its events are ignored. Returns also what reports the
-        end. Nothing if none of this key runs."""
+        else that follows with ``response.created`` (:meth:`on_event`). Returns also what reports
+        the end. Nothing if none of this key runs."""
         running = self._running.get(key)
         if running is None:
             return []
@@ -166,6 +166,13 @@ class OutOfBandResponses:
         known = response_id or not self.capabilities.cancel
         stop: list[Output] = [Send(CancelResponse(response_id))] if known else []
         return stop + self._finish(key, "cancelled", "", now)
+
+    def abandon(self, now: float) -> list[Output]:
+        """Cancel the responses that are for the call itself (:meth:`cancel`), because the call
+        ends: those with ``then``, such as a briefing. Those that an application has asked for go
+        on."""
+        ours = [key for key, running in self._running.items() if running.then is not None]
+        return [output for key in ours for output in self.cancel(key, now)]
 
     def on_session_over(self, now: float) -> list[Output]:
         """End the spoken responses as ``failed``, as somebody waits for their sound; those in text
@@ -184,13 +191,16 @@ class OutOfBandResponses:
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
         """Handle an event for which :meth:`takes` is true: keep the response's id, pass its audio
-        on, or at ``response.done`` report its end, with the server's status. Others, and events of
-        one that has ended here, are ignored."""
+        on, or at ``response.done`` report its end, with the server's status. A response that has
+        ended here before its ``response.created`` is cancelled now (not in a Live session). Other
+        events, and those of one that has ended here, are ignored."""
         if isinstance(event, ResponseCreated):
             self._ids.append(event.response_id)
             running = self._running.get(str(event.metadata[KEY]))
             if running is not None:
                 running.response_id = event.response_id
+            elif self.capabilities.cancel:
+                return [Send(CancelResponse(event.response_id))]
         elif isinstance(event, AudioDelta):
             for running in self._running.values():
                 if running.response_id == event.response_id and running.audio is not None:

@@ -11,7 +11,13 @@ from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation.out_of_band import KEY, LATE_WORDS_SECONDS
 from gateway.call.inputs import Input
-from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan
+from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan, ToolsPlan
+from gateway.call.tools.commands import (
+    BriefingPlan,
+    Destination,
+    RequestOutOfBand,
+    TransferPlan,
+)
 from gateway.realtime.events import (
     InputCommitted,
     InputTranscribed,
@@ -33,6 +39,7 @@ from tests.support.call_scene import (
     done,
     said,
 )
+from tests.unit.call.test_call_control import PICKED_UP, wants
 
 PLAN = CallPlan(
     "r",
@@ -95,6 +102,36 @@ def test_a_call_without_a_conversation_is_not_asked_about() -> None:
     assert ASKED not in scene.do(BYE)
     up = Scene(PLAN).up()
     assert ASKED not in up.do(SHUT_DOWN)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("mode", ["attended", "bridge"])
+def test_a_briefing_is_cancelled_when_the_caller_hangs_up(mode: str, begun: bool) -> None:
+    """Begun or not: nobody is left to be briefed, and the session closes with the answers."""
+    anna = Destination("anna", "sip:2@pbx", mode, briefing=BriefingPlan())
+    scene = Scene(replace(PLAN, tools=ToolsPlan(transfer=TransferPlan((anna,))))).up()
+    scene.at(1.0, created("r1"), wants("transfer_call", destination="anna"), PICKED_UP)
+    brief = created("b1", scene.requests[-1])
+    if begun:
+        scene.do(brief, audio("b1", "i1", 1000))
+        assert scene.at(3.0, BYE) == ["hang up second", "cancel b1", ASKED]
+    else:
+        assert scene.at(3.0, BYE) == ["hang up second", ASKED]
+        assert scene.do(brief) == ["cancel b1"]
+    assert scene.do(audio("b1", "i1", 1000), done("b1", "cancelled")) == []
+    assert scene.at(4.0, *ANSWER) == ["close 1000 remote_hangup", "finished"]
+    briefing, _summary = scene.record.content.out_of_band
+    assert (briefing.purpose, briefing.status) == ("briefing", "cancelled")
+    assert scene.record.actions.transfers[0].briefing == ""
+
+
+def test_what_an_application_has_asked_is_answered_after_the_call() -> None:
+    scene = Scene(PLAN).up()
+    scene.at(1.0, inputs.ToolRequest(RequestOutOfBand("query-1", "Who calls?", {})))
+    scene.do(created("q1", scene.requests[-1]))
+    assert scene.at(2.0, BYE) == [ASKED]
+    assert scene.do(*ANSWER) == []
+    assert scene.do(done("q1")) == ["close 1000 remote_hangup", "finished"]
 
 
 @pytest.mark.parametrize("words_first", [True, False])
