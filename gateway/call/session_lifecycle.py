@@ -21,6 +21,9 @@ from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import CreateResponse
 
+RELEASE_AGAIN_SECONDS = 1.0
+"""Until it is tried again to close a session on hold (s), where something is being done."""
+
 
 class State(Enum):
     """State of a call. They are passed through in this order; some are left out."""
@@ -210,7 +213,7 @@ class SessionEvents:
         self.deadline: float | None = None
         """When :meth:`tick` is to close the session because the caller has us on hold (s). None
         without a hold, in a hold for which no session is closed (:meth:`_plan_release`), and once
-        that time has come."""
+        :meth:`tick` has closed it or found none to close."""
         self._released = self._returning = False
         """It was closed for that; the caller is back, and another one is being opened."""
         self._resume = False
@@ -256,14 +259,17 @@ class SessionEvents:
 
     def tick(self, now: float) -> list[outputs.Output]:
         """Close a session that is billed by time, and a standby session, once the caller has had us
-        on hold for ``hold.release_after`` seconds; :meth:`on_hold_changed` opens one again. Not if
-        the call is in another state than TALKING, no session is up, or an action is queued or under
-        way: then it stays open for this hold."""
+        on hold for ``hold.release_after`` seconds; :meth:`on_hold_changed` opens one again. While
+        an action is queued or under way, or something is being done (:attr:`Conversation.working`),
+        it stays open, and :attr:`deadline` is ``RELEASE_AGAIN_SECONDS`` later. Nothing where the
+        call is in another state than TALKING, or no session is up."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
-        actions = self._call.conversation.call_actions
-        if not (self._call.state is State.TALKING and self._call.session_up) or actions.busy:
+        if not (self._call.state is State.TALKING and self._call.session_up):
+            return []
+        if self._call.conversation.call_actions.busy or self._call.conversation.working:
+            self.deadline = now + RELEASE_AGAIN_SECONDS
             return []
         self._released, self._call.session_up = True, False
         self.handover.on_session_over()

@@ -108,7 +108,7 @@ class Conversation:
             Budget(self.control),
             UserIdleTimeout(
                 self.control,
-                lambda: self._functions.busy or self.silence.backend_works,
+                lambda: self.working,
             ),
             HoldWait(self.control),
             MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
@@ -466,19 +466,22 @@ class Conversation:
         self.control.responses.reset()
 
     @property
+    def working(self) -> bool:
+        """Whether something is being done of which only this session can tell the caller: a tool
+        runs or waits for its approval (:attr:`Functions.busy`), the server makes an MCP call or
+        owes a response to one, or the backend of a Live session works."""
+        server = self.silence.mcp_runs or self.silence.backend_works
+        return server or self._functions.busy or self._mcp_watch.deadline is not None
+
+    @property
     def quiet(self) -> bool:
         """Whether a pause of the talk is the time for a hand-over: neither side speaks, the agent
         owes no response and none runs, is requested or waits (:attr:`Silence.due`), no action is
-        queued or under way, no tool runs or waits for its approval, the server makes no MCP call
-        and owes no response to one, and no hang-up waits."""
+        queued or under way, nothing is being done (:attr:`working`), and no hang-up waits."""
         control = self.control
-        mcp = self.silence.mcp_runs or self._mcp_watch.deadline is not None
-        busy = (
-            control.call_actions.busy
-            or self._functions.busy
-            or control.hangup_after_playout.deadline is not None
-        )
-        return not (busy or mcp or control.speaking or self._caller_speaks or self.silence.due)
+        leaving = control.hangup_after_playout.deadline is not None
+        busy = control.call_actions.busy or self.working or leaving
+        return not (busy or control.speaking or self._caller_speaks or self.silence.due)
 
     def on_end(self, now: float) -> None:
         """Record the DTMF digits that were not sent to the model, and forget them, since the call

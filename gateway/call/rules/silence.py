@@ -36,8 +36,8 @@ class UserIdleTimeout:
     ``max_prompts`` prompts in a row ends the call (``[route.idle]``).
 
     Args:
-        working: returns whether tool calls of the model are being carried out
-            (``Functions.busy``), or a Live session's backend works; then nobody is prompted.
+        working: returns whether something is being done for the caller
+            (``Conversation.working``); then nobody is prompted.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (

@@ -45,6 +45,7 @@ from gateway.realtime.events import (
     DecisionMade,
     InputCommitted,
     InputTranscribed,
+    OtherEvent,
     ResponseDone,
     SpeechStarted,
     SpeechStopped,
@@ -401,12 +402,29 @@ def test_a_caller_on_hold_again_before_the_next_session_is_up() -> None:
     scene.at(20.0, inputs.HoldChanged(False))
 
 
-def test_nothing_is_said_to_a_session_that_is_closed_in_the_same_moment() -> None:
-    slow = FunctionPlan(filler_delay=5.0, filler_text="Wait.")
+@pytest.mark.parametrize("what", ["an MCP call", "a function", "a backend"])
+def test_a_session_that_works_for_the_caller_is_closed_later_in_the_hold(what: str) -> None:
+    """What is done would be lost with it, or done again by the next one."""
+    slow = FunctionPlan(timeout=60.0)
     tools = ToolsPlan(hold=HoldPlan(release_after=5.0), functions={"look": slow})
     scene = live(replace(GREETED, tools=tools))
-    scene.at(2.0, inputs.HoldChanged(True), done("r1", calls=[("look", "c1")]))
-    assert scene.at(7.0)[-1] == "close 1000 on hold"
+    work: dict[str, tuple[inputs.Input, inputs.Input]] = {
+        "an MCP call": (
+            said(OtherEvent("response.mcp_call.in_progress", {"item_id": "m1"})),
+            said(OtherEvent("response.mcp_call.completed", {"item_id": "m1"})),
+        ),
+        "a function": (done("r1", calls=[("look", "c1")]), inputs.ToolDone("c1", "{}")),
+        "a backend": (
+            said(WorkDelegated("d1", "responses")),
+            said(ResponseDone("b1", "completed", None, None, None, (), None, "mind")),
+        ),
+    }
+    begins, over = work[what]
+    scene.at(2.0, inputs.HoldChanged(True), begins)
+    scene.at(25.0)
+    assert "close 1000 on hold" not in scene.seen
+    scene.do(over)
+    assert "close 1000 on hold" in scene.at(30.0)
 
 
 def test_a_caller_who_asked_for_a_human_on_hold_gets_no_other_session() -> None:

@@ -11,7 +11,7 @@ from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, FunctionPlan, LimitsPlan, UserIdlePlan
 from gateway.call.tools.commands import Destination, TransferPlan
-from gateway.realtime.events import SpeechStarted, SpeechStopped
+from gateway.realtime.events import OtherEvent, SpeechStarted, SpeechStopped
 from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
 
 IDLE = UserIdlePlan(8.0, "Hello?", 2, "Goodbye then.")
@@ -68,7 +68,7 @@ def test_before_the_call_is_up_nobody_is_idle() -> None:
     assert scene.at(scene.now + 8.1) == [ASKED]
 
 
-@pytest.mark.parametrize("busy", ["held", "responding", "tool"])
+@pytest.mark.parametrize("busy", ["held", "responding", "tool", "mcp"])
 def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
     scene = Scene(
         replace(PLAN, tools=replace(PLAN.tools, functions={"look_up": FunctionPlan()}))
@@ -77,6 +77,8 @@ def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
         scene.do(inputs.HoldChanged(True))
     elif busy == "responding":
         scene.do(created("r1"))
+    elif busy == "mcp":
+        scene.do(said(OtherEvent("response.mcp_call.in_progress", {"item_id": "m1"})))
     else:
         scene.do(created("r1"), done("r1", calls=[("look_up", "c1")]))
     before = len(scene.requests)
