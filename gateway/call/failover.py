@@ -207,7 +207,7 @@ class Failover:
         a failed attempt of its step.
 
         When playout has run empty, no old audio plays any more; while a step is being taken, return
-        its sound, unless it has none, plays already, or the call is not answered.
+        its sound, once the caller hears nothing else (:meth:`_play_sound`).
         """
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record
@@ -217,9 +217,7 @@ class Failover:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
         if isinstance(input, inputs.PlayoutDrained):
             self.old_audio_plays = False
-        if self.active and isinstance(input, inputs.PlayoutDrained):
-            return self._play_sound(now)
-        return []
+        return self._play_sound(now) if self.active else []
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
         """Return whether this input means that the caller hears audio of the new session: playout
@@ -335,9 +333,9 @@ class Failover:
     def _play_sound(self, now: float) -> list[Output]:
         """Return ``PlaySound`` of the step's sound, and record when the caller first heard one
         (``sound_after_ms``). Nothing where the step has none, the caller cannot hear it yet, words
-        of the agent are still queued, or the sound plays already."""
-        sound = self._step.sound
-        if not self._answered or self._control.speaking or not sound or sound == self._sounding:
+        of the agent are still queued, hold music plays, or the sound plays already."""
+        sound, held = self._step.sound, self._control.call_actions.audio_suspended
+        if not self._answered or self._control.speaking or held or sound in ("", self._sounding):
             return []
         self._sounding = sound
         if self._latest_record.sound_after_ms is None:

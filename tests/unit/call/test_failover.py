@@ -18,9 +18,12 @@ from gateway.call.plan import (
     LimitsPlan,
     OutboundPlan,
     ServerPlan,
+    ToolsPlan,
 )
 from gateway.call.tools.commands import (
     Destination,
+    HoldPlan,
+    OperatorHold,
     RecordingPlan,
     RequestResponse,
     TransferPlan,
@@ -298,6 +301,21 @@ def test_a_budget_that_is_spent_meanwhile_ends_the_call_when_all_was_heard() -> 
     assert "close 1000 budget" in scene.listen(600)
     scene.do(OUR_END)
     assert (scene.heard_ms, scene.ending[1]) == (500, "budget")
+
+
+def test_music_on_hold_goes_on_while_the_session_is_replaced() -> None:
+    steps = (FallbackStep("reconnect", timeout=10.0, sound="chime"),)
+    tools = ToolsPlan(hold=HoldPlan(True, "music"))
+    plan = replace(PLAN, tools=tools, server=ServerPlan(fallback=steps))
+    scene = Scene(plan).up()
+    scene.do(inputs.ToolRequest(OperatorHold(True)))
+    assert scene.at(1.0, closed(1006)) == ["open"]
+    assert not [one for one in scene.at(2.0, UP) if one.startswith("sound")]
+    scene = Scene(plan).up()
+    hold = [("hold", "c1", '{"seconds": 5}')]
+    assert "sound music" in scene.do(created("r1"), done("r1", calls=hold))
+    assert scene.at(1.0, closed(1006)) == ["open"]
+    assert scene.at(5.0) == ["sound", "sound chime", "resume"], "the step's, once it is over"
 
 
 @pytest.mark.parametrize("consent", ["ask", "announce"])
