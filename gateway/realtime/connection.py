@@ -421,6 +421,15 @@ class Connection(ClientConnection):
         self.transport.write(text_frame(message))
         return True
 
+    def send_data(self) -> None:
+        """Send what the library has to say, such as pongs; it is dropped if the connection was
+        aborted."""
+        if self.transport.is_closing():
+            # asyncio would log each write, thousands for a server that floods us with pings.
+            self.protocol.data_to_send()
+            return
+        super().send_data()
+
     async def next_message(self) -> bytes:
         """Return the next message of the library's queue, bytes also of text. Raises
         ConnectionClosed once the queue is empty and the connection has ended."""

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.frames import Frame, Opcode
 
 from gateway.realtime import connection
 from gateway.realtime.connection import MAX_FRAGMENTS, MAX_MESSAGE, MESSAGES_A_TURN
 from gateway.realtime.events import AudioDelta, ResponseCreated
 from gateway.realtime.parse import MAX_AUDIO_TEXT, MAX_VALUES, BadEvent, parse_event
+from tests.support.harness import eventually
 from tests.support.scripted_realtime import Heard, Peer, opened, serving
 
 MiB = 1024 * 1024
@@ -198,3 +200,25 @@ def test_a_server_that_sends_without_end_takes_no_more_than_its_turn(
     # A machine that is so slow itself holds nobody back.
     noted = [one for one in logs if one["event"] == "session.too_many_messages"]
     assert len(noted) == bool(held_back)
+
+
+def test_pings_that_wait_when_the_connection_is_aborted_are_not_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio logs a write to a connection that is gone: one for each ping that was kept."""
+
+    async def script(peer: Peer) -> None:
+        await peer.set_up()
+        peer.ws.transport.write(Frame(Opcode.PING, b"").serialize(mask=False) * 100_000)
+        await peer.hang()
+
+    async def scenario() -> None:
+        async with serving(script) as server:
+            heard = Heard()
+            session = await opened(server, heard)
+            await eventually(lambda: session._connection.held_back > 0, "reading is paused")
+            await session.close()
+
+    with caplog.at_level("WARNING", "asyncio"):
+        asyncio.run(scenario())
+    assert not caplog.messages
