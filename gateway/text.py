@@ -9,9 +9,12 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
@@ -113,6 +116,15 @@ def whole_number(text: str, digits: int = 9) -> int | None:
     ``str.isdigit`` alone is true of "²", and ``int`` raises on 4,301 digits.
     """
     return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
+
+
+def mistakes_of(error: ValidationError) -> str:
+    """Return the first five things that are wrong with arguments, for the model."""
+    told = [
+        f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
+        for one in error.errors(include_url=False, include_input=False)
+    ]
+    return "; ".join(told[:5])
 
 
 MAX_SUBJECT = 256

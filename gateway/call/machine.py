@@ -202,7 +202,8 @@ class CallMachine:
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
         times = conversation.response_times
-        self._playback, self._silence = conversation.control.playback, conversation.silence
+        playback, functions = conversation.control.playback, conversation.functions
+        self._playback, self._silence = playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.SessionReady: session.on_session_ready,
             inputs.SessionFailed: session.on_session_failed,
@@ -224,12 +225,12 @@ class CallMachine:
             ],
             inputs.BudgetThreshold: session.on_budget,
             inputs.DigitPressed: leg.on_digit,
-            inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
+            inputs.DigitsStored: lambda it, now: functions.digit_collection.stored(it.result, now),
             inputs.RtpStats: leg.on_rtp,
             inputs.LegEnded: self._on_leg_ended,
             inputs.PlayoutStarted: lambda _input, now: conversation.on_playout_started(now),
-            inputs.PlayoutDrained: lambda _input, now: conversation.on_playout_drained(now),
-            inputs.PlayoutRefused: lambda it, now: conversation.on_playout_refused(it.frames, now),
+            inputs.PlayoutDrained: lambda _input, now: playback.on_playout_drained(now),
+            inputs.PlayoutRefused: lambda it, now: playback.on_playout_refused(it.frames, now),
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end_call(EndReason.SHUTDOWN, now),
             inputs.HangupRequested: lambda _input, now: self._end_call(EndReason.OPERATOR, now),

@@ -325,7 +325,7 @@ class SessionEvents:
         self._call.conversation.control.set_capabilities(input.capabilities)
         self.handover.on_session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
-        self._call.conversation.attach()
+        self._call.conversation.control.responses.reset()
         if self.failover.active:
             todo = self.failover.on_session_ready(now)
         else:
@@ -660,7 +660,7 @@ class SessionEvents:
         dropped if no session is up and none is being opened by the failover."""
         if not (self._call.session_up or self.failover.active):
             return []
-        return self._call.conversation.on_tool_done(input.call_id, input.output, now)
+        return self._call.conversation.functions.on_tool_done(input.call_id, input.output, now)
 
     def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         """Carry out a command of a tool function, operator or application.

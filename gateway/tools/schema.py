@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from gateway.text import json_of
+from gateway.text import json_of, mistakes_of
 from gateway.tools import Call, ToolError
 
 if TYPE_CHECKING:
@@ -222,15 +222,6 @@ _ARGUMENT = re.compile(r"^(\s+)(\w+)(?:\s*\([^)]*\))?\s*:\s*(.*)$")
 
 class SignatureError(Exception):
     """A function cannot be a tool; the text says why."""
-
-
-def mistakes_of(error: ValidationError) -> str:
-    """Return the first five things that are wrong with arguments, for the model."""
-    told = [
-        f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
-        for one in error.errors(include_url=False, include_input=False)
-    ]
-    return "; ".join(told[:5])
 
 
 class Signature:

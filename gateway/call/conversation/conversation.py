@@ -23,7 +23,7 @@ from gateway.call.conversation.playback import Playout
 from gateway.call.conversation.responses import ResponseNames
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
-from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
+from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
@@ -82,10 +82,10 @@ class Conversation:
         self._interruptions = Interruptions(self.control)
         self._keys = DtmfInput(self.control, self._interruptions.on_digit)
         approvals = self.control.approvals = Approvals(self.control)
-        self._functions = Functions(self.control, approvals)
+        self.functions = Functions(self.control, approvals)
         self._mcp_watch = McpWatch(self.control, approvals)
         self.transcript = Transcript(self.control)
-        self._functions.tasks.words_missing = lambda: (
+        self.functions.tasks.words_missing = lambda: (
             self._caller_speaks or self.transcript.words_missing
         )
         self.response_times = self.control.response_times
@@ -96,7 +96,7 @@ class Conversation:
         self.silence = Silence(
             self.control,
             lambda: self._caller_speaks,
-            lambda: self._functions.busy,
+            lambda: self.functions.busy,
         )
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
@@ -230,7 +230,7 @@ class Conversation:
             return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
-                outputs = self.call_actions.on_model_audio(now) + self._functions.on_model_audio()
+                outputs = self.call_actions.on_model_audio(now) + self.functions.on_model_audio()
                 spoke = control.speaking
                 outputs += control.playback.on_audio(event)
                 if not control.playback.was_interrupted(event.response_id):
@@ -252,7 +252,7 @@ class Conversation:
             case InputCommitted():
                 self._caller_speaks = False
                 self.response_times.on_turn_over(now, committed=True)
-                self._functions.reset_rounds()
+                self.functions.reset_rounds()
                 answers = control.capabilities.turn_events and control.capabilities.responds
                 if answers and not self._plan.interruptions.by_gateway:
                     control.responses.on_turn()
@@ -270,13 +270,13 @@ class Conversation:
             case ResponseDone():
                 return self._on_response_done(event, now)
             case DecisionMade():
-                return self._functions.tasks.on_decision(event, now)
+                return self.functions.tasks.on_decision(event, now)
             case WorkDelegated():
-                return self._functions.tasks.on_delegated(event, now)
+                return self.functions.tasks.on_delegated(event, now)
             case AgentTranscript():
                 return [note(now, "agent_transcript", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
-                self._functions.tasks.words_came = True
+                self.functions.tasks.words_came = True
                 said = note(now, "caller_transcript", text=event.transcript)
                 return [said, *self._interruptions.on_transcribed(event, now)]
             case ItemTruncated():
@@ -341,7 +341,7 @@ class Conversation:
         Args:
             in_band: detected in the audio, not sent as RTP event or INFO.
         """
-        self._functions.reset_rounds()
+        self.functions.reset_rounds()
         return self._keys.on_digit(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
@@ -353,28 +353,6 @@ class Conversation:
             times.first_audio = self._timeline.ms(now)
         self.response_times.on_playing(now)
         return self.control.playback.on_playout_started(now)
-
-    def on_playout_drained(self, now: float) -> list[Output]:
-        """Handle a playout queue that ran empty: all that was queued has been heard. Returns the
-        log line ``agent_speech_stopped``, and truncations or deletions of items that had not fitted
-        the queue."""
-        return self.control.playback.on_playout_drained(now)
-
-    def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """Handle the last ``frames`` frames of a ``Play``, which did not fit the playout queue: log
-        it, and drop the rest of their parts."""
-        return self.control.playback.on_playout_refused(frames, now)
-
-    def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """Handle the result of a tool function: once those of all calls of its response are there,
-        send them to the model and request a response. Ignored for a call that does not run any
-        more."""
-        return self._functions.on_tool_done(call_id, output, now)
-
-    def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
-        """Handle the answer of the service that got the sensitive digits: answer ``collect_digits``
-        with it; ignored after the service's time."""
-        return self._functions.digit_collection.stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command of a tool function, an operator or an application: see
@@ -408,13 +386,13 @@ class Conversation:
         outputs = self._begin_action(now, confirmed)
         if self.call_actions.transferring:
             outputs += cancel_hangup(self.control, "the caller is being transferred", now)
-        outputs += self._functions.answer_finished_action(now)
+        outputs += self.functions.answer_finished_action(now)
         outputs += self.recording.start_if_due(now, confirmed=confirmed)
         if self.control.termination is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.control.end_conversation(now)
             outputs += self._begin_action(now, confirmed)
-        outputs += self._functions.tasks.begin_if_transcribed(now)
+        outputs += self.functions.tasks.begin_if_transcribed(now)
         return outputs + self.silence.update_wait(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
@@ -460,18 +438,13 @@ class Conversation:
         self._caller_speaks = self._session_failed = False
         return outputs
 
-    def attach(self) -> None:
-        """Forget requests and responses of the session before, also requests that wait, since a new
-        session begins."""
-        self.control.responses.reset()
-
     @property
     def working(self) -> bool:
         """Whether something is being done of which only this session can tell the caller: a tool
         runs or waits for its approval (:attr:`Functions.busy`), the server makes an MCP call or
         owes a response to one, or the backend of a Live session works."""
         server = self.silence.mcp_runs or self.silence.backend_works
-        return server or self._functions.busy or self._mcp_watch.deadline is not None
+        return server or self.functions.busy or self._mcp_watch.deadline is not None
 
     @property
     def quiet(self) -> bool:
@@ -515,7 +488,7 @@ class Conversation:
         while nothing waits for time."""
         due = [
             self._keys.deadline,
-            self._functions.deadline,
+            self.functions.deadline,
             self._interruptions.deadline,
             self.control.responses.deadline,
             self.control.hangup_after_playout.deadline,
@@ -535,7 +508,7 @@ class Conversation:
             outputs.append(self._timeline.note(now, "response_unanswered", "warning"))
             outputs += send(responses.on_unanswered(now))
         outputs += self.call_actions.tick(now) + self.control.out_of_band.tick(now)
-        outputs += self._functions.tick(now)
+        outputs += self.functions.tick(now)
         return outputs + [output for rule in self._rules for output in rule.tick(now)]
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
@@ -572,8 +545,8 @@ class Conversation:
         )
         following = self.control.responses.on_done(event.response_id, now)
         if event.status == "completed":
-            outputs += self._functions.on_response_done(event, now)
+            outputs += self.functions.on_response_done(event, now)
         outputs += send(following)
-        if self._functions.in_loop and self.control.responses.idle:
+        if self.functions.in_loop and self.control.responses.idle:
             outputs += self._response_fallback.on_tool_loop(now)
         return outputs

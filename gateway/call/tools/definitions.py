@@ -27,7 +27,7 @@ from gateway.call.tools.commands import (
     SendDtmfPlan,
     TransferPlan,
 )
-from gateway.tools.schema import mistakes_of
+from gateway.text import mistakes_of
 
 END_CALL = "end_call"
 TRANSFER_CALL = "transfer_call"
