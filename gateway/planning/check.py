@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_IROTH, S_ISDIR
 from typing import Any
 
 from gateway.billing.prices import load_prices
@@ -145,11 +145,16 @@ _SECRETS = ("api_key", "password", "secret", "secret_key", "authorization")
 
 
 def _secrets_written(source: TomlSource, folder: Path) -> Iterator[Problem]:
-    """Yield each secret that stands in a file itself."""
+    """Yield each secret that stands in a file itself, or in one that every user can read."""
     for one in (source, *(read_toml(file, {}) for file in dialplan_files(folder))):
         for path in one.lines:
             value = one.value(path) if path and path[-1] in _SECRETS else None
-            if value and isinstance(value, str) and not isinstance(value, Reference):
+            if isinstance(value, Reference):
+                named = re.fullmatch(r"\$\{file:(.+)\}", value.written)
+                if named and mode_of(one.file.parent / named[1]) & S_IROTH:
+                    said = f"every user of this machine can read {named[1]}: chmod 600"
+                    yield one.problem(path, said)
+            elif value and isinstance(value, str):
                 yield one.problem(path, "stands in the file; write ${env:NAME} or ${file:PATH}")
 
 

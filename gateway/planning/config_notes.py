@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from stat import S_IROTH
 from urllib.parse import urlsplit
 
 from gateway.addresses import is_inside, is_loopback, is_name
@@ -21,7 +22,7 @@ from gateway.billing.prices import load_prices
 from gateway.config import Config
 from gateway.config.sections import on_loopback
 from gateway.config.sip import SipSettings
-from gateway.config.source import suggestion
+from gateway.config.source import mode_of, suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_notes import (
     history_notes,
@@ -48,7 +49,10 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice: list[str] = []
     enabled = [route for route in dialplan.routes if route.enabled]
     if not enabled:
-        advice.append("no route: every call is refused with 404")
+        folder = config.dialplan.folder
+        advice.append(
+            f"dialplan.folder: no route in {folder}/*.toml: every call is refused with 404"
+        )
     listening = {address.transport for address in config.sip.listen}
     for route in enabled:
         for target in route.transfer:
@@ -68,7 +72,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)
     advice += [text for soon, text in retirements(config, dialplan) if soon]
-    advice += _azure_keys(config, enabled)
+    advice += _odd_keys(config, enabled)
     advice += _access_notes(config)
     advice += toll_fraud_notes(config, dialplan)
     advice += tool_notes(config, dialplan)
@@ -123,6 +127,8 @@ def _unreachable(config: Config) -> Iterator[str]:
     """Yield trunks that the addresses of ``[sip]`` do not reach, as far as literals tell."""
     sip = config.sip
     hosts = [address.host for address in sip.listen]
+    if sip.public_address and is_loopback(sip.public_address) and not all(map(is_loopback, hosts)):
+        yield f"sip.public_address: {sip.public_address} is reached from this machine only"
     for trunk in config.trunk:
         known = [str(peer.network.network_address) for peer in trunk.peers]
         known += [one.host for one in (trunk.outbound_proxy, trunk.registrar) if one]
@@ -199,8 +205,19 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
             yield f'{where}.model: "{model}" is no model that this gateway has a price for{hint}'
 
 
-def _azure_keys(config: Config, routes: Sequence[Route]) -> Iterator[str]:
-    """Yield servers of Azure that get a key of the resource where an Entra token is expected."""
+_OTHERS = {
+    "sk-ant-": "Anthropic",
+    "sk-or-": "OpenRouter",
+    "AIza": "Google",
+    "gsk_": "Groq",
+    "xai-": "xAI",
+}
+"""How keys of other providers begin."""
+
+
+def _odd_keys(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Yield servers of OpenAI that get a key of another provider, and those of Azure that get a key
+    of the resource where an Entra token is expected."""
     servers = [("realtime", config.realtime)]
     servers += [
         (f"route {route.name}, realtime", call_settings(config, route).realtime) for route in routes
@@ -208,6 +225,12 @@ def _azure_keys(config: Config, routes: Sequence[Route]) -> Iterator[str]:
     told = set()
     for where, one in servers:
         host, key = urlsplit(one.url).hostname or "", one.api_key
+        whose = next(
+            (_OTHERS[it] for it in _OTHERS if key and key.get_secret_value().startswith(it)), ""
+        )
+        if whose and _REGION.match(host) and one.url not in told:
+            told.add(one.url)
+            yield f"{where}.api_key: is a key of {whose}, by its beginning, and {host} is OpenAI's"
         if not host.endswith(AZURE_HOSTS) or one.url in told or key is None:
             continue
         token = key.get_secret_value().count(".") == 2  # a JSON Web Token
@@ -345,7 +368,14 @@ def certificate_problem(sip: SipSettings) -> tuple[str, str] | None:
             return "private_key", f"{tls.private_key} is protected by a passphrase; {remedy}"
         if error.reason == "KEY_VALUES_MISMATCH":
             return "private_key", f"{tls.private_key} is not the key of {tls.certificate}"
+        if "PEM lib" in str(error):
+            return "certificate", f"{tls.certificate} or its key is cut off or damaged"
         return "certificate", f"cannot be used with its key: {error.reason or error}"
+    try:
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+    except ssl.SSLError:
+        return "ca", f"{tls.ca} is cut off or damaged"
     return None
 
 
@@ -361,6 +391,9 @@ def certificate_notes(sip: SipSettings) -> Iterator[str]:
         return
     now, first = time.time(), chain[0]
     day = f"{datetime.fromtimestamp(first.ends, UTC):%Y-%m-%d}"
+    key = sip.tls.private_key
+    if key is not None and mode_of(key) & S_IROTH:
+        yield f"sip.tls.private_key: every user of this machine can read {key}: chmod 600"
     if first.ends < now:
         yield f"sip.tls.certificate: {path} expired on {day}: other sides will reject it"
     elif first.begins > now:

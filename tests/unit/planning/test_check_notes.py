@@ -183,7 +183,12 @@ def test_patterns_that_mean_something_else(pattern: str, says: str | None) -> No
             "",
             "gateway.toml:3: trunk a is at",
         ),
-        (BASE, "", "note: no route: every call"),
+        (BASE, "", "note: dialplan.folder: no route in /"),
+        (
+            BASE + '[sip]\nlisten = ["udp:0.0.0.0:5060"]\npublic_address = "127.0.0.1"\n',
+            "",
+            "gateway.toml:5: sip.public_address: 127.0.0.1 is reached from this machine only",
+        ),
     ],
 )
 def test_a_note_says_where_its_subject_stands(
@@ -280,6 +285,11 @@ REMOTE = '[realtime]\nurl = "wss://voice.example"\napi_key = '
             ":3: realtime.api_key: is the name of a variable; write ${env:KEY}",
         ),
         (BASE + 'api_key = "${env:KEY}"\n', {}, "without a key (${env:KEY} is not set)"),
+        (
+            REMOTE.replace("voice.example", "api.openai.com") + '"${env:KEY}"\n',
+            {"KEY": "sk-ant-1"},
+            ":3: realtime.api_key: is a key of Anthropic",
+        ),
     ],
 )
 def test_keys_that_are_not_what_they_should_be(
@@ -393,6 +403,34 @@ def test_a_good_certificate(tmp_path: Path) -> None:
 
 def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
     assert "expires on" in checked(tmp_path, tls(*certificate(tmp_path, days=3)))
+
+
+def test_a_key_that_every_user_can_read(tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path)
+    key.chmod(0o644)
+    assert f"sip.tls.private_key: every user of this machine can read {key}" in checked(
+        tmp_path, tls(crt, key)
+    )
+    trunk = '[[trunk]]\nname = "a"\nregistrar = "localhost"\nusername = "u"\n'
+    trunk += 'password = "${file:pw}"\n'
+    for mode, noted in ((0o644, True), (0o600, False)):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir()
+        (folder / "pw").write_text("x")
+        (folder / "pw").chmod(mode)
+        told = checked(folder, BASE + trunk)
+        assert ("every user of this machine can read pw" in told) is noted
+
+
+@pytest.mark.parametrize("which", ["certificate", "ca"])
+def test_a_file_of_certificates_that_is_cut_off(tmp_path: Path, which: str) -> None:
+    crt, key = certificate(tmp_path)
+    half = tmp_path / "half.pem"
+    half.write_text("\n".join(crt.read_text().splitlines()[:5]))
+    text = tls(half if which == "certificate" else crt, key)
+    told = checked(tmp_path, text + (f'ca = "{half}"\n' if which == "ca" else ""))
+    assert f"sip.tls.{which}: {half} " in told
+    assert "cut off or damaged" in told
 
 
 def test_an_expired_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
