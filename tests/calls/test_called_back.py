@@ -61,7 +61,7 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
 
 
 async def test_a_promise_is_kept(world: GatewayStack, callee: CalledPhone) -> None:
-    at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=6)
     wanted = {"at": at.isoformat(), "number": "4 2", "reason": "the refund"}
     tools = [{"name": "schedule_callback", "arguments": json.dumps(wanted)}]
     answers = [{"kind": "nothing", "tools": tools}, {"kind": "silent"}]

@@ -41,7 +41,7 @@ model = "gpt-transcribe"
 name = "colleague"
 to = "sip:{user}@127.0.0.1:{PORT}"
 mode = "bridge"
-ring_timeout = 1.5
+ring_timeout = {1.5 if user == "ring" else 30}
 [route.interpreter]
 to = "Colleague"
 {more}

@@ -411,8 +411,8 @@ async def test_not_ready_without_a_server(own_folder: Path) -> None:
             return (await http.get("/readyz")).status_code == 200
 
         await eventually(ready, "ready")
-        world.behave(refuse={"step": "connect", "code": "invalid_api_key"})
         assert (await world.phone.options()).code == 200
+        world.behave(refuse={"step": "connect", "code": "invalid_api_key"})
         await world.gateway.wait("realtime.unhealthy")
         answer = await http.get("/readyz")
         assert answer.status_code == 503

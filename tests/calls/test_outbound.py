@@ -63,7 +63,7 @@ allowed_prefixes = ["answer", "busy", "away", "no", "full", "ring", "race", "ear
 denied_prefixes = ["00", "+882"]
 max_concurrent_calls = 2
 max_calls_per_minute = 60
-ring_timeout = 3
+ring_timeout = 6
 early_media = true
 [[trunk]]
 name = "carrier"
@@ -284,7 +284,7 @@ async def test_who_sends_before_we_read_is_heard(
     """Whatever comes to pass between what one thread of pjmedia does and the next: one that is
     not read at first would not be heard in the whole call. And who sends to one port faster than
     its packets are read takes nothing from the others."""
-    more = WORLD["more"].replace("calls = 2", "calls = 6").replace("timeout = 3", "timeout = 20")
+    more = WORLD["more"].replace("calls = 2", "calls = 6").replace("timeout = 6", "timeout = 20")
     world = GatewayStack(own_folder / "world", routes=WORLD["routes"], more=more, entry=held_up)
     await world.start()
     world.behave(vad="off", answer="silent")

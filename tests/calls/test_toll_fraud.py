@@ -31,7 +31,7 @@ name = "number {mode}"
 to = "sip:{{number}}@{AT}"
 allowed_numbers = "[+0-9*#]+"
 mode = "{mode}"
-ring_timeout = 3
+ring_timeout = 30
 """
 
 

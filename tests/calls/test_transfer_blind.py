@@ -21,7 +21,7 @@ say = "Hello."
 [[route.transfer]]
 name = "front desk"
 to = "sip:1002@pbx.example;user=phone?Subject=hi"
-ring_timeout = 1.5
+ring_timeout = 5
 [[route.transfer]]
 name = "mobile"
 to = "tel:+49301234567"

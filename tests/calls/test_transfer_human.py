@@ -33,7 +33,7 @@ def _destination(name: str, user: str, mode: str, *more: str) -> str:
 name = "{name}"
 to = "sip:{user}@127.0.0.1:{PORT}"
 mode = "{mode}"
-ring_timeout = 1.5
+ring_timeout = {1.5 if user == "ring" else 30}
 """ + "".join(f"{line}\n" for line in more)
 
 
