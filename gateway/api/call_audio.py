@@ -44,6 +44,7 @@ from gateway.bridge.recording_and_listening import FullError, Listener
 from gateway.measures import BoundedDict
 from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.messages.replies import KEYS
+from gateway.tasks import TaskSet
 
 FULL_SCALE = 32_768
 
@@ -442,7 +443,8 @@ async def _carried(page: _Page, following: Coroutine[Any, Any, None]) -> None:
     Raises _Closed: 1000 where the page has left, and as :meth:`_Page.send` and
     :meth:`_Page.receive`.
     """
-    beside = asyncio.create_task(following, name="words for a page")
+    beside = TaskSet()
+    beside.spawn(following, "words for a page")
     sending = asyncio.create_task(page.send(), name="audio to a page")
     receiving = asyncio.create_task(page.receive(), name="audio of a page")
     try:
@@ -453,6 +455,7 @@ async def _carried(page: _Page, following: Coroutine[Any, Any, None]) -> None:
         if sending not in done:
             raise _Closed(1000, "page_left")
     finally:
-        for task in (sending, receiving, beside):
+        for task in (sending, receiving):
             task.cancel()
-        await asyncio.gather(sending, receiving, beside, return_exceptions=True)
+        await asyncio.gather(sending, receiving, return_exceptions=True)
+        await beside.cancel()

@@ -333,6 +333,7 @@ class Gateway:
             Part("refusals", None, rejections.stop),
             Part("caller histories", None, histories.stop),
             Part("applications", None, applications.stop),
+            Part("followed transfers", None, limiter.stop),
             Part("API", api.start, api.stop, only_serving=True),
             Part("SIP", agent.start, agent.stop),
             Part("control socket", api.open_socket, api.close_socket),

@@ -81,6 +81,10 @@ class OutboundLimiter:
         agent.calls.may_follow_refer = self._may_follow_refer
         agent.calls.permit_followed = None if alone else self._permit_followed
 
+    async def stop(self) -> None:
+        """Ask the shared database no more about followed REFERs."""
+        await self._tasks.cancel()
+
     @property
     def active(self) -> int:
         """Number of legs in progress, of calls admitted and not yet dialled, of followed REFERs."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import HTTPException
@@ -105,6 +105,29 @@ def test_no_more_is_on_the_way_than_a_page_can_take() -> None:
         await asyncio.gather(sending, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_words_that_fail_are_reported_and_the_call_goes_on() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def words() -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: told.append(context))
+        over = asyncio.Event()
+        sides = SimpleNamespace(send=over.wait, receive=asyncio.Event().wait)
+        carried = asyncio.create_task(call_audio._carried(cast(Any, sides), words()))
+        async with asyncio.timeout(15):
+            while not told:  # noqa: ASYNC110  what is told wakes nobody
+                await asyncio.sleep(0.001)
+            assert not carried.done()
+            over.set()
+            await carried
+
+    asyncio.run(run())
+    assert isinstance(told[0]["exception"], ZeroDivisionError)
 
 
 @pytest.mark.parametrize(

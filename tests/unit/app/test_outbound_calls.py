@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,29 @@ def test_a_referral_by_a_pattern_counts_as_a_call_and_one_of_the_dialplan_does_n
     limiter.permit_refer(URI, True)
     with pytest.raises(DialRefusedError, match="max_calls_per_minute = 1"):
         limiter.permit_refer(URI, True)
+
+
+async def test_nobody_is_asked_about_a_referral_after_the_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[asyncio.Task[Any] | None] = []
+
+    async def permit(_call_id: str, *, followed: bool) -> None:
+        assert followed
+        asked.append(asyncio.current_task())
+        await asyncio.Event().wait()
+
+    agent, shared = Agent(), cast(Any, SimpleNamespace(active=True))
+    settings = OutboundSettings.model_validate(SETTINGS)
+    limiter = OutboundLimiter(settings, cast(Any, agent), shared)
+    monkeypatch.setattr(limiter, "permit", permit)
+    agent.calls.permit_followed("call-1", lambda _permit: None)
+    await asyncio.sleep(0)
+    (task,) = asked
+    assert task is not None
+    async with asyncio.timeout(15):
+        await limiter.stop()
+    assert task.cancelled()
 
 
 @pytest.mark.parametrize(
