@@ -465,7 +465,7 @@ class Gateway:
             "uptime_seconds": round(asyncio.get_running_loop().time() - self._started, 1),
             "listen": list(self.agent.addresses),
             "max_calls": self.calls.max_calls,
-            "calls": [one.in_progress(datetime.now(UTC)) for one in self.calls.records],
+            "calls": [one.as_live_json(datetime.now(UTC)) for one in self.calls.records],
             **{name: show() for name, show in self._shown.items()},
         }
 

@@ -76,8 +76,8 @@ class CallAction(Protocol):
         return []
 
     def abandon(self, now: float) -> list[Output]:
-        """End the action because the call ends: a transfer hangs up its B-leg and gets an outcome;
-        nothing for hold and DTMF."""
+        """End the action, as :meth:`CallActions.abandon` says: a transfer hangs up its B-leg and
+        gets an outcome; nothing for hold and DTMF, whose sound is not stopped."""
         return []
 
     def stop_interpreting(self) -> list[Output]:
@@ -412,8 +412,9 @@ class CallActions:
         interpreted transfer asked for a human. No tool call is answered.
 
         A transfer that has begun closes its interpreting sessions, hangs up its B-leg, and gets an
-        outcome in the record unless it has one. Nothing is returned for hold, DTMF and actions that
-        have not begun.
+        outcome in the record unless it has one. Its sound and the model's briefing are not ended
+        here (:meth:`Transfer.abandon`). Nothing is returned for hold, DTMF and actions that have
+        not begun.
         """
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)

@@ -367,7 +367,7 @@ class ActionsRecord:
     tools_dropped: int = 0
     """Tool calls beyond ``MAX_TOOL_USES``."""
 
-    def used(self, use: ToolUse) -> None:
+    def add_tool_use(self, use: ToolUse) -> None:
         """Append a tool call to :attr:`tools`; who made the entry fills it in as it goes on. Above
         ``MAX_TOOL_USES`` only count it (:attr:`tools_dropped`)."""
         if len(self.tools) >= MAX_TOOL_USES:
@@ -424,7 +424,9 @@ class SpokenTranscript(Protocol):
     so that this module need not import it)."""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the entries of all speakers, oldest first, each with ``who`` and ``text``."""
+        """Return all entries, oldest first: the words of each side, function calls and results,
+        each with ``who`` and ``text``; words of the agent that were cut also with ``heard``.
+        Nothing in them is masked."""
 
 
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
@@ -535,7 +537,7 @@ class CallRecord:
         parts = (("p50", 0.5), ("p95", 0.95)) if times else ()
         return {"count": len(times), **{k: times[ceil(p * len(times)) - 1] for k, p in parts}}
 
-    def in_progress(self, now: datetime) -> dict[str, Any]:
+    def as_live_json(self, now: datetime) -> dict[str, Any]:
         """Return the fields of a live call, for API and console: those that records of live and
         ended calls share, with ``state``, ``age_seconds`` (since :attr:`started_at`), state of the
         recording ("" where none is wanted), and line quality. Nothing in them is masked.

@@ -458,7 +458,8 @@ class Handover:
         return at if at <= self._latest and self._opened <= MAX_HANDOVERS else None
 
     def on_session_over(self) -> None:
-        """Drop the standby session and its plan: the active session is lost or no longer needed."""
+        """Forget the standby session and its plan: the active session is lost or no longer needed.
+        The standby is not closed by this, but by the next ``OpenSession`` or ``CloseSession``."""
         self._open_at, self._opening, self._standby = None, False, None
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> None:

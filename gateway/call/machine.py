@@ -258,7 +258,7 @@ class CallMachine:
         if self._call.opening.at_once:
             self._call.timers.answered(now)
         if self._call.plan.server.known_outage:
-            return self._session.known_outage(self._call.plan.server.known_outage, now)
+            return self._session.begin_in_outage(self._call.plan.server.known_outage, now)
         return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
@@ -466,7 +466,7 @@ class CallMachine:
             return self._end_call(due[0], now, due[1])
         if self._call.opening.waiting and self._call.opening.check_sound(now):
             return self._session.answer(now)
-        todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
+        todo = self._session.answer_if_step_waits(self._session.failover.tick(now), now)
         if self._call.may_hand_over:
             todo += self._session.handover.tick(now)
         todo += self._call.conversation.on_tick(now)

@@ -219,7 +219,7 @@ class SessionEvents:
         self._resume = False
         """A response was due when the session was lost, and is requested of the next one."""
 
-    def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
+    def begin_in_outage(self, detail: str, now: float) -> list[outputs.Output]:
         """Begin an inbound call whose server is known to be down, without trying the server: ring
         (180, or as ``answer.mode`` says), and take the first fallback step other than
         ``reconnect``; answer the call where that step needs it. Without fallback steps, end the
@@ -235,7 +235,7 @@ class SessionEvents:
         todo = self.failover.begin(why, detail, now, answered=False, fatal=True)
         if self.failover.over is not None:
             return [*begun, *todo, *self.give_up(now)]
-        return [*begun, *self.answered_for_fallback(todo, now)]
+        return [*begun, *self.answer_if_step_waits(todo, now)]
 
     def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
         """Handle a hold by the caller (``held``) or its end. On hold, set the time at which the
@@ -509,20 +509,21 @@ class SessionEvents:
             todo = self.failover.on_attempt_failed(
                 detail, now, fatal=fatal, after=input.retry_after
             )
-            return self.answered_for_fallback(todo, now)
+            return self.answer_if_step_waits(todo, now)
         returning, self._returning = self._returning, False
         if not (self._call.state is State.CONNECTING or returning):
             return []  # it was given up meanwhile
         if not self._has_fallback:
             return self._end(why, now, detail)
         answered = self._call.opening.confirmed or returning
-        return self.answered_for_fallback(
+        return self.answer_if_step_waits(
             self.failover.begin(why, detail, now, answered=answered, fatal=fatal), now
         )
 
-    def answered_for_fallback(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
-        """Return ``todo``, followed by the answer to the call, if the fallback step waits for that
-        and the call is still CONNECTING."""
+    def answer_if_step_waits(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
+        """Answer the call (:meth:`_answer_for_fallback`), if the fallback step waits for that and
+        the call is still CONNECTING. Returns ``todo``, the outputs of the step, and then those of
+        the answer."""
         if self.failover.wants_answer and self._call.state is State.CONNECTING:
             todo = todo + self._answer_for_fallback(now)
         return todo
@@ -562,7 +563,7 @@ class SessionEvents:
             return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
         queued = self._call.conversation.control.hangup_after_playout.is_queued
         if self._call.live and (input.code == 1000 or queued):
-            rest = self._call.conversation.on_session_over(now)
+            rest = self._call.conversation.hang_up_after_playout(now)
             return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST
         return self._lost(why, now, f"{input.code} {input.reason}".strip())
@@ -675,5 +676,5 @@ class SessionEvents:
             command, control = input.command, self._call.conversation.control
             return [control.note_disposition(command.disposition, command.by, now)]
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
-            return self._call.conversation.command_rejected(input.command)
+            return self._call.conversation.reject_command(input.command)
         return self._call.conversation.on_command(input.command, now)

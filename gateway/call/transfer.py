@@ -231,9 +231,10 @@ class Briefing:
         return [*over, outputs.StopRecording(b_leg=True)] if self._recorded else over
 
     def _play_speech(self, audio: bytes, now: float) -> list[Output]:
-        """Take a piece of the model's speech: keep it for the repetition, up to
-        ``MAX_BRIEFING_SECONDS`` in all, and return ``PlayBriefing`` with the whole frames that are
-        new. Nothing once the model was given up or the briefing is over."""
+        """Take a piece of the model's speech: keep and play it, up to ``MAX_BRIEFING_SECONDS`` in
+        all; return ``PlayBriefing`` with the whole frames that are new. The first piece ends the
+        wait for speech (``SPEECH_SECONDS``). Nothing once the model was given up or the briefing is
+        over."""
         if not self._by_model:
             return []
         if self._speech_by is not None:
@@ -244,9 +245,10 @@ class Briefing:
         return [outputs.PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
 
     def _on_speech_done(self, status: str, text: str, now: float) -> list[Output]:
-        """Handle the end of the spoken response: plan the repetition. If the response was not
-        completed, or brought no audio, play the route's sound in its place, or end as ``skipped``.
-        Nothing once the model was given up or the briefing is over.
+        """Handle the end of the spoken response: drop its last incomplete frame, and plan the
+        repetition. If the response was not completed, or brought no audio, play the route's sound
+        in its place, or end as ``skipped``. Nothing once the model was given up or the briefing is
+        over.
 
         Args:
             status: that of ``response.done``, or refused or late.
@@ -408,7 +410,8 @@ class Transfer:
 
         Sets the outcome if there is none yet, or ``ringing``: ``unknown`` if the REFER was
         accepted, else ``failed``. Closes the interpreting sessions, and hangs up a B-leg. Neither
-        the sound for the caller nor a briefing under way is ended here.
+        the sound for the caller nor a briefing under way is ended here; the session's end, or
+        :meth:`OutOfBandResponses.abandon`, ends the model's part in it.
         """
         if not self.begun:
             return []

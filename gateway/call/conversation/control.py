@@ -181,7 +181,8 @@ class ConversationControl:
         for this destination.
 
         Args:
-            session_up: the model can brief the target; else nobody does.
+            session_up: the model can brief the target; else the briefing's sound does, if it has
+                one.
         """
         speak = self.out_of_band if session_up else None
         plan = self.plan.tools.transfer
@@ -228,7 +229,7 @@ class ConversationControl:
             return [] if leaving else self.request_response(CreateResponse(), now)
         return [] if self.termination is not None else [Send(ContinueWork())]
 
-    def begin_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
+    def queue_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
         """Queue the call-control action of the tool ``name``: transfer, hold or DTMF. It begins
         once the call is up and the speech before the action was heard, or after
         ``limits.say_seconds`` (:meth:`CallActions.begin_if_ready`); in a Live session no sooner

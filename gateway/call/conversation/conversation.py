@@ -363,7 +363,7 @@ class Conversation:
             outputs += interrupt(self.control, "application", now)
         return outputs
 
-    def command_rejected(self, command: CallCommand) -> list[Output]:
+    def reject_command(self, command: CallCommand) -> list[Output]:
         """Return the result (``refused``) of an out-of-band request that came while no session is
         up; nothing for other commands."""
         return (
@@ -409,11 +409,12 @@ class Conversation:
             rule, self.control.responses.abandon(), now
         )
 
-    def on_session_over(self, now: float) -> list[Output]:
-        """Handle the normal close of the session: have the call hung up once its queued audio was
-        played, record digits not sent, and resume playout that barge-in had paused. A hang-up that
-        waits only for queued audio stays as it is (:meth:`HangupAfterPlayout.on_session_over`).
-        Returns ``Pause(False)`` if playout was paused, else nothing."""
+    def hang_up_after_playout(self, now: float) -> list[Output]:
+        """Have the call hung up once the queued audio was played, as the session is closed and no
+        other follows: forget its requests and responses, record digits that were not sent, and
+        resume playout that barge-in had paused. A hang-up that waits only for queued audio keeps
+        its reason and deadline (:meth:`HangupAfterPlayout.on_session_over`). Returns
+        ``Pause(False)`` if playout was paused, else nothing."""
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)

@@ -405,8 +405,9 @@ class PostCallAnalysis:
         return []
 
     def is_complete(self, now: float) -> bool:
-        """Return whether the session may be closed: it is over, or for answers and for words alike,
-        all have come or their time is over."""
+        """Return whether the session may be closed: it is over, or for answers (also those that an
+        application has asked for in the call) and for words alike, all have come or their time is
+        over."""
         words = now < self._words_until and self._transcript.words_missing
         answers = now < self._until and self._out_of_band.busy
         return self._session_over or not (words or answers)

@@ -53,7 +53,7 @@ class Truncations:
         ``conversation.item.delete`` where nothing of the item was, in any part. The latest
         truncation is remembered for :meth:`retry`.
 
-        ``audio_end_ms`` is what was heard without the margin: 0 or more, and never more than was
+        ``audio_end_ms`` is what was heard, less ``margin_ms``: 0 or more, and never more than was
         received, which the server would refuse.
         """
         if not heard.item_heard:
@@ -214,7 +214,7 @@ class Playback:
         """Return whether at least ``SHORTEST_MS`` of audio of this response was received before an
         interruption; any audio is enough where the tracker has forgotten how much it was. False for
         a response that is not among the latest ``_MAX_INTERRUPTED`` with audio."""
-        received = self._tracker.response_ms(response_id)
+        received = self._tracker.response_received_ms(response_id)
         return response_id in self._spoken and (received is None or received >= SHORTEST_MS)
 
     def heard_ms(self, response_id: str) -> int:
@@ -258,7 +258,7 @@ class Playback:
             trigger: for log and record, such as ``speech``.
             running: ids of the responses that run.
         """
-        for response_id in {*running, *self._tracker.responses}:
+        for response_id in {*running, *self._tracker.queued_responses}:
             self.drop_response(response_id)
         if not (self.queued_ms or self._tracker.unfinished or running):
             return []

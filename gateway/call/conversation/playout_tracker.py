@@ -220,7 +220,7 @@ class PlayoutTracker:
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // self._bytes_per_ms
 
-    def response_ms(self, response_id: str) -> int | None:
+    def response_received_ms(self, response_id: str) -> int | None:
         """Return the audio (ms) of this response received so far, without what came after a cut;
         None where no part of it is remembered."""
         parts = [part for part in self._parts.values() if part.response_id == response_id]
@@ -239,7 +239,7 @@ class PlayoutTracker:
         return any(queued.part.response_id == response_id for queued in self._queue)
 
     @property
-    def responses(self) -> set[str]:
+    def queued_responses(self) -> set[str]:
         """Ids of the responses for which :meth:`queued` is true."""
         return {queued.part.response_id for queued in self._queue}
 

@@ -342,9 +342,9 @@ class Transcript:
             self._add_entry(entry)
 
     def _mark(self, entry: Entry, received: int) -> None:
-        """Mark that the words so far end at ``received`` ms of the item's audio; at most ``_MARKS``
-        marks, each later than the one before. Where the item was interrupted before, set anew which
-        words were heard."""
+        """Mark that the words so far end at ``received`` ms of the item's audio; no mark where an
+        earlier one is there already for that time or a later one, or ``_MARKS`` are. Where the item
+        was interrupted before, set anew which words were heard."""
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))

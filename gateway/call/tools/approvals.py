@@ -413,7 +413,9 @@ class McpWatch:
             approval: who approved or refused it; "" where nobody was asked.
         """
         at_ms = round(self._control.timeline.ms(now), 1)
-        self._control.timeline.record.actions.used(ToolUse(at_ms, name, outcome, approval=approval))
+        self._control.timeline.record.actions.add_tool_use(
+            ToolUse(at_ms, name, outcome, approval=approval)
+        )
 
     def _is_new(self, item_id: str) -> bool:
         """Return whether this item was not handled before, and remember it; the last

@@ -16,7 +16,7 @@ from gateway.call.outputs import Output, Send
 from gateway.realtime.events import AppendText, DecisionMade, WorkDelegated
 
 NOT_POSSIBLE = "This cannot be looked up or done here. Say so, and go on without it."
-"""Context for a voice that delegates a task where the route names no function."""
+"""Context for a voice whose task is refused: the route names no function, or there are too many."""
 
 WORDS_SECONDS = 4.0
 """Longest wait of a task for the words that it is about (s): they come three seconds after the
@@ -130,8 +130,9 @@ class DelegatedTasks:
         return self.tick(now)
 
     def tick(self, now: float) -> list[Output]:
-        """Begin the tasks that have waited ``WORDS_SECONDS``. Beyond ``MAX_PER_MINUTE`` in 60 s one
-        is refused instead: log ``tool_loop``, and tell the session ``NOT_POSSIBLE``."""
+        """Begin the tasks whose time has come: ``WORDS_SECONDS`` after they were delegated, or now
+        where :meth:`begin_if_transcribed` has set it so. Beyond ``MAX_PER_MINUTE`` in 60 s one is
+        refused instead: log ``tool_loop``, and tell the session ``NOT_POSSIBLE``."""
         due = [task for task, at in self._waiting.items() if now >= at]
         if not due:
             return []

@@ -342,7 +342,7 @@ class Functions:
         name, call_id = str(item.get("name", "")), call_id_of(item)
         at_ms = round(self._control.timeline.ms(now), 1)
         use = ToolUse(at_ms, name[:MAX_NAME], id=call_id[:MAX_NAME])
-        self._control.timeline.record.actions.used(use)
+        self._control.timeline.record.actions.add_tool_use(use)
         call = _Call(call_id, name, str(item.get("arguments") or "{}"), group, use)
         try:
             if call_id in self._running:
@@ -526,7 +526,7 @@ class Functions:
             use.outcome = "begun"
             if call.name == definitions.COLLECT_DIGITS:
                 return self._collect_digits(call, now)
-            self._control.begin_action(call.name, call.id, call.arguments, now)
+            self._control.queue_action(call.name, call.id, call.arguments, now)
         except ToolCallError as error:
             return self._answer_error(call, error, now)
         return self._send_results(call.group, now)

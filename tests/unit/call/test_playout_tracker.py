@@ -202,7 +202,7 @@ def test_cut_in_the_middle() -> None:
 def test_milliseconds_are_those_of_the_codec(codec: Codec) -> None:
     tracker = PlayoutTracker(codec.silence, codec.bytes_per_ms)
     tracker.receive("r", ("i", 0), bytes(10 * codec.bytes_per_ms))
-    assert tracker.response_ms("r") == tracker.received_ms("i") == 10
+    assert tracker.response_received_ms("r") == tracker.received_ms("i") == 10
     assert len(tracker.finish(("i", 0))) == codec.frame_bytes
     assert _heard(tracker.flush(0)) == [("i", 0, 10, 10, True)]
     assert tracker.heard_ms("r") == 10
