@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence
@@ -102,6 +104,26 @@ async def test_a_transfer_that_is_answered_ends_the_call(world: GatewayStack) ->
         200,
     )
     assert len(call.referred) == 1
+
+
+@pytest.mark.parametrize("code", [1000, 1011])
+async def test_a_session_that_ends_while_the_transfer_is_announced(
+    world: GatewayStack, code: int
+) -> None:
+    world.behave(
+        vad="off", answers=asks_for("Front Desk"), end={"at": "response.done", "code": code}
+    )
+    call = await dial(world, "office")
+    await call.asked()
+    session = await world.session_of(call)
+    (said,) = session.sent_items.values()
+    assert bytes(said) in call.rtp.heard
+    call.notify("100 Trying")
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    record = await world.record(call)
+    assert record["ending"]["why"] == "transferred"
+    assert record["failovers"] == []
 
 
 async def test_the_caller_comes_back_when_nobody_takes_it(world: GatewayStack) -> None:
