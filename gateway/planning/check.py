@@ -28,7 +28,7 @@ from gateway.config.source import (
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes, retirements
-from gateway.planning.route_notes import tool_summary
+from gateway.planning.route_notes import session_mcp, tool_summary
 from gateway.planning.route_tools import (
     has_prompt,
     offers_of,
@@ -293,15 +293,20 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
 
 
 def _tool_choices_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
-    """Yield routes whose ``session.tool_choice`` is a function that the session does not have."""
+    """Yield routes whose ``session.tool_choice`` is a function, or an MCP server, that the session
+    does not have."""
     for route in dialplan.routes:
         choice = route.session.get("tool_choice")
-        if not isinstance(choice, Mapping) or choice.get("type") != "function":
+        if not isinstance(choice, Mapping):
             continue
-        known = names_of_functions(config, dialplan, route)
-        if known is not None and choice.get("name") not in known:
-            message = f'there is no function "{choice.get("name")}"'
-            message += suggestion(str(choice.get("name")), known)
+        if choice.get("type") == "function":
+            what, named = "function", str(choice.get("name"))
+            known = names_of_functions(config, dialplan, route)
+        else:
+            what, named = "MCP server of the session", str(choice.get("server_label"))
+            known = None if has_prompt(route) else session_mcp(config, route)
+        if known is not None and named not in known:
+            message = f'there is no {what} "{named}"' + suggestion(named, known)
             yield dialplan.problem(route.name, ("session", "tool_choice"), message)
 
 

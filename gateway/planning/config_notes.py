@@ -74,6 +74,9 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += [text for soon, text in retirements(config, dialplan) if soon]
     advice += _odd_keys(config, enabled)
     advice += _access_notes(config)
+    if config.records.database_url is None:
+        lost = sorted(config.records.model_fields_set - {"redact", "redact_patterns"})
+        advice += [f"records.{key}: has no effect without records.folder" for key in lost]
     advice += toll_fraud_notes(config, dialplan)
     advice += tool_notes(config, dialplan)
     advice += transcription_notes(config, enabled)

@@ -6,6 +6,7 @@ routes that an earlier one hides; Live sessions, caller history, transcription, 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -197,6 +198,9 @@ def tool_notes(config: Config, dialplan: Dialplan) -> Iterator[str]:
     ]
     if unused:
         yield f"no route offers {', '.join(unused)} (route.tools)"
+    for server in config.tools.mcp:
+        if server.command and shutil.which(server.command[0]) is None:
+            yield f"tools.mcp: {server.name}: this machine has no program {server.command[0]}"
     yield from _plain_text(config, dialplan)
     for route in dialplan.routes:
         yield from _rules(route, config, [*python, *shared])
@@ -232,14 +236,19 @@ def _plain_text(config: Config, dialplan: Dialplan) -> Iterator[str]:
             yield f"{url.partition('?')[0]} gets secrets unencrypted: use https://"
 
 
+def session_mcp(config: Config, route: Route) -> list[str]:
+    """Return the labels of the MCP servers that the realtime server calls in a route's session."""
+    given = [tool for tool in route.session.get("tools") or () if isinstance(tool, Mapping)]
+    labels = [str(tool.get("server_label", "")) for tool in given if tool.get("type") == "mcp"]
+    ours = [one for one in config.tools.mcp if one.name in route.mcp]
+    return [*labels, *(one.name for one in ours if one.client == "provider")]
+
+
 def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
     """Yield approval rules that fit no tool, and tools that a rule does not reach."""
     servers = [server for server in config.tools.mcp if server.name in route.mcp]
     known = [*OWN, *(name for name in functions), *(tool.name for tool in route.tool)]
-    labels = [server.name for server in servers]
-    for tool in route.session.get("tools") or ():
-        if isinstance(tool, Mapping) and tool.get("type") == "mcp":
-            labels.append(str(tool.get("server_label", "")))
+    labels = [*(server.name for server in servers), *session_mcp(config, route)]
     for rule in route.approval:
         of_mcp = any(
             rule.tool.startswith(f"{label}_") or fnmatchcase(f"{label}_", rule.tool)

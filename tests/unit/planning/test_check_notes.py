@@ -370,6 +370,29 @@ def test_a_tool_choice_that_names_no_tool(tmp_path: Path) -> None:
     assert 'session.tool_choice: there is no function "end_cal"; did you mean "end_call"?' in told
 
 
+def test_a_tool_choice_that_names_no_mcp_server(tmp_path: Path) -> None:
+    for folder, label, found in (("a", "crm", True), ("b", "shop", False)):
+        (tmp_path / folder).mkdir()
+        route = (
+            "[[route]]\nname = 'r'\n[route.session]\n"
+            "tools = [{ type = 'mcp', server_label = 'crm', server_url = 'https://h/' }]\n"
+            f"tool_choice = {{ type = 'mcp', server_label = '{label}' }}\n"
+        )
+        told = checked(tmp_path / folder, BASE, route)
+        assert ("there is no MCP server of the session" in told) is not found
+
+
+def test_a_program_that_this_machine_lacks(tmp_path: Path) -> None:
+    tools = "[[tools.mcp]]\nname = 'm'\ncommand = ['no-such-program', 'x']\n"
+    told = checked(tmp_path, BASE + tools)
+    assert "gateway.toml:3: tools.mcp: m: this machine has no program no-such-program" in told
+
+
+def test_records_that_are_kept_nowhere(tmp_path: Path) -> None:
+    told = checked(tmp_path, BASE + "[records]\nevents = true\n")
+    assert "gateway.toml:4: records.events: has no effect without records.folder" in told
+
+
 def test_an_approval_for_an_mcp_server_of_the_session(tmp_path: Path) -> None:
     tool = "{ type = 'mcp', server_label = 'crm', server_url = 'https://x.example/mcp' }"
     routes = f"[[route]]\nname = 'r'\nsession.tools = [{tool}]\n"
