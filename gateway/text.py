@@ -92,6 +92,11 @@ def jsonable(value: Any, depth: int = 0) -> Any:
     return [jsonable(inner, depth + 1) for inner in value]
 
 
+def text_or_json(value: object) -> str:
+    """Return a text as it is, any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)

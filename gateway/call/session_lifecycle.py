@@ -534,10 +534,9 @@ class SessionEvents:
         ended, no hang-up waits for closing words or queued audio, and the call is no outbound one
         that has not been answered."""
         placing = self._call.plan.outbound is not None and not self._call.live
-        leaving = (
-            self._call.conversation.control.termination is not None
-            or self._call.conversation.leaving
-        )
+        control = self._call.conversation.control
+        leaving = control.hangup_after_playout.deadline is not None
+        leaving = leaving or control.termination is not None
         return bool(self._call.plan.server.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:

@@ -29,7 +29,7 @@ from gateway.config.sip import SipSettings
 from gateway.config.source import ConfigError, read_toml
 from gateway.devtools.call_suites import SuiteCall, load_suites
 from gateway.devtools.call_suites.running import CallResult, RunOptions, run_calls
-from gateway.devtools.call_suites.verdicts import Mark, Said, Verdict, Witness
+from gateway.devtools.call_suites.verdicts import CallLookup, Mark, Said, Verdict
 from gateway.devtools.scripted_caller import Span
 from gateway.devtools.scripted_caller.run import PhoneError
 from gateway.devtools.scripted_caller.sound import SoundError
@@ -82,7 +82,7 @@ def command(
         calls = [one for one in calls if not only or any(word in one.name for word in only)]
         if not calls:
             raise click.UsageError("--only: no call has such a name")
-        own, witness = _gateway_of(config)
+        own, lookup = _gateway_of(config)
         calls = [replace(one, target=target or one.target or own) for one in calls]
         if not all(one.target for one in calls):
             raise click.UsageError(f"{config} names no address to call: give --target")
@@ -92,7 +92,7 @@ def command(
             sounds=report,
             pjsip_log_level=3 if verbose else 0,
         )
-        results = _run(console, calls, options, witness, quiet)
+        results = _run(console, calls, options, lookup, quiet)
     except ConfigError as error:
         click.echo(printable(str(error)), err=True)
         sys.exit(2)
@@ -112,13 +112,13 @@ def command(
     sys.exit(1 if any(one.failed for one in results) else 0)
 
 
-def _gateway_of(config: Path) -> tuple[str, Witness]:
-    """Return the SIP address of a configuration's gateway, or "", and the witness of its calls.
+def _gateway_of(config: Path) -> tuple[str, CallLookup]:
+    """Return the SIP address of a configuration's gateway, or "", and the lookup of its calls.
 
     Reads these keys only: the gateway's secrets need not be here. Raises ConfigError.
     """
     if not config.exists():
-        return "", Witness(None, f"{config} is not there")
+        return "", CallLookup(None, f"{config} is not there")
     data = read_toml(config).data
     listen = _at(data, "sip", "listen")
     if listen is None:
@@ -126,9 +126,9 @@ def _gateway_of(config: Path) -> tuple[str, Witness]:
     target = _target_of(listen[0]) if isinstance(listen, list) and listen else ""
     keeps = bool(_at(data, "records", "folder") or _at(data, "records", "database"))
     try:
-        return target, Witness(socket_of(config), keeps_records=keeps)
+        return target, CallLookup(socket_of(config), keeps_records=keeps)
     except NoAnswerError as error:
-        return target, Witness(None, str(error))
+        return target, CallLookup(None, str(error))
 
 
 def _at(data: Any, *keys: str) -> Any:
@@ -148,7 +148,7 @@ def _target_of(listen: object) -> str:
 
 
 def _run(
-    console: Console, calls: list[SuiteCall], options: RunOptions, witness: Witness, quiet: bool
+    console: Console, calls: list[SuiteCall], options: RunOptions, lookup: CallLookup, quiet: bool
 ) -> list[CallResult]:
     """Place the calls of suites, and show progress."""
     lively = console.is_terminal and not quiet
@@ -180,7 +180,7 @@ def _run(
         show()
 
     with status:
-        return asyncio.run(run_calls(calls, options, witness, progress, result))
+        return asyncio.run(run_calls(calls, options, lookup, progress, result))
 
 
 def _show(console: Console, results: Sequence[CallResult], wanted: int) -> None:

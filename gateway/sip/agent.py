@@ -88,7 +88,7 @@ class UserAgent:
         """Told on the loop of each source that is banned: for how long (s), whether proven."""
         self._next_turn = 0.0
         self._turn: asyncio.TimerHandle | None = None
-        self._thread = SipThread(self._poll, self._tick)
+        self._thread = SipThread(lambda ms: self._running.poll(ms), lambda: self._running.tick())
         self._stack: Stack | None = None
         """Made and used on the SIP thread; values in it may be read."""
         self._dialling: set[asyncio.Task[None]] = set()
@@ -378,14 +378,6 @@ class UserAgent:
             )
         except pj.Error as error:
             raise AgentError(error.info()) from error
-
-    def _poll(self, ms: int) -> None:
-        """Handle the library's events; wait for one at most ``ms``."""
-        self._running.poll(ms)
-
-    def _tick(self) -> None:
-        """Run the library's periodic work."""
-        self._running.tick()
 
     def _close(self) -> None:
         """Stop the library, if it was started."""

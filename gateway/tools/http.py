@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from gateway import __version__
-from gateway.text import json_of
+from gateway.text import json_of, text_or_json
 from gateway.tools import (
     ContentService,
     DigitsService,
@@ -166,7 +166,7 @@ class HttpClient:
         for left in range(request.retries, -1, -1):
             try:
                 return await self._once(request)
-            except _AgainError as failure:
+            except _RetryableError as failure:
                 if not left:
                     raise ToolError(str(failure)) from None
                 # Those who were refused together need not come again together.
@@ -181,8 +181,8 @@ class HttpClient:
         """Send a request once, after waiting for a connection; return the body of a 2xx answer as
         text.
 
-        Raises _AgainError if it may be sent again, otherwise ToolError: for another status with the
-        first ``MAX_DETAIL`` characters of its body, and for a body of more than ``MAX_BODY``.
+        Raises _RetryableError if it may be sent again, otherwise ToolError: for another status with
+        the first ``MAX_DETAIL`` characters of its body, and for a body of more than ``MAX_BODY``.
         """
         import httpx
 
@@ -202,11 +202,11 @@ class HttpClient:
             ):
                 text, whole = await read_answer(response)
         except httpx.ConnectError:
-            raise _AgainError(f"{_host(request.url)} cannot be reached") from None
+            raise _RetryableError(f"{_host(request.url)} cannot be reached") from None
         except httpx.TransportError as error:
             said = f"the connection to {_host(request.url)} broke ({type(error).__name__})"
             if request.repeatable:
-                raise _AgainError(said) from None
+                raise _RetryableError(said) from None
             raise ToolError(f"{said}; whether it was done is not known") from None
         except (httpx.InvalidURL, UnicodeError):
             raise ToolError("the address of this service is not usable") from None
@@ -218,11 +218,11 @@ class HttpClient:
         if text.strip():
             said += f": {' '.join(text.split())[:MAX_DETAIL]}"
         if response.status_code in RETRIED_STATUSES and request.repeatable:
-            raise _AgainError(said, _retry_after(response))
+            raise _RetryableError(said, _retry_after(response))
         raise ToolError(said)
 
 
-class _AgainError(Exception):
+class _RetryableError(Exception):
     """A request failed and may be sent again: after ``after`` seconds if the service has said so,
     None if not."""
 
@@ -365,16 +365,11 @@ def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Reque
             **call.trace_headers,
             **hook.headers,
         },
-        query={} if body else {name: _text(value) for name, value in rest.items()},
+        query={} if body else {name: text_or_json(value) for name, value in rest.items()},
         body=rest if body else None,
         retries=hook.retries,
         again=hook.idempotent,
     )
-
-
-def _text(value: object) -> str:
-    """Return a str as it is, any other value as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _all_quoted(values: Mapping[str, object]) -> dict[str, str]:
@@ -385,7 +380,7 @@ def _all_quoted(values: Mapping[str, object]) -> dict[str, str]:
 def _quoted(value: object) -> str:
     """Return a value percent-encoded for any place in a URL."""
     # A dot segment would be taken out of the path, and what is before it, too.
-    text = quote(_text(value), safe="")
+    text = quote(text_or_json(value), safe="")
     return text.replace(".", "%2E") if set(text) <= {"."} else text
 
 

@@ -464,13 +464,6 @@ class Conversation:
 
     # ---- what follows from it
 
-    @property
-    def leaving(self) -> bool:
-        """Whether a hang-up waits for words that are requested, being said, or expected of the
-        model: a goodbye, or what a closed session had queued. The call is hung up even if the words
-        do not come."""
-        return self.control.hangup_after_playout.deadline is not None
-
     def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Return the reason to end the call now, with a detail for the record: an ``error`` that
         ends the session, or a hang-up whose words were played or did not come in time. The detail

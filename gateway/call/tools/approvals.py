@@ -4,7 +4,6 @@ which the realtime server calls by itself."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from gateway.realtime.events import (
     SpeechStarted,
 )
 from gateway.realtime.parse import item_of
-from gateway.text import json_of
+from gateway.text import json_of, text_or_json
 
 YES, NO = "1", "2"
 
@@ -100,7 +99,7 @@ class Approvals:
         """
         for rule in self._rules:
             if fnmatchcase(name, rule.tool) and all(
-                argument in given and pattern.search(_text_of(given[argument]))
+                argument in given and pattern.search(text_or_json(given[argument]))
                 for argument, pattern in rule.when.items()
             ):
                 return rule
@@ -235,12 +234,6 @@ class Approvals:
             if asked and self._callers:
                 outputs += self._ask_caller(now)
         return outputs
-
-
-def _text_of(value: Any) -> str:
-    """Return an argument as the text that ``when`` of a rule is matched with: a string as it is,
-    else JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 RESPOND_SECONDS = 1.0

@@ -21,11 +21,11 @@ from gateway.devtools.call_suites.simulated import (
 )
 from gateway.devtools.call_suites.verdicts import (
     POLL_SECONDS,
+    CallLookup,
     Evidence,
     Mark,
     Said,
     Verdict,
-    Witness,
     judge,
     recogniser_of,
     said_in,
@@ -127,7 +127,7 @@ def trunk_of(call: SuiteCall) -> Trunk | None:
 async def run_calls(
     calls: Sequence[SuiteCall],
     options: RunOptions,
-    witness: Witness,
+    lookup: CallLookup,
     on_progress: Progress,
     on_result: Callable[[CallResult], None],
 ) -> list[CallResult]:
@@ -163,7 +163,7 @@ async def run_calls(
             call, uri, script, sounds = waiting.pop(0)
             on_progress(call, "")
             place = functools.partial(phone.call, uri, script, sounds)
-            result = await _run_call(call, place, options, witness, models, on_progress)
+            result = await _run_call(call, place, options, lookup, models, on_progress)
             results[call.number] = result
             on_result(result)
 
@@ -178,7 +178,7 @@ async def _run_call(
     call: SuiteCall,
     place: Callable[..., Awaitable[ScriptedCall]],
     options: RunOptions,
-    witness: Witness,
+    lookup: CallLookup,
     models: Models,
     on_progress: Progress,
 ) -> CallResult:
@@ -192,13 +192,13 @@ async def _run_call(
         follow=None if follow is None else re.compile(follow),
     )
     codecs = [call.call.codec, *(one for one in G711 if one is not call.call.codec)]
-    simulation = _Simulation(call, models, witness)
-    with witness.following(call.caller_id):
+    simulation = _Simulation(call, models, lookup)
+    with lookup.following(call.caller_id):
         made = await place(
             *(codecs, lambda text: on_progress(call, text), dialling), simulation.talk
         )
     assert made.report is not None
-    evidence = await _evidence(call, made, witness)
+    evidence = await _evidence(call, made, lookup)
     result = CallResult(call, evidence, judge(call.call.expect, evidence))
     result.verdicts += await simulation.verdicts(evidence)
     if options.sounds is not None and made.tape.heard_track:
@@ -215,10 +215,10 @@ class _Simulation:
         models: those that may be asked, by their settings.
     """
 
-    def __init__(self, call: SuiteCall, models: Models, witness: Witness) -> None:
+    def __init__(self, call: SuiteCall, models: Models, lookup: CallLookup) -> None:
         self._call = call
         self._model = models.get(call.file.model)
-        self._witness = witness
+        self._lookup = lookup
         self._caller: SimulatedCaller | RealtimeCaller | None = None
         self._made: TalkingCall | None = None
         self._known = ""
@@ -248,7 +248,7 @@ class _Simulation:
         told: list[Said] | None = None
         until = asyncio.get_running_loop().time() + TRANSCRIPT_SECONDS
         while asyncio.get_running_loop().time() < until:
-            told = await self._witness.transcript(self._made.sip_call_id, self._call.caller_id)
+            told = await self._lookup.transcript(self._made.sip_call_id, self._call.caller_id)
             if told is None:
                 break
             words = " ".join(one.text for one in told if one.who == "agent")
@@ -293,11 +293,11 @@ def _with_noise(call: SuiteCall) -> Script:
     return call.script.model_copy(update={"steps": noisy})
 
 
-async def _evidence(call: SuiteCall, made: ScriptedCall, witness: Witness) -> Evidence:
+async def _evidence(call: SuiteCall, made: ScriptedCall, lookup: CallLookup) -> Evidence:
     report = made.report
     assert report is not None
     evidence = Evidence(report)
-    record, why = await witness.record(report.sip_call_id, call.caller_id, report.started_at)
+    record, why = await lookup.record(report.sip_call_id, call.caller_id, report.started_at)
     evidence.record, evidence.no_record = record, why
     if record is not None:
         evidence.transcript = said_in(record.get("transcript") or ())

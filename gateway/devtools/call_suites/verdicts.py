@@ -2,7 +2,7 @@
 """Checks the assertions of a call by its SIP, its audio and the target's record and transcript.
 
 A target that is a gateway of ours tells transcript and record over its control socket
-(:class:`Witness`); for one that tells nothing there is a recogniser.
+(:class:`CallLookup`); for one that tells nothing there is a recogniser.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ CLOCKS = timedelta(seconds=2)
 """By how much the clocks of caller and target may differ."""
 
 
-class Witness:
+class CallLookup:
     """Asks the gateway behind a control socket about calls, by their Call-ID or caller.
 
     Args:

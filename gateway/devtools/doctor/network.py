@@ -306,8 +306,11 @@ def _bind(address: ListenAddress) -> int:
 
 
 def _ephemeral() -> tuple[int, int] | None:
-    numbers = _numbers("net/ipv4/ip_local_port_range")
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+    try:
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return int(first), int(last)
+    except (OSError, ValueError):
+        return None
 
 
 def _reserved(low: int, high: int) -> bool:
@@ -320,13 +323,6 @@ def _reserved(low: int, high: int) -> bool:
         if int(first) <= low and high <= int(last or first):
             return True
     return False
-
-
-def _numbers(name: str) -> Sequence[int]:
-    try:
-        return [int(word) for word in Path("/proc/sys", name).read_text().split()]
-    except (OSError, ValueError):
-        return []
 
 
 QUERY_SECONDS = 1.5

@@ -52,9 +52,9 @@ def test_a_gateway_that_names_no_address_is_at_the_default_one(tmp_path: Path) -
     config = tmp_path / "gateway.toml"
     for text, keeps in (("", False), ('[records]\ndatabase = "sqlite:///calls"\n', True)):
         config.write_text(f'[control]\nsocket = "s"\n{text}')
-        target, witness = _gateway_of(config)
+        target, lookup = _gateway_of(config)
         assert target == "sip:127.0.0.1:5060"
-        assert witness._keeps_records is keeps
+        assert lookup._keeps_records is keeps
 
 
 HOSTILE = "<script>alert('\x00\ud800')</script>"
