@@ -73,7 +73,7 @@ PLACES = {
 """What is made to raise, by its name in a test."""
 
 PARTS = {
-    "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
+    "exit of the SIP thread": "gateway.sip.stack:Stack.poll",
     "media clock": "gateway.bridge.media:MediaPump.serve",
     "cost ledger": "gateway.billing.ledger:LedgerStore._exchange",
     "move of audio": "gateway.bridge.media:CallMedia._move",
