@@ -320,7 +320,7 @@ class CallMachine:
             if type(input) is inputs.CallerSounds and not todo:
                 self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
-            todo = todo + self._session.give_up(now)
+            todo = todo + self._session.end_after_failover(now)
         elif self._call.session_up:
             todo = todo + self._before_answer(now)
         responds = conversation.control.capabilities.responds
@@ -393,7 +393,7 @@ class CallMachine:
         if self.talking and conversation.silence.rule:
             todo += self._session.on_silence(conversation.silence.rule, now)
         if self._session.failover.over is not None:
-            return todo + self._session.give_up(now)
+            return todo + self._session.end_after_failover(now)
         why, detail = conversation.call_actions.hangup_due or (None, "")
         lost = self._session.lost_meanwhile
         if why is None and lost is None:

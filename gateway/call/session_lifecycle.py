@@ -234,7 +234,7 @@ class SessionEvents:
         why = EndReason.SESSION_UNREACHABLE
         todo = self.failover.begin(why, detail, now, answered=False, fatal=True)
         if self.failover.over is not None:
-            return [*begun, *todo, *self.give_up(now)]
+            return [*begun, *todo, *self.end_after_failover(now)]
         return [*begun, *self.answer_if_step_waits(todo, now)]
 
     def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
@@ -405,7 +405,7 @@ class SessionEvents:
         self._call.timers.answered(now)
         return todo
 
-    def give_up(self, now: float) -> list[outputs.Output]:
+    def end_after_failover(self, now: float) -> list[outputs.Output]:
         """End the call as ``failover.over`` says, which is set: for the reason for which the
         session was lost, and as the last step (busy, redirect, hangup) says."""
         over = self.failover.over
@@ -458,12 +458,12 @@ class SessionEvents:
             elif self._call.state is State.BRIDGED:  # with an interpreter: it was closed for that
                 why, self._call.state = EndReason.SESSION_CLOSED, State.TALKING
             self._released = self._returning = False
-            todo += self._go_on_without(why, detail, "escaped", now)
+            todo += self._give_up_session(why, detail, "escaped", now)
         if self._call.state is State.CONNECTING:
             todo += self._answer_for_fallback(now)
         return todo + self._call.conversation.escape.begin(by, now)
 
-    def _go_on_without(
+    def _give_up_session(
         self, why: EndReason, detail: str, outcome: str, now: float
     ) -> list[outputs.Output]:
         """Give up the session, also one that is being opened, for a caller who is being transferred
@@ -486,7 +486,7 @@ class SessionEvents:
         conversation = self._call.conversation
         if conversation.call_actions.transferring:
             detail = "lost before the transfer"
-            return self._go_on_without(self.failover.why, detail, "transferred", now)
+            return self._give_up_session(self.failover.why, detail, "transferred", now)
         termination = conversation.control.termination
         if termination is None or conversation.control.speaking:
             return []
@@ -606,7 +606,7 @@ class SessionEvents:
         note = self._call.timeline.note(
             now, "session_lost", "warning", why=why.value, detail=detail
         )
-        gone = self._go_on_without(why, detail, "transferred", now)
+        gone = self._give_up_session(why, detail, "transferred", now)
         # Words that are still to be heard before the transfer begins.
         rest = [] if actions.underway else self._call.conversation.detach(now)
         return [note, *gone, *rest]

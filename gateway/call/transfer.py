@@ -271,7 +271,9 @@ class Briefing:
     def _without_model(self, why: str, now: float) -> list[Output]:
         """Log ``briefing_failed``, drop what the model has said, and play the route's sound in its
         place, until a key is pressed; without a sound, end the briefing as ``skipped``, so that the
-        call is joined. Only once, and not if the briefing is over.
+        call is joined. Only once, and not if the briefing is over. A response of the model that
+        still runs is not cancelled before the briefing ends: a Live voice that is late would say it
+        to the caller.
 
         Args:
             why: for the log.

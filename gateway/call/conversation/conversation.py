@@ -406,7 +406,7 @@ class Conversation:
         """
         outputs = interrupt(self.control, "silence", now) + self.silence.reset()
         return outputs + self._response_fallback.on_silence(
-            rule, self.control.responses.abandon(), now
+            rule, self.control.responses.forget_running(), now
         )
 
     def hang_up_after_playout(self, now: float) -> list[Output]:

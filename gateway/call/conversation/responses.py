@@ -333,7 +333,7 @@ class ResponseQueue:
                 return instead
         return self._next_to_send(now)
 
-    def abandon(self) -> CreateResponse | None:
+    def forget_running(self) -> CreateResponse | None:
         """Forget the running responses and the sent request; requests that wait stay. Return the
         sent request, else our request of the latest running response; None where the server began
         that response, and where there is neither."""
