@@ -182,7 +182,7 @@ def test_interrupt_response_false_lets_the_answer_go_on() -> None:
     audio, _ = spoken(PCMU, 100, 900)
 
     async def go_on(emulator: Emulator) -> None:
-        async with phone(emulator, "pattern", answer__seconds=4, speed=4) as client:
+        async with phone(emulator, "pattern", answer__seconds=12, speed=4) as client:
             vad = {"turn_detection": {"interrupt_response": False}}
             await client.update({"type": "realtime", "audio": {"input": vad}})
             await answering(client)
@@ -192,7 +192,7 @@ def test_interrupt_response_false_lets_the_answer_go_on() -> None:
             assert (await client.error())["code"] == "conversation_already_has_active_response"
             done = await client.until("response.done")
             assert done["response"]["status"] == "completed"
-            assert len(client.audio()) == 4 * 8000
+            assert len(client.audio()) == 12 * 8000
 
     with_emulator(go_on)
 
@@ -271,11 +271,11 @@ def test_transcription_says_that_it_knows_no_words() -> None:
 def test_an_idle_caller_is_asked() -> None:
     async def idle(emulator: Emulator) -> None:
         async with phone(emulator, speed=200) as client:
-            vad = {"turn_detection": {"idle_timeout_ms": 300}}
+            vad = {"turn_detection": {"idle_timeout_ms": 1500}}
             await client.update({"type": "realtime", "audio": {"input": vad}})
             await client.answered(instructions="Say exactly: Yes?")
             start = len(client.events)
-            await client.append(PCMU.silence(500))
+            await client.append(PCMU.silence(2000))
             response = await client.done()
             assert client.types()[start : start + 5] == [
                 "input_audio_buffer.timeout_triggered",
@@ -285,7 +285,7 @@ def test_an_idle_caller_is_asked() -> None:
                 "response.created",
             ]
             triggered = client.events[start]
-            assert (triggered["audio_start_ms"], triggered["audio_end_ms"]) == (200, 500)
+            assert (triggered["audio_start_ms"], triggered["audio_end_ms"]) == (500, 2000)
             words = response["output"][0]["content"][0]["transcript"]
             assert words == "Are you still there?"
 
