@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import pwd
 import socket
@@ -28,6 +29,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from gateway.api.backend import Role, Token
@@ -45,6 +47,10 @@ CONNECTIONS = 256
 
 REQUEST_SECONDS = 15.0
 """From the first byte of a request, or the beginning of a connection, to the end of the request."""
+
+
+_unreadable = itertools.count(1)
+"""Requests of this process that could not be read."""
 
 
 class Connection(H11Protocol):
@@ -90,6 +96,17 @@ class Connection(H11Protocol):
         elif self._overdue is None:
             self._wait()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be read with 400, or only close the connection if an answer has begun,
+        as to a request whose body was not waited for. Log the first, and then ever fewer."""
+        count = next(_unreadable)
+        if count & (count - 1) == 0:
+            log.warning("api.invalid_request", source=(self.client or ("local",))[0], count=count)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def _on_upgrade(self, websocket: Any) -> None:
         """Close a WebSocket whose handshake cannot be read, or is not complete in time: uvicorn
         would keep it, and count it, for as long as its client likes."""
@@ -120,6 +137,27 @@ class Connection(H11Protocol):
         self._overdue = None
         if overdue is not None:
             overdue.cancel()
+
+
+class WebSocketConnection(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which takes nothing that a client does wrong for an error of ours."""
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says; a refusal completes the handshake."""
+        await super().send(message)
+        if self.close_sent:  # uvicorn would report a refusal with a body as an error
+            self.handshake_complete = True
+
+    def send_receive_event_to_app(self) -> None:
+        """Give a message to the application; close (1007) for a text that is no UTF-8."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
 
 class BodyLimit:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from gateway.api.connections import (
     LocalConnection,
     LocalSocket,
     SocketError,
+    WebSocketConnection,
     as_local,
 )
 from gateway.api.hosted import add_hosted
@@ -404,6 +406,8 @@ class ApiServer:
         """Make the uvicorn server of the network, or of the Unix socket. On a thread."""
         if self._app is None:
             self._app = make_app(self._backend, self._tokens, self._siblings)
+        # Its warnings are about what clients send, one for each, and name none of them.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         return _Server(
             uvicorn.Config(
                 as_local(self._app) if local else self._app,
@@ -411,7 +415,7 @@ class ApiServer:
                 log_config=None,
                 access_log=False,
                 lifespan="off",
-                ws="websockets-sansio",
+                ws=WebSocketConnection,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # G.711 grows by it
                 server_header=False,

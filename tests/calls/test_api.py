@@ -479,6 +479,9 @@ UPGRADE = {
 }
 
 
+_ASKS_FOR_A_WEBSOCKET = tuple(f"{name}: {value}" for name, value in UPGRADE.items())
+
+
 async def test_handshakes_that_cannot_be_read(world: GatewayStack) -> None:
     """Without a token: each is closed, and others are served however many there are."""
     address = world.gateway.all("api.listening")[-1]["address"]
@@ -500,6 +503,52 @@ async def test_handshakes_that_cannot_be_read(world: GatewayStack) -> None:
             writer.close()
     async with Client(world, "") as http:
         assert (await http.get("/healthz")).status_code == 200
+
+
+_TEXT_OF_NO_UTF_8 = b"\x81\x81\x00\x00\x00\x00\xff"
+_CHUNKED = "Transfer-Encoding: chunked"
+_ADMIN = f"Authorization: Bearer {TOKENS['admin']}"
+WRONG: dict[str, tuple[str, tuple[str, ...], bytes]] = {
+    "a WebSocket without a token": ("GET /api/v1/events", _ASKS_FOR_A_WEBSOCKET, b""),
+    "a WebSocket to no call": ("GET /api/v1/calls/x/audio", (*_ASKS_FOR_A_WEBSOCKET, _ADMIN), b""),
+    "a text that is no UTF-8": (
+        "GET /api/v1/events",
+        (*_ASKS_FOR_A_WEBSOCKET, _ADMIN),
+        _TEXT_OF_NO_UTF_8,
+    ),
+    "a broken chunk behind the answer": ("POST /api/v1/calls", (_CHUNKED,), b"ZZ\r\n"),
+    "a broken chunk beside an answer": ("GET /api/v1/events", (_CHUNKED, _ADMIN), b"ZZ\r\n"),
+    "no HTTP behind an answer": ("GET /healthz", (), b"\0\0\r\n\r\n"),
+}
+"""First line and fields of a request, and what follows once it is answered."""
+
+
+async def test_what_clients_send_is_no_error_of_ours(world: GatewayStack) -> None:
+    """Each connection is closed, and the log has a line of the first such requests."""
+    host, _, port = world.gateway.all("api.listening")[-1]["address"].rpartition(":")
+    since = len(world.gateway.lines)
+    for start, fields, behind in WRONG.values():
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            request = "\r\n".join((f"{start} HTTP/1.1", "Host: a", *fields, "", ""))
+            writer.write(request.encode())
+            async with asyncio.timeout(WITHIN_S):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(behind)
+                with suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
+    async with Client(world) as http:
+        await http.put("/api/v1/log", json={"level": "debug"})
+    await eventually(lambda: bool(_since(world, since, "api.audit")), "an audit line")
+    assert not [line for line in world.gateway.lines[since:] if line["level"] == "error"]
+    counts = [line["count"] for line in world.gateway.all("api.invalid_request")]
+    assert counts == [2**power for power in range(len(counts))]
+    assert len(_since(world, since, "api.invalid_request")) < 12
+
+
+def _since(world: GatewayStack, since: int, event: str) -> list[Any]:
+    return [line for line in world.gateway.lines[since:] if line["event"] == event]
 
 
 async def test_fields_that_are_slow_to_read(world: GatewayStack) -> None:
