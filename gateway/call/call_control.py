@@ -254,7 +254,7 @@ class CallActions:
                 action begins no sooner; 0: it has been announced by now.
         """
         if self._action is not None:
-            raise ToolCallError("something else is being done for this call; wait for its outcome")
+            raise ToolCallError(f"{self._other()}; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.tools.transfer)
             self._action = self._transfer_to(target, self._session_up)
@@ -302,12 +302,18 @@ class CallActions:
             raise ToolCallError("the caller is not on hold")
         return self._action.stop(now)
 
+    def _other(self) -> str:
+        """Return the refusal of an action while another is queued or under way."""
+        kinds = {HoldAction: "hold", SendDtmfAction: "DTMF"}
+        kind = next((kinds[it] for it in kinds if isinstance(self._action, it)), "transfer")
+        return f"something else is being done for this call ({kind})"
+
     def _queue(self, action: CallAction, now: float) -> None:
         """Queue an action for an operator or application (``BY_OPERATOR``): :meth:`begin_if_ready`
         begins it after the speech under way, at the latest ``limits.say_seconds`` from ``now``.
         Raises ToolCallError while another is queued or under way."""
         if self._action is not None:
-            raise ToolCallError("something else is being done for this call")
+            raise ToolCallError(self._other())
         self._action, self._call_id = action, BY_OPERATOR
         self._not_before = 0.0
         self._begin_by = now + self._plan.limits.say_seconds

@@ -209,7 +209,7 @@ def test_an_operator_holds_until_they_take_the_caller_back() -> None:
     scene.do(created("r1"), audio("r1", "i1", 200), done("r1"))
     assert not any("sound" in one for one in scene.at(10.0)), "the model's words end no such hold"
     refused = scene.do(inputs.ToolRequest(OperatorHold(True)))
-    assert rejected(scene) == ["something else is being done for this call"], refused
+    assert rejected(scene) == ["something else is being done for this call (hold)"], refused
     back = scene.do(inputs.ToolRequest(OperatorHold(False)))
     assert "sound" in back
     assert "resume" in back
