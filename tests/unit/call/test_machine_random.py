@@ -17,8 +17,10 @@ from gateway.call.conversation.out_of_band import KEY
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import (
     ApprovalRule,
+    BudgetPlan,
     CallPlan,
     DtmfPlan,
+    EscapePlan,
     FallbackStep,
     FunctionPlan,
     InterruptionPlan,
@@ -35,7 +37,14 @@ from gateway.call.tools.commands import (
     Destination,
     EndCall,
     HoldPlan,
+    InterpreterPlan,
     LanguagePlan,
+    OperatorHold,
+    OperatorTransfer,
+    PressKeys,
+    RecordCall,
+    RecordingPlan,
+    RequestOutOfBand,
     Say,
     SendDtmfPlan,
     SendMessage,
@@ -121,7 +130,7 @@ EVENTS: st.SearchStrategy[ServerEvent] = st.one_of(
     st.just(InputCommitted("u")),
     st.builds(AgentTranscriptDelta, RESPONSES, ITEMS, st.just(0), st.just("word ")),
     st.just(AgentTranscript("r1", "i1", 0, "x")),
-    st.just(InputTranscribed("u", "x")),
+    st.sampled_from(["x", "a human please", "yes"]).map(lambda words: InputTranscribed("u", words)),
     st.just(ItemTruncated("i1", 0, 5)),
     st.just(OtherEvent("new", {})),
     st.just(OtherEvent("response.mcp_call.completed", {"item_id": "m2"})),
@@ -165,7 +174,18 @@ LEG = st.one_of(
     st.booleans().map(inputs.HoldChanged),
     st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
 )
-ACTS: list[CallCommand] = [Say("x"), SendMessage("x"), TransferTo("blind", "x"), EndCall("")]
+ACTS: list[CallCommand] = [
+    Say("x"),
+    SendMessage("x"),
+    TransferTo("blind", "x"),
+    EndCall(""),
+    OperatorTransfer("bridge"),
+    OperatorHold(True),
+    OperatorHold(False),
+    PressKeys("1w2"),
+    RecordCall("start"),
+    RequestOutOfBand("query-1", "x"),
+]
 STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
 TRANSFERS = st.one_of(
     st.builds(inputs.ReferProgress, STATUS, st.just(""), st.booleans()),
@@ -176,6 +196,9 @@ TRANSFERS = st.one_of(
     st.just(inputs.ToolDone("c2", "{}")),
     st.builds(inputs.ApprovalResult, st.sampled_from(["c2", "m1"]), st.booleans()),
     st.builds(inputs.ToolRequest, st.sampled_from(ACTS)),
+    st.builds(inputs.BudgetThreshold, st.sampled_from([False, False, True]), st.just("call")),
+    st.builds(inputs.InterpreterUp, st.sampled_from(["caller", "callee"]), st.just("sess")),
+    st.builds(inputs.InterpreterLost, st.sampled_from(["caller", "callee"]), st.just("late")),
     st.just(inputs.RemoteRinging(180)),
 )
 PLAYOUT = st.one_of(
@@ -221,6 +244,10 @@ FALLBACK_STEPS = st.sampled_from(
         FallbackStep("hangup"),
     ]
 )
+DESTINATIONS = (
+    *(Destination(mode, f"sip:{mode}@pbx", mode) for mode in ("blind", "attended", "bridge")),
+    Destination("briefed", "sip:b@pbx", "bridge", briefing=BriefingPlan()),
+)
 PLANS = st.builds(
     CallPlan,
     route=st.just("r"),
@@ -240,21 +267,16 @@ PLANS = st.builds(
     ),
     tools=st.builds(
         ToolsPlan,
-        transfer=st.builds(
-            TransferPlan,
-            destinations=st.sampled_from(
-                [
-                    (),
-                    (
-                        *(
-                            Destination(m, f"sip:{m}@pbx", m)
-                            for m in ("blind", "attended", "bridge")
-                        ),
-                        Destination("briefed", "sip:b@pbx", "bridge", briefing=BriefingPlan()),
-                    ),
-                ]
+        transfer=st.one_of(
+            st.just(TransferPlan()),
+            st.builds(
+                TransferPlan,
+                destinations=st.just(DESTINATIONS),
+                listen=st.booleans(),
+                interpreter=st.sampled_from(
+                    [None, InterpreterPlan("bridge", {"instructions": "a"}, {"instructions": "b"})]
+                ),
             ),
-            listen=st.booleans(),
         ),
         send_dtmf=st.builds(SendDtmfPlan, st.booleans()),
         hold=st.builds(HoldPlan, st.booleans()),
@@ -285,6 +307,21 @@ PLANS = st.builds(
         ]
     ),
     idle=st.sampled_from([UserIdlePlan(), UserIdlePlan(4.0, max_prompts=1)]),
+    escape=st.sampled_from(
+        [
+            EscapePlan(),
+            EscapePlan("0", (("human",),), ("bridge", "blind")),
+            EscapePlan("0", (), ("briefed",)),
+        ]
+    ),
+    budget=st.sampled_from([BudgetPlan(), BudgetPlan(transfer_to="bridge")]),
+    recording=st.builds(
+        RecordingPlan,
+        mode=st.sampled_from(["off", "on_demand", "always"]),
+        consent=st.sampled_from(["none", "announce", "ask"]),
+        prompt=st.just("May we?"),
+        yes_phrases=st.just((("yes",),)),
+    ),
     machine_detection=st.sampled_from(
         [
             MachineDetectionPlan(),
@@ -359,6 +396,9 @@ class _Watch:
         if isinstance(happening, inputs.Tick) and self.machine.deadline is not None:
             self.in_flight = None if self.now >= self.machine.deadline else self.in_flight
         todo = self._handle(happening)
+        if state is State.BRIDGED and self.record.ending is None:
+            closed = [one.reason for one in todo if isinstance(one, outputs.CloseSession)]
+            assert not set(closed) & {"agent_hangup", "budget"}, "the two talk without a model"
         self.todo.append(todo)
         if self.flushes > flushes:
             assert not any(isinstance(output, outputs.Play) for output in todo), "it was flushed"
