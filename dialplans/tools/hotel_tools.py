@@ -36,7 +36,7 @@ async def book_room(call: Call, kind: Literal["single", "double"], arrival: date
     """
     if arrival <= date.today():
         raise ToolError("rooms can be booked from tomorrow on")
-    call.tell(f"The caller's number is {call.variables['from'] or 'withheld'}.")
+    call.send_message(f"The caller's number is {call.variables['from'] or 'withheld'}.")
     return f"A {kind} room is booked from {arrival:%A, %d %B}."
 
 

@@ -166,9 +166,9 @@ class CallControl(Protocol):
     meaning. They return at once, and do nothing once the call is over. From the event loop only."""
 
     def say(self, words: str) -> None: ...
-    def tell(self, text: str, role: str, respond: bool) -> None: ...
-    def show(self, image_uri: str, text: str, respond: bool) -> None: ...
-    def respond(self, instructions: str) -> None: ...
+    def send_message(self, text: str, role: str, respond: bool) -> None: ...
+    def send_image(self, image_uri: str, text: str, respond: bool) -> None: ...
+    def create_response(self, instructions: str) -> None: ...
     def transfer(self, destination: str, words: str) -> None: ...
     def set_disposition(self, disposition: str) -> None: ...
     def record(self, action: str) -> None: ...
@@ -199,7 +199,7 @@ class Call:
         """Have the model say exactly this, once it says nothing else."""
         self._ask(lambda control: control.say(words))
 
-    def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
+    def send_message(self, text: str, *, role: str = "system", respond: bool = False) -> None:
         """Add a message to the conversation: of the ``system``, or as the caller's (``user``).
 
         With ``respond`` a response is requested, too; without, the model reads it at its next one.
@@ -207,9 +207,9 @@ class Call:
         """
         if role not in ("system", "user"):
             raise ToolError(f"role must be system or user, not {role}")
-        self._ask(lambda control: control.tell(text, role, respond))
+        self._ask(lambda control: control.send_message(text, role, respond))
 
-    def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
+    def send_image(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
         """Add an image and a text to the conversation as a message of the caller; with ``respond``
         request a response to it.
 
@@ -221,11 +221,11 @@ class Call:
             uri = data_uri(image) if isinstance(image, bytes) else checked_data_uri(image)
         except ImageError as error:
             raise ToolError(str(error)) from None
-        self._ask(lambda control: control.show(uri, text, respond))
+        self._ask(lambda control: control.send_image(uri, text, respond))
 
-    def respond(self, instructions: str) -> None:
+    def create_response(self, instructions: str) -> None:
         """Request a response with these instructions, in place of the session's, for it only."""
-        self._ask(lambda control: control.respond(instructions))
+        self._ask(lambda control: control.create_response(instructions))
 
     def transfer(self, destination: str, words: str = "") -> None:
         """Transfer the caller to the ``[[route.transfer]]`` with the name ``destination``.

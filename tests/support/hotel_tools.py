@@ -42,7 +42,7 @@ async def slow_with_sound() -> str:
 @tool
 async def who(call: Call) -> str:
     """Who calls."""
-    call.tell(f"They called {call.variables['to']} by route {call.route}.")
+    call.send_message(f"They called {call.variables['to']} by route {call.route}.")
     return call.caller
 
 

@@ -188,17 +188,17 @@ class CommandsFromTools:
         """Have the model say exactly these words, once no response is running: :class:`Say`."""
         self._take(Say(words))
 
-    def tell(self, text: str, role: str, respond: bool) -> None:
+    def send_message(self, text: str, role: str, respond: bool) -> None:
         """Add a message to the conversation, as system or user (``role``), and with ``respond``
         request a response: :class:`SendMessage`."""
         self._take(SendMessage(text, role, respond))
 
-    def show(self, image_uri: str, text: str, respond: bool) -> None:
+    def send_image(self, image_uri: str, text: str, respond: bool) -> None:
         """Add an image (data URI), with a text, to the conversation as the user's, and with
         ``respond`` request a response: :class:`SendImage`."""
         self._take(SendImage(image_uri, text, respond))
 
-    def respond(self, instructions: str) -> None:
+    def create_response(self, instructions: str) -> None:
         """Request one response with these instructions in place of the session's, once no response
         is running: :class:`RequestResponse`."""
         self._take(RequestResponse(instructions))

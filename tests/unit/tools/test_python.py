@@ -147,7 +147,7 @@ async def decorated(x: int) -> int:
 def acts(call: Call) -> str:
     """Does all that there is."""
     call.say("Hello.")
-    call.tell("A guest.")
+    call.send_message("A guest.")
     call.transfer("desk", "Sorry.")
     call.end("Bye.")
     return "done"
@@ -489,7 +489,7 @@ from gateway.tools import Call
 
 async def tells(call: Call) -> str:
     """Tells something, and is done at once."""
-    call.tell("A guest.")
+    call.send_message("A guest.")
     return "done"
 '''
     order: list[object] = []
