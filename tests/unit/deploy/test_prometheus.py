@@ -56,7 +56,9 @@ def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
 
 
 def test_each_rule_has_a_case_that_fires_and_one_that_is_quiet() -> None:
-    for alert in re.findall(r"- alert: (\w+)", RULES):
+    alerts = re.findall(r"- alert: (\w+)", RULES)
+    assert alerts
+    for alert in alerts:
         assert f"- name: {alert} fires" in CASES
         assert f"- name: {alert} is quiet" in CASES
 
