@@ -43,7 +43,7 @@ from gateway.realtime.live_session import CLIP
 from gateway.realtime.live_voice import texts
 from gateway.realtime.wire import with_pcm
 from gateway.sip.leg import Invite
-from gateway.sip.messages.headers import headers_of, invite_of
+from gateway.sip.messages.headers import first_of, headers_of, invite_of
 from gateway.sip.trunks import Trunks
 from gateway.tools.http import HttpClient
 
@@ -252,7 +252,8 @@ def answer(
     how = "as given"
     if trunk is None:
         host, _, port = invite.source.rpartition(":")
-        reliable = "/tcp" in _via(invite) or "/tls" in _via(invite)
+        via = first_of(invite.headers, "via").lower().partition(" ")[0]
+        reliable = "/tcp" in via or "/tls" in via
         found = trunks.attribute(host.strip("[]"), int(port), reliable, invite.to_uri)
         trunk, how = (found.trunk.name, found.how) if found else ("", "")
     elif trunk not in trunks.by_name:
@@ -277,10 +278,6 @@ def answer(
             done = {"reject": "refused", "drop": "dropped"}[verdict]
             access = f"access.unknown_sources: this source is no trunk's, so its calls are {done}"
     return _with_route(Answer(facts, how, access, verdicts), config, dialplan, invite, data)
-
-
-def _via(invite: Invite) -> str:
-    return next(iter(invite.headers.get("via", ())), "").lower().partition(" ")[0]
 
 
 def _with_route(

@@ -68,7 +68,7 @@ from gateway.realtime.connection import Endpoint, is_live
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.session_object import live_object, session_object, transcription_object
 from gateway.sip.leg import Invite, new_call_id
-from gateway.sip.messages.headers import asserted, display_name_of, diverted, user_of
+from gateway.sip.messages.headers import asserted, display_name_of, diverted, first_of, user_of
 from gateway.text import printable, words_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
         at=at,
         headers=headers,
         trunk=invite.trunk or None,
-        to_name=display_name_of(next(iter(headers.get("to", ())), "")),
+        to_name=display_name_of(first_of(headers, "to")),
         from_name=invite.from_name,
         call_id=invite.call_id,
         sip_call_id=invite.sip_call_id,

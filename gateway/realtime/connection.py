@@ -116,18 +116,15 @@ class Endpoint:
 
         Its query may hold a secret; :attr:`shown` is for logs.
         """
-        parts = urlsplit(self.url)
-        query = parts.query
-        if self.live:
-            return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
+        query = urlsplit(self.url).query
         given = [name for name, _ in parse_qsl(query, True)]
         wanted = self.dialect.parameters(self.model, given)
         if self.transcription:
             wanted = [] if "intent" in given else [("intent", "transcription")]
-        for name, value in wanted:
+        for name, value in () if self.live else wanted:
             query = f"{query}&" if query else ""
             query += f"{name}={quote(value, safe='')}"
-        return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
+        return f"{self.shown}?{query}" if query else self.shown
 
     @property
     def shown(self) -> str:

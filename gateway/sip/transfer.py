@@ -19,7 +19,14 @@ from gateway.sip.active_calls import Calls, CallServices, ReferPermit
 from gateway.sip.conference import ConferenceLink
 from gateway.sip.leg import Invite, Leg, ReferProgress
 from gateway.sip.library import SipThread
-from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
+from gateway.sip.messages.headers import (
+    first_of,
+    headers_of,
+    refer_to_of,
+    sip_target,
+    text_of,
+    uri_of,
+)
 from gateway.sip.rtp import QualityMeter
 from gateway.sip.signalling import Signalling
 from gateway.sip.source_limits import TokenBucket
@@ -76,8 +83,8 @@ class ReferQueue:
         not asked for, the call is unknown or may not be referred, or too many messages are kept.
         """
         ask = self._calls.permit_followed
-        sip_call_id = next(iter(headers.get("call-id", ())), "")
-        key = (sip_call_id, next(iter(headers.get("cseq", ())), ""))
+        sip_call_id = first_of(headers, "call-id")
+        key = (sip_call_id, first_of(headers, "cseq"))
         if key in self._delayed:
             return True
         call = None if ask is None else self._calls.live_call(sip_call_id)
@@ -286,8 +293,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             return
         message = text_of(prm.rdata.wholeMsg)
         fields = headers_of(message)
-        sender = uri_of(next(iter(fields.get("from", ())), ""))
-        sip_call_id = next(iter(fields.get("call-id", ())), "")
+        sender = uri_of(first_of(fields, "from"))
+        sip_call_id = first_of(fields, "call-id")
         successor = self._successor(replace(leg.invite, sip_call_id=sip_call_id, from_uri=sender))
         successor.take_over(self)  # pjsua ends this call before the other one is confirmed
         prm.newCall = successor

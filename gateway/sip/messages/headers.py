@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -189,7 +189,7 @@ def session_interval(message: bytes) -> float:
     return int(interval[0]) if interval is not None and "timer" in supported else float("inf")
 
 
-def first_of(headers: Mapping[str, tuple[str, ...]], name: str) -> str:
+def first_of(headers: Mapping[str, Sequence[str]], name: str) -> str:
     """Return the first value of a header field (lower-case full name), or ""."""
     return next(iter(headers.get(name, ())), "")
 
