@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,6 +26,19 @@ def unicode_of(text: str) -> str:
     pjsua2 makes them of bytes that are not UTF-8; JSON may have them as escapes.
     """
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def path_of(text: str) -> Path:
+    """Return the path that a text names; ``~`` is a home folder.
+
+    Raises ValueError where there is no such home, as for many services, and for what is no path.
+    """
+    if "\0" in text:
+        raise ValueError("has a character that no path has")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, and no such home folder is known") from None
 
 
 _UNSHOWN = re.compile(

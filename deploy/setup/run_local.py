@@ -93,12 +93,13 @@ def _where_to_call(settings: Config, dialplan: Dialplan) -> str:
     if settings.trunk and settings.access.unknown_sources != "allow":
         names = ", ".join(trunk.name for trunk in settings.trunk)
         return f"The gateway listens. Only calls of trunks get in ({names}): see docs/trunks.md."
-    address = settings.sip.listen[0]
+    listen = settings.sip.listen
+    address = next((one for one in listen if one.transport == "udp"), listen[0])
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     host = f"[{host}]" if ":" in host else host
-    tls = ";transport=tls" if address.transport == "tls" else ""
+    how = "" if address.transport == "udp" else f";transport={address.transport}"
     numbers = _numbers(dialplan)
-    uri = f"sip:{numbers[0]}@{host}:{address.port}{tls}"
+    uri = f"sip:{numbers[0]}@{host}:{address.port}{how}"
     more = f" Other numbers: {', '.join(dict.fromkeys(numbers[1:]))}." if numbers[1:] else ""
     return f"Call {uri} from a softphone.{more} Ctrl-C ends calls and exits."
 
@@ -106,7 +107,10 @@ def _where_to_call(settings: Config, dialplan: Dialplan) -> str:
 def _numbers(dialplan: Dialplan) -> list[str]:
     """Return the numbers that routes name as such; 100 where none does."""
     patterns = [route.to.pattern for route in dialplan.routes if route.enabled and route.to]
-    found = [match[1] for one in patterns if (match := re.fullmatch(r"\^(\w+)\$", one))]
+    found = []
+    for one in patterns:
+        if match := re.fullmatch(r"\^(\(?)((?:(?:\\\+)?\w+\|?)+)(\)?)\$", one):
+            found += [number.replace("\\", "") for number in match[2].split("|")]
     return found or ["100"]
 
 

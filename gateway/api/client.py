@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from gateway.text import path_of
+
 ANSWER_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _BASE = "/api/v1"
@@ -112,7 +114,7 @@ def socket_of(config: Path) -> Path:
     Reads that key only: secrets need not be present, and nothing slow is imported.
     """
     try:
-        data = tomllib.loads(config.read_text(encoding="utf-8"))
+        data = tomllib.loads(config.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise NoAnswerError(f"{config}: {error.strerror or error}") from None
     except ValueError as error:  # neither TOML nor UTF-8
@@ -125,7 +127,10 @@ def socket_of(config: Path) -> Path:
         from gateway.config.source import read_toml
 
         name = str(read_toml(config).data["control"]["socket"])
-    return Path(config.absolute().parent, Path(name).expanduser())
+    try:
+        return Path(config.absolute().parent, path_of(name))
+    except ValueError as error:
+        raise NoAnswerError(f"{config}: control.socket: {error}") from None
 
 
 def _exchange(

@@ -38,7 +38,7 @@ from gateway.config.values import (
     ip_literal,
     refuse_duplicates,
 )
-from gateway.text import redaction
+from gateway.text import path_of, redaction
 
 Redacted = Literal["numbers", "dtmf", "cards", "ibans", "emails"]
 """Kinds of data to mask; of telephone numbers the last digits stay."""
@@ -63,7 +63,7 @@ def _database(value: SecretStr, info: ValidationInfo) -> SecretStr:
     url = value.get_secret_value()
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         folder = (info.context or {}).get("folder")
-        path = Path(url.removeprefix("sqlite:///")).expanduser()
+        path = path_of(url.removeprefix("sqlite:///"))
         return SecretStr(f"sqlite:///{path if folder is None else Path(folder, path)}")
     if not re.match(r"postgres(ql)?://[^/]*/.", url):
         raise ValueError('must be "sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"')

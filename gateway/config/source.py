@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.renamed import ABSENT_KEYS, RENAMED_KEYS, RENAMED_VALUES, syntax_hint
+from gateway.text import path_of
 
 KeyPath = tuple[str | int, ...]
 """Path of a value: names of tables and keys, and 0-based indexes into arrays."""
@@ -265,7 +266,7 @@ def _resolve(scheme: str, argument: str | None, folder: Path, environ: Mapping[s
 def _read_reference(folder: Path, name: str) -> str:
     """Return the text of a ``${file:PATH}``. Raises LookupError."""
     try:
-        raw = _content(folder / name, MAX_FILE_BYTES)
+        raw = _content(folder / path_of(name), MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise LookupError(f"file {name or '(no name)'} cannot be read: {reason}") from None

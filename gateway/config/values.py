@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from gateway.config.source import MisplacedError, Reference
+from gateway.text import path_of
 
 _REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT)
 _MANY = 16
@@ -178,7 +179,7 @@ def _not_empty(value: object) -> object:
 
 def _below_config(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
-    return path if folder is None else Path(folder, path.expanduser())
+    return path if folder is None else Path(folder, path_of(str(path)))
 
 
 FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_below_config)]

@@ -55,6 +55,7 @@ from gateway.config.values import (
     refuse_duplicates,
 )
 from gateway.dialplan.variables import names_in
+from gateway.text import path_of
 from gateway.tools.schema import NAME, check_schema
 
 _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
@@ -65,7 +66,7 @@ def _sound(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str) or value in BUILT_IN:
         return value
     folder = (info.context or {}).get("folder")
-    path = Path(value).expanduser() if folder is None else Path(folder, Path(value).expanduser())
+    path = path_of(value) if folder is None else Path(folder, path_of(value))
     if not value.lower().endswith(".wav"):
         raise ValueError(f"must be one of {', '.join(BUILT_IN)}, or the path of a .wav file")
     try:

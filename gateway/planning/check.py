@@ -39,6 +39,7 @@ from gateway.planning.route_tools import (
 )
 from gateway.realtime.connection import is_live
 from gateway.records.recording_files import RecordingError, recipients_of
+from gateway.text import path_of
 from gateway.tools.python import ToolModuleError
 
 
@@ -151,7 +152,7 @@ def _secrets_written(source: TomlSource, folder: Path) -> Iterator[Problem]:
             value = one.value(path) if path and path[-1] in _SECRETS else None
             if isinstance(value, Reference):
                 named = re.fullmatch(r"\$\{file:(.+)\}", value.written)
-                if named and mode_of(one.file.parent / named[1]) & S_IROTH:
+                if named and mode_of(one.file.parent / path_of(named[1])) & S_IROTH:
                     said = f"every user of this machine can read {named[1]}: chmod 600"
                     yield one.problem(path, said)
             elif value and isinstance(value, str):

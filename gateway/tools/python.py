@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from gateway.tasks import is_being_cancelled
+from gateway.text import path_of
 from gateway.tools import MARK, Call, Function, Options, ToolCall, ToolError, result_text
 from gateway.tools.schema import NAME, Signature, SignatureError
 
@@ -68,7 +69,10 @@ def _imported(name: str, folder: Path) -> ModuleType:
     """Import a module by name, or a file in ``folder`` if the name ends in ``.py``; ``folder`` is
     appended to ``sys.path`` for good. Raises ToolModuleError for whatever it raises but
     KeyboardInterrupt."""
-    path = folder / Path(name).expanduser() if name.endswith(".py") else None
+    try:
+        path = folder / path_of(name) if name.endswith(".py") else None
+    except ValueError as error:
+        raise ToolModuleError(f"{name}: {error}") from None
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # for what the module imports beside itself
     try:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import re
 import secrets
 import socket
@@ -120,10 +121,11 @@ async def _check_server(settings: _Server) -> Finding:
             context = ssl.create_default_context(cafile=settings.ca) if secure else None
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
     except TimeoutError:
-        advice = "does a firewall drop it? A proxy in the environment is not used"
+        advice = f"does a firewall drop it?{_proxy()}"
         return bad("realtime", f"{shown}: no answer within {CONNECT_SECONDS:.0f} s", advice)
     except socket.gaierror as error:
-        return bad("realtime", f"{shown}: {error.strerror}", "is the name right, and DNS working?")
+        advice = f"is the name right, and DNS working?{_proxy()}"
+        return bad("realtime", f"{shown}: {error.strerror}", advice)
     except ssl.SSLCertVerificationError as error:
         advice = (
             "is this the right server, the clock right, ca-certificates installed? "
@@ -156,6 +158,12 @@ async def _check_server(settings: _Server) -> Finding:
     if refused is None:
         return replace(reached, fact=f"{reached.fact}, opens a session of {settings.model}")
     return refused
+
+
+def _proxy() -> str:
+    """Return the advice on a proxy that the environment names; empty without one."""
+    names = [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")]
+    return f" {names[0]} is not used: the gateway connects by itself" if names else ""
 
 
 def _section(settings: _Server) -> str:

@@ -65,6 +65,7 @@ from gateway.config.source import (
     suggestion,
 )
 from gateway.sip.leg import LegEnd
+from gateway.text import path_of
 
 SPEECH_DBFS = -45.0
 """A frame this loud counts as sound. Speech on the telephone is 20 dB above, line noise below."""
@@ -74,7 +75,7 @@ MAX_STEPS = 500
 
 def _beside_script(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
-    return path.expanduser() if folder is None else Path(folder, path.expanduser())
+    return path_of(str(path)) if folder is None else Path(folder, path_of(str(path)))
 
 
 Count = Annotated[int, Strict(), Field(ge=1)]

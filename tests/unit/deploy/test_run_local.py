@@ -37,6 +37,29 @@ def run_local() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize(
+    ("listen", "to", "uri"),
+    [
+        ('"tcp:127.0.0.1:5060"', "^100$", "sip:100@127.0.0.1:5060;transport=tcp from"),
+        ('"tcp:127.0.0.1:1", "udp:0.0.0.0:5062"', r"^\+4930$", "sip:+4930@127.0.0.1:5062 from"),
+        (
+            '"udp:[::]:5060"',
+            "^(200|300)$",
+            "sip:200@[::1]:5060 from a softphone. Other numbers: 300.",
+        ),
+    ],
+)
+def test_an_address_that_can_be_called(
+    run_local: ModuleType, tmp_path: Path, listen: str, to: str, uri: str
+) -> None:
+    (tmp_path / "dialplans").mkdir()
+    (tmp_path / "dialplans" / "a.toml").write_text(f"[[route]]\nname = 'a'\nto = '{to}'\n")
+    file = tmp_path / "gateway.toml"
+    server = 'url = "ws://127.0.0.1:8765/v1/realtime"'
+    file.write_text(f"[sip]\nlisten = [{listen}]\n[realtime]\n{server}\n")
+    assert f"Call {uri}" in run_local._where_to_call(*load_all(file, {}))
+
+
 def test_reports_are_read_to_the_end(
     run_local: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,7 @@ audio.input.turn_detection.type = "semantic_vad"
         ('dtmf.interrupt = "no"', "dtmf.interrupt", "boolean"),
         ('greeting.say = ""', "greeting.say", "must not be empty"),
         ('transfer = { name = "a" }', "transfer", "write [[route.transfer]]"),
+        ("answer.sound = '~no-such-user/x.wav'", "answer.sound", "no such home folder is known"),
         ("dtmf.recording = true", "dtmf.recording", "route.recording stands above [route.dtmf]"),
         ("greeting = {}", "greeting", "either say"),
         ('greeting = { say = "a", instructions = "b" }', "greeting", "either say"),

@@ -451,6 +451,12 @@ def test_a_module_that_is_not_there(tmp_path: Path) -> None:
         load_all(folder_with(tmp_path, "", config), {})
 
 
+def test_a_module_below_a_home_that_nobody_has(tmp_path: Path) -> None:
+    config = CONFIG.replace("hotel.py", "~no-such-user/hotel.py")
+    with pytest.raises(ConfigError, match=r"gateway.toml:7: tools.module: .* no such home folder"):
+        load_all(folder_with(tmp_path, "", config), {})
+
+
 def test_a_module_by_name_that_lacks_another(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "", CONFIG.replace("hotel.py", "hotel_that_lacks"))
     (tmp_path / "hotel_that_lacks.py").write_text("\nimport no_such_package\n", encoding="utf-8")

@@ -327,10 +327,12 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no answer within" in finding.fact
 
 
-def test_a_name_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_name_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
     finding = the_server(write(tmp_path, url="wss://realtime.invalid/v1/realtime"))
     assert finding.verdict is Verdict.BAD
     assert "wss://realtime.invalid: " in finding.fact
+    assert "HTTPS_PROXY is not used" in finding.advice
 
 
 @pytest.fixture
