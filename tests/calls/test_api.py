@@ -23,7 +23,7 @@ from gateway.api.backend import MAX_FOLLOWERS, hash_of
 from gateway.api.connections import CONNECTIONS
 from tests.calls.test_keys import events_of
 from tests.support.gateway_process import WITHIN_S
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import is_silence, noise
 
 TOKENS = {"readonly": "gw_reader-77aa", "operator": "gw_operator-88bb", "admin": "gw_admin-99cc"}
@@ -40,7 +40,7 @@ greeting.say = "Hello."
 default = "abandoned"
 values = ["completed", "no_agent"]
 """
-WORLD = {"more": API, "routes": NOTED}
+WORLD = {"more": API + PATIENT, "routes": NOTED}
 
 
 class Client:

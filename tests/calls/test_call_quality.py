@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main
 from tests.support.figures import show
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.rtcp_end import ReportingEnd
 from tests.support.sip_phone import CODECS, PhoneCall
 
@@ -20,6 +20,7 @@ SECONDS = 7
 
 
 WORLD = {
+    "more": PATIENT,
     "routes": """
 [[route]]
 name = "watched"
@@ -27,7 +28,7 @@ to = "^watched$"
 [route.line]
 enabled = true
 after = 2
-"""
+""",
 }
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tests.calls.test_transfer_blind import outputs_of
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import is_silence, noise
 from tests.support.referred import ReferredCall, dial
 
 WORLD = {
+    "more": PATIENT,
     "routes": """
 [[route]]
 name = "waiting"
@@ -24,7 +25,7 @@ say = "Hello."
 enabled = true
 sound = "chime"
 max_duration = 20
-"""
+""",
 }
 
 
