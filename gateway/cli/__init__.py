@@ -84,6 +84,8 @@ def ask_workers(
     Returns each answer with the name of the worker's socket. Prints why a worker gave none; exits
     with status 1 if all did not.
     """
+    if fields.get("call") == "":
+        raise click.UsageError("CALL is empty: gateway calls shows what there is")
     found: list[tuple[str, dict[str, Any]]] = []
     failed: Exception | None = None
     try:

@@ -197,7 +197,7 @@ def mode_of(path: Path) -> int:
     """Return the ``st_mode`` of what is at a path; 0 where nothing is, or nobody may look."""
     try:
         return path.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):  # a NUL, among others
         return 0
 
 
@@ -268,7 +268,7 @@ def _read_reference(folder: Path, name: str) -> str:
     try:
         raw = _content(folder / path_of(name), MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a path"
+        reason = getattr(error, "strerror", None) or str(error)
         raise LookupError(f"file {name or '(no name)'} cannot be read: {reason}") from None
     try:
         return raw.decode("utf-8").rstrip("\r\n")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -59,7 +60,10 @@ def load_all(
     config, problems = judge_config(source)
     folder = _folder(source.data, path) if config is None else config.dialplan.folder
     dialplan = Dialplan(())
-    if S_ISDIR(mode_of(folder)):
+    if path.suffix == ".toml" and folder.absolute() == path.absolute().parent:
+        said = f"has {path.name} in it: dialplans need a folder of their own"
+        problems.append(source.problem(("dialplan", "folder"), said))
+    elif S_ISDIR(mode_of(folder)):
         try:
             unknown = "warn" if config is None else config.dialplan.unknown_session_fields
             dialplan = load_dialplan(folder, environ, unknown)
@@ -163,7 +167,10 @@ def _folder(data: Mapping[str, Any], path: Path) -> Path:
     """Return the dialplan folder of a configuration that has mistakes elsewhere."""
     section = data.get("dialplan")
     name = section.get("folder") if isinstance(section, dict) else None
-    return path.absolute().parent / (name if isinstance(name, str) and name else "dialplans")
+    with suppress(ValueError):
+        given = path_of(name) if isinstance(name, str) and name else Path("dialplans")
+        return path.absolute().parent / given
+    return path.absolute().parent / "dialplans"
 
 
 def _keys_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:

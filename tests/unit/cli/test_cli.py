@@ -104,3 +104,9 @@ def test_the_emulator_says_which_address_is_taken() -> None:
         result = CliRunner().invoke(main, ["emulator", "--listen", where])
     assert result.exit_code == 2
     assert result.output == f"{where}: Address already in use\n"
+
+
+def test_a_call_has_a_name() -> None:
+    result = CliRunner().invoke(main, ["hangup", ""])
+    assert result.exit_code == 2
+    assert "CALL is empty" in result.output

@@ -418,6 +418,21 @@ def test_check_tells_of_both_kinds_of_files(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("folder", ["a\\u0000b", "~no-such-user/x", ""])
+def test_check_of_a_folder_that_is_no_path(tmp_path: Path, folder: str) -> None:
+    status, lines = check(write(tmp_path, f'{LOCAL}[dialplan]\nfolder = "{folder}"\n'), {})
+    assert status == 2
+    assert [line.partition("dialplan.folder: ")[0] for line in lines] == [
+        f"{tmp_path}/gateway.toml:4: "
+    ]
+
+
+def test_check_of_a_folder_that_has_the_configuration_in_it(tmp_path: Path) -> None:
+    file = write(tmp_path, f'{LOCAL}[dialplan]\nfolder = "."\n')
+    said = "dialplan.folder: has gateway.toml in it: dialplans need a folder of their own"
+    assert check(file, {}) == (2, [f"{file}:4: {said}"])
+
+
 def test_check_gives_advice(tmp_path: Path) -> None:
     file = write(tmp_path, '[realtime]\nurl = "ws://example.com/"\napi_key = ""\n')
     assert "every call is refused" in "\n".join(check(file, {})[1])
