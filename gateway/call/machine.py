@@ -101,9 +101,9 @@ class LegEvents:
         that is being taken), and the request for the greeting, if a session is up and the greeting
         was not requested before the ACK.
 
-        Where the 200 was sent before the model was ready (``answer.mode = "immediate"``), this only
-        records the ACK and starts the timers; :meth:`SessionEvents.answer` does the rest once the
-        model is ready and the sound was played. Ignored in a call that waits for neither ACK nor
+        With ``answer.mode = "immediate"``, an ACK that comes before the model is ready, or before
+        the sound was played, only is recorded and starts the timers: the call stays CONNECTING, and
+        :meth:`SessionEvents.answer` does the rest. Ignored in a call that waits for neither ACK nor
         answer.
         """
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
@@ -262,11 +262,13 @@ class CallMachine:
         return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
-        """Return the frames to put into the playout queue for an audio delta that directly follows
-        one of the same content part; they may be empty.
+        """Take an audio delta that directly follows one of the same content part, and return its
+        whole frames; they may be empty. They count as queued: put them into the playout queue, and
+        do not pass the delta to :meth:`handle`.
 
-        A short way for the fifty deltas a second of a response. None where the delta is to go
-        through :meth:`handle`: something else has happened since, or it is silence.
+        A short way, asked first for each of the fifty deltas a second of a response. None, with
+        nothing changed, where the delta is to go through :meth:`handle`: another input has come
+        since, or it is silence.
         """
         if event.part != self._flowing or event.silent:
             return None
@@ -365,8 +367,10 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _before_answer(self, now: float) -> list[outputs.Output]:
-        """Let an action of the model wait for the answer, and end the call if its hang-up is due:
-        the session may hear the network's announcement of a call that we place."""
+        """Do what :meth:`_after_input` does in a live call, in one that has a session and is not
+        answered: the session may hear the network's announcement of a call that we place. A queued
+        action stays queued, and its wait for speech begins anew; a hang-up that is due ends the
+        call."""
         self._call.conversation.call_actions.begin_if_ready(now, queued=False, confirmed=False)
         why, detail = self._call.conversation.ended(now)
         return [] if why is None else self._end_call(why, now, detail)
@@ -374,10 +378,9 @@ class CallMachine:
     def _after_input(self, now: float) -> list[outputs.Output]:
         """Start what was waiting when this input came, in a live call. In order: actions, goodbye
         and tasks of the conversation; the end of a failover during which a transfer was queued or
-        the conversation was to end;
-        where caller and B-leg were joined, the call is BRIDGED, and its session is closed or only
-        listens; a hand-over; the replacement of a session that gives no response; the end of the
-        call; ``Hold`` where the hold has changed.
+        the conversation was to end; where caller and B-leg were joined, the call is BRIDGED, and
+        its session is closed or only listens; a hand-over; the replacement of a session that gives
+        no response; the end of the call; ``Hold`` where the hold has changed.
 
         The call ends when failover has no step left; else when an action says so, when the session
         was lost during a transfer that has failed since, or when the conversation says so. ``Hold``

@@ -26,7 +26,8 @@ RELEASE_AGAIN_SECONDS = 1.0
 
 
 class State(Enum):
-    """State of a call. They are passed through in this order; some are left out."""
+    """State of a call. They are passed through in this order; some are left out. Only an escape
+    from an interpreted call leads back, from BRIDGED to TALKING."""
 
     CONNECTING = auto()
     """The session is being set up: 180, 183 or (``answer.mode = "immediate"``) 200 is sent; an
@@ -36,7 +37,8 @@ class State(Enum):
     ANSWERED = auto()
     """200 is sent, its ACK has not come."""
     TALKING = auto()
-    """Answered and confirmed by ACK; with a session, or while it is being replaced."""
+    """Answered and confirmed by ACK; with or without a session (:attr:`CallContext.session_up`):
+    it may be being replaced, be closed on hold, or be given up for a transfer."""
     BRIDGED = auto()
     """Caller and B-leg are joined."""
     ENDING = auto()
@@ -545,10 +547,9 @@ class SessionEvents:
         Nothing if the call is ending or bridged, or the session was given up before. A standby
         session that is ready is promoted at once in a live call, except after a normal close
         (1000). Where the caller is being transferred, or is to be, the loss ends the call if the
-        transfer fails. After
-        a normal close, or where a hang-up waits only for queued audio, that audio of a live call is
-        played to its end and the call ends. Otherwise the session is lost: the fallback steps are
-        taken, or the call ends (:meth:`_lost`).
+        transfer fails. After a normal close, or where a hang-up waits only for queued audio, that
+        audio of a live call is played to its end and the call ends. Otherwise the session is lost:
+        the fallback steps are taken, or the call ends (:meth:`_handle_loss`).
         """
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
@@ -559,13 +560,13 @@ class SessionEvents:
             return self.handover.promote_if_quiet(now, at_once=True)
         self.handover.on_session_over()
         if self._call.live and self._call.conversation.call_actions.transferring:
-            return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
+            return self._handle_loss(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
         queued = self._call.conversation.control.hangup_after_playout.is_queued
         if self._call.live and (input.code == 1000 or queued):
             rest = self._call.conversation.hang_up_after_playout(now)
             return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST
-        return self._lost(why, now, f"{input.code} {input.reason}".strip())
+        return self._handle_loss(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
         """Handle a response that is due, or an event that the server owes, which has not come
@@ -579,12 +580,12 @@ class SessionEvents:
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.timeout:g} s"
-        return self._lost(EndReason.SESSION_SILENT, now, detail)
+        return self._handle_loss(EndReason.SESSION_SILENT, now, detail)
 
-    def _lost(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
-        """Take the fallback steps for a session that is lost; if none may be taken, or the call is
-        not live, end the call. Queued audio is played to its end, and a response that was due is
-        requested of the next session.
+    def _handle_loss(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
+        """Handle a session that is lost, silent, or ended by an ``error``: take the fallback steps;
+        if none may be taken, or the call is not live, end the call. Queued audio is played to its
+        end, and a response that was due is requested of the next session.
 
         While the caller is being transferred, or is to be once the words before are heard, or is
         bridged, only close the session and set :attr:`lost_meanwhile`: the loss ends the call if
@@ -637,7 +638,7 @@ class SessionEvents:
         todo = self._call.conversation.on_error(input.error, input.command, now)
         if self._call.conversation.ended(now)[0] is EndReason.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
-            return todo + self._lost(EndReason.SESSION_ERROR, now, detail)
+            return todo + self._handle_loss(EndReason.SESSION_ERROR, now, detail)
         return todo
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
