@@ -17,7 +17,7 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import pattern
 from tests.support.dialog import answered, dialog_call
 from tests.support.gateway_process import WITHIN_S
-from tests.support.harness import TRUSTED, GatewayStack, eventually
+from tests.support.harness import PATIENT, TRUSTED, GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, assert_in_step, noise, speech
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import PhoneCall
@@ -98,9 +98,8 @@ WORLD = {
     + LIVE.format(name="live-dear")
     + BUDGET,
     "more": TRUSTED
-    + f"""
-[media]
-speech_command = [{json.dumps(sys.executable)}, "-c", {json.dumps(SPEAKER)}]
+    + PATIENT
+    + f"""speech_command = [{json.dumps(sys.executable)}, "-c", {json.dumps(SPEAKER)}]
 """
     + """
 [[realtime_server]]
