@@ -271,7 +271,10 @@ def _peer(value: object) -> Peer:
         port = int((match["port6"] or ":" + (match["port4"] or "0")).lstrip(":"))
         if port > 65535 or (port == 0 and not match["v6"]):
             raise ValueError("the port must be between 1 and 65535")
-    return Peer(network_of(text, example), port)
+    network = network_of(text, example)
+    if network.num_addresses == 1 and network.network_address.is_unspecified:
+        raise ValueError(f"is nobody's address; {text}/0 is everybody's")
+    return Peer(network, port)
 
 
 def _address(value: object) -> Address | None:

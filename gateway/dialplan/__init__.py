@@ -310,7 +310,10 @@ def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
                 path = ("route", index, *above, key, *finding.path)
                 ours = finding.path in set_by_gateway  # said of it already, and better
                 if not ours and not any(path[: len(bad)] == bad for bad in source.unresolved):
-                    yield source.problem(path, finding.message), finding.unknown
+                    said, name = finding.message, str(finding.path[0])
+                    if finding.unknown and len(finding.path) == 1 and name in known_keys(Route):
+                        said = f"is a key of the route, and stands above [route.{key}]"
+                    yield source.problem(path, said), finding.unknown
 
 
 def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:

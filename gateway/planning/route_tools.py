@@ -118,6 +118,8 @@ def tool_problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterat
         for pattern in route.tools:
             if not any(fnmatchcase(name, pattern) for name in known):
                 message = f'there is no tool "{pattern}"' + suggestion(pattern, known)
+                if config.tools.module and not python:
+                    message += f"; {config.tools.module} has no function with a docstring"
                 yield dialplan.problem(route.name, ("tools",), message)
         own = [tool.name for tool in route.tool]
         for index, name in enumerate(own):

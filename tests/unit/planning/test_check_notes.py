@@ -348,6 +348,7 @@ def test_a_registrar_without_a_password(tmp_path: Path) -> None:
         ("[sip]\ncodecs = ['PCMU']\n", "", 2, "a trunk has it: trunk.codecs"),
         ("", 'trunk = "x"', 3, 'route r, trunk: there is no trunk "x"'),
         ("", "tools = ['x']", 3, 'route r, tools: there is no tool "x"'),
+        ("[[trunk]]\nname = 'a'\npeers = ['0.0.0.0']\n", "", 3, "0.0.0.0/0 is everybody's"),
         ("", "fallback = [{ action = 'server', server = 'x' }]", 3, "route r, fallback[0].server"),
         ("", "[[route.transfer]]\nname = 'a'\nto = 'tel:+1'\ntrunk = 'x'", 6, "transfer[0].trunk"),
     ],
@@ -357,6 +358,11 @@ def test_mistakes_are_at_the_line_of_their_key(
 ) -> None:
     told = checked(tmp_path, config + BASE, f"[[route]]\nname = 'r'\n{routes}\n")
     assert any(says in one and f":{line}: " in one for one in told.splitlines())
+
+
+def test_a_key_of_the_route_below_its_session(tmp_path: Path) -> None:
+    told = checked(tmp_path, routes="[[route]]\nname = 'r'\n[route.session]\nto = '^1$'\n")
+    assert "r.toml:4: route[0].session.to: is a key of the route, and stands above" in told
 
 
 def test_codecs_by_the_names_of_asterisk(tmp_path: Path) -> None:

@@ -451,6 +451,11 @@ def test_a_module_that_is_not_there(tmp_path: Path) -> None:
         load_all(folder_with(tmp_path, "", config), {})
 
 
+def test_a_module_whose_functions_have_no_docstring(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hotel.py has no function with a docstring"):
+        load_all(folder_with(tmp_path, "def f(x: int) -> int:\n    return x\n"), {})
+
+
 def test_a_module_below_a_home_that_nobody_has(tmp_path: Path) -> None:
     config = CONFIG.replace("hotel.py", "~no-such-user/hotel.py")
     with pytest.raises(ConfigError, match=r"gateway.toml:7: tools.module: .* no such home folder"):
