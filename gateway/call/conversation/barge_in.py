@@ -28,7 +28,8 @@ from gateway.realtime.events import (
 from gateway.text import words_of
 
 MAX_TURNS = 8
-"""Turns of the caller that may be undecided at a time; the oldest is dropped first."""
+"""Turns of the caller that wait for their decision or commit; of more the oldest is forgotten, and
+not answered."""
 
 _PROTECTED_TEXT = 4000
 """Characters of the latest response that patterns are searched in; a minute of speech has 1,000."""
@@ -43,7 +44,8 @@ def interrupt(
 ) -> list[Output]:
     """Stop playout at once (not by an output), drop the audio still to come of all responses that
     run or are queued, and tell the server what was heard (:meth:`Playback.interrupt`). Whether an
-    interruption is allowed (:attr:`Interruptions.protected`) is not asked here.
+    interruption is allowed (:attr:`Interruptions.protected`) is not asked here. Playout that is
+    paused for an undecided turn stays paused.
 
     First, a hang-up that the model asked for, and its queued action that has not begun (transfer,
     hold, DTMF), are cancelled, and their tool calls answered with "not ended" and "not done",
@@ -128,7 +130,8 @@ class Interruptions:
     """Decides whether the caller's speech or DTMF digit interrupts the agent (barge-in).
 
     Methods that take the time (s) return the outputs of the decision. Turns are kept only where the
-    gateway decides (``InterruptionPlan.by_gateway``); it then also requests the responses to them.
+    gateway decides (``InterruptionPlan.by_gateway``), the latest ``MAX_TURNS``; it then also
+    requests the responses to them, whether they interrupt or not, but for false interruptions.
     """
 
     def __init__(self, control: ConversationControl) -> None:
@@ -259,7 +262,7 @@ class Interruptions:
         tells no times, interrupt at once if the caller is not transcribed, or wait up to
         ``transcript_timeout`` s for the transcript, with playout paused. Nothing for other
         turns."""
-        turn = self._turn_of(event.item_id)
+        turn = self._match_turn(event.item_id)
         if turn is None or not turn.undecided:
             return []
         turn.over = True
@@ -278,7 +281,7 @@ class Interruptions:
         transcript has no words, is one of the ``backchannel_phrases`` as a whole, or has only words
         that are such phrases each ("mhm yes"); else interrupt. Nothing for other turns. A
         transcript without an item id is taken for that of the latest turn not committed."""
-        turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
+        turn = self._turns.get(event.item_id) or (None if event.item_id else self._match_turn(""))
         if turn is None or not turn.undecided:
             return []
         words = words_of(event.transcript)
@@ -292,10 +295,10 @@ class Interruptions:
         """Handle ``input_audio_buffer.committed`` of a turn that the gateway decides about: request
         a response to it, or delete its item where it was a false interruption.
 
-        While the turn is undecided, that follows with the decision. Nothing without a turn (the
-        server decides).
+        While the turn is undecided, that follows with the decision. Nothing for a turn that is not
+        kept (the server decides, or it is older than ``MAX_TURNS``).
         """
-        turn = self._turn_of(event.item_id)
+        turn = self._match_turn(event.item_id)
         if turn is None:
             return []
         turn.committed = True
@@ -323,7 +326,7 @@ class Interruptions:
 
     # ---- what follows
 
-    def _turn_of(self, item_id: str) -> _Turn | None:
+    def _match_turn(self, item_id: str) -> _Turn | None:
         """Return the turn with this item id; else the latest turn that is not committed, which
         takes that id if there is one. None without such a turn.
 

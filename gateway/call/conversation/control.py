@@ -169,8 +169,9 @@ class ConversationControl:
         self.collecting: DtmfConsumer | None = None
         """The tool ``collect_digits``."""
         self.approvals: DtmfConsumer | None = None
-        self.next_escape_destination: Callable[[float], list[Output]] = lambda _now: []
-        """Transfers a caller who asked for a human to the next destination."""
+        self.try_next_escape_destination: Callable[[float], list[Output]] = lambda _now: []
+        """Transfers a caller who asked for a human to the next destination; called with the time
+        (s) after the transfer to the one before has failed."""
         self.recording: RecordingCommands | None = None
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""
@@ -455,13 +456,14 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
 
     Nothing at all while the conversation is being ended, but for out-of-band requests. What cannot
     be carried out is logged with its reason (``command_rejected``), such as words for a session
-    that only transcribes, an action while another is queued or under way, or an unknown
-    destination; an out-of-band request also gets :class:`OutOfBandDone` (``refused``). A ``Say`` or
-    ``RequestResponse`` may still bring no response (:meth:`ConversationControl.request_response`),
-    which is not logged.
+    that only transcribes, an action while another is queued or under way, or an operator's transfer
+    to an unknown destination; an out-of-band request also gets :class:`OutOfBandDone`
+    (``refused``). A ``Say`` or ``RequestResponse`` may still bring no response
+    (:meth:`ConversationControl.request_response`), which is not logged.
 
-    TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`);
-    OperatorTransfer and ReferTo do not. ``Interrupt`` is only logged here.
+    TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`), also a
+    TransferTo with an unknown destination; OperatorTransfer and ReferTo do not. ``Interrupt`` is
+    only logged here.
     """
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []

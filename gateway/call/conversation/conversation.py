@@ -102,7 +102,7 @@ class Conversation:
         self._guardrails = Guardrails(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
         self.escape = EscapeToHuman(self.control)
-        self.control.next_escape_destination = self.escape.next_destination
+        self.control.try_next_escape_destination = self.escape.try_next_destination
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
@@ -213,12 +213,11 @@ class Conversation:
         Audio stops the hold music of a tool call and fillers, even audio of an interrupted
         response; it is queued unless its response was interrupted. The end of speech begins the
         caller's wait for a response, and the beginning of speech cancels that wait; either may
-        interrupt.
-        A committed turn restarts the count of tool-only responses.
-        ``response.created`` and ``response.done`` begin and end a response (at once, where they
-        came in the wrong order); the latter starts its function calls. Work and decisions of a Live
-        session go to the delegated tasks. Transcripts and truncations are logged. Other events
-        bring nothing here.
+        interrupt. A committed turn restarts the count of tool-only responses, and is answered where
+        the gateway decides about interruptions. ``response.created`` and ``response.done`` begin
+        and end a response (at once, where they came in the wrong order); the latter starts its
+        function calls. Work and decisions of a Live session go to the delegated tasks. Transcripts
+        and truncations are logged. Other events bring nothing here.
 
         Args:
             command: our request that a ``response.created`` answers, where the server says so.
@@ -376,9 +375,9 @@ class Conversation:
         """Start what has waited for the last input; called after each input of a call in progress,
         also while no session is up, but not for audio that was only queued. In this order: begin a
         queued action, cancel the model's hang-up if that is a transfer, send the result of a
-        finished one, start the recording, carry out a
-        termination (last words, or a transfer, which begins at once if it can), begin delegated
-        tasks whose words have come, and start or end the caller's wait for a response.
+        finished one, start the recording, carry out a termination (last words, or a transfer, which
+        begins at once if it can), begin delegated tasks whose words have come, and start or end the
+        caller's wait for a response.
 
         Args:
             confirmed: the ACK came, so that the caller can hear something.

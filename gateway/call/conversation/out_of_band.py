@@ -48,7 +48,7 @@ MAX_METADATA = 12
 Then = Callable[[str, str, float], list[Output]]
 """Called at the end of a response with status (as in the record), text and time (s)."""
 
-Heard = Callable[[bytes, float], list[Output]]
+OnAudio = Callable[[bytes, float], list[Output]]
 """Called with each audio delta, in the codec of the call, and the time (s)."""
 
 
@@ -61,7 +61,7 @@ class _Running:
     began: float
     until: float
     then: Then | None
-    audio: Heard | None
+    audio: OnAudio | None
     response_id: str = ""
 
 
@@ -96,7 +96,7 @@ class OutOfBandResponses:
         items: Sequence[str] = (),
         seconds: float = SECONDS,
         then: Then | None = None,
-        audio: Heard | None = None,
+        audio: OnAudio | None = None,
         words: str = "",
     ) -> list[Output]:
         """Request an out-of-band response, without tools, about ``items`` or about the whole

@@ -48,7 +48,7 @@ class Truncations:
         self._last: TruncateItem | None = None
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
-    def command(self, heard: Heard) -> TruncateItem | DeleteItem:
+    def make_command(self, heard: Heard) -> TruncateItem | DeleteItem:
         """Return ``conversation.item.truncate`` at the milliseconds heard of this part, or
         ``conversation.item.delete`` where nothing of the item was, in any part. The latest
         truncation is remembered for :meth:`retry`.
@@ -231,7 +231,7 @@ class Playback:
         """Return whether audio of this response was queued since the queue was last empty or
         flushed. It is to be played, is being played, or has been played just before audio of
         another response that is still queued."""
-        return self._tracker.queued(response_id)
+        return self._tracker.is_queued(response_id)
 
     def was_interrupted(self, response_id: str) -> bool:
         """Return whether this response was interrupted or dropped, so that its further audio is not
@@ -297,13 +297,13 @@ class Playback:
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
-        return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
+        return outputs + self._report_heard(self._tracker.on_drained(), OVERFLOW, now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """Take the last ``frames`` frames, which did not fit the queue, off the tracker's count,
         drop the rest of their parts, and return the log line ``playout_overflow``. The server is
         told once the queue runs empty or is flushed; ``queued_ms`` stays until then."""
-        self._tracker.refused(frames)
+        self._tracker.on_refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def _flush(self, trigger: str, now: float) -> list[Output]:
@@ -359,7 +359,7 @@ class Playback:
             if not self.truncates:
                 outputs.append(self._record_interruption(one, trigger, "none", now))
                 continue
-            command = self._truncations.command(one)
+            command = self._truncations.make_command(one)
             action = "truncate"
             if isinstance(command, DeleteItem):
                 action = "delete"

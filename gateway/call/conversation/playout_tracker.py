@@ -159,10 +159,10 @@ class PlayoutTracker:
             part.done = True
         return self._close_part()
 
-    def refused(self, frames: int) -> None:
+    def on_refused(self, frames: int) -> None:
         """Take the last ``frames`` frames off the count of the queue, which they did not fit. The
         rest of their parts is dropped: the incomplete frame, and audio still to come. The next
-        :meth:`drained` or :meth:`flush` returns what was heard of these parts."""
+        :meth:`on_drained` or :meth:`flush` returns what was heard of these parts."""
         while frames > 0 and self._queue:
             queued = self._queue[-1]
             taken = min(frames, queued.frames)
@@ -175,16 +175,16 @@ class PlayoutTracker:
             if queued.frames == 0:
                 self._queue.pop()
 
-    def drained(self) -> list[Heard]:
+    def on_drained(self) -> list[Heard]:
         """Count all queued audio as heard, since the queue ran empty.
 
-        Returns what was heard of parts of which frames did not fit the queue (:meth:`refused`),
+        Returns what was heard of parts of which frames did not fit the queue (:meth:`on_refused`),
         once; other parts need no report.
         """
         for queued in self._queue:
             queued.part.heard += queued.audio
         self._queue.clear()
-        return self._report([p for p in self._parts.values() if p.cut and not p.finished])
+        return self._cut_and_report([p for p in self._parts.values() if p.cut and not p.finished])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Reckon what was heard from the number of frames that a flush left unplayed, the last ones
@@ -201,7 +201,7 @@ class PlayoutTracker:
             queued.part.heard += min(queued.audio, (queued.frames - unplayed) * self._frame_bytes)
         self._queue.clear()
         self._open, self._rest = None, b""
-        return self._report(unfinished)
+        return self._cut_and_report(unfinished)
 
     def knows(self, item_id: str) -> bool:
         """Return whether audio of this item was received, and a part of the item is still
@@ -233,14 +233,14 @@ class PlayoutTracker:
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // self._bytes_per_ms
 
-    def queued(self, response_id: str) -> bool:
+    def is_queued(self, response_id: str) -> bool:
         """Return whether audio of this response was queued since the queue was last empty or
         flushed; it may all have been played since, while audio behind it is still queued."""
         return any(queued.part.response_id == response_id for queued in self._queue)
 
     @property
     def queued_responses(self) -> set[str]:
-        """Ids of the responses for which :meth:`queued` is true."""
+        """Ids of the responses for which :meth:`is_queued` is true."""
         return {queued.part.response_id for queued in self._queue}
 
     @property
@@ -296,9 +296,9 @@ class PlayoutTracker:
         self._add_frames(part, 1, len(rest))
         return rest + self._silence * (self._frame_bytes - len(rest))
 
-    def _report(self, parts: list[_Part]) -> list[Heard]:
-        """Cut these parts, each of which is reported only this once: return what was heard of
-        each."""
+    def _cut_and_report(self, parts: list[_Part]) -> list[Heard]:
+        """Cut these parts: drop their audio still to come, and return what was heard of each; none
+        is reported again."""
         heard_items = {part.key[0] for part in self._parts.values() if part.heard}
         for part in parts:
             part.cut = part.told = True

@@ -397,7 +397,7 @@ class ResponseNames:
         """
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
-                response_id = self._name_of(event.response_id)
+                response_id = self._resolve_name(event.response_id)
                 if response_id == event.response_id and event.item_id:
                     return event
                 return replace(
@@ -406,9 +406,9 @@ class ResponseNames:
                     item_id=event.item_id or f"item_of_{response_id}",
                 )
             case ResponseCreated():
-                return self._created(event)
+                return self._complete_created(event)
             case ResponseDone():
-                return self._done(event)
+                return self._complete_done(event)
         return event
 
     def is_over(self, response_id: str) -> bool:
@@ -423,7 +423,7 @@ class ResponseNames:
         self._over.clear()
         self._ours.clear()
 
-    def _created(self, event: ResponseCreated) -> ServerEvent:
+    def _complete_created(self, event: ResponseCreated) -> ServerEvent:
         """Return ``response.created``: as it is, or under a new name of ours where it has no id or
         that of a response that has begun and ended. A repetition while that one runs becomes an
         ``OtherEvent``."""
@@ -442,7 +442,7 @@ class ResponseNames:
         self._ours[response_id] = name
         return replace(event, response_id=name)
 
-    def _done(self, event: ResponseDone) -> ServerEvent:
+    def _complete_done(self, event: ResponseDone) -> ServerEvent:
         """Return ``response.done`` under the name that the response has here, and remember its end;
         a second one of the same response becomes an ``OtherEvent``.
 
@@ -453,12 +453,12 @@ class ResponseNames:
             return event  # of no response that is heard
         if response_id in self._over:
             return OtherEvent("response.done", {})
-        name = self._name_of(response_id)
+        name = self._resolve_name(response_id)
         known = (one for one, ours in self._ours.items() if ours == name)
         self._over[response_id or next(known, name)] = None
         return event if name == response_id else replace(event, response_id=name)
 
-    def _name_of(self, response_id: str) -> str:
+    def _resolve_name(self, response_id: str) -> str:
         """Return the name here of the response with this id; where the id is empty, of the latest
         running one, or ``UNNAMED`` without any.
 

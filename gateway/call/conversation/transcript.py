@@ -123,22 +123,22 @@ class Transcript:
 
         An item gets its entry with its first event: the caller's turn with
         ``input_audio_buffer.committed``, the agent's words with their first delta (where words come
-        late, with ``response.created``). Events of the caller without an item id
-        get an entry each. Complete words replace deltas, unless they are empty; ``MAX_TEXT``
+        late, with ``response.created``). Events of the caller without an item id get an entry
+        each. Complete words replace deltas, unless they are empty; ``MAX_TEXT``
         characters of either are kept. Function calls count only of a completed ``response.done``.
         """
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
-                self._entry_of("caller", item_id, now)
+                self._find_or_add_entry("caller", item_id, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                entry = self._entry_of("caller", item_id, now)
+                entry = self._find_or_add_entry("caller", item_id, now)
                 entry.text, entry.complete = text.strip()[:MAX_TEXT], True
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
                 if self._control.capabilities.late_words:
                     # Its place is where it was heard; its only item has the same name.
-                    self._entry_of("agent", response_id, now)
+                    self._find_or_add_entry("agent", response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
-                entry = self._agent_entry(delta.response_id, delta.item_id, now)
+                entry = self._find_or_add_agent_entry(delta.response_id, delta.item_id, now)
                 if delta.until_ms is None:
                     # A server that tells no times of words: they end at what has come by now.
                     self._mark(entry, self._control.playback.received_ms(entry.item_id))
@@ -146,7 +146,7 @@ class Transcript:
                 if delta.until_ms is not None:
                     self._mark(entry, delta.until_ms)
             case inputs.ServerEventReceived(event=AgentTranscript() as whole):
-                entry = self._agent_entry(whole.response_id, whole.item_id, now)
+                entry = self._find_or_add_agent_entry(whole.response_id, whole.item_id, now)
                 entry.complete = True
                 if whole.transcript:
                     entry.text = whole.transcript[:MAX_TEXT]
@@ -155,7 +155,7 @@ class Transcript:
                     if item.get("type") == "function_call" and done.status == "completed":
                         self._add_call(item, now)
             case inputs.ServerEventReceived(event=ItemDeleted(item_id)):
-                self._item_deleted(item_id)
+                self._on_item_deleted(item_id)
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -276,18 +276,18 @@ class Transcript:
 
     # ---- how
 
-    def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
-        """Return the entry of an item of this session; a new one, appended, where there is none,
-        and always for an empty ``item_id``."""
+    def _find_or_add_entry(self, who: str, item_id: str, now: float) -> Entry:
+        """Return the entry of an item of this session; append a new one where there is none, and
+        always for an empty ``item_id``."""
         entry = self._by_item.get(item_id)
         if entry is None or entry.past:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
-    def _agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
+    def _find_or_add_agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
         """Return the agent's entry of an item, new or not. Where its response was interrupted or
         dropped before any audio of the item came, the entry counts as not heard at all."""
-        entry = self._entry_of("agent", item_id, now)
+        entry = self._find_or_add_entry("agent", item_id, now)
         playback = self._control.playback
         if playback.was_interrupted(response_id) and not playback.received_ms(item_id):
             entry.heard = ""  # its words come after the cut, and no sound of it was let through
@@ -359,7 +359,7 @@ class Transcript:
             entry.interrupted_at = heard.played_ms, heard.received_ms
             entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 
-    def _item_deleted(self, item_id: str) -> None:
+    def _on_item_deleted(self, item_id: str) -> None:
         """Handle ``conversation.item.deleted``: remove the entry, if it is the caller's. Those of
         the agent stay, and those of items that context trimming has deleted; the id is forgotten
         in any case."""

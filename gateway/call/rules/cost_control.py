@@ -122,7 +122,7 @@ class ContextTrimmer:
             self._items.clear()  # another session, with items of its own
         match input.event:
             case ItemAdded(item):
-                self._item_added(str(item.get("id") or ""), item)
+                self._on_item_added(str(item.get("id") or ""), item)
             case ItemDeleted(item_id):
                 self._items.pop(item_id, None)
             case ResponseDone():
@@ -135,7 +135,7 @@ class ContextTrimmer:
 
     # ---- how
 
-    def _item_added(self, item_id: str, item: object) -> None:
+    def _on_item_added(self, item_id: str, item: object) -> None:
         """Remember an item of the session, unless it has no id or is known; a summary of ours
         counts as the oldest. Above ``MAX_ITEMS`` the oldest is forgotten."""
         if not item_id or item_id in self._items or not hasattr(item, "get"):

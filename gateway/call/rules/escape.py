@@ -98,12 +98,12 @@ class EscapeToHuman:
             result = {"status": "ended", "reason": "the caller asked for a human"}
             outputs.append(tool_output(call_id, result))
         self._left = list(control.plan.escape.to)
-        return outputs + self.next_destination(now)
+        return outputs + self.try_next_destination(now)
 
-    def next_destination(self, now: float) -> list[Output]:
-        """Begin the transfer to the next destination; called by ``begin``, and again after each
-        transfer that failed. One to which no transfer can be queued is logged (``escape_failed``)
-        and skipped.
+    def try_next_destination(self, now: float) -> list[Output]:
+        """Begin the transfer to the next destination; called by :meth:`begin`, and again after each
+        transfer of the escape that failed. One to which no transfer can be queued is logged
+        (``escape_failed``) and skipped.
 
         If none is left, log ``escape_failed``, tell the model that nobody could be reached, and
         request a response. Where no session is up, the call ends instead

@@ -187,13 +187,13 @@ class Guardrails:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.add(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
-                return self._response_created(response_id, now)
+                return self._on_response_created(response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
-                words = self._words_of_item(delta.item_id, delta.response_id)
+                words = self._find_or_add_words(delta.item_id, delta.response_id)
                 return self._check_agent(delta.item_id, words, delta.delta, now, whole=False)
             case inputs.ServerEventReceived(event=AgentTranscript() as said):
-                words = self._words_of_item(said.item_id, said.response_id)
-                new = _not_in_deltas(words, said.transcript)
+                words = self._find_or_add_words(said.item_id, said.response_id)
+                new = _take_new_words(words, said.transcript)
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 turn = item_id or self._turns.latest
@@ -221,7 +221,7 @@ class Guardrails:
 
     # ---- how
 
-    def _response_created(self, response_id: str, now: float) -> list[Output]:
+    def _on_response_created(self, response_id: str, now: float) -> list[Output]:
         """Handle ``response.created``: drop the response if it answers a turn that was refused; a
         request of ours that it was only presumed to answer is queued again. Nothing for a request
         with instructions of its own."""
@@ -233,7 +233,7 @@ class Guardrails:
             return drop_response(self._control, response_id, "guard", now)
         return []
 
-    def _words_of_item(self, item_id: str, response_id: str) -> _Words:
+    def _find_or_add_words(self, item_id: str, response_id: str) -> _Words:
         """Return the text so far of an item of the agent; begin it anew if the item is new, or has
         come with another response. Above ``MAX_ITEMS`` the oldest item is forgotten."""
         words = self._items.get(item_id)
@@ -426,12 +426,12 @@ class Guardrails:
         return outputs
 
 
-def _not_in_deltas(words: _Words, transcript: str) -> str:
+def _take_new_words(words: _Words, transcript: str) -> str:
     """Return the end of the final transcript that the deltas of the item (``words``) did not have;
-    "" for none, all of it where no delta came.
+    "" for none, all of it where no delta came. White space does not count.
 
-    White space does not count. Where the two differ (a delta was lost), the end from the beginning
-    of that word is returned, and ``words`` continues from the final text before it.
+    Where the two differ (a delta was lost), return the end from the beginning of that word, and set
+    ``tail`` and ``sentence`` of ``words`` as if the final text before it had come.
     """
     if not words.said:
         return transcript

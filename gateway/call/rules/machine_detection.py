@@ -192,7 +192,7 @@ class BeepWaiter:
         """Whether a beep is being waited for."""
         return self._since is not None
 
-    def speech_began(self, now: float) -> None:
+    def on_speech_started(self, now: float) -> None:
         """Note ``speech_started`` of the other side: the first one dates the greeting; each stops
         the quiet time that ends the wait for the beep, also where the server takes the beep for
         speech."""
@@ -200,14 +200,14 @@ class BeepWaiter:
             self._began = now
         self._quiet_since = None
 
-    def speech_ended(self, now: float) -> None:
+    def on_speech_stopped(self, now: float) -> None:
         """Note ``speech_stopped`` of the other side, whether or not a beep is waited for: the first
         one dates the end of the greeting; from each one on the other side is quiet."""
         if self._stopped is None:
             self._stopped = now
         self._quiet_since = now
 
-    def beep(self, evidence: str, now: float) -> bool:
+    def on_beep(self, evidence: str, now: float) -> bool:
         """Note a beep; return whether it follows a greeting, so that this is a voicemail: speech
         began at least ``GREETING_SECONDS`` before, and its first stretch goes on or ended at most
         ``RECENT_SECONDS`` ago."""
@@ -310,7 +310,7 @@ class MachineDetector:
                 self._started = (now, start_ms)
                 self._unbroken = now
                 self._music.begin_stretch()
-                self._beeps.speech_began(now)
+                self._beeps.on_speech_started(now)
             case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)) if (
                 self._started is not None
             ):
@@ -321,7 +321,7 @@ class MachineDetector:
                     length = end_ms - start_ms
                 self._started = None
                 self._said.add_turn(item_id, length)
-                self._beeps.speech_ended(now)
+                self._beeps.on_speech_stopped(now)
                 return self._on_turn(length, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
@@ -362,7 +362,7 @@ class MachineDetector:
             self._music.begin_stretch()
             return []
         evidence = f"sound without a pause for {seconds:g} s, standing tones in {share:.0%} of it"
-        return self._detected("music", now, evidence)
+        return self._act_on_machine("music", now, evidence)
 
     @property
     def deadline(self) -> float | None:
@@ -389,18 +389,19 @@ class MachineDetector:
             self._music.reset()
             return []
         evidence = self._music.add_second(heard, self._plan.music_threshold)
-        return self._detected("music", now, evidence) if evidence else []
+        return self._act_on_machine("music", now, evidence) if evidence else []
 
     def _on_beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
         """Handle a beep: while one is waited for, leave the message; else, after a greeting
-        (:meth:`BeepWaiter.beep`), it means voicemail, unless an action is queued or under way."""
+        (:meth:`BeepWaiter.on_beep`), it means voicemail, unless an action is queued or under
+        way."""
         evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
-        greeting = self._beeps.beep(evidence, now)
+        greeting = self._beeps.on_beep(evidence, now)
         if self._beeps.waiting:
             return self._leave_message(evidence, now)
         if not greeting or self._control.call_actions.busy:
             return []
-        return self._detected("voicemail", now, f"a beep after the first turn, {evidence}")
+        return self._act_on_machine("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
         """Stop waiting for a beep. Then, if a voicemail waits for its message and the call is not
@@ -423,14 +424,16 @@ class MachineDetector:
         voicemail's greeting; the last ``bot_equal_turns`` of about equal length, 2 s or more in the
         mean, are a bot's. A first turn that long is not one of these."""
         if self._turns == 1 and length_ms >= self._plan.greeting_threshold * 1000:
-            return self._detected("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
+            return self._act_on_machine("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
         self._lengths.append(length_ms)
         if len(self._lengths) < self._plan.bot_equal_turns:
             return []
         mean = fmean(self._lengths)
         if mean < _MIN_TURN_MS or not similar_lengths(self._lengths):
             return []
-        return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
+        return self._act_on_machine(
+            "bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each"
+        )
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
         """Handle the transcript of a turn: voicemail if the turn is the first and one of
@@ -443,9 +446,9 @@ class MachineDetector:
             for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
                 if found is not None:
-                    return self._detected("voicemail", now, f"said {found.group()[:80]!r}")
+                    return self._act_on_machine("voicemail", now, f"said {found.group()[:80]!r}")
         evidence = self._said.add_words(item_id, words_of(text))
-        return self._detected("bot", now, evidence) if evidence else []
+        return self._act_on_machine("bot", now, evidence) if evidence else []
 
     def _is_looked_for(self, kind: str) -> bool:
         """Return whether this kind of machine is looked for now: not detected before, its action is
@@ -455,7 +458,7 @@ class MachineDetector:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
-    def _detected(self, kind: str, now: float, evidence: str) -> list[Output]:
+    def _act_on_machine(self, kind: str, now: float, evidence: str) -> list[Output]:
         """Record and log a machine, and do the route's action for this kind: nothing more (log),
         end the conversation (hangup, transfer), or leave a message (leave_message). The message
         follows the beep; until then what the agent says is interrupted. Nothing at all if this kind

@@ -189,7 +189,7 @@ class CallRecording:
         if isinstance(input, PlayoutStarted):
             self._begun = True
         elif self._begun and self._control.responses.idle:
-            return self._prompt_heard(now)
+            return self._on_prompt_heard(now)
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -202,7 +202,7 @@ class CallRecording:
         if self.state is not State.ASKING:
             return []
         if not self._heard and self._begun:
-            return self._prompt_heard(now)
+            return self._on_prompt_heard(now)
         return self._decide(State.UNANSWERED, "unanswered", now)
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
@@ -247,7 +247,7 @@ class CallRecording:
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
         return [note, *self._control.say(self._plan.prompt, now)]
 
-    def _prompt_heard(self, now: float) -> list[Output]:
+    def _on_prompt_heard(self, now: float) -> list[Output]:
         """Set the deadline ``consent_timeout`` for the caller's answer; with consent ``announce``
         also start recording and request the greeting."""
         self._heard = True

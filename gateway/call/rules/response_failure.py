@@ -83,9 +83,9 @@ class ResponseFallback:
             self._given_up = control.responses.given_up
             if not control.responses.idle or control.call_actions.joined:
                 return []  # another one was asked for, or nobody is to be answered
-            return self._response_failed("no response came", None, now)
+            return self._on_response_failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
-            return self._request_refused(input, now)
+            return self._on_request_refused(input, now)
         if not isinstance(input, inputs.ServerEventReceived) or not isinstance(
             input.event, ResponseDone
         ):
@@ -100,9 +100,9 @@ class ResponseFallback:
         if done.backend and done.status in ("completed", "cancelled"):
             return []  # it has no sound of its own
         if done.status == "failed":
-            return self._response_failed(done.error_code or "failed", asked, now)
+            return self._on_response_failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
-            return self._content_filtered(now)
+            return self._on_content_filtered(now)
         wanted = (
             self._plan.continue_incomplete
             and self._continued < MAX_CONTINUED
@@ -118,7 +118,7 @@ class ResponseFallback:
                 return self._play_sound("the words had no sound", now)
             return []
         if done.status != "cancelled" and not control.playback.had_audio(done.response_id):
-            return self._no_audio(done, asked, now)
+            return self._on_no_audio(done, asked, now)
         if done.status == "completed":
             self._failures = self._retries = self._continued = self._tool_rounds = 0
         return []
@@ -129,7 +129,7 @@ class ResponseFallback:
             return []
         return self._stop_sound()
 
-    def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
+    def _on_request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
         """Handle an ``error`` that refuses a ``response.create`` as a failed response. Nothing
         where another response runs, is requested or waits, the legs are joined, the error ends the
         session, or the request was out-of-band."""
@@ -143,7 +143,7 @@ class ResponseFallback:
         verdict = classify_error(failed.error)
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
             return []
-        return self._response_failed(verdict.code, asked, now)
+        return self._on_response_failed(verdict.code, asked, now)
 
     def on_tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
         """Handle a model that only calls functions, response after response, as a failed response:
@@ -155,7 +155,7 @@ class ResponseFallback:
         """
         self._in_loop = counted
         why = "nothing but tool calls"
-        return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
+        return self._on_response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def on_silence(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
         """Handle a response that the caller has waited for and not heard: count a failure, play the
@@ -173,23 +173,23 @@ class ResponseFallback:
             return todo + self._give_up(rule, now)
         return todo + self._control.request_response(asked or CreateResponse(), now)
 
-    def _no_audio(
+    def _on_no_audio(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
     ) -> list[Output]:
         """Handle a response that ended without audio: as failed, unless another follows it.
 
         After function calls, MCP calls and MCP approval requests another response follows, so that
-        nothing is done here; responses with MCP calls are counted (:meth:`_mcp_tools_called`). On a
-        route with an application, one with items of other types than message and reasoning is left
-        to the application. If another response runs, is requested or waits, the missing audio is
-        only logged.
+        nothing is done here; responses with MCP calls are counted (:meth:`_on_mcp_tools_called`).
+        On a route with an application, one with items of other types than message and reasoning is
+        left to the application. If another response runs, is requested or waits, the missing audio
+        is only logged.
 
         Args:
             asked: our request that it answers; None for the server's own.
         """
         kinds = {item.get("type") for item in done.output}
         if kinds & _FOLLOWED:
-            return self._mcp_tools_called(now) if "mcp_call" in kinds else []
+            return self._on_mcp_tools_called(now) if "mcp_call" in kinds else []
         if kinds - {"message", "reasoning"} and self._control.plan.tools.application:
             return []  # it may know what follows
         content = content_of(done)
@@ -198,9 +198,9 @@ class ResponseFallback:
         )
         if not self._control.responses.idle:
             return [note]  # another response was asked for already
-        return [note, *self._response_failed(f"no sound: {content}", asked, now)]
+        return [note, *self._on_response_failed(f"no sound: {content}", asked, now)]
 
-    def _mcp_tools_called(self, now: float) -> list[Output]:
+    def _on_mcp_tools_called(self, now: float) -> list[Output]:
         """Count a response without audio that had the server call MCP tools. Each beyond
         ``max_tool_rounds`` in a row counts as a failed response, and words are requested with tools
         off."""
@@ -211,7 +211,7 @@ class ResponseFallback:
         note = self._control.timeline.note(now, "tool_loop", "warning", rounds=rounds)
         return [note, *self.on_tool_loop(now, counted=False)]
 
-    def _content_filtered(self, now: float) -> list[Output]:
+    def _on_content_filtered(self, now: float) -> list[Output]:
         """Have the model say ``content_filter_message`` in place of a response that the content
         filter stopped, without a retry. It counts as a failure; at ``max_failures`` in a row the
         conversation ends instead. While the call is ending nothing is said, and no sound plays."""
@@ -223,7 +223,9 @@ class ResponseFallback:
             return [note, *self._give_up("content_filter", now)]
         return [note, *self._say_message(self._plan.content_filter_message, now)]
 
-    def _response_failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
+    def _on_response_failed(
+        self, why: str, asked: CreateResponse | None, now: float
+    ) -> list[Output]:
         """Handle a failed response: retry it, up to ``retries`` times; then count a failure, and
         have the model say ``message``, or end the conversation at ``max_failures`` in a row.
 

@@ -348,19 +348,19 @@ class McpWatch:
         """
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note
-        if kind == "mcp_list_tools" and whole and self._is_new(item_id):
+        if kind == "mcp_list_tools" and whole and self._remember_item(item_id):
             tools = item.get("tools")
             count = len(tools) if isinstance(tools, list) else 0
             label = str(item.get("server_label"))
             return [note(now, "mcp_listed", "info", server=label, tools=count)]
-        if kind == "mcp_call" and whole and self._is_new(item_id):
+        if kind == "mcp_call" and whole and self._remember_item(item_id):
             name, failed = _name_of(item), item.get("error")
             outcome = "failed" if failed else "done"
             approved = self._approved.pop(str(item.get("approval_request_id") or ""), "")
             self._record_use(name, outcome, approved, now)
             why = {"why": failed.get("type")} if isinstance(failed, Mapping) else {}
             return [note(now, "mcp_call", "info", name=name, outcome=outcome, **why)]
-        if kind == "mcp_approval_request" and whole and self._is_new(item_id):
+        if kind == "mcp_approval_request" and whole and self._remember_item(item_id):
             return self._on_approval_request(item, item_id, now)
         return []
 
@@ -410,9 +410,8 @@ class McpWatch:
             ToolUse(at_ms, name, outcome, approval=approval)
         )
 
-    def _is_new(self, item_id: str) -> bool:
-        """Return whether this item was not handled before, and remember it; the last
-        ``MAX_REMEMBERED`` are."""
+    def _remember_item(self, item_id: str) -> bool:
+        """Remember an item, of the last ``MAX_REMEMBERED``; return whether it is new."""
         if item_id in self._seen:
             return False
         self._seen[item_id] = None

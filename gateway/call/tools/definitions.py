@@ -171,7 +171,7 @@ _LENGTHS = {"digits": (1, 128), "card_number": (12, 19), "expiry": (4, 4), "secu
 """Fewest and most digits of each kind."""
 
 
-def longest(kind: str) -> int:
+def most_digits(kind: str) -> int:
     """Return the most digits that an entry of this kind (one of ``KINDS``) may have."""
     return _LENGTHS[kind][1]
 
@@ -463,7 +463,7 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, 
     Raises ToolCallError, also for more digits than the route allows.
     """
     wanted = _parse_arguments(CollectArguments, arguments)
-    most = wanted.digits or min(plan.max_digits, longest(wanted.kind))
+    most = wanted.digits or min(plan.max_digits, most_digits(wanted.kind))
     if most > plan.max_digits:
         raise ToolCallError(f"digits: at most {plan.max_digits}")
     terminator = "#" if wanted.terminator is None else wanted.terminator

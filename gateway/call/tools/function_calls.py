@@ -122,7 +122,7 @@ class Functions:
         self._control = control
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
-        self.digit_collection = DigitCollection(control, self._digits_collected)
+        self.digit_collection = DigitCollection(control, self._on_digits_collected)
         self._collecting_for: _Call | None = None
         self.tasks = DelegatedTasks(control, self._start_task)
         self._sounding = ""
@@ -263,7 +263,7 @@ class Functions:
         if result is None:
             return []
         if result.call_id == BY_CALLER:
-            return self._control.next_escape_destination(now)
+            return self._control.try_next_escape_destination(now)
         outputs: list[Output] = []
         told = result.respond or not self._control.capabilities.direct_tools  # a backend waits
         go_on = self._control.continue_with_results(now) if told else []
@@ -558,7 +558,7 @@ class Functions:
             self._control.private.add(call.id)
         return outputs
 
-    def _digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
+    def _on_digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
         """Answer ``collect_digits`` with ``result``: the digits, or what the service that took
         sensitive ones has answered. Nothing if no call waits."""
         call, self._collecting_for = self._collecting_for, None

@@ -36,7 +36,7 @@ def _heard(played: int, received: int, item_heard: bool | None = None) -> Heard:
     ],
 )
 def test_command(margin: int, heard: Heard, command: ClientCommand) -> None:
-    assert Truncations(margin).command(heard) == command
+    assert Truncations(margin).make_command(heard) == command
 
 
 SENT = TruncateItem("i", 2, 240)
@@ -61,7 +61,7 @@ SENT = TruncateItem("i", 2, 240)
 )
 def test_second_attempt(message: str, command: ClientCommand | None, again: int | None) -> None:
     truncations = Truncations()
-    truncations.command(_heard(240, 1000))
+    truncations.make_command(_heard(240, 1000))
     error = ServerError("invalid_value", message)
     expected = None if again is None else TruncateItem("i", 2, again)
     assert truncations.retry(error, command) == expected
@@ -70,7 +70,7 @@ def test_second_attempt(message: str, command: ClientCommand | None, again: int 
 
 def test_no_third_attempt() -> None:
     truncations = Truncations()
-    truncations.command(_heard(240, 1000))
+    truncations.make_command(_heard(240, 1000))
     first = ServerError("invalid_value", "Audio content of 155ms is already shorter than 240ms")
     again = truncations.retry(first, SENT)
     second = ServerError("invalid_value", "Audio content of 100ms is already shorter than 155ms")

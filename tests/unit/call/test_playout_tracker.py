@@ -73,7 +73,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def _refuse(self, new: int) -> None:
         cut = {owner for owner, _ in self.frames[-new:]}
         del self.frames[-new:]
-        self.tracker.refused(new)
+        self.tracker.on_refused(new)
         for key in cut:
             self.parts[key].cut = True
         if self.owner in cut:
@@ -149,7 +149,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         refused = {
             key for key, part in self.parts.items() if part.cut and part.heard != part.received
         }
-        heard = self.tracker.drained()
+        heard = self.tracker.on_drained()
         self._check(heard)
         # Only what did not fit the queue is worth telling: all else was heard, or is still to come.
         assert {(one.item_id, one.content_index) for one in heard} <= refused
@@ -227,7 +227,7 @@ def test_a_part_that_is_interrupted_by_another_counts_as_one() -> None:
 def test_what_was_heard_before_a_drain_still_counts() -> None:
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(320))
-    assert tracker.drained() == []
+    assert tracker.on_drained() == []
     assert tracker.unfinished
     tracker.receive("r", ("i", 0), bytes(320))
     assert _heard(tracker.flush(1)) == [("i", 0, 60, 80, False)]
@@ -238,7 +238,7 @@ def test_heard_to_the_end_is_nothing_to_tell() -> None:
     tracker.receive("r", ("i", 0), bytes(320))
     tracker.finish(("i", 0))
     assert tracker.first_item == "i"
-    assert tracker.drained() == []
+    assert tracker.on_drained() == []
     assert not tracker.unfinished
     assert tracker.first_item == ""
     assert tracker.flush(0) == []
@@ -247,7 +247,7 @@ def test_heard_to_the_end_is_nothing_to_tell() -> None:
 def test_a_done_that_comes_after_the_last_frame_was_heard_settles_the_part() -> None:
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(320))
-    tracker.drained()
+    tracker.on_drained()
     assert tracker.finish_response("r") == b""
     assert not tracker.unfinished
 
@@ -256,10 +256,10 @@ def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> N
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(320))
     tracker.receive("r", ("i", 0), bytes(500))
-    tracker.refused(3)
+    tracker.on_refused(3)
     assert tracker.receive("r", ("i", 0), bytes(160)) == b""
-    assert _heard(tracker.drained()) == [("i", 0, 40, 102, False)]
-    assert tracker.drained() == []
+    assert _heard(tracker.on_drained()) == [("i", 0, 40, 102, False)]
+    assert tracker.on_drained() == []
     assert not tracker.unfinished
 
 
@@ -267,7 +267,7 @@ def test_second_part_of_an_item_whose_first_was_heard() -> None:
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(160))
     tracker.finish(("i", 0))
-    tracker.drained()
+    tracker.on_drained()
     tracker.receive("r", ("i", 1), bytes(160))
     tracker.receive("r", ("j", 0), bytes(160))
     one, two = tracker.flush(2)
@@ -282,7 +282,7 @@ def test_parts_of_a_long_call_are_bounded() -> None:
         tracker.receive("r", key, bytes(200))
         tracker.finish(key)
         if number % 2:
-            tracker.drained()
+            tracker.on_drained()
     assert tracker.knows(f"i{3 * MAX_PARTS - 1}")
     assert not tracker.knows("i0")
     # The oldest go first, but none that is still to be heard.
@@ -292,7 +292,7 @@ def test_parts_of_a_long_call_are_bounded() -> None:
         tracker.receive("r", (f"k{number}", 0), bytes(160))
         tracker.finish((f"k{number}", 0))
         if number == 10:
-            tracker.drained()
+            tracker.on_drained()
     assert ("early", 0, 40, 40, False) in _heard(tracker.flush(0))
 
 
