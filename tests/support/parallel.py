@@ -29,6 +29,7 @@ LONGEST = (
     *("test_many_calls", "test_dialogs", "test_live_matrix", "test_demo", "test_process"),
     *("test_odd_rtp", "test_recordings", "test_shared", "test_transports", "test_live_tools"),
     *("test_media_offers", "test_webhooks", "test_media", "test_live", "test_demo_live"),
+    "test_connections",
 )
 """Files that take half a minute and more, most of it waiting."""
 

@@ -443,6 +443,9 @@ class MediaFindings(Facts):
         if quality.rx_jitter_ms >= JITTER_WARN:
             fact = f"the packets to us have a jitter of {quality.rx_jitter_ms:.0f} ms"
             advice = f"{net}; {self.place('packet_wait_ms')} waits longer for late ones"
+            if self.evidence.stall_ms >= STALL_MS:
+                own = f"this machine let the doctor wait for {self.evidence.stall_ms} ms"
+                advice = f"{own}: examine again when it has less to do; else {advice}"
             yield warn(fact, advice).of("jitter", *proof)
         late = 100 * quality.rx_discarded / expected
         if late >= LATE_WARN and quality.rx_discarded > FEW and self.evidence.stall_ms < STALL_MS:

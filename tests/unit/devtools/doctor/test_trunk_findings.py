@@ -240,6 +240,13 @@ def test_a_busy_machine_makes_no_packets_late() -> None:
     assert codes(found(answered(quality=LATE), stall_ms=80)) == set()
 
 
+def test_a_busy_machine_may_have_made_the_jitter() -> None:
+    shaky = answered(quality=replace(GOOD, rx_jitter_ms=45.0))
+    for stall_ms, own in ((80, True), (5, False)):
+        (jitter,) = (one for one in found(shaky, stall_ms=stall_ms) if one.code == "jitter")
+        assert ("let the doctor wait for 80 ms" in jitter.advice) is own
+
+
 def test_the_port_matters_where_a_call_is_refused_from_another_one() -> None:
     call = refused("SIP/2.0 403 No")
     assert "warn:port_matters" in codes(found(call, own_port=(5060, 40000)))
