@@ -33,6 +33,8 @@ class LineWatch:
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.LineQuality,
         inputs.CallerLevel,
+        inputs.SessionReady,
+        inputs.SessionClosed,
         SpeechStarted,
         SpeechStopped,
     )
@@ -59,7 +61,8 @@ class LineWatch:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Compare a measurement of one direction's RTP with the limits, or the level of a second in
-        which the caller speaks; follow ``speech_started`` and ``speech_stopped``."""
+        which the caller speaks: from ``speech_started`` to ``speech_stopped``, or the end of the
+        session."""
         match input:
             case inputs.LineQuality():
                 return self._judge_side(input.side, _exceeded(input, self._plan), now)
@@ -67,7 +70,11 @@ class LineWatch:
                 return self._judge_level(dbfs, now)
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking = True
-            case inputs.ServerEventReceived(event=SpeechStopped()):
+            case (
+                inputs.ServerEventReceived(event=SpeechStopped())
+                | inputs.SessionReady()
+                | inputs.SessionClosed()
+            ):
                 self._speaking = False
         return []
 

@@ -48,6 +48,8 @@ class UserIdleTimeout:
         inputs.HoldChanged,
         inputs.ToolDone,
         inputs.BLegEnded,
+        inputs.SessionReady,
+        inputs.SessionClosed,
         SpeechStarted,
         SpeechStopped,
     )
@@ -70,15 +72,19 @@ class UserIdleTimeout:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Start the wait at the ACK, and anew at each later input of a type in :attr:`reacts_to`
-        (both sides' speech, digits, holds, results of functions, the end of a B-leg). Speech and
-        DTMF digits of the caller set the count of prompts to 0. Returns no output. Nothing happens
-        without a timeout."""
+        (both sides' speech, digits, holds, results of functions, the end of a B-leg, another
+        session). Speech and DTMF digits of the caller set the count of prompts to 0; the end of a
+        session ends a caller's speech. Returns no output. Nothing happens without a timeout."""
         if self._plan.timeout <= 0:
             return []
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking, self._asked = True, 0
-            case inputs.ServerEventReceived(event=SpeechStopped()):
+            case (
+                inputs.ServerEventReceived(event=SpeechStopped())
+                | inputs.SessionReady()
+                | inputs.SessionClosed()
+            ):
                 self._speaking = False
             case inputs.DigitPressed():
                 self._asked = 0

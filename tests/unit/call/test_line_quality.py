@@ -125,6 +125,15 @@ def test_soft_speech_is_told_and_silence_is_not() -> None:
     assert "line_recovered" in scene.events
 
 
+def test_a_new_session_hears_nobody_speak_yet() -> None:
+    """Speech whose end a lost session did not tell; silence after it is not soft speech."""
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 10.0),))
+    scene = up(line=LinePlan(True, min_level=-40.0), server=again)
+    scene.do(said(SpeechStarted("u1", 0)), closed(1006), SessionReady("sess_2"))
+    assert seconds(scene, 20, CallerLevel(-70.0)) == []
+    assert "line_bad" not in scene.events
+
+
 # ---- waiting
 
 QUIET_UPDATE = {

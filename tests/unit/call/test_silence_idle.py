@@ -9,10 +9,28 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, FunctionPlan, LimitsPlan, UserIdlePlan
+from gateway.call.plan import (
+    CallPlan,
+    FallbackStep,
+    FunctionPlan,
+    LimitsPlan,
+    ServerPlan,
+    UserIdlePlan,
+)
 from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import OtherEvent, SpeechStarted, SpeechStopped
-from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
+from tests.support.call_scene import (
+    ACK,
+    OUR_END,
+    UP,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    said,
+)
 
 IDLE = UserIdlePlan(8.0, "Hello?", 2, "Goodbye then.")
 PLAN = CallPlan("r", Codec.PCMU, idle=IDLE, limits=LimitsPlan(rtp_timeout=0))
@@ -66,6 +84,16 @@ def test_before_the_call_is_up_nobody_is_idle() -> None:
     assert scene.at(20) == []
     scene.do(ACK)
     assert scene.at(scene.now + 8.1) == [ASKED]
+
+
+def test_who_spoke_as_the_session_was_lost_is_asked_by_the_next() -> None:
+    """The end of their speech was never told, and the new session hears nobody."""
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 10.0),))
+    scene = Scene(replace(PLAN, server=again)).up()
+    answer(scene, 1)
+    scene.do(said(SpeechStarted("u", 0)), closed(1011))
+    scene.do(inputs.SessionReady("sess_2"))
+    assert ASKED in scene.at(scene.now + 8.1)
 
 
 @pytest.mark.parametrize("busy", ["held", "responding", "tool", "mcp"])
