@@ -95,7 +95,7 @@ class Failover:
         self.active = False
         """The call has no session, and a fallback step is being taken."""
         self.wants_answer = False
-        """The step needs an answered call, and waits for the answer."""
+        """The step needs an answered call, and waits for the answer and its ACK."""
         self.over: Over | None = None
         """Set once no step is left; with it the machine ends the call."""
 
@@ -192,22 +192,22 @@ class Failover:
         return [*self._stop_sound(), note, *seed, *due]
 
     def on_call_answered(self, now: float) -> list[Output]:
-        """Note that the caller can hear sounds from now on. Take the step that has waited for the
-        answer; else play the sound of the step being taken. Returns nothing while no step is being
-        taken."""
+        """Note that the caller can hear sounds from now on: the ACK of our 200 came, or the callee
+        has answered. Take the step that has waited for that; else play the sound of the step being
+        taken. Returns nothing while no step is being taken."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
         return self._take_step(now) if waited else self._play_sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Note that the caller hears the new session: playout starts or, while audio of the lost
-        session still plays (:attr:`old_audio_plays`), the first audio delta comes. Sets
-        ``heard_after_ms`` (ms since the loss), once; a later loss of that session does not count as
-        a failed attempt of its step.
+        """Follow what the caller hears; the machine calls this with inputs of a live call, also
+        where no session was ever lost.
 
-        When playout has run empty, no old audio plays any more; while a step is being taken, return
-        its sound, once the caller hears nothing else (:meth:`_play_sound`).
+        Where the caller hears the new session (:meth:`_agent_is_heard`), set ``heard_after_ms`` (ms
+        since the loss), once; a later loss of that session does not count as a failed attempt of
+        its step. When playout has run empty, no old audio plays any more. While a step is being
+        taken, return its sound, once the caller hears nothing else (:meth:`_play_sound`).
         """
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record
@@ -218,6 +218,11 @@ class Failover:
         if isinstance(input, inputs.PlayoutDrained):
             self.old_audio_plays = False
         return self._play_sound(now) if self.active else []
+
+    def on_sound_replaced(self) -> None:
+        """Note that a hold or transfer has begun, whose sound plays in place of the step's: the end
+        of the step stops no sound; after a hold the step's sound is played again."""
+        self._sounding = ""
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
         """Return whether this input means that the caller hears audio of the new session: playout
@@ -244,8 +249,9 @@ class Failover:
         return self.open_again()
 
     def open_again(self) -> Output:
-        """Return ``OpenSession`` for the server that was used last, at first the route's own, with
-        the conversation so far as seed."""
+        """Return ``OpenSession`` for the server that was used last, at first the route's own: for
+        the call's first session, the next attempt, and after a hold. Its seed is the conversation
+        so far, which the transcript notes as told (:meth:`Transcript.since_seed`)."""
         return OpenSession(self._server, seed=tuple(self._transcript.seed()))
 
     @property
@@ -278,8 +284,8 @@ class Failover:
 
     def _next_step(self, now: float) -> list[Output]:
         """Take the next fallback step, recorded and logged; after the last, give up. One that needs
-        an answered call sets :attr:`wants_answer` and waits until the call is answered
-        (:meth:`on_call_answered`)."""
+        an answered call sets :attr:`wants_answer`, for which the call is answered, and waits for
+        the ACK (:meth:`on_call_answered`)."""
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
@@ -333,7 +339,8 @@ class Failover:
     def _play_sound(self, now: float) -> list[Output]:
         """Return ``PlaySound`` of the step's sound, and record when the caller first heard one
         (``sound_after_ms``). Nothing where the step has none, the caller cannot hear it yet, words
-        of the agent are still queued, hold music plays, or the sound plays already."""
+        of the agent are still queued, a hold or transfer has begun, which plays its own, or the
+        sound plays already."""
         sound, held = self._step.sound, self._control.call_actions.audio_suspended
         if not self._answered or self._control.speaking or held or sound in ("", self._sounding):
             return []

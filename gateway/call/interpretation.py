@@ -79,11 +79,11 @@ class Interpretation:
                 self._up[listener] = now
                 return [self._timeline.note(now, "interpreter_up", "info", **asdict(happening))]
             case InterpreterLost():
-                return self._lost(happening, now)
+                return self._on_lost(happening, now)
             case InterpreterEvent(listener, event):
                 return self._on_event(listener, event)
 
-    def _lost(self, lost: InterpreterLost, now: float) -> list[Output]:
+    def _on_lost(self, lost: InterpreterLost, now: float) -> list[Output]:
         """Return ``OpenInterpreter`` where the lost session was up for ``REOPENED_SECONDS``. Where
         it was up for less, or could not be opened, log ``interpreter_lost``, and return
         ``HearFully``: its listener hears the other's own voice at full volume. The other session

@@ -566,14 +566,17 @@ class CallMachine:
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
         """Handle an exception in our own code: end the call (``internal_error``); post-call
         analysis is given up. In a call that is ending already, only log it and close session and
-        leg (``HangUp``): its ending stays."""
-        self._post_call = None
+        leg (``HangUp``): its ending stays. It is finished here if only the analysis was waited
+        for."""
+        after, self._post_call = self._post_call, None
         if self._call.state is not State.ENDING:
             return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.
         note = self._call.timeline.note(now, "teardown_error", "error", detail=input.detail)
         close = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
-        return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
+        hangup = outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})
+        finished = self._finish(now) if after is not None and after.leg_over else []
+        return [note, close, hangup, *finished]
 
     def _finish(self, now: float) -> list[outputs.Output]:
         """Complete the record with ending and time of the end, once the leg (or the wait for its

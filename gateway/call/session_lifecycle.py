@@ -472,20 +472,23 @@ class SessionEvents:
         (``outcome`` of a failover that is stopped): the call ends for this reason if the transfer
         fails, and a briefing goes on without the model."""
         actions = self._call.conversation.call_actions
-        silent = self.failover.stop(outcome)
         self.lost_meanwhile = (why, detail)
-        # Of a transfer that has begun the caller hears its own sound by now.
-        todo = [] if actions.underway else silent
-        return [*todo, outputs.CloseSession(1000, why.value), *actions.session_lost(now)]
+        return [
+            *self.failover.stop(outcome),
+            outputs.CloseSession(1000, why.value),
+            *actions.session_lost(now),
+        ]
 
     def settle_failover(self, now: float) -> list[outputs.Output]:
-        """Stop the failover where a transfer was queued during it, as by an approval that came: its
-        steps would end the call of a caller whom somebody has answered. End the call where the
-        conversation is to end, as by a budget that is spent, once queued audio was played: there
-        is nobody to say its last words."""
+        """Have the failover follow what has happened during it, after each input. Stop it where a
+        transfer was queued, as by an approval that came: its steps would end the call of a caller
+        whom somebody has answered. End the call where the conversation is to end, as by a budget
+        that is spent, once queued audio was played: there is nobody to say its last words."""
         if not self.failover.active:
             return []
         conversation = self._call.conversation
+        if conversation.call_actions.audio_suspended:
+            self.failover.on_sound_replaced()
         if conversation.call_actions.transferring:
             detail = "lost before the transfer"
             return self._give_up_session(self.failover.why, detail, "transferred", now)

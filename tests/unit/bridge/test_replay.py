@@ -68,7 +68,12 @@ CHANGES = [
         "ServerEventReceived(",
         "- Send(",
     ),
-    ("call.interpretation.Interpretation._lost", "interpreter_lost", "InterpreterLost(", "- Hear"),
+    (
+        "call.interpretation.Interpretation._on_lost",
+        "interpreter_lost",
+        "InterpreterLost(",
+        "- Hear",
+    ),
     ("call.transfer.Transfer._fail", "transfer_refused", "ReferProgress(", "- Send("),
 ]
 

@@ -318,6 +318,25 @@ def test_music_on_hold_goes_on_while_the_session_is_replaced() -> None:
     assert scene.at(5.0) == ["sound", "sound chime", "resume"], "the step's, once it is over"
 
 
+def test_music_on_hold_that_begins_while_the_session_is_replaced() -> None:
+    """The step's sound has begun before it: it is heard again after it, and ends no music."""
+    plan = replace(PLAN, tools=ToolsPlan(hold=HoldPlan(True, "music")))
+    hold = [("hold", "c1", '{"seconds": 5}')]
+    scene = Scene(plan).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=hold))
+    assert scene.at(0.2, LOST) == ["open"]
+    assert scene.listen(1500) == ["sound chime", "sound music", "hold"]
+    assert "sound" not in scene.at(3.0, AGAIN), "it would end the music"
+    assert scene.at(6.5)[0] == "sound"
+    assert "hold_ended" in scene.events
+    scene = Scene(plan).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=hold), LOST)
+    scene.listen(1500)
+    assert scene.at(6.5) == ["sound", "sound chime", "resume"]
+
+
 @pytest.mark.parametrize("consent", ["ask", "announce"])
 def test_a_caller_who_has_not_heard_the_question_for_consent_is_asked_again(consent: str) -> None:
     """And greeted once, behind it."""

@@ -30,6 +30,7 @@ from gateway.realtime.session_object import LIVE
 from tests.support.call_scene import (
     ACK,
     BYE,
+    FAULT,
     OUR_END,
     SHUT_DOWN,
     Scene,
@@ -64,6 +65,14 @@ def test_the_session_stays_for_the_answer_and_the_caller_does_not() -> None:
     assert scene.record.times.end == 5000.0
     (aside,) = scene.record.as_json()["out_of_band"]
     assert (aside["purpose"], aside["status"], aside["text"]) == ("summary", "completed", "A room.")
+
+
+def test_a_fault_during_the_analysis_ends_a_call_whose_leg_is_over() -> None:
+    scene = Scene(PLAN).up()
+    scene.at(5.0, BYE)
+    assert scene.at(6.0, FAULT)[-1] == "finished"
+    assert "leg_timeout" not in scene.events
+    assert scene.ending == ("caller", "remote_hangup", 200)
 
 
 def test_while_the_agent_speaks_the_caller_hangs_up() -> None:
