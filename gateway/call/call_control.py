@@ -71,8 +71,8 @@ class CallAction(Protocol):
         return []
 
     def session_lost(self, now: float) -> list[Output]:
-        """Go on without the model: a briefing goes on with the route's sound in its place; hold and
-        DTMF do not change."""
+        """Go on without the model, as :meth:`CallActions.session_lost` says; hold and DTMF do not
+        change."""
         return []
 
     def abandon(self, now: float) -> list[Output]:
@@ -254,7 +254,7 @@ class CallActions:
                 action begins no sooner; 0: it has been announced by now.
         """
         if self._action is not None:
-            raise ToolCallError(f"{self._other()}; wait for its outcome")
+            raise ToolCallError(f"{self._refusal()}; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.tools.transfer)
             self._action = self._transfer_to(target, self._session_up)
@@ -278,8 +278,8 @@ class CallActions:
 
     def session_lost(self, now: float) -> list[Output]:
         """Note that the call has no session and will get no other: the model briefs no target from
-        now on. A transfer under way goes on, with the route's sound in place of a briefing that the
-        model has not said to its end."""
+        now on. A transfer under way goes on; in place of a briefing that the model has not said to
+        its end comes the route's sound, or where it has none the target is connected at once."""
         self._session_up = False
         return [] if self._action is None else self._action.session_lost(now)
 
@@ -302,7 +302,7 @@ class CallActions:
             raise ToolCallError("the caller is not on hold")
         return self._action.stop(now)
 
-    def _other(self) -> str:
+    def _refusal(self) -> str:
         """Return the refusal of an action while another is queued or under way."""
         kinds = {HoldAction: "hold", SendDtmfAction: "DTMF"}
         kind = next((kinds[it] for it in kinds if isinstance(self._action, it)), "transfer")
@@ -313,15 +313,16 @@ class CallActions:
         begins it after the speech under way, at the latest ``limits.say_seconds`` from ``now``.
         Raises ToolCallError while another is queued or under way."""
         if self._action is not None:
-            raise ToolCallError(self._other())
+            raise ToolCallError(self._refusal())
         self._action, self._call_id = action, BY_OPERATOR
         self._not_before = 0.0
         self._begin_by = now + self._plan.limits.say_seconds
 
     def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin the queued action once the call is up, ``said_within`` is over, and the speech
-        before it was heard. Speech is waited for ``limits.say_seconds`` at most, from the queueing
-        or from when the call was up. Nothing without a queued action.
+        before it was heard; called after inputs of a call in progress. Speech is waited for
+        ``limits.say_seconds`` at most, from the queueing or from when ``confirmed`` was last False.
+        Nothing without a queued action.
 
         Args:
             queued: speech is still in the playout queue, or running.
@@ -358,7 +359,8 @@ class CallActions:
 
         Returns what stops it: hold music ends; of an interpreted transfer, callee and interpreter
         are released. An action that has not begun, or DTMF being sent, is dropped and needs
-        nothing. Not for another transfer under way: escape is refused then.
+        nothing. Not for another transfer under way: escape is refused then. The action's tool call
+        is not answered here: take its :attr:`call_id` before.
         """
         if self.interpreted:
             return self.abandon(now)
@@ -368,7 +370,8 @@ class CallActions:
 
     def on_model_audio(self, now: float) -> list[Output]:
         """Stop the hold music of a tool call, since the model speaks; no response is requested for
-        its result. Nothing without a hold that has begun; an operator's goes on."""
+        its result. Called when a response's audio begins, and again with some later deltas. Nothing
+        without a hold that has begun; an operator's goes on."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []
@@ -533,7 +536,8 @@ class Timers:
 
     def held(self, now: float, held: bool) -> None:
         """Stop the RTP timeout when a hold by the caller begins (``held``), as a caller on hold may
-        send no RTP; start it anew when the hold ends."""
+        send no RTP; start it anew when the hold ends. After the ACK only: it would start a timeout
+        that does not run."""
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:

@@ -511,7 +511,8 @@ class CallRecord:
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
-        """All timeline entries so far, oldest first: ``t_ms``, ``event`` and its fields."""
+        """All timeline entries so far, oldest first: ``t_ms``, ``event`` and its fields. Parsed
+        anew at each access; changes to the list change no record."""
         return self.timeline_since(0)[0]
 
     def timeline_since(self, place: int) -> tuple[list[dict[str, Any]], int]:

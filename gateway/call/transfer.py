@@ -167,7 +167,7 @@ class Briefing:
             self._recorded = True
             begun.append(outputs.StartRecording(b_leg=True))
         if self._speak is None:
-            return [*begun, *self._without_model("no session is up", now)]
+            return [*begun, *self._give_up_model("no session is up", now)]
         self._speech_by = now + SPEECH_SECONDS
         prompt = self._plan.prompt
         words = f"{self._words} {prompt}" if self._words else ""
@@ -200,7 +200,7 @@ class Briefing:
         if now >= self._answer_by:
             return self.end("no_key", now)
         if self._speech_by is not None and now >= self._speech_by:
-            return self._without_model("the model said nothing", now)
+            return self._give_up_model("the model said nothing", now)
         if self._repeat_at is not None and now >= self._repeat_at:
             self._began, self._repeat_at = now, None
             return [outputs.PlayBriefing(bytes(self._audio)), *self._plan_repetition(now)]
@@ -211,7 +211,7 @@ class Briefing:
         goes on being repeated; in place of another, play the route's sound, or end as
         ``skipped``."""
         self._speak = None
-        return self._without_model("the session was lost", now) if self._repeat_at is None else []
+        return self._give_up_model("the session was lost", now) if self._repeat_at is None else []
 
     def end(self, answer: str, now: float) -> list[Output]:
         """End the briefing, once, with this :attr:`answer`: accepted, declined, hung_up, no_key or
@@ -257,7 +257,7 @@ class Briefing:
         if not self._by_model:
             return []
         if status != "completed" or self._speech_by is not None:
-            return self._without_model(f"{status}: {text}".rstrip(": ")[:200], now)
+            return self._give_up_model(f"{status}: {text}".rstrip(": ")[:200], now)
         del self._audio[self._played :]
         return self._plan_repetition(now)
 
@@ -268,7 +268,7 @@ class Briefing:
         self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
         return []
 
-    def _without_model(self, why: str, now: float) -> list[Output]:
+    def _give_up_model(self, why: str, now: float) -> list[Output]:
         """Log ``briefing_failed``, drop what the model has said, and play the route's sound in its
         place, until a key is pressed; without a sound, end the briefing as ``skipped``, so that the
         call is joined. Only once, and not if the briefing is over. A response of the model that
@@ -386,7 +386,7 @@ class Transfer:
             case inputs.BLegDigit(digit):
                 if self.joined:
                     return [outputs.SendDtmf(digit)]
-                return self._briefed(lambda briefing: briefing.on_digit(digit, now), now)
+                return self._step_briefing(lambda briefing: briefing.on_digit(digit, now), now)
             case inputs.BLegEnded():
                 return self._on_b_leg_ended(happening, now)
             case _:
@@ -399,7 +399,7 @@ class Transfer:
         if self.deadline is None or now < self.deadline:
             return []
         if self.being_briefed:
-            return self._briefed(lambda briefing: briefing.tick(now), now)
+            return self._step_briefing(lambda briefing: briefing.tick(now), now)
         if self._replacing or (self._taken and not self._ringing):
             return self._fail(Outcome.UNKNOWN, 0, now)
         if not self._has_b_leg and not self._taken:
@@ -488,8 +488,8 @@ class Transfer:
         if self._briefing is not None:
             return []
         words = plan.text or self._target.briefing
-        self._briefing = Briefing(plan, words, self._timeline, self._speak, self._briefed)
-        return [note, *self._briefed(lambda briefing: briefing.begin(now), now)]
+        self._briefing = Briefing(plan, words, self._timeline, self._speak, self._step_briefing)
+        return [note, *self._step_briefing(lambda briefing: briefing.begin(now), now)]
 
     @property
     def being_briefed(self) -> bool:
@@ -499,12 +499,13 @@ class Transfer:
 
     def session_lost(self, now: float) -> list[Output]:
         """Go on without the model: a briefing that is to come is given by the route's sound, and so
-        is one under way, unless the model has said it to its end. Nothing else changes."""
+        is one under way, unless the model has said it to its end. Where the route has no sound, it
+        is ``skipped``: caller and target are connected. Nothing else changes."""
         self._speak = None
-        return self._briefed(lambda briefing: briefing.session_lost(now), now)
+        return self._step_briefing(lambda briefing: briefing.session_lost(now), now)
 
-    def _briefed(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
-        """Take a step of the briefing, and act on its answer, if it has one now: accepted or
+    def _step_briefing(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
+        """Let the briefing take a step, and act on its answer, if it has one now: accepted or
         skipped connects caller and target, no_key fails the transfer as ``no_answer``, another
         answer as ``declined``. The transfer takes over the briefing's deadline, and the record its
         answer. Nothing unless :attr:`being_briefed`.
@@ -551,7 +552,7 @@ class Transfer:
         if not self._has_b_leg:
             return []
         if self.being_briefed:
-            return self._briefed(lambda briefing: briefing.end("hung_up", now), now)
+            return self._step_briefing(lambda briefing: briefing.end("hung_up", now), now)
         self._has_b_leg = False
         if self.joined:
             self.over = EndReason.BRIDGE_ENDED
