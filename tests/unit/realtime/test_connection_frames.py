@@ -38,6 +38,9 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def is_closing(self) -> bool:
+        return False
+
 
 def upgraded() -> tuple[Connection, Wire, ServerProtocol]:
     """Both ends after the upgrade."""
