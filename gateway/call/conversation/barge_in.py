@@ -120,7 +120,6 @@ class _Turn:
     undecided: bool
     """It is not known yet whether it interrupts: playout is paused for it."""
     deadline: float | None = None
-    over: bool = False
     committed: bool = False
     dropped: bool = False
     """It was a false interruption, and is not to be answered."""
@@ -265,7 +264,6 @@ class Interruptions:
         turn = self._match_turn(event.item_id)
         if turn is None or not turn.undecided:
             return []
-        turn.over = True
         start_ms, end_ms = turn.start_ms, event.audio_end_ms
         if start_ms is not None and end_ms is not None and end_ms >= start_ms:
             lasted = end_ms - start_ms - self._plan.padding_ms

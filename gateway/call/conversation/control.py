@@ -41,7 +41,6 @@ from gateway.call.tools.commands import (
     Say,
     SendImage,
     SendMessage,
-    SetDisposition,
     TransferTo,
 )
 from gateway.call.tools.definitions import TRANSFER_CALL, Target, ToolCallError
@@ -463,7 +462,7 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
 
     TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`), also a
     TransferTo with an unknown destination; OperatorTransfer and ReferTo do not. ``Interrupt`` is
-    only logged here.
+    only logged here; RecordCall (:func:`record_call`) and SetDisposition do not come here.
     """
     if control.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
@@ -523,10 +522,6 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
                 return [note, refused]
         case EndCall(words):
             control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
-        case RecordCall():
-            return record_call(command, control, now)
-        case SetDisposition(disposition, by):
-            return [control.note_disposition(disposition, by, now)]
     return [note]
 
 

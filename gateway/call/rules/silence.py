@@ -379,8 +379,8 @@ class Silence:
             self._works_until, self._since = 0.0, None
 
     def on_event(self) -> None:
-        """Note that the server has sent an event, of whatever type: no event is awaited any more,
-        and loud seconds are counted anew."""
+        """Note that the server has sent an event, also one that :meth:`on` does not get: no event
+        is awaited any more, and loud seconds are counted anew."""
         self._loud, self._owed = 0, ""
 
     def on_update_sent(self, now: float) -> list[Output]:
@@ -391,7 +391,8 @@ class Silence:
         return self.update_wait(now, confirmed=True)
 
     def on_audible(self) -> None:
-        """Note an audio delta of the model that is not silence: silent audio is counted anew."""
+        """Note an audio delta of the model that is not silence, also one that :meth:`on_audio` does
+        not get: silent audio is counted anew."""
         self._silent_bytes, self._silent_since = 0, None
 
     def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:

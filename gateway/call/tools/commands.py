@@ -4,8 +4,9 @@ tools.
 
 The machine carries commands out (``gateway.call.conversation.control.carry_out``). They need an
 answered call, not joined with a B-leg, and its session; while the conversation is being ended only
-:class:`RequestOutOfBand` is taken. :class:`RecordCall` and :class:`SetDisposition` need neither.
-What cannot be done is dropped; where it is *rejected* the log has ``command_rejected``.
+:class:`RequestOutOfBand` is taken. :class:`RecordCall` needs only an answered call, and
+:class:`SetDisposition` nothing. What cannot be done is dropped; where it is *rejected* the log has
+``command_rejected``.
 """
 
 from __future__ import annotations
