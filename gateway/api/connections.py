@@ -45,6 +45,12 @@ BEARER = {"WWW-Authenticate": "Bearer"}
 CONNECTIONS = 256
 """At a time; one more closes the one that has waited for a request for longest."""
 
+FRAMES_PER_SECOND = 250
+FRAMES_AT_ONCE = 2000
+"""Rate limit of one WebSocket's frames, and its burst: a call from a page sends 50 a second."""
+READ_BYTES = 16 * 1024
+"""Read from a WebSocket at once: some 2,700 frames at most, which take 30 ms."""
+
 REQUEST_SECONDS = 15.0
 """From the first byte of a request, or the beginning of a connection, to the end of the request."""
 
@@ -140,7 +146,50 @@ class Connection(H11Protocol):
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which takes nothing that a client does wrong for an error of ours."""
+    """uvicorn's WebSocket with a rate limit of frames, pings too: a client that sends more is read
+    no faster. Nothing that a client does wrong is taken for an error of ours."""
+
+    held_back = 0
+    """How often reading was paused by the rate limit."""
+
+    _room = float(FRAMES_AT_ONCE)
+    """Frames that the rate limit allows, as of ``_room_at`` (s); below 0 while none is read."""
+    _room_at = 0.0
+    _hold: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, which is read in small pieces: all frames in one are handled at
+        once."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
+
+    def handle_events(self) -> None:
+        """Handle the frames that have come, then pause reading for as long as the rate limit
+        takes."""
+        count, now = len(self.conn.events), self.loop.time()
+        super().handle_events()
+        room = min(FRAMES_AT_ONCE, self._room + (now - self._room_at) * FRAMES_PER_SECOND)
+        self._room, self._room_at = room - count, now
+        if self._room < 0 and self._hold is None:
+            self.held_back += 1
+            self.read_paused = False  # else the application would resume reading
+            self.transport.pause_reading()
+            self._hold = self.loop.call_later(-self._room / FRAMES_PER_SECOND, self._go_on)
+
+    def _go_on(self) -> None:
+        """Timer: read on, now or once the application has taken what came."""
+        self._hold = None
+        if self.queue.empty():
+            self.transport.resume_reading()
+        else:
+            self.read_paused = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the connection, and the pause of its reading."""
+        if self._hold is not None:
+            self._hold.cancel()
+        super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:
         """Send what the application says; a refusal completes the handshake."""

@@ -15,6 +15,8 @@ from typing import Any, cast
 import httpx
 import pytest
 from click.testing import CliRunner
+from websockets.asyncio.client import unix_connect
+from websockets.frames import Frame, Opcode
 
 from gateway.api import connections
 from gateway.api.access import send_until_closed
@@ -24,6 +26,7 @@ from gateway.api.server import ApiServer, _bound
 from gateway.cli import main
 from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.sip.agent import AgentError
+from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import eventually
 
 STATUS: dict[str, Any] = {
@@ -182,6 +185,28 @@ async def test_answers_and_goes_away(tmp_path: Path) -> None:
             await server().open_socket(path)
         assert await asked(path, "status") == STATUS
     assert not path.exists()
+
+
+async def test_a_websocket_is_read_no_faster_than_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends pings without end would take the event loop from all calls."""
+    monkeypatch.setattr(connections, "FRAMES_PER_SECOND", 50_000)
+    held: list[connections.WebSocketConnection] = []
+    go_on = connections.WebSocketConnection._go_on
+
+    def noted(self: connections.WebSocketConnection) -> None:
+        held.append(self)
+        go_on(self)
+
+    monkeypatch.setattr(connections.WebSocketConnection, "_go_on", noted)
+    path = tmp_path / "gateway.sock"
+    events = "ws://gateway/api/v1/events"
+    async with opened(path), unix_connect(str(path), events) as ws, asyncio.timeout(WITHIN_S):
+        # As few bytes as a client's ping has.
+        ws.transport.write(Frame(Opcode.PING, b"").serialize(mask=True) * 20_000)
+        await (await ws.ping())
+    assert len(held) == held[-1].held_back >= 5
 
 
 async def test_what_is_no_gateway_is_said_to_be_none(tmp_path: Path) -> None:
