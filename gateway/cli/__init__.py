@@ -213,9 +213,14 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and answer an old name with the new one."""
+        """Find the command; answer an old name with the new one, a mistyped one with the like."""
         if args and args[0] in _RENAMED:
             ctx.fail(f"'gateway {args[0]}' is now 'gateway {_RENAMED[args[0]]}'")
+        if args and not args[0].startswith("-") and args[0] not in _ENTRIES:
+            from difflib import get_close_matches
+
+            if close := get_close_matches(args[0], _ENTRIES, n=1):
+                ctx.fail(f"there is no command {args[0]!r}; did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

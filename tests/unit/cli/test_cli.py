@@ -48,6 +48,12 @@ def test_an_old_name_is_answered_with_the_new(old: str, new: str) -> None:
     assert f"'gateway {old}' is now 'gateway {new}'" in result.output
 
 
+def test_a_mistyped_command() -> None:
+    result = CliRunner().invoke(main, ["chekc"])
+    assert result.exit_code == 2
+    assert "there is no command 'chekc'; did you mean 'check'?" in result.output
+
+
 def imported(code: str) -> set[str]:
     """Modules that are loaded after ``code`` ran in a fresh interpreter."""
     command = f"{code}\nimport sys\nprint('modules:', *sys.modules)"
