@@ -9,7 +9,7 @@ the caller heard it (``Transcript.seed``) and continues from there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.call import inputs
@@ -200,14 +200,18 @@ class Failover:
             return []
         return self._take_step(now) if waited else self._play_sound(now)
 
-    def on(self, input: inputs.Input, now: float) -> list[Output]:
+    def on(self, input: inputs.Input, todo: Sequence[Output], now: float) -> list[Output]:
         """Follow what the caller hears; the machine calls this with inputs of a live call, also
         where no session was ever lost.
 
         Where the caller hears the new session (:meth:`_agent_is_heard`), set ``heard_after_ms`` (ms
         since the loss), once; a later loss of that session does not count as a failed attempt of
         its step. When playout has run empty, no old audio plays any more. While a step is being
-        taken, return its sound, once the caller hears nothing else (:meth:`_play_sound`).
+        taken, return its sound, once the caller hears nothing else (:meth:`_play_sound`); again
+        after another sound in its place.
+
+        Args:
+            todo: what the input has brought so far; of it, sounds for the caller are looked at.
         """
         if self._agent_is_heard(input) and self._timeline.record.session.failovers:
             last = self._latest_record
@@ -217,11 +221,16 @@ class Failover:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
         if isinstance(input, inputs.PlayoutDrained):
             self.old_audio_plays = False
-        return self._play_sound(now) if self.active else []
+        if not self.active:
+            return []
+        sounds = [it.name for it in todo if type(it) is PlaySound and not it.b_leg]
+        if sounds and sounds[-1] != self._sounding:
+            self.on_sound_replaced()  # by a function's filler, say, which ends with its result
+        return self._play_sound(now)
 
     def on_sound_replaced(self) -> None:
-        """Note that a hold or transfer has begun, whose sound plays in place of the step's: the end
-        of the step stops no sound; after a hold the step's sound is played again."""
+        """Note that another sound, as of a hold or transfer, has taken the place of the step's: the
+        end of the step stops no sound, unless :meth:`on` has played the step's again."""
         self._sounding = ""
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:

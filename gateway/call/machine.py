@@ -317,7 +317,7 @@ class CallMachine:
             return todo
         if self._call.live:
             todo = todo + conversation.apply_rules(input, now)
-            todo += self._session.failover.on(input, now)
+            todo += self._session.failover.on(input, todo, now)
             todo += self._after_input(now)
             if type(input) is inputs.CallerSounds and not todo:
                 self._flowing = flowing  # once a second, too, while the caller speaks

@@ -337,6 +337,19 @@ def test_music_on_hold_that_begins_while_the_session_is_replaced() -> None:
     assert scene.at(6.5) == ["sound", "sound chime", "resume"]
 
 
+@pytest.mark.parametrize("lost_at", [0.5, 3.0])
+def test_the_filler_of_a_function_leaves_the_sound_of_the_step(lost_at: float) -> None:
+    """It begins before the loss or during it, and ends with the result."""
+    functions = {"hours": FunctionPlan(filler_delay=2.0, filler_sound="music")}
+    scene = Scene(replace(PLAN, tools=ToolsPlan(functions=functions))).up()
+    scene.do(created("r1"), done("r1", calls=[("hours", "c1")]))
+    done_so_far = scene.at(lost_at) + scene.do(LOST) + scene.at(4.0)
+    assert "sound music" in done_so_far
+    assert [one for one in done_so_far if one.startswith("sound")][-1] == "sound chime"
+    assert scene.at(5.0, inputs.ToolDone("c1", "nine to five"))[-1] == "sound chime"
+    assert "sound" in scene.at(6.0, AGAIN)
+
+
 @pytest.mark.parametrize("consent", ["ask", "announce"])
 def test_a_caller_who_has_not_heard_the_question_for_consent_is_asked_again(consent: str) -> None:
     """And greeted once, behind it."""
