@@ -97,6 +97,7 @@ class AccessControl:
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
         unacknowledged: number of a trunk's calls, or for "" of strangers', that wait for their ACK.
+        is_established: whether the call with a SIP Call-ID is past its ACK.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
         negotiation: judges and repairs the SDP of messages.
         on_sdp_rejected: told of each new INVITE whose offer cannot be taken.
@@ -114,6 +115,7 @@ class AccessControl:
         retry_after: int,
         calls_of: Callable[[str], int],
         unacknowledged: Callable[[str], int],
+        is_established: Callable[[str], bool],
         min_session: int,
         negotiation: Negotiation,
         on_sdp_rejected: Callable[[ReceivedMessage, SdpRejection], None],
@@ -141,6 +143,7 @@ class AccessControl:
         self._negotiation = negotiation
         self._on_sdp_rejected = on_sdp_rejected
         self._challenges = challenges
+        self._is_established = is_established
         self._receive_instead = receive_instead
         self._delays_refer = delays_refer
         self._instead = False
@@ -340,8 +343,8 @@ class AccessControl:
         reduced one in its place.
 
         SDP with a forbidden RTP address is emptied and logged, other SDP repaired. A 491 or 500 to
-        an INVITE or UPDATE is taken for a 503, so that a session refresh is tried again; a 401 or
-        407 of a foreign server for a 403, so that it gets no digest.
+        an INVITE or UPDATE within a call is taken for a 503, so that a session refresh is tried
+        again; a 401 or 407 of a foreign server for a 403, so that it gets no digest.
         """
         if self._process_instead(without_bad_via(received.message), known_only=False):
             return DROP
@@ -361,7 +364,11 @@ class AccessControl:
             self._negotiation.blank()
         else:
             self._negotiation.repair("", None, received.local)
-        if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
+        if (
+            received.status in _NOT_NOW
+            and received.method in ("INVITE", "UPDATE")
+            and self._is_established(first_of(headers, "call-id"))
+        ):
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.
             return Decision(_UNAVAILABLE)

@@ -226,6 +226,11 @@ class Calls:
         named = (one for one in self._all if one.sip_call_id == sip_call_id and not one.ended)
         return next(named, None)
 
+    def is_established(self, sip_call_id: str) -> bool:
+        """Return whether the call with this SIP Call-ID is past its ACK, and has not ended."""
+        call = self.live_call(sip_call_id)
+        return call is not None and call.acknowledged
+
     def each(self, what: Callable[[HeldCall], None]) -> None:
         """Apply a function to every call that is held, ended ones included."""
         for call in self._all:

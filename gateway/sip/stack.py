@@ -138,6 +138,7 @@ class Stack:
             settings.retry_after,
             calls.of,
             calls.unacknowledged,
+            calls.is_established,
             0 if settings.session_timers == "off" else settings.session_min,
             negotiation,
             lambda received, rejection: incoming.on_sdp_rejected(received, rejection),

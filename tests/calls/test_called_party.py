@@ -18,8 +18,11 @@ REFUSED, NO_ANSWER = 3, 4
 
 
 @asynccontextmanager
-async def calling(*options: str, status: int = 0) -> AsyncIterator[tuple[Answerer, RtpEnd]]:
-    """``gateway test-call`` to a callee of ours; afterwards it has to have ended by itself."""
+async def calling(
+    *options: str, status: int = 0, told: str = ""
+) -> AsyncIterator[tuple[Answerer, RtpEnd]]:
+    """``gateway test-call`` to a callee of ours; afterwards it has to have ended by itself, with
+    this status and these words."""
     callee = Answerer()
     await callee.start()
     rtp = RtpEnd(0, b"\xff")
@@ -27,8 +30,9 @@ async def calling(*options: str, status: int = 0) -> AsyncIterator[tuple[Answere
     try:
         yield callee, rtp
         async with asyncio.timeout(30):
-            _out, error = await process.communicate()
+            out, error = await process.communicate()
         assert process.returncode == status, error.decode()[-2000:]
+        assert told in (out + error).decode()
     finally:
         if process.returncode is None:
             process.kill()
@@ -109,3 +113,11 @@ async def test_cancel_that_crosses_the_callees_200(runner: asyncio.Runner) -> No
         callee.reply(invite, 200, tag="late", rtp=rtp.port)
         await callee.next("ACK", "late")
         await callee.next("BYE", "late")
+
+
+@pytest.mark.parametrize("code", [491, 500])
+async def test_a_refusal_is_told_as_it_came(runner: asyncio.Runner, code: int) -> None:
+    """Within a call these two have a session refresh tried again; before it they are its end."""
+    async with calling("--seconds", "1", status=REFUSED, told=f" {code} ") as (callee, _rtp):
+        callee.reply(await callee.next("INVITE"), code, tag="no")
+        await callee.next("ACK", "no")
