@@ -223,7 +223,8 @@ class ConversationControl:
     def continue_with_results(self, now: float) -> list[Output]:
         """Request the response to results of tool calls that were sent; none while a hang-up is
         due, as the goodbye is the last that is said. In a Live session tell the backend to go on
-        instead, unless the conversation is being ended."""
+        instead, also while a hang-up is due, since the voice still has to say the goodbye; not
+        where a rule is ending the conversation (:attr:`termination`)."""
         if self.capabilities.direct_tools:
             leaving = self.hangup_after_playout.deadline is not None
             return [] if leaving else self.request_response(CreateResponse(), now)

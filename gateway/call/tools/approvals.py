@@ -25,7 +25,6 @@ from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     CreateItem,
     CreateResponse,
-    ItemAdded,
     OtherEvent,
     ResponseCreated,
     ResponseDone,
@@ -254,7 +253,6 @@ class McpWatch:
         ResponseCreated,
         SpeechStarted,
         ResponseDone,
-        ItemAdded,
         OtherEvent,
     )
 
@@ -286,8 +284,6 @@ class McpWatch:
                 self.deadline = None
             case ResponseDone() as event:
                 return self._on_response_done(event, now)
-            case ItemAdded(item):
-                return self._on_item(item, now)
             case OtherEvent() as event:
                 return self._on_other_event(event, now)
         return []
@@ -312,9 +308,7 @@ class McpWatch:
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         """Handle the items of a ``response.done``. After a completed response whose last item is an
         MCP call, the server has ``RESPOND_SECONDS`` to begin another one; then it is requested."""
-        outputs = [
-            output for item in event.output for output in self._on_item(item, now, whole=True)
-        ]
+        outputs = [output for item in event.output for output in self._on_item(item, now)]
         last = event.output[-1].get("type") if event.output else None
         if last == "mcp_call" and event.status == "completed":
             self.deadline = now + RESPOND_SECONDS
@@ -328,7 +322,7 @@ class McpWatch:
             item = event.raw.get("item")
             if not isinstance(item, Mapping):
                 return []
-            return self._on_item(item_of(item), now, whole=True)
+            return self._on_item(item_of(item), now)
         if event.type == "mcp_list_tools.failed":
             item_id = str(event.raw.get("item_id"))
             return [self._control.timeline.note(now, "mcp_list_failed", "warning", item_id=item_id)]
@@ -338,29 +332,24 @@ class McpWatch:
             self.deadline = now + RESPOND_SECONDS
         return []
 
-    def _on_item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
-        """Log a list of tools, log and record an MCP call, or have an approval request decided;
-        each item once, other items not at all.
-
-        Args:
-            whole: the item is done. Nothing is done with one that was only added: an event with the
-                whole item follows.
-        """
+    def _on_item(self, item: Mapping[str, Any], now: float) -> list[Output]:
+        """Handle an item that is done: log a list of tools, log and record an MCP call, or have an
+        approval request decided; each item once, other items not at all."""
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note
-        if kind == "mcp_list_tools" and whole and self._remember_item(item_id):
+        if kind == "mcp_list_tools" and self._remember_item(item_id):
             tools = item.get("tools")
             count = len(tools) if isinstance(tools, list) else 0
             label = str(item.get("server_label"))
             return [note(now, "mcp_listed", "info", server=label, tools=count)]
-        if kind == "mcp_call" and whole and self._remember_item(item_id):
+        if kind == "mcp_call" and self._remember_item(item_id):
             name, failed = _name_of(item), item.get("error")
             outcome = "failed" if failed else "done"
             approved = self._approved.pop(str(item.get("approval_request_id") or ""), "")
             self._record_use(name, outcome, approved, now)
             why = {"why": failed.get("type")} if isinstance(failed, Mapping) else {}
             return [note(now, "mcp_call", "info", name=name, outcome=outcome, **why)]
-        if kind == "mcp_approval_request" and whole and self._remember_item(item_id):
+        if kind == "mcp_approval_request" and self._remember_item(item_id):
             return self._on_approval_request(item, item_id, now)
         return []
 

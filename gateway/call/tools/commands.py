@@ -205,8 +205,9 @@ class CommandsFromTools:
         self._take(RequestResponse(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
-        """End the conversation by a transfer to a destination of the route, once no other action is
-        under way: :class:`TransferTo`.
+        """End the conversation now, and transfer the caller to a destination of the route once no
+        other action is under way: :class:`TransferTo`. Requests that wait, such as a :meth:`say`,
+        are dropped, and later commands ignored, except out-of-band requests.
 
         Args:
             destination: name of the destination; one that the route does not have counts as a
@@ -227,7 +228,8 @@ class CommandsFromTools:
 
     def end(self, words: str) -> None:
         """Have the model say these words, then hang up; with "" hang up without any, once queued
-        audio was played. An action that is under way is waited for: :class:`EndCall`."""
+        audio was played. An action that is under way is waited for: :class:`EndCall`. Requests that
+        wait, such as a :meth:`say`, are dropped, and later commands ignored."""
         self._take(EndCall(words))
 
 

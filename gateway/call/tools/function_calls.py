@@ -224,8 +224,9 @@ class Functions:
         return bool(call_id and (waits or acts or self._approvals.is_pending(call_id)))
 
     def _is_ours(self, name: object) -> bool:
-        """Return whether the gateway answers calls of this function: its own tools that the route
-        offers, and functions of the route. The others are the application's."""
+        """Return whether the gateway answers calls of this function: functions of the route, its
+        own tools that the route offers, and ``end_call`` even where the route does not offer it,
+        since a hosted prompt may. The others are left to the route's application."""
         return (
             name == definitions.END_CALL or name in self._own or name in self._plan.tools.functions
         )
