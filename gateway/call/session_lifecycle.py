@@ -586,9 +586,10 @@ class SessionEvents:
         return self._handle_loss(EndReason.SESSION_SILENT, now, detail)
 
     def _handle_loss(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
-        """Handle a session that is lost, silent, or ended by an ``error``: take the fallback steps;
-        if none may be taken, or the call is not live, end the call. Queued audio is played to its
-        end, and a response that was due is requested of the next session.
+        """Handle a session that is lost, silent, or ended by an ``error``: take the fallback steps,
+        also in a call that was not answered yet, as its sound was to be played to the end; if none
+        may be taken (:attr:`_has_fallback`), end the call. Queued audio is played to its end, and a
+        response that was due is requested of the next session.
 
         While the caller is being transferred, or is to be once the words before are heard, or is
         bridged, only close the session and set :attr:`lost_meanwhile`: the loss ends the call if
@@ -597,14 +598,15 @@ class SessionEvents:
         actions = self._call.conversation.call_actions
         leaving = self._call.state is State.BRIDGED or actions.transferring
         if not (self._call.live and leaving):
-            if not (self._call.live and self._has_fallback):
+            if not self._has_fallback:
                 return self._end(why, now, detail)
-            self._call.session_up = False
+            self._call.session_up = self._call.opening.waiting = False
             self._resume = self._call.conversation.silence.due
             rest = self._call.conversation.detach(now)
             # Until the ACK there is nobody who could hear anything.
-            answered = self._call.state is State.TALKING
-            return rest + self.failover.begin(why, detail, now, answered=answered)
+            answered = self._call.state is State.TALKING or self._call.opening.confirmed
+            todo = rest + self.failover.begin(why, detail, now, answered=answered)
+            return self.answer_if_step_waits(todo, now)
         # The caller is on the way to somebody else: it matters only if they come back.
         self._call.session_up = False
         note = self._call.timeline.note(

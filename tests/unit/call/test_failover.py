@@ -294,6 +294,26 @@ def test_answered_at_once_the_caller_hears_the_announcement() -> None:
     assert scene.do(UNREACHABLE)[-1:] == ["sound /sorry.wav"]
 
 
+@pytest.mark.parametrize("mode", ["early_media", "immediate"])
+def test_lost_while_the_sound_is_played_to_its_end(mode: str) -> None:
+    """The model was ready, and is not heard yet."""
+    answer = AnswerPlan(mode, "/hello.wav", play_to_end_seconds=5.0)
+    scene = Scene(replace(ladder(SECOND), answer=answer))
+    if mode == "immediate":
+        scene.do(ACK)
+    assert scene.at(1.0, UP) == []
+    assert scene.at(2.0, LOST)[-1] == "open 1"
+    assert scene.at(6.0) == [], "there is nobody to answer for"
+    assert scene.do(AGAIN)[-1] == ("200" if mode == "early_media" else "media")
+
+
+def test_lost_while_the_sound_is_played_without_another_server() -> None:
+    answer = AnswerPlan("early_media", "/hello.wav", play_to_end_seconds=5.0)
+    scene = Scene(replace(PLAN, answer=answer))
+    scene.at(1.0, UP)
+    assert scene.at(2.0, LOST) == ["close 1000 session_lost", "503 41 retry 5"]
+
+
 def test_a_budget_that_is_spent_meanwhile_ends_the_call_when_all_was_heard() -> None:
     scene = Scene(PLAN).up()
     scene.do(created("r1"), audio("r1", "i1", 500), closed(1006))
