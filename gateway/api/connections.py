@@ -51,6 +51,13 @@ FRAMES_AT_ONCE = 2000
 READ_BYTES = 16 * 1024
 """Read from a WebSocket at once: some 2,700 frames at most, which take 30 ms."""
 
+HTTP_READ_BYTES = 4 * 1024
+"""Read from a connection at once."""
+SLOW_SECONDS = 0.002
+REST = 10
+"""What was read at once and took longer to handle than ``SLOW_SECONDS``, as chunks of one byte do,
+keeps the connection from being read for so many times as long."""
+
 REQUEST_SECONDS = 15.0
 """From the first byte of a request, or the beginning of a connection, to the end of the request."""
 
@@ -76,6 +83,8 @@ class Connection(H11Protocol):
         if full and waiting:
             min(waiting, key=lambda one: one._since).abort()
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = HTTP_READ_BYTES
         if full and not waiting:
             self.abort()
         else:
@@ -92,8 +101,11 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the clock when a request is complete, and start it with the next one."""
+        """Stop the clock when a request is complete, and start it with the next one; pause reading
+        after what took long."""
+        began = self.loop.time()
         super().data_received(data)
+        spent = self.loop.time() - began
         upgraded = self.transport.get_protocol() is not self  # a WebSocket may be quiet
         if upgraded:
             self._on_upgrade(self.transport.get_protocol())
@@ -101,6 +113,14 @@ class Connection(H11Protocol):
             self._forget()
         elif self._overdue is None:
             self._wait()
+        if spent > SLOW_SECONDS and not upgraded:
+            self.transport.pause_reading()
+            self.loop.call_later(spent * REST, self._read_on)
+
+    def _read_on(self) -> None:
+        """Timer: read on, unless the application has not taken what came."""
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be read with 400, or only close the connection if an answer has begun,

@@ -552,6 +552,42 @@ def _since(world: GatewayStack, since: int, event: str) -> list[Any]:
     return [line for line in world.gateway.lines[since:] if line["event"] == event]
 
 
+async def test_chunks_of_one_byte_rest_between_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them are one read, for which all calls would wait, of whoever has no token."""
+    monkeypatch.setattr(connections, "SLOW_SECONDS", 0)
+    read: list[int] = []
+    rests: list[bool] = []
+
+    class Noted(connections.Connection):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            read.append(len(data))
+            rests.append(not self.transport.is_reading())
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all"})
+
+    config = uvicorn.Config(app, http=Noted, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Noted(config, state, {}), "127.0.0.1", 0
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+    writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 3000 + b"0\r\n\r\n")
+    async with asyncio.timeout(WITHIN_S):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    server.close()
+    await asyncio.gather(*state.tasks)
+    assert max(read) <= connections.HTTP_READ_BYTES
+    assert any(rests)
+
+
 async def test_fields_that_are_slow_to_read(world: GatewayStack) -> None:
     """Libraries take minutes for such a cookie, and every call would stand still."""
     fields = ({"Cookie": 'a="' + "\\" * 60_000 + '"'}, {"Cookie": "a=b;" * 15_000})
