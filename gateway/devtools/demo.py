@@ -69,11 +69,12 @@ class Result:
         return all(check.passed for check in self.checks)
 
 
-async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
+async def play(stage: Stage, tell: Callable[[str], None], started: list[Child]) -> Result:
     """Run emulator, gateway and caller, end them, and check what they left.
 
     Args:
         tell: told what happens, a line at a time.
+        started: gets each process as it is started.
 
     Raises DemoError, OSError; no process outlives it, not even then.
     """
@@ -88,7 +89,6 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
         ["run", "--no-supervisor", "-c", stage.gateway_config],
         stage.folder / "gateway.log",
     )
-    started: list[Child] = []
     try:
         started.append(emulator)
         await emulator.start()
@@ -156,12 +156,28 @@ def _recording_at(record: Record, report: CallReport) -> float:
 
 
 def run(stage: Stage, tell: Callable[[str], None]) -> Result:
-    """Run :func:`play` to its end; SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run :func:`play` to its end. Ctrl-C or SIGTERM ends the processes in order and raises
+    KeyboardInterrupt; a further one kills those that are left."""
+    return asyncio.run(_play_until_interrupted(stage, tell))
+
+
+async def _play_until_interrupted(stage: Stage, tell: Callable[[str], None]) -> Result:
+    started: list[Child] = []
+    playing = asyncio.create_task(play(stage, tell, started), name="demo")
+
+    def interrupt() -> None:
+        if playing.cancelling():
+            for child in started:
+                child.kill()
+        else:
+            playing.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
-        return asyncio.run(play(stage, tell))
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        return await playing
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 END_SECONDS = 15.0
@@ -248,14 +264,19 @@ class Child:
                 async with asyncio.timeout(END_SECONDS):
                     await process.wait()
             except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                self.kill()
                 await process.wait()
         self.returncode = process.returncode
         if self._reader is not None:
             # A grandchild that kept the pipe would keep the reader.
             await asyncio.wait((self._reader,), timeout=2.0)
             self._reader.cancel()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def tail(self) -> str:
         """Return the last lines of its output, indented."""

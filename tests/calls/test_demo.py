@@ -11,6 +11,8 @@ import sys
 import wave
 from pathlib import Path
 
+import pytest
+
 COMMAND = [sys.executable, "-m", "gateway", "demo", "--output"]
 
 
@@ -31,7 +33,8 @@ def test_the_demo_goes_as_scripted_and_shows_it(tmp_path: Path) -> None:
     assert not [line for line in log.splitlines() if '"warning"' in line or '"error"' in line]
 
 
-def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, signals: int) -> None:
     with subprocess.Popen(
         [*COMMAND, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as demo:
@@ -44,8 +47,16 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
         children = _children(demo.pid)
         assert len(children) == 3, "".join(lines)
         demo.send_signal(signal.SIGINT)
-        rest = demo.stdout.read()
+        rest = ""
+        if signals > 1:
+            for line in demo.stdout:
+                rest += line
+                if "ends gateway and emulator" in line:
+                    break
+            demo.send_signal(signal.SIGTERM)
+        rest += demo.stdout.read()
         assert demo.wait(40) == 130, rest
+        assert "interrupted; every process has been ended" in rest
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
 
