@@ -380,12 +380,14 @@ class SipCall(TransferableCall):
 
     @contain_errors
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
-        """Handle a request of the peer within the dialog: take the DTMF digit of an INFO, and keep
-        method and Reason header of a BYE or CANCEL for the report of the end."""
+        """Handle a transaction within the dialog: note of which REFER of ours the next status is
+        (:meth:`note_refer`), take the DTMF digit of the peer's INFO, and keep method and Reason
+        header of its BYE or CANCEL for the report of the end."""
         event = prm.e
         if event.type != pj.PJSIP_EVENT_TSX_STATE:
             return
         state = event.body.tsxState
+        self.note_refer(state)
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
         method = text_of(state.tsx.method)

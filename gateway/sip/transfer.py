@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ REMARKS_PER_SECOND, REMARKS_AT_ONCE = 0.2, 10
 DECLINED = 603
 """To a REFER that the route does not take."""
 
+_EVENT_ID = re.compile(r";\s*id\s*=\s*([^;\s]+)", re.IGNORECASE)
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -114,6 +116,73 @@ class ReferQueue:
                 self._thread.to_loop(permit.give_back)
 
 
+class ReferSubscriptions:
+    """Tells whether the status of a REFER of ours is about the call's last one. Each REFER is a
+    subscription of its own, whose id is the number in its CSeq (RFC 3515 section 2.4.6).
+
+    pjsip gives a NOTIFY with id to the first subscription that has none yet, so that its
+    subscriptions cannot tell.
+    """
+
+    def __init__(self) -> None:
+        self._earlier: set[str] = set()
+        """Ids of the REFERs before the last one."""
+        self._sent = self._named = ""
+        """CSeq number of the last REFER, and the id that the peer gives to it; "" before they are
+        known."""
+        self._has_response = False
+        """The last REFER has its final response."""
+        self._about: str | None = None
+        """Id that the next status has; None where no message has brought it."""
+        self._by_notify = False
+
+    def begin(self) -> None:
+        """Expect the CSeq of another REFER; what comes for those before counts no more."""
+        self._earlier |= {self._sent, self._named} - {""}
+        self._sent = self._named = ""
+        self._has_response = False
+
+    def on_sent(self, number: str) -> None:
+        """Note the CSeq number of a REFER that is sent: the one begun, or the last one again, with
+        credentials."""
+        if self._sent in ("", self._about):
+            self._sent, self._has_response = number, False
+        else:
+            self._earlier.add(number)
+
+    def on_response(self, number: str) -> None:
+        """Note the final response to the REFER of this number, or that none came: the next status
+        tells it, if pjsip tells it at all (no 202 after that of an open subscription)."""
+        self._about, self._by_notify = number, False
+        self._has_response = self._has_response or number == self._sent
+
+    def on_notify(self, event_id: str) -> None:
+        """Note a NOTIFY with this id in its Event header, "" without one: the next status is its
+        sipfrag's."""
+        self._about, self._by_notify = event_id, True
+
+    def take(self) -> tuple[bool, str]:
+        """Return whether the status that has come now is about the last REFER, and its id.
+
+        Many peers give no id at all. A NOTIFY without one counts for the last REFER unless that has
+        no response yet, or the peer names it by an id: then it is the first one's. Where no message
+        has brought the status (a subscription has expired), it counts only if no other REFER was
+        sent before.
+        """
+        about, self._about = self._about, None
+        if not self._earlier:
+            current = True
+        elif about is None or about in self._earlier:
+            current = False
+        elif not about:
+            current = self._has_response and not self._named
+        else:
+            current = self._by_notify or about == self._sent
+        if current and about and self._by_notify:
+            self._named = about
+        return current, about or ""
+
+
 class TransferableCall(pj.Call):  # type: ignore[misc]
     """A pjsua2 call that can be transferred by REFER, and replaced by another (RFC 3515, RFC 3891).
 
@@ -149,6 +218,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.give_back: Callable[[], None] = lambda: None
         """Called at the end of a call that a REFER made, once."""
         self._on_refer: Callable[[ReferProgress], None] | None = None
+        self._subscriptions = ReferSubscriptions()
         self._predecessor: TransferableCall | None = None
         """The call that this one is to take the place of, once it is answered."""
         self._followers: list[TransferableCall] = []
@@ -205,6 +275,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         """Send a REFER by ``send``, and have its progress reported to ``on_progress`` instead of an
         earlier one's; an error is reported as a final progress with status 500."""
         self._on_refer = on_progress
+        self._subscriptions.begin()
         try:
             send(pj.CallOpParam())
         except Exception as error:
@@ -213,13 +284,35 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             progress = ReferProgress(500, why, True)
             self.services.thread.to_loop(on_progress, progress)
 
+    def note_refer(self, state: Any) -> None:
+        """Note of which REFER of ours the next status is, by a ``TsxStateEvent``: its transaction,
+        or a NOTIFY. pjsua tells the call of transactions before it tells the status."""
+        tsx = state.tsx
+        method = text_of(tsx.method)
+        if method == "REFER" and tsx.role == pj.PJSIP_ROLE_UAC:
+            number = first_of(headers_of(text_of(tsx.lastTx.wholeMsg)), "cseq").partition(" ")[0]
+            if tsx.state == pj.PJSIP_TSX_STATE_CALLING:
+                self._subscriptions.on_sent(number)
+            elif tsx.state >= pj.PJSIP_TSX_STATE_COMPLETED > state.prevState:
+                self._subscriptions.on_response(number)
+        elif method == "NOTIFY" and tsx.state == pj.PJSIP_TSX_STATE_TRYING:
+            event = first_of(headers_of(text_of(state.src.rdata.wholeMsg)), "event")
+            found = _EVENT_ID.search(event)
+            self._subscriptions.on_notify("" if found is None else found[1])
+
     @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
         """Report the response to our REFER, or the status in a NOTIFY about it (RFC 3515 section
-        2.4.5), to who sent it; nothing after a final one."""
+        2.4.5), to who sent it; nothing after a final one. What is about a REFER before the last one
+        is only logged."""
+        current, event_id = self._subscriptions.take()
         on_progress = self._on_refer
         if on_progress is None:
             return  # of a call that had this library slot before
+        if not current:
+            code = int(prm.statusCode)
+            self.remark("info", "sip.refer_status_dropped", code=code, event_id=event_id[:40])
+            return
         progress = ReferProgress(int(prm.statusCode), text_of(prm.reason), bool(prm.finalNotify))
         if progress.final:
             self._on_refer = None

@@ -167,6 +167,49 @@ async def test_an_outcome_that_is_never_told(world: GatewayStack) -> None:
     await world.summary_at_end(call)
 
 
+@pytest.mark.parametrize("first_has_id", [True, False])
+async def test_the_success_of_a_transfer_that_was_given_up_is_not_that_of_the_next(
+    world: GatewayStack, first_has_id: bool
+) -> None:
+    (again, answer, silent) = asks_for("mobile")
+    world.behave(vad="off", answers=[asks_for("front desk")[0], again, answer, silent])
+    call = await dial(world, "office")
+    await call.asked()
+    first = call.referred[0].headers["cseq"].split()[0] if first_has_id else ""
+    call.notify("100 Trying", event_id=first)
+    await call.until(lambda _call: len(call.referred) == 2, what="the second REFER")
+    second = call.referred[1].headers["cseq"].split()[0]
+    call.notify("100 Trying", event_id=second)
+    call.notify("200 OK", last=True, event_id=first)
+    await world.gateway.wait("sip.refer_status_dropped", call=call.call_id)
+    call.notify("486 Busy Here", last=True, event_id=second)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(outputs_of(s)) == 2, 20)
+    assert [one["status"] for one in outputs_of(session)] == ["unknown", "busy"]
+    summary = await world.summary_at_end(call)
+    assert [(one["destination"], one["outcome"]) for one in summary["transfers"]] == [
+        ("front desk", "unknown"),
+        ("mobile", "busy"),
+    ]
+    assert summary["ending"]["why"] != "transferred"
+
+
+async def test_a_second_transfer_of_a_telephone_that_gives_no_ids(world: GatewayStack) -> None:
+    world.behave(vad="off", answers=asks_for("front desk", asks_for("mobile")[0]))
+    call = await dial(world, "office")
+    await call.asked()
+    call.notify("100 Trying")
+    await call.until(lambda _call: len(call.referred) == 2, what="the second REFER")
+    call.notify("100 Trying")
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    summary = await world.summary(call)
+    assert [(one["destination"], one["outcome"]) for one in summary["transfers"]] == [
+        ("front desk", "unknown"),
+        ("mobile", "answered"),
+    ]
+
+
 async def test_a_subscription_that_ends_without_an_outcome(world: GatewayStack) -> None:
     call = await asked(world, "mobile")
     call.notify("100 Trying", last=True)

@@ -42,12 +42,16 @@ class ReferredCall(PhoneCall):
         await self.until(lambda _call: self.referred, what="REFER")
         return self.refer_to
 
-    def notify(self, line: str, *, last: bool = False) -> None:
-        """Say what the call that we were asked for is at: ``180 Ringing``."""
+    def notify(self, line: str, *, last: bool = False, event_id: str = "") -> None:
+        """Say what the call that we were asked for is at: ``180 Ringing``.
+
+        Args:
+            event_id: CSeq number of the REFER that it is about; "" leaves the id out.
+        """
         self._sequence += 1
         state = "terminated;reason=noresource" if last else "active;expires=60"
         headers = [
-            "Event: refer",
+            f"Event: refer;id={event_id}" if event_id else "Event: refer",
             f"Subscription-State: {state}",
             "Content-Type: message/sipfrag;version=2.0",
         ]

@@ -16,7 +16,7 @@ from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg
 from gateway.sip.rtp import QualityMeter, RtpCounters, StreamCounters
 from gateway.sip.sip_call import SipCall
-from gateway.sip.transfer import TransferableCall
+from gateway.sip.transfer import ReferSubscriptions, TransferableCall
 
 ACTIVE = "SRTP status: Active Crypto-suite: AES_CM_128_HMAC_SHA1_80"
 
@@ -114,3 +114,73 @@ def test_a_successor_tells_its_owner_that_nobody_holds_it(codec: Codec | None) -
     counts = meter.read(RtpCounters(rx=StreamCounters(300)))
     assert counts.rx_packets == 400, "the counts of a call go on"
     assert told == ([] if codec is None else [codec]) + [False]
+
+
+def _two_refers() -> ReferSubscriptions:
+    """A first REFER of CSeq 5, taken, and a second of CSeq 7, without a response yet."""
+    found = ReferSubscriptions()
+    found.begin()
+    found.on_sent("5")
+    found.on_response("5")
+    assert found.take() == (True, "5")
+    found.begin()
+    found.on_sent("7")
+    return found
+
+
+def test_every_status_is_of_the_only_refer() -> None:
+    found = ReferSubscriptions()
+    found.begin()
+    found.on_sent("5")
+    assert found.take() == (True, ""), "it has expired"
+    for event_id in ("", "5", "of another dialog"):
+        found.on_notify(event_id)
+        assert found.take()[0], event_id
+
+
+def test_a_refer_that_had_no_response_is_not_the_next_one() -> None:
+    found = _two_refers()
+    found.on_response("5")
+    assert found.take() == (False, "5")
+    assert found.take() == (False, ""), "a subscription has expired, of either"
+    found.on_response("7")
+    assert found.take() == (True, "7")
+
+
+def test_a_notify_without_id_is_of_the_last_refer_unless_that_is_named_or_has_no_response() -> None:
+    found = _two_refers()
+    found.on_notify("")
+    assert not found.take()[0]
+    found.on_response("7")
+    found.on_notify("")
+    assert found.take()[0]
+    found.on_notify("7")
+    assert found.take()[0]
+    found.on_notify("")
+    assert not found.take()[0]
+
+
+def test_ids_that_are_no_cseq_of_ours_are_told_apart_too() -> None:
+    """A B2BUA numbers the requests of each side by itself."""
+    found = ReferSubscriptions()
+    for number, event_id in (("5", "105"), ("7", "107")):
+        found.begin()
+        found.on_sent(number)
+        found.on_response(number)
+        assert found.take()[0]
+        found.on_notify(event_id)
+        assert found.take()[0]
+    found.on_notify("105")
+    assert not found.take()[0]
+
+
+def test_a_refer_sent_again_with_credentials_has_another_id() -> None:
+    found = _two_refers()
+    found.on_response("7")  # 401, of which no status comes
+    found.on_sent("8")
+    found.on_notify("8")
+    assert found.take()[0]
+    found.on_response("5")
+    found.on_sent("9")  # the first one again
+    found.on_notify("9")
+    assert not found.take()[0]
