@@ -421,9 +421,9 @@ class CallActions:
         interpreted transfer asked for a human. No tool call is answered.
 
         A transfer that has begun closes its interpreting sessions, hangs up its B-leg, and gets an
-        outcome in the record unless it has one. Its sound and the model's briefing are not ended
-        here (:meth:`Transfer.abandon`). Nothing is returned for hold, DTMF and actions that have
-        not begun.
+        outcome in the record (:meth:`Transfer.abandon`). Its sound goes on; the model's briefing is
+        ended by the end of the session or :meth:`OutOfBandResponses.abandon`. Nothing is returned
+        for hold, DTMF and actions that have not begun.
         """
         action, self._action, self._begin_by = self._action, None, None
         return [] if action is None else action.abandon(now)

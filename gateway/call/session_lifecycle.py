@@ -241,9 +241,9 @@ class SessionEvents:
 
     def on_hold_changed(self, held: bool, now: float) -> list[outputs.Output]:
         """Handle a hold by the caller (``held``) or its end. On hold, set the time at which the
-        session is closed, ``hold.release_after`` s from now, if a session is up that is billed by
-        time. Back from hold, forget that time, and return ``OpenSession`` where the session was
-        closed."""
+        session is closed, ``hold.release_after`` s from now (0: never), if a session is up that is
+        billed by time. Back from hold, forget that time, and return ``OpenSession`` where the
+        session was closed."""
         self._plan_release(held, now)
         if held or not self._released:
             return []
@@ -587,9 +587,9 @@ class SessionEvents:
 
     def _handle_loss(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
         """Handle a session that is lost, silent, or ended by an ``error``: take the fallback steps,
-        also in a call that was not answered yet, as its sound was to be played to the end; if none
-        may be taken (:attr:`_has_fallback`), end the call. Queued audio is played to its end, and a
-        response that was due is requested of the next session.
+        also in a call that was not answered yet, as its sound was to be played to the end. Queued
+        audio is played to its end then, and a response that was due is requested of the next
+        session. If no step may be taken (:attr:`_has_fallback`), end the call at once.
 
         While the caller is being transferred, or is to be once the words before are heard, or is
         bridged, only close the session and set :attr:`lost_meanwhile`: the loss ends the call if

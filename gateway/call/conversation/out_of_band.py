@@ -247,8 +247,9 @@ class OutOfBandResponses:
         return outputs
 
     def _finish(self, key: str, status: str, text: str, now: float) -> list[Output]:
-        """Forget the response of this key: set status, text (cut to ``MAX_TEXT``) and duration in
-        the record, report the end, and call ``then``. Returns the outputs of both."""
+        """Forget the response of this key: cut its text to ``MAX_TEXT``, set status, text and
+        duration in the record, report the end, and call ``then`` with the text. Returns the outputs
+        of both."""
         running = self._running.pop(key)
         out_of_band_response = running.out_of_band_response
         out_of_band_response.status, out_of_band_response.text = status, text[:MAX_TEXT]

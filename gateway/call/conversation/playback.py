@@ -320,7 +320,12 @@ class Playback:
 
     def on_error(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
         """Handle an ``error`` event: return the refused truncation again, at the length that the
-        error names, once for a part; nothing for other errors."""
+        error names, as :meth:`Truncations.retry` says; nothing for other errors.
+
+        Args:
+            command: the command that the error answers; None where the server does not say: then it
+                is the last truncation, if that had the refused length.
+        """
         again = self._truncations.retry(error, command)
         return [] if again is None else [Send(again)]
 

@@ -100,7 +100,8 @@ class LineWatch:
     def _judge_level(self, dbfs: float, now: float) -> list[Output]:
         """Report a bad line once ``after`` seconds of the caller's speech in a row were softer than
         ``min_level`` (dBFS); pauses between them do not matter. A louder second starts the count
-        anew, and may complete the recovery. Called only for seconds of speech."""
+        anew. A soft second also holds up the recovery of a line that is bad for any reason, until
+        a louder one comes. Called only for seconds of speech."""
         if dbfs >= self._plan.min_level:
             self._soft_seconds = 0
             self._beyond.pop("level", None)

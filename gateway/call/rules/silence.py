@@ -430,7 +430,7 @@ class Silence:
         The caller waits while a response is expected or an event awaited, nothing explains the
         silence, and they do not speak (:meth:`_caller_waits`). While something explains the
         silence, the time of a caller's turn that the server does not end starts anew, and turns
-        that a Live session has not answered are forgotten.
+        that a Live session has not answered are forgotten, as they are while its backend works.
 
         Args:
             confirmed: the ACK came; before it nobody waits.
@@ -527,8 +527,9 @@ class Silence:
         return self._stop_filler()
 
     def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
-        """Set :attr:`rule`, log ``silence_detected``, stop the filler, and end all waits; the
-        machine, not this rule, acts on it.
+        """Set :attr:`rule`, log ``silence_detected``, stop the filler, and start all waits anew;
+        the machine, not this rule, acts on it. What is due stays due (:attr:`due`), so that it is
+        requested again; :meth:`reset` forgets that, too.
 
         Args:
             rule: name of the silence, such as ``response_not_created``.
