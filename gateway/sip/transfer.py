@@ -130,6 +130,8 @@ class ReferSubscriptions:
         self._sent = self._named = ""
         """CSeq number of the last REFER, and the id that the peer gives to it; "" before they are
         known."""
+        self._target = ""
+        """Refer-To of the last REFER."""
         self._has_response = False
         """The last REFER has its final response."""
         self._about: str | None = None
@@ -142,10 +144,13 @@ class ReferSubscriptions:
         self._sent = self._named = ""
         self._has_response = False
 
-    def on_sent(self, number: str) -> None:
-        """Note the CSeq number of a REFER that is sent: the one begun, or the last one again, with
-        credentials."""
-        if self._sent in ("", self._about):
+    def on_sent(self, number: str, target: str) -> None:
+        """Note the CSeq number of a REFER that is sent: the one begun, or one that is sent again
+        with credentials, which is told by its Refer-To (``target``), as pjsip does not tell of the
+        401 or 407 before it."""
+        if not self._sent:
+            self._target = target
+        if target == self._target:
             self._sent, self._has_response = number, False
         else:
             self._earlier.add(number)
@@ -290,9 +295,10 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         tsx = state.tsx
         method = text_of(tsx.method)
         if method == "REFER" and tsx.role == pj.PJSIP_ROLE_UAC:
-            number = first_of(headers_of(text_of(tsx.lastTx.wholeMsg)), "cseq").partition(" ")[0]
+            headers = headers_of(text_of(tsx.lastTx.wholeMsg))
+            number = first_of(headers, "cseq").partition(" ")[0]
             if tsx.state == pj.PJSIP_TSX_STATE_CALLING:
-                self._subscriptions.on_sent(number)
+                self._subscriptions.on_sent(number, first_of(headers, "refer-to"))
             elif tsx.state >= pj.PJSIP_TSX_STATE_COMPLETED > state.prevState:
                 self._subscriptions.on_response(number)
         elif method == "NOTIFY" and tsx.state == pj.PJSIP_TSX_STATE_TRYING:

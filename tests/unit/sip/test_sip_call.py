@@ -120,18 +120,18 @@ def _two_refers() -> ReferSubscriptions:
     """A first REFER of CSeq 5, taken, and a second of CSeq 7, without a response yet."""
     found = ReferSubscriptions()
     found.begin()
-    found.on_sent("5")
+    found.on_sent("5", "<sip:desk@pbx>")
     found.on_response("5")
     assert found.take() == (True, "5")
     found.begin()
-    found.on_sent("7")
+    found.on_sent("7", "<sip:mobile@pbx>")
     return found
 
 
 def test_every_status_is_of_the_only_refer() -> None:
     found = ReferSubscriptions()
     found.begin()
-    found.on_sent("5")
+    found.on_sent("5", "<sip:desk@pbx>")
     assert found.take() == (True, ""), "it has expired"
     for event_id in ("", "5", "of another dialog"):
         found.on_notify(event_id)
@@ -165,7 +165,7 @@ def test_ids_that_are_no_cseq_of_ours_are_told_apart_too() -> None:
     found = ReferSubscriptions()
     for number, event_id in (("5", "105"), ("7", "107")):
         found.begin()
-        found.on_sent(number)
+        found.on_sent(number, "<sip:desk@pbx>")
         found.on_response(number)
         assert found.take()[0]
         found.on_notify(event_id)
@@ -175,12 +175,15 @@ def test_ids_that_are_no_cseq_of_ours_are_told_apart_too() -> None:
 
 
 def test_a_refer_sent_again_with_credentials_has_another_id() -> None:
+    """Nothing is told of the 401 before it."""
     found = _two_refers()
-    found.on_response("7")  # 401, of which no status comes
-    found.on_sent("8")
-    found.on_notify("8")
-    assert found.take()[0]
-    found.on_response("5")
-    found.on_sent("9")  # the first one again
+    found.on_sent("8", "<sip:mobile@pbx>")
+    found.on_response("8")
+    assert found.take() == (True, "8")
+    found.on_sent("9", "<sip:desk@pbx>")
+    found.on_response("9")
+    assert found.take() == (False, "9")
     found.on_notify("9")
     assert not found.take()[0]
+    found.on_notify("8")
+    assert found.take()[0]
