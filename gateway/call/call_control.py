@@ -52,15 +52,15 @@ class CallAction(Protocol):
     joined: bool = False
     """The caller is joined with the B-leg."""
     interpreted: bool = False
-    """They are joined, and two sessions interpret between them."""
+    """They were joined with an interpreter; it stays True when its sessions are closed or lost."""
     over: EndReason | None = None
     """Why the call is to end now: transferred, or the joined B-leg has ended. None: it goes on."""
     detail: str = ""
     """Text for the record with :attr:`over`."""
 
     def begin(self, now: float) -> list[Output]:
-        """Start the action; called once, when the call is up and the speech before it was heard, or
-        took too long."""
+        """Start the action; called once, when :meth:`CallActions.begin_if_ready` finds that it may
+        begin."""
 
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`; nothing before it has come."""
@@ -162,7 +162,7 @@ class HoldAction(CallAction):
 
     def begin(self, now: float) -> list[Output]:
         """Log ``holding``, and return ``PlaySound`` with the route's music. It ends after
-        ``seconds``; without them only by :meth:`stop`."""
+        ``seconds``, or before by :meth:`stop`; without them only by :meth:`stop`."""
         self._began = now
         self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
@@ -292,8 +292,9 @@ class CallActions:
 
     def hold(self, held: bool, now: float) -> list[Output]:
         """Put the caller on hold for an operator (``held``), at once and until this is called with
-        ``held`` False, or end the hold that has begun, also a tool's. Raises ToolCallError where
-        another action is queued or under way, or there is no hold to end."""
+        ``held`` False, the caller asks for a human, or the call ends; or end the hold that has
+        begun, also a tool's. Raises ToolCallError where another action is queued or under way, or
+        there is no hold to end."""
         if held:
             action = HoldAction(None, self._plan.tools.hold, self._timeline)
             self._queue(action, now)
@@ -309,9 +310,9 @@ class CallActions:
         return f"something else is being done for this call ({kind})"
 
     def _queue(self, action: CallAction, now: float) -> None:
-        """Queue an action for an operator or application (``BY_OPERATOR``): :meth:`begin_if_ready`
-        begins it after the speech under way, at the latest ``limits.say_seconds`` from ``now``.
-        Raises ToolCallError while another is queued or under way."""
+        """Queue an action for an operator or application (``BY_OPERATOR``), which is not announced:
+        :meth:`begin_if_ready` begins it after the speech under way. Raises ToolCallError while
+        another is queued or under way."""
         if self._action is not None:
             raise ToolCallError(self._refusal())
         self._action, self._call_id = action, BY_OPERATOR
@@ -320,7 +321,8 @@ class CallActions:
 
     def begin_if_ready(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin the queued action once the call is up, ``said_within`` is over, and the speech
-        before it was heard; called after inputs of a call in progress. Speech is waited for
+        before it was heard; called after inputs of a call in progress, and right after the queueing
+        of an operator's hold or an escape, which wait for nothing. Speech is waited for
         ``limits.say_seconds`` at most, from the queueing or from when ``confirmed`` was last False.
         Nothing without a queued action.
 
@@ -477,7 +479,8 @@ class CallActions:
 
     @property
     def interpreted(self) -> bool:
-        """Whether caller and B-leg are joined, and sessions interpret between them."""
+        """Whether caller and B-leg were joined with an interpreter; still True when its sessions
+        are lost, or closed by :meth:`stop_interpreting`."""
         return self._action is not None and self._action.interpreted
 
     def stop_interpreting(self) -> list[Output]:
@@ -487,8 +490,8 @@ class CallActions:
 
     @property
     def hangup_due(self) -> tuple[EndReason, str] | None:
-        """Reason to end the call now, with a detail for the record; None while it goes on. A
-        transfer succeeded (also late, after it was given up), or the joined B-leg has ended."""
+        """Reason to end the call now, with a detail for the record; None while it goes on. A REFER
+        succeeded (also late, after its transfer was given up), or the joined B-leg has ended."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"
         if self._action is None or self._action.over is None:
@@ -614,8 +617,8 @@ GOODBYE_BEGINS_SECONDS = 4.0
 class HangupAfterPlayout:
     """Hangs up once the closing words have been played to the caller, or do not come in time.
 
-    An ``after_...`` method starts it, in place of a hang-up that waits already; :meth:`due` then
-    tells when to end the call.
+    An ``after_...`` method starts it, in place of a hang-up that waits already, or
+    :meth:`on_session_over` does; :meth:`due` then tells when to end the call.
 
     Args:
         seconds: longest wait (s) for words that are requested and do not come, and for queued

@@ -115,8 +115,9 @@ class DtmfInput:
         ``[route.dtmf]`` is enabled, to the run that becomes a message. The last two interrupt the
         agent, where the route wants that.
 
-        Only logged while the conversation is being ended or an action suspends the audio (hold,
-        transfer). Private and sensitive digits of ``collect_digits`` are logged as ``*``.
+        Where no B-leg is joined, only logged while the conversation is being ended or an action
+        suspends the audio (hold, transfer). Private and sensitive digits of ``collect_digits`` are
+        logged as ``*``.
 
         Args:
             in_band: detected in the audio; ignored, and not logged, once the caller's side has sent
@@ -206,8 +207,8 @@ class DigitCollection:
     """Collects digits for the tool ``collect_digits``; gets each digit while :attr:`wants_digits`.
 
     Sensitive digits go to the route's service (``StoreDigits``), whose answer the model gets. From
-    the tool call until ``TAIL_SECONDS`` after the last of them, session and recording get silence
-    in place of the caller (``Conceal``).
+    the tool call until ``TAIL_SECONDS`` after the collection has ended, or after the last key that
+    came later, session and recording get silence in place of the caller (``Conceal``).
 
     Args:
         collected: answers the tool call; takes the result, and the time (s).

@@ -104,7 +104,8 @@ class Failover:
     def begin(
         self, why: EndReason, detail: str, now: float, *, answered: bool, fatal: bool = False
     ) -> list[Output]:
-        """Record and log the lost session, and take the first fallback step.
+        """Record and log the lost session, and take the first fallback step; where there is none to
+        take, set :attr:`over`.
 
         Exceptions, in this order: after ``MAX_PER_CALL`` losses no step that opens a session is
         taken. A new session that was lost too soon (:meth:`_counts_as_failed`), and before the
@@ -181,7 +182,8 @@ class Failover:
     def on_session_ready(self, now: float) -> list[Output]:
         """End the failover, as ``recovered``: a new session is up. Returns, in order, the end of
         the step's sound, a log line, the commands that seed the session with the conversation, and
-        a request for the response that was due when the session was lost."""
+        a request for a response, if the conversation as it is now has one due
+        (:attr:`Transcript.response_due`)."""
         self.active, self._again_at, self._unproven = False, None, now
         self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
@@ -234,8 +236,8 @@ class Failover:
         self._sounding = ""
 
     def _agent_is_heard(self, input: inputs.Input) -> bool:
-        """Return whether this input means that the caller hears audio of the new session: playout
-        starts or, while audio of the lost session still plays, the first audio delta comes."""
+        """Return whether this input means that the caller hears audio of the new session, if one is
+        up: playout starts or, while audio of the lost session still plays, an audio delta comes."""
         if isinstance(input, inputs.ServerEventReceived) and self.old_audio_plays:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
@@ -272,7 +274,8 @@ class Failover:
     def stop(self, outcome: str) -> list[Output]:
         """Stop the failover, since the caller is being transferred: record ``outcome`` (escaped,
         where the caller asked for a human, or transferred), and return the end of the step's sound.
-        Nothing while no step is being taken."""
+        A session that the step is opening is not closed here. Nothing while no step is being
+        taken."""
         if not self.active:
             return []
         self.active = self.wants_answer = False
@@ -292,9 +295,9 @@ class Failover:
         return self._timeline.record.session.failovers[-1]
 
     def _next_step(self, now: float) -> list[Output]:
-        """Take the next fallback step, recorded and logged; after the last, give up. One that needs
-        an answered call sets :attr:`wants_answer`, for which the call is answered, and waits for
-        the ACK (:meth:`on_call_answered`)."""
+        """Take the next fallback step, recorded and logged; after the last, give up. Before the
+        ACK, one that needs an answered call only sets :attr:`wants_answer`, for which the call is
+        answered; :meth:`on_call_answered` takes it."""
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
@@ -313,9 +316,9 @@ class Failover:
     def _take_step(self, now: float) -> list[Output]:
         """Carry out the step. ``reconnect`` and ``server`` play its sound and open a session;
         ``announcement`` closes the session and plays the sound; these go on until the step's
-        timeout. ``transfer`` ends the failover: it closes the session, and has the conversation end
-        by the transfer, whose briefing is without the model. ``busy``, ``redirect`` and ``hangup``
-        end the call."""
+        timeout at the latest. ``transfer`` ends the failover: it closes the session, and has the
+        conversation end by the transfer, whose briefing is without the model. ``busy``,
+        ``redirect`` and ``hangup`` end the call."""
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout

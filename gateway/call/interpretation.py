@@ -42,7 +42,8 @@ class Interpretation:
     is who hears a session.
 
     The server ends turns and answers them by itself; this passes the audio on, requests a response
-    that the server could not begin, and opens lost sessions again.
+    that the server could not begin, and opens a lost session again that was up for
+    ``REOPENED_SECONDS`` or longer.
     """
 
     def __init__(self, plan: InterpreterPlan, timeline: CallTimeline) -> None:

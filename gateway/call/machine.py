@@ -250,7 +250,7 @@ class CallMachine:
         that the mode has, and ``OpenSession``. Outbound: ``OpenSession`` alone; the callee is
         dialled when the session is ready. Where the server is known to be down, an inbound call
         gets the first fallback step other than ``reconnect`` in place of ``OpenSession``; without
-        such a step it is refused (503).
+        such a step it ends (:meth:`SessionEvents.begin_in_outage`).
         """
         opening = self._session.failover.open_again()
         if self._call.plan.outbound is not None:
@@ -283,11 +283,11 @@ class CallMachine:
         After the handler of the input come, in a live call, the rules of the conversation,
         failover, and what has waited (:meth:`_after_input`). A call that is not live ends there if
         failover has no step left, or its model hangs up. An audio delta that only queues its audio
-        has none of these.
+        has none of these, unless audio of a lost session still plays.
 
-        Each ``Send`` is left out while no session is up, and where the session only transcribes.
-        While a session is being replaced, the transcript keeps the items of such a ``Send`` for the
-        next session.
+        Each ``Send`` is left out where no session was up before or after the input, and where the
+        session only transcribes. While a session is being replaced, the transcript keeps the items
+        of such a ``Send`` for the next session.
 
         During post-call analysis only the analysis gets the input, ``InternalError`` excepted.
         ``Prepared`` only replaces the plan, and during the analysis nothing; ``RtpStats`` only
@@ -343,8 +343,8 @@ class CallMachine:
 
     @property
     def talking(self) -> bool:
-        """Whether the call is up with a session, and not joined with a B-leg: caller and model
-        talk."""
+        """Whether the call is up with a session, and not joined with a B-leg; True also on hold and
+        while a transfer is under way, when caller and model do not hear each other."""
         return self._call.session_up and self._call.state is State.TALKING
 
     @property
@@ -367,10 +367,10 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _before_answer(self, now: float) -> list[outputs.Output]:
-        """Do what :meth:`_after_input` does in a live call, in one that has a session and is not
-        answered: the session may hear the network's announcement of a call that we place. A queued
-        action stays queued, and its wait for speech begins anew; a hang-up that is due ends the
-        call."""
+        """Follow an input of a call that is not live but has a session, which may hear the
+        network's announcement of a call that we place. A queued action stays queued, and its wait
+        for speech begins anew; a hang-up that is due ends the call. Nothing else of
+        :meth:`_after_input` is done."""
         self._call.conversation.call_actions.begin_if_ready(now, queued=False, confirmed=False)
         why, detail = self._call.conversation.ended(now)
         return [] if why is None else self._end_call(why, now, detail)
@@ -383,8 +383,9 @@ class CallMachine:
         no response; the end of the call; ``Hold`` where the hold has changed.
 
         The call ends when failover has no step left; else when an action says so, when the session
-        was lost during a transfer that has failed since, or when the conversation says so. ``Hold``
-        is on while the caller has us on hold or an action suspends the audio.
+        was lost during a transfer that has failed since, or, where none was so lost, when the
+        conversation says so. ``Hold`` is on while the caller has us on hold or an action suspends
+        the audio.
         """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
@@ -431,10 +432,10 @@ class CallMachine:
         """Handle the end of the SIP dialog (BYE, CANCEL, failure or timeout): end the call, or
         finish it where it was ending.
 
-        First stop playout, so that the record has what was heard. An outbound call that was not
-        answered ends by its final response. A BYE may mean that the caller's side has carried out
-        our REFER; then the call ends as transferred. Else the reason follows from status, method
-        and who ended the leg.
+        First stop playout of a live call, so that the record has what was heard. An outbound call
+        that was not answered ends by its final response. A BYE may mean that the caller's side has
+        carried out our REFER; then the call ends as transferred. Else the reason follows from
+        status, method and who ended the leg.
         """
         if self._ending is not None:
             return self._finish(now)

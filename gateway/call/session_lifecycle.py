@@ -63,7 +63,8 @@ class AnswerPolicy:
         self.waiting = False
         """The model is ready, and the sound has not yet been played for ``play_to_end_seconds``."""
         self.confirmed = False
-        """The ACK came before the model was ready (only in mode ``immediate``)."""
+        """The ACK came before the model was ready, or before the sound was played (only in mode
+        ``immediate``)."""
 
     @property
     def at_once(self) -> bool:
@@ -225,7 +226,8 @@ class SessionEvents:
         """Begin an inbound call whose server is known to be down, without trying the server: ring
         (180, or as ``answer.mode`` says), and take the first fallback step other than
         ``reconnect``; answer the call where that step needs it. Without fallback steps, end the
-        call (503) and do not ring; with none but ``reconnect``, ring and then end it likewise.
+        call (503) and do not ring; with none but ``reconnect``, ring and then end it likewise, or
+        by BYE where ``answer.mode`` has answered it.
 
         Args:
             detail: why the server is known to be down, for the record.
@@ -315,13 +317,14 @@ class SessionEvents:
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on, in a call that is up, with the session that a fallback step has opened, or that
-        follows a hold. The first is seeded with the conversation; the second is told whether the
-        caller is back or has us on hold again. If the caller has us on hold now, the session is
-        closed in its turn after ``hold.release_after``.
+        follows a hold. The first is seeded with the conversation; the second, which had its seed
+        when it was opened, is told whether the caller is back or has us on hold again. If the
+        caller has us on hold now, a session that is billed by time is closed in its turn after
+        ``hold.release_after``.
 
-        Then request the greeting, if it was never requested, or if a response was due when the
-        session was lost and nothing of the agent was heard yet; else the response that was due,
-        unless one was requested of the new session already or it takes no requests.
+        Then request the greeting, if it was never requested, or if the route has one, a response
+        was due when the session was lost, and nothing of the agent was heard yet; else the response
+        that was due, unless one was requested of the new session already or it takes no requests.
         """
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
@@ -378,8 +381,9 @@ class SessionEvents:
         """Answer the inbound call, since the session is up: stop the sound for the wait, return
         ``Answer`` (200 OK), start the wait for the ACK, and request the greeting.
 
-        A call that was answered at once and whose ACK came is TALKING now: ``StartRecording``, if
-        the route records always, and ``StartMedia`` in place of ``Answer``.
+        A call that was answered at once gets no second ``Answer``. If its ACK came, it is TALKING
+        now: ``StartRecording``, if the route records always, and ``StartMedia``. If not, it is
+        ANSWERED, and the wait for the ACK starts anew.
         """
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
@@ -393,8 +397,8 @@ class SessionEvents:
         return todo + self.request_greeting(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
-        """Answer an inbound call without a session, as :meth:`answer` but without greeting, since
-        its fallback step (announcement, transfer) or the transfer of an escape needs an answered
+        """Answer an inbound call, as :meth:`answer` but without greeting, since its fallback step
+        (announcement, transfer; no session is up) or the transfer of an escape needs an answered
         call. Where the ACK came before, take the step that has waited; else the step waits for the
         ACK."""
         self._call.opening.waiting = False
@@ -443,10 +447,10 @@ class SessionEvents:
         """Interrupt the agent, and transfer the caller to the first destination of
         ``[route.escape]``, and on failure to the next.
 
-        Without a session, the failover is stopped, a session that is being opened is given up, none
-        is opened when the caller is back from a hold, a call that is CONNECTING goes on as TALKING,
-        and the call ends if no destination can be reached. With a session, the caller is back with
-        the model then.
+        A call that is CONNECTING, or joined with an interpreter, goes on as TALKING. Without a
+        session, the failover is stopped, a session that is being opened is given up, none is opened
+        when the caller is back from a hold, and the call ends if no destination can be reached.
+        With a session, the caller is back with the model then.
 
         Args:
             by: key or word, for the log.
@@ -470,7 +474,7 @@ class SessionEvents:
     ) -> list[outputs.Output]:
         """Give up the session, also one that is being opened, for a caller who is being transferred
         (``outcome`` of a failover that is stopped): the call ends for this reason if the transfer
-        fails, and a briefing goes on without the model."""
+        fails, and a briefing goes on without the model. ``session_up`` is False already."""
         actions = self._call.conversation.call_actions
         self.lost_meanwhile = (why, detail)
         return [
@@ -483,7 +487,8 @@ class SessionEvents:
         """Have the failover follow what has happened during it, after each input. Stop it where a
         transfer was queued, as by an approval that came: its steps would end the call of a caller
         whom somebody has answered. End the call where the conversation is to end, as by a budget
-        that is spent, once queued audio was played: there is nobody to say its last words."""
+        that is spent, once queued audio was played: there is nobody to say its last words. Nothing
+        while no step is being taken."""
         if not self.failover.active:
             return []
         conversation = self._call.conversation
@@ -547,12 +552,13 @@ class SessionEvents:
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
         """Handle the close of the session's WebSocket, the first of these that applies:
 
-        Nothing if the call is ending or bridged, or the session was given up before. A standby
-        session that is ready is promoted at once in a live call, except after a normal close
-        (1000). Where the caller is being transferred, or is to be, the loss ends the call if the
-        transfer fails. After a normal close, or where a hang-up waits only for queued audio, that
-        audio of a live call is played to its end and the call ends. Otherwise the session is lost:
-        the fallback steps are taken, or the call ends (:meth:`_handle_loss`).
+        Only note that no session is up, if the call is ending or bridged; nothing if the session
+        was given up before. A standby session that is ready is promoted at once in a live call,
+        except after a normal close (1000). Where the caller is being transferred, or is to be, the
+        loss ends the call if the transfer fails. After a normal close, or where a hang-up waits
+        only for queued audio, that audio of a live call is played to its end and the call ends.
+        Otherwise the session is lost: the fallback steps are taken, or the call ends
+        (:meth:`_handle_loss`).
         """
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
@@ -663,7 +669,7 @@ class SessionEvents:
 
     def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
         """Hand the result of a tool function to the conversation, which answers the model's call;
-        dropped if no session is up and none is being opened by the failover."""
+        dropped if no session is up and no fallback step is being taken."""
         if not (self._call.session_up or self.failover.active):
             return []
         return self._call.conversation.functions.on_tool_done(input.call_id, input.output, now)
@@ -671,9 +677,9 @@ class SessionEvents:
     def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         """Carry out a command of a tool function, operator or application.
 
-        A recording command needs an answered call, a disposition nothing. The others need an
-        answered call that is not bridged, and its session; without, they are dropped, and an
-        out-of-band request is reported as ``refused``.
+        A recording command needs a call that is :attr:`CallContext.live`, a disposition nothing.
+        The others need a live call that is not bridged, and its session. A command that lacks what
+        it needs is dropped; an out-of-band request is reported as ``refused``.
         """
         if isinstance(input.command, RecordCall) and self._call.live:
             return record_call(input.command, self._call.conversation.control, now)

@@ -216,7 +216,7 @@ class Briefing:
     def end(self, answer: str, now: float) -> list[Output]:
         """End the briefing, once, with this :attr:`answer`: accepted, declined, hung_up, no_key or
         skipped. Cancels the model's response, stops what plays to the colleague, and completes the
-        recording. Nothing if it has ended before."""
+        recording; the caller's music goes on. Nothing if it has ended before."""
         if self.answer:
             return []
         self.answer, self._by_model = answer, False
@@ -270,10 +270,10 @@ class Briefing:
 
     def _give_up_model(self, why: str, now: float) -> list[Output]:
         """Log ``briefing_failed``, drop what the model has said, and play the route's sound in its
-        place, until a key is pressed; without a sound, end the briefing as ``skipped``, so that the
-        call is joined. Only once, and not if the briefing is over. A response of the model that
-        still runs is not cancelled before the briefing ends: a Live voice that is late would say it
-        to the caller.
+        place, until the briefing ends; without a sound, end it as ``skipped``, so that the call is
+        joined. Only once, and not if the briefing is over. A response of the model that still runs
+        is not cancelled before the briefing ends: a Live voice that is late would say it to the
+        caller.
 
         Args:
             why: for the log.
@@ -440,11 +440,12 @@ class Transfer:
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
         """Handle a response to the REFER or a NOTIFY (RFC 3515), by its code:
 
-        300 and more fails the transfer (``refused`` if the peer did not accept the REFER itself,
-        else the outcome of the code). A lower code means that the REFER was accepted: 200 and more
-        is success, and sets :attr:`over`; 1xx as the last NOTIFY fails the transfer as ``unknown``;
-        180 to 199 of a blind transfer is told to the model; other codes are only logged. Nothing if
-        the progress is of an earlier REFER: we have a B-leg, and no REFER was sent for it.
+        300 and more fails the transfer (``refused`` if the peer refused the REFER itself; else, and
+        where a limit of ours kept us from sending it, the outcome of the code). A lower code means
+        that the REFER was accepted: 200 and more is success, and sets :attr:`over`; 1xx as the last
+        NOTIFY fails the transfer as ``unknown``; 180 to 199 of a blind transfer is told to the
+        model; other codes are only logged. Nothing if the progress is of an earlier REFER: we have
+        a B-leg, and no REFER was sent for it.
         """
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER
