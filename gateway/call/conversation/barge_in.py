@@ -208,7 +208,8 @@ class Interruptions:
     # ---- the caller
 
     def on_digit(self, now: float) -> list[Output]:
-        """Interrupt the agent because of a DTMF digit, and resume playout that was paused.
+        """Interrupt the agent because of a DTMF digit, and resume playout that was paused. The turn
+        for which it was paused stays undecided, so that it may still interrupt (:attr:`deadline`).
 
         Nothing unless ``dtmf.interrupt`` is set, the session can truncate, and no protected
         response runs or is heard.
@@ -256,11 +257,12 @@ class Interruptions:
         return outputs
 
     def on_speech_stopped(self, event: SpeechStopped, now: float) -> list[Output]:
-        """Handle ``speech_stopped`` of a turn for which playout is paused: resume it after speech
-        shorter than ``min_speech_ms`` (without the server's padding). Else, and where the server
-        tells no times, interrupt at once if the caller is not transcribed, or wait up to
-        ``transcript_timeout`` s for the transcript, with playout paused. Nothing for other
-        turns."""
+        """Handle ``speech_stopped`` of an undecided turn. Speech shorter than ``min_speech_ms``
+        (without the server's padding) is a false interruption: resume playout, unless another turn
+        is undecided. Else, and where the server tells no times, interrupt at once if the caller is
+        not transcribed, or wait up to ``transcript_timeout`` s for the transcript, with playout
+        paused. Nothing for other turns; an unknown item id is taken for that of the latest turn not
+        committed."""
         turn = self._match_turn(event.item_id)
         if turn is None or not turn.undecided:
             return []
@@ -275,10 +277,11 @@ class Interruptions:
         return []
 
     def on_transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
-        """Handle the transcript of a turn for which playout is paused: resume it where the
-        transcript has no words, is one of the ``backchannel_phrases`` as a whole, or has only words
-        that are such phrases each ("mhm yes"); else interrupt. Nothing for other turns. A
-        transcript without an item id is taken for that of the latest turn not committed."""
+        """Handle the transcript of an undecided turn. It is a false interruption, and playout is
+        resumed unless another turn is undecided, where the transcript has no words, is one of the
+        ``backchannel_phrases`` as a whole, or has only words that are such phrases each ("mhm
+        yes"); else interrupt. Nothing for other turns, or an unknown item id. A transcript without
+        an item id is taken for that of the turn without one, else of the latest not committed."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._match_turn(""))
         if turn is None or not turn.undecided:
             return []
@@ -293,8 +296,8 @@ class Interruptions:
         """Handle ``input_audio_buffer.committed`` of a turn that the gateway decides about: request
         a response to it, or delete its item where it was a false interruption.
 
-        While the turn is undecided, that follows with the decision. Nothing for a turn that is not
-        kept (the server decides, or it is older than ``MAX_TURNS``).
+        While the turn is undecided, that follows with the decision. An unknown item id is taken for
+        that of the latest turn not committed; nothing without one (as where the server decides).
         """
         turn = self._match_turn(event.item_id)
         if turn is None:
@@ -345,8 +348,8 @@ class Interruptions:
 
     def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:
         """Decide that a turn does not interrupt: log it, and resume playout unless another turn is
-        undecided. No response is requested; a committed turn's item is deleted now, else when it is
-        committed.
+        undecided. No response is requested; the item of a committed turn is deleted now, of another
+        when it is committed (not where it has no id).
 
         Args:
             heard: length or words of the turn, for the log.

@@ -333,7 +333,7 @@ class ConversationControl:
     def terminate(self, termination: Termination) -> None:
         """Have the conversation end: drop the waiting requests for responses, and request no more.
         What runs or was sent goes on. :meth:`end_conversation` carries the termination out once no
-        action and no hang-up is under way. Only the first termination counts."""
+        action is queued or under way and no hang-up waits. Only the first termination counts."""
         if self.termination is None:
             self.termination = termination
             self.responses.forget_waiting()
@@ -343,13 +343,14 @@ class ConversationControl:
         (without tools).
 
         Where words were spoken with ``end_call``, or are still being played, they are the goodbye,
-        and the function call is answered only if barge-in cancels the hang-up (:func:`interrupt`).
-        Where a hang-up waits already, as after an earlier ``end_call``, no goodbye is requested
-        either, and this hang-up replaces the other. Otherwise the function call is answered
-        ("ending"), and a goodbye without tools is requested. In a Live session the function call of
-        the backend is always answered, and the hang-up follows the voice's next words, or comes
-        without them if they do not begin in time (:class:`HangupAfterPlayout`); where a hang-up
-        waits already, it is only answered.
+        and the function call is answered only if the hang-up is cancelled: by an interruption
+        (:func:`interrupt`), or by a transfer. Where a hang-up waits already, as after an earlier
+        ``end_call``, no goodbye is requested either, and this hang-up replaces the other; it waits
+        only for queued audio. Otherwise the function call is answered ("ending"), and a goodbye
+        without tools is requested. In a Live session the function call of the backend is always
+        answered, and the hang-up follows the voice's next words, or comes without them if they do
+        not begin in time (:class:`HangupAfterPlayout`); where a hang-up waits already, it is only
+        answered.
 
         While the conversation is being ended (:attr:`termination`), the function call is only
         answered: the last words or the transfer of the termination follow, and its reason holds.
@@ -457,9 +458,10 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     Nothing at all while the conversation is being ended, but for out-of-band requests. What cannot
     be carried out is logged with its reason (``command_rejected``), such as words for a session
     that only transcribes, an action while another is queued or under way, or an operator's transfer
-    to an unknown destination; an out-of-band request also gets :class:`OutOfBandDone`
-    (``refused``). A ``Say`` or ``RequestResponse`` may still bring no response
-    (:meth:`ConversationControl.request_response`), which is not logged.
+    to an unknown destination. An out-of-band request then gets :class:`OutOfBandDone`
+    (``refused``), and ``command_rejected`` only where the session only transcribes. A ``Say`` or
+    ``RequestResponse`` may still bring no response (:meth:`ConversationControl.request_response`),
+    which is not logged.
 
     TransferTo and EndCall end the conversation (:meth:`ConversationControl.terminate`), also a
     TransferTo with an unknown destination; OperatorTransfer and ReferTo do not. ``Interrupt`` is

@@ -137,12 +137,13 @@ class Conversation:
     # ---- what happens
 
     def open(self, now: float) -> list[Output]:
-        """Begin to talk: request the disclosure, then the question for consent to a recording, or
-        without one the greeting, which otherwise follows the caller's answer.
+        """Begin to talk: request the disclosure, then the recording's announcement or question for
+        consent, or without one the greeting, which otherwise the recording requests later
+        (:meth:`CallRecording.ask_for_consent`).
 
-        Of an interpreted call, unless another action is under way, also queue the transfer to its
-        destination: it begins once disclosure and greeting were heard, or have not begun within
-        ``GREETING_SECONDS``.
+        Of an interpreted call, unless another action is queued or under way, also queue the
+        transfer to its destination. After a disclosure or greeting it begins no sooner than
+        ``GREETING_SECONDS`` from now, and then once queued audio was heard (:meth:`_begin_action`).
         """
         greeting = None
         if (given := self._plan.greeting) is not None:
@@ -191,7 +192,8 @@ class Conversation:
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
         """Pass an input to the rules that have registered for its type, or for the type of its
-        server event, after the conversation has handled it; return their outputs.
+        server event, after the conversation has handled it; return their outputs. Called in a live
+        call only, and not for an audio delta that was only queued.
 
         Events of out-of-band responses go to no rule. Events while the caller is joined with a
         B-leg go to the rules, though :meth:`on_event` ignores most.
@@ -210,14 +212,16 @@ class Conversation:
         those; while the caller is joined with a B-leg, only complete transcripts are handled (the
         session listens).
 
-        Audio stops the hold music of a tool call and fillers, even audio of an interrupted
-        response; it is queued unless its response was interrupted. The end of speech begins the
-        caller's wait for a response, and the beginning of speech cancels that wait; either may
-        interrupt. A committed turn restarts the count of tool-only responses, and is answered where
-        the gateway decides about interruptions. ``response.created`` and ``response.done`` begin
-        and end a response (at once, where they came in the wrong order); the latter starts its
-        function calls. Work and decisions of a Live session go to the delegated tasks. Transcripts
-        and truncations are logged. Other events bring nothing here.
+        Audio stops the hold music of a tool call and a function's filler, even audio of an
+        interrupted response; it is queued unless its response was interrupted. Only audio that is
+        queued and is no silence stops the filler of a late response, too. The end of speech begins
+        the caller's wait for a response (:class:`ResponseTimes`; without ``speech_stopped`` the
+        committed turn does), and the beginning of speech cancels that wait. Both, and the caller's
+        transcript, may interrupt. A committed turn restarts the count of tool-only responses, and
+        is answered where the gateway decides about interruptions. ``response.created`` and
+        ``response.done`` begin and end a response (at once, where they came in the wrong order);
+        the latter starts its function calls. Work and decisions of a Live session go to the
+        delegated tasks. Transcripts and truncations are logged. Other events bring nothing here.
 
         Args:
             command: our request that a ``response.created`` answers, where the server says so.
@@ -292,10 +296,10 @@ class Conversation:
         ``conversation_already_has_active_response`` the request waits again, as the first. A
         ``response.create`` that is refused for another reason is sent again without the field that
         the error names (:func:`mended`); where that cannot be done, the request is lost, and the
-        next waiting one is sent. After a refused ``response.cancel`` the response counts as done. A
-        truncation beyond the end of its item is sent again at the length that the error names,
-        once. An error that ends the session (:mod:`gateway.realtime.errors`) is kept for
-        :meth:`ended`.
+        next waiting one is sent. After a refused ``response.cancel`` the response counts as done,
+        and the next waiting request is sent. A truncation beyond the end of its item is sent again
+        at the length that the error names, once. An error that ends the session
+        (:mod:`gateway.realtime.errors`) is kept for :meth:`ended`.
 
         Args:
             command: the command that it answers; None where the server does not say: then only a
@@ -375,10 +379,10 @@ class Conversation:
     def after_input(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start what has waited for the last input; called after each input of a call in progress,
         also while no session is up, but not for audio that was only queued. In this order: begin a
-        queued action, cancel the model's hang-up if that is a transfer, send the result of a
-        finished one, start the recording, carry out a termination (last words, or a transfer, which
-        begins at once if it can), begin delegated tasks whose words have come, and start or end the
-        caller's wait for a response.
+        queued action, cancel the model's hang-up while a transfer is queued or under way, send the
+        result of a finished action, start the recording, carry out a termination (last words, or a
+        transfer, which begins at once if it can), begin delegated tasks whose words have come, and
+        start or end the caller's wait for a response.
 
         Args:
             confirmed: the ACK came, so that the caller can hear something.
@@ -423,8 +427,9 @@ class Conversation:
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
         (of those out of band only the spoken ones), requests, turns, ids, guardrail checks and
-        requests for approval of MCP calls; queued audio is played to the end. Tool functions and
-        actions go on.
+        requests for approval of MCP calls; queued audio is played to the end. Tool functions,
+        actions, a hang-up that waits and digits being entered go on. An error that ended the
+        session is forgotten, so that :meth:`ended` does not return it again.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
@@ -465,10 +470,11 @@ class Conversation:
     # ---- what follows from it
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Return the reason to end the call now, with a detail for the record: an ``error`` that
-        ends the session, or a hang-up whose words were played or did not come in time. The detail
-        is that of a termination; "" for all else. None and "" while the call goes on. To be
-        called after each input, since a hang-up follows its playout here."""
+        """Have a hang-up that waits follow its playout, which changes its state, so call this after
+        each input. Return the reason to end the call now, with a detail for the record: an
+        ``error`` that ends the session, or a hang-up whose words were played or did not come in
+        time. The detail is that of a termination; "" for all else. None and "" while the call goes
+        on."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.responses.idle
@@ -478,8 +484,8 @@ class Conversation:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`on_tick` is due next (s), or :meth:`ended` is to be asked for a hang-up; None
-        while nothing waits for time."""
+        """When :meth:`on_tick` is due next (s), :meth:`after_input` for a queued action, or
+        :meth:`ended` for a hang-up; None while nothing waits for time."""
         due = [
             self._keys.deadline,
             self.functions.deadline,
@@ -494,8 +500,9 @@ class Conversation:
 
     def on_tick(self, now: float) -> list[Output]:
         """Act on all deadlines that have come, in this order: digits, undecided interruptions, an
-        unanswered request (given up, the next one is sent), the action, out-of-band responses,
-        functions, rules. That of a hang-up is left to :meth:`ended`."""
+        unanswered request (given up, the next one is sent), the action that has begun, out-of-band
+        responses, functions, rules. That of a queued action is left to :meth:`after_input`, and
+        that of a hang-up to :meth:`ended`."""
         responses = self.control.responses
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if responses.deadline is not None and now >= responses.deadline:

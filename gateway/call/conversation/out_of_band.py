@@ -114,8 +114,9 @@ class OutOfBandResponses:
             metadata: of whoever asks; the first ``MAX_METADATA`` pairs go with the request.
             items: ids of the items that the response is about; empty for the whole conversation.
             seconds: time until it is given up (``late``).
-            then: called at its end, also at once if it is refused here, with status, text and time,
-                besides :class:`OutOfBandDone`; its outputs are returned, too.
+            then: called at its end, but not if it is cancelled, with status, text and time, besides
+                :class:`OutOfBandDone`; its outputs are returned, too. Called at once, with empty
+                text, if the request is refused here.
             audio: called with each piece of its speech; None for a response in text.
             words: the words that it should say, for a session that is given only these in place of
                 ``instructions`` (Live).
@@ -382,11 +383,13 @@ class PostCallAnalysis:
         ]
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Take an event of the session, its end, the leg's end, the gateway's shutdown or a tick;
-        ignore other inputs. While words are waited for, events that are not of an out-of-band
-        response go to the transcript. The close of the session and a shutdown end both waits.
+        """Take an event or error of the session, its end, the leg's end, the gateway's shutdown or
+        a tick; ignore other inputs. While words are waited for, events that are not of an
+        out-of-band response go to the transcript. The close of the session and a shutdown end both
+        waits.
 
-        Returns what the ends of out-of-band responses bring: log lines and ``OutOfBandDone``.
+        Returns what out-of-band responses bring: log lines and ``OutOfBandDone`` at their ends, and
+        ``response.cancel`` of those that are given up, or were cancelled, here.
         """
         match input:
             case inputs.ServerEventReceived(event=event) if self._out_of_band.takes(event):
@@ -406,9 +409,9 @@ class PostCallAnalysis:
         return []
 
     def is_complete(self, now: float) -> bool:
-        """Return whether the session may be closed: it is over, or for answers (also those that an
-        application has asked for in the call) and for words alike, all have come or their time is
-        over."""
+        """Return whether the session may be closed: it is over, or for answers and for words alike,
+        all have come or their time is over. Answers that an application has asked for in the call
+        count, too, but only where there are prompts."""
         words = now < self._words_until and self._transcript.words_missing
         answers = now < self._until and self._out_of_band.busy
         return self._session_over or not (words or answers)

@@ -252,7 +252,8 @@ class Playback:
         Returns, for each part not heard to its end, a truncation at the ms that were played, or one
         deletion for an item of which nothing was heard; neither where the session cannot truncate.
         And log lines; no ``response.cancel``. Returns nothing, and flushes nothing, if no response
-        runs, nothing is queued, and no part may have more audio to come.
+        runs, nothing is queued, and no part may have more audio to come. Else sets
+        :attr:`interrupted_at`, from which the wait for a silent caller begins anew.
 
         Args:
             trigger: for log and record, such as ``speech``.
@@ -348,7 +349,7 @@ class Playback:
     def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
         """Report each part that was not received and heard to its end: to ``on_part_interrupted``,
         to the record, the log, and the server, with a truncation, or one deletion for an item of
-        which nothing was heard.
+        which nothing was heard. Of a deleted item the first such part alone is reported anywhere.
 
         A session that cannot truncate gets nothing (action ``none``). At the end of the leg
         (``AT_END``) only ``on_part_interrupted`` is called.

@@ -113,8 +113,8 @@ class ResponseTimes:
         """End the wait at the first frame handed to RTP, and append a :class:`ResponseTime` to the
         record (the first ``MAX_KEPT`` only). Nothing unless a wait has had its first delta.
 
-        It counts from the caller's last loud packet; where that is not known, or more than
-        ``MAX_ENDPOINTING_SECONDS`` before the end of the turn, from the end of the turn.
+        It counts from the caller's last loud packet; where that is not known, came after the end of
+        the turn, or ``MAX_ENDPOINTING_SECONDS`` or more before it, from the end of the turn.
         """
         if self._over is None or self._first is None:
             return
@@ -158,15 +158,16 @@ class ResponseQueue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the responses that run and all requests, sent and waiting, since their session is
-        over. ``given_up`` and ``dropped`` go on counting for the call."""
+        """Forget all responses, running or ended, and all requests, sent or waiting, since their
+        session is over. ``given_up`` and ``dropped`` go on counting for the call."""
         self._running: list[str] = []
         self._requests: BoundedDict[str, CreateResponse | None] = BoundedDict(MAX_REMEMBERED)
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
         self._presumed: CreateResponse | None = None
-        """Our request that the latest response is taken to answer, by guess; None without one."""
+        """Our request that was unanswered when the latest response came, which names none: it is
+        taken for the answer, by guess, or the request is expected to be refused; else None."""
         self._server_names_requests = False
         """This session has said which request a response answers."""
         self._turns = 0
@@ -220,8 +221,8 @@ class ResponseQueue:
         return not (self._running or self._sent or self._waiting)
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """Request a response: return the request where it is to be sent now; None where it waits,
-        or is dropped.
+        """Request a response: return the request where it is to be sent now, before any that wait,
+        as no response runs and no request is unanswered; None where it waits, or is dropped.
 
         A request without settings of its own answers everything said before it is sent, so a second
         one of that kind is dropped, uncounted, while one waits. Above ``MAX_WAITING`` the oldest
@@ -299,7 +300,7 @@ class ResponseQueue:
 
         Args:
             create: the refused request; None where the error does not name it: then the sent one,
-                or the one that the latest response was taken to answer by guess.
+                or the one that was unanswered when the latest response came without naming any.
         """
         create = create or self._sent or self._presumed
         self._presumed = None
@@ -314,18 +315,19 @@ class ResponseQueue:
         return create
 
     def resend_after_dropped(self, now: float) -> None:
-        """Queue our request again if the latest response is its answer only by guess; called when
-        that response is being dropped. The request goes first once that response is done. Nothing
-        for a request without settings of its own."""
+        """Queue our request again that was unanswered when the latest response came, if that names
+        no request: it may be the answer, or have taken its place. Called when that response is
+        being dropped. The request goes first once that response is done. Nothing for a request
+        without settings of its own."""
         if self._presumed is not None and self._presumed.response is not None:
             self.on_collision(self._presumed, now)
 
     def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """Handle the server's error about a request: return the request to send now. That is
-        ``instead``, if it is given and ``create`` was the sent one; else the oldest waiting
-        request, or None where that has to wait on."""
+        """Handle the server's error about a request, which is forgotten if it was the sent one.
+        Return the request to send now: ``instead``, if it is given and ``create`` was the sent one;
+        else the oldest waiting request, or None where none waits or that has to wait on."""
         if create is self._sent:
             self._sent = instead
             if instead is not None:
@@ -386,14 +388,16 @@ class ResponseNames:
         ``response.created`` left out, by that id."""
 
     def complete(self, event: ServerEvent) -> ServerEvent:
-        """Return the event with the response and item ids that hold in this gateway.
+        """Return the event with the response and item ids that hold in this gateway. To be called
+        once for each event, in order: a second call takes a beginning or an end for a repetition.
 
-        A ``response.created`` without an id, or with the id of a response that has ended, gets a
-        new name, which its audio, transcript and ``response.done`` then get, too. While a response
-        runs, a second ``response.created`` of it becomes an ``OtherEvent``, and so does a second
-        ``response.done``. An audio or transcript event without a response id belongs to the latest
-        running response, one without an item id to an item ``item_of_`` and the response's name.
-        Other events are returned as they are.
+        A ``response.created`` without an id, or with the id of a response that has begun and ended,
+        gets a new name, which its audio, transcript and ``response.done`` then get, too. A second
+        ``response.created`` of a response that runs becomes an ``OtherEvent``, and so does a second
+        ``response.done``; both are known by the id, so not where it is missing. An audio or
+        transcript event without a response id belongs to the latest running response, one without
+        an item id to an item ``item_of_`` and the response's name. Other events are returned as
+        they are.
         """
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():

@@ -202,8 +202,9 @@ class Transcript:
     @property
     def response_due(self) -> bool:
         """Whether a session that takes over owes a response: the last entry, not counting function
-        calls and system messages, is the caller's, a tool result, or words of the agent that were
-        not heard to their end. False where there is no entry yet."""
+        calls and system messages, is not the agent's (the caller's, a tool result, words of an
+        interpreted call), or is the agent's and was not heard to its end. False where there is no
+        entry yet."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
@@ -352,8 +353,9 @@ class Transcript:
             entry.heard = _heard_words(entry, *entry.interrupted_at)
 
     def _on_part_interrupted(self, heard: Heard) -> None:
-        """Set which words were heard of an item of which a part was not heard to its end; nothing
-        where it has no entry yet."""
+        """Set which words were heard of an item of which a part was not heard to its end. Nothing
+        where it has no entry yet: words that come later count as heard, unless no audio of the item
+        had come (:meth:`_find_or_add_agent_entry`)."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.interrupted_at = heard.played_ms, heard.received_ms
@@ -362,7 +364,7 @@ class Transcript:
     def _on_item_deleted(self, item_id: str) -> None:
         """Handle ``conversation.item.deleted``: remove the entry, if it is the caller's. Those of
         the agent stay, and those of items that context trimming has deleted; the id is forgotten
-        in any case."""
+        in any case, so that later words of the item get a new entry."""
         entry = self._by_item.pop(item_id, None)
         if item_id in self._control.trimmed_items:
             self._control.trimmed_items.discard(item_id)
