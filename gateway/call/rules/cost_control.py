@@ -112,8 +112,8 @@ class ContextTrimmer:
         self._asking = False
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Follow items that the server adds and deletes, anew for each session; at
-        ``response.done`` trim old turns if there are too many."""
+        """Follow items that the server adds and deletes, anew for each session, which is told by
+        its id; at ``response.done`` trim old turns if there are too many."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
         session = self._control.timeline.record.session.session_id
@@ -155,8 +155,8 @@ class ContextTrimmer:
 
         With the strategy ``delete`` the items are deleted at once; else their summary is requested,
         and they are deleted when it comes, or without one if it fails, takes longer than
-        ``timeout``, or cannot be requested of this session. If the session is replaced while the
-        summary is awaited, nothing is deleted.
+        ``timeout``, or cannot be requested of this session. If an item or the end of a response
+        of another session has come meanwhile, nothing is deleted.
         """
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
@@ -173,7 +173,7 @@ class ContextTrimmer:
 
         def summarised(status: str, text: str, at: float) -> list[Output]:
             """Delete the old turns, with their summary in their place if the out-of-band response
-            completed. Nothing if the session was replaced meanwhile."""
+            completed. Nothing if :meth:`on` has met another session meanwhile."""
             if self._session != session:
                 return []
             self._asking = False

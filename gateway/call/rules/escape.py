@@ -84,7 +84,8 @@ class EscapeToHuman:
 
         The tool call of an action is answered: with the status ``ended`` if the action has begun,
         with ``not done`` if it was still queued. Of an interpreted transfer, callee and interpreter
-        are released. Call this only where an escape may begin.
+        are released. A hang-up that the model asked for is cancelled (:func:`interrupt`). Call this
+        only where an escape may begin.
 
         Args:
             by: key or word, for the log.

@@ -7,7 +7,8 @@ looks at the text of one item as a whole, so it does not matter how it was split
 
 A guardrail about the caller's words refuses the turn: it stops the response to that turn, also
 where the response begins only after the words are known, and where the model first calls a tool.
-Responses to other turns go on.
+What runs or is heard at that moment is interrupted, whatever it answers, unless the response to
+that turn is over and none of its audio is queued; later responses, to other turns alone, go on.
 """
 
 from __future__ import annotations
@@ -201,9 +202,9 @@ class Guardrails:
         return []
 
     def on_session_over(self) -> None:
-        """Forget items, turns, refusals and unanswered checks, since the session is lost, closed on
-        hold or handed over: another one may use the same ids. Answers of services that come later
-        are ignored."""
+        """Forget items, turns, refusals, stopped responses and unanswered checks, since the session
+        is lost, closed on hold or handed over: another one may use the same ids. Answers of
+        services that come later are ignored. Replacements that were requested stay known."""
         self._items.clear()
         self._stopped.clear()
         self._turns = _Turns()
@@ -223,8 +224,8 @@ class Guardrails:
 
     def _on_response_created(self, response_id: str, now: float) -> list[Output]:
         """Handle ``response.created``: drop the response if it answers a turn that was refused; a
-        request of ours that it was only presumed to answer is queued again. Nothing for a request
-        with instructions of its own."""
+        request of ours that it was only presumed to answer is queued again. Nothing for a response
+        to our request with instructions or other settings of its own."""
         if self._control.responses.answers_turn(response_id) and self._turns.note_answer(
             response_id
         ):
@@ -247,7 +248,8 @@ class Guardrails:
         """Add new words of the agent to their item and check them. A pattern is searched in them
         and the ``WINDOW`` characters before them. A service gets whole sentences, and one that is
         longer than ``WINDOW`` characters before its end. Nothing for a stopped response and for our
-        replacements.
+        replacements. Once a replacement was requested, an item that reads so far like the beginning
+        of one is not checked yet: patterns get those words with what follows, services do not.
 
         Args:
             whole: the item's text is complete, so that its last word and sentence are, too.
@@ -364,10 +366,11 @@ class Guardrails:
         there is one. ``end`` terminates with the replacement as last words. ``transfer`` terminates
         by a transfer, with the replacement as last words where the transfer fails.
 
-        For the caller's words the answer to that turn is stopped, also one that is still to come or
-        waits to be sent. Playout and all running responses are interrupted, unless the offending
-        response is over and none of its audio is queued. Nothing if the response or turn was
-        stopped before, or the call is ending.
+        For the caller's words the answer to that turn is stopped, also one that is still to come;
+        for the latest turn, requests that wait to be sent and would answer it are dropped. Playout
+        and all running responses are interrupted, unless the offending response is over and none of
+        its audio is queued. Nothing if the response or turn was stopped before, or the call is
+        ending.
 
         Args:
             by: words, http or timeout.

@@ -214,7 +214,8 @@ class HoldWait:
         repeats the turns before (:class:`Repeats`) or, in a wait, has the words of a turn in this
         or an earlier wait. Without a wait, an announcement begins one. In a wait, a turn does not
         count as a human's if it is an announcement, has no words, or asks for a key; the key is
-        then sent. Nothing while an action is queued or under way, or the call is ending."""
+        then sent. While an action is queued or under way, or the call is ending, the words are only
+        counted (:class:`Repeats`)."""
         words = words_of(text)
         repeated = self._repeats.add_words(item_id, words)
         listed = any(one.search(text) for one in self._plan.announcements)
@@ -294,7 +295,8 @@ class HoldWait:
     def _give_up(self, now: float) -> list[Output]:
         """End the wait after ``max_wait`` (s), and terminate the conversation (reason
         ``MACHINE_DETECTED``): transfer the call to ``transfer_to`` if that is set; without it, or
-        if the transfer fails, hang up without a goodbye."""
+        if the transfer fails, hang up without a goodbye. What the session hears, and its settings,
+        stay as they were in the wait."""
         assert self._wait is not None
         outputs = self._close_wait(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
@@ -304,7 +306,7 @@ class HoldWait:
 
     def _close_wait(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
         """Set length (ms) and reason of the wait's end in the record and log it; responses may be
-        requested again.
+        requested again, and seconds of music are counted anew.
 
         Args:
             why: human, key or timeout.

@@ -233,8 +233,9 @@ class BeepWaiter:
     @property
     def deadline(self) -> float | None:
         """When to leave the message without a beep (s): ``seconds`` after the last speech, or after
-        the wait began if that is later; ``LONGEST_SECONDS`` after it began at the latest, also
-        if the other side still speaks then. None while no beep is waited for."""
+        the wait began if that is later; ``LONGEST_SECONDS`` after it began at the latest. Only
+        this holds while the other side speaks, and where the server has reported no speech. None
+        while no beep is waited for."""
         if self._since is None:
             return None
         latest = self._since + LONGEST_SECONDS
@@ -345,7 +346,8 @@ class MachineDetector:
         ``music_threshold`` seconds of sound without a pause are over: where enough of it has
         standing tones, it is hold music, which is recorded and logged, and the route's action done;
         otherwise the next stretch begins. In a hold, and while an action is queued or under way, it
-        is not judged, and the next stretch begins at ``speech_started``.
+        is not judged, and the turn that goes on is dropped: its end is ignored, and the next
+        stretch begins at ``speech_started``.
         """
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
@@ -490,9 +492,9 @@ class MachineDetector:
         return outputs + self._end_conversation(found, now)
 
     def _end_conversation(self, found: MachineDetected, now: float) -> list[Output]:
-        """Interrupt the agent, and terminate (reason ``MACHINE_DETECTED``): hang up at once (action
-        hangup), transfer with this kind's message as last words should that fail, or say the
-        message and hang up (leave_message)."""
+        """Interrupt the agent, and terminate (reason ``MACHINE_DETECTED``): hang up without words
+        (action hangup), transfer with this kind's message as last words should that fail, or say
+        the message and hang up (leave_message)."""
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._silence_agent(now)

@@ -229,7 +229,8 @@ class ResponseFallback:
         """Handle a failed response: retry it, up to ``retries`` times; then count a failure, and
         have the model say ``message``, or end the conversation at ``max_failures`` in a row.
 
-        If the failed response was that message, play the sound instead of a retry, and count it.
+        If the failed response was that message, count it, and play the sound instead of a retry or
+        another message; at ``max_failures`` the conversation ends then, too.
         While the call is ending, only the sound is played, in place of the goodbye; nothing while a
         hang-up waits for the end of the model's goodbye.
 

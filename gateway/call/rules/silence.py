@@ -124,7 +124,7 @@ class UserIdleTimeout:
 
     @property
     def deadline(self) -> float | None:
-        """When the caller is prompted next (s): ``timeout`` after the wait began, or after the last
+        """When :meth:`tick` acts next (s): ``timeout`` after the wait began, or after the last
         interruption of the agent if that was later. None before the ACK, without a timeout, and
         while the call is ending."""
         if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
@@ -154,7 +154,8 @@ MCP_SECONDS = 60.0
 """Longest time (s) that one MCP call of the server counts as running."""
 
 BACKEND_SECONDS = 60.0
-"""Longest time (s) that a backend counts as at work without an event of it."""
+"""Longest time (s) that a backend counts as at work after a delegation, or after a response of it
+with function calls."""
 
 _MAX_MCP = 16
 _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
@@ -275,8 +276,9 @@ class Silence:
     @property
     def backend_works(self) -> bool:
         """Whether the backend of a Live session works on what the voice has delegated to it, and
-        its time is not over: ``BACKEND_SECONDS`` since its last event, and ``MAX_WORK_SECONDS`` in
-        all. False for a Realtime session."""
+        its time is not over: ``BACKEND_SECONDS`` since the last delegation or its last response
+        with function calls, whichever was later, and ``MAX_WORK_SECONDS`` in all. False for a
+        Realtime session."""
         return self._works_until > 0
 
     @property
@@ -339,10 +341,10 @@ class Silence:
 
     def _on_done(self, done: ResponseDone) -> None:
         """Handle ``response.done`` of a response for the caller. After one that the server
-        cancelled by itself another is awaited, where turns are answered (:attr:`_responds`). None
-        is awaited if we have interrupted it, the caller speaks, or another runs, is requested or
-        waits. Any other status ends the wait for the end of the caller's turn
-        (:attr:`_turn_hangs_at`)."""
+        cancelled by itself another is awaited, where turns are answered (:attr:`_responds`), unless
+        another runs, is requested or waits already. After one that we have interrupted, and while
+        the caller speaks, what is awaited stays as it was. Any other status ends the wait for the
+        end of the caller's turn (:attr:`_turn_hangs_at`)."""
         if done.status != "cancelled":
             self._quiet_since = None
             return
@@ -397,9 +399,11 @@ class Silence:
 
     def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
         """Handle an audio delta of the model that was queued; any ends the caller's wait. One that
-        is not silence also stops the filler, and answers the turn if its response was not announced
-        by ``response.created``. Silent ones are reported (``audio_is_silence``) once they have
-        lasted ``silence.timeout`` seconds, in audio or by the clock; not those of a Live session.
+        is not silence also stops the filler, ends the wait for the end of the caller's turn, and
+        forgets the turns that a Live session has not answered; it answers the turn if its response
+        was not announced by ``response.created``. Silent ones are reported (``audio_is_silence``)
+        once they have lasted ``silence.timeout`` seconds, in audio or by the clock; not those of a
+        Live session.
 
         Args:
             speaking: other model audio was queued before it, which the caller still hears.
@@ -447,10 +451,11 @@ class Silence:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on :attr:`deadline`: forget late MCP calls and a late backend; then report the first
-        silence that has lasted too long (a turn that the server does not end, turns that a Live
-        session does not answer, the caller's wait), or begin the filler sound. While a backend
-        works, the caller's wait is not reported, and only the filler may begin."""
+        """Act on :attr:`deadline`: forget late MCP calls and a late backend, after which the
+        caller's wait starts anew; then report the first silence that has lasted too long (a turn
+        that the server does not end, turns that a Live session does not answer, the caller's wait),
+        or begin the filler sound. While a backend works, the caller's wait is not reported, and
+        only the filler may begin."""
         self._mcp = {one: until for one, until in self._mcp.items() if now < until}
         if self.backend_works and now >= self._works_until:
             self._works_until, self._since = 0.0, now
@@ -597,7 +602,8 @@ class Silence:
 
     def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
         """Note that the server's MCP call begins or ends; while one runs the silence is explained,
-        for at most ``MCP_SECONDS``. At most ``_MAX_MCP`` are followed at a time."""
+        for at most ``MCP_SECONDS``, or less (:meth:`_begin_work`). At most ``_MAX_MCP`` are
+        followed at a time."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
             self._mcp[item_id] = self._begin_work(now, MCP_SECONDS)

@@ -289,7 +289,8 @@ class McpWatch:
         return []
 
     def on_session_over(self) -> None:
-        """Drop the session's requests for approval: a later decision is sent to nobody."""
+        """Drop the session's requests for approval: they are still decided, but the decision is
+        sent to nobody. A response that is due stays due (:attr:`deadline`)."""
         self._asked_for.clear()
         self._approved.clear()
 

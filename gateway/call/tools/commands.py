@@ -68,7 +68,8 @@ class RequestOutOfBand:
 @dataclass(frozen=True, slots=True)
 class TransferTo:
     """End the conversation by a transfer to a destination of the route, by its name, once no other
-    action is under way; no more responses are requested."""
+    action is queued or under way; no more responses are requested. A hang-up that is due already
+    comes instead, unless it is cancelled."""
 
     destination: str
     words: str
@@ -122,14 +123,15 @@ class ReferTo:
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """Interrupt the model as barge-in does: stop playout, truncate, cancel the response that
-    runs."""
+    """Interrupt the model as barge-in does: stop playout, truncate, cancel the responses that run,
+    and also a hang-up or a queued action that the model asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndCall:
     """End the conversation: have the model say these words, then hang up. Waits for an action that
-    is under way; no more responses are requested."""
+    is queued or under way; no more responses are requested. A hang-up that is due already comes
+    without these words, unless it is cancelled."""
 
     words: str
     """"" hangs up without any."""
@@ -207,7 +209,8 @@ class CommandsFromTools:
     def transfer(self, destination: str, words: str) -> None:
         """End the conversation now, and transfer the caller to a destination of the route once no
         other action is under way: :class:`TransferTo`. Requests that wait, such as a :meth:`say`,
-        are dropped, and later commands ignored, except out-of-band requests.
+        are dropped, and later commands ignored, except :meth:`record`, :meth:`set_disposition` and
+        out-of-band requests of an application.
 
         Args:
             destination: name of the destination; one that the route does not have counts as a
@@ -229,7 +232,8 @@ class CommandsFromTools:
     def end(self, words: str) -> None:
         """Have the model say these words, then hang up; with "" hang up without any, once queued
         audio was played. An action that is under way is waited for: :class:`EndCall`. Requests that
-        wait, such as a :meth:`say`, are dropped, and later commands ignored."""
+        wait, such as a :meth:`say`, are dropped, and later commands ignored as after
+        :meth:`transfer`."""
         self._take(EndCall(words))
 
 
@@ -395,7 +399,8 @@ class RecordingPlan:
     consent: str = "none"
     """none; announce: who says no to the prompt is not recorded; ask: only who says yes is."""
     prompt: str = ""
-    """Said before the greeting, with announce and ask."""
+    """Said before the greeting, or when a recording is to be started later, with announce and
+    ask."""
     yes_key: str = "1"
     """DTMF digit for yes."""
     no_key: str = "2"

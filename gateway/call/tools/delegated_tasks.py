@@ -109,8 +109,8 @@ class DelegatedTasks:
         return [note, Send(AppendText("thinking", NOT_POSSIBLE, event.id))]
 
     def on_decision(self, event: DecisionMade, now: float) -> list[Output]:
-        """Log the answers of a decision (``decided``); nothing where the same trigger has brought
-        the same answers before."""
+        """Log the answers of a decision (``decided``); nothing where they are those of the same
+        trigger's last decision. One without a trigger is always logged."""
         answers = {str(one.get("name") or "")[:MAX_NAME]: _answer(one) for one in event.answers}
         if event.source and self._decided.get(event.source) == answers:
             return []

@@ -48,7 +48,7 @@ MAX_REASON = 300
 @dataclass(slots=True)
 class _Group:
     """The function calls of one response: their results are sent together, with one request for a
-    response."""
+    response; not those of call-control actions that have been queued."""
 
     open: set[str] = field(default_factory=set)
     """``call_id`` of those that have no result yet."""
@@ -115,7 +115,9 @@ class Functions:
     gateway's own tools; and tasks that a Live session delegates.
 
     The results of one response are sent together, as ``function_call_output`` items, and then one
-    response is requested. Methods that take the time (s) return outputs.
+    response is requested. They do not wait for a call-control action (transfer, hold, DTMF): its
+    result follows, with a request of its own, when the action has ended. Methods that take the time
+    (s) return outputs.
     """
 
     def __init__(self, control: ConversationControl, approvals: Approvals) -> None:
@@ -151,8 +153,8 @@ class Functions:
         return self._control.plan
 
     def on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Handle the function calls of a completed ``response.done``: log each, and start it or
-        answer it.
+        """Handle the function calls of a completed ``response.done``: log the first ``MAX_CALLS``,
+        and start each call or answer it.
 
         Passed over are calls that are being carried out already, and those that an application
         answers. Calls beyond ``MAX_CALLS`` get an error, and those beyond ``MAX_ANSWERED`` no
@@ -160,8 +162,9 @@ class Functions:
 
         Responses that only call tools are counted. One beyond ``max_tool_rounds`` in a row sets
         :attr:`in_loop`, and its calls get errors, unless it has ``end_call``. A response without
-        calls but with audio ends the row. One with both ends it only if the last row was ended at
-        least ``WORDS_SECONDS`` ago; else it counts as one that only calls tools.
+        calls but with audio ends the row. One with both ends it only if none with audio did so in
+        the last ``WORDS_SECONDS``, whether there was a row or not; else it counts as one that only
+        calls tools.
 
         With ``end_call`` among the calls, those for an action (transfer, hold, DTMF) are answered
         as not done, and the others are started. No response is requested: the hang-up after the
@@ -394,7 +397,7 @@ class Functions:
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             """Record who decided, and run the function, or answer that it is not done
-            (``reason``); nothing if it does not wait any more."""
+            (``reason``); only record it if the function does not wait any more."""
             call.use.approval = by if yes else f"refused: {by}"
             if call.id not in self._running:
                 return []
@@ -420,7 +423,8 @@ class Functions:
 
     def _fill_wait(self, running: _Running, now: float) -> list[Output]:
         """Have the model say the filler text, or without one play the filler sound, once for each
-        call of a function. The first time that this is called for it, log ``tool_slow``.
+        call of a function. Log ``tool_slow`` the first time that this is called for it, and the
+        first time after an approval.
 
         Where the caller hears something anyway (a filler sound, model audio), a response runs, is
         requested or waits, an action is queued or under way, or the conversation is being ended,
@@ -508,7 +512,7 @@ class Functions:
         """Run one of the gateway's own tools: language, disposition and recording are changed and
         answered at once; digits are answered when they were collected; transfer, hold and DTMF are
         queued, and answered when done (:meth:`answer_finished_action`). Arguments that are not
-        allowed are answered with an error."""
+        allowed, and what cannot be done now, are answered with an error."""
         tools, use = self._plan.tools, call.use
         try:
             if call.name == definitions.SET_LANGUAGE:
@@ -560,7 +564,7 @@ class Functions:
         return outputs
 
     def _on_digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
-        """Answer ``collect_digits`` with ``result``: the digits, or what the service that took
-        sensitive ones has answered. Nothing if no call waits."""
+        """Answer ``collect_digits`` with ``result``: the digits, what the service that took
+        sensitive ones has answered, or why there are none. Nothing if no call waits."""
         call, self._collecting_for = self._collecting_for, None
         return [] if call is None else self._add_result(call, result, now)
