@@ -591,7 +591,7 @@ class CallRecord:
 
     def summary(self) -> dict[str, Any]:
         """Return the record without transcript, timeline and single response times, private digits
-        masked: the summary log line."""
+        masked, also of a call that goes on: for the summary log line, and for the API."""
         return dict(self.private.masked(self._summary()))
 
     def _summary(self) -> dict[str, Any]:

@@ -157,8 +157,9 @@ class OutOfBandResponses:
     def cancel(self, key: str, now: float) -> list[Output]:
         """End the response of this key as ``cancelled``, without calling ``then``. Send
         ``response.cancel``, if its ``response.created`` has come, and in a Live session always;
-        else that follows with ``response.created`` (:meth:`on_event`). Returns also what reports
-        the end. Nothing if none of this key runs."""
+        else that follows with ``response.created`` (:meth:`on_event`), which is known by having no
+        key any more: the key must not be used again before. Returns also what reports the end.
+        Nothing if none of this key runs."""
         running = self._running.get(key)
         if running is None:
             return []

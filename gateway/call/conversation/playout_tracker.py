@@ -240,7 +240,8 @@ class PlayoutTracker:
 
     @property
     def queued_responses(self) -> set[str]:
-        """Ids of the responses for which :meth:`is_queued` is true."""
+        """Ids of the responses of which audio was queued since the queue was last empty or flushed
+        (:meth:`is_queued`); some may have been played since."""
         return {queued.part.response_id for queued in self._queue}
 
     @property

@@ -83,8 +83,9 @@ class LineWatch:
         return []
 
     def _judge_side(self, side: str, what: str, now: float) -> list[Output]:
-        """Report a bad line once a direction has been beyond a limit for ``after`` seconds; where
-        it is within, look whether the line has recovered.
+        """Where a direction is beyond a limit, start the wait for recovery anew, and report a bad
+        line after ``after`` seconds, to the model too (:meth:`_bad_line`; nothing if it is bad
+        already, on whichever side). Where it is within, look whether the line has recovered.
 
         Args:
             side: from_caller or to_caller.

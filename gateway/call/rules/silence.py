@@ -372,8 +372,8 @@ class Silence:
 
     def _on_backend_done(self, done: ResponseDone, now: float) -> None:
         """Handle ``response.done`` of a backend: if it is completed and has function calls, the
-        backend counts as at work for another ``BACKEND_SECONDS``; else the backend is done, and the
-        wait for the voice's words starts anew."""
+        backend counts as at work for another ``BACKEND_SECONDS``, or less (:meth:`_begin_work`);
+        else the backend is done, and the wait for the voice's words starts anew."""
         calls = any(item.get("type") == "function_call" for item in done.output)
         if calls and done.status == "completed":
             self._works_until = self._begin_work(now, BACKEND_SECONDS)
