@@ -23,7 +23,7 @@ class Protection:
 
     Args:
         tag_bytes: those of RTP's tag: 4 with the suite ``_32``.
-        roll_over: how often the sequence numbers have wrapped before.
+        roll_over: how often the sequence numbers of each source have wrapped before.
     """
 
     def __init__(
@@ -39,19 +39,22 @@ class Protection:
         self._salt = int.from_bytes(derived(2, SALT_BYTES))
         self._rtcp_salt = int.from_bytes(derived(5, SALT_BYTES))
         self._tag_bytes = tag_bytes
-        self._roll_over, self._highest, self._rtcp_index = roll_over, -1, 0
+        self._before = roll_over
+        self._sources: dict[int, tuple[int, int]] = {}
+        """How often each source has wrapped, and its highest sequence number since, by SSRC."""
+        self._rtcp_index = 0
 
     def protect(self, packet: bytes) -> bytes:
         """The packet as it goes out."""
-        sequence = int.from_bytes(packet[2:4])
-        if self._highest - sequence > 1 << 15:
-            self._roll_over, self._highest = self._roll_over + 1, -1
-        self._highest = max(self._highest, sequence)
-        ssrc = int.from_bytes(packet[8:_HEADER_BYTES])
-        index = self._roll_over << 16 | sequence
+        sequence, ssrc = int.from_bytes(packet[2:4]), int.from_bytes(packet[8:_HEADER_BYTES])
+        roll_over, highest = self._sources.get(ssrc, (self._before, -1))
+        if highest - sequence > 1 << 15:
+            roll_over, highest = roll_over + 1, -1
+        self._sources[ssrc] = roll_over, max(highest, sequence)
+        index = roll_over << 16 | sequence
         counter = self._salt << 16 ^ ssrc << 64 ^ index << 16
         sealed = packet[:_HEADER_BYTES] + _counter_mode(self._key, counter, packet[_HEADER_BYTES:])
-        signed = sealed + self._roll_over.to_bytes(4)
+        signed = sealed + roll_over.to_bytes(4)
         tag = hmac.new(self._authentication, signed, hashlib.sha1).digest()[: self._tag_bytes]
         return sealed + tag
 
