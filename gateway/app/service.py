@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
@@ -127,17 +128,21 @@ class Health:
         while True:
             # By a thread that needs no interpreter: also where something never gives it back.
             faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
-            late = 0.0
+            late = computed = 0.0
             for _ in range(LAG_LOOKS):
-                began = loop.time()
+                began, began_cpu = loop.time(), time.thread_time()
                 await asyncio.sleep(LOOK_SECONDS / LAG_LOOKS)
                 one = loop.time() - began - LOOK_SECONDS / LAG_LOOKS
                 self._lag.observe(one)
-                late = max(late, one)
+                if one > late:
+                    late, computed = one, time.thread_time() - began_cpu
             if late >= STALL_SECONDS:
                 self._stalls += 1
                 self._longest_stall = max(self._longest_stall, late)
-                log.error("gateway.loop_stalled", seconds=round(late, 1))
+                # The rest of the time it had no processor, or waited for a disk.
+                log.error(
+                    "gateway.loop_stalled", seconds=round(late, 1), cpu_seconds=round(computed, 1)
+                )
             self._look(loop.time())
 
     def _look(self, now: float) -> None:

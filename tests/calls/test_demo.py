@@ -10,6 +10,7 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,15 @@ def test_the_demo_goes_as_scripted_and_shows_it(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "call.wav")) as recording:
         assert recording.getnchannels() == 2
         assert recording.getnframes() > 15 * 8000
-    log = (tmp_path / "gateway.log").read_text()
-    assert not [line for line in log.splitlines() if '"warning"' in line or '"error"' in line]
+    log = map(json.loads, (tmp_path / "gateway.log").read_text().splitlines())
+    bad = [one for one in log if one["level"] in ("warning", "error") and not had_no_cpu(one)]
+    assert not bad
+
+
+def had_no_cpu(line: dict[str, Any]) -> bool:
+    """Return whether the gateway stood still because a busy machine did not let it run."""
+    stalled = line["event"] == "gateway.loop_stalled"
+    return stalled and bool(line["cpu_seconds"] < line["seconds"] / 2)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -268,6 +269,30 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.parametrize("computes", [True, False])
+async def test_a_stall_of_the_event_loop_is_told_with_the_time_it_computed(
+    monkeypatch: pytest.MonkeyPatch, computes: bool
+) -> None:
+    monkeypatch.setattr(service_module, "STALL_SECONDS", 0.3)
+    looks: list[bool] = []
+    health = service_module.Health(
+        lambda: "", lambda: None, looks.append, lambda why: None, Distribution((1.0,))
+    )
+    with capture_logs() as logs:
+        health.start()
+        await asyncio.sleep(0)
+        used = time.thread_time()
+        while computes and time.thread_time() < used + 0.7:
+            pass
+        if not computes:
+            time.sleep(0.7)  # noqa: ASYNC251 - it stands still
+        await until(lambda: bool(looks))
+        await health.stop()
+    (stall,) = [one for one in logs if one["event"] == "gateway.loop_stalled"]
+    assert stall["seconds"] >= 0.4
+    assert (stall["cpu_seconds"] > 0.4) is computes
 
 
 def test_a_process_whose_event_loop_hangs_ends_and_says_where() -> None:
