@@ -120,6 +120,7 @@ class FakeServer:
         self.sessions: list[FakeSession] = []
         self.asked: list[str] = []
         self.failure: SetupFailed | None = None
+        self._failing = ""
         self.early: list[ServerEvent] = []
         self.seconds_left: float | None = None
         self.open = asyncio.Event()
@@ -130,7 +131,7 @@ class FakeServer:
     async def _open_with_retry(self, endpoint: Any, settings: Any, **opened: Any) -> FakeSession:
         self.asked.append(endpoint.url)
         await self.open.wait()
-        if self.failure is not None:
+        if self.failure is not None and self._failing in ("", endpoint.url):
             raise self.failure
         if opened["late"] is not None:
             await opened["late"]()
@@ -140,8 +141,11 @@ class FakeServer:
             session.says(event)
         return session
 
-    def fails(self, detail: str = "busy", retry_after: float | None = None) -> None:
-        """Every set-up fails from now on."""
+    def fails(
+        self, detail: str = "busy", retry_after: float | None = None, only_at: str = ""
+    ) -> None:
+        """Every set-up fails from now on, or those at this URL."""
+        self._failing = only_at
         self.failure = SetupFailed(LOST, Step.CREATED, detail)
         self.failure.retry_after = retry_after
 

@@ -290,7 +290,8 @@ async def test_a_stall_of_the_event_loop_is_told_with_the_time_it_computed(
             time.sleep(0.7)  # noqa: ASYNC251 - it stands still
         await until(lambda: bool(looks))
         await health.stop()
-    (stall,) = [one for one in logs if one["event"] == "gateway.loop_stalled"]
+    # A busy machine may add a second one.
+    stall, *_ = [one for one in logs if one["event"] == "gateway.loop_stalled"]
     assert stall["seconds"] >= 0.4
     assert (stall["cpu_seconds"] > 0.4) is computes
 

@@ -138,6 +138,7 @@ def test_a_worker_that_keeps_dying_is_given_up_and_the_other_goes_on() -> None:
         assert (given_up["worker"], given_up["ended"], given_up["deaths"]) == (1, "SIGSEGV", 4)
         pauses = [line["restart_in_seconds"] for line in run.all("worker.crashed")]
         assert pauses == [0.01, 0.02, 0.04]
+        await run.wait("worker.ready", worker=0)  # before that a signal would kill it
         assert len(run.all("worker.started", worker=0)) == 1
         tell(signal.SIGTERM)
 

@@ -11,7 +11,7 @@ from gateway.call.tools.commands import Destination, OperatorTransfer, TransferP
 from gateway.realtime.connection import Endpoint
 from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
 from gateway.sip.leg import LegEnd, ReferProgress
-from tests.support.call_fakes import FakeCall, settle
+from tests.support.call_fakes import FakeCall, FakeServer, settle
 from tests.support.harness import eventually
 
 OTHER = Endpoint("ws://other/v1/realtime")
@@ -32,11 +32,10 @@ async def test_failover_to_another_server_which_is_told_the_conversation(
     call = FakeCall(monkeypatch, OTHER, server=ServerPlan(fallback=STEPS))
     await call.up()
     await asked(call, "What is open?")
-    call.server.fails()
+    call.server.fails(only_at="ws://first/v1/realtime")
     call.session.lost(1011)
     await settle()
     assert call.server.asked[1] == "ws://first/v1/realtime"
-    call.server.failure = None
     await eventually(lambda: len(call.server.sessions) == 2, "another session")
     await settle()
     assert call.server.asked[-1] == OTHER.url
@@ -62,9 +61,10 @@ async def test_hand_over_before_the_server_ends_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     call = FakeCall(monkeypatch, server=ServerPlan(handover_before_expiry=60.0))
-    call.server.seconds_left = 60.02
+    left = iter((60.02, 3600.0))
+    seconds_left = property(lambda _server: next(left), lambda *_: None)
+    monkeypatch.setattr(FakeServer, "seconds_left", seconds_left, raising=False)
     await call.up()
-    call.server.seconds_left = 3600.0
     await eventually(lambda: call.session.ended is not None, "the end of the first session")
     await settle()
     assert call.session.ended == (1000, "handed over")

@@ -28,6 +28,7 @@ from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session, open_with_retry
 from tests.support import idle_clock
+from tests.support.harness import closed_port
 from tests.support.scripted_realtime import (
     KEY,
     WAIT,
@@ -361,8 +362,7 @@ def test_a_redirect_does_not_carry_the_key_away() -> None:
 
 
 def test_nobody_listens_and_a_server_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = closed_port()
 
     async def not_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.org ESMTP\r\n")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,12 +88,13 @@ def test_what_a_killed_process_held_comes_back(
     another: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, one = another(), Cap("outbound", "", 1, "full")
+    began = time.time()
+    monkeypatch.setattr(shared, "now_of", lambda _c: began)
     taken = admit(database, "killed", LeaseRequest("lost", (one,)))
     assert admit(database, "other", LeaseRequest("a", (one,))).rule == "full"
-    real = shared.now_of
-    monkeypatch.setattr(shared, "now_of", lambda c: real(c) + LEASE_SECONDS - 1)
+    monkeypatch.setattr(shared, "now_of", lambda _c: began + LEASE_SECONDS - 1)
     assert admit(database, "other", LeaseRequest("b", (one,))).rule == "full"
-    monkeypatch.setattr(shared, "now_of", lambda c: real(c) + LEASE_SECONDS + 1)
+    monkeypatch.setattr(shared, "now_of", lambda _c: began + LEASE_SECONDS + 1)
     assert not admit(database, "other", LeaseRequest("c", (one,))).rule
     # It was not killed, only away: what it holds counts again, and nobody further gets in.
     with database.exclusive() as connection:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -22,7 +21,7 @@ from gateway.tools import ToolCall, mcp
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.mcp import McpServer, McpSettings
 from tests import support
-from tests.support.harness import eventually
+from tests.support.harness import closed_port, eventually
 
 DOUBLE = Path(support.__file__).with_name("mcp_double.py")
 CONFIG = """
@@ -81,16 +80,14 @@ async def use(box: ToolExecutor, name: str, arguments: str = "{}") -> str:
 @contextmanager
 def http_server(token: str = "") -> Iterator[str]:
     """A server over HTTP; yields its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = closed_port()
     env = {"MCP_TOKEN": token, "PYTHONPATH": "", "PATH": "/usr/bin"}
     process = subprocess.Popen([sys.executable, str(DOUBLE), str(port)], env=env)
     try:
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_over_stdio(tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
                     await until(box, "Ann")
                 finally:
                     again.terminate()
-                    await asyncio.to_thread(again.wait, 10)
+                    await asyncio.to_thread(again.wait, 60)
             finally:
                 await box.stop()
 

@@ -373,6 +373,7 @@ def test_acts_are_done_in_order_whatever_thread_they_come_from(tmp_path: Path) -
 
 def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
     async def main() -> list[str]:
+        before = set(threading.enumerate())  # that of an earlier test may not have ended yet
         box = tool_executor(*load_all(folder_with(tmp_path, HOTEL), {}))
         hotel: Any = sys.modules["gateway_tools_hotel"]
         loop = asyncio.get_running_loop()
@@ -383,7 +384,8 @@ def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
         for _ in range(2):
             assert await asyncio.to_thread(hotel.STARTED.acquire, timeout=20)
         assert not hotel.STARTED.acquire(blocking=False), "the third one waits"
-        assert sum(thread.name == "tool" for thread in threading.enumerate()) == 2
+        begun = set(threading.enumerate()) - before
+        assert sum(thread.name == "tool" for thread in begun) == 2
         hotel.GO_ON.set()
         try:
             return await asyncio.gather(*results)

@@ -155,7 +155,7 @@ def test_digits_and_texts_are_spoken_back(text: str, said: str) -> None:
 
 def test_text_modality_out_of_band_and_metadata() -> None:
     async def out_of_band(emulator: Emulator) -> None:
-        async with phone(emulator, speed=2) as client:
+        async with phone(emulator, speed=0.05) as client:  # it lasts until it is cancelled
             await client.send("response.create")
             await client.until("response.output_audio.delta")
             await client.send(
