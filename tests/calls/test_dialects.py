@@ -219,6 +219,7 @@ async def test_an_answer_over_24_khz_is_heard_to_its_end(world: GatewayStack) ->
         )
     )
     await call.rtp.quiet()
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     (item_id,) = session.sent_items
     spoken = Spoken(at_8khz(session, item_id, Codec.PCMA))
     await call.rtp.until(lambda: len(spoken.packets_of(call.rtp.packets)) == seconds * 50)

@@ -75,6 +75,9 @@ class Carrier(asyncio.DatagramProtocol):
     """Credentials that are not right."""
     nonce: str = "n0"
     _uses: dict[str, int] = field(default_factory=dict)
+    _answered: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """The answer to each request, by its Via and CSeq: one that a busy machine answers too late
+    comes again, and is no other."""
     _count: Iterator[int] = field(default_factory=itertools.count)
     _transport: Any = None
     _peer: Any = None
@@ -119,6 +122,9 @@ class Carrier(asyncio.DatagramProtocol):
         if message.code or message.method in ("ACK", "?"):
             return  # "?": a keep-alive
         self._peer = addr
+        if (answer := self._answered.get(_transaction(message))) is not None:
+            self._transport.sendto(answer, addr)
+            return
         proxy = self.ways.code == 407 and message.method != "REGISTER"
         given = message.headers.get("proxy-authorization" if proxy else "authorization", "")
         realm = self.ways.registers if message.method == "REGISTER" else self.ways.realm
@@ -205,7 +211,12 @@ class Carrier(asyncio.DatagramProtocol):
             f"Content-Length: {len(body)}",
         ]
         text = "\r\n".join(lines) + "\r\n\r\n" + body
+        self._answered[_transaction(request)] = text.encode()
         self._transport.sendto(text.encode(), self._peer)
+
+
+def _transaction(request: Message) -> tuple[str, str]:
+    return request.headers["via"], request.headers["cseq"]
 
 
 @dataclass

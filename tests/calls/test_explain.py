@@ -241,8 +241,14 @@ async def test_a_cap_of_a_trunk(world: GatewayStack) -> None:
         await calls[0].answered()
         calls[1].invite()
         await calls[1].refused()
-        told = await explained(world, calls[1].call_id)
-        assert "SIP 486; trunk one: max_concurrent_calls = 1 (gateway.toml:" in told
+        told: list[str] = []
+
+        async def there() -> bool:
+            told[:] = [await explained(world, calls[1].call_id)]
+            return "there is no call" not in told[0]
+
+        await eventually(there, "an explanation")
+        assert "SIP 486; trunk one: max_concurrent_calls = 1 (gateway.toml:" in told[0]
         await calls[0].hang_up()
     finally:
         await phone.stop()

@@ -1072,7 +1072,7 @@ async def test_a_re_invite_before_the_ack(world: GatewayStack) -> None:
 
 async def test_one_request_by_two_ways(world: GatewayStack) -> None:
     """RFC 3261 section 8.2.2.2: the second gets 482, and the call goes on."""
-    world.behave(vad="off", updated_delay_ms=1000)
+    world.behave(vad="off", updated="never")
     call = field_call(world, Report("RFC 3261 8.2.2.2", ""))
     call.invite()
     await call.until(lambda c: c.messages, WITHIN_S, "a response")
@@ -1080,6 +1080,7 @@ async def test_one_request_by_two_ways(world: GatewayStack) -> None:
     call.invite()
     await call.until(lambda c: 482 in c.responses, WITHIN_S, "482")
     call._branch = way
+    await world.updated()
     await call.until(lambda c: 200 in c.responses, WITHIN_S, "200")
     await world.gateway.wait("call.confirmed", WITHIN_S, call=call.call_id)
     await world.summary_at_end(call)

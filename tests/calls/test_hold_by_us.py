@@ -12,6 +12,7 @@ from tests.calls.test_transfer_blind import outputs_of
 from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import is_silence, noise
 from tests.support.referred import ReferredCall, dial
+from tests.support.rtp_end import Packet
 
 WORLD = {
     "more": PATIENT,
@@ -36,11 +37,16 @@ def holds(seconds: float) -> list[dict[str, Any]]:
     return [{**said, "tools": [tool]}, {**said, "seed": 5}, {"kind": "silent"}]
 
 
-async def music(world: GatewayStack, call: ReferredCall) -> None:
-    """Wait for the hold to begin, and for the caller to hear its chime."""
+async def music(world: GatewayStack, call: ReferredCall) -> list[Packet]:
+    """Wait for the hold to begin, and for the caller to hear its chime; returns what of it came."""
     await world.gateway.wait("call.holding", call=call.call_id)
     before = len(call.rtp.packets)
-    await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets[before:]) > 10)
+
+    def heard() -> list[Packet]:
+        return [one for one in call.rtp.packets[before:] if not is_silence(one)]
+
+    await call.rtp.until(lambda: len(heard()) > 10)
+    return heard()
 
 
 async def test_music_for_some_seconds(world: GatewayStack) -> None:
@@ -75,7 +81,7 @@ async def test_too_long_a_hold(world: GatewayStack) -> None:
 async def test_a_caller_who_hangs_up_while_waiting(world: GatewayStack) -> None:
     world.behave(vad="off", answers=holds(20))
     call = await dial(world, "waiting")
-    await music(world, call)
-    levels = [np.frombuffer(p.payload, np.uint8).std() for p in call.rtp.packets[-20:]]
+    heard = await music(world, call)
+    levels = [np.frombuffer(packet.payload, np.uint8).std() for packet in heard]
     assert max(levels) > 0
     await world.summary_at_end(call)

@@ -299,16 +299,19 @@ async def test_an_incident_is_replayed_as_it_went(
     assert "BYE" in starts
     second = [one.text.split("\n")[0].split(" sip:")[0] for one in wire.messages if one.leg == 1]
     busy = ["INVITE", "SIP/2.0 100 As asked", "SIP/2.0 486 As asked", "ACK"]
+    # What a busy machine answers late is sent again.
+    once = list(dict.fromkeys(second))
     if incident is callee_hangs_up:
         rang = ["SIP/2.0 180 As asked", "SIP/2.0 200 As asked"]
-        assert second == [*busy[:2], *rang, "ACK", "BYE", "SIP/2.0 200 OK"]
+        assert once == [*busy[:2], *rang, "ACK", "BYE", "SIP/2.0 200 OK"]
     elif incident is interpreter_lost:
         assert second[0] == "INVITE"
-        assert second[-2:] == ["BYE", "SIP/2.0 200 As asked"]
+        ended = second[second.index("BYE") :]
+        assert list(dict.fromkeys(ended)) == ["BYE", "SIP/2.0 200 As asked"]
         events = path.read_text().count("inputs.InterpreterEvent")
         assert events > 20, "what both sessions sent"
     else:
-        assert second == (busy if incident is callee_busy else [])
+        assert once == (busy if incident is callee_busy else [])
     joined = incident in (interpreter_lost, callee_hangs_up)
     assert sorted(wire.streams) == [
         (leg, way) for leg in range(1 + joined) for way in ("in", "out")

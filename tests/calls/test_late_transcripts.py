@@ -24,7 +24,7 @@ async def test_the_transcript_is_in_the_order_of_the_call(world: GatewayStack) -
         vad="off",
         answers=[{"kind": "say", "text": text} for text in ("Hello.", "One.", "Two.")],
         transcripts=["My first words.", "My second words."],
-        transcription_delays_ms=[1500],
+        transcription_delays_ms=[4000],  # a busy machine has the second turn by then
         transcription_segments=True,
     )
     call = await world.dial("written")

@@ -86,7 +86,7 @@ goodbye = "Time is up."
 WORLD = {
     "routes": LIVE.format(name="live")
     + LIVE.format(name="live-held")
-    + "[route.hold]\nrelease_after = 1\n"
+    + "[route.hold]\nrelease_after = 2\n"
     + LIVE.format(name="live-greeted")
     + GREETING
     + LIVE.format(name="live-pcm").replace('"gpt-live-1.1"', '"gpt-live-1.1"\naudio = "pcm24"')
