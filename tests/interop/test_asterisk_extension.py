@@ -103,7 +103,7 @@ async def test_the_model_hangs_up(scene: Scene) -> None:
     await phone.call(scene.uri("100"))
     await phone.wait("CALL_CLOSED")
     assert (await call.summary())["ending"]["why"] == "agent_hangup"
-    assert await scene.asterisk.channels() == []
+    await eventually(scene.asterisk.is_idle, "no channel is left")
 
 
 async def test_asterisk_restarts(scene: Scene) -> None:

@@ -169,7 +169,11 @@ async def test_transfer(scene: Scene, destination: str) -> None:
     await human.accept()
     if mode != "bridge":
         assert (await call.summary())["ending"]["why"] == "transferred"
-        assert not any("agent" in name for name in await scene.asterisk.channels())
+
+        async def gone() -> bool:
+            return not any("agent" in name for name in await scene.asterisk.channels())
+
+        await eventually(gone, "no channel to the gateway is left")
     await assert_hears(human, caller, 20)
     await assert_hears(caller, human, 21)
     await caller.hang_up()

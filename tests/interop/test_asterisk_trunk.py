@@ -125,10 +125,10 @@ async def test_the_model_hangs_up(scene: Scene) -> None:
     assert summary["ending"]["by"] == "model"
     assert summary["ending"]["why"] == "agent_hangup"
     (farewell,) = session.sent_items.values()
-    assert phone.heard.has(bytes(farewell)), "a goodbye is heard to its end"
+    await eventually(lambda: phone.heard.has(bytes(farewell)), "a goodbye, to its end")
     hangup = await scene.asterisk.manager.wait("Hangup", ChannelStateDesc="Up", Exten="")
     assert hangup["Cause"] == "16"
-    assert await scene.asterisk.channels() == []
+    await eventually(scene.asterisk.is_idle, "no channel is left")
 
 
 async def test_no_session_is_no_answer(scene: Scene) -> None:

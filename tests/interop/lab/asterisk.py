@@ -101,6 +101,10 @@ class Asterisk:
         lines = (await self.manager.command("core show channels concise")).splitlines()
         return [line.split("!")[0] for line in lines if "!" in line]
 
+    async def is_idle(self) -> bool:
+        """Whether no channel is up."""
+        return not await self.channels()
+
     def tail(self, size: int = 6000) -> str:
         """The end of its log."""
         return self._process.tail(size)

@@ -20,6 +20,7 @@ import pytest
 from gateway.config import Config
 from gateway.devtools.doctor import Finding, Verdict, trunks
 from tests.support.config import load_config
+from tests.support.harness import closed_port
 
 PASSWORD = "right"
 
@@ -148,10 +149,7 @@ def test_a_trunk_by_address_behind_nat(
 
 
 def test_a_port_that_nobody_has(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    finding = found(tmp_path, f'peers = ["127.0.0.1:{port}"]\n')
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{closed_port()}"]\n')
     assert finding.verdict is Verdict.BAD
     assert "the port of trunk.peers" in finding.advice
 
