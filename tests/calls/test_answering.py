@@ -128,7 +128,7 @@ async def test_a_prompt_before_the_answer(world: GatewayStack) -> None:
         await call.rtp.until(lambda: prompt_heard(call) >= 30)  # noqa: B023
         await world.updated()
         await call.answered()
-        assert call.responses == [100, 183, 200]
+        assert list(dict.fromkeys(call.responses)) == [100, 183, 200]
         await agent_heard(world, call)
         times = (await world.summary_at_end(call))["times_ms"]
         assert times["ringing"] < times["session"] <= times["answered"] < times["confirmed"]
@@ -179,7 +179,8 @@ async def test_cancelled_while_the_prompt_plays(world: GatewayStack) -> None:
 async def test_answered_at_once(world: GatewayStack) -> None:
     world.behave(vad="off", answer=SHORT_ANSWER, updated="never")
     call = await answered(dialog_call(world.phone, "at-once"))
-    assert call.responses == [100, 200]
+    # A 200 that is acknowledged late is sent again.
+    assert list(dict.fromkeys(call.responses)) == [100, 200]
     await world.gateway.wait("call.confirmed", call=call.call_id)
     assert not world.gateway.all("call.session_up", call=call.call_id)
     await call.rtp.until(lambda: prompt_heard(call) >= 30)

@@ -21,10 +21,11 @@ from websockets.exceptions import InvalidStatus
 from gateway.api import connections
 from gateway.api.backend import MAX_FOLLOWERS, hash_of
 from gateway.api.connections import CONNECTIONS
+from tests.calls.test_demo import had_no_cpu
 from tests.calls.test_keys import events_of
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import PATIENT, GatewayStack, eventually
-from tests.support.listening import is_silence, noise
+from tests.support.listening import all_arrives, is_silence, noise
 
 TOKENS = {"readonly": "gw_reader-77aa", "operator": "gw_operator-88bb", "admin": "gw_admin-99cc"}
 API = '[api]\nlisten = "127.0.0.1:0"\n' + "".join(
@@ -187,7 +188,7 @@ async def test_an_operator_holds_mutes_interrupts_and_presses_keys(world: Gatewa
         await call.rtp.quiet()
         await post("unmute")
         call.rtp.say(heard)
-        await session.wait_until(lambda s: heard[1600:] in bytes(s.received), 20)
+        await all_arrives(session, heard[1600:], 20)
         assert unheard[:1600] not in bytes(session.received)
         await post("dtmf", {"digits": "12w#"})
         await call.rtp.until(lambda: "".join(key for key, _ in events_of(call)) == "12#")
@@ -336,10 +337,12 @@ async def test_events_come_by_websocket_and_resume(world: GatewayStack) -> None:
         call.invite()
         await call.answered()
         await world.gateway.wait("call.confirmed", call=call.call_id)
-        await world.summary_at_end(call)
-        while not seen or seen[-1]["type"] != "call.ended":
+        name = (await world.summary_at_end(call))["call"]
+        # The end of one before may be told late.
+        while not seen or (seen[-1]["type"], seen[-1]["call_id"]) != ("call.ended", name):
             seen.append(json.loads(await follower.recv()))
-    assert [one["type"] for one in seen][-2:] == ["call.answered", "call.ended"]
+    of_it = [one["type"] for one in seen if one["call_id"] == name]
+    assert of_it[-2:] == ["call.answered", "call.ended"]
     async with connect(
         f"{uri}?after={seen[0]['last_event_id']}", additional_headers=headers
     ) as again:
@@ -541,7 +544,8 @@ async def test_what_clients_send_is_no_error_of_ours(world: GatewayStack) -> Non
     async with Client(world) as http:
         await http.put("/api/v1/log", json={"level": "debug"})
     await eventually(lambda: bool(_since(world, since, "api.audit")), "an audit line")
-    assert not [line for line in world.gateway.lines[since:] if line["level"] == "error"]
+    bad = [line for line in world.gateway.lines[since:] if line["level"] == "error"]
+    assert not [line for line in bad if not had_no_cpu(dict(line))]
     counts = [line["count"] for line in world.gateway.all("api.invalid_request")]
     assert counts
     assert counts == [2**power for power in range(len(counts))]

@@ -64,11 +64,13 @@ to = "^asked$"
 fallback = []
 [route.application]
 webhook = "app"
+timeout = 60
 [[route]]
 name = "rescued"
 to = "^rescued$"
 [route.application]
 webhook = "app"
+timeout = 60
 [[route]]
 name = "reject"
 to = "^reject$"

@@ -19,7 +19,7 @@ from gateway.api.call_audio import BURST_FRAMES, MAX_FRAMES
 from tests.calls.test_api import API, TOKENS, Client, metric
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import (
     MOST_OF_IT,
     Spoken,
@@ -36,7 +36,8 @@ LIMIT = 3
 WORLD = {
     "more": API.replace("[api]\n", f"[api]\nbrowser_calls = {LIMIT}\n")
     + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
-    + '[recording]\nfolder = "recordings"\nformat = "wav"\n',
+    + '[recording]\nfolder = "recordings"\nformat = "wav"\n'
+    + PATIENT,
     "routes": f"""
 [[route]]
 name = "quick"
@@ -158,7 +159,7 @@ async def test_a_page_is_a_caller_like_any_other(world: GatewayStack) -> None:
         session = await world.session_of(one)
         said = noise(1, 1.0)
         await one.say(said)
-        await all_arrives(session, said, 10)
+        await all_arrives(session, said, 30)
         await session.wait_until(lambda s: s.sent("response.done") != [], 30)
         (item,) = session.sent_items.values()
         await one.until(lambda: item[-FRAME:] in one.heard)
@@ -200,7 +201,7 @@ async def test_keys_of_a_page_are_keys(world: GatewayStack) -> None:
 
 async def test_a_page_interrupts(world: GatewayStack) -> None:
     """What the server is told was heard is what the page got, to the millisecond."""
-    answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
+    answer = {"kind": "pattern", "seconds": 20, "speed": 4.0}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [1500], "length_ms": 60_000})
     async with page(world, "greeted") as one:
         await one.answered()
@@ -225,7 +226,7 @@ async def test_bursts_and_gaps_lose_nothing_and_are_counted(world: GatewayStack)
         await session.wait_until(lambda s: s.received.endswith(SILENCE * 20), 30)
         for start in range(25 * FRAME, len(said), MAX_FRAMES * FRAME):  # at once
             await one.socket.send(said[start : start + MAX_FRAMES * FRAME])
-        await all_arrives(session, said, 10)
+        await all_arrives(session, said, 30)
     record = await world.record(one)
     uplink = record["uplink"]
     assert uplink["packets"] == 100
@@ -266,7 +267,7 @@ async def test_what_a_page_may_not_send_ends_its_call_only(
     said = noise(9, 0.2)
     other.rtp.say(said)
     session = await world.session_of(other)
-    await all_arrives(session, said, 10)
+    await all_arrives(session, said, 30)
     await world.summary_at_end(other)
     async with Client(world) as http:
 

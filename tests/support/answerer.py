@@ -15,7 +15,8 @@ class Answerer(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.requests: list[Message] = []
-        self._taken = 0
+        self._seen: set[tuple[str | None, ...]] = set()
+        """Requests that came, by what is the same when one is sent again."""
         self._peer: tuple[str, int] = ("", 0)
         self._pulse = asyncio.Event()
         self._transport: asyncio.DatagramTransport | None = None
@@ -37,9 +38,11 @@ class Answerer(asyncio.DatagramProtocol):
         message = _parsed(data)
         if message.code:
             return
-        seen = [(m.method, m.headers.get("cseq"), m.headers.get("to")) for m in self.requests]
         self._peer = (str(addr[0]), int(addr[1]))
-        if (message.method, message.headers.get("cseq"), message.headers.get("to")) not in seen:
+        same = tuple(map(message.headers.get, ("via", "call-id", "cseq", "to")))
+        # One that is sent again, because we answered late, may come when the first is taken.
+        if message.method == "ACK" or same not in self._seen:
+            self._seen.add(same)
             self.requests.append(message)
             self._pulse.set()
         if message.method in ("BYE", "CANCEL", "PRACK", "UPDATE"):

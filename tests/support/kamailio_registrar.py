@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
+
+from tests.interop.lab import ports
 
 WITHIN_S = 20.0
 MODULES = Path("/usr/lib/x86_64-linux-gnu/kamailio/modules")
@@ -74,16 +75,8 @@ def program() -> str | None:
 
 
 def free_port() -> int:
-    """A port that is free for UDP and TCP on 127.0.0.1."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port = int(tcp.getsockname()[1])
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    """A port that is free for UDP and TCP on 127.0.0.1, and stays so until it is used."""
+    return ports.free_port("127.0.0.1")
 
 
 class Registrar:

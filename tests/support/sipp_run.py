@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import csv
-import random
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.interop.lab import ports
 
 SCENARIOS = Path(__file__).with_name("sipp")
 
@@ -73,14 +72,5 @@ async def sipp(
 
 def _media_port() -> int:
     """An even port with the next seven free: SIPp takes some of them for audio and video."""
-    for _ in range(200):
-        first = random.randrange(42000, 60000, 8)
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(first, first + 8):
-                    end = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                    end.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise OSError("no eight ports in a row are free")
+    first = ports.free_port("127.0.0.1", 9)
+    return first + first % 2
