@@ -102,7 +102,7 @@ WORLD = {
 socket = "gateway.sock"
 [media]
 jb_catch_up = false
-packet_wait_ms = 200
+packet_wait_ms = 500
 [access]
 unknown_sources = "allow"
 [outbound]
