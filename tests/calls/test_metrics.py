@@ -9,6 +9,7 @@ import json
 import re
 import signal
 import sqlite3
+import threading
 from pathlib import Path
 from typing import cast
 
@@ -306,20 +307,22 @@ class Scraper:
 
 async def test_trouble_moves_the_other_metrics(own_folder: Path) -> None:
     with http_service() as collector:
-        collector.answers = [Answer(400, seconds=2)]
+        collected = threading.Event()
+        collector.answers = [Answer(400, until=collected)]
         more = API + TRACED.format(url=collector.url)
         world = GatewayStack(own_folder, more=more, entry=ENTRY, drain_seconds=1)
         world.behave(vad="off", answers=[{"kind": "silent"}])
         await world.start()
         try:
-            await trouble(world)
+            await trouble(world, collected)
         finally:
+            collected.set()
             world.gateway.kill()
             await world.phone.stop()
             await world.emulator.stop()
 
 
-async def trouble(world: GatewayStack) -> None:
+async def trouble(world: GatewayStack, collected: threading.Event) -> None:
     scraper = Scraper(world)
     before = await scraper.samples()
     assert not any(any(before[name].values()) for name in TROUBLE - {"calls_limit", "ready"})
@@ -327,6 +330,7 @@ async def trouble(world: GatewayStack) -> None:
     for _ in range(3):
         await world.summary_at_end(await world.dial())
     await scraper.shows("queue_items", "queue_dropped")
+    collected.set()
 
     # A defect where audio is moved, and a database that somebody else keeps.
     (world.folder / "fault").write_text("move of audio")

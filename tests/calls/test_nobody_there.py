@@ -15,7 +15,7 @@ import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.sip.messages.validation import RTP_ADDRESS, forbidden_rtp_address
-from tests.calls.test_media_offers import raw_call
+from tests.calls.test_media_offers import NOBODY, raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.site_under_test import ANYBODY, Site, site
@@ -33,10 +33,18 @@ class Victim:
     """Somebody who never asked for RTP, at a pair of ports."""
 
     def __init__(self, host: str) -> None:
-        self._sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
-        self._sockets[0].bind((host, 0))
-        self.host, self.port = self._sockets[0].getsockname()
-        self._sockets[1].bind((host, self.port + 1))
+        for _ in range(200):  # the port above may be somebody else's
+            self._sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+            try:
+                self._sockets[0].bind((host, 0))
+                self.host, self.port = self._sockets[0].getsockname()
+                self._sockets[1].bind((host, self.port + 1))
+            except OSError:
+                self.close()
+                continue
+            break
+        else:
+            raise OSError("no pair of ports is free")
         for one in self._sockets:
             one.setblocking(False)
 
@@ -286,7 +294,8 @@ OFFERS = {
 
 def offer_of(somebody: Victim, offer: tuple[str, ...], *, rtcp_only: bool = False) -> str:
     """A description with ``somebody`` for its media, or for its RTCP."""
-    host = "127.0.0.1" if rtcp_only else somebody.host
+    # A port that is free at 127.0.0.5 may be another test's at 127.0.0.1.
+    host, port = ("127.0.0.1", NOBODY) if rtcp_only else (somebody.host, somebody.port)
     rtcp = (f"a=rtcp:{somebody.port + 1} IN IP4 {somebody.host}",) if rtcp_only else ()
     lines = (
         "v=0",
@@ -294,7 +303,7 @@ def offer_of(somebody: Victim, offer: tuple[str, ...], *, rtcp_only: bool = Fals
         "s=-",
         f"c=IN IP4 {host}",
         "t=0 0",
-        f"m=audio {somebody.port} {offer[0]} 0",
+        f"m=audio {port} {offer[0]} 0",
         *offer[1:],
         *rtcp,
     )

@@ -19,6 +19,7 @@ from gateway.devtools.speech import pattern
 from gateway.records.recording_files import decrypt
 from gateway.records.retention import Storage
 from tests.calls.test_api import API, Client
+from tests.calls.test_moved import is_heard_by
 from tests.support.callee import CalledPhone, free_port
 from tests.support.forked import Forked
 from tests.support.harness import PATIENT, GatewayStack, eventually
@@ -295,7 +296,7 @@ async def test_the_tool_starts_pauses_and_stops_it(world: GatewayStack, tmp_path
 
 
 async def test_an_operator_controls_and_reads_it(world: GatewayStack, tmp_path: Path) -> None:
-    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 2, "seed": 920}])
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 60, "seed": 920}])
     call = await world.dial("wanted")
     call_id = (await world.gateway.wait("call.confirmed", call=call.call_id))["call"]
     path = f"/api/v1/calls/{call_id}/recording"
@@ -391,11 +392,9 @@ async def test_the_colleague_is_recorded_after_a_transfer(
         await there.rtp.quiet()
         there.rtp.press("1")
     await world.gateway.wait("call.bridged", call=call.call_id)
-    said, answered = noise(40, 1.2), noise(41, 1.2)
-    call.rtp.say(said)
-    there.rtp.say(answered)
-    await call.rtp.until(lambda: share_heard(answered[4800:], call.rtp.heard) > 0.8)
-    await there.rtp.until(lambda: share_heard(said[4800:], there.rtp.heard) > 0.8)
+    said, answered = await asyncio.gather(
+        is_heard_by(there.rtp, call.rtp, 40), is_heard_by(call.rtp, there.rtp, 41)
+    )
     await call.hang_up()
     record = await world.record(call)
     audio = await file_of(world, record, tmp_path)

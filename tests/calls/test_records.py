@@ -158,6 +158,8 @@ async def test_calls_go_on_while_postgresql_is_away(own_folder: Path) -> None:
     try:
         await asyncio.to_thread(server.start)
         await world.start()
+        # At once, so that only the gateway can leave a gap.
+        world.behave(vad="off", answer={"kind": "pattern", "seconds": 60, "burst": True})
         await world.gateway.stop()
         text = world.gateway.config.read_text()
         database = f'{world_config}database = "{server.url}"\n'

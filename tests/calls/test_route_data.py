@@ -85,6 +85,14 @@ to = "^strict$"
 [route.data]
 url = "${env:CRM_URL}/callers/{from}"
 on_failure = "reject"
+timeout = 7
+
+[[route]]
+name = "hasty"
+to = "^hasty$"
+[route.data]
+url = "${env:CRM_URL}/callers/{from}"
+on_failure = "reject"
 timeout = 0.3
 """
     + BACK.replace("NAME", "back")
@@ -190,21 +198,21 @@ async def test_a_post_says_what_is_known_of_the_call(world: GatewayStack, crm: H
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("user", "answer", "said"),
     [
-        (Answer(status=404, body="nobody"), "404"),
-        (Answer(body="[]"), "no JSON object"),
-        (Answer(body="<html>"), "no JSON"),
-        (Answer(seconds=2.0), "no answer within 0.3 s"),
-        (Answer(hang_up=True), "broke"),
+        ("strict", Answer(status=404, body="nobody"), "404"),
+        ("strict", Answer(body="[]"), "no JSON object"),
+        ("strict", Answer(body="<html>"), "no JSON"),
+        ("hasty", Answer(seconds=2.0), "no answer within 0.3 s"),
+        ("strict", Answer(hang_up=True), "broke"),
     ],
     ids=["404", "list", "html", "late", "cut"],
 )
 async def test_a_route_may_refuse_calls_without_data(
-    world: GatewayStack, crm: HttpService, answer: Answer, said: str
+    world: GatewayStack, crm: HttpService, user: str, answer: Answer, said: str
 ) -> None:
     crm.answers = [answer]
-    call = world.phone.call("strict")
+    call = world.phone.call(user)
     call.invite()
     assert (await call.refused()).code == 503
     summary = await world.summary(call)
