@@ -219,7 +219,7 @@ async def test_a_retransmitted_invite_is_one_call(world: GatewayStack) -> None:
     await world.updated()
     await call.answered()
     call.invite()
-    await call.until(lambda c: c.responses.count(200) == 2, what="the 200 again")
+    await call.until(lambda c: c.responses.count(200) >= 2, what="the 200 again")
     call.ack()
     await world.gateway.wait("call.confirmed", call=call.call_id)
     for _ in range(3):

@@ -99,7 +99,10 @@ class Challenger(CalledPhone):
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         if data.startswith(b"INVITE "):
-            self.invites.append(_parsed(data))
+            invite = _parsed(data)
+            # One that we were slow to answer comes again.
+            if invite.headers["via"] not in [one.headers["via"] for one in self.invites]:
+                self.invites.append(invite)
         super().datagram_received(data, addr)
 
     def _begin(self, call: CalledCall) -> None:

@@ -56,7 +56,7 @@ to = ["anna"]
 MORE = API + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
 ROUTES = (
     _route("notes")
-    + _route("short", "[route.limits]\nmax_call_duration = 1\n")
+    + _route("short", "[route.limits]\nmax_call_duration = 4\n")
     + _route("spent", "[route.budget]\nper_call = 0.0000001\n")
     + _route("told", '[route.answer]\nmode = "immediate"\nsound = "WAV"\nplay_to_end = true\n')
 )

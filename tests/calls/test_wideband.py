@@ -385,7 +385,7 @@ async def presses_and_is_recorded(
 
 
 async def test_hold_keys_and_recording(world: GatewayStack) -> None:
-    world.behave(vad="off", answers=[tones(1000, 6), *[{"kind": "silent"}] * 4])
+    world.behave(vad="off", answers=[tones(1000, 15), *[{"kind": "silent"}] * 4])
     call = await answered(dialog_call(world.phone, "kept", codecs=("G722", "PCMU")))
     session = await world.session_of(call)
     coder = pj.NativeG722()
