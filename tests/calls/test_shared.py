@@ -179,7 +179,7 @@ async def test_a_budget_that_one_has_spent_is_spent_for_the_other(
 async def test_what_holds_while_the_database_is_away(
     own_folder: Path, server: Postgres, fail: str
 ) -> None:
-    more = f'{MORE}\n{API}\n[shared]\nfail = "{fail}"\n[cost.budget]\nper_day = 5.0\n'
+    more = f'{MORE}\n{API}\n{PATIENT}fail = "{fail}"\n[cost.budget]\nper_day = 5.0\n'
     cleaned(server.url).close()
     async with gateways(own_folder, server.url, 1, more) as (world,):
         lasting = await world.dial()
