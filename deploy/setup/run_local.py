@@ -109,8 +109,8 @@ def _numbers(dialplan: Dialplan) -> list[str]:
     patterns = [route.to.pattern for route in dialplan.routes if route.enabled and route.to]
     found = []
     for one in patterns:
-        if match := re.fullmatch(r"\^(\(?)((?:(?:\\\+)?\w+\|?)+)(\)?)\$", one):
-            found += [number.replace("\\", "") for number in match[2].split("|")]
+        if match := re.fullmatch(r"\^\(?((\\\+)?\w+(\|(\\\+)?\w+)*)\)?\$", one):
+            found += [number.replace("\\", "") for number in match[1].split("|")]
     return found or ["100"]
 
 

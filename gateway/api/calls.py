@@ -34,9 +34,9 @@ from gateway.records.database import Filter
 from gateway.records.report import export_lines
 
 QUERY_SECONDS = 15.0
+"""For one query of the database."""
 _THREADS = ThreadPoolExecutor(4, "queries")
 """Of their own: a database that hangs takes none from other work of the process."""
-"""For one query of the database."""
 EXPORTED_AT_ONCE = 200
 """Rows of an export that are fetched together."""
 

@@ -136,7 +136,6 @@ class ReferSubscriptions:
         """The last REFER has its final response."""
         self._about: str | None = None
         """Id that the next status has; None where no message has brought it."""
-        self._by_notify = False
 
     def begin(self) -> None:
         """Expect the CSeq of another REFER; what comes for those before counts no more."""
@@ -158,13 +157,16 @@ class ReferSubscriptions:
     def on_response(self, number: str) -> None:
         """Note the final response to the REFER of this number, or that none came: the next status
         tells it, if pjsip tells it at all (no 202 after that of an open subscription)."""
-        self._about, self._by_notify = number, False
-        self._has_response = self._has_response or number == self._sent
+        self._about = number
+        if number == self._sent:
+            self._has_response = True
 
     def on_notify(self, event_id: str) -> None:
         """Note a NOTIFY with this id in its Event header, "" without one: the next status is its
         sipfrag's."""
-        self._about, self._by_notify = event_id, True
+        self._about = event_id
+        if event_id and event_id not in self._earlier:
+            self._named = event_id
 
     def take(self) -> tuple[bool, str]:
         """Return whether the status that has come now is about the last REFER, and its id.
@@ -177,14 +179,10 @@ class ReferSubscriptions:
         about, self._about = self._about, None
         if not self._earlier:
             current = True
-        elif about is None or about in self._earlier:
-            current = False
-        elif not about:
+        elif about == "":
             current = self._has_response and not self._named
         else:
-            current = self._by_notify or about == self._sent
-        if current and about and self._by_notify:
-            self._named = about
+            current = about is not None and about not in self._earlier
         return current, about or ""
 
 
