@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -78,8 +77,8 @@ def run_gateway(
     try:
         sink = set_up_logging(_format(log), log.level, log.file, secrets, worker, log.redact)
     except OSError as error:
-        place = settings.where("log.file").replace("default", config.name)
-        click.echo(f"{config.with_name(place)}: log.file: {log.file}: {error.strerror}", err=True)
+        place = config.with_name(settings.where("log.file"))  # it is set: stdout is not opened
+        click.echo(f"{place}: log.file: {log.file}: {error.strerror}", err=True)
         sys.exit(1)
     keep_running(sink.reopen)
     if worker is None and supervisor_link is None and (count > 1 or supervisor):
@@ -201,7 +200,7 @@ def emulator(listen: str, script: Path | None, record: Path | None, text_model: 
     try:
         run(listen, script, record, text_model)
     except OSError as error:
-        click.echo(f"{listen}: {os.strerror(error.errno) if error.errno else error}", err=True)
+        click.echo(f"{error.filename}: {error.strerror}", err=True)
         sys.exit(2)
     except ValueError as error:
         click.echo(str(error), err=True)

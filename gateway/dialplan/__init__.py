@@ -272,11 +272,19 @@ def _valid(source: TomlSource, key: str, model: type[_M]) -> Iterator[tuple[KeyP
             yield (key, index), made
 
 
+def _header(name: str, value: object) -> str:
+    """Return ``: [name]`` for a table, ``: [[name]]`` for an array of tables, "" for a value."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return f": [[{name}]]"
+    return f": [{name}]" if isinstance(value, dict) else ""
+
+
 def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
     """Return the valid routes of one file; report what is wrong with others to ``source``."""
     for key in source.data:
         if key not in ("route", "tool"):
-            home = f"; it belongs to a route: [route.{key}], below its [[route]]"
+            header = _header(f"route.{key}", source.data[key])
+            home = f"; it belongs to a route{header}, below its [[route]]"
             other = suggestion(key, ["route", "tool"])
             source.report((key,), "unknown key" + (home if key in known_keys(Route) else other))
     routes: list[Route] = []

@@ -19,9 +19,12 @@ import hmac
 import http
 import json
 import logging
+import os
 import signal
+import socket
 import weakref
 from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -30,6 +33,7 @@ import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from gateway.addresses import bracketed
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection, LiveConnection
 from gateway.devtools.emulator.dialogue import ContentMaker, TextModel
@@ -183,9 +187,8 @@ class Emulator:
     def _url(self, path: str, script: str | None, behaviour: dict[str, Any]) -> str:
         query = {"script": script} if script else {}
         query |= {key.replace("__", "."): str(value) for key, value in behaviour.items()}
-        host = f"[{self._host}]" if ":" in self._host else self._host
         tail = f"?{urlencode(query)}" if query else ""
-        return f"ws://{host}:{self.port}{path}{tail}"
+        return f"ws://{bracketed(self._host)}:{self.port}{path}{tail}"
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         url = urlsplit(request.path)
@@ -331,8 +334,8 @@ def run(
         record: a folder that gets an event log and the caller's audio of each session.
         text_model: ``HOST:PORT`` at which the text model is served; empty for none.
 
-    Raises :class:`ScriptError` for a bad file, ``ValueError`` for a bad address, ``OSError`` when
-    it cannot be bound.
+    Raises :class:`ScriptError` for a bad file, ``ValueError`` for a bad address, ``OSError`` with
+    the address as its ``filename`` when it cannot be bound.
     """
     address = _address("listen", listen)
     text_address = _address("text-model", text_model) if text_model else None
@@ -356,13 +359,24 @@ async def _run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     text_model = TextModel(lambda: emulator.script)
-    await emulator.start(*address)
+    await _bound(emulator.start, address)
     try:
         if text_address is not None:
-            port = await text_model.start(*text_address)
-            url = f"http://{text_address[0]}:{port}/v1"
+            port = await _bound(text_model.start, text_address)
+            url = f"http://{bracketed(text_address[0])}:{port}/v1"
             _log.info("emulator.text_model_listening", url=url)
         await ended.wait()
     finally:
         await text_model.stop()
         await emulator.stop()
+
+
+async def _bound(start: Callable[[str, int], Awaitable[int]], address: tuple[str, int]) -> int:
+    """Start a server at an address; return the port. Raises OSError that names the address."""
+    try:
+        return await start(*address)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno is not None and not isinstance(error, socket.gaierror):
+            why = os.strerror(error.errno)  # asyncio's text has the address, as a tuple
+        raise OSError(error.errno, why, f"{bracketed(address[0])}:{address[1]}") from error

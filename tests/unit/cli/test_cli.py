@@ -104,12 +104,20 @@ def test_a_token_has_a_name_that_the_configuration_takes() -> None:
     assert "must be 1 to 64 letters" in result.output
 
 
-def test_the_emulator_says_which_address_is_taken() -> None:
+@pytest.mark.parametrize("before", [[], ["--listen", "127.0.0.1:0", "--text-model"]])
+def test_the_emulator_says_which_address_is_taken(before: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
-        result = CliRunner().invoke(main, ["emulator", "--listen", where])
+        result = CliRunner().invoke(main, ["emulator", *(before or ["--listen"]), where])
     assert result.exit_code == 2
-    assert result.output == f"{where}: Address already in use\n"
+    assert result.output.endswith(f"{where}: Address already in use\n")
+
+
+def test_the_emulator_says_that_its_address_has_a_name_without_a_host() -> None:
+    result = CliRunner().invoke(main, ["emulator", "--listen", "nosuch.invalid:8090"])
+    assert result.exit_code == 2
+    assert result.output.startswith("nosuch.invalid:8090: ")
+    assert "Unknown error" not in result.output
 
 
 def test_a_call_has_a_name() -> None:

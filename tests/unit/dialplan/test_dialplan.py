@@ -78,7 +78,7 @@ def test_no_route_no_match(tmp_path: Path) -> None:
     [
         ('to = "^100$"', facts("100"), True),
         ('to = "^100$"', facts("1000"), False),
-        ('to = "100"', facts("81009"), True),
+        ('\n\nto = "100"', facts("81009"), True),
         ('from = "^\\\\+49"', facts(from_user="+4930"), True),
         ('from = "^\\\\+49"', facts(from_user="alice"), False),
         ('headers = { X-Queue = "^vip$" }', facts(headers={"x-queue": ("vip",)}), True),
@@ -332,10 +332,12 @@ def test_problems_of_all_files_are_told_together(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ('[[route]]\nname = "a"\n[greeting]\nsay = "x"', "[route.greeting], below its [[route]]"),
+        ('[[route]]\nname = "a"\n[[transfer]]\nname = "x"', ": [[route.transfer]], below its"),
+        ('\n\nto = "100"\n[[route]]\nname = "a"', "it belongs to a route, below its [[route]]"),
         ('[route.greeting]\nsay = "x"\n[[route]]\nname = "a"', "[[route]] comes before its tables"),
     ],
 )
-def test_tables_that_are_not_in_a_route(tmp_path: Path, text: str, says: str) -> None:
+def test_what_is_not_in_its_route(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert says in str(caught.value)
