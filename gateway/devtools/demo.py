@@ -327,6 +327,8 @@ kind = "nothing"
 [live]
 # One delta for each 20 ms, so that the event log tells of every frame what was in it.
 chunk_ms = 20
+# So long that a machine that stands still for half a second does not end the caller's turn.
+turn_silence_ms = 1000
 # Seconds, in the service: here the transcripts come before the call is over.
 transcript_lag_ms = 600
 """

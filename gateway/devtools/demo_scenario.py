@@ -480,10 +480,16 @@ def heard_of(item: Item, heard_audio: HeardAudio) -> Heard:
     return Heard((last + 1) * FRAME_MS, max(most, (last + 1) * FRAME_MS), len(numbers))
 
 
+TURNS = """\
+[route.session]
+# So long that a machine that stands still for half a second does not end the caller's turn.
+audio.input.turn_detection = { type = "server_vad", silence_duration_ms = 1000 }"""
+
+
 REALTIME = Scenario(
     emulator=EMULATOR,
     gateway=GATEWAY,
-    dialplan=DIALPLAN,
+    dialplan=DIALPLAN.replace("[route.session]", TURNS),
     caller=CALLER,
     path="/v1/realtime",
     read_events=read_events,
