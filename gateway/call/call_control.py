@@ -643,7 +643,7 @@ class HangupAfterPlayout:
         call ``end_call``.
 
         Args:
-            call_id: of that call; it gets no answer unless barge-in cancels the hang-up
+            call_id: of that call; it gets no answer unless the hang-up is cancelled
                 (:meth:`cancel`).
         """
         self._words = _LastWords(
@@ -698,7 +698,7 @@ class HangupAfterPlayout:
 
     def cancel(self) -> str | None:
         """Cancel a hang-up for ``agent_hangup`` (the model asked for it), since the agent is
-        interrupted.
+        interrupted, or the caller is being transferred.
 
         Returns the ``call_id`` of the ``end_call`` to be answered, "" where it has been answered;
         None where there is no such hang-up: one of another reason goes on.

@@ -60,10 +60,10 @@ def interrupt(
         trigger: for log and record: speech, digit, guard, machine and others.
         cancel: send ``response.cancel``; False where the server cancels by itself.
     """
-    outputs = cancel_hangup(control, "the caller spoke during the goodbye", now)
+    outputs = cancel_hangup(control, "the goodbye was interrupted", now)
     undone = control.call_actions.cancel_queued()
     if undone is not None:
-        result = {"status": "not done", "reason": "the caller interrupted"}
+        result = {"status": "not done", "reason": "you were interrupted"}
         outputs.append(tool_output(undone, result))
     running = control.responses.running
     to_cancel = [one for one in running if cancel and not control.playback.was_interrupted(one)]

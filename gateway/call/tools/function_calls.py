@@ -185,7 +185,7 @@ class Functions:
             outputs += [tool_output(call_id_of(call), {"error": reason}) for call in beyond]
         self.in_loop = False
         if control.playback.was_interrupted(event.response_id):
-            result = {"status": "not done", "reason": "the caller interrupted"}
+            result = {"status": "not done", "reason": "you were interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == definitions.END_CALL), None)
         if end_call is not None and control.call_actions.transferring:

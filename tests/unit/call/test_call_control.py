@@ -30,6 +30,7 @@ from gateway.call.tools.commands import (
     CallCommand,
     Destination,
     HoldPlan,
+    Interrupt,
     MuteCaller,
     OperatorHold,
     OperatorTransfer,
@@ -168,14 +169,14 @@ def test_a_sentence_that_does_not_end_is_not_waited_for() -> None:
     assert "second sip:1@pbx office" in scene.at(4.1)
 
 
-@pytest.mark.parametrize("interruption", [SPEECH, key("1")])
-def test_the_caller_may_stop_it_before_it_begins(interruption: inputs.Input) -> None:
+@pytest.mark.parametrize("interruption", [SPEECH, key("1"), inputs.ToolRequest(Interrupt())])
+def test_an_interruption_stops_it_before_it_begins(interruption: inputs.Input) -> None:
     scene = Scene(PLAN).up()
     scene.do(created("r1"), audio("r1", "i1", 2000), wants("transfer_call", destination="boss"))
     scene.listen(200)
     seen = scene.do(interruption)
     assert "output c1" in seen
-    assert results(scene) == [{"status": "not done", "reason": "the caller interrupted"}]
+    assert results(scene) == [{"status": "not done", "reason": "you were interrupted"}]
     assert not any("second" in words for words in scene.at(20.0))
 
 
