@@ -243,7 +243,7 @@ class HoldWaitRecord:
     ms: float = 0.0
     """How long it took; 0 where the call ended before."""
     ended: str = ""
-    """human, key or timeout; empty: the call ended."""
+    """human, key, timeout or transfer; empty: the call ended."""
     announcements: int = 0
     """Number of announcements heard meanwhile."""
     keys: str = ""

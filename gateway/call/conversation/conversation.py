@@ -101,16 +101,14 @@ class Conversation:
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
+        self.hold_wait = HoldWait(self.control)
         self.escape = EscapeToHuman(self.control)
         self.control.try_next_escape_destination = self.escape.try_next_destination
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
-            UserIdleTimeout(
-                self.control,
-                lambda: self.working,
-            ),
-            HoldWait(self.control),
+            UserIdleTimeout(self.control, lambda: self.working),
+            self.hold_wait,
             MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
             LineWatch(self.control),
             approvals,

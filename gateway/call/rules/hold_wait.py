@@ -295,8 +295,9 @@ class HoldWait:
     def _give_up(self, now: float) -> list[Output]:
         """End the wait after ``max_wait`` (s), and terminate the conversation (reason
         ``MACHINE_DETECTED``): transfer the call to ``transfer_to`` if that is set; without it, or
-        if the transfer fails, hang up without a goodbye. What the session hears, and its settings,
-        stay as they were in the wait."""
+        if the transfer fails, hang up without a goodbye. What the session hears stays as it was in
+        the wait until caller and B-leg are joined (:meth:`on_bridged`), its settings in any
+        case."""
         assert self._wait is not None
         outputs = self._close_wait(self._wait, "timeout", now)
         detail = f"music: waited for {round(now - self._since)} s in a queue"
@@ -304,12 +305,18 @@ class HoldWait:
         self._control.terminate(Termination(EndReason.MACHINE_DETECTED, detail, "", to))
         return outputs
 
+    def on_bridged(self, now: float) -> list[Output]:
+        """End the wait, if there is one, as caller and B-leg are joined: a session that listens
+        hears the caller from now on, also where the wait was given up before."""
+        outputs = [] if self._wait is None else self._close_wait(self._wait, "transfer", now)
+        return outputs + self._withhold(False)
+
     def _close_wait(self, wait: HoldWaitRecord, why: str, now: float) -> list[Output]:
         """Set length (ms) and reason of the wait's end in the record and log it; responses may be
         requested again, and seconds of music are counted anew.
 
         Args:
-            why: human, key or timeout.
+            why: human, key, timeout or transfer.
         """
         self._wait, self._control.waiting = None, False
         self._music.reset()

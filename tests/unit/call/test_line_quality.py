@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from gateway.audio import Codec
-from gateway.call.inputs import CallerLevel, Input, LineQuality, SessionReady, SoundHeard
+from gateway.call.inputs import (
+    BLegAnswered,
+    CallerLevel,
+    Input,
+    LineQuality,
+    SessionReady,
+    SoundHeard,
+    ToolRequest,
+)
 from gateway.call.plan import (
     CallPlan,
     FallbackStep,
@@ -20,7 +28,10 @@ from gateway.call.plan import (
     LimitsPlan,
     LinePlan,
     ServerPlan,
+    ToolsPlan,
 )
+from gateway.call.session_lifecycle import State
+from gateway.call.tools.commands import Destination, OperatorTransfer, TransferPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import ANNOUNCEMENTS
@@ -278,6 +289,24 @@ def test_the_wait_has_an_end() -> None:
     scene.do(OUR_END)
     assert scene.ending == ("gateway", "machine_detected", 200)
     assert scene.record.content.hold_waits[0].ended == "timeout"
+
+
+@pytest.mark.parametrize("by_operator", [True, False])
+def test_a_session_that_listens_hears_the_call_that_is_joined(by_operator: bool) -> None:
+    """The operator transfers a call that waits, or nobody answers in time: the wait is over."""
+    anna = Destination("anna", "sip:2@pbx", "bridge", ring_timeout=20)
+    tools = ToolsPlan(transfer=TransferPlan((anna,), listen=True))
+    plan = replace(PLAN, max_wait=20.0, transfer_to="anna")
+    scene = up(hold_wait=plan, tools=tools, listening={"tools": []})
+    seconds(scene, 10 if by_operator else 25, MUSIC)
+    if by_operator:
+        scene.do(ToolRequest(OperatorTransfer("anna")))
+    assert "hear" not in scene.seen
+    assert "hear" in scene.do(BLegAnswered())
+    assert scene.state is State.BRIDGED
+    assert {"withhold", "create"}.isdisjoint([*seconds(scene, 20, MUSIC), *scene.do(key("1"))])
+    (wait,) = scene.record.content.hold_waits
+    assert wait.ended == ("transfer" if by_operator else "timeout")
 
 
 @pytest.mark.parametrize(
