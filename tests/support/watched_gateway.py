@@ -7,6 +7,7 @@ import asyncio
 import ctypes
 import gc
 import json
+import os
 import signal
 import sys
 import threading
@@ -60,8 +61,8 @@ def tell(_number: int, _frame: FrameType | None) -> None:
         "blocks": sys.getallocatedblocks(),
         "objects": {name: kinds[name] for name in WATCHED},
     }
-    sys.stderr.write(json.dumps(line) + "\n")
-    sys.stderr.flush()
+    # Not by sys.stderr: this may interrupt a write to it, which raises.
+    os.write(sys.stderr.fileno(), json.dumps(line).encode() + b"\n")
 
 
 if __name__ == "__main__":
