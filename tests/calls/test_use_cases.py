@@ -31,7 +31,8 @@ country = "DE"
 allowed_prefixes = ["+49"]
 """,
 }
-MONDAY = date.today() + timedelta(days=7 - date.today().weekday())
+MONDAY = date.today() + timedelta(days=14 - date.today().weekday())
+"""Not the next one: that may be today once midnight has passed."""
 
 
 @pytest.fixture(scope="module", autouse=True)
