@@ -356,8 +356,8 @@ class Accounts:
         return account
 
     def _fill(self, config: Any, trunk: Trunk) -> None:
-        """Set identity, registrar (pjsua registers only when told, and repeats nothing by itself),
-        proxy, credentials and SRTP of a trunk's account."""
+        """Set identity, registrar (pjsua registers only when told, refreshes before it expires, and
+        tries nothing again that failed), proxy, credentials and SRTP of a trunk's account."""
         config.idUri = f"sip:{self._user(trunk)}@{bracketed(host_of(trunk.registrar)) or self._own}"
         through = trunk.uri_parameters
         if trunk.registrar:
