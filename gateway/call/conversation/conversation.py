@@ -100,6 +100,7 @@ class Conversation:
         )
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
+        self._context_trimmer = ContextTrimmer(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
         self.hold_wait = HoldWait(self.control)
         self.escape = EscapeToHuman(self.control)
@@ -114,7 +115,7 @@ class Conversation:
             approvals,
             self._mcp_watch,
             self._guardrails,
-            ContextTrimmer(self.control),
+            self._context_trimmer,
             self._response_fallback,
             self.silence,
             self.recording,
@@ -424,10 +425,10 @@ class Conversation:
 
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
-        (of those out of band only the spoken ones), requests, turns, ids, guardrail checks and
-        requests for approval of MCP calls; queued audio is played to the end. Tool functions,
-        actions, a hang-up that waits and digits being entered go on. An error that ended the
-        session is forgotten, so that :meth:`ended` does not return it again.
+        (of those out of band only the spoken ones), requests, turns, ids, items to be trimmed,
+        guardrail checks and requests for approval of MCP calls; queued audio is played to the end.
+        Tool functions, actions, a hang-up that waits and digits being entered go on. An error that
+        ended the session is forgotten, so that :meth:`ended` does not return it again.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
@@ -435,6 +436,7 @@ class Conversation:
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
+        self._context_trimmer.on_session_over()
         self._mcp_watch.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)

@@ -178,7 +178,10 @@ class OutOfBandResponses:
 
     def on_session_over(self, now: float) -> list[Output]:
         """End the spoken responses as ``failed``, as somebody waits for their sound; those in text
-        end by their own deadlines."""
+        end by their own deadlines. Forget the ids of all: another session may use the same ones."""
+        self._ids.clear()
+        for one in self._running.values():
+            one.response_id = ""
         spoken = [key for key, running in self._running.items() if running.audio is not None]
         return [output for key in spoken for output in self._finish(key, "failed", "", now)]
 

@@ -107,19 +107,15 @@ class ContextTrimmer:
         self._control = control
         self._plan = control.plan.content.context
         self._items: OrderedDict[str, _Item] = OrderedDict()
-        self._session = ""
         self._summaries = 0
-        self._asking = False
+        self._awaited = 0
+        """Number of the summary that is awaited; 0 while none is."""
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Follow items that the server adds and deletes, anew for each session, which is told by
-        its id; at ``response.done`` trim old turns if there are too many."""
+        """Follow items that the server adds and deletes; at ``response.done`` trim old turns if
+        there are too many."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
-        session = self._control.timeline.record.session.session_id
-        if session != self._session:
-            self._session, self._asking = session, False
-            self._items.clear()  # another session, with items of its own
         match input.event:
             case ItemAdded(item):
                 self._on_item_added(str(item.get("id") or ""), item)
@@ -128,6 +124,13 @@ class ContextTrimmer:
             case ResponseDone():
                 return self._trim_old_turns(now)
         return []
+
+    def on_session_over(self) -> None:
+        """Forget the items and the summary that is awaited, since the session is lost, closed on
+        hold or handed over: the next one has items of its own, perhaps under the same ids."""
+        self._items.clear()
+        self._control.trimmed_items.clear()
+        self._awaited = 0
 
     def tick(self, now: float) -> list[Output]:
         """Return nothing: the deadline of a summary is kept by its out-of-band response."""
@@ -155,12 +158,12 @@ class ContextTrimmer:
 
         With the strategy ``delete`` the items are deleted at once; else their summary is requested,
         and they are deleted when it comes, or without one if it fails, takes longer than
-        ``timeout``, or cannot be requested of this session. If an item or the end of a response
-        of another session has come meanwhile, nothing is deleted.
+        ``timeout``, or cannot be requested of this session. If the session is over by then,
+        nothing is deleted.
         """
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
-        if self._asking or control.termination is not None or control.call_actions.joined:
+        if self._awaited or control.termination is not None or control.call_actions.joined:
             return []
         if len(turns) < keep + max(1, keep // 2):
             return []
@@ -168,20 +171,19 @@ class ContextTrimmer:
         count = len(turns) - keep
         if self._plan.strategy == "delete":
             return self._delete_items(old, count, "", now)
-        self._asking = True
-        session = self._session
+        self._summaries += 1
+        number = self._awaited = self._summaries
 
         def summarised(status: str, text: str, at: float) -> list[Output]:
             """Delete the old turns, with their summary in their place if the out-of-band response
-            completed. Nothing if :meth:`on` has met another session meanwhile."""
-            if self._session != session:
+            completed. Nothing if the session is over."""
+            if self._awaited != number:
                 return []
-            self._asking = False
+            self._awaited = 0
             return self._delete_items(old, count, text if status == "completed" else "", at)
 
-        self._summaries += 1
         return control.out_of_band.request(
-            f"summary-{self._summaries}",
+            f"summary-{number}",
             "old turns",
             self._plan.instructions,
             now,

@@ -165,6 +165,21 @@ def test_the_answer_beside_is_nobody_elses_business() -> None:
     assert scene.record.content.out_of_band[0].status == "failed"
 
 
+@pytest.mark.parametrize("session_id", ["sess_2", "sess_1"])
+def test_a_late_summary_of_a_lost_session_deletes_nothing_of_the_next(session_id: str) -> None:
+    """Also where a server gives its sessions one id, and their items the same ones."""
+    server = Server(ContextPlan(max_turns=2, strategy="summarize", timeout=15.0))
+    for number in range(3):
+        server.turn(number)
+    server.scene.do(closed(1011, "oops"), SessionReady(session_id))
+    server.scene.at(server.scene.now + 15.1)
+    server.items.clear()
+    for number in range(2):
+        server.turn(number)
+    assert server.items == ["u0", "a0", "u1", "a1"]
+    assert server.scene.record.content.context_trims == []
+
+
 def test_a_late_summary_of_a_lost_session_does_not_ask_for_another() -> None:
     server = Server(ContextPlan(max_turns=2, strategy="summarize", timeout=3.5))
     for number in range(3):

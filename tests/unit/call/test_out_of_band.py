@@ -11,7 +11,15 @@ from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation.out_of_band import KEY, LATE_WORDS_SECONDS
 from gateway.call.inputs import Input
-from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan, ToolsPlan
+from gateway.call.plan import (
+    CallPlan,
+    ContentPlan,
+    FallbackStep,
+    LimitsPlan,
+    PostCallPlan,
+    ServerPlan,
+    ToolsPlan,
+)
 from gateway.call.tools.commands import (
     BriefingPlan,
     Destination,
@@ -141,6 +149,22 @@ def test_what_an_application_has_asked_is_answered_after_the_call() -> None:
     assert scene.at(2.0, BYE) == [ASKED]
     assert scene.do(*ANSWER) == []
     assert scene.do(done("q1")) == ["close 1000 remote_hangup", "finished"]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_session_that_takes_over_may_give_the_same_ids(answered: bool) -> None:
+    """Its responses are heard, and none is the answer to what the lost session was asked."""
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 10.0, "chime"),))
+    scene = Scene(replace(PLAN, server=again)).up()
+    scene.at(1.0, inputs.ToolRequest(RequestOutOfBand("query-1", "Who calls?", {})))
+    scene.do(created("q1", scene.requests[-1]), *[done("q1")] * answered)
+    scene.do(closed(1011), inputs.SessionReady("sess_2"))
+    assert "play 200" in scene.do(created("q1"), audio("q1", "i1", 200))
+    scene.do(done("q1"))
+    (query,) = scene.record.content.out_of_band
+    assert query.status == ("completed" if answered else "")
+    scene.at(20.0)
+    assert query.status == ("completed" if answered else "late")
 
 
 @pytest.mark.parametrize("words_first", [True, False])
