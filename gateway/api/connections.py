@@ -18,7 +18,9 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from time import thread_time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio.lowlevel
 import h11
@@ -51,12 +53,17 @@ FRAMES_AT_ONCE = 2000
 READ_BYTES = 16 * 1024
 """Read from a WebSocket at once: some 2,700 frames at most, which take 30 ms."""
 
-HTTP_READ_BYTES = 4 * 1024
+HTTP_READ_BYTES = 1024
 """Read from a connection at once."""
 SLOW_SECONDS = 0.002
 REST = 10
-"""What was read at once and took longer to handle than ``SLOW_SECONDS``, as chunks of one byte do,
-keeps the connection from being read for so many times as long."""
+"""A request whose reading computed for ``SLOW_SECONDS``, as that of chunks of one byte does, is not
+read for so many times as long; such requests are read one after another."""
+LONGEST_REST_SECONDS = 5.0
+"""So many of ``CONNECTIONS`` in turn take no more of the loop than a tenth."""
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
+"""When the last of the requests that rest is read on (s, of the loop)."""
 
 REQUEST_SECONDS = 15.0
 """From the first byte of a request, or the beginning of a connection, to the end of the request."""
@@ -74,6 +81,9 @@ class Connection(H11Protocol):
 
     _since = 0.0
     """When it was last begun to wait (s, of the loop)."""
+
+    _spent = 0.0
+    """What reading the request has computed since it last rested (s)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection; with ``CONNECTIONS`` the one that waits for a request for longest is
@@ -102,20 +112,25 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is complete, and start it with the next one; pause reading
-        after what took long."""
-        began = self.loop.time()
+        one that is slow to read."""
+        began = thread_time()
         super().data_received(data)
-        spent = self.loop.time() - began
+        self._spent += thread_time() - began
         upgraded = self.transport.get_protocol() is not self  # a WebSocket may be quiet
         if upgraded:
             self._on_upgrade(self.transport.get_protocol())
         if upgraded or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._forget()
+            self._spent = 0.0
         elif self._overdue is None:
             self._wait()
-        if spent > SLOW_SECONDS and not upgraded:
+        if self._spent > SLOW_SECONDS:
             self.transport.pause_reading()
-            self.loop.call_later(spent * REST, self._read_on)
+            now = self.loop.time()
+            turn = max(now, _turns.get(self.loop, now)) + self._spent * REST
+            _turns[self.loop] = turn = min(turn, now + LONGEST_REST_SECONDS)
+            self.loop.call_at(turn, self._read_on)
+            self._spent = 0.0
 
     def _read_on(self) -> None:
         """Timer: read on, unless the application has not taken what came."""

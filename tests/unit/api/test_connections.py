@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -14,7 +15,9 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
 from click.testing import CliRunner
+from uvicorn.server import ServerState
 from websockets.asyncio.client import unix_connect
 from websockets.frames import Frame, Opcode
 
@@ -26,6 +29,7 @@ from gateway.api.server import ApiServer, _bound
 from gateway.cli import main
 from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.sip.agent import AgentError
+from tests.support import idle_clock
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import eventually
 
@@ -154,6 +158,58 @@ async def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPat
         async with asyncio.timeout(30):
             with pytest.raises(OSError, match="timed out"):
                 await writer.drain()
+
+
+def test_bodies_that_are_slow_to_read_are_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten clients send chunks of one byte: after what came with its request, no two are read at a
+    time, so that calls wait for one piece and not for ten."""
+    spent_s = 0.0
+    read_at: dict[socket.socket, list[float]] = {}
+
+    class Noted(connections.Connection):
+        def handle_events(self) -> None:
+            nonlocal spent_s
+            spent_s += 0.003
+            super().handle_events()
+
+        def data_received(self, data: bytes) -> None:
+            client = self.transport.get_extra_info("socket")
+            read_at.setdefault(client, []).append(self.loop.time())
+            super().data_received(data)
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all"})
+
+    async def ask(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 1000 + b"0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def main() -> None:
+        config = uvicorn.Config(app, http=Noted, lifespan="off", log_config=None)
+        config.load()
+        state = ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Noted(config, state, {}), "127.0.0.1", 0
+        )
+        port = server.sockets[0].getsockname()[1]
+        answers = await asyncio.gather(*(ask(port) for _ in range(10)))
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        server.close()
+
+    # As the thread computes: what the calls of this test really take is nobody's doing.
+    monkeypatch.setattr(connections, "thread_time", lambda: spent_s)
+    idle_clock.run(main())
+    later = sorted(moment for moments in read_at.values() for moment in moments[1:])
+    between = [after - before for before, after in itertools.pairwise(later)]
+    assert len(between) > 20
+    assert min(between) > 0.02
 
 
 async def test_who_sends_to_a_websocket_does_not_outlive_its_work() -> None:
