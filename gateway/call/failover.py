@@ -161,8 +161,8 @@ class Failover:
     ) -> list[Output]:
         """Plan another attempt of the step: ``FIRST_WAIT`` later the first time, then each time
         twice as long, up to ``LONGEST_WAIT``. Take the next step where that would be after the
-        step's timeout, or the failure is ``fatal``. Nothing while no step with a timeout is being
-        taken.
+        step's timeout, or the failure is ``fatal``. Nothing while no step that opens sessions is
+        being taken: an announcement has given up the attempt of the step before.
 
         Args:
             detail: for the record, if the call ends.
@@ -170,7 +170,7 @@ class Failover:
             after: Retry-After of the server (s): the next attempt is not earlier. None: it sent
                 none.
         """
-        if not self.active or self._until is None:
+        if not self.active or self._until is None or self._step.action not in _OPENS:
             return []
         self._detail = detail
         again_at = now + max(self._wait, after or 0.0)

@@ -320,8 +320,9 @@ class LiveSession(Session):
 
     def _tick(self) -> None:
         """Timer, every 20 ms or so: send due caller audio. Every 0.1 s also: send held commands if
-        no clip plays any more, deliver transcripts that are complete, drop the connection of a
-        frozen server, deliver the usage if it has grown by 1 s.
+        no clip plays any more, ask a question that a stuck backend has held, deliver transcripts
+        that are complete, drop the connection of a frozen server, deliver the usage if it has grown
+        by 1 s.
 
         A timer more than 20 ms late means that the process was blocked: all is put off by 5 ms,
         once, so that audio which waits in sockets is read before silence is sent for it. Not
@@ -340,6 +341,8 @@ class LiveSession(Session):
         if now >= self._look_at:
             if self._held:
                 self._send_held()
+            if self._backend is not None and self._backend.is_stuck(now):
+                self._ask_next(self._backend)
             self._look_at = now + LOOK_SECONDS
             self._tell_complete(now)
             if self._unheard and now - self._came_at > FROZEN_SECONDS:

@@ -133,12 +133,18 @@ class Backend:
         works = any(one.question is None for one in self._streams.values())
         if works or self._open or self._waits or self._undelegated:
             self._held_since = now if self._held_since is None else self._held_since
-            if now - self._held_since < STUCK_SECONDS:
+            if not self.is_stuck(now):
                 return None
             self._undelegated = False
         self._asked = self._questions.popleft()
         text = _OUT_OF_BAND + str((self._asked.response or {}).get("instructions") or "")
         return self._asked, [_create_item(_developer_message(text)), {"type": "response.create"}]
+
+    def is_stuck(self, now: float) -> bool:
+        """Return whether a question has waited for ``STUCK_SECONDS`` without any event of the
+        backend, so that :meth:`next_question` no longer takes it for busy."""
+        since = self._held_since
+        return bool(self._questions) and since is not None and now - since >= STUCK_SECONDS
 
     def forget(self, command: ClientCommand | None) -> bool:
         """Drop a question that waits or is being answered, if it is ``command``, which nobody waits

@@ -196,6 +196,14 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
     assert scene.record.session.failovers[0].outcome == "transferred"
 
 
+def test_an_attempt_that_fails_behind_an_announcement_opens_no_session() -> None:
+    scene = talked(ladder(FallbackStep("announcement", 4.0, "/sorry.wav"), FallbackStep("hangup")))
+    scene.do(LOST, UNREACHABLE)
+    assert "open" not in scene.at(scene.now + 3.9)
+    scene.at(scene.now + 0.2, OUR_END)
+    assert scene.ending == ("network", "session_lost", 200)
+
+
 def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
     desk = Destination("Desk", "sip:desk@pbx")
     plan = replace(

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.audio import Codec
-from gateway.realtime import live_session
+from gateway.realtime import live_session, live_voice
 from gateway.realtime.connection import Endpoint
 from gateway.realtime.events import (
     AgentTranscript,
@@ -22,6 +22,7 @@ from gateway.realtime.events import (
     AudioDelta,
     BackendEvent,
     CancelResponse,
+    ContinueWork,
     CreateResponse,
     PlayClip,
     ResponseCreated,
@@ -179,6 +180,29 @@ async def test_after_a_question_that_nobody_waits_for_the_next_one_is_asked() ->
         assert session._backend is not None
         assert session._backend._asked is third
     assert seen == [["response.item.create", "response.create"]]
+
+
+async def test_a_question_behind_a_backend_that_hangs_is_asked_in_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing else need happen for it."""
+    monkeypatch.setattr(live_voice, "STUCK_SECONDS", 0.3)
+    asked = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.receive("response.create")  # which it never answers
+        await peer.receive("response.item.create")
+        await peer.receive("response.create")
+        asked.set()
+        await ends(peer)
+
+    async with live(script, **BACKEND) as (session, _):
+        session.send(ContinueWork())
+        session.send(question("first"))
+        assert session._backend is not None
+        assert session._backend._asked is None
+        async with asyncio.timeout(WAIT):
+            await asked.wait()
 
 
 def backend_event(kind: str, response_id: str = "", task: str = "") -> BackendEvent:
