@@ -52,7 +52,8 @@ class CallAction(Protocol):
     joined: bool = False
     """The caller is joined with the B-leg."""
     interpreted: bool = False
-    """They were joined with an interpreter; it stays True when its sessions are closed or lost."""
+    """They are joined with an interpreter; it stays True when its sessions are lost, and becomes
+    False when they are closed."""
     over: EndReason | None = None
     """Why the call is to end now: transferred, or the joined B-leg has ended. None: it goes on."""
     detail: str = ""
@@ -479,8 +480,8 @@ class CallActions:
 
     @property
     def interpreted(self) -> bool:
-        """Whether caller and B-leg were joined with an interpreter; still True when its sessions
-        are lost, or closed by :meth:`stop_interpreting`."""
+        """Whether caller and B-leg are joined with an interpreter; still True when its sessions are
+        lost, but not once :meth:`stop_interpreting` has closed them."""
         return self._action is not None and self._action.interpreted
 
     def stop_interpreting(self) -> list[Output]:

@@ -424,8 +424,9 @@ class Transfer:
         return [*silent, outputs.HangUpBLeg()] if dialled else silent
 
     def stop_interpreting(self) -> list[Output]:
-        """Close the sessions that interpret between the legs, which stay joined; nothing without an
-        interpreter."""
+        """Close the sessions that interpret between the legs, which stay joined, and are no longer
+        :attr:`interpreted`; nothing without an interpreter."""
+        self.interpreted = False
         return [] if self._interpreter is None else self._interpreter.end()
 
     def end_by_bye(self, now: float) -> bool:

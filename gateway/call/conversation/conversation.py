@@ -545,8 +545,7 @@ class Conversation:
             )
         )
         following = self.control.responses.on_done(event.response_id, now)
-        if event.status == "completed":
-            outputs += self.functions.on_response_done(event, now)
+        outputs += self.functions.on_response_done(event, now)
         outputs += send(following)
         if self.functions.in_loop and self.control.responses.idle:
             outputs += self._response_fallback.on_tool_loop(now)

@@ -249,7 +249,7 @@ class Guardrails:
         and the ``WINDOW`` characters before them. A service gets whole sentences, and one that is
         longer than ``WINDOW`` characters before its end. Nothing for a stopped response and for our
         replacements. Once a replacement was requested, an item that reads so far like the beginning
-        of one is not checked yet: patterns get those words with what follows, services do not.
+        of one is not checked yet: those words are checked with what follows.
 
         Args:
             whole: the item's text is complete, so that its last word and sentence are, too.
@@ -261,9 +261,9 @@ class Guardrails:
         window = words.tail[-WINDOW:] + new
         words.tail = window[-2 * WINDOW :]
         words.said = (words.said + new)[:MAX_SAID]
+        words.sentence = (words.sentence + new)[-MAX_TEXT:]
         if self._is_replacement(words.tail):
             return []  # ours, of a server that does not say what it answers
-        words.sentence = (words.sentence + new)[-MAX_TEXT:]
         sentence = ""
         if whole or _SENTENCE.search(words.sentence) or len(words.sentence) >= WINDOW:
             sentence, words.sentence = words.sentence.strip(), ""

@@ -97,7 +97,8 @@ class _Running:
     told: bool = False
     """The caller has got the filler text or sound; there is only one."""
     waits_from: float = 0.0
-    """When the caller's wait began (s): with the function, or when they last heard something."""
+    """When the caller's wait began anew, as they heard something when the filler was due (s); 0
+    before that."""
 
     @property
     def due(self) -> float | None:
@@ -153,8 +154,8 @@ class Functions:
         return self._control.plan
 
     def on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        """Handle the function calls of a completed ``response.done``: log the first ``MAX_CALLS``,
-        and start each call or answer it.
+        """Handle the function calls of a ``response.done``: log the first ``MAX_CALLS``, and start
+        each call or answer it. Of a response that is not completed, none is done or answered.
 
         Passed over are calls that are being carried out already, and those that an application
         answers. Calls beyond ``MAX_CALLS`` get an error, and those beyond ``MAX_ANSWERED`` no
@@ -171,6 +172,9 @@ class Functions:
         goodbye follows. While a transfer is queued or under way, ``end_call`` is answered as not
         done.
         """
+        self.in_loop = False
+        if event.status != "completed":
+            return []
         control, note = self._control, self._control.timeline.note
         calls = definitions.calls_of(event.output)
         names = [str(call.get("name"))[:MAX_NAME] for call in calls[:MAX_CALLS]]
@@ -183,7 +187,6 @@ class Functions:
             reason = f"too many calls in one response: {MAX_CALLS} are carried out"
             outputs.append(note(now, "tool_refused", "warning", name="", reason=reason))
             outputs += [tool_output(call_id_of(call), {"error": reason}) for call in beyond]
-        self.in_loop = False
         if control.playback.was_interrupted(event.response_id):
             result = {"status": "not done", "reason": "you were interrupted"}
             return outputs + [tool_output(call_id_of(call), result) for call in calls]
@@ -423,8 +426,7 @@ class Functions:
 
     def _fill_wait(self, running: _Running, now: float) -> list[Output]:
         """Have the model say the filler text, or without one play the filler sound, once for each
-        call of a function. Log ``tool_slow`` the first time that this is called for it, and the
-        first time after an approval.
+        call of a function. Log ``tool_slow`` the first time that this is called for it.
 
         Where the caller hears something anyway (a filler sound, model audio), a response runs, is
         requested or waits, an action is queued or under way, or the conversation is being ended,
@@ -432,7 +434,7 @@ class Functions:
         """
         control, plan = self._control, running.plan
         notes: list[Output] = []
-        if running.waits_from <= running.began:
+        if not running.waits_from:
             fields = {"name": running.call.name, "call_id": running.call.id}
             notes.append(control.timeline.note(now, "tool_slow", **fields))
         busy = self._sounding or control.call_actions.busy or control.termination is not None

@@ -130,6 +130,21 @@ def test_words_while_the_operator_thinks() -> None:
     assert scene.at(20.0) == [], "they are told once"
 
 
+def test_a_call_that_is_slow_before_its_approval_and_after_it_is_told_once() -> None:
+    search = FunctionPlan(filler_delay=2.0, filler_text="One moment.")
+    rule = ApprovalRule("search", "ask_http", timeout=10.0)
+    tools = replace(PLAN.tools, functions={"search": search}, approvals=(rule,))
+    scene = Scene(replace(PLAN, tools=tools)).up()
+    scene.at(1.0, created("r1"), audio("r1", "i1", 2500), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=[("search", "c1")]))
+    scene.listen(2400)
+    assert "tool_slow" in scene.events
+    scene.do(inputs.ApprovalResult("c1", True))
+    scene.listen(2400)
+    assert scene.requests, "then the caller is told"
+    assert scene.events.count("tool_slow") == 1
+
+
 def _say(tool: str, given: Any) -> str:
     return f"{tool} {given['amount']}?"
 

@@ -83,6 +83,17 @@ def test_only_what_no_delta_had_is_asked_about_again() -> None:
     assert rest.text == "And a bomb."
 
 
+def test_a_sentence_that_begins_as_a_replacement_does_is_asked_about_whole() -> None:
+    no = GuardrailPlan(pattern=re.compile("bomb"), replacement="I will not say it.", name="b")
+    scene = scene_of(no, GuardrailPlan("agent", None, url="http://rules/", name="u"))
+    scene.do(created("r1"), *words("bomb "), done("r1", "cancelled"))
+    scene.do(created("r2", scene.requests[-1]))
+    assert checks(scene, *words("I will not ", "say it.", response="r2", item="i2")) == []
+    scene.do(done("r2"), created("r3"))
+    (check,) = checks(scene, *words("I will not ", "be kind.", response="r3", item="i3"))
+    assert check.text == "I will not be kind."
+
+
 def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
     scene = scene_of(BOMB)
     seen = scene.do(created("r1"), *words("The bomb ", "is"), audio("r1", "i1", 400))

@@ -10,7 +10,7 @@ import pytest
 from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.interpretation import REOPENED_SECONDS
-from gateway.call.plan import CallPlan, ToolsPlan
+from gateway.call.plan import CallPlan, EscapePlan, ToolsPlan
 from gateway.call.tools.commands import Destination, InterpreterPlan, TransferPlan
 from gateway.realtime.events import (
     AgentTranscript,
@@ -20,7 +20,7 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
 )
-from tests.support.call_scene import ACK, BYE, UP, Scene, audio, created, done
+from tests.support.call_scene import ACK, BYE, UP, Scene, audio, created, done, key
 from tests.unit.call.test_call_control import PICKED_UP, wants
 
 ANNA = Destination("anna", "sip:2@pbx", "bridge")
@@ -35,9 +35,9 @@ def says(listener: str, event: ServerEvent) -> inputs.InterpreterEvent:
     return inputs.InterpreterEvent(listener, event)
 
 
-def interpreted() -> Scene:
+def interpreted(plan: CallPlan = PLAN) -> Scene:
     """Anna has answered at 2 s; both sessions are up at 3 s."""
-    scene = Scene(PLAN).up()
+    scene = Scene(plan).up()
     scene.at(1.0, created("r1"), wants("transfer_call", destination="anna"))
     assert "interpret" in scene.at(2.0, PICKED_UP)
     scene.at(3.0, *(inputs.InterpreterUp(one, f"sess_{one}") for one in ("caller", "callee")))
@@ -91,6 +91,16 @@ def test_what_is_said_is_played_whole_and_is_in_the_transcript() -> None:
         ("to_callee", "Guten Morgen."),
         ("callee", "Danke."),
     ]
+
+
+def test_once_a_budget_has_closed_both_the_legs_are_joined_as_any_others() -> None:
+    """The next budget that is spent has nothing to close, and the caller's key is the callee's."""
+    escape = EscapePlan("0", to=("anna",))
+    scene = interpreted(replace(PLAN, escape=escape))
+    scene.do(inputs.BudgetThreshold(True, "call: 1 of 1"))
+    assert scene.do(inputs.BudgetThreshold(True, "day: 9 of 9")) == []
+    assert scene.events.count("budget_exceeded") == 1
+    assert scene.do(key("0")) == ["press 0 second"]
 
 
 @pytest.mark.parametrize(

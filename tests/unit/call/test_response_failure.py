@@ -8,6 +8,7 @@ import pytest
 from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
+from gateway.call.tools.commands import RequestResponse
 from gateway.realtime.events import InputCommitted, ResponseDone
 from tests.support.call_scene import (
     SPEECH,
@@ -168,6 +169,21 @@ def test_a_model_that_only_calls_functions() -> None:
     assert "Bye." in last_words(scene)
     assert len(asked) < 8
     assert "tool_loop" in scene.events
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+def test_a_loop_is_over_with_the_next_response_however_that_ends(status: str) -> None:
+    """Nothing is asked for while the caller speaks, and a failure is retried as any other."""
+    scene = scene_of(ResponseFailurePlan(max_tool_rounds=1))
+    scene.do(created("r1"), done("r1", calls=[("nope", "c1", "{}")]), created("r2"))
+    scene.do(inputs.ToolRequest(RequestResponse("Say hello.")))
+    assert scene.do(done("r2", calls=[("nope", "c2", "{}")]))[-1] == "create ['instructions']"
+    assert "tool_loop" in scene.events
+    scene.do(created("r3"), audio("r3", "i3", 200))
+    if status == "cancelled":
+        assert scene.do(SPEECH, done("r3", "cancelled")) == ["flush", "delete i3"]
+    else:
+        assert scene.do(failed("r3")) == ["create ['instructions']"]
 
 
 def test_results_of_a_model_that_only_calls_functions_wait_ever_longer() -> None:
