@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -382,15 +384,22 @@ class Service:
         self._drain()
 
 
+EXIT_SECONDS = 3.0
+"""Wait after the stop for threads that still work, as on a disk that hangs: Python waits for them
+without a deadline."""
+
+
 def run(
     config: Config,
     dialplan: Dialplan,
     supervisor_link: int | None = None,
     read: Read | None = None,
+    write_log: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a gateway on an event loop of its own until it is told to stop: ``gateway run``.
 
-    Raises as :meth:`Service.run`.
+    The process then has ``EXIT_SECONDS`` to end; it exits without its threads, after a last
+    ``write_log``, where those hold it up. Raises as :meth:`Service.run`.
     """
 
     async def serve() -> None:
@@ -399,5 +408,19 @@ def run(
         loop.set_exception_handler(service.health.on_unhandled)
         await service.run()
 
+    status = 1
+
+    def leave() -> None:
+        others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+        log.error("gateway.threads_left", threads=[one.name for one in others if not one.daemon])
+        write_log()
+        os._exit(status)
+
     with asyncio.Runner(loop_factory=LookupLoop) as runner:
-        runner.run(serve())
+        try:
+            runner.run(serve())
+            status = 0
+        finally:
+            end = threading.Timer(EXIT_SECONDS, leave)
+            end.daemon = True
+            end.start()

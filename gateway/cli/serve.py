@@ -92,7 +92,7 @@ def run_gateway(
         return (found if worker is None else found.for_worker(worker)), routes
 
     own = settings if worker is None else settings.for_worker(worker)
-    _serve(config, own, dialplan, supervisor_link, read)
+    _serve(config, own, dialplan, supervisor_link, read, sink.close)
 
 
 def _format(log: LogSettings) -> Literal["json", "console"]:
@@ -108,6 +108,7 @@ def _serve(
     dialplan: Dialplan,
     supervisor_link: int | None,
     read: Callable[[], tuple[Config, Dialplan]],
+    write_log: Callable[[], None],
 ) -> None:
     """Run the gateway until it ends; exit with 1 when it cannot start."""
     try:
@@ -117,7 +118,7 @@ def _serve(
         click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(1)
     try:
-        service.run(settings, dialplan, supervisor_link, read)
+        service.run(settings, dialplan, supervisor_link, read, write_log)
     except (AgentError, OSError) as error:
         where = settings.where(str(error).partition(": ")[0])  # most messages begin with the key
         line = "" if where == "default" else f":{where.rpartition(':')[2]}"

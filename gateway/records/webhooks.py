@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import sqlite3
@@ -43,6 +44,7 @@ AT_ONCE = 16
 PER_ENDPOINT = 4
 DUE_AT_ONCE = 100
 """Deliveries of one endpoint that have a task at a time; ``PER_ENDPOINT`` of them are sent."""
+CLOSE_SECONDS = 2.0
 LOOK_SECONDS = 1.0
 TRANSIENT = frozenset({408, 425, 429})
 """4xx statuses after which a delivery is tried again."""
@@ -168,8 +170,10 @@ class WebhookSender:
         await self._tasks.cancel()
         await self._sending.cancel()
         await self._client.aclose()
-        # Not on this thread: one whose task was cancelled may still read.
-        await self._on_spool(lambda spool: spool.close())
+        # Not on this thread: one whose task was cancelled may still read, from a disk that hangs.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._on_spool(lambda spool: spool.close())
         self._thread.shutdown(wait=False)
 
     async def deliveries(self, *, dead: bool) -> list[Delivery]:

@@ -365,6 +365,7 @@ async def test_the_spool_is_closed_once_nobody_reads_it(
         return []
 
     monkeypatch.setattr(webhooks, "ATTEMPT_SECONDS", 0.1)
+    monkeypatch.setattr(webhooks, "CLOSE_SECONDS", 60.0)
     monkeypatch.setattr(Spool, "due", due)
     monkeypatch.setattr(Spool, "close", lambda _spool: steps.append("closed"))
     endpoint = Endpoint("crm", "http://127.0.0.1:9", (SECRET,), frozenset({"call.ended"}), {})

@@ -296,6 +296,49 @@ async def test_a_stall_of_the_event_loop_is_told_with_the_time_it_computed(
     assert (stall["cpu_seconds"] > 0.4) is computes
 
 
+LEAVES_THREADS = """
+import asyncio, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from gateway.app import service
+from gateway.sip.agent import AgentError
+
+class Stopped:
+    def __init__(self, *given):
+        self.health = self
+    def on_unhandled(self, loop, context):
+        pass
+    async def run(self):
+        loop = asyncio.get_running_loop()
+        hung = threading.Barrier(3)
+        def hang():
+            hung.wait()
+            threading.Event().wait()
+        loop.run_in_executor({pool}, hang)
+        loop.run_in_executor({pool}, hang)
+        await loop.run_in_executor(ThreadPoolExecutor(1), hung.wait)
+        {end}
+
+service.Service, service.EXIT_SECONDS = Stopped, 0.1
+service.run(None, None, write_log=lambda: print("the log is written"))
+"""
+
+
+@pytest.mark.parametrize("pool", ["None", 'ThreadPoolExecutor(2, "webhook spool")'])
+@pytest.mark.parametrize(("end", "status"), [("", 0), ("raise AgentError", 1)])
+def test_a_stopped_process_ends_though_threads_hang(pool: str, end: str, status: int) -> None:
+    """As on a disk that hangs, in a pool of ours or the loop's own; the log says which."""
+    code = LEAVES_THREADS.format(pool=pool, end=end)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == status
+    said = done.stdout.splitlines()
+    name = "asyncio" if pool == "None" else "webhook spool"
+    assert "gateway.threads_left" in said[-2]
+    assert name in said[-2]
+    assert said[-1] == "the log is written"
+
+
 def test_a_process_whose_event_loop_hangs_ends_and_says_where() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from gateway.call.call_record import CallRecord
 from gateway.ending import EndReason, ending_of
-from gateway.records import files
+from gateway.records import files, webhooks
 from gateway.records import spool as spool_module
 from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
@@ -620,6 +620,24 @@ async def test_a_spool_that_hangs_takes_no_thread_from_others(
     finally:
         go_on.set()
     assert [await one for one in asked] == [{"a": (0, None, 0)}] * 40
+
+
+async def test_a_spool_that_hangs_does_not_hold_up_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, closed = threading.Event(), threading.Event()
+
+    def close(_spool: Spool) -> None:
+        go_on.wait(60)
+        closed.set()
+
+    monkeypatch.setattr(webhooks, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(Spool, "close", close)
+    sender = WebhookSender(tmp_path, [], lambda: False)
+    await sender.start()
+    await sender.stop()
+    assert not closed.is_set()
+    go_on.set()
 
 
 def test_pages_of_rows_and_filters(tmp_path: Path) -> None:
