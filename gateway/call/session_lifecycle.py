@@ -221,6 +221,8 @@ class SessionEvents:
         """It was closed for that; the caller is back, and another one is being opened."""
         self._resume = False
         """A response was due when the session was lost, and is requested of the next one."""
+        self._waited = False
+        """The agent waited in a queue when the session was lost (hold and wait)."""
 
     def begin_in_outage(self, detail: str, now: float) -> list[outputs.Output]:
         """Begin an inbound call whose server is known to be down, without trying the server: ring
@@ -324,7 +326,8 @@ class SessionEvents:
 
         Then request the greeting, if it was never requested, or if the route has one, a response
         was due when the session was lost, and nothing of the agent was heard yet; else the response
-        that was due, unless one was requested of the new session already or it takes no requests.
+        that was due, or that the end of a wait in a queue has wanted meanwhile, unless one was
+        requested of the new session already or it takes no requests.
         """
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
@@ -339,12 +342,14 @@ class SessionEvents:
             words = HELD if self._call.held else RESUMED
             todo += self._call.conversation.control.add_message(words)
         self._plan_release(self._call.held, now)
-        resume, self._resume = self._resume, False
+        resume, waited, self._resume, self._waited = self._resume, self._waited, False, False
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
         if not self._greeting_requested or (resume and unheard):
             return todo + self.request_greeting(now)
-        again = resume and control.responses.idle and control.capabilities.requested_responses
+        # While it still waits, nothing is requested.
+        again = (resume or waited) and control.responses.idle
+        again = again and control.capabilities.requested_responses
         return todo + (control.request_response(CreateResponse(), now) if again else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
@@ -608,6 +613,7 @@ class SessionEvents:
                 return self._end(why, now, detail)
             self._call.session_up = self._call.opening.waiting = False
             self._resume = self._call.conversation.silence.due
+            self._waited = self._call.conversation.control.waiting
             rest = self._call.conversation.detach(now)
             # Until the ACK there is nobody who could hear anything.
             answered = self._call.state is State.TALKING or self._call.opening.confirmed

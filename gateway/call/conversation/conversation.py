@@ -437,6 +437,7 @@ class Conversation:
         self._names.reset()
         self._guardrails.on_session_over()
         self._context_trimmer.on_session_over()
+        self.hold_wait.on_session_over()
         self._mcp_watch.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)

@@ -98,6 +98,9 @@ class HoldWait:
         turns out to be an announcement."""
         self._stopped: float | None = None
         """When they stopped (s); None while they speak, or nobody has spoken."""
+        self._end_by_sound = False
+        """A session is over, and no other has heard speech since, nor has music played: no session
+        tells the end of what is said."""
         self._words_came = False
         self._key_count = 0
 
@@ -124,6 +127,7 @@ class HoldWait:
                 return self._on_sound(input, now)
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking, self._stopped, self._words_came = now, None, False
+                self._end_by_sound = False
             case inputs.ServerEventReceived(event=SpeechStopped(item_id)):
                 if self._speaking is not None:
                     self._repeats.add_turn(item_id, round((now - self._speaking) * 1000))
@@ -179,8 +183,8 @@ class HoldWait:
         counts as an announcement. The session hears the other side again after a quiet second,
         after one that is clearly not music, and after two in a row that may or may not be music. A
         second that is neither music nor quiet counts as speech. Where the server does not report
-        speech, a quiet second is its end. A quiet second after the end of speech has :meth:`tick`
-        decide at once, if no transcript is awaited.
+        speech, or its session is over (:meth:`on_session_over`), a quiet second is its end. A quiet
+        second after the end of speech has :meth:`tick` decide at once, if no transcript is awaited.
 
         While an action is queued or under way, the call is ending, or the other side holds, only
         the count of music starts anew.
@@ -194,6 +198,7 @@ class HoldWait:
         if heard.held >= HELD:
             self._unclear = 0
             announced, self._voice, self._stopped = self._voice, False, None
+            self._end_by_sound = False
             self._wait.announcements += announced
             return self._withhold(True)
         self._unclear += 1
@@ -203,8 +208,9 @@ class HoldWait:
             outputs = self._withhold(False)
         if not quiet:
             self._voice = True
-        elif self._voice and not self._control.capabilities.turn_events and self._stopped is None:
-            self._stopped = now
+        elif self._voice and self._stopped is None:
+            if self._end_by_sound or not self._control.capabilities.turn_events:
+                self._stopped = now
         elif self._stopped is not None and (self._words_came or not self._plan.transcribed):
             self._stopped = now - SETTLE_SECONDS
         return outputs
@@ -304,6 +310,11 @@ class HoldWait:
         to = self._plan.transfer_to
         self._control.terminate(Termination(EndReason.MACHINE_DETECTED, detail, "", to))
         return outputs
+
+    def on_session_over(self) -> None:
+        """Note that the session is lost, closed on hold or handed over, perhaps in the middle of
+        what is said: a quiet second is its end."""
+        self._speaking, self._end_by_sound = None, True
 
     def on_bridged(self, now: float) -> list[Output]:
         """End the wait, if there is one, as caller and B-leg are joined: a session that listens

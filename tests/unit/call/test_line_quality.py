@@ -280,6 +280,35 @@ def test_words_that_do_not_come_delay_the_decision() -> None:
         assert spoken_to(scene.at(stopped + until + 0.1))
 
 
+@pytest.mark.parametrize("up_first", [True, False])
+def test_a_human_whose_session_is_lost_in_mid_speech_is_answered_by_the_next(
+    up_first: bool,
+) -> None:
+    """The end of what they said is told by no session; silence is it, also while there is none."""
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 30.0),))
+    scene = waiting(again)
+    scene.do(said(SpeechStarted("u1", 0)))
+    seconds(scene, 2, VOICE)
+    scene.do(closed(1006))
+    seen = scene.do(SessionReady("sess_2")) if up_first else []
+    assert not spoken_to(seen)
+    seen = seconds(scene, 15, SILENCE)
+    assert spoken_to(seen if up_first else scene.do(SessionReady("sess_2")))
+    (wait,) = scene.record.content.hold_waits
+    assert wait.ended == "human"
+
+
+def test_an_announcement_whose_session_is_lost_is_no_human() -> None:
+    """Music comes back, and what is not heard as speech between its pieces is none either."""
+    scene = waiting(ServerPlan(fallback=(FallbackStep("reconnect", 30.0),)))
+    scene.do(said(SpeechStarted("u1", 0)))
+    seconds(scene, 2, VOICE)
+    scene.do(closed(1006), SessionReady("sess_2"))
+    seconds(scene, 3, MUSIC)
+    seconds(scene, 2, VOICE)
+    assert not spoken_to(seconds(scene, 10, SILENCE))
+
+
 def test_the_wait_has_an_end() -> None:
     """The call ends, with the reason."""
     scene = waiting()
