@@ -13,9 +13,9 @@ from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.speech import synthesise
 from tests.support.harness import PATIENT, GatewayStack
-from tests.support.listening import assert_beep, is_silence
-from tests.support.made_sounds import g711, melody, tone
-from tests.support.rtp_end import EVENT_PAYLOAD
+from tests.support.listening import all_arrives, assert_beep, is_silence
+from tests.support.made_sounds import beep, g711, melody
+from tests.support.rtp_end import EVENT_PAYLOAD, FRAME
 
 ROUTE = """
 [[route]]
@@ -53,7 +53,8 @@ WORLD = {
     ),
 }
 
-FULL_GREETING = "Hello. You have reached Anna and Tom. We cannot take your call now."
+GREETING = "Hello. You have reached Anna and Tom."
+"""So short that the beep comes in time where the machine stands still and makes two turns of it."""
 
 
 async def test_a_message_is_left_on_voicemail(world: GatewayStack) -> None:
@@ -67,7 +68,7 @@ async def test_a_message_is_left_on_voicemail(world: GatewayStack) -> None:
     call = await world.dial("voicemail")
     session = await world.session_of(call)
     await world.gateway.wait("call.machine_detected", call=call.call_id)
-    call.rtp.say(g711(tone(1000, 400), Codec.PCMU))
+    beep(call.rtp, 1000, 400)
     bye = await call.hung_up()
     said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
     assert said[-1] == "Your room."
@@ -124,13 +125,15 @@ async def test_a_box_is_known_by_its_beep(world: GatewayStack) -> None:
     world.behave(vad="auto")
     call = await world.dial("box")
     session = await world.session_of(call)
-    call.rtp.say(spoken(FULL_GREETING) + b"\xff" * 4000 + g711(tone(800, 300), Codec.PCMU))
+    call.rtp.say(spoken(GREETING) + b"\xff" * 4000)
+    await call.rtp.quiet()
+    beep(call.rtp, 800, 300)
     await call.hung_up()
     (found,) = (await world.record(call))["machine_detection"]
     assert found["kind"] == "voicemail"
-    rule, _, beep = found["why"].partition(", ")
+    rule, _, tone = found["why"].partition(", ")
     assert rule == "a beep after the first turn"
-    assert_beep(beep, 800, 300)
+    assert_beep(tone, 800, 300)
     said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
     assert said[-1] == "Your room."
 
@@ -164,13 +167,9 @@ async def test_the_agent_waits_in_a_queue(world: GatewayStack) -> None:
     call = await world.dial("queue")
     session = await world.session_of(call)
     human = spoken(words[1])
-    call.rtp.say(
-        g711(melody(3.0), Codec.PCMU)
-        + spoken(words[0])
-        + g711(melody(3.0), Codec.PCMU)
-        + human
-        + b"\xff" * 24000
-    )
+    music = g711(melody(3.0), Codec.PCMU)
+    for sound in (music, spoken(words[0]), music, human, b"\xff" * 24000):
+        call.rtp.say(sound)  # each in packets of its own
     ended = await world.gateway.wait("call.hold_wait_ended", 40, call=call.call_id)
     assert ended["why"] == "human"
     since = len(call.rtp.packets)
@@ -178,6 +177,8 @@ async def test_the_agent_waits_in_a_queue(world: GatewayStack) -> None:
     await call.rtp.until(lambda: sum(not is_silence(one) for one in call.rtp.packets[since:]) >= 15)
     pressed = {one.payload[0] for one in call.rtp.packets if one.payload_type == EVENT_PAYLOAD}
     assert pressed == {1}
+    # What the human said is in the session byte for byte.
+    await all_arrives(session, human[25 * FRAME : len(human) // FRAME * FRAME], 20)
     await call.hang_up()
     record = await world.record(call)
     (wait,) = record["hold_waits"]
@@ -192,9 +193,6 @@ async def test_the_agent_waits_in_a_queue(world: GatewayStack) -> None:
     starts = [m["t_ms"] for m in record["timeline"] if m["event"] == "agent_speech_started"]
     assert not [at for at in starts if began <= at < over]
     assert [at for at in starts if at >= over]
-    # What the human said is in the session byte for byte; of the music hardly more than the start.
-    heard = bytes(session.received)
-    assert human[4000:-2000] in heard
     told = [
         one.body["item"]["content"][0]["text"] for one in session.seen("conversation.item.create")
     ]

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from gateway.api.client import RefusedError, ask
-from gateway.audio import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support.callee import CalledCall, CalledPhone
@@ -27,7 +26,7 @@ from tests.support.forked import Forked
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_arrives, assert_beep, missing_frames, noise
-from tests.support.made_sounds import g711, tone
+from tests.support.made_sounds import beep
 from tests.support.rtp_end import FRAME
 
 WORLD = {
@@ -209,7 +208,7 @@ async def test_a_voicemail_box_answers(world: GatewayStack, callee: CalledPhone)
     there = await callee.called()
     await there.until(lambda c: c.requests("ACK"))
     await world.gateway.wait("call.machine_detected", call=call)
-    there.rtp.say(g711(tone(950, 300), Codec.PCMU))
+    beep(there.rtp, 950, 300)
     message = await world.gateway.wait("call.voicemail_message", call=call)
     assert_beep(message["beep"], 950, 300)
     summary = await summary_of(world, call)
