@@ -569,9 +569,8 @@ class SessionEvents:
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
         if given_up or self._call.state in (State.ENDING, State.BRIDGED):
             return []
-        if self.handover.ready and self._call.live and input.code != 1000:
-            self._call.session_up = True
-            return self.handover.promote_if_quiet(now, at_once=True)
+        if input.code != 1000 and self._may_promote:
+            return self._promote(now)
         self.handover.on_session_over()
         if self._call.live and self._call.conversation.call_actions.transferring:
             return self._handle_loss(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
@@ -582,15 +581,27 @@ class SessionEvents:
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST
         return self._handle_loss(why, now, f"{input.code} {input.reason}".strip())
 
+    @property
+    def _may_promote(self) -> bool:
+        """Whether a standby session is ready, and the call is one that it could take over."""
+        return self.handover.ready and self._call.state in (State.ANSWERED, State.TALKING)
+
+    def _promote(self, now: float) -> list[outputs.Output]:
+        """Promote the standby session, which is ready, at once: the active one is lost."""
+        self._call.session_up = True
+        return self.handover.promote_if_quiet(now, at_once=True)
+
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
         """Handle a response that is due, or an event that the server owes, which has not come
-        within ``silence.timeout``: take the fallback steps, as for a lost session. Where none may
-        be taken, interrupt what runs, play the failure sound and request the response again; after
-        ``max_failures`` in a row end the conversation.
+        within ``silence.timeout``: promote a standby session that is ready, else take the fallback
+        steps, as for a lost session. Where none may be taken, interrupt what runs, play the failure
+        sound and request the response again; after ``max_failures`` in a row end the conversation.
 
         Args:
             rule: name of the silence, such as ``response_not_created``, for log and record.
         """
+        if self._may_promote:
+            return self._promote(now)
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.timeout:g} s"
@@ -648,15 +659,25 @@ class SessionEvents:
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
     ) -> list[outputs.Output]:
-        """Handle an ``error`` event of the session: hand it to the conversation; if it ends the
-        session, take the fallback steps as for a lost one. Nothing while no session is up."""
+        """Handle an ``error`` event of the session: hand it to the conversation. If it ends the
+        session, promote a standby session that is ready, or where a hang-up waits only for queued
+        audio, close the session and play that audio to its end; else take the fallback steps as for
+        a lost one. Nothing while no session is up."""
         if not self._call.session_up:
             return []
-        todo = self._call.conversation.on_error(input.error, input.command, now)
-        if self._call.conversation.ended(now)[0] is EndReason.SESSION_ERROR:
-            detail = f"{input.error.code}: {input.error.message}"
-            return todo + self._handle_loss(EndReason.SESSION_ERROR, now, detail)
-        return todo
+        conversation = self._call.conversation
+        todo = conversation.on_error(input.error, input.command, now)
+        if conversation.ended(now)[0] is not EndReason.SESSION_ERROR:
+            return todo
+        if self._may_promote:
+            return todo + self._promote(now)
+        why = EndReason.SESSION_ERROR
+        if self._call.live and conversation.control.hangup_after_playout.is_queued:
+            self._call.session_up = False
+            rest = conversation.hang_up_after_playout(now)
+            return [*todo, *rest, outputs.CloseSession(1000, why.value)]
+        detail = f"{input.error.code}: {input.error.message}"
+        return todo + self._handle_loss(why, now, detail)
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
         """Handle caller and B-leg that have been joined: the call is BRIDGED, a wait in a queue is

@@ -416,8 +416,9 @@ class Conversation:
         """Have the call hung up once the queued audio was played, as the session is closed and no
         other follows: forget its requests and responses, record digits that were not sent, and
         resume playout that barge-in had paused. A hang-up that waits only for queued audio keeps
-        its reason and deadline (:meth:`HangupAfterPlayout.on_session_over`). Returns
-        ``Pause(False)`` if playout was paused, else nothing."""
+        its reason and deadline (:meth:`HangupAfterPlayout.on_session_over`); an error that ended
+        the session is forgotten. Returns ``Pause(False)`` if playout was paused, else nothing."""
+        self._session_failed = False
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)

@@ -21,6 +21,7 @@ from gateway.realtime.events import (
     TruncateItem,
 )
 from tests.support.call_scene import (
+    OUR_END,
     SPEECH,
     UP,
     Scene,
@@ -485,6 +486,18 @@ def test_a_hang_up_that_a_digit_overtook_is_answered_and_not_made() -> None:
     assert seen == ["output c1", "output c2"]
     assert scene.at(4.0) == [PRESSED.format("4"), "create"]
     assert scene.state is State.TALKING
+
+
+@pytest.mark.parametrize("end", [closed(1001), error("session_expired")])
+def test_a_goodbye_is_heard_to_its_end_when_its_session_ends(end: inputs.Input) -> None:
+    scene = _talking(2000, 0)
+    scene.do(done("r1", calls=[("end_call", "c1")]))
+    scene.listen(300)
+    scene.do(end)
+    assert "bye 16" in scene.listen(2000)
+    assert scene.heard_ms == 2000
+    scene.do(OUR_END)
+    assert scene.ending[1] == "agent_hangup"
 
 
 def test_a_goodbye_taken_back_can_be_said_again() -> None:

@@ -18,6 +18,7 @@ from gateway.call.plan import (
     LimitsPlan,
     OutboundPlan,
     ServerPlan,
+    SilencePlan,
     ToolsPlan,
 )
 from gateway.call.tools.commands import (
@@ -470,12 +471,20 @@ def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirt
     assert limited == (1 if len(opened) == 20 else 0)
 
 
-def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
-    scene = living(3600.0)
+@pytest.mark.parametrize("fallback", [True, False])
+@pytest.mark.parametrize("end", [LOST, error("session_expired"), None])
+def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost(
+    end: inputs.Input | None, fallback: bool
+) -> None:
+    """Closed, ended by an error, or silent (None)."""
+    plan = replace(PLAN, silence=SilencePlan(timeout=8.0))
+    scene = living(3600.0, plan if fallback else replace(plan, server=ServerPlan()))
     scene.at(3541.0, created("r1"))
     scene.do(inputs.StandbyReady("sess_2", None))
-    assert scene.do(LOST) == ["take over", "create"]
+    took_over = scene.at(3550.0) if end is None else scene.do(end)
+    assert took_over == ["take over", "create"]
     assert scene.record.session.failovers == []
+    assert scene.state.name == "TALKING"
 
 
 def test_a_server_that_tells_no_end_gets_no_successor() -> None:
