@@ -167,6 +167,9 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
         "blackbox": _Entry("past", "Print where the black box of a call is.", "black_box"),
         "replay": _Entry("past", "Replay a black box, and show what differs.", "replay"),
+        "parked": _Entry(
+            "past", "List rows that the database refused, or write them again.", "parked"
+        ),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },
     "Develop": {

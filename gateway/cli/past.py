@@ -8,6 +8,7 @@ import errno
 import gzip
 import json
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -325,6 +326,45 @@ def erase(number: str, config: Path) -> None:
             None if recording.upload is None else Storage.of(recording.upload),
         )
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@click.command("parked", epilog=examples("gateway parked", "gateway parked --resend all"))
+@CONFIG
+@click.option("--resend", metavar="CALL", help="Have those of a call written again; all: each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with what was to be written.")
+def parked(config: Path, resend: str | None, as_json: bool) -> None:
+    """List rows and events that the database refused, or have them written again.
+
+    They wait in the folder of the records. What is written again is taken by the gateway that runs
+    on that folder, or by the next one; what is refused again is parked again. Exit 1 where nothing
+    of CALL is parked.
+    """
+    from gateway.records.spool import NAME, Spool
+
+    folder = records_of(config).spool_folder
+    if folder is None:
+        raise fail(f"{config}: records.folder is not set: no calls are kept")
+    spool = Spool(folder)
+    try:
+        found = spool.parked_entries() if (folder / NAME).exists() else []
+        count = spool.unpark("*" if resend == "all" else resend) if found and resend else 0
+    except (OSError, sqlite3.Error) as error:
+        raise fail(f"{folder / NAME}: {error}") from None
+    finally:
+        spool.close()
+    if resend is not None:
+        if not count and resend != "all":
+            raise fail(f"nothing of a call {resend!r} is parked")
+        click.echo(f"to be written again: {count}")
+    elif as_json:
+        print_json([{**asdict(one), "error": why} for one, why in found])
+    else:
+        for one, why in found:
+            at, first = datetime.fromtimestamp(one.at, UTC), why.partition("\n")[0]
+            told = f"{one.call_id}  {at:%Y-%m-%d %H:%M:%S}  {one.kind}, {first}"
+            click.echo(printable(told))
+        if not found:
+            click.echo("none")
 
 
 @click.command(

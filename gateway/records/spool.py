@@ -363,6 +363,32 @@ class Spool:
             )
             connection.execute("DELETE FROM entries WHERE seq = ?", (entry.seq,))
 
+    def parked_entries(self) -> list[tuple[Entry, str]]:
+        """Return the parked entries, oldest first, each with the error for which it was refused."""
+        rows = self._open().execute(
+            "SELECT kind, call_id, body, at, seq, error FROM parked ORDER BY seq"
+        )
+        return [
+            (Entry(kind, call, _body(text), at, seq), error)
+            for kind, call, text, at, seq, error in rows
+        ]
+
+    def unpark(self, call_id: str) -> int:
+        """Move the parked entries of a call (``*``: all) behind all others, to be written again;
+        return their number."""
+        wanted = [one for one, _ in self.parked_entries() if call_id in (one.call_id, "*")]
+        at_least = time.time_ns() // 1000
+        with self._open() as connection:
+            for one in wanted:
+                # Without its details it was written, by this revision: only a later one counts.
+                if isinstance(revision := one.body.get("revision"), int):
+                    one.body["revision"] = revision + 1
+                connection.execute(
+                    _INSERT_ENTRY, (at_least, one.kind, one.call_id, json_text(one.body), one.at)
+                )
+                connection.execute("DELETE FROM parked WHERE seq = ?", (one.seq,))
+        return len(wanted)
+
     def compact(self) -> None:
         """Delete entries of the kind ``row`` that a later one of the same call replaces; events and
         cut calls stay."""

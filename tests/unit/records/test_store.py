@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import subprocess
@@ -17,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy.exc import DataError
 from structlog.testing import capture_logs
 
 from gateway.call.call_record import CallRecord
+from gateway.cli import main
 from gateway.ending import EndReason, ending_of
 from gateway.records import files, webhooks
 from gateway.records import spool as spool_module
 from gateway.records import store as store_module
 from gateway.records.database import Database, Filter
 from gateway.records.files import BackgroundWriter, RecordFiles
-from gateway.records.forwarder import LOCK_NAME, Forwarder, Leadership, recover
+from gateway.records.forwarder import LOCK_NAME, Forwarder, Leadership, ended_event, recover
 from gateway.records.retention import erase, sweep_files
 from gateway.records.spool import CallSlots, Delivery, Entry, Spool, cut_calls
 from gateway.records.store import RecordStore
@@ -449,6 +452,49 @@ def test_a_row_whose_record_is_refused_is_written_without_it(tmp_path: Path) -> 
     assert spool.parked() == 1
     forwarder._spool.close()
     forwarder._leader.release()
+
+
+def test_what_was_refused_is_written_again_on_demand(tmp_path: Path) -> None:
+    """By the command, on the folder of a gateway: once the database takes it, with its details."""
+    config = tmp_path / "gateway.toml"
+    config.write_text('[records]\nfolder = "kept"\n')
+    folder = tmp_path / "kept"
+
+    def command(*arguments: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(main, ["parked", "-c", str(config), *arguments])
+        return ran.exit_code, ran.output
+
+    def forward(database: type[Database]) -> None:
+        forwarder = Forwarder(folder, lambda: database(url), lambda _event: ())
+        forwarder.start()
+        forwarder.stop()
+
+    assert command() == (0, "none\n")
+    assert not folder.exists()
+    spool, url = Spool(folder), f"sqlite:///{folder}/calls.sqlite3"
+    told = ended_event("bad", row("bad", CLOSED).body)
+    spool.add([row("bad", CLOSED, record={"a": 1}), row("good", CLOSED)])
+    spool.add([Entry("event", "bad", told, NOW.timestamp())])
+    forward(Refusing)
+    assert command("--resend", "good")[0] == 1
+    listed = command()[1].splitlines()
+    assert [line.split("  ")[::2] for line in listed] == [
+        ["bad", "row, (builtins.Exception) refused"],
+        ["bad", "event, (builtins.Exception) refused"],
+    ]
+    assert json.loads(command("--json")[1])[0]["body"]["record"] == {"a": 1}
+    assert command("--resend", "all") == (0, "to be written again: 2\n")
+    forward(Refusing)
+    assert spool.parked() == 2, "the cause was not gone"
+    assert command("--resend", "bad") == (0, "to be written again: 2\n")
+    forward(Database)
+    found = Database(url).get("bad")
+    assert found is not None
+    assert found["record"] == {"a": 1}
+    assert [one["type"] for one in found["events"]] == ["call.ended"]
+    assert (spool.parked(), spool.pending()[0]) == (0, 0)
+    assert command("--resend", "all") == (0, "to be written again: 0\n")
+    spool.close()
 
 
 def test_an_entry_that_is_no_json_holds_up_no_other(tmp_path: Path) -> None:
