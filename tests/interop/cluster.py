@@ -13,13 +13,12 @@ from typing import Any
 from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.interop.kamailio import Kamailio
+from tests.interop.lab.ports import free_port
 from tests.support.gateway_process import FAULTS, Gateway, Line
 from tests.support.harness import closed_port, eventually, rtp_range
 from tests.support.sip_phone import Message, Phone, PhoneCall
 
 HOST = "127.0.0.2"
-"""Not where tests that run beside this take ports that the system gives out: a worker that starts
-again must find its own free."""
 WORKERS = 2
 MAX_CALLS = 2
 """Of each worker."""
@@ -147,7 +146,7 @@ class Cluster:
     """All of it. ``more`` is added to ``kamailio-local.cfg``."""
 
     def __init__(self, folder: Path, more: str = "") -> None:
-        ports = _free_ports(WORKERS + 1)
+        ports = free_port(HOST, WORKERS + 1)
         self.base = ports
         self.emulator = Emulator()
         self.gateway = Gateway(folder / "gateway.toml")
@@ -249,19 +248,3 @@ class Cluster:
             await self.phone.forget(call)
         await eventually(lambda: not self.emulator.live, "no session")
         await self.settled()
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many free UDP ports in a row."""
-    for _ in range(200):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((HOST, 0))
-            first = int(probe.getsockname()[1])
-        try:
-            for port in range(first, first + count):
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.bind((HOST, port))
-        except (OSError, OverflowError):
-            continue
-        return first
-    raise OSError(f"no {count} free ports in a row")

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,21 +29,44 @@ pytestmark = [
 HOST = "127.0.0.1"
 
 
+class Worker(Phone):
+    """A telephone in the place of a worker: it hears an INVITE or BYE after so many copies of it,
+    and takes or refuses a call."""
+
+    unheard = 0
+    code = 200
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if data.startswith((b"INVITE ", b"BYE ")) and self.unheard:
+            self.unheard -= 1
+        else:
+            super().datagram_received(data, addr)
+
+    def send(self, data: bytes) -> None:
+        if b"CSeq: 1 INVITE" in data:
+            data = data.replace(b"SIP/2.0 200", f"SIP/2.0 {self.code}".encode(), 1)
+        super().send(data)
+
+
 class Scene:
-    """The proxy between a caller, one worker, a trunk and somebody else."""
+    """The proxy between a caller, two workers (the second is asked second), a trunk and somebody
+    else."""
 
     def __init__(self, folder: Path, more: str) -> None:
         address = (HOST, free_port(HOST))
-        self.caller, self.worker, self.trunk = (Phone(address) for _ in range(3))
+        self.caller, self.trunk = Phone(address), Phone(address)
+        self.worker, self.second = Worker(address), Worker(address)
+        self.phones = (self.caller, self.worker, self.second, self.trunk)
         self._address = address
         self._folder = folder
         self._more = more
         self.proxy: Kamailio | None = None
 
     async def start(self) -> None:
-        for phone in (self.caller, self.worker, self.trunk):
+        for phone in self.phones:
             await phone.start()
-        workers = [(where(self.worker), 5)]
+        # Of workers with as many calls, the last of the list is asked first.
+        workers = [(where(worker), 5) for worker in (self.second, self.worker)]
         more = self._more.format(trunk=where(self.trunk))
         self.proxy = Kamailio(self._folder / "proxy", self._address, workers, more)
         await self.proxy.start()
@@ -50,7 +74,7 @@ class Scene:
     async def stop(self) -> None:
         if self.proxy is not None:
             await self.proxy.stop()
-        for phone in (self.caller, self.worker, self.trunk):
+        for phone in self.phones:
             await phone.stop()
 
 
@@ -137,7 +161,10 @@ async def test_probes_of_others_see_the_workers(tmp_path: Path) -> None:
         assert world.proxy is not None
         assert (await world.caller.options()).code == 200
         await world.worker.stop()
-        await world.proxy.until(lambda targets: targets[0].flags == "IP", "the worker is out")
+        await world.second.stop()
+        await world.proxy.until(
+            lambda targets: all(t.flags == "IP" for t in targets), "the workers are out"
+        )
         gone = await world.caller.options()
         assert (gone.code, gone.headers["retry-after"]) == (503, "5")
         refused = await answer(world.caller, request(world.caller, "INVITE"))
@@ -157,3 +184,50 @@ async def test_unknown_callers_are_refused_where_the_known_are_listed(tmp_path: 
     more = f'#!define CALLERS_LIST "{tmp_path}/callers.list"'
     async with scene(tmp_path, more) as world:
         assert (await answer(world.caller, request(world.caller, "INVITE"))).code == 403
+
+
+SILENCE = "#!define SILENCE_MS 1300"
+"""Copies of a request are sent to a worker after 0, 500, 1500 and 3500 ms."""
+
+
+async def test_the_last_worker_may_be_slow(tmp_path: Path) -> None:
+    async with scene(tmp_path, SILENCE) as world:
+        assert world.proxy is not None
+        world.worker.code = 503
+        world.second.unheard = 2
+        taken = await answer(world.caller, request(world.caller, "INVITE"))
+        assert taken.code == 200
+        assert f"{where(world.second)} is out" not in world.proxy.process.tail()
+
+
+async def test_the_worker_of_a_call_may_be_slow(tmp_path: Path) -> None:
+    async with scene(tmp_path, SILENCE) as world:
+        world.worker.unheard = 2
+        host, port = world.caller.gateway
+        way = f"Route: <sip:{host}:{port};lr>"
+        uri = f"sip:x@{where(world.worker)}"
+        bye = request(world.caller, "BYE", way, uri=uri, tag="2")
+        assert (await answer(world.caller, bye)).code == 200
+
+
+async def test_a_silent_worker_is_out_when_another_takes_the_call(tmp_path: Path) -> None:
+    async with scene(tmp_path, SILENCE) as world:
+        assert world.proxy is not None
+        world.worker.unheard = 1000
+        taken = await answer(world.caller, request(world.caller, "INVITE"))
+        assert taken.code == 200
+        log = world.proxy.process
+        await eventually(lambda: f"{where(world.worker)} is out" in log.tail(), "it is out")
+        await eventually(lambda: f"{where(world.worker)} is back" in log.tail(), "it is back")
+        assert f"{where(world.second)} is out" not in log.tail()
+
+
+async def test_a_call_that_no_worker_takes_is_counted_for_none(tmp_path: Path) -> None:
+    async with scene(tmp_path, SILENCE) as world:
+        assert world.proxy is not None
+        world.worker.unheard = 1000
+        world.second.code = 503
+        refused = await answer(world.caller, request(world.caller, "INVITE"))
+        assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+        assert [target.load for target in await world.proxy.targets()] == [0, 0]
+        assert " is out" not in world.proxy.process.tail()
