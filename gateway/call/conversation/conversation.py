@@ -101,6 +101,8 @@ class Conversation:
         self._response_fallback = ResponseFallback(self.control)
         self._guardrails = Guardrails(self.control)
         self._context_trimmer = ContextTrimmer(self.control)
+        self._user_idle = UserIdleTimeout(self.control, lambda: self.working)
+        self._line_watch = LineWatch(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
         self.hold_wait = HoldWait(self.control)
         self.escape = EscapeToHuman(self.control)
@@ -108,10 +110,10 @@ class Conversation:
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
-            UserIdleTimeout(self.control, lambda: self.working),
+            self._user_idle,
             self.hold_wait,
             MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
-            LineWatch(self.control),
+            self._line_watch,
             approvals,
             self._mcp_watch,
             self._guardrails,
@@ -439,6 +441,8 @@ class Conversation:
         self._guardrails.on_session_over()
         self._context_trimmer.on_session_over()
         self.hold_wait.on_session_over()
+        self._user_idle.on_session_over()
+        self._line_watch.on_session_over()
         self._mcp_watch.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)

@@ -33,7 +33,6 @@ class LineWatch:
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.LineQuality,
         inputs.CallerLevel,
-        inputs.SessionReady,
         inputs.SessionClosed,
         SpeechStarted,
         SpeechStopped,
@@ -70,13 +69,14 @@ class LineWatch:
                 return self._judge_level(dbfs, now)
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking = True
-            case (
-                inputs.ServerEventReceived(event=SpeechStopped())
-                | inputs.SessionReady()
-                | inputs.SessionClosed()
-            ):
-                self._speaking = False
+            case inputs.ServerEventReceived(event=SpeechStopped()) | inputs.SessionClosed():
+                self.on_session_over()
         return []
+
+    def on_session_over(self) -> None:
+        """Measure no level until the next session hears the caller speak: the one that was to tell
+        the end of their speech is lost, closed on hold or handed over."""
+        self._speaking = False
 
     def tick(self, _now: float) -> list[Output]:
         """Return nothing: measurements come once a second."""

@@ -73,18 +73,14 @@ class UserIdleTimeout:
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Start the wait at the ACK, and anew at each later input of a type in :attr:`reacts_to`
         (both sides' speech, digits, holds, results of functions, the end of a B-leg, another
-        session). Speech and DTMF digits of the caller set the count of prompts to 0; the end of a
-        session ends a caller's speech. Returns no output. Nothing happens without a timeout."""
+        session). Speech and DTMF digits of the caller set the count of prompts to 0. Returns no
+        output. Nothing happens without a timeout."""
         if self._plan.timeout <= 0:
             return []
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking, self._asked = True, 0
-            case (
-                inputs.ServerEventReceived(event=SpeechStopped())
-                | inputs.SessionReady()
-                | inputs.SessionClosed()
-            ):
+            case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._speaking = False
             case inputs.DigitPressed():
                 self._asked = 0
@@ -93,6 +89,11 @@ class UserIdleTimeout:
         if self._since is not None or isinstance(input, inputs.Confirmed):
             self._since = now
         return []
+
+    def on_session_over(self) -> None:
+        """Take a caller's speech as over: the session that was to tell its end is lost, closed on
+        hold or handed over."""
+        self._speaking = False
 
     def tick(self, now: float) -> list[Output]:
         """When the timeout is over, start the wait anew, and have the model say the prompt; after

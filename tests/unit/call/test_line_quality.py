@@ -18,6 +18,7 @@ from gateway.call.inputs import (
     LineQuality,
     SessionReady,
     SoundHeard,
+    StandbyReady,
     ToolRequest,
 )
 from gateway.call.plan import (
@@ -57,9 +58,9 @@ BAD = "item The telephone line is bad: "
 HINT = "Keep to short sentences, speak slowly, and repeat numbers and names."
 
 
-def up(**plan: Any) -> Scene:
+def up(ends: float | None = None, **plan: Any) -> Scene:
     scene = Scene(CallPlan("r", Codec.PCMU, limits=LimitsPlan(rtp_timeout=0), **plan))
-    scene.do(UP, ACK)
+    scene.do(replace(UP, seconds_left=ends), ACK)
     return scene
 
 
@@ -136,11 +137,16 @@ def test_soft_speech_is_told_and_silence_is_not() -> None:
     assert "line_recovered" in scene.events
 
 
-def test_a_new_session_hears_nobody_speak_yet() -> None:
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_a_new_session_hears_nobody_speak_yet(handed_over: bool) -> None:
     """Speech whose end a lost session did not tell; silence after it is not soft speech."""
     again = ServerPlan(fallback=(FallbackStep("reconnect", 10.0),))
-    scene = up(line=LinePlan(True, min_level=-40.0), server=again)
-    scene.do(said(SpeechStarted("u1", 0)), closed(1006), SessionReady("sess_2"))
+    scene = up(100.0, line=LinePlan(True, min_level=-40.0), server=again)
+    if handed_over:
+        scene.at(50.0, said(SpeechStarted("u1", 0)), StandbyReady("sess_2"))
+        assert "take over" in scene.at(98.0)
+    else:
+        scene.do(said(SpeechStarted("u1", 0)), closed(1006), SessionReady("sess_2"))
     assert seconds(scene, 20, CallerLevel(-70.0)) == []
     assert "line_bad" not in scene.events
 

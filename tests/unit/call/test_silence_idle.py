@@ -96,6 +96,15 @@ def test_who_spoke_as_the_session_was_lost_is_asked_by_the_next() -> None:
     assert ASKED in scene.at(scene.now + 8.1)
 
 
+def test_who_spoke_as_the_session_was_handed_over_is_asked_by_the_next() -> None:
+    scene = Scene(PLAN)
+    scene.do(inputs.SessionReady("sess_1", 100.0), ACK, said(SpeechStarted("u", 0)))
+    assert scene.at(40.5) == ["open spare"]
+    scene.do(inputs.StandbyReady("sess_2"))
+    assert scene.at(97.5) == ["take over"]
+    assert ASKED in scene.at(110.0)
+
+
 @pytest.mark.parametrize("busy", ["held", "responding", "tool", "mcp"])
 def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
     scene = Scene(
