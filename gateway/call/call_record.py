@@ -67,7 +67,7 @@ class Interruption:
     """Received and not played."""
     action: str
     """What the server was told of the item: truncate, delete (nothing was heard), or none (it can
-    do neither)."""
+    do neither, or the item is of a session before it)."""
     after_ms: float | None = None
     """From the caller's first loud packet to the cut; None where no speech was the trigger."""
 

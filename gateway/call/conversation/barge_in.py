@@ -320,9 +320,11 @@ class Interruptions:
         return min(due, default=None)
 
     def on_session_over(self) -> list[Output]:
-        """Forget all turns, decided or not, and resume playout that was paused: the session is
-        over. Protected responses stay protected while their queued audio is played."""
+        """Forget all turns, decided or not, and the words of the latest response, and resume
+        playout that was paused: the session is over. Protected responses stay protected while their
+        queued audio is played."""
         self._turns.clear()
+        self._words = ("", "")
         return self._resume()
 
     # ---- what follows

@@ -204,10 +204,11 @@ class Playback:
         return outputs
 
     def on_session_over(self) -> list[Output]:
-        """End all responses, since their session is over, and forget which were interrupted: return
-        ``Play`` with the last incomplete frame, which may be empty. Queued audio is played to the
-        end."""
+        """End all responses, since their session is over, and forget which had audio and which were
+        interrupted, as another one may use the same ids: return ``Play`` with the last incomplete
+        frame, which may be empty. Queued audio is played to the end."""
         self._interrupted.clear()
+        self._spoken.clear()
         return self._queue_last_frames(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:
@@ -351,8 +352,9 @@ class Playback:
         to the record, the log, and the server, with a truncation, or one deletion for an item of
         which nothing was heard. Of a deleted item the first such part alone is reported anywhere.
 
-        A session that cannot truncate gets nothing (action ``none``). At the end of the leg
-        (``AT_END``) only ``on_part_interrupted`` is called.
+        A session that cannot truncate gets nothing (action ``none``), nor does one of a part of the
+        session before it. At the end of the leg (``AT_END``) only ``on_part_interrupted`` is
+        called.
         """
         outputs: list[Output] = []
         deleted: set[str] = set()
@@ -362,7 +364,7 @@ class Playback:
             self.on_part_interrupted(one)
             if trigger == AT_END:
                 continue  # nobody is left to be told
-            if not self.truncates:
+            if one.past or not self.truncates:
                 outputs.append(self._record_interruption(one, trigger, "none", now))
                 continue
             command = self._truncations.make_command(one)

@@ -41,6 +41,8 @@ class _Part:
     """Audio that still comes is dropped."""
     told: bool = False
     """The cut was reported; nothing more is to be reported of this part."""
+    past: bool = False
+    """It is of a session that is over."""
 
     @property
     def all_heard(self) -> bool:
@@ -78,6 +80,8 @@ class Heard:
     """All of it was received and heard."""
     item_heard: bool
     """Something was heard of the item, in this part or in another."""
+    past: bool = False
+    """It is of a session that is over."""
 
 
 class PlayoutTracker:
@@ -96,6 +100,8 @@ class PlayoutTracker:
         self._bytes_per_ms = bytes_per_ms
         self._frame_bytes = bytes_per_ms * FRAME_MS
         self._parts: dict[PartKey, _Part] = {}
+        self._past: list[_Part] = []
+        """Parts of sessions that are over, until they are heard or reported."""
         self._queue: deque[_QueuedFrames] = deque()
         self._open: _Part | None = None
         self._rest = b""
@@ -153,11 +159,15 @@ class PlayoutTracker:
         return self._close_part() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
-        """End all parts: all their audio was received. Return the incomplete frame, filled with
-        silence and counted as queued; empty without one."""
+        """End all parts: all their audio was received, and their session is over, so that their
+        ids may come again. Return the incomplete frame, filled with silence and counted as queued;
+        empty without one."""
+        rest = self._close_part()
         for part in self._parts.values():
-            part.done = True
-        return self._close_part()
+            part.done = part.past = True
+        self._past = [part for part in self._all_parts if not part.finished]
+        self._parts.clear()
+        return rest
 
     def on_refused(self, frames: int) -> None:
         """Take the last ``frames`` frames off the count of the queue, which they did not fit. The
@@ -184,7 +194,7 @@ class PlayoutTracker:
         for queued in self._queue:
             queued.part.heard += queued.audio
         self._queue.clear()
-        return self._cut_and_report([p for p in self._parts.values() if p.cut and not p.finished])
+        return self._cut_and_report([p for p in self._all_parts if p.cut and not p.finished])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Reckon what was heard from the number of frames that a flush left unplayed, the last ones
@@ -194,7 +204,7 @@ class PlayoutTracker:
         A part that now proves to have been heard to its end has ``complete``. Audio of these parts
         that comes later is dropped, also of a complete one, as is the incomplete frame.
         """
-        unfinished = [part for part in self._parts.values() if not part.finished]
+        unfinished = [part for part in self._all_parts if not part.finished]
         for queued in reversed(self._queue):
             unplayed = min(unplayed_frames, queued.frames)
             unplayed_frames -= unplayed
@@ -212,7 +222,7 @@ class PlayoutTracker:
     def unfinished(self) -> bool:
         """Whether some part is not known to have been received and heard to its end, and no cut of
         it was reported."""
-        return any(not part.finished for part in self._parts.values())
+        return any(not part.finished for part in self._all_parts)
 
     def received_ms(self, item_id: str) -> int:
         """Return the audio (ms) of this item received so far, all its parts together, without what
@@ -241,14 +251,19 @@ class PlayoutTracker:
     @property
     def queued_responses(self) -> set[str]:
         """Ids of the responses of which audio was queued since the queue was last empty or flushed
-        (:meth:`is_queued`); some may have been played since."""
-        return {queued.part.response_id for queued in self._queue}
+        (:meth:`is_queued`); some may have been played since. None of a session that is over."""
+        return {queued.part.response_id for queued in self._queue if not queued.part.past}
 
     @property
     def first_item(self) -> str:
         """Id of the item of the first audio that was queued since the queue was last empty or
         flushed; "" where none was."""
         return self._queue[0].part.key[0] if self._queue else ""
+
+    @property
+    def _all_parts(self) -> tuple[_Part, ...]:
+        """All parts that are remembered, those of sessions that are over first."""
+        return (*self._past, *self._parts.values())
 
     def _add_part(self, response_id: str, key: PartKey) -> _Part:
         """Add a part, and remove one of the same key. From ``MAX_PARTS`` on the oldest finished one
@@ -300,9 +315,10 @@ class PlayoutTracker:
     def _cut_and_report(self, parts: list[_Part]) -> list[Heard]:
         """Cut these parts: drop their audio still to come, and return what was heard of each; none
         is reported again."""
-        heard_items = {part.key[0] for part in self._parts.values() if part.heard}
+        heard_items = {(part.past, part.key[0]) for part in self._all_parts if part.heard}
         for part in parts:
             part.cut = part.told = True
+        self._past = [part for part in self._past if not part.finished]
         return [
             Heard(
                 response_id=part.response_id,
@@ -311,7 +327,8 @@ class PlayoutTracker:
                 played_ms=part.heard // self._bytes_per_ms,
                 received_ms=part.received // self._bytes_per_ms,
                 complete=part.done and part.all_heard,
-                item_heard=part.key[0] in heard_items,
+                item_heard=(part.past, part.key[0]) in heard_items,
+                past=part.past,
             )
             for part in parts
         ]

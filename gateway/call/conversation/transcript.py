@@ -357,7 +357,7 @@ class Transcript:
         where it has no entry yet: words that come later count as heard, unless no audio of the item
         had come (:meth:`_find_or_add_agent_entry`)."""
         entry = self._by_item.get(heard.item_id)
-        if entry is not None:
+        if entry is not None and entry.past == heard.past:
             entry.interrupted_at = heard.played_ms, heard.received_ms
             entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 

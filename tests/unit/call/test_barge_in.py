@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.audio import Codec
-from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan, ServerPlan
+from gateway.call.inputs import SessionReady
+from gateway.call.plan import CallPlan, DtmfPlan, FallbackStep, InterruptionPlan, ServerPlan
 from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,
@@ -208,3 +209,16 @@ def test_a_digit_in_speech_that_is_undecided_keeps_its_deadline() -> None:
     assert scene.machine.deadline is not None
     assert scene.machine.deadline <= scene.now + PAUSE.transcript_timeout
     assert "create" in scene.at(scene.now + PAUSE.transcript_timeout), "the words do not come"
+
+
+def test_words_of_a_lost_session_protect_no_response_of_the_next() -> None:
+    """Also where both have a response of one id."""
+    plan = InterruptionPlan(by_gateway=True, uninterruptible_patterns=(re.compile("recorded"),))
+    again = ServerPlan(interrupts=False, fallback=(FallbackStep("reconnect", 10.0, ""),))
+    scene = Scene(replace(PLAN, interruptions=plan, server=again)).up()
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "This is recorded.")))
+    scene.do(done("r1"), closed(1011), SessionReady("sess_2"))
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "Hello.")))
+    scene.do(audio("r1", "i1", 400))
+    scene.listen(200)
+    assert scene.do(speaks()) == ["flush", "truncate i1/0 200", "cancel r1"]

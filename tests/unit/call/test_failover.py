@@ -40,6 +40,7 @@ from tests.support.call_scene import (
     ACK,
     OUR_END,
     REFUSED,
+    SPEECH,
     TICK,
     UNREACHABLE,
     UP,
@@ -131,6 +132,36 @@ def test_an_answer_that_was_under_way_is_heard_as_far_as_it_came_and_gone_on_wit
     assert scene.do(AGAIN) == ["item It opens at nine …", "create"]
     scene.listen(600)
     assert scene.heard_ms == 2000
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_what_was_cut_of_a_lost_session_is_not_the_business_of_the_next(cut: str) -> None:
+    """It has no such item, or another one under that id, which is heard."""
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "It opens at nine")))
+    scene.do(audio("r1", "i1", 2000))
+    scene.listen(1000)
+    if cut == "before":
+        assert scene.do(SPEECH) == ["flush", "truncate i1/0 1000"]
+        scene.do(LOST, AGAIN)
+    else:
+        scene.do(LOST, AGAIN)
+        assert scene.do(SPEECH) == ["flush"]
+    assert [one.action for one in scene.record.actions.interruptions] == [
+        "truncate" if cut == "before" else "none"
+    ]
+    assert scene.record.transcript is not None
+    assert scene.record.transcript.as_json()[0]["heard"] == "It opens"
+    assert scene.do(created("r1"), audio("r1", "i1", 400)) == ["play 400"]
+    scene.listen(200)
+    assert scene.do(SPEECH) == ["flush", "truncate i1/0 200"]
+
+
+def test_a_response_without_sound_has_none_though_one_of_its_id_had_in_the_lost_session() -> None:
+    scene = talked()
+    scene.do(LOST, AGAIN)
+    scene.do(created("r1"), done("r1"))
+    assert "response_without_audio" in scene.events
 
 
 def test_words_that_follow_without_a_pause_are_heard_when_they_come() -> None:
