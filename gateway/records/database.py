@@ -22,6 +22,7 @@ from gateway.records.spool import Entry, create_database, identity_of
 from gateway.records.tables import (
     CUT,
     HEAD,
+    LOCK_SECONDS,
     TIMES,
     UtcTime,
     calls,
@@ -391,12 +392,12 @@ class Database:
     def exclusive(self) -> Iterator[sa.Connection]:
         """Yield a connection in a transaction that overlaps no other one of this method, in any
         process; committed after the block, rolled back if it raises. Waits for the others,
-        within the statement's deadline on PostgreSQL."""
+        within the statement's deadline, with SQLite ``LOCK_SECONDS`` at most."""
         self.prepare()
         with contextlib.ExitStack() as held:
             if self.file is not None:
                 # SQLite's own wait is sleep after sleep: with many processes somebody starves.
-                held.enter_context(locked(self.file))
+                held.enter_context(locked(self.file, min(LOCK_SECONDS, self._patience)))
             connection = held.enter_context(self._connected().begin())
             if self._url.get_backend_name() == "postgresql":
                 lock = sa.text("SELECT pg_advisory_xact_lock(:key)")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -205,7 +206,7 @@ def version_of(engine: sa.Engine) -> str:
 
 def upgrade(engine: sa.Engine) -> None:
     """Apply the migrations that are missing, in one transaction, while no other process does; waits
-    for one that does.
+    for one that does, ``LOCK_SECONDS`` at most with SQLite.
 
     Raises NewerSchemaError for a database whose migration this version does not know, and
     SQLAlchemyError.
@@ -236,16 +237,44 @@ def _migration(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
+LOCK_SECONDS = 10.0
+LOCK_PAUSE_SECONDS = 0.005
+"""Between two tries for a lock that is held: always the same, so that nobody starves."""
+
+
 @contextlib.contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Hold the lock (flock) of a SQLite database, a file ``.lock`` beside it, for the block; wait
-    for those who hold it, without a deadline."""
+def locked(database: Path, patience: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock (flock) of a SQLite database, a file ``.lock`` beside it, for the block.
+
+    Raises OperationalError where others hold it for ``patience`` (s).
+    """
     descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    why = TimeoutError(f"{database}.lock is held by {_holder_of(descriptor)}")
+                    raise sa.exc.OperationalError("flock", None, why) from None
+            time.sleep(LOCK_PAUSE_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _holder_of(descriptor: int) -> str:
+    """Return the process that holds the flock of an open file, as far as proc_locks(5) tells it."""
+    file = os.fstat(descriptor)
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            _, *held = line.split()
+            if held[0] == "FLOCK" and held[4] == place:
+                return f"process {held[3]}"
+    return "another process"
 
 
 def insert_into(table: sa.Table, dialect: str) -> Any:

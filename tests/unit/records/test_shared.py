@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from gateway.records import shared
 from gateway.records.database import Database
@@ -218,6 +221,31 @@ def test_a_request_with_a_key_is_carried_out_once(another: Callable[[], Database
         assert shared.first_with_key(connection, "k", "dial 2") == ("other", None)
         shared.answer_key(connection, "k", None)
         assert shared.first_with_key(connection, "k", "dial 2") == ("first", None)
+
+
+def test_a_lock_that_nobody_gives_back_is_told_with_its_holder(tmp_path: Path) -> None:
+    """As of a process that a hung disk or a debugger has stopped: others go on without it."""
+    file = tmp_path / "calls.sqlite3"
+    database = Database(f"sqlite:///{file}", patience=0.1)
+    database.prepare()
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            with database.exclusive():
+                told.append("has it")
+        except OperationalError as error:
+            told.append(str(error.orig))
+
+    with Path(f"{file}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(20)
+        assert told == [f"{file}.lock is held by process {os.getpid()}"]
+    wait()
+    assert told[1:] == ["has it"]
+    database.close()
 
 
 def test_an_exclusive_transaction_waits_for_another(another: Callable[[], Database]) -> None:
