@@ -162,8 +162,8 @@ WORLD = {
         )
         for user in ASKED
     )
-    + _route("never", {"refuse.step": "upgrade", "refuse.http_status": 503}, connect_timeout=1.0)
-    + _route("no-tls", {}, connect_timeout=1.0).replace("ws://", "wss://")
+    + _route("never", {"refuse.step": "upgrade", "refuse.http_status": 503}, connect_timeout=4.0)
+    + _route("no-tls", {}, connect_timeout=4.0).replace("ws://", "wss://")
     + _route("few", {"rate_limits.requests": 1, "rate_limits.window_s": 3600})
     + _route("ladder", {}, 'fallback = [{ action = "reconnect", timeout = 10 }]'),
 }

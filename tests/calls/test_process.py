@@ -15,7 +15,7 @@ from gateway.app.supervisor import HARMLESS
 from tests import support
 from tests.support.faulty_gateway import PARTS
 from tests.support.forked import Forked
-from tests.support.gateway_process import Gateway
+from tests.support.gateway_process import START_S, Gateway
 from tests.support.harness import GatewayStack, eventually
 
 
@@ -31,7 +31,7 @@ async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:
         os.kill(up["pid"], signal.SIGSEGV)
         died = await world.gateway.wait("worker.crashed")
         assert (died["pid"], died["ended"]) == (up["pid"], "SIGSEGV")
-        await world.gateway.wait("worker.ready", count=2)
+        await world.gateway.wait("worker.ready", START_S, count=2)
         line = await world.gateway.wait("gateway.started", count=2)
         _transport, host, port = line["listen"][0].split(":")
         world.phone.gateway = (host, int(port))

@@ -27,9 +27,13 @@ class Registrar(asyncio.DatagramProtocol):
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self.count = 0
-        """Of REGISTER requests."""
+        self._branches: set[str] = set()
         self._transport: asyncio.DatagramTransport | None = None
+
+    @property
+    def count(self) -> int:
+        """Of REGISTER requests; one that comes again, as this machine was busy, is no other."""
+        return len(self._branches)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
@@ -38,8 +42,8 @@ class Registrar(asyncio.DatagramProtocol):
         text = data.decode()
         if not text.startswith("REGISTER ") or self._transport is None:
             return
-        self.count += 1
         asked = dict(re.findall(r"^([\w-]+): *(.*?)\r$", text, re.MULTILINE))
+        self._branches.add(asked["Via"])
         code, lines = self._rule(asked)
         told = [line.partition(":")[0] for line in lines]
         names = [name for name in ("Via", "From", "Call-ID", "CSeq") if name not in told]
@@ -275,7 +279,7 @@ async def test_what_a_registrar_answers_ends_nothing(runner: object, own_folder:
                 return [one for n, one in enumerate(HOSTILE) if f"t{n}" not in told]
 
             with contextlib.suppress(AssertionError):
-                await eventually(lambda: not untold(), "an outcome of each", within_s=20)
+                await eventually(lambda: not untold(), "an outcome of each")
             assert not untold()
             assert (await gateway.phone.options()).code == 200
             sent = {name: one.count for name, one in registrars.items() if one.count > FEW}

@@ -88,7 +88,9 @@ async def test_one_trace_for_each_call(
     await eventually(lambda: bool(collector.asked), "a trace")
     await eventually(lambda: len(tool.asked) > 1, "tool and webhook")
     await world.stop()
-    (asked,) = collector.asked
+    # One export, which comes again where this machine was too busy to answer it in time.
+    asked, *again = collector.asked
+    assert all(spans_of(one) == spans_of(asked) for one in again)
     assert (asked.path, asked.headers["x-key"]) == ("/v1/traces", KEY)
     assert KEY not in json.dumps(world.gateway.lines)
     spans = {span.name: span for span in spans_of(asked)}

@@ -72,7 +72,7 @@ async def test_names_of_strangers(runner: object, own_folder: Path, kind: str) -
         await answered(call)
         name = (await gateway.gateway.wait("call.confirmed"))["call"]
         await asyncio.to_thread(ask, own_folder / "control", "hangup", call=name)
-        await call.hung_up(within_s=4)
+        await call.hung_up()
         assert (await gateway.phone.options()).code == 200
         assert not gateway.gateway.all("sip.bye_undelivered")
 
@@ -86,7 +86,7 @@ async def test_a_datagram_of_somebody_unknown(runner: object, own_folder: Path) 
         gateway.phone.calls[call.call_id] = call
         call.change = with_name("maddr")
         call.invite()
-        assert (await call.refused(within_s=4)).code == 403
+        assert (await call.refused()).code == 403
 
 
 async def test_a_call_of_ours_to_a_name(runner: object, own_folder: Path) -> None:

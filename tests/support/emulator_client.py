@@ -254,12 +254,14 @@ async def phone(
 
 
 def with_emulator(
-    test: Callable[[Emulator], Coroutine[Any, Any, Result]], **options: Any
+    test: Callable[[Emulator], Coroutine[Any, Any, Result]],
+    run: Callable[[Coroutine[Any, Any, Result]], Result] = asyncio.run,
+    **options: Any,
 ) -> Result:
-    """Run ``test`` with a fresh emulator."""
+    """Run ``test`` with a fresh emulator, by ``asyncio.run`` or by ``idle_clock.run``."""
 
-    async def run() -> Result:
+    async def main() -> Result:
         async with Emulator(**options) as emulator:
             return await test(emulator)
 
-    return asyncio.run(run())
+    return run(main())

@@ -249,13 +249,19 @@ async def hostile_mcp(asked: dict[str, Any], writer: asyncio.StreamWriter) -> No
         writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
 
 
-async def test_an_mcp_server_without_measure(tmp_path: Path) -> None:
+async def test_an_mcp_server_without_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(box: ToolExecutor) -> tuple[list[str], list[str], Turns]:
         await box.start()
         try:
             async with Turns() as turns:
-                names = sorted(box.of("r"))
+                names, loop = sorted(box.of("r")), asyncio.get_running_loop()
+                # Their time is over after 500 turns of others: one that leaves none has no end.
+                began = loop.time()
+                monkeypatch.setattr(loop, "time", lambda: began + turns.count / 1000)
                 said = await asyncio.gather(use(box, "crm_endless"), use(box, "crm_stream"))
+                monkeypatch.undo()
         finally:
             await box.stop()
         return names, list(said), turns
@@ -267,7 +273,6 @@ async def test_an_mcp_server_without_measure(tmp_path: Path) -> None:
             names, said, turns = await work(box)
     assert {"crm_endless", "crm_stream"} <= set(names)
     assert all("error" in one for one in said), said
-    assert turns.count > 20
     assert turns.grown_kib < 120_000
     left_out = [one for one in logs if one["event"] == "mcp.tool_left_out"]
     assert 3 <= len(left_out) <= 128

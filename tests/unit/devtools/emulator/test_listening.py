@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from gateway.devtools.speech import (
     tones,
     words_of_keys,
 )
+from tests.support import idle_clock
 from tests.support.emulator_client import PCMU_SESSION, Client, phone, session, with_emulator
 
 SENTENCE = "Good morning, I would like to book a room for two nights, please."
@@ -182,7 +184,10 @@ def test_interrupt_response_false_lets_the_answer_go_on() -> None:
     audio, _ = spoken(PCMU, 100, 900)
 
     async def go_on(emulator: Emulator) -> None:
-        async with phone(emulator, "pattern", answer__seconds=12, speed=4) as client:
+        # Half of the answer comes when nothing else happens any more.
+        stall: dict[str, Any] = {"answer__stall_at_ms": 6000, "answer__stall_s": 20}
+        said: dict[str, Any] = {"answer__seconds": 12, "answer__burst": True, **stall}
+        async with phone(emulator, "pattern", **said) as client:
             vad = {"turn_detection": {"interrupt_response": False}}
             await client.update({"type": "realtime", "audio": {"input": vad}})
             await answering(client)
@@ -194,7 +199,7 @@ def test_interrupt_response_false_lets_the_answer_go_on() -> None:
             assert done["response"]["status"] == "completed"
             assert len(client.audio()) == 12 * 8000
 
-    with_emulator(go_on)
+    with_emulator(go_on, run=idle_clock.run)
 
 
 def test_create_response_false_only_reports_the_turn() -> None:
@@ -289,7 +294,7 @@ def test_an_idle_caller_is_asked() -> None:
             words = response["output"][0]["content"][0]["transcript"]
             assert words == "Are you still there?"
 
-    with_emulator(idle)
+    with_emulator(idle, run=idle_clock.run)
 
 
 def test_formats_of_both_directions_are_independent() -> None:
