@@ -419,6 +419,7 @@ class Handover:
             under way.
         due: returns whether a response is due.
         detach: ends what belongs to the active session; its queued audio is played to the end.
+        ask_again: requests what the caller was being asked and has not heard to its end.
     """
 
     def __init__(
@@ -429,6 +430,7 @@ class Handover:
         quiet: Callable[[], bool],
         due: Callable[[], bool],
         detach: Callable[[float], list[Output]],
+        ask_again: Callable[[float], list[Output]],
     ) -> None:
         self._control = control
         self._transcript = transcript
@@ -436,6 +438,7 @@ class Handover:
         self._quiet = quiet
         self._due = due
         self._detach = detach
+        self._ask_again = ask_again
         self._lead = control.plan.server.handover_before_expiry
         self._open_at: float | None = None
         """When the standby session is opened (s); None where none is planned."""
@@ -530,8 +533,8 @@ class Handover:
         With a server whose transcripts come late, it is no pause while words of the latest turns
         are still to come. Returns, in order, what ends the active session's responses,
         ``PromoteStandby``, a log line, the commands that seed the new session, and a request for
-        the response that is due, if one is. Counts the hand-over in the record, which has the new
-        session's id from now on, and plans the next one.
+        what the caller was being asked, or else the response that is due, if one is. Counts the
+        hand-over in the record, which has the new session's id from now on, and plans the next one.
 
         Args:
             at_once: do not wait for a pause (the active session is lost).
@@ -549,8 +552,9 @@ class Handover:
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         self._control.set_capabilities(capabilities)
         outputs = [*rest, PromoteStandby(), note, *seed_commands(self._transcript, self._control)]
-        due = due or self._transcript.response_due
-        return outputs + (self._control.request_due_response(now) if due else [])
+        asked = self._ask_again(now)
+        due = not asked and (due or self._transcript.response_due)
+        return outputs + asked + (self._control.request_due_response(now) if due else [])
 
     @property
     def deadline(self) -> float | None:

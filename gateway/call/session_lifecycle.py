@@ -208,6 +208,7 @@ class SessionEvents:
             lambda: call.conversation.quiet,
             lambda: call.conversation.silence.due,
             call.conversation.detach,
+            call.conversation.ask_again,
         )
         self.lost_meanwhile: tuple[EndReason, str] | None = None
         """Reason and detail of a session lost while the caller was being transferred, with which
@@ -313,6 +314,7 @@ class SessionEvents:
             return [*recovered, *self._dial(input, self._call.plan.outbound, now)]
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
+        recovered += self._call.conversation.ask_again(now)
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
         answer = self.answer(now) if self._call.opening.check_sound(now) else []
         return [*recovered, note, *answer]
@@ -325,7 +327,8 @@ class SessionEvents:
         ``hold.release_after``.
 
         Then request the greeting, if it was never requested, or if the route has one, a response
-        was due when the session was lost, and nothing of the agent was heard yet; else the response
+        was due when the session was lost, and nothing of the agent was heard yet; and what the
+        caller was being asked and has not heard to its end; if nothing of these, the response
         that was due, or that the end of a wait in a queue has wanted meanwhile, unless one was
         requested of the new session already or it takes no requests.
         """
@@ -346,7 +349,9 @@ class SessionEvents:
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
         if not self._greeting_requested or (resume and unheard):
-            return todo + self.request_greeting(now)
+            todo += self.request_greeting(now)
+            return todo + self._call.conversation.ask_again(now)
+        todo += self._call.conversation.ask_again(now)
         # While it still waits, nothing is requested.
         again = (resume or waited) and control.responses.idle
         again = again and control.capabilities.requested_responses

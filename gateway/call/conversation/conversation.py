@@ -81,7 +81,7 @@ class Conversation:
         self.call_actions = self.control.call_actions
         self._interruptions = Interruptions(self.control)
         self._keys = DtmfInput(self.control, self._interruptions.on_digit)
-        approvals = self.control.approvals = Approvals(self.control)
+        approvals = self._approvals = self.control.approvals = Approvals(self.control)
         self.functions = Functions(self.control, approvals)
         self._mcp_watch = McpWatch(self.control, approvals)
         self.transcript = Transcript(self.control)
@@ -430,8 +430,9 @@ class Conversation:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
         (of those out of band only the spoken ones), requests, turns, ids, items to be trimmed,
         guardrail checks and requests for approval of MCP calls; queued audio is played to the end.
-        Tool functions, actions, a hang-up that waits and digits being entered go on. An error that
-        ended the session is forgotten, so that :meth:`ended` does not return it again.
+        Tool functions, actions, a hang-up that waits and digits being entered go on; what the
+        caller was being asked waits for :meth:`ask_again`. An error that ended the session is
+        forgotten, so that :meth:`ended` does not return it again.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
@@ -444,11 +445,19 @@ class Conversation:
         self._user_idle.on_session_over()
         self._line_watch.on_session_over()
         self._mcp_watch.on_session_over()
+        self._approvals.on_session_over()
+        self.recording.on_session_over()
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
         self._caller_speaks = self._session_failed = False
         return outputs
+
+    def ask_again(self, now: float) -> list[Output]:
+        """Request anew, in the session that has taken over, what the caller has not heard to its
+        end of the one before (:meth:`detach`): announcement of a recording or question for consent,
+        and the question whether a tool call may run."""
+        return self.recording.ask_again(now) + self._approvals.ask_again(now)
 
     @property
     def working(self) -> bool:

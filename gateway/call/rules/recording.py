@@ -102,6 +102,8 @@ class CallRecording:
         """Request for the greeting, sent after the decision; None for none."""
         self._heard = self._begun = False
         """The prompt was played to the end. ``_begun``: it has begun to be played."""
+        self._lost = False
+        """Its session ended before it was complete, and it was not requested again."""
         self._by = ""
         """Who wants the recording: route, tool, operator or application."""
         self.deadline: float | None = None
@@ -173,7 +175,7 @@ class CallRecording:
     def on(self, input: Input, now: float) -> list[Output]:
         """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
         The prompt counts as heard when playout has begun and run empty, and no response runs, is
-        requested or waits."""
+        requested or waits; not if its session ended before it was complete."""
         if isinstance(input, DigitPressed):
             return self._answer(
                 input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
@@ -184,13 +186,25 @@ class CallRecording:
             no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
             yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
             return self._answer(no, yes, now)
-        if self.state is not State.ASKING or self._heard:
+        if self.state is not State.ASKING or self._heard or self._lost:
             return []
         if isinstance(input, PlayoutStarted):
             self._begun = True
         elif self._begun and self._control.responses.idle:
             return self._on_prompt_heard(now)
         return []
+
+    def on_session_over(self) -> None:
+        """Note that a prompt that is not complete is lost with its session. To be called before
+        responses are reset."""
+        asked = self.state is State.ASKING and not self._heard
+        if asked and not self._control.responses.idle:
+            self._lost, self._begun = True, False
+
+    def ask_again(self, now: float) -> list[Output]:
+        """Have the session that has taken over say a prompt that was lost; nothing without one."""
+        asked = self.state is State.ASKING and self._lost
+        return self._begin_asking(self._by, now) if asked else []
 
     def tick(self, now: float) -> list[Output]:
         """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
@@ -242,6 +256,7 @@ class CallRecording:
             by: who wants the recording, for record and log.
         """
         self._by, self._heard, self._begun = by, False, self._control.speaking
+        self._lost = False
         self._enter(State.ASKING)
         self.deadline = now + QUESTION_SECONDS
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
@@ -260,7 +275,7 @@ class CallRecording:
         """Handle the caller's answer; with both, ``no`` counts. A no while consent is awaited
         refuses the recording; one within ``consent_timeout`` after an announcement stops and
         deletes it. A yes starts it, where that was asked (``consent = "ask"``). Nothing at other
-        times."""
+        times, and a yes to a question that was lost with its session."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = (
@@ -272,7 +287,7 @@ class CallRecording:
             return []
         if no:
             return self._decide(State.REFUSED, "refused", now)
-        if yes and self._plan.consent == "ask":
+        if yes and self._plan.consent == "ask" and not self._lost:
             return self._decide(State.RECORDING, "given", now)
         return []
 

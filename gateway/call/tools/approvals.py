@@ -80,6 +80,10 @@ class Approvals:
         self._pending: dict[str, _Pending] = {}
         self._callers: deque[_Pending] = deque()
         """What the caller is asked, the first of it now."""
+        self._heard = False
+        """The caller has heard the question about the first."""
+        self._paused = False
+        """The session is over, and no other has taken over yet: nobody could ask."""
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
@@ -163,18 +167,32 @@ class Approvals:
     def on(self, input: Input, now: float) -> list[Output]:
         """Handle the answer of the HTTP service: decide; nothing if the call does not wait for it
         any more. Whenever playout has run empty and no response runs, is requested or waits, the
-        caller counts as having heard the question: the time for their answer (the rule's
-        ``timeout``) starts, or starts anew."""
+        caller counts as having heard the question they are asked now, the first in line: its time
+        for an answer (the rule's ``timeout``) starts, or starts anew; the questions behind it have
+        no deadline yet. A question that was not complete when its session ended counts never."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
                 return []
             reason = input.reason or "the operator said no"
             return self._decide(pending, input.approve, "operator", reason, now)
-        if isinstance(input, PlayoutDrained) and self._callers and self._control.responses.idle:
-            first = self._callers[0]
+        if isinstance(input, PlayoutDrained) and self.wants_digits and self._control.responses.idle:
+            first, self._heard = self._callers[0], True
             first.deadline = now + first.rule.timeout
         return []
+
+    def on_session_over(self) -> None:
+        """Pause the questions, as the session is over; one that the model has said, or still was
+        queued to its end, may be answered all the same. To be called before responses are
+        reset."""
+        self._heard = self._heard or self._control.responses.idle
+        self._paused = True
+
+    def ask_again(self, now: float) -> list[Output]:
+        """Go on with the questions, as another session has taken over: request the one whose
+        session ended before it was complete, or that has waited meanwhile; nothing without."""
+        self._paused = False
+        return self._ask_caller(now) if self._callers and not self._heard else []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Handle the caller's DTMF digit, only while :attr:`wants_digits`: 1 approves the call that
@@ -187,8 +205,9 @@ class Approvals:
     @property
     def wants_digits(self) -> bool:
         """Whether the caller is being asked, so that DTMF digits go here: from the request for the
-        question on, also before it was heard."""
-        return bool(self._callers)
+        question on, also before it was heard; but not once the session has ended before it was
+        complete, until it is requested again."""
+        return bool(self._callers) and (self._heard or not self._paused)
 
     def tick(self, now: float) -> list[Output]:
         """Refuse tool calls about which neither caller nor service has decided in time."""
@@ -207,9 +226,11 @@ class Approvals:
     def _ask_caller(self, now: float) -> list[Output]:
         """Request a response that asks the caller about the first tool call in line, and set its
         deadline, the sum of ``QUESTION_SECONDS`` and the rule's ``timeout`` from now; once the
-        question was heard, :meth:`on` sets it anew."""
-        first = self._callers[0]
+        question was heard, :meth:`on` sets it anew. Without a session only set the deadline."""
+        first, self._heard = self._callers[0], False
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
+        if self._paused:
+            return []
         return self._control.say(first.rule.prompt(first.name, first.given), now)
 
     def _decide(

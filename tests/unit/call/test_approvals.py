@@ -17,12 +17,13 @@ from gateway.call.plan import (
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
+    ServerPlan,
     ToolsPlan,
     UserIdlePlan,
 )
 from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan
 from gateway.realtime.events import CreateItem, ItemAdded, OtherEvent, ResponseDone
-from tests.support.call_scene import ACK, Scene, audio, audio_done, created, done, key
+from tests.support.call_scene import ACK, Scene, audio, audio_done, closed, created, done, key
 from tests.unit.call.test_function_calls import outputs_of
 
 PLAN = CallPlan(
@@ -205,6 +206,44 @@ def test_questions_come_one_after_the_other() -> None:
     heard(scene, "r3")
     assert scene.do(key("1")) == ['run refund c2 {"amount": 2}']
     assert scene.do(inputs.ToolDone("c2", "{}")) == ["output c1", "output c2", "create"]
+
+
+@pytest.mark.parametrize("heard_ms", [0, 300])
+def test_a_question_that_was_lost_with_its_session_is_asked_again(heard_ms: int) -> None:
+    """And no digit answers it before that."""
+    steps = (FallbackStep("reconnect", 10.0),)
+    tools = replace(PLAN.tools, approvals=(CALLER,))
+    scene = Scene(replace(PLAN, tools=tools, server=ServerPlan(fallback=steps))).up()
+    calls = [REFUND, ("refund", "c2", '{"amount": 2}')]
+    scene.at(1.0, created("r1"), done("r1", calls=calls))
+    if heard_ms:
+        scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500))
+        scene.listen(heard_ms)
+    scene.at(2.0, closed(1006))
+    scene.listen(600)
+    assert not [words for words in scene.do(key("1")) if words.startswith("run")]
+    assert "create ['instructions', 'tools']" in scene.do(inputs.SessionReady("sess_2"))
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == ["Say exactly: refund 250?"] * 2
+    heard(scene, "r3")
+    assert 'run refund c1 {"amount": 250}' in scene.do(key("1"))
+
+
+def test_a_question_that_was_heard_is_answered_without_a_session() -> None:
+    """The one behind it is asked by the session that is to come."""
+    steps = (FallbackStep("reconnect", 10.0),)
+    tools = replace(PLAN.tools, approvals=(CALLER,))
+    scene = Scene(replace(PLAN, tools=tools, server=ServerPlan(fallback=steps))).up()
+    calls = [REFUND, ("refund", "c2", '{"amount": 2}')]
+    scene.at(1.0, created("r1"), done("r1", calls=calls))
+    heard(scene, "r2")
+    scene.at(2.0, closed(1006))
+    assert scene.do(key("1")) == ['run refund c1 {"amount": 250}']
+    assert not [words for words in scene.do(key("1")) if words.startswith("run")]
+    scene.at(3.0, inputs.SessionReady("sess_2"))
+    assert (scene.requests[-1].response or {})["instructions"] == "Say exactly: refund 2?"
+    heard(scene, "r3")
+    assert scene.do(key("1")) == ['run refund c2 {"amount": 2}']
 
 
 # ---- MCP servers that the realtime server calls

@@ -427,6 +427,35 @@ def test_a_caller_who_has_not_heard_the_question_for_consent_is_asked_again(cons
     assert scene.record.recording.state == "recording"
 
 
+@pytest.mark.parametrize("standby", [False, True])
+@pytest.mark.parametrize("consent", ["ask", "announce"])
+def test_a_caller_who_has_heard_half_the_question_for_consent_is_asked_again(
+    consent: str, standby: bool
+) -> None:
+    recording = RecordingPlan("always", consent=consent, prompt="May we?")
+    plan = replace(PLAN, greeting={"instructions": "Hello"}, recording=recording)
+    scene = living(70.0, plan)
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 300))
+    scene.listen(100)
+    if standby:
+        scene.at(12.0, inputs.StandbyReady("sess_2", None))
+    scene.do(LOST)
+    scene.listen(600)
+    if not standby:
+        scene.do(key("1"))
+        scene.do(AGAIN)
+    assert scene.record.recording is not None
+    assert scene.record.recording.state == "asking", "half a question is not answered by a yes"
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == ["Say exactly: May we?"] * 2
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    if consent == "ask":
+        scene.do(key("1"))
+    assert scene.record.recording.state == "recording"
+    assert (scene.requests[-1].response or {})["instructions"] == "Hello"
+
+
 # ---- before the maximum length
 
 
