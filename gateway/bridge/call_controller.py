@@ -267,7 +267,7 @@ class CallController:
             told = {"by": ending.by.value, "why": ending.why.value, "detail": detail}
             record.mark(record.times.end, "end", **told)
         headers = {"Reason": reason_header(EndReason.INTERNAL_ERROR)}
-        closing = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
+        closing = outputs.CloseSession(EndReason.INTERNAL_ERROR.value)
         self._attempt(lambda: self._legs.release(refusal_code(EndReason.INTERNAL_ERROR), headers))
         self._attempt(lambda: self._sessions.close(closing))
         self._finish()

@@ -229,13 +229,13 @@ class Sessions(CallPart):
         slot = _Slot(endpoint, seed=list(output.seed))
         again = False
         if self._standby is not None:  # that of a session which is lost
-            self._release(self._standby, 1000, "not wanted any more")
+            self._release(self._standby, "not wanted any more")
         self._standby = slot if output.standby else None
         if not output.standby:
             if self._active is not None:
                 again = self._active.session is not None
                 self._count_dropped(self._active)
-                self._release(self._active, 1000, "replaced")
+                self._release(self._active, "replaced")
             self._active = slot
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._host.record.call_id)
@@ -292,7 +292,7 @@ class Sessions(CallPart):
             self._sideband.up(session.effective)
         self._refused.append(session.commands.refused)
         if slot is not self._active and slot is not self._standby:
-            self._release(slot, 1000, "not wanted any more")
+            self._release(slot, "not wanted any more")
             return
         up: type[inputs.StandbyReady | inputs.SessionReady] = inputs.StandbyReady
         if slot is self._active:
@@ -326,11 +326,11 @@ class Sessions(CallPart):
         return self.plan.settings_for(slot.endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
-        """Close the active and the standby session, or cancel their set-up, with the WebSocket code
-        and reason of ``output``; returns at once. No standby is left."""
+        """Close the active and the standby session, or cancel their set-up, with the reason of
+        ``output``; returns at once. No standby is left."""
         for slot in (self._active, self._standby):
             if slot is not None:
-                self._release(slot, output.code, output.reason)
+                self._release(slot, output.reason)
         self._standby = None
 
     def _promote(self) -> None:
@@ -345,7 +345,7 @@ class Sessions(CallPart):
             self._sideband.up(standby.session.effective)
         if old is not None:
             self._count_dropped(old)
-            self._release(old, 1000, "handed over")
+            self._release(old, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
         """Send a command to the active session; dropped while it is not up.
@@ -498,18 +498,18 @@ class Sessions(CallPart):
         if self._events is not None:
             self._events.closed(closed.code, closed.reason, closed.by_us)
         if slot is self._active:
-            self._host.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
+            self._host.feed(inputs.SessionClosed(closed.code, closed.reason))
         elif slot is self._standby:
             self._standby = None
             self._host.feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
 
-    def _release(self, slot: _Slot, code: int, reason: str) -> None:
-        """Close a slot's session in a task, after it has reported the usage so far; or cancel its
-        set-up. It gets no more audio."""
+    def _release(self, slot: _Slot, reason: str) -> None:
+        """Close a slot's session (1000) in a task, after it has reported the usage so far; or
+        cancel its set-up. It gets no more audio."""
         slot.over = True
         if slot.session is not None:
             slot.session.tell_usage()  # before the record is written
-            closing = slot.session.close(code, reason)
+            closing = slot.session.close(1000, reason)
             self._closing.spawn(closing, f"close {slot.session.id}")
         else:
             self._stop_opening(slot)

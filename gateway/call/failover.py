@@ -325,13 +325,13 @@ class Failover:
             return [*self._play_sound(now), self._open()]
         if step.action == "announcement":
             self._until = now + step.timeout
-            return [CloseSession(1000, self.why.value), *self._play_sound(now)]
+            return [CloseSession(self.why.value), *self._play_sound(now)]
         if step.action == "transfer":
             self.active = False
             self._latest_record.outcome = "transferred"
             todo = self._control.call_actions.session_lost(now)
             self._control.terminate(Termination(self.why, self._detail, "", step.transfer_to))
-            return [*todo, *self._stop_sound(), CloseSession(1000, self.why.value)]
+            return [*todo, *self._stop_sound(), CloseSession(self.why.value)]
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:

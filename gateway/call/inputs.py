@@ -60,8 +60,6 @@ class SessionClosed:
 
     code: int
     reason: str
-    by_us: bool
-    """The gateway has closed it."""
 
 
 @dataclass(slots=True)

@@ -537,7 +537,7 @@ class CallMachine:
             todo += self._call.conversation.control.out_of_band.abandon(now)
             todo += self._post_call.request_answers(now)
         else:
-            todo.append(outputs.CloseSession(1000, why.value))
+            todo.append(outputs.CloseSession(why.value))
         if leg_over:
             return todo if self._post_call is not None else todo + self._finish(now)
         headers = {"Reason": reason_header(why)}
@@ -561,7 +561,7 @@ class CallMachine:
         if not after.is_complete(now):
             return todo
         self._post_call = None
-        todo.append(outputs.CloseSession(1000, after.why.value))
+        todo.append(outputs.CloseSession(after.why.value))
         return todo + self._finish(now) if after.leg_over else todo
 
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
@@ -574,7 +574,7 @@ class CallMachine:
             return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.
         note = self._call.timeline.note(now, "teardown_error", "error", detail=input.detail)
-        close = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
+        close = outputs.CloseSession(EndReason.INTERNAL_ERROR.value)
         hangup = outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})
         finished = self._finish(now) if after is not None and after.leg_over else []
         return [note, close, hangup, *finished]

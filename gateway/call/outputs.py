@@ -70,10 +70,9 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class CloseSession:
-    """Close the WebSockets of the active and the standby session with this code and reason, or
-    stop opening them."""
+    """Close the WebSockets of the active and the standby session (1000, with this reason), or stop
+    opening them."""
 
-    code: int = 1000
     reason: str = ""
 
 

@@ -282,7 +282,7 @@ class SessionEvents:
         self.handover.on_session_over()
         rest = self._call.conversation.detach(now)
         note = self._call.timeline.note(now, "session_released", "info")
-        return [*rest, note, outputs.CloseSession(1000, "on hold")]
+        return [*rest, note, outputs.CloseSession("on hold")]
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Handle a session that is set up (``session.updated``, or ``session.started`` of a Live
@@ -295,7 +295,7 @@ class SessionEvents:
         """
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
-            return [outputs.CloseSession(1000, "call over")]
+            return [outputs.CloseSession("call over")]
         returned, self._returning = self._returning, False
         if (self.failover.active or returned) and self._call.state is not State.CONNECTING:
             return self._on_replacement_ready(input, now)
@@ -489,7 +489,7 @@ class SessionEvents:
         self.lost_meanwhile = (why, detail)
         return [
             *self.failover.stop(outcome),
-            outputs.CloseSession(1000, why.value),
+            outputs.CloseSession(why.value),
             *actions.session_lost(now),
         ]
 
@@ -659,7 +659,7 @@ class SessionEvents:
         note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
         if interpreted:
             return [note, *self._call.conversation.call_actions.stop_interpreting()]
-        return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
+        return [note, outputs.CloseSession(EndReason.BUDGET.value)]
 
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
@@ -680,7 +680,7 @@ class SessionEvents:
         if self._call.live and conversation.control.hangup_after_playout.is_queued:
             self._call.session_up = False
             rest = conversation.hang_up_after_playout(now)
-            return [*todo, *rest, outputs.CloseSession(1000, why.value)]
+            return [*todo, *rest, outputs.CloseSession(why.value)]
         detail = f"{input.error.code}: {input.error.message}"
         return todo + self._handle_loss(why, now, detail)
 
@@ -698,7 +698,7 @@ class SessionEvents:
         if not self._call.session_up:
             return todo
         self._call.session_up = False
-        return [*todo, outputs.CloseSession(1000, "bridged")]
+        return [*todo, outputs.CloseSession("bridged")]
 
     def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
         """Hand the result of a tool function to the conversation, which answers the model's call;

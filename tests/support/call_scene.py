@@ -50,7 +50,7 @@ UNREACHABLE = inputs.SessionFailed(Verdict(Kind.RETRYABLE, "timeout", "late", Tr
 
 def closed(code: int, reason: str = "") -> inputs.SessionClosed:
     """The WebSocket closed, not by us."""
-    return inputs.SessionClosed(code, reason, False)
+    return inputs.SessionClosed(code, reason)
 
 
 def said(event: ServerEvent) -> inputs.ServerEventReceived:
@@ -250,8 +250,8 @@ def _words(output: outputs.Output) -> str:
             return f"{code} {_cause(headers)}" + (f" retry {after}" if after else "")
         case outputs.HangUp(headers):
             return f"bye {_cause(headers)}"
-        case outputs.CloseSession(code, reason):
-            return f"close {code} {reason}"
+        case outputs.CloseSession(reason):
+            return f"close 1000 {reason}"
         case outputs.Send(command):
             return _command_words(command)
         case outputs.StartMedia():

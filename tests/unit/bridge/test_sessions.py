@@ -106,13 +106,13 @@ async def test_audio_and_commands_go_to_the_session_that_is_up(
     await call.up()
     call.sessions.append(b"now")
     call.do(outputs.Send(CancelResponse("r1")))
-    call.do(outputs.CloseSession(1000, "over"))
+    call.do(outputs.CloseSession("over"))
     call.sessions.append(b"after")
     await settle()
     (session,) = call.server.sessions
     assert (session.audio, session.sent) == (b"now", [CancelResponse("r1")])
     assert session.ended == (1000, "over")
-    assert call.fed.take() == [inputs.SessionClosed(1000, "over", True)]
+    assert call.fed.take() == [inputs.SessionClosed(1000, "over")]
 
 
 async def test_a_standby_takes_the_place_of_the_active_session(

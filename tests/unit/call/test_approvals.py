@@ -352,7 +352,7 @@ def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
     trouble = (FallbackStep("reconnect", 10.0, ""),)
     scene, seen = mcp_asked(rule, on_trouble=trouble)
     assert seen == ["ask crm_delete 0"]
-    scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionReady("sess_2"))
+    scene.do(inputs.SessionClosed(1011, ""), inputs.SessionReady("sess_2"))
     scene.do(inputs.ApprovalResult("mcpr_1", True))
     assert answers(scene) == []
 

@@ -248,7 +248,7 @@ def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 1000))
     assert "close 1000 session_error" in scene.do(error("session_expired"))
-    assert scene.do(inputs.SessionClosed(1000, "session_error", True)) == []
+    assert scene.do(inputs.SessionClosed(1000, "session_error")) == []
     assert "refer sip:desk@pbx" in scene.listen(1100), "behind the words that are still heard"
     assert scene.at(scene.now + 15) == [], "the transfer has its time"
     assert scene.state.name == "TALKING"

@@ -195,7 +195,7 @@ def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> N
     )
     calls = [("set_language", "c1", '{"language": "de"}'), ("search", "c2"), ("price", "c3", ROOM)]
     scene.do(done("r1", calls=calls))
-    scene.do(inputs.ToolDone("c2", "{}"), inputs.SessionClosed(1011, "oops", False))
+    scene.do(inputs.ToolDone("c2", "{}"), inputs.SessionClosed(1011, "oops"))
     told = scene.do(inputs.SessionReady("sess_2"))
     assert told == ["session.update", "function_call", "function_call", "function_call"]
     assert scene.do(inputs.ToolDone("c3", "{}")) == [

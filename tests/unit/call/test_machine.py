@@ -234,7 +234,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             *TALKING,
             (
                 3.0,
-                inputs.SessionClosed(1000, "event loop ended", True),
+                inputs.SessionClosed(1000, "event loop ended"),
                 _over("session_closed", "bye 16"),
             ),
             (3.1, OUR_END, ["finished"]),
@@ -246,7 +246,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         [
             *TALKING,
             (3.0, SHUT_DOWN, _over("shutdown", "bye 41")),
-            (3.0, inputs.SessionClosed(1000, "", True), []),
+            (3.0, inputs.SessionClosed(1000, ""), []),
             (3.0, closed(1006), []),
             (3.1, OUR_END, ["finished"]),
             (3.2, closed(1006), []),
