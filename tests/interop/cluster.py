@@ -39,7 +39,7 @@ level = "debug"
 [workers]
 count = {workers}
 [limits]
-drain_timeout = 20
+drain_timeout = 100
 min_drain_time = 2.5
 """
 

@@ -26,8 +26,6 @@ pytestmark = [
     ),
 ]
 
-SIPP_CALLS = 30
-
 
 @pytest.fixture(scope="module")
 def shared(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -220,8 +218,8 @@ async def test_no_call_of_sipp_fails_while_both_workers_are_restarted(
     statistics = tmp_path / "statistics.csv"
     scenario = Path(__file__).with_name("sipp") / "call.xml"
     command = ["sipp", "-sf", str(scenario), "-s", "plain", f"{host}:{port}", "-i", HOST]
-    command += ["-m", str(SIPP_CALLS), "-r", "4", "-l", str(MAX_CALLS), "-nostdin"]
-    command += ["-trace_stat", "-stf", str(statistics), "-fd", "1", "-timeout", "40"]
+    command += ["-r", "4", "-l", str(MAX_CALLS), "-nostdin", "-timeout", "300"]
+    command += ["-trace_stat", "-stf", str(statistics), "-fd", "1"]
     sipp = await asyncio.create_subprocess_exec(
         *command,
         cwd=tmp_path,
@@ -235,8 +233,11 @@ async def test_no_call_of_sipp_fails_while_both_workers_are_restarted(
             ups = _ups(cluster, worker, before)
             os.kill(before, signal.SIGTERM)
             await cluster.gateway.wait("worker.ready", worker=worker, count=ups + 1)
+            calls = len(cluster.gateway.all("call.confirmed", worker=worker))
+            await cluster.gateway.wait("call.confirmed", worker=worker, count=calls + 1)
             await cluster.proxy.until(lambda targets: all(t.flags == "AP" for t in targets), "back")
-        async with asyncio.timeout(45):
+        sipp.send_signal(signal.SIGUSR1)  # no more calls
+        async with asyncio.timeout(60):
             await sipp.wait()
     finally:
         if sipp.returncode is None:
@@ -245,4 +246,4 @@ async def test_no_call_of_sipp_fails_while_both_workers_are_restarted(
     # SIPp 3.6 may crash when it is done, so its statistics say how it went.
     with statistics.open() as file:
         last = list(csv.DictReader(file, delimiter=";"))[-1]
-    assert (last["FailedCall(C)"], last["SuccessfulCall(C)"]) == ("0", str(SIPP_CALLS))
+    assert (last["FailedCall(C)"], last["SuccessfulCall(C)"]) == ("0", last["TotalCallCreated"])

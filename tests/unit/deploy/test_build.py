@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.interop.lab.ports import free_port
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy" / "pjsua2"
 sys.path.insert(0, str(DEPLOY))
@@ -42,12 +43,6 @@ def recipe(tmp_path: Path) -> Path:
     return Path(
         shutil.copytree(DEPLOY, tmp_path / "recipe", ignore=shutil.ignore_patterns("__pycache__"))
     )
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def archive_of(path: Path, version_mak: str) -> Path:
@@ -215,7 +210,7 @@ def test_archive_is_taken_only_with_its_own_hash(
 def test_unreachable_archive_is_named(
     tmp_path: Path, progress: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"http://127.0.0.1:{closed_port()}/pjproject.tar.gz"
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}/pjproject.tar.gz"
     monkeypatch.setenv("PJSUA2_SOURCE", "archive")
     monkeypatch.setenv("PJSUA2_ARCHIVE", url)
     monkeypatch.setenv("PJSUA2_ARCHIVE_SHA256", "0" * 64)
@@ -231,7 +226,7 @@ def test_unreachable_archive_is_named(
 def test_unreachable_mirror_is_named(
     tmp_path: Path, progress: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = f"http://127.0.0.1:{closed_port()}/debian"
+    mirror = f"http://127.0.0.1:{free_port('127.0.0.1')}/debian"
     monkeypatch.setenv("PJSUA2_SOURCE", "debian")
     monkeypatch.setenv("PJSUA2_APT_MIRROR", mirror)
     with pytest.raises(BuildError, match=f"reaching the mirror {mirror} failed"):

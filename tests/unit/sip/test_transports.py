@@ -20,17 +20,13 @@ from gateway.sip.transports import (
     RtpPortQuarantine,
     forced_contact,
 )
+from tests.interop.lab.ports import free_port
 
 
 def free_pair() -> int:
-    """An even port that is free with the one above."""
-    for _ in range(100):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port % 2 == 0 and is_free(port + 1):
-                return port
-    raise AssertionError("no pair of ports is free")
+    """An even port that is free with the one above, and no other test's."""
+    first = free_port("127.0.0.1", 3)
+    return first + first % 2
 
 
 def is_free(port: int) -> bool:
