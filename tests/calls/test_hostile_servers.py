@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Realtime servers that send without end, or nothing that anybody hears; a call at another server
-loses no frame and waits for nobody."""
+"""Realtime servers that send without end, or nothing that anybody hears, or count their ids anew in
+each session; a call at another server loses no frame and waits for nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +17,7 @@ from websockets.frames import Frame, Opcode
 
 from tests.support.dialog import bystander, unharmed
 from tests.support.harness import WATCHED, GatewayStack, eventually
-from tests.support.listening import is_silence
+from tests.support.listening import Spoken, is_silence, noise
 from tests.support.scripted_realtime import Peer, serving
 
 TONE = bytes([0x80, 0x80, 0x00, 0x00]) * 40
@@ -97,11 +98,37 @@ QUIET: dict[str, tuple[Callable[[Peer], Awaitable[None]], str]] = {
 }
 
 
+CUT, AFTER = noise(1, 3.0), noise(2, 1.0)
+sessions: Counter[str] = Counter()
+"""How many sessions of each name there were."""
+
+
+async def lost_after_an_interruption(peer: Peer) -> None:
+    """The first session is lost once the caller has interrupted; the next one answers under the
+    same ids."""
+    sessions["lost"] += 1
+    await peer.receive("input_audio_buffer.append")
+    await peer.ws.send(created())
+    if sessions["lost"] == 1:
+        await peer.ws.send(delta(CUT))
+        await peer.send("input_audio_buffer.speech_started", item_id="u1")
+        while not (await peer.receive())["type"].startswith("conversation.item."):
+            pass  # it was cut, and the item truncated or deleted
+        peer.ws.transport.abort()
+    else:
+        await peer.ws.send(delta(AFTER))
+        await peer.ws.send(done())
+
+
 async def script(peer: Peer) -> None:
     """What the user part of the call's address says."""
     await peer.set_up()
     assert peer.ws.request is not None
     (name,) = parse_qs(urlsplit(peer.ws.request.path).query)["script"]
+    if name == "lost":
+        await lost_after_an_interruption(peer)
+        await peer.until_closed(60)
+        return
     if name in FLOODS:
         work: Awaitable[None] = flood(peer, FLOODS[name])
     else:
@@ -141,7 +168,8 @@ def shared_world(
         routes="".join(
             ROUTE.format(name=name, url=server.url, timeout=0.6 if name in QUIET else 0)
             for name in (*FLOODS, *QUIET)
-        ),
+        )
+        + ROUTE.format(name="lost", url=server.url, timeout=0).replace("fallback = []\n", ""),
         realtime="ping_timeout = 60",
     )
     runner.run(made.start())
@@ -176,4 +204,11 @@ async def test_what_nobody_hears_is_said_and_made_up_for(world: GatewayStack, na
     # Where the machine is late, the turn is over for twice the time, too.
     assert line["rule"] in (QUIET[name][1], "turn_not_ended")
     await call.rtp.until(lambda: any(not is_silence(one) for one in call.rtp.packets))
+    await world.summary_at_end(call)
+
+
+async def test_the_next_session_is_heard_under_the_ids_of_a_lost_one(world: GatewayStack) -> None:
+    call = await world.dial("lost")
+    heard = Spoken(AFTER)
+    await call.rtp.until(lambda: heard.heard_ms(call.rtp.packets) == 1000)
     await world.summary_at_end(call)

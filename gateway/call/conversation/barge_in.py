@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.call.conversation.control import ConversationControl, tool_output
+from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.outputs import Output, Pause, Send
 from gateway.measures import BoundedDict
 from gateway.realtime.events import (
@@ -325,6 +326,9 @@ class Interruptions:
         queued audio is played."""
         self._turns.clear()
         self._words = ("", "")
+        self._protected = {
+            PAST + one.removeprefix(PAST): asked for one, asked in self._protected.items()
+        }
         return self._resume()
 
     # ---- what follows

@@ -107,12 +107,15 @@ class Conversation:
         self.hold_wait = HoldWait(self.control)
         self.escape = EscapeToHuman(self.control)
         self.control.try_next_escape_destination = self.escape.try_next_destination
+        self._machine_detector = MachineDetector(
+            self.control, lambda now: interrupt(self.control, "machine", now)
+        )
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
             self._user_idle,
             self.hold_wait,
-            MachineDetector(self.control, lambda now: interrupt(self.control, "machine", now)),
+            self._machine_detector,
             self._line_watch,
             approvals,
             self._mcp_watch,
@@ -442,6 +445,7 @@ class Conversation:
         self._guardrails.on_session_over()
         self._context_trimmer.on_session_over()
         self.hold_wait.on_session_over()
+        self._machine_detector.on_session_over()
         self._user_idle.on_session_over()
         self._line_watch.on_session_over()
         self._mcp_watch.on_session_over()

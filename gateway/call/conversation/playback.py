@@ -48,6 +48,12 @@ class Truncations:
         self._last: TruncateItem | None = None
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
+    def on_session_over(self) -> None:
+        """Forget the latest truncation and those that were repeated: the next session may use the
+        same ids."""
+        self._last = None
+        self._resent.clear()
+
     def make_command(self, heard: Heard) -> TruncateItem | DeleteItem:
         """Return ``conversation.item.truncate`` at the milliseconds heard of this part, or
         ``conversation.item.delete`` where nothing of the item was, in any part. The latest
@@ -209,6 +215,7 @@ class Playback:
         frame, which may be empty. Queued audio is played to the end."""
         self._interrupted.clear()
         self._spoken.clear()
+        self._truncations.on_session_over()
         return self._queue_last_frames(self._tracker.finish_all())
 
     def had_audio(self, response_id: str) -> bool:

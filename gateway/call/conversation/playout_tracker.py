@@ -18,6 +18,9 @@ from gateway.audio import BYTES_PER_MS, FRAME_MS
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
 
+PAST = "past/"
+"""Prefix of the ids of responses whose session is over and that are still queued."""
+
 MAX_PARTS = 64
 """Parts remembered, not counting those still to be heard: late audio of a part that was cut, which
 is dropped, belongs to one of the latest."""
@@ -45,15 +48,16 @@ class _Part:
     """It is of a session that is over."""
 
     @property
-    def all_heard(self) -> bool:
-        """Whether everything received was handed to RTP."""
+    def known_heard(self) -> bool:
+        """Whether everything received so far is known to have been handed to RTP; what was queued
+        is known only once the queue ran empty or was flushed."""
         return self.heard == self.received
 
     @property
     def finished(self) -> bool:
         """Whether nothing of it is left to be heard or reported: its cut was reported, or it was
-        received and heard to its end."""
-        return self.told or (self.done and self.all_heard)
+        received and is known to have been heard to its end."""
+        return self.told or (self.done and self.known_heard)
 
 
 @dataclass(slots=True)
@@ -160,11 +164,13 @@ class PlayoutTracker:
 
     def finish_all(self) -> bytes:
         """End all parts: all their audio was received, and their session is over, so that their
-        ids may come again. Return the incomplete frame, filled with silence and counted as queued;
-        empty without one."""
+        ids may come again; those of their responses get the prefix ``PAST``. Return the incomplete
+        frame, filled with silence and counted as queued; empty without one."""
         rest = self._close_part()
-        for part in self._parts.values():
-            part.done = part.past = True
+        for part in (*self._parts.values(), *(queued.part for queued in self._queue)):
+            if not part.past:
+                part.done = part.past = True
+                part.response_id = PAST + part.response_id
         self._past = [part for part in self._all_parts if not part.finished]
         self._parts.clear()
         return rest
@@ -275,7 +281,7 @@ class PlayoutTracker:
             parts = self._parts.items()
             oldest = next((k for k, part in parts if part.finished), None)
             if oldest is None and len(self._parts) >= MAX_UNENDED:
-                heard = (k for k, part in parts if part is not self._open and part.all_heard)
+                heard = (k for k, part in parts if part is not self._open and part.known_heard)
                 oldest = next(heard, None)
             if oldest is not None:
                 del self._parts[oldest]
@@ -326,7 +332,7 @@ class PlayoutTracker:
                 content_index=part.key[1],
                 played_ms=part.heard // self._bytes_per_ms,
                 received_ms=part.received // self._bytes_per_ms,
-                complete=part.done and part.all_heard,
+                complete=part.done and part.known_heard,
                 item_heard=(part.past, part.key[0]) in heard_items,
                 past=part.past,
             )

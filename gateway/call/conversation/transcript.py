@@ -74,8 +74,6 @@ class Entry:
     """Ms of its audio that were heard, and that had come, when it was interrupted."""
     complete: bool = False
     """All of its words have come; the server sends no more."""
-    past: bool = False
-    """It is of a session that another one has replaced."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry for the record: ``at_ms``, ``who`` and ``text``; ``heard`` only where
@@ -111,6 +109,8 @@ class Transcript:
         self._control = control
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
+        self._past_items: dict[str, Entry] = {}
+        """The same of sessions that are over."""
         self._seeded: set[int] = set()
         """``id()`` of the entries that the latest seed had, or left out for want of room."""
         control.timeline.record.transcript = self
@@ -185,11 +185,13 @@ class Transcript:
         self._add_entry(Entry(self._control.timeline.ms(now), who, text, complete=True))
 
     def on_session_replaced(self) -> None:
-        """Mark all items as of an earlier session, whose ids may come again. If a response runs and
+        """Take no more words of the items so far, whose ids may come again. If a response runs and
         the last entry is the agent's, all its words so far count as heard, and the entry as not
         heard to its end; an entry that was cut before stays as it is."""
         for entry in self._by_item.values():
-            entry.past = True
+            entry.complete = True
+        self._past_items |= self._by_item
+        self._by_item = {}
         active = self._control.responses.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
         if active is None or last is None or last is not self._entries[-1]:
@@ -281,7 +283,7 @@ class Transcript:
         """Return the entry of an item of this session; append a new one where there is none, and
         always for an empty ``item_id``."""
         entry = self._by_item.get(item_id)
-        if entry is None or entry.past:
+        if entry is None:
             entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
@@ -299,7 +301,9 @@ class Transcript:
         the record."""
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
-            self._by_item.pop(gone.item_id, None)
+            for known in (self._by_item, self._past_items):
+                if known.get(gone.item_id) is gone:
+                    del known[gone.item_id]
             self._control.timeline.record.transcript_dropped += 1
         self._entries.append(entry)
         if entry.item_id:
@@ -324,23 +328,15 @@ class Transcript:
             self._add_entry(Entry(at_ms, who, text))
 
     def _add_call(self, item: Mapping[str, Any], now: float) -> None:
-        """Add a function call of the model, before its result, which may have been sent already.
-        One with arguments of more than ``MAX_TEXT`` characters is left out."""
+        """Add a function call of the model; one with arguments of more than ``MAX_TEXT`` characters
+        is left out."""
         call_id = str(item.get("call_id", ""))
         name, arguments = str(item.get("name", "")), str(item.get("arguments") or "{}")
         if len(arguments) > MAX_TEXT:
             return
         call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
         entry = Entry(self._control.timeline.ms(now), "call", f"{name} {arguments}", item=call)
-        answered = [
-            index
-            for index, one in enumerate(self._entries)
-            if one.who == "result" and one.item is not None and one.item["call_id"] == call_id
-        ]
-        if answered:
-            self._entries.insert(answered[0], entry)  # its result was sent in the same breath
-        else:
-            self._add_entry(entry)
+        self._add_entry(entry)
 
     def _mark(self, entry: Entry, received: int) -> None:
         """Mark that the words so far end at ``received`` ms of the item's audio; no mark where an
@@ -356,8 +352,8 @@ class Transcript:
         """Set which words were heard of an item of which a part was not heard to its end. Nothing
         where it has no entry yet: words that come later count as heard, unless no audio of the item
         had come (:meth:`_find_or_add_agent_entry`)."""
-        entry = self._by_item.get(heard.item_id)
-        if entry is not None and entry.past == heard.past:
+        entry = (self._past_items if heard.past else self._by_item).get(heard.item_id)
+        if entry is not None:
             entry.interrupted_at = heard.played_ms, heard.received_ms
             entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
 

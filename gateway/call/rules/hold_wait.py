@@ -23,7 +23,13 @@ from gateway.call.conversation.barge_in import interrupt
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output, Send, Withhold
 from gateway.call.plan import HoldWaitPlan
-from gateway.call.rules.machine_detection import HELD, MIXED, MusicOnHoldDetector, Repeats
+from gateway.call.rules.machine_detection import (
+    HELD,
+    MIXED,
+    MusicOnHoldDetector,
+    Repeats,
+    turn_length_ms,
+)
 from gateway.call.tools.definitions import ToolCallError
 from gateway.ending import EndReason
 from gateway.measures import BoundedDict
@@ -91,8 +97,9 @@ class HoldWait:
         self._withheld = False
         self._unclear = 0
         """Seconds in a row with too few standing tones for music."""
-        self._speaking: float | None = None
-        """When the server heard the other side begin to speak (s); None while nobody speaks."""
+        self._speaking: tuple[float, int | None] | None = None
+        """When the server heard the other side begin to speak: our time (s), and the server's (ms);
+        None while nobody speaks."""
         self._voice = False
         """Somebody has spoken since the music, or since the last announcement: a human, unless it
         turns out to be an announcement."""
@@ -125,12 +132,13 @@ class HoldWait:
         match input:
             case inputs.SoundHeard():
                 return self._on_sound(input, now)
-            case inputs.ServerEventReceived(event=SpeechStarted()):
-                self._speaking, self._stopped, self._words_came = now, None, False
+            case inputs.ServerEventReceived(event=SpeechStarted(_, start_ms)):
+                self._speaking, self._stopped, self._words_came = (now, start_ms), None, False
                 self._end_by_sound = False
-            case inputs.ServerEventReceived(event=SpeechStopped(item_id)):
+            case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)):
                 if self._speaking is not None:
-                    self._repeats.add_turn(item_id, round((now - self._speaking) * 1000))
+                    length = turn_length_ms(self._speaking, (now, end_ms))
+                    self._repeats.add_turn(item_id, length)
                 self._speaking = None
                 if self._wait is not None and not self._withheld:
                     self._stopped = now
@@ -313,8 +321,9 @@ class HoldWait:
 
     def on_session_over(self) -> None:
         """Note that the session is lost, closed on hold or handed over, perhaps in the middle of
-        what is said: a quiet second is its end."""
+        what is said: a quiet second is its end. The next one may use the ids of its turns again."""
         self._speaking, self._end_by_sound = None, True
+        self._repeats.on_session_over()
 
     def on_bridged(self, now: float) -> list[Output]:
         """End the wait, if there is one, as caller and B-leg are joined: a session that listens

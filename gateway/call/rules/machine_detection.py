@@ -110,6 +110,20 @@ def similar_lengths(lengths: Collection[int]) -> bool:
     return pstdev(lengths) <= EVEN * fmean(lengths)
 
 
+def turn_length_ms(began: tuple[float, int | None], ended: tuple[float, int | None]) -> int:
+    """Return the length (ms) of a turn by the server's times, or by our clock where the server
+    gives none that can be right.
+
+    Args:
+        began: when ``speech_started`` came, by our clock (s), and the server's time in it (ms).
+        ended: the same of ``speech_stopped``.
+    """
+    start_ms, end_ms = began[1], ended[1]
+    if start_ms is None or end_ms is None or end_ms < start_ms:
+        return round((ended[0] - began[0]) * 1000)
+    return end_ms - start_ms
+
+
 class Repeats:
     """Detects a bot that says the same words again and again, turn after turn.
 
@@ -127,6 +141,10 @@ class Repeats:
         """Turns in a row with these words."""
         self._spoken: deque[int] = deque(maxlen=min(wanted, _MAX_TURNS))
         """Lengths (ms) of the last of them."""
+
+    def on_session_over(self) -> None:
+        """Forget the turns whose words have not come: the next session may use the same ids."""
+        self._lengths.clear()
 
     def add_turn(self, item_id: str, length_ms: int) -> None:
         """Note the length (ms) of a turn whose transcript may come later."""
@@ -281,8 +299,8 @@ class MachineDetector:
         self._lengths: deque[int] = deque(maxlen=min(self._plan.bot_equal_turns, _MAX_TURNS))
         """Lengths (ms) of the last turns."""
         self._said = Repeats(self._plan.bot_repeats)
-        self._first_item = ""
-        """Item id of the first turn; "" before one with an id."""
+        self._first_item: str | None = ""
+        """Item id of the first turn, "" before one with an id; None once its session is over."""
         self._transcribed = False
         """The transcript of a turn has come."""
         self._unbroken = 0.0
@@ -299,15 +317,13 @@ class MachineDetector:
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle a turn of the caller's side, its transcript, a second of sound, or a beep. While a
         beep is waited for, interrupt each response that is created. The begin and the end of a hold
-        start the count of music anew. The end of the session drops a turn that is not over.
-
-        The length of a turn is by the server's times (ms), or by our clock where the server gives
-        none.
+        start the count of music anew.
         """
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
                 self._turns += 1
-                self._first_item = self._first_item or item_id
+                if self._first_item == "":
+                    self._first_item = item_id
                 self._started = (now, start_ms)
                 self._unbroken = now
                 self._music.begin_stretch()
@@ -315,11 +331,7 @@ class MachineDetector:
             case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)) if (
                 self._started is not None
             ):
-                began, start_ms = self._started
-                if start_ms is None or end_ms is None:  # the server does not tell
-                    length = round((now - began) * 1000)
-                else:
-                    length = end_ms - start_ms
+                length = turn_length_ms(self._started, (now, end_ms))
                 self._started = None
                 self._said.add_turn(item_id, length)
                 self._beeps.on_speech_stopped(now)
@@ -336,8 +348,16 @@ class MachineDetector:
                 self._held = held
                 self._music.reset()
             case inputs.SessionClosed():
-                self._started = None
+                self.on_session_over()
         return []
+
+    def on_session_over(self) -> None:
+        """Drop a turn that is not over, and forget the ids of all, since the session is lost,
+        closed on hold or handed over: the next one may use the same ids."""
+        self._started = None
+        self._said.on_session_over()
+        if self._turns:
+            self._first_item = None
 
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`.

@@ -282,8 +282,8 @@ class McpWatch:
         self._approvals = approvals
         self._seen: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED)
         """Ids of items that were handled, oldest first."""
-        self._asked_for: set[str] = set()
-        """Requests of this session that wait for a decision."""
+        self._sessions_over = 0
+        """Grows with the end of each session: decisions about its requests are sent to nobody."""
         self._approved: dict[str, str] = {}
         """Who approved of it, by request; until the call that was asked about is over."""
         self._answered = 0
@@ -310,10 +310,11 @@ class McpWatch:
         return []
 
     def on_session_over(self) -> None:
-        """Drop the session's requests for approval: they are still decided, but the decision is
-        sent to nobody. A response that is due stays due (:attr:`deadline`)."""
-        self._asked_for.clear()
+        """Forget the session's items and drop its requests for approval: they are still decided,
+        but the decision is sent to nobody. A response that is due stays due (:attr:`deadline`)."""
+        self._sessions_over += 1
         self._approved.clear()
+        self._seen.clear()
 
     def tick(self, now: float) -> list[Output]:
         """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call or an
@@ -381,16 +382,14 @@ class McpWatch:
         """Have :class:`Approvals` decide about an ``mcp_approval_request``, and send the decision
         as ``mcp_approval_response``. Where no rule applies it is refused."""
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
-
-        self._asked_for.add(item_id)
+        sessions_over = self._sessions_over
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             """Send the decision to the server, and expect its response within
             ``RESPOND_SECONDS``; nothing if the session that asked is over. A refusal is recorded as
             use of the tool."""
-            if item_id not in self._asked_for:
+            if self._sessions_over != sessions_over:
                 return []
-            self._asked_for.discard(item_id)
             self._answered += 1
             answer: dict[str, Any] = {
                 "id": f"gw_approval_{self._answered}",

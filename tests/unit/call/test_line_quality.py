@@ -183,11 +183,13 @@ def waiting(server: ServerPlan | None = None, **plan: Any) -> Scene:
     return scene
 
 
-def turn(scene: Scene, item: str, words: str, *, length: float = 2.0) -> list[str]:
+def turn(
+    scene: Scene, item: str, words: str, *, length: float = 2.0, end_ms: int | None = None
+) -> list[str]:
     """Somebody speaks; returns what was done until their words came."""
     seen = scene.do(said(SpeechStarted(item, 0)))
     seen += seconds(scene, round(length), VOICE)
-    seen += scene.do(said(SpeechStopped(item, 0)))
+    seen += scene.do(said(SpeechStopped(item, end_ms)))
     return seen + scene.at(scene.now + 0.3, said(InputTranscribed(item, words)))
 
 
@@ -242,6 +244,18 @@ def test_the_same_words_at_the_same_length_are_an_announcement() -> None:
     turn(scene, "u1", said_once)
     seconds(scene, 5, SILENCE)
     assert any(one.startswith(WAITING) for one in turn(scene, "u2", said_once))
+
+
+@pytest.mark.parametrize(("arrives", "lasts", "begins"), [(3.0, 2000, True), (2.0, 3000, False)])
+def test_how_long_they_were_is_what_the_server_says(
+    arrives: float, lasts: int, begins: bool
+) -> None:
+    """Its events may come late."""
+    scene = up(hold_wait=PLAN)
+    said_once = "Our opening hours are nine to five."
+    turn(scene, "u1", said_once, end_ms=2000)
+    turn(scene, "u2", said_once, length=arrives, end_ms=lasts)
+    assert ("hold_wait_began" in scene.events) is begins
 
 
 def test_keys_that_an_announcement_asks_for_are_pressed() -> None:

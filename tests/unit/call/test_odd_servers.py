@@ -5,6 +5,7 @@ first: each rule holds, each function runs once, and nobody waits for what is ov
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,10 @@ from gateway.call.plan import (
     FallbackStep,
     FunctionPlan,
     GuardrailPlan,
+    HoldWaitPlan,
     InterruptionPlan,
     LimitsPlan,
+    MachineDetectionPlan,
     ServerPlan,
     SilencePlan,
     ToolsPlan,
@@ -31,12 +34,24 @@ from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,
     InputTranscribed,
+    ItemDeleted,
     OtherEvent,
     ResponseDone,
     SpeechStarted,
     SpeechStopped,
 )
-from tests.support.call_scene import ACK, Scene, audio, audio_done, closed, created, done, key, said
+from tests.support.call_scene import (
+    ACK,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    error,
+    key,
+    said,
+)
 
 PLAN = CallPlan("r", Codec.PCMU, silence=SilencePlan(6.0), limits=LimitsPlan(rtp_timeout=0))
 FUNCTIONS = replace(PLAN, tools=ToolsPlan(functions={"f": FunctionPlan()}))
@@ -209,6 +224,159 @@ def test_ids_of_the_session_before_mean_nothing_in_another() -> None:
         scene.do(closed(1006), inputs.SessionReady("sess_2"))
     told = [one["text"] for one in scene.record.as_json()["transcript"] if one["who"] == "caller"]
     assert told == ["Number 0?", "Number 1?"]
+
+
+RECONNECT = replace(PLAN, server=ServerPlan(fallback=(FallbackStep("reconnect", 8.0),)))
+NOTICE = replace(
+    RECONNECT,
+    interruptions=InterruptionPlan(
+        by_gateway=True, uninterruptible_patterns=(re.compile("recorded"),)
+    ),
+)
+MACHINES = MachineDetectionPlan(
+    {"voicemail": "log"}, voicemail_patterns=(re.compile("leave a message"),)
+)
+WAITS = HoldWaitPlan(True, transcribed=True)
+REQUEST = {"type": "mcp_approval_request", "id": "m1", "server_label": "crm", "name": "get"}
+TOO_LONG = "Audio content of 200ms is already shorter than 300ms"
+
+
+def speaks(item: str) -> inputs.ServerEventReceived:
+    return said(SpeechStarted(item, 0))
+
+
+def say(scene: Scene, of: str, words: str, ms: int) -> None:
+    scene.do(created(f"r{of}"), said(AgentTranscriptDelta(f"r{of}", f"i{of}", 0, words)))
+    scene.do(audio(f"r{of}", f"i{of}", ms))
+
+
+def is_cut(scene: Scene, of: str) -> None:
+    say(scene, of, "One, two, three.", 1000)
+    scene.listen(300)
+    scene.do(speaks(f"u{of}"), done(f"r{of}", "cancelled"), said(SpeechStopped(f"u{of}", 900)))
+
+
+def is_heard(scene: Scene, of: str) -> None:
+    say(scene, of, "Four, five, six.", 1000)
+    scene.do(audio_done(f"r{of}", f"i{of}"), done(f"r{of}"))
+    scene.listen(3000)
+
+
+def is_said(scene: Scene, of: str) -> None:
+    say(scene, of, "One, two, three.", 1000)
+    scene.listen(300)
+
+
+def is_cut_by_a_key(scene: Scene, of: str) -> None:
+    is_said(scene, of)
+    scene.do(closed(1006), key("5"))
+
+
+def is_cut_with_what_still_plays(scene: Scene, of: str) -> None:
+    say(scene, of, "Four, five, six.", 1000)
+    scene.listen(200)
+    scene.do(speaks(f"u{of}"))
+
+
+def tells_of_the_recording(scene: Scene, of: str) -> None:
+    say(scene, of, "This is recorded.", 1000)
+    scene.listen(300)
+
+
+def tells_something_else(scene: Scene, of: str) -> None:
+    scene.listen(1000)
+    say(scene, of, "It rains.", 1000)
+    scene.listen(300)
+    scene.do(speaks(f"u{of}"))
+
+
+def tells_something_else_at_once(scene: Scene, of: str) -> None:
+    say(scene, of, "It rains.", 200)
+    scene.do(speaks(f"u{of}"), said(SpeechStopped(f"u{of}", 900)))
+    scene.listen(1200)
+    scene.do(audio(f"r{of}", f"i{of}", 1000))
+    scene.listen(300)
+    scene.do(speaks(f"v{of}"))
+
+
+def has_no_sound(scene: Scene, of: str) -> None:
+    scene.do(created(f"r{of}"), done(f"r{of}"))
+
+
+def is_cut_and_too_long(scene: Scene, of: str) -> None:
+    is_cut(scene, of)
+    scene.do(error("invalid_value", scene.sent[-1], TOO_LONG))
+
+
+def asks_for_approval(scene: Scene, of: str) -> None:
+    scene.do(said(OtherEvent("response.output_item.done", {"item": REQUEST | {"id": f"m{of}"}})))
+
+
+def is_a_turn(scene: Scene, of: str) -> None:
+    scene.do(speaks(f"u{of}"))
+    scene.at(scene.now + 1.0, said(SpeechStopped(f"u{of}", 1000)), transcribed(f"u{of}", "Hello."))
+
+
+def asks_for_a_message(scene: Scene, of: str) -> None:
+    scene.do(speaks(f"u{of}"))
+    scene.at(scene.now + 1.0, said(SpeechStopped(f"u{of}", 1000)))
+    scene.do(transcribed(f"u{of}", "Do you want to leave a message?"))
+
+
+def speaks_as_long_again(scene: Scene, of: str) -> None:
+    for item in (f"u{of}", f"v{of}"):
+        scene.do(speaks(item))
+        scene.at(scene.now + 1.0, said(SpeechStopped(item, 1000)))
+
+
+def says_the_same_again(scene: Scene, of: str) -> None:
+    scene.do(*[transcribed(f"{item}{of}", "Please hold the line.") for item in "uv"])
+
+
+def is_deleted(scene: Scene, of: str) -> None:
+    scene.do(said(ItemDeleted(f"u{of}")))
+
+
+def has_a_function_run(scene: Scene, of: str) -> None:
+    scene.do(created(f"r{of}"), done(f"r{of}", calls=[("f", f"c{of}")]))
+    scene.do(inputs.ToolDone(f"c{of}", "done"))
+
+
+@pytest.mark.parametrize(
+    ("plan", "first", "then"),
+    [
+        (RECONNECT, is_cut, is_heard),
+        (RECONNECT, is_cut_by_a_key, is_heard),
+        (RECONNECT, is_said, is_cut_with_what_still_plays),
+        (NOTICE, tells_of_the_recording, tells_something_else),
+        (NOTICE, tells_of_the_recording, tells_something_else_at_once),
+        (RECONNECT, is_heard, has_no_sound),
+        (RECONNECT, is_cut_and_too_long, is_cut_and_too_long),
+        (RECONNECT, asks_for_approval, asks_for_approval),
+        (replace(RECONNECT, machine_detection=MACHINES), is_a_turn, asks_for_a_message),
+        (replace(RECONNECT, hold_wait=WAITS), speaks_as_long_again, says_the_same_again),
+        (RECONNECT, is_a_turn, is_deleted),
+        (replace(FUNCTIONS, server=RECONNECT.server), has_a_function_run, has_a_function_run),
+    ],
+)
+def test_another_session_does_the_same_with_the_ids_of_the_one_before_as_with_others(
+    plan: CallPlan, first: Callable[[Scene, str], None], then: Callable[[Scene, str], None]
+) -> None:
+    told = []
+    for ids in "12":
+        scene = Scene(plan).up()
+        first(scene, "1")
+        scene.do(closed(1006), inputs.SessionReady("sess_2"))
+        before = len(scene.seen), scene.heard_ms
+        then(scene, ids)
+        scene.listen(1000)
+        seen = [re.sub(r"\b([cimruv])2", r"\g<1>1", one) for one in scene.seen[before[0] :]]
+        words = [
+            (one["who"], re.sub("2$", "1", one["text"]), one.get("heard"))
+            for one in scene.record.as_json()["transcript"]
+        ]
+        told.append((seen, scene.heard_ms - before[1], words, scene.events))
+    assert told[0] == told[1]
 
 
 def test_a_function_that_is_told_of_again_runs_once_and_is_answered_once() -> None:

@@ -215,6 +215,31 @@ def test_padding_does_not_count_as_heard() -> None:
     assert _heard(tracker.flush(0)) == [("i", 0, 21, 21, True)]
 
 
+def test_what_still_plays_of_a_session_that_is_over_is_not_taken_for_the_next_ones() -> None:
+    """Also in the session after that."""
+    tracker = PlayoutTracker(PAD)
+    sent = b""
+    for _session in range(3):
+        sent += tracker.receive("r", ("i", 0), bytes(800))
+        sent += tracker.receive("r", ("j", 0), bytes(200))
+        assert (tracker.received_ms("i"), tracker.response_received_ms("r")) == (100, 125)
+        sent += tracker.finish_all()
+        assert (tracker.knows("i"), tracker.is_queued("r")) == (False, False)
+        assert tracker.is_queued("past/r")
+    assert len(sent) == 3 * (800 + 320)
+    tracker.receive("r", ("i", 0), bytes(800))
+    heard = tracker.flush(10)
+    assert [one.past for one in heard] == 6 * [True] + [False]
+    assert _heard(heard) == [
+        *2 * (("i", 0, 100, 100, True), ("j", 0, 25, 25, True)),
+        ("i", 0, 40, 100, False),
+        ("j", 0, 0, 25, False),
+        ("i", 0, 0, 100, False),
+    ]
+    tracker.finish_all()
+    assert tracker.receive("r", ("i", 0), bytes(800)), "what was cut was of another session"
+
+
 def test_a_part_that_is_interrupted_by_another_counts_as_one() -> None:
     tracker = PlayoutTracker(PAD)
     tracker.receive("r", ("i", 0), bytes(240))
