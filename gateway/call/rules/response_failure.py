@@ -313,12 +313,12 @@ class ResponseFallback:
         return [note, PlaySound(self._plan.sound)]
 
     def _stop_sound(self) -> list[Output]:
-        """Return the ``PlaySound`` that ends the sound; nothing where none plays. While an action
-        is queued or under way none is sent: it may play a sound of its own."""
+        """Return the ``PlaySound`` that ends the sound; nothing where none plays, or a hold or
+        transfer that has begun has replaced it by a sound of its own."""
         if self.deadline is None:
             return []
         self.deadline = None
-        return [] if self._control.call_actions.busy else [PlaySound("")]
+        return [] if self._control.call_actions.audio_suspended else [PlaySound("")]
 
 
 def content_of(done: ResponseDone) -> str:

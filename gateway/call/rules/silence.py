@@ -426,7 +426,7 @@ class Silence:
         if not (0 < timeout <= seconds and self._control.capabilities.turn_events):
             return []
         self._turn = self._responds
-        return self._report("audio_is_silence", timeout, now)
+        return self._set_rule("audio_is_silence", timeout, now)
 
     def update_wait(self, now: float, *, confirmed: bool) -> list[Output]:
         """Note since when the caller waits, or that they wait no more, and then stop the filler;
@@ -462,15 +462,15 @@ class Silence:
             self._works_until, self._since = 0.0, now
         if self._turn_hangs_at is not None and now >= self._turn_hangs_at:
             self._turn = True
-            return self._report("turn_not_ended", TURN_TIMEOUTS * self._timeout, now)
+            return self._set_rule("turn_not_ended", TURN_TIMEOUTS * self._timeout, now)
         if self._turns_unanswered_at is not None and now >= self._turns_unanswered_at:
             self._turn = True
-            return self._report("turn_not_answered", self._timeout, now)
+            return self._set_rule("turn_not_answered", self._timeout, now)
         if self._since is None or not self._caller_waits():
             return []
         plan, timeout = self._plan, self._timeout
         if now >= self._since + timeout and not self.backend_works:
-            return self._report(self._which_silence(), timeout, now)
+            return self._set_rule(self._which_silence(), timeout, now)
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
             self._filler = True
             return [self._control.timeline.note(now, "filler"), PlaySound(plan.filler_sound)]
@@ -532,7 +532,7 @@ class Silence:
         self._mcp.clear()
         return self._stop_filler()
 
-    def _report(self, rule: str, seconds: float, now: float) -> list[Output]:
+    def _set_rule(self, rule: str, seconds: float, now: float) -> list[Output]:
         """Set :attr:`rule`, log ``silence_detected``, stop the filler, and start all waits anew;
         the machine, not this rule, acts on it. What is due stays due (:attr:`due`), so that it is
         requested again; :meth:`reset` forgets that, too.
@@ -612,7 +612,7 @@ class Silence:
             self._mcp.pop(item_id, None)
 
     def _stop_filler(self) -> list[Output]:
-        """Return the ``PlaySound`` that ends the filler sound; nothing where none plays. While an
-        action is queued or under way none is sent: it may play a sound of its own."""
+        """Return the ``PlaySound`` that ends the filler sound; nothing where none plays, or a hold
+        or transfer that has begun has replaced it by a sound of its own."""
         was, self._filler = self._filler, False
-        return [PlaySound("")] if was and not self._control.call_actions.busy else []
+        return [PlaySound("")] if was and not self._control.call_actions.audio_suspended else []

@@ -450,10 +450,10 @@ class Functions:
         return notes
 
     def _stop_filler(self) -> list[Output]:
-        """Note that no filler sound plays, and return ``PlaySound("")``; nothing where a
-        call-control action has replaced it by its own sound."""
+        """Note that no filler sound plays, and return ``PlaySound("")``; nothing where a hold or
+        transfer that has begun has replaced it by a sound of its own."""
         self._sounding = ""
-        return [] if self._control.call_actions.busy else [PlaySound("")]
+        return [] if self._control.call_actions.audio_suspended else [PlaySound("")]
 
     def _finish_function(
         self, running: _Running, outcome: str, output: str, now: float

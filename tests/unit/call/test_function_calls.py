@@ -19,6 +19,7 @@ from gateway.call.tools.commands import (
     EndCall,
     HoldPlan,
     LanguagePlan,
+    PressKeys,
     Say,
     SendMessage,
     TransferPlan,
@@ -166,6 +167,14 @@ def test_an_action_takes_the_place_of_a_waiting_sound() -> None:
     scene.at(3.1, created("r2"), done("r2", calls=[("hold", "c2", '{"seconds": 9}')]))
     assert "sound chime" in scene.seen
     assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1", "create"], "music goes on"
+
+
+def test_a_waiting_sound_ends_with_the_result_while_an_operator_presses_keys() -> None:
+    scene = talking()
+    scene.do(done("r1", calls=[("book", "c1")]))
+    scene.at(3.1, inputs.ToolRequest(PressKeys("123")))
+    assert scene.seen[-2:] == ["sound chime", "press 1 auto"]
+    assert scene.do(inputs.ToolDone("c1", "{}")) == ["sound", "output c1", "create"]
 
 
 def test_nothing_more_runs_than_eight() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
-from gateway.call.tools.commands import RequestResponse
+from gateway.call.tools.commands import PressKeys, RequestResponse
 from gateway.realtime.events import InputCommitted, ResponseDone
 from tests.support.call_scene import (
     SPEECH,
@@ -66,6 +66,14 @@ def test_the_phrase_without_sound_becomes_a_sound() -> None:
     silent = scene_of()
     silent.do(created("r1"), failed("r1"), created("r2"), failed("r2"))
     assert silent.do(created("r3"), done("r3")) == ["sound chime"]
+
+
+def test_the_sound_ends_in_its_time_while_an_operator_presses_keys() -> None:
+    scene = scene_of()
+    scene.do(created("r1"), failed("r1"), created("r2"), failed("r2"))
+    assert scene.do(created("r3"), failed("r3")) == ["sound chime"]
+    scene.at(scene.now + 1.5, inputs.ToolRequest(PressKeys("123456")))
+    assert "sound" in scene.at(scene.now + 0.6)
 
 
 def test_a_filtered_answer_is_told_at_once() -> None:

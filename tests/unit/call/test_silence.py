@@ -21,6 +21,7 @@ from gateway.call.plan import (
     SilencePlan,
     ToolsPlan,
 )
+from gateway.call.tools.commands import SendDtmfPlan
 from gateway.realtime.events import (
     AudioDelta,
     InputCommitted,
@@ -413,6 +414,15 @@ def test_a_filler_is_heard_before_and_ends_with_the_response() -> None:
     seen = scene.at(scene.now + 4.0)
     assert seen[0] == "sound"
     assert seen[-2:] == ["sound chime", "open"]
+
+
+def test_a_filler_ends_when_the_model_presses_keys_without_a_word() -> None:
+    tools = ToolsPlan(send_dtmf=SendDtmfPlan(enabled=True))
+    scene = scene_of(replace(QUIET, tools=tools, silence=SilencePlan(6.0, "typing", 2.0)))
+    scene.do(key("#"))
+    assert scene.at(2.0) == ["sound typing"]
+    press = ("send_dtmf", "c1", '{"digits": "1"}')
+    assert scene.do(created("r1"), done("r1", calls=[press])) == ["press 1 auto", "sound"]
 
 
 def test_a_silent_server_that_gives_sessions_does_not_go_on_for_ever() -> None:
