@@ -324,7 +324,7 @@ class CallMachine:
         elif self._session.failover.over is not None:
             todo = todo + self._session.end_after_failover(now)
         elif self._call.session_up:
-            todo = todo + self._before_answer(now)
+            todo = todo + self._while_not_live(now)
         responds = conversation.control.capabilities.responds
         if not (responds and (session_was_up or self._call.session_up)):
             if self._session.failover.active:
@@ -366,11 +366,12 @@ class CallMachine:
         )
         return min((at for at in due if at is not None), default=None)
 
-    def _before_answer(self, now: float) -> list[outputs.Output]:
-        """Follow an input of a call that is not live but has a session, which may hear the
-        network's announcement of a call that we place. A queued action stays queued, and its wait
-        for speech begins anew; a hang-up that is due ends the call. Nothing else of
-        :meth:`_after_input` is done."""
+    def _while_not_live(self, now: float) -> list[outputs.Output]:
+        """Follow an input of a call that is not live but has a session: one that we place, until
+        the callee answers (the session may hear the network's announcement), or an inbound one
+        whose sound is still to be played. A queued action stays queued, and its wait for speech
+        begins anew; a hang-up that is due ends the call. Nothing else of :meth:`_after_input` is
+        done."""
         self._call.conversation.call_actions.begin_if_ready(now, queued=False, confirmed=False)
         why, detail = self._call.conversation.ended(now)
         return [] if why is None else self._end_call(why, now, detail)

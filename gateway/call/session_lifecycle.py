@@ -389,11 +389,12 @@ class SessionEvents:
 
     def answer(self, now: float) -> list[outputs.Output]:
         """Answer the inbound call, since the session is up: stop the sound for the wait, return
-        ``Answer`` (200 OK), start the wait for the ACK, and request the greeting.
+        ``Answer`` (200 OK), start the wait for the ACK, and request the greeting; for a source that
+        is not trusted, the greeting follows only after the ACK (:meth:`request_greeting`).
 
         A call that was answered at once gets no second ``Answer``. If its ACK came, it is TALKING
-        now: ``StartRecording``, if the route records always, and ``StartMedia``. If not, it is
-        ANSWERED, and the wait for the ACK starts anew.
+        now: ``StartRecording``, if the route records always and asks for no consent, and
+        ``StartMedia``. If not, it is ANSWERED, and the wait for the ACK starts anew.
         """
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)

@@ -90,7 +90,7 @@ class DtmfConsumer(Protocol):
 
     @property
     def wants_digits(self) -> bool:
-        """Whether the next digit goes here, and not to the conversation."""
+        """Whether it wants the next digit."""
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a digit and return what follows; called only while :attr:`wants_digits`."""

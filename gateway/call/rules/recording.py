@@ -101,7 +101,8 @@ class CallRecording:
         self._greeting: CreateResponse | None = None
         """Request for the greeting, sent after the decision; None for none."""
         self._heard = self._begun = False
-        """The prompt was played to the end. ``_begun``: it has begun to be played."""
+        """The prompt counts as heard: it was played to its end, or still is after
+        ``QUESTION_SECONDS``. ``_begun``: it has begun to be played."""
         self._lost = False
         """Its session ended before it was complete, and it was not requested again."""
         self._by = ""
@@ -263,8 +264,9 @@ class CallRecording:
         return [note, *self._control.say(self._plan.prompt, now)]
 
     def _on_prompt_heard(self, now: float) -> list[Output]:
-        """Set the deadline ``consent_timeout`` for the caller's answer; with consent ``announce``
-        also start recording and request the greeting."""
+        """Handle the prompt's end, or the end of ``QUESTION_SECONDS`` while it is still played: set
+        the deadline ``consent_timeout`` for the caller's answer; with consent ``announce`` also
+        start recording, and request the greeting if one has waited for that."""
         self._heard = True
         self.deadline = now + self._plan.consent_timeout
         if self._plan.consent == "ask":

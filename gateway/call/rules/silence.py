@@ -394,8 +394,9 @@ class Silence:
         return self.update_wait(now, confirmed=True)
 
     def on_audible(self) -> None:
-        """Note an audio delta of the model that is not silence, also one that :meth:`on_audio` does
-        not get: silent audio is counted anew."""
+        """Count silent audio anew, as an audio delta of the model is not silence; called by
+        :meth:`on_audio`, and by ``CallMachine.more_audio``, whose deltas :meth:`on_audio` does not
+        get."""
         self._silent_bytes, self._silent_since = 0, None
 
     def on_audio(self, delta: AudioDelta, now: float, *, speaking: bool) -> list[Output]:
