@@ -174,6 +174,11 @@ ABSENT_KEYS: Mapping[str, str] = MappingProxyType(
         "trunk.nat": "RTP goes where it comes from: leave it out; for SDP: sip.public_address",
         "trunk.type": "a trunk has no type: leave it out",
     }
+    | {
+        f"{section}.tos_{key}": f'sip.{new} has it: {new} = "{value}"'
+        for section in ("sip", "trunk")
+        for key, new, value in (("audio", "rtp_dscp", "ef"), ("sip", "dscp", "cs3"))
+    }
     | {f"trunk.{key}": "it is called caller_id" for key in ("callerid", "fromuser", "from_user")}
     | {f"trunk.{key}": 'codecs has it: codecs = ["PCMA"]' for key in ("allow", "disallow")}
     | {f"trunk.{key}": "options_interval has it (s)" for key in ("qualify", "qualify_frequency")}

@@ -109,6 +109,22 @@ def _port_range(value: object) -> PortRange:
     return PortRange(low, high)
 
 
+_DSCP_NAMES = (
+    {"ef": 46}
+    | {f"cs{number}": 8 * number for number in range(8)}
+    | {f"af{queue}{drop}": 8 * queue + 2 * drop for queue in range(1, 5) for drop in range(1, 4)}
+)
+"""RFC 2474, 2597 and 3246."""
+
+
+def _dscp(value: object) -> int:
+    """Return a DSCP from its number or name. Raises ValueError."""
+    found = _DSCP_NAMES.get(value.lower()) if isinstance(value, str) else value
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= 63:
+        raise ValueError('must be a name like "ef", "cs3" or "af31", or 0 to 63 (TOS byte / 4)')
+    return found
+
+
 def _address_or_empty(value: str) -> str:
     if re.fullmatch(r"[\d.]+:\d+|\[[^]]+\]:\d+", value):
         raise ValueError("must be an address alone, without a port")
@@ -175,6 +191,8 @@ class SipSettings(Section):
         tuple[Annotated[ListenAddress, BeforeValidator(_listen_address)], ...], Field(min_length=1)
     ] = (ListenAddress("udp", "127.0.0.1", 5060),)
     rtp_ports: Annotated[PortRange, BeforeValidator(_port_range)] = PortRange(20000, 29999)
+    dscp: Annotated[int, BeforeValidator(_dscp)] = 0
+    rtp_dscp: Annotated[int, BeforeValidator(_dscp)] = 0
     public_address: Annotated[str, AfterValidator(_address_or_empty)] = ""
     max_calls: Count = 100
     user_agent: Annotated[str, AfterValidator(_header_text)] = Field(default_factory=_user_agent)

@@ -194,6 +194,8 @@ def sip_settings(config: Config) -> SipSettings:
     return SipSettings(
         listen=tuple(Listen(*address) for address in config.sip.listen),
         rtp_ports=config.sip.rtp_ports,
+        dscp=config.sip.dscp,
+        rtp_dscp=config.sip.rtp_dscp,
         public_address=config.sip.public_address,
         max_calls=config.sip.max_calls,
         user_agent=config.sip.user_agent,

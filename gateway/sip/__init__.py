@@ -198,6 +198,9 @@ class SipSettings:
 
     listen: tuple[Listen, ...]
     rtp_ports: tuple[int, int] = (20000, 29999)
+    dscp: int = 0
+    """Of SIP; ``rtp_dscp`` is that of RTP and RTCP (RFC 2474)."""
+    rtp_dscp: int = 0
     public_address: str = ""
     max_calls: int = 100
     user_agent: str = ""

@@ -21,7 +21,7 @@ from gateway.addresses import address_of, bracketed, host_of
 from gateway.sip import Security, Trunk
 from gateway.sip.library import account_capacity
 from gateway.sip.messages.headers import headers_of, text_of
-from gateway.sip.transports import forced_contact
+from gateway.sip.transports import forced_contact, set_dscp
 from gateway.sip.trunks import (
     LINE_PARAMETER,
     Registration,
@@ -335,6 +335,7 @@ class Accounts:
         low, high = settings.rtp_ports
         media = config.mediaConfig.transportConfig
         media.port, media.portRange = low, high - low
+        set_dscp(media, settings.rtp_dscp)
         if (":" in settings.public_address) is (":" in host):
             media.publicAddress = settings.public_address
         media.boundAddress = host

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ TLS = """
 certificate = "cert.pem"
 private_key = "key.pem"
 """
+DSCP = 'dscp = "cs3"\nrtp_dscp = "EF"\n'
 OPEN = '[access]\nunknown_sources = "allow"\n'
 
 
@@ -39,7 +42,7 @@ def everywhere(
     folder = tmp_path_factory.mktemp("site")
     files = certificate(folder, "first")
     listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0", "tls:127.0.0.1:0", "udp:[::1]:0", "tls:[::1]:0")
-    opened = site(folder, listen=listen, sip=TLS, routes=ANYBODY)
+    opened = site(folder, listen=listen, sip=DSCP + TLS, routes=ANYBODY)
     yield runner.run(opened.__aenter__()), {**files, "ca": files["certificate"]}
     runner.run(opened.__aexit__(None, None, None))
 
@@ -91,6 +94,51 @@ async def test_ipv6(runner: object, everywhere: Everywhere, transport: str) -> N
     await gateway.gateway.wait("call.confirmed", call=call.call_id)
     await call.hang_up()
     await gateway.gateway.wait("call.summary", call=call.call_id)
+
+
+async def test_packets_are_marked(runner: object, everywhere: Everywhere) -> None:
+    """By both families, as ``sip.dscp`` and ``sip.rtp_dscp`` say."""
+    gateway, _tls = everywhere
+    call = gateway.phone.call("1")
+    call.invite()
+    await call.answered()
+    await call.rtp.until(lambda: len(call.rtp.packets) > 5)
+    assert {packet.tos >> 2 for packet in call.rtp.packets} == {46}
+    await call.hang_up()
+    await gateway.gateway.wait("call.summary", call=call.call_id)
+    assert await asyncio.to_thread(dscp_of_an_answer, "127.0.0.1", gateway.port("udp")) == 24
+    assert await asyncio.to_thread(dscp_of_an_answer, "::1", gateway.port("udp", "[::1]")) == 24
+
+
+def dscp_of_an_answer(host: str, port: int) -> int:
+    """Ask the gateway for its OPTIONS, over UDP, and return the DSCP of what it answers."""
+    six = ":" in host
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as end:
+        if six:
+            end.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        else:
+            end.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        end.bind((host, 0))
+        end.settimeout(0.5)
+        shown = f"[{host}]" if six else host
+        here = f"{shown}:{end.getsockname()[1]}"
+        lines = (
+            f"OPTIONS sip:{shown}:{port} SIP/2.0",
+            f"Via: SIP/2.0/UDP {here};branch=z9hG4bK{time.time_ns()};rport",
+            f"From: <sip:probe@{here}>;tag=1",
+            f"To: <sip:{shown}:{port}>",
+            f"Call-ID: {time.time_ns()}@test",
+            "CSeq: 1 OPTIONS",
+            "Max-Forwards: 70",
+            "Content-Length: 0",
+        )
+        for _ in range(60):
+            end.sendto(("\r\n".join(lines) + "\r\n\r\n").encode(), (host, port))
+            with contextlib.suppress(TimeoutError):
+                data, ((_level, _kind, told),), _flags, _peer = end.recvmsg(4096, 64)
+                break
+    assert data.startswith(b"SIP/2.0 200 ")
+    return told[0] >> 2
 
 
 async def test_srtp_required_and_off(runner: object, own_folder: Path) -> None:

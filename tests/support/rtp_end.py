@@ -41,6 +41,8 @@ class Packet:
     payload_type: int
     marker: bool
     payload: bytes
+    tos: int = 0
+    """The TOS byte of its IP header."""
 
 
 @dataclass(slots=True)
@@ -173,6 +175,7 @@ class RtpEnd:
                     second & 0x7F,
                     bool(second & _MARKER),
                     data[_HEADER.size :],
+                    next((told[0] for level, kind, told in ancillary if kind == socket.IP_TOS), 0),
                 )
             )
         self._pulse.set()
@@ -325,6 +328,7 @@ def _bound(port: int) -> socket.socket:
         # A test that is busy elsewhere must not lose what came meanwhile.
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
         end.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        end.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         end.bind(("127.0.0.1", port))
     except OSError:
         end.close()

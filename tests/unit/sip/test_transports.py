@@ -176,3 +176,24 @@ def test_a_tls_listener_that_could_not_be_bound_comes_back(monkeypatch: pytest.M
         listeners.renew_certificates()
     assert listeners.renew_certificates() == 1
     assert closed == [2], "not what is closed already"
+
+
+def test_connections_of_tls_are_marked_by_settings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pjsip does not take the DSCP of their listener (seen with ``ss --tos``)."""
+    told: list[tuple[int, int]] = []
+
+    def create(_kind: int, config: Any) -> int:
+        for qos in (config.qosParams, config.tlsConfig.qosParams):
+            told.append((qos.flags, qos.dscp_val))
+        return 1
+
+    endpoint = SimpleNamespace(
+        transportCreate=create,
+        transportGetInfo=lambda _identity: SimpleNamespace(localName="192.0.2.1:5061"),
+    )
+    monkeypatch.setattr(Listeners, "_try_certificates", lambda _self: None)
+    monkeypatch.setattr(Listeners, "_secure", lambda _self, _config: None)
+    Listeners(endpoint, SipSettings(listen=(Listen("tls", "192.0.2.1", 5061),), dscp=24)).open()
+    assert told == [(pj.PJ_QOS_PARAM_HAS_DSCP, 24)] * 2
