@@ -375,8 +375,10 @@ class Spool:
 
     def unpark(self, call_id: str) -> int:
         """Move the parked entries of a call (``*``: all) behind all others, to be written again;
-        return their number."""
-        wanted = [one for one, _ in self.parked_entries() if call_id in (one.call_id, "*")]
+        return their number. What is no JSON stays parked."""
+        wanted = [
+            one for one, _ in self.parked_entries() if one.body and call_id in (one.call_id, "*")
+        ]
         at_least = time.time_ns() // 1000
         with self._open() as connection:
             for one in wanted:

@@ -508,6 +508,7 @@ def test_an_entry_that_is_no_json_holds_up_no_other(tmp_path: Path) -> None:
     forwarder.stop()
     assert [one["id"] for one in Database(url).each(Filter())] == ["c1"]
     assert (spool.parked(), spool.pending()[0]) == (1, 0)
+    assert (spool.unpark("*"), spool.parked()) == (0, 1), "nothing of it is lost"
 
 
 def test_a_removed_spool_loses_nothing_that_was_parked_or_is_being_written(tmp_path: Path) -> None:
