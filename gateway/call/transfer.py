@@ -196,7 +196,8 @@ class Briefing:
 
     def tick(self, now: float) -> list[Output]:
         """Act on :attr:`deadline`, the first of these that is due: end the briefing as ``no_key``,
-        play the sound in place of a model that has said nothing, or repeat the briefing."""
+        play the sound in place of a model that has said nothing (without a sound, end the briefing
+        as ``skipped``, which connects the call), or repeat the briefing."""
         if now >= self._answer_by:
             return self.end("no_key", now)
         if self._speech_by is not None and now >= self._speech_by:

@@ -122,6 +122,8 @@ class _Turn:
     """It is not known yet whether it interrupts: playout is paused for it."""
     deadline: float | None = None
     committed: bool = False
+    over: float | None = None
+    """When it was over, by ``speech_stopped`` or, without that, when it was committed (s)."""
     dropped: bool = False
     """It was a false interruption, and is not to be answered."""
 
@@ -267,6 +269,7 @@ class Interruptions:
         turn = self._match_turn(event.item_id)
         if turn is None or not turn.undecided:
             return []
+        turn.over = now
         start_ms, end_ms = turn.start_ms, event.audio_end_ms
         if start_ms is not None and end_ms is not None and end_ms >= start_ms:
             lasted = end_ms - start_ms - self._plan.padding_ms
@@ -304,6 +307,7 @@ class Interruptions:
         if turn is None:
             return []
         turn.committed = True
+        turn.over = now if turn.over is None else turn.over
         return [] if turn.undecided else self._request_answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
@@ -354,13 +358,14 @@ class Interruptions:
 
     def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:
         """Decide that a turn does not interrupt: log it, and resume playout unless another turn is
-        undecided. No response is requested; the item of a committed turn is deleted now, of another
-        when it is committed (not where it has no id).
+        undecided. No response is requested, and the caller waits for none; the item of a committed
+        turn is deleted now, of another when it is committed (not where it has no id).
 
         Args:
             heard: length or words of the turn, for the log.
         """
         turn.undecided, turn.deadline, turn.dropped = False, None, True
+        self._control.response_times.on_false_interruption(turn.over)
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
             outputs += self._resume()

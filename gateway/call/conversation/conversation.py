@@ -218,14 +218,16 @@ class Conversation:
 
         Audio stops the hold music of a tool call and a function's filler, even audio of an
         interrupted response; it is queued unless its response was interrupted. Only audio that is
-        queued and is no silence stops the filler of a late response, too. The end of speech begins
-        the caller's wait for a response (:class:`ResponseTimes`; without ``speech_stopped`` the
-        committed turn does), and the beginning of speech cancels that wait. Both, and the caller's
-        transcript, may interrupt. A committed turn restarts the count of tool-only responses, and
-        is answered where the gateway decides about interruptions. ``response.created`` and
-        ``response.done`` begin and end a response (at once, where they came in the wrong order);
-        the latter starts its function calls. Work and decisions of a Live session go to the
-        delegated tasks. Transcripts and truncations are logged. Other events bring nothing here.
+        queued and is no silence stops the filler of a late response, too; the end of a part's audio
+        queues its last frame. Words of the agent may protect their response from interruption. The
+        end of speech begins the caller's wait for a response (:class:`ResponseTimes`; without
+        ``speech_stopped`` the committed turn does), and the beginning of speech cancels that wait.
+        Both, and the caller's transcript, may interrupt. A committed turn restarts the count of
+        tool-only responses, and is answered where the gateway decides about interruptions.
+        ``response.created`` and ``response.done`` begin and end a response (at once, where they
+        came in the wrong order); the latter starts its function calls. Work and decisions of a Live
+        session go to the delegated tasks. Transcripts and truncations are logged. Other events
+        bring nothing here.
 
         Args:
             command: our request that a ``response.created`` answers, where the server says so.

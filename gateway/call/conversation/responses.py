@@ -59,7 +59,8 @@ class ResponseTimes:
 
     A wait begins with ``speech_stopped`` (with ``input_audio_buffer.committed`` of a server without
     it) and ends with the first frame of model audio handed to RTP; ``speech_started`` before that
-    cancels it. Times are of the machine's clock (s).
+    cancels it, and so does the decision that the turn was a false interruption. Times are of the
+    machine's clock (s).
     """
 
     def __init__(self, timeline: CallTimeline) -> None:
@@ -94,6 +95,12 @@ class ResponseTimes:
         self._stops_told = self._stops_told or not committed
         if not (committed and self._stops_told):
             self._over, self._first = now, None
+
+    def on_false_interruption(self, over: float | None) -> None:
+        """Cancel the wait if it began at ``over`` (s), with the end of a turn that is not to be
+        answered; that of a later turn goes on."""
+        if over is not None and over == self._over:
+            self.on_speech_started()
 
     def on_audio(self, now: float, *, speaking: bool) -> None:
         """Note when the first audio delta of the wait came. Nothing without a wait, and for later

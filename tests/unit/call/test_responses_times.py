@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord, ResponseTime
 from gateway.call.plan import CallPlan, InterruptionPlan
-from gateway.realtime.events import InputCommitted, SpeechStarted, SpeechStopped
+from gateway.realtime.events import InputCommitted, InputTranscribed, SpeechStarted, SpeechStopped
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 
 STARTED = said(SpeechStarted("u", 0))
@@ -74,6 +74,28 @@ def test_speech_before_the_answer_begins_the_wait_anew() -> None:
     scene.at(11.0, heard(10.9), STOPPED)
     scene.at(11.5, created("r2"), audio("r2", "i2", 200), PLAYING)
     assert [one.ms for one in scene.record.response_times] == [600.0]
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["speech_stopped", "only commits"])
+@pytest.mark.parametrize("later", [True, False])
+def test_nobody_waits_for_an_answer_to_a_false_interruption(later: bool, stops: bool) -> None:
+    """But for one to a turn that was over before it was known to be false (``later``)."""
+    listening = replace(ADAPTIVE, transcribed=True, backchannel_phrases=frozenset({"mhm"}))
+    scene = Scene(CallPlan("r", Codec.PCMU, interruptions=listening)).up()
+    scene.do(created("r1"), audio("r1", "i1", 4000), audio_done("r1", "i1"), done("r1"))
+    scene.listen(1000)
+    over = [COMMITTED] if not stops else [STOPPED, COMMITTED]
+    scene.do(STARTED, *over)
+    if later:
+        scene.at(1.5, said(SpeechStarted("u2", 1500)), said(InputCommitted("u2")))
+        scene.at(1.5, *([said(SpeechStopped("u2", 2500))] if stops else []))
+    scene.do(said(InputTranscribed("u", "Mhm.")))
+    if later:
+        scene.do(said(InputTranscribed("u2", "And tomorrow?")))
+    scene.listen(5000)
+    scene.do(created("r2"), audio("r2", "i2", 200))
+    scene.listen(100)
+    assert len(scene.record.response_times) == (1 if later else 0)
 
 
 def test_nobody_waits_while_other_audio_is_heard() -> None:
