@@ -62,7 +62,7 @@ class Truncations:
         ``audio_end_ms`` is what was heard, less ``margin_ms``: 0 or more, and never more than was
         received, which the server would refuse.
         """
-        if not heard.item_heard:
+        if not heard.item_played_ms:
             return DeleteItem(heard.item_id)
         end_ms = max(0, min(heard.played_ms, heard.received_ms) - self._margin_ms)
         self._last = TruncateItem(heard.item_id, heard.content_index, end_ms)

@@ -82,8 +82,9 @@ class Heard:
     received_ms: int
     complete: bool
     """All of it was received and heard."""
-    item_heard: bool
-    """Something was heard of the item, in this part or in another."""
+    item_played_ms: int
+    item_received_ms: int
+    """Of all parts of the item together."""
     past: bool = False
     """It is of a session that is over."""
 
@@ -105,7 +106,7 @@ class PlayoutTracker:
         self._frame_bytes = bytes_per_ms * FRAME_MS
         self._parts: dict[PartKey, _Part] = {}
         self._past: list[_Part] = []
-        """Parts of sessions that are over, until they are heard or reported."""
+        """Parts of sessions that are over, until all of them are heard or reported."""
         self._queue: deque[_QueuedFrames] = deque()
         self._open: _Part | None = None
         self._rest = b""
@@ -171,7 +172,7 @@ class PlayoutTracker:
             if not part.past:
                 part.done = part.past = True
                 part.response_id = PAST + part.response_id
-        self._past = [part for part in self._all_parts if not part.finished]
+        self._past = [*self._all_parts]
         self._parts.clear()
         return rest
 
@@ -321,10 +322,15 @@ class PlayoutTracker:
     def _cut_and_report(self, parts: list[_Part]) -> list[Heard]:
         """Cut these parts: drop their audio still to come, and return what was heard of each; none
         is reported again."""
-        heard_items = {(part.past, part.key[0]) for part in self._all_parts if part.heard}
+        totals: dict[tuple[bool, str], tuple[int, int]] = {}
+        for part in self._all_parts:
+            item = (part.past, part.key[0])
+            heard, received = totals.get(item, (0, 0))
+            totals[item] = heard + part.heard, received + part.received
         for part in parts:
             part.cut = part.told = True
-        self._past = [part for part in self._past if not part.finished]
+        if all(part.finished for part in self._past):
+            self._past.clear()
         return [
             Heard(
                 response_id=part.response_id,
@@ -333,7 +339,8 @@ class PlayoutTracker:
                 played_ms=part.heard // self._bytes_per_ms,
                 received_ms=part.received // self._bytes_per_ms,
                 complete=part.done and part.known_heard,
-                item_heard=(part.past, part.key[0]) in heard_items,
+                item_played_ms=totals[part.past, part.key[0]][0] // self._bytes_per_ms,
+                item_received_ms=totals[part.past, part.key[0]][1] // self._bytes_per_ms,
                 past=part.past,
             )
             for part in parts

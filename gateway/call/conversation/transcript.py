@@ -72,6 +72,10 @@ class Entry:
     """Pairs, ascending: characters of ``text``, and the ms of its audio at which they end."""
     interrupted_at: tuple[int, int] | None = None
     """Ms of its audio that were heard, and that had come, when it was interrupted."""
+    part: int = 0
+    """``content_index`` of its latest words."""
+    part_at: int = 0
+    """Characters of ``text`` before that part."""
     complete: bool = False
     """All of its words have come; the server sends no more."""
 
@@ -124,8 +128,9 @@ class Transcript:
         An item gets its entry with its first event: the caller's turn with
         ``input_audio_buffer.committed``, the agent's words with their first delta (where words come
         late, with ``response.created``). Events of the caller without an item id get an entry
-        each. Complete words replace deltas, unless they are empty; ``MAX_TEXT``
-        characters of either are kept. Function calls count only of a completed ``response.done``.
+        each. Complete words replace the deltas of their part, unless they are empty or words of a
+        later part have come; ``MAX_TEXT`` characters of an item are kept. Function calls count only
+        of a completed ``response.done``.
         """
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
@@ -139,6 +144,7 @@ class Transcript:
                     self._find_or_add_entry("agent", response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 entry = self._find_or_add_agent_entry(delta.response_id, delta.item_id, now)
+                _begin_part(entry, delta.content_index)
                 if delta.until_ms is None:
                     # A server that tells no times of words: they end at what has come by now.
                     self._mark(entry, self._control.playback.received_ms(entry.item_id))
@@ -148,8 +154,9 @@ class Transcript:
             case inputs.ServerEventReceived(event=AgentTranscript() as whole):
                 entry = self._find_or_add_agent_entry(whole.response_id, whole.item_id, now)
                 entry.complete = True
-                if whole.transcript:
-                    entry.text = whole.transcript[:MAX_TEXT]
+                _begin_part(entry, whole.content_index)
+                if whole.transcript and whole.content_index == entry.part:
+                    entry.text = (entry.text[: entry.part_at] + whole.transcript)[:MAX_TEXT]
             case inputs.ServerEventReceived(event=ResponseDone() as done):
                 for item in done.output:
                     if item.get("type") == "function_call" and done.status == "completed":
@@ -354,8 +361,8 @@ class Transcript:
         had come (:meth:`_find_or_add_agent_entry`)."""
         entry = (self._past_items if heard.past else self._by_item).get(heard.item_id)
         if entry is not None:
-            entry.interrupted_at = heard.played_ms, heard.received_ms
-            entry.heard = _heard_words(entry, heard.played_ms, heard.received_ms)
+            entry.interrupted_at = heard.item_played_ms, heard.item_received_ms
+            entry.heard = _heard_words(entry, *entry.interrupted_at)
 
     def _on_item_deleted(self, item_id: str) -> None:
         """Handle ``conversation.item.deleted``: remove the entry, if it is the caller's. Those of
@@ -368,14 +375,24 @@ class Transcript:
             self._entries.remove(entry)
 
 
+def _begin_part(entry: Entry, part: int) -> None:
+    """Note that words of this part (``content_index``) follow; those of a later one than before are
+    set off by a space."""
+    if part > entry.part:
+        entry.text += " " if entry.text and not entry.text.endswith(" ") else ""
+        entry.part, entry.part_at = part, len(entry.text)
+
+
 def _heard_words(entry: Entry, played_ms: int, received_ms: int) -> str:
     """Return the words of an entry that fall into the first ``played_ms`` of its audio: between its
-    marks in proportion, and rounded down to a whole word. "" where nothing was played.
+    marks in proportion, and rounded down to a whole word. "" where nothing was played. Audio that
+    came before the first words is theirs, too.
 
     Args:
         received_ms: of its audio, at which its words so far end.
     """
-    text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
+    text, marks = entry.text, [mark for mark in entry.marks if mark[0] or not mark[1]]
+    marks.append((len(text), received_ms))
     if played_ms <= 0 or received_ms <= 0:
         return ""
     at = bisect_left([ms for _, ms in marks], played_ms)

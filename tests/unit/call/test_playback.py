@@ -16,10 +16,9 @@ from gateway.realtime.events import (
 )
 
 
-def _heard(played: int, received: int, item_heard: bool | None = None) -> Heard:
-    return Heard(
-        "r", "i", 2, played, received, False, played > 0 if item_heard is None else item_heard
-    )
+def _heard(played: int, received: int, earlier_parts: int = 0) -> Heard:
+    item = earlier_parts + played, earlier_parts + received
+    return Heard("r", "i", 2, played, received, False, *item)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ def _heard(played: int, received: int, item_heard: bool | None = None) -> Heard:
         (0, _heard(1000, 1000), TruncateItem("i", 2, 1000)),
         (0, _heard(1001, 1000), TruncateItem("i", 2, 1000)),
         (0, _heard(0, 1000), DeleteItem("i")),
-        (0, _heard(0, 1000, True), TruncateItem("i", 2, 0)),
+        (0, _heard(0, 1000, 20), TruncateItem("i", 2, 0)),
         (85, _heard(240, 1000), TruncateItem("i", 2, 155)),
         (85, _heard(60, 1000), TruncateItem("i", 2, 0)),
         (85, _heard(0, 1000), DeleteItem("i")),

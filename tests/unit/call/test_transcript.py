@@ -5,17 +5,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.conversation import transcript
-from gateway.call.plan import CallPlan, DtmfPlan, FunctionPlan
+from gateway.call.plan import CallPlan, DtmfPlan, FallbackStep, FunctionPlan, ServerPlan
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
     InputCommitted,
     InputTranscribed,
 )
-from tests.support.call_scene import BYE, SPEECH, Scene, audio, audio_done, created, done, key, said
+from tests.support.call_scene import (
+    BYE,
+    SPEECH,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    key,
+    said,
+)
 
 PLAN = CallPlan("r", Codec.PCMU, dtmf=DtmfPlan(finish_on_key="", max_digits=1))
 WORDS = "One two three four five six seven eight nine ten."
@@ -71,6 +84,41 @@ def test_words_that_came_before_any_audio_are_shared_out_over_it() -> None:
     scene.do(SPEECH)
     ((_, _, heard),) = lines(scene)
     assert heard == "One two three four five"
+
+
+@pytest.mark.parametrize("heard_ms", [4000, 2000])
+def test_words_that_come_behind_all_of_their_audio_are_shared_out_over_it(heard_ms: int) -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 4000))
+    for word in WORDS.split():
+        scene.do(said(AgentTranscriptDelta("r1", "i1", 0, f"{word} ")))
+    scene.do(said(AgentTranscript("r1", "i1", 0, WORDS)))
+    scene.listen(heard_ms)
+    scene.do(SPEECH)
+    assert lines(scene) == [("agent", WORDS, WORDS if heard_ms == 4000 else WORDS[:23])]
+
+
+@pytest.mark.parametrize(
+    ("heard_ms", "heard"),
+    [(1400, "One two three. Four"), (1000, "One two three."), (400, "One")],
+)
+@pytest.mark.parametrize("lost", [False, True])
+def test_of_an_item_in_two_parts_all_that_was_heard_of_either_counts(
+    heard_ms: int, heard: str, lost: bool
+) -> None:
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 10.0, ""),))
+    scene = Scene(replace(PLAN, server=again)).up()
+    scene.do(created("r1"))
+    for part, text in enumerate(("One two three.", "Four five six.")):
+        scene.do(said(AgentTranscriptDelta("r1", "i1", part, text)))
+        scene.do(audio("r1", "i1", 1000, part), audio_done("r1", "i1", part))
+        scene.do(said(AgentTranscript("r1", "i1", part, text)))
+    scene.do(done("r1"))
+    if lost:
+        scene.do(closed(1011), inputs.SessionReady("sess_2"))
+    scene.listen(heard_ms)
+    scene.do(SPEECH)
+    assert lines(scene) == [("agent", "One two three. Four five six.", heard)]
 
 
 def test_a_caller_who_hangs_up_has_heard_what_was_played_by_then() -> None:
