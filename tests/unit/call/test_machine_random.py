@@ -208,7 +208,7 @@ PLAYOUT = st.one_of(
     st.just(inputs.Tick()),
 )
 ENDS = st.one_of(
-    st.builds(inputs.SessionClosed, CODES, st.just(""), st.booleans()),
+    st.builds(inputs.SessionClosed, CODES, st.just("")),
     st.sampled_from([REFUSED, UNREACHABLE, BYE, CANCEL, LOST, OUR_END]),
     st.just(inputs.ShutDown()),
     st.just(FAULT),
