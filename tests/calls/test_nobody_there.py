@@ -140,7 +140,7 @@ async def test_a_forged_invite_costs_nothing(world: GatewayStack, host: str) -> 
         call = forged(world, "greeted", somebody)
         call.invite()
         # 200, and again after 0.5 and 1.5 s: some 75 packets of RTP.
-        await call.until(lambda one: one.responses.count(200) == 3)
+        await call.until(lambda one: one.responses.count(200) >= 3)
         assert somebody.bytes() == 0
         session = await world.session_of(call)
         assert asked(session) == 0
@@ -235,7 +235,7 @@ async def test_no_ack_ever(
     session = await world.session_of(call)
     bye = await call.hung_up(within_s=60)
     assert "cause=408" in bye.headers["reason"]
-    assert 9 <= call.responses.count(200) <= 13
+    assert 7 <= call.responses.count(200) <= 13
     record = await world.record(call)
     assert (record["ending"]["why"], record["ending"]["by"]) == ("leg_timeout", "network")
     assert record["times_ms"]["confirmed"] is None
@@ -321,7 +321,7 @@ async def test_nothing_at_all_goes_elsewhere_before_the_ack(
         call.acknowledge = False
         call.invite()
         # 200, and again after 0.5 s; the handshake would begin with the first.
-        await call.until(lambda one: one.responses.count(200) == 2)
+        await call.until(lambda one: one.responses.count(200) >= 2)
         assert somebody.bytes() == 0
         call.ack()
         if not rtcp_only or offer[-1] != "a=rtcp-mux":

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -276,6 +277,20 @@ async def _flood(sender: Sender, seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
+async def _flood_in_step(sender: Sender, end: RtpEnd, packets: int) -> None:
+    """As many, until so many packets have come to this end: none while the gateway stands still,
+    whose socket would have no room for what the caller says."""
+    last = len(end.packets) + packets
+    while (came := len(end.packets)) < last:
+        for _ in range(20):
+            sender.put(b"\x2a" * FRAME, 0)
+        await end.until(partial(_more_came, end, came + 1))
+
+
+def _more_came(end: RtpEnd, than: int) -> bool:
+    return len(end.packets) > than
+
+
 async def test_a_stranger_takes_nothing_over_from_who_speaks(world: GatewayStack) -> None:
     call = await greeted(world)
     session = await world.session_of(call)
@@ -283,8 +298,10 @@ async def test_a_stranger_takes_nothing_over_from_who_speaks(world: GatewayStack
     sender = Sender(end)
     with contextlib.closing(_stranger("127.0.0.2")) as sock:
         before, said = len(end.packets), noise(500, 1.0)
-        flood = asyncio.create_task(_flood(Sender(end, sock), 1.5))
-        await sender.say(LEAD_IN + said + b"\x55" * 40 * FRAME)
+        flood = asyncio.create_task(_flood_in_step(Sender(end, sock), end, 75))
+        await sender.say(LEAD_IN)
+        sender.burst(said)
+        await sender.say(b"\x55" * 40 * FRAME)
         await flood
         await arrives(session, said)
         assert _heard_by(sock) == 0
