@@ -110,7 +110,10 @@ class CalledCall:
         self.phone.send(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
 
     def receive(self, message: Message) -> None:
-        """A message of this call."""
+        """A message of this call; the INVITE again, which a busy machine answers late, is none."""
+        invite = self.invite
+        if (message.start, message.headers["cseq"]) == (invite.start, invite.headers["cseq"]):
+            return
         repeated = any(m.headers.get("cseq") == message.headers.get("cseq") for m in self.messages)
         self.messages.append(message)
         if message.start.startswith("CANCEL "):
@@ -217,6 +220,7 @@ class CalledPhone(asyncio.DatagramProtocol):
         call_id = message.headers.get("call-id", "")
         call = next((one for one in self.calls if one.call_id == call_id), None)
         if call is not None:
+            call.rtp.read_what_waits()
             call.receive(message)
         elif message.start.startswith("INVITE "):
             call = CalledCall(self, message, RtpEnd(0, b"\xff"))

@@ -150,8 +150,9 @@ class RtpEnd:
             end.close()
 
     def read_what_waits(self) -> None:
-        """Take in what the kernel holds already."""
-        self._read()
+        """Take in what the kernel holds already; nothing once the ports are given up."""
+        if self._socket.fileno() >= 0:
+            self._read()
 
     def _read(self) -> None:
         while True:

@@ -353,6 +353,7 @@ class Phone(asyncio.DatagramProtocol):
         message = _parsed(data)
         call = self.calls.get(message.headers.get("call-id", ""))
         if call is not None:
+            call.rtp.read_what_waits()  # what came before this message counts when it does
             call.receive(message)
             return
         self.strays.append(message)
