@@ -104,7 +104,7 @@ async def hear_each_other(call: PhoneCall, there: CalledCall, seed: int) -> tupl
     They speak again where a stall of this machine has cost a jitter buffer a part of it.
     """
     shares: list[tuple[float, float]] = []
-    for attempt in range(4):
+    for attempt in range(8):
         one, other = noise(seed + 100 * attempt, 1.2), noise(seed + 100 * attempt + 1, 1.2)
         call.rtp.say(one)
         there.rtp.say(other)

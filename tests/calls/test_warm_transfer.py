@@ -51,7 +51,7 @@ WORLD = {
     + "[media]\njb_catch_up = false\npacket_wait_ms = 500\n"
     + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": _route("warm")
-    + _route("short", "timeout = 1.5")
+    + _route("short", "timeout = 4")
     + _route("taken", mode="attended")
     + _route("chime", 'sound = "chime"', 'accept_key = "5"', 'decline_key = "*"'),
 }

@@ -27,15 +27,15 @@ def broken(call: Call) -> str:
 
 @tool(filler_delay=0.3, filler_text="One moment, please.")
 def slow() -> str:
-    """Takes two seconds, in a thread."""
-    time.sleep(2)
+    """Takes so long, in a thread, that it still runs when a busy machine goes on."""
+    time.sleep(4)
     return "found"
 
 
 @tool(filler_delay=0.2, filler_sound="chime")
 async def slow_with_sound() -> str:
-    """Takes a second and a half."""
-    await asyncio.sleep(1.5)
+    """Takes as long as ``slow``."""
+    await asyncio.sleep(4)
     return "found"
 
 
