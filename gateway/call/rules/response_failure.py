@@ -16,7 +16,7 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output, PlaySound
 from gateway.ending import EndReason
 from gateway.realtime.errors import classify_error
-from gateway.realtime.events import CreateResponse, ResponseDone
+from gateway.realtime.events import CreateResponse, InputCommitted, ResponseDone
 
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 """Instructions of the response that continues one that ended at ``max_output_tokens``."""
@@ -37,6 +37,8 @@ class ResponseFallback:
         inputs.PlayoutStarted,
         inputs.Tick,
         inputs.ServerErrorReceived,
+        inputs.DigitPressed,
+        InputCommitted,
         ResponseDone,
     )
 
@@ -50,7 +52,8 @@ class ResponseFallback:
         self._continued = 0
         """Incomplete responses in a row that were continued."""
         self._tool_rounds = 0
-        """Responses in a row that only had the server call MCP tools."""
+        """Responses in a row that only had the server call MCP tools; a turn of the caller or a
+        digit ends the row."""
         self._words: CreateResponse | None = None
         """Request for the message that was sent last; None once its response has ended."""
         self._in_loop = False
@@ -86,11 +89,12 @@ class ResponseFallback:
             return self._on_response_failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
             return self._on_request_refused(input, now)
-        if not isinstance(input, inputs.ServerEventReceived) or not isinstance(
-            input.event, ResponseDone
-        ):
+        event = input.event if isinstance(input, inputs.ServerEventReceived) else None
+        if isinstance(input, inputs.DigitPressed) or isinstance(event, InputCommitted):
+            self._tool_rounds = 0
+        if not isinstance(event, ResponseDone):
             return []
-        done = input.event
+        done = event
         in_loop, self._in_loop = self._in_loop, False
         if in_loop:
             return []

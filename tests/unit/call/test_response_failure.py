@@ -194,6 +194,21 @@ def test_a_loop_is_over_with_the_next_response_however_that_ends(status: str) ->
         assert scene.do(failed("r3")) == ["create ['instructions']"]
 
 
+@pytest.mark.parametrize("between", ["nothing", "turn", "digit"])
+def test_a_turn_of_the_caller_ends_a_row_of_mcp_calls(between: str) -> None:
+    """As it does one of function calls: also where they have interrupted what the model said."""
+    scene = scene_of(ResponseFailurePlan(max_tool_rounds=1))
+    for number in (1, 3):
+        calls = ({"type": "mcp_call", "id": f"m{number}"},)
+        scene.do(created(f"r{number}"))
+        scene.do(said(ResponseDone(f"r{number}", "completed", None, None, None, calls, None)))
+        scene.do(created(f"r{number + 1}"), audio(f"r{number + 1}", f"i{number + 1}", 400))
+        scene.do(SPEECH, done(f"r{number + 1}", "cancelled"))
+        if between != "nothing":
+            scene.do(said(InputCommitted(f"u{number}")) if between == "turn" else key("5"))
+    assert ("tool_loop" in scene.events) is (between == "nothing")
+
+
 def test_results_of_a_model_that_only_calls_functions_wait_ever_longer() -> None:
     scene = scene_of()
     waits = []
