@@ -274,10 +274,10 @@ class Playback:
         return self._flush(trigger, now)
 
     def stop(self, now: float) -> list[Output]:
-        """Stop playout because the leg has ended, and return the log line ``agent_speech_stopped``
-        if something was heard just then. The transcript learns what was heard; the server and the
-        record's interruptions do not. Nothing where nothing is queued, and no part may have more
-        audio to come."""
+        """Stop playout because the leg has ended or is joined with another, and return the log line
+        ``agent_speech_stopped`` if something was heard just then. The transcript learns what was
+        heard; the server and the record's interruptions do not. Nothing where nothing is queued,
+        and no part may have more audio to come."""
         unfinished = self.queued_ms or self._tracker.unfinished
         return self._flush(AT_END, now) if unfinished else []
 

@@ -54,6 +54,16 @@ def test_a_call_whose_ack_is_late_calls_the_destination_then() -> None:
     assert "second sip:2@pbx" in scene.listen(200)
 
 
+def test_what_the_agent_said_meanwhile_is_not_heard_in_the_joined_call() -> None:
+    """It was kept for a caller who would be back with the agent."""
+    scene = Scene(PLAN).up()
+    scene.at(1.0, created("r1"), wants("transfer_call", destination="anna"))
+    scene.at(1.5, created("r2"), audio("r2", "i2", 1000), done("r2"))
+    assert scene.queue
+    scene.at(2.0, PICKED_UP)
+    assert not scene.queue
+
+
 def test_a_turn_that_had_no_response_has_one_when_the_other_is_over() -> None:
     scene = interpreted()
     over = done("r2").event
