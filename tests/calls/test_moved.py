@@ -98,7 +98,7 @@ async def test_the_session_moves_to_where_it_is_sent(
     assert call.answers_to("REFER") == [202]
 
 
-ATTEMPTS = 3
+ATTEMPTS = 8
 """What a machine sends late is concealed: then it is said again."""
 
 

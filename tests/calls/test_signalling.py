@@ -64,7 +64,8 @@ def assert_unavailable(call: PhoneCall) -> None:
 
 async def test_progress_comes_in_order(world: GatewayStack) -> None:
     call = await world.dial()
-    assert call.responses == [100, 180, 200]
+    # A 200 whose ACK is late is sent again.
+    assert list(dict.fromkeys(call.responses)) == [100, 180, 200]
     times = (await world.summary_at_end(call))["times_ms"]
     order = ["ringing", "session", "answered", "confirmed", "end"]
     assert [times[name] for name in order] == sorted(times[name] for name in order)

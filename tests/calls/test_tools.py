@@ -61,7 +61,6 @@ collect_digits = { enabled = true, timeout = 5, private = true }
 [[route.transfer]]
 name = "porter"
 to = "tel:+4930123456"
-ring_timeout = 2
 [[route.approval]]
 tool = "refund"
 when = { amount = "^[0-9]{3,}$" }
