@@ -18,6 +18,7 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from random import uniform
 from time import thread_time
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,7 +61,7 @@ REST = 10
 """A request whose reading computed for ``SLOW_SECONDS``, as that of chunks of one byte does, is not
 read for so many times as long; such requests are read one after another."""
 LONGEST_REST_SECONDS = 5.0
-"""So many of ``CONNECTIONS`` in turn take no more of the loop than a tenth."""
+"""In which all of ``CONNECTIONS`` have their turn; where it is not enough, turns are by chance."""
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 """When the last of the requests that rest is read on (s, of the loop)."""
@@ -128,7 +129,10 @@ class Connection(H11Protocol):
             self.transport.pause_reading()
             now = self.loop.time()
             turn = max(now, _turns.get(self.loop, now)) + self._spent * REST
-            _turns[self.loop] = turn = min(turn, now + LONGEST_REST_SECONDS)
+            if turn <= now + LONGEST_REST_SECONDS:
+                _turns[self.loop] = turn
+            else:
+                turn = now + uniform(0.0, LONGEST_REST_SECONDS)
             self.loop.call_at(turn, self._read_on)
             self._spent = 0.0
 

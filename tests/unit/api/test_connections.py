@@ -160,9 +160,14 @@ async def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPat
                 await writer.drain()
 
 
-def test_bodies_that_are_slow_to_read_are_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("longest_s", "apart_s"), [(5.0, 0.02), (0.1, 0.0)])
+def test_bodies_that_are_slow_to_read_are_read_in_turn(
+    monkeypatch: pytest.MonkeyPatch, longest_s: float, apart_s: float
+) -> None:
     """Ten clients send chunks of one byte: after what came with its request, no two are read at a
-    time, so that calls wait for one piece and not for ten."""
+    time, so that calls wait for one piece and not for ten; also where there are more than have
+    their turns in the longest rest."""
+    monkeypatch.setattr(connections, "LONGEST_REST_SECONDS", longest_s)
     spent_s = 0.0
     read_at: dict[socket.socket, list[float]] = {}
 
@@ -209,7 +214,7 @@ def test_bodies_that_are_slow_to_read_are_read_in_turn(monkeypatch: pytest.Monke
     later = sorted(moment for moments in read_at.values() for moment in moments[1:])
     between = [after - before for before, after in itertools.pairwise(later)]
     assert len(between) > 20
-    assert min(between) > 0.02
+    assert min(between) > apart_s
 
 
 async def test_who_sends_to_a_websocket_does_not_outlive_its_work() -> None:
