@@ -76,8 +76,7 @@ audio = "pcm24"
 }
 
 CODECS = {"PCMU": Codec.PCMU, "PCMA": Codec.PCMA}
-INTERRUPTED = {"vad": "scripted", "speech": {"at_ms": [1500], "length_ms": 60_000}}
-ANSWER = {"kind": "pattern", "seconds": 8, "seed": 5, "speed": 1.5}
+ANSWER = {"kind": "pattern", "seconds": 8, "seed": 5, "speed": 4.0}
 
 
 def at_8khz(session: SessionRecord, item_id: str, law: Codec) -> bytes:
@@ -88,19 +87,24 @@ def at_8khz(session: SessionRecord, item_id: str, law: Codec) -> bytes:
     return (made + pcm.part_over()).replace(b"\x7f", b"\xff" if law is Codec.PCMU else b"\x7f")
 
 
-async def silent_for_half_a_second(call: PhoneCall) -> None:
+async def interrupted(world: GatewayStack, call: PhoneCall) -> SessionRecord:
+    """Speak once a second of the answer was heard, until it is cut and half a second was silent."""
+    session = await world.session_of(call)
+    await call.rtp.until(lambda: sum(not is_silence(one) for one in call.rtp.packets) >= 50)
+    world.emulator.live[session.id].session.pretend_speech(60_000)
+    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    call.rtp.read_what_waits()
     count = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > count + 25)
     assert all(is_silence(packet) for packet in call.rtp.packets[count + 2 :])
+    return session
 
 
 async def test_a_call_over_beta(world: GatewayStack) -> None:
     """Answered, interrupted and cut, with nothing but Beta on the wire."""
-    world.behave(**INTERRUPTED, beta=True, answer=ANSWER)
+    world.behave(vad="off", beta=True, answer=ANSWER)
     call = await world.dial("beta", codecs=("PCMA",))
-    session = await world.session_of(call)
-    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
-    await silent_for_half_a_second(call)
+    session = await interrupted(world, call)
     summary = await world.summary_at_end(call)
     assert not session.errors
     assert session.received_total > 0
@@ -138,11 +142,9 @@ async def test_a_setting_that_a_beta_server_refuses(world: GatewayStack) -> None
 @pytest.mark.parametrize(("route", "codec"), [("wide", "PCMU"), ("both", "PCMA")])
 async def test_a_call_over_24_khz(world: GatewayStack, route: str, codec: str) -> None:
     """What the server is told was heard is what the phone heard, in the server's milliseconds."""
-    world.behave(**INTERRUPTED, beta=True, answer=ANSWER)
+    world.behave(vad="off", beta=True, answer=ANSWER)
     call = await world.dial(route, codecs=(codec,))
-    session = await world.session_of(call)
-    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
-    await silent_for_half_a_second(call)
+    session = await interrupted(world, call)
     await world.summary_at_end(call)
     assert not session.errors
     (cut,) = session.truncations

@@ -127,8 +127,8 @@ async def test_every_row_at_the_same_time(
     world: GatewayStack, monologue: asyncio.Task[None]
 ) -> None:
     """Model silent and caller talking; both; nobody; the model bursting: four lines at once."""
-    # A second at a time: a busy machine that sends the next one late makes no hole.
-    answer = {"kind": "pattern", "seconds": SECONDS, "seed": 5}
+    # Each next second is sent at once: a machine that stands still makes no hole.
+    answer = {"kind": "pattern", "seconds": SECONDS, "seed": 5, "speed": 1000}
     world.behave(vad="off", answer=answer, chunk_ms=1000)
     lines = [await world.dial("greeted", codecs=(codec,)) for codec in ("PCMU", "PCMA")]
     # Nothing is asked of this model, so no response is due, and nothing covers for one.

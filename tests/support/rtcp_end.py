@@ -14,10 +14,12 @@ _NTP = 2_208_988_800
 """Seconds from 1900 to 1970."""
 _HEADER = struct.Struct("!BBH")
 _SR, _RR, _SDES = 200, 201, 202
+_AGAIN_S = 0.4
 
 
 class ReportingEnd(RtpEnd):
-    """An :class:`RtpEnd` whose network delays packets, and which answers sender reports.
+    """An :class:`RtpEnd` whose network delays packets, and which answers sender reports, the last
+    one again and again: one that the machine holds up is not the only one.
 
     Set what it reports of the gateway's stream before the call; it is told with each report.
     """
@@ -38,6 +40,7 @@ class ReportingEnd(RtpEnd):
         self._turn = 0
         self._source = random.getrandbits(32)
         self._told: tuple[int, int, float] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._base: int | None = None
         asyncio.get_running_loop().remove_reader(self._rtcp)
         asyncio.get_running_loop().add_reader(self._rtcp, self._read_rtcp)
@@ -84,6 +87,8 @@ class ReportingEnd(RtpEnd):
 
     def _answer(self, peer: tuple[str, int]) -> None:
         """A receiver report about the gateway's stream."""
+        if self._rtcp.fileno() < 0:
+            return
         assert self._told is not None
         source, last, at = self._told
         held = time.time() - at - self.network_ms / 1000
@@ -104,3 +109,6 @@ class ReportingEnd(RtpEnd):
         report += _HEADER.pack(0x81, _SDES, len(name) // 4) + name
         self._rtcp.sendto(report, peer)
         self.reports_sent += 1
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(_AGAIN_S, self._answer, peer)
