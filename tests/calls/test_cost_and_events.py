@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from gateway.cli import main
 from tests.support.figures import show
 from tests.support.gateway_process import Gateway
-from tests.support.harness import API_KEY, GatewayStack, eventually
+from tests.support.harness import API_KEY, AT_NOON, GatewayStack, eventually
 
 WORLD = {
     "routes": """
@@ -38,10 +38,7 @@ say = "Hello."
 per_day = 0.000001
 goodbye = "Your time is up."
 """,
-    "more": """
-[cost]
-timezone = "UTC"
-""",
+    "more": AT_NOON,
 }
 GPT_REALTIME_2_1 = {"text": (4, Decimal("0.40"), 24), "audio": (32, Decimal("0.40"), 64)}
 

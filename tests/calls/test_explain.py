@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from gateway.api.client import RefusedError, ask
 from gateway.cli import main
-from tests.support.harness import GatewayStack, closed_port, eventually
+from tests.support.harness import AT_NOON, GatewayStack, closed_port, eventually
 from tests.support.referred import dial
 from tests.support.sip_phone import Phone, PhoneCall
 
@@ -74,7 +74,8 @@ to = "sip:1@pbx.example"
 name = "night desk"  # where the call goes
 to = "sip:2@pbx.example"
 """,
-    "more": """
+    "more": AT_NOON
+    + """
 [control]
 socket = "gateway.sock"
 [shared]

@@ -25,7 +25,7 @@ from tests.calls.test_moved import _more_answers, refer, told
 from tests.support import figures
 from tests.support.callee import CalledPhone, free_port
 from tests.support.gateway_process import Gateway
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import AT_NOON, GatewayStack, eventually
 from tests.support.postgres import Postgres
 from tests.support.referred import dial
 from tests.support.sip_phone import PhoneCall
@@ -150,7 +150,7 @@ async def test_of_fifty_invites_ten_are_answered(own_folder: Path, url: str) -> 
 async def test_a_budget_that_one_has_spent_is_spent_for_the_other(
     own_folder: Path, url: str
 ) -> None:
-    async with gateways(own_folder, url, 2, PATIENT, routes=SPENDING) as (first, second):
+    async with gateways(own_folder, url, 2, PATIENT + AT_NOON, routes=SPENDING) as (first, second):
         call = first.phone.call("thrifty")
         call.invite()
         await call.answered()

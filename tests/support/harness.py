@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +80,10 @@ max_concurrent_calls = 0
 
 PATIENT = "[media]\npacket_wait_ms = 500\n"
 """More for a configuration: a busy machine that sends late makes no holes in what is said."""
+
+AT_NOON = f'[cost]\ntimezone = "Etc/GMT{datetime.now(UTC).hour - 12:+}"\n'
+"""More for a configuration: where it is noon, so that what is spent in a day is not forgotten at a
+midnight in the middle of a test."""
 
 TRUSTED = """
 [[trunk]]
