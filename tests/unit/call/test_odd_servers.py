@@ -442,7 +442,7 @@ def test_responses_that_say_nothing_are_said_to_and_end(kind: str) -> None:
             scene.do(created(f"r{served}", scene.requests[served - 1]))
             scene.do(item_done(f"r{served}", {"type": kind, "id": f"m{served}"}))
         scene.at(scene.now + 0.5)
-        if scene.now % 8 == 0:
+        if scene.now % 20 == 0:
             scene.do(said(InputCommitted(f"u{scene.now}")), created("again"))
             scene.do(item_done("again", {"type": kind, "id": f"m{scene.now}"}))
     assert "response_failures_exceeded" in scene.events
