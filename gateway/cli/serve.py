@@ -115,7 +115,7 @@ def _serve(
         from gateway.app import service
         from gateway.sip.agent import AgentError
     except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
+        click.echo(f"A library is missing ({error}): `make` builds and installs it", err=True)
         sys.exit(1)
     try:
         service.run(settings, dialplan, supervisor_link, read, write_log)
@@ -339,7 +339,7 @@ def _place(
         from gateway.bridge.legs import DialRefusedError
         from gateway.sip.agent import AgentError
     except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
+        click.echo(f"A library is missing ({error}): `make` builds and installs it", err=True)
         return NOT_PLACED
 
     async def one_call() -> CallRecord:
