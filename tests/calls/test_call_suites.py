@@ -42,6 +42,13 @@ to = "^good$"
 say = "Good morning, this is the reception. How can I help you today?"
 
 [[route]]
+name = "talkative"
+to = "^talkative$"
+[route.greeting]
+say = "Good morning, this is the reception of the hotel by the lake. All our rooms have a balcony, \
+breakfast is from seven to ten, and the bar is open until midnight. How can I help you today?"
+
+[[route]]
 name = "deaf"
 to = "^deaf$"
 [route.greeting]
@@ -87,9 +94,10 @@ GOOD = (
     )
     + call(
         "is cut",
-        "good",
+        "talkative",
         ANSWER + CUT + '[[call.step]]\ndo = "wait_silence"\n',
-        "barge_in_latency_ms = 2500",
+        # Less than there is to say, and more than a machine stands still.
+        "barge_in_latency_ms = 6000",
         'from = "+49301234"\nheaders = { X-Customer = "42" }\ncodec = "PCMA"\n',
     )
     + call(
@@ -142,7 +150,7 @@ WRONG = (
     + call("ending", "good", ANSWER, 'ending = "agent_hangup"')
     + call("response_p95_ms", "mute", ANSWER + ASK + PAUSE, "response_p95_ms = 30000")
     + call("barge_in_latency_ms", "deaf", ANSWER + CUT + '[[call.step]]\ndo = "wait_silence"\n',
-           "barge_in_latency_ms = 2500")
+           "barge_in_latency_ms = 500")
     + call("max_dead_air", "mute", ANSWER + PAUSE, "max_dead_air = 2")
     + call("hears", "good", GREETING, 'hears = ["pizza"]')
     + call("never_hears", "good", GREETING, 'never_hears = ["reception"]')
