@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.harness import PATIENT, GatewayStack
-from tests.support.listening import is_silence, noise
+from tests.support.listening import all_arrives, is_silence, noise
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import Packet
 
@@ -65,7 +65,7 @@ async def test_music_for_some_seconds(world: GatewayStack) -> None:
     await call.rtp.until(lambda: bytes(answer)[1600:] in call.rtp.heard)
     later = noise(2, 0.4)
     call.rtp.say(later)
-    await session.wait_until(lambda s: later[1600:] in bytes(s.received), 20)
+    await all_arrives(session, later[1600:], 20)
     await world.summary_at_end(call)
 
 
