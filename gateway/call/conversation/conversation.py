@@ -569,5 +569,5 @@ class Conversation:
         outputs += self.functions.on_response_done(event, now)
         outputs += send(following)
         if self.functions.in_loop and self.control.responses.idle:
-            outputs += self._response_fallback.on_tool_loop(now)
+            outputs += self._response_fallback.on_tool_loop(now, event)
         return outputs

@@ -56,9 +56,9 @@ class ResponseFallback:
         digit ends the row."""
         self._words: CreateResponse | None = None
         """Request for the message that was sent last; None once its response has ended."""
-        self._in_loop = False
-        """The ``response.done`` being handled is one of a loop of tool calls, and counted as failed
-        already."""
+        self._in_loop: ResponseDone | None = None
+        """The last of a loop of tool calls, counted as failed already; :meth:`on` does not get it
+        before the call is live."""
         self._given_up = control.responses.given_up
         """Requests without an answer in this call that were handled
         (``ResponseQueue.given_up``)."""
@@ -95,8 +95,7 @@ class ResponseFallback:
         if not isinstance(event, ResponseDone):
             return []
         done = event
-        in_loop, self._in_loop = self._in_loop, False
-        if in_loop:
+        if done is self._in_loop:
             return []
         if control.call_actions.joined or control.playback.was_interrupted(done.response_id):
             return []
@@ -149,15 +148,15 @@ class ResponseFallback:
             return []
         return self._on_response_failed(verdict.code, asked, now)
 
-    def on_tool_loop(self, now: float, *, counted: bool = True) -> list[Output]:
+    def on_tool_loop(self, now: float, done: ResponseDone | None = None) -> list[Output]:
         """Handle a model that only calls functions, response after response, as a failed response:
         the retry requests words, with tools off (``tool_choice: none``).
 
         Args:
-            counted: True if this is called before :meth:`on` gets the loop's last
-                ``response.done``: :meth:`on` then ignores that one, since it has been counted here.
+            done: the loop's last, if this is called before :meth:`on` gets it: :meth:`on` then
+                ignores it, since it has been counted here.
         """
-        self._in_loop = counted
+        self._in_loop = done
         why = "nothing but tool calls"
         return self._on_response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
@@ -213,7 +212,7 @@ class ResponseFallback:
             return []
         rounds = self._plan.max_tool_rounds
         note = self._control.timeline.note(now, "tool_loop", "warning", rounds=rounds)
-        return [note, *self.on_tool_loop(now, counted=False)]
+        return [note, *self.on_tool_loop(now)]
 
     def _on_content_filtered(self, now: float) -> list[Output]:
         """Have the model say ``content_filter_message`` in place of a response that the content

@@ -7,11 +7,13 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
+from gateway.call.plan import CallPlan, ContentPlan, OutboundPlan, ResponseFailurePlan
 from gateway.call.tools.commands import PressKeys, RequestResponse
 from gateway.realtime.events import InputCommitted, ResponseDone
 from tests.support.call_scene import (
+    ACK,
     SPEECH,
+    UP,
     Scene,
     audio,
     audio_done,
@@ -192,6 +194,18 @@ def test_a_loop_is_over_with_the_next_response_however_that_ends(status: str) ->
         assert scene.do(SPEECH, done("r3", "cancelled")) == ["flush", "delete i3"]
     else:
         assert scene.do(failed("r3")) == ["create ['instructions']"]
+
+
+def test_a_loop_before_the_call_is_live_does_not_hide_a_failure_after_it() -> None:
+    content = ContentPlan(response_failure=ResponseFailurePlan(max_tool_rounds=1))
+    outbound = OutboundPlan(early_media=True)
+    scene = Scene(CallPlan("r", Codec.PCMU, content=content, outbound=outbound))
+    scene.do(UP, inputs.MediaUp(Codec.PCMU))
+    for number in (1, 2):
+        scene.do(created(f"r{number}"), done(f"r{number}", calls=[("nope", f"c{number}", "{}")]))
+    assert "tool_loop" in scene.events
+    scene.do(ACK, created("r3", scene.requests[-1]))
+    assert scene.do(failed("r3")) == [f"create {sorted(scene.requests[-1].response or {})}"]
 
 
 @pytest.mark.parametrize("between", ["nothing", "turn", "digit"])
