@@ -49,7 +49,7 @@ MAX_CHECKS = 16
 decided by ``on_timeout``."""
 
 MAX_SAID = 8000
-"""Characters of an item's deltas that are compared with its final transcript; what follows counts
+"""Characters of a part's deltas that are compared with its final transcript; what follows counts
 as new."""
 
 MAX_TEXT = 2000
@@ -63,8 +63,10 @@ class _Words:
     """Text of one item of the agent, as far as its transcript has come."""
 
     response_id: str
+    part: int = 0
+    """Index of the latest content part."""
     said: str = ""
-    """From its beginning, at most :data:`MAX_SAID` characters."""
+    """From the beginning of that part, at most :data:`MAX_SAID` characters."""
     tail: str = ""
     """Its last ``2 * WINDOW`` characters."""
     sentence: str = ""
@@ -190,10 +192,10 @@ class Guardrails:
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
                 return self._on_response_created(response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
-                words = self._find_or_add_words(delta.item_id, delta.response_id)
+                words = self._find_or_add_words(delta)
                 return self._check_agent(delta.item_id, words, delta.delta, now, whole=False)
             case inputs.ServerEventReceived(event=AgentTranscript() as said):
-                words = self._find_or_add_words(said.item_id, said.response_id)
+                words = self._find_or_add_words(said)
                 new = _take_new_words(words, said.transcript)
                 return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
@@ -234,12 +236,16 @@ class Guardrails:
             return drop_response(self._control, response_id, "guard", now)
         return []
 
-    def _find_or_add_words(self, item_id: str, response_id: str) -> _Words:
+    def _find_or_add_words(self, of: AgentTranscriptDelta | AgentTranscript) -> _Words:
         """Return the text so far of an item of the agent; begin it anew if the item is new, or has
-        come with another response. Above ``MAX_ITEMS`` the oldest item is forgotten."""
-        words = self._items.get(item_id)
-        if words is None or words.response_id != response_id:  # some servers use ids again
-            words = self._items[item_id] = _Words(response_id)
+        come with another response. Its parts are words of one text, with a space between them.
+        Above ``MAX_ITEMS`` the oldest item is forgotten."""
+        words = self._items.get(of.item_id)
+        if words is None or words.response_id != of.response_id:  # some servers use ids again
+            words = self._items[of.item_id] = _Words(of.response_id, of.content_index)
+        if words.part != of.content_index:
+            words.part, words.said = of.content_index, ""
+            words.tail, words.sentence = words.tail + " ", words.sentence + " "
         return words
 
     def _check_agent(
@@ -430,7 +436,7 @@ class Guardrails:
 
 
 def _take_new_words(words: _Words, transcript: str) -> str:
-    """Return the end of the final transcript that the deltas of the item (``words``) did not have;
+    """Return the end of the final transcript that the deltas of the part (``words``) did not have;
     "" for none, all of it where no delta came. White space does not count.
 
     Where the two differ (a delta was lost), return the end from the beginning of that word, and set

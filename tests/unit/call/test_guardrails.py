@@ -83,6 +83,27 @@ def test_only_what_no_delta_had_is_asked_about_again() -> None:
     assert rest.text == "And a bomb."
 
 
+def test_each_part_of_an_item_is_asked_about_once() -> None:
+    scene = scene_of(GuardrailPlan("agent", None, url="http://rules/", name="u"))
+    scene.do(created("r1"))
+    parts = [("One thing. ", "One thing."), ("Another.", "Another."), ("Another one", "More here.")]
+    texts = []
+    for index, (delta, final) in enumerate(parts):
+        begun = said(AgentTranscriptDelta("r1", "i1", index, delta))
+        whole = said(AgentTranscript("r1", "i1", index, final))
+        texts += [check.text for check in checks(scene, begun, whole)]
+    assert texts == ["One thing.", "Another.", "More here."]
+
+
+@pytest.mark.parametrize(("first", "stopped"), [("A", True), ("A bath", False)])
+def test_words_go_on_from_part_to_part(first: str, stopped: bool) -> None:
+    rule = GuardrailPlan(pattern=re.compile(r"A bomb|\bbathbomb"), replacement="No.", name="b")
+    scene = scene_of(rule)
+    scene.do(created("r1"), *words(first), audio("r1", "i1", 400))
+    seen = scene.do(said(AgentTranscriptDelta("r1", "i1", 1, "bomb is")))
+    assert ("cancel r1" in seen) is stopped
+
+
 def test_a_sentence_that_begins_as_a_replacement_does_is_asked_about_whole() -> None:
     no = GuardrailPlan(pattern=re.compile("bomb"), replacement="I will not say it.", name="b")
     scene = scene_of(no, GuardrailPlan("agent", None, url="http://rules/", name="u"))
