@@ -87,7 +87,7 @@ async def kept(world: GatewayStack, call: PhoneCall) -> Path:
 
 async def talked(world: GatewayStack, user: str) -> PhoneCall:
     """A call with a greeting, an interruption, keys and a BYE."""
-    world.behave(answer={"kind": "pattern", "seconds": 3})
+    world.behave(answer={"kind": "pattern", "seconds": 10})
     call = await world.dial(user)
     await call.rtp.heard_bytes(4000)
     call.rtp.say(noise(1, 0.5))
