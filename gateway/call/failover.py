@@ -419,7 +419,7 @@ class Handover:
             under way.
         due: returns whether a response is due.
         detach: ends what belongs to the active session; its queued audio is played to the end.
-        ask_again: requests what the caller was being asked and has not heard to its end.
+        ask_again: requests what the caller was being told or asked and has not heard to its end.
     """
 
     def __init__(
@@ -533,7 +533,7 @@ class Handover:
         With a server whose transcripts come late, it is no pause while words of the latest turns
         are still to come. Returns, in order, what ends the active session's responses,
         ``PromoteStandby``, a log line, the commands that seed the new session, and a request for
-        what the caller was being asked, or else the response that is due, if one is. Counts the
+        what the caller was being told or asked, or else the response that is due. Counts the
         hand-over in the record, which has the new session's id from now on, and plans the next one.
 
         Args:

@@ -328,7 +328,7 @@ class SessionEvents:
 
         Then request the greeting, if it was never requested, or if the route has one, a response
         was due when the session was lost, and nothing of the agent was heard yet; and what the
-        caller was being asked and has not heard to its end; if nothing of these, the response
+        caller was being told or asked and has not heard to its end; if none of these, the response
         that was due, or that the end of a wait in a queue has wanted meanwhile, unless one was
         requested of the new session already or it takes no requests.
         """

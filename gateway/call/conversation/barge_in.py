@@ -148,7 +148,7 @@ class Interruptions:
         self.greeting: CreateResponse | None = None
         """The request for the first answer of the call."""
         self.disclosure: CreateResponse | None = None
-        """The request for words that no caller interrupts."""
+        """The request for the words of the disclosure, which may be the greeting."""
 
     # ---- the agent
 
@@ -162,7 +162,8 @@ class Interruptions:
 
     def on_response_created(self, response_id: str, asked: CreateResponse | None) -> None:
         """Handle ``response.created``: protect the response from interruption where it answers the
-        request for the disclosure, or for the greeting with ``uninterruptible_greeting``.
+        request for a disclosure that is not interruptible, or for the greeting with
+        ``uninterruptible_greeting``.
 
         Earlier protected responses of which no audio is queued any more are forgotten.
 
@@ -175,7 +176,9 @@ class Interruptions:
         if asked is None:
             return
         greets = asked is self.greeting and self._plan.uninterruptible_greeting
-        if greets or asked is self.disclosure:
+        plan = self._control.plan.disclosure
+        discloses = asked is self.disclosure and plan is not None and not plan.interruptible
+        if greets or discloses:
             self._protected[response_id] = asked
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:

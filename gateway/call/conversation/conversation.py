@@ -91,6 +91,8 @@ class Conversation:
         self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
+        self._disclosure_lost = False
+        """Its session ended before it was complete, and it was not requested again."""
         self._names = ResponseNames(self.control.responses, self.control.playback.was_interrupted)
         self.complete = self._names.complete
         self.silence = Silence(
@@ -190,8 +192,7 @@ class Conversation:
             if plan.before or greeting is None
             else greeting
         )
-        if not plan.interruptible:
-            self._interruptions.disclosure = first
+        self._interruptions.disclosure, self._disclosure_lost = first, False
         return [] if first is greeting else self.control.request_response(first, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
@@ -436,8 +437,8 @@ class Conversation:
         (of those out of band only the spoken ones), requests, turns, ids, items to be trimmed,
         guardrail checks and requests for approval of MCP calls; queued audio is played to the end.
         Tool functions, actions, a hang-up that waits and digits being entered go on; what the
-        caller was being asked waits for :meth:`ask_again`. An error that ended the session is
-        forgotten, so that :meth:`ended` does not return it again.
+        caller was being told or asked waits for :meth:`ask_again`. An error that ended the session
+        is forgotten, so that :meth:`ended` does not return it again.
 
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
@@ -453,6 +454,9 @@ class Conversation:
         self._mcp_watch.on_session_over()
         self._approvals.on_session_over()
         self.recording.on_session_over()
+        disclosure = self._interruptions.disclosure
+        if disclosure is not None and self.control.responses.is_open(disclosure):
+            self._disclosure_lost = True
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
@@ -461,9 +465,17 @@ class Conversation:
 
     def ask_again(self, now: float) -> list[Output]:
         """Request anew, in the session that has taken over, what the caller has not heard to its
-        end of the one before (:meth:`detach`): announcement of a recording or question for consent,
-        and the question whether a tool call may run."""
-        return self.recording.ask_again(now) + self._approvals.ask_again(now)
+        end of the one before (:meth:`detach`): the disclosure, announcement of a recording or
+        question for consent, and the question whether a tool call may run. The greeting follows
+        the disclosure, unless it waits for the recording."""
+        outputs: list[Output] = []
+        lost, greeting = self._disclosure_lost, self._interruptions.greeting
+        if lost:
+            outputs += self._disclose(greeting, now)
+        asked = self.recording.ask_again(now)
+        if lost and greeting is not None and not asked:
+            asked = self.control.request_response(greeting, now)
+        return outputs + asked + self._approvals.ask_again(now)
 
     @property
     def working(self) -> bool:

@@ -227,6 +227,11 @@ class ResponseQueue:
         """Whether no response runs, no request is unanswered, and none waits."""
         return not (self._running or self._sent or self._waiting)
 
+    def is_open(self, create: CreateResponse) -> bool:
+        """Return whether this request is unanswered or waits, or its response runs."""
+        asked = [self._sent, *self._waiting, *map(self.request_of, self._running)]
+        return any(one is create for one in asked)
+
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
         """Request a response: return the request where it is to be sent now, before any that wait,
         as no response runs and no request is unanswered; None where it waits, or is dropped.

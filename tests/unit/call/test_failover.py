@@ -13,6 +13,7 @@ from gateway.call import inputs
 from gateway.call.plan import (
     AnswerPlan,
     CallPlan,
+    DisclosurePlan,
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
@@ -454,6 +455,50 @@ def test_a_caller_who_has_heard_half_the_question_for_consent_is_asked_again(
         scene.do(key("1"))
     assert scene.record.recording.state == "recording"
     assert (scene.requests[-1].response or {})["instructions"] == "Hello"
+
+
+@pytest.mark.parametrize("consent", ["none", "announce"])
+@pytest.mark.parametrize("standby", [False, True])
+@pytest.mark.parametrize("disclosure", ["before", "interruptible", "in the greeting", "alone"])
+def test_a_disclosure_that_was_lost_with_its_session_is_said_again(
+    disclosure: str, standby: bool, consent: str
+) -> None:
+    """To its end, and once; the greeting follows it."""
+    said_in = disclosure == "in the greeting"
+    words = DisclosurePlan(
+        "I am an AI.", before=not said_in, interruptible=disclosure == "interruptible"
+    )
+    greeting = None if disclosure == "alone" else {"instructions": "Hello"}
+    recording = RecordingPlan("always", consent=consent, prompt="Recorded.")
+    scene = living(70.0, replace(PLAN, disclosure=words, greeting=greeting, recording=recording))
+    wanted = [] if said_in else ["Say exactly: I am an AI."]
+    wanted += ["Say exactly: Recorded."] if consent == "announce" else []
+    wanted += ["Hello"] if greeting is not None else []
+    lost_at = wanted.index("Hello") if said_in else 0
+    for number in range(lost_at):
+        answer(scene, f"a{number}")
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 300))
+    scene.listen(100)
+    if standby:
+        scene.at(12.0, inputs.StandbyReady("sess_2", None))
+    scene.do(LOST)
+    scene.listen(600)
+    if not standby:
+        scene.do(AGAIN)
+    for number in range(len(wanted) - lost_at):
+        answer(scene, f"b{number}")
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == wanted[: lost_at + 1] + wanted[lost_at:]
+    scene.do(LOST, AGAIN)
+    assert len(scene.requests) == len(asked), "what was said is not said again"
+
+
+def answer(scene: Scene, response: str) -> None:
+    """The latest request is answered, and heard to its end."""
+    item = f"i_{response}"
+    scene.do(created(response, scene.requests[-1]), audio(response, item, 400))
+    scene.do(audio_done(response, item), done(response))
+    scene.listen(600)
 
 
 # ---- before the maximum length
