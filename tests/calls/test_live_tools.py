@@ -205,6 +205,7 @@ async def test_digits_and_approval_by_key(world: GatewayStack) -> None:
         lambda one: any("Press 1" in str(e.body) for e in one.seen("session.commentary.append")),
         WITHIN_S,
     )
+    await world.gateway.wait("call.agent_speech_started", call=call.call_id)
     call.rtp.press("1")
     await world.gateway.wait("call.tool_done", call=call.call_id)
     call.rtp.press("42")

@@ -282,6 +282,7 @@ async def test_the_caller_approves(world: GatewayStack, key: str, told: str) -> 
     question = session.seen("response.create")[1].body["response"]["instructions"]
     assert question == "Say exactly: Shall I give back 20 euros? Press 1 for yes, 2 for no."
     assert outputs_of(session) == []
+    await world.gateway.wait("call.agent_speech_started", call=call.call_id)
     call.rtp.press(key)
     await session.wait_until(lambda s: outputs_of(s) != [], 20)
     assert told in outputs_of(session)[0]

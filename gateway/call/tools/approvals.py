@@ -73,6 +73,7 @@ class Approvals:
     reacts_to: ClassVar[tuple[type, ...]] = (
         ApprovalResult,
         PlayoutDrained,
+        ResponseCreated,
     )
 
     def __init__(self, control: ConversationControl) -> None:
@@ -82,6 +83,10 @@ class Approvals:
         """What the caller is asked, the first of it now."""
         self._heard = False
         """The caller has heard the question about the first."""
+        self._question: CreateResponse | None = None
+        """The request for that question; None before it was requested."""
+        self._responses: deque[str] = deque(maxlen=MAX_ASKED)
+        """Ids of responses that came since and may answer it."""
         self._paused = False
         """The session is over, and no other has taken over yet: nobody could ask."""
 
@@ -169,14 +174,19 @@ class Approvals:
         any more. Whenever playout has run empty and no response runs, is requested or waits, the
         caller counts as having heard the question they are asked now, the first in line: its time
         for an answer (the rule's ``timeout``) starts, or starts anew; the questions behind it have
-        no deadline yet. A question that was not complete when its session ended counts never."""
+        no deadline yet. A question without audio counts never, nor one that was not complete when
+        its session ended."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
                 return []
             reason = input.reason or "the operator said no"
             return self._decide(pending, input.approve, "operator", reason, now)
-        if isinstance(input, PlayoutDrained) and self.wants_digits and self._control.responses.idle:
+        if isinstance(input, ServerEventReceived):
+            assert isinstance(input.event, ResponseCreated)
+            self._responses.append(input.event.response_id)
+            return []
+        if self.wants_digits and self._control.responses.idle and self._begun:
             first, self._heard = self._callers[0], True
             first.deadline = now + first.rule.timeout
         return []
@@ -185,7 +195,7 @@ class Approvals:
         """Pause the questions, as the session is over; one that the model has said, or still was
         queued to its end, may be answered all the same. To be called before responses are
         reset."""
-        self._heard = self._heard or self._control.responses.idle
+        self._heard = self._begun and (self._heard or self._control.responses.idle)
         self._paused = True
 
     def ask_again(self, now: float) -> list[Output]:
@@ -196,10 +206,11 @@ class Approvals:
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Handle the caller's DTMF digit, only while :attr:`wants_digits`: 1 approves the call that
-        they are asked about, 2 refuses it, others are dropped."""
-        if digit not in (YES, NO):
-            return []
+        they are asked about, if the question has begun to be heard, 2 refuses it, others are
+        dropped."""
         yes = digit == YES
+        if digit not in (YES, NO) or (yes and not self._begun):
+            return []
         return self._decide(self._callers[0], yes, "caller", "the caller said no", now)
 
     @property
@@ -208,6 +219,17 @@ class Approvals:
         question on, also before it was heard; but not once the session has ended before it was
         complete, until it is requested again."""
         return bool(self._callers) and (self._heard or not self._paused)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether audio of the question that the caller is asked now has come."""
+        asked, control = self._question, self._control
+        return self._heard or any(
+            asked is not None
+            and control.responses.may_answer(one, asked)
+            and control.playback.had_audio(one)
+            for one in self._responses
+        )
 
     def tick(self, now: float) -> list[Output]:
         """Refuse tool calls about which neither caller nor service has decided in time."""
@@ -227,11 +249,14 @@ class Approvals:
         """Request a response that asks the caller about the first tool call in line, and set its
         deadline, the sum of ``QUESTION_SECONDS`` and the rule's ``timeout`` from now; once the
         question was heard, :meth:`on` sets it anew. Without a session only set the deadline."""
-        first, self._heard = self._callers[0], False
+        first, self._heard, self._question = self._callers[0], False, None
+        self._responses.clear()
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
         if self._paused:
             return []
-        return self._control.say(first.rule.prompt(first.name, first.given), now)
+        words = first.rule.prompt(first.name, first.given)
+        self._question = self._control.exact_words(words)
+        return self._control.request_response(self._question, now)
 
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float

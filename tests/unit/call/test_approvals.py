@@ -14,16 +14,35 @@ from gateway.call import inputs
 from gateway.call.plan import (
     ApprovalRule,
     CallPlan,
+    ContentPlan,
     FallbackStep,
     FunctionPlan,
     LimitsPlan,
+    ResponseFailurePlan,
     ServerPlan,
     ToolsPlan,
     UserIdlePlan,
 )
 from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan
-from gateway.realtime.events import CreateItem, ItemAdded, OtherEvent, ResponseDone
-from tests.support.call_scene import ACK, Scene, audio, audio_done, closed, created, done, key
+from gateway.realtime.events import (
+    CreateItem,
+    CreateResponse,
+    InputCommitted,
+    ItemAdded,
+    OtherEvent,
+    ResponseDone,
+)
+from tests.support.call_scene import (
+    ACK,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    error,
+    key,
+)
 from tests.unit.call.test_function_calls import outputs_of
 
 PLAN = CallPlan(
@@ -192,6 +211,39 @@ def test_a_key_cuts_the_question_short() -> None:
     seen = scene.do(key("1"))
     assert seen[0] == "flush"
     assert seen[-1] == 'run refund c1 {"amount": 250}'
+
+
+@pytest.mark.parametrize("trouble", ["unanswered", "refused", "without audio"])
+def test_a_question_that_nobody_heard_is_not_approved_by_a_key(trouble: str) -> None:
+    """Whatever else is said meanwhile: it is refused in time, or by the key for that."""
+    content = ContentPlan(response_failure=ResponseFailurePlan(retries=0, message="Sorry."))
+    tools = replace(PLAN.tools, approvals=(CALLER,))
+    scene = Scene(replace(PLAN, tools=tools, content=content)).up()
+    scene.at(1.0, created("r0", CreateResponse()), audio("r0", "i0", 200), done("r0"))
+    scene.do(created("r1"), done("r1", calls=[REFUND]))
+    question = next(one for one in scene.requests if "250" in str(one.response))
+    assert not [words for words in scene.do(key("1")) if words.startswith("run")]
+    match trouble:
+        case "unanswered":
+            scene.at(scene.now + 10.5)
+        case "refused":
+            scene.do(error("server_error", question))
+        case "without audio":
+            scene.do(created("r2", question), done("r2"))
+    assert scene.requests[-1] is not question
+    heard(scene, "r3")
+    assert not [words for words in scene.do(key("1")) if words.startswith("run")]
+    assert "output c1" in scene.do(key("2"))
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_server_that_names_no_requests_has_its_questions_answered(turn: bool) -> None:
+    scene, _ = asked(CALLER)
+    if turn:
+        scene.do(inputs.ServerEventReceived(InputCommitted("u1")), created("r2"))
+        scene.do(audio("r2", "i2", 200), done("r2"))
+    heard(scene, "r3")
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
 
 
 def test_questions_come_one_after_the_other() -> None:

@@ -397,7 +397,7 @@ def test_a_decision_about_a_use_is_asked_for_once() -> None:
     scene = Scene(replace(PLAN, tools=ToolsPlan(collect_digits=collect, approvals=(rule,)))).up()
     scene.do(created("r1"), done("r1", calls=[("collect_digits", "c1")] * 3))
     scene.do(done("r2", calls=[("collect_digits", "c1")]))
-    scene.do(created("r3", scene.requests[-1]), done("r3"))
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 200), done("r3"))
     scene.do(key("1"), key("4"), key("#"))
     assert scene.seen.count("output c1") == 1
     assert len(scene.requests) == 2
@@ -411,7 +411,7 @@ def test_a_model_that_asks_without_end_is_refused() -> None:
         scene.do(said(OtherEvent("conversation.item.done", {"item": item})))
     assert len([one for one in scene.seen if one.startswith("approve")]) == 32
     for _ in range(8):
-        scene.do(key("1"))
+        scene.do(key("2"))
     assert len({one for one in scene.seen if one.startswith("approve")}) == 40
     assert scene.machine._call.conversation.control.dtmf_consumer is None
 
