@@ -156,7 +156,7 @@ class DtmfInput:
 
     def abandon(self, now: float) -> None:
         """Record the digits of the open run (``call_end``), which the model does not get, as call
-        or session ends."""
+        or session ends or the legs are joined."""
         self._record_run(self._collector.abandon(), now)
 
     @property

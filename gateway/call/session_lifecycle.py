@@ -687,17 +687,26 @@ class SessionEvents:
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
         """Handle caller and B-leg that have been joined: the call is BRIDGED, a wait in a queue is
-        over, what the agent said meanwhile is dropped, and the recording ends unless the route has
-        ``after_transfer``. Close the session; or with ``transfer.listen``, and without an
-        interpreter, have it listen only."""
+        over, what the agent said meanwhile and digits that it was not told are dropped, and the
+        recording ends unless the route has ``after_transfer``. Close the session; or with
+        ``transfer.listen``, and without an interpreter, have it listen only. Where a budget was
+        spent meanwhile, no session listens or interprets."""
         self._call.state = State.BRIDGED
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.on_bridged(now)
         todo += self._call.conversation.hold_wait.on_bridged(now)
-        todo += self._call.conversation.control.playback.stop(now)
-        interpreted = self._call.conversation.call_actions.interpreted
-        if self._call.session_up and self._call.plan.tools.transfer.listen and not interpreted:
-            return todo + self._call.conversation.control.listen()
+        control = self._call.conversation.control
+        todo += control.playback.stop(now)
+        self._call.conversation.on_end(now)
+        control.responses.forget_waiting()
+        interpreted = control.call_actions.interpreted
+        termination = control.termination
+        spent = termination is not None and termination.why is EndReason.BUDGET
+        if spent:
+            todo += control.call_actions.stop_interpreting()
+        listens = self._call.plan.tools.transfer.listen and not (interpreted or spent)
+        if self._call.session_up and listens:
+            return todo + control.listen()
         if not self._call.session_up:
             return todo
         self._call.session_up = False

@@ -208,12 +208,13 @@ class ConversationControl:
         waits, for a response that runs or a request that is unanswered. One without settings of its
         own is dropped where such a one waits already (:meth:`ResponseQueue.request`).
 
-        Requests nothing while the conversation is being ended (:attr:`termination`) or the agent
-        waits in the other side's queue (hold and wait), and of a session that only transcribes. A
-        Live session gets only requests with words or instructions. A hang-up that the model asked
-        for prevents no request.
+        Requests nothing while the conversation is being ended (:attr:`termination`), the agent
+        waits in the other side's queue (hold and wait) or the legs are joined, and of a session
+        that only transcribes. A Live session gets only requests with words or instructions. A
+        hang-up that the model asked for prevents no request.
         """
-        if self.termination is not None or self.waiting or not self.capabilities.responds:
+        silent = self.waiting or self.call_actions.joined or not self.capabilities.responds
+        if self.termination is not None or silent:
             return []
         wishes = create.words or (create.response or {}).get("instructions")
         if not (self.capabilities.requested_responses or wishes):
@@ -224,11 +225,12 @@ class ConversationControl:
         """Request the response to results of tool calls that were sent; none while a hang-up is
         due, as the goodbye is the last that is said. In a Live session tell the backend to go on
         instead, also while a hang-up is due, since the voice still has to say the goodbye; not
-        where a rule is ending the conversation (:attr:`termination`)."""
+        where a rule is ending the conversation (:attr:`termination`) or the legs are joined."""
         if self.capabilities.direct_tools:
             leaving = self.hangup_after_playout.deadline is not None
             return [] if leaving else self.request_response(CreateResponse(), now)
-        return [] if self.termination is not None else [Send(ContinueWork())]
+        silent = self.termination is not None or self.call_actions.joined
+        return [] if silent else [Send(ContinueWork())]
 
     def queue_action(self, name: str, call_id: str, arguments: str, now: float) -> None:
         """Queue the call-control action of the tool ``name``: transfer, hold or DTMF. It begins

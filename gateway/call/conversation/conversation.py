@@ -497,7 +497,7 @@ class Conversation:
 
     def on_end(self, now: float) -> None:
         """Record the DTMF digits that were not sent to the model, and forget them, since the call
-        or session ends."""
+        or session ends, or the legs are joined."""
         self._keys.abandon(now)
 
     # ---- what follows from it

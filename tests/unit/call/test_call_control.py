@@ -428,6 +428,28 @@ def test_a_session_that_listens_says_nothing() -> None:
     assert scene.state is State.BRIDGED
 
 
+@pytest.mark.parametrize("due", ["tool", "keys", "waiting"])
+def test_what_is_due_when_the_legs_are_joined_has_a_session_that_listens_say_nothing(
+    due: str,
+) -> None:
+    functions = {"lookup": FunctionPlan(timeout=60.0)}
+    scene = Scene(replace(LISTENING, tools=replace(LISTENING.tools, functions=functions))).up()
+    calls = [("transfer_call", "c1", '{"destination": "anna"}'), ("lookup", "c2")]
+    if due == "keys":
+        scene.do(key("4"))
+    scene.at(1.0, created("r1"), done("r1", calls=calls if due == "tool" else calls[:1]))
+    if due == "waiting":  # behind a request that the server has not answered yet
+        scene.do(*(inputs.ToolRequest(RequestResponse(words)) for words in ("One.", "Two.")))
+    requested = len(scene.requests)
+    scene.at(1.5, PICKED_UP)
+    if due == "tool":
+        assert scene.do(inputs.ToolDone("c2", "nine")) == ["output c2"]
+    assert scene.at(20.0) == []
+    assert len(scene.requests) == requested
+    assert scene.state is State.BRIDGED
+    assert [run.ended_by for run in scene.record.actions.digits] == ["call_end"] * (due == "keys")
+
+
 @pytest.mark.parametrize("code", [1000, 1011])
 def test_a_session_lost_during_a_transfer_matters_only_if_the_caller_comes_back(code: int) -> None:
     scene = asked("front desk")

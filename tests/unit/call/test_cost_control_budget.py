@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.plan import BudgetPlan, CallPlan, FunctionPlan
-from gateway.call.tools.commands import Destination, TransferPlan
+from gateway.call.tools.commands import Destination, InterpreterPlan, TransferPlan
 from gateway.realtime.events import UpdateSession
 from tests.support.call_scene import (
     BYE,
@@ -138,6 +140,26 @@ def test_the_caller_is_handed_on_where_the_route_says_so() -> None:
     seen = scene.do(inputs.ReferProgress(486, "Busy Here", True))
     assert [word for word in seen if word in GOODBYE] == GOODBYE, "it failed"
     assert not any("output" in word for word in seen), "no model asked for it"
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_spent_while_a_callee_rings_no_session_goes_on_once_they_have_answered(
+    interpreted: bool,
+) -> None:
+    """The two go on by themselves, without a session that listens to them, or two that interpret."""
+    anna = Destination("anna", "sip:2@pbx", "bridge")
+    interpreter = InterpreterPlan("anna", {}, {}, at_once=False) if interpreted else None
+    transfer = TransferPlan((anna,), listen=True, interpreter=interpreter)
+    scene = _scene(replace(PLAN, tools=replace(PLAN.tools, transfer=transfer)))
+    call = ("transfer_call", "c1", '{"destination": "anna"}')
+    scene.do(created("r1"), done("r1", calls=[call]))
+    assert scene.do(SPENT) == []
+    seen = scene.do(inputs.BLegAnswered())
+    assert ("interpret no more" in seen) is interpreted
+    assert "close 1000 bridged" in seen
+    assert scene.do(SPENT) == [], "there is nothing to close"
+    assert scene.at(20.0) == []
+    assert scene.state.name == "BRIDGED"
 
 
 def test_before_the_session_and_after_the_end_it_is_nothing() -> None:
