@@ -206,7 +206,7 @@ class SessionEvents:
             transcript,
             call.timeline,
             lambda: call.conversation.quiet,
-            lambda: call.conversation.silence.due,
+            lambda: call.conversation.response_due,
             call.conversation.detach,
             call.conversation.ask_again,
         )
@@ -629,7 +629,7 @@ class SessionEvents:
             if not self._has_fallback:
                 return self._end(why, now, detail)
             self._call.session_up = self._call.opening.waiting = False
-            self._resume = self._call.conversation.silence.due
+            self._resume = self._call.conversation.response_due
             self._waited = self._call.conversation.control.waiting
             rest = self._call.conversation.detach(now)
             # Until the ACK there is nobody who could hear anything.

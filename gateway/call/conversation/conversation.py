@@ -486,6 +486,14 @@ class Conversation:
         return server or self.functions.busy or self._mcp_watch.deadline is not None
 
     @property
+    def response_due(self) -> bool:
+        """Whether the agent is expected to speak (:attr:`Silence.due`), or the server makes an MCP
+        call or owes a response to one or to an approval: a session that takes over is asked for
+        it."""
+        mcp = self.silence.mcp_runs or self._mcp_watch.deadline is not None
+        return self.silence.due or mcp
+
+    @property
     def quiet(self) -> bool:
         """Whether a pause of the talk is the time for a hand-over: neither side speaks, the agent
         owes no response and none runs, is requested or waits (:attr:`Silence.due`), no action is

@@ -321,7 +321,6 @@ class McpWatch:
         None). So it is when the session is closed, which also drops its requests for approval."""
         if not isinstance(input, ServerEventReceived):
             self.on_session_over()
-            self.deadline = None
             return []
         match input.event:
             case ResponseCreated(response_id) if self._control.responses.answers_turn(response_id):
@@ -336,7 +335,9 @@ class McpWatch:
 
     def on_session_over(self) -> None:
         """Forget the session's items and drop its requests for approval: they are still decided,
-        but the decision is sent to nobody. A response that is due stays due (:attr:`deadline`)."""
+        but the decision is sent to nobody. This rule requests no response that the session owes;
+        whoever replaces the session does (``Conversation.response_due``)."""
+        self.deadline = None
         self._sessions_over += 1
         self._approved.clear()
         self._seen.clear()

@@ -329,12 +329,13 @@ def mcp_asked(
     return scene, seen + scene.do(inputs.ServerEventReceived(end))
 
 
-def expiring(rule: ApprovalRule) -> Scene:
+def expiring(rule: ApprovalRule, *on_trouble: FallbackStep) -> Scene:
     """A session that ends at 3600 s; in its last minute it asks for approval."""
     scene = Scene(
         replace(
             PLAN,
             tools=replace(PLAN.tools, approvals=(rule,)),
+            server=replace(PLAN.server, fallback=on_trouble),
             limits=LimitsPlan(rtp_timeout=0, max_call_duration=20_000),
         )
     )
@@ -407,6 +408,33 @@ def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
     scene.do(inputs.SessionClosed(1011, ""), inputs.SessionReady("sess_2"))
     scene.do(inputs.ApprovalResult("mcpr_1", True))
     assert answers(scene) == []
+
+
+@pytest.mark.parametrize("stage", ["approved", "runs", "over"])
+@pytest.mark.parametrize("how", ["closed", "error", "standby"])
+def test_an_answer_to_an_mcp_call_is_given_by_the_session_that_takes_over(
+    how: str, stage: str
+) -> None:
+    rule = ApprovalRule("crm_delete", "ask_http", timeout=10.0)
+    scene = expiring(rule, FallbackStep("reconnect", 10.0))
+    scene.do(inputs.ApprovalResult("mcpr_1", True))
+    if stage != "approved":
+        scene.do(mcp_call("in_progress"))
+    if stage == "over":
+        scene.do(mcp_call("completed"))
+    assert scene.requests == []
+    if how == "standby":
+        scene.do(inputs.StandbyReady("sess_2"))
+    seen = scene.at(3541.0, error("session_expired") if how == "error" else closed(1011))
+    assert ("take over" in seen) is (how == "standby")
+    if how != "standby":
+        assert scene.at(3545.0) == []
+        seen = scene.do(inputs.SessionReady("sess_2"))
+    assert seen[-1] == "create"
+    scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
+    scene.listen(300)
+    assert len(scene.requests) == 1
+    assert "create" not in scene.at(scene.now + 20.0), "it was given"
 
 
 def test_a_hand_over_waits_for_an_mcp_server() -> None:
