@@ -467,7 +467,8 @@ class Conversation:
         """Request anew, in the session that has taken over, what the caller has not heard to its
         end of the one before (:meth:`detach`): the disclosure, announcement of a recording or
         question for consent, and the question whether a tool call may run. The greeting follows
-        the disclosure, unless it waits for the recording."""
+        the disclosure, unless it waits for the recording. A silent caller may be prompted again."""
+        self._user_idle.on_session_replaced()
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
         if lost:

@@ -61,6 +61,8 @@ class UserIdleTimeout:
         """When the wait began (s); None before the ACK."""
         self._speaking = False
         self._held = False
+        self._over = False
+        """The session is over, and no other has taken over yet."""
         self._asked = 0
         """Prompts since the caller last spoke or pressed a key."""
 
@@ -91,9 +93,14 @@ class UserIdleTimeout:
         return []
 
     def on_session_over(self) -> None:
-        """Take a caller's speech as over: the session that was to tell its end is lost, closed on
-        hold or handed over."""
-        self._speaking = False
+        """Take a caller's speech as over, since the session that was to tell its end is lost,
+        closed on hold or handed over, and prompt nobody until :meth:`on_session_replaced`. Only
+        flags: the wait goes on, and with a hand-over counts from before it."""
+        self._speaking, self._over = False, True
+
+    def on_session_replaced(self) -> None:
+        """Prompt the caller again from now on: another session has taken over."""
+        self._over = False
 
     def tick(self, now: float) -> list[Output]:
         """When the timeout is over, start the wait anew, and have the model say the prompt; after
@@ -103,7 +110,8 @@ class UserIdleTimeout:
 
         Nobody is prompted, and only the wait starts anew, while a side speaks, a response runs, is
         requested or waits, an action is queued or under way, ``working`` returns True, the agent
-        waits in a queue (hold and wait), the caller holds, or a hang-up waits for its last words.
+        waits in a queue (hold and wait), the caller holds, no session is up, or a hang-up waits for
+        its last words.
         """
         if self.deadline is None or now < self.deadline:
             return []
@@ -111,7 +119,8 @@ class UserIdleTimeout:
         self._since = now
         heard = self._speaking or control.speaking or not control.responses.idle
         busy = control.waiting or control.call_actions.busy or self._working()
-        if heard or busy or self._held or control.hangup_after_playout.deadline is not None:
+        busy = busy or self._held or self._over
+        if heard or busy or control.hangup_after_playout.deadline is not None:
             return []
         if self._asked < self._plan.max_prompts:
             self._asked += 1

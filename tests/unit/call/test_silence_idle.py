@@ -96,6 +96,21 @@ def test_who_spoke_as_the_session_was_lost_is_asked_by_the_next() -> None:
     assert ASKED in scene.at(scene.now + 8.1)
 
 
+def test_nobody_is_asked_while_the_session_is_replaced() -> None:
+    """There is nobody to ask them: it counts as no prompt, and ends no call."""
+    again = ServerPlan(fallback=(FallbackStep("reconnect", 40.0),))
+    scene = Scene(replace(PLAN, idle=replace(IDLE, max_prompts=1), server=again)).up()
+    answer(scene, 1)
+    scene.do(closed(1011))
+    scene.at(scene.now + 30.0)
+    assert scene.state.name == "TALKING"
+    assert "idle_prompted" not in scene.events
+    scene.do(inputs.SessionReady("sess_2"))
+    assert scene.at(scene.now + 7.9) == []
+    assert scene.at(scene.now + 0.2) == [ASKED]
+    assert scene.requests[-1].response == {"instructions": "Say exactly: Hello?", "tools": []}
+
+
 def test_who_spoke_as_the_session_was_handed_over_is_asked_by_the_next() -> None:
     scene = Scene(PLAN)
     scene.do(inputs.SessionReady("sess_1", 100.0), ACK, said(SpeechStarted("u", 0)))
