@@ -58,7 +58,8 @@ class DigitCollector:
 
     def press(self, digit: str, now: float) -> Collected | None:
         """Add a digit pressed at ``now`` (s), and restart the inter-digit pause; return the run
-        that terminator or number of digits complete, or None.
+        that terminator or number of digits complete, or None. A terminator alone is a run of that
+        key.
 
         Call :meth:`expire` first: the pause of the run before may be over.
         """

@@ -80,7 +80,8 @@ class Speaker(Protocol):
         """
 
     def cancel(self, key: str, now: float) -> list[Output]:
-        """Cancel the response that was requested under ``key``; nothing if none runs under it. Its
+        """Cancel the response that was requested under ``key``, also one that is not created yet:
+        then ``key`` must not be used again before it is. Nothing if none runs under it. Its
         ``then`` is not called."""
 
 

@@ -390,7 +390,8 @@ class PostCallAnalysis:
         """Take an event or error of the session, its end, the leg's end, the gateway's shutdown or
         a tick; ignore other inputs. While words are waited for, events that are not of an
         out-of-band response go to the transcript. The close of the session and a shutdown end both
-        waits.
+        waits. Requests nothing: :meth:`request_answers` did. The waits for words and for answers
+        run at once, and neither waits for the other.
 
         Returns what out-of-band responses bring: log lines and ``OutOfBandDone`` at their ends, and
         ``response.cancel`` of those that are given up, or were cancelled, here.

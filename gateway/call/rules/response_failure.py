@@ -204,9 +204,9 @@ class ResponseFallback:
         return [note, *self._on_response_failed(f"no sound: {content}", asked, now)]
 
     def _on_mcp_tools_called(self, now: float) -> list[Output]:
-        """Count a response without audio that had the server call MCP tools. Each beyond
-        ``max_tool_rounds`` in a row counts as a failed response, and words are requested with tools
-        off."""
+        """Count a response without audio that had the server call MCP tools. Handle each beyond
+        ``max_tool_rounds`` in a row as a failed response (``max_failures`` in a row end the
+        conversation), whose retry requests words with tools off."""
         self._tool_rounds += 1
         if self._tool_rounds <= self._plan.max_tool_rounds:
             return []
