@@ -686,31 +686,21 @@ class SessionEvents:
         return todo + self._handle_loss(why, now, detail)
 
     def on_bridged(self, now: float) -> list[outputs.Output]:
-        """Handle caller and B-leg that have been joined: the call is BRIDGED, a wait in a queue is
-        over, what the agent said meanwhile and digits that it was not told are dropped, and the
-        recording ends unless the route has ``after_transfer``. Close the session; or with
+        """Handle caller and B-leg that have been joined: the call is BRIDGED, and what is for model
+        and caller alone stops (:meth:`Conversation.on_bridged`). Close the session; or with
         ``transfer.listen``, and without an interpreter, have it listen only. Where a budget was
         spent meanwhile, no session listens or interprets."""
         self._call.state = State.BRIDGED
-        todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
-        todo += self._call.conversation.recording.on_bridged(now)
-        todo += self._call.conversation.hold_wait.on_bridged(now)
-        control = self._call.conversation.control
-        todo += control.playback.stop(now)
-        self._call.conversation.on_end(now)
-        control.responses.forget_waiting()
-        interpreted = control.call_actions.interpreted
-        termination = control.termination
-        spent = termination is not None and termination.why is EndReason.BUDGET
-        if spent:
-            todo += control.call_actions.stop_interpreting()
-        listens = self._call.plan.tools.transfer.listen and not (interpreted or spent)
-        if self._call.session_up and listens:
+        conversation, control = self._call.conversation, self._call.conversation.control
+        note = self._call.timeline.note(now, "bridged", "info")
+        todo = [note, *conversation.on_bridged(now)]
+        silent, termination = control.call_actions.interpreted, control.termination
+        if termination is not None and termination.why is EndReason.BUDGET:
+            silent, todo = True, todo + control.call_actions.stop_interpreting()
+        if self._call.session_up and self._call.plan.tools.transfer.listen and not silent:
             return todo + control.listen()
-        if not self._call.session_up:
-            return todo
-        self._call.session_up = False
-        return [*todo, outputs.CloseSession("bridged")]
+        was_up, self._call.session_up = self._call.session_up, False
+        return [*todo, outputs.CloseSession("bridged")] if was_up else todo
 
     def on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
         """Hand the result of a tool function to the conversation, which answers the model's call;

@@ -506,8 +506,17 @@ class Conversation:
 
     def on_end(self, now: float) -> None:
         """Record the DTMF digits that were not sent to the model, and forget them, since the call
-        or session ends, or the legs are joined."""
+        or session ends."""
         self._keys.abandon(now)
+
+    def on_bridged(self, now: float) -> list[Output]:
+        """Stop what is for the model and the caller alone, since the legs are joined: the recording
+        (unless the route has ``after_transfer``), a wait in a queue, playout, digits that the model
+        was not told, and requests that wait."""
+        self._keys.abandon(now)
+        self.control.responses.forget_waiting()
+        outputs = self.recording.on_bridged(now) + self.hold_wait.on_bridged(now)
+        return outputs + self.control.playback.stop(now)
 
     # ---- what follows from it
 

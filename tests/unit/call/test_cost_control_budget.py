@@ -146,7 +146,7 @@ def test_the_caller_is_handed_on_where_the_route_says_so() -> None:
 def test_spent_while_a_callee_rings_no_session_goes_on_once_they_have_answered(
     interpreted: bool,
 ) -> None:
-    """The two go on by themselves, without a session that listens to them, or two that interpret."""
+    """The two go on by themselves: no session listens to them, and none interprets."""
     anna = Destination("anna", "sip:2@pbx", "bridge")
     interpreter = InterpreterPlan("anna", {}, {}, at_once=False) if interpreted else None
     transfer = TransferPlan((anna,), listen=True, interpreter=interpreter)
