@@ -280,6 +280,27 @@ async def test_a_no_after_the_announcement_deletes_what_there_is(world: GatewayS
     await eventually(lambda: not list((world.folder / "recordings").glob(pattern)), "no file")
 
 
+async def test_an_announcement_that_the_caller_cuts_off_is_said_again(
+    world: GatewayStack, tmp_path: Path
+) -> None:
+    cut = {"kind": "pattern", "seconds": 60, "seed": 905}
+    answer = {"kind": "pattern", "seconds": 1, "seed": 906}
+    world.behave(vad="off", answers=[cut, answer, PROMPT, GREETING, {"kind": "silent"}])
+    call = await world.dial("told")
+    await call.rtp.until(lambda: len(call.rtp.heard) > 10 * FRAME)
+    session = await world.session_of(call)
+    world.emulator.live[session.id].session.pretend_speech(100)
+    await session.wait_until(lambda s: len(s.sent("response.done")) >= 4, 40)
+    _cut, answered, prompt, greeting = (bytes(item) for item in session.sent_items.values())
+    await call.rtp.until(lambda: greeting[-FRAME:] in call.rtp.heard)
+    record = await world.summary_at_end(call)
+    assert record["recording"]["consent"] == "announced"
+    heard = (await file_of(world, record, tmp_path))[1::2]
+    assert greeting[:800] in heard
+    assert answered[-FRAME:] not in heard, "it was recorded before they were told"
+    assert prompt[:FRAME] not in heard
+
+
 async def test_the_tool_starts_pauses_and_stops_it(world: GatewayStack, tmp_path: Path) -> None:
     def act(action: str, seed: int) -> dict[str, Any]:
         tool = {"name": "record_call", "arguments": f'{{"action": "{action}"}}'}

@@ -142,8 +142,8 @@ class Interruptions:
         self._turns: BoundedDict[str, _Turn] = BoundedDict(MAX_TURNS)
         self._paused = False
         self._protected: dict[str, CreateResponse | None] = {}
-        """By protected response: the request for greeting or disclosure that it answers; None where
-        its words protect it."""
+        """By protected response: the request (greeting, disclosure, announcement of a recording)
+        that it answers; None where its words protect it."""
         self._words: tuple[str, str] = ("", "")
         self.greeting: CreateResponse | None = None
         """The request for the first answer of the call."""
@@ -162,8 +162,8 @@ class Interruptions:
 
     def on_response_created(self, response_id: str, asked: CreateResponse | None) -> None:
         """Handle ``response.created``: protect the response from interruption where it answers the
-        request for a disclosure that is not interruptible, or for the greeting with
-        ``uninterruptible_greeting``.
+        request for a disclosure that is not interruptible, for the announcement of a recording, or
+        for the greeting with ``uninterruptible_greeting``.
 
         Earlier protected responses of which no audio is queued any more are forgotten.
 
@@ -178,7 +178,9 @@ class Interruptions:
         greets = asked is self.greeting and self._plan.uninterruptible_greeting
         plan = self._control.plan.disclosure
         discloses = asked is self.disclosure and plan is not None and not plan.interruptible
-        if greets or discloses:
+        recording = self._control.plan.recording
+        announces = recording.consent == "announce" and asked.words == recording.prompt
+        if greets or discloses or announces:
             self._protected[response_id] = asked
 
     def on_agent_words(self, event: AgentTranscriptDelta) -> None:

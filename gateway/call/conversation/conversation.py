@@ -467,16 +467,18 @@ class Conversation:
         """Request anew, in the session that has taken over, what the caller has not heard to its
         end of the one before (:meth:`detach`): the disclosure, announcement of a recording or
         question for consent, and the question whether a tool call may run. The greeting follows
-        the disclosure, unless it waits for the recording. A silent caller may be prompted again."""
+        the disclosure, unless it waits for the recording, and is requested where consent was
+        decided meanwhile. A silent caller may be prompted again."""
         self._user_idle.on_session_replaced()
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
         if lost:
             outputs += self._disclose(greeting, now)
-        asked = self.recording.ask_again(now)
-        if lost and greeting is not None and not asked:
-            asked = self.control.request_response(greeting, now)
-        return outputs + asked + self._approvals.ask_again(now)
+        greets = lost and not self.recording.has_greeting
+        outputs += self.recording.ask_again(now)
+        if greets and greeting is not None:
+            outputs += self.control.request_response(greeting, now)
+        return outputs + self._approvals.ask_again(now)
 
     @property
     def working(self) -> bool:

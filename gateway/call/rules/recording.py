@@ -26,12 +26,15 @@ from gateway.call.outputs import (
     StopRecording,
 )
 from gateway.call.tools.commands import RecordingPlan
-from gateway.realtime.events import CreateResponse, InputTranscribed
+from gateway.realtime.events import CreateResponse, InputTranscribed, ResponseCreated
 from gateway.text import contains_phrase, words_of
 
 QUESTION_SECONDS = 15.0
 """The longest wait (s) for the prompt to begin and be heard; a prompt that has begun by then counts
 as heard. The time for an answer begins after it."""
+
+MAX_REPEATS = 3
+"""How often a prompt that was interrupted is said again, before the call is not recorded."""
 
 
 class State(StrEnum):
@@ -94,6 +97,7 @@ class CallRecording:
         PlayoutDrained,
         DigitPressed,
         InputTranscribed,
+        ResponseCreated,
     )
 
     def __init__(self, control: ConversationControl) -> None:
@@ -105,9 +109,16 @@ class CallRecording:
         ``QUESTION_SECONDS``. ``_begun``: it has begun to be played."""
         self._lost = False
         """Its session ended before it was complete, and it was not requested again."""
+        self._response: str | None = None
+        """The response that says it, where that is known."""
+        self._repeats = 0
+        """How often it was requested again because it was interrupted."""
+        self._paused = False
+        """The session is over, and no other has taken over yet: nothing can be said."""
         self._by = ""
         """Who wants the recording: route, tool, operator or application."""
-        self.deadline: float | None = None
+        self._due: float | None = None
+        """When the prompt or the answer is late (s)."""
 
     @property
     def _plan(self) -> RecordingPlan:
@@ -121,6 +132,26 @@ class CallRecording:
         recorded."""
         record = self._control.timeline.record.recording
         return State.OFF if record is None else State(record.state)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the prompt or the answer is late, or the past if a greeting was kept (s); None
+        without these, and while the caller would hear nothing: there is no session, or they have
+        music, as during a transfer."""
+        if self._paused or self._control.call_actions.audio_suspended:
+            return None
+        return 0.0 if self.has_greeting and self.state is not State.ASKING else self._due
+
+    @property
+    def has_greeting(self) -> bool:
+        """Whether a greeting waits here."""
+        return self._greeting is not None
+
+    @property
+    def _interrupted(self) -> bool:
+        """Whether the prompt was interrupted before it was heard to its end."""
+        cut = self._response is not None and self._control.playback.was_interrupted(self._response)
+        return cut and self.state is State.ASKING and not self._heard
 
     @property
     def wants_digits(self) -> bool:
@@ -147,6 +178,7 @@ class CallRecording:
                 caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
         unheard = self.state is State.ASKING and not self._heard
+        self._greeting = None
         if self._plan.mode != "always" or self._plan.consent == "none":
             return None
         if self.state and not unheard:
@@ -164,24 +196,33 @@ class CallRecording:
         return self._start("route", "", now)
 
     def on_bridged(self, now: float) -> list[Output]:
-        """Stop the recording as caller and B-leg are joined. Where consent is still awaited, give
-        it up as not answered, without a greeting. Nothing if the route has ``after_transfer``."""
+        """Stop the recording as caller and B-leg are joined, unless the route has
+        ``after_transfer``. Where consent is still awaited, give it up as not answered, without a
+        greeting: nobody asks any more, and what the caller says or presses is for the B-leg."""
+        self._greeting = None  # the model listens, if it hears them at all
+        if self.state is State.ASKING:
+            return self._decide(State.UNANSWERED, "unanswered", now)
         if self._plan.after_transfer:
             return []
-        if self.state is State.ASKING:
-            self._greeting = None  # the model listens, if it hears them at all
-            return self._decide(State.UNANSWERED, "unanswered", now)
         return self._stop(State.STOPPED, now) if self.state in _UP else []
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
-        The prompt counts as heard when playout has begun and run empty, and no response runs, is
-        requested or waits; not if its session ended before it was complete."""
+        A digit for a joined B-leg is none. The prompt counts as heard when playout has begun and
+        run empty, and no response runs, is requested or waits; not if its session ended before it
+        was complete. If it was interrupted, it is said again then."""
         if isinstance(input, DigitPressed):
+            if self._control.call_actions.joined:
+                return []
             return self._answer(
                 input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
             )
         if isinstance(input, ServerEventReceived):
+            if isinstance(input.event, ResponseCreated):
+                request = self._control.responses.request_of(input.event.response_id)
+                if request is not None and request.words == self._plan.prompt:
+                    self._response = input.event.response_id
+                return []
             assert isinstance(input.event, InputTranscribed)
             words = words_of(input.event.transcript)
             no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
@@ -192,30 +233,40 @@ class CallRecording:
         if isinstance(input, PlayoutStarted):
             self._begun = True
         elif self._begun and self._control.responses.idle:
+            if self._interrupted:
+                return [] if self.deadline is None else self._on_prompt_interrupted(now)
             return self._on_prompt_heard(now)
         return []
 
     def on_session_over(self) -> None:
-        """Note that a prompt that is not complete is lost with its session. To be called before
-        responses are reset."""
+        """Note that a prompt that is not complete, or was interrupted, is lost with its session. To
+        be called before responses are reset, and before interrupted ones are forgotten."""
         asked = self.state is State.ASKING and not self._heard
-        if asked and not self._control.responses.idle:
+        if asked and (self._interrupted or not self._control.responses.idle):
             self._lost, self._begun = True, False
+        self._paused, self._response = True, None
 
     def ask_again(self, now: float) -> list[Output]:
-        """Have the session that has taken over say a prompt that was lost; nothing without one."""
-        asked = self.state is State.ASKING and self._lost
-        return self._begin_asking(self._by, now) if asked else []
+        """Have the session that has taken over say a prompt that was lost, or the greeting, where
+        consent was decided meanwhile; nothing without these."""
+        self._paused = False
+        if self.state is not State.ASKING:
+            return self._greet(now)
+        return self._begin_asking(self._by, now) if self._lost else []
 
     def tick(self, now: float) -> list[Output]:
         """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
-        now; one that never began, or a missing answer, counts as unanswered: the call is not
-        recorded. After an announcement the caller may no longer object."""
+        now, one that was interrupted is said again; one that never began, or a missing answer,
+        counts as unanswered: the call is not recorded. After an announcement the caller may no
+        longer object. A greeting that was kept is requested."""
         if self.deadline is None or now < self.deadline:
             return []
-        self.deadline = None
+        if self._due is not None and now >= self._due:
+            self._due = None
         if self.state is not State.ASKING:
-            return []
+            return self._greet(now)
+        if self._interrupted:
+            return self._on_prompt_interrupted(now)
         if not self._heard and self._begun:
             return self._on_prompt_heard(now)
         return self._decide(State.UNANSWERED, "unanswered", now)
@@ -257,9 +308,9 @@ class CallRecording:
             by: who wants the recording, for record and log.
         """
         self._by, self._heard, self._begun = by, False, self._control.speaking
-        self._lost = False
+        self._lost, self._response = False, None
         self._enter(State.ASKING)
-        self.deadline = now + QUESTION_SECONDS
+        self._due = now + QUESTION_SECONDS
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
         return [note, *self._control.say(self._plan.prompt, now)]
 
@@ -268,10 +319,18 @@ class CallRecording:
         the deadline ``consent_timeout`` for the caller's answer; with consent ``announce`` also
         start recording, and request the greeting if one has waited for that."""
         self._heard = True
-        self.deadline = now + self._plan.consent_timeout
+        self._due = now + self._plan.consent_timeout
         if self._plan.consent == "ask":
             return []
         return self._start(self._by, "announced", now) + self._greet(now)
+
+    def _on_prompt_interrupted(self, now: float) -> list[Output]:
+        """Have the model say the prompt again, whose interruption has been dealt with; after
+        ``MAX_REPEATS`` give it up as not answered."""
+        if self._repeats >= MAX_REPEATS:
+            return self._decide(State.UNANSWERED, "unanswered", now)
+        self._repeats += 1
+        return self._begin_asking(self._by, now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
         """Handle the caller's answer; with both, ``no`` counts. A no while consent is awaited
@@ -280,9 +339,7 @@ class CallRecording:
         times, and a yes to a question that was lost with its session."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
-        may_object = (
-            record is not None and record.consent == "announced" and self.deadline is not None
-        )
+        may_object = record is not None and record.consent == "announced" and self._due is not None
         if no and self.state in _UP and may_object:
             return self._stop(State.REFUSED, now, consent="refused")
         if not asking:
@@ -301,7 +358,7 @@ class CallRecording:
             state: RECORDING, REFUSED or UNANSWERED.
             consent: given, refused or unanswered, for the record.
         """
-        self.deadline = None
+        self._due, self._repeats = None, 0
         if state is State.RECORDING:
             return self._start(self._by, consent, now) + self._greet(now)
         self._enter(state).consent = consent
@@ -310,7 +367,10 @@ class CallRecording:
         return [note, *self._control.add_message(words), *self._greet(now)]
 
     def _greet(self, now: float) -> list[Output]:
-        """Request the greeting that has waited for the consent, once; nothing without one."""
+        """Request the greeting that has waited for the consent, once; nothing without one. It is
+        kept while the caller would not hear it (:attr:`deadline`)."""
+        if self._paused or self._control.call_actions.audio_suspended:
+            return []
         greeting, self._greeting = self._greeting, None
         return [] if greeting is None else self._control.request_response(greeting, now)
 
@@ -340,7 +400,7 @@ class CallRecording:
         """
         record = self._enter(state)
         record.consent = consent or record.consent
-        self.deadline = None
+        self._due = None
         deleted = state is not State.STOPPED
         note = self._control.timeline.note(now, "recording_stopped", "info", deleted=deleted)
         outputs: list[Output] = [StopRecording(discard=deleted), note]

@@ -501,6 +501,39 @@ def answer(scene: Scene, response: str) -> None:
     scene.listen(600)
 
 
+@pytest.mark.parametrize(("pressed", "state"), [("1", "recording"), ("2", "refused"), ("", "")])
+def test_a_caller_who_answers_about_the_recording_between_sessions_is_greeted_by_the_next(
+    pressed: str, state: str
+) -> None:
+    recording = RecordingPlan("always", consent="ask", prompt="May we?", consent_timeout=4.0)
+    scene = Scene(replace(PLAN, greeting={"instructions": "Hello"}, recording=recording)).up()
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 500), done("r1"))
+    scene.listen(600)
+    scene.do(LOST)
+    if pressed:
+        scene.do(key(pressed))
+    scene.at(6.0, AGAIN)
+    scene.at(6.1)
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == ["Say exactly: May we?", "Hello"]
+    assert scene.record.recording is not None
+    assert scene.record.recording.state == (state or "unanswered")
+
+
+def test_who_objects_to_a_recording_while_the_disclosure_is_lost_is_greeted_once() -> None:
+    recording = RecordingPlan("always", consent="announce", prompt="Recorded.")
+    disclosure = DisclosurePlan("I am an AI.", before=True, interruptible=False)
+    greeting = {"instructions": "Hello"}
+    plan = replace(PLAN, greeting=greeting, recording=recording, disclosure=disclosure)
+    scene = Scene(plan).up()
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 300))
+    scene.do(LOST, key("2"), AGAIN)
+    answer(scene, "r2")
+    answer(scene, "r3")
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == ["Say exactly: I am an AI."] * 2 + ["Hello"]
+
+
 # ---- before the maximum length
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Consent to a recording: prompts that are cut off, transfers, and answers that are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.audio import Codec
+from gateway.call import inputs
+from gateway.call.call_record import RecordingRecord
+from gateway.call.plan import (
+    CallPlan,
+    EscapePlan,
+    InterruptionPlan,
+    LimitsPlan,
+    ToolsPlan,
+)
+from gateway.call.rules.recording import MAX_REPEATS
+from gateway.call.tools.commands import Destination, RecordingPlan, TransferPlan
+from gateway.realtime.events import InputCommitted, SpeechStopped
+from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
+
+PROMPT = "Say exactly: This is recorded."
+ANSWERED = inputs.BLegAnswered()
+BUSY = inputs.BLegEnded(486, "Busy", "", False)
+
+
+def asked(consent: str, *, by_gateway: bool = False) -> Scene:
+    """A call whose caller is being told, or asked, and may reach a human with 0."""
+    plan = CallPlan(
+        "r",
+        Codec.PCMU,
+        limits=LimitsPlan(rtp_timeout=0),
+        greeting={"instructions": "Hello"},
+        recording=RecordingPlan(
+            "always", consent=consent, prompt="This is recorded.", after_transfer=True
+        ),
+        tools=ToolsPlan(transfer=TransferPlan((Destination("anna", "sip:a@x", mode="bridge"),))),
+        escape=EscapePlan(key="0", to=("anna",)),
+    )
+    if by_gateway:
+        plan = replace(plan, interruptions=InterruptionPlan(by_gateway=True))
+    scene = Scene(plan).up()
+    scene.do(created("r1", scene.requests[-1]))
+    return scene
+
+
+def hears_prompt(scene: Scene) -> None:
+    """The prompt is said to its end."""
+    scene.do(audio("r1", "i1", 500), audio_done("r1", "i1"), done("r1"))
+    scene.listen(600)
+
+
+def is_answered(scene: Scene, name: str) -> None:
+    """The caller's turn is over, and the server's own response to it heard."""
+    scene.do(said(SpeechStopped("item_user", 1800)), said(InputCommitted("item_user")))
+    scene.do(created(name), audio(name, f"i_{name}", 500), audio_done(name, f"i_{name}"))
+    scene.do(done(name))
+    scene.listen(600)
+
+
+def recording_of(scene: Scene) -> RecordingRecord:
+    """Its part of the record."""
+    assert scene.record.recording is not None
+    return scene.record.recording
+
+
+def words(scene: Scene) -> list[str]:
+    """What the model was asked to say, so far."""
+    return [(one.response or {}).get("instructions", "") for one in scene.requests]
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+def test_a_prompt_that_the_caller_cut_off_is_said_again_and_not_taken_for_heard(
+    consent: str,
+) -> None:
+    scene = asked(consent)
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(200)
+    scene.do(SPEECH, done("r1", "cancelled"))
+    is_answered(scene, "r2")
+    assert recording_of(scene).state == "asking"
+    assert words(scene) == [PROMPT, PROMPT]
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 500), done("r3"))
+    scene.listen(600)
+    scene.do(*([key("1")] if consent == "ask" else []))
+    assert recording_of(scene).state == "recording"
+    assert words(scene) == [PROMPT, PROMPT, "Hello"]
+
+
+def test_a_prompt_that_is_cut_off_each_time_is_given_up() -> None:
+    scene = asked("announce")
+    for turn in range(MAX_REPEATS + 1):
+        name = "r1" if turn == 0 else f"p{turn}"
+        if turn:
+            scene.do(created(name, scene.requests[-1]))
+        scene.do(audio(name, f"i_{name}", 4000))
+        scene.listen(200)
+        scene.do(SPEECH, done(name, "cancelled"))
+        is_answered(scene, f"a{turn}")
+    assert words(scene) == [*[PROMPT] * (MAX_REPEATS + 1), "Hello"]
+    assert recording_of(scene).state == "unanswered"
+
+
+def test_a_prompt_that_is_cut_off_and_nothing_follows_is_said_again_later() -> None:
+    scene = asked("announce")
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(200)
+    scene.do(SPEECH, done("r1", "cancelled"))
+    scene.at(16.0)
+    assert recording_of(scene).state == "asking"
+    assert words(scene) == [PROMPT, PROMPT]
+
+
+def test_an_announcement_is_not_interrupted_where_the_gateway_decides() -> None:
+    scene = asked("announce", by_gateway=True)
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(200)
+    assert scene.do(SPEECH) == []
+    scene.do(said(SpeechStopped("item_user", 1800)), audio_done("r1", "i1"), done("r1"))
+    scene.listen(4000)
+    assert recording_of(scene).consent == "announced"
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+@pytest.mark.parametrize("heard_ms", [300, 0])
+def test_who_escapes_from_the_prompt_is_not_recorded_with_the_colleague(
+    consent: str, heard_ms: int
+) -> None:
+    scene = asked(consent)
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(heard_ms)
+    scene.do(key("0"), done("r1", "cancelled"))
+    scene.at(3.0, ANSWERED)
+    scene.at(40.0)
+    assert recording_of(scene).state == "unanswered"
+    assert words(scene) == [PROMPT]
+
+
+def test_who_escapes_from_the_prompt_in_vain_hears_it_again() -> None:
+    scene = asked("announce")
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(300)
+    scene.do(key("0"), done("r1", "cancelled"))
+    scene.at(20.0)
+    assert words(scene) == [PROMPT], "they hear how it rings"
+    scene.do(BUSY)
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert words(scene) == [PROMPT, "", PROMPT]
+
+
+@pytest.mark.parametrize("pressed", ["", "1", "2"])
+def test_nobody_is_greeted_about_the_recording_while_a_colleague_is_called(pressed: str) -> None:
+    scene = asked("ask")
+    hears_prompt(scene)
+    scene.at(2.0, key("0"))
+    scene.at(3.0, *([key(pressed)] if pressed else []))
+    scene.at(16.0)
+    assert words(scene) == [PROMPT]
+    scene.do(BUSY)
+    scene.at(16.1)
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert words(scene) == [PROMPT, "", "Hello"]
+
+
+@pytest.mark.parametrize(("consent", "state"), [("ask", "unanswered"), ("announce", "recording")])
+@pytest.mark.parametrize("pressed", ["1", "2"])
+def test_a_key_for_the_colleague_is_no_answer(consent: str, state: str, pressed: str) -> None:
+    scene = asked(consent)
+    hears_prompt(scene)
+    scene.at(1.0, key("0"))
+    scene.at(3.0, ANSWERED)
+    assert scene.at(5.0, key(pressed)) == [f"press {pressed} second"]
+    assert recording_of(scene).state == state
