@@ -42,6 +42,7 @@ from gateway.realtime.events import (
     AgentTranscriptDelta,
     AppendText,
     CancelResponse,
+    ContinueWork,
     DecisionMade,
     InputCommitted,
     InputTranscribed,
@@ -437,3 +438,21 @@ def test_a_caller_who_asked_for_a_human_on_hold_gets_no_other_session() -> None:
     assert "close 1000 on hold" in scene.at(7.0)
     assert "second sip:2@pbx" in scene.at(8.0, key("0"))
     assert "open" not in scene.at(9.0, inputs.HoldChanged(False))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_backend_is_not_told_to_go_on_where_the_voice_only_listens(joined: bool) -> None:
+    anna = Destination("anna", "sip:2@pbx", "bridge")
+    tools = ToolsPlan(
+        functions={"look": FunctionPlan()}, transfer=TransferPlan((anna,), listen=True)
+    )
+    scene = live(CallPlan("route", Codec.PCMU, tools=tools))
+    calls = [("look", "c1"), ("transfer_call", "c2", '{"destination": "anna"}')]
+    scene.at(2.0, created("r1"), done("r1", calls=calls[: 1 + joined]))
+    if joined:
+        scene.at(5.0, inputs.BLegAnswered())
+        assert scene.state is State.BRIDGED
+    scene.do(inputs.ToolDone("c1", "{}"))
+    assert [one for one in scene.sent if isinstance(one, ContinueWork)] == [ContinueWork()] * (
+        not joined
+    )
