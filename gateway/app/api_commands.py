@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -188,10 +189,7 @@ class ContentCommands:
         Raises RefusedError where the call has no session that talks, or rejects it at once.
         """
         call = self._up(request)
-        before = len(_refusals(call.record))
-        call.act(act)
-        if refused := _refusals(call.record)[before:]:
-            raise RefusedError(f"call {call.record.call_id}: {refused[0]}")
+        _act(call, act)
         return {"call": call.record.call_id}
 
     def _up(self, request: Mapping[str, Any]) -> TalkingCall:
@@ -200,6 +198,14 @@ class ContentCommands:
         if not call.conversing:
             raise RefusedError(f"call {call.record.call_id}: nobody talks with the model now")
         return call
+
+
+def _act(call: TalkingCall, command: CallCommand) -> None:
+    """Feed a command to a call. Raises RefusedError where the call rejects it at once."""
+    before = len(_refusals(call.record))
+    call.act(command)
+    if refused := _refusals(call.record)[before:]:
+        raise RefusedError(f"call {call.record.call_id}: {refused[0]}")
 
 
 async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) -> Mapping[str, Any]:
@@ -239,21 +245,17 @@ BEGIN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A transfer that an operator requested.
-
-    ``before`` and ``refusals`` count transfers and rejected commands that the call had by then.
-    """
+    """A transfer that an operator requested; ``before`` counts those that had begun by then."""
 
     record: CallRecord
     destination: str
     before: int
-    refusals: int
 
     def outcome(self) -> Mapping[str, Any]:
         """Return ``over``, ``done`` (answered, or the call ended as transferred) and ``outcome``.
 
         By the first transfer to the destination since the request; without one, over if the call
-        has ended or has rejected a command since.
+        has ended.
         """
         ending = self.record.ending
         attempts = [
@@ -272,8 +274,6 @@ class _Asked:
             return {"over": over, "done": done, "outcome": words}
         if ending is not None:
             return {"over": True, "done": False, "outcome": f"the call ended: {ending.why.value}"}
-        if len(_refusals(self.record)) > self.refusals:
-            return {"over": True, "done": False, "outcome": "this call cannot be transferred now"}
         return {"over": False, "done": False, "outcome": "not begun"}
 
 
@@ -309,6 +309,7 @@ class OperatorCommands:
         self._waiting = waiting
         self._refuse_waiting = refuse_waiting
         self._transfers: BoundedDict[tuple[str, int], _Asked] = BoundedDict(MAX_TRANSFERS)
+        self._numbers = count(1)
         self.commands = {
             "hangup": self._hang_up,
             "transfer": self._transfer,
@@ -344,7 +345,8 @@ class OperatorCommands:
         """Begin to transfer a call to a destination of its route, the first if none is named.
 
         Returns the number to ask :meth:`_outcome` for, and ``seconds`` in which it is decided.
-        Raises RefusedError where the call does not talk with the model, or may not go there.
+        Raises RefusedError where the call does not talk with the model, may not go there, or
+        rejects it at once: another action is queued or under way.
         """
         controller = call_named(request, self._calls)
         call = controller.record.call_id
@@ -362,14 +364,13 @@ class OperatorCommands:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
         record = controller.record
-        asked = _Asked(
-            record, target.destination.name, len(record.actions.transfers), len(_refusals(record))
-        )
-        self._transfers[call, asked.before] = asked
-        controller.feed(inputs.ToolRequest(OperatorTransfer(destination, briefing)))
+        asked = _Asked(record, target.destination.name, len(record.actions.transfers))
+        _act(controller, OperatorTransfer(destination, briefing))
+        number = next(self._numbers)
+        self._transfers[call, number] = asked
         briefed = target.destination.briefing.timeout if target.destination.briefing else 0.0
         seconds = target.destination.ring_timeout + briefed + TAKE_OVER_SECONDS + BEGIN_SECONDS
-        return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
+        return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
 
     def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Start, stop, pause, resume or delete a recording; return its state.

@@ -417,7 +417,8 @@ class Gateway:
         self.outbound.use(config, dialplan, tools)
         self._canaries.use(dialplan)
         self._synthetic.use(dialplan)
-        self._servers.use(servers)
+        realtime = config.realtime
+        self._servers.use(servers, realtime.health_check_interval, realtime.connect_timeout)
         self._api.use(config, dialplan)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
         self._retired.spawn(self._settle(), "settle memory")

@@ -139,7 +139,7 @@ class HealthChecker(ServerWatch):
         self._endpoints: dict[str, Endpoint] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._started = False
-        self._seconds = seconds
+        self._seconds = 0.0
         self._timeout = timeout
         self._tasks = TaskSet()
         self.opened: dict[tuple[str, str], Distribution] = {}
@@ -148,11 +148,11 @@ class HealthChecker(ServerWatch):
         """Errors that calls met, by URL and class."""
         self.ends: Counter[tuple[str, str]] = Counter()
         """Sessions of calls that ended, by URL and reason."""
-        self.use(endpoints)
+        self.use(endpoints, seconds, timeout)
 
     def start(self) -> None:
         """Start a check of each server, now and every ``seconds``; nothing where that is 0."""
-        self._started = self._seconds > 0
+        self._started = True
         self._start_probes()
 
     async def stop(self) -> None:
@@ -160,24 +160,28 @@ class HealthChecker(ServerWatch):
         self._started = False
         await self._tasks.cancel()
 
-    def use(self, endpoints: list[Endpoint]) -> None:
-        """Check these servers in place of the ones before.
+    def use(self, endpoints: list[Endpoint], seconds: float, timeout: float) -> None:
+        """Check these servers in place of the ones before, with a new interval and timeout (s).
 
         A server that is gone, or has another key or other settings, is forgotten with its state; a
-        new or changed one is checked at once.
+        new or changed one is checked at once, and with another interval each. Without an interval
+        all are forgotten.
         """
         before, self._endpoints = self._endpoints, {one.shown: one for one in endpoints}
+        other, self._seconds, self._timeout = seconds != self._seconds, seconds, timeout
         for url, endpoint in before.items():
-            if self._endpoints.get(url) != endpoint:
+            changed = self._endpoints.get(url) != endpoint
+            if changed or seconds <= 0:
                 self.health.forget(url)
-                if (probe := self._probes.pop(url, None)) is not None:
-                    probe.cancel()
+            if (changed or other) and (probe := self._probes.pop(url, None)) is not None:
+                probe.cancel()
         self._start_probes()
 
     def _start_probes(self) -> None:
-        """Start the check of each server that has none, once :meth:`start` was called."""
+        """Start the check of each server that has none, once :meth:`start` was called; nothing
+        without an interval."""
         for url, endpoint in self._endpoints.items():
-            if self._started and url not in self._probes:
+            if self._started and self._seconds > 0 and url not in self._probes:
                 work = partial(self._ask_on, url, endpoint)
                 self._probes[url] = self._tasks.serve(work, f"probe {url}")
 

@@ -127,6 +127,8 @@ class _Slot:
     """Items of the conversation so far, for a Live session's start."""
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
     """Events from before the session was reported as up; None after that."""
+    missed: dict[str, Any] = field(default_factory=dict)
+    """Settings that an application has sent since those of the set-up were taken."""
 
 
 class Sessions(CallPart):
@@ -262,6 +264,7 @@ class Sessions(CallPart):
             await asyncio.sleep(uniform(0, SPREAD_SECONDS))
         clock = asyncio.get_running_loop().time
         began = clock()
+        slot.missed.clear()
         try:
             # Few attempts: the machine decides what follows (the route's fallback).
             session = await open_with_retry(
@@ -294,6 +297,9 @@ class Sessions(CallPart):
         if slot is not self._active and slot is not self._standby:
             self._release(slot, "not wanted any more")
             return
+        if slot.missed:
+            update = {"type": "session.update", "session": slot.missed}
+            session.send(Relayed(update) if endpoint.live else RelayedUpdate(slot.missed))
         up: type[inputs.StandbyReady | inputs.SessionReady] = inputs.StandbyReady
         if slot is self._active:
             self.id, up = session.id, inputs.SessionReady
@@ -378,18 +384,27 @@ class Sessions(CallPart):
         """Send an application's event to the active session; return its ``event_id``, or "" where
         no session is up: then the event is lost.
 
-        Settings in it are kept for the session objects of later sessions, too.
+        Settings in it are kept for the session objects of later sessions, too; a standby gets them
+        now, and a session that is being opened once it is up.
         """
-        slot = self._active
+        settings: Mapping[str, Any] | None = None
         if isinstance(command, RelayedUpdate):
             # A session that replaces this one begins with what holds now.
-            self.plan = replace(self.plan, settings=merged(self.plan.settings, command.session))
+            settings = command.session
+            self.plan = replace(self.plan, settings=merged(self.plan.settings, settings))
         elif isinstance(command, Relayed) and command.event["type"] == "session.update":
-            live = merged(self.plan.live_settings, command.event["session"])
+            settings = command.event["session"]
+            live = merged(self.plan.live_settings, settings)
             self.plan = replace(self.plan, live_settings=live)
-        if slot is None or slot.session is None or slot.over:
-            return ""
-        return slot.session.send(command)
+        sent = ""
+        for slot in (self._active,) if settings is None else (self._standby, self._active):
+            sent = ""
+            if slot is not None and not slot.over:
+                if slot.session is not None:
+                    sent = slot.session.send(command)
+                elif settings is not None:
+                    slot.missed = merged(slot.missed, settings)
+        return sent
 
     def tap_of(self, name: str) -> SessionTap | None:
         """Return a log, in the call's event log, of another session of the call, whose lines have

@@ -12,12 +12,15 @@ from typing import Any, cast
 import pytest
 
 from gateway.api.client import RefusedError
-from gateway.app.api_commands import ContentCommands, call_named
+from gateway.app.api_commands import ContentCommands, OperatorCommands, call_named
 from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone
-from gateway.call.tools.commands import RequestOutOfBand, Say
-from gateway.sip.leg import new_call_id
+from gateway.call.plan import ToolsPlan
+from gateway.call.tools.commands import Destination, Interrupt, RequestOutOfBand, Say, TransferPlan
+from gateway.realtime.events import AudioDelta, ResponseCreated
+from gateway.sip.leg import ReferProgress, new_call_id
+from tests.support.call_fakes import FakeCall, settle
 
 
 class Call:
@@ -68,6 +71,42 @@ def test_something_is_said_where_somebody_talks() -> None:
     call.conversing = False
     with pytest.raises(RefusedError, match="nobody talks"):
         say({"call": "c1", "text": "Still there?"})
+
+
+async def test_operators_who_transfer_one_call_learn_what_became_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    destinations = (Destination("sales", "sip:sales@x"), Destination("support", "sip:support@x"))
+    call = FakeCall(monkeypatch, tools=ToolsPlan(transfer=TransferPlan(destinations)))
+    await call.up()
+    # Speech in the playout queue, which nothing plays: the transfer waits for it.
+    call.session.commands.request_of = lambda _event: None
+    call.session.says(ResponseCreated("resp_1", {}))
+    call.session.says(AudioDelta("resp_1", "item_1", 0, bytes(4000)))
+    commands = OperatorCommands([call.controller]).commands
+
+    def ask(destination: str) -> Mapping[str, Any]:
+        return commands["transfer"]({"call": "call-1", "destination": destination})
+
+    def outcome(asked: Mapping[str, Any]) -> str:
+        return str(commands["transfer_outcome"](asked)["outcome"])
+
+    first = ask("sales")
+    assert call.record.actions.transfers == []
+    with pytest.raises(RefusedError, match="something else is being done for this call"):
+        ask("support")
+    assert outcome(first) == "not begun"
+    call.controller.act(Interrupt())
+    await settle()
+    assert outcome(first) == "asked for"
+    on_progress = next(done[-1] for done in call.leg.done if done[0] == "refer")
+    on_progress(ReferProgress(403, "Forbidden", final=True))
+    await settle()
+    assert outcome(first) == "refused, SIP 403"
+    second = ask("support")
+    assert second["transfer"] != first["transfer"]
+    assert outcome(first) == "refused, SIP 403"
+    call.controller.give_up("over")
 
 
 def test_a_transcript_is_masked_as_the_record_is_unless_asked_otherwise() -> None:

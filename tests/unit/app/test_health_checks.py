@@ -77,14 +77,44 @@ def test_after_a_reload_its_servers_are_checked_and_others_forgotten(
         checker = HealthChecker([old], 60.0, 1.0)
         checker.start()
         await eventually(lambda: states(checker) == {old.shown: "in trouble"}, "trouble")
-        checker.use([changed])
+        checker.use([changed], 60.0, 1.0)
         assert checker.trouble(changed) is None, "another key may do"
         await eventually(lambda: states(checker) == {old.shown: "up"}, "the new key")
-        checker.use([new])
+        checker.use([new], 60.0, 1.0)
         await eventually(lambda: states(checker) == {new.shown: "up"}, "the new server")
         for _ in range(3):  # calls that began before
             checker.met(old, cast(SetupFailed, None), 0.1)
         assert states(checker) == {new.shown: "up"}
+        await checker.stop()
+
+    asyncio.run(main())
+
+
+def test_a_reload_changes_interval_and_timeout_of_the_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Endpoint(URL)
+    timeouts: list[float] = []
+
+    async def open_session(*_args: Any, **given: Any) -> Session:
+        timeouts.append(given["timeout"])
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(health_checks, "open_session", open_session)
+
+    async def main() -> None:
+        checker = HealthChecker([server], 0.0, 1.0)
+        checker.start()
+        checker.use([server], 3600.0, 1.0)
+        await eventually(lambda: checker.trouble(server) is not None, "the first check")
+        assert timeouts == [1.0]
+        checker.use([server], 0.01, 3.0)
+        await eventually(lambda: len(timeouts) >= 4, "checks at another interval")
+        assert set(timeouts[1:]) == {3.0}
+        assert checker.trouble(server) is not None
+        checker.use([server], 0.0, 3.0)
+        assert checker.trouble(server) is None
+        assert checker.as_json() == []
         await checker.stop()
 
     asyncio.run(main())

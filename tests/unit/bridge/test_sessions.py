@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,8 +20,15 @@ from gateway.call.plan import CallPlan
 from gateway.call.plan import Prepared as PreparedPlan
 from gateway.realtime.connection import Endpoint
 from gateway.realtime.errors import SetupFailed
-from gateway.realtime.events import CancelResponse, OtherEvent, Relayed, ResponseDone
+from gateway.realtime.events import (
+    CancelResponse,
+    OtherEvent,
+    Relayed,
+    RelayedUpdate,
+    ResponseDone,
+)
 from tests.support.call_fakes import FakeServer, Fed, settle
+from tests.support.harness import eventually
 
 FIRST, OTHER = Endpoint("ws://first/v1/realtime"), Endpoint("ws://other/v1/realtime")
 DONE = ResponseDone("r1", "completed", None, None, None, (), None)
@@ -246,6 +254,41 @@ async def test_an_event_of_an_application_is_not_sent_to_a_session_that_is_lost(
     call.server.sessions[0].lost()
     assert sideband.send(Relayed({"type": "response.create"})) == ""
     assert call.server.sessions[0].sent == []
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_settings_of_an_application_reach_a_standby_and_a_session_being_opened(
+    monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    def update(**session: Any) -> Relayed | RelayedUpdate:
+        return (
+            Relayed({"type": "session.update", "session": session})
+            if live
+            else RelayedUpdate(session)
+        )
+
+    sideband = Sideband(lambda: None)
+    call = Call(monkeypatch, sideband=sideband)
+    if live:
+        endpoint = replace(FIRST, model="gpt-live-1")
+        assert endpoint.live
+        call.sessions.plan = replace(call.sessions.plan, endpoint=endpoint)
+    await call.up()
+    call.do(outputs.OpenSession(standby=True))
+    await settle()
+    sideband.send(update(instructions="new"))
+    call.do(outputs.PromoteStandby())
+    old, standby = call.server.sessions
+    assert old.sent == standby.sent == [update(instructions="new")]
+    standby.lost()
+    call.server.open.clear()
+    call.do(outputs.OpenSession())
+    await eventually(lambda: len(call.server.asked) == 3, "the set-up")
+    sideband.send(update(instructions="newer", tools=[]))
+    sideband.send(update(instructions="newest"))
+    call.server.open.set()
+    await settle()
+    assert call.server.sessions[2].sent == [update(instructions="newest", tools=[])]
 
 
 async def test_a_session_that_comes_when_the_call_is_over_is_closed(
