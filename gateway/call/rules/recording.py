@@ -34,7 +34,8 @@ QUESTION_SECONDS = 15.0
 as heard. The time for an answer begins after it."""
 
 MAX_REPEATS = 3
-"""How often a prompt that was interrupted is said again, before the call is not recorded."""
+"""How often a prompt that was interrupted is said again, or one that waits gets more time, before
+the call is not recorded."""
 
 
 class State(StrEnum):
@@ -112,7 +113,7 @@ class CallRecording:
         self._response: str | None = None
         """The response that says it, where that is known."""
         self._repeats = 0
-        """How often it was requested again because it was interrupted."""
+        """How often it was said again after an interruption, or got more time to begin."""
         self._paused = False
         """The session is over, and no other has taken over yet: nothing can be said."""
         self._by = ""
@@ -220,8 +221,11 @@ class CallRecording:
         if isinstance(input, ServerEventReceived):
             if isinstance(input.event, ResponseCreated):
                 request = self._control.responses.request_of(input.event.response_id)
-                if request is not None and request.words == self._plan.prompt:
+                asked = self.state is State.ASKING and not self._heard
+                if asked and request is not None and request.words == self._plan.prompt:
                     self._response = input.event.response_id
+                    before = self._control.playback.queued_ms / 1000
+                    self._due = now + before + QUESTION_SECONDS
                 return []
             assert isinstance(input.event, InputTranscribed)
             words = words_of(input.event.transcript)
@@ -256,8 +260,9 @@ class CallRecording:
 
     def tick(self, now: float) -> list[Output]:
         """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
-        now, one that was interrupted is said again; one that never began, or a missing answer,
-        counts as unanswered: the call is not recorded. After an announcement the caller may no
+        now, one that was interrupted is said again, and one that waits for another response gets as
+        long once more (``MAX_REPEATS`` in all); one that never began, or a missing answer, counts
+        as unanswered: the call is not recorded. After an announcement the caller may no
         longer object. A greeting that was kept is requested."""
         if self.deadline is None or now < self.deadline:
             return []
@@ -268,7 +273,12 @@ class CallRecording:
         if self._interrupted:
             return self._on_prompt_interrupted(now)
         if not self._heard and self._begun:
-            return self._on_prompt_heard(now)
+            if self._response is not None:
+                return self._on_prompt_heard(now)
+            if self._control.responses.active is not None and self._repeats < MAX_REPEATS:
+                self._repeats += 1  # it waits for what is being said
+                self._due = now + QUESTION_SECONDS
+                return []
         return self._decide(State.UNANSWERED, "unanswered", now)
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:

@@ -18,7 +18,7 @@ from gateway.call.plan import (
     ToolsPlan,
 )
 from gateway.call.rules.recording import MAX_REPEATS
-from gateway.call.tools.commands import Destination, RecordingPlan, TransferPlan
+from gateway.call.tools.commands import Destination, RecordCall, RecordingPlan, TransferPlan
 from gateway.realtime.events import InputCommitted, SpeechStopped
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
 
@@ -27,7 +27,7 @@ ANSWERED = inputs.BLegAnswered()
 BUSY = inputs.BLegEnded(486, "Busy", "", False)
 
 
-def asked(consent: str, *, by_gateway: bool = False) -> Scene:
+def asked(consent: str, *, mode: str = "always", by_gateway: bool = False) -> Scene:
     """A call whose caller is being told, or asked, and may reach a human with 0."""
     plan = CallPlan(
         "r",
@@ -35,7 +35,7 @@ def asked(consent: str, *, by_gateway: bool = False) -> Scene:
         limits=LimitsPlan(rtp_timeout=0),
         greeting={"instructions": "Hello"},
         recording=RecordingPlan(
-            "always", consent=consent, prompt="This is recorded.", after_transfer=True
+            mode, consent=consent, prompt="This is recorded.", after_transfer=True
         ),
         tools=ToolsPlan(transfer=TransferPlan((Destination("anna", "sip:a@x", mode="bridge"),))),
         escape=EscapePlan(key="0", to=("anna",)),
@@ -176,3 +176,20 @@ def test_a_key_for_the_colleague_is_no_answer(consent: str, state: str, pressed:
     scene.at(3.0, ANSWERED)
     assert scene.at(5.0, key(pressed)) == [f"press {pressed} second"]
     assert recording_of(scene).state == state
+
+
+@pytest.mark.parametrize("done_at", [1.0, 20.0])
+def test_a_prompt_behind_a_long_answer_is_heard_when_it_was_said(done_at: float) -> None:
+    """An operator wants a recording in the middle of it: its sound is not that of the prompt."""
+    scene = asked("announce", mode="on_demand")
+    scene.do(audio("r1", "i1", 20_000), audio_done("r1", "i1"))
+    scene.listen(500)
+    scene.do(inputs.ToolRequest(RecordCall("start", "operator")))
+    scene.at(done_at, done("r1"))
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 3000), audio_done("r2", "i2"))
+    scene.do(done("r2"))
+    scene.at(max(17.0, done_at))
+    assert recording_of(scene).state == "asking"
+    scene.listen(30_000)
+    assert recording_of(scene).consent == "announced"
+    assert words(scene) == ["Hello", PROMPT]
