@@ -298,7 +298,9 @@ class CallRecording:
         note = self._control.timeline.note
         if action == "start":
             if self._plan.consent != "none":
-                return "", self._begin_asking(by, now)
+                outputs = self._begin_asking(by, now)
+                self._lost = self._paused  # nobody is there to say it
+                return "", outputs
             return "", self._start(by, "", now)
         if action == "stop":
             return "", self._stop(State.STOPPED, now)

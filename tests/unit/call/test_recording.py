@@ -13,14 +13,26 @@ from gateway.call.call_record import RecordingRecord
 from gateway.call.plan import (
     CallPlan,
     EscapePlan,
+    FallbackStep,
     InterruptionPlan,
     LimitsPlan,
+    ServerPlan,
     ToolsPlan,
 )
 from gateway.call.rules.recording import MAX_REPEATS
 from gateway.call.tools.commands import Destination, RecordCall, RecordingPlan, TransferPlan
 from gateway.realtime.events import InputCommitted, SpeechStopped
-from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
+from tests.support.call_scene import (
+    SPEECH,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    key,
+    said,
+)
 
 PROMPT = "Say exactly: This is recorded."
 ANSWERED = inputs.BLegAnswered()
@@ -32,6 +44,7 @@ def asked(consent: str, *, mode: str = "always", by_gateway: bool = False) -> Sc
     plan = CallPlan(
         "r",
         Codec.PCMU,
+        server=ServerPlan(fallback=(FallbackStep("reconnect", 10.0, "chime"),)),
         limits=LimitsPlan(rtp_timeout=0),
         greeting={"instructions": "Hello"},
         recording=RecordingPlan(
@@ -193,3 +206,14 @@ def test_a_prompt_behind_a_long_answer_is_heard_when_it_was_said(done_at: float)
     scene.listen(30_000)
     assert recording_of(scene).consent == "announced"
     assert words(scene) == ["Hello", PROMPT]
+
+
+def test_a_recording_that_is_wanted_between_sessions_is_announced_by_the_next() -> None:
+    scene = asked("announce", mode="on_demand")
+    hears_prompt(scene)
+    scene.do(closed(1011), inputs.ToolRequest(RecordCall("start", "operator")))
+    scene.at(3.0, inputs.SessionReady("sess_2"))
+    assert words(scene) == ["Hello", PROMPT]
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert recording_of(scene).consent == "announced"
