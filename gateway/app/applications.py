@@ -125,14 +125,15 @@ class Applications:
     """Asks applications about calls, and carries out their decisions. Used on the event loop.
 
     Args:
-        permit_refer: raises DialRefusedError where a caller may not be sent to a URI.
+        check_refer: raises DialRefusedError where a caller may not be sent to a URI, without
+            counting it.
         is_live: whether the sessions of a route are Live sessions.
     """
 
     endpoints: Callable[[], Sequence[Endpoint]]
     calls: CallRegistry
     refuse: Refuse
-    permit_refer: Callable[[str, bool], None]
+    check_refer: Callable[[str], None]
     is_live: Callable[[Route], bool]
     _known: dict[str, _PendingCall] = field(default_factory=dict, init=False)
     _tasks: TaskSet = field(default_factory=TaskSet, init=False)
@@ -232,7 +233,7 @@ class Applications:
         if not call.talking:
             raise Refusal(400, "call_not_answered", "the call is not up yet, or is being ended")
         try:
-            self.permit_refer(target, True)
+            self.check_refer(target)
         except DialRefusedError as refused:
             raise Refusal(403, "target_not_allowed", str(refused), "target_uri") from None
         log.info("application.refer", call=call.record.call_id, who=token.name, to=target)

@@ -221,7 +221,7 @@ class Gateway:
             lambda: endpoints_of(self.config),
             calls,
             rejections.refuse,
-            limiter.permit_refer,
+            lambda uri: limiter.permit_refer(uri, True, count=False),
             lambda route: has_live_sessions(self.config, route),
         )
         self._canaries = canaries = Canaries(dialplan, shared, records, config.records.database_url)
@@ -250,6 +250,7 @@ class Gateway:
             limiter,
             calls,
             self._admission.not_placed,
+            servers,
             tools,
             shared,
             canaries.choose,

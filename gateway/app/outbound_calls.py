@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import structlog
 
+from gateway.app.health_checks import HealthChecker
 from gateway.app.registry import CallRegistry
 from gateway.app.shared_state import FOLLOWED_RULE, SharedState, most_followed
 from gateway.audio import G711, Codec
@@ -109,15 +110,16 @@ class OutboundLimiter:
 
         return give_back
 
-    def permit_refer(self, uri: str, by_pattern: bool) -> None:
+    def permit_refer(self, uri: str, by_pattern: bool, *, count: bool = True) -> None:
         """Check whether the other side may be sent to ``uri`` by REFER. Raises DialRefusedError.
 
         Args:
             by_pattern: a destination that was chosen in the call: checked against all caps and the
                 rate, too. Of one that the dialplan names only the address is checked.
+            count: count it in the rate; False where the call asks again before it sends the REFER.
         """
         if by_pattern:
-            self._ask(uri, on_demand=False, by_pattern=True)
+            self._ask(uri, on_demand=False, by_pattern=True, count=count)
         elif (rule := self._caps.destination_refusal(uri, False, False)) is not None:
             self._refuse(uri, rule)
 
@@ -205,8 +207,10 @@ class OutboundLimiter:
             counted.forget()
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
-    def _ask(self, uri: str, *, on_demand: bool, by_pattern: bool = False) -> None:
-        """Check the caps of this process, which counts the attempt in its rate.
+    def _ask(
+        self, uri: str, *, on_demand: bool, by_pattern: bool = False, count: bool = True
+    ) -> None:
+        """Check the caps of this process, and with ``count`` count the attempt in its rate.
 
         Raises DialRefusedError with the rule, which is logged. On any thread.
 
@@ -216,7 +220,12 @@ class OutboundLimiter:
         """
         with self._asking:
             rule = self._caps.refusal(
-                uri, self.active, time.monotonic(), on_demand=on_demand, by_pattern=by_pattern
+                uri,
+                self.active,
+                time.monotonic(),
+                on_demand=on_demand,
+                by_pattern=by_pattern,
+                count=count,
             )
         if rule is not None:
             self._refuse(uri, rule)
@@ -310,6 +319,7 @@ class OutboundCalls:
     limiter: OutboundLimiter
     calls: CallRegistry
     reject: Reject
+    servers: HealthChecker
     tools: ToolExecutor | None = None
     shared: SharedState | None = None
     choose: Callable[[Route, str, CallRecord], Route] = lambda route, _number, _record: route
@@ -447,6 +457,7 @@ class OutboundCalls:
         record.leg.codec = codecs[0].value
         codec = session_codec(self.config, route, codecs[0])
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+        dialled = False
 
         def finished(call: CallController) -> None:
             """Free the call's places, write its record, and set the future."""
@@ -466,16 +477,19 @@ class OutboundCalls:
             by_pattern: bool = False,
             caller_id: str = "",
         ) -> Leg:
-            if audio is None:
+            nonlocal dialled
+            if dialled:  # a B-leg
                 return self.limiter.dial(uri, handler, audio, codecs, trunk, by_pattern, caller_id)
+            dialled = True
             give_back()  # it was asked for before its session was opened
             return self.limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
 
         match = placed_match(route, uri, record.leg.trunk, variables, datetime.now(UTC))
         retry_after = sip_settings(self.config).retry_after
+        plan, session = plans(self.config, match, codec, retry_after, self.tools, placed=True)
         call = CallController(
             OutboundTarget(uri, record.leg.trunk, codecs),
-            *plans(self.config, match, codec, retry_after, self.tools, placed=True),
+            *self.servers.inform(plan, session),
             record,
             self.pump,
             finished,

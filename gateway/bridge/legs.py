@@ -139,7 +139,8 @@ class Legs(CallPart):
         If the old leg was being ended by us, the successor is hung up, too; its end is the call's.
         """
         old, self._main = self._main, successor
-        successor.handler = self._handler
+        # The old one's counts a placed leg: its place goes to the successor.
+        successor.handler = self._handler if old is None else old.handler
         self._watch(successor)
         if old is not None:
             old.handler = None

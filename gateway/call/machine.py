@@ -250,15 +250,16 @@ class CallMachine:
         that the mode has, and ``OpenSession``. Outbound: ``OpenSession`` alone; the callee is
         dialled when the session is ready. Where the server is known to be down, an inbound call
         gets the first fallback step other than ``reconnect`` in place of ``OpenSession``; without
-        such a step it ends (:meth:`SessionEvents.begin_in_outage`).
+        such a step it ends, and an outbound one always (:meth:`SessionEvents.begin_in_outage`).
         """
         opening = self._session.failover.open_again()
-        if self._call.plan.outbound is not None:
-            return [self._call.timeline.note(now, "data_lookup", "info"), opening]
-        if self._call.opening.at_once:
+        placed = self._call.plan.outbound is not None
+        if self._call.opening.at_once and not placed:
             self._call.timers.answered(now)
         if self._call.plan.server.known_outage:
             return self._session.begin_in_outage(self._call.plan.server.known_outage, now)
+        if placed:
+            return [self._call.timeline.note(now, "data_lookup", "info"), opening]
         return [*self._call.opening.begin(now), opening]
 
     def more_audio(self, event: AudioDelta) -> bytes | None:

@@ -226,11 +226,11 @@ class SessionEvents:
         """The agent waited in a queue when the session was lost (hold and wait)."""
 
     def begin_in_outage(self, detail: str, now: float) -> list[outputs.Output]:
-        """Begin an inbound call whose server is known to be down, without trying the server: ring
-        (180, or as ``answer.mode`` says), and take the first fallback step other than
-        ``reconnect``; answer the call where that step needs it. Without fallback steps, end the
-        call (503) and do not ring; with none but ``reconnect``, ring and then end it likewise, or
-        by BYE where ``answer.mode`` has answered it.
+        """Begin a call whose server is known to be down, without trying the server: end an outbound
+        one; for an inbound one ring (180, or as ``answer.mode`` says), and take the first fallback
+        step other than ``reconnect``; answer the call where that step needs it. Without fallback
+        steps, end the call (503) and do not ring; with none but ``reconnect``, ring and then end it
+        likewise, or by BYE where ``answer.mode`` has answered it.
 
         Args:
             detail: why the server is known to be down, for the record.

@@ -80,9 +80,16 @@ class OutboundCaps:
         self._placed: deque[float] = deque()
 
     def refusal(
-        self, to: str, active: int, now: float, *, on_demand: bool, by_pattern: bool = False
+        self,
+        to: str,
+        active: int,
+        now: float,
+        *,
+        on_demand: bool,
+        by_pattern: bool = False,
+        count: bool = True,
     ) -> str | None:
-        """Return why a call may not be placed; None if it may, and count it.
+        """Return why a call may not be placed; None if it may, and with ``count`` count it.
 
         Args:
             to: the URI that is to be called.
@@ -100,7 +107,8 @@ class OutboundCaps:
             self._placed.popleft()
         if len(self._placed) >= caps.max_calls_per_minute:
             return f"outbound.max_calls_per_minute = {caps.max_calls_per_minute}"
-        self._placed.append(now)
+        if count:
+            self._placed.append(now)
         return None
 
     def destination_refusal(self, to: str, on_demand: bool, by_pattern: bool) -> str | None:

@@ -104,7 +104,7 @@ def settings(url: str) -> str:
         for name, role, token, routes in TOKENS
     )
     hook = f'[[webhook]]\nname = "app"\nurl = "{url}"\nsecret = "{SECRET}"\nevents = []\n'
-    allowed = '[outbound]\nallowed_prefixes = ["+49"]\n'
+    allowed = '[outbound]\nallowed_prefixes = ["+49"]\nmax_calls_per_minute = 1\n'
     return f'[api]\nlisten = "127.0.0.1:0"\n{tokens}{hook}{allowed}{TRUSTED}'
 
 
@@ -430,6 +430,7 @@ async def test_what_is_refused_and_what_is_taken_twice(
         "target_not_allowed",
         "target_uri",
     )
+    # One a minute is allowed: it is asked about here and where the REFER is sent, and counts once.
     assert await post("refer", {"target_uri": "tel:+4930123"}) == (200, None, None)
     await call.until(lambda one: any(m.start.startswith("REFER ") for m in one.messages))
     await call.hang_up()

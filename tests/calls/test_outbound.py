@@ -409,3 +409,24 @@ async def test_without_a_gateway_that_runs(world: GatewayStack, callee: CalledPh
     assert bytes(audio) in there.rtp.heard
     summaries = [json.loads(line) for line in log.decode().splitlines() if "call.summary" in line]
     assert [one["sip_call_id"] for one in summaries] == [there.call_id]
+
+
+async def test_a_call_whose_callee_moves_gives_its_place_back(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
+    """Both places are taken by calls whose leg is replaced by another (RFC 3891)."""
+    world.behave(vad="off", answer="silent")
+    for number in (1, 2):
+        call = await place(world, callee.uri("answer"), "quiet")
+        there = await callee.called(number)
+        await world.gateway.wait("call.confirmed", call=call)
+        tag = there.invite.headers["from"].partition(";tag=")[2]
+        replaces = f"Replaces: {there.call_id};to-tag={tag};from-tag={there.tag}"
+        other = world.phone.call("plain", headers=(replaces, "Require: replaces"))
+        other.invite()
+        await other.answered()
+        await world.gateway.wait("call.caller_replaced", call=call)
+        await other.hang_up()
+        assert (await summary_of(world, call))["ending"]["why"] == "remote_hangup"
+        await world.phone.forget(other)
+    await summary_of(world, await place(world, callee.uri("busy-486")))

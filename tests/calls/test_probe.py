@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from gateway.api.client import ask
 from tests.support.harness import GatewayStack
 
 WORLD = {
@@ -12,6 +15,13 @@ WORLD = {
 name = "away"
 to = "^away$"
 fallback = [{action = "redirect", to = "sip:desk@pbx.example"}]
+""",
+    "more": """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+allowed_prefixes = ["nobody"]
 """,
 }
 
@@ -32,6 +42,11 @@ async def test_trouble_is_known_and_so_is_its_end(world: GatewayStack) -> None:
     away.invite()
     moved = await away.refused()
     assert (moved.code, moved.headers["contact"]) == (302, "<sip:desk@pbx.example>")
+    path = world.folder / "gateway.sock"
+    placed = await asyncio.to_thread(ask, path, "dial", to="sip:nobody@127.0.0.1:9", route="away")
+    line = await world.gateway.wait("call.summary", call=placed["call"])
+    assert line["ending"]["why"] == "session_unreachable"
+    assert not world.gateway.all("session.connecting", call=placed["call"])
     world.behave()
     await world.gateway.wait("realtime.healthy")
     again = await world.dial("plain")

@@ -16,12 +16,16 @@ from gateway.api.client import RefusedError
 from gateway.app import outbound_calls as calls_module
 from gateway.app.api_commands import DialCommands
 from gateway.app.outbound_calls import OutboundCalls, OutboundLimiter
-from gateway.bridge.legs import DialRefusedError
+from gateway.audio import Codec
+from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
+from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.config.sections import OutboundSettings
 from gateway.dialplan import load_dialplan
 from gateway.ending import EndReason, ending_of
+from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import LegEnd
+from tests.support.call_fakes import FakeLeg, Fed
 from tests.support.config import load_config
 
 SETTINGS: dict[str, Any] = {
@@ -39,14 +43,20 @@ class Agent:
 
     def __init__(self) -> None:
         self.calls = SimpleNamespace(followed=0)
-        self.handlers: list[Any] = []
+        self.legs: list[FakeLeg] = []
+        self.caller_ids: list[str] = []
 
-    def dial(self, _uri: str, handler: Any, _audio: Any, _codecs: Any, trunk: str, _id: str) -> str:
+    def dial(
+        self, _uri: str, handler: Any, _audio: Any, _codecs: Any, trunk: str, caller_id: str
+    ) -> FakeLeg:
         """Place it."""
         if trunk == "unknown":
             raise KeyError(trunk)
-        self.handlers.append(handler)
-        return "leg"
+        leg = FakeLeg()
+        leg.handler = handler
+        self.legs.append(leg)
+        self.caller_ids.append(caller_id)
+        return leg
 
 
 class Handler:
@@ -84,12 +94,31 @@ def test_a_call_counts_from_its_admission_until_its_place_is_given_back() -> Non
 def test_a_leg_counts_until_it_ends_and_its_handler_hears_everything() -> None:
     agent, handler = Agent(), Handler()
     limiter = limiter_of(agent)
-    assert cast(str, limiter.dial(URI, cast(Any, handler), None, [], "")) == "leg"
+    leg = limiter.dial(URI, cast(Any, handler), None, [], "")
     assert limiter.active == 1
-    (counted,) = agent.handlers
+    assert leg is agent.legs[0].leg
+    counted: Any = leg.handler
     counted.on_digit("5")
     counted.on_ended(LegEnd(200, "OK", "BYE", "", False))
     assert handler.told == ["5", "ended"]
+    assert limiter.active == 0
+
+
+def test_a_leg_that_is_replaced_leaves_its_place_to_its_successor() -> None:
+    agent, fed = Agent(), Fed()
+    limiter = limiter_of(agent)
+    target = OutboundTarget(URI, "", (Codec.PCMU,))
+    legs = Legs(fed.host, target, CallAudio(Codec.PCMU, 1), dial=limiter.dial)
+    legs.executors[outputs.Dial](outputs.Dial())
+    leg = agent.legs[0]
+    for _ in range(2):
+        successor = FakeLeg("sip-2")
+        leg.on_replaced(successor)
+        assert (leg.handler, limiter.active) == (None, 1)
+        leg = successor
+    fed.take()
+    leg.handler.on_ended(LegEnd(200, "OK", "BYE", "", False))
+    assert fed.take() == [inputs.LegEnded(200, "OK", "BYE", "", False)]
     assert limiter.active == 0
 
 
@@ -104,9 +133,11 @@ def test_a_referral_by_a_pattern_counts_as_a_call_and_one_of_the_dialplan_does_n
     limiter = limiter_of(Agent(), max_calls_per_minute=1)
     for _ in range(3):
         limiter.permit_refer(URI, False)
+    limiter.permit_refer(URI, True, count=False)
     limiter.permit_refer(URI, True)
-    with pytest.raises(DialRefusedError, match="max_calls_per_minute = 1"):
-        limiter.permit_refer(URI, True)
+    for count in (True, False):
+        with pytest.raises(DialRefusedError, match="max_calls_per_minute = 1"):
+            limiter.permit_refer(URI, True, count=count)
 
 
 async def test_nobody_is_asked_about_a_referral_after_the_stop(
@@ -174,6 +205,8 @@ class Placing:
         self.written: list[tuple[EndReason, int, str]] = []
         self.begun: list[Any] = []
         self.finish: Callable[[Any], None] = lambda _call: None
+        self.dial: Any = None
+        self.plans: tuple[Any, ...] = ()
         calls = SimpleNamespace(
             no_room=lambda: self.room,
             spent=lambda _route, _number: None,
@@ -191,6 +224,7 @@ class Placing:
             cast(Any, limiter),
             cast(Any, calls),
             lambda _record, why, code, detail: self.written.append((why, code, detail)),
+            cast(Any, SimpleNamespace(inform=self._inform)),
         )
 
     def _admit(self, _uri: str) -> Callable[[], None]:
@@ -203,17 +237,22 @@ class Placing:
 
         return give_back
 
+    def _inform(self, *_plans: Any) -> tuple[str, str]:
+        return "informed plan", "informed session"
+
     def _made(
         self,
         _target: Any,
-        _plan: Any,
-        _session: Any,
+        plan: Any,
+        session: Any,
         record: CallRecord,
         _pump: Any,
         finished: Callable[[Any], None],
+        *,
+        dial: Any,
         **_more: Any,
     ) -> Any:
-        self.finish = finished
+        self.finish, self.dial, self.plans = finished, dial, (plan, session)
         return SimpleNamespace(record=record)
 
 
@@ -230,6 +269,31 @@ async def test_a_call_that_is_placed_and_its_record(placing: Placing) -> None:
     placing.finish(call)
     assert placing.places == 0
     assert await over is call.record
+
+
+async def test_a_placed_call_knows_of_its_server_s_trouble_and_reports_to_it(
+    placing: Placing,
+) -> None:
+    placing.outbound.dial("sip:b@example.org", "r")
+    assert placing.plans == ("informed plan", "informed session")
+
+
+@pytest.mark.parametrize("audio", [None, CallAudio(Codec.PCMU, 1)])
+async def test_a_b_leg_of_a_placed_call_is_checked_with_audio_of_its_own_too(
+    placing: Placing, audio: CallAudio | None
+) -> None:
+    agent = Agent()
+    limiter = limiter_of(agent, max_concurrent_calls=2, denied_prefixes=["+49900"])
+    placing.outbound.limiter = limiter
+    placing.outbound.dial(URI, "r")
+    placing.dial(URI, Handler(), CallAudio(Codec.PCMU, 1), [Codec.PCMU], "")
+    assert limiter.active == 1
+    with pytest.raises(DialRefusedError, match="denied_prefixes"):
+        placing.dial("sip:+49900666@x", Handler(), audio, [Codec.PCMU], "", True, "4711")
+    placing.dial(URI, Handler(), audio, [Codec.PCMU], "", True, "4711")
+    assert agent.caller_ids == ["", "4711"]
+    with pytest.raises(DialRefusedError, match="max_concurrent_calls = 2"):
+        placing.dial(URI, Handler(), audio, [Codec.PCMU], "", True, "4711")
 
 
 @pytest.mark.parametrize("rule", ["room", "limit"])

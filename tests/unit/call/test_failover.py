@@ -675,6 +675,12 @@ def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
         assert "open" not in scene.seen
 
 
+def test_nobody_is_called_while_the_server_is_known_to_be_down() -> None:
+    server = replace(PLAN.server, known_outage="probe: no answer", fallback=(SECOND,))
+    scene = Scene(replace(PLAN, server=server, outbound=OutboundPlan(30.0, False)))
+    assert scene.seen == ["close 1000 session_unreachable", "finished"]
+
+
 # ---- a server that wants to be left alone
 
 
