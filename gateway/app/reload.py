@@ -12,7 +12,7 @@ import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan
 from gateway.log import redact_also, set_level
+from gateway.planning.check import route_problems
 from gateway.sip.agent import AgentError
 
 APPLIED = ("realtime", "realtime_server", "limits")
@@ -97,8 +98,8 @@ class Reloader:
             return {"applied": True, "changed": changed, "restart_required": later, "problems": []}
 
     def _compare(self) -> _Files:
-        """Read the files and compare them with what holds. On a thread; raises ConfigError, OSError
-        or ValueError."""
+        """Read the files and compare them with what holds. On a thread; raises OSError, ValueError,
+        or ConfigError, also for routes that rely on what needs a restart."""
         # A full collection of what a large dialplan is made of would stop the calls' threads, too.
         gc.disable()
         try:
@@ -114,6 +115,10 @@ class Reloader:
             update["log"] = before.log.model_copy(update={"level": config.log.level})
             new = before.model_copy(update=update)
             new.as_read_with(config)
+            if misfits := list(route_problems(new, dialplan)) if later else []:
+                # They fit the files as a whole: what they lack comes with a restart.
+                why = "needs a restart for " + ", ".join(one.partition(":")[0] for one in later)
+                raise ConfigError(replace(one, message=f"{one.message}; {why}") for one in misfits)
             level = None if config.log.level == before.log.level else config.log.level
             return _Files(new, dialplan, secrets, level, changed, later)
         finally:

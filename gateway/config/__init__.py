@@ -62,6 +62,7 @@ from gateway.config.source import (
     Reference,
     Section,
     TomlSource,
+    dotted,
     mode_of,
     problems_of,
 )
@@ -162,6 +163,13 @@ class Config(Section):
     def as_read_with(self, other: Config) -> None:
         """Take file and lines for :meth:`where` from ``other``, read anew with the same values."""
         self._origin = other._origin
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Return a problem at ``path`` in the file of these settings."""
+        (file, lines), near = self._origin, path
+        while near and near not in lines:
+            near = near[:-1]
+        return Problem(file, lines.get(near, 1), dotted(path), message)
 
     def place(self, key: str, trunk: str = "") -> str:
         """Return a dotted key with its place, as ``trunk pbx: expires (gateway.toml:12)``."""

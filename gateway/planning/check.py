@@ -71,28 +71,37 @@ def load_all(
             problems += error.problems
     if config is not None:
         problems += chain(
-            _keys_missing(config, dialplan),
+            route_problems(config, dialplan),
             _prices_wrong(config, source),
-            _dialects_wrong(config, dialplan),
-            _live_wrong(config, dialplan),
-            _data_late(config, dialplan),
-            _regions_mixed(config, dialplan),
-            _trunks_missing(config, dialplan),
-            _tool_choices_missing(config, dialplan),
-            _delegates_missing(config, dialplan),
-            _servers_missing(config, dialplan),
-            _recordings_nowhere(config, dialplan),
             _recordings_impossible(config, dialplan, source),
-            _applications_wrong(config, dialplan, source),
+            _tokens_wrong(config, dialplan, source),
             _synthetic_wrong(config, dialplan, source),
-            _callbacks_wrong(config, dialplan),
-            tool_problems(config, dialplan, source.problem(("tools", "module"), "")),
         )
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
     if config is None or problems:
         raise ConfigError(problems)
     return config, dialplan
+
+
+def route_problems(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that do not fit the configuration, such as one whose trunk is not there."""
+    judges = (
+        _keys_missing,
+        _dialects_wrong,
+        _live_wrong,
+        _data_late,
+        _regions_mixed,
+        _trunks_missing,
+        _tool_choices_missing,
+        _delegates_missing,
+        _servers_missing,
+        _recordings_nowhere,
+        _applications_wrong,
+        _callbacks_wrong,
+        tool_problems,
+    )
+    return chain.from_iterable(judge(config, dialplan) for judge in judges)
 
 
 def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
@@ -381,10 +390,8 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
                 yield dialplan.problem(route.name, path, message)
 
 
-def _applications_wrong(
-    config: Config, dialplan: Dialplan, source: TomlSource
-) -> Iterator[Problem]:
-    """Yield applications without webhook, token or GA dialect, and tokens of unknown routes."""
+def _applications_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield applications without webhook, token or GA dialect."""
     names = [one.name for one in config.webhook]
     for route in dialplan.routes:
         if route.application is None:
@@ -403,6 +410,10 @@ def _applications_wrong(
         if route.interruptions.by_gateway:
             message = "cannot be together with [route.interruptions]: its session decides"
             yield dialplan.problem(route.name, where, message)
+
+
+def _tokens_wrong(config: Config, dialplan: Dialplan, source: TomlSource) -> Iterator[Problem]:
+    """Yield tokens of the API of unknown routes."""
     routes = [route.name for route in dialplan.routes]
     for number, token in enumerate(config.api.token):
         for name in token.routes:

@@ -95,23 +95,21 @@ def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
     return python_tools(settings.module, settings.search_path, OWN)
 
 
-def tool_problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
-    """Yield tools and MCP servers that routes name and that do not exist, and names used twice.
-
-    Args:
-        source: place of ``tools.module``, for problems of that module.
-    """
+def tool_problems(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield tools and MCP servers that routes name and that do not exist, names used twice, and
+    what is wrong with ``tools.module``."""
+    place = ("tools", "module")
     try:
         python = module_tools(config.tools)
     except ToolModuleError as error:
         if error.file is None:
-            yield Problem(source.file, source.line, source.key, str(error))
+            yield config.problem(place, str(error))
         else:
             yield Problem(error.file, error.line, "", str(error))
         return
     shared = [tool.name for tool in dialplan.tools]
     for name in sorted(set(shared) & set(python)):
-        yield Problem(source.file, source.line, source.key, f"[[tool]] {name!r} is there, too")
+        yield config.problem(place, f"[[tool]] {name!r} is there, too")
     known = [*python, *shared]
     servers = [server.name for server in config.tools.mcp]
     for route in dialplan.routes:
