@@ -345,8 +345,6 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             why = "allowed_refer_to does not match"
         elif not why and any(one.followed for one in self._followers):
             why = "another one of this call is being followed"
-        elif not why and not services.calls.may_follow_refer(uri):
-            why = "outbound"
         elif not why and services.calls.permit_followed is not None and permit is None:
             why = "outbound: others could not be asked"
         elif not why and permit is not None and permit.rule:
@@ -355,6 +353,8 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             # pjsip places the call in this very callback, and no name is looked up meanwhile.
             why = "unknown host"
             services.thread.to_loop(services.names.resolve_soon, host_of(uri))
+        elif not why and not services.calls.may_follow_refer(uri):  # last, as it counts the call
+            why = "outbound"
         if leg is None or why:
             shown = text_of(prm.dstUri)[:200]
             self.remark("info", "sip.refer_declined", target=shown, why=why)

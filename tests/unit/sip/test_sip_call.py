@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -114,6 +115,40 @@ def test_a_successor_tells_its_owner_that_nobody_holds_it(codec: Codec | None) -
     counts = meter.read(RtpCounters(rx=StreamCounters(300)))
     assert counts.rx_packets == 400, "the counts of a call go on"
     assert told == ([] if codec is None else [codec]) + [False]
+
+
+@pytest.mark.parametrize(
+    ("why", "known", "permit_followed", "rule"),
+    [
+        ("unknown host", False, None, None),
+        ("outbound: others could not be asked", True, object(), None),
+        ("outbound: a cap", True, object(), "a cap"),
+    ],
+)
+def test_a_refer_that_is_declined_counts_for_no_rate(
+    why: str, known: bool, permit_followed: object, rule: str | None
+) -> None:
+    counted: list[str] = []
+    told: list[str] = []
+    call: Any = SimpleNamespace(
+        leg=SimpleNamespace(
+            on_refer=None, on_replaced=print, allowed_refer_to=re.compile("sip:desk@pbx")
+        ),
+        services=SimpleNamespace(
+            calls=SimpleNamespace(
+                permit=None if rule is None else SimpleNamespace(rule=rule),
+                permit_followed=permit_followed,
+                may_follow_refer=counted.append,
+            ),
+            names=SimpleNamespace(known=lambda _host: known, resolve_soon=None),
+            thread=SimpleNamespace(to_loop=lambda *_what: None),
+        ),
+        remark=lambda _level, _event, **facts: told.append(facts["why"]),
+        _followers=[],
+    )
+    prm = SimpleNamespace(dstUri="<sip:desk@pbx>", statusCode=0)
+    TransferableCall.onCallTransferRequest(call, prm)
+    assert (told, prm.statusCode, counted) == ([why], 603, [])
 
 
 def _two_refers() -> ReferSubscriptions:
