@@ -326,6 +326,7 @@ class Sideband:
         the sideband: followers get ``session.created``, then the events that came before, and what
         the application has sent meanwhile is sent on."""
         first, self._session = self._session is None, dict(session)
+        self._own_ids.clear()  # each session counts them anew
         if not first:
             return
         for follower in self._followers:

@@ -54,6 +54,30 @@ async def test_an_error_whose_event_id_is_no_text_is_left_out(kind: type[Sideban
 
 
 @pytest.mark.parametrize("kind", [Sideband, LiveSideband])
+async def test_ids_of_another_session_name_no_event_of_the_application(
+    kind: type[Sideband],
+) -> None:
+    sideband = kind(lambda: None)
+    sideband.send = lambda _command: "gw_2"
+    sideband.seeing(lambda _input: None)(inputs.Confirmed())
+    sideband.up({"id": "sess_1"})
+    follower = sideband.attach()
+    await follower.next()
+    error = json.dumps({"type": "error", "error": {kind.id_key: "gw_2"}}).encode()
+    sideband.take(json.dumps({"type": "response.create", "event_id": "mine"}), follower)
+    sideband.received(error)
+    told = await follower.next()
+    assert told is not None
+    assert json.loads(told)["error"][kind.id_key] == "mine"
+    sideband.up({"id": "sess_2"})  # counts from gw_1 again: this one is the gateway's
+    sideband.received(error)
+    sideband.seeing(lambda _input: None)(inputs.DigitPressed("1"))
+    told = await follower.next()
+    assert told is not None
+    assert "dtmf" in json.loads(told)["type"]
+
+
+@pytest.mark.parametrize("kind", [Sideband, LiveSideband])
 async def test_an_event_that_no_session_gets_is_answered_with_an_error(
     kind: type[Sideband],
 ) -> None:
