@@ -66,9 +66,9 @@ def scene(
         gateway=gateway,
     )
     try:
-        # Asterisk comes up after the gateway, which goes on trying.
+        # Asterisk comes up after the gateway, which goes on trying, ever less often.
         runner.run(made.start())
-        runner.run(made.agent.gateway.wait("trunk.registered", trunk="pbx"))
+        runner.run(made.agent.gateway.wait("trunk.registered", 90, trunk="pbx"))
         yield made
     finally:
         runner.run(made.stop())
