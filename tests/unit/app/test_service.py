@@ -329,7 +329,7 @@ def test_a_stopped_process_ends_though_threads_hang(pool: str, end: str, status:
     """As on a disk that hangs, in a pool of ours or the loop's own; the log says which."""
     code = LEAVES_THREADS.format(pool=pool, end=end)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == status
     said = done.stdout.splitlines()
