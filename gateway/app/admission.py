@@ -448,26 +448,27 @@ class Admission:
             self.rejections.refuse(leg, record, why, detail, code=code, at_ms=at_ms)
 
         async def ask() -> None:
-            """Begin or refuse the call, as the database says."""
+            """Begin or refuse the call, as the database says; an exception refuses it with 500."""
             assert self.shared is not None
-            rule = await self.shared.admit(wanted)
-            if rule:
-                why = EndReason.BUDGET if rule.startswith("budget") else EndReason.OVER_CAPACITY
+            try:
+                rule = await self.shared.admit(wanted)
                 self.calls.decided(record.call_id)
+                if not rule:
+                    self._begin(leg, record, match, began)
+                    return
+                why = EndReason.BUDGET if rule.startswith("budget") else EndReason.OVER_CAPACITY
                 by = explained_rule(rule, match.route.name, self.config, self.dialplan)
                 record.explanation.append(f"refused by {by}")
-                # As where this process alone counts: too many calls of one trunk, or of one source.
-                code = 486 if rule.startswith(("trunk", "access")) else 0
-                detail = rule.removeprefix("budget: ")
-                self.rejections.refuse(leg, record, why, detail, code=code)
-                return
-            try:
-                self.calls.decided(record.call_id)
-                self._begin(leg, record, match, began)
             except Exception as error:
+                self.calls.decided(record.call_id)
                 log.exception("call.internal_error", call=record.call_id, route=record.route)
                 detail = f"{type(error).__name__}: {error}"
                 self.rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
+                return
+            # As where this process alone counts: too many calls of one trunk, or of one source.
+            code = 486 if rule.startswith(("trunk", "access")) else 0
+            detail = rule.removeprefix("budget: ")
+            self.rejections.refuse(leg, record, why, detail, code=code)
 
         leg.handler = Waiting(lambda: end(EndReason.CANCELLED, "by the caller", 487))
         self.calls.wait_for_decision(record, lambda why: end(why, ""))

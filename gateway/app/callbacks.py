@@ -26,6 +26,7 @@ from gateway.dialplan import Route
 from gateway.planning.route_tools import plan_of
 from gateway.records import shared
 from gateway.tasks import TaskSet, wait_any
+from gateway.text import printable
 from gateway.tools import Function, ToolCall, ToolError
 from gateway.tools.http import HttpClient, Request
 
@@ -94,7 +95,7 @@ def callback_of(
         number=number,
         route=rules.route,
         trunk=rules.trunk,
-        reason=" ".join(str(given.get("reason") or "").split())[:MAX_REASON],
+        reason=printable(" ".join(str(given.get("reason") or "").split()))[:MAX_REASON],
         call=call,
     )
     return callback, f"{due.astimezone(rules.zone):%Y-%m-%d %H:%M}"

@@ -238,14 +238,19 @@ class OutboundLimiter:
     def _permit_followed(self, call_id: str, told: Callable[[ReferPermit], None]) -> None:
         """Reserve a place for the call that a REFER is to make, and tell ``told`` of the result.
 
-        A permit without a rule, and what releases the place; or the rule that forbids the call.
+        A permit without a rule, and what releases the place; or the rule that forbids the call. A
+        defect forbids it, too: the REFER waits for an answer.
         """
 
         async def ask() -> None:
             try:
-                told(ReferPermit("", await self.permit(call_id, followed=True)))
+                permit = ReferPermit("", await self.permit(call_id, followed=True))
             except DialRefusedError as refused:
-                told(ReferPermit(str(refused), lambda: None))
+                permit = ReferPermit(str(refused), lambda: None)
+            except Exception as error:
+                log.exception("call.internal_error", call=call_id)
+                permit = ReferPermit(f"a defect of the gateway: {error}", lambda: None)
+            told(permit)
 
         self._tasks.spawn(ask(), f"refer of {call_id}")
 

@@ -11,7 +11,7 @@ import asyncio
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -98,7 +98,7 @@ class SharedState:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: defaultdict[str, list[Lease]] = defaultdict(list)
         self._banned: list[Ban] = []
-        self._left: Operation[Any] | None = None
+        self._left: DaySums | None = None
         self._tasks = TaskSet()
         self.unavailable = ""
         """Why the database was not reached when it was last asked."""
@@ -116,16 +116,14 @@ class SharedState:
         """
         if not self.active:
             return
-        if (left := self._costs.left) is not None:
-            amounts = {pair: units(amount) for pair, amount in left.pairs().items()}
-            self._left = partial(
-                shared.spend, holder=left.holder, day=left.day, amounts=amounts, wanted=()
-            )
+        self._left = self._costs.left
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self.run(lambda _connection: None)  # tables and connection are there, too
         except (TimeoutError, NotReachedError):
             pass  # it was said, or will be
+        except Exception:
+            log.exception("shared.failed")
         self._tasks.serve(self._tick_on, "shared state")
 
     async def stop(self) -> None:
@@ -145,6 +143,8 @@ class SharedState:
                     await self.run(partial(shared.release_holder, holder=self.holder))
             except (NotReachedError, TimeoutError):
                 pass
+            except Exception:
+                log.exception("shared.failed")
         try:
             self._queue.put_nowait(None)
         except queue.Full:
@@ -345,7 +345,8 @@ class SharedState:
         Sums that were not shared yet are shared before. Leases are renewed until :meth:`release`.
         Without an answer within ``shared.timeout_ms`` (SQLite: 5 s at least) ``shared.fail``
         decides: ``open`` returns "" and holds the leases all the same; ``closed`` returns a rule,
-        and gives back what is granted later. So does a cancelled wait.
+        and gives back what is granted later. So does a cancelled wait. Where the database refuses
+        to carry it out, ``shared.fail`` decides, too, and no leases are held.
         """
         opened = self._config.shared.fail == "open"
         seconds = self._config.shared.timeout_ms / 1000
@@ -376,6 +377,12 @@ class SharedState:
             self.refused += 1
             self._refusing = True
             return f'the database was not reached ({detail}); shared.fail = "closed"'
+        except Exception as error:  # no outage: it may not take this call's values
+            log.exception("shared.failed", call=wanted.call_id)
+            if opened:
+                return ""
+            self.refused += 1
+            return f'the database failed ({type(error).__name__}); shared.fail = "closed"'
         self._costs.said(day, sums)
         self._held[wanted.call_id] += answer.leases
         return self._why(answer)
@@ -428,34 +435,48 @@ class SharedState:
     async def _tick_on(self) -> None:
         """Renew leases, share sums and bans, delete old rows, at their intervals; never ends.
 
-        Looks each second. While the database is away it is asked for the sums each second.
+        Looks each second. While the database is away it is asked for the sums each second. What
+        fails for another reason is logged, once until it succeeds, and keeps nothing else from
+        being done.
         """
         clock = asyncio.get_running_loop().time
-        renewed = bans = swept = 0.0
+        steps = (
+            (self._renew, RENEW_SECONDS),
+            (self._share_left, TICK_SECONDS),
+            (self._settle, TICK_SECONDS),
+            (self._exchange_bans, BANS_SECONDS),
+            (self._sweep, SWEEP_SECONDS),
+        )
+        done = [0.0] * len(steps)
+        failing = set[str]()
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            try:
-                if self._left is not None:
-                    await self.run(self._left)
-                    self._left = None
-                if clock() - renewed >= RENEW_SECONDS and self._held:
-                    renewed = clock()
-                    await self._renew()
-                if self.unavailable or self._costs.watched() or self._costs.pending_sums():
-                    await self._settle()
-                if self._config.access.ban_after and clock() - bans >= BANS_SECONDS:
-                    bans = clock()
-                    await self._exchange_bans()
-                if clock() - swept >= SWEEP_SECONDS:
-                    swept = clock()
-                    await self.run(partial(shared.sweep, oldest_day=shared.day_before(KEPT_DAYS)))
-            except NotReachedError:
-                continue  # it was said
+            for number, (step, seconds) in enumerate(steps):
+                if seconds > TICK_SECONDS and clock() - done[number] < seconds:
+                    continue
+                done[number] = clock()
+                try:
+                    await step()
+                    failing.discard(step.__name__)
+                except NotReachedError:
+                    break  # it was said
+                except Exception:
+                    if step.__name__ not in failing:
+                        log.exception("shared.failed", what=step.__name__)
+                    failing.add(step.__name__)
 
     async def _renew(self) -> None:
         """Renew the leases of calls in progress, before they expire."""
         held = tuple(one for each in self._held.values() for one in each if not one.seconds)
-        await self.run(partial(shared.renew, holder=self.holder, held=held))
+        if held:
+            await self.run(partial(shared.renew, holder=self.holder, held=held))
+
+    async def _share_left(self) -> None:
+        """Share what an earlier run of this process had spent and not shared, once."""
+        if (left := self._left) is not None:
+            amounts = {pair: units(amount) for pair, amount in left.pairs().items()}
+            await self._share(left.holder, left.day, amounts)
+            self._left = None
 
     async def _settle(self) -> None:
         """Share what this process has spent today, and tell ``costs`` what others have.
@@ -463,16 +484,42 @@ class SharedState:
         Raises NotReachedError; then all is shared again the next time.
         """
         day, sums, amounts = self._spent()
-        operation = partial(
-            shared.spend,
-            holder=self.holder,
-            day=day,
-            amounts=amounts,
-            wanted=self._costs.watched(),
-        )
-        told = await self.run(operation)
+        watched = self._costs.watched()
+        if not (self.unavailable or watched or sums):
+            return
+        told = await self._share(self.holder, day, amounts, watched)
         self._costs.said(day, sums)
         self._costs.others_spent(*_day_sums(told))
+
+    async def _share(
+        self,
+        holder: str,
+        day: str,
+        amounts: Mapping[Pair, int],
+        wanted: Collection[Pair] = (),
+    ) -> Sums:
+        """Write sums of a day, and return the wanted ones of others: see :func:`shared.spend`.
+
+        A sum that the database does not take is logged and left out. Raises what else it raises.
+        """
+        spend = partial(shared.spend, holder=holder, day=day)
+        try:
+            return await self.run(partial(spend, amounts=amounts, wanted=wanted))
+        except (exc.DataError, UnicodeError) as error:
+            pairs = list(amounts)
+            if not pairs:
+                raise  # of what is wanted
+            if len(pairs) == 1:
+                text = str(getattr(error, "orig", error))
+                log.error("shared.sum_dropped", sum=ascii(pairs[0]), day=day, error=text)
+            else:  # one of them: the others are looked for in halves
+                for half in (pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]):
+                    await self._share(holder, day, {pair: amounts[pair] for pair in half})
+        return await self.run(partial(spend, amounts={}, wanted=wanted))
+
+    async def _sweep(self) -> None:
+        """Delete rows that nobody needs any more."""
+        await self.run(partial(shared.sweep, oldest_day=shared.day_before(KEPT_DAYS)))
 
     def _spent(self) -> tuple[str, dict[Pair, Decimal], dict[Pair, int]]:
         """Return the day, and sums spent today that were not shared yet: amounts, and in units."""
@@ -484,6 +531,8 @@ class SharedState:
 
         Raises NotReachedError; then the new ones are kept for the next exchange.
         """
+        if not self._config.access.ban_after:
+            return
         new, self._banned = self._banned, []
 
         def exchange(connection: Connection) -> list[Ban]:

@@ -175,6 +175,30 @@ async def test_a_budget_that_one_has_spent_is_spent_for_the_other(
         database.close()
 
 
+async def test_a_caller_whose_number_no_database_takes_is_answered_and_recorded(
+    own_folder: Path, server: Postgres
+) -> None:
+    cleaned(server.url).close()
+    more = f"{PATIENT}{MORE}[cost.budget]\nper_caller = 5.0\n"
+    callers: dict[str, str] = {}
+    async with gateways(own_folder, server.url, 1, more, routes=SPENDING) as (world,):
+        for caller, user in (("a%00b", "plain"), ("a%00b", "thrifty"), ("alice", "plain")):
+            call = world.phone.call(user)
+            call.caller = caller
+            call.invite()
+            assert await decided([call]) == [200]
+            await (call.hung_up() if user == "thrifty" else call.hang_up())
+            callers[call.call_id] = caller
+        database = Database(server.url)
+
+        def there() -> bool:
+            rows = {row["sip_call_id"]: row for row in database.each(Filter(ended=True))}
+            return {id_: rows[id_]["from_number"] for id_ in callers if id_ in rows} == callers
+
+        await eventually(there, "their rows")
+        database.close()
+
+
 @pytest.mark.parametrize("fail", ["closed", "open"])
 async def test_what_holds_while_the_database_is_away(
     own_folder: Path, server: Postgres, fail: str

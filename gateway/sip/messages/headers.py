@@ -221,7 +221,8 @@ def user_of(uri: str) -> str:
     """Return the user of a sip URI, or the number of a tel URI; "" when there is none.
 
     Without password and without parameters of a telephone number (``;phone-context=``); escapes are
-    resolved, since ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
+    resolved, since ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4). U+FFFD stands
+    for U+0000, which PostgreSQL does not take, and for lone surrogates.
     """
     scheme, _, rest = uri[:MAX_FIELD].partition(":")
     if scheme.lower() not in ("sip", "sips", "tel"):
@@ -232,7 +233,7 @@ def user_of(uri: str) -> str:
         return ""
     for end in ":;?" if at else ";?":
         user = user.partition(end)[0]
-    return unquote(user)
+    return unicode_of(unquote(user)).replace("\0", "\ufffd")
 
 
 def display_name_of(field: str) -> str:

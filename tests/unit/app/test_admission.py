@@ -163,6 +163,21 @@ async def test_a_defect_refuses_the_call_and_no_other(
     assert len(gateway.begun) == 1
 
 
+async def test_an_invite_is_answered_where_the_database_cannot_be_asked(gateway: Gateway) -> None:
+    async def admit(_wanted: Any) -> str:
+        raise ValueError("no such value")
+
+    decided: list[str] = []
+    gateway.calls.wait_for_decision = lambda _record, _end: None
+    gateway.calls.decided = decided.append
+    shared = SimpleNamespace(wanted=lambda *_: "a lease", admit=admit)
+    gateway.admission.shared = cast(Any, shared)
+    leg = gateway.invite()
+    await eventually(lambda: bool(gateway.written), "its record")
+    assert refused(gateway, leg) == (500, "internal_error")
+    assert decided == [gateway.written[0].call_id]
+
+
 async def test_a_call_begins_with_its_invite_and_not_with_the_answer_of_the_database(
     gateway: Gateway,
 ) -> None:

@@ -55,6 +55,11 @@ def test_what_may_be_promised(given: dict[str, Any], at: str, number: str) -> No
     )
 
 
+def test_a_reason_is_a_text_that_every_database_takes() -> None:
+    given = {"at": "2026-11-20T14:30", "reason": "a\0b \ud800\n c"}
+    assert callback_of(given, RULES, "030-123", "call-1", NOW)[0].reason == "a\\u0000b \ufffd c"
+
+
 @pytest.mark.parametrize(
     ("given", "caller", "words"),
     [

@@ -163,6 +163,18 @@ async def test_nobody_is_asked_about_a_referral_after_the_stop(
     assert task.cancelled()
 
 
+async def test_a_referral_is_answered_where_the_database_cannot_be_asked() -> None:
+    async def admit(_wanted: Any) -> str:
+        raise ValueError("no such value")
+
+    agent, told = Agent(), asyncio.get_running_loop().create_future()
+    shared = SimpleNamespace(active=True, admit=admit, outbound_wanted=lambda *_, **__: "a lease")
+    OutboundLimiter(OutboundSettings.model_validate(SETTINGS), cast(Any, agent), cast(Any, shared))
+    agent.calls.permit_followed("call-1", told.set_result)
+    async with asyncio.timeout(15):
+        assert "no such value" in (await told)[0]
+
+
 @pytest.mark.parametrize(
     ("places", "workers", "most"),
     [(1, 1, 1), (4, 1, 2), (5, 1, 2), (10, 2, 2), (10, 5, 1), (4, 4, 0)],

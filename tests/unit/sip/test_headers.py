@@ -114,6 +114,8 @@ def test_name_and_address(field: str, uri: str, name: str) -> None:
         ("tel:+49-30-123", "+49-30-123"),
         ("tel:123;phone-context=+49", "123"),
         ("sip:@h", ""),
+        ("sip:a%00b@h", "a\ufffdb"),
+        ("sip:a\0b\udce4@h", "a\ufffdb\ufffd"),
         ("http://100@h", ""),
         ("", ""),
     ],
