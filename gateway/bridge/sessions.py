@@ -130,6 +130,16 @@ class _Slot:
     missed: dict[str, Any] = field(default_factory=dict)
     """Settings that an application has sent since those of the set-up were taken."""
 
+    def relay(self, command: ClientCommand, settings: Mapping[str, Any] | None) -> str:
+        """Send an application's event; keep the ``settings`` in it, if any, of a session that is
+        being opened. Return the event's id; "" where it was not sent."""
+        if self.over:
+            return ""
+        if self.session is not None:
+            return self.session.send(command)
+        self.missed = merged(self.missed, settings or {})
+        return ""
+
 
 class Sessions(CallPart):
     """Opens, feeds and closes the sessions of one call: the active one, and a standby, which only
@@ -396,15 +406,9 @@ class Sessions(CallPart):
             settings = command.event["session"]
             live = merged(self.plan.live_settings, settings)
             self.plan = replace(self.plan, live_settings=live)
-        sent = ""
-        for slot in (self._active,) if settings is None else (self._standby, self._active):
-            sent = ""
-            if slot is not None and not slot.over:
-                if slot.session is not None:
-                    sent = slot.session.send(command)
-                elif settings is not None:
-                    slot.missed = merged(slot.missed, settings)
-        return sent
+        if settings is not None and self._standby is not None:
+            self._standby.relay(command, settings)
+        return "" if self._active is None else self._active.relay(command, settings)
 
     def tap_of(self, name: str) -> SessionTap | None:
         """Return a log, in the call's event log, of another session of the call, whose lines have
