@@ -330,14 +330,18 @@ class Interruptions:
         return min(due, default=None)
 
     def on_session_over(self) -> list[Output]:
-        """Forget all turns, decided or not, and the words of the latest response, and resume
-        playout that was paused: the session is over. Protected responses stay protected while their
-        queued audio is played."""
-        self._turns.clear()
-        self._words = ("", "")
+        """Forget all turns, as :meth:`forget_turns` does: the session is over, and another may use
+        its ids. Protected responses stay protected while their queued audio is played."""
         self._protected = {
             PAST + one.removeprefix(PAST): asked for one, asked in self._protected.items()
         }
+        return self.forget_turns()
+
+    def forget_turns(self) -> list[Output]:
+        """Forget all turns, decided or not, and the words of the latest response; return
+        ``Pause(False)`` if playout was paused."""
+        self._turns.clear()
+        self._words = ("", "")
         return self._resume()
 
     # ---- what follows

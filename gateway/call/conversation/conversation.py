@@ -430,7 +430,7 @@ class Conversation:
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)
-        return self._interruptions.on_session_over()
+        return self._interruptions.forget_turns()
 
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses

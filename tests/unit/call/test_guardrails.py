@@ -13,7 +13,16 @@ from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, TransferPlan
 from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
-from tests.support.call_scene import OUR_END, Scene, audio, audio_done, created, done, said
+from tests.support.call_scene import (
+    OUR_END,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    said,
+)
 
 BOMB = GuardrailPlan(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
 SAYS_NO = "create ['instructions', 'tools']"
@@ -209,3 +218,11 @@ def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> 
     assert [one.by for one in scene.record.content.guardrails] == (
         [] if not stopped else ["http" if answer == "no" else "timeout"]
     )
+
+
+def test_a_session_that_closes_leaves_what_is_queued_to_a_service_that_is_still_to_answer() -> None:
+    scene = scene_of(GuardrailPlan(url="http://x", timeout=0.5, replacement="No.", name="h"))
+    scene.do(created("r1"), audio("r1", "i1", 3000))
+    (check,) = checks(scene, *words("One ", "sentence. ", "And"))
+    scene.do(audio_done("r1", "i1"), done("r1"), closed(1000))
+    assert "flush" in scene.do(inputs.ContentChecked(check.key, False, "because"))
