@@ -206,7 +206,8 @@ def version_of(engine: sa.Engine) -> str:
 
 def upgrade(engine: sa.Engine) -> None:
     """Apply the migrations that are missing, in one transaction, while no other process does; waits
-    for one that does, ``LOCK_SECONDS`` at most with SQLite.
+    for one that does, ``LOCK_SECONDS`` at most with SQLite: callers take that for an outage, and
+    come again.
 
     Raises NewerSchemaError for a database whose migration this version does not know, and
     SQLAlchemyError.
@@ -239,7 +240,8 @@ def _migration(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 LOCK_SECONDS = 10.0
 LOCK_PAUSE_SECONDS = 0.005
-"""Between two tries for a lock that is held: always the same, so that nobody starves."""
+"""Between two tries for a lock that is held: always the same, so that who has waited long tries no
+more seldom than who has just come."""
 
 
 @contextlib.contextmanager
