@@ -181,17 +181,14 @@ class Failover:
 
     def on_session_ready(self, now: float) -> list[Output]:
         """End the failover, as ``recovered``: a new session is up. Returns, in order, the end of
-        the step's sound, a log line, the commands that seed the session with the conversation, and
-        a request for a response, if the conversation as it is now has one due
-        (:attr:`Transcript.response_due`)."""
+        the step's sound, a log line, and the commands that seed the session with the
+        conversation."""
         self.active, self._again_at, self._unproven = False, None, now
         self.old_audio_plays = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._latest_record.outcome, self._latest_record.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
-        seed = seed_commands(self._transcript, self._control)
-        due = self._control.request_due_response(now) if self._transcript.response_due else []
-        return [*self._stop_sound(), note, *seed, *due]
+        return [*self._stop_sound(), note, *seed_commands(self._transcript, self._control)]
 
     def on_call_answered(self, now: float) -> list[Output]:
         """Note that the caller can hear sounds from now on: the ACK of our 200 came, or the callee
@@ -419,7 +416,8 @@ class Handover:
             under way.
         due: returns whether a response is due.
         detach: ends what belongs to the active session; its queued audio is played to the end.
-        ask_again: requests what the caller was being told or asked and has not heard to its end.
+        ask_again: requests what the caller was being told or asked and has not heard to its end,
+            and the response that is due, if its second argument says that one is.
     """
 
     def __init__(
@@ -430,7 +428,7 @@ class Handover:
         quiet: Callable[[], bool],
         due: Callable[[], bool],
         detach: Callable[[float], list[Output]],
-        ask_again: Callable[[float], list[Output]],
+        ask_again: Callable[[float, bool], list[Output]],
     ) -> None:
         self._control = control
         self._transcript = transcript
@@ -532,8 +530,8 @@ class Handover:
 
         With a server whose transcripts come late, it is no pause while words of the latest turns
         are still to come. Returns, in order, what ends the active session's responses,
-        ``PromoteStandby``, a log line, the commands that seed the new session, and a request for
-        what the caller was being told or asked, or else the response that is due. Counts the
+        ``PromoteStandby``, a log line, the commands that seed the new session, and requests for
+        what the caller was being told or asked and for the response that is due. Counts the
         hand-over in the record, which has the new session's id from now on, and plans the next one.
 
         Args:
@@ -552,9 +550,7 @@ class Handover:
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         self._control.set_capabilities(capabilities)
         outputs = [*rest, PromoteStandby(), note, *seed_commands(self._transcript, self._control)]
-        asked = self._ask_again(now)
-        due = not asked and (due or self._transcript.response_due)
-        return outputs + asked + (self._control.request_due_response(now) if due else [])
+        return outputs + self._ask_again(now, due or self._transcript.response_due)
 
     @property
     def deadline(self) -> float | None:

@@ -19,7 +19,6 @@ from gateway.call.plan import AnswerPlan, CallPlan, FallbackStep, OutboundPlan, 
 from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
-from gateway.realtime.events import CreateResponse
 
 RELEASE_AGAIN_SECONDS = 1.0
 """Until it is tried again to close a session on hold (s), where something is being done."""
@@ -314,7 +313,7 @@ class SessionEvents:
             return [*recovered, *self._dial(input, self._call.plan.outbound, now)]
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
-        recovered += self._call.conversation.ask_again(now)
+        recovered += self._call.conversation.ask_again(now, self._was_due()[1])
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
         answer = self.answer(now) if self._call.opening.check_sound(now) else []
         return [*recovered, note, *answer]
@@ -328,34 +327,36 @@ class SessionEvents:
 
         Then request the greeting, if it was never requested, or if the route has one, a response
         was due when the session was lost, and nothing of the agent was heard yet; and what the
-        caller was being told or asked and has not heard to its end; if none of these, the response
-        that was due, or that the end of a wait in a queue has wanted meanwhile, unless one was
-        requested of the new session already or it takes no requests.
+        caller was being told or asked and has not heard to its end; and after a failover the
+        response that was due, or that the end of a wait in a queue has wanted meanwhile
+        (:meth:`Conversation.ask_again`).
         """
         self._call.session_up = True
         self._call.conversation.control.set_capabilities(input.capabilities)
         self.handover.on_session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
         self._call.conversation.control.responses.reset()
+        resume, due = self._was_due()
         if self.failover.active:
             todo = self.failover.on_session_ready(now)
         else:
-            note = self._call.timeline.note
+            note, due = self._call.timeline.note, False
             todo = [note(now, "session_resumed", "info", session_id=input.session_id)]
             words = HELD if self._call.held else RESUMED
             todo += self._call.conversation.control.add_message(words)
         self._plan_release(self._call.held, now)
-        resume, waited, self._resume, self._waited = self._resume, self._waited, False, False
-        control, greeting = self._call.conversation.control, self._call.plan.greeting
-        unheard = greeting is not None and self._call.record.times.first_audio is None
+        unheard = self._call.plan.greeting is not None
+        unheard = unheard and self._call.record.times.first_audio is None
         if not self._greeting_requested or (resume and unheard):
             todo += self.request_greeting(now)
-            return todo + self._call.conversation.ask_again(now)
-        todo += self._call.conversation.ask_again(now)
-        # While it still waits, nothing is requested.
-        again = (resume or waited) and control.responses.idle
-        again = again and control.capabilities.requested_responses
-        return todo + (control.request_response(CreateResponse(), now) if again else [])
+        return todo + self._call.conversation.ask_again(now, due)
+
+    def _was_due(self) -> tuple[bool, bool]:
+        """Return whether a response was due when the session was lost, which is forgotten, and
+        whether one is due now: for that reason, because the agent waited in a queue then, or as the
+        conversation is now (:attr:`Transcript.response_due`)."""
+        resume, waited, self._resume, self._waited = self._resume, self._waited, False, False
+        return resume, resume or waited or self._call.conversation.transcript.response_due
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
         """Keep a standby session that is ready, for a hand-over in the next pause (at the latest

@@ -93,6 +93,8 @@ class Conversation:
         self._caller_speaks = False
         self._disclosure_lost = False
         """Its session ended before it was complete, and it was not requested again."""
+        self._answer_lost = False
+        """The session that ended owed an answer (:attr:`answer_due`)."""
         self._names = ResponseNames(self.control.responses, self.control.playback.was_interrupted)
         self.complete = self._names.complete
         self.silence = Silence(
@@ -443,6 +445,7 @@ class Conversation:
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
         """
+        self._answer_lost = self.answer_due
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
@@ -463,12 +466,21 @@ class Conversation:
         self._caller_speaks = self._session_failed = False
         return outputs
 
-    def ask_again(self, now: float) -> list[Output]:
+    def ask_again(self, now: float, due: bool) -> list[Output]:
         """Request anew, in the session that has taken over, what the caller has not heard to its
         end of the one before (:meth:`detach`): the disclosure, announcement of a recording or
         question for consent, and the question whether a tool call may run. The greeting follows
         the disclosure, unless it waits for the recording, and is requested where consent was
-        decided meanwhile. A silent caller may be prompted again."""
+        decided meanwhile. A silent caller may be prompted again.
+
+        Where none of these is requested, request the response that is due. Behind them it is only
+        requested for an answer that the last session owed (:attr:`answer_due`), or that what was
+        said or done since calls for, and not where the greeting or a tool call's approval is still
+        to come: those lead on by themselves. None while the agent waits in a queue.
+
+        Args:
+            due: a response is due.
+        """
         self._user_idle.on_session_replaced()
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
@@ -478,7 +490,14 @@ class Conversation:
         outputs += self.recording.ask_again(now)
         if greets and greeting is not None:
             outputs += self.control.request_response(greeting, now)
-        return outputs + self._approvals.ask_again(now)
+        outputs += self._approvals.ask_again(now)
+        if not self.control.responses.idle:
+            answer = self._answer_lost or self.transcript.unanswered
+            follows = self.recording.has_greeting or self._approvals.wants_digits
+            due = due and answer and not follows
+        if due and not self.control.waiting:
+            outputs += self.control.request_due_response(now)
+        return outputs
 
     @property
     def working(self) -> bool:
@@ -490,11 +509,18 @@ class Conversation:
 
     @property
     def response_due(self) -> bool:
-        """Whether the agent is expected to speak (:attr:`Silence.due`), or the server makes an MCP
-        call or owes a response to one or to an approval: a session that takes over is asked for
-        it."""
-        mcp = self.silence.mcp_runs or self._mcp_watch.deadline is not None
-        return self.silence.due or mcp
+        """Whether the agent is expected to speak: it owes an answer (:attr:`answer_due`), or a
+        response runs, is requested or waits. A session that takes over is asked for it."""
+        return self.answer_due or not self.control.responses.idle
+
+    @property
+    def answer_due(self) -> bool:
+        """Whether the agent owes an answer to what was said or done: a turn is unanswered
+        (:attr:`Silence.turn_due`), a response without settings of its own runs, is requested or
+        waits, or the server makes an MCP call, has asked for its approval, or owes a response to
+        one."""
+        mcp = self.silence.mcp_runs or self._mcp_watch.owes_response
+        return self.silence.turn_due or self.control.responses.answering or mcp
 
     @property
     def quiet(self) -> bool:

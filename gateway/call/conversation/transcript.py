@@ -210,13 +210,24 @@ class Transcript:
 
     @property
     def response_due(self) -> bool:
-        """Whether a session that takes over owes a response: the last entry, not counting function
-        calls and system messages, is not the agent's (the caller's, a tool result, words of an
-        interpreted call), or is the agent's and was not heard to its end. False where there is no
+        """Whether a session that takes over owes a response: the last words are not the agent's
+        (:attr:`unanswered`), or are the agent's and were not heard to their end."""
+        last = self._last_said
+        return self.unanswered or (last is not None and last.heard is not None)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last entry, not counting function calls and system messages, is not the
+        agent's (the caller's, a tool result, words of an interpreted call). False where there is no
         entry yet."""
+        last = self._last_said
+        return last is not None and last.who != "agent"
+
+    @property
+    def _last_said(self) -> Entry | None:
+        """The last entry that is no function call or system message; None without one."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
-        last = next(said, None)
-        return last is not None and (last.who != "agent" or last.heard is not None)
+        return next(said, None)
 
     @property
     def words_missing(self) -> bool:

@@ -277,11 +277,15 @@ class Silence:
 
     @property
     def due(self) -> bool:
-        """Whether the agent is expected to speak: a turn is unanswered, a response runs, is
-        requested or waits, the backend works, or the server sends no event though the caller is
-        loud."""
-        owed = self._turn or self._owed == _NO_EVENTS
-        return owed or self.backend_works or not self._control.responses.idle
+        """Whether the agent is expected to speak: a turn is unanswered (:attr:`turn_due`), or a
+        response runs, is requested or waits."""
+        return self.turn_due or not self._control.responses.idle
+
+    @property
+    def turn_due(self) -> bool:
+        """Whether a turn is unanswered, the backend works, or the server sends no event though the
+        caller is loud."""
+        return self._turn or self._owed == _NO_EVENTS or self.backend_works
 
     @property
     def backend_works(self) -> bool:

@@ -5,7 +5,7 @@ which the realtime server calls by itself."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -67,7 +67,8 @@ class Approvals:
     """Decides whether a tool call may run, by the route's rules (``[[route.approval]]``): allowed,
     denied, or asked of the caller (DTMF) or an HTTP service.
 
-    Each ends once, by the call of its ``decided``. The caller is asked about one call at a time.
+    Each ends once, by the call of its ``decided``, or is withdrawn. The caller is asked about one
+    call at a time.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
@@ -198,6 +199,15 @@ class Approvals:
         self._heard = self._begun and (self._heard or self._control.responses.idle)
         self._paused = True
 
+    def withdraw(self, keys: Collection[str]) -> None:
+        """Forget the questions to the caller about these tool calls, as the session that wanted
+        them is over; to be called before :meth:`on_session_over`."""
+        if self._callers and self._callers[0].key in keys:
+            self._heard, self._question = False, None
+        for one in [one for one in self._callers if one.key in keys]:
+            self._callers.remove(one)
+            del self._pending[one.key]
+
     def ask_again(self, now: float) -> list[Output]:
         """Go on with the questions, as another session has taken over: request the one whose
         session ended before it was complete, or that has waited meanwhile; nothing without."""
@@ -309,6 +319,8 @@ class McpWatch:
         """Ids of items that were handled, oldest first."""
         self._sessions_over = 0
         """Grows with the end of each session: decisions about its requests are sent to nobody."""
+        self._requests: set[str] = set()
+        """Requests of this session for approval that are still to be decided."""
         self._approved: dict[str, str] = {}
         """Who approved of it, by request; until the call that was asked about is over."""
         self._answered = 0
@@ -334,13 +346,22 @@ class McpWatch:
         return []
 
     def on_session_over(self) -> None:
-        """Forget the session's items and drop its requests for approval: they are still decided,
-        but the decision is sent to nobody. This rule requests no response that the session owes;
-        whoever replaces the session does (``Conversation.response_due``)."""
+        """Forget the session's items and drop its requests for approval: the caller is not asked
+        about them any more; a service still decides, but its decision is sent to nobody. This rule
+        requests no response that the session owes; whoever replaces the session does
+        (``Conversation.response_due``)."""
         self.deadline = None
         self._sessions_over += 1
+        self._approvals.withdraw(self._requests)
+        self._requests.clear()
         self._approved.clear()
         self._seen.clear()
+
+    @property
+    def owes_response(self) -> bool:
+        """Whether the server owes a response to an MCP call or an approval, also to one that is
+        still to be decided."""
+        return bool(self._requests) or self.deadline is not None
 
     def tick(self, now: float) -> list[Output]:
         """Request the response that has not come within ``RESPOND_SECONDS`` after an MCP call or an
@@ -416,6 +437,7 @@ class McpWatch:
             use of the tool."""
             if self._sessions_over != sessions_over:
                 return []
+            self._requests.discard(item_id)
             self._answered += 1
             answer: dict[str, Any] = {
                 "id": f"gw_approval_{self._answered}",
@@ -431,6 +453,7 @@ class McpWatch:
             self.deadline = now + RESPOND_SECONDS
             return [Send(CreateItem(answer))]
 
+        self._requests.add(item_id)
         asked = self._approvals.ask(item_id, name, arguments, decided, now, needed=True)
         return asked or []
 

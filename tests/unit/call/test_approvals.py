@@ -25,6 +25,7 @@ from gateway.call.plan import (
 )
 from gateway.call.tools.commands import Destination, HoldPlan, TransferPlan
 from gateway.realtime.events import (
+    AgentTranscriptDelta,
     CreateItem,
     CreateResponse,
     InputCommitted,
@@ -269,7 +270,9 @@ def test_a_question_that_was_lost_with_its_session_is_asked_again(heard_ms: int)
     calls = [REFUND, ("refund", "c2", '{"amount": 2}')]
     scene.at(1.0, created("r1"), done("r1", calls=calls))
     if heard_ms:
-        scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500))
+        words = AgentTranscriptDelta("r2", "i2", 0, "refund")
+        scene.do(created("r2", scene.requests[-1]), inputs.ServerEventReceived(words))
+        scene.do(audio("r2", "i2", 500))
         scene.listen(heard_ms)
     scene.at(2.0, closed(1006))
     scene.listen(600)
@@ -408,6 +411,30 @@ def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
     scene.do(inputs.SessionClosed(1011, ""), inputs.SessionReady("sess_2"))
     scene.do(inputs.ApprovalResult("mcpr_1", True))
     assert answers(scene) == []
+
+
+@pytest.mark.parametrize("heard_ms", [0, 300, 700])
+def test_a_request_that_the_caller_was_asked_about_ends_with_its_session(heard_ms: int) -> None:
+    """The next session answers, and may ask for the same."""
+    rule = ApprovalRule("crm_delete", "ask_caller", timeout=10.0, prompt=_say)
+    scene, _ = mcp_asked(rule, on_trouble=(FallbackStep("reconnect", 10.0, ""),))
+    if heard_ms:
+        words = AgentTranscriptDelta("r2", "i2", 0, "crm_delete 250?")
+        scene.do(created("r2", scene.requests[-1]), inputs.ServerEventReceived(words))
+        scene.do(audio("r2", "i2", 600), audio_done("r2", "i2"))
+        scene.do(*[done("r2")] if heard_ms > 600 else [])
+        scene.listen(heard_ms)
+    scene.do(closed(1006))
+    scene.listen(700)
+    scene.do(key("1"), inputs.SessionReady("sess_2"))
+    assert [one.response is None for one in scene.requests] == [False, True]
+    scene.do(created("r3", scene.requests[-1]))
+    item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
+    scene.do(inputs.ServerEventReceived(item_done), done("r3"))
+    scene.do(created("r4", scene.requests[-1]), audio("r4", "i4", 600), done("r4"))
+    scene.listen(700)
+    scene.do(key("1"))
+    assert [one["approve"] for one in answers(scene)] == [True]
 
 
 @pytest.mark.parametrize("stage", ["approved", "runs", "over"])

@@ -26,6 +26,7 @@ from gateway.call.tools.commands import (
     Destination,
     HoldPlan,
     OperatorHold,
+    RecordCall,
     RecordingPlan,
     RequestResponse,
     TransferPlan,
@@ -436,7 +437,8 @@ def test_a_caller_who_has_heard_half_the_question_for_consent_is_asked_again(
     recording = RecordingPlan("always", consent=consent, prompt="May we?")
     plan = replace(PLAN, greeting={"instructions": "Hello"}, recording=recording)
     scene = living(70.0, plan)
-    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 300))
+    scene.do(created("r1", scene.requests[-1]), said(AgentTranscriptDelta("r1", "i1", 0, "May we")))
+    scene.do(audio("r1", "i1", 300))
     scene.listen(100)
     if standby:
         scene.at(12.0, inputs.StandbyReady("sess_2", None))
@@ -477,7 +479,8 @@ def test_a_disclosure_that_was_lost_with_its_session_is_said_again(
     lost_at = wanted.index("Hello") if said_in else 0
     for number in range(lost_at):
         answer(scene, f"a{number}")
-    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 300))
+    scene.do(created("r1", scene.requests[-1]), said(AgentTranscriptDelta("r1", "i1", 0, "I am")))
+    scene.do(audio("r1", "i1", 300))
     scene.listen(100)
     if standby:
         scene.at(12.0, inputs.StandbyReady("sess_2", None))
@@ -496,7 +499,8 @@ def test_a_disclosure_that_was_lost_with_its_session_is_said_again(
 def answer(scene: Scene, response: str) -> None:
     """The latest request is answered, and heard to its end."""
     item = f"i_{response}"
-    scene.do(created(response, scene.requests[-1]), audio(response, item, 400))
+    scene.do(created(response, scene.requests[-1]))
+    scene.do(said(AgentTranscriptDelta(response, item, 0, "Words.")), audio(response, item, 400))
     scene.do(audio_done(response, item), done(response))
     scene.listen(600)
 
@@ -532,6 +536,24 @@ def test_who_objects_to_a_recording_while_the_disclosure_is_lost_is_greeted_once
     answer(scene, "r3")
     asked = [(one.response or {}).get("instructions") for one in scene.requests]
     assert asked == ["Say exactly: I am an AI."] * 2 + ["Hello"]
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_a_turn_is_answered_behind_a_question_for_consent_that_was_lost_with_it(
+    standby: bool,
+) -> None:
+    recording = RecordingPlan("on_demand", consent="ask", prompt="May we?")
+    scene = living(70.0, replace(PLAN, recording=recording))
+    scene.at(12.0, said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(inputs.ToolRequest(RecordCall("start")))
+    if standby:
+        scene.do(inputs.StandbyReady("sess_2", None))
+    scene.do(LOST)
+    if not standby:
+        scene.do(AGAIN)
+    answer(scene, "r2")
+    asked = [(one.response or {}).get("instructions") for one in scene.requests]
+    assert asked == ["Say exactly: May we?"] * 2 + [None]
 
 
 # ---- before the maximum length
