@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from gateway.call.call_record import RecordingRecord
 from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.inputs import (
     DigitPressed,
     Input,
@@ -32,6 +33,9 @@ from gateway.text import contains_phrase, words_of
 QUESTION_SECONDS = 15.0
 """The longest wait (s) for the prompt to begin and be heard; a prompt that has begun by then counts
 as heard. The time for an answer begins after it."""
+
+KEY_SECONDS = 1.0
+"""From a key that is no answer until the prompt that it has cut off is said again (s)."""
 
 MAX_REPEATS = 3
 """How often a prompt that was interrupted is said again, or one that waits gets more time, before
@@ -108,12 +112,15 @@ class CallRecording:
         self._heard = self._begun = False
         """The prompt counts as heard: it was played to its end, or still is after
         ``QUESTION_SECONDS``. ``_begun``: it has begun to be played."""
-        self._lost = False
-        """Its session ended before it was complete, and it was not requested again."""
+        self._request = CreateResponse()
+        """The latest request for it."""
         self._response: str | None = None
-        """The response that says it, where that is known."""
+        """The response that says it, where that is known; with the prefix ``PAST`` once its session
+        is over, if it was complete."""
+        self._waits = 0
+        """How often the agent had waited in a queue when the prompt was requested."""
         self._repeats = 0
-        """How often it was said again after an interruption, or got more time to begin."""
+        """How often it was said again, or got more time to begin."""
         self._paused = False
         """The session is over, and no other has taken over yet: nothing can be said."""
         self._by = ""
@@ -137,9 +144,8 @@ class CallRecording:
     @property
     def deadline(self) -> float | None:
         """When the prompt or the answer is late, or the past if a greeting was kept (s); None
-        without these, and while the caller would hear nothing: there is no session, or they have
-        music, as during a transfer."""
-        if self._paused or self._control.call_actions.audio_suspended:
+        without these, and while nobody would hear anything."""
+        if self._unheard:
             return None
         return 0.0 if self.has_greeting and self.state is not State.ASKING else self._due
 
@@ -149,10 +155,36 @@ class CallRecording:
         return self._greeting is not None
 
     @property
-    def _interrupted(self) -> bool:
-        """Whether the prompt was interrupted before it was heard to its end."""
-        cut = self._response is not None and self._control.playback.was_interrupted(self._response)
-        return cut and self.state is State.ASKING and not self._heard
+    def _unheard(self) -> bool:
+        """Whether nobody would hear what is said: there is no session, the caller has music, as
+        during a transfer, or the agent waits in the other side's queue."""
+        suspended = self._control.call_actions.audio_suspended
+        return self._paused or suspended or self._control.waiting
+
+    @property
+    def _say_due(self) -> bool:
+        """Whether the prompt is to be said again: it was interrupted before it was heard to its
+        end, or is neither said nor requested, as its session is over, or the agent waits in a
+        queue, for which requests are dropped."""
+        if self.state is not State.ASKING or self._heard:
+            return False
+        if self._response is None:
+            return not self._control.responses.is_open(self._request)
+        return self._control.playback.was_interrupted(self._response)
+
+    def _may_agree(self, now: float) -> bool:
+        """Return whether the caller may have heard some of the prompt, so that they can agree to
+        it: its audio was known to be played, or what was queued before it is over. False where the
+        agent has waited in a queue since: whoever picks up has not heard it."""
+        if self._waits != len(self._control.timeline.record.content.hold_waits):
+            return False
+        if self._heard or self._response is None:
+            return self._heard
+        playback = self._control.playback
+        # One of a session that is over was complete, and what was heard of it is not known.
+        queued = self._response.startswith(PAST) or playback.is_queued(self._response)
+        over = self._due is not None and now >= self._due - QUESTION_SECONDS
+        return playback.heard_ms(self._response) > 0 or (self._begun and queued and over)
 
     @property
     def wants_digits(self) -> bool:
@@ -179,7 +211,7 @@ class CallRecording:
                 caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
         unheard = self.state is State.ASKING and not self._heard
-        self._greeting = None
+        self._greeting, self._paused = None, False
         if self._plan.mode != "always" or self._plan.consent == "none":
             return None
         if self.state and not unheard:
@@ -210,14 +242,16 @@ class CallRecording:
     def on(self, input: Input, now: float) -> list[Output]:
         """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
         A digit for a joined B-leg is none. The prompt counts as heard when playout has begun and
-        run empty, and no response runs, is requested or waits; not if its session ended before it
-        was complete. If it was interrupted, it is said again then."""
+        run empty, and no response runs, is requested or waits. If it was interrupted, or could not
+        be requested, it is said again then; after a digit that is no answer in ``KEY_SECONDS``."""
         if isinstance(input, DigitPressed):
             if self._control.call_actions.joined:
                 return []
-            return self._answer(
-                input.digit == self._plan.no_key, input.digit == self._plan.yes_key, now
-            )
+            no, yes = input.digit == self._plan.no_key, input.digit == self._plan.yes_key
+            outputs = self._answer(no, yes, now)
+            if self._say_due and self.wants_digits:
+                self._due = now + KEY_SECONDS  # no turn of the caller follows
+            return outputs
         if isinstance(input, ServerEventReceived):
             if isinstance(input.event, ResponseCreated):
                 request = self._control.responses.request_of(input.event.response_id)
@@ -232,23 +266,25 @@ class CallRecording:
             no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
             yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
             return self._answer(no, yes, now)
-        if self.state is not State.ASKING or self._heard or self._lost:
+        if self.state is not State.ASKING or self._heard:
             return []
         if isinstance(input, PlayoutStarted):
             self._begun = True
         elif self._begun and self._control.responses.idle:
-            if self._interrupted:
-                return [] if self.deadline is None else self._on_prompt_interrupted(now)
+            if self._say_due:
+                return [] if self.deadline is None else self._say_again(now)
             return self._on_prompt_heard(now)
         return []
 
     def on_session_over(self) -> None:
         """Note that a prompt that is not complete, or was interrupted, is lost with its session. To
         be called before responses are reset, and before interrupted ones are forgotten."""
-        asked = self.state is State.ASKING and not self._heard
-        if asked and (self._interrupted or not self._control.responses.idle):
-            self._lost, self._begun = True, False
-        self._paused, self._response = True, None
+        lost = self._say_due or not self._control.responses.idle
+        if lost or self._response is None:
+            self._response = None
+        else:
+            self._response = PAST + self._response.removeprefix(PAST)
+        self._paused = True
 
     def ask_again(self, now: float) -> list[Output]:
         """Have the session that has taken over say a prompt that was lost, or the greeting, where
@@ -256,22 +292,22 @@ class CallRecording:
         self._paused = False
         if self.state is not State.ASKING:
             return self._greet(now)
-        return self._begin_asking(self._by, now) if self._lost else []
+        return self._begin_asking(self._by, now) if self._say_due else []
 
     def tick(self, now: float) -> list[Output]:
         """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
-        now, one that was interrupted is said again, and one that waits for another response gets as
-        long once more (``MAX_REPEATS`` in all); one that never began, or a missing answer, counts
-        as unanswered: the call is not recorded. After an announcement the caller may no
-        longer object. A greeting that was kept is requested."""
+        now, one that was interrupted or could not be requested is said again, and one that waits
+        for another response gets as long once more (``MAX_REPEATS`` in all); one that never began,
+        or a missing answer, counts as unanswered: the call is not recorded. After an announcement
+        the caller may no longer object. A greeting that was kept is requested."""
         if self.deadline is None or now < self.deadline:
             return []
         if self._due is not None and now >= self._due:
             self._due = None
         if self.state is not State.ASKING:
             return self._greet(now)
-        if self._interrupted:
-            return self._on_prompt_interrupted(now)
+        if self._say_due:
+            return self._say_again(now)
         if not self._heard and self._begun:
             if self._response is not None:
                 return self._on_prompt_heard(now)
@@ -283,7 +319,7 @@ class CallRecording:
 
     def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
         """Do one of ``ACTIONS`` to the recording; where the route has a consent, ``start`` says the
-        prompt first. In a pause silence is recorded.
+        prompt first, and cannot be done while the legs are joined. In a pause silence is recorded.
 
         Returns why the action cannot be done, or "" if it was done (or the prompt requested), and
         the outputs.
@@ -297,11 +333,11 @@ class CallRecording:
             return refused, []
         note = self._control.timeline.note
         if action == "start":
-            if self._plan.consent != "none":
-                outputs = self._begin_asking(by, now)
-                self._lost = self._paused  # nobody is there to say it
-                return "", outputs
-            return "", self._start(by, "", now)
+            if self._plan.consent == "none":
+                return "", self._start(by, "", now)
+            if self._control.call_actions.joined:
+                return "the model cannot ask or tell a caller who is joined with a colleague", []
+            return "", self._begin_asking(by, now)
         if action == "stop":
             return "", self._stop(State.STOPPED, now)
         if action == "delete":
@@ -314,17 +350,21 @@ class CallRecording:
     # ---- consent
 
     def _begin_asking(self, by: str, now: float) -> list[Output]:
-        """Have the model say the prompt, and set the deadline ``QUESTION_SECONDS`` for it.
+        """Have the model say the prompt, once a session is up, and set the deadline
+        ``QUESTION_SECONDS`` for it.
 
         Args:
             by: who wants the recording, for record and log.
         """
         self._by, self._heard, self._begun = by, False, self._control.speaking
-        self._lost, self._response = False, None
+        self._request, self._response = self._control.exact_words(self._plan.prompt), None
+        self._waits = len(self._control.timeline.record.content.hold_waits)
         self._enter(State.ASKING)
         self._due = now + QUESTION_SECONDS
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
-        return [note, *self._control.say(self._plan.prompt, now)]
+        if self._paused:
+            return [note]  # :meth:`ask_again` does
+        return [note, *self._control.request_response(self._request, now)]
 
     def _on_prompt_heard(self, now: float) -> list[Output]:
         """Handle the prompt's end, or the end of ``QUESTION_SECONDS`` while it is still played: set
@@ -336,9 +376,9 @@ class CallRecording:
             return []
         return self._start(self._by, "announced", now) + self._greet(now)
 
-    def _on_prompt_interrupted(self, now: float) -> list[Output]:
-        """Have the model say the prompt again, whose interruption has been dealt with; after
-        ``MAX_REPEATS`` give it up as not answered."""
+    def _say_again(self, now: float) -> list[Output]:
+        """Have the model say the prompt again; after ``MAX_REPEATS`` give it up as not
+        answered."""
         if self._repeats >= MAX_REPEATS:
             return self._decide(State.UNANSWERED, "unanswered", now)
         self._repeats += 1
@@ -347,8 +387,8 @@ class CallRecording:
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
         """Handle the caller's answer; with both, ``no`` counts. A no while consent is awaited
         refuses the recording; one within ``consent_timeout`` after an announcement stops and
-        deletes it. A yes starts it, where that was asked (``consent = "ask"``). Nothing at other
-        times, and a yes to a question that was lost with its session."""
+        deletes it. A yes starts it, where that was asked (``consent = "ask"``) and some of the
+        question was heard (:meth:`_may_agree`). Nothing at other times."""
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = record is not None and record.consent == "announced" and self._due is not None
@@ -358,7 +398,7 @@ class CallRecording:
             return []
         if no:
             return self._decide(State.REFUSED, "refused", now)
-        if yes and self._plan.consent == "ask" and not self._lost:
+        if yes and self._plan.consent == "ask" and self._may_agree(now):
             return self._decide(State.RECORDING, "given", now)
         return []
 
@@ -380,8 +420,8 @@ class CallRecording:
 
     def _greet(self, now: float) -> list[Output]:
         """Request the greeting that has waited for the consent, once; nothing without one. It is
-        kept while the caller would not hear it (:attr:`deadline`)."""
-        if self._paused or self._control.call_actions.audio_suspended:
+        kept while nobody would hear it."""
+        if self._unheard:
             return []
         greeting, self._greeting = self._greeting, None
         return [] if greeting is None else self._control.request_response(greeting, now)

@@ -12,8 +12,10 @@ from gateway.call import inputs
 from gateway.call.call_record import RecordingRecord
 from gateway.call.plan import (
     CallPlan,
+    DtmfPlan,
     EscapePlan,
     FallbackStep,
+    HoldWaitPlan,
     InterruptionPlan,
     LimitsPlan,
     ServerPlan,
@@ -21,7 +23,7 @@ from gateway.call.plan import (
 )
 from gateway.call.rules.recording import MAX_REPEATS
 from gateway.call.tools.commands import Destination, RecordCall, RecordingPlan, TransferPlan
-from gateway.realtime.events import InputCommitted, SpeechStopped
+from gateway.realtime.events import InputCommitted, InputTranscribed, SpeechStopped
 from tests.support.call_scene import (
     SPEECH,
     Scene,
@@ -39,7 +41,14 @@ ANSWERED = inputs.BLegAnswered()
 BUSY = inputs.BLegEnded(486, "Busy", "", False)
 
 
-def asked(consent: str, *, mode: str = "always", by_gateway: bool = False) -> Scene:
+def asked(
+    consent: str,
+    *,
+    mode: str = "always",
+    by_gateway: bool = False,
+    waits: bool = False,
+    interrupts: bool = True,
+) -> Scene:
     """A call whose caller is being told, or asked, and may reach a human with 0."""
     plan = CallPlan(
         "r",
@@ -48,10 +57,16 @@ def asked(consent: str, *, mode: str = "always", by_gateway: bool = False) -> Sc
         limits=LimitsPlan(rtp_timeout=0),
         greeting={"instructions": "Hello"},
         recording=RecordingPlan(
-            mode, consent=consent, prompt="This is recorded.", after_transfer=True
+            mode,
+            consent=consent,
+            prompt="This is recorded.",
+            yes_phrases=(("yes",),),
+            after_transfer=True,
         ),
         tools=ToolsPlan(transfer=TransferPlan((Destination("anna", "sip:a@x", mode="bridge"),))),
         escape=EscapePlan(key="0", to=("anna",)),
+        hold_wait=HoldWaitPlan(waits),
+        dtmf=DtmfPlan(interrupt=interrupts),
     )
     if by_gateway:
         plan = replace(plan, interruptions=InterruptionPlan(by_gateway=True))
@@ -217,3 +232,125 @@ def test_a_recording_that_is_wanted_between_sessions_is_announced_by_the_next() 
     scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
     scene.listen(600)
     assert recording_of(scene).consent == "announced"
+
+
+def music(scene: Scene) -> None:
+    """Five seconds of music: the agent waits in a queue."""
+    for _ in range(5):
+        scene.at(scene.now + 1, inputs.SoundHeard(1.0, 0.9, 0.2))
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+@pytest.mark.parametrize("cut", ["said", "requested", "waiting", "wanted in the queue"])
+def test_who_picks_up_after_a_queue_hears_the_prompt_that_the_queue_has_cut(
+    consent: str, cut: str
+) -> None:
+    """However long it took, and a yes before that is an answer to something else."""
+    scene = asked(consent, mode="on_demand" if cut.startswith("wa") else "always", waits=True)
+    wanted = inputs.ToolRequest(RecordCall("start", "operator"))
+    if cut == "said":
+        scene.do(audio("r1", "i1", 20_000))
+        scene.listen(300)
+    elif cut == "waiting":
+        scene.do(audio("r1", "i1", 20_000), wanted)
+        scene.listen(300)
+    music(scene)
+    assert scene.record.content.hold_waits
+    scene.do(done("r1", "cancelled"))
+    if cut == "wanted in the queue":
+        scene.do(wanted)
+    scene.at(40.0, said(InputTranscribed("item_user", "Yes?")))
+    scene.at(50.0)
+    assert recording_of(scene).state == "asking"
+    before = words(scene)
+    scene.do(key("1"))
+    assert recording_of(scene).state == "asking"
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert words(scene) == [*before, "", PROMPT]
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 500), done("r3"))
+    scene.listen(600)
+    scene.do(*([key("1")] if consent == "ask" else []))
+    assert recording_of(scene).state == "recording"
+    greeted = [] if cut.startswith("wa") else ["Hello"]
+    assert words(scene) == [*before, "", PROMPT, *greeted]
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_a_yes_before_the_question_has_begun_to_be_heard_is_no_answer(pressed: bool) -> None:
+    """It is how a telephone is answered; a no counts at any time."""
+    yes = key("1") if pressed else said(InputTranscribed("item_user", "Yes?"))
+    scene = asked("ask")
+    scene.do(yes)
+    assert recording_of(scene).state == "asking"
+    if pressed:
+        scene.do(done("r1", "cancelled"))
+        scene.at(2.0)
+        assert words(scene) == [PROMPT, PROMPT]
+        return
+    scene.do(audio("r1", "i1", 4000))
+    scene.listen(100)
+    scene.do(yes)
+    assert recording_of(scene).consent == "given"
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_a_yes_during_the_speech_before_the_question_is_no_answer(interrupts: bool) -> None:
+    """The operator wants a recording in the middle of it."""
+    scene = asked("ask", mode="on_demand", interrupts=interrupts)
+    scene.do(audio("r1", "i1", 3000), audio_done("r1", "i1"))
+    scene.listen(500)
+    scene.do(inputs.ToolRequest(RecordCall("start", "operator")), done("r1"))
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 3000), audio_done("r2", "i2"))
+    scene.do(done("r2"), key("1"))
+    assert recording_of(scene).state == "asking"
+    if interrupts:
+        scene.at(scene.now + 2.0)
+        assert words(scene) == ["Hello", PROMPT, PROMPT]
+        return
+    scene.listen(3500)
+    scene.do(key("1"))
+    assert recording_of(scene).consent == "given"
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+def test_nobody_is_asked_while_the_caller_speaks_with_a_colleague(consent: str) -> None:
+    scene = asked(consent, mode="on_demand")
+    hears_prompt(scene)
+    scene.do(key("0"))
+    scene.at(3.0, ANSWERED)
+    scene.do(inputs.ToolRequest(RecordCall("start", "operator")))
+    scene.do(said(InputTranscribed("item_user", "Yes, I see.")))
+    assert scene.record.recording is None
+    assert "command_rejected" in scene.events
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_key_that_is_no_answer_has_the_question_said_again_soon(complete: bool) -> None:
+    scene = asked("ask")
+    scene.do(audio("r1", "i1", 4000))
+    if complete:
+        scene.do(audio_done("r1", "i1"), done("r1"))
+    scene.listen(300)
+    scene.do(key("5"))
+    scene.at(2.0, *([] if complete else [done("r1", "cancelled")]))
+    assert words(scene) == [PROMPT, PROMPT]
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    scene.do(key("1"))
+    assert recording_of(scene).consent == "given"
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+def test_a_long_prompt_that_plays_on_as_its_session_is_replaced_counts_as_heard(
+    consent: str,
+) -> None:
+    scene = asked(consent)
+    scene.do(audio("r1", "i1", 25_000), audio_done("r1", "i1"), done("r1"))
+    scene.listen(1000)
+    scene.do(closed(1011))
+    scene.at(3.0, inputs.SessionReady("sess_2"))
+    scene.listen(15_000)
+    scene.do(*([key("1")] if consent == "ask" else []))
+    assert recording_of(scene).state == "recording"
+    assert words(scene) == [PROMPT, "Hello"]
