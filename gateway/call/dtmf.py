@@ -114,7 +114,7 @@ class DtmfInput:
         """Log a digit (``dtmf``), and pass it on: to a joined B-leg (``SendDtmf``); else to whoever
         waits for digits (approval, ``collect_digits``, consent to a recording); else, if
         ``[route.dtmf]`` is enabled, to the run that becomes a message. The last two interrupt the
-        agent, where the route wants that.
+        agent, where the route wants that, but for a digit that is dropped.
 
         Where no B-leg is joined, only logged while the conversation is being ended or an action
         suspends the audio (hold, transfer). Private and sensitive digits of ``collect_digits`` are
@@ -142,6 +142,8 @@ class DtmfInput:
         if control.termination is not None or control.call_actions.audio_suspended:
             return outputs
         if consumer is not None:
+            if consumer.drops(digit, now):
+                return outputs
             outputs += self._interrupt(now)
             return outputs + consumer.on_digit(digit, now)
         if not self._plan.enabled:
@@ -264,6 +266,10 @@ class DigitCollection:
             return []
         self._control.concealed = True
         return [Conceal(True)]
+
+    def drops(self, _digit: str, _now: float) -> bool:
+        """Return False: all digits are collected, or belong to the entry that is over."""
+        return False
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Take a digit: the terminator, or the last of the number wanted, ends the collection;

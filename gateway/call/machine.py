@@ -413,6 +413,7 @@ class CallMachine:
         if hold != self._hold:
             self._hold = hold
             todo.append(hold)
+            conversation.control.playback.on_paused("held", audio_held, now)
         return todo
 
     def _on_event(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:

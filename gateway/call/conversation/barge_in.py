@@ -225,7 +225,7 @@ class Interruptions:
         control = self._control
         if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
-        return [*interrupt(control, "digit", now), *self._resume()]
+        return [*interrupt(control, "digit", now), *self._resume(now)]
 
     def on_speech_started(self, event: SpeechStarted, now: float) -> list[Output]:
         """Handle ``input_audio_buffer.speech_started``: log it, and stop the agent, pause playout,
@@ -257,6 +257,7 @@ class Interruptions:
             turn.deadline = now + self._plan.force_interrupt_ms / 1000
             outputs.append(Pause(True))
             self._paused = True
+            control.playback.on_paused("paused", True, now)
             control.response_times.paused_at = control.response_times.paused_at or now
         elif not let_be:
             outputs += interrupt(control, "speech", now)
@@ -329,20 +330,20 @@ class Interruptions:
         due = (turn.deadline for turn in self._turns.values() if turn.deadline is not None)
         return min(due, default=None)
 
-    def on_session_over(self) -> list[Output]:
+    def on_session_over(self, now: float) -> list[Output]:
         """Forget all turns, as :meth:`forget_turns` does: the session is over, and another may use
         its ids. Protected responses stay protected while their queued audio is played."""
         self._protected = {
             PAST + one.removeprefix(PAST): asked for one, asked in self._protected.items()
         }
-        return self.forget_turns()
+        return self.forget_turns(now)
 
-    def forget_turns(self) -> list[Output]:
+    def forget_turns(self, now: float) -> list[Output]:
         """Forget all turns, decided or not, and the words of the latest response; return
         ``Pause(False)`` if playout was paused."""
         self._turns.clear()
         self._words = ("", "")
-        return self._resume()
+        return self._resume(now)
 
     # ---- what follows
 
@@ -377,7 +378,7 @@ class Interruptions:
         self._control.response_times.on_false_interruption(turn.over)
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
-            outputs += self._resume()
+            outputs += self._resume(now)
         outputs.append(self._control.timeline.note(now, "false_interruption", "info", heard=heard))
         return outputs + (self._request_answer(turn, now) if turn.committed else [])
 
@@ -388,7 +389,7 @@ class Interruptions:
         committed already (``input_audio_buffer.committed``); the others get theirs when they are.
         """
         outputs = interrupt(self._control, "speech", now)
-        outputs += self._resume()
+        outputs += self._resume(now)
         for one in tuple(self._turns.values()):
             if one is turn or one.undecided:
                 one.undecided, one.deadline = False, None
@@ -403,9 +404,11 @@ class Interruptions:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._control.request_response(CreateResponse(), now)
 
-    def _resume(self) -> list[Output]:
+    def _resume(self, now: float) -> list[Output]:
         """Return ``Pause(False)`` if playout was paused, else nothing; ``paused_at`` of the
         response times becomes None."""
         was, self._paused = self._paused, False
         self._control.response_times.paused_at = None
+        if was:
+            self._control.playback.on_paused("paused", False, now)
         return [Pause(False)] if was else []

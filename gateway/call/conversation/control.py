@@ -92,8 +92,13 @@ class DtmfConsumer(Protocol):
     def wants_digits(self) -> bool:
         """Whether it wants the next digit."""
 
+    def drops(self, digit: str, now: float) -> bool:
+        """Return whether this digit is dropped, so that it does not interrupt the agent, and
+        :meth:`on_digit` does not get it; called only while :attr:`wants_digits`."""
+
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Take a digit and return what follows; called only while :attr:`wants_digits`."""
+        """Take a digit that is not dropped and return what follows; called only while
+        :attr:`wants_digits`."""
 
 
 class RecordingCommands(DtmfConsumer, Protocol):

@@ -432,7 +432,7 @@ class Conversation:
         self.control.hangup_after_playout.on_session_over(now)
         self.control.responses.reset()
         self.on_end(now)
-        return self._interruptions.forget_turns()
+        return self._interruptions.forget_turns(now)
 
     def detach(self, now: float) -> list[Output]:
         """End what belongs to a session that is lost, closed on hold or handed over: its responses
@@ -455,12 +455,12 @@ class Conversation:
         self._user_idle.on_session_over()
         self._line_watch.on_session_over()
         self._mcp_watch.on_session_over()
-        self._approvals.on_session_over()
+        self._approvals.on_session_over(now)
         self.recording.on_session_over()
         disclosure = self._interruptions.disclosure
         if disclosure is not None and self.control.responses.is_open(disclosure):
             self._disclosure_lost = True
-        outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over()
+        outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over(now)
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
         self._caller_speaks = self._session_failed = False

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.audio import Codec
+from gateway.audio import FRAME_MS, Codec
 from gateway.call.call_record import CallTimeline, Interruption, append_capped
 from gateway.call.conversation.playout_tracker import MAX_PARTS, Heard, PlayoutTracker
 from gateway.call.outputs import Output, Play, Send
@@ -145,6 +145,11 @@ class Playback:
         self._truncations = Truncations(margin_ms)
         self._interrupted: deque[_Interrupted] = deque(maxlen=_MAX_INTERRUPTED)
         self._audible = False
+        self._pauses: set[str] = set()
+        self._played_ms = 0.0
+        """Played since the queue was last empty or flushed, until :attr:`_playing_since`."""
+        self._playing_since: float | None = None
+        """Since when playout goes on (s); None while it does not."""
         self._spoken: deque[str] = deque(maxlen=_MAX_INTERRUPTED)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
@@ -230,6 +235,23 @@ class Playback:
         being played counts once playout has run empty or was stopped."""
         return self._tracker.heard_ms(response_id)
 
+    def heard_ms_by(self, response_id: str, now: float) -> int:
+        """Return the audio (ms) of this response that was handed to RTP, of what is being played by
+        the time since playout began."""
+        return self._tracker.heard_ms_by(response_id, self._played_by(now))
+
+    def on_paused(self, why: str, paused: bool, now: float) -> None:
+        """Note that playout is paused for this reason (held or paused) from now on, or no more; it
+        stands still while there is any."""
+        self._played_ms = self._played_by(now)
+        (self._pauses.add if paused else self._pauses.discard)(why)
+        self._playing_since = now if self._audible and not self._pauses else None
+
+    def _played_by(self, now: float) -> float:
+        """Return the audio (ms) that was played since the queue was last empty or flushed."""
+        since = self._playing_since
+        return self._played_ms + (0.0 if since is None else 1000 * max(0.0, now - since))
+
     def received_ms(self, item_id: str) -> int:
         """Return the audio (ms) of this item that was received so far, without what came after an
         interruption."""
@@ -292,6 +314,7 @@ class Playback:
             # An underrun that was over before word of it came: what was heard ended and began.
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
         self._audible = True
+        self._played_ms, self._playing_since = FRAME_MS, None if self._pauses else now
         outputs.append(
             self._timeline.note(now, "agent_speech_started", item_id=self._tracker.first_item)
         )
@@ -301,7 +324,7 @@ class Playback:
         """Count all queued audio as heard, since the queue ran empty. Returns the log line
         ``agent_speech_stopped``, if something was heard. For items that had not fitted the queue
         (trigger ``overflow``), also returns truncations or deletions, as after an interruption."""
-        self.queued_ms = 0
+        self.queued_ms, self._played_ms, self._playing_since = 0, 0.0, None
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
         if was_audible:
@@ -322,6 +345,7 @@ class Playback:
         heard = self._tracker.flush(self._playout.flush())
         self.interrupted_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
+        self._played_ms, self._playing_since = 0.0, None
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=True))

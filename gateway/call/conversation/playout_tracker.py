@@ -250,6 +250,21 @@ class PlayoutTracker:
         parts = (part for part in self._parts.values() if part.response_id == response_id)
         return sum(part.heard for part in parts) // self._bytes_per_ms
 
+    def heard_ms_by(self, response_id: str, played_ms: float) -> int:
+        """Return the audio (ms) of this response that was handed to RTP (:meth:`heard_ms`), also
+        where it is not known yet.
+
+        Args:
+            played_ms: what was played since the queue was last empty or flushed.
+        """
+        left, audio = int(played_ms) // FRAME_MS, 0
+        for queued in self._queue:
+            frames = min(left, queued.frames)
+            left -= frames
+            if queued.part.response_id == response_id:
+                audio += min(queued.audio, frames * self._frame_bytes)
+        return self.heard_ms(response_id) + audio // self._bytes_per_ms
+
     def is_queued(self, response_id: str) -> bool:
         """Return whether audio of this response was queued since the queue was last empty or
         flushed; it may all have been played since, while audio behind it is still queued."""

@@ -193,6 +193,10 @@ class CallRecording:
         announcement."""
         return self.state is State.ASKING and self._plan.consent == "ask"
 
+    def drops(self, _digit: str, _now: float) -> bool:
+        """Return False."""
+        return False
+
     def on_digit(self, _digit: str, _now: float) -> list[Output]:
         """Return nothing. A digit passed here is kept from the conversation; :meth:`on` gets it,
         too, and takes the answer."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from gateway.call.call_record import ToolUse
 from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.playback import SHORTEST_MS
 from gateway.call.inputs import (
     ApprovalResult,
     Input,
@@ -42,6 +43,12 @@ QUESTION_SECONDS = 15.0
 """Longest time for the question to the caller to be said; the rule's time begins when it was
 heard, or after this."""
 
+CUT_MS = 1000
+"""A question that was interrupted before so much of it was heard (ms) counts as not heard."""
+
+MAX_REPEATS = 3
+"""How often such a question is said again."""
+
 LATE = "nobody confirmed it in time"
 """Reason for the model."""
 
@@ -61,6 +68,8 @@ class _Pending:
     decided: Decided
     deadline: float | None = None
     """When it is refused (s); None while the caller is asked about another call first."""
+    repeats: int = 0
+    """How often the caller was asked again after an interruption."""
 
 
 class Approvals:
@@ -176,7 +185,8 @@ class Approvals:
         caller counts as having heard the question they are asked now, the first in line: its time
         for an answer (the rule's ``timeout``) starts, or starts anew; the questions behind it have
         no deadline yet. A question without audio counts never, nor one that was not complete when
-        its session ended."""
+        its session ended; one that was interrupted within ``CUT_MS`` is requested again then
+        (``MAX_REPEATS``)."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
@@ -187,16 +197,22 @@ class Approvals:
             assert isinstance(input.event, ResponseCreated)
             self._responses.append(input.event.response_id)
             return []
-        if self.wants_digits and self._control.responses.idle and self._begun:
-            first, self._heard = self._callers[0], True
+        if not self.wants_digits or not self._control.responses.idle:
+            return []
+        first = self._callers[0]
+        if self._begun(now):
+            self._heard = True
             first.deadline = now + first.rule.timeout
+        elif first.repeats < MAX_REPEATS and self._interrupted:
+            first.repeats += 1
+            return self._ask_caller(now)
         return []
 
-    def on_session_over(self) -> None:
-        """Pause the questions, as the session is over; one that the model has said, or still was
-        queued to its end, may be answered all the same. To be called before responses are
+    def on_session_over(self, now: float) -> None:
+        """Pause the questions, as the session is over; one that the model has said, and that has
+        begun to be heard, may be answered all the same. To be called before responses are
         reset."""
-        self._heard = self._begun and (self._heard or self._control.responses.idle)
+        self._heard = self._begun(now) and (self._heard or self._control.responses.idle)
         self._paused = True
 
     def withdraw(self, keys: Collection[str]) -> None:
@@ -215,13 +231,15 @@ class Approvals:
         return self._ask_caller(now) if self._callers and not self._heard else []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
-        """Handle the caller's DTMF digit, only while :attr:`wants_digits`: 1 approves the call that
-        they are asked about, if the question has begun to be heard, 2 refuses it, others are
-        dropped."""
+        """Handle the caller's DTMF digit, only where it is not dropped (:meth:`drops`): 1 approves
+        the call that they are asked about, 2 refuses it."""
         yes = digit == YES
-        if digit not in (YES, NO) or (yes and not self._begun):
-            return []
         return self._decide(self._callers[0], yes, "caller", "the caller said no", now)
+
+    def drops(self, digit: str, now: float) -> bool:
+        """Return whether a digit is no answer: others than 1 and 2, and 1 before the question has
+        begun to be heard, also where ``CUT_MS`` of it were not heard as it was interrupted."""
+        return digit not in (YES, NO) or (digit == YES and not self._begun(now))
 
     @property
     def wants_digits(self) -> bool:
@@ -230,16 +248,30 @@ class Approvals:
         complete, until it is requested again."""
         return bool(self._callers) and (self._heard or not self._paused)
 
-    @property
-    def _begun(self) -> bool:
-        """Whether audio of the question that the caller is asked now has come."""
-        asked, control = self._question, self._control
+    def _begun(self, now: float) -> bool:
+        """Return whether the question that the caller is asked now has begun to be heard; of one
+        that was interrupted ``CUT_MS`` must have been heard."""
+        playback = self._control.playback
         return self._heard or any(
-            asked is not None
-            and control.responses.may_answer(one, asked)
-            and control.playback.had_audio(one)
-            for one in self._responses
+            playback.heard_ms_by(one, now)
+            >= (CUT_MS if playback.was_interrupted(one) else SHORTEST_MS)
+            for one in self._said
         )
+
+    @property
+    def _interrupted(self) -> bool:
+        """Whether the question that the caller is asked now was interrupted."""
+        return any(self._control.playback.was_interrupted(one) for one in self._said)
+
+    @property
+    def _said(self) -> list[str]:
+        """Ids of the responses that may say the question that the caller is asked now."""
+        asked, responses = self._question, self._control.responses
+        return [
+            one
+            for one in self._responses
+            if asked is not None and responses.may_answer(one, asked)
+        ]
 
     def tick(self, now: float) -> list[Output]:
         """Refuse tool calls about which neither caller nor service has decided in time."""

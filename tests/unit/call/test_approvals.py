@@ -15,8 +15,10 @@ from gateway.call.plan import (
     ApprovalRule,
     CallPlan,
     ContentPlan,
+    DtmfPlan,
     FallbackStep,
     FunctionPlan,
+    InterruptionPlan,
     LimitsPlan,
     ResponseFailurePlan,
     ServerPlan,
@@ -32,9 +34,11 @@ from gateway.realtime.events import (
     ItemAdded,
     OtherEvent,
     ResponseDone,
+    SpeechStopped,
 )
 from tests.support.call_scene import (
     ACK,
+    SPEECH,
     Scene,
     audio,
     audio_done,
@@ -43,6 +47,7 @@ from tests.support.call_scene import (
     done,
     error,
     key,
+    said,
 )
 from tests.unit.call.test_function_calls import outputs_of
 
@@ -234,6 +239,72 @@ def test_a_question_that_nobody_heard_is_not_approved_by_a_key(trouble: str) -> 
     assert scene.requests[-1] is not question
     heard(scene, "r3")
     assert not [words for words in scene.do(key("1")) if words.startswith("run")]
+    assert "output c1" in scene.do(key("2"))
+
+
+@pytest.mark.parametrize("interrupting", [True, False])
+def test_a_question_that_waits_behind_other_words_is_not_approved(interrupting: bool) -> None:
+    """Nor does the key that comes too early cut what is said; it counts once the question is
+    heard."""
+    dtmf = DtmfPlan(interrupt=interrupting)
+    tools = replace(PLAN.tools, approvals=(CALLER,))
+    scene = Scene(replace(PLAN, tools=tools, dtmf=dtmf)).up()
+    scene.at(1.0, created("r1"), audio("r1", "i1", 3000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=[REFUND]))
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 600), done("r2"))
+    scene.listen(2000)
+    assert scene.do(key("1")) == scene.do(key("9")) == []
+    scene.listen(1300)
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
+
+
+@pytest.mark.parametrize(
+    ("pause", "go_on"),
+    [
+        (SPEECH, said(SpeechStopped("item_user", 1010))),
+        (inputs.HoldChanged(True), inputs.HoldChanged(False)),
+    ],
+)
+def test_playout_that_is_paused_brings_no_question_nearer(
+    pause: inputs.Input, go_on: inputs.Input
+) -> None:
+    dtmf = DtmfPlan(interrupt=False)
+    adaptive = InterruptionPlan("adaptive", by_gateway=True)
+    tools = replace(PLAN.tools, approvals=(CALLER,))
+    scene = Scene(replace(PLAN, tools=tools, dtmf=dtmf, interruptions=adaptive)).up()
+    scene.at(1.0, created("r1"), audio("r1", "i1", 1000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=[REFUND]))
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 600), done("r2"))
+    scene.listen(700)
+    scene.do(pause)
+    scene.at(scene.now + 0.3)
+    scene.do(go_on)
+    scene.listen(200)
+    assert scene.do(key("1")) == []
+    scene.listen(200)
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
+
+
+@pytest.mark.parametrize("heard_ms", [0, 40])
+def test_a_question_that_speech_cut_off_is_asked_again(heard_ms: int) -> None:
+    """Three times at most, and no key approves meanwhile."""
+    scene, _ = asked(CALLER)
+    for time in range(4):
+        question = scene.requests[-1]
+        scene.do(created(f"q{time}", question))
+        if heard_ms:
+            scene.do(audio(f"q{time}", f"iq{time}", 600))
+            scene.listen(heard_ms)
+        scene.do(SPEECH, done(f"q{time}", "cancelled"))
+        scene.do(said(InputCommitted("item_user")), created(f"a{time}"))
+        assert scene.do(key("1")) == []
+        scene.do(audio(f"a{time}", f"ia{time}", 200), done(f"a{time}"))
+        scene.listen(300)
+        assert (scene.requests[-1] is not question) == (time < 3)
+    assert [(one.response or {}).get("instructions") for one in scene.requests] == [
+        "Say exactly: refund 250?"
+    ] * 4
+    assert scene.do(key("1")) == []
     assert "output c1" in scene.do(key("2"))
 
 
