@@ -268,9 +268,7 @@ class Approvals:
         """Ids of the responses that may say the question that the caller is asked now."""
         asked, responses = self._question, self._control.responses
         return [
-            one
-            for one in self._responses
-            if asked is not None and responses.may_answer(one, asked)
+            one for one in self._responses if asked is not None and responses.may_answer(one, asked)
         ]
 
     def tick(self, now: float) -> list[Output]:

@@ -398,6 +398,7 @@ def test_a_decision_about_a_use_is_asked_for_once() -> None:
     scene.do(created("r1"), done("r1", calls=[("collect_digits", "c1")] * 3))
     scene.do(done("r2", calls=[("collect_digits", "c1")]))
     scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 200), done("r3"))
+    scene.listen(100)
     scene.do(key("1"), key("4"), key("#"))
     assert scene.seen.count("output c1") == 1
     assert len(scene.requests) == 2
