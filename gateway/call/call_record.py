@@ -541,7 +541,8 @@ class CallRecord:
     def as_live_json(self, now: datetime) -> dict[str, Any]:
         """Return the fields of a live call, for API and console: those that records of live and
         ended calls share, with ``state``, ``age_seconds`` (since :attr:`started_at`), state of the
-        recording ("" where none is wanted), and line quality. Nothing in them is masked.
+        recording ("" before anything was asked or recorded), and line quality. Nothing in them is
+        masked.
 
         Args:
             now: time of day, with a time zone.

@@ -193,8 +193,8 @@ class RemoteRinging:
 class ReferProgress:
     """Progress of our REFER: the response to it, then each NOTIFY (RFC 3515).
 
-    A first code below 300 means that the REFER was accepted. ``final``: nothing follows. ``by_us``:
-    a limit of ours kept us from sending it (403).
+    A first code below 300 means that the REFER was accepted: 100 stands for its 202. ``final``:
+    nothing follows. ``by_us``: a limit of ours kept us from sending it (403).
     """
 
     code: int

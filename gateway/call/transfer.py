@@ -441,11 +441,12 @@ class Transfer:
         return True
 
     def _on_refer_progress(self, told: inputs.ReferProgress, now: float) -> list[Output]:
-        """Handle a response to the REFER or a NOTIFY (RFC 3515), by its code:
+        """Handle progress of the REFER (RFC 3515), by its code; 100 stands for its 202, 200 is of a
+        NOTIFY, or of a peer that will send none.
 
-        300 and more fails the transfer (``refused`` if the peer refused the REFER itself; else, and
-        where a limit of ours kept us from sending it, the outcome of the code). A lower code means
-        that the REFER was accepted: 200 and more is success, and sets :attr:`over`; 1xx as the last
+        300 and more fails the transfer: ``refused`` where the REFER was not accepted, or could not
+        be sent; the outcome of the code where it was, or where a limit of ours kept us from sending
+        it. 200 and more is success, and sets :attr:`over`; 1xx as the last
         NOTIFY fails the transfer as ``unknown``; 180 to 199 of a blind transfer is told to the
         model; other codes are only logged. Nothing if the progress is of an earlier REFER: we have
         a B-leg, and no REFER was sent for it.

@@ -11,7 +11,7 @@ import pytest
 from gateway.devtools.emulator.script import Script
 from tests.calls.test_access import Stranger, settled
 from tests.support.digest_answer import answer
-from tests.support.harness import eventually
+from tests.support.harness import contents, eventually
 from tests.support.sip_phone import PhoneCall
 from tests.support.site_under_test import Site, site
 
@@ -74,7 +74,7 @@ async def test_calls_with_credentials(runner: object, own_folder: Path) -> None:
             assert "stale" not in challenges(wrong)["MD5"]
         await gateway.gateway.wait("sip.rejected", rule="digest: wrong credentials")
         assert len(gateway.emulator.sessions) == 2
-        files = [file.read_bytes() for file in (own_folder / "records").glob("*")]
+        files = contents(own_folder / "records")
         assert PASSWORD.encode() not in b"".join([str(gateway.gateway.lines).encode(), *files])
 
 

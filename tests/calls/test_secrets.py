@@ -12,7 +12,7 @@ import httpx
 
 from tests.calls.test_api import API, TOKENS
 from tests.support.gateway_process import WITHIN_S
-from tests.support.harness import API_KEY, TRUSTED, GatewayStack, eventually
+from tests.support.harness import API_KEY, TRUSTED, GatewayStack, contents, eventually
 from tests.support.http_service import Answer, http_service
 
 CANARIES = {
@@ -180,7 +180,7 @@ async def test_words_by_rule_are_in_nothing_that_is_kept_or_told(own_folder: Pat
         await eventually(lambda: any(b"call.ended" in one.body for one in receiver.asked), "end")
         record = await world.record(call)
         await world.stop()
-    kept = b"".join(file.read_bytes() for file in world.records_folder.rglob("*") if file.is_file())
+    kept = b"".join(contents(world.records_folder))
     places = {
         "log": json.dumps(world.gateway.lines),
         "pages": " ".join(page.text for page in pages),

@@ -19,7 +19,7 @@ from gateway.audio.tone_detection import DtmfDetector
 from tests.calls.test_api import API
 from tests.calls.test_recordings import open_files
 from tests.calls.test_transfer_blind import outputs_of
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import GatewayStack, contents, eventually
 from tests.support.http_service import Answer, HttpService, http_service, self_signed
 from tests.support.sip_phone import PhoneCall
 
@@ -113,7 +113,7 @@ class Paying:
 
     def written(self) -> bytes:
         """All that is in files and log, and all that the model's server got."""
-        files = [path.read_bytes() for path in self.world.folder.rglob("*") if path.is_file()]
+        files = contents(self.world.folder)
         log = json.dumps(self.world.gateway.lines).encode()
         got = [
             repr((one.client_events, one.server_events)).encode()

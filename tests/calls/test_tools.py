@@ -15,7 +15,7 @@ import pytest
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support import figures
-from tests.support.harness import GatewayStack, eventually, wishes
+from tests.support.harness import GatewayStack, contents, eventually, wishes
 from tests.support.http_service import Answer, HttpService, http_service
 from tests.support.listening import is_silence
 from tests.support.referred import dial
@@ -396,6 +396,6 @@ async def test_what_the_session_is_told_and_no_log(world: GatewayStack) -> None:
     await world.summary_at_end(call)
     await world.record(call)
     assert SECRET not in json.dumps(world.gateway.lines)
-    logs = [file.read_text() for file in world.records_folder.glob("*.json*")]
+    logs = [text.decode() for text in contents(world.records_folder, "*.json*")]
     assert any('"server_label": "docs"' in text or '"server_label":"docs"' in text for text in logs)
     assert not any(SECRET in text for text in logs), "nor in the events of a session"

@@ -459,6 +459,15 @@ async def eventually(condition: Condition, what: str, within_s: float = WITHIN_S
         raise AssertionError(f"never: {what}") from None
 
 
+def contents(folder: Path, pattern: str = "*") -> list[bytes]:
+    """What the files below a folder have in them. A gateway renames them as they are complete: who
+    finds one gone looks anew."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            return [path.read_bytes() for path in folder.rglob(pattern) if path.is_file()]
+    raise AssertionError(f"files below {folder} come and go")
+
+
 def closed_port() -> int:
     """A TCP port on which nobody listens."""
     return ports.free_port("127.0.0.1")

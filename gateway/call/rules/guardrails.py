@@ -190,7 +190,7 @@ class Guardrails:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.add(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
-                return self._on_response_created(response_id, now)
+                return self._note_answer_or_drop(response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 words = self._find_or_add_words(delta)
                 return self._check_agent(delta.item_id, words, delta.delta, now, whole=False)
@@ -224,10 +224,11 @@ class Guardrails:
 
     # ---- how
 
-    def _on_response_created(self, response_id: str, now: float) -> list[Output]:
-        """Handle ``response.created``: drop the response if it answers a turn that was refused; a
-        request of ours that it was only presumed to answer is queued again. Nothing for a response
-        to our request with instructions or other settings of its own."""
+    def _note_answer_or_drop(self, response_id: str, now: float) -> list[Output]:
+        """Note the response as the answer of all turns that have none, or of the latest: a later
+        refusal of one of these stops it. If one is refused already, drop the response, check none
+        of its words, and queue again a request of ours, with settings of its own, that it may have
+        displaced. Nothing for a response to such a request."""
         if self._control.responses.answers_turn(response_id) and self._turns.note_answer(
             response_id
         ):

@@ -168,10 +168,10 @@ class HoldWait:
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`tick` acts (s): ``max_wait`` after the wait began, or sooner, when speech
-        that has stopped will count as a human's. That is ``SETTLE_SECONDS`` after it stopped, or
-        ``WORDS_SECONDS`` while its transcript is awaited. None without a wait and while the call is
-        ending."""
+        """When :meth:`tick` acts (s): ``max_wait`` after the wait began, or sooner, when it judges
+        whether speech that has stopped was a human's. That is ``SETTLE_SECONDS`` after it stopped,
+        or ``WORDS_SECONDS`` while its transcript is awaited. None without a wait and while the
+        call is ending."""
         if self._wait is None or self._control.termination is not None:
             return None
         latest = self._since + self._plan.max_wait

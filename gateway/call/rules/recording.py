@@ -226,7 +226,7 @@ class CallRecording:
     def start_if_due(self, now: float, *, confirmed: bool) -> list[Output]:
         """Start the recording, on a route that records always and asks for no consent, once
         ``confirmed``: the ACK came. Nothing if the recording has a state already. Called after each
-        input."""
+        input, and before ``StartMedia``, so that the first frame is recorded."""
         plan = self._plan
         if not confirmed or plan.mode != "always" or plan.consent != "none" or self.state:
             return []

@@ -291,8 +291,9 @@ class Silence:
     def backend_works(self) -> bool:
         """Whether the backend of a Live session works on what the voice has delegated to it, and
         its time is not over: ``BACKEND_SECONDS`` since the last delegation or its last response
-        with function calls, whichever was later, and ``MAX_WORK_SECONDS`` in all. False for a
-        Realtime session."""
+        with function calls, whichever was later, and at most ``MAX_WORK_SECONDS`` since the server
+        began to work (MCP calls count) with no word of model or caller in between. Stays True until
+        :meth:`tick` notices that the time is over. False for a Realtime session."""
         return self._works_until > 0
 
     @property
