@@ -311,10 +311,12 @@ class Playback:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
         if self._audible:
-            # An underrun that was over before word of it came: what was heard ended and began.
+            # An underrun that was over before word of it came: what was heard ended and began. What
+            # was played before it still counts, as the tracker has not been told of an end.
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
+        else:
+            self._played_ms, self._playing_since = FRAME_MS, None if self._pauses else now
         self._audible = True
-        self._played_ms, self._playing_since = FRAME_MS, None if self._pauses else now
         outputs.append(
             self._timeline.note(now, "agent_speech_started", item_id=self._tracker.first_item)
         )

@@ -219,6 +219,17 @@ def test_a_key_cuts_the_question_short() -> None:
     assert seen[-1] == 'run refund c1 {"amount": 250}'
 
 
+def test_a_question_is_heard_also_behind_an_underrun_whose_end_was_not_told() -> None:
+    """It was short: audio was queued again before word of it came."""
+    scene = Scene(replace(PLAN, tools=replace(PLAN.tools, approvals=(CALLER,)))).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000), done("r1", calls=[REFUND]))
+    scene.listen(2000)
+    scene.do(created("r2"), audio("r2", "i2", 2000))
+    scene.listen(100)
+    assert scene.do(inputs.PlayoutStarted()) == []
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
+
+
 @pytest.mark.parametrize("trouble", ["unanswered", "refused", "without audio"])
 def test_a_question_that_nobody_heard_is_not_approved_by_a_key(trouble: str) -> None:
     """Whatever else is said meanwhile: it is refused in time, or by the key for that."""
