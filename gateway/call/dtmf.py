@@ -118,17 +118,19 @@ class DtmfInput:
 
         Where no B-leg is joined, only logged while the conversation is being ended or an action
         suspends the audio (hold, transfer). Private and sensitive digits of ``collect_digits`` are
-        logged as ``*``.
+        logged as ``*``. Notes in ``ConversationControl.digit_taken`` whether the digit may still be
+        an answer about a recording.
 
         Args:
             in_band: detected in the audio; ignored, and not logged, once the caller's side has sent
                 a digit as RTP event or in INFO.
         """
         control = self._control
-        if in_band and self._signalled:
+        repeated, consumer = in_band and self._signalled, control.dtmf_consumer
+        control.digit_taken = repeated or consumer not in (None, control.recording)
+        if repeated:
             return []  # the tone of a key that was signalled, too
         self._signalled = self._signalled or not in_band
-        consumer = control.dtmf_consumer
         private = (
             consumer is control.collecting
             and consumer is not None

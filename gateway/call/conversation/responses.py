@@ -172,7 +172,7 @@ class ResponseQueue:
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
-        self._presumed: CreateResponse | None = None
+        self.presumed: CreateResponse | None = None
         """Our request that was unanswered when the latest response came, which names none: it is
         taken for the answer, by guess, or the request is expected to be refused; else None."""
         self._server_names_requests = False
@@ -290,12 +290,12 @@ class ResponseQueue:
         Args:
             request: our request, where the response's metadata names it.
         """
-        self._presumed = None
+        self.presumed = None
         if request is not None:
             self._server_names_requests = True
         elif self._sent is not None and not self._server_names_requests:
             request = None if self._turns else self._sent
-            self._presumed, self._sent = self._sent, None  # only one runs at a time
+            self.presumed, self._sent = self._sent, None  # only one runs at a time
         if request is None:
             self._turns = max(0, self._turns - 1)
         elif request is self._sent:
@@ -323,8 +323,8 @@ class ResponseQueue:
             create: the refused request; None where the error does not name it: then the sent one,
                 or the one that was unanswered when the latest response came without naming any.
         """
-        create = create or self._sent or self._presumed
-        self._presumed = None
+        create = create or self._sent or self.presumed
+        self.presumed = None
         for response_id in [name for name, one in self._requests.items() if one is create]:
             self._requests[response_id] = None  # it was no answer to this
         if create is None or any(one is create for one in self._waiting):
@@ -340,8 +340,8 @@ class ResponseQueue:
         no request: it may be the answer, or have taken its place. Called when that response is
         being dropped. The request goes first once that response is done. Nothing for a request
         without settings of its own."""
-        if self._presumed is not None and self._presumed.response is not None:
-            self.on_collision(self._presumed, now)
+        if self.presumed is not None and self.presumed.response is not None:
+            self.on_collision(self.presumed, now)
 
     def on_refused(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None

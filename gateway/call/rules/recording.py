@@ -27,7 +27,14 @@ from gateway.call.outputs import (
     StopRecording,
 )
 from gateway.call.tools.commands import RecordingPlan
-from gateway.realtime.events import CreateResponse, InputTranscribed, ResponseCreated
+from gateway.measures import BoundedDict
+from gateway.realtime.events import (
+    CreateResponse,
+    InputTranscribed,
+    ResponseCreated,
+    ServerEvent,
+    SpeechStarted,
+)
 from gateway.text import contains_phrase, words_of
 
 QUESTION_SECONDS = 15.0
@@ -39,7 +46,10 @@ KEY_SECONDS = 1.0
 
 MAX_REPEATS = 3
 """How often a prompt that was interrupted is said again, or one that waits gets more time, before
-the call is not recorded."""
+the call is not recorded. One that ended without audio is said again once."""
+
+MAX_TURNS = 8
+"""Turns of the caller whose words are awaited; a transcript comes within seconds."""
 
 
 class State(StrEnum):
@@ -101,6 +111,7 @@ class CallRecording:
         PlayoutStarted,
         PlayoutDrained,
         DigitPressed,
+        SpeechStarted,
         InputTranscribed,
         ResponseCreated,
     )
@@ -121,6 +132,9 @@ class CallRecording:
         """How often the agent had waited in a queue when the prompt was requested."""
         self._repeats = 0
         """How often it was said again, or got more time to begin."""
+        self._turns: BoundedDict[str, bool] = BoundedDict(MAX_TURNS)
+        """Of the caller's latest turns, by item: whether they may have heard some of the prompt as
+        they began to speak."""
         self._paused = False
         """The session is over, and no other has taken over yet: nothing can be said."""
         self._by = ""
@@ -162,23 +176,51 @@ class CallRecording:
         return self._paused or suspended or self._control.waiting
 
     @property
+    def _queued_since(self) -> bool:
+        """Whether the agent has waited in a queue since the prompt was requested: whoever picks up
+        has not heard it."""
+        return self._waits != len(self._control.timeline.record.content.hold_waits)
+
+    @property
+    def _requested(self) -> bool:
+        """Whether the prompt is still to come: its request is unanswered or waits, also once more,
+        after a silence or since it has collided with the response that was taken for its answer."""
+        said, responses = self._response, self._control.responses
+        if said in responses.running and responses.request_of(said) is self._request:
+            return False
+        return responses.is_open(self._request)
+
+    @property
+    def _soundless(self) -> bool:
+        """Whether the response that says the prompt was not interrupted and has had no audio yet,
+        or at all."""
+        said, playback = self._response, self._control.playback
+        if said is None or said.startswith(PAST) or playback.was_interrupted(said):
+            return False
+        return not playback.had_audio(said)
+
+    @property
     def _say_due(self) -> bool:
         """Whether the prompt is to be said again: it was interrupted before it was heard to its
-        end, or is neither said nor requested, as its session is over, or the agent waits in a
-        queue, for which requests are dropped."""
-        if self.state is not State.ASKING or self._heard:
+        end, ended without audio, was heard before the agent waited in a queue, or is neither said
+        nor requested, as its session is over, or the agent waits in a queue, for which requests are
+        dropped."""
+        if self.state is not State.ASKING or self._requested:
             return False
+        if self._heard or self._queued_since:
+            return self._queued_since
         if self._response is None:
-            return not self._control.responses.is_open(self._request)
-        return self._control.playback.was_interrupted(self._response)
+            return True
+        cut = self._control.playback.was_interrupted(self._response)
+        return cut or (self._soundless and self._control.responses.idle)
 
     def _may_agree(self, now: float) -> bool:
         """Return whether the caller may have heard some of the prompt, so that they can agree to
         it: its audio was known to be played, or what was queued before it is over. False where the
-        agent has waited in a queue since: whoever picks up has not heard it."""
-        if self._waits != len(self._control.timeline.record.content.hold_waits):
+        agent has waited in a queue since."""
+        if self.state is not State.ASKING or self._queued_since:
             return False
-        if self._heard or self._response is None:
+        if self._heard or self._response is None or self._requested:
             return self._heard
         playback = self._control.playback
         # One of a session that is over was complete, and what was heard of it is not known.
@@ -244,40 +286,54 @@ class CallRecording:
         return self._stop(State.STOPPED, now) if self.state in _UP else []
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases.
-        A digit for a joined B-leg is none. The prompt counts as heard when playout has begun and
-        run empty, and no response runs, is requested or waits. If it was interrupted, or could not
-        be requested, it is said again then; after a digit that is no answer in ``KEY_SECONDS``."""
+        """Take the caller's no or yes, from a DTMF digit or a transcript with one of the phrases. A
+        digit for a joined B-leg, an approval or ``collect_digits`` is none. The prompt counts as
+        heard when playout has begun and run empty, and no response runs, is requested or waits. If
+        it was interrupted, had no audio, or could not be requested, it is said again then; after a
+        digit that is no answer in ``KEY_SECONDS``."""
         if isinstance(input, DigitPressed):
-            if self._control.call_actions.joined:
+            taken, self._control.digit_taken = self._control.digit_taken, False
+            if taken or self._control.call_actions.joined:
                 return []
             no, yes = input.digit == self._plan.no_key, input.digit == self._plan.yes_key
-            outputs = self._answer(no, yes, now)
+            outputs = self._answer(no, yes and self._may_agree(now), now)
             if self._say_due and self.wants_digits:
                 self._due = now + KEY_SECONDS  # no turn of the caller follows
             return outputs
         if isinstance(input, ServerEventReceived):
-            if isinstance(input.event, ResponseCreated):
-                request = self._control.responses.request_of(input.event.response_id)
-                asked = self.state is State.ASKING and not self._heard
-                if asked and request is not None and request.words == self._plan.prompt:
-                    self._response = input.event.response_id
-                    before = self._control.playback.queued_ms / 1000
-                    self._due = now + before + QUESTION_SECONDS
-                return []
-            assert isinstance(input.event, InputTranscribed)
-            words = words_of(input.event.transcript)
-            no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
-            yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
-            return self._answer(no, yes, now)
-        if self.state is not State.ASKING or self._heard:
+            return self._on_event(input.event, now)
+        if self.state is not State.ASKING:
             return []
         if isinstance(input, PlayoutStarted):
             self._begun = True
         elif self._begun and self._control.responses.idle:
             if self._say_due:
                 return [] if self.deadline is None else self._say_again(now)
-            return self._on_prompt_heard(now)
+            return [] if self._heard else self._on_prompt_heard(now)
+        return []
+
+    def _on_event(self, event: ServerEvent, now: float) -> list[Output]:
+        """Note which response says the prompt (of a server that names no requests, the one that
+        came while it was requested), and what the caller has heard as they begin to speak; take
+        their answer from a transcript. A yes counts by when its turn began, since its words come
+        later; where that is not known, by now."""
+        responses = self._control.responses
+        match event:
+            case ResponseCreated(response_id) if self.state is State.ASKING and not self._heard:
+                request = responses.request_of(response_id) or responses.presumed
+                if request is not None and request.words == self._plan.prompt:
+                    self._response = response_id
+                    before = self._control.playback.queued_ms / 1000
+                    self._due = now + before + QUESTION_SECONDS
+            case SpeechStarted(item_id):
+                self._turns[item_id] = self._may_agree(now)
+            case InputTranscribed(item_id, text):
+                words = words_of(text)
+                no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
+                yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
+                known = self._turns.get(item_id)
+                may_agree = self._may_agree(now) if known is None else known
+                return self._answer(no, yes and may_agree and not self._queued_since, now)
         return []
 
     def on_session_over(self) -> None:
@@ -288,6 +344,7 @@ class CallRecording:
             self._response = None
         else:
             self._response = PAST + self._response.removeprefix(PAST)
+        self._turns.clear()  # the next one may use the ids again
         self._paused = True
 
     def ask_again(self, now: float) -> list[Output]:
@@ -300,10 +357,11 @@ class CallRecording:
 
     def tick(self, now: float) -> list[Output]:
         """Act on the deadline, if consent is awaited: a prompt that is being played counts as heard
-        now, one that was interrupted or could not be requested is said again, and one that waits
-        for another response gets as long once more (``MAX_REPEATS`` in all); one that never began,
-        or a missing answer, counts as unanswered: the call is not recorded. After an announcement
-        the caller may no longer object. A greeting that was kept is requested."""
+        now, one that was interrupted, had no audio or could not be requested is said again, and one
+        that is still to come, as it waits for another response, gets as long once more
+        (``MAX_REPEATS`` in all); where nothing was said, or no answer came, that counts as
+        unanswered: the call is not recorded. After an announcement the caller may no longer object.
+        A greeting that was kept is requested."""
         if self.deadline is None or now < self.deadline:
             return []
         if self._due is not None and now >= self._due:
@@ -312,10 +370,12 @@ class CallRecording:
             return self._greet(now)
         if self._say_due:
             return self._say_again(now)
-        if not self._heard and self._begun:
-            if self._response is not None:
+        if not self._heard:
+            coming, waits = self._requested, self._begun and not self._control.responses.idle
+            silent = coming or self._response is None or self._soundless
+            if self._begun and not silent:
                 return self._on_prompt_heard(now)
-            if self._control.responses.active is not None and self._repeats < MAX_REPEATS:
+            if (coming or waits) and self._repeats < MAX_REPEATS:
                 self._repeats += 1  # it waits for what is being said
                 self._due = now + QUESTION_SECONDS
                 return []
@@ -381,18 +441,23 @@ class CallRecording:
         return self._start(self._by, "announced", now) + self._greet(now)
 
     def _say_again(self, now: float) -> list[Output]:
-        """Have the model say the prompt again; after ``MAX_REPEATS`` give it up as not
-        answered."""
+        """Have the model say the prompt again; after ``MAX_REPEATS``, or once after one that ended
+        without audio, give it up as not answered."""
         if self._repeats >= MAX_REPEATS:
             return self._decide(State.UNANSWERED, "unanswered", now)
-        self._repeats += 1
+        # One without audio has failed, with its retries, and such failures in a row end the call.
+        self._repeats = MAX_REPEATS if self._soundless else self._repeats + 1
         return self._begin_asking(self._by, now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:
         """Handle the caller's answer; with both, ``no`` counts. A no while consent is awaited
         refuses the recording; one within ``consent_timeout`` after an announcement stops and
-        deletes it. A yes starts it, where that was asked (``consent = "ask"``) and some of the
-        question was heard (:meth:`_may_agree`). Nothing at other times."""
+        deletes it. A yes starts it, where that was asked (``consent = "ask"``). Nothing at other
+        times.
+
+        Args:
+            yes: given by who had heard some of the question (:meth:`_may_agree`).
+        """
         record = self._control.timeline.record.recording
         asking = self.state is State.ASKING
         may_object = record is not None and record.consent == "announced" and self._due is not None
@@ -402,7 +467,7 @@ class CallRecording:
             return []
         if no:
             return self._decide(State.REFUSED, "refused", now)
-        if yes and self._plan.consent == "ask" and self._may_agree(now):
+        if yes and self._plan.consent == "ask":
             return self._decide(State.RECORDING, "given", now)
         return []
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,19 +12,33 @@ from gateway.audio import Codec
 from gateway.call import inputs
 from gateway.call.call_record import RecordingRecord
 from gateway.call.plan import (
+    ApprovalRule,
     CallPlan,
     DtmfPlan,
     EscapePlan,
     FallbackStep,
+    FunctionPlan,
     HoldWaitPlan,
     InterruptionPlan,
     LimitsPlan,
     ServerPlan,
+    SilencePlan,
     ToolsPlan,
 )
 from gateway.call.rules.recording import MAX_REPEATS
-from gateway.call.tools.commands import Destination, RecordCall, RecordingPlan, TransferPlan
-from gateway.realtime.events import InputCommitted, InputTranscribed, SpeechStopped
+from gateway.call.tools.commands import (
+    CollectPlan,
+    Destination,
+    RecordCall,
+    RecordingPlan,
+    TransferPlan,
+)
+from gateway.realtime.events import (
+    InputCommitted,
+    InputTranscribed,
+    SpeechStarted,
+    SpeechStopped,
+)
 from tests.support.call_scene import (
     SPEECH,
     Scene,
@@ -32,6 +47,8 @@ from tests.support.call_scene import (
     closed,
     created,
     done,
+    error,
+    failed,
     key,
     said,
 )
@@ -48,8 +65,15 @@ def asked(
     by_gateway: bool = False,
     waits: bool = False,
     interrupts: bool = True,
+    begins: bool = True,
+    **more: Any,
 ) -> Scene:
-    """A call whose caller is being told, or asked, and may reach a human with 0."""
+    """A call whose caller is being told, or asked, and may reach a human with 0; with ``begins``
+    False the request for that is unanswered.
+
+    Args:
+        more: of the plan, in place of what it has here.
+    """
     plan = CallPlan(
         "r",
         Codec.PCMU,
@@ -70,8 +94,9 @@ def asked(
     )
     if by_gateway:
         plan = replace(plan, interruptions=InterruptionPlan(by_gateway=True))
-    scene = Scene(plan).up()
-    scene.do(created("r1", scene.requests[-1]))
+    scene = Scene(replace(plan, **more)).up()
+    if begins:
+        scene.do(created("r1", scene.requests[-1]))
     return scene
 
 
@@ -354,3 +379,166 @@ def test_a_long_prompt_that_plays_on_as_its_session_is_replaced_counts_as_heard(
     scene.do(*([key("1")] if consent == "ask" else []))
     assert recording_of(scene).state == "recording"
     assert words(scene) == [PROMPT, "Hello"]
+
+
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+@pytest.mark.parametrize("end", [failed, done])
+def test_a_prompt_that_had_no_sound_is_said_again_and_not_taken_for_heard(
+    consent: str, end: Any
+) -> None:
+    """Its retries are used up, and the message in its place was heard."""
+    scene = asked(consent)
+    scene.do(end("r1"), created("r2", scene.requests[-1]))
+    scene.do(end("r2"))
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 500), done("r3"))
+    scene.listen(600)
+    scene.do(said(InputTranscribed("item_user", "Yes?")))
+    assert recording_of(scene).state == "asking"
+    sorry = words(scene)[2]
+    assert "Sorry" in sorry
+    assert words(scene) == [PROMPT, PROMPT, sorry, PROMPT]
+    scene.do(created("r4", scene.requests[-1]), audio("r4", "i4", 500), done("r4"))
+    scene.listen(600)
+    scene.do(*([key("1")] if consent == "ask" else []))
+    assert recording_of(scene).state == "recording"
+
+
+def test_a_prompt_that_cannot_be_said_is_given_up_and_the_call_goes_on() -> None:
+    """Before failures in a row end it."""
+    scene = asked("announce")
+    for name in ("r1", "r3"):
+        scene.do(failed(name), created(f"{name}_again", scene.requests[-1]))
+        scene.do(failed(f"{name}_again"))
+        scene.do(created(f"{name}_sorry", scene.requests[-1]))
+        scene.do(audio(f"{name}_sorry", f"i_{name}", 500), done(f"{name}_sorry"))
+        scene.listen(600)
+        scene.do(created("r3", scene.requests[-1]))
+    sorry = words(scene)[2]
+    assert words(scene) == [*[PROMPT, PROMPT, sorry] * 2, "Hello"]
+    assert recording_of(scene).state == "unanswered"
+    assert scene.record.ending is None
+
+
+def test_a_prompt_whose_sound_is_late_is_not_taken_for_heard() -> None:
+    scene = asked("announce", mode="on_demand")
+    hears_prompt(scene)
+    scene.do(inputs.ToolRequest(RecordCall("start", "operator")))
+    scene.do(created("r2", scene.requests[-1]), audio("r1", "i1", 500), audio_done("r1", "i1"))
+    scene.listen(600)
+    scene.at(20.0)
+    assert recording_of(scene).state == "asking"
+    scene.do(audio("r2", "i2", 500), audio_done("r2", "i2"), done("r2"))
+    scene.listen(600)
+    assert recording_of(scene).consent == "announced"
+    assert words(scene) == ["Hello", PROMPT]
+
+
+def test_a_yes_whose_words_come_once_the_question_is_heard_is_none_if_it_began_before() -> None:
+    scene = asked("ask", begins=False)
+    scene.do(SPEECH, created("r1", scene.requests[-1]), audio("r1", "i1", 4000))
+    scene.listen(500)
+    scene.do(said(InputTranscribed("item_user", "Yes, hello?")))
+    assert recording_of(scene).state == "asking"
+    scene.do(said(SpeechStarted("item_2", 3000)), said(InputTranscribed("item_2", "Yes.")))
+    assert recording_of(scene).consent == "given"
+
+
+COLLECTS = ToolsPlan(collect_digits=CollectPlan(enabled=True))
+APPROVES = ToolsPlan(
+    functions={"refund": FunctionPlan()},
+    approvals=(ApprovalRule("refund", "ask_caller", prompt=lambda _name, _given: "A refund?"),),
+)
+
+
+def test_a_digit_of_an_entry_is_no_objection_to_an_announcement() -> None:
+    scene = asked("announce", tools=COLLECTS)
+    hears_prompt(scene)
+    scene.do(created("r2", scene.requests[-1]), done("r2", calls=[("collect_digits", "c1")]))
+    scene.do(key("2"), key("#"))
+    assert recording_of(scene).state == "recording"
+    scene.do(key("2"))
+    assert recording_of(scene).state == "refused"
+
+
+def test_a_key_that_refuses_a_tool_is_no_objection_to_an_announcement() -> None:
+    scene = asked("announce", tools=APPROVES)
+    hears_prompt(scene)
+    scene.do(created("r2", scene.requests[-1]), done("r2", calls=[("refund", "c1")]))
+    assert "output c1" in scene.do(key("2"))
+    assert recording_of(scene).state == "recording"
+
+
+@pytest.mark.parametrize("question_heard", [True, False])
+def test_a_key_about_a_tool_is_no_consent(question_heard: bool) -> None:
+    """Also where it comes too early for that, and where its tone comes, too."""
+    scene = asked("ask", mode="on_demand", tools=APPROVES)
+    scene.do(inputs.ToolRequest(RecordCall("start", "operator")))
+    scene.do(done("r1", calls=[("refund", "c1")]))
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), audio_done("r2", "i2"))
+    scene.do(done("r2"))
+    scene.listen(600)
+    scene.do(created("r3", scene.requests[-1]))
+    if question_heard:
+        scene.do(audio("r3", "i3", 500), audio_done("r3", "i3"), done("r3"))
+        scene.listen(600)
+    assert words(scene) == ["Hello", PROMPT, "Say exactly: A refund?"]
+    scene.do(key("1"), inputs.DigitPressed("1", in_band=True))
+    assert scene.seen.count("run refund c1 {}") == question_heard
+    assert recording_of(scene).state == "asking"
+    if question_heard:
+        scene.do(key("1"))
+        assert recording_of(scene).consent == "given"
+
+
+def test_who_picks_up_is_asked_also_where_a_menu_has_heard_the_question() -> None:
+    scene = asked("ask", waits=True)
+    hears_prompt(scene)
+    music(scene)
+    assert scene.record.content.hold_waits
+    scene.at(40.0, said(InputTranscribed("item_user", "Yes?")))
+    scene.at(50.0)
+    scene.do(key("1"))
+    assert recording_of(scene).state == "asking"
+    scene.do(created("r2", scene.requests[1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert words(scene) == [PROMPT, "", PROMPT]
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 500), done("r3"))
+    scene.listen(600)
+    scene.do(key("1"))
+    assert recording_of(scene).consent == "given"
+
+
+@pytest.mark.parametrize("collides", [False, True])
+def test_a_prompt_of_a_server_that_names_no_requests_is_heard_once(collides: bool) -> None:
+    """A turn of the caller waits for an answer: what comes may be that, or the prompt."""
+    scene = asked("announce", begins=False)
+    scene.do(SPEECH, said(SpeechStopped("item_user", 1800)), said(InputCommitted("item_user")))
+    scene.do(created("r1"), *([error("conversation_already_has_active_response")] * collides))
+    scene.do(audio("r1", "i1", 500), audio_done("r1", "i1"))
+    if collides:
+        scene.listen(600)
+        scene.at(16.0)
+        assert recording_of(scene).state == "asking"
+        scene.do(done("r1"), created("r2"), audio("r2", "i2", 500), audio_done("r2", "i2"))
+        scene.do(done("r2"))
+    else:
+        scene.do(done("r1"))
+    scene.listen(600)
+    assert recording_of(scene).consent == "announced"
+    assert words(scene) == [*[PROMPT] * (1 + collides), "Hello"]
+
+
+@pytest.mark.parametrize("ms", [0, 300])
+def test_a_prompt_that_is_requested_anew_after_a_silence_is_not_requested_twice(ms: int) -> None:
+    """Nor is what was heard of it before taken for all of it."""
+    scene = asked("announce", server=ServerPlan(), silence=SilencePlan(timeout=14.5 - ms / 1000))
+    scene.do(audio("r1", "i1", ms))
+    scene.listen(ms + 100)
+    scene.at(14.9)
+    assert words(scene) == [PROMPT, PROMPT]
+    scene.at(16.0)
+    assert recording_of(scene).state == "asking"
+    assert words(scene) == [PROMPT, PROMPT]
+    scene.do(created("r2", scene.requests[-1]), audio("r2", "i2", 500), done("r2"))
+    scene.listen(600)
+    assert recording_of(scene).consent == "announced"
