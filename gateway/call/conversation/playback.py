@@ -195,8 +195,8 @@ class Playback:
 
     def on_audio_done(self, event: AudioDone) -> list[Output]:
         """Handle ``response.output_audio.done``: return ``Play`` with the part's incomplete frame,
-        filled with silence; it is empty where there is none, and tells that no more of the part is
-        to come."""
+        filled with silence; it is empty where there is none, as of an interrupted part, and tells
+        that no more of the part is to come."""
         return self._queue_last_frames(self._tracker.finish((event.item_id, event.content_index)))
 
     def on_response_done(self, response_id: str) -> list[Output]:

@@ -357,9 +357,10 @@ class ResponseQueue:
         return self._next_to_send(now)
 
     def forget_running(self) -> CreateResponse | None:
-        """Forget the running responses and the sent request; requests that wait stay. Return the
-        sent request, else our request of the latest running response; None where the server began
-        that response, and where there is neither."""
+        """Forget the running responses and the sent request, as the caller has heard nothing for
+        too long and the session stays; requests that wait stay. Return the request to repeat: the
+        sent one, else that of the latest running response; None where the server began that
+        response, and where there is neither."""
         asked = self._sent or (self.request_of(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked

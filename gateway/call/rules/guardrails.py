@@ -143,7 +143,8 @@ class _Turns:
         return self._answers[item_id]
 
     def allow(self) -> None:
-        """Allow answers to refused turns again; those dropped before stay dropped."""
+        """Allow answers to the turns refused so far, as a command asks for a response to them;
+        those dropped before stay dropped."""
         self._refused.clear()
 
 
@@ -186,7 +187,7 @@ class Guardrails:
             case inputs.ContentChecked(key, allow, reason):
                 return self._on_answer(key, allow, reason, now)
             case inputs.ToolRequest(command=SendMessage(respond=True) | SendImage(respond=True)):
-                self._turns.allow()  # the application knows what it wants answered
+                self._turns.allow()  # whoever sent it knows what is to be answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.add(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):

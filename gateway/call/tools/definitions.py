@@ -395,8 +395,8 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
     It is the destination without ``allowed_numbers`` that has the given name, upper or lower case.
     Without such a one, what was given is taken as a number, without spaces and -./(), that must
     match :data:`NUMBER`; it is the first destination whose ``allowed_numbers`` match the whole
-    number, which is put into the destination's ``to``. Raises ToolCallError where neither is found.
-    A briefing is cut to ``MAX_BRIEFING`` characters.
+    number, which is put into the destination's ``to``. A briefing is cut to ``MAX_BRIEFING``
+    characters. Raises ToolCallError where neither is found, or the arguments are wrong.
     """
     given = _parse_arguments(TransferArguments, arguments)
     wanted, briefing = given.destination, given.briefing[:MAX_BRIEFING]
