@@ -446,10 +446,10 @@ class Transfer:
 
         300 and more fails the transfer: ``refused`` where the REFER was not accepted, or could not
         be sent; the outcome of the code where it was, or where a limit of ours kept us from sending
-        it. 200 and more is success, and sets :attr:`over`; 1xx as the last
-        NOTIFY fails the transfer as ``unknown``; 180 to 199 of a blind transfer is told to the
-        model; other codes are only logged. Nothing if the progress is of an earlier REFER: we have
-        a B-leg, and no REFER was sent for it.
+        it. 200 and more is success, and sets :attr:`over`; 1xx as the last NOTIFY fails the
+        transfer as ``unknown``; 180 to 199 of a blind transfer is told to the model; other codes
+        are only logged. Nothing if the progress is of an earlier REFER: we have a B-leg, and no
+        REFER was sent for it.
         """
         if self._has_b_leg and not self._replacing:
             return []  # of an earlier REFER

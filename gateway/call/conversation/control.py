@@ -170,6 +170,8 @@ class ConversationControl:
         call-control action begins."""
         self.waiting = False
         """The agent waits in the other side's queue (hold and wait): nothing is to be said."""
+        self.between_sessions = False
+        """The session is over, and no other has taken over yet: nobody could speak."""
         self.digit_taken = False
         """The latest digit was for an approval or ``collect_digits``, also if dropped, or is the
         tone of a key that was signalled: it is no answer about a recording."""

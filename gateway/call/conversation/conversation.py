@@ -445,7 +445,7 @@ class Conversation:
         Returns the last frame, ``Pause(False)`` if barge-in had paused playout, the end of the
         filler sound, and what follows for a briefing.
         """
-        self._answer_lost = self.answer_due
+        self._answer_lost, self.control.between_sessions = self.answer_due, True
         self.transcript.on_session_replaced()
         self._names.reset()
         self._guardrails.on_session_over()
@@ -481,7 +481,7 @@ class Conversation:
         Args:
             due: a response is due.
         """
-        self._user_idle.on_session_replaced()
+        self.control.between_sessions = False
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
         if lost:

@@ -70,7 +70,7 @@ class LineWatch:
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking = True
             case inputs.ServerEventReceived(event=SpeechStopped()) | inputs.SessionClosed():
-                self.on_session_over()
+                self._speaking = False
         return []
 
     def on_session_over(self) -> None:

@@ -135,8 +135,6 @@ class CallRecording:
         self._turns: BoundedDict[str, bool] = BoundedDict(MAX_TURNS)
         """Of the caller's latest turns, by item: whether they may have heard some of the prompt as
         they began to speak."""
-        self._paused = False
-        """The session is over, and no other has taken over yet: nothing can be said."""
         self._by = ""
         """Who wants the recording: route, tool, operator or application."""
         self._due: float | None = None
@@ -172,8 +170,9 @@ class CallRecording:
     def _unheard(self) -> bool:
         """Whether nobody would hear what is said: there is no session, the caller has music, as
         during a transfer, or the agent waits in the other side's queue."""
-        suspended = self._control.call_actions.audio_suspended
-        return self._paused or suspended or self._control.waiting
+        control = self._control
+        suspended = control.call_actions.audio_suspended
+        return control.between_sessions or suspended or control.waiting
 
     @property
     def _queued_since(self) -> bool:
@@ -216,17 +215,13 @@ class CallRecording:
 
     def _may_agree(self, now: float) -> bool:
         """Return whether the caller may have heard some of the prompt, so that they can agree to
-        it: its audio was known to be played, or what was queued before it is over. False where the
-        agent has waited in a queue since."""
+        it: some of its audio was handed to RTP. False where the agent has waited in a queue
+        since."""
         if self.state is not State.ASKING or self._queued_since:
             return False
         if self._heard or self._response is None or self._requested:
             return self._heard
-        playback = self._control.playback
-        # One of a session that is over was complete, and what was heard of it is not known.
-        queued = self._response.startswith(PAST) or playback.is_queued(self._response)
-        over = self._due is not None and now >= self._due - QUESTION_SECONDS
-        return playback.heard_ms(self._response) > 0 or (self._begun and queued and over)
+        return self._control.playback.heard_ms_by(self._response, now) > 0
 
     @property
     def wants_digits(self) -> bool:
@@ -257,7 +252,7 @@ class CallRecording:
                 caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
         unheard = self.state is State.ASKING and not self._heard
-        self._greeting, self._paused = None, False
+        self._greeting = None
         if self._plan.mode != "always" or self._plan.consent == "none":
             return None
         if self.state and not unheard:
@@ -345,12 +340,10 @@ class CallRecording:
         else:
             self._response = PAST + self._response.removeprefix(PAST)
         self._turns.clear()  # the next one may use the ids again
-        self._paused = True
 
     def ask_again(self, now: float) -> list[Output]:
         """Have the session that has taken over say a prompt that was lost, or the greeting, where
         consent was decided meanwhile; nothing without these."""
-        self._paused = False
         if self.state is not State.ASKING:
             return self._greet(now)
         return self._begin_asking(self._by, now) if self._say_due else []
@@ -426,7 +419,7 @@ class CallRecording:
         self._enter(State.ASKING)
         self._due = now + QUESTION_SECONDS
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
-        if self._paused:
+        if self._control.between_sessions:
             return [note]  # :meth:`ask_again` does
         return [note, *self._control.request_response(self._request, now)]
 

@@ -61,8 +61,6 @@ class UserIdleTimeout:
         """When the wait began (s); None before the ACK."""
         self._speaking = False
         self._held = False
-        self._over = False
-        """The session is over, and no other has taken over yet."""
         self._asked = 0
         """Prompts since the caller last spoke or pressed a key."""
 
@@ -94,13 +92,9 @@ class UserIdleTimeout:
 
     def on_session_over(self) -> None:
         """Take a caller's speech as over, since the session that was to tell its end is lost,
-        closed on hold or handed over, and prompt nobody until :meth:`on_session_replaced`. Only
-        flags: the wait goes on, and with a hand-over counts from before it."""
-        self._speaking, self._over = False, True
-
-    def on_session_replaced(self) -> None:
-        """Prompt the caller again from now on: another session has taken over."""
-        self._over = False
+        closed on hold or handed over. Only that: the wait goes on, and with a hand-over counts
+        from before it."""
+        self._speaking = False
 
     def tick(self, now: float) -> list[Output]:
         """When the timeout is over, start the wait anew, and have the model say the prompt; after
@@ -119,7 +113,7 @@ class UserIdleTimeout:
         self._since = now
         heard = self._speaking or control.speaking or not control.responses.idle
         busy = control.waiting or control.call_actions.busy or self._working()
-        busy = busy or self._held or self._over
+        busy = busy or self._held or control.between_sessions
         if heard or busy or control.hangup_after_playout.deadline is not None:
             return []
         if self._asked < self._plan.max_prompts:

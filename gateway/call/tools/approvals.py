@@ -97,8 +97,6 @@ class Approvals:
         """The request for that question; None before it was requested."""
         self._responses: deque[str] = deque(maxlen=MAX_ASKED)
         """Ids of responses that came since and may answer it."""
-        self._paused = False
-        """The session is over, and no other has taken over yet: nobody could ask."""
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
@@ -209,11 +207,10 @@ class Approvals:
         return []
 
     def on_session_over(self, now: float) -> None:
-        """Pause the questions, as the session is over; one that the model has said, and that has
-        begun to be heard, may be answered all the same. To be called before responses are
-        reset."""
+        """Take a question that the model has not said to its end, or that has not begun to be
+        heard, as not heard, since its session is over; another may be answered all the same. To be
+        called before responses are reset."""
         self._heard = self._begun(now) and (self._heard or self._control.responses.idle)
-        self._paused = True
 
     def withdraw(self, keys: Collection[str]) -> None:
         """Forget the questions to the caller about these tool calls, as the session that wanted
@@ -227,7 +224,6 @@ class Approvals:
     def ask_again(self, now: float) -> list[Output]:
         """Go on with the questions, as another session has taken over: request the one whose
         session ended before it was complete, or that has waited meanwhile; nothing without."""
-        self._paused = False
         return self._ask_caller(now) if self._callers and not self._heard else []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
@@ -246,7 +242,7 @@ class Approvals:
         """Whether the caller is being asked, so that DTMF digits go here: from the request for the
         question on, also before it was heard; but not once the session has ended before it was
         complete, until it is requested again."""
-        return bool(self._callers) and (self._heard or not self._paused)
+        return bool(self._callers) and (self._heard or not self._control.between_sessions)
 
     def _begun(self, now: float) -> bool:
         """Return whether the question that the caller is asked now has begun to be heard; of one
@@ -292,7 +288,7 @@ class Approvals:
         first, self._heard, self._question = self._callers[0], False, None
         self._responses.clear()
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
-        if self._paused:
+        if self._control.between_sessions:
             return []
         words = first.rule.prompt(first.name, first.given)
         self._question = self._control.exact_words(words)

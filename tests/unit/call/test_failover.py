@@ -437,13 +437,7 @@ def test_a_caller_who_has_heard_half_the_question_for_consent_is_asked_again(
     recording = RecordingPlan("always", consent=consent, prompt="May we?")
     plan = replace(PLAN, greeting={"instructions": "Hello"}, recording=recording)
     scene = living(70.0, plan)
-    scene.do(created("r1", scene.requests[-1]), said(AgentTranscriptDelta("r1", "i1", 0, "May we")))
-    scene.do(audio("r1", "i1", 300))
-    scene.listen(100)
-    if standby:
-        scene.at(12.0, inputs.StandbyReady("sess_2", None))
-    scene.do(LOST)
-    scene.listen(600)
+    loses_halfway(scene, "May we", standby)
     if not standby:
         scene.do(key("1"))
         scene.do(AGAIN)
@@ -479,13 +473,7 @@ def test_a_disclosure_that_was_lost_with_its_session_is_said_again(
     lost_at = wanted.index("Hello") if said_in else 0
     for number in range(lost_at):
         answer(scene, f"a{number}")
-    scene.do(created("r1", scene.requests[-1]), said(AgentTranscriptDelta("r1", "i1", 0, "I am")))
-    scene.do(audio("r1", "i1", 300))
-    scene.listen(100)
-    if standby:
-        scene.at(12.0, inputs.StandbyReady("sess_2", None))
-    scene.do(LOST)
-    scene.listen(600)
+    loses_halfway(scene, "I am", standby)
     if not standby:
         scene.do(AGAIN)
     for number in range(len(wanted) - lost_at):
@@ -494,6 +482,17 @@ def test_a_disclosure_that_was_lost_with_its_session_is_said_again(
     assert asked == wanted[: lost_at + 1] + wanted[lost_at:]
     scene.do(LOST, AGAIN)
     assert len(scene.requests) == len(asked), "what was said is not said again"
+
+
+def loses_halfway(scene: Scene, words: str, standby: bool) -> None:
+    """The session is lost while the caller hears these words of the latest request's answer."""
+    scene.do(created("r1", scene.requests[-1]), said(AgentTranscriptDelta("r1", "i1", 0, words)))
+    scene.do(audio("r1", "i1", 300))
+    scene.listen(100)
+    if standby:
+        scene.at(12.0, inputs.StandbyReady("sess_2", None))
+    scene.do(LOST)
+    scene.listen(600)
 
 
 def answer(scene: Scene, response: str) -> None:
