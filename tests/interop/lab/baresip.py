@@ -75,7 +75,7 @@ class Phone:
     def __init__(self, root: Root, folder: Path, user: str, *, keys: Keys | None = None) -> None:
         self.user = user
         self.folder = folder
-        self.port = free_port(PHONES)
+        self.port = free_port(PHONES, 2)  # baresip listens for TLS at the next one
         self.events: deque[Event] = deque(maxlen=KEPT)
         """What it said since it last dialled."""
         self._root = root
