@@ -49,7 +49,7 @@ from tests.support.call_scene import (
     key,
     said,
 )
-from tests.unit.call.test_function_calls import outputs_of
+from tests.unit.call.tools.test_function_calls import outputs_of
 
 PLAN = CallPlan(
     "route",
