@@ -23,7 +23,7 @@ from gateway.records.database import Database
 from gateway.records.tables import CLOSED
 from gateway.sip.leg import Invite
 from gateway.sip.messages.headers import invite_of
-from tests.unit.records.test_store import row
+from tests.support.kept_rows import row
 
 NUMBER = "+49301234567"
 

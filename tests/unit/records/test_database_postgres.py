@@ -27,8 +27,9 @@ from gateway.records.tables import (
     version_of,
 )
 from tests.support.harness import eventually
+from tests.support.kept_rows import NOW, Kept, a_record, end, row
 from tests.support.postgres import Postgres
-from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row
+from tests.unit.records.test_database import ORDERS
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Uploads of recordings to an S3-compatible server over HTTP."""
+"""Uploads of recordings to an S3-compatible server over HTTP; files that are erased or kept."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from gateway.audio import Codec
-from gateway.records import retention
+from gateway.records import files, retention
+from gateway.records.database import Database
 from gateway.records.recordings import Options, Recordings
-from gateway.records.retention import Storage, Uploads, delete_uploaded
+from gateway.records.retention import Storage, Uploads, delete_uploaded, erase, sweep_files
+from gateway.records.spool import Spool
+from gateway.records.tables import CLOSED
+from tests.support.kept_rows import NOW, row
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +141,65 @@ def test_a_recording_is_uploaded_once_it_is_complete(storage: Storage, tmp_path:
     asyncio.run(made.stop())
     assert there(storage)["2026/20260103T000000_c.wav"] == one.path.read_bytes()
     assert list((tmp_path / "pending").iterdir()) == []
+
+
+def test_an_erasure_that_fails_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows, by which files are found, are changed last."""
+    database, spool = Database(f"sqlite:///{tmp_path / 'calls.db'}"), Spool(tmp_path)
+    at = NOW.isoformat()
+    database.write([row("c1", CLOSED, invited_at=at, ended_at=at, from_number="+49301")])
+    path = tmp_path / f"{files.file_stem(NOW.isoformat(timespec='milliseconds'), 'c1')}.json"
+    path.touch()
+    spool.pending()
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", lambda *_a, **_k: (tmp_path / "no").stat())
+        with pytest.raises(FileNotFoundError):
+            erase("+49301", database, spool, tmp_path)
+    assert erase("+49301", database, spool, tmp_path)["files"] == 1
+    assert not path.exists()
+    assert database.of_number("+49301") == []
+    spool.close()
+    database.close()
+
+
+def test_what_is_erased_stays_in_no_file(tmp_path: Path) -> None:
+    """Neither in pages that were freed nor in a write-ahead log; both files stay open."""
+    database = Database(f"sqlite:///{tmp_path / 'calls.db'}")
+    database.prepare()
+    spool = Spool(tmp_path)
+    said = {"transcript": [{"who": "caller", "text": "My word is xylophone."}]}
+    at = NOW.isoformat()
+    closed = row("c1", CLOSED, invited_at=at, ended_at=at, from_number="+49301", record=said)
+    database.write([closed])
+    spool.add([closed])
+    assert b"xylophone" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert erase("+49301", database, spool, tmp_path)["waiting"] == 1
+    for path in tmp_path.iterdir():
+        assert b"xylophone" not in path.read_bytes(), path
+        assert b"+49301" not in path.read_bytes(), path
+    spool.close()
+    database.close()
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other(tmp_path: Path) -> None:
+    names = ("20200101T000000_a.json", "20200101T000000_c.json", "20209999T999999_none.json")
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "20200101T000000_b.json").mkdir()
+    with pytest.raises(OSError, match=r"_b\.json"):
+        sweep_files(tmp_path, NOW)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["20200101T000000_b.json", "20209999T999999_none.json"]
+
+
+def test_every_file_of_a_call_on_legal_hold_stays(tmp_path: Path) -> None:
+    held = ["_c1.json", "_c1.events.jsonl", "_c1.wav", "_c1-2.wav.sealed"]
+    others = ["_c2.json", "_c2.events.jsonl", "_c2-2.ogg"]
+    young = ["20260301T000000_c3.json", "erasure.key", "notes_c1.json.part"]
+    old = [f"20260101T000000123{name}" for name in (*held, *others)]
+    for name in (*old, *young):
+        (tmp_path / name).touch()
+    assert sweep_files(tmp_path, datetime(2026, 2, 1, tzinfo=UTC), {"c1"}) == len(others)
+    assert {path.name for path in tmp_path.iterdir()} == {*old[: len(held)], *young}

@@ -65,7 +65,7 @@ def test_a_start_that_takes_too_long_leaves_no_thread(monkeypatch: pytest.Monkey
         monkeypatch.setattr(agent._thread, "_poll", lambda _ms: time.sleep(0.001))
         monkeypatch.setattr(agent._thread, "_housekeeping", lambda: None)
         monkeypatch.setattr(agent, "_close", lambda: closed.append(True))
-        with pytest.raises(AgentError, match="has not started"):
+        with pytest.raises(AgentError, match="pjsip has not started within"):
             await agent.start()
         return agent
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip import BanPolicy, source_policy
-from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
+from gateway.sip import source_policy
 from gateway.sip.source_policy import DigestAuth, DigestOutcome, digest_parameters, digest_response
 from tests.support.digest_answer import answer
 
@@ -128,57 +127,3 @@ def test_nonces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         assert judged(checker, answer(checker.challenge(HOST, 0.0)[0])) is DigestOutcome.GOOD
     assert len(checker._used) == 3
-
-
-def test_bans() -> None:
-    bans = Bans(BanPolicy(after=3, window=10, seconds=100))
-    assert [bans.refused("a", at, surely=False) for at in (0.0, 1.0, 2.0)] == [False, False, True]
-    assert bans.drops("a", 3.0)
-    assert not bans.drops("b", 3.0)
-    assert bans.as_json(3.0) == [{"source": "a", "seconds": 99.0, "dropped": 1}]
-    assert not bans.drops("a", 102.0)
-    assert bans.as_json(102.0) == []
-    # Too far apart.
-    assert not any(bans.refused("c", at, surely=True) for at in (0.0, 1.0, 12.0, 13.0))
-    # Proved: what comes in its name does not count, what only it can send does.
-    bans.proved("d", 0.0)
-    assert not any(bans.refused("d", 1.0, surely=False) for _ in range(10))
-    assert [bans.refused("d", 1.0, surely=True) for _ in range(3)] == [False, False, True]
-    assert not any(bans.refused("f", 1.0, surely=False) for _ in range(2))
-    assert bans.refused("f", 1.0, surely=False)  # by nobody knows whom
-    assert bans.drops("f", 2.0)
-    assert not bans.drops("f", 2.0, may_prove=True)
-    assert not any(bans.refused("f", 2.0, surely=True) for _ in range(3))
-    assert bans.drops("f", 3.0, may_prove=True)
-    bans.proved("e", 0.0)
-    assert any(bans.refused("e", KNOWN_SECONDS + 1, surely=False) for _ in range(3))
-    assert not any(Bans(BanPolicy(after=0)).refused("a", 0.0, surely=True) for _ in range(99))
-
-
-def test_bans_of_other_processes() -> None:
-    bans = Bans(BanPolicy(after=1, window=10, seconds=100))
-    bans.take([("2a00:1450:4001:81b::7", 50.0, False)], 0.0)
-    assert bans.drops("2a00:1450:4001:81b::9", 1.0), "an IPv6 host is counted by its network"
-    # One that proved a password long ago is as any other.
-    bans.proved("192.0.2.1", 0.0)
-    bans.take([("192.0.2.1", 50.0, False)], 1.0)
-    assert "192.0.2.1" not in bans
-    bans.take([("192.0.2.1", 50.0, False)], KNOWN_SECONDS + 1)
-    assert "192.0.2.1" in bans
-
-
-def test_a_short_ban_behind_a_long_one_expires() -> None:
-    bans = Bans(BanPolicy(after=1, window=10, seconds=100))
-    bans.take([("192.0.2.1", 90.0, False), ("192.0.2.2", 5.0, False)], 0.0)
-    bans.take([("192.0.2.2", 50.0, False)], 6.0)
-    assert "192.0.2.2" in bans
-    bans.tick(60.0)
-    assert "192.0.2.2" not in bans
-    assert "192.0.2.1" in bans
-
-
-def test_scanners() -> None:
-    assert is_scanner("friendly-scanner")
-    assert is_scanner(" SIPVicious/0.3")
-    assert not is_scanner("Asterisk PBX 22.1.0")
-    assert not is_scanner("")

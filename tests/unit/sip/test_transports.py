@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The Contact that names our listener, and RTP ports kept bound while somebody sends to them."""
+"""The Contact that names our listener, addresses that nobody outside reaches, and RTP ports kept
+bound while somebody sends to them."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pjsua2 as pj
 import pytest
 
-from gateway.sip import Listen, SipSettings
+from gateway.sip import Listen, Peer, SipSettings, Trunk
 from gateway.sip.library import AgentError
 from gateway.sip.transports import (
     LEAVE_SECONDS,
@@ -19,6 +21,8 @@ from gateway.sip.transports import (
     Listeners,
     RtpPortQuarantine,
     forced_contact,
+    hosts_of,
+    unreachable,
 )
 from tests.interop.lab.ports import free_port
 
@@ -197,3 +201,37 @@ def test_connections_of_tls_are_marked_by_settings_of_their_own(
     monkeypatch.setattr(Listeners, "_secure", lambda _self, _config: None)
     Listeners(endpoint, SipSettings(listen=(Listen("tls", "192.0.2.1", 5061),), dscp=24)).open()
     assert told == [(pj.PJ_QOS_PARAM_HAS_DSCP, 24)] * 2
+
+
+@pytest.mark.parametrize(
+    ("listen", "public", "stun", "known", "warned"),
+    [
+        ("127.0.0.1", "", "", "203.0.113.9", True),
+        ("192.168.1.5", "", "", "203.0.113.9", True),
+        ("192.168.1.5", "", "", "192.168.1.9", False),
+        ("192.168.1.5", "198.51.100.1", "", "203.0.113.9", False),
+        ("192.168.1.5", "", "stun.example", "203.0.113.9", False),
+        ("198.51.100.1", "", "", "203.0.113.9", False),
+        ("fd00::1", "", "", "2001:db8::9", True),
+        ("fd00::1", "", "", "203.0.113.9", False),
+    ],
+)
+def test_unreachable(listen: str, public: str, stun: str, known: str, warned: bool) -> None:
+    settings = SipSettings(
+        listen=(Listen("udp", listen, 5060),), public_address=public, stun_server=stun
+    )
+    lines = unreachable(settings, {"t": [known]})
+    assert bool(lines) is warned
+    remedy = "listen on 0.0.0.0" if listen == "127.0.0.1" else "set sip.public_address"
+    assert all(remedy in line for line in lines)
+
+
+def test_the_hosts_of_a_trunk() -> None:
+    trunk = Trunk(
+        "t",
+        peers=(Peer(ipaddress.ip_network("10.1.0.0/16"), 5070),),
+        registrar="[2001:db8::1]:5061",
+        outbound_proxy="proxy.example:5070",
+    )
+    assert hosts_of(trunk) == ["proxy.example", "2001:db8::1", "10.1.0.0"]
+    assert hosts_of(Trunk("t")) == []

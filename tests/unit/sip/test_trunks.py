@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose request is whose, when to register, who may ask how often, and what is said of refusals."""
+"""Whose request is whose, and when to register."""
 
 from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import address_of
-from gateway.sip import Access, Listen, Peer, SipSettings, Trunk
-from gateway.sip.source_limits import (
-    LINES_AT_ONCE,
-    MAX_REFUSALS,
-    REPEAT_SECONDS,
-    RefusalLog,
-    SourceBuckets,
-    TokenBucket,
-)
-from gateway.sip.transports import hosts_of, unreachable
+from gateway.sip import Access, Peer, Trunk
 from gateway.sip.trunks import (
     RECONNECT_PAUSE_SECONDS,
     OptionsPinger,
@@ -227,77 +217,6 @@ def test_an_old_options_says_nothing_after_a_newer_one() -> None:
     assert back == [trunk]
 
 
-# ---- limits
-
-
-@given(
-    st.floats(0.1, 100),
-    st.integers(1, 20),
-    st.lists(st.floats(0, 2), min_size=1, max_size=60),
-)
-def test_a_bucket_keeps_its_rate(rate: float, burst: int, pauses: list[float]) -> None:
-    bucket, now, taken = TokenBucket(rate, burst), 0.0, 0
-    for pause in pauses:
-        now += pause
-        taken += bucket.take(now)
-        assert taken <= burst + rate * now + 1e-6
-    assert bucket.take(now + burst / rate + 1)
-
-
-def test_sources_are_apart_and_bounded() -> None:
-    buckets = SourceBuckets(max_sources=10)
-    assert buckets.take("a", 1, 1, 0.0)
-    assert not buckets.take("a", 1, 1, 0.0)
-    assert buckets.take("b", 1, 1, 0.0)
-    assert buckets.take("a", 0, 1, 0.0), "no limit"
-    for number in range(100):
-        buckets.take(str(number), 1, 1, 0.0)
-    assert len(buckets) == 10
-
-
-# ---- what is said of refusals
-
-
-def lines_of() -> tuple[RefusalLog, list[Mapping[str, Any]]]:
-    lines: list[Mapping[str, Any]] = []
-    return RefusalLog(lines.append), lines
-
-
-def test_a_refusal_is_said_once_and_then_counted() -> None:
-    log, lines = lines_of()
-    for number in range(1000):
-        log.note("rule", "192.0.2.1", number / 100, code=403)
-    assert lines == [{"rule": "rule", "source": "192.0.2.1", "code": 403}]
-    log.tick(REPEAT_SECONDS)
-    assert lines[1:] == [{"rule": "rule", "source": "192.0.2.1", "repeated": 999, "seconds": 60}]
-    log.tick(2 * REPEAT_SECONDS + 1)
-    assert len(lines) == 2, "it has ceased"
-    log.note("rule", "192.0.2.1", 3 * REPEAT_SECONDS, code=403)
-    assert len(lines) == 3, "and is said anew"
-    assert log.by_rule == {"rule": 1001}
-
-
-def test_another_rule_is_another_line() -> None:
-    log, lines = lines_of()
-    log.note("a", "192.0.2.1", 0.0)
-    log.note("b", "192.0.2.1", 0.0)
-    assert [line["rule"] for line in lines] == ["a", "b"]
-
-
-def test_made_up_sources_do_not_fill_the_disk() -> None:
-    log, lines = lines_of()
-    for number in range(100_000):
-        log.note("rule", str(ipaddress.IPv4Address(number)), number / 10_000)
-    log.tick(10 + REPEAT_SECONDS)
-    assert len(lines) < 2 * LINES_AT_ONCE + 100
-    assert sum(line.get("repeated", 1) for line in lines if line["source"] == "many") > 90_000
-    assert log.by_rule["rule"] == 100_000
-    assert len(log._logged) <= MAX_REFUSALS
-
-
-# ---- addresses
-
-
 def test_a_failed_registration_names_keys() -> None:
     trunk = Trunk("a", registrar="sip.example.net", transport="tls")
     assert "trunk.password" in keys_to_check(401, trunk)
@@ -306,32 +225,8 @@ def test_a_failed_registration_names_keys() -> None:
     assert keys_to_check(500, trunk) == ""
 
 
-@pytest.mark.parametrize(
-    ("listen", "public", "stun", "known", "warned"),
-    [
-        ("127.0.0.1", "", "", "203.0.113.9", True),
-        ("192.168.1.5", "", "", "203.0.113.9", True),
-        ("192.168.1.5", "", "", "192.168.1.9", False),
-        ("192.168.1.5", "198.51.100.1", "", "203.0.113.9", False),
-        ("192.168.1.5", "", "stun.example", "203.0.113.9", False),
-        ("198.51.100.1", "", "", "203.0.113.9", False),
-        ("fd00::1", "", "", "2001:db8::9", True),
-        ("fd00::1", "", "", "203.0.113.9", False),
-    ],
-)
-def test_unreachable(listen: str, public: str, stun: str, known: str, warned: bool) -> None:
-    settings = SipSettings(
-        listen=(Listen("udp", listen, 5060),), public_address=public, stun_server=stun
-    )
-    lines = unreachable(settings, {"t": [known]})
-    assert bool(lines) is warned
-    remedy = "listen on 0.0.0.0" if listen == "127.0.0.1" else "set sip.public_address"
-    assert all(remedy in line for line in lines)
-
-
-def test_hosts_and_targets() -> None:
+def test_where_options_go() -> None:
     trunk = Trunk("t", username="u", registrar="[2001:db8::1]:5061", transport="tls")
-    assert hosts_of(trunk) == ["2001:db8::1"]
     assert options_uri(trunk) == "sip:[2001:db8::1]:5061;transport=tls"
     assert options_uri(Trunk("t", peers=(peer("10.0.0.1", 5070),))) == "sip:10.0.0.1:5070"
     assert options_uri(Trunk("t", peers=(peer("10.0.0.0/8"),))) == ""

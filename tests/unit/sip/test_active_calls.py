@@ -1,45 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one call or one turn raises ends neither the SIP thread nor the other calls."""
+"""Calls are held until the library has forgotten them, and end alone."""
 
 from __future__ import annotations
 
-import threading
 from typing import cast
 
-import pytest
-
-from gateway.sip import Listen, SipSettings
 from gateway.sip.active_calls import Calls, HeldCall
-from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.library import SipThread
 from gateway.sip.trunks import ChallengedCall
-
-
-@pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])
-def test_the_thread_goes_on(part: str) -> None:
-    went_on, turns = threading.Event(), {"poll": 0, "housekeeping": 0}
-
-    def turn(name: str) -> None:
-        turns[name] += 1
-        if name == part and turns[name] < 20:
-            raise ValueError(name)
-
-    def command() -> None:
-        if part == "command":
-            raise ValueError(part)
-
-    thread = SipThread(lambda _ms: turn("poll"), lambda: turn("housekeeping"))
-    thread.start(lambda: None, lambda: None)
-    thread.post(command)
-    thread.post(went_on.set)
-    assert went_on.wait(10)
-    while turns["housekeeping"] < 30:
-        waited = threading.Event()
-        thread.post(waited.set)
-        assert waited.wait(10)
-    thread.stop()
-    assert thread.join(10)
-    assert thread.failures == (1 if part == "command" else 19)
 
 
 class Call:
@@ -116,16 +83,3 @@ def test_one_call_that_raises_ends_alone() -> None:
     calls.poll_keys(1.0)
     assert (broken.failed, good.failed, good.polled) == (True, False, 2)
     assert calls.awaiting_keys == [cast(HeldCall, good)]
-
-
-async def test_a_start_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = UserAgent(
-        SipSettings(listen=(Listen("udp", "127.0.0.1", 0),)),
-        on_invite=lambda _leg: None,
-        on_refused=lambda _refused: None,
-        on_caller_audio=lambda _calls: None,
-    )
-    monkeypatch.setattr("gateway.sip.agent.START_SECONDS", 0.01)
-    monkeypatch.setattr(SipThread, "start", lambda *_started: None)  # as one that does not get on
-    with pytest.raises(AgentError, match="pjsip has not started within"):
-        await agent.start()

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from gateway.sip.messages.headers import (
     display_name_of,
     headers_of,
+    name_addr_of,
     reason_of,
     request_uri_of,
+    split_list,
     uri_of,
     user_of,
 )
@@ -150,3 +152,12 @@ def test_nothing_that_comes_raises(text: str) -> None:
     assert isinstance(uri_of(text), str)
     assert isinstance(user_of("sip:" + text), str)
     assert isinstance(display_name_of(text), str)
+
+
+def test_addresses_are_split_where_they_end() -> None:
+    field = '"a, \\"<b" <sip:c@d;x=1,2>;p=3, sip:e@f;q=1 , <sip:g>'
+    assert [name_addr_of(one).uri for one in split_list(field)] == [
+        "sip:c@d;x=1,2",
+        "sip:e@f",
+        "sip:g",
+    ]

@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept from pjsip, and what is not; and what a request without a call gets."""
+"""What is kept from pjsip, and what is not."""
 
 from __future__ import annotations
 
 import pytest
 
-from gateway.sip.messages.headers import headers_of, name_addr_of, split_list
-from gateway.sip.messages.replies import (
-    Reply,
-    known_method,
-    reply_in_dialog,
-    reply_outside_dialog,
-    reply_to_required,
-)
+from gateway.sip.messages.headers import headers_of
 from gateway.sip.messages.validation import message_flaw, multipart_flaw, without_bad_via
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
@@ -91,86 +84,6 @@ def test_what_is_kept_from_pjsip(old: str, new: str, found: str) -> None:
     assert flaw(GOOD.replace(old, new)) == found
 
 
-def test_addresses_are_split_where_they_end() -> None:
-    field = '"a, \\"<b" <sip:c@d;x=1,2>;p=3, sip:e@f;q=1 , <sip:g>'
-    assert [name_addr_of(one).uri for one in split_list(field)] == [
-        "sip:c@d;x=1,2",
-        "sip:e@f",
-        "sip:g",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("method", "outside", "inside"),
-    [
-        ("INVITE", 0, 0),
-        ("ACK", 0, 0),
-        ("CANCEL", 0, 0),
-        ("OPTIONS", 0, 200),
-        ("BYE", 481, 0),
-        ("INFO", 481, 0),
-        ("UPDATE", 481, 0),
-        ("PRACK", 481, 0),
-        ("NOTIFY", 481, 481),
-        ("REFER", 405, 0),
-        ("MESSAGE", 405, 405),
-        ("SUBSCRIBE", 405, 489),
-        ("REGISTER", 405, 405),
-        ("PUBLISH", 405, 405),
-        ("invite", 501, 501),
-        ("NEWMETHOD", 501, 501),
-    ],
-)
-def test_replies(method: str, outside: int, inside: int) -> None:
-    found = [reply_outside_dialog(method), reply_in_dialog(method, {"event": ("presence",)}, "")]
-    assert [reply.code if reply else 0 for reply in found] == [outside, inside]
-
-
-@pytest.mark.parametrize(
-    ("method", "fields", "unsupported"),
-    [
-        ("INVITE", ("100rel, Timer",), ""),
-        ("INVITE", ("",), ""),
-        ("INVITE", ("timer, timetravel", "flight"), "timetravel, flight"),
-        ("BYE", ("timetravel",), "timetravel"),
-        ("ACK", ("timetravel",), ""),
-        ("CANCEL", ("timetravel",), ""),
-    ],
-)
-def test_required_extensions(method: str, fields: tuple[str, ...], unsupported: str) -> None:
-    reply = reply_to_required(method, fields)
-    expected = Reply(420, ("Unsupported", unsupported)) if unsupported else None
-    assert reply == expected
-
-
-@pytest.mark.parametrize(
-    ("method", "headers", "body", "code"),
-    [
-        ("INVITE", {"content-type": ("application/sdp",)}, "v=0", 0),
-        ("UPDATE", {"content-type": ("text/plain",)}, "x", 415),
-        ("INVITE", {"content-type": ("text/plain",)}, "", 0),
-        ("INVITE", {"content-type": ("multipart/mixed;boundary=b",)}, "x", 0),
-        (
-            "INVITE",
-            {"content-type": ("text/x",), "content-disposition": ("icon; handling=optional",)},
-            "x",
-            0,
-        ),
-        ("INFO", {"info-package": ("foo",), "content-type": ("text/plain",)}, "x", 469),
-        ("INFO", {"info-package": ("dtmf",), "content-type": ("application/dtmf-relay",)}, "x", 0),
-    ],
-)
-def test_bodies_inside_dialogs(
-    method: str, headers: dict[str, tuple[str, ...]], body: str, code: int
-) -> None:
-    reply = reply_in_dialog(method, headers, body)
-    assert (reply.code if reply else 0) == code
-
-
-def test_notify_of_a_transfer_is_for_the_library() -> None:
-    assert reply_in_dialog("NOTIFY", {"event": ("Refer;id=1",)}, "") is None
-
-
 @pytest.mark.parametrize(
     ("content_type", "good"),
     [
@@ -185,11 +98,6 @@ def test_notify_of_a_transfer_is_for_the_library() -> None:
 def test_a_multipart_body_has_its_parts(content_type: str, good: bool) -> None:
     body = "--x\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n--x--\r\n"
     assert (multipart_flaw({"content-type": (content_type,)}, body) is None) is good
-
-
-def test_made_up_methods_share_a_name() -> None:
-    assert {known_method("X1"), known_method("X2")} == {"unknown"}
-    assert known_method("BYE") == "BYE"
 
 
 @pytest.mark.parametrize(
