@@ -378,17 +378,20 @@ class Stretches:
 
     Args:
         prefix: of the ids of stretches, which are numbered from 1.
+        faint: this side may speak too softly to be detected: words that begin more than 0.6 s after
+            the end of a stretch, or come once its words were told, are not of that one.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, faint: bool = False) -> None:
         self._prefix = prefix
+        self._faint = faint
         self._made = 0
         self._kept: deque[Stretch] = deque(maxlen=_STRETCHES)
 
     @property
     def latest(self) -> Stretch | None:
-        """The stretch that began last, by :meth:`begin`; before the first of these, None or one
-        that words made."""
+        """The stretch that began last, by :meth:`begin` or, where words made one since, by those.
+        While one that :meth:`begin` has added is spoken, it is the latest."""
         return self._kept[-1] if self._kept else None
 
     def begin(self, at_ms: int) -> Stretch:
@@ -398,22 +401,24 @@ class Stretches:
         self._kept.append(made)
         return made
 
-    def words(self, text: str, start_ms: int, now: float) -> Stretch:
-        """Add words that came at ``now`` (s) to the latest stretch that began before ``start_ms``,
-        or up to 0.6 s later; return it.
+    def words(self, text: str, start_ms: int, end_ms: int, now: float) -> Stretch:
+        """Add words that came at ``now`` (s), and were spoken from ``start_ms`` to ``end_ms``, to
+        the latest stretch that began before them, or up to 0.6 s later; return it.
 
-        Without one they make a stretch of their own, put before the others, which has begun and
-        ended at ``start_ms``. 16,000 characters are kept of a stretch.
+        Without one, and where a ``faint`` side was not detected then, they make a stretch of their
+        own in its place among the others, which has ended. 16,000 characters are kept of a stretch.
         """
-        found = next(
-            (one for one in reversed(self._kept) if one.start_ms <= start_ms + END_MS), None
-        )
-        if found is None:
+        before = [one for one in self._kept if one.start_ms <= start_ms + END_MS]
+        found = before[-1] if before else None
+        if found is None or (self._faint and _is_over(found, start_ms)):
             self._made += 1
-            found = Stretch(f"{self._prefix}{self._made}", start_ms, start_ms)
+            found = Stretch(f"{self._prefix}{self._made}", start_ms, end_ms)
             if len(self._kept) == _STRETCHES:
                 self._kept.popleft()
-            self._kept.appendleft(found)  # not the latest: that one may still be spoken
+                before = before[1:]
+            self._kept.insert(len(before), found)  # behind it one may still be spoken
+        elif self._faint and found.end_ms is not None:
+            found.end_ms = max(found.end_ms, end_ms)
         found.text = (found.text + text)[:MAX_TEXT]
         found.words_at = now
         return found
@@ -434,3 +439,9 @@ class Stretches:
                 one.told = True
                 done.append(one)
         return done
+
+
+def _is_over(stretch: Stretch, start_ms: int) -> bool:
+    """Return whether words that begin at ``start_ms`` come too late for a stretch: its words were
+    told, or it ended more than 0.6 s before."""
+    return stretch.told or (stretch.end_ms is not None and stretch.end_ms + END_MS < start_ms)

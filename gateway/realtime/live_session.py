@@ -152,7 +152,7 @@ class LiveSession(Session):
         self._pacer = Pacer(codec)
         self._detector = SpeechDetector(codec)
         self._voice = Voice(codec, playout, self._deliver)
-        self._caller = Stretches("turn_")
+        self._caller = Stretches("turn_", faint=True)
         self._ended_event = asyncio.Event()
         self._closing = self._close_wanted = False
         self._loop = asyncio.get_running_loop()
@@ -462,7 +462,7 @@ class LiveSession(Session):
         if words.agent:
             self._voice.words(words, now)
         else:
-            self._caller.words(words.text, words.start_ms, now)
+            self._caller.words(words.text, words.start_ms, words.end_ms, now)
         self._tell_complete(now)
 
     def _tell_complete(self, now: float, *, all: bool = False) -> None:

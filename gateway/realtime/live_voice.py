@@ -553,7 +553,7 @@ class Voice:
         """Deliver words of the track, which came at ``now`` (s), as transcript delta of the stretch
         in which they were spoken, with the place in its audio where they end; nothing for dropped
         speech."""
-        stretch = self._stretches.words(words.text, words.start_ms, now)
+        stretch = self._stretches.words(words.text, words.start_ms, words.end_ms, now)
         if stretch.dropped:
             return
         until = max(0, words.end_ms - stretch.start_ms)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from gateway.call.call_record import RecordingRecord
 from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
 from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.inputs import (
     DigitPressed,
@@ -128,6 +129,8 @@ class CallRecording:
         self._response: str | None = None
         """The response that says it, where that is known; with the prefix ``PAST`` once its session
         is over, if it was complete."""
+        self._said_at = 0.0
+        """When that response began (s)."""
         self._waits = 0
         """How often the agent had waited in a queue when the prompt was requested."""
         self._repeats = 0
@@ -311,13 +314,14 @@ class CallRecording:
         """Note which response says the prompt (of a server that names no requests, the one that
         came while it was requested), and what the caller has heard as they begin to speak; take
         their answer from a transcript. A yes counts by when its turn began, since its words come
-        later; where that is not known, by now."""
+        later. Where that is not known, as it was too soft, it counts by now, and with a server
+        whose words come late only ``LATE_WORDS_SECONDS`` after the prompt began."""
         responses = self._control.responses
         match event:
             case ResponseCreated(response_id) if self.state is State.ASKING and not self._heard:
                 request = responses.request_of(response_id) or responses.presumed
                 if request is not None and request.words == self._plan.prompt:
-                    self._response = response_id
+                    self._response, self._said_at = response_id, now
                     before = self._control.playback.queued_ms / 1000
                     self._due = now + before + QUESTION_SECONDS
             case SpeechStarted(item_id):
@@ -326,8 +330,11 @@ class CallRecording:
                 words = words_of(text)
                 no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
                 yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
-                known = self._turns.get(item_id)
-                may_agree = self._may_agree(now) if known is None else known
+                may_agree = self._turns.get(item_id)
+                if may_agree is None:
+                    late = self._control.capabilities.late_words
+                    spoke_after = now - (LATE_WORDS_SECONDS if late else 0.0)
+                    may_agree = self._may_agree(now) and self._said_at <= spoke_after
                 return self._answer(no, yes and may_agree and not self._queued_since, now)
         return []
 

@@ -253,10 +253,10 @@ def test_words_belong_to_what_was_heard_then() -> None:
     first = side.begin(1000)
     first.end_ms = 2000
     second = side.begin(5000)
-    assert side.words("Good", 1100, now=4.0) is first
-    assert side.words(" morning.", 1500, now=4.2) is first
+    assert side.words("Good", 1100, 1400, now=4.0) is first
+    assert side.words(" morning.", 1500, 1900, now=4.2) is first
     assert side.complete(4.5) == []
-    assert side.words("Yes.", 5200, now=8.0) is second
+    assert side.words("Yes.", 5200, 5400, now=8.0) is second
     assert [one.text for one in side.complete(8.0)] == ["Good morning."]
     second.end_ms = 6000
     assert side.complete(8.5) == []
@@ -266,8 +266,35 @@ def test_words_belong_to_what_was_heard_then() -> None:
 
 def test_words_without_sound_have_a_place() -> None:
     side = Stretches("turn_")
-    assert side.words("mhm", 300, now=1.0).id == "turn_1"
+    assert side.words("mhm", 300, 500, now=1.0).id == "turn_1"
     assert [one.text for one in side.complete(3.0)] == ["mhm"]
+
+
+def test_words_too_soft_to_be_detected_are_no_words_of_the_turn_before() -> None:
+    side = Stretches("turn_", faint=True)
+    first = side.begin(1000)
+    first.end_ms = 2000
+    side.words("Hello?", 1000, 1900, now=4.0)
+    side.words(" Who is", 2300, 2900, now=5.0)
+    side.words(" that?", 3100, 3400, now=5.2)
+    soft = side.words("Yes,", 4900, 5100, now=8.0)
+    side.words(" please.", 5600, 6300, now=8.2)
+    later = side.words("Go on.", 7000, 7300, now=9.0)
+    spoken = side.begin(9000)
+    assert [one.text for one in side.complete(9.0)] == ["Hello? Who is that?", "Yes, please."]
+    assert [one.text for one in side.complete(10.0)] == ["Go on."]
+    assert side.latest is spoken
+    assert len({first.id, soft.id, later.id, spoken.id}) == 4
+
+
+def test_words_that_come_once_those_of_their_turn_were_told_are_not_lost() -> None:
+    side = Stretches("turn_", faint=True)
+    for at in range(40):
+        side.begin(2000 * at).end_ms = 2000 * at + 1000
+    side.words("One", 78_000, 78_400, now=80.0)
+    assert [one.text for one in side.complete(81.0)] == ["One"]
+    side.words(" night.", 78_500, 79_000, now=82.0)
+    assert [one.text for one in side.complete(83.0)] == [" night."]
 
 
 # ---- the end of a session

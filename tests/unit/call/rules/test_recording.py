@@ -39,7 +39,9 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.realtime.session_object import LIVE, REALTIME
 from tests.support.call_scene import (
+    ACK,
     SPEECH,
     Scene,
     audio,
@@ -66,6 +68,7 @@ def asked(
     waits: bool = False,
     interrupts: bool = True,
     begins: bool = True,
+    live: bool = False,
     **more: Any,
 ) -> Scene:
     """A call whose caller is being told, or asked, and may reach a human with 0; with ``begins``
@@ -94,7 +97,8 @@ def asked(
     )
     if by_gateway:
         plan = replace(plan, interruptions=InterruptionPlan(by_gateway=True))
-    scene = Scene(replace(plan, **more)).up()
+    scene = Scene(replace(plan, **more))
+    scene.do(inputs.SessionReady("sess_1", capabilities=LIVE if live else REALTIME), ACK)
     if begins:
         scene.do(created("r1", scene.requests[-1]))
     return scene
@@ -441,6 +445,20 @@ def test_a_yes_whose_words_come_once_the_question_is_heard_is_none_if_it_began_b
     assert recording_of(scene).state == "asking"
     scene.do(said(SpeechStarted("item_2", 3000)), said(InputTranscribed("item_2", "Yes.")))
     assert recording_of(scene).consent == "given"
+
+
+@pytest.mark.parametrize("spoke_at", [1.0, 4.0])
+def test_a_yes_too_soft_to_be_detected_is_an_answer_if_the_question_had_begun(
+    spoke_at: float,
+) -> None:
+    """Words of a Live session come seconds after the sound."""
+    scene = asked("ask", begins=False, live=True)
+    scene.at(2.0, created("speech_1"), audio("speech_1", "speech_1", 3000))
+    scene.listen(2900)
+    scene.do(audio_done("speech_1", "speech_1"), done("speech_1"))
+    scene.listen(200)
+    scene.at(spoke_at + 4.0, said(InputTranscribed("turn_1", "Yes.")))
+    assert recording_of(scene).state == ("recording" if spoke_at > 2.0 else "asking")
 
 
 COLLECTS = ToolsPlan(collect_digits=CollectPlan(enabled=True))
