@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.call.dtmf import Collected, DigitCollector, EndedBy
-from gateway.call.tools.definitions import entry_problem
 
 KEYS = "0123456789*#ABCD"
 
@@ -82,26 +81,3 @@ def test_terminator_alone_is_a_message_only_where_there_is_one(terminator: str) 
     else:
         assert collected is None
         assert collector.expire(3.0) == Collected("#", EndedBy.TIMEOUT)
-
-
-@pytest.mark.parametrize(
-    ("kind", "digits", "wrong"),
-    [
-        ("card_number", "4111111111111111", ""),
-        ("card_number", "4111111111111112", "no valid card number"),
-        ("card_number", "41111111111", "11 digits"),
-        ("expiry", "1226", ""),
-        ("expiry", "1126", ""),
-        ("expiry", "1026", "expired"),
-        ("expiry", "1326", "no month"),
-        ("expiry", "1299", "too far"),
-        ("security_code", "123", ""),
-        ("security_code", "12", "2 digits"),
-        ("digits", "1", ""),
-        ("digits", "1*", "other keys"),
-    ],
-)
-def test_sensitive_entries_are_checked(kind: str, digits: str, wrong: str) -> None:
-    found = entry_problem(kind, digits, 2026, 11)
-    assert wrong in found if wrong else found == ""
-    assert digits not in found

@@ -35,7 +35,8 @@ from tests.support.call_scene import (
     failed,
     key,
 )
-from tests.unit.call.test_call_control import PICKED_UP, gone, results, wants
+from tests.unit.call.test_call_control import PICKED_UP, results, wants
+from tests.unit.call.test_transfer import gone
 
 BRIEFING = BriefingPlan(timeout=20.0)
 ANNA = Destination("anna", "sip:2@pbx", "bridge", ring_timeout=20, briefing=BRIEFING)
