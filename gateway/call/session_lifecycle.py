@@ -313,10 +313,11 @@ class SessionEvents:
             return [*recovered, *self._dial(input, self._call.plan.outbound, now)]
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
-        recovered += self._call.conversation.ask_again(now, self._was_due()[1])
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
         answer = self.answer(now) if self._call.opening.check_sound(now) else []
-        return [*recovered, note, *answer]
+        # What was said or pressed before is answered after the first words of all.
+        due = self._was_due()[1] and self._greeting_requested
+        return [*recovered, note, *answer, *self._call.conversation.ask_again(now, due)]
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on, in a call that is up, with the session that a fallback step has opened, or that

@@ -170,8 +170,9 @@ class ConversationControl:
         call-control action begins."""
         self.waiting = False
         """The agent waits in the other side's queue (hold and wait): nothing is to be said."""
-        self.between_sessions = False
-        """The session is over, and no other has taken over yet: nobody could speak."""
+        self.between_sessions = True
+        """No session is up yet, or it is over and no other has taken over yet: nobody could
+        speak."""
         self.digit_taken = False
         """The latest digit was for an approval or ``collect_digits``, also if dropped, or is the
         tone of a key that was signalled: it is no answer about a recording."""
@@ -206,8 +207,8 @@ class ConversationControl:
 
     def set_capabilities(self, capabilities: Capabilities) -> None:
         """Set the capabilities of the session that is active from now on, also for playback
-        (truncation) and out-of-band responses."""
-        self.capabilities = capabilities
+        (truncation) and out-of-band responses. :attr:`between_sessions` is False from now on."""
+        self.capabilities, self.between_sessions = capabilities, False
         self.playback.truncates = capabilities.truncation
         self.out_of_band.capabilities = capabilities
 
@@ -218,13 +219,14 @@ class ConversationControl:
         waits, for a response that runs or a request that is unanswered. One without settings of its
         own is dropped where such a one waits already (:meth:`ResponseQueue.request`).
 
-        Requests nothing while the conversation is being ended (:attr:`termination`), the agent
-        waits in the other side's queue (hold and wait) or the legs are joined, and of a session
-        that only transcribes. A Live session gets only requests with words or instructions. A
+        Requests nothing while the conversation is being ended (:attr:`termination`), no session is
+        up (:attr:`between_sessions`; the next one is asked for what is due then), the agent waits
+        in the other side's queue (hold and wait) or the legs are joined, and of a session that only
+        transcribes. A Live session gets only requests with words or instructions. A
         hang-up that the model asked for prevents no request.
         """
         silent = self.waiting or self.call_actions.joined or not self.capabilities.responds
-        if self.termination is not None or silent:
+        if self.termination is not None or silent or self.between_sessions:
             return []
         wishes = create.words or (create.response or {}).get("instructions")
         if not (self.capabilities.requested_responses or wishes):

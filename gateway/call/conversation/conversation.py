@@ -481,7 +481,6 @@ class Conversation:
         Args:
             due: a response is due.
         """
-        self.control.between_sessions = False
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
         if lost:

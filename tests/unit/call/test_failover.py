@@ -735,3 +735,28 @@ def test_a_request_given_up_in_the_lost_session_is_not_counted_in_the_next() -> 
     requested = len(scene.requests)
     scene.at(scene.now + 1.0, TICK)
     assert len(scene.requests) == requested, "nobody said anything in the new session"
+
+
+def test_keys_while_a_session_is_replaced_for_long_count_as_no_failed_responses() -> None:
+    scene = Scene(ladder(FallbackStep("reconnect", 120.0, "chime"))).up()
+    scene.do(LOST, key("1"), key("#"))
+    for second in range(4, 100, 4):
+        scene.at(float(second), UNREACHABLE)
+    assert scene.record.ending is None
+    scene.at(100.0, AGAIN)
+    assert scene.seen[-1] == "create"
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_key_before_the_first_session_holds_no_greeting_up(confirmed: bool) -> None:
+    """It is answered after that."""
+    plan = ladder(RECONNECT)
+    plan = replace(plan, answer=AnswerPlan("immediate"), greeting={"instructions": "Hello"})
+    scene = Scene(plan)
+    scene.do(*([ACK] if confirmed else []))
+    scene.at(1.0, UNREACHABLE, key("1"), key("#"))
+    scene.at(2.0, UP)
+    assert [one.response for one in scene.requests] == [{"instructions": "Hello"}]
+    scene.do(*([] if confirmed else [ACK]))
+    answer(scene, "r1")
+    assert [one.response for one in scene.requests] == [{"instructions": "Hello"}, None]
