@@ -61,7 +61,7 @@ class HeldCall(Protocol):
     acknowledged: bool
     """The ACK has come: only BYE ends it."""
     followed: bool
-    """A REFER made this call; it counts among those that we place."""
+    """A REFER made this call."""
     party: str
     """Whose calls this one is counted with."""
     this: Any
@@ -91,15 +91,13 @@ class HeldCall(Protocol):
         """Drop the references between call and leg."""
 
     def give_back(self) -> None:
-        """Return the permit of a call that a REFER made, once it has ended; nothing without one."""
+        """Return the permit of a call that a REFER made; nothing without one."""
 
 
 class Calls:
     """Calls of the user agent. Used on the SIP thread, unless a method says any thread."""
 
     def __init__(self) -> None:
-        self.followed = 0
-        """Calls in progress that a REFER made."""
         self.may_follow_refer: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
         self.permit_followed: PermitFollowed | None = None
@@ -108,6 +106,7 @@ class Calls:
         """Its answer, while pjsip takes the REFER."""
         self.awaiting_keys: list[HeldCall] = []
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
+        self._followed: set[HeldCall] = set()
         self._all: list[HeldCall] = []
         self._retired: list[HeldCall] = []
         self._ended: BoundedDict[str, ChallengedCall] = BoundedDict(MAX_ENDED)
@@ -122,6 +121,12 @@ class Calls:
     def live(self) -> int:
         """Number of calls that have not ended."""
         return sum(not call.ended for call in self._all)
+
+    @property
+    def followed(self) -> int:
+        """Number of calls in progress that a REFER made, but those that have the place of a call
+        that we placed. Any thread."""
+        return len(self._followed)
 
     def of(self, party: str) -> int:
         """Return how many calls of a party (``access_control.party_of``) are held: in progress, or
@@ -152,6 +157,18 @@ class Calls:
         call.party = party
         self._parties[party] += 1
 
+    def count_followed(self, call: HeldCall) -> None:
+        """Count a call that a REFER made among those that we place, until :meth:`uncount_followed`
+        or its end."""
+        self._followed.add(call)
+
+    def uncount_followed(self, call: HeldCall) -> None:
+        """Count a call no more among those that REFERs made, and give its permit back; nothing if
+        it is not counted there."""
+        if call in self._followed:
+            self._followed.remove(call)
+            call.give_back()
+
     def retire(self, call: HeldCall) -> None:
         """Mark an ended call for :meth:`release_all`, which comes once none of its callbacks is on
         the stack. One that a REFER made is counted as such no more, and its permit given back.
@@ -161,10 +178,7 @@ class Calls:
         if call in self._retired or call not in self._all:
             return
         self._retired.append(call)
-        if call.followed:
-            call.followed = False
-            self.followed -= 1
-            call.give_back()
+        self.uncount_followed(call)
 
     def release_all(self) -> None:
         """Drop references to ended calls, unless a newer call has their slot in the library; they

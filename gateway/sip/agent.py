@@ -180,7 +180,7 @@ class UserAgent:
             trunk=trunk,
         )
         leg = Leg(self._thread, invite)
-        leg.handler, leg.audio = handler, audio
+        leg.handler, leg.audio, leg.placed = handler, audio, True
         through = self.trunks.by_name[trunk] if trunk else None
         hop = host_of(through.outbound_proxy if through and through.outbound_proxy else uri)
 

@@ -190,6 +190,8 @@ class Leg:
         """``rtp``, or what SRTP was negotiated; empty until that is known."""
         self.given_up = False
         """Hung up by its owner; one that was not dialled yet is not dialled any more."""
+        self.placed = False
+        """We placed it, or it has taken the place of one that we placed."""
         self.allowed_refer_to: re.Pattern[str] | None = None
         """URIs that the peer may send us to by REFER; none by default."""
         self.on_replaced: Callable[[Leg], None] | None = None

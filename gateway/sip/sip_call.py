@@ -334,7 +334,8 @@ class SipCall(TransferableCall):
 
     def end(self, code: int, reason: str) -> None:
         """Release what the call holds (bridge port, player, a REFER's permit, RTP ports, which go
-        into quarantine) and report its end with this status; only the first call counts.
+        into quarantine), hang up what REFERs of the peer made, and report its end with this status;
+        only the first call counts.
 
         A fault noted before (a 3xx, no usable media) replaces code and reason, and makes the end
         the peer's. A CANCEL that lost against our 200 is not reported.
@@ -355,6 +356,7 @@ class SipCall(TransferableCall):
             )
         )
         self._predecessor = None
+        self.leave_followers()
         self.link.close()
         if self._rtp_name:
             calls = self.services.calls.live

@@ -217,9 +217,9 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.party = ""
         """Whose calls this one is counted with."""
         self.followed = False
-        """A REFER made this call; it counts among those that we place."""
+        """A REFER made this call."""
         self.give_back: Callable[[], None] = lambda: None
-        """Called at the end of a call that a REFER made, once."""
+        """Called once a call that a REFER made is counted as such no more."""
         self._on_refer: Callable[[ReferProgress], None] | None = None
         self._subscriptions = ReferSubscriptions()
         self._predecessor: TransferableCall | None = None
@@ -343,7 +343,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             why = "allowed_refer_to is not set"
         elif not why and not matched(allowed, uri):
             why = "allowed_refer_to does not match"
-        elif not why and any(one.followed for one in self._followers):
+        elif not why and any(not one.ended for one in self._followers):
             why = "another one of this call is being followed"
         elif not why and services.calls.permit_followed is not None and permit is None:
             why = "outbound: others could not be asked"
@@ -363,7 +363,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         log.info("sip.refer_followed", call=self.name, target=uri)
         successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
         successor.followed = True
-        services.calls.followed += 1
+        services.calls.count_followed(successor)
         if permit is not None:
             services.calls.permit = None
             successor.give_back = functools.partial(services.thread.to_loop, permit.give_back)
@@ -414,8 +414,16 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         if predecessor is not None and not predecessor.ended:
             self.take_over(predecessor)
 
+    def leave_followers(self) -> None:
+        """Hang up the calls that REFERs of our peer made, but one that has taken over: this call
+        has ended, and nobody is there to own them."""
+        for one in self._followers:
+            if one._predecessor is self and one.leg is not None:
+                one.leg.hang_up({"Reason": 'SIP;cause=487;text="Referrer left"'})
+
     def take_over(self, other: TransferableCall) -> None:
-        """Take over audio, bridge port, partner, sound and RTP counts of the other call.
+        """Take over audio, bridge port, partner, sound and RTP counts of the other call, and its
+        place among those that we place, if it has one.
 
         Its owner is told the new leg (``on_replaced``): it sets the handler there and hangs up the
         old leg. The handler is then told the codec, if known, and whether the peer holds us, if
@@ -425,6 +433,9 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         assert mine is not None
         assert theirs is not None
         mine.audio, theirs.audio = theirs.audio, None
+        if theirs.placed:  # its handler, which comes along, counts one leg
+            mine.placed = True
+            self.services.calls.uncount_followed(self)
         self.link.take_over(other.link)
         self.meter, other.meter = other.meter, self.meter
         self.meter.begin_stream()  # which may have had more packets than the other call's

@@ -21,7 +21,7 @@ from tests.support.sip_phone import PhoneCall
 PORT = free_port()
 
 WORLD = {
-    "more": PATIENT,
+    "more": PATIENT + "[outbound]\nmax_calls_per_minute = 100\n",
     "routes": f"""
 [[route]]
 name = "follows"
@@ -164,6 +164,23 @@ async def test_one_refer_at_a_time_is_followed(world: GatewayStack, callee: Call
     assert call.answers_to("REFER") == [202, 603]
     assert len(callee.calls) == 1
     await world.summary_at_end(call)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_caller_who_goes_leaves_nobody_on_the_line(
+    world: GatewayStack, callee: CalledPhone, answers: bool
+) -> None:
+    """The call that a REFER made ends with the caller's: there is nobody to take it."""
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    refer(call, callee.uri("race" if answers else "ring"))
+    there = await callee.called()
+    await call.until(lambda c: told(c))
+    await world.summary_at_end(call)
+    await there.until(lambda c: c.requests("CANCEL"))
+    if answers:
+        await there.hung_up()
+    await there.until(lambda c: c.over)
 
 
 def replacing(world: GatewayStack, call: PhoneCall, user: str = "plain") -> PhoneCall:

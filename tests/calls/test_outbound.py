@@ -42,6 +42,11 @@ name = "quiet"
 to = "^nobody$"
 
 [[route]]
+name = "moves"
+to = "^nobody$"
+allowed_refer_to = 'sip:[a-z]+@127\\.0\\.0\\.1:[0-9]+'
+
+[[route]]
 name = "box"
 to = "^nobody$"
 [route.greeting]
@@ -430,3 +435,36 @@ async def test_a_call_whose_callee_moves_gives_its_place_back(
         assert (await summary_of(world, call))["ending"]["why"] == "remote_hangup"
         await world.phone.forget(other)
     await summary_of(world, await place(world, callee.uri("busy-486")))
+
+
+async def test_a_call_whose_callee_refers_it_on_takes_one_place(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
+    """Two while both legs are up; then its new leg has the one that it began with."""
+    world.behave(vad="off", answer="silent")
+    call = await place(world, callee.uri("answer"), "moves")
+    there = await callee.called()
+    await world.gateway.wait("call.confirmed", call=call)
+    for number in (2, 3):
+        there.refer(callee.uri("ring"))
+        after = await callee.called(number)
+        with pytest.raises(RefusedError, match=r"outbound\.max_concurrent_calls = 2"):
+            await place(world, callee.uri("ring"))
+        after.respond(200, sdp=True)
+        await there.hung_up()
+        there = after
+    other = await place(world, callee.uri("answer"), "quiet")
+    last = await callee.called(4)
+    await world.gateway.wait("call.confirmed", call=other)
+    with pytest.raises(RefusedError, match=r"outbound\.max_concurrent_calls = 2"):
+        await place(world, callee.uri("ring"))
+    for one in (there, last):
+        one.bye()
+    for ended in (call, other):
+        assert (await summary_of(world, ended))["ending"]["why"] == "remote_hangup"
+    # Each place was given back once: there are two again, and no more.
+    ringing = [await place(world, callee.uri("ring")) for _ in range(2)]
+    with pytest.raises(RefusedError, match=r"outbound\.max_concurrent_calls = 2"):
+        await place(world, callee.uri("ring"))
+    for one_ringing in ringing:
+        await summary_of(world, one_ringing)

@@ -87,6 +87,11 @@ class CalledCall:
         self._request("BYE")
         self.over = True
 
+    def refer(self, to: str) -> None:
+        """Send the gateway's call somewhere else."""
+        host, port = self.phone.address
+        self._request("REFER", f"Refer-To: <{to}>", f"Contact: <sip:callee@{host}:{port}>")
+
     def info(self, content_type: str, body: str) -> None:
         """Send an INFO."""
         self._request("INFO", f"Content-Type: {content_type}", body=body)

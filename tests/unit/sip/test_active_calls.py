@@ -55,8 +55,8 @@ def held(calls: Calls, *some: Call) -> list[HeldCall]:
 def test_a_call_is_retired_once() -> None:
     calls = Calls()
     first, second = held(calls, Call(0), Call(1))
-    first.followed = True
-    calls.followed = 1
+    calls.count_followed(first)
+    assert calls.followed == 1
     for _ in range(3):
         first.ended = True
         calls.retire(first)
