@@ -9,7 +9,6 @@ import pytest
 
 from gateway.config import ConfigError
 from gateway.planning.check import check
-from gateway.planning.sip import sip_settings
 from tests.support.config import load_config
 
 BASE = """\
@@ -224,14 +223,6 @@ def test_a_caller_id_of_a_transfer_needs_a_trunk_that_allows_it(
     )
     status, lines = check(file)
     assert (status, fault is None or fault in lines[0]) == (0 if fault is None else 2, True)
-
-
-def test_a_wait_for_packets_of_its_own(tmp_path: Path) -> None:
-    """What a trunk leaves out is that of ``[media]``."""
-    trunk = '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\n'
-    settings = sip_settings(load_config(written(tmp_path, trunk + "packet_wait_ms = 120\n"), {}))
-    assert (settings.trunks[0].packet_wait_ms, settings.packet_wait_ms) == (120, 60)
-    assert problem(tmp_path, trunk + "packet_wait_ms = 5\n")[1] == "trunk[0].packet_wait_ms"
 
 
 @pytest.mark.parametrize(

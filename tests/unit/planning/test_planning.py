@@ -13,15 +13,7 @@ from gateway.audio import Codec
 from gateway.call.plan import CallPlan
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Match, load_dialplan
-from gateway.planning import (
-    call_plan,
-    codec_of,
-    facts_of,
-    placed_match,
-    record_of,
-    session_plan,
-)
-from gateway.planning.sip import sip_settings
+from gateway.planning import call_plan, codec_of, facts_of, placed_match, record_of, session_plan
 from gateway.sip.leg import Invite
 from tests.support.config import load_config
 
@@ -219,18 +211,6 @@ def test_two_calls_of_one_route_share_nothing_that_changes(tmp_path: Path) -> No
     assert one.settings["audio"] is not two.settings["audio"]
     assert one.settings["audio"]["input"]["format"] == {"type": "audio/pcmu"}
     assert two.settings["audio"]["input"]["format"] == {"type": "audio/pcma"}
-
-
-def test_sip_settings(tmp_path: Path) -> None:
-    config, _ = _load(
-        tmp_path,
-        config='[sip]\nlisten = ["udp:127.0.0.1:5070"]\nrtp_ports = [30000, 30099]\nmax_calls = 7',
-    )
-    settings = sip_settings(config)
-    listen = settings.listen[0]
-    assert (listen.transport, listen.host, listen.port) == ("udp", "127.0.0.1", 5070)
-    assert settings.rtp_ports == (30000, 30099)
-    assert settings.max_calls == 7
 
 
 def test_what_headers_say_of_the_caller_and_of_who_diverted() -> None:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Services of tools that answer without end, and schemas that would take for ever: the event loop,
-which is that of all calls, goes on."""
+"""Services of tools that answer without end: the event loop of all calls goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +20,6 @@ from gateway.planning.route_tools import tool_executor
 from gateway.tools import ToolError
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import MAX_BODY, HttpClient, Request
-from gateway.tools.schema import MAX_SCHEMA, check_schema, parse_arguments
 from tests.support.harness import eventually
 from tests.unit.tools.test_mcp import config_of, use
 
@@ -132,85 +130,6 @@ async def test_a_service_that_answers_without_end(head: bytes, part: bytes, word
     assert isinstance(said, str | ToolError | asyncio.CancelledError)
     assert words in ("no result within" if isinstance(said, asyncio.CancelledError) else str(said))
     assert turns.grown_kib < 40 * MAX_BODY // 1024
-
-
-def _chain(length: int) -> dict[str, Any]:
-    twice = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(length)}
-    return {"$defs": twice | {f"d{length}": {}}, "$ref": "#/$defs/d0"}
-
-
-TOO_LONG = "it takes too long to check"
-SCHEMAS: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "a pattern that backtracks": (
-        {"properties": {"a": {"pattern": "^(a+)+$"}}},
-        {"a": "a" * 50 + "!"},
-        "does not match",
-    ),
-    "a pattern of names": ({"patternProperties": {"^(a+)+$": {}}}, {"a" * 50 + "!": 1}, ""),
-    "a pattern of names, and no others": (
-        {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False},
-        {"aaa": 1, "a" * 50 + "!": 1},
-        "unexpected",
-    ),
-    "a pattern that RE2 does not know": (
-        {"properties": {"a": {"pattern": "^(?!x)"}}},
-        {"a": "x"},
-        "",
-    ),
-    "references that double": (_chain(40), {}, TOO_LONG),
-    "a reference to itself": ({"$ref": "#"}, {}, TOO_LONG),
-    "a long enumeration of many": (
-        {"properties": {"a": {"items": {"enum": [{"x": n} for n in range(1000)]}}}},
-        {"a": list(range(1000))},
-        TOO_LONG,
-    ),
-    "many that are to be unlike each other": (
-        {"properties": {"a": {"uniqueItems": True}}},
-        {"a": [[n] if n % 2 else {"x": n} for n in range(5000)]},
-        "",
-    ),
-    "two that are alike": ({"properties": {"a": {"uniqueItems": True}}}, {"a": [1, 1]}, "non-uniq"),
-    "others of a type": (
-        {"additionalProperties": {"type": "integer"}},
-        {"a": "x"},
-        "a: 'x' is not",
-    ),
-}
-
-
-@pytest.mark.parametrize(("schema", "given", "words"), SCHEMAS.values(), ids=SCHEMAS.keys())
-def test_a_schema_is_checked_in_bounded_time(
-    schema: dict[str, Any], given: Any, words: str
-) -> None:
-    schema = {"type": "object"} | schema
-    check_schema(schema)
-    if not words:
-        assert parse_arguments(schema, json.dumps(given)) == given
-        return
-    with pytest.raises(ToolError) as caught:
-        parse_arguments(schema, json.dumps(given))
-    assert words in str(caught.value)
-
-
-def _nested(depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    for _ in range(depth):
-        schema = {"properties": {"a": schema}}
-    return schema
-
-
-@pytest.mark.parametrize(
-    ("schema", "words"),
-    [
-        ({"properties": {"a": {"description": "x" * MAX_SCHEMA}}}, "too large"),
-        (_nested(900), "nested too deeply"),
-        ({"properties": {"a": {"type": "x" * 9000}}}, "no JSON Schema"),
-    ],
-)
-def test_a_schema_that_is_refused(schema: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
-        check_schema({"type": "object"} | schema)
-    assert len(str(caught.value)) <= 500
 
 
 def result(asked: dict[str, Any], value: Any) -> bytes:

@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
-from gateway.tools import Question, ToolCall
+from gateway.tools import Question, ToolCall, http
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.http import MAX_BODY, MAX_PAUSE, _retry_after
+from gateway.tools.http import MAX_BODY, MAX_PAUSE, HttpClient, _retry_after
 from tests.support.config import load_config
 from tests.support.http_service import Answer, HttpService, http_service
 
@@ -385,3 +386,35 @@ def test_a_compressed_answer_is_never_larger_than_its_bound(
         assert tracemalloc.get_traced_memory()[1] < 24 * MAX_BODY
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (Answer(body='{"allow": true}'), (True, "")),
+        (Answer(body='{"allow": false, "reason": "rude"}'), (False, "rude")),
+        (Answer(body='{"allow": "yes"}'), (None, "the answer was not understood")),
+        (Answer(body="<html>"), (None, "the answer was not understood")),
+        (Answer(status=500), (None, "nobody could be asked")),
+        (Answer(body='{"allow": false}', seconds=30), (None, "too late")),
+    ],
+)
+def test_somebody_is_asked_over_http(answer: Answer, verdict: http.Verdict) -> None:
+    async def asked(url: str) -> http.Verdict:
+        client = HttpClient(2)
+        timeout = 0.2 if answer.seconds else 20.0
+        rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=timeout, name="g")
+        call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
+        try:
+            return await http.ask_content(client, rule, call)
+        finally:
+            await client.close()
+
+    with http_service() as service:
+        service.answers = [answer]
+        assert asyncio.run(asked(service.url)) == verdict
+    if answer.seconds:
+        return  # on a busy machine the question may not have come in that time
+    (request,) = service.asked
+    assert request.headers["x-key"] == "k"
+    assert (request.json["who"], request.json["text"]) == ("agent", "One sentence.")

@@ -5,22 +5,14 @@ from __future__ import annotations
 
 import random
 import re
-from pathlib import Path
 
 import pytest
 
 from gateway.audio import Codec
 from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
 from gateway.call.plan import CallPlan, LimitsPlan, MachineDetectionPlan
-from gateway.config import ConfigError
-from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import VOICEMAIL
-from gateway.planning.route_tools import machine_detection_plan
-from gateway.realtime.events import (
-    InputTranscribed,
-    SpeechStarted,
-    SpeechStopped,
-)
+from gateway.realtime.events import InputTranscribed, SpeechStarted, SpeechStopped
 from tests.support.call_scene import ACK, OUR_END, UP, Scene, created, done, said
 
 BEEP = BeepHeard(1000.0, 400)
@@ -315,32 +307,3 @@ def test_people_are_no_machines(seed: int) -> None:
         words = dice.choice(["Yes.", "Yes please.", "No.", f"I want room {number}."])
         turn(scene, number, min(dice.lognormvariate(0.5, 0.6), 7.5 if number == 0 else 15), words)
     assert found(scene) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ('machine_detection.bot = "transfer"', "machine_detection.bot"),
-        ('machine_detection.bot = "log"\nsession.audio.input.turn_detection = "null"', "session"),
-        ("idle.timeout = 5\nsession.audio.input.turn_detection.idle_timeout_ms = 6000", "session"),
-        ("machine_detection.bot_equal_turns = 2", "machine_detection.bot_equal_turns"),
-        ("machine_detection.beep_timeout = 61", "machine_detection.beep_timeout"),
-        ("machine_detection.music_threshold = 0", "machine_detection.music_threshold"),
-    ],
-)
-def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> None:
-    (tmp_path / "a.toml").write_text(f'[[route]]\nname = "a"\n{text}\n')
-    with pytest.raises(ConfigError) as caught:
-        load_dialplan(tmp_path)
-    assert caught.value.problems[0].key.startswith(f"route[0].{key}")
-
-
-def test_settings_become_the_plan(tmp_path: Path) -> None:
-    detection = '{ voicemail = "leave_message", beep_timeout = 0.0 }'
-    text = f'[[route]]\nname = "a"\nmachine_detection = {detection}\n'
-    (tmp_path / "a.toml").write_text(text)
-    plan = machine_detection_plan(load_dialplan(tmp_path).routes[0])
-    assert (plan.beep_timeout, plan.listens) == (0, True)
-    assert not MachineDetectionPlan({"bot": "log", "music": "off"}).listens, (
-        "bots go by turns and words"
-    )
