@@ -160,6 +160,9 @@ class ResponseQueue:
     def __init__(self) -> None:
         self.given_up = 0
         """Requests of this call that the server did not answer in time."""
+        self.unanswered: CreateResponse | None = None
+        """The last of them; None where none was sent, as the queue waited for a response that was
+        never seen."""
         self.dropped = 0
         """Requests of this call that were dropped because too many waited."""
         self.reset()
@@ -370,7 +373,7 @@ class ResponseQueue:
         sent now, or None. ``given_up`` grows by one, also where none was sent and the queue waited
         for a response that was never seen."""
         self.given_up += 1
-        self._sent = None
+        self.unanswered, self._sent = self._sent, None
         return self._next_to_send(now)
 
     def _next_to_send(self, now: float) -> CreateResponse | None:

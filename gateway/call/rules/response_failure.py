@@ -17,6 +17,7 @@ from gateway.call.outputs import Output, PlaySound
 from gateway.ending import EndReason
 from gateway.realtime.errors import classify_error
 from gateway.realtime.events import CreateResponse, InputCommitted, ResponseDone
+from gateway.realtime.session_object import mended
 
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 """Instructions of the response that continues one that ended at ``max_output_tokens``."""
@@ -67,9 +68,9 @@ class ResponseFallback:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Handle ``response.done``, an ``error`` that refuses a request, or a request that brought
-        no response in time (nothing if another runs, is requested or waits): return a retry, the
-        message, or the sound. Playout that begins stops the sound. Nothing else is done while the
-        legs are joined.
+        no response in time (nothing if another makes up for it: :meth:`_is_made_up_for`): return a
+        retry, the message, or the sound. Playout that begins stops the sound. Nothing else is done
+        while the legs are joined.
 
         A response that was interrupted is ignored, and so is one of a Live session's backend that
         was completed or cancelled. For others the first of these that holds decides: the response
@@ -84,9 +85,11 @@ class ResponseFallback:
             return self._stop_sound()
         if isinstance(input, inputs.Tick) and control.responses.given_up != self._given_up:
             self._given_up = control.responses.given_up
-            if not control.responses.idle or control.call_actions.joined:
+            asked = control.responses.unanswered
+            if self._is_made_up_for(asked) or control.call_actions.joined:
                 return []  # another one was asked for, or nobody is to be answered
-            return self._on_response_failed("no response came", None, now)
+            asked = asked if self._is_irreplaceable(asked) else None
+            return self._on_response_failed("no response came", asked, now)
         if isinstance(input, inputs.ServerErrorReceived):
             return self._on_request_refused(input, now)
         event = input.event if isinstance(input, inputs.ServerEventReceived) else None
@@ -134,12 +137,14 @@ class ResponseFallback:
 
     def _on_request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
         """Handle an ``error`` that refuses a ``response.create`` as a failed response. Nothing
-        where another response runs, is requested or waits, the legs are joined, the error ends the
-        session, or the request was out-of-band."""
+        where another makes up for it (:meth:`_is_made_up_for`; also the same request without the
+        field that the error names), the legs are joined, the error ends the session, or the request
+        was out-of-band."""
         asked, control = failed.command, self._control
         if (
             not isinstance(asked, CreateResponse)
-            or not control.responses.idle
+            or self._is_made_up_for(asked)
+            or (mended(asked, failed.error) and not control.responses.idle)
             or control.call_actions.joined
         ):
             return []
@@ -147,6 +152,20 @@ class ResponseFallback:
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
             return []
         return self._on_response_failed(verdict.code, asked, now)
+
+    def _is_made_up_for(self, asked: CreateResponse | None) -> bool:
+        """Return whether a response that runs, is requested or waits makes up for the one that a
+        failed request was for: any does, or only that of the same request
+        (:meth:`_is_irreplaceable`)."""
+        responses = self._control.responses
+        if asked is not None and self._is_irreplaceable(asked):
+            return responses.is_open(asked)
+        return not responses.idle
+
+    def _is_irreplaceable(self, asked: CreateResponse | None) -> bool:
+        """Return whether no other response says what this request is for: it has settings of its
+        own, such as words, and is not for the message."""
+        return asked is not None and asked.response is not None and asked is not self._words
 
     def on_tool_loop(self, now: float, done: ResponseDone | None = None) -> list[Output]:
         """Handle a model that only calls functions, response after response, as a failed response:

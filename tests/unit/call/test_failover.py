@@ -728,7 +728,7 @@ def test_in_a_call_the_server_is_left_alone_as_long_as_it_asks() -> None:
 def test_a_request_given_up_in_the_lost_session_is_not_counted_in_the_next() -> None:
     scene = Scene(PLAN).up()
     scene.do(inputs.ToolRequest(RequestResponse("Say hello.")))
-    assert scene.at(scene.now + 10.0) == ["create"]
+    assert scene.at(scene.now + 10.0) == ["create ['instructions']"]
     assert scene.events.count("response_unanswered") == 1
     scene.do(created("r1"), audio("r1", "i1", 40), audio_done("r1", "i1"), done("r1"))
     scene.at(scene.now + 1.0, LOST, AGAIN)

@@ -7,7 +7,13 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, ContentPlan, OutboundPlan, ResponseFailurePlan
+from gateway.call.plan import (
+    CallPlan,
+    ContentPlan,
+    DisclosurePlan,
+    OutboundPlan,
+    ResponseFailurePlan,
+)
 from gateway.call.tools.commands import PressKeys, RequestResponse
 from gateway.realtime.events import InputCommitted, ResponseDone
 from tests.support.call_scene import (
@@ -152,6 +158,36 @@ def test_a_refused_request_is_asked_again_then_told() -> None:
     assert scene.do(error("rate_limit_exceeded", asked)) == ["create"]
     assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == [PHRASE]
     assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == ["sound chime"]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_words_that_no_other_response_says_are_asked_for_again_behind_those_that_wait(
+    refused: bool,
+) -> None:
+    """A disclosure: the greeting that waited behind it has no word of it."""
+    greeting, disclosure = {"instructions": "Hello"}, DisclosurePlan("I am an AI.")
+    scene = Scene(CallPlan("r", Codec.PCMU, greeting=greeting, disclosure=disclosure)).up()
+    (asked,) = scene.requests
+    if refused:
+        scene.do(error("rate_limit_exceeded", asked))
+    else:
+        scene.at(10.1)
+    assert last_words(scene) == "Hello"
+    answer(scene, "r1")
+    assert last_words(scene) == "Say exactly: I am an AI."
+    answer(scene, "r2")
+    assert len(scene.requests) == 3
+
+
+def test_an_answer_that_is_refused_is_not_asked_for_again_where_another_follows() -> None:
+    scene = scene_of()
+    scene.do(key("1"), key("#"))
+    asked = scene.requests[-1]
+    scene.do(inputs.ToolRequest(RequestResponse("Greet them.")))
+    scene.do(error("rate_limit_exceeded", asked))
+    assert last_words(scene) == "Greet them."
+    answer(scene, "r1")
+    assert last_words(scene) == "Greet them."
 
 
 def test_a_refusal_that_costs_no_answer_is_let_be() -> None:
