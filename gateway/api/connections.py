@@ -21,6 +21,7 @@ from pathlib import Path
 from random import uniform
 from time import thread_time
 from typing import Any
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import anyio.lowlevel
@@ -473,7 +474,7 @@ def as_local(app: Any) -> Any:
 
     async def local(scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope)
-        user = headers.get(USER) or (scope.get("client") or ("unknown", 0))[0]
+        user = unquote(headers.get(USER, "")) or (scope.get("client") or ("unknown", 0))[0]
         peer, rights = headers.get(PEER), headers.get(RIGHTS, "")
         role = Role.__members__.get(rights.upper(), Role.READONLY) if rights else Role.ADMIN
         told = {"client": (peer, 0) if peer else None, LOCAL: user, ROLE: role}

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote
 
 import httpx
 import structlog
@@ -252,9 +252,11 @@ class ForwardToWorker:
             refused = JSONResponse({"error": error.detail}, error.status_code)
             await refused(request.scope, request.receive, send)
             return
-        asked = client.build_request(
-            request.method, target, headers=self._headers(request.scope), content=body
-        )
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))  # as they came
+            for name, value in self._headers(request.scope)
+        ]
+        asked = client.build_request(request.method, target, headers=headers, content=body)
         try:
             answer = await client.send(asked, stream=True)
         except (httpx.HTTPError, OSError) as error:
@@ -296,7 +298,7 @@ class ForwardToWorker:
         except InvalidStatus as refused:
             await socket.send_denial_response(
                 Response(
-                    refused.response.body,
+                    bytes(refused.response.body or b""),  # which may be a bytearray
                     refused.response.status_code,
                     {"content-type": "application/json", "x-should-retry": "false"},
                 )
@@ -332,9 +334,9 @@ class ForwardToWorker:
         told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
         token = self.token_of(scope)
         if LOCAL in scope:
-            told |= {USER: unquote(scope[LOCAL]), RIGHTS: scope[ROLE].name.lower()}
+            told |= {USER: quote(scope[LOCAL]), RIGHTS: scope[ROLE].name.lower()}
         elif token is not None and "authorization" not in Headers(scope=scope):
-            told |= {USER: token.name, RIGHTS: token.role.name.lower()}
+            told |= {USER: quote(token.name), RIGHTS: token.role.name.lower()}
         return [*((n, v) for n, v in fields if n not in (PEER, USER, RIGHTS)), *told.items()]
 
 
