@@ -140,6 +140,8 @@ class Interruptions:
         self._control = control
         self._plan = control.plan.interruptions
         self._turns: BoundedDict[str, _Turn] = BoundedDict(MAX_TURNS)
+        self._answered: BoundedDict[str, None] = BoundedDict(MAX_TURNS)
+        """Ids of the latest turns that were answered, or deleted."""
         self._paused = False
         self._protected: dict[str, CreateResponse | None] = {}
         """By protected response: the request (greeting, disclosure, announcement of a recording)
@@ -342,6 +344,7 @@ class Interruptions:
         """Forget all turns, decided or not, and the words of the latest response; return
         ``Pause(False)`` if playout was paused."""
         self._turns.clear()
+        self._answered.clear()
         self._words = ("", "")
         return self._resume(now)
 
@@ -349,12 +352,13 @@ class Interruptions:
 
     def _match_turn(self, item_id: str) -> _Turn | None:
         """Return the turn with this item id; else the latest turn that is not committed, which
-        takes that id if there is one. None without such a turn.
+        takes that id if there is one. None without such a turn, and for the id of a turn that was
+        answered before.
 
-        Servers leave the id out, or give another one than at ``speech_started``.
+        Servers leave the id out, give another one than at ``speech_started``, or repeat an event.
         """
         turn = self._turns.get(item_id)
-        if turn is not None:
+        if turn is not None or item_id in self._answered:
             return turn
         waiting = [one for one in self._turns.values() if not one.committed]
         if not waiting:
@@ -400,6 +404,8 @@ class Interruptions:
         """Forget a committed turn and request a response to it; for a false interruption delete its
         item instead, if it has an id."""
         self._turns.pop(turn.item_id, None)
+        if turn.item_id:
+            self._answered[turn.item_id] = None
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._control.request_response(CreateResponse(), now)

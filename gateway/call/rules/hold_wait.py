@@ -35,6 +35,7 @@ from gateway.ending import EndReason
 from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     CreateResponse,
+    InputCommitted,
     InputTranscribed,
     ResponseCreated,
     SpeechStarted,
@@ -82,6 +83,7 @@ class HoldWait:
         inputs.HoldChanged,
         SpeechStarted,
         SpeechStopped,
+        InputCommitted,
         InputTranscribed,
         ResponseCreated,
     )
@@ -136,12 +138,10 @@ class HoldWait:
                 self._speaking, self._stopped, self._words_came = (now, start_ms), None, False
                 self._end_by_sound = False
             case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)):
-                if self._speaking is not None:
-                    length = turn_length_ms(self._speaking, (now, end_ms))
-                    self._repeats.add_turn(item_id, length)
-                self._speaking = None
-                if self._wait is not None and not self._withheld:
-                    self._stopped = now
+                self._on_speech_over(item_id, end_ms, now)
+            case inputs.ServerEventReceived(event=InputCommitted(item_id)):
+                if self._speaking is not None:  # of a server without ``speech_stopped``
+                    self._on_speech_over(item_id, None, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if (
@@ -222,6 +222,20 @@ class HoldWait:
         elif self._stopped is not None and (self._words_came or not self._plan.transcribed):
             self._stopped = now - SETTLE_SECONDS
         return outputs
+
+    def _on_speech_over(self, item_id: str, end_ms: int | None, now: float) -> None:
+        """Note the length of a turn that is over, and in a wait, unless silence is heard in its
+        place, when the other side stopped.
+
+        Args:
+            end_ms: the server's time of its end; None where it does not say.
+        """
+        if self._speaking is not None:
+            length = turn_length_ms(self._speaking, (now, end_ms))
+            self._repeats.add_turn(item_id, length)
+        self._speaking = None
+        if self._wait is not None and not self._withheld:
+            self._stopped = now
 
     def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
         """Handle the transcript of a turn. It is an announcement if it matches ``announcements``,

@@ -19,7 +19,13 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.outputs import Output
 from gateway.ending import EndReason
 from gateway.measures import BoundedDict
-from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
+from gateway.realtime.events import (
+    InputCommitted,
+    InputTranscribed,
+    ResponseCreated,
+    SpeechStarted,
+    SpeechStopped,
+)
 from gateway.text import words_of
 
 HELD = 0.58
@@ -282,6 +288,7 @@ class MachineDetector:
         inputs.SessionClosed,
         SpeechStarted,
         SpeechStopped,
+        InputCommitted,
         InputTranscribed,
         ResponseCreated,
     )
@@ -328,14 +335,10 @@ class MachineDetector:
                 self._unbroken = now
                 self._music.begin_stretch()
                 self._beeps.on_speech_started(now)
-            case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)) if (
-                self._started is not None
-            ):
-                length = turn_length_ms(self._started, (now, end_ms))
-                self._started = None
-                self._said.add_turn(item_id, length)
-                self._beeps.on_speech_stopped(now)
-                return self._on_turn(length, now)
+            case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)):
+                return self._on_speech_over(item_id, end_ms, now)
+            case inputs.ServerEventReceived(event=InputCommitted(item_id)):
+                return self._on_speech_over(item_id, None, now)  # without ``speech_stopped``
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
@@ -440,6 +443,20 @@ class MachineDetector:
         found.beep = beep
         note = self._control.timeline.note(now, "voicemail_message", "info", beep=beep)
         return [note, *self._end_conversation(found, now)]
+
+    def _on_speech_over(self, item_id: str, end_ms: int | None, now: float) -> list[Output]:
+        """Handle the end of a stretch of speech, once.
+
+        Args:
+            end_ms: the server's time of it; None where it does not say.
+        """
+        if self._started is None:
+            return []
+        length = turn_length_ms(self._started, (now, end_ms))
+        self._started = None
+        self._said.add_turn(item_id, length)
+        self._beeps.on_speech_stopped(now)
+        return self._on_turn(length, now)
 
     def _on_turn(self, length_ms: int, now: float) -> list[Output]:
         """Handle the end of a turn: a first one of ``greeting_threshold`` seconds or more is a

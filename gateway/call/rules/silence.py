@@ -52,6 +52,7 @@ class UserIdleTimeout:
         inputs.SessionClosed,
         SpeechStarted,
         SpeechStopped,
+        InputCommitted,
     )
 
     def __init__(self, control: ConversationControl, working: Callable[[], bool]) -> None:
@@ -80,7 +81,7 @@ class UserIdleTimeout:
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking, self._asked = True, 0
-            case inputs.ServerEventReceived(event=SpeechStopped()):
+            case inputs.ServerEventReceived(event=SpeechStopped() | InputCommitted()):
                 self._speaking = False
             case inputs.DigitPressed():
                 self._asked = 0

@@ -28,6 +28,7 @@ from gateway.call.plan import (
     ServerPlan,
     SilencePlan,
     ToolsPlan,
+    UserIdlePlan,
 )
 from gateway.call.tools.commands import CollectPlan, DispositionPlan
 from gateway.realtime.events import (
@@ -496,3 +497,49 @@ def test_what_a_server_never_ends_fills_no_memory() -> None:
     assert len(playback._tracker._parts) <= 256
     assert max(len(cut.unplayed_items) for cut in playback._interrupted) <= 64
     assert len(scene.record.actions.interruptions) <= 500
+
+
+@pytest.mark.parametrize("doubled", [InputCommitted("a"), SpeechStopped("a", 2000)])
+def test_what_is_told_again_of_a_turn_that_was_answered_is_not_of_the_next(doubled: Any) -> None:
+    plan = replace(PLAN, silence=SilencePlan(), interruptions=InterruptionPlan(by_gateway=True))
+    scene = Scene(plan).up()
+    scene.at(1.0, said(SpeechStarted("a", 1000)), said(SpeechStopped("a", 2000)))
+    scene.do(said(InputCommitted("a")))
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 500), audio_done("r1", "i1"))
+    scene.do(done("r1"))
+    scene.listen(600)
+    scene.do(said(SpeechStarted("b", 4000)))
+    assert scene.do(said(doubled)) == []
+    assert scene.do(said(SpeechStopped("b", 6000)), said(InputCommitted("b"))) == ["create"]
+
+
+def says_to_its_end(scene: Scene, item: str, seconds: float) -> None:
+    """A turn of the caller, of a server that tells no ``speech_stopped``."""
+    scene.do(said(SpeechStarted(item, None)))
+    scene.at(scene.now + seconds, said(InputCommitted(item)))
+
+
+def test_a_silent_caller_is_prompted_where_no_end_of_speech_is_told() -> None:
+    scene = Scene(replace(PLAN, idle=UserIdlePlan(10.0))).up()
+    says_to_its_end(scene, "a", 1.0)
+    scene.do(created("r1"), audio("r1", "i1", 500), audio_done("r1", "i1"), done("r1"))
+    scene.listen(600)
+    scene.at(scene.now + 11.0)
+    assert "idle_prompted" in scene.events
+
+
+def test_a_human_ends_a_wait_in_a_queue_where_no_end_of_speech_is_told() -> None:
+    scene = Scene(replace(PLAN, hold_wait=HoldWaitPlan(enabled=True))).up()
+    for held in (0.9, 0.9, 0.9, 0.9, 0.0):
+        scene.at(scene.now + 1.0, inputs.SoundHeard(1.0, held, 0.2))
+    says_to_its_end(scene, "a", 1.5)
+    scene.at(scene.now + 2.0)
+    (wait,) = scene.record.content.hold_waits
+    assert wait.ended == "human"
+
+
+def test_a_long_first_turn_is_a_voicemail_where_no_end_of_speech_is_told() -> None:
+    watch = MachineDetectionPlan({"voicemail": "log"})
+    scene = Scene(replace(PLAN, machine_detection=watch)).up()
+    says_to_its_end(scene, "a", 9.0)
+    assert [one.kind for one in scene.record.content.machine_detection] == ["voicemail"]
