@@ -17,8 +17,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
+from gateway.records.files import create_database
 from gateway.records.shared import CanaryState, canary_of, release_calls
-from gateway.records.spool import Entry, create_database, identity_of
+from gateway.records.spool import Entry, identity_of
 from gateway.records.tables import (
     CUT,
     HEAD,

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 import threading
 import time
 from collections import deque
@@ -382,3 +383,25 @@ def _link(partial: Path, folder: Path, stem: str) -> None:
             partial.replace(path)
         return
     raise FileExistsError(f"{folder}: {MAX_NAMES} records are named {stem}")
+
+
+def create_database(path: Path) -> None:
+    """Create an empty file for SQLite, mode 0600, and its folder, where there is none.
+
+    A database that exists is not opened: SQLite locks by fcntl, and when a process closes any
+    descriptor of a file, the locks of all its connections to it are gone. Two writers then damage
+    it (sqlite.org/howtocorrupt.html, 2.2). So the file gets its name only once it is closed.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        return
+    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.close(private(os.fspath(path), os.O_RDWR | os.O_CREAT))
+    finally:
+        Path(made).unlink()

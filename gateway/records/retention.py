@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Container, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -248,8 +248,9 @@ def sweep(
     """Delete rows of ended calls ``rows_days`` after their INVITE, and the details of those that
     stay after ``details_days``; 0 keeps them.
 
-    Details are the whole record with its transcript, the events, and the files in ``folder``; they
-    go with the shorter of both. Calls on legal hold stay as they are.
+    Details are the whole record with its transcript, the events, the files in ``folder``, and what
+    was refused and stays in its spool, of which there is a limit (:meth:`Spool.trim`); they go with
+    the shorter of both. Calls on legal hold stay as they are.
     """
     if rows_days:
         before = now - timedelta(days=rows_days)
@@ -257,8 +258,11 @@ def sweep(
             count = database.delete(found)
             log.info("records.expired", rows=count, before=before.isoformat())
     shorter = min((days for days in (rows_days, details_days) if days), default=0.0)
+    before = now - timedelta(days=shorter)
+    with closing(Spool(folder)) as spool:
+        if count := spool.trim(before.timestamp() if shorter else 0.0, database.held()):
+            log.warning("records.refused_dropped", count=count)
     if shorter:
-        before = now - timedelta(days=shorter)
         while found := database.expired(before, BATCH, detailed=True):
             database.strip(found)
         sweep_files(folder, before, database.held())

@@ -22,10 +22,9 @@ import os
 import secrets
 import sqlite3
 import struct
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.records.files import private
+from gateway.records.files import create_database, private
 from gateway.text import json_of, json_text, unicode_in, unicode_of
 
 log = structlog.get_logger("records")
@@ -241,6 +240,10 @@ NAME = "spool.sqlite3"
 BUSY_MS = 5000
 MAX_BYTES = 4 * 1024**3
 """Limit of the file while the database is away; beyond it, writing fails as on a full disk."""
+
+MAX_REFUSED = 10_000
+"""Parked entries, and deliveries given up, that are kept, of each: else they would fill the file in
+time, and nothing else could be written."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -475,6 +478,24 @@ class Spool:
                 (now, now, delivery_id, delivery_id),
             ).rowcount
 
+    def trim(self, before: float, held: Collection[str] = ()) -> int:
+        """Delete parked entries and given-up deliveries that were made before a time (Unix, s), and
+        the oldest of each beyond ``MAX_REFUSED``; those of the calls ``held``, by id (legal
+        hold), stay. Return their number."""
+        kept, count = json_text(list(held)), 0
+        # A parked entry's position is its time: what stands behind its body is slow to read.
+        for table, made, factor in (("parked", "seq", 1e6), ("deliveries", "created", 1.0)):
+            some = f"{table}{' WHERE dead = 1' if table == 'deliveries' else ''}"
+            with self._open() as connection:
+                count += connection.execute(
+                    f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM (SELECT rowid, {made},"
+                    f" row_number() OVER (ORDER BY {made} DESC) AS place FROM {some})"
+                    f" WHERE place > ? OR {made} < ?)"
+                    " AND call_id NOT IN (SELECT value FROM json_each(?))",
+                    (MAX_REFUSED, before * factor, kept),
+                ).rowcount
+        return count
+
     def erase(self, call_ids: Sequence[str]) -> int:
         """Delete entries, parked ones and deliveries of these calls, also from the write-ahead log;
         return their number."""
@@ -572,28 +593,6 @@ def _body(text: str) -> dict[str, Any]:
         except ValueError:  # half of a surrogate pair, or a number that is too large
             found = json_of(text)
     return found if isinstance(found, dict) else {}
-
-
-def create_database(path: Path) -> None:
-    """Create an empty file for SQLite, mode 0600, and its folder, where there is none.
-
-    A database that exists is not opened: SQLite locks by fcntl, and when a process closes any
-    descriptor of a file, the locks of all its connections to it are gone. Two writers then damage
-    it (sqlite.org/howtocorrupt.html, 2.2). So the file gets its name only once it is closed.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        return
-    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    try:
-        os.link(made, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.close(private(os.fspath(path), os.O_RDWR | os.O_CREAT))
-    finally:
-        Path(made).unlink()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from gateway.audio import Codec
 from gateway.records import files, retention
 from gateway.records.database import Database
 from gateway.records.recordings import Options, Recordings
-from gateway.records.retention import Storage, Uploads, delete_uploaded, erase, sweep_files
+from gateway.records.retention import (
+    Storage,
+    Uploads,
+    delete_uploaded,
+    erase,
+    sweep,
+    sweep_files,
+)
 from gateway.records.spool import Spool
 from gateway.records.tables import CLOSED
 from tests.support.kept_rows import NOW, row
@@ -203,3 +210,14 @@ def test_every_file_of_a_call_on_legal_hold_stays(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert sweep_files(tmp_path, datetime(2026, 2, 1, tzinfo=UTC), {"c1"}) == len(others)
     assert {path.name for path in tmp_path.iterdir()} == {*old[: len(held)], *young}
+
+
+def test_what_the_database_refused_goes_with_the_details(tmp_path: Path) -> None:
+    spool, database = Spool(tmp_path), Database(f"sqlite:///{tmp_path}/calls.sqlite3")
+    spool.add([row("c1", CLOSED, record={"transcript": ["secret"]})])
+    spool.park(spool.entries(1)[0], "refused")
+    for days, left in ((1, 1), (3, 0)):
+        now = datetime.now(UTC) + timedelta(days=days)
+        sweep(database, tmp_path, now, rows_days=9, details_days=2)
+        assert spool.parked() == left
+    database.close()

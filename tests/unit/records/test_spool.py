@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,34 @@ def test_a_removed_spool_loses_nothing_that_was_parked_or_is_being_written(tmp_p
     assert (writer.parked(), reader.parked()) == (1, 1)
     writer.park(writer.entries(1)[0], "refused")
     assert reader.parked() == 2, "none takes the place of another"
+
+
+def test_what_was_refused_is_kept_for_a_time_and_up_to_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would fill the file, and no row could be written any more."""
+    monkeypatch.setattr("gateway.records.spool.MAX_REFUSED", 3)
+    spool = Spool(tmp_path)
+    names = [f"c{number}" for number in range(5)]
+    sent = [Delivery(name, "crm", name, "{}", number, number) for number, name in enumerate(names)]
+    spool.add([row(name, OPENED) for name in names], [*sent, Delivery("w", "crm", "w", "{}", 0, 0)])
+    for entry in spool.entries(9):
+        spool.park(entry, "refused")
+    for one in sent:
+        spool.failed(one, "500", None)
+
+    def left() -> list[list[str]]:
+        parked = [entry.call_id for entry, _error in spool.parked_entries()]
+        return [parked, [one.call_id for one in spool.deliveries(dead=True)]]
+
+    assert spool.trim(0.0, {"c0"}) == 2, "beyond the third"
+    assert left() == [["c0", "c2", "c3", "c4"]] * 2
+    assert spool.trim(0.0) == 2
+    assert spool.trim(3.0) == 1, "the parked ones are younger"
+    assert left() == [names[2:], names[3:]]
+    assert spool.trim(time.time() + 60, {"c3"}) == 3
+    assert left() == [["c3"]] * 2
+    assert [one.call_id for one in spool.deliveries(dead=False)] == ["w"]
 
 
 def test_a_spool_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
