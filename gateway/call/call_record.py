@@ -141,7 +141,8 @@ class ToolUse:
     approval: str = ""
     """Who approved it, or "refused: " and who refused it; empty: nobody was asked."""
     id: str = ""
-    """``call_id`` of the function call."""
+    """``call_id`` of the function call, unique in the telephone call
+    (:class:`gateway.call.conversation.responses.CallIds`)."""
 
 
 @dataclass(slots=True)

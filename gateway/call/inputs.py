@@ -259,7 +259,7 @@ class ToolDone:
     model."""
 
     call_id: str
-    """``call_id`` of the function call."""
+    """As ``RunTool`` has it."""
     output: str
 
 

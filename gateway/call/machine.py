@@ -333,6 +333,7 @@ class CallMachine:
                 conversation.transcript.add_sent_items(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
         conversation.transcript.add_sent_items(todo, now)
+        todo = conversation.control.call_ids.sent(todo)
         if any(type(o) is outputs.Send and type(o.command) is UpdateSession for o in todo):
             todo += conversation.silence.on_update_sent(now)
         return todo

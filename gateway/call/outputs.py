@@ -270,6 +270,8 @@ class RunTool:
     comes back as :class:`gateway.call.inputs.ToolDone`."""
 
     call_id: str
+    """``call_id`` of the function call, unique in the telephone call
+    (:class:`gateway.call.conversation.responses.CallIds`)."""
     name: str
     arguments: str
     """The model's, as JSON text."""
@@ -281,7 +283,8 @@ class RequestApproval:
     :class:`gateway.call.inputs.ApprovalResult` comes back."""
 
     key: str
-    """``call_id`` of the tool call, or item id of an ``mcp_approval_request``."""
+    """``call_id`` of the tool call, or item id of an ``mcp_approval_request``; unique as that of
+    ``RunTool`` is."""
     name: str
     arguments: str
     """The model's, as JSON text."""

@@ -127,6 +127,8 @@ class Scene:
         self.sent: list[ClientCommand] = []
         self.notes: list[outputs.LogEvent] = []
         self.seen: list[str] = []
+        self.asked: list[str] = []
+        """Keys of the questions to the service of an approval rule."""
         self.queue = 0
         """Frames in the playout queue."""
         self.heard_ms = 0
@@ -233,6 +235,8 @@ class Scene:
                         self.queue += frames
                 case outputs.Pause(paused):
                     self._paused = paused
+                case outputs.RequestApproval(key):
+                    self.asked.append(key)
 
 
 def _words(output: outputs.Output) -> str:

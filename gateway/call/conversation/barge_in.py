@@ -335,9 +335,7 @@ class Interruptions:
     def on_session_over(self, now: float) -> list[Output]:
         """Forget all turns, as :meth:`forget_turns` does: the session is over, and another may use
         its ids. Protected responses stay protected while their queued audio is played."""
-        self._protected = {
-            PAST + one.removeprefix(PAST): asked for one, asked in self._protected.items()
-        }
+        self._protected = {PAST + one: asked for one, asked in self._protected.items()}
         return self.forget_turns(now)
 
     def forget_turns(self, now: float) -> list[Output]:

@@ -22,7 +22,7 @@ from gateway.call.call_control import (
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.playback import Playback, Playout
-from gateway.call.conversation.responses import ResponseQueue, ResponseTimes
+from gateway.call.conversation.responses import CallIds, ResponseQueue, ResponseTimes
 from gateway.call.inputs import Input
 from gateway.call.interpretation import Interpretation
 from gateway.call.outputs import Mute, OutOfBandDone, Output, Send
@@ -156,6 +156,7 @@ class ConversationControl:
         self.playback = Playback(playout, plan.codec, plan.server.truncate_margin_ms, timeline)
         self.playback.interrupted_after = self.response_times.interrupted_after
         self.responses = ResponseQueue()
+        self.call_ids = CallIds(as_given=plan.tools.application)
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""

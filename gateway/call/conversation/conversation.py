@@ -96,7 +96,6 @@ class Conversation:
         self._answer_lost = False
         """The session that ended owed an answer (:attr:`answer_due`)."""
         self._names = ResponseNames(self.control.responses, self.control.playback.was_interrupted)
-        self.complete = self._names.complete
         self.silence = Silence(
             self.control,
             lambda: self._caller_speaks,
@@ -143,6 +142,11 @@ class Conversation:
         self._plan = self.control.plan = plan
 
     # ---- what happens
+
+    def complete(self, event: ServerEvent) -> ServerEvent:
+        """Return the event with the ids that hold in this gateway (:class:`ResponseNames`,
+        :class:`CallIds`). To be called once for each event, in order."""
+        return self.control.call_ids.complete(self._names.complete(event))
 
     def open(self, now: float) -> list[Output]:
         """Begin to talk: request the disclosure, then the recording's announcement or question for
@@ -448,6 +452,7 @@ class Conversation:
         self._answer_lost, self.control.between_sessions = self.answer_due, True
         self.transcript.on_session_replaced()
         self._names.reset()
+        self.control.call_ids.on_session_over()
         self._guardrails.on_session_over()
         self._context_trimmer.on_session_over()
         self.hold_wait.on_session_over()

@@ -19,7 +19,8 @@ PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
 
 PAST = "past/"
-"""Prefix of the ids of responses whose session is over and that are still queued."""
+"""Prefix of the ids of responses whose session is over and that are still queued: once for each
+session that has ended since."""
 
 MAX_PARTS = 64
 """Parts remembered, not counting those still to be heard: late audio of a part that was cut, which
@@ -44,8 +45,8 @@ class _Part:
     """Audio that still comes is dropped."""
     told: bool = False
     """The cut was reported; nothing more is to be reported of this part."""
-    past: bool = False
-    """It is of a session that is over."""
+    past: int = 0
+    """How many sessions have ended since it came; 0: it is of the present one."""
 
     @property
     def known_heard(self) -> bool:
@@ -85,8 +86,8 @@ class Heard:
     item_played_ms: int
     item_received_ms: int
     """Of all parts of the item together."""
-    past: bool = False
-    """It is of a session that is over."""
+    past: int = 0
+    """How many sessions have ended since it came; 0: it is of the present one."""
 
 
 class PlayoutTracker:
@@ -165,13 +166,15 @@ class PlayoutTracker:
 
     def finish_all(self) -> bytes:
         """End all parts: all their audio was received, and their session is over, so that their
-        ids may come again; those of their responses get the prefix ``PAST``. Return the incomplete
-        frame, filled with silence and counted as queued; empty without one."""
+        ids may come again; those of their responses get the prefix ``PAST``, also those that have
+        it. Return the incomplete frame, filled with silence and counted as queued; empty without
+        one."""
         rest = self._close_part()
-        for part in (*self._parts.values(), *(queued.part for queued in self._queue)):
-            if not part.past:
-                part.done = part.past = True
-                part.response_id = PAST + part.response_id
+        queued = (queued.part for queued in self._queue)
+        for part in {id(part): part for part in (*self._all_parts, *queued)}.values():
+            part.done = True
+            part.past += 1
+            part.response_id = PAST + part.response_id
         self._past = [*self._all_parts]
         self._parts.clear()
         return rest
@@ -337,7 +340,7 @@ class PlayoutTracker:
     def _cut_and_report(self, parts: list[_Part]) -> list[Heard]:
         """Cut these parts: drop their audio still to come, and return what was heard of each; none
         is reported again."""
-        totals: dict[tuple[bool, str], tuple[int, int]] = {}
+        totals: dict[tuple[int, str], tuple[int, int]] = {}
         for part in self._all_parts:
             item = (part.past, part.key[0])
             heard, received = totals.get(item, (0, 0))

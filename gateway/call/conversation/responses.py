@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Responses of a session: one at a time, each under one name, and how long the caller waits.
+"""Responses of a session: one at a time, each under one name, and how long the caller waits; and
+ids of function calls, unique in all sessions of a call.
 
 The server refuses a second response in the default conversation
 (``conversation_already_has_active_response``), and starts some by itself when a caller's turn ends
@@ -13,25 +14,30 @@ server's own between a request and its answer.
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from gateway.call.call_record import MAX_KEPT, CallTimeline, ResponseTime
 from gateway.call.inputs import CallerHeard
-from gateway.call.outputs import Output
+from gateway.call.outputs import Output, Send
 from gateway.measures import BoundedDict
 from gateway.realtime.events import (
     UNNAMED,
     AgentTranscript,
     AgentTranscriptDelta,
+    AppendText,
     AudioDelta,
     AudioDone,
+    CreateItem,
     CreateResponse,
     OtherEvent,
     ResponseCreated,
     ResponseDone,
     ServerEvent,
+    WorkDelegated,
 )
 
 MAX_WAITING = 8
@@ -512,3 +518,84 @@ class ResponseNames:
         """Return a name that no server gives: ``UNNAMED`` and a number."""
         self._made += 1
         return f"{UNNAMED}{self._made}"
+
+
+_OURS = re.compile("^s[0-9]+_")
+"""What ids begin with that :class:`CallIds` has made."""
+
+
+class CallIds:
+    """Makes the ids of what outlives its session unique in a telephone call: function calls,
+    delegated tasks, requests for approval. Servers may use an id again in each session, while a
+    function of a lost one still runs.
+
+    Those of the first session stay as they are, those of the next begin with ``s1_``, and so on. A
+    session gets its own ids back; calls of earlier sessions have the ids that its seed gave them
+    (:meth:`seeded`).
+
+    Args:
+        as_given: seeds have calls under the ids that their sessions gave them, since an application
+            answers some, under those that it saw.
+    """
+
+    def __init__(self, *, as_given: bool) -> None:
+        self._as_given = as_given
+        self._sessions_over = 0
+
+    def on_session_over(self) -> None:
+        """Count the end of a session: what comes from now on is of the next one."""
+        self._sessions_over += 1
+
+    def complete(self, event: ServerEvent) -> ServerEvent:
+        """Return the event with unique ids of its function calls or its delegated task; other
+        events as they are."""
+        if not self._sessions_over:
+            return event
+        match event:
+            case ResponseDone(output=output) if output:
+                return replace(event, output=tuple(self._complete_item(item) for item in output))
+            case WorkDelegated(id=task, target="client"):
+                return replace(event, id=self.unique(task))
+        return event
+
+    def unique(self, given: str) -> str:
+        """Return the unique id for one that the present session has given; "" for ""."""
+        return self._own + given if given else ""
+
+    def seeded(self, call_id: str) -> str:
+        """Return the id of a function call in the seed of the next session, which may use the
+        call's own id for another one. Made of letters, digits and ``_``, and not much longer, as
+        servers limit both."""
+        return _OURS.sub("", call_id) if self._as_given else f"past_{call_id}"
+
+    def sent(self, outputs: list[Output]) -> list[Output]:
+        """Return the outputs with the ids that the present session knows in results of functions
+        and answers to tasks. An answer to a task of an earlier session names none."""
+        return [self._sent(one) for one in outputs] if self._sessions_over else outputs
+
+    @property
+    def _own(self) -> str:
+        """What the ids of the present session begin with; "" for the first."""
+        return f"s{self._sessions_over}_" if self._sessions_over else ""
+
+    def _complete_item(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a function call with a unique id; other items as they are."""
+        if item.get("type") != "function_call":
+            return item
+        return {**item, "call_id": self.unique(str(item.get("call_id", "")))}
+
+    def _sent(self, output: Output) -> Output:
+        """Return one output as :meth:`sent` does."""
+        if type(output) is not Send or output.seed:
+            return output
+        match output.command:
+            case CreateItem(item) if item.get("type") == "function_call_output":
+                call_id = str(item["call_id"])
+                own = call_id.startswith(self._own)
+                known = call_id.removeprefix(self._own) if own else self.seeded(call_id)
+                return Send(replace(output.command, item={**item, "call_id": known}))
+            case AppendText(delegation_id=str(task)):
+                own = task.startswith(self._own)
+                known_task = task.removeprefix(self._own) if own else None
+                return Send(replace(output.command, delegation_id=known_task))
+        return output

@@ -113,8 +113,8 @@ class Transcript:
         self._control = control
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
-        self._past_items: dict[str, Entry] = {}
-        """The same of sessions that are over."""
+        self._by_past_item: list[dict[str, Entry]] = []
+        """The same of sessions that are over, of the latest one first."""
         self._seeded: set[int] = set()
         """``id()`` of the entries that the latest seed had, or left out for want of room."""
         control.timeline.record.transcript = self
@@ -197,7 +197,7 @@ class Transcript:
         heard to its end; an entry that was cut before stays as it is."""
         for entry in self._by_item.values():
             entry.complete = True
-        self._past_items |= self._by_item
+        self._by_past_item.insert(0, self._by_item)
         self._by_item = {}
         active = self._control.responses.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
@@ -254,8 +254,8 @@ class Transcript:
         Of the latter only the latest, at most ``SEED_ENTRIES`` and ``SEED_TEXT`` characters; a
         system message before them tells that earlier ones were left out, here or for
         ``MAX_ENTRIES``. A tool result whose call is not among them is left out, too. Function calls
-        and results are the items themselves, a private result with its text. Remembers what was
-        there for :meth:`since_seed`.
+        and results are the items themselves, under ids of their own (:meth:`CallIds.seeded`), a
+        private result with its text. Remembers what was there for :meth:`since_seed`.
         """
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
@@ -274,9 +274,9 @@ class Transcript:
         items.reverse()
         # A result without its call is an error to the server.
         calls = {item["call_id"] for item in items if item.get("type") == "function_call"}
-        first = self._control.plan.content.messages
+        first, seeded = self._control.plan.content.messages, self._control.call_ids.seeded
         return [message(role, text) for role, text in first] + [
-            item
+            {**item, "call_id": seeded(item["call_id"])} if "call_id" in item else item
             for item in items
             if item.get("type") != "function_call_output" or item["call_id"] in calls
         ]
@@ -319,7 +319,7 @@ class Transcript:
         the record."""
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
-            for known in (self._by_item, self._past_items):
+            for known in (self._by_item, *self._by_past_item):
                 if known.get(gone.item_id) is gone:
                     del known[gone.item_id]
             self._control.timeline.record.transcript_dropped += 1
@@ -370,7 +370,8 @@ class Transcript:
         """Set which words were heard of an item of which a part was not heard to its end. Nothing
         where it has no entry yet: words that come later count as heard, unless no audio of the item
         had come (:meth:`_find_or_add_agent_entry`)."""
-        entry = (self._past_items if heard.past else self._by_item).get(heard.item_id)
+        by_item = self._by_past_item[heard.past - 1] if heard.past else self._by_item
+        entry = by_item.get(heard.item_id)
         if entry is not None:
             entry.interrupted_at = heard.item_played_ms, heard.item_received_ms
             entry.heard = _heard_words(entry, *entry.interrupted_at)

@@ -345,7 +345,7 @@ class CallRecording:
         if lost or self._response is None:
             self._response = None
         else:
-            self._response = PAST + self._response.removeprefix(PAST)
+            self._response = PAST + self._response
         self._turns.clear()  # the next one may use the ids again
 
     def ask_again(self, now: float) -> list[Output]:

@@ -140,7 +140,7 @@ class Approvals:
         caller, once the questions before this one are decided.
 
         Args:
-            key: ``call_id`` of the call, or item id of an MCP approval request.
+            key: id of the call, or of an MCP approval request, unique in the telephone call.
             name: of the tool, as rules have it.
             arguments: JSON text; anything but an object counts as no arguments.
             decided: called once, within this call or when caller or service have answered or are
@@ -213,13 +213,13 @@ class Approvals:
         self._heard = self._begun(now) and (self._heard or self._control.responses.idle)
 
     def withdraw(self, keys: Collection[str]) -> None:
-        """Forget the questions to the caller about these tool calls, as the session that wanted
-        them is over; to be called before :meth:`on_session_over`."""
+        """Forget the questions to caller and service about these tool calls, as the session that
+        wanted them is over; to be called before :meth:`on_session_over`."""
         if self._callers and self._callers[0].key in keys:
             self._heard, self._question = False, None
-        for one in [one for one in self._callers if one.key in keys]:
-            self._callers.remove(one)
-            del self._pending[one.key]
+        for one in [self._pending.pop(key) for key in keys]:
+            if one in self._callers:
+                self._callers.remove(one)
 
     def ask_again(self, now: float) -> list[Output]:
         """Go on with the questions, as another session has taken over: request the one whose
@@ -343,10 +343,8 @@ class McpWatch:
         self._approvals = approvals
         self._seen: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED)
         """Ids of items that were handled, oldest first."""
-        self._sessions_over = 0
-        """Grows with the end of each session: decisions about its requests are sent to nobody."""
         self._requests: set[str] = set()
-        """Requests of this session for approval that are still to be decided."""
+        """Keys of this session's requests for approval that are still to be decided."""
         self._approved: dict[str, str] = {}
         """Who approved of it, by request; until the call that was asked about is over."""
         self._answered = 0
@@ -373,11 +371,10 @@ class McpWatch:
 
     def on_session_over(self) -> None:
         """Forget the session's items and drop its requests for approval: the caller is not asked
-        about them any more; a service still decides, but its decision is sent to nobody. This rule
+        about them any more, and the decision of a service that was asked is ignored. This rule
         requests no response that the session owes; whoever replaces the session does
         (``Conversation.response_due``)."""
         self.deadline = None
-        self._sessions_over += 1
         self._approvals.withdraw(self._requests)
         self._requests.clear()
         self._approved.clear()
@@ -455,15 +452,12 @@ class McpWatch:
         """Have :class:`Approvals` decide about an ``mcp_approval_request``, and send the decision
         as ``mcp_approval_response``. Where no rule applies it is refused."""
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
-        sessions_over = self._sessions_over
+        key = self._control.call_ids.unique(item_id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             """Send the decision to the server, and expect its response within
-            ``RESPOND_SECONDS``; nothing if the session that asked is over. A refusal is recorded as
-            use of the tool."""
-            if self._sessions_over != sessions_over:
-                return []
-            self._requests.discard(item_id)
+            ``RESPOND_SECONDS``. A refusal is recorded as use of the tool."""
+            self._requests.discard(key)
             self._answered += 1
             answer: dict[str, Any] = {
                 "id": f"gw_approval_{self._answered}",
@@ -479,8 +473,8 @@ class McpWatch:
             self.deadline = now + RESPOND_SECONDS
             return [Send(CreateItem(answer))]
 
-        self._requests.add(item_id)
-        asked = self._approvals.ask(item_id, name, arguments, decided, now, needed=True)
+        self._requests.add(key)
+        asked = self._approvals.ask(key, name, arguments, decided, now, needed=True)
         return asked or []
 
     def _record_use(self, name: str, outcome: str, approval: str, now: float) -> None:

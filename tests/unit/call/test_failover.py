@@ -159,6 +159,25 @@ def test_what_was_cut_of_a_lost_session_is_not_the_business_of_the_next(cut: str
     assert scene.do(SPEECH) == ["flush", "truncate i1/0 200"]
 
 
+@pytest.mark.parametrize("heard_ms", [1200, 2400])
+def test_what_was_heard_of_two_lost_sessions_with_the_same_ids_is_told_apart(heard_ms: int) -> None:
+    scene = Scene(PLAN).up()
+    words = "one two three four five six seven eight nine ten"
+    for number in (1, 2):
+        scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, words)))
+        scene.do(audio("r1", "i1", 2000), audio_done("r1", "i1"), done("r1"))
+        scene.listen(20)
+        scene.do(LOST, inputs.SessionReady(f"sess_{number + 1}"))
+    scene.listen(heard_ms - 40)
+    scene.do(SPEECH)
+    whole = words.split()
+    first, second = whole[: min(heard_ms, 2000) // 200], whole[: max(0, heard_ms - 2000) // 200]
+    assert scene.record.transcript is not None
+    told = scene.record.transcript.as_json()
+    heard = [one.get("heard", one["text"]).split() for one in told if one["who"] == "agent"]
+    assert heard == [first, second]
+
+
 def test_a_response_without_sound_has_none_though_one_of_its_id_had_in_the_lost_session() -> None:
     scene = talked()
     scene.do(LOST, AGAIN)
@@ -280,7 +299,7 @@ def test_a_result_that_comes_meanwhile_is_told_to_the_next() -> None:
     scene.do(created("r1"), done("r1", calls=[("hours", "c1")]))
     scene.do(LOST)
     assert scene.do(inputs.ToolDone("c1", "nine to five")) == []
-    assert scene.do(AGAIN) == ["sound", "function_call", "output c1", "create"]
+    assert scene.do(AGAIN) == ["sound", "function_call", "output past_c1", "create"]
 
 
 def test_before_the_answer_another_server_is_asked_while_it_rings() -> None:

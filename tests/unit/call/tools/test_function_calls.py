@@ -208,11 +208,57 @@ def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> N
     told = scene.do(inputs.SessionReady("sess_2"))
     assert told == ["session.update", "function_call", "function_call", "function_call"]
     assert scene.do(inputs.ToolDone("c3", "{}")) == [
-        "output c1",
-        "output c2",
-        "output c3",
+        "output past_c1",
+        "output past_c2",
+        "output past_c3",
         "create",
     ]
+
+
+def test_calls_of_a_lost_session_are_told_apart_from_those_of_the_next_with_the_same_ids() -> None:
+    """Their results come in any order; the next session knows its predecessors' calls as it was
+    told of them."""
+    again = (FallbackStep("reconnect", 10.0, ""),)
+    scene = talking(replace(PLAN, server=replace(PLAN.server, fallback=again)))
+    first = scene.do(done("r1", calls=[("search", "c1", '{"for": 1}')]))
+    assert first == ['run search c1 {"for": 1}']
+    tools = ["c1"]
+    for number in (2, 3):
+        scene.do(inputs.SessionClosed(1011, "oops"), inputs.SessionReady(f"sess_{number}"))
+        calls = [("search", "c1", f'{{"for": {number}}}')]
+        ran = scene.do(created("r1"), done("r1", calls=calls))
+        tools.append(ran[0].split()[2])
+        assert ran == [f'run search {tools[-1]} {{"for": {number}}}']
+    assert len(set(tools)) == 3
+    seeded = [dict(one.item) for one in scene.sent if isinstance(one, CreateItem)]
+    seeded = [one for one in seeded if one["type"] == "function_call"][-2:]
+    assert [one["arguments"] for one in seeded] == ['{"for": 1}', '{"for": 2}']
+    ids = {"c1", *(str(one["call_id"]) for one in seeded)}
+    assert len(ids) == 3, "the session has made a call of that id itself"
+    scene.do(*(inputs.ToolDone(one, f'"{one}"') for one in (tools[1], tools[2], tools[0])))
+    assert outputs_of(scene) == {
+        "c1": tools[2],
+        seeded[0]["call_id"]: tools[0],
+        seeded[1]["call_id"]: tools[1],
+    }
+    scene.do(inputs.SessionClosed(1011, "oops"), inputs.SessionReady("sess_4"))
+    items = [dict(one.item) for one in scene.sent if isinstance(one, CreateItem)][-6:]
+    assert [one["type"] for one in items] == 3 * ["function_call"] + 3 * ["function_call_output"]
+    assert len({one["call_id"] for one in items[:3]}) == 3
+    results = {one["call_id"]: json.loads(one["output"]) for one in items[3:]}
+    assert [results[one["call_id"]] for one in items[:3]] == tools
+
+
+def test_an_application_answers_calls_of_a_lost_session_under_the_ids_that_it_saw() -> None:
+    again = (FallbackStep("reconnect", 10.0, ""),)
+    tools = replace(PLAN.tools, application=True)
+    scene = talking(replace(PLAN, tools=tools, server=replace(PLAN.server, fallback=again)))
+    for number in (2, 3):
+        scene.do(created("r1"), done("r1", calls=[("theirs", f"c{number}"), ("search", "c9")]))
+        scene.do(inputs.SessionClosed(1011, "oops"), inputs.SessionReady(f"sess_{number}"))
+    items = [dict(one.item) for one in scene.sent if isinstance(one, CreateItem)][-4:]
+    assert [one["call_id"] for one in items] == ["c2", "c9", "c3", "c9"]
+    assert scene.do(inputs.ToolDone("s1_c9", "{}")) == ["output c9", "create"]
 
 
 @pytest.mark.parametrize(
