@@ -214,6 +214,7 @@ def test_every_file_of_a_call_on_legal_hold_stays(tmp_path: Path) -> None:
 
 def test_what_the_database_refused_goes_with_the_details(tmp_path: Path) -> None:
     spool, database = Spool(tmp_path), Database(f"sqlite:///{tmp_path}/calls.sqlite3")
+    database.prepare()
     spool.add([row("c1", CLOSED, record={"transcript": ["secret"]})])
     spool.park(spool.entries(1)[0], "refused")
     for days, left in ((1, 1), (3, 0)):
