@@ -16,7 +16,7 @@ from gateway.call.conversation.playback import Playout
 from gateway.call.failover import Failover, Handover, seed_commands
 from gateway.call.outputs import Output
 from gateway.call.plan import AnswerPlan, CallPlan, FallbackStep, OutboundPlan, Prepared
-from gateway.call.tools.commands import RecordCall, SetDisposition
+from gateway.call.tools.commands import OperatorHold, RecordCall, SetDisposition
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
 
@@ -714,15 +714,17 @@ class SessionEvents:
     def on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         """Carry out a command of a tool function, operator or application.
 
-        A recording command needs a call that is :attr:`CallContext.live`, a disposition nothing.
-        The others need a live call that is not bridged, and its session. A command that lacks what
-        it needs is dropped; an out-of-band request is reported as ``refused``.
+        A recording command, and the end of an operator's hold, need a call that is
+        :attr:`CallContext.live`, a disposition nothing. The others need a live call that is not
+        bridged, and its session. A command that lacks what it needs is dropped; an out-of-band
+        request is reported as ``refused``.
         """
         if isinstance(input.command, RecordCall) and self._call.live:
             return record_call(input.command, self._call.conversation.control, now)
         if isinstance(input.command, SetDisposition):
             command, control = input.command, self._call.conversation.control
             return [control.note_disposition(command.disposition, command.by, now)]
-        if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
+        talks = self._call.session_up and self._call.state is not State.BRIDGED
+        if not (self._call.live and (talks or input.command == OperatorHold(False))):
             return self._call.conversation.reject_command(input.command)
         return self._call.conversation.on_command(input.command, now)

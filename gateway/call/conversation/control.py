@@ -470,7 +470,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     """Carry out a command of a tool function, operator or application; return its outputs and a log
     line.
 
-    Nothing at all while the conversation is being ended, but for out-of-band requests. What cannot
+    Nothing at all while the conversation is being ended, but for out-of-band requests and the end
+    of an operator's hold, for which the end of the conversation waits. What cannot
     be carried out is logged with its reason (``command_rejected``), such as words for a session
     that only transcribes, an action while another is queued or under way, or an operator's transfer
     to an unknown destination. An out-of-band request then gets :class:`OutOfBandDone`
@@ -482,7 +483,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
     TransferTo with an unknown destination; OperatorTransfer and ReferTo do not. ``Interrupt`` is
     only logged here; RecordCall (:func:`record_call`) and SetDisposition do not come here.
     """
-    if control.termination is not None and not isinstance(command, RequestOutOfBand):
+    goes_on = isinstance(command, RequestOutOfBand) or command == OperatorHold(False)
+    if control.termination is not None and not goes_on:
         return []
     note = control.timeline.note(now, "command", "info", command=type(command).__name__)
     if isinstance(command, _FOR_SPEECH) and not control.capabilities.responds:

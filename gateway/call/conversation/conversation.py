@@ -373,8 +373,8 @@ class Conversation:
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command of a tool function, an operator or an application: see
         :func:`carry_out`. ``Interrupt`` stops the agent as barge-in does, even where speech and
-        digits must not. While the conversation is being ended, only out-of-band requests are
-        carried out; the last words are not interrupted."""
+        digits must not. While the conversation is being ended, only out-of-band requests and
+        the end of an operator's hold are carried out; the last words are not interrupted."""
         outputs = carry_out(command, self.control, now)
         if outputs and isinstance(command, Interrupt):
             outputs += interrupt(self.control, "application", now)

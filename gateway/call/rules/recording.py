@@ -16,6 +16,7 @@ from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
 from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.inputs import (
     DigitPressed,
+    HoldChanged,
     Input,
     PlayoutDrained,
     PlayoutStarted,
@@ -112,6 +113,7 @@ class CallRecording:
         PlayoutStarted,
         PlayoutDrained,
         DigitPressed,
+        HoldChanged,
         SpeechStarted,
         InputTranscribed,
         ResponseCreated,
@@ -142,6 +144,8 @@ class CallRecording:
         """Who wants the recording: route, tool, operator or application."""
         self._due: float | None = None
         """When the prompt or the answer is late (s)."""
+        self._held_at: float | None = None
+        """Since when the caller has us on hold (s); None while they have not."""
 
     @property
     def _plan(self) -> RecordingPlan:
@@ -172,9 +176,9 @@ class CallRecording:
     @property
     def _unheard(self) -> bool:
         """Whether nobody would hear what is said: there is no session, the caller has music, as
-        during a transfer, or the agent waits in the other side's queue."""
+        during a transfer, or has us on hold, or the agent waits in the other side's queue."""
         control = self._control
-        suspended = control.call_actions.audio_suspended
+        suspended = control.call_actions.audio_suspended or self._held_at is not None
         return control.between_sessions or suspended or control.waiting
 
     @property
@@ -288,7 +292,10 @@ class CallRecording:
         digit for a joined B-leg, an approval or ``collect_digits`` is none. The prompt counts as
         heard when playout has begun and run empty, and no response runs, is requested or waits. If
         it was interrupted, had no audio, or could not be requested, it is said again then; after a
-        digit that is no answer in ``KEY_SECONDS``."""
+        digit that is no answer in ``KEY_SECONDS``. Time does not count while the caller has us on
+        hold."""
+        if isinstance(input, HoldChanged):
+            return self._on_hold_changed(input.held, now)
         if isinstance(input, DigitPressed):
             taken, self._control.digit_taken = self._control.digit_taken, False
             if taken or self._control.call_actions.joined:
@@ -308,6 +315,16 @@ class CallRecording:
             if self._say_due:
                 return [] if self.deadline is None else self._say_again(now)
             return [] if self._heard else self._on_prompt_heard(now)
+        return []
+
+    def _on_hold_changed(self, held: bool, now: float) -> list[Output]:
+        """Put the deadline off by the length of a hold that is over. Returns no output."""
+        if held:
+            self._held_at = now if self._held_at is None else self._held_at
+        elif self._held_at is not None:
+            if self._due is not None:
+                self._due += now - self._held_at
+            self._held_at = None
         return []
 
     def _on_event(self, event: ServerEvent, now: float) -> list[Output]:

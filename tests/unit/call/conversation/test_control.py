@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.call import inputs
+from gateway.call.plan import BudgetPlan, FallbackStep, ServerPlan, ToolsPlan
 from gateway.call.tools.commands import (
     CallCommand,
+    Destination,
     EndCall,
     MuteCaller,
     OperatorHold,
@@ -16,8 +20,9 @@ from gateway.call.tools.commands import (
     RequestResponse,
     Say,
     SendMessage,
+    TransferPlan,
 )
-from tests.support.call_scene import BYE, Scene, audio, created, done
+from tests.support.call_scene import BYE, Scene, audio, closed, created, done
 from tests.unit.call.test_call_control import PLAN, results
 from tests.unit.call.test_live_sessions import ends, live, request, speaks
 
@@ -37,6 +42,24 @@ def test_an_operator_holds_until_they_take_the_caller_back() -> None:
     assert results(scene) == []
     scene.do(inputs.ToolRequest(OperatorHold(False)))
     assert rejected(scene)[1:] == ["the caller is not on hold"]
+
+
+@pytest.mark.parametrize("why", ["budget", "session lost"])
+def test_an_operator_takes_back_a_caller_whose_call_is_to_end(why: str) -> None:
+    """The end waits for that; nobody else would end the hold."""
+    steps = (FallbackStep("transfer", transfer_to="anna"),)
+    tools = ToolsPlan(transfer=TransferPlan((Destination("anna", "sip:a@x", mode="bridge"),)))
+    plan = replace(PLAN, tools=tools, server=ServerPlan(fallback=steps), budget=BudgetPlan())
+    scene = Scene(plan).up()
+    scene.do(inputs.ToolRequest(OperatorHold(True)))
+    scene.do(inputs.BudgetThreshold(True, "money") if why == "budget" else closed(1011))
+    scene.at(20.0)
+    back = scene.do(inputs.ToolRequest(OperatorHold(False)))
+    assert "sound" in back
+    if why == "budget":
+        assert scene.requests[-1].words == plan.budget.goodbye
+    else:
+        assert "second sip:a@x" in back
 
 
 def test_an_operator_presses_keys_and_mutes() -> None:

@@ -461,6 +461,23 @@ def test_a_yes_too_soft_to_be_detected_is_an_answer_if_the_question_had_begun(
     assert recording_of(scene).state == ("recording" if spoke_at > 2.0 else "asking")
 
 
+@pytest.mark.parametrize("consent", ["announce", "ask"])
+def test_time_on_hold_is_none_in_which_a_prompt_is_heard_or_answered(consent: str) -> None:
+    scene = asked(consent)
+    scene.do(audio("r1", "i1", 4000), audio_done("r1", "i1"), done("r1"))
+    scene.listen(500)
+    scene.do(inputs.HoldChanged(True))
+    scene.at(60.0)
+    assert recording_of(scene).state == "asking"
+    scene.do(inputs.HoldChanged(False))
+    scene.listen(3600)
+    assert words(scene) == [PROMPT, *(["Hello"] if consent == "announce" else [])]
+    scene.do(inputs.HoldChanged(True))
+    scene.at(120.0, inputs.HoldChanged(False))
+    scene.do(key("2"))
+    assert recording_of(scene).state == "refused"
+
+
 COLLECTS = ToolsPlan(collect_digits=CollectPlan(enabled=True))
 APPROVES = ToolsPlan(
     functions={"refund": FunctionPlan()},
