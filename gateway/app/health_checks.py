@@ -264,7 +264,7 @@ class HealthChecker(ServerWatch):
         except Exception as error:  # whatever it is, the next probe comes
             log.exception("health_check.failed", url=endpoint.shown)
             return type(error).__name__
-        await session.close(1000, "probe")
+        await session.close("probe")
         return None
 
 

@@ -142,7 +142,7 @@ class Interpreter(CallPart):
             session, direction.session = direction.session, None
             if session is not None:
                 session.tell_usage()
-                self._closing.spawn(session.close(1000, "over"), f"close {session.id}")
+                self._closing.spawn(session.close("over"), f"close {session.id}")
 
     def _send(self, output: outputs.InterpreterSend) -> None:
         """Send a command to the session that ``listener`` hears; dropped while it is not up."""
@@ -206,7 +206,7 @@ class Interpreter(CallPart):
             return
         watch.met(endpoint, None, clock() - began)
         if not self._wanted(direction) or session.closed:
-            self._closing.spawn(session.close(1000, "not wanted any more"), f"close {session.id}")
+            self._closing.spawn(session.close("not wanted any more"), f"close {session.id}")
             return
         direction.session = session
         self._host.feed(inputs.InterpreterUp(direction.listener, session.id))

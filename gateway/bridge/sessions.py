@@ -228,7 +228,7 @@ class Sessions(CallPart):
         await self._closing.wait()
         for slot in slots:
             if slot.session is not None:
-                await slot.session.close(1000, "over")  # where its end failed; else it is closed
+                await slot.session.close("over")  # where its end failed; else it is closed
         if self._events is not None:
             self._events.end()
 
@@ -528,7 +528,7 @@ class Sessions(CallPart):
         slot.over = True
         if slot.session is not None:
             slot.session.tell_usage()  # before the record is written
-            closing = slot.session.close(1000, reason)
+            closing = slot.session.close(reason)
             self._closing.spawn(closing, f"close {slot.session.id}")
         else:
             self._stop_opening(slot)

@@ -233,7 +233,7 @@ class LiveSession(Session):
         following = backend.next_question(self._loop.time())
         return self.commands.next_id() if following is None else self._queue(*following)
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
+    async def close(self, reason: str = "") -> None:
         """Send ``session.close``, wait up to 5 s for ``session.closed``, which has the seconds to
         be billed, and close the WebSocket.
 
@@ -254,7 +254,7 @@ class LiveSession(Session):
             except asyncio.CancelledError:
                 self._transport.abort()
                 raise
-        await super().close(code, reason)
+        await super().close(reason)
 
     def _send_held(self) -> None:
         """Send the held commands in order, up to and with the next clip; none while a clip plays,

@@ -179,7 +179,7 @@ class Session:
         self._tap = handshake.tap
         self._log = log.bind(session=self.id)
         self.commands = SentCommands(handshake.refused, self.id)
-        self._close_asked: tuple[int, str] | None = None
+        self._close_asked: str | None = None
         self._ended = False
         self._reader = asyncio.create_task(
             self._read(tuple(handshake.waiting)), name=f"realtime-session-{self.id}"
@@ -247,22 +247,21 @@ class Session:
         """Deliver the seconds of use so far as :class:`SessionUsage`; does nothing here, as
         ``response.done`` has the usage of a Realtime session."""
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame, and return when socket and reading task are gone and ``on_closed``
-        was called: within about 2 s, also if the server does not answer; 4 s at most.
+    async def close(self, reason: str = "") -> None:
+        """Send a close frame (1000), and return when socket and reading task are gone and
+        ``on_closed`` was called: within about 2 s, also if the server does not answer; 4 s at most.
 
-        Any number of calls, at any time; only the first one's ``code`` and ``reason`` (cut to 123
-        bytes of UTF-8) go to the server, and none if it has begun to close itself. A cancelled call
-        aborts the connection. Not to be awaited inside the callbacks, which would wait for
-        themselves.
+        Any number of calls, at any time; only the first one's ``reason`` (cut to 123 bytes of
+        UTF-8) goes to the server, and none if it has begun to close itself. A cancelled call aborts
+        the connection. Not to be awaited inside the callbacks, which would wait for themselves.
         """
         if self._close_asked is None and not self.closed:
             # A close frame has room for 123 bytes of reason (RFC 6455 section 5.5).
             reason = reason.encode()[:123].decode(errors="ignore")
-            self._close_asked = (code, reason)
+            self._close_asked = reason
             try:
                 async with asyncio.timeout(2 * CLOSE_TIMEOUT):
-                    await self._connection.close(code, reason)
+                    await self._connection.close(1000, reason)
             except TimeoutError:
                 self._log.warning("session.close_timeout")
             finally:
@@ -422,10 +421,8 @@ class Session:
         """
         received, sent = error.rcvd, error.sent
         if self._close_asked is not None and not (received and error.rcvd_then_sent):
-            code, reason = self._close_asked
-            return SessionClosed(
-                code, reason, True, Verdict(Kind.BENIGN, str(code), "closed by us", True)
-            )
+            verdict = Verdict(Kind.BENIGN, "1000", "closed by us", True)
+            return SessionClosed(1000, self._close_asked, True, verdict)
         if received is not None:
             code, reason = int(received.code), self._redact(received.reason)
         else:

@@ -97,11 +97,11 @@ class FakeSession:
     def tell_usage(self) -> None:
         """As :meth:`gateway.realtime.session.Session.tell_usage`."""
 
-    async def close(self, code: int, reason: str) -> None:
+    async def close(self, reason: str) -> None:
         """Close it, once."""
         if self.ended is None:
-            self.ended = (code, reason)
-            self._opened["on_closed"](SessionClosed(code, reason, True, LOST))
+            self.ended = (1000, reason)
+            self._opened["on_closed"](SessionClosed(1000, reason, True, LOST))
 
     def says(self, event: ServerEvent) -> None:
         """The server sends an event."""

@@ -208,7 +208,7 @@ async def _session_failure(settings: _Server, shown: str) -> Finding | None:
         return bad("realtime", fact.replace(": )", ")"), advice)
     finally:
         structlog.reset_defaults()
-    await session.close(1000, "doctor")
+    await session.close("doctor")
     return None
 
 

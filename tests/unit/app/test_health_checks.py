@@ -51,7 +51,7 @@ def test_servers_are_known_apart() -> None:
 class Session:
     """One that can be closed."""
 
-    async def close(self, _code: int, _reason: str) -> None:
+    async def close(self, _reason: str) -> None:
         """Close it."""
 
 

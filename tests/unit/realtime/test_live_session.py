@@ -381,7 +381,7 @@ async def test_a_second_close_leaves_the_first_its_answer() -> None:
         await peer.until_closed()
 
     async with live(script) as (session, heard):
-        await asyncio.gather(session.close(), session.close(1001, "again"))
+        await asyncio.gather(session.close(), session.close("again"))
         assert session.ended is not None
         assert session.ended.seconds == 7
         assert heard.closed[0].by_us

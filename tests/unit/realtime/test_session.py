@@ -262,7 +262,7 @@ def test_close_by_us_reaches_the_server_and_is_idempotent() -> None:
             heard = Heard()
             session = await opened(server, heard)
             await asyncio.gather(
-                session.close(1000, "caller hung up"), session.close(1001), session.close()
+                session.close("caller hung up"), session.close("again"), session.close()
             )
             assert client_tasks() == []
             await session.close()
