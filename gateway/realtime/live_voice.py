@@ -378,11 +378,11 @@ def texts(channel: Channel, text: str, task: str | None = None) -> list[dict[str
         if len(longer.encode()) > MAX_APPEND and piece:
             bodies.append(AppendText(channel, piece, task).body())
             longer = word
+        while len(longer.encode()) > MAX_APPEND:  # a word that is too long
+            head = longer.encode()[:MAX_APPEND].decode(errors="ignore")
+            bodies.append(AppendText(channel, head, task).body())
+            longer = longer[len(head) :]
         piece = longer
-    while len(piece.encode()) > MAX_APPEND:  # a word that is too long
-        head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
-        bodies.append(AppendText(channel, head, task).body())
-        piece = piece[len(head) :]
     return [*bodies, AppendText(channel, piece, task).body()] if piece else bodies
 
 

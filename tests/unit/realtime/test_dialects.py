@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.audio import G711, Codec
 from gateway.config import ConfigError
 from gateway.planning.check import check
 from gateway.realtime import events
@@ -29,7 +28,7 @@ from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session
-from gateway.realtime.wire import DELAY_MS, Edge, Pcm24
+from gateway.realtime.wire import DELAY_MS, Edge
 from tests.support.config import load_config
 from tests.support.scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 
@@ -497,60 +496,11 @@ def test_configuration(tmp_path: Path, url: str, more: str, route: str, wrong: s
                 load_config(file, {})
 
 
-# ---- 24 kHz
+# ---- sessions in 24 kHz
 
 
 def tone(rate: int, seconds: float, hz: float = 440.0) -> np.ndarray[Any, Any]:
     return (8000 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)).astype("<i2")
-
-
-def later_ms(samples: np.ndarray[Any, Any], rate: int, hz: float = 440.0) -> float:
-    """How much later than :func:`tone` this is, by its phase; asserts that it is as loud."""
-    middle = slice(len(samples) // 5, len(samples) // 5 + rate // 2)
-    wave = np.exp(2j * np.pi * hz * np.arange(len(samples))[middle] / rate)
-    level = 2 * (samples[middle] * wave.conj()).mean()
-    assert abs(level) == pytest.approx(8000, rel=0.02)
-    return float(-np.angle(level * 1j) / (2 * np.pi * hz) * 1000)
-
-
-@pytest.mark.parametrize("law", list(G711))
-def test_an_answer_keeps_its_time(law: Codec) -> None:
-    """Sample n at 8 kHz is sample 3 n at 24 kHz, however the pieces are cut."""
-    wire = tone(24000, 1.0).tobytes()
-    pcm = Pcm24(law)
-    for _ in range(2):  # the second part begins anew
-        sizes = [1, 2, 3, 999, 4801, 9600, 7]
-        made, at, turn = b"", 0, 0
-        while at < len(wire):
-            made += pcm.down(wire[at : at + sizes[turn % len(sizes)]])
-            at += sizes[turn % len(sizes)]
-            turn += 1
-        made += pcm.part_over()
-        assert len(made) == 8000
-        assert abs(later_ms(np.frombuffer(law.to_linear(made), np.int16), 8000)) < 0.25
-
-
-@given(st.lists(st.integers(0, 3000), max_size=6))
-def test_whole_milliseconds_are_those_of_the_server(sizes: list[int]) -> None:
-    pcm = Pcm24(Codec.PCMU)
-    made, total = 0, 0
-    for size in sizes:
-        made += len(pcm.down(bytes(size)))
-        total += size
-        assert made <= total // 6
-    made += len(pcm.part_over())
-    assert made == total // 6
-    assert made // 8 == total // 48
-
-
-def test_the_caller_is_held_back_by_the_same_always() -> None:
-    pcm = Pcm24(Codec.PCMA)
-    said = Codec.PCMA.from_linear(tone(8000, 1.0).tobytes())
-    sent = [pcm.up(said[i : i + 160]) for i in range(0, 8000, 160)]
-    assert {len(piece) for piece in sent[3:]} == {960}
-    wire = np.frombuffer(b"".join(sent), "<i2")
-    assert len(wire) == 24 * (1000 - DELAY_MS)
-    assert abs(later_ms(wire, 24000)) < 0.25
 
 
 async def up(server: Server, heard: Heard, **endpoint: Any) -> Session:

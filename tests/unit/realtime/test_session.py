@@ -199,22 +199,6 @@ def test_an_error_names_the_command_it_answers() -> None:
     assert error.code == "invalid_value"
 
 
-def test_only_the_last_commands_are_remembered() -> None:
-    async def scenario() -> None:
-        async def script(peer: Peer) -> None:
-            await peer.set_up()
-            await peer.until_closed()
-
-        async with serving(script) as server:
-            session = await opened(server, Heard())
-            ids = [session.send(DeleteItem(f"item_{i}")) for i in range(300)]
-            sent = [session.commands.command_of(event_id) for event_id in ids]
-            assert sent == [None] * 44 + [DeleteItem(f"item_{i}") for i in range(44, 300)]
-            await session.close()
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize(
     ("code", "reason", "kind", "verdict_code"),
     [
