@@ -86,6 +86,13 @@ say = "Good morning. How can I help?"
 """
 
 
+def _variable(_context: object, _parameter: object, value: str) -> str:
+    """Return the name of an environment variable. Raises BadParameter."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise click.BadParameter("is no name of an environment variable; the secret stands in that")
+    return value
+
+
 @click.command(
     "init",
     epilog=examples(
@@ -99,6 +106,7 @@ say = "Good morning. How can I help?"
 @click.option("--username", help="User name at the carrier.")
 @click.option(
     "--password-env", metavar="NAME", default="SIP_PASSWORD", show_default=True,
+    callback=_variable,
     help="Environment variable with the password at the carrier.",
 )  # fmt: skip
 @click.option("--number", "numbers", multiple=True, help="Number that the agent answers.")
@@ -106,6 +114,7 @@ say = "Good morning. How can I help?"
 @click.option("--model", default="gpt-realtime-2.1", show_default=True)
 @click.option(
     "--key-env", metavar="NAME", default="OPENAI_API_KEY", show_default=True,
+    callback=_variable,
     help="Environment variable with the API key of the server.",
 )  # fmt: skip
 @click.option(
@@ -174,7 +183,8 @@ def init(
     if hint:
         click.echo(hint)
     if local:
-        click.echo(f"Nothing answers calls before a server is at {url}: gateway emulator")
+        start = ": gateway emulator" if server == "emulator" else ""
+        click.echo(f"Nothing answers calls before a server is at {url}{start}")
 
 
 def _ask(question: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
@@ -197,10 +207,16 @@ def _number(text: str) -> str:
 
 def _address(host: str) -> str:
     """Return the IP address of ``host``: trunks by address are known by that only."""
+    bare = re.sub(r"^sips?:", "", host)
+    if bare.startswith("[") and bare.endswith("]"):
+        bare = bare[1:-1]
+    if re.fullmatch(r"[^:]+:\d+|\[.*|.*/.*", bare):
+        raise click.UsageError(f"{host!r}: address or name alone, without a port or network")
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0])
-    except OSError as error:
-        raise click.ClickException(f"{host} cannot be resolved: {error.strerror}") from None
+        return str(socket.getaddrinfo(bare, None, type=socket.SOCK_DGRAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise click.ClickException(f"{host} cannot be resolved: {why}") from None
 
 
 def _beside_pbx(address: str) -> tuple[str, str]:

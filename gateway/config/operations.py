@@ -58,6 +58,13 @@ Days = SecondsOrOff
 """Days; 0 for any number of them."""
 
 
+_POSTGRES = re.compile(
+    r"postgres(ql)?://([^:/]*(:[^@]*)?@)?(\[[0-9A-Fa-f:.]+\]|[^/:?@\[\]]*)(:(?P<port>\d{1,5}))?/.+",
+    re.DOTALL,
+)
+"""As SQLAlchemy reads it, but for a host with an @ in it, or a port that is no number."""
+
+
 def _database(value: SecretStr, info: ValidationInfo) -> SecretStr:
     """Make the path of a SQLite URL absolute. Raises ValueError for an unknown URL."""
     url = value.get_secret_value()
@@ -67,6 +74,12 @@ def _database(value: SecretStr, info: ValidationInfo) -> SecretStr:
         return SecretStr(f"sqlite:///{path if folder is None else Path(folder, path)}")
     if not re.match(r"postgres(ql)?://[^/]*/.", url):
         raise ValueError('must be "sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/NAME"')
+    found = _POSTGRES.fullmatch(url)
+    if found is None or int(found["port"] or 0) > 65535:
+        raise ValueError(
+            "its host or port cannot be read: postgresql://USER:PASSWORD@HOST:PORT/NAME, with %40 "
+            "for an @ in the password, and [ ] around an IPv6 address"
+        )
     return value
 
 
@@ -271,7 +284,9 @@ def _signing_key(value: SecretStr) -> SecretStr:
     except ValueError:
         key = b""
     if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
-        raise ValueError('must be "whsec_" and 24 to 64 bytes in base64')
+        raise ValueError(
+            'must be "whsec_" and 24 to 64 bytes in base64: echo whsec_$(openssl rand -base64 32)'
+        )
     return value
 
 

@@ -268,6 +268,10 @@ def syntax_hint(line: str, message: str, column: int = 0) -> str:
         return "; a comment begins with #"
     if value[:1] in tuple("\u201c\u201d\u201e\u2018\u2019\u00ab"):
         return f'; {value[0]} is no quotation mark of TOML: write "'
+    if message.startswith("Unclosed array"):
+        return "; commas stand between elements, and ] behind the last"
+    if message.startswith("Unterminated string"):
+        return '; the closing """ is missing'
     if message.startswith("Unescaped"):
         return "; write \\\\ for a backslash, or put the text in single quotes"
     if value[:1] in ('"', "'") and value.count(value[0]) == 1:

@@ -344,6 +344,8 @@ def _api_key(value: SecretStr | None) -> SecretStr | None:
         raise ValueError(f"is the name of a variable; write ${{env:{named[1]}}}")
     if text[:1] in ("'", '"'):
         raise ValueError("begins with a quotation mark, which `docker --env-file` leaves there")
+    if text.lower().startswith("bearer "):
+        raise ValueError('begins with "Bearer", which the gateway adds')
     if not re.fullmatch(r"[!-~]*", text):
         raise ValueError("has characters that are not allowed in a key (space, newline, non-ASCII)")
     return value

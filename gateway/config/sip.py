@@ -62,7 +62,7 @@ def _listen_address(value: object) -> ListenAddress:
     """Parse ``transport:address:port``. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError('must be a string like "udp:127.0.0.1:5060"')
-    match = re.fullmatch(r"([a-z]+):(\[[^\]]*\]|[^:\[\]]+):(\d{1,5})", value)
+    match = re.fullmatch(r"([a-z]+):(\[[^\]]*\]|[^:\[\]/]+):(\d{1,5})", value)
     if match is None:
         raise ValueError(
             'must be transport:address:port, like "udp:0.0.0.0:5060" or "udp:[::1]:5060"'
@@ -301,7 +301,9 @@ def _address(value: object) -> Address | None:
         return value
     match = _REGISTRAR.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError('must be a host with or without a port, like "sip.example.net:5060"')
+        raise ValueError(
+            'must be a host with or without a port, like "sip.example.net:5060" or "[2001:db8::1]"'
+        )
     port = int(match["port"] or 0)
     if port > 65535:
         raise ValueError("the port must be between 1 and 65535")

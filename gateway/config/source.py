@@ -464,7 +464,7 @@ def _message(
     if kind in ("tuple_type", "list_type"):
         if isinstance(source.value(path), dict) and _model_at(model, loc) is not None:
             return f"must be an array of tables: write [[{_dotted(path)}]]"
-        return "must be an array"
+        return "must be an array, in [ ]"
     if kind == "path_type":
         return "must be the path of a file" + _as_written(source.value(path))
     text = detail["msg"]
@@ -478,6 +478,8 @@ def _message(
         value = source.value(path)
         if isinstance(value, str) and (name := RENAMED_VALUES.get((_dotted(path), value))):
             return f'{text}; "{value}" is called "{name}" now'
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(source.value(path), str):
+        text += ", without quotation marks"
     return text + _as_written(source.value(path), quote=kind == "literal_error")
 
 

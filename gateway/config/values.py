@@ -211,7 +211,9 @@ def url_parts(value: str, begin: str, instead: str) -> SplitResult:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("is not a URL: the host or the port cannot be read") from None
+        raise ValueError(
+            "is not a URL: the host or the port cannot be read (an IPv6 address is in brackets)"
+        ) from None
     if parts.scheme not in re.findall(r"(\w+)://", begin):
         raise ValueError(f"must begin with {begin}")
     if not host or any(char.isspace() for char in value):

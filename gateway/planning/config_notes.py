@@ -151,10 +151,15 @@ def _unreachable(config: Config) -> Iterator[str]:
                 f'listen = ["{first.transport}:{here}:{first.port}"]'
             )
             continue
-        if trunk.transport == "tls":
-            for key in ("registrar", "outbound_proxy"):
-                if (target := getattr(trunk, key)) is not None and target.port == 5060:
-                    yield f"trunk {trunk.name}, {key}: {target} is no port of TLS, mostly 5061"
+        for key in ("registrar", "outbound_proxy"):
+            port = 0 if (target := getattr(trunk, key)) is None else target.port
+            if trunk.transport == "tls" and port == 5060:
+                yield f"trunk {trunk.name}, {key}: {target} is no port of TLS, mostly 5061"
+            elif trunk.transport != "tls" and port == 5061:
+                yield (
+                    f"trunk {trunk.name}, {key}: {target} is mostly the port of TLS, and transport "
+                    f'is {trunk.transport}: transport = "tls"'
+                )
         if trunk.registrar is not None and trunk.password is None:
             yield f"trunk {trunk.name} registers without a password: most registrars ask for one"
         public = [one for one in away if not is_name(one) and not is_inside(one)]
@@ -392,6 +397,8 @@ def certificate_notes(sip: SipSettings) -> Iterator[str]:
     chain = [] if path is None else _certificates(path)
     if not chain:
         return
+    if not sip.listens_on("tls"):
+        yield 'sip.tls.certificate: has no effect, as sip.listen has no "tls:" address'
     now, first = time.time(), chain[0]
     day = f"{datetime.fromtimestamp(first.ends, UTC):%Y-%m-%d}"
     key = sip.tls.private_key

@@ -27,7 +27,7 @@ _ASTERISK = re.compile(
     r"\^?(?:_[0-9XZN*#+.!\[\]-]+|\+?[0-9]*[XZN][0-9XZN]*[.!]?|[0-9]+[xzn][0-9xzn]*[.!]?)\$?"
 )
 _GLOB = re.compile(r"\^?\+?[0-9]+\*\$?")
-_NUMBER = re.compile(r"\^?(?:\\[+*#d]|[#0-9]|\[[0-9-]+\]|\{[0-9]+\})+\$?")
+_NUMBER = re.compile(r"\^?(?:(?:\\[+*#d]|[#0-9.]|\[[0-9-]+\]|\{[0-9]+\})\??)+\$?")
 """An expression, or one side of a ``|`` in it, that stands for numbers of one length."""
 
 _CLASSES = {"X": "[0-9]", "Z": "[1-9]", "N": "[2-9]", ".": ".+", "!": ".*", "+": "\\+", "*": "\\*"}
@@ -129,7 +129,8 @@ def pattern_note(text: str) -> str | None:
             return f'"{text}" matches every number that ends so; only this one: "{meant}"'
         number = literal[1]
         return f'"{text}" matches 1{number}2, too; only this number: "{meant}"'
-    sides = text.split("|")
+    group = re.fullmatch(r"\((?:\?:)?([^()]*)\)", text)
+    sides = (group[1] if group else text).split("|")
     ends = {(side.startswith("^"), side.endswith("$")) for side in sides}
     if all(map(_NUMBER.fullmatch, sides)) and (ends == {(False, False)} or len(ends) > 1):
         inner = "|".join(side.strip("^$") for side in sides)

@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from gateway.config import Config, ConfigError
 from gateway.config.sip import TrunkSettings
 from gateway.devtools.doctor import (
@@ -37,6 +39,7 @@ from gateway.devtools.doctor import (
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
 from gateway.planning.sip import OutboundCaps, dial_uri, sip_settings, trunk_of
+from gateway.records.database import Database
 from gateway.sip.library import descriptor_limits, descriptors_needed
 
 WANTED_BUFFER = 1024 * 1024
@@ -202,6 +205,7 @@ def examine(path: Path) -> Iterator[Finding]:
     yield from check_machine(config)
     if config is not None:
         yield from _folders(config)
+        yield from _database(config)
         yield from network.check_network(config, dialplan)
         yield from trunks.check_trunks(config)
 
@@ -256,6 +260,23 @@ def _folders(config: Config) -> Iterator[Finding]:
             yield bad(key, fact, f"chown or chmod it, or have {key} name another folder")
         else:
             yield ok(key, f"{folder} can be written")
+
+
+def _database(config: Config) -> Iterator[Finding]:
+    """Connect to the database of calls, where there is one; nothing is written."""
+    if config.records.database_url is None:
+        return
+    database = Database(config.records.database_url, read_only=True)
+    try:
+        made = database.exists()
+    except SQLAlchemyError as error:
+        text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        advice = "until it works, rows wait, and calls with a budget or a cap are refused"
+        yield bad("database", text, advice)
+    else:
+        yield ok("database", "can be read" if made else "has no tables yet; `run` makes them")
+    finally:
+        database.close()
 
 
 SECONDS = 8.0

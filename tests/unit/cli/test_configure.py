@@ -49,6 +49,20 @@ def test_a_pbx_on_this_machine_keeps_port_5060(tmp_path: Path, address: str) -> 
     assert f"contact = sip:{str(listen).removeprefix('udp:')}, match = {address}" in result.output
 
 
+@pytest.mark.parametrize("host", ["192.0.2.10:5062", "pbx.example:5060", "[2001:db8::1]:5060"])
+def test_a_pbx_has_no_port(tmp_path: Path, host: str) -> None:
+    result = run(tmp_path, "--kind", "pbx", "--host", host)
+    assert result.exit_code == 2
+    assert "without a port" in result.output
+
+
+@pytest.mark.parametrize("host", ["sip:192.0.2.10", "[2001:db8::1]"])
+def test_the_address_of_a_pbx_as_a_uri_has_it(tmp_path: Path, host: str) -> None:
+    assert run(tmp_path, "--kind", "pbx", "--host", host).exit_code == 0
+    config, _ = load_all(tmp_path / "gateway.toml", {})
+    assert str(config.trunk[0].peers[0]) in host
+
+
 def test_a_trunk_whose_password_is_not_set(tmp_path: Path) -> None:
     options = "--kind trunk --host sip.example.net --username me --password-env NO_SUCH_PASSWORD"
     result = run(tmp_path, *options.split())
@@ -70,6 +84,7 @@ def test_a_number_as_people_write_it(tmp_path: Path) -> None:
         ("--number", " ", "is no number"),
         ("--number", "sip:100@pbx", "is no number"),
         ("--server", "opanai", "is none of emulator, openai, and no URL"),
+        ("--key-env", "sk-proj-1", "is no name of an environment variable"),
     ],
 )
 def test_what_cannot_be_is_asked_again(tmp_path: Path, option: str, value: str, says: str) -> None:

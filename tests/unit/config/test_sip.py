@@ -121,7 +121,7 @@ def test_a_trunk_in_single_brackets(tmp_path: Path) -> None:
     found = problem(tmp_path, '[trunk]\nname = "a"\npeers = ["::1"]\n')
     assert found == (1, "trunk", "must be an array of tables: write [[trunk]]")
     text = '[[trunk]]\nname = "a"\npeers = "::1"\n'
-    assert problem(tmp_path, text) == (3, "trunk[0].peers", "must be an array")
+    assert problem(tmp_path, text) == (3, "trunk[0].peers", "must be an array, in [ ]")
 
 
 @pytest.mark.parametrize(

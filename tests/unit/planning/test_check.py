@@ -174,6 +174,8 @@ def test_a_note_says_where_its_subject_stands(
         ("", 'to = "^\\+49"', 3, "put the text in single quotes"),
         ("", 'to = "100', 3, 'the closing " is missing'),
         ("", "to: '100'", 3, '; write name = "value"'),
+        ("", "hours = ['22:00-06:00' '07:00-08:00']", 3, "commas stand between elements"),
+        ("", 'session.instructions = """Hi.', 3, 'the closing """ is missing'),
         ("", "// reception", 3, "; a comment begins with #"),
         ("", "enabled = True", 3, "; write true or false"),
         ("[sip]\ncodecs = ['PCMU']\n", "", 2, "a trunk has it: trunk.codecs"),

@@ -115,6 +115,12 @@ def test_caps_that_workers_do_not_share(tmp_path: Path, shared: bool) -> None:
     assert ("the caps in [outbound] hold for each worker by itself" in told) is not shared
 
 
+def test_the_port_of_tls_without_tls(tmp_path: Path) -> None:
+    trunk = '[sip]\nlisten = ["udp:0.0.0.0:5060"]\n[[trunk]]\nname = "c"\npeers = ["192.0.2.1"]\n'
+    told = checked(tmp_path, f'{BASE}{trunk}outbound_proxy = "192.0.2.1:5061"\n')
+    assert 'and transport is udp: transport = "tls"' in told
+
+
 def test_a_registrar_without_a_password(tmp_path: Path) -> None:
     trunk = '[sip]\nlisten = ["udp:0.0.0.0:5060"]\n[[trunk]]\nname = "c"\n'
     told = checked(tmp_path, f'{BASE}{trunk}registrar = "sip.example.net"\nusername = "me"\n')
@@ -143,6 +149,11 @@ def test_a_good_certificate(tmp_path: Path) -> None:
     told = checked(tmp_path, tls(*certificate(tmp_path)))
     assert "good" in told
     assert "sip.tls" not in told
+
+
+def test_a_certificate_that_no_address_uses(tmp_path: Path) -> None:
+    told = checked(tmp_path, tls(*certificate(tmp_path)).replace("tls:127", "tcp:127"))
+    assert 'sip.tls.certificate: has no effect, as sip.listen has no "tls:" address' in told
 
 
 def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:

@@ -97,6 +97,30 @@ def test_a_control_socket_without_its_folder(tmp_path: Path, folder: str, verdic
     assert "is not there" in found.fact
 
 
+def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"postgresql://u:secret@127.0.0.1:{silent.getsockname()[1]}/db"
+        text = f'[records]\nfolder = "records"\ndatabase = "{url}"\n'
+        config, _ = load_all(write(tmp_path, text), {})
+        (found,) = machine._database(config)
+    assert found.verdict is Verdict.BAD
+    assert "refused" in found.fact
+    assert "secret" not in found.fact
+
+
+@pytest.mark.parametrize("content", [None, "no database"])
+def test_a_file_of_sqlite(tmp_path: Path, content: str | None) -> None:
+    config, _ = load_all(write(tmp_path, '[records]\nfolder = "records"\n'), {})
+    file = tmp_path / "records" / "calls.sqlite3"
+    if content is not None:
+        file.parent.mkdir()
+        file.write_text(content * 100)
+    (found,) = machine._database(config)
+    assert found.verdict is (Verdict.OK if content is None else Verdict.BAD)
+    assert file.exists() is (content is not None)
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A UDP port that somebody has."""
