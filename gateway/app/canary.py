@@ -8,7 +8,6 @@ count, is in the database that processes share; figures are those of the calls' 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -145,11 +144,20 @@ class Canaries:
     # ---- the state that is shared
 
     async def _follow(self) -> None:
-        """Read the state of the canaries regularly, and after a reload; never ends."""
+        """Read the state of the canaries regularly, and after a reload; never ends. Where that
+        fails, what held last holds on; a defect is logged once, until it succeeds."""
+        failing = False
         while True:
             self._changed.clear()
-            with contextlib.suppress(NotReachedError):  # it was said; what held last holds on
+            try:
                 await self._refresh()
+                failing = False
+            except NotReachedError:
+                pass  # it was said
+            except Exception:
+                if not failing:
+                    log.exception("shared.failed", what="canaries")
+                failing = True
             await wait_any(LOOK_SECONDS, self._changed)
 
     async def _refresh(self) -> None:

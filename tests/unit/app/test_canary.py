@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.app.canary import Canaries, behind
 from gateway.dialplan.route_session import Canary
@@ -86,3 +87,39 @@ def test_a_canary_that_a_reload_has_taken_away_is_not_judged() -> None:
 
     asyncio.run(main())
     assert not canaries._runs("sales")
+
+
+def test_a_defect_leaves_canaries_as_they_are_and_is_tried_again_however_often() -> None:
+    routes = [SimpleNamespace(name="sales", enabled=True, canary=canary())]
+    runs, stopped = SimpleNamespace(stopped_by=""), SimpleNamespace(stopped_by="ann", why="")
+    answers: list[Any] = [*3 * [ValueError("no such column")], {"sales": stopped}]
+
+    async def run(_operation: Any) -> Any:
+        canaries._changed.set()  # it is looked again at once
+        answer = answers.pop(0) if answers else {"sales": stopped}
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    records = SimpleNamespace(listeners=[])
+    canaries = Canaries(
+        cast(Any, SimpleNamespace(routes=routes)),
+        cast(Any, SimpleNamespace(run=run)),
+        cast(Any, records),
+        "sqlite://",
+    )
+    canaries._states = {"sales": cast(Any, runs)}
+
+    async def main() -> None:
+        follows = asyncio.create_task(canaries._follow())
+        while answers and not follows.done():
+            assert canaries._runs("sales")
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not follows.done(), follows.exception()
+        follows.cancel()
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert not canaries._runs("sales")
+    assert [one["event"] for one in logs] == ["shared.failed", "canary.stopped"], "said once"
