@@ -46,7 +46,7 @@ async def test_the_trunks_wait_for_a_missing_packet(world: GatewayStack) -> None
     said = noise(600, 0.4)
     await sender.say(b"\x55" * 10 * FRAME)
     overtaken, place = said[:FRAME], (sender.sequence, sender.timestamp)
-    sender.sequence, sender.timestamp = place[0] + 1, place[1] + FRAME
+    sender.sequence, sender.timestamp = (place[0] + 1) & 0xFFFF, place[1] + FRAME
     await sender.say(said[FRAME : 11 * FRAME])
     next_place, (sender.sequence, sender.timestamp) = (sender.sequence, sender.timestamp), place
     sender.put(overtaken, 0)

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from gateway.devtools.speech import PCM_RATE, tones
+from tests.interop.lab.debian import locked
 from tests.interop.lab.ports import free_port
 from tests.interop.lab.process import Process
 from tests.support.harness import GatewayStack, eventually
@@ -75,12 +76,12 @@ def llmock() -> Path:
     version = locked["@copilotkit/aimock"]
     folder = cache / "sip-realtime-gateway" / f"aimock-{version}"
     program = folder / "node_modules/.bin/llmock"
-    if not program.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in LOCKED.iterdir():
-            shutil.copy(file, folder)
-        command = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-        subprocess.run(command, cwd=folder, check=True, timeout=INSTALL_S)
+    with locked(folder):
+        if not program.exists():
+            for file in LOCKED.iterdir():
+                shutil.copy(file, folder)
+            command = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+            subprocess.run(command, cwd=folder, check=True, timeout=INSTALL_S)
     return program
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import fcntl
 import json
 import os
 import re
@@ -23,7 +22,7 @@ import pytest
 
 from gateway.devtools.emulator import Emulator
 from gateway.devtools.emulator.script import Script
-from tests.interop.lab.debian import cache
+from tests.interop.lab.debian import cache, locked
 from tests.interop.lab.ports import free_port
 from tests.support.gateway_process import Gateway
 from tests.support.harness import rtp_range
@@ -182,9 +181,7 @@ def built() -> Iterator[tuple[Path, dict[str, Any]]]:
     if why := missing():
         pytest.skip(why)
     store = cache().with_name("container")
-    store.mkdir(parents=True, exist_ok=True)
-    with (store / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(store):
         buildah = Builder(store)
         buildah.build()
         container = buildah("from", NAME)

@@ -27,7 +27,7 @@ from gateway.planning.check import load_all
 from tests.interop.lab.agent import Agent
 from tests.interop.lab.asterisk import Asterisk
 from tests.interop.lab.baresip import Phone
-from tests.interop.lab.debian import Root, cache
+from tests.interop.lab.debian import Root, cache, locked
 from tests.interop.lab.keys import self_signed
 from tests.interop.lab.ports import EXTENSION
 from tests.support.harness import eventually, rtp_range
@@ -147,10 +147,11 @@ STRICT = "kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict"
 @pytest.fixture(scope="module")
 def schemas() -> zipfile.ZipFile:
     folder = cache().with_name("schemas")
-    if not (found := list(folder.glob("*.whl"))):
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
-        subprocess.run([*pip, "--dest", folder, SCHEMAS], check=True, timeout=100)
-        found = list(folder.glob("*.whl"))
+    with locked(folder):
+        if not (found := list(folder.glob("*.whl"))):
+            pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+            subprocess.run([*pip, "--dest", folder, SCHEMAS], check=True, timeout=100)
+            found = list(folder.glob("*.whl"))
     return zipfile.ZipFile(found[0])
 
 

@@ -112,15 +112,16 @@ say = "Hello."
 LOGS = (black_boxes.SUFFIX, event_logs.SUFFIX)
 """Ends of the names of files beside the records."""
 
-_RTP_STEP = 400
+_RTP_STEP = 200
 _RTP_PORTS = (
     *range(6400, 8800, _RTP_STEP),
     *range(10000, 18800, _RTP_STEP),
-    *range(30000, 32400, _RTP_STEP),
+    *range(31000, 32600, _RTP_STEP),
 )
 """Below what the kernel gives out by itself (32768 and above): a telephone's ports are those. Not
-among the defaults either (20000 to 29999), which demos and answering machines take, nor SIPp's
-(6000). Enough for the ten processes of ``.ci/run``."""
+among the defaults either (20000 to 29999, which demos and answering machines take, and a scripted
+caller's from 30000 on), nor SIPp's (6000). Enough for ``.ci/run`` of two clones at a time, ten
+processes each."""
 
 _RTP_RANGES = 3
 """Of one process: more than it has gateways at a time, so that the RTP that still comes for one

@@ -91,7 +91,7 @@ def installed() -> Root:
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     store = cache()
     root = store / f"{source.suite}-{key}"
-    with _locked(store):
+    with locked(store):
         if not root.is_dir():
             _fetch(root, source)
     return Root(root)
@@ -108,8 +108,9 @@ def cache() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One fetch at a time; another run waits for it."""
+def locked(store: Path) -> Iterator[None]:
+    """Let one run at a time fetch what a folder of the cache keeps; another waits for it."""
+    store.mkdir(parents=True, exist_ok=True)
     with (store / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
