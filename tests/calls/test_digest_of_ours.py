@@ -18,7 +18,7 @@ from gateway.api.client import ask
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.digest_answer import HASHES
 from tests.support.harness import GatewayStack
-from tests.support.rtp_end import EVENT_PAYLOAD
+from tests.support.rtp_end import EVENT_PAYLOAD, NOBODY
 from tests.support.sip_phone import Message, _parsed
 
 PASSWORD = "a-secret-of-the-trunk"
@@ -29,7 +29,7 @@ SDP = "\r\n".join(
         "s=-",
         "c=IN IP4 127.0.0.1",
         "t=0 0",
-        f"m=audio 40000 RTP/AVP 0 {EVENT_PAYLOAD}",
+        f"m=audio {NOBODY} RTP/AVP 0 {EVENT_PAYLOAD}",
         f"a=rtpmap:{EVENT_PAYLOAD} telephone-event/8000",
         "",
     ]

@@ -20,6 +20,7 @@ from tests.support import figures
 from tests.support.dialog import DialogCall, Sdp, answered, bystander, dialog_call, unharmed
 from tests.support.harness import WATCHED, GatewayStack, eventually
 from tests.support.mutations import mutated, rtcp, rtp
+from tests.support.rtp_end import NOBODY
 from tests.support.torture import MESSAGES
 
 AT_START: dict[str, int] = {}
@@ -65,7 +66,7 @@ MOST_LINES_PER_KIND = 60
 def invite(world: GatewayStack, number: int) -> bytes:
     """A good INVITE with all that pjsip has a parser for, to nobody."""
     host, port = world.phone.address
-    body = Sdp().text(9000)
+    body = Sdp().text(NOBODY)
     lines = [
         f"INVITE sip:nowhere@127.0.0.1:{world.phone.gateway[1]};transport=udp SIP/2.0",
         f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bKf{number};rport",

@@ -20,7 +20,7 @@ import pytest
 from gateway.api.client import ask
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.dialog import DialogCall, dialog_call
-from tests.support.rtp_end import RtpEnd
+from tests.support.rtp_end import NOBODY, RtpEnd
 from tests.support.sip_phone import Message
 from tests.support.site_under_test import Site, site
 
@@ -31,8 +31,6 @@ name = "anybody"
 say = "Hello."
 """
 OPEN = '[access]\nunknown_sources = "allow"\ncalls_per_second = 0\nmax_concurrent_calls = 0\n'
-NOBODY = 9000
-"""A port for RTP at which nobody listens: below those that the kernel gives out."""
 KEY = "A" * 40
 CRYPTO = f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{KEY}"
 PRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
@@ -284,7 +282,7 @@ _IMAGE = "m=image 4000 udptl t38\r\n"
     [
         ("", _VIDEO, True),
         ("", _IMAGE + _VIDEO, True),
-        ("", "m=audio 40002 RTP/AVP 0\r\n", True),
+        ("", "m=audio 5004 RTP/AVP 0\r\n", True),
         (_VIDEO, "", None),
         (_IMAGE, "", None),
     ],

@@ -15,9 +15,10 @@ import pytest
 
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.sip.messages.validation import RTP_ADDRESS, forbidden_rtp_address
-from tests.calls.test_media_offers import NOBODY, raw_call
+from tests.calls.test_media_offers import raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
+from tests.support.rtp_end import NOBODY
 from tests.support.site_under_test import ANYBODY, Site, site
 
 LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}

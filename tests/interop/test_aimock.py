@@ -72,8 +72,8 @@ def llmock() -> Path:
     if int(found.stdout.strip().removeprefix("v").split(".")[0]) < NODE:
         pytest.skip(f"node {NODE} or newer is needed")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    locked = json.loads((LOCKED / "package.json").read_text())["dependencies"]
-    version = locked["@copilotkit/aimock"]
+    wanted = json.loads((LOCKED / "package.json").read_text())["dependencies"]
+    version = wanted["@copilotkit/aimock"]
     folder = cache / "sip-realtime-gateway" / f"aimock-{version}"
     program = folder / "node_modules/.bin/llmock"
     with locked(folder):

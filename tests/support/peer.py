@@ -78,7 +78,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     agent = UserAgent(
         SipSettings(
             listen=(Listen(*order["listen"]),),
-            rtp_ports=tuple(order.get("rtp_ports", (41000, 41998))),
+            rtp_ports=tuple(order["rtp_ports"]),
             user="peer",
             tls=Tls(**order.get("tls", {})),
             security=Security(order.get("srtp", "off"), tuple(order.get("keying", ("sdes",)))),

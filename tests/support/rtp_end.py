@@ -26,6 +26,9 @@ OPUS_STEP = 960
 """RTP timestamp units of 20 ms in Opus."""
 EVENTS = "0123456789*#ABCD"
 EVENT_PAYLOAD = 101
+NOBODY = 9000
+"""A port at which nobody listens, not even another test: below those that the kernel gives out, and
+none of ``lab/ports.py`` or of a gateway's."""
 _SO_TIMESTAMPNS = 35
 _HEADER = struct.Struct("!BBHII")
 _MARKER = 0x80
@@ -157,7 +160,7 @@ class RtpEnd:
     def _read(self) -> None:
         while True:
             try:
-                data, ancillary, _flags, _peer = self._socket.recvmsg(2048, 64)
+                data, ancillary, _flags, sender = self._socket.recvmsg(2048, 64)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -167,6 +170,8 @@ class RtpEnd:
             at = came_at(ancillary)
             if len(data) < _HEADER.size:
                 continue
+            if self._peer is not None and sender[1] != self._peer[1]:
+                continue  # for who had this port before: another test's telephone
             _first, second, sequence, timestamp, _source = _HEADER.unpack_from(data)
             self.packets.append(
                 Packet(
