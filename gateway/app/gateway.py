@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -215,7 +216,8 @@ class Gateway:
         )
         self._shared = shared = SharedState(config, costs, agent.ban)
         agent.on_banned = shared.on_banned
-        calls.on_finished = rejections.on_refused = shared.release
+        calls.on_finished = shared.release
+        rejections.on_refused = partial(shared.release, unused=True)
         limiter = OutboundLimiter(config.outbound, agent, shared, config.workers.count)
         applications = Applications(
             lambda: endpoints_of(self.config),

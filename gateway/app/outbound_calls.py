@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn, cast
 
@@ -39,7 +40,7 @@ from gateway.planning import (
 )
 from gateway.planning.sip import OutboundCaps, caller_id_of, dial_uri, sip_settings
 from gateway.records.shared import leases_of
-from gateway.sip.active_calls import ReferPermit
+from gateway.sip.active_calls import GiveBack, ReferPermit, no_place
 from gateway.sip.agent import UserAgent
 from gateway.sip.call_audio import CallAudio
 from gateway.sip.leg import Leg, LegEnd, LegHandler
@@ -168,7 +169,7 @@ class OutboundLimiter:
         """Whether a database has counts of all processes: :meth:`permit` comes before each leg."""
         return self._shared is not None and self._shared.active
 
-    async def permit(self, call_id: str, *, followed: bool = False) -> Callable[[], None]:
+    async def permit(self, call_id: str, *, followed: bool = False) -> GiveBack:
         """Reserve a place for another leg of a call under the caps that all processes share.
 
         Returns what releases the place; without a shared database that and the reservation are
@@ -180,12 +181,12 @@ class OutboundLimiter:
         shared = self._shared
         wanted = None if shared is None else shared.outbound_wanted(call_id, followed=followed)
         if shared is None or wanted is None:
-            return lambda: None
+            return no_place
         if rule := await shared.admit(wanted):
             log.warning("gateway.call_not_placed", call=call_id, rule=rule)
             raise DialRefusedError(rule)
         ids = [one.id for one in leases_of(wanted)]
-        return lambda: shared.release(call_id, ids)
+        return partial(shared.release, call_id, ids)
 
     def dial_admitted(
         self,
@@ -246,10 +247,10 @@ class OutboundLimiter:
             try:
                 permit = ReferPermit("", await self.permit(call_id, followed=True))
             except DialRefusedError as refused:
-                permit = ReferPermit(str(refused), lambda: None)
+                permit = ReferPermit(str(refused), no_place)
             except Exception as error:
                 log.exception("call.internal_error", call=call_id)
-                permit = ReferPermit(f"a defect of the gateway: {error}", lambda: None)
+                permit = ReferPermit(f"a defect of the gateway: {error}", no_place)
             told(permit)
 
         self._tasks.spawn(ask(), f"refer of {call_id}")
@@ -392,7 +393,7 @@ class OutboundCalls:
         try:
             return self._dial(asked, variables or {})
         except BaseException:
-            shared.release(record.call_id)
+            shared.release(record.call_id, unused=True)
             raise
 
     def _ask(self, to: str, route: str, trunk: str, caller_id: str) -> _Asked:

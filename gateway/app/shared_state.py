@@ -387,17 +387,18 @@ class SharedState:
         self._held[wanted.call_id] += answer.leases
         return self._why(answer)
 
-    def release(self, call_id: str, ids: Iterable[str] = ()) -> None:
+    def release(self, call_id: str, ids: Iterable[str] = (), *, unused: bool = False) -> None:
         """Give back the leases of a call: these, or all without ``ids``; nothing if it has none.
 
-        Those that count a rate (``seconds``) are left to expire in the database.
+        Those that count a rate (``seconds``) are left to expire in the database, unless no call was
+        placed (``unused``).
         """
         chosen = set(ids)
         held = self._held.pop(call_id, [])
         back = [one for one in held if not chosen or one.id in chosen]
         if len(back) < len(held):
             self._held[call_id] = [one for one in held if one not in back]
-        self._give_back([one.id for one in back if not one.seconds])
+        self._give_back([one.id for one in back if unused or not one.seconds])
 
     def _give_back(self, ids: list[str]) -> None:
         """Delete leases in the database, without waiting; what is not deleted expires."""

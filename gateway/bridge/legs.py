@@ -16,6 +16,7 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.call_record import BLeg as BLegRecord
 from gateway.call.transfer import MAX_BRIEFING_SECONDS
+from gateway.sip.active_calls import GiveBack, no_place
 from gateway.sip.call_audio import CallAudio, Source
 from gateway.sip.leg import Leg, LegEnd, LegHandler, ReferProgress
 from gateway.sip.rtp import CallQuality, RtpQuality
@@ -45,7 +46,7 @@ class Dialer(Protocol):
     ) -> Leg: ...
 
 
-PermitDial = Callable[[str], Awaitable[Callable[[], None]]]
+PermitDial = Callable[[str], Awaitable[GiveBack]]
 """Awaits a place within the limits that processes share, for the call of this id; returns what
 frees it. Raises DialRefusedError."""
 
@@ -283,7 +284,7 @@ class Legs(CallPart):
         if not b_leg.given_up and not self._host.is_over():
             self._place_b_leg(b_leg, output)
             return
-        b_leg.release()
+        b_leg.release(unused=True)
         if b_leg.given_up:
             b_leg.on_ended(LegEnd(487, "Given up", "", "", local=True))
 
@@ -316,7 +317,7 @@ class Legs(CallPart):
             )
             leg.call_id, leg.logged = self._host.record.call_id, logged
         except DialRefusedError as refused:
-            b_leg.release()
+            b_leg.release(unused=True)
             b_leg.refused(refused)
 
     def _feed_if_current(self, b_leg: _BLeg, input: inputs.Input) -> None:
@@ -467,7 +468,7 @@ class _BLeg(CallPart):
         """Its own audio, where it is briefed or interpreted."""
         self.given_up = False
         """Hung up before it was dialled, while it waited for its permit."""
-        self.release: Callable[[], None] = lambda: None
+        self.release: GiveBack = no_place
         """Frees its place in the count that all processes share."""
         self._record = record
         self._tell = tell

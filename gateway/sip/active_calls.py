@@ -39,13 +39,23 @@ QUALITY_SECONDS = 1.0
 """How often the RTP counters of each leg are read."""
 
 
+class GiveBack(Protocol):
+    """Function that ends that a call is counted by all processes. On the event loop."""
+
+    def __call__(self, *, unused: bool = False) -> None:
+        """Give a place back; ``unused``: no call was placed, so their rate does not count it."""
+
+
+def no_place(*, unused: bool = False) -> None:
+    """Give nothing back: no other process counts the call."""
+
+
 class ReferPermit(NamedTuple):
     """Whether following a REFER may place a call, by what all processes count."""
 
     rule: str
     """Why not; empty: it may."""
-    give_back: Callable[[], None]
-    """Ends that the call is counted. On the event loop."""
+    give_back: GiveBack
 
 
 PermitFollowed = Callable[[str, Callable[[ReferPermit], None]], None]

@@ -113,7 +113,7 @@ class ReferQueue:
         finally:
             if self._calls.permit is not None:  # it was not followed
                 self._calls.permit = None
-                self._thread.to_loop(permit.give_back)
+                self._thread.to_loop(functools.partial(permit.give_back, unused=True))
 
 
 class ReferSubscriptions:

@@ -21,7 +21,7 @@ from tests.support.sip_phone import PhoneCall
 PORT = free_port()
 
 WORLD = {
-    "more": PATIENT + "[outbound]\nmax_calls_per_minute = 100\n",
+    "more": PATIENT + "[outbound]\nmax_calls_per_minute = 20\n",
     "routes": f"""
 [[route]]
 name = "follows"
@@ -74,6 +74,21 @@ async def test_declined(world: GatewayStack, callee: CalledPhone, user: str) -> 
         await call.until(partial(_more_answers, before))
     assert call.answers_to("REFER") == [603] * 3
     assert not callee.calls
+    await world.summary_at_end(call)
+
+
+async def test_what_is_declined_takes_no_call_of_the_minute(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
+    """Else a caller who asks for nothing that is allowed would stop all calls of ours."""
+    world.behave(answer="silent")
+    call = await dial(world, "follows")
+    for number in range(21):
+        refer(call, "sip:evil@192.0.2.1")
+        await call.until(partial(_more_answers, number))
+    refer(call, callee.uri("busy-486"))
+    await call.until(lambda c: any("486" in line for line in told(c)))
+    assert call.answers_to("REFER") == [603] * 21 + [202]
     await world.summary_at_end(call)
 
 
