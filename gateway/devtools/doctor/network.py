@@ -36,7 +36,7 @@ from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.connection import Endpoint
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.errors import SetupFailed
+from gateway.realtime.errors import ERROR_CODES, SetupFailed
 from gateway.realtime.setup import open_session
 
 CONNECT_SECONDS = 5.0
@@ -49,6 +49,12 @@ SESSION_SECONDS = 8.0
 
 CERTIFICATE_DAYS = 14
 
+
+_ACCOUNT = (
+    "insufficient_quota", "account_deactivated", "billing_hard_limit_reached",
+    "rate_limit_exceeded", "http 429",
+)  # fmt: skip
+"""What a server says of an account, once it knows whose the key is."""
 
 _Server = RealtimeSettings | RealtimeServerSettings
 
@@ -205,6 +211,10 @@ async def _session_failure(settings: _Server, shown: str) -> Finding | None:
             advice = f'{section}.dialect = "beta"'
         elif code == "beta_api_shape_disabled":
             advice = f'{section}.dialect = "ga"'
+        elif code in _ACCOUNT:
+            advice = "the key is right; its account's limits and billing are the provider's to show"
+        elif code in ERROR_CODES:
+            advice = f"is {section}.dialect this server's? See docs/configuration.md, Servers"
         return bad("realtime", fact.replace(": )", ")"), advice)
     finally:
         structlog.reset_defaults()

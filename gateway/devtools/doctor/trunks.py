@@ -32,6 +32,9 @@ from gateway.sip.transports import carried_to
 ANSWER_SECONDS = 4.0
 """For name, connection and answer of one request; a UDP request is repeated within it."""
 
+_WRONG_TIME, _OTHER_NAME = (9, 10), (62, 64)
+"""X509_V_ERR codes of OpenSSL: not yet valid, expired; of another name, of another address."""
+
 _REPEATS = (0.5, 1.0)
 _HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
 _PORTS: dict[Transport, int] = {"udp": 5060, "tcp": 5060, "tls": 5061}
@@ -367,6 +370,10 @@ class _Client:
             raise _ProbeError(f"no answer within {ANSWER_SECONDS:g} s", advice) from None
         except ssl.SSLCertVerificationError as error:
             advice = "sip.tls.ca has to hold the CA of its certificate"
+            if error.verify_code in _OTHER_NAME:
+                advice = f"{self._key} is not the name in its certificate"
+            elif error.verify_code in _WRONG_TIME:
+                advice = "the other side renews it; is the clock of this machine right?"
             fact = f"certificate not trusted: {error.verify_message}"
             raise _ProbeError(fact, advice, "certificate") from None
         except ssl.SSLError as error:

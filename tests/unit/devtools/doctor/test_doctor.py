@@ -334,6 +334,28 @@ def test_a_dialect_that_the_server_does_not_speak(
     assert finding.advice == 'realtime.dialect = "ga"'
 
 
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        ("step=connect&refuse.code=insufficient_quota", "its account's limits and billing"),
+        ("step=upgrade&refuse.http_status=429", "its account's limits and billing"),
+        ("step=session.update&refuse.code=unknown_parameter", "is realtime.dialect this server's"),
+    ],
+)
+def test_a_server_that_refuses_what_the_url_has_nothing_to_do_with(
+    tmp_path: Path, fault: str, advice: str
+) -> None:
+    async def main(emulator: Emulator) -> Finding:
+        file = write(tmp_path, url=f"{emulator.url()}?refuse.{fault}")
+        config, dialplan = load_all(file, {})
+        (finding,) = await asyncio.to_thread(network.servers, config, dialplan)
+        return finding
+
+    finding = with_emulator(main)
+    assert finding.verdict is Verdict.BAD
+    assert advice in finding.advice
+
+
 def test_a_server_without_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finding = asked_at(tmp_path, caplog, "sk-right", "wss")
     assert finding.verdict is Verdict.BAD

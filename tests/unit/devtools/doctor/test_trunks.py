@@ -7,15 +7,18 @@ import asyncio
 import contextlib
 import hashlib
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.config import Config
 from gateway.devtools.doctor import Finding, Verdict, trunks
@@ -177,14 +180,34 @@ def test_a_trunk_away_while_listening_on_this_machine_only(tmp_path: Path) -> No
     assert "udp:0.0.0.0:" in finding.advice
 
 
-def test_a_certificate_of_an_unknown_ca(tmp_path: Path) -> None:
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    crt, key = tmp_path / "a.crt", tmp_path / "a.key"
-    options = "req -x509 -newkey rsa:2048 -nodes -days 3 -subj /CN=localhost"
-    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {crt}"
-    subprocess.run([program, *options.split()], check=True, capture_output=True)
+def certificate(folder: Path, address: str, days: int) -> tuple[Path, Path]:
+    """A self-signed certificate of this address, which ends in so many days, and its key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    made = made.public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(now - timedelta(days=9)).not_valid_after(now + timedelta(days))
+    san = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    files = folder / "a.crt", folder / "a.key"
+    signed = made.add_extension(san, critical=False).sign(key, hashes.SHA256())
+    files[0].write_bytes(signed.public_bytes(pem))
+    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "trusted", "says"),
+    [
+        ("127.0.0.1", 3, False, "sip.tls.ca has to hold the CA"),
+        ("127.0.0.2", 3, True, "trunk.peers is not the name in its certificate"),
+        ("127.0.0.1", -1, True, "the other side renews it"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted(
+    tmp_path: Path, name: str, days: int, trusted: bool, says: str
+) -> None:
+    crt, key = certificate(tmp_path, name, days)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(crt, key)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -198,12 +221,13 @@ def test_a_certificate_of_an_unknown_ca(tmp_path: Path) -> None:
         thread.start()
         port = server.getsockname()[1]
         more = f'[sip.tls]\ncertificate = "{crt}"\nprivate_key = "{key}"\n'
+        more += f'ca = "{crt}"\n' if trusted else ""
         trunk = f'transport = "tls"\npeers = ["127.0.0.1:{port}"]\n'
         finding = found(tmp_path, trunk, "tls:127.0.0.1:0", more)
         thread.join()
     assert finding.verdict is Verdict.BAD
     assert "certificate not trusted" in finding.fact
-    assert "sip.tls.ca" in finding.advice
+    assert says in finding.advice
 
 
 def test_a_trunk_of_networks_only_cannot_be_called(tmp_path: Path) -> None:
