@@ -229,6 +229,28 @@ async def test_a_live_session_is_told_as_what_it_is(browser: Browser, world: Gat
     assert words == ["Hello.", ""]
 
 
+async def test_words_are_those_of_the_session_that_said_them(
+    browser: Browser, world: GatewayStack
+) -> None:
+    """Servers may use ids again in each session, and Live sessions always have the same."""
+    page = await logged_in(browser, world)
+    marks = [
+        {"t_ms": 300, "event": "agent_speech_started", "item_id": "a"},
+        {"t_ms": 400, "event": "agent_transcript", "item_id": "a", "text": "Good morning."},
+        {"t_ms": 1000, "event": "session_lost", "why": "session_lost"},
+        {"t_ms": 2300, "event": "agent_speech_stopped", "cut": False},
+        {"t_ms": 5000, "event": "agent_speech_started", "item_id": "a"},
+        {"t_ms": 5100, "event": "agent_transcript", "item_id": "a", "text": "We are closed."},
+        {"t_ms": 6240, "event": "agent_speech_stopped", "cut": True},
+    ]
+    words = await page.evaluate(
+        """async (record) => (await import("/console/picture.js"))
+            .storyOf(record, 6500).agent.map((one) => one.text)""",
+        {"direction": "inbound", "timeline": marks, "times_ms": {"answered": 0}},
+    )
+    assert words == ["Good morning.", "We are closed."]
+
+
 async def test_the_ladder_says_who_is_sent_a_transfer(
     browser: Browser, world: GatewayStack
 ) -> None:

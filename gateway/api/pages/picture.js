@@ -11,6 +11,8 @@ export function stamp(ms) {
   return `${minutes}:${(seconds - 60 * minutes).toFixed(3).padStart(6, "0")}`;
 }
 
+const SESSION_ENDS = new Set(["session_lost", "session_released", "handed_over"]);
+
 /**
  * Turns of both sides, cuts, keys and the rest of a call's timeline.
  *
@@ -18,13 +20,14 @@ export function stamp(ms) {
  */
 export function storyOf(record, now) {
   const story = { caller: [], agent: [], keys: [], notes: [], end: now };
-  let [speaking, hearing] = [null, null];
+  let [speaking, hearing, session] = [null, null, 0];
   for (const mark of record.timeline) {
     const at = mark.t_ms;
+    if (SESSION_ENDS.has(mark.event)) session += 1; // the next one may use the ids of items again
     switch (mark.event) {
       case "agent_speech_started":
         if (speaking) speaking.to = at;
-        story.agent.push((speaking = { from: at, to: now, item: mark.item_id, text: "", cut: null }));
+        story.agent.push((speaking = { from: at, to: now, item: mark.item_id, session, text: "", cut: null }));
         break;
       case "agent_speech_stopped":
         if (speaking) speaking.to = at;
@@ -32,9 +35,10 @@ export function storyOf(record, now) {
         break;
       case "agent_transcript": {
         // Where it was heard in pieces, its words stand in the longest.
-        const pieces = story.agent.filter((one) => one.item === mark.item_id);
+        const isOfIt = (one) => one.item === mark.item_id && one.session === session;
+        const pieces = story.agent.filter(isOfIt);
         const turn = pieces.length ? pieces.reduce((best, one) => (one.to - one.from > best.to - best.from ? one : best)) : speaking;
-        if (turn) turn.text = turn.text && turn.item !== mark.item_id ? `${turn.text} ${mark.text}` : mark.text;
+        if (turn) turn.text = turn.text && !isOfIt(turn) ? `${turn.text} ${mark.text}` : mark.text;
         break;
       }
       case "caller_speech_started":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import wave
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -224,6 +225,8 @@ class AgentTurn:
     after_ms: float | None = None
     """Delay since ``after``, None when nothing of the caller came before."""
     after: str = ""
+    session: int = 0
+    """How many sessions had ended when it began; another may use the item's id again."""
 
     @property
     def played_ms(self) -> float:
@@ -298,6 +301,8 @@ _LANES = frozenset(
 )
 """Events that the lanes, the record's lists or the head of the timeline show."""
 
+_SESSION_ENDS = ("session_lost", "session_released", "handed_over")
+
 
 def story_of(record: Record) -> Story:
     """Return the turns, keys and other events of a record."""
@@ -306,11 +311,22 @@ def story_of(record: Record) -> Story:
     # Words of a Live session come seconds later, in another turn or after the call: the transcript
     # has them all, with the moment of their turn.
     late = [one for one in record.transcript if one.item_id.startswith(LIVE_TURN)]
-    said = {one.item_id: one.text for one in record.transcript if one.who == "agent"}
-    said |= {
-        e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_transcript"
+    ends = [entry.t_ms for entry in record.timeline if entry.event in _SESSION_ENDS]
+
+    def key_of(item: str, at_ms: float) -> tuple[int, str]:
+        """Return what names an item in all sessions of the call."""
+        return bisect_right(ends, at_ms), item
+
+    said = {
+        key_of(one.item_id, one.at_ms): one.text for one in record.transcript if one.who == "agent"
     }
-    started = {e.text("item_id") for e in record.timeline if e.event == "agent_speech_started"}
+    spoken = [entry for entry in record.timeline if entry.event == "agent_transcript"]
+    said |= {key_of(one.text("item_id"), one.t_ms): one.text("text") for one in spoken}
+    started = {
+        key_of(entry.text("item_id"), entry.t_ms)
+        for entry in record.timeline
+        if entry.event == "agent_speech_started"
+    }
     speaking: AgentTurn | None = None
     listening: CallerTurn | None = None
     for entry in record.timeline:
@@ -322,11 +338,12 @@ def story_of(record: Record) -> Story:
                 if (again := _continued(story, item, entry.t_ms)) is not None:
                     speaking = again
                     continue
-                speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
+                key = key_of(item, entry.t_ms)
+                speaking = AgentTurn(item, entry.t_ms, end, said.get(key, ""), session=key[0])
                 speaking.after_ms, speaking.after = _delay(story, listening, entry.t_ms)
                 story.agent.append(speaking)
             case "agent_transcript" if (
-                speaking is not None and entry.text("item_id") not in started
+                speaking is not None and key_of(entry.text("item_id"), entry.t_ms) not in started
             ):
                 # Another answer that followed without a pause.
                 speaking.text = f"{speaking.text} {entry.text('text')}".strip()
@@ -387,8 +404,13 @@ def _delay(story: Story, listening: CallerTurn | None, at_ms: float) -> tuple[fl
 
 def _attach_interruptions(story: Story) -> None:
     for cut in story.record.interruptions:
-        for turn in story.agent:
-            if turn.item_id == cut.item_id and turn.from_ms <= cut.at_ms + 1:
+        begun = [
+            turn
+            for turn in story.agent
+            if turn.item_id == cut.item_id and turn.from_ms <= cut.at_ms + 1
+        ]
+        for turn in begun:
+            if turn.session == begun[-1].session:
                 turn.interruption = cut
                 turn.to_ms = min(turn.to_ms, max(cut.at_ms, turn.from_ms))
 
@@ -411,7 +433,7 @@ class SoundFileError(Exception):
 class Reply:
     """An answer's delay from the caller's last sound to the agent's first, both as heard."""
 
-    item_id: str
+    turn: AgentTurn
     from_ms: float
     to_ms: float
 
@@ -478,7 +500,7 @@ def replies(story: Story, sound: Sound) -> list[Reply]:
             continue
         ends = max((last for _, last in callers if last <= begins), default=None)
         if ends is not None and begins - ends <= REPLY_WITHIN_MS:
-            found.append(Reply(turn.item_id, ends, begins))
+            found.append(Reply(turn, ends, begins))
     return found
 
 

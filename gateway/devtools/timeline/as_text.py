@@ -98,9 +98,9 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
         rows.append(_Row(times.session, agent=Text("session is up", QUIET), order=1))
     if times.answered is not None:
         rows.append(_Row(times.answered, agent=Text("answers (200)", QUIET), order=2))
-    by_item = {reply.item_id: reply for reply in measured}
+    by_turn = {reply.turn.from_ms: reply for reply in measured}
     for turn in story.agent:
-        rows.append(_Row(turn.from_ms, agent=_answer(turn, by_item.get(turn.item_id)), order=3))
+        rows.append(_Row(turn.from_ms, agent=_answer(turn, by_turn.get(turn.from_ms)), order=3))
         if (stop := turn.interruption) is not None:
             rows.append(_Row(stop.at_ms, *_interruption(stop, sound), order=4))
     rows += [_Row(turn.from_ms, caller=_speech(turn), order=3) for turn in story.caller]

@@ -279,10 +279,10 @@ class _Drawing:
         return float(self.axes.transData.inverted().transform((extent.x1, extent.y0))[0])
 
     def _delays(self) -> None:
-        measured = {reply.item_id: reply for reply in self.measured}
+        measured = {reply.turn.from_ms: reply for reply in self.measured}
         middle = (_CALLER + _AGENT) / 2
         for turn in self.story.agent:
-            reply = measured.get(turn.item_id)
+            reply = measured.get(turn.from_ms)
             if reply is not None:
                 since, until = reply.from_ms / 1000, reply.to_ms / 1000
             elif turn.after_ms is not None:

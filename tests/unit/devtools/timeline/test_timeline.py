@@ -138,6 +138,35 @@ def test_turns_and_delays() -> None:
     ]
 
 
+def test_what_two_sessions_call_the_same_is_told_apart(tmp_path: Path) -> None:
+    """Servers may use ids again in each session, and Live sessions always have the same."""
+    marks = [
+        {"t_ms": 300, "event": "agent_speech_started", "item_id": "a"},
+        {"t_ms": 400, "event": "agent_transcript", "item_id": "a", "text": "Good morning."},
+        {"t_ms": 1000, "event": "session_lost", "why": "session_lost"},
+        {"t_ms": 2300, "event": "agent_speech_stopped", "cut": False},
+        {"t_ms": 2500, "event": "caller_speech_started"},
+        {"t_ms": 4380, "event": "caller_speech_stopped"},
+        {"t_ms": 5000, "event": "agent_speech_started", "item_id": "a"},
+        {"t_ms": 5100, "event": "agent_transcript", "item_id": "a", "text": "We are closed."},
+        {"t_ms": 6240, "event": "agent_speech_stopped", "cut": True},
+    ]
+    cut = {**sample()["interruptions"][0], "item_id": "a"}
+    recording(tmp_path / "c.wav")
+    story = story_of(record_of(timeline=marks, interruptions=[cut]))
+    assert [(turn.text, turn.to_ms) for turn in story.agent] == [
+        ("Good morning.", 2300),
+        ("We are closed.", 6240),
+    ]
+    assert [turn.interruption is not None for turn in story.agent] == [False, True]
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(render(story, read_sound(tmp_path / "c.wav", 0.0)))
+    assert console.export_text().count("after the caller's last sound") == 1
+    caught = {"at_ms": 1500, "action": "none", "item_id": "a", "trigger": "speech"}
+    story = story_of(record_of(timeline=marks, interruptions=[{**cut, **caught}]))
+    assert [turn.interruption is not None for turn in story.agent] == [True, False]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -185,7 +214,7 @@ def test_the_recording_tells_what_the_caller_felt(tmp_path: Path) -> None:
     recording(tmp_path / "c.wav")
     sound = read_sound(tmp_path / "c.wav", 0.0)
     (reply,) = replies(story_of(record_of()), sound)
-    assert (reply.item_id, round(reply.delay_ms)) == ("b", 1040)
+    assert (reply.turn.item_id, round(reply.delay_ms)) == ("b", 1040)
     assert began_speaking(sound, 6240.0) == 6100
     assert began_speaking(sound, 9000.0) is None
 
