@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip import BanPolicy
+from gateway.sip import BanPolicy, source_limits
 from gateway.sip.source_limits import (
+    FIRST_MESSAGE_SECONDS,
+    IDLE_SECONDS,
     KNOWN_SECONDS,
     LINES_AT_ONCE,
     MAX_REFUSALS,
+    OF_A_PEER,
+    PER_SOURCE,
     REPEAT_SECONDS,
     Bans,
+    Connections,
     RefusalLog,
     SourceBuckets,
     TokenBucket,
@@ -138,3 +144,77 @@ def test_made_up_sources_do_not_fill_the_disk() -> None:
     assert sum(line.get("repeated", 1) for line in lines if line["source"] == "many") > 90_000
     assert log.by_rule["rule"] == 100_000
     assert len(log._logged) <= MAX_REFUSALS
+
+
+# ---- connections
+
+
+def connections(*, calls: Collection[str] = (), welcome: bool = True) -> Connections:
+    """Those of 10.0.0.1 are a trunk's."""
+    return Connections("10.0.0.1".__eq__, lambda _source: welcome, calls.__contains__)
+
+
+def test_strangers_have_so_many_connections_each_and_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source_limits, "OF_STRANGERS", PER_SOURCE + 2)
+    made = connections()
+    hosts = [f"2a00:1450:4001:81b::{number}" for number in range(PER_SOURCE)]
+    assert [made.opened(number, host, 0.0) for number, host in enumerate(hosts)] == [
+        ""
+    ] * PER_SOURCE
+    assert made.opened(98, hosts[0], 0.0) == f"more than {PER_SOURCE} connections"
+    assert made.opened(99, "2a00:1450:4001:81b::ffff", 0.0) != "", "one network counts as one"
+    made.closed(98)
+    made.closed(98)
+    assert made.opened(98, hosts[0], 0.0) != "", "what was refused was not counted"
+    made.closed(0)
+    assert made.opened(0, hosts[0], 0.0) == ""
+    assert [made.opened(200 + n, f"192.0.2.{n}", 0.0) != "" for n in range(3)] == [
+        False, False, True,
+    ]  # fmt: skip
+    assert made.opened(300, "10.0.0.1", 0.0) == "", "a trunk's is always taken"
+
+
+def test_a_handle_that_comes_again_is_another_connection() -> None:
+    """The end of the first one was not told."""
+    made = connections()
+    for now in range(PER_SOURCE + 5):
+        assert made.opened(1, "192.0.2.1", float(now)) == ""
+    assert made.overdue(PER_SOURCE + 4 + FIRST_MESSAGE_SECONDS - 0.1) == []
+    assert made.opened(1, "10.0.0.1", 50.0) == ""
+    assert made.overdue(1e6) == [], "it is a trunk's now"
+
+
+def test_who_may_stay_silent() -> None:
+    made = connections(calls={"192.0.2.3"})
+    for number in range(4):
+        assert made.opened(number, f"192.0.2.{number}", 0.0) == ""
+    made.heard(1, 5.0)
+    made.heard(99, 5.0)
+    late = FIRST_MESSAGE_SECONDS
+    assert made.overdue(late) == [
+        (number, f"192.0.2.{number}", "connection without a message") for number in (0, 2)
+    ]
+    made.closed(0)
+    made.closed(2)
+    assert made.overdue(5.0 + IDLE_SECONDS - 0.1) == []
+    assert made.overdue(5.0 + IDLE_SECONDS) == [(1, "192.0.2.1", "idle connection")]
+
+
+def test_nobody_unwelcome_is_connected() -> None:
+    made = connections(welcome=False)
+    assert made.opened(1, "192.0.2.1", 0.0) == "connection of a stranger"
+    assert made.opened(2, "10.0.0.1", 0.0) == ""
+
+
+def test_one_connection_too_many_of_a_trunk_closes_the_longest_silent() -> None:
+    made = connections()
+    for number in range(OF_A_PEER):
+        made.opened(number, "10.0.0.1", float(number))
+        assert made.surplus_connection("10.0.0.1") is None
+    made.heard(0, 1000.0)
+    made.opened(999, "10.0.0.1", 1001.0)
+    assert made.surplus_connection("10.0.0.1") == 1
+    made.closed(1)
+    assert made.surplus_connection("10.0.0.1") is None
