@@ -132,7 +132,7 @@ class Accounts:
         for trunk in self._trunks.all:
             self._make(trunk, self._host)
             if trunk.registrar and trunk.registers:
-                self.registrations[trunk.name] = Registration(random.random)
+                self.registrations[trunk.name] = Registration(random.random, time.monotonic())
 
     def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
         """Return the account for a call of ``trunk`` (None: of no trunk) whose INVITE came to our

@@ -331,11 +331,11 @@ class Registration:
         chance: evenly distributed between 0 and 1; for the jitter.
     """
 
-    def __init__(self, chance: Callable[[], float]) -> None:
+    def __init__(self, chance: Callable[[], float], now: float = 0.0) -> None:
         self._chance = chance
         self._failures = 0
         self.state = RegState.TRYING
-        self.since = 0.0
+        self.since = now
         self.next_try: float | None = 0.0
         """When to send REGISTER; None while an answer or a refresh is awaited."""
         self.expires_at: float | None = None

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -311,6 +312,25 @@ async def test_an_operator_has_a_trunk_register_now(runner: object, own_folder: 
             await eventually(lambda: registrar.count > before, "a REGISTER")
             line = await gateway.gateway.wait("api.audit", action="register", trunk="pbx")
             assert line["result"] == "ok"
+    finally:
+        end.close()
+
+
+async def test_a_trunk_is_trying_for_no_longer_than_the_gateway_runs(
+    runner: object, own_folder: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    end, _silent = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
+    host, port = end.get_extra_info("sockname")[:2]
+    more = f'[[trunk]]\nname = "pbx"\nregistrar = "{host}:{port}"\nusername = "user"\n'
+    try:
+        began = time.monotonic()
+        async with site(own_folder, more=more, routes=ROUTES):
+            transport = httpx.AsyncHTTPTransport(uds=str(own_folder / "control"))
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                (trunk,) = (await http.get("/api/v1/status")).json()["trunks"]
+            assert trunk["state"] == "trying"
+            assert trunk["since_seconds"] <= time.monotonic() - began
     finally:
         end.close()
 
