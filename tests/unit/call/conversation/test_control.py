@@ -8,23 +8,31 @@ from dataclasses import replace
 import pytest
 
 from gateway.call import inputs
-from gateway.call.plan import BudgetPlan, FallbackStep, ServerPlan, ToolsPlan
+from gateway.call.plan import ApprovalRule, BudgetPlan, FallbackStep, ServerPlan, ToolsPlan
 from gateway.call.tools.commands import (
     CallCommand,
+    CollectPlan,
     Destination,
     EndCall,
     MuteCaller,
     OperatorHold,
+    OperatorTransfer,
     PressKeys,
+    ReferTo,
     RequestOutOfBand,
     RequestResponse,
     Say,
+    SendImage,
     SendMessage,
     TransferPlan,
+    TransferTo,
 )
-from tests.support.call_scene import BYE, Scene, audio, closed, created, done
+from gateway.realtime.events import CreateItem, UpdateSession
+from gateway.realtime.session_object import TRANSCRIPTION
+from tests.support.call_scene import ACK, BYE, Scene, audio, audio_done, closed, created, done, key
 from tests.unit.call.test_call_control import PLAN, results
 from tests.unit.call.test_live_sessions import ends, live, request, speaks
+from tests.unit.call.test_transfer import gone
 
 
 def test_an_operator_holds_until_they_take_the_caller_back() -> None:
@@ -112,3 +120,110 @@ def test_last_words_of_an_application_are_said_and_heard() -> None:
     scene.listen(400)
     assert scene.heard_ms == 600
     assert "bye 16" in scene.seen
+
+
+@pytest.mark.parametrize("respond", [True, False])
+def test_a_message_or_an_image_is_answered_where_that_is_wanted(respond: bool) -> None:
+    scene = Scene(PLAN).up()
+    asked = ["create"] * respond
+    seen = scene.do(request(SendMessage("I am Ann.", "user", respond)))
+    assert seen == ["item I am Ann.", *asked]
+    scene.do(created("r1"), done("r1", "cancelled"))
+    seen = scene.do(request(SendImage("data:image/png;base64,AA", "Me.", respond)))
+    assert seen == ["item Me.", *asked]
+    text, image = (one.item for one in scene.sent if isinstance(one, CreateItem))
+    assert text["role"] == image["role"] == "user"
+    assert image["content"][1] == {
+        "type": "input_image",
+        "image_url": "data:image/png;base64,AA",
+    }
+
+
+def test_instructions_of_a_command_are_for_one_response() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(request(RequestResponse("Ask for the name.")))
+    assert [one.response for one in scene.requests] == [{"instructions": "Ask for the name."}]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Say("Hello."),
+        SendMessage("I am Ann.", "user", True),
+        SendImage("data:image/png;base64,AA"),
+        RequestResponse("Ask."),
+        RequestOutOfBand("k", "Sum up.", {}),
+    ],
+)
+def test_a_session_that_only_transcribes_is_told_nothing(command: CallCommand) -> None:
+    scene = Scene(PLAN)
+    scene.do(inputs.SessionReady("sess_1", None, TRANSCRIPTION), ACK)
+    scene.do(request(command))
+    assert scene.sent == []
+    assert rejected(scene) == ["the session only transcribes, it does not speak"]
+
+
+def test_an_application_refers_the_caller_to_an_address_of_its_own() -> None:
+    scene = Scene(PLAN).up()
+    assert "refer sip:7@pbx" in scene.do(request(ReferTo("sip:7@pbx")))
+    scene.do(request(ReferTo("sip:8@pbx")), request(OperatorTransfer("anna")))
+    assert len(rejected(scene)) == 2
+    scene.do(inputs.ReferProgress(603, "Decline", True))
+    scene.do(request(OperatorTransfer("nobody")))
+    assert "'nobody' is not allowed" in rejected(scene)[2]
+
+
+def test_a_transfer_of_a_function_that_fails_ends_the_call_with_its_words() -> None:
+    """The server is to answer nobody any more; commands that come later are dropped."""
+    scene = Scene(PLAN).up()
+    assert "second sip:2@pbx" in scene.do(request(TransferTo("anna", "Nobody is there.")))
+    late = [SendMessage("Wait.", "user"), Say("Wait."), EndCall("Other words.")]
+    assert scene.do(*map(request, late)) == []
+    seen = scene.do(gone(486))
+    assert "create ['instructions', 'tools']" in seen
+    assert UpdateSession({"audio": {"input": {"turn_detection": None}}}) in scene.sent
+    assert [one.words for one in scene.requests] == ["Nobody is there."]
+    scene.do(created("r1"), audio("r1", "i1", 400), audio_done("r1", "i1"), done("r1"))
+    assert "bye 16" in scene.listen(900)
+    assert scene.heard_ms == 400
+
+
+@pytest.mark.parametrize("words", ["Goodbye.", ""])
+def test_a_transfer_to_nobody_ends_the_call(words: str) -> None:
+    scene = Scene(PLAN).up()
+    seen = scene.do(request(TransferTo("nobody", words)))
+    assert "tool_refused" in scene.events
+    assert ("create ['instructions', 'tools']" in seen) is bool(words)
+    assert ("bye 16" in seen + scene.at(1.0)) is not bool(words)
+
+
+def test_what_waits_is_dropped_once_the_conversation_is_to_end() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), request(Say("One.")), request(SendMessage("Two.", "user", True)))
+    assert scene.requests == []
+    scene.do(request(EndCall("Goodbye.")), done("r1"))
+    assert [one.words for one in scene.requests] == ["Goodbye."]
+
+
+def test_the_end_waits_for_what_is_being_done_for_the_call() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(request(PressKeys("1")))
+    assert not any("create" in one for one in scene.do(request(EndCall("Goodbye."))))
+    assert any("create" in one for one in scene.at(10.0))
+
+
+def test_a_key_answers_the_question_about_a_tool_before_it_is_collected() -> None:
+    """Each key answers one question only."""
+    tools = replace(
+        PLAN.tools,
+        approvals=(ApprovalRule("lookup", "ask_caller"),),
+        collect_digits=CollectPlan(True),
+    )
+    scene = Scene(replace(PLAN, tools=tools)).up()
+    calls = [("lookup", "c1"), ("collect_digits", "c2", '{"digits": 1}')]
+    scene.do(created("r1"), done("r1", calls=calls))
+    scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
+    scene.listen(300)
+    assert any(one.startswith("run lookup") for one in scene.do(key("1")))
+    scene.do(key("5"), inputs.ToolDone("c1", "{}"))
+    assert [one["digits"] for one in results(scene) if "digits" in one] == ["5"]

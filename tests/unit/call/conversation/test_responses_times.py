@@ -9,7 +9,7 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs
-from gateway.call.call_record import CallRecord, ResponseTime
+from gateway.call.call_record import ResponseTime
 from gateway.call.plan import CallPlan, InterruptionPlan
 from gateway.realtime.events import InputCommitted, InputTranscribed, SpeechStarted, SpeechStopped
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
@@ -122,11 +122,3 @@ def test_how_long_an_interrupting_caller_hears_the_agent(
     scene.at(14.0)
     (cut,) = scene.record.actions.interruptions
     assert (cut.trigger, cut.after_ms) == ("speech", after)
-
-
-def test_quantiles_of_a_call() -> None:
-    record = CallRecord("c")
-    assert record.summary()["response_ms"] == {"count": 0}
-    record.response_times = [ResponseTime(0, ms, 0, 0, 0, 0) for ms in range(2000, 0, -100)]
-    assert record.summary()["response_ms"] == {"count": 20, "p50": 1000, "p95": 1900}
-    assert len(record.as_json()["response_times"]) == 20
