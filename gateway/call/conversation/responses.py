@@ -218,9 +218,13 @@ class ResponseQueue:
     def answering(self) -> bool:
         """Whether a response to what was said (:meth:`answers_turn`) runs, or a request for one was
         sent or waits."""
+        return self.answer_requested or any(self.answers_turn(one) for one in self._running)
+
+    @property
+    def answer_requested(self) -> bool:
+        """Whether a request without settings of its own is unanswered, or waits."""
         asked = [self._sent] if self._sent is not None else []
-        waiting = any(one.response is None for one in (*asked, *self._waiting))
-        return waiting or any(self.answers_turn(one) for one in self._running)
+        return any(one.response is None for one in (*asked, *self._waiting))
 
     @property
     def deadline(self) -> float | None:

@@ -55,6 +55,9 @@ as new."""
 MAX_TEXT = 2000
 """Characters of one request to a service, the last of the text."""
 
+_KEYS = "keys"
+"""Name of a turn of DTMF digits."""
+
 _SENTENCE = re.compile(r"[.!?…:;]\s*$|[\u3002\uff01\uff1f]")
 
 
@@ -93,8 +96,9 @@ class _Turns:
     (refused, because a guardrail stopped the caller's words)."""
 
     def __init__(self) -> None:
-        self._answers: BoundedDict[str, str] = BoundedDict(MAX_ITEMS)
-        """Id of the answering response by turn, oldest first; "" while it is still to come."""
+        self._answers: BoundedDict[str, str | None] = BoundedDict(MAX_ITEMS)
+        """Id of the answering response by turn, oldest first; "" while it is still to come, None
+        where none is."""
         self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
         self._unnamed = 0
         """Turns that came without an id."""
@@ -120,7 +124,7 @@ class _Turns:
     def note_answer(self, response_id: str) -> bool:
         """Note that a response answers all turns without an answer, or the latest turn where there
         are none; return whether one of them is refused, so that the response must be dropped."""
-        turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
+        turns = [turn for turn, answer in self._answers.items() if answer == ""] or [self.latest]
         for turn in turns:
             if turn in self._answers:
                 self._answers[turn] = response_id
@@ -140,7 +144,23 @@ class _Turns:
         self.add(item_id, running or "")
         item_id = item_id or self.latest
         self._refused.append(item_id)
-        return self._answers[item_id]
+        return self._answers[item_id] or ""
+
+    def add_keys(self) -> None:
+        """Add DTMF digits of the caller as a turn, which is answered by itself; nothing where the
+        latest turn is one of digits, too, and has no answer yet."""
+        if self.latest != _KEYS or self._answers[_KEYS] != "":
+            self._answers.pop(_KEYS, None)
+            self.add(_KEYS)
+
+    def knows(self, item_id: str) -> bool:
+        """Return whether this turn is known to be over."""
+        return item_id in self._answers
+
+    def settle(self) -> None:
+        """Note that no answer is to come to the turns that have none."""
+        for turn in [turn for turn, answer in self._answers.items() if answer == ""]:
+            self._answers[turn] = None
 
     def allow(self) -> None:
         """Allow answers to the turns refused so far, as a command asks for a response to them;
@@ -156,6 +176,7 @@ class Guardrails:
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.ContentChecked,
         inputs.ToolRequest,
+        inputs.DigitPressed,
         InputCommitted,
         ResponseCreated,
         AgentTranscriptDelta,
@@ -188,7 +209,11 @@ class Guardrails:
                 return self._on_answer(key, allow, reason, now)
             case inputs.ToolRequest(command=SendMessage(respond=True) | SendImage(respond=True)):
                 self._turns.allow()  # whoever sent it knows what is to be answered
+            case inputs.DigitPressed():
+                self._turns.add_keys()
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
+                if not self._control.capabilities.turn_events:
+                    self._turns.settle()  # it answers a turn before the next, or not at all
                 self._turns.add(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
                 return self._note_answer_or_drop(response_id, now)
@@ -375,9 +400,10 @@ class Guardrails:
         by a transfer, with the replacement as last words where the transfer fails.
 
         For the caller's words the answer to that turn is stopped, also one that is still to come;
-        for the latest turn, requests that wait to be sent and would answer it are dropped. Playout
-        and all running responses are interrupted, unless the offending response is over and none of
-        its audio is queued. Nothing if the response or turn was stopped before, or the call is
+        for the latest turn, requests that wait to be sent and would answer it are dropped. Where
+        the gateway decides about interruptions and none was sent, no answer is to come. Playout and
+        all running responses are interrupted, unless the offending response is over and none of its
+        audio is queued. Nothing if the response or turn was stopped before, or the call is
         ending.
 
         Args:
@@ -390,12 +416,16 @@ class Guardrails:
             return []
         # Of the agent the answer itself is stopped; of the caller, what answers them.
         if check.who == "caller":
+            turn_over = self._turns.knows(check.item_id)
             found = self._turns.refuse(check.item_id, control.responses.active)
             if found is None:
                 return []
             response = found
             if self._turns.latest == check.item_id:
                 control.responses.forget_answers()
+                requested = control.responses.answer_requested
+                if turn_over and control.plan.interruptions.by_gateway and not requested:
+                    self._turns.settle()  # what is still to come would answer another turn
         if response:
             self._stopped.append(response)
         decision = GuardrailDecision(

@@ -5,15 +5,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from gateway.audio import Codec
 from gateway.call import inputs, outputs
-from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, ToolsPlan
+from gateway.call.plan import CallPlan, ContentPlan, GuardrailPlan, InterruptionPlan, ToolsPlan
 from gateway.call.tools.commands import Destination, TransferPlan
-from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
+from gateway.realtime.events import (
+    AgentTranscript,
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    SpeechStarted,
+)
+from gateway.realtime.session_object import LIVE
 from tests.support.call_scene import (
+    ACK,
     OUR_END,
     Scene,
     audio,
@@ -21,6 +30,7 @@ from tests.support.call_scene import (
     closed,
     created,
     done,
+    key,
     said,
 )
 
@@ -226,3 +236,58 @@ def test_a_session_that_closes_leaves_what_is_queued_to_a_service_that_is_still_
     (check,) = checks(scene, *words("One ", "sentence. ", "And"))
     scene.do(audio_done("r1", "i1"), done("r1"), closed(1000))
     assert "flush" in scene.do(inputs.ContentChecked(check.key, False, "because"))
+
+
+def says(scene: Scene, item: str, text: str = "") -> None:
+    """The caller, whose words may come later."""
+    scene.do(said(SpeechStarted(item, None)), said(InputCommitted(item)))
+    scene.do(*([said(InputTranscribed(item, text))] if text else []))
+
+
+def hears(scene: Scene, response: str, *, asked: bool = True) -> bool:
+    """Whether the caller does, of an answer to the latest request, or (``asked`` False) of one that
+    names none."""
+    before, item = scene.heard_ms, f"i_{response}"
+    scene.do(created(response, scene.requests[-1] if asked else None), audio(response, item, 400))
+    scene.do(audio_done(response, item), done(response))
+    scene.listen(600)
+    return scene.heard_ms > before
+
+
+@pytest.mark.parametrize("replacement", ["No.", ""])
+def test_the_turn_after_one_whose_answer_was_never_requested_is_answered(replacement: str) -> None:
+    """The gateway decides about interruptions, and the agent was interrupted by forbidden words."""
+    rule = replace(BOMB, speaker="caller", replacement=replacement)
+    plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guardrails=(rule,)))
+    scene = Scene(replace(plan, interruptions=InterruptionPlan(by_gateway=True))).up()
+    says(scene, "a", "Hello.")
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 3000))
+    scene.listen(500)
+    says(scene, "b", "A bomb.")
+    scene.do(done("r1", "cancelled"))
+    assert len(scene.requests) == (2 if replacement else 1)
+    assert not replacement or hears(scene, "no")
+    says(scene, "c", "A room.")
+    assert hears(scene, "r2")
+
+
+def test_the_turn_after_one_to_which_a_live_session_has_nothing_to_say_is_answered() -> None:
+    rule = replace(BOMB, speaker="caller")
+    scene = Scene(CallPlan("r", Codec.PCMU, content=ContentPlan(guardrails=(rule,))))
+    scene.do(inputs.SessionReady("live_1", None, LIVE), ACK)
+    says(scene, "turn_1")
+    scene.at(3.0, said(InputTranscribed("turn_1", "A bomb.")))
+    assert hears(scene, "speech_1", asked=False)
+    says(scene, "turn_2")
+    assert hears(scene, "speech_2", asked=False)
+
+
+def test_keys_after_a_turn_that_is_not_to_be_answered_are_answered() -> None:
+    scene = scene_of(replace(BOMB, speaker="caller"))
+    says(scene, "a")
+    scene.do(created("r1"), audio("r1", "i1", 300), said(InputTranscribed("a", "A bomb.")))
+    scene.do(done("r1", "cancelled"))
+    assert hears(scene, "no")
+    for response, pressed in (("r2", "1"), ("r3", "2")):
+        scene.do(key(pressed), key("#"))
+        assert hears(scene, response)
