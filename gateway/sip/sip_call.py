@@ -160,19 +160,11 @@ class SipCall(TransferableCall):
             command(self)
         except pj.Error as error:
             log.warning("sip.command_refused", call=self.name, error=error.info())
-            if not self.ended and not self._is_over():
+            if not self.ended and not self.is_over():
                 self.fail(_UNAVAILABLE if int(error.status) in _EXHAUSTED else _GATEWAY_ERROR)
         except Exception:
             log.exception("sip.call_failed", call=self.name)
             self.fail()
-
-    def _is_over(self) -> bool:
-        """Return whether the library's dialog of the call is disconnected, or the library knows the
-        call no more."""
-        try:
-            return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
-        except pj.Error:
-            return True
 
     def respond(self, code: int) -> None:
         """Answer the INVITE with ``code``: 100, 180, 183 or 200. Where the INVITE had no offer, SDP
@@ -273,7 +265,7 @@ class SipCall(TransferableCall):
                 self.finish(code, {"Reason": f'SIP;cause={code};text="{text}"'})
         except Exception:
             log.exception("sip.call_stuck", call=self.name)
-            if self._is_over():
+            if self.is_over():
                 self.end(code, text)
 
     def _tell(self, event: Callable[[LegHandler], None]) -> None:
@@ -286,16 +278,17 @@ class SipCall(TransferableCall):
     def onCallState(self, prm: Any) -> None:  # noqa: N802
         """Handle a change of the dialog's state.
 
-        Confirmed (ACK received or sent): allow RTP, take over from a predecessor, then
-        ``on_confirmed``; without usable media the call is ended instead, as 488. Early, for a call
-        that we placed: ``on_ringing`` with the provisional code. Disconnected: :meth:`end`.
+        A 200 of ours was sent: take over from the call that the INVITE replaces. Confirmed (ACK
+        received or sent): allow RTP, take over from one that was referred, then ``on_confirmed``;
+        without usable media the call is ended instead, as 488. Early, for a call that we placed:
+        ``on_ringing`` with the provisional code. Disconnected: :meth:`end`.
         """
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             self.acknowledged = True
             if _has_media(info):
                 self.link.allow_sending()
-                self.confirmed()
+                self.succeed()
                 self._tell(lambda handler: handler.on_confirmed())
             else:
                 where = "answer" if info.role == pj.PJSIP_ROLE_UAC else "ACK"
@@ -304,6 +297,8 @@ class SipCall(TransferableCall):
                     f"no description that can be used in the {where}",
                 )
                 self.finish(0, {"Reason": f'SIP;cause={_NOT_ACCEPTABLE};text="No answer"'})
+        elif info.state == pj.PJSIP_INV_STATE_CONNECTING and info.role == pj.PJSIP_ROLE_UAS:
+            self.succeed()  # before the ACK: pjsua ends the predecessor next
         elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
             code = int(info.lastStatusCode)
             self._tell(lambda handler: handler.on_ringing(code))

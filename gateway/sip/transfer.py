@@ -370,17 +370,27 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         successor._predecessor = self
         self._followers.append(successor)
         prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
-        self.services.thread.post(lambda: self._see_placed(successor))
+        self.services.thread.post(successor.see_begun)
 
-    def _see_placed(self, successor: TransferableCall) -> None:
-        """End a call that pjsua could not begin, with 503, for which no state callback comes."""
-        if successor.getId() == pj.INVALID_ID:
-            successor.end(_UNAVAILABLE, "cannot be sent")
+    def see_begun(self) -> None:
+        """End a call that pjsua could not begin, or has refused itself, with 503: no state callback
+        comes for it."""
+        if self.getId() == pj.INVALID_ID or self.is_over():
+            self.end(_UNAVAILABLE, "cannot be begun")
+
+    def is_over(self) -> bool:
+        """Return whether the library's dialog of the call is disconnected, or the library knows the
+        call no more."""
+        try:
+            return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
+        except pj.Error:
+            return True
 
     @contain_errors
     def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
         """Handle an INVITE with Replaces for this call (RFC 3891): a new leg takes this one's place
-        at once. 603 where the owner takes no successor, or the call is joined with another leg.
+        once pjsua has answered it. 603 where the owner takes no successor, or the call is joined
+        with another leg.
 
         Only who was told the dialog's tags can send it.
         """
@@ -393,8 +403,9 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         sender = uri_of(first_of(fields, "from"))
         sip_call_id = first_of(fields, "call-id")
         successor = self._successor(replace(leg.invite, sip_call_id=sip_call_id, from_uri=sender))
-        successor.take_over(self)  # pjsua ends this call before the other one is confirmed
-        prm.newCall = successor
+        successor._predecessor = self
+        prm.newCall = successor  # pjsua answers it, then ends this one; or refuses it
+        self.services.thread.post(successor.see_begun)
 
     def _successor(self, invite: Invite) -> Self:
         """Make the call that takes this one's place, counted with the same party, with a new leg
@@ -407,9 +418,9 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.services.calls.add(successor, self.party)
         return successor
 
-    def confirmed(self) -> None:
-        """Handle the confirmed dialog: a call that a REFER made takes over from its predecessor
-        now, once, unless that has ended."""
+    def succeed(self) -> None:
+        """Take over from the predecessor, if there is one, once, unless that has ended: a call that
+        a REFER made was answered, or we have answered one with Replaces."""
         predecessor, self._predecessor = self._predecessor, None
         if predecessor is not None and not predecessor.ended:
             self.take_over(predecessor)

@@ -225,6 +225,33 @@ async def test_somebody_takes_the_callers_place(world: GatewayStack, callee: Cal
     await world.phone.forget(other)
 
 
+@pytest.mark.parametrize(
+    ("code", "fields"),
+    [
+        (420, ["Require: replaces, nonsense"]),
+        (422, ["Require: replaces, timer", "Session-Expires: 10"]),
+        (406, ["Require: replaces", "Accept: text/plain"]),
+    ],
+    ids=str,
+)
+async def test_who_is_refused_takes_nobodys_place(
+    world: GatewayStack, callee: CalledPhone, code: int, fields: list[str]
+) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "plain")
+    session = await world.session_of(call)
+    other = replacing(world, call)
+    other.headers = (other.headers[0], *fields)
+    other.invite()
+    assert (await other.refused()).code == code
+    said = noise(4, 1.2)
+    call.rtp.say(said)
+    await all_arrives(session, said[4800:], 20)
+    assert not world.gateway.all("call.caller_replaced", call=call.call_id)
+    await world.summary_at_end(call)
+    await world.phone.forget(other)
+
+
 async def test_a_place_that_there_is_not(world: GatewayStack, callee: CalledPhone) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "plain")
