@@ -363,10 +363,11 @@ async def test_a_stopped_recording_is_deleted_during_the_call(world: GatewayStac
         for action in ("start", "stop", "delete"):
             await call.rtp.heard_bytes(len(call.rtp.packets) * FRAME + 6400)
             assert (await http.post(path, json={"action": action})).status_code == 200
+        # The recorder's thread deletes it, after the answer.
+        gone = lambda: {one.name for one in folder.glob("*.wav*")} == before  # noqa: E731
+        await eventually(gone, "no file")
         assert (await http.get(path)).status_code == 404
         assert (await http.post(path, json={"action": "delete"})).status_code == 409
-    gone = lambda: {one.name for one in folder.glob("*.wav*")} == before  # noqa: E731
-    await eventually(gone, "no file")
     record = (await world.summary_at_end(call))["recording"]
     assert (record["state"], record["file"]) == ("deleted", "")
 
