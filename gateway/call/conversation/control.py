@@ -22,6 +22,7 @@ from gateway.call.call_control import (
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.playback import Playback, Playout
+from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.conversation.responses import CallIds, ResponseQueue, ResponseTimes
 from gateway.call.inputs import Input
 from gateway.call.interpretation import Interpretation
@@ -428,6 +429,79 @@ class ConversationControl:
         # Nobody is to be answered any more, nor to be cut short.
         deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
         return [Send(deaf), *goodbye]
+
+
+class Prompt:
+    """Words that the caller must have heard before something counts: the question whether a tool
+    call may run, the prompt for a recording."""
+
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._request = CreateResponse()
+        self._response: str | None = None
+        """The response that says them, where that is known; if it was complete, with the prefix
+        ``PAST`` for each session that has ended since."""
+        self.heard = False
+        """They count as heard; set by whoever has them said."""
+
+    def say(self, words: str, now: float) -> list[Output]:
+        """Have the model say them, from the beginning; between sessions only forget what was said
+        and heard before."""
+        self._request, self._response = self._control.exact_words(words), None
+        self.heard = False
+        if self._control.between_sessions:
+            return []
+        return self._control.request_response(self._request, now)
+
+    def on_response_created(self, response_id: str) -> bool:
+        """Note, and return, whether this response says them; of a server that names no requests,
+        the one that came while they were requested does."""
+        responses = self._control.responses
+        says = (responses.request_of(response_id) or responses.presumed) is self._request
+        if says:
+            self._response = response_id
+        return says
+
+    def on_session_over(self) -> None:
+        """Forget the response unless it is complete, with audio, and was not interrupted. To be
+        called before responses are reset, and before interrupted ones are forgotten."""
+        said, responses = self._response, self._control.responses
+        complete = not (self.lost or self.soundless or responses.is_open(self._request))
+        self._response = PAST + said if said and complete else None
+
+    @property
+    def requested(self) -> bool:
+        """Whether they are still to come: their request is unanswered or waits, also once more,
+        after a silence or since it has collided with the response that was taken for its answer."""
+        said, responses = self._response, self._control.responses
+        says = said in responses.running and responses.request_of(said) is self._request
+        return responses.is_open(self._request) and not says
+
+    @property
+    def lost(self) -> bool:
+        """Whether they are not heard, and will not be: the response was interrupted or ended
+        without audio, or they are neither said nor requested."""
+        if self.heard or self.requested:
+            return False
+        silent = self.soundless and self._control.responses.idle
+        return self._response is None or self.interrupted or silent
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the response was interrupted."""
+        return self._control.playback.was_interrupted(self._response or "")
+
+    @property
+    def soundless(self) -> bool:
+        """Whether the response was not interrupted and has had no audio yet, or at all."""
+        said = self._response or PAST
+        had_audio = said.startswith(PAST) or self._control.playback.had_audio(said)
+        return not (had_audio or self.interrupted)
+
+    def heard_ms(self, now: float) -> int:
+        """Return how much of the response was handed to RTP (ms); 0 while it is to come."""
+        said = self._response
+        return self._control.playback.heard_ms_by(said, now) if said and not self.requested else 0
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:

@@ -245,15 +245,6 @@ class ResponseQueue:
         asked = [self._sent, *self._waiting, *map(self.request_of, self._running)]
         return any(one is create for one in asked)
 
-    def may_answer(self, response_id: str, create: CreateResponse) -> bool:
-        """Return whether this response answers the request, by the server's word or by guess; of a
-        server that has named no request, also whether it began by itself and the request is not
-        open (:meth:`is_open`)."""
-        asked = self.request_of(response_id)
-        if asked is None and not self._server_names_requests:
-            return not self.is_open(create)
-        return asked is create
-
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
         """Request a response: return the request where it is to be sent now, before any that wait,
         as no response runs and no request is unanswered; None where it waits, or is dropped.

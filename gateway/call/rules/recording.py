@@ -11,9 +11,8 @@ from enum import StrEnum
 from typing import ClassVar
 
 from gateway.call.call_record import RecordingRecord
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import ConversationControl, Prompt
 from gateway.call.conversation.out_of_band import LATE_WORDS_SECONDS
-from gateway.call.conversation.playout_tracker import PAST
 from gateway.call.inputs import (
     DigitPressed,
     HoldChanged,
@@ -123,16 +122,12 @@ class CallRecording:
         self._control = control
         self._greeting: CreateResponse | None = None
         """Request for the greeting, sent after the decision; None for none."""
-        self._heard = self._begun = False
-        """The prompt counts as heard: it was played to its end, or still is after
-        ``QUESTION_SECONDS``. ``_begun``: it has begun to be played."""
-        self._request = CreateResponse()
-        """The latest request for it."""
-        self._response: str | None = None
-        """The response that says it, where that is known; with the prefix ``PAST`` once its session
-        is over, if it was complete."""
+        self._prompt = Prompt(control)
+        """Counts as heard once it was played to its end, or still is after ``QUESTION_SECONDS``."""
+        self._begun = False
+        """It has begun to be played."""
         self._said_at = 0.0
-        """When that response began (s)."""
+        """When the response that says it began (s)."""
         self._waits = 0
         """How often the agent had waited in a queue when the prompt was requested."""
         self._repeats = 0
@@ -188,37 +183,12 @@ class CallRecording:
         return self._waits != len(self._control.timeline.record.content.hold_waits)
 
     @property
-    def _requested(self) -> bool:
-        """Whether the prompt is still to come: its request is unanswered or waits, also once more,
-        after a silence or since it has collided with the response that was taken for its answer."""
-        said, responses = self._response, self._control.responses
-        if said in responses.running and responses.request_of(said) is self._request:
-            return False
-        return responses.is_open(self._request)
-
-    @property
-    def _soundless(self) -> bool:
-        """Whether the response that says the prompt was not interrupted and has had no audio yet,
-        or at all."""
-        said, playback = self._response, self._control.playback
-        if said is None or said.startswith(PAST) or playback.was_interrupted(said):
-            return False
-        return not playback.had_audio(said)
-
-    @property
     def _say_due(self) -> bool:
-        """Whether the prompt is to be said again: it was interrupted before it was heard to its
-        end, ended without audio, was heard before the agent waited in a queue, or is neither said
-        nor requested, as its session is over, or the agent waits in a queue, for which requests are
-        dropped."""
-        if self.state is not State.ASKING or self._requested:
+        """Whether the prompt is to be said again: it is lost, with its session or otherwise, or was
+        said before the agent waited in a queue, for which requests are dropped."""
+        if self.state is not State.ASKING or self._prompt.requested:
             return False
-        if self._heard or self._queued_since:
-            return self._queued_since
-        if self._response is None:
-            return True
-        cut = self._control.playback.was_interrupted(self._response)
-        return cut or (self._soundless and self._control.responses.idle)
+        return self._queued_since or self._prompt.lost
 
     def _may_agree(self, now: float) -> bool:
         """Return whether the caller may have heard some of the prompt, so that they can agree to
@@ -226,9 +196,7 @@ class CallRecording:
         since."""
         if self.state is not State.ASKING or self._queued_since:
             return False
-        if self._heard or self._response is None or self._requested:
-            return self._heard
-        return self._control.playback.heard_ms_by(self._response, now) > 0
+        return self._prompt.heard or self._prompt.heard_ms(now) > 0
 
     @property
     def wants_digits(self) -> bool:
@@ -258,7 +226,7 @@ class CallRecording:
             greeting: requested by this rule once the prompt was heard (``announce``), or once the
                 caller has answered or ``consent_timeout`` is over (``ask``); None for none.
         """
-        unheard = self.state is State.ASKING and not self._heard
+        unheard = self.state is State.ASKING and not self._prompt.heard
         self._greeting = None
         if self._plan.mode != "always" or self._plan.consent == "none":
             return None
@@ -314,7 +282,7 @@ class CallRecording:
         elif self._begun and self._control.responses.idle:
             if self._say_due:
                 return [] if self.deadline is None else self._say_again(now)
-            return [] if self._heard else self._on_prompt_heard(now)
+            return [] if self._prompt.heard else self._on_prompt_heard(now)
         return []
 
     def _on_hold_changed(self, held: bool, now: float) -> list[Output]:
@@ -328,17 +296,15 @@ class CallRecording:
         return []
 
     def _on_event(self, event: ServerEvent, now: float) -> list[Output]:
-        """Note which response says the prompt (of a server that names no requests, the one that
-        came while it was requested), and what the caller has heard as they begin to speak; take
-        their answer from a transcript. A yes counts by when its turn began, since its words come
-        later. Where that is not known, as it was too soft, it counts by now, and with a server
-        whose words come late only ``LATE_WORDS_SECONDS`` after the prompt began."""
-        responses = self._control.responses
+        """Note which response says the prompt, and what the caller has heard as they begin to
+        speak; take their answer from a transcript. A yes counts by when its turn began, since its
+        words come later. Where that is not known, as it was too soft, it counts by now, and with a
+        server whose words come late only ``LATE_WORDS_SECONDS`` after the prompt began."""
+        unheard = self.state is State.ASKING and not self._prompt.heard
         match event:
-            case ResponseCreated(response_id) if self.state is State.ASKING and not self._heard:
-                request = responses.request_of(response_id) or responses.presumed
-                if request is not None and request.words == self._plan.prompt:
-                    self._response, self._said_at = response_id, now
+            case ResponseCreated(response_id) if unheard:
+                if self._prompt.on_response_created(response_id):
+                    self._said_at = now
                     before = self._control.playback.queued_ms / 1000
                     self._due = now + before + QUESTION_SECONDS
             case SpeechStarted(item_id):
@@ -356,13 +322,9 @@ class CallRecording:
         return []
 
     def on_session_over(self) -> None:
-        """Note that a prompt that is not complete, or was interrupted, is lost with its session. To
-        be called before responses are reset, and before interrupted ones are forgotten."""
-        lost = self._say_due or not self._control.responses.idle
-        if lost or self._response is None:
-            self._response = None
-        else:
-            self._response = PAST + self._response
+        """Note that a prompt that is not complete, or was interrupted, is lost with its session
+        (:meth:`Prompt.on_session_over`)."""
+        self._prompt.on_session_over()
         self._turns.clear()  # the next one may use the ids again
 
     def ask_again(self, now: float) -> list[Output]:
@@ -387,10 +349,9 @@ class CallRecording:
             return self._greet(now)
         if self._say_due:
             return self._say_again(now)
-        if not self._heard:
-            coming, waits = self._requested, self._begun and not self._control.responses.idle
-            silent = coming or self._response is None or self._soundless
-            if self._begun and not silent:
+        if not self._prompt.heard:
+            coming, waits = self._prompt.requested, self._begun and not self._control.responses.idle
+            if self._begun and not (coming or self._prompt.soundless):
                 return self._on_prompt_heard(now)
             if (coming or waits) and self._repeats < MAX_REPEATS:
                 self._repeats += 1  # it waits for what is being said
@@ -437,21 +398,18 @@ class CallRecording:
         Args:
             by: who wants the recording, for record and log.
         """
-        self._by, self._heard, self._begun = by, False, self._control.speaking
-        self._request, self._response = self._control.exact_words(self._plan.prompt), None
+        self._by, self._begun = by, self._control.speaking
         self._waits = len(self._control.timeline.record.content.hold_waits)
         self._enter(State.ASKING)
         self._due = now + QUESTION_SECONDS
         note = self._control.timeline.note(now, "recording_asked", "info", by=by)
-        if self._control.between_sessions:
-            return [note]  # :meth:`ask_again` does
-        return [note, *self._control.request_response(self._request, now)]
+        return [note, *self._prompt.say(self._plan.prompt, now)]
 
     def _on_prompt_heard(self, now: float) -> list[Output]:
         """Handle the prompt's end, or the end of ``QUESTION_SECONDS`` while it is still played: set
         the deadline ``consent_timeout`` for the caller's answer; with consent ``announce`` also
         start recording, and request the greeting if one has waited for that."""
-        self._heard = True
+        self._prompt.heard = True
         self._due = now + self._plan.consent_timeout
         if self._plan.consent == "ask":
             return []
@@ -463,7 +421,7 @@ class CallRecording:
         if self._repeats >= MAX_REPEATS:
             return self._decide(State.UNANSWERED, "unanswered", now)
         # One without audio has failed, with its retries, and such failures in a row end the call.
-        self._repeats = MAX_REPEATS if self._soundless else self._repeats + 1
+        self._repeats = MAX_REPEATS if self._prompt.soundless else self._repeats + 1
         return self._begin_asking(self._by, now)
 
     def _answer(self, no: bool, yes: bool, now: float) -> list[Output]:

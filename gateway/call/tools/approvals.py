@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from gateway.call.call_record import ToolUse
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import ConversationControl, Prompt
 from gateway.call.conversation.playback import SHORTEST_MS
 from gateway.call.inputs import (
     ApprovalResult,
@@ -69,7 +69,7 @@ class _Pending:
     deadline: float | None = None
     """When it is refused (s); None while the caller is asked about another call first."""
     repeats: int = 0
-    """How often the caller was asked again after an interruption."""
+    """How often the caller was asked again before they had heard the question."""
 
 
 class Approvals:
@@ -91,12 +91,8 @@ class Approvals:
         self._pending: dict[str, _Pending] = {}
         self._callers: deque[_Pending] = deque()
         """What the caller is asked, the first of it now."""
-        self._heard = False
-        """The caller has heard the question about the first."""
-        self._question: CreateResponse | None = None
-        """The request for that question; None before it was requested."""
-        self._responses: deque[str] = deque(maxlen=MAX_ASKED)
-        """Ids of responses that came since and may answer it."""
+        self._question = Prompt(control)
+        """The question about the first."""
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
@@ -183,8 +179,8 @@ class Approvals:
         caller counts as having heard the question they are asked now, the first in line: its time
         for an answer (the rule's ``timeout``) starts, or starts anew; the questions behind it have
         no deadline yet. A question without audio counts never, nor one that was not complete when
-        its session ended; one that was interrupted within ``CUT_MS`` is requested again then
-        (``MAX_REPEATS``)."""
+        its session ended; one without audio, or that was interrupted within ``CUT_MS``, is
+        requested again then (``MAX_REPEATS``)."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
@@ -193,15 +189,15 @@ class Approvals:
             return self._decide(pending, input.approve, "operator", reason, now)
         if isinstance(input, ServerEventReceived):
             assert isinstance(input.event, ResponseCreated)
-            self._responses.append(input.event.response_id)
+            self._question.on_response_created(input.event.response_id)
             return []
         if not self.wants_digits or not self._control.responses.idle:
             return []
         first = self._callers[0]
         if self._begun(now):
-            self._heard = True
+            self._question.heard = True
             first.deadline = now + first.rule.timeout
-        elif first.repeats < MAX_REPEATS and self._interrupted:
+        elif first.repeats < MAX_REPEATS and self._question.lost:
             first.repeats += 1
             return self._ask_caller(now)
         return []
@@ -210,13 +206,15 @@ class Approvals:
         """Take a question that the model has not said to its end, or that has not begun to be
         heard, as not heard, since its session is over; another may be answered all the same. To be
         called before responses are reset."""
-        self._heard = self._begun(now) and (self._heard or self._control.responses.idle)
+        heard = self._question.heard or self._control.responses.idle
+        begun, self._question = self._begun(now), Prompt(self._control)
+        self._question.heard = begun and heard
 
     def withdraw(self, keys: Collection[str]) -> None:
         """Forget the questions to caller and service about these tool calls, as the session that
         wanted them is over; to be called before :meth:`on_session_over`."""
         if self._callers and self._callers[0].key in keys:
-            self._heard, self._question = False, None
+            self._question = Prompt(self._control)
         for one in [self._pending.pop(key) for key in keys]:
             if one in self._callers:
                 self._callers.remove(one)
@@ -224,7 +222,7 @@ class Approvals:
     def ask_again(self, now: float) -> list[Output]:
         """Go on with the questions, as another session has taken over: request the one whose
         session ended before it was complete, or that has waited meanwhile; nothing without."""
-        return self._ask_caller(now) if self._callers and not self._heard else []
+        return self._ask_caller(now) if self._callers and not self._question.heard else []
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
         """Handle the caller's DTMF digit, only where it is not dropped (:meth:`drops`): 1 approves
@@ -242,30 +240,14 @@ class Approvals:
         """Whether the caller is being asked, so that DTMF digits go here: from the request for the
         question on, also before it was heard; but not once the session has ended before it was
         complete, until it is requested again."""
-        return bool(self._callers) and (self._heard or not self._control.between_sessions)
+        return bool(self._callers) and (self._question.heard or not self._control.between_sessions)
 
     def _begun(self, now: float) -> bool:
         """Return whether the question that the caller is asked now has begun to be heard; of one
         that was interrupted ``CUT_MS`` must have been heard."""
-        playback = self._control.playback
-        return self._heard or any(
-            playback.heard_ms_by(one, now)
-            >= (CUT_MS if playback.was_interrupted(one) else SHORTEST_MS)
-            for one in self._said
-        )
-
-    @property
-    def _interrupted(self) -> bool:
-        """Whether the question that the caller is asked now was interrupted."""
-        return any(self._control.playback.was_interrupted(one) for one in self._said)
-
-    @property
-    def _said(self) -> list[str]:
-        """Ids of the responses that may say the question that the caller is asked now."""
-        asked, responses = self._question, self._control.responses
-        return [
-            one for one in self._responses if asked is not None and responses.may_answer(one, asked)
-        ]
+        question = self._question
+        least = CUT_MS if question.interrupted else SHORTEST_MS
+        return question.heard or question.heard_ms(now) >= least
 
     def tick(self, now: float) -> list[Output]:
         """Refuse tool calls about which neither caller nor service has decided in time."""
@@ -285,14 +267,9 @@ class Approvals:
         """Request a response that asks the caller about the first tool call in line, and set its
         deadline, the sum of ``QUESTION_SECONDS`` and the rule's ``timeout`` from now; once the
         question was heard, :meth:`on` sets it anew. Without a session only set the deadline."""
-        first, self._heard, self._question = self._callers[0], False, None
-        self._responses.clear()
+        first = self._callers[0]
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
-        if self._control.between_sessions:
-            return []
-        words = first.rule.prompt(first.name, first.given)
-        self._question = self._control.exact_words(words)
-        return self._control.request_response(self._question, now)
+        return self._question.say(first.rule.prompt(first.name, first.given), now)
 
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float

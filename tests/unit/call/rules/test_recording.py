@@ -385,6 +385,19 @@ def test_a_long_prompt_that_plays_on_as_its_session_is_replaced_counts_as_heard(
     assert words(scene) == [PROMPT, "Hello"]
 
 
+def test_a_complete_prompt_is_not_said_again_for_an_answer_that_was_lost_behind_it() -> None:
+    scene = asked("ask")
+    scene.do(audio("r1", "i1", 2000), audio_done("r1", "i1"), done("r1"), created("r2"))
+    scene.listen(1000)
+    scene.do(closed(1011))
+    scene.at(2.0, inputs.SessionReady("sess_2"))
+    scene.do(created("r3", scene.requests[-1]), audio("r3", "i3", 500), done("r3"))
+    scene.listen(2000)
+    assert words(scene).count(PROMPT) == 1
+    scene.do(key("1"))
+    assert recording_of(scene).state == "recording"
+
+
 @pytest.mark.parametrize("consent", ["announce", "ask"])
 @pytest.mark.parametrize("end", [failed, done])
 def test_a_prompt_that_had_no_sound_is_said_again_and_not_taken_for_heard(

@@ -329,6 +329,34 @@ def test_a_server_that_names_no_requests_has_its_questions_answered(turn: bool) 
     assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
 
 
+def test_no_other_answer_of_a_server_that_names_no_requests_is_taken_for_a_question() -> None:
+    """Such as to the turn that has cut the question off, which is then asked again."""
+    scene, _ = asked(CALLER)
+    scene.do(created("q1"), audio("q1", "i1", 600))
+    scene.listen(100)
+    scene.do(SPEECH, done("q1", "cancelled"), said(InputCommitted("item_user")), created("a1"))
+    scene.do(audio("a1", "i2", 2000))
+    scene.listen(1500)
+    assert scene.do(key("1")) == []
+    scene.do(done("a1"))
+    scene.listen(600)
+    assert scene.requests[-1].response == {"instructions": "Say exactly: refund 250?", "tools": []}
+    heard(scene, "q2")
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
+
+
+def test_a_question_is_asked_again_where_what_was_taken_for_it_had_no_sound() -> None:
+    """A server that names no requests may answer a turn before the question."""
+    scene, _ = asked(CALLER)
+    scene.do(
+        inputs.ServerEventReceived(InputCommitted("u1")), created("r2"), done("r2", "cancelled")
+    )
+    heard(scene, "r3")
+    assert len(scene.requests) == 2
+    heard(scene, "r4")
+    assert scene.do(key("1"))[-1] == 'run refund c1 {"amount": 250}'
+
+
 def test_questions_come_one_after_the_other() -> None:
     scene = Scene(replace(PLAN, tools=replace(PLAN.tools, approvals=(CALLER,)))).up()
     calls = [("refund", "c1", '{"amount": 1}'), ("refund", "c2", '{"amount": 2}')]
