@@ -62,7 +62,7 @@ def _listen_address(value: object) -> ListenAddress:
     """Parse ``transport:address:port``. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError('must be a string like "udp:127.0.0.1:5060"')
-    match = re.fullmatch(r"([a-z]+):(\[[^\]]*\]|[^:\[\]/]+):(\d{1,5})", value)
+    match = re.fullmatch(r"([a-z]+):(\[[^\]]*\]|[^:\[\]/\s]+):(\d{1,5})", value)
     if match is None:
         raise ValueError(
             'must be transport:address:port, like "udp:0.0.0.0:5060" or "udp:[::1]:5060"'

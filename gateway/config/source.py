@@ -460,7 +460,7 @@ def _message(
     if kind == "missing":
         return "missing, and it has no default"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        return "must be a table"
+        return f"must be a table: write [{_dotted(path)}]"
     if kind in ("tuple_type", "list_type"):
         if isinstance(source.value(path), dict) and _model_at(model, loc) is not None:
             return f"must be an array of tables: write [[{_dotted(path)}]]"
@@ -478,7 +478,7 @@ def _message(
         value = source.value(path)
         if isinstance(value, str) and (name := RENAMED_VALUES.get((_dotted(path), value))):
             return f'{text}; "{value}" is called "{name}" now'
-    if kind in ("int_type", "float_type", "bool_type") and isinstance(source.value(path), str):
+    if kind in ("int_type", "float_type", "bool_type") and type(source.value(path)) is str:
         text += ", without quotation marks"
     return text + _as_written(source.value(path), quote=kind == "literal_error")
 

@@ -108,7 +108,7 @@ format = "xml"
         (12, "realtime.connect_timeout", "must be greater than 0 (is 0)"),
         (13, "lgo", 'unknown key; did you mean "log"?'),
         (15, "log.format", "must be 'json' or 'console' (is 'xml')"),
-        (16, "media", "must be a table"),
+        (16, "media", "must be a table: write [media]"),
     ]
 
 
@@ -129,6 +129,7 @@ format = "xml"
         ("records", 'database = "postgresql://u:p@ss@h/db"', "database", "%40 for an @"),
         ("records", 'database = "postgresql://u:p@::1/db"', "database", "[ ] around an IPv6"),
         ("sip", 'max_calls = "100"', "max_calls", "an integer, without quotation marks"),
+        ("sip", 'listen = ["udp: 0.0.0.0:5060"]', "listen[0]", "transport:address:port"),
         ("sip", 'listen = ["udp://0.0.0.0:5060"]', "listen[0]", "transport:address:port"),
         ("control", 'socket = "a\\u0000b"', "socket", "has a character that no path has"),
         ("dialplan", "workers = 4", "workers", "unknown key; workers stands in a table of its own"),
@@ -230,6 +231,13 @@ def test_bad_references(tmp_path: Path, reference: str, message: str) -> None:
     line, key, said = the_problem(tmp_path, f'{LOCAL}model = "{reference}"\n')
     assert (line, key) == (3, "realtime.model")
     assert message in said
+
+
+def test_a_reference_that_gives_no_number(tmp_path: Path) -> None:
+    text = LOCAL + '[sip]\nmax_calls = "${env:CALLS}"\n'
+    assert load(tmp_path, text, CALLS="50").sip.max_calls == 50
+    _, key, message = the_problem(tmp_path, text, CALLS="fifty")
+    assert (key, message) == ("sip.max_calls", "must be an integer (is '${env:CALLS}')")
 
 
 def test_secrets_of_every_section_are_listed(tmp_path: Path) -> None:
