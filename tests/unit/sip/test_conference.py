@@ -166,6 +166,9 @@ def test_joined_calls_hear_each_other_and_one_session_listens_or_none(
     assert room.bridge.heard_by("b") == {"a"}
     assert room.bridge.heard_by("port 0") == ({"a", "b"} if listen else set())
     assert room.source(a) is (Source.BRIDGE if listen else Source.NOBODY)
+    a.hear_fully()
+    assert set(room.bridge.ways.values()) == {1.0}
+    assert a._level is None, "there is no level to raise"
     assert (b.port, room.pool.in_use) == (None, 1), "one session for both"
     a.join(b, True)
     assert room.bridge.heard_by("port 0") == {"a", "b"}
@@ -190,6 +193,11 @@ def test_a_call_that_is_joined_with_a_third_leaves_the_second(room: Room) -> Non
     assert room.bridge.heard_by("b") == set()
     assert room.bridge.heard_by("c") == {"a"}
     assert room.bridge.heard_by("a") == {"c"}
+    b.disconnect()
+    b.close()
+    assert a.partner is c
+    c.close()
+    assert room.source(a) is Source.NOBODY, "its session did not listen before, either"
 
 
 def test_the_end_of_one_leaves_the_other_with_its_session(room: Room) -> None:
