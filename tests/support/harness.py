@@ -132,7 +132,7 @@ _claims: list[tuple[int, socket.socket]] = []
 
 
 def rtp_range() -> tuple[int, int]:
-    """A range of RTP ports that no gateway of another test process has.
+    """A range of RTP ports that no gateway or Asterisk of another test process has.
 
     A range is claimed by a name in the kernel, which is given up when the process ends.
     """

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
 
 from tests.interop.lab.ami import Manager
@@ -13,6 +12,7 @@ from tests.interop.lab.debian import Root
 from tests.interop.lab.keys import Keys
 from tests.interop.lab.ports import PBX, free_port
 from tests.interop.lab.process import Process
+from tests.support.harness import rtp_range
 
 BOOT_S = 60.0
 
@@ -28,8 +28,8 @@ class Asterisk:
             sip=free_port(PBX),
             tls=free_port(PBX),
             manager=free_port(PBX),
-            # Where no gateway of the tests has its own; Asterisk passes over taken ones.
-            rtp_low=random.randrange(18800, 20000, 200),
+            # Telephones go on sending to one that was killed: another must not hear them.
+            rtp=rtp_range(),
         )
         self.configuration = Configuration(folder, root, self.ports, keys)
         self.manager = self._new_manager()

@@ -181,7 +181,7 @@ class Ports:
     sip: int
     tls: int
     manager: int
-    rtp_low: int
+    rtp: tuple[int, int]
 
 
 class Configuration:
@@ -229,7 +229,7 @@ class Configuration:
         self._put(
             "manager.conf", MANAGER.format(host=PBX, port=ports.manager, secret=MANAGER_SECRET)
         )
-        self._put("rtp.conf", RTP.format(low=ports.rtp_low, high=ports.rtp_low + 199))
+        self._put("rtp.conf", RTP.format(low=ports.rtp[0], high=ports.rtp[1]))
         self._put("musiconhold.conf", MUSIC.format(folder=self._folder / "music"))
         own = PJSIP.format(
             host=PBX,
