@@ -98,18 +98,7 @@ class OutboundLimiter:
         Returns what frees the place; a second call of that does nothing. Raises DialRefusedError
         with the rule, which is logged.
         """
-        self._ask(uri, on_demand=True)
-        self._admitted += 1
-        held = True
-
-        def give_back() -> None:
-            """Free the place, once."""
-            nonlocal held
-            if held:
-                held = False
-                self._admitted -= 1
-
-        return give_back
+        return self._reserve(uri, on_demand=True)
 
     def permit_refer(self, uri: str, by_pattern: bool, *, count: bool = True) -> None:
         """Check whether the other side may be sent to ``uri`` by REFER. Raises DialRefusedError.
@@ -154,8 +143,11 @@ class OutboundLimiter:
 
         Raises DialRefusedError where ``[outbound]`` or a limit does not permit it.
         """
-        self._ask(uri, on_demand=False, by_pattern=by_pattern)
-        return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+        give_back = self._reserve(uri, by_pattern=by_pattern)
+        try:
+            return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+        finally:
+            give_back()  # its leg is counted
 
     def may_call(self, uri: str) -> bool:
         """Return whether ``[outbound]`` is enabled and allows calls to this address on request.
@@ -208,8 +200,33 @@ class OutboundLimiter:
             counted.forget()
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
+    def _reserve(
+        self, uri: str, *, on_demand: bool = False, by_pattern: bool = False
+    ) -> Callable[[], None]:
+        """Check the caps of this process, and take a place before another thread checks them.
+
+        Returns what frees it, once. Raises DialRefusedError as :meth:`_ask`. On any thread.
+        """
+        self._ask(uri, on_demand=on_demand, by_pattern=by_pattern, reserve=True)
+        held = True
+
+        def give_back() -> None:
+            """Free the place, once."""
+            nonlocal held
+            with self._asking:
+                self._admitted -= held
+                held = False
+
+        return give_back
+
     def _ask(
-        self, uri: str, *, on_demand: bool, by_pattern: bool = False, count: bool = True
+        self,
+        uri: str,
+        *,
+        on_demand: bool,
+        by_pattern: bool = False,
+        count: bool = True,
+        reserve: bool = False,
     ) -> None:
         """Check the caps of this process, and with ``count`` count the attempt in its rate.
 
@@ -218,6 +235,7 @@ class OutboundLimiter:
         Args:
             on_demand: requested by the API or a callback, not a destination of a route.
             by_pattern: a destination that was chosen in the call.
+            reserve: count it as admitted, if it may be placed.
         """
         with self._asking:
             rule = self._caps.refusal(
@@ -228,6 +246,7 @@ class OutboundLimiter:
                 by_pattern=by_pattern,
                 count=count,
             )
+            self._admitted += reserve and rule is None
         if rule is not None:
             self._refuse(uri, rule)
 
@@ -255,8 +274,9 @@ class OutboundLimiter:
 
         self._tasks.spawn(ask(), f"refer of {call_id}")
 
-    def _may_follow_refer(self, uri: str) -> bool:
-        """Return whether a REFER of the other side may be followed by a call to ``uri``.
+    def _may_follow_refer(self, uri: str) -> Callable[[], None] | None:
+        """Take a place for the call to ``uri`` that is to follow a REFER of the other side; return
+        what frees it, or None if that call may not be placed.
 
         Its sender decides when such calls are placed, so they get half of
         ``outbound.max_concurrent_calls`` at most. A refusal is logged. Runs on the SIP thread.
@@ -264,12 +284,11 @@ class OutboundLimiter:
         if self._agent.calls.followed >= self._most_followed:
             rule = f"{FOLLOWED_RULE}, divided by the workers: {self._most_followed} followed REFERs"
             log.warning("gateway.call_not_placed", to=uri, rule=rule)
-            return False
+            return None
         try:
-            self._ask(uri, on_demand=False, by_pattern=True)
+            return self._reserve(uri, by_pattern=True)
         except DialRefusedError:
-            return False
-        return True
+            return None
 
 
 class _Counted:

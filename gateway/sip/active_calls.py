@@ -108,8 +108,9 @@ class Calls:
     """Calls of the user agent. Used on the SIP thread, unless a method says any thread."""
 
     def __init__(self) -> None:
-        self.may_follow_refer: Callable[[str], bool] = lambda _uri: True
-        """Asked on the SIP thread before a REFER makes a call of ours."""
+        self.may_follow_refer: Callable[[str], Callable[[], None] | None] = lambda _uri: no_place
+        """Asked on the SIP thread before a REFER makes a call of ours: None where it may not, else
+        what frees the place that was taken for it, once it is counted here."""
         self.permit_followed: PermitFollowed | None = None
         """Asked on the loop before that, where other processes count such calls too."""
         self.permit: ReferPermit | None = None

@@ -337,7 +337,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         leg, services = self.leg, self.services
         if leg is not None and leg.on_refer is not None:
             services.thread.to_loop(leg.on_refer, uri or text_of(prm.dstUri))
-        permit = services.calls.permit
+        permit, free = services.calls.permit, None
         allowed = None if leg is None else leg.allowed_refer_to
         if leg is None or leg.on_replaced is None or allowed is None:
             why = "allowed_refer_to is not set"
@@ -353,17 +353,21 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
             # pjsip places the call in this very callback, and no name is looked up meanwhile.
             why = "unknown host"
             services.thread.to_loop(services.names.resolve_soon, host_of(uri))
-        elif not why and not services.calls.may_follow_refer(uri):  # last, as it counts the call
-            why = "outbound"
-        if leg is None or why:
+        elif not why:  # last, as it counts the call
+            free = services.calls.may_follow_refer(uri)
+            why = "" if free is not None else "outbound"
+        if leg is None or free is None:
             shown = text_of(prm.dstUri)[:200]
             self.remark("info", "sip.refer_declined", target=shown, why=why)
             prm.statusCode = DECLINED
             return
         log.info("sip.refer_followed", call=self.name, target=uri)
-        successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
-        successor.followed = True
-        services.calls.count_followed(successor)
+        try:
+            successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
+            successor.followed = True
+            services.calls.count_followed(successor)
+        finally:
+            free()
         if permit is not None:
             services.calls.permit = None
             successor.give_back = functools.partial(services.thread.to_loop, permit.give_back)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,11 +187,49 @@ def test_followed_refers_of_all_workers_take_half_of_the_places_at_most(
     settings = OutboundSettings.model_validate({**SETTINGS, "max_concurrent_calls": places})
     limiter = OutboundLimiter(settings, cast(Any, agent), None, workers)
     for _ in range(most):
-        assert agent.calls.may_follow_refer(URI)
+        free = agent.calls.may_follow_refer(URI)
         agent.calls.followed += 1
+        free()
     assert not agent.calls.may_follow_refer(URI)
     for _ in range(places - most):
         limiter.admit(URI)
+
+
+class Lock:
+    """Has somebody else ask as soon as it is released for the first time."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self.then: Callable[[], object] | None = then
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+
+@pytest.mark.parametrize("way", ["admit", "dial", "follow"])
+def test_the_last_place_is_taken_before_another_thread_asks(way: str) -> None:
+    """REFERs are decided on the SIP thread, all else on the event loop."""
+    agent = Agent()
+    limiter = limiter_of(agent)
+    took: list[object] = []
+    ways: dict[str, Callable[[], object]] = {
+        "admit": lambda: limiter.admit(URI),
+        "dial": lambda: limiter.dial(URI, cast(Any, Handler()), None, [], ""),
+        "follow": lambda: agent.calls.may_follow_refer(URI),
+    }
+
+    def ask() -> None:
+        with contextlib.suppress(DialRefusedError):
+            took.append(limiter.admit(URI))
+
+    limiter._asking = cast(Any, Lock(ask))
+    assert ways[way]()
+    assert not took
+    assert limiter.active == 1
 
 
 def test_a_refer_that_would_call_a_forbidden_number_is_not_followed() -> None:
