@@ -234,10 +234,11 @@ class Interruptions:
         or let it go on.
 
         Nothing more for a session without turn events (Live). Where the server decides: stop
-        playout if it interrupts responses (it cancels by itself). Where the gateway does, a turn
-        begins: with mode ``disabled`` or while something protected is said the agent goes on
-        (logged); with ``adaptive``, while the agent speaks or a response runs, playout is paused
-        until it is known whether this interrupts: speech that goes on interrupts after
+        playout if it interrupts responses (it cancels by itself), but not while something protected
+        is heard that has come to its end, so that nothing of it was cancelled. Where the gateway
+        does, a turn begins: with mode ``disabled`` or while something protected is said the agent
+        goes on (logged); with ``adaptive``, while the agent speaks or a response runs, playout is
+        paused until it is known whether this interrupts: speech that goes on interrupts after
         ``force_interrupt_ms``, and speech that ends before is decided by :meth:`on_speech_stopped`;
         else interrupt at once.
         """
@@ -248,8 +249,12 @@ class Interruptions:
             return [note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         if not self._plan.by_gateway:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
-            server = control.plan.server.interrupts
-            return [started, *(interrupt(control, "speech", now, cancel=False) if server else [])]
+            if not control.plan.server.interrupts:
+                return [started]
+            if self.protected and not self._protected.keys() & set(control.responses.running):
+                # The server has nothing left of it to cancel.
+                return [started, note(now, "interruption_suppressed", protected=True)]
+            return [started, *interrupt(control, "speech", now, cancel=False)]
         agent = control.speaking or control.responses.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be

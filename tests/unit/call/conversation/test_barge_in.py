@@ -10,7 +10,14 @@ import pytest
 
 from gateway.audio import Codec
 from gateway.call.inputs import SessionReady
-from gateway.call.plan import CallPlan, DtmfPlan, FallbackStep, InterruptionPlan, ServerPlan
+from gateway.call.plan import (
+    CallPlan,
+    DisclosurePlan,
+    DtmfPlan,
+    FallbackStep,
+    InterruptionPlan,
+    ServerPlan,
+)
 from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,
@@ -165,6 +172,24 @@ def test_a_greeting_is_protected_from_speech_and_keys_and_what_follows_is_not() 
     scene.do(created("r2"), audio("r2", "i2", 2000), audio_done("r2", "i2"), done("r2"))
     scene.listen(500)
     assert scene.do(speaks("u2")) == ["flush", "truncate i2/0 500"]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_disclosure_is_heard_to_its_end_once_the_server_has_nothing_of_it_to_cancel(
+    complete: bool,
+) -> None:
+    """Where the server decides about interruptions."""
+    plan = CallPlan("r", Codec.PCMU, disclosure=DisclosurePlan("I am an AI."))
+    scene = Scene(plan).up()
+    scene.do(created("r1", scene.requests[-1]), audio("r1", "i1", 2000))
+    scene.do(*([audio_done("r1", "i1"), done("r1")] if complete else []))
+    scene.listen(500)
+    assert ("flush" in scene.do(speaks("u1"))) is not complete
+    scene.listen(1600)
+    assert scene.heard_ms == (2000 if complete else 500)
+    scene.do(created("r2"), audio("r2", "i2", 2000), audio_done("r2", "i2"), done("r2"))
+    scene.listen(500)
+    assert "flush" in scene.do(speaks("u2"))
 
 
 def test_an_answer_with_the_notice_in_it_is_protected() -> None:
