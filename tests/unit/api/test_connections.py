@@ -24,7 +24,7 @@ from websockets.frames import Frame, Opcode
 from gateway.api import connections
 from gateway.api.access import send_until_closed
 from gateway.api.backend import Backend, EventFeed, Role, Token, hash_of
-from gateway.api.client import NoAnswerError, RefusedError, ask_within
+from gateway.api.client import RefusedError, ask_within
 from gateway.api.server import ApiServer, _bound
 from gateway.cli import main
 from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
@@ -270,22 +270,6 @@ async def test_a_websocket_is_read_no_faster_than_its_rate(
         # The last pause may begin with what the last ping came in.
         await eventually(lambda: len(held) == held[-1].held_back, "the end of each pause")
     assert len(held) >= 5
-
-
-async def test_what_is_no_gateway_is_said_to_be_none(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"220 mail\r\n")
-        writer.close()
-
-    other = await asyncio.start_unix_server(answer, path)
-    with pytest.raises(NoAnswerError, match="is no gateway"):
-        await asked(path, "status")
-    other.close()
-    with pytest.raises(NoAnswerError, match="no gateway answers"):
-        await asked(path, "status")
 
 
 @pytest.mark.parametrize(

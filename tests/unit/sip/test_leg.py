@@ -110,6 +110,7 @@ def test_a_transfer_to_a_leg_that_is_over_is_refused_here() -> None:
     there.ended = True
     leg.refer_to(other, told.append)
     leg.join(other, listen=True)
+    thread.turn()
     other.call = None
     leg.refer_to(other, told.append)
     thread.turn()

@@ -46,6 +46,8 @@ def test_the_thread_goes_on(part: str) -> None:
 async def test_an_answer_comes_to_the_loop_with_what_was_raised() -> None:
     thread = SipThread(lambda _ms: None, lambda: None)
     loop = thread.loop = asyncio.get_running_loop()
+    failed: list[Any] = []
+    loop.set_exception_handler(lambda _loop, context: failed.append(context))
     good, bad, over = (loop.create_future() for _ in range(3))
     over.cancel()
     assert thread.answer(good, lambda: 7) is None
@@ -56,7 +58,7 @@ async def test_an_answer_comes_to_the_loop_with_what_was_raised() -> None:
     with pytest.raises(IndexError):
         await bad
     assert isinstance(raised, IndexError)
-    assert over.cancelled()
+    assert (over.cancelled(), failed) == (True, [])
 
 
 def test_a_queue_that_nobody_empties_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
