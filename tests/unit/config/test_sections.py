@@ -4,9 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from gateway.config.sections import (
+    AccessSettings,
+    DialectName,
+    McpServerSettings,
+    NeedsApproval,
+    dialect_problem,
+    region_problem,
+)
 from tests.unit.config.test_config import LOCAL, load, problems, the_problem
 
 
@@ -73,3 +82,127 @@ def test_key_may_be_unset_for_this_machine(tmp_path: Path, host: str) -> None:
     key = load(tmp_path, text, KEY="sk-1").realtime.api_key
     assert key is not None
     assert key.get_secret_value() == "sk-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ('[access]\nrealm = "a\\"b"', "access.realm", "without quotes"),
+        ('[access]\nauth_algorithms = ["MD5", "MD5"]', "access.auth_algorithms", "twice"),
+        ("[access]\nauth_algorithms = []", "access.auth_algorithms", "at least 1 item"),
+        ('[outbound]\nallowed_prefixes = ["+49 30"]', "outbound.allowed_prefixes", "number prefix"),
+        ('[outbound]\ncountry = "GER"', "outbound.country", "ISO 3166"),
+        (
+            '[outbound]\nallowed_classes = ["premum"]',
+            "outbound.allowed_classes",
+            'did you mean "premium_rate"?',
+        ),
+        ("[outbound]\nenabled = true", "outbound.allowed_prefixes", "name the allowed dest"),
+        ('[cost]\ntimezone = "Europe/Berlyn"', "cost.timezone", "is not a known time zone"),
+        ("[cost.budget]\nwarning_threshold = 0.0", "cost.budget.warning_threshold", "greater than"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, key: str, message: str) -> None:
+    _, name, said = the_problem(tmp_path, f"{LOCAL}{text}\n")
+    assert name == key
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ('name = "a b"\nurl = "https://h/"', "letters, digits, dashes"),
+        ('name = "a"', "one of url, command and connector_id"),
+        ('name = "a"\nurl = "https://h/"\ncommand = ["x"]', "one of url, command and"),
+        ('name = "a"\ncommand = ["x"]\nclient = "provider"', "cannot run a command of ours"),
+        ('name = "a"\nconnector_id = "c"', 'client = "provider"'),
+        ('name = "a"\nurl = "https://h/"\nenv.X = "1"', "has no effect without command"),
+        (
+            'name = "a"\nurl = "https://h/"\n[[tools.mcp]]\nname = "a"\nurl = "https://g/"',
+            "is used twice",
+        ),
+    ],
+)
+def test_mcp_servers_that_cannot_be(tmp_path: Path, server: str, message: str) -> None:
+    _, name, said = the_problem(tmp_path, f"{LOCAL}[[tools.mcp]]\n{server}\n")
+    assert name.startswith("tools.mcp[")
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("concurrent", "unacknowledged", "limits"),
+    [
+        (None, None, (6, 3)),  # half of the calls, and a quarter, rounded up
+        (0, None, (0, 0)),
+        (4, None, (4, 3)),
+        (None, 5, (6, 5)),
+        (0, 5, (0, 5)),
+        (None, 0, (6, 0)),
+    ],
+)
+def test_how_many_calls_unknown_sources_may_have(
+    concurrent: int | None, unacknowledged: int | None, limits: tuple[int, int]
+) -> None:
+    access = AccessSettings(
+        max_concurrent_calls=concurrent, max_unacknowledged_calls=unacknowledged
+    )
+    assert (access.concurrent_of(11), access.unacknowledged_of(11)) == limits
+
+
+@pytest.mark.parametrize(
+    ("needs", "asked_about", "in_session"),
+    [
+        ("always", {"read", "write"}, "always"),
+        ("never", set(), "never"),
+        (NeedsApproval(always=("write",)), {"write"}, {"always": {"tool_names": ["write"]}}),
+        (NeedsApproval(never=("read",)), {"write"}, {"never": {"tool_names": ["read"]}}),
+        (NeedsApproval(), set(), {}),
+    ],
+)
+def test_which_tools_of_an_mcp_server_need_approval(
+    needs: Literal["always", "never"] | NeedsApproval, asked_about: set[str], in_session: Any
+) -> None:
+    server = McpServerSettings(name="crm", url="https://h/", require_approval=needs)
+    assert {one for one in ("read", "write") if server.needs_approval(one)} == asked_about
+    assert server.session_tool() == {
+        "type": "mcp",
+        "server_label": "crm",
+        "server_url": "https://h/",
+        "require_approval": in_session,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "dialect", "fits"),
+    [
+        ("wss://h/v1/realtime", "ga", True),
+        ("wss://h/v1/realtime", "beta", True),
+        ("wss://h/v1/realtime/", "azure-preview", False),
+        ("wss://h/openai/v1", "azure-preview", False),
+        ("wss://h/openai/realtime?api-version=2025-04-01-preview", "ga", False),
+        ("wss://h/openai/realtime/", "beta", False),
+        ("wss://h/openai/realtime", "azure-preview", True),
+    ],
+)
+def test_the_dialect_of_an_address(url: str, dialect: DialectName, fits: bool) -> None:
+    assert (dialect_problem(url, dialect) is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("url", "declared", "good"),
+    [
+        ("wss://eu.api.openai.com/v1", "", True),
+        ("wss://EU.api.openai.com/v1", "", True),
+        ("wss://api.openai.com/v1", "eu", False),  # its host tells, whatever is said of it
+        ("wss://us.api.openai.com/v1", "eu", False),
+        ("wss://eu.api.openai.com.example/v1", "", False),
+        ("wss://voice.example/v1", "", False),
+        ("wss://voice.example/v1", "eu", True),
+        ("wss://voice.example/v1", "us", False),
+        ("ws://127.0.0.1:1/v1", "", True),
+        ("ws://localhost/v1", "us", True),
+    ],
+)
+def test_whether_a_server_is_in_the_region(url: str, declared: str, good: bool) -> None:
+    assert (region_problem(url, declared, "eu") is None) is good
+    assert region_problem(url, declared, "") is None
