@@ -30,35 +30,6 @@ API = '[api]\nlisten = "127.0.0.1:0"\n' + TOKEN
 ASKED = "[[route]]\nname = 'r'\n[route.application]\nwebhook = 'app'\n"
 
 
-LISTENS = (
-    "[[route]]\nname = 'r'\ntranscription.enabled = true\n"
-    "session.audio.input.transcription.model = 'gpt-transcribe'\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("routes", "says"),
-    [
-        (LISTENS, "gateway.toml: good"),
-        (LISTENS + "realtime.dialect = 'beta'\n", 'transcription: needs realtime.dialect = "ga"'),
-        (LISTENS + "realtime.dialect = 'azure-preview'\n", 'needs realtime.dialect = "ga"'),
-        (
-            LISTENS + "realtime.url = 'ws://127.0.0.1:1/v1/live'\n",
-            "transcription: needs servers with Realtime sessions",
-        ),
-        (LISTENS + "greeting.say = 'Hi.'\n", "greeting: has no effect with"),
-        (LISTENS + "session.instructions = 'Hi.'\n", "session.instructions: has no effect with"),
-        (LISTENS + "session.audio.output.voice = 'cedar'\n", "session.audio.output: has no"),
-        (LISTENS.replace("transcribe", "realtime-whisper"), "transcription.model: cannot be used"),
-        (LISTENS + "session.audio.input.turn_detection = false\n", "turn_detection: is needed"),
-        (LISTENS[: LISTENS.index("session")], "needs session.audio.input.transcription.model"),
-        (LISTENS.replace("enabled = true", "end_phrases = ['bye']"), "needs enabled = true"),
-    ],
-)
-def test_what_transcribed_calls_need(tmp_path: Path, routes: str, says: str) -> None:
-    assert says in checked(tmp_path, BASE, routes)
-
-
 @pytest.mark.parametrize(
     ("config", "routes", "says"),
     [

@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from gateway.tools import ToolError
-from gateway.tools.schema import MAX_SCHEMA, check_schema, parse_arguments
+from gateway.tools import Call, ToolError
+from gateway.tools.schema import (
+    MAX_ARGUMENTS,
+    MAX_SCHEMA,
+    Signature,
+    SignatureError,
+    check_schema,
+    docstring_parts,
+    parse_arguments,
+)
 
 
 def _chain(length: int) -> dict[str, Any]:
@@ -89,3 +98,97 @@ def test_a_schema_that_is_refused(schema: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         check_schema({"type": "object"} | schema)
     assert len(str(caught.value)) <= 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("[]", "must be one JSON object"),
+        ('{"a": 1', "must be one JSON object"),
+        ("{}" + " " * MAX_ARGUMENTS, "characters are too many"),
+        ('{"a": "x", "b": 1}', "a: 'x' is not of type 'integer'; b: 1 is not of type 'string'"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: str, words: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
+    assert parse_arguments(schema, "") == {}
+    with pytest.raises(ToolError, match=words):
+        parse_arguments(schema, arguments)
+
+
+def test_a_schema_is_one_of_an_object() -> None:
+    with pytest.raises(ValueError, match='of type "object"'):
+        check_schema({"type": "array"})
+
+
+def test_what_a_docstring_says_of_a_function_and_its_arguments() -> None:
+    doc = """Book a room,
+and say so.
+
+Ask first.
+
+Args:
+    room: Number of it,
+        as on the door.
+    nights (int): How many: at most 9.
+
+Returns:
+    What was booked.
+"""
+    assert docstring_parts(doc) == (
+        "Book a room, and say so.\nAsk first.",
+        {"room": "Number of it, as on the door.", "nights": "How many: at most 9."},
+    )
+    assert docstring_parts("") == ("", {})
+
+
+def book(call: Call, room: int, title: str = "Mx", *, late: bool = False) -> None:
+    """Book.
+
+    Args:
+        room: Its number.
+    """
+
+
+def test_a_signature_becomes_a_schema_and_takes_what_fits_it() -> None:
+    """The call is no argument, and a parameter may be named as pydantic names its titles."""
+    signature = Signature(book)
+    assert (signature.summary, signature.call_name) == ("Book.", "call")
+    assert signature.parameters == {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "room": {"type": "integer", "description": "Its number."},
+            "title": {"type": "string", "default": "Mx"},
+            "late": {"type": "boolean", "default": False},
+        },
+        "required": ["room"],
+    }
+    assert signature.values({"room": 7, "late": True}) == {"room": 7, "title": "Mx", "late": True}
+    for wrong in ({"room": "x"}, {}, {"room": 7, "call": 1}):
+        with pytest.raises(ToolError):
+            signature.values(wrong)
+
+
+def any_number(*rooms: int) -> None: ...
+def by_place(room: int, /) -> None: ...
+def untyped(room) -> None: ...  # type: ignore[no-untyped-def]
+def without_schema(room: Turnstile) -> None: ...
+
+
+class Turnstile:
+    """A type that has no schema."""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (any_number, "named parameters only"),
+        (by_place, "by position only"),
+        (untyped, "room: has no type"),
+        (without_schema, "Turnstile"),
+    ],
+)
+def test_a_function_that_can_be_no_tool(function: Callable[..., None], words: str) -> None:
+    with pytest.raises(SignatureError, match=words):
+        Signature(function)
