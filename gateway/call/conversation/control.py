@@ -188,6 +188,8 @@ class ConversationControl:
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
+        self.last_words: CreateResponse | None = None
+        """The request for those of :attr:`termination`, once it was made."""
 
     def _transfer_to(self, target: Target, session_up: bool) -> Transfer:
         """Make the transfer to a target, not yet begun: with an interpreter where the route has one
@@ -423,7 +425,13 @@ class ConversationControl:
         self.hangup_after_playout.after_last_words(termination.why, now)
         if not termination.words or not self.capabilities.responds:
             return []
-        goodbye = send(self.responses.request(self.exact_words(termination.words), now))
+        return self.say_last_words(termination, now)
+
+    def say_last_words(self, termination: Termination, now: float) -> list[Output]:
+        """Request the last words, also anew of another session; turn detection is switched off with
+        them, where settings can be changed."""
+        self.last_words = self.exact_words(termination.words)
+        goodbye = send(self.responses.request(self.last_words, now))
         if not self.capabilities.settings_updates:
             return goodbye
         # Nobody is to be answered any more, nor to be cut short.

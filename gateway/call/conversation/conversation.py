@@ -93,6 +93,8 @@ class Conversation:
         self._caller_speaks = False
         self._disclosure_lost = False
         """Its session ended before it was complete, and it was not requested again."""
+        self._last_words_lost = False
+        """The session ended before the last words of the conversation were complete."""
         self._answer_lost = False
         """The session that ended owed an answer (:attr:`answer_due`)."""
         self._names = ResponseNames(self.control.responses, self.control.playback.was_interrupted)
@@ -465,6 +467,8 @@ class Conversation:
         disclosure = self._interruptions.disclosure
         if disclosure is not None and self.control.responses.is_open(disclosure):
             self._disclosure_lost = True
+        words = self.control.last_words
+        self._last_words_lost = words is not None and self.control.responses.is_open(words)
         outputs = self.control.playback.on_session_over() + self._interruptions.on_session_over(now)
         outputs += self.silence.reset() + self.control.out_of_band.on_session_over(now)
         self.control.responses.reset()
@@ -476,7 +480,8 @@ class Conversation:
         end of the one before (:meth:`detach`): the disclosure, announcement of a recording or
         question for consent, and the question whether a tool call may run. The greeting follows
         the disclosure, unless it waits for the recording, and is requested where consent was
-        decided meanwhile. A silent caller may be prompted again.
+        decided meanwhile. Where these are the last words of a conversation that is being ended,
+        they alone. A silent caller may be prompted again.
 
         Where none of these is requested, request the response that is due. Behind them it is only
         requested for an answer that the last session owed (:attr:`answer_due`), or that what was
@@ -486,6 +491,8 @@ class Conversation:
         Args:
             due: a response is due.
         """
+        if self._last_words_lost and self.control.termination is not None:
+            return self.control.say_last_words(self.control.termination, now)
         outputs: list[Output] = []
         lost, greeting = self._disclosure_lost, self._interruptions.greeting
         if lost:

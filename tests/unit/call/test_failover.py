@@ -777,3 +777,24 @@ def test_a_key_before_the_first_session_holds_no_greeting_up() -> None:
     assert [one.response for one in scene.requests] == [{"instructions": "Hello"}]
     answer(scene, "r1")
     assert [one.response for one in scene.requests] == [{"instructions": "Hello"}, None]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_last_words_that_are_cut_off_by_the_end_of_a_session_are_said_by_the_next(
+    begun: bool,
+) -> None:
+    scene = Scene(PLAN)
+    scene.do(inputs.SessionReady("sess_1", 3600.0), ACK)
+    scene.at(3530.0, SPEECH)
+    scene.at(3595.0, inputs.StandbyReady("sess_2", None), inputs.BudgetThreshold(True, "money"))
+    first = scene.requests[-1]
+    scene.do(*([created("r1", first), audio("r1", "i1", 200)] if begun else []))
+    scene.at(3597.1)
+    assert "take over" in scene.seen
+    assert len(scene.requests) == 2
+    assert scene.requests[-1].words == first.words
+    answer(scene, "r2")
+    scene.listen(600)
+    scene.do(OUR_END)
+    assert scene.ending[1] == "budget"
+    assert scene.heard_ms == 400 + 200 * begun
