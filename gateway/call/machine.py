@@ -319,7 +319,7 @@ class CallMachine:
         if self._call.live:
             todo = todo + conversation.apply_rules(input, now)
             todo += self._session.failover.on(input, todo, now)
-            todo += self._after_input(now)
+            todo += self._after_input(now, any(type(one) is outputs.Send for one in todo))
             if type(input) is inputs.CallerSounds and not todo:
                 self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
@@ -378,7 +378,7 @@ class CallMachine:
         why, detail = self._call.conversation.ended(now)
         return [] if why is None else self._end_call(why, now, detail)
 
-    def _after_input(self, now: float) -> list[outputs.Output]:
+    def _after_input(self, now: float, sending: bool) -> list[outputs.Output]:
         """Start what was waiting when this input came, in a live call. In order: actions, goodbye
         and tasks of the conversation; the end of a failover during which a transfer was queued or
         the conversation was to end; where caller and B-leg were joined, the call is BRIDGED, and
@@ -389,13 +389,18 @@ class CallMachine:
         was lost during a transfer that has failed since, or, where none was so lost, when the
         conversation says so. ``Hold`` is on while the caller has us on hold or an action suspends
         the audio.
+
+        Args:
+            sending: the input has commands sent to the session. Another that took over now would
+                not be told of them, so that a hand-over waits for the next input.
         """
         conversation = self._call.conversation
         todo = conversation.after_input(now, confirmed=self._call.state is not State.ANSWERED)
+        sending = sending or any(type(one) is outputs.Send for one in todo)
         todo += self._session.settle_failover(now)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
             todo += self._session.on_bridged(now)
-        if self._call.may_hand_over:
+        if self._call.may_hand_over and not sending:
             todo += self._session.handover.promote_if_quiet(now)
         if self.talking and conversation.silence.rule:
             todo += self._session.on_silence(conversation.silence.rule, now)

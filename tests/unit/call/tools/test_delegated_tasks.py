@@ -27,6 +27,7 @@ from gateway.realtime.events import (
     SpeechStopped,
     WorkDelegated,
 )
+from gateway.realtime.session_object import LIVE
 from tests.support.call_scene import Scene, said
 from tests.unit.call.test_live_sessions import GREETED, TURN, UP_LIVE, live
 
@@ -80,6 +81,23 @@ def test_a_task_of_a_lost_session_is_told_apart_from_that_of_the_next_with_the_s
     scene.do(inputs.SessionClosed(1011, ""), replace(UP_LIVE, session_id="live_3"))
     scene.do(asks)
     assert scene.sent[-1] == AppendText("thinking", NOT_POSSIBLE), "it has asked for no such thing"
+
+
+def test_a_result_that_comes_before_a_hand_over_is_told_to_the_session_that_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends what kept the call from being quiet, and is told to the session that asked for it."""
+    monkeypatch.setattr("tests.support.call_scene.check_client_event", lambda _body: None)
+    tools = ToolsPlan(functions={"look": FunctionPlan(timeout=60.0)}, delegate="look")
+    limits = LimitsPlan(rtp_timeout=0, max_call_duration=9000)
+    scene = live(replace(GREETED, greeting=None, tools=tools, limits=limits))
+    assert "open spare" in scene.at(7140.5)
+    scene.do(said(WorkDelegated("task_1", "client")), said(InputTranscribed("t", "And?")))
+    scene.do(inputs.StandbyReady("live_2", 7200.0, LIVE))
+    assert scene.do(inputs.ToolDone("task_1", "found")) == ["output task_1", "response.create"]
+    seen = scene.do(inputs.CallerSounds())
+    assert seen[0] == "take over"
+    assert "Result: found" in seen[1]
 
 
 def test_decisions_are_noted_and_their_repetitions_are_not() -> None:
